@@ -1,0 +1,113 @@
+"""The Hydra entry: compose the configuration, choose the action, turn errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from flagscale.config.load import load_action
+from flagscale.config.locate import Locator, locator
+from flagscale.errors import FlagScaleError, UserError
+
+# Hydra itself must write nothing: the run directory has one owner, and `dryrun` writes none at all.
+_QUIET = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=disabled",
+    "hydra/hydra_logging=disabled",
+)
+_PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Perform the action of a command line (default: of this process) and return the exit code.
+
+    0 done; 1 failed; 2 the user's mistake (message only); 3 nothing started here; 130 interrupted. A bug raises.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    codes: list[int] = []
+
+    def perform(config: DictConfig) -> None:
+        codes.append(_perform(config))
+
+    words = _absolute_config_path(words)
+    sys.argv = [sys.argv[0], *words, *(default for default in _QUIET if not _names(words, default))]
+    try:
+        hydra.main(version_base="1.3", config_path=None)(perform)()
+    except SystemExit as stop:
+        # Hydra found a mistake of the user's before the action began (a missing file, a bad override).
+        if not codes and stop.code == 1:
+            return UserError.exit_code
+        return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return max(codes, default=0)
+
+
+def _absolute_config_path(words: list[str]) -> list[str]:
+    """Make --config-path mean a path below the current directory, like every other path a user types.
+
+    Hydra would look for it beside the module that holds the task function.
+    """
+    absolute: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in _PATH_FLAGS and equals:
+            word = f"{flag}={Path(value).absolute()}"
+        elif absolute and absolute[-1] in _PATH_FLAGS:
+            word = str(Path(word).absolute())
+        absolute.append(word)
+    return absolute
+
+
+def _names(words: Sequence[str], default: str) -> bool:
+    key = default.partition("=")[0]
+    return any(word.partition("=")[0].lstrip("+~") == key for word in words)
+
+
+def _perform(config: DictConfig) -> int:
+    from flagscale.actions import ACTIONS, Request
+
+    where = _locator()
+    try:
+        action = load_action(config, where)
+        return ACTIONS[action](Request(config, where))
+    except UserError as error:
+        count = len(error.problems)
+        title = "1 mistake" if count == 1 else f"{count} mistakes"
+        print(f"{title} in the configuration:\n{error}" if count else str(error), file=sys.stderr)
+        return error.exit_code
+    except FlagScaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # `... action=logs | head`: the reader has enough. Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        # A bug of ours: the whole traceback, which Hydra would cut.
+        traceback.print_exc()
+        return 1
+
+
+def _locator() -> Locator:
+    """Find the YAML files that Hydra merged: the experiment file and the chosen file of each group."""
+    settings = HydraConfig.get()
+    folders = [Path(source.path) for source in settings.runtime.config_sources if source.schema == "file"]
+    files: list[tuple[Path, str]] = []
+    for folder in folders:
+        for group, choice in settings.runtime.choices.items():
+            name, _, package = str(group).partition("@")
+            if not name.startswith("hydra") and choice:
+                files.append((folder / name / f"{choice}.yaml", package or name.replace("/", ".")))
+        name = str(settings.job.config_name or "").removesuffix(".yaml")
+        files.append((folder / f"{name}.yaml", ""))
+    return locator(files, settings.overrides.task)

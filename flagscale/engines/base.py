@@ -1,0 +1,24 @@
+"""What an engine adapter is. A third party adds one by the entry-point group `flagscale.engines`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flagscale.config.locate import Locator
+from flagscale.config.schema import Experiment
+from flagscale.job import Host, Job
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine: the task types it does, and the pure function that makes a job of an experiment.
+
+    `build` raises `UserError` with every mistake of the task level that can be seen without the engine.
+    """
+
+    name: str
+    task_types: tuple[str, ...]
+    distribution: str
+    """The package-index name of the engine; its version is compared between hosts."""
+    build: Callable[[Experiment, tuple[Host, ...], Locator], Job]

@@ -1,0 +1,153 @@
+"""Check Megatron's `.bin/.idx` pair with nothing but the standard library, before anything heavy opens it.
+
+The `.idx` file (little-endian): 9 bytes of magic, version u64 = 1, dtype u8, sequences S u64,
+documents + 1 = D u64, then S lengths i32, S byte offsets i64, D document bounds i64 and, for multimodal data, S modes i8.
+The `.bin` file is the tokens of all sequences, one after the other.
+"""
+
+import os
+import struct
+import sys
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_DTYPES = {
+    1: ("uint8", 1), 2: ("int8", 1), 3: ("int16", 2), 4: ("int32", 4),
+    5: ("int64", 8), 6: ("float64", 8), 7: ("float32", 4), 8: ("uint16", 2),
+}  # fmt: skip
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a pair holds."""
+
+    documents: int
+    sequences: int
+    tokens: int
+    dtype: str
+    size: int
+    """Bytes of both files."""
+
+
+def bin_path(prefix: Path) -> Path:
+    """The tokens' file of a prefix (which may itself hold dots)."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """The index file of a prefix."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+def problems(prefix: Path, *, thorough: bool = False) -> list[str]:
+    """Why `<prefix>.bin` and `<prefix>.idx` cannot be trained on, a message each; empty when sound.
+
+    Reads a few bytes, whatever the size of the data; `thorough` also reads every length and offset.
+    """
+    found = []
+    for path in (bin_path(prefix), idx_path(prefix)):
+        if not path.is_file():
+            found.append(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        elif not os.access(path, os.R_OK):
+            found.append(f"{path}: no permission to read it")
+    if found:
+        return found
+    problem = _problem(prefix, thorough)
+    return [problem] if problem else []
+
+
+def summary(prefix: Path) -> Summary:
+    """What a sound pair holds (ask `problems` first)."""
+    with idx_path(prefix).open("rb") as idx:
+        _, _, code, sequences, bounds = _HEADER.unpack(idx.read(_HEADER.size))
+    dtype, itemsize = _DTYPES[code]
+    tokens_size = bin_path(prefix).stat().st_size
+    size = tokens_size + idx_path(prefix).stat().st_size
+    return Summary(bounds - 1, sequences, tokens_size // itemsize, dtype, size)
+
+
+def _problem(prefix: Path, thorough: bool) -> str | None:
+    """The first problem of two files that can be read: each check stands on those before it."""
+    bin_file, idx_file = bin_path(prefix), idx_path(prefix)
+    idx_size, bin_size = idx_file.stat().st_size, bin_file.stat().st_size
+    with idx_file.open("rb") as idx:
+        header = idx.read(_HEADER.size)
+        if header[: len(MAGIC)] != MAGIC[: len(header)]:
+            if _starts_with_magic(bin_file):
+                return f"{idx_file}: this is the .bin file: the two files are swapped"
+            return f"{idx_file}: not an index of Megatron (it does not start with {MAGIC!r})"
+        if len(header) < _HEADER.size:
+            return f"{idx_file}: truncated: {idx_size} bytes, the header alone takes {_HEADER.size}"
+
+        _, version, code, sequences, bounds = _HEADER.unpack(header)
+        if version != 1:
+            return f"{idx_file}: version {version}, only 1 is known"
+        if code not in _DTYPES:
+            return f"{idx_file}: unknown dtype code {code} (known: {', '.join(map(str, _DTYPES))})"
+        expected = _HEADER.size + sequences * (4 + 8) + bounds * 8
+        if idx_size not in (expected, expected + sequences):  # the second: with the modes of multimodal data
+            return f"{idx_file}: {_cut(idx_size, expected)}: {idx_size} bytes, its header tells of {expected}"
+        if sequences == 0 or bounds < 2:
+            return f"{idx_file}: holds no document"
+
+        lengths_at, offsets_at = _HEADER.size, _HEADER.size + sequences * 4
+        bounds_at = offsets_at + sequences * 8
+        last_length = _read(idx, "i", lengths_at + (sequences - 1) * 4)
+        last_offset = _read(idx, "q", offsets_at + (sequences - 1) * 8)
+        first_bound, last_bound = _read(idx, "q", bounds_at), _read(idx, "q", bounds_at + (bounds - 1) * 8)
+        if (first_bound, last_bound) != (0, sequences):
+            return f"{idx_file}: damaged: documents span {first_bound} to {last_bound}, not 0 to {sequences}"
+        itemsize = _DTYPES[code][1]
+        if thorough and (torn := _first_torn_sequence(idx, sequences, itemsize)) is not None:
+            return f"{idx_file}: damaged: sequence {torn} does not start where the one before it ends"
+
+    expected = last_offset + last_length * itemsize
+    if last_length < 0 or last_offset < 0:
+        return f"{idx_file}: damaged: the last sequence has length {last_length} at byte {last_offset}"
+    if bin_size != expected:
+        return f"{bin_file}: {_cut(bin_size, expected)}: {bin_size} bytes, the index tells of {expected}"
+    if bin_size == 0:
+        return f"{bin_file}: holds no token"
+    return None
+
+
+def _cut(size: int, expected: int) -> str:
+    return "truncated" if size < expected else "too long"
+
+
+def _starts_with_magic(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _read(file: BinaryIO, typecode: str, position: int) -> int:
+    file.seek(position)
+    (value,) = struct.unpack(f"<{typecode}", file.read(struct.calcsize(f"<{typecode}")))
+    return int(value)
+
+
+def _first_torn_sequence(idx: BinaryIO, sequences: int, itemsize: int) -> int | None:
+    """The first sequence that does not start where the one before it ends, or has a negative length."""
+    position = 0
+    for start in range(0, sequences, _CHUNK):
+        count = min(_CHUNK, sequences - start)
+        lengths = _read_array(idx, "i", _HEADER.size + start * 4, count)
+        offsets = _read_array(idx, "q", _HEADER.size + sequences * 4 + start * 8, count)
+        for number, (length, offset) in enumerate(zip(lengths, offsets, strict=True), start):
+            if offset != position or length < 0:
+                return number
+            position += length * itemsize
+    return None
+
+
+def _read_array(file: BinaryIO, typecode: str, position: int, count: int) -> "array[int]":
+    file.seek(position)
+    values = array(typecode, file.read(count * struct.calcsize(f"<{typecode}")))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values

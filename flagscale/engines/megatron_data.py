@@ -1,0 +1,68 @@
+"""The files that a Megatron job reads: data (`.bin/.idx`) and tokenizer, checked on the launching machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flagscale.engines.indexed import problems
+from flagscale.parallel.degrees import Finding
+
+_SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+_LISTS = ("data_args_path", "per_split_data_args_path")
+_TOKENIZER_FILES = {"GPT2BPETokenizer": ("vocab_file", "merge_file")}
+_TOKENIZERS_WITH_MODEL = ("HuggingFaceTokenizer", "SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer")
+
+
+def data_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong with the data and tokenizer that the arguments (by dest) name."""
+    given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
+    if values.get("mock_data"):
+        for name in given:
+            yield name, f"give `mock_data` or `{name}`, not both"
+    elif not given:
+        yield "data_path", "no data: give `data_path` (a prefix of .bin/.idx files) or `mock_data: true`"
+    else:
+        for name in _SETS:
+            for prefix in prefixes(values.get(name) or ()):
+                for what in problems(Path(prefix)):
+                    yield name, what
+        for name in _LISTS:
+            if values.get(name) and not Path(values[name]).is_file():
+                yield name, f"{values[name]}: no such file"
+    yield from _tokenizer_findings(values)
+
+
+def prefixes(blend: Sequence[str]) -> list[str]:
+    """Return the data prefixes of a blend: `[prefix ...]` or `[weight prefix weight prefix ...]`."""
+    weighted = len(blend) % 2 == 0 and all(_is_number(weight) for weight in blend[::2])
+    return list(blend[1::2] if weighted else blend)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _tokenizer_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    kind = values.get("tokenizer_type")
+    if kind == "NullTokenizer" and not values.get("vocab_size"):
+        yield "vocab_size", "the NullTokenizer needs `vocab_size`"
+    for name in _TOKENIZER_FILES.get(str(kind), ()):
+        if not values.get(name) or not Path(values[name]).is_file():
+            yield name, f"{kind} needs `{name}`: {values.get(name) or 'not given'}: no such file"
+    if kind in _TOKENIZERS_WITH_MODEL:
+        model = values.get("tokenizer_model")
+        if not model:
+            yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
+        elif _is_path(model) and not Path(model).expanduser().exists():
+            yield "tokenizer_model", f"{model}: no such tokenizer"
+
+
+def _is_path(model: str) -> bool:
+    """Whether a tokenizer is a path on this host; `owner/name` is a name on a model hub."""
+    return model.startswith((".", "/", "~")) or model.count("/") != 1

@@ -1,0 +1,56 @@
+"""The error tree: a user's mistake gets one short message and no traceback, a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: what is wrong, where (file and line, key path, host), and how to mend it."""
+
+    what: str
+    where: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        mend = f"\n    {self.hint}" if self.hint else ""
+        return f"{place}{self.what}{mend}"
+
+
+class FlagScaleError(Exception):
+    """An expected failure, told by its message alone; the command ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class UserError(FlagScaleError):
+    """What the user wrote cannot be run: carries every mistake found, not only the first one."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Iterable[Problem] | str) -> None:
+        self.problems: tuple[Problem, ...] = (
+            (Problem(problems),) if isinstance(problems, str) else tuple(problems)
+        )
+        super().__init__("\n".join(f"- {problem}" for problem in self.problems))
+
+
+class HostError(FlagScaleError):
+    """One or more hosts could not do what they were asked to; one problem a host."""
+
+    def __init__(self, summary: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([summary, *(f"- {problem}" for problem in problems)]))
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a hint with the valid name closest to `name`, else, for a short list, all valid names."""
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"valid: {', '.join(names)}" if 0 < len(names) <= 40 else ""

@@ -1,0 +1,102 @@
+"""Watch a running job: a bar in a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from flagscale.job import LaunchPlan
+from flagscale.launch import launcher
+from flagscale.launch.rundir import RunDir
+from flagscale.progress import progress_text, read_progress
+from flagscale.report import JobStatus, job_status
+
+_POLL = 0.5
+NOTICE = "flagscale: "
+"""Lines of the workers with this mark are meant for the user and are shown while following."""
+
+
+def current_status(plan: LaunchPlan) -> JobStatus:
+    """Ask every host once and read the metrics of this run."""
+    hosts = launcher.status(plan)
+    started = min((host.state.started for host in hosts if host.state), default=0.0)
+    return job_status(plan, hosts, read_progress(RunDir(Path(plan.exp_dir)).metrics, started))
+
+
+def follow(plan: LaunchPlan) -> JobStatus:
+    """Show the job's progress until it ends; return its last status. Ctrl-C is the caller's to handle."""
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    if sys.stdout.isatty():
+        return _follow_in_terminal(plan, tail)
+    shown = -1
+    while True:
+        status = current_status(plan)
+        for line in tail.notices():
+            print(line, flush=True)
+        if status.progress and status.progress.iteration != shown:
+            shown = status.progress.iteration
+            print(progress_text(status.progress), flush=True)
+        if status.ended:
+            return status
+        time.sleep(_POLL)
+
+
+def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Bar(*columns, console=Console(), transient=False) as bar:
+        task = bar.add_task(plan.name, total=None, text="starting the ranks")
+        while True:
+            status = current_status(plan)
+            for line in tail.notices():
+                bar.console.print(line, markup=False, highlight=False)
+            if status.progress:
+                progress = status.progress
+                bar.update(task, total=progress.train_iters, completed=progress.iteration, text=progress_text(progress))
+            if status.ended:
+                return status
+            time.sleep(_POLL)
+
+
+class LogTail:
+    """Reads what the hosts' logs have grown by since the last time, line by line."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        run_dir = RunDir(Path(plan.exp_dir))
+        self._plan = plan
+        self._paths = {node.host: run_dir.output(node.host) for node in plan.nodes}
+        self._positions = dict.fromkeys(self._paths, 0)
+
+    def skip_earlier_runs(self) -> None:
+        """Begin behind the header line of this run."""
+        mark = f"=== run {self._plan.run_id} ".encode()
+        for host, path in self._paths.items():
+            try:
+                self._positions[host] = max(0, path.read_bytes().rfind(mark))
+            except FileNotFoundError:
+                continue
+
+    def lines(self) -> Iterator[str]:
+        """Yield complete new lines, each with its host's name in front where there are several."""
+        for host, path in self._paths.items():
+            try:
+                with path.open("rb") as file:
+                    file.seek(self._positions[host])
+                    grown = file.read()
+            except FileNotFoundError:
+                continue
+            whole = grown[: grown.rfind(b"\n") + 1]
+            self._positions[host] += len(whole)
+            prefix = f"{host.name}: " if len(self._paths) > 1 else ""
+            for line in whole.decode(errors="replace").splitlines():
+                yield prefix + line
+
+    def notices(self) -> Iterator[str]:
+        """Yield the new lines that are meant for the user."""
+        return (line[line.index(NOTICE) :] for line in self.lines() if NOTICE in line)

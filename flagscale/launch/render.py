@@ -1,0 +1,81 @@
+"""One readable bash script a host, rendered from the plan alone.
+
+Values never become shell: the supervisor reads argv and environment from `plan.json`. The script shows them in
+comments, for people, and holds only paths of ours (quoted) and the user's own shell lines.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.rundir import RunDir
+
+
+def scripts(plan: LaunchPlan) -> dict[Path, str]:
+    """Return the run and stop script of every host by path."""
+    run_dir = RunDir(Path(plan.exp_dir))
+    rendered: dict[Path, str] = {}
+    for node in plan.nodes:
+        rendered[run_dir.run_script(node.host)] = run_script(plan, node)
+        rendered[run_dir.stop_script(node.host)] = stop_script(plan, node)
+    return rendered
+
+
+def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
+    """Return the script that runs a host's share of the job in the foreground, under its supervisor."""
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {_one_line(plan.name)}: host {node.host.rank} of {len(plan.nodes)}, {node.host.name}, "
+        f"{node.host.slots} of {plan.world_size} ranks ({plan.layout}) on {node.host.platform}",
+        f"# run {plan.run_id}",
+        "#",
+        "# What the supervisor starts (it reads plan.json; these lines are for people):",
+        *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
+        *[f"#   {line}" for line in command_lines(node.argv)],
+        "set -eo pipefail",
+        f"cd {shlex.quote(node.cwd)}",
+        _pythonpath(plan),
+    ]
+    if plan.before_start:
+        lines += ["", "# experiment.cmds.before_start", plan.before_start.rstrip("\n"), ""]
+    lines.append(f"exec {_node(plan, node, 'supervise')}")
+    return "\n".join(lines) + "\n"
+
+
+def stop_script(plan: LaunchPlan, node: NodeCommand) -> str:
+    """Return the script that ends everything of this run on a host, by hand or from another tool."""
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# Ends run {plan.run_id} on host {node.host.rank}, {node.host.name}, and nothing else;"
+        " runs experiment.cmds.after_stop.",
+        _pythonpath(plan),
+        f"exec {_node(plan, node, 'stop')}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def command_lines(argv: tuple[str, ...]) -> list[str]:
+    """Return argv as lines for people: an option and its values a line, quoted so that it could be pasted."""
+    lines: list[str] = []
+    for word in argv:
+        quoted = _one_line(word)
+        if not lines or word.startswith("--"):
+            lines.append(quoted)
+        else:
+            lines[-1] += f" {quoted}"
+    return lines
+
+
+def _one_line(word: str) -> str:
+    """Quote a word so that it stays on its line whatever it holds: a newline would leave the comment."""
+    return shlex.quote(word) if word.isprintable() else "$" + repr(word)
+
+
+def _pythonpath(plan: LaunchPlan) -> str:
+    return f"export PYTHONPATH={shlex.quote(plan.source_root)}${{PYTHONPATH:+:$PYTHONPATH}}"
+
+
+def _node(plan: LaunchPlan, node: NodeCommand, verb: str) -> str:
+    return shlex.join([plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank)])

@@ -1,0 +1,35 @@
+"""Name -> "module:attribute" tables, extended by entry points; nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from flagscale.errors import Problem, UserError, nearest
+
+BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    "engines": {"megatron": "flagscale.engines.megatron:MEGATRON"},
+    "platforms": {
+        "cpu": "flagscale.platforms.cpu:CPU",
+        "nvidia": "flagscale.platforms.nvidia:NVIDIA",
+    },
+    "transports": {"local": "flagscale.launch.transport:LocalTransport"},
+}
+"""What FlagScale brings itself. A third party adds to it by the entry-point group `flagscale.<kind>`."""
+
+
+def names(kind: str) -> dict[str, str]:
+    """Return every known name of a kind with its "module:attribute"; built-in names cannot be replaced."""
+    added = {point.name: point.value for point in entry_points(group=f"flagscale.{kind}")}
+    return {**added, **BUILT_IN[kind]}
+
+
+def load(kind: str, name: str, where: str = "") -> Any:
+    """Import and return the object registered as `name`; a `UserError` with the nearest name if there is none."""
+    target = BUILT_IN[kind].get(name) or names(kind).get(name)
+    if target is None:
+        raise UserError([Problem(f"unknown {kind[:-1]} `{name}`", where, nearest(name, names(kind)))])
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""FlagScale's data plane: what runs inside Megatron's processes. Importing it imports no torch."""

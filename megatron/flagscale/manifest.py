@@ -1,0 +1,100 @@
+"""Is a checkpoint whole? A list of its files, sizes and sampled checksums, written when the save is finished.
+
+Pure file work, no torch: a checkpoint folder is complete or it is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+_FOLDER = re.compile(r"iter_(\d{7,})")
+_BLOCK = 64 * 1024
+_BLOCKS = 16  # a file, at most: one megabyte is read of a file of any size
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One iteration folder of a checkpoint directory; `fault` says why it cannot be used, empty when it can."""
+
+    iteration: int
+    path: Path
+    fault: str
+    unfinished: bool
+
+    @property
+    def usable(self) -> bool:
+        return not self.fault
+
+
+def sampled_crc(path: Path) -> int:
+    """Return the crc32 of the head, the tail and evenly spaced blocks of a file: cheap for any size."""
+    size = path.stat().st_size
+    last = max(0, size - _BLOCK)
+    offsets = sorted({last * index // (_BLOCKS - 1) for index in range(_BLOCKS)})
+    crc = 0
+    with path.open("rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            crc = zlib.crc32(file.read(_BLOCK), crc)
+    return crc
+
+
+def write_manifest(folder: Path) -> None:
+    """Describe every file of a finished checkpoint, atomically."""
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc": sampled_crc(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_atomically(folder / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old or the new content, also after a crash."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def fault_of(folder: Path) -> str:
+    """Return why a checkpoint cannot be used, empty when it can. Without a manifest, its index file must be there."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return "" if (folder / ".metadata").is_file() else "it was not saved to the end"
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            size = path.stat().st_size
+            if size != expected["size"]:
+                return f"{name} has {size} bytes instead of {expected['size']}"
+            if sampled_crc(path) != expected["crc"]:
+                return f"{name} was changed after it was saved"
+    except OSError as error:
+        return f"it cannot be read: {error}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return ""
+
+
+def candidates(directory: Path) -> Iterator[Candidate]:
+    """Yield the checkpoints of a directory, newest first; each is verified only when it is asked for."""
+    if not directory.is_dir():
+        return
+    found = ((match, path) for path in directory.iterdir() if (match := _FOLDER.fullmatch(path.name)))
+    for match, path in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True):
+        unfinished = not (path / MANIFEST).exists() and not (path / ".metadata").is_file()
+        yield Candidate(int(match[1]), path, fault_of(path), unfinished)

@@ -1,0 +1,137 @@
+"""torchrun that names the first failing rank: `python -m megatron.flagscale.torchrun <torchrun arguments>`.
+
+It is torchrun itself, with three differences:
+
+* when a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed first;
+* SIGTERM is passed on to the ranks, which may take the time they need to save a checkpoint; the exit code is then
+  theirs: 0 when all ended well;
+* after a failure the surviving ranks get 5 seconds instead of 30 (torchrun's `--shutdown-timeout` still decides).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.flagscale.manifest import write_atomically
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+FAILURE_FILE = "FLAGSCALE_FAILURE_FILE"
+
+# What a rank says when a peer went away: it is a victim, not the cause.
+_VICTIM_WORDS = (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "socket closed",
+    "remote peer",
+    "connection was likely closed",
+    "failed to recv",
+    "store is likely down",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one rank ended; `signal` is its name, None when it exited by itself."""
+
+    rank: int
+    local_rank: int
+    pid: int
+    exitcode: int
+    signal: str | None
+    message: str
+    traceback: str
+    time: float
+
+
+def first_failure(failures: list[Failure]) -> Failure:
+    """Return the failure that caused the others.
+
+    A rank that died from a signal of its own comes before exceptions of peers which saw its connection close; among
+    equals the earliest wins. SIGTERM is what torchrun sends to survivors, SIGABRT what a communication library does
+    when a peer is gone.
+    """
+    return min(failures, key=lambda failure: (_order(failure), failure.time))
+
+
+def _order(failure: Failure) -> int:
+    if failure.signal == "SIGTERM":
+        return 4
+    if failure.signal == "SIGABRT":
+        return 2
+    if failure.signal:
+        return 0
+    text = f"{failure.message}\n{failure.traceback}".lower()
+    return 3 if any(words in text for words in _VICTIM_WORDS) else 1
+
+
+def failures_of(children: Mapping[int, ProcessFailure]) -> list[Failure]:
+    """Translate what torchrun collected, by global rank."""
+    return [_failure_of(rank, child) for rank, child in children.items()]
+
+
+def _failure_of(rank: int, child: ProcessFailure) -> Failure:
+    message: Any = child.message
+    traceback = ""
+    if isinstance(message, dict):
+        traceback = message.get("extraInfo", {}).get("py_callstack", "")
+        message = message.get("message", "")
+    elif child.exitcode > 0:
+        message = f"exited with code {child.exitcode}; its own output tells more"
+    path = Path(child.error_file)
+    # torchrun's own timestamps are whole seconds.
+    when = path.stat().st_mtime if path.is_file() else float(child.timestamp)
+    name = signal.Signals(-child.exitcode).name if child.exitcode < 0 else None
+    return Failure(rank, child.local_rank, child.pid, child.exitcode, name, str(message), traceback, when)
+
+
+def _pass_sigterm_on(signum: int, frame: object) -> None:
+    """Tell every rank, wait for all of them, and end as they did."""
+    import psutil
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ranks = [child.pid for child in psutil.Process().children()]
+    for pid in ranks:
+        os.kill(pid, signal.SIGTERM)
+    for pid in ranks:
+        # Not reaped here: torchrun's own bookkeeping does that.
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if ended is not None and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
+            raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(0 if ranks else 128 + signal.SIGTERM)
+
+
+def main() -> int:
+    """Run torchrun with this process's arguments; see the module for what differs."""
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "5")
+    signal.signal(signal.SIGTERM, _pass_sigterm_on)
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(None))
+    except ChildFailedError as error:
+        failure = first_failure(failures_of(error.failures))
+        if FAILURE_FILE in os.environ:
+            write_atomically(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
+        print(f"rank {failure.rank} (pid {failure.pid}) failed: {failure.message}", file=sys.stderr, flush=True)
+        return 1
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

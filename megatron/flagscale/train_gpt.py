@@ -1,0 +1,95 @@
+"""Train a GPT model with Megatron's own trainer: `torchrun ... -m megatron.flagscale.train_gpt <Megatron arguments>`.
+
+Saving a checkpoint spawns a process that imports this module again: nothing heavy, and no effect but
+`die_with_parent`, may happen at import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from megatron.flagscale.lifetime import die_with_parent
+
+if TYPE_CHECKING:
+    import torch
+
+
+def train(argv: list[str]) -> None:
+    """Train as the arguments say; `UserError` for what a user can mend."""
+    from megatron.flagscale.platform import adapt, prepare_platform
+
+    sys.argv[1:] = prepare_platform(argv)
+
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+
+    from megatron.flagscale.args import parse
+    from megatron.flagscale.data import build_datasets
+
+    args = parse()
+    model_config = gpt_config_from_args(args)
+    adapt(model_config)
+    pretrain(
+        pretrain_cfg_container_from_args(args, model_config), build_datasets, ModelType.encoder_or_decoder, forward_step
+    )
+
+
+def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch.Tensor, Any]:
+    """Run one micro-batch through this rank's part of the model; the trainer calls the returned loss function."""
+    import functools
+
+    from megatron.core.utils import get_attr_wrapped_model
+    from megatron.training import get_timers
+
+    from megatron.flagscale.data import get_batch
+
+    timers = get_timers()
+    timers("batch-generator", log_level=2).start()
+    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    timers("batch-generator").stop()
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        batch["attention_mask"],
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+    )
+    return output, functools.partial(loss_func, batch["loss_mask"])
+
+
+def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Return the summed loss of the counted tokens, their number, and both for the report, all in float precision."""
+    import torch
+
+    mask = loss_mask.reshape(-1).float()
+    loss = torch.sum(losses.reshape(-1).float() * mask)
+    num_tokens = mask.sum().detach().to(torch.int)
+    report = torch.stack([loss.detach(), num_tokens.float()])
+    return loss, num_tokens, {"lm loss": report}
+
+
+def main() -> int:
+    """Run one rank. A user's mistake ends it with one line and exit code 2, anything else with its traceback; both
+    leave the structured error file that torchrun asked for."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from flagscale.errors import UserError
+
+    try:
+        record(train)(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    die_with_parent()
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Text sources: order, what is left out, and what each mistake is told."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.command import UserError
+from tools.datasets.documents import Source, open_source, skipped_notice, standard_library
+
+
+def texts(source: Source) -> list[str]:
+    return [document.text for document in source.documents(_nothing_is_skipped)]
+
+
+def _nothing_is_skipped(path: Path) -> None:
+    raise AssertionError(f"{path} skipped")
+
+
+def test_a_folder_gives_its_text_files_in_order(weird_path: Path) -> None:
+    for name in ("b.txt", "a.md", "sub/c.py", "ignored.bin", ".hidden/d.txt", "blank.rst"):
+        (weird_path / name).parent.mkdir(exist_ok=True)
+        (weird_path / name).write_text("" if name == "blank.rst" else name)
+    (weird_path / "lines.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n')
+    assert texts(open_source(weird_path)) == ["a.md", "b.txt", "one", "two", "sub/c.py"]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.booleans())
+def test_any_text_survives_jsonl(
+    tmp_path_factory: pytest.TempPathFactory, written: list[str], ascii_only: bool
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"text": text}, ensure_ascii=ascii_only) for text in written), encoding="utf-8"
+    )
+    expected = [text for text in written if text.strip()]
+    if expected:
+        assert texts(open_source(file)) == expected
+    else:
+        with pytest.raises(UserError, match="no text"):
+            texts(open_source(file))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{'text': 1}", "not JSON .* at column 2"),
+        (b'{"text": "cut', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'["text"]', "not a JSON object but list"),
+        (b'{"content": "x"}', "no key 'text' .--key names another; it has content"),
+        (b'{"text": 7}', "'text' is not a string but int"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (rb'{"text": "\ud800"}', "'text' holds half of a surrogate"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b'{"text": "good"}\n' + line + b"\n")
+    with pytest.raises(UserError, match=f"{re.escape(str(file))}:2: {message}.*mend or remove"):
+        texts(open_source(file))
+
+
+def test_another_key(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"content": "x"}')
+    assert texts(open_source(tmp_path / "data.jsonl", key="content")) == ["x"]
+
+
+def test_a_file_that_is_not_text_is_skipped_and_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfgood")
+    skipped: list[Path] = []
+    assert [document.text for document in open_source(tmp_path).documents(skipped.append)] == ["good"]
+    assert skipped == [tmp_path / "a.txt"]
+    assert skipped_notice(skipped) == f"1 file(s) skipped, not UTF-8 text: {tmp_path / 'a.txt'}"
+
+
+def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_source(tmp_path / "absent")
+    with pytest.raises(UserError, match="no file ends in"):
+        open_source(tmp_path)
+    (tmp_path / "a.txt").write_text(" \n")
+    with pytest.raises(UserError, match="no text in 1 file"):
+        texts(open_source(tmp_path))
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / "a.txt").write_text("one")
+    before = open_source(here).fingerprint()
+    here.rename(there)
+    assert open_source(there).fingerprint() == before
+    (there / "a.txt").write_text("two")
+    os.utime(there / "a.txt", ns=(1, 1))
+    assert open_source(there).fingerprint() != before
+
+
+def test_the_standard_library_is_text_without_tests_and_machine_variables() -> None:
+    source = standard_library()
+    names = {file.relative_to(source.root).as_posix() for file in source.files}
+    assert {"argparse.py", "asyncio/tasks.py", "pydoc_data/topics.py"} <= names
+    assert not [name for name in names if re.search(r"(^|/)tests?/|site-packages|_sysconfigdata", name)]
+    assert len(texts(source)) > 300
+    assert source.fingerprint() == standard_library().fingerprint()

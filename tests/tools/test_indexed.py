@@ -1,0 +1,139 @@
+"""The check of `.bin/.idx` that imports nothing: each way to break a pair gets its own message."""
+
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.datasets import indexed
+
+LENGTHS = [3, 1, 5]
+
+
+def write_pair(
+    prefix: Path, lengths: list[int] = LENGTHS, *, version: int = 1, code: int = 8, itemsize: int = 2
+) -> None:
+    """A pair as megatron-core writes it, one sequence a document."""
+    count = len(lengths)
+    offsets = [sum(lengths[:index]) * itemsize for index in range(count)]
+    header = struct.pack("<9sQBQQ", indexed.MAGIC, version, code, count, count + 1)
+    arrays = struct.pack(f"<{count}i", *lengths) + struct.pack(
+        f"<{2 * count + 1}q", *offsets, *range(count + 1)
+    )
+    indexed.idx_path(prefix).write_bytes(header + arrays)
+    indexed.bin_path(prefix).write_bytes(bytes(max(0, sum(lengths)) * itemsize))
+
+
+def test_a_sound_pair(weird_path: Path) -> None:
+    prefix = weird_path / "train.v1_text_document"
+    write_pair(prefix)
+    assert indexed.problems(prefix) == indexed.problems(prefix, thorough=True) == []
+    assert indexed.summary(prefix) == indexed.Summary(3, 3, 9, "uint16", 9 * 2 + 34 + 3 * 12 + 4 * 8)
+
+
+def test_it_agrees_with_megatron(tmp_path: Path) -> None:
+    megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    for number, dtype in enumerate((megatron.numpy.uint16, megatron.numpy.int32)):
+        prefix = tmp_path / str(number)
+        builder = megatron.IndexedDatasetBuilder(str(indexed.bin_path(prefix)), dtype=dtype)
+        for length in LENGTHS:
+            builder.add_document(list(range(length)), [length])
+        builder.finalize(str(indexed.idx_path(prefix)))
+        assert indexed.problems(prefix, thorough=True) == []
+        held = indexed.summary(prefix)
+        assert (held.documents, held.tokens, held.dtype) == (3, 9, dtype.__name__)
+        assert len(megatron.IndexedDataset(str(prefix))) == 3
+
+
+def _swap(prefix: Path) -> None:
+    bin_path, idx_path = indexed.bin_path(prefix), indexed.idx_path(prefix)
+    bin_path.rename(prefix)
+    idx_path.rename(bin_path)
+    prefix.rename(idx_path)
+
+
+def _cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no bin": (lambda prefix: indexed.bin_path(prefix).unlink(), "p.bin: no such file"),
+    "no idx": (lambda prefix: indexed.idx_path(prefix).unlink(), "p.idx: no such file"),
+    "cut bin": (
+        lambda prefix: _cut(indexed.bin_path(prefix), 17),
+        "p.bin: truncated: 17 bytes, the index tells of 18",
+    ),
+    "long bin": (lambda prefix: indexed.bin_path(prefix).write_bytes(bytes(19)), "p.bin: too long"),
+    "cut idx": (
+        lambda prefix: _cut(indexed.idx_path(prefix), 99),
+        "p.idx: truncated: 99 bytes, its header tells of 102",
+    ),
+    "cut header": (
+        lambda prefix: _cut(indexed.idx_path(prefix), 33),
+        "p.idx: truncated: 33 bytes, the header alone",
+    ),
+    "empty idx": (lambda prefix: _cut(indexed.idx_path(prefix), 0), "p.idx: truncated: 0 bytes"),
+    "magic": (
+        lambda prefix: indexed.idx_path(prefix).write_bytes(bytes(200)),
+        "p.idx: not an index of Megatron",
+    ),
+    "swapped": (_swap, "p.idx: this is the .bin file: the two files are swapped"),
+    "version": (lambda prefix: write_pair(prefix, version=2), "p.idx: version 2"),
+    "dtype": (lambda prefix: write_pair(prefix, code=9), "p.idx: unknown dtype code 9"),
+    "no document": (lambda prefix: write_pair(prefix, []), "p.idx: holds no document"),
+    "no token": (lambda prefix: write_pair(prefix, [0, 0]), "p.bin: holds no token"),
+    "negative": (lambda prefix: write_pair(prefix, [3, -1]), "p.idx: damaged: the last sequence"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_each_damage_has_its_message(tmp_path: Path, name: str) -> None:
+    prefix = tmp_path / "p"
+    write_pair(prefix)
+    damage, message = BREAKS[name]
+    damage(prefix)
+    (problem,) = indexed.problems(prefix)
+    assert message in problem
+
+
+def test_both_missing_files_are_told_at_once(tmp_path: Path) -> None:
+    assert len(indexed.problems(tmp_path / "p")) == 2
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(any), st.data())
+def test_no_single_changed_byte_of_the_index_arrays_passes_the_thorough_check(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
+) -> None:
+    prefix = tmp_path_factory.getbasetemp() / "any"
+    write_pair(prefix, lengths)
+    content = bytearray(indexed.idx_path(prefix).read_bytes())
+    position = data.draw(st.integers(34, 34 + 12 * len(lengths) - 1))
+    content[position] ^= data.draw(st.integers(1, 255))
+    indexed.idx_path(prefix).write_bytes(content)
+    assert len(indexed.problems(prefix, thorough=True)) == 1
+
+
+def test_it_imports_only_the_standard_library() -> None:
+    code = (
+        "import sys, indexed; print({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
+    )
+    folder = Path(indexed.__file__).parent
+    isolated = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert eval(isolated.stdout) == {"indexed", "__main__"}
+
+
+def test_the_command_line(tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    write_pair(tmp_path / "p")
+    sound = tool("datasets/verify.py", tmp_path / "p.idx")
+    assert sound.returncode == 0
+    assert "sound, 3 documents, 9 tokens of uint16" in sound.stdout
+    broken = tool("datasets/verify.py", tmp_path / "p", tmp_path / "absent")
+    assert broken.returncode == 1
+    assert "absent.bin: no such file" in broken.stderr

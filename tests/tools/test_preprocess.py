@@ -1,0 +1,253 @@
+"""Preprocessing: every token in order, a kill costs nothing, nothing half-written or foreign is used."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from tokenizers import Tokenizer
+
+from tools.command import UserError
+from tools.datasets import indexed, preprocess
+from tools.datasets.documents import Document, Source, open_source
+from tools.datasets.preprocess import prepare
+
+TEXTS = [f"document {number}: " + "naïve 数\n" * (number % 7) for number in range(25)] + [
+    "ends <|endoftext|> not here"
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """26 documents."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    return open_source(file)
+
+
+def written(prefix: Path) -> list[list[int]]:
+    """Every document's tokens, as Megatron reads them."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset = IndexedDataset(str(prefix))  # must outlive its views
+    return [tokens.tolist() for tokens in dataset[:]]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def test_every_document_is_written_in_order_and_ends_with_eos(
+    source: Source, tokenizer: Path, weird_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_BATCH", 3)  # several batches a part, the last one short
+    prepared = prepare(source, tokenizer, weird_path, valid_every=10, documents_per_part=4)
+    encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    encoder.encode_special_tokens = True
+    tokens = [[*encoder.encode(text, add_special_tokens=False).ids, 0] for text in TEXTS]
+    assert all(document.count(0) == 1 for document in tokens)
+    assert written(weird_path / "valid_text_document") == [tokens[0], tokens[10], tokens[20]]
+    held_in = [document for number, document in enumerate(tokens) if number % 10]
+    assert written(weird_path / "train_text_document") == held_in
+    assert (prepared.splits["train"].documents, prepared.splits["train"].dtype) == (23, "uint16")
+    assert len(list(weird_path.iterdir())) == 5, "two pairs and the record, nothing else"
+
+
+def test_a_second_call_does_nothing(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+    first = prepare(source, tokenizer, tmp_path / "out")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
+    second = prepare(source, tokenizer, tmp_path / "out")
+    assert (first.made_now, second.made_now) == (True, False)
+    assert first.splits == second.splits
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
+
+
+def test_no_validation_text(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+    prepared = prepare(source, tokenizer, tmp_path / "out", valid_every=0)
+    assert list(prepared.splits) == ["train"]
+    assert not indexed.idx_path(tmp_path / "out" / "valid_text_document").exists()
+
+
+def test_damaged_output_is_made_anew(
+    source: Source, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(source, tokenizer, tmp_path / "out")
+    before = content(tmp_path / "out")
+    file = tmp_path / "out" / "train_text_document.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert prepare(source, tokenizer, tmp_path / "out").made_now
+    assert content(tmp_path / "out") == before
+    assert "truncated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_until_overwritten(
+    source: Source, tokenizer: Path, tmp_path: Path, finished: bool
+) -> None:
+    output = tmp_path / "out"
+    if finished:
+        prepare(source, tokenizer, output)
+    else:
+        interrupt_after(source, 10, tokenizer, output)
+    before = {file: file.stat().st_mtime_ns for file in output.rglob("*")}
+    with pytest.raises(UserError, match=r"valid_every 50 \(now 5\).*--overwrite"):
+        prepare(source, tokenizer, output, valid_every=5, documents_per_part=4 if not finished else 10_000)
+    assert before == {file: file.stat().st_mtime_ns for file in output.rglob("*")}
+    assert prepare(source, tokenizer, output, valid_every=5, overwrite=True).splits["valid"].documents == 6
+
+
+def interrupt_after(source: Source, count: int, tokenizer: Path, output: Path) -> None:
+    """Stop a preparation, in parts of 4 documents, when it asks for document number `count`."""
+
+    class Interrupted(Source):
+        def documents(self, on_skip: Callable[[Path], None]) -> Iterator[Document]:
+            for number, document in enumerate(super().documents(on_skip)):
+                if number == count:
+                    raise KeyboardInterrupt
+                yield document
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Interrupted(source.name, source.root, source.files), tokenizer, output, documents_per_part=4)
+
+
+def test_a_restart_reuses_complete_parts_and_mends_damaged_ones(
+    source: Source, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(source, tokenizer, tmp_path / "whole", documents_per_part=4)
+    interrupt_after(source, 14, tokenizer, tmp_path / "out")
+    parts = tmp_path / "out" / "text_document.parts"
+    assert sorted(part.name for part in parts.iterdir()) == ["000000", "000001", "000002", "request.json"]
+    assert not list((tmp_path / "out").glob("*.bin"))
+    (parts / "000001" / "train.bin").write_bytes(b"lost in a power cut")
+    (parts / "000003.tmp").mkdir()
+    prepare(source, tokenizer, tmp_path / "out", documents_per_part=4)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert "2 part(s) of an earlier run reused" in capsys.readouterr().err
+
+
+def test_a_killed_process_is_continued_to_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(
+        "".join(json.dumps({"text": f"{number} naïve text\n" * 200}) + "\n" for number in range(600))
+    )
+    source, output = open_source(file), tmp_path / "out"
+    command = [
+        sys.executable,
+        str(ROOT / "tools/datasets/preprocess.py"),
+        "--documents-per-part",
+        "30",
+        "--threads",
+        "1",
+    ]
+    command += ["--source", str(file), "--tokenizer", str(tokenizer), "--output", str(output)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (output / "text_document.parts" / "000002").exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        with pytest.raises(UserError, match="another process"):
+            prepare(source, tokenizer, output, documents_per_part=30)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not list(output.glob("*.bin")) + list(output.glob("*.idx")) + list(output.glob("*.json"))
+    prepare(source, tokenizer, output, documents_per_part=30)
+    prepare(source, tokenizer, tmp_path / "whole", documents_per_part=30)
+    assert content(output) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2, 3, 4])
+def test_a_kill_between_two_renames_leaves_nothing_wrong_and_is_continued(
+    source: Source, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    prepare(source, tokenizer, tmp_path / "whole")
+    output, real = tmp_path / "out", Path.replace
+    count = 0
+
+    def replace(temporary: Path, target: Path) -> Path:
+        nonlocal count
+        if target.parent == output:
+            if count == renamed:
+                raise KeyboardInterrupt
+            count += 1
+        return real(temporary, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tokenizer, output)
+    monkeypatch.undo()
+    for idx in output.glob("*.idx"):
+        assert indexed.problems(idx.with_suffix(""), thorough=True) == []
+    prepare(source, tokenizer, output)
+    assert content(output) == content(tmp_path / "whole")
+
+
+def test_files_of_somebody_else_are_left_alone(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "train_text_document.bin").write_bytes(b"precious")
+    with pytest.raises(UserError, match="not made by this tool"):
+        prepare(source, tokenizer, output)
+    assert content(output) == {"train_text_document.bin": b"precious"}
+
+
+def test_a_busy_folder_is_refused(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UserError, match="another process prepares data here"):
+            prepare(source, tokenizer, tmp_path)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_source_that_changes_meanwhile_is_told(
+    source: Source, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(["before", "after"])
+    monkeypatch.setattr(Source, "fingerprint", lambda _: next(answers))
+    with pytest.raises(UserError, match="changed while it was read"):
+        prepare(source, tokenizer, tmp_path / "out")
+
+
+def test_mistakes_about_the_tokenizer(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
+        prepare(source, broken, tmp_path / "out")
+    shutil.copytree(tokenizer, broken)
+    (broken / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+    with pytest.raises(UserError, match="'</s>', its eos_token, is no token of it"):
+        prepare(source, broken, tmp_path / "out")
+    (broken / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="names no eos_token"):
+        prepare(source, broken, tmp_path / "out")
+
+
+def test_impossible_numbers(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--valid-every 1"):
+        prepare(source, tokenizer, tmp_path / "out", valid_every=1)
+    with pytest.raises(UserError, match="--documents-per-part 0"):
+        prepare(source, tokenizer, tmp_path / "out", documents_per_part=0)
+
+
+def test_a_single_document_cannot_be_split(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("one")
+    with pytest.raises(UserError, match="--valid-every 0"):
+        prepare(open_source(tmp_path / "one.txt"), tokenizer, tmp_path / "out")
+
+
+def test_the_command_line_tells_a_mistake_in_one_line(
+    tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nbad\n')
+    told = tool("datasets/train_tokenizer.py", "--source", tmp_path / "bad.jsonl", "--output", tmp_path / "t")
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"error: {tmp_path / 'bad.jsonl'}:2: not JSON")
+    assert told.stderr.count("\n") == 1
+    assert not (tmp_path / "t").exists()

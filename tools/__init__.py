@@ -1,0 +1,1 @@
+"""Command lines around training: prepare data, look at a run."""

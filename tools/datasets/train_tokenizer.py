@@ -1,0 +1,100 @@
+"""Train a byte-level BPE tokenizer: `train_tokenizer.py --source texts/ --output tokenizer/`.
+
+The folder opens offline with `AutoTokenizer.from_pretrained` and with Megatron's
+`--tokenizer-type HuggingFaceTokenizer --tokenizer-model <folder>`. Any text survives encoding and decoding.
+"""
+
+import shutil
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the root of the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools.command import UserError, run
+from tools.datasets.documents import Source, add_arguments, skipped_notice, source_of
+from tools.datasets.folders import locked, read_json, refuse_other, write_json
+
+EOS = "<|endoftext|>"
+VOCABULARY = 8192
+_SMALLEST_VOCABULARY = 256 + 1  # every byte and the end of text
+
+_RECORD = "training.json"
+
+
+def train(source: Source, output: Path, *, vocabulary: int = VOCABULARY, overwrite: bool = False) -> bool:
+    """Leave a tokenizer trained on `source` in the folder `output`; False if it was there already.
+
+    `output` appears complete or not at all. A tokenizer of another source or size is refused.
+    """
+    if vocabulary < _SMALLEST_VOCABULARY:
+        raise UserError(
+            f"--vocabulary {vocabulary}: at least {_SMALLEST_VOCABULARY}, each byte and the end of text"
+        )
+    asked = {"source": source.fingerprint(), "vocabulary": vocabulary}
+    with locked(output.parent):
+        if output.exists() and not overwrite:
+            made = read_json(output / _RECORD)
+            if made is None:
+                raise UserError(
+                    f"{output}: not made by this tool; name another --output, or --overwrite replaces it"
+                )
+            refuse_other(output, made, asked)
+            return False
+        temporary = output.with_name(output.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        _train_into(temporary, source, vocabulary)
+        write_json(temporary / _RECORD, asked)
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.replace(output)
+        return True
+
+
+def _train_into(folder: Path, source: Source, vocabulary: int) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    skipped: list[Path] = []
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes: no text is out of the vocabulary
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator((document.text for document in source.documents(skipped.append)), trainer)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "clean_up_tokenization_spaces": False,  # decoding gives back the text itself
+        "model_max_length": 10**30,  # transformers' way to say: no limit
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "special_tokens_map.json", {"eos_token": EOS})
+    if skipped:
+        print(skipped_notice(skipped), file=sys.stderr)
+
+
+def main() -> int:
+    """Train from the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_arguments(parser)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
+    parser.add_argument(
+        "--vocabulary", type=int, default=VOCABULARY, help="number of tokens (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    arguments = parser.parse_args()
+    output, vocabulary, overwrite = arguments.output, arguments.vocabulary, arguments.overwrite
+    made = train(source_of(arguments), output, vocabulary=vocabulary, overwrite=overwrite)
+    print(f"{output}: {'tokenizer trained' if made else 'up to date'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,35 @@
+"""Check Megatron data files: `python tools/datasets/verify.py data/demo/train_text_document`.
+
+Says what each pair holds, or what is wrong with it. Exit code 0 when all are sound, 1 otherwise.
+"""
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the root of the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools.command import run
+from tools.datasets import indexed
+
+
+def main() -> int:
+    """Check every prefix on the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX", help="path without .bin or .idx")
+    sound = True
+    for given in parser.parse_args().prefixes:
+        prefix = given.with_suffix("") if given.suffix in (".bin", ".idx") else given
+        found = indexed.problems(prefix, thorough=True)
+        if found:
+            sound = False
+            print(*found, sep="\n", file=sys.stderr)
+        else:
+            held = indexed.summary(prefix)
+            print(f"{prefix}: sound, {held.documents:,} documents, {held.tokens:,} tokens of {held.dtype}")
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
