@@ -35,7 +35,8 @@ def first_failure(exit_code: int, failure_file: Path, output: Path, message: str
         message=message or f"the launcher {ended}",
         exitcode=exit_code,
         signal=name,
-        traceback="" if message else tail(output, _TAIL_LINES),
+        # A signal says it all; an exit code without a rank to blame is explained only by what was printed.
+        traceback="" if message or name else tail(output, _TAIL_LINES),
         time=time.time(),
     )
 

@@ -6,10 +6,11 @@ picks the newest folder that is whole, says so when that is not the newest one, 
 
 from __future__ import annotations
 
-import errno
 import functools
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from flagscale.errors import UserError
 from megatron.flagscale.manifest import TRACKER, candidates, write_atomically, write_manifest
 from megatron.flagscale.patches import Patch
+
+_PROBE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -126,48 +129,49 @@ def _seal_after_saving(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_checkpoint(iteration: int, *positional: Any, **named: Any) -> Any:
         import torch
         from megatron.training import get_args
+        from torch.distributed.checkpoint.api import CheckpointException
 
         args = get_args()
         folder = Path(args.save) / f"iter_{iteration:07d}"
+        first = torch.distributed.get_rank() == 0
         try:
-            if torch.distributed.get_rank() == 0 and folder.exists():
+            if first and folder.exists():
                 shutil.rmtree(folder)
             outcome = original(iteration, *positional, **named)
-            if torch.distributed.get_rank() == 0 and args.ckpt_format == "torch_dist":
+            if first and args.ckpt_format == "torch_dist":
                 write_manifest(folder)
-        except Exception as error:
-            raise _save_error(error, iteration, args.save) or error
+        except CheckpointException as error:
+            # Raised on all ranks together; the details are on one, often lost in a writer thread.
+            reason = write_fault(folder.parent) or "a writer failed, the log of its rank tells why"
+            torch.distributed.barrier()
+            if first:
+                shutil.rmtree(folder, ignore_errors=True)
+            torch.distributed.barrier()
+            raise _not_saved(iteration, args.save, reason) from error
+        except OSError as error:
+            raise _not_saved(iteration, args.save, error.strerror or str(error)) from error
         return outcome
 
     return save_checkpoint
 
 
-def _save_error(error: BaseException, iteration: int, directory: str) -> UserError | None:
-    """Return what to tell when a save failed for a reason outside the program, such as a full disk; else None."""
-    text = " ".join(str(part) for part in _causes(error))
-    reasons = {
-        errno.ENOSPC: "No space left on device",
-        errno.EDQUOT: "Disk quota exceeded",
-        errno.EFBIG: "File too large",
-        errno.EACCES: "Permission denied",
-        errno.EROFS: "Read-only file system",
-        errno.EIO: "Input/output error",
-    }
-    for code, reason in reasons.items():
-        if reason in text or any(getattr(part, "errno", None) == code for part in _causes(error)):
-            return UserError(
-                f"the checkpoint of iteration {iteration} could not be written to {directory}: {reason}. "
-                "Earlier checkpoints are untouched; start again to resume from the newest one."
-            )
-    return None
+def _not_saved(iteration: int, directory: str, reason: str) -> UserError:
+    return UserError(
+        f"the checkpoint of iteration {iteration} could not be written to {directory}: {reason}. "
+        "Earlier checkpoints are untouched: start again to resume from the newest one."
+    )
 
 
-def _causes(error: BaseException | None) -> list[BaseException]:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
+def write_fault(directory: Path) -> str:
+    """Return why a file cannot be written to a directory now ("No space left on device"), empty when it can."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 PATCHES = (

@@ -5,26 +5,29 @@ It is torchrun itself, with three differences:
 * when a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed first;
 * SIGTERM is passed on to the ranks, which may take the time they need to save a checkpoint; the exit code is then
   theirs: 0 when all ended well;
-* after a failure the surviving ranks get 5 seconds instead of 30 (torchrun's `--shutdown-timeout` still decides).
+* after a failure the surviving ranks get 5 seconds instead of 30, unless `--shutdown-timeout` says otherwise.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.flagscale.manifest import write_atomically
+from megatron.flagscale.patches import TORCH, Patch
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 FAILURE_FILE = "FLAGSCALE_FAILURE_FILE"
+SURVIVORS_SECONDS = 5
 
 # What a rank says when a peer went away: it is a victim, not the cause.
 _VICTIM_WORDS = (
@@ -74,9 +77,10 @@ def _order(failure: Failure) -> int:
     return 3 if any(words in text for words in _VICTIM_WORDS) else 1
 
 
-def failures_of(children: Mapping[int, ProcessFailure]) -> list[Failure]:
-    """Translate what torchrun collected, by global rank."""
-    return [_failure_of(rank, child) for rank, child in children.items()]
+def failures_of(children: Mapping[int, ProcessFailure], early: Container[int]) -> list[Failure]:
+    """Translate what torchrun collected, by global rank, without the ranks that it ended itself by a signal."""
+    own = {rank: child for rank, child in children.items() if child.exitcode > 0 or child.pid in early}
+    return [_failure_of(rank, child) for rank, child in (own or children).items()]
 
 
 def _failure_of(rank: int, child: ProcessFailure) -> Failure:
@@ -85,6 +89,9 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
     if isinstance(message, dict):
         traceback = message.get("extraInfo", {}).get("py_callstack", "")
         message = message.get("message", "")
+        if message.startswith("UserError: "):
+            # What the user can mend is told by its message alone.
+            message, traceback = message.removeprefix("UserError: ").removeprefix("- "), ""
     elif child.exitcode > 0:
         message = f"exited with code {child.exitcode}; its own output tells more"
     path = Path(child.error_file)
@@ -92,6 +99,20 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
     when = path.stat().st_mtime if path.is_file() else float(child.timestamp)
     name = signal.Signals(-child.exitcode).name if child.exitcode < 0 else None
     return Failure(rank, child.local_rank, child.pid, child.exitcode, name, str(message), traceback, when)
+
+
+def _close_soon(seconds: int, early: set[int]) -> Callable[[Any], Any]:
+    """Shorten the wait for survivors, and note in `early` which processes had failed before torchrun ended the rest."""
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def close(self: Any, death_sig: signal.Signals | None = None, timeout: int = seconds) -> None:
+            early.update(failure.pid for failure in getattr(self, "_failures", {}).values())
+            original(self, death_sig, timeout)
+
+        return close
+
+    return make
 
 
 def _pass_sigterm_on(signum: int, frame: object) -> None:
@@ -113,24 +134,35 @@ def _pass_sigterm_on(signum: int, frame: object) -> None:
 def main() -> int:
     """Run torchrun with this process's arguments; see the module for what differs."""
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
-    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", "5")
     signal.signal(signal.SIGTERM, _pass_sigterm_on)
 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    args = parse_args(None)
+    early: set[int] = set()
+    Patch(
+        "torch.distributed.elastic.multiprocessing.api:PContext.close",
+        _close_soon(args.shutdown_timeout or SURVIVORS_SECONDS, early),
+        "It waits 30 seconds for survivors whatever --shutdown-timeout says, and forgets whom it ended itself.",
+        "torchrun",
+        TORCH,
+    ).apply()
     try:
-        run(parse_args(None))
+        run(args)
     except ChildFailedError as error:
-        failure = first_failure(failures_of(error.failures))
-        if FAILURE_FILE in os.environ:
-            write_atomically(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
-        print(f"rank {failure.rank} (pid {failure.pid}) failed: {failure.message}", file=sys.stderr, flush=True)
+        _report(first_failure(failures_of(error.failures, early)))
         return 1
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def _report(failure: Failure) -> None:
+    if FAILURE_FILE in os.environ:
+        write_atomically(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
+    print(f"rank {failure.rank} (pid {failure.pid}) failed: {failure.message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

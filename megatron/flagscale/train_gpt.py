@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +74,8 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
 
 
 def main() -> int:
-    """Run one rank. A user's mistake ends it with one line and exit code 2, anything else with its traceback; both
-    leave the structured error file that torchrun asked for."""
+    """Run one rank. A user's mistake ends it with one line and exit code 2, anything else with its traceback and 1;
+    both leave the structured error file that torchrun asked for."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from flagscale.errors import UserError
@@ -83,9 +84,17 @@ def main() -> int:
         record(train)(sys.argv[1:])
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr, flush=True)
-        return error.exit_code
-    return 0
+            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    else:
+        return 0
+    # At once: tearing down process groups whose peers are gone can take forever, and hides which rank failed first.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT
-
 from tools.datasets import indexed
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = "torch", "transformers", "tokenizers", "megatron", "numpy", "rich"
 
 

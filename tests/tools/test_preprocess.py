@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from tokenizers import Tokenizer
 
 from tools.command import UserError
@@ -20,6 +19,7 @@ from tools.datasets import indexed, preprocess
 from tools.datasets.documents import Document, Source, open_source
 from tools.datasets.preprocess import prepare
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"document {number}: " + "naïve 数\n" * (number % 7) for number in range(25)] + [
     "ends <|endoftext|> not here"
 ]
@@ -214,6 +214,15 @@ def test_a_source_that_changes_meanwhile_is_told(
     monkeypatch.setattr(Source, "fingerprint", lambda _: next(answers))
     with pytest.raises(UserError, match="changed while it was read"):
         prepare(source, tokenizer, tmp_path / "out")
+
+
+def test_a_source_that_failed_at_once_can_be_mended(tokenizer: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "good"}\nbad\n')
+    with pytest.raises(UserError, match=":2: not JSON"):
+        prepare(open_source(file), tokenizer, tmp_path / "out")
+    file.write_text('{"text": "good"}\n{"text": "mended"}\n')
+    assert prepare(open_source(file), tokenizer, tmp_path / "out").splits["train"].documents == 1
 
 
 def test_mistakes_about_the_tokenizer(source: Source, tokenizer: Path, tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ class _Layout:
     def part(self, number: int) -> Path:
         return self.parts / f"{number:06d}"
 
+    def complete_parts(self) -> list[Path]:
+        """In order of their documents; an incomplete one has a suffix."""
+        return sorted(path for path in self.parts.iterdir() if path.is_dir() and not path.suffix)
+
     def files(self) -> list[Path]:
         """Everything final, in the order in which it may go: never an index whose tokens are gone."""
         prefixes = [self.prefix(split) for split in (TRAIN, VALID)]
@@ -175,7 +179,8 @@ def _up_to_date(layout: _Layout, request: dict[str, Any]) -> Prepared | None:
     if record is None:
         unfinished = read_json(layout.request)
         if unfinished is not None:
-            refuse_other(layout.output, unfinished, request)
+            if layout.complete_parts():  # else nothing is lost by starting with other settings
+                refuse_other(layout.output, unfinished, request)
         elif strangers := [str(file) for file in layout.files() if file.exists()]:
             raise UserError(
                 f"{strangers[0]}: not made by this tool; name another --output, or --overwrite replaces it"
@@ -261,7 +266,7 @@ def _write_part(
 
 def _merge(layout: _Layout) -> dict[str, indexed.Summary]:
     """Merge the parts of each split and bring them under their final names."""
-    parts = sorted(part for part in layout.parts.iterdir() if part.is_dir() and not part.suffix)
+    parts = layout.complete_parts()
     merged = {
         split: [part / split for part in parts if indexed.idx_path(part / split).exists()]
         for split in (TRAIN, VALID)

@@ -155,6 +155,12 @@ def _properties() -> types.SimpleNamespace:
     )
 
 
+def _memory_stats() -> dict[str, int]:
+    held = resident_bytes()
+    names = ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak")
+    return {**dict.fromkeys(names, held), "allocation.all.current": 0}
+
+
 def _without_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(original, allow_no_cuda=True)
 
@@ -190,12 +196,7 @@ PATCHES = (
     *_torch("cuda.Event", _replaced_by(Event), "Side streams are ordered by events."),
     *_torch("cuda.current_stream cuda.default_stream", _calling(Stream), "As above."),
     *_torch("cuda.stream", _calling(Stream), "As above: a context manager."),
-    *_torch(
-        "cuda.memory_allocated cuda.max_memory_allocated cuda.memory_reserved cuda.max_memory_reserved",
-        _calling(resident_bytes),
-        "The memory report of the first iterations asks the CUDA allocator.",
-    ),
-    *_torch("cuda.memory_stats", _calling(lambda: {"allocated_bytes.all.current": resident_bytes()}), "As above."),
+    *_torch("cuda.memory_stats", _calling(_memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."),
     *_torch("cuda.get_device_properties", _calling(_properties), "Arguments are checked against the architecture."),
     *_torch("cuda.get_device_capability", _returning((0, 0)), "As above."),
     *_torch("cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Random states go into checkpoints."),
@@ -214,6 +215,12 @@ PATCHES = (
         "It refuses to start without CUDA, has an argument that allows it, and `pretrain` does not pass that on.",
         "cpu",
         until="pretrain passes allow_no_cuda",
+    ),
+    Patch(
+        "megatron.training.training:report_memory",
+        _returning(None),
+        "It tells what the CUDA allocator holds, on every rank before and after the first saves.",
+        "cpu",
     ),
     Patch(
         "megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",

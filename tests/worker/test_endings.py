@@ -1,0 +1,181 @@
+"""How a run ends when something ends it: signals, exceptions, a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import MOCK_DATA, MODEL, ROOT, environment, read_metrics, saving, torchrun, train
+
+from megatron.flagscale.torchrun import Failure, first_failure
+
+WORKER = """
+import os, signal, sys, time
+from torch.distributed.elastic.multiprocessing.errors import record
+from megatron.flagscale.lifetime import die_with_parent
+die_with_parent()
+rank = int(os.environ["RANK"])
+@record
+def main():
+    {body}
+main()
+"""
+
+
+def run_worker(folder: Path, body: str, ranks: int = 2) -> tuple[int, dict[str, object] | None, str]:
+    (folder / "worker.py").write_text(WORKER.format(body=body))
+    failure = folder / "failure.json"
+    done = subprocess.run(
+        torchrun(ranks, "--monitor-interval", "0.1", str(folder / "worker.py")),
+        env=environment(FLAGSCALE_FAILURE_FILE=str(failure)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, json.loads(failure.read_text()) if failure.exists() else None, done.stderr
+
+
+def test_an_exception_is_told_with_its_rank_and_traceback(tmp_path: Path) -> None:
+    code, failure, output = run_worker(tmp_path, "1 / 0 if rank == 1 else time.sleep(60)")
+    assert code == 1
+    assert failure is not None
+    assert (failure["rank"], failure["local_rank"], failure["exitcode"], failure["signal"]) == (1, 1, 1, None)
+    assert failure["message"] == "ZeroDivisionError: division by zero"
+    assert "1 / 0 if rank == 1" in str(failure["traceback"])
+    assert "rank 1 (pid " in output
+
+
+def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+    code, failure, _ = run_worker(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)")
+    assert code == 1
+    assert failure is not None
+    assert (failure["rank"], failure["signal"], failure["exitcode"]) == (1, "SIGKILL", -9)
+
+
+def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) -> None:
+    stubborn = "sys.exit(3) if rank == 1 and not time.sleep(1) else (signal.signal(15, signal.SIG_IGN), time.sleep(60))"
+    started = time.monotonic()
+    code, failure, _ = run_worker(tmp_path, stubborn)
+    assert code == 1
+    assert failure is not None
+    assert (failure["rank"], failure["exitcode"]) == (1, 3)
+    assert time.monotonic() - started < 20
+
+
+def test_success_writes_no_failure(tmp_path: Path) -> None:
+    assert run_worker(tmp_path, "pass")[:2] == (0, None)
+
+
+def failed(rank: int, exitcode: int = 1, message: str = "boom", at: float = 0.0) -> Failure:
+    name = signal.Signals(-exitcode).name if exitcode < 0 else None
+    return Failure(rank, rank, 100 + rank, exitcode, name, message, "", at)
+
+
+@pytest.mark.parametrize(
+    ("failures", "cause"),
+    [
+        ([failed(0, at=2), failed(1, at=1)], 1),
+        ([failed(0, at=1, message="RuntimeError: Connection closed by peer [127.0.0.1]"), failed(1, at=2)], 1),
+        ([failed(0, at=1), failed(1, -9, at=2)], 1),
+        ([failed(0, -15, at=1), failed(1, at=2)], 1),
+        ([failed(0, -6, at=1), failed(1, at=2)], 1),
+        ([failed(0, -6, at=2), failed(1, message="Connection reset by peer", at=1)], 0),
+        ([failed(0, -11, at=2), failed(1, -9, at=1)], 1),
+    ],
+)
+def test_the_cause_comes_before_its_victims(failures: list[Failure], cause: int) -> None:
+    assert first_failure(failures).rank == cause
+    assert first_failure(failures[::-1]).rank == cause
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def start_training(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
+    command = torchrun(2, "-m", "megatron.flagscale.train_gpt", *MODEL, *MOCK_DATA)
+    more = ["--metrics-file", str(folder / "metrics.jsonl"), *argv]
+    with (folder / "output").open("w") as output:
+        return subprocess.Popen([*command, *more], stdout=output, stderr=output, cwd=folder, env=environment())
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
+    saved = tmp_path / "checkpoints"
+    long_run = ["--train-iters", "100000", "--save", str(saved), "--load", str(saved), "--save-interval", "100000"]
+    process = start_training(tmp_path, *long_run, "--exit-signal-handler")
+    wait_for(lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, (tmp_path / "output").read_text()[-4000:]
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]["iteration"]
+    assert (saved / "latest_checkpointed_iteration.txt").read_text() == str(last)
+    assert (saved / f"iter_{last:07d}" / "manifest.json").is_file()
+
+
+def test_no_rank_outlives_a_killed_torchrun(tmp_path: Path) -> None:
+    process = start_training(tmp_path, "--train-iters", "100000")
+    wait_for(lambda: read_metrics(tmp_path / "metrics.jsonl"))
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.kill()
+    process.wait(10)
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert not [rank for rank in alive if rank.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
+    mistaken = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(tmp_path / "nowhere"), "--mock-data"]
+    ended = train(tmp_path, 2, *mistaken, *saving(tmp_path / "checkpoints"))
+    assert ended.code == 1
+    assert ended.failure is not None
+    assert ended.failure["exitcode"] == 2
+    assert ended.failure["message"] == f"the tokenizer {tmp_path / 'nowhere'} does not exist"
+    assert ended.output.count("error: ") == 1
+    assert "Traceback" not in ended.output
+
+
+def test_what_a_cpu_cannot_do_is_refused_at_once(tmp_path: Path) -> None:
+    asked = ["--distributed-backend", "nccl", "--transformer-impl", "transformer_engine", "--train-iters", "1"]
+    ended = train(tmp_path, 1, *MOCK_DATA, *asked)
+    assert ended.failure is not None
+    assert "--distributed-backend nccl needs a CUDA device" in ended.output
+    assert "--transformer-impl transformer_engine needs TransformerEngine" in ended.output
+
+
+def test_disk_full_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    """A file size limit stands for the full disk: the first save fits, the second one does not."""
+    saved = tmp_path / "checkpoints"
+    saved.mkdir()
+    program = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000));"
+        "sys.argv = ['train_gpt', *sys.argv[1:]];"
+        "runpy.run_module('megatron.flagscale.train_gpt', run_name='__main__')"
+    )
+    (tmp_path / "limited.py").write_text(f"if __name__ == '__main__':\n    {program}\n")
+    failure = tmp_path / "failure.json"
+    done = subprocess.run(
+        torchrun(2, str(tmp_path / "limited.py"), *MODEL, *MOCK_DATA, *saving(saved)),
+        env=environment(FLAGSCALE_FAILURE_FILE=str(failure)),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 1
+    told = json.loads(failure.read_text())
+    assert told["exitcode"] == 2
+    assert "the checkpoint of iteration 3 could not be written" in told["message"]
+    assert "File too large" in told["message"]
+    assert not list(saved.glob("iter_*"))
+    assert os.listdir(saved) == []

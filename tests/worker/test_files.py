@@ -1,0 +1,191 @@
+"""Pure rules about files: manifests, the choice of a checkpoint, metrics.jsonl, input data."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flagscale.errors import UserError
+from megatron.flagscale.checkpoint import choose, write_fault
+from megatron.flagscale.inputs import check_inputs, fault_of_data
+from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of, write_manifest
+from megatron.flagscale.metrics import MetricsFile, progress_line
+
+
+def checkpoint(directory: Path, iteration: int, sealed: bool = True, index: bool = True) -> Path:
+    folder = directory / f"iter_{iteration:07d}"
+    folder.mkdir(parents=True)
+    (folder / "__0_0.distcp").write_bytes(bytes(range(256)) * 2000)
+    if index:
+        (folder / ".metadata").write_bytes(b"index")
+    if sealed:
+        write_manifest(folder)
+    (directory / TRACKER).write_text(str(iteration))
+    return folder
+
+
+def test_a_whole_checkpoint_has_no_fault(tmp_path: Path) -> None:
+    assert fault_of(checkpoint(tmp_path, 1)) == ""
+
+
+@pytest.mark.parametrize("position", [0, 300_000, 511_998])
+def test_a_changed_byte_is_found(tmp_path: Path, position: int) -> None:
+    folder = checkpoint(tmp_path, 1)
+    with (folder / "__0_0.distcp").open("r+b") as file:
+        file.seek(position)
+        file.write(b"\xff\x00")
+    assert fault_of(folder) == "__0_0.distcp was changed after it was saved"
+
+
+def test_missing_and_truncated_files_are_found(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    (folder / "__0_0.distcp").write_bytes(b"short")
+    assert fault_of(folder) == "__0_0.distcp has 5 bytes instead of 512000"
+    (folder / "__0_0.distcp").unlink()
+    assert fault_of(folder) == "__0_0.distcp is missing"
+    (folder / MANIFEST).write_text("{")
+    assert fault_of(folder) == "manifest.json cannot be read"
+
+
+def test_the_newest_whole_checkpoint_is_chosen(tmp_path: Path) -> None:
+    for iteration in (1, 2, 10):
+        checkpoint(tmp_path, iteration)
+    assert choose(tmp_path, owned=True).iteration == 10
+
+
+def test_without_a_manifest_the_index_file_decides(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1, sealed=False)
+    unfinished = checkpoint(tmp_path, 2, sealed=False, index=False)
+    choice = choose(tmp_path, owned=True)
+    assert choice.iteration == 1
+    assert choice.notices == (f"removed {unfinished}: it was not saved to the end",)
+    assert not unfinished.exists()
+    assert (tmp_path / TRACKER).read_text() == "1"
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1)
+    damaged = checkpoint(tmp_path, 2)
+    (damaged / ".metadata").unlink()
+    choice = choose(tmp_path, owned=True)
+    assert choice.iteration == 1
+    assert "iter_0000002.damaged" in choice.notices[0]
+    assert choice.notices[-1] == "falling back to the complete checkpoint of iteration 1"
+    assert (tmp_path / "iter_0000002.damaged").is_dir()
+    assert choose(tmp_path, owned=True).notices == ()
+
+
+def test_a_foreign_folder_is_only_read(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1)
+    damaged = checkpoint(tmp_path, 2)
+    (damaged / "__0_0.distcp").unlink()
+    unfinished = checkpoint(tmp_path, 3, sealed=False, index=False)
+    assert choose(tmp_path, owned=False).iteration == 1
+    assert damaged.exists()
+    assert unfinished.exists()
+    assert (tmp_path / TRACKER).read_text() == "3"
+
+
+def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:
+    assert choose(tmp_path / "nowhere", owned=True).iteration is None
+    unfinished = checkpoint(tmp_path, 1, sealed=False, index=False)
+    (tmp_path / TRACKER).unlink()
+    assert choose(tmp_path, owned=True).iteration is None
+    assert not unfinished.exists()
+
+
+def test_starting_over_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
+    (checkpoint(tmp_path, 1) / "__0_0.distcp").unlink()
+    with pytest.raises(UserError, match="iter_0000001: __0_0.distcp is missing"):
+        choose(tmp_path, owned=True)
+
+
+def test_a_wanted_iteration_is_that_or_an_error(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1)
+    checkpoint(tmp_path, 2)
+    assert choose(tmp_path, owned=True, wanted=1).iteration == 1
+    assert (tmp_path / TRACKER).read_text() == "2"
+    with pytest.raises(UserError, match="iteration 7"):
+        choose(tmp_path, owned=True, wanted=7)
+
+
+def test_a_directory_that_cannot_be_written_says_why(tmp_path: Path) -> None:
+    assert write_fault(tmp_path) == ""
+    assert write_fault(tmp_path / "nowhere") == "No such file or directory"
+
+
+def test_metrics_of_lost_iterations_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "metrics.jsonl"
+    metrics = MetricsFile(path)
+    metrics.forget_after(3)
+    for iteration in range(1, 6):
+        metrics.append({"iteration": iteration, "lm_loss": 1 / 3})
+    with path.open("a") as file:
+        file.write('{"iteration": 2, "lm_l')
+    metrics.forget_after(3)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert lines[0]["lm_loss"] == 1 / 3
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_progress_line() -> None:
+    record = {
+        "iteration": 120,
+        "train_iters": 160,
+        "lm_loss": 5.91234,
+        "learning_rate": 2.9e-4,
+        "grad_norm": 0.8123,
+        "iteration_ms": 1310.0,
+        "tokens_per_s": 3127.0,
+        "skipped": 0,
+    }
+    expected = "iteration 120/160 | loss 5.9123 | lr 2.90e-04 | grad norm 0.812 | 1.31 s/it | 3.1k tokens/s | 52s left"
+    assert progress_line(record) == expected
+
+
+def write_data(prefix: Path, lengths: list[int]) -> None:
+    pointers = [2 * sum(lengths[:i]) for i in range(len(lengths))]
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, len(lengths), len(lengths) + 1)
+    body = struct.pack(f"<{len(lengths)}i", *lengths) + struct.pack(f"<{len(lengths)}q", *pointers)
+    documents = struct.pack(f"<{len(lengths) + 1}q", *range(len(lengths) + 1))
+    prefix.with_suffix(".idx").write_bytes(header + body + documents)
+    prefix.with_suffix(".bin").write_bytes(bytes(2 * sum(lengths)))
+
+
+def test_faults_of_data_files(tmp_path: Path) -> None:
+    prefix = tmp_path / "text"
+    assert "text.idx does not exist" in fault_of_data(str(prefix))
+    write_data(prefix, [10, 20])
+    assert fault_of_data(str(prefix)) == ""
+    prefix.with_suffix(".bin").write_bytes(bytes(59))
+    assert "text.bin is truncated: 59 bytes, 60 expected" in fault_of_data(str(prefix))
+    index = prefix.with_suffix(".idx").read_bytes()
+    prefix.with_suffix(".idx").write_bytes(index[:40])
+    assert "text.idx is truncated: 40 bytes" in fault_of_data(str(prefix))
+    prefix.with_suffix(".idx").write_bytes(index[:20])
+    assert "its head is cut off" in fault_of_data(str(prefix))
+
+
+def test_all_faults_of_the_inputs_are_told_at_once(tmp_path: Path) -> None:
+    args = SimpleNamespace(
+        tokenizer_type="HuggingFaceTokenizer",
+        tokenizer_model=str(tmp_path),
+        mock_data=False,
+        data_path=["0.3", str(tmp_path / "a"), "0.7", str(tmp_path / "b")],
+        train_data_path=None,
+        valid_data_path=None,
+        test_data_path=None,
+    )
+    with pytest.raises(UserError) as caught:
+        check_inputs(args)
+    assert len(caught.value.problems) == 3
+
+
+def test_a_hub_name_is_not_taken_for_a_missing_folder() -> None:
+    args = SimpleNamespace(tokenizer_type="HuggingFaceTokenizer", tokenizer_model="org/name", mock_data=True)
+    check_inputs(args)

@@ -1,0 +1,113 @@
+"""The trainer on CPU: it learns, reports, resumes, and says the same in every layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TP2_PP2, TRAIN_ITERS, Base, Ended, saving, train
+
+from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
+
+SAME = pytest.approx
+
+
+def agree(ended: Ended, base: Base, iterations: range) -> None:
+    losses, expected = ended.losses(), base.ended.losses()
+    assert {i: losses[i] for i in iterations} == SAME({i: expected[i] for i in iterations}, abs=1e-5)
+
+
+def test_the_loss_falls(base: Base) -> None:
+    losses = base.ended.losses()
+    assert sorted(losses) == list(range(1, TRAIN_ITERS + 1))
+    assert losses[TRAIN_ITERS] < losses[1] - 0.5
+
+
+def test_every_logged_iteration_is_one_line_of_metrics(base: Base) -> None:
+    logged = [line for line in base.ended.metrics if "lm_loss" in line]
+    for number, line in enumerate(logged, 1):
+        assert line["iteration"] == number
+        assert line["train_iters"] == TRAIN_ITERS
+        assert line["consumed_samples"] == 8 * number
+        assert line["consumed_tokens"] == 8 * 64 * number
+        assert line["learning_rate"] == 1e-2
+        assert line["skipped"] == 0
+        for name in ("grad_norm", "iteration_ms", "tokens_per_s", "tflops_per_gpu", "mem_bytes", "time"):
+            assert line[name] > 0, name
+        assert line["tokens_per_s"] == SAME(8 * 64 * 1000 / line["iteration_ms"])
+
+
+def test_validation_is_reported(base: Base) -> None:
+    evaluated = [line for line in base.ended.metrics if "validation_loss" in line]
+    assert [line["iteration"] for line in evaluated][:2] == [3, 6]
+    assert f"iteration 3/{TRAIN_ITERS} | validation loss {evaluated[0]['validation_loss']:.4f}" in base.ended.output
+
+
+def test_the_output_is_for_people(base: Base) -> None:
+    last = base.ended.metrics[-1]["lm_loss"] if "lm_loss" in base.ended.metrics[-1] else base.ended.losses()[TRAIN_ITERS]
+    assert f"iteration {TRAIN_ITERS}/{TRAIN_ITERS} | loss {last:.4f} | lr 1.00e-02 | grad norm" in base.ended.output
+    assert "UserWarning" not in base.ended.output
+    assert "FutureWarning" not in base.ended.output
+    assert len(base.ended.output.splitlines()) < 200
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
+    base: Base, copy_of_base: Callable[[], Path], corpus: list[str]
+) -> None:
+    folder = copy_of_base()
+    damaged = folder / "checkpoints" / "iter_0000006"
+    shard = next(damaged.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    leftover = folder / "checkpoints" / "iter_0000009"
+    leftover.mkdir()
+    (leftover / "__0_0.distcp").write_bytes(b"half")
+
+    ended = train(folder, 4, *TP2_PP2, *corpus, *saving(folder / "checkpoints"))
+
+    assert ended.code == 0, ended.output[-4000:]
+    assert "falling back to the complete checkpoint of iteration 3" in ended.output
+    assert not leftover.exists()
+    assert [line["iteration"] for line in ended.metrics if "lm_loss" in line] == list(range(1, TRAIN_ITERS + 1))
+    agree(ended, base, range(4, TRAIN_ITERS + 1))
+    assert (folder / "checkpoints" / TRACKER).read_text() == "6"
+    assert (damaged / MANIFEST).is_file()
+    assert fault_of(damaged) == ""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        pytest.param(1, [], id="one process"),
+        pytest.param(2, ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"], id="interleaved"),
+        pytest.param(2, ["--overlap-grad-reduce", "--overlap-param-gather"], id="data parallel"),
+    ],
+)
+def test_another_layout_continues_the_run(
+    base: Base, tmp_path: Path, corpus: list[str], ranks: int, layout: list[str]
+) -> None:
+    saved = base.folder / "checkpoints"
+    ended = train(tmp_path, ranks, *layout, *corpus, "--train-iters", str(TRAIN_ITERS), "--load", str(saved), "--ckpt-step", "3")
+    assert ended.code == 0, ended.output[-4000:]
+    agree(ended, base, range(4, TRAIN_ITERS + 1))
+
+
+def test_a_finished_run_ends_at_once(copy_of_base: Callable[[], Path], corpus: list[str], base: Base) -> None:
+    folder = copy_of_base()
+    ended = train(folder, 1, *corpus, *saving(folder / "checkpoints"))
+    assert ended.code == 0, ended.output[-4000:]
+    assert "nothing left to do" in ended.output
+    assert ended.metrics == base.ended.metrics
+
+
+def test_no_usable_checkpoint_is_an_error(copy_of_base: Callable[[], Path], corpus: list[str]) -> None:
+    folder = copy_of_base()
+    for shard in (folder / "checkpoints").glob("*/__0_0.distcp"):
+        shard.unlink()
+    ended = train(folder, 1, *corpus, *saving(folder / "checkpoints"))
+    assert ended.code == 1
+    assert ended.failure is not None
+    assert ended.failure["exitcode"] == 2
+    assert "can be used" in ended.failure["message"]
+    assert "Traceback" not in ended.output
+    assert len(list((folder / "checkpoints").glob("iter_*"))) == 2
