@@ -27,7 +27,7 @@ from flagscale.launch import launcher
 from flagscale.launch.place import new_run_id, place
 from flagscale.launch.place import secrets as job_secrets
 from flagscale.launch.rundir import RunDir
-from flagscale.preflight import preflight
+from flagscale.preflight import preflight, require_free_port
 from flagscale.report import plan_text, started_text, status_json, status_text
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +171,8 @@ ACTIONS: Mapping[str, Callable[[Request], int]] = {
 
 def _start(request: Request) -> LaunchPlan:
     prepared = prepare(request)
+    engine = _engine(prepared.experiment, request.locator)
+    require_free_port(prepared.experiment, prepared.job, engine.distribution)
     launcher.start(prepared.plan, prepared.config, job_secrets(prepared.job, prepared.experiment))
     return prepared.plan
 
@@ -192,7 +194,9 @@ def _recorded(request: Request) -> LaunchPlan | None:
 
 
 def _engine(experiment: Experiment, locator: Locator) -> Engine:
-    engine: Engine = registry.load("engines", experiment.task.backend, locator.where("experiment.task.backend"))
+    engine: Engine = registry.load(
+        "engines", experiment.task.backend, locator.where("experiment.task.backend")
+    )
     if experiment.task.type not in engine.task_types:
         what = f"the engine `{engine.name}` does not do `{experiment.task.type}`"
         hint = f"it does: {', '.join(engine.task_types)}"
@@ -207,9 +211,15 @@ def _check_entrypoint(experiment: Experiment, locator: Locator) -> None:
     else:
         parts = entrypoint.split(".")
         # Only our own modules can be looked up without importing an engine's package.
-        exists = parts[:2] != ["megatron", "flagscale"] or SOURCE_ROOT.joinpath(*parts).with_suffix(".py").is_file()
+        exists = (
+            parts[:2] != ["megatron", "flagscale"]
+            or SOURCE_ROOT.joinpath(*parts).with_suffix(".py").is_file()
+        )
     if not exists:
-        modules = [f"megatron.flagscale.{path.stem}" for path in (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")]
+        modules = [
+            f"megatron.flagscale.{path.stem}"
+            for path in (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")
+        ]
         where = locator.where("experiment.task.entrypoint")
         raise UserError([Problem(f"no such program: `{entrypoint}`", where, nearest(entrypoint, modules))])
 
@@ -221,5 +231,3 @@ def _config_text(experiment: Experiment) -> str:
         experiment.task.type: experiment.arguments,
     }
     return yaml.safe_dump(masked(tree), sort_keys=False, allow_unicode=True)
-
-

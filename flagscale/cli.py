@@ -29,7 +29,8 @@ _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Perform the action of a command line (default: of this process) and return the exit code.
 
-    0 done; 1 failed; 2 the user's mistake (message only); 3 nothing started here; 130 interrupted. A bug raises.
+    0 done; 1 failed, or a bug (with its traceback); 2 the user's mistake; 3 nothing started here;
+    130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     codes: list[int] = []

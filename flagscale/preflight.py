@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flagscale import __version__, platforms
 from flagscale.config.schema import Experiment
+from flagscale.errors import HostError, Problem
 from flagscale.job import Host, Job
 from flagscale.launch import launcher
 from flagscale.node.commands import Reply
@@ -26,13 +27,12 @@ class Outcome:
 def preflight(experiment: Experiment, job: Job, distribution: str) -> list[Outcome]:
     """Ask every host of the job and return all outcomes, good and bad."""
     port = experiment.runner.master_port or 0
-    replies = launcher.ask(
-        list(job.hosts),
-        lambda host: [
-            "probe", str(experiment.exp_dir), host.platform, distribution, str(port if host.rank == 0 else 0),
-        ],
-    )  # fmt: skip
-    outcomes = [Outcome(True, "configuration", f"{job.world_size} ranks, {job.layout}, {job.engine} {job.engine_version}")]
+    replies = _probe(experiment, job.hosts, distribution, port)
+    outcomes = [
+        Outcome(
+            True, "configuration", f"{job.world_size} ranks, {job.layout}, {job.engine} {job.engine_version}"
+        )
+    ]
     for host, reply in replies.items():
         if reply.get("ok") is False:
             outcomes.append(Outcome(False, host.name, reply["message"]))
@@ -41,10 +41,40 @@ def preflight(experiment: Experiment, job: Job, distribution: str) -> list[Outco
     return outcomes
 
 
+def require_free_port(experiment: Experiment, job: Job, distribution: str) -> None:
+    """Raise a HostError where the port that the user named is taken on the master host."""
+    port = experiment.runner.master_port
+    if port is None:
+        return
+    for host, reply in _probe(experiment, job.hosts[:1], distribution, port).items():
+        if reply.get("ok") is False or not reply["port_free"]:
+            reason = reply.get("message", f"port {port} is taken (experiment.runner.master_port)")
+            raise HostError(
+                "the job was not started:", [Problem(reason, host.name, "leave it out: a free one is found")]
+            )
+
+
+def _probe(
+    experiment: Experiment, hosts: tuple[Host, ...], distribution: str, port: int
+) -> dict[Host, Reply]:
+    """Ask hosts for what a preflight compares; the port concerns the first one only."""
+    return launcher.ask(
+        list(hosts),
+        lambda host: [
+            *("probe", str(experiment.exp_dir), host.platform, distribution),
+            str(port if host.rank == 0 else 0),
+        ],
+    )
+
+
 def _host(host: Host, job: Job, distribution: str, port: int, reply: Reply) -> list[Outcome]:
     shared = platforms.find(host.platform).shares_devices
     outcomes = [
-        Outcome(reply["flagscale"] == __version__, host.name, f"flagscale {reply['flagscale']} (here {__version__})"),
+        Outcome(
+            reply["flagscale"] == __version__,
+            host.name,
+            f"flagscale {reply['flagscale']} (here {__version__})",
+        ),
         Outcome(
             reply["engine"] == job.engine_version,
             host.name,
@@ -62,5 +92,7 @@ def _host(host: Host, job: Job, distribution: str, port: int, reply: Reply) -> l
         ),
     ]
     if port and host.rank == 0:
-        outcomes.append(Outcome(reply["port_free"], host.name, f"port {port} {'free' if reply['port_free'] else 'taken'}"))
+        outcomes.append(
+            Outcome(reply["port_free"], host.name, f"port {port} {'free' if reply['port_free'] else 'taken'}")
+        )
     return outcomes

@@ -4,12 +4,10 @@ import errno
 import sys
 from collections.abc import Callable
 
+from flagscale.errors import UserError
+
 # What the machine refuses and only the user can mend. Any other OSError is a bug and keeps its traceback.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
-
-
-class UserError(Exception):
-    """A mistake that the user can mend; the message says what, where and how."""
 
 
 def run(main: Callable[[], int]) -> int:
@@ -17,7 +15,8 @@ def run(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in _REFUSED:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tools.command import UserError, run
+from flagscale.errors import UserError
+from tools.command import run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,7 +1,8 @@
 """Check Megatron's `.bin/.idx` pair with nothing but the standard library, before anything heavy opens it.
 
 The `.idx` file (little-endian): 9 bytes of magic, version u64 = 1, dtype u8, sequences S u64,
-documents + 1 = D u64, then S lengths i32, S byte offsets i64, D document bounds i64 and, for multimodal data, S modes i8.
+documents + 1 = D u64, then S lengths i32, S byte offsets i64, D document bounds i64 and, for multimodal data,
+S modes i8.
 The `.bin` file is the tokens of all sequences, one after the other.
 """
 

@@ -98,12 +98,21 @@ class Supervisor:
             )
 
     def _end_ranks(self, engine: subprocess.Popen[bytes]) -> None:
-        """Give the ranks, not their launcher, the chance to end well: torchrun would cut their grace short."""
-        try:
-            processes.send(psutil.Process(engine.pid).children(), signal.SIGTERM)
-            engine.wait(self._node.stop_grace)
-        except (psutil.NoSuchProcess, subprocess.TimeoutExpired):
-            pass  # what is left is ended by the caller
+        """Give the ranks, not their launcher, the chance to end well: torchrun would cut their grace short.
+
+        A launcher that has no ranks yet is told to end itself, lest it start them meanwhile.
+        """
+        told: set[psutil.Process] = set()
+        deadline = time.monotonic() + self._node.stop_grace
+        while engine.poll() is None and time.monotonic() < deadline:
+            try:
+                launcher = psutil.Process(engine.pid)
+                waiting = set(launcher.children()) or {launcher}
+            except psutil.NoSuchProcess:
+                return
+            processes.send(waiting - told, signal.SIGTERM)
+            told |= waiting
+            time.sleep(_POLL)
 
     def _leftovers(self) -> set[psutil.Process]:
         guard = {self._guard.pid} if self._guard else set()

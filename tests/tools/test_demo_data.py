@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.datasets import indexed
+from flagscale.engines import indexed
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = "torch", "transformers", "tokenizers", "megatron", "numpy", "rich"

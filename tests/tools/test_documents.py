@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.command import UserError
+from flagscale.errors import UserError
 from tools.datasets.documents import Source, open_source, skipped_notice, standard_library
 
 

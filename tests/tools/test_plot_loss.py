@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.command import UserError
+from flagscale.errors import UserError
 from tools.plot_loss import plot, read_run, smooth
 
 

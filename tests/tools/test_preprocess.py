@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from tools.command import UserError
-from tools.datasets import indexed, preprocess
+from flagscale.engines import indexed
+from flagscale.errors import UserError
+from tools.datasets import preprocess
 from tools.datasets.documents import Document, Source, open_source
 from tools.datasets.preprocess import prepare
 

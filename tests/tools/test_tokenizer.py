@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tools.command import UserError
+from flagscale.errors import UserError
 from tools.datasets import train_tokenizer
 from tools.datasets.documents import open_source
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.command import UserError
+from flagscale.errors import UserError
 
 TEXT_SUFFIXES = (".py", ".txt", ".rst", ".md")
 

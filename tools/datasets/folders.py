@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tools.command import UserError
+from flagscale.errors import UserError
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tools.command import UserError, run
+from flagscale.errors import UserError
+from tools.command import run
 from tools.datasets.documents import Source, add_arguments, skipped_notice, source_of
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
 

@@ -1,0 +1,62 @@
+"""`make demo`: prepare real text, train the demo model, draw its loss, and say what to type next."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the root of the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from flagscale.platforms import find
+
+RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config")
+OUTPUT = Path("outputs/aquila_demo")
+
+
+def layout(platform: str, devices: int) -> list[str]:
+    """The overrides that fit the demo's 4 ranks (tensor 2 x pipeline 2) to the devices of this machine.
+
+    Ranks on host processors share them; a GPU serves one rank.
+    """
+    if platform == "cpu" or devices >= 4:
+        return []
+    tensor = 2 if devices >= 2 else 1
+    return [
+        f"experiment.runner.nproc_per_node={tensor}",
+        f"train.system.tensor_model_parallel_size={tensor}",
+        "train.system.pipeline_model_parallel_size=1",
+    ]
+
+
+def main() -> int:
+    """Run the demo's steps; the first that fails ends it with its exit code."""
+    platform = find("auto")
+    overrides = layout(platform.name, platform.count_devices())
+    steps = (
+        ["tools/datasets/demo.py"],
+        [*RUN, "action=test", *overrides],
+        ["tools/plot_loss.py", str(OUTPUT), "--output", str(OUTPUT / "loss.png")],
+    )
+    for step in steps:
+        print(f"\n$ python {' '.join(step)}", flush=True)
+        code = subprocess.run([sys.executable, *step]).returncode
+        if code:
+            return code
+    print(
+        f"""
+loss curve   {OUTPUT / "loss.png"}
+metrics      {OUTPUT / "metrics.jsonl"}
+checkpoints  {OUTPUT / "checkpoints"}
+
+next: train it further, in the background, from its checkpoint:
+  {sys.executable} {" ".join(RUN)} {" ".join([*overrides, "train.model.train_iters=320", "action=run"])}
+and look after it with action=query, action=logs +follow=true, action=stop"""
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
