@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from flagscale.errors import UserError
 from megatron.flagscale.patches import Patch
@@ -22,24 +22,31 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # Not argparse's way, which prints the usage of 900 options first.
+        raise UserError(message)
+
+
 def engine_parser() -> argparse.ArgumentParser:
     """Return a parser with every argument of the engine and ours, as the trainer itself builds it."""
     from megatron.training.arguments import add_megatron_arguments
 
-    parser = argparse.ArgumentParser(prog="train_gpt", allow_abbrev=False)
+    parser = _Parser(prog="train_gpt", allow_abbrev=False)
     return add_flagscale_args(add_megatron_arguments(parser))
 
 
 def parse() -> argparse.Namespace:
-    """Parse and check the command line as the trainer does; `UserError` for values that do not fit together."""
+    """Parse and check the command line as the trainer does; `UserError` for what does not fit together."""
     from megatron.training.arguments import parse_and_validate_args
 
     try:
-        return parse_and_validate_args(extra_args_provider=add_flagscale_args)
+        args: argparse.Namespace = parse_and_validate_args(extra_args_provider=add_flagscale_args)
     except (AssertionError, ValueError, OSError) as error:
         # Many of the engine's assertions have no text: then the condition itself is the best there is.
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(f"the arguments do not fit together: {reason}") from error
+    return args
 
 
 def _print_changed(original: Callable[..., None]) -> Callable[..., None]:

@@ -31,9 +31,10 @@ _KINDS: dict[type[argparse.Action], str] = {
 def build_catalog() -> dict[str, Any]:
     """Return `{"engine", "version", "arguments": {name without dashes: description}}`.
 
-    A description holds `dest`, `kind` (value, flag_true, flag_false, bool_pair, const, append, count), `type`,
-    `nargs`, `choices` (as written on the command line), `default`, `required`, `help`, and `negative`: the
-    option that sets the same destination to false. Further option strings of the same action say `alias_of`.
+    A description holds `dest`, `kind` (value, flag_true, flag_false, bool_pair, const, append, count),
+    `type`, `nargs`, `choices` (as written on the command line), `default`, `required`, `help`, and
+    `negative`: the option that sets the same destination to false. Further option strings of the same action
+    say `alias_of`.
     """
     from megatron.flagscale.args import engine_parser
 

@@ -1,7 +1,8 @@
 """Which checkpoint a run resumes from, and what makes a finished save a checkpoint.
 
-A checkpoint is complete or it is not there. After a save rank 0 writes a manifest (see manifest.py); before a load it
-picks the newest folder that is whole, says so when that is not the newest one, and clears what an interrupted save left.
+A checkpoint is complete or it is not there. After a save rank 0 writes a manifest (see manifest.py); before a
+load it picks the newest folder that is whole, says so when that is not the newest one, and clears what an
+interrupted save left.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import UserError
-from megatron.flagscale.manifest import TRACKER, candidates, write_atomically, write_manifest
+from megatron.flagscale.manifest import TRACKER, Candidate, candidates, write_atomically, write_manifest
 from megatron.flagscale.patches import Patch
 
 _PROBE_BYTES = 8 * 1024 * 1024
@@ -34,13 +35,13 @@ class Choice:
 def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
     """Choose the newest usable checkpoint of a directory, or the `wanted` iteration.
 
-    In a directory this run also saves to (`owned`), unfinished folders newer than the choice are removed, damaged ones
-    are set aside under another name, and the tracker file is made to agree. `UserError` when there are checkpoints
-    but none can be used: starting over would overwrite them.
+    In a directory this run also saves to (`owned`), unfinished folders newer than the choice are removed,
+    damaged ones are set aside under another name, and the tracker file is made to agree. `UserError` when
+    there are checkpoints but none can be used: starting over would overwrite them.
     """
     if (directory / TRACKER).is_file() and (directory / TRACKER).read_text().strip() == "release":
         return Choice(None)
-    rejected = []
+    rejected: list[Candidate] = []
     for candidate in candidates(directory):
         if wanted is not None and candidate.iteration != wanted:
             continue
@@ -59,7 +60,10 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
         reason = f": {damaged[0].fault}" if damaged else " (not there, or not saved to the end)"
         raise UserError(f"the checkpoint of iteration {wanted} in {directory} cannot be used{reason}")
     if damaged or (directory / TRACKER).is_file():
-        told = "; ".join(f"{candidate.path.name}: {candidate.fault}" for candidate in rejected) or "no folder is left"
+        told = (
+            "; ".join(f"{candidate.path.name}: {candidate.fault}" for candidate in rejected)
+            or "no folder is left"
+        )
         raise UserError(
             f"no checkpoint in {directory} can be used ({told}). To start over, move this folder away."
         )
@@ -86,7 +90,7 @@ def _point_at(directory: Path, iteration: int) -> None:
 
 
 def prepare_load(args: Any) -> None:
-    """On every rank, before the trainer loads: rank 0 chooses, all agree; `UserError` on all when nothing is usable."""
+    """Before the trainer loads: rank 0 chooses, all agree; `UserError` on all when nothing is usable."""
     import torch
 
     if args.load is None or args.ckpt_format != "torch_dist":
@@ -115,9 +119,16 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
 
         args = get_args()
         prepare_load(args)
-        if args.ckpt_step is not None and args.train_iters and args.ckpt_step >= args.train_iters and not args.finetune:
+        if (
+            args.ckpt_step is not None
+            and args.train_iters
+            and args.ckpt_step >= args.train_iters
+            and not args.finetune
+        ):
             if args.rank == 0:
-                print(f"nothing left to do: the run in {args.load} is at iteration {args.ckpt_step} of {args.train_iters}")
+                print(
+                    f"nothing left to do: iteration {args.ckpt_step} of {args.train_iters} is in {args.load}"
+                )
             sys.exit(0)
         return original(*positional, **named)
 
@@ -132,6 +143,8 @@ def _seal_after_saving(original: Callable[..., Any]) -> Callable[..., Any]:
         from torch.distributed.checkpoint.api import CheckpointException
 
         args = get_args()
+        if named.get("non_persistent_ckpt"):
+            return original(iteration, *positional, **named)
         folder = Path(args.save) / f"iter_{iteration:07d}"
         first = torch.distributed.get_rank() == 0
         try:
@@ -163,7 +176,7 @@ def _not_saved(iteration: int, directory: str, reason: str) -> UserError:
 
 
 def write_fault(directory: Path) -> str:
-    """Return why a file cannot be written to a directory now ("No space left on device"), empty when it can."""
+    """Return why no file can be written to a directory now ("No space left on device"), else empty."""
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(_PROBE_BYTES))
@@ -178,7 +191,7 @@ PATCHES = (
     Patch(
         "megatron.training.training:load_checkpoint",
         _choose_before_loading,
-        "It trusts the tracker file: a damaged newest checkpoint ends the run although an older one is whole.",
+        "It trusts the tracker file: a damaged newest checkpoint ends the run though an older one is whole.",
         "worker",
         until="the trainer verifies checkpoints before it loads one",
     ),

@@ -47,17 +47,20 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
     dataset_type = MockGPTDataset if args.mock_data else GPTDataset
 
     def has_data() -> bool:
-        return is_first_or_last_pipeline_stage(vp_stage) and mpu.get_tensor_model_parallel_rank() == 0
+        return bool(is_first_or_last_pipeline_stage(vp_stage)) and mpu.get_tensor_model_parallel_rank() == 0
 
-    return BlendedMegatronDatasetBuilder(dataset_type, num_samples, has_data, config).build()
+    datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_type, num_samples, has_data, config).build()
+    return datasets
 
 
 # Every rank builds its part: the first one writes the sample index, the others wait for it.
 build_datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
-def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None) -> dict[str, Any]:
-    """Return this rank's part of the next micro-batch; a middle pipeline stage needs none and gets None values."""
+def get_batch(
+    data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None
+) -> dict[str, Any]:
+    """Return this rank's part of the next micro-batch; a middle pipeline stage gets None values."""
     if not is_first_or_last_pipeline_stage(vp_stage):
         return dict.fromkeys(_FIELDS)
     args = get_args()
@@ -80,7 +83,9 @@ def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage:
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        is_pipeline_first_stage=mpu.is_pipeline_first_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage),
+        is_pipeline_first_stage=mpu.is_pipeline_first_stage(
+            ignore_virtual=vp_stage is None, vp_stage=vp_stage
+        ),
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage),
     )
     batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())

@@ -33,10 +33,14 @@ def _tokenizer_problems(args: Any) -> Iterator[Problem]:
         return
     path = Path(model).expanduser()
     # `name` and `organisation/name` may be meant for the Hugging Face hub; everything else is a path.
-    might_be_on_hub = args.tokenizer_type == "HuggingFaceTokenizer" and not path.is_absolute() and model.count("/") < 2
+    might_be_on_hub = (
+        args.tokenizer_type == "HuggingFaceTokenizer" and not path.is_absolute() and model.count("/") < 2
+    )
     if not path.exists() and not (might_be_on_hub and not model.startswith(".")):
         yield Problem(f"the tokenizer {model} does not exist")
-    elif path.is_dir() and not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    elif path.is_dir() and not any(
+        (path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+    ):
         yield Problem(f"the folder {model} holds no tokenizer (no tokenizer.json)")
 
 
@@ -56,7 +60,7 @@ def _is_number(text: str) -> bool:
 
 
 def fault_of_data(prefix: str) -> str:
-    """Return what is wrong with `PREFIX.idx` and `PREFIX.bin`, empty when their sizes agree with the index."""
+    """Return what is wrong with `PREFIX.idx` and `PREFIX.bin`, empty when sizes agree with the index."""
     index, tokens = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     for path in (index, tokens):
         if not path.is_file():

@@ -11,7 +11,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies; without effect where there is no such service."""
+    """Ask the kernel to kill this process when its parent dies; does nothing where that cannot be asked."""
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()

@@ -22,7 +22,7 @@ _BLOCKS = 16  # a file, at most: one megabyte is read of a file of any size
 
 @dataclass(frozen=True)
 class Candidate:
-    """One iteration folder of a checkpoint directory; `fault` says why it cannot be used, empty when it can."""
+    """One iteration folder of a checkpoint directory; `fault` says why it cannot be used, else empty."""
 
     iteration: int
     path: Path
@@ -68,7 +68,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def fault_of(folder: Path) -> str:
-    """Return why a checkpoint cannot be used, empty when it can. Without a manifest, its index file must be there."""
+    """Return why a checkpoint cannot be used, else empty. Without a manifest its index file must be there."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         return "" if (folder / ".metadata").is_file() else "it was not saved to the end"

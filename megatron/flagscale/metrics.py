@@ -21,8 +21,8 @@ from megatron.flagscale.patches import Patch
 class MetricsFile:
     """An append-only file of JSON lines, readable at any time.
 
-    A resumed run continues it: `forget_after(n)` drops, in one atomic step, the lines of iterations beyond `n`, which
-    that run will do again, and anything half-written.
+    A resumed run continues it: `forget_after(n)` drops, in one atomic step, the lines of iterations beyond
+    `n`, which that run will do again, and anything half-written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,9 @@ class Meter:
             self.skipped += 1
             return
         for name, loss in losses.items():
-            self._sums[name] = self._sums[name] + loss.detach().double() if name in self._sums else loss.double()
+            self._sums[name] = (
+                self._sums[name] + loss.detach().double() if name in self._sums else loss.double()
+            )
 
     def losses(self) -> dict[str, float]:
         """Return the mean of each loss over the iterations that were not skipped."""
@@ -98,7 +100,7 @@ class Recorder:
         self._active_seconds = 0.0
 
     def start(self, last_done: int) -> None:
-        """Once, before the first line: forget what an earlier run did beyond the iteration this one resumed from."""
+        """Once, before the first line: forget what an earlier run did beyond the resumed iteration."""
         if not self._started and self.file:
             self.file.forget_after(last_done)
         self._started = True
@@ -182,7 +184,7 @@ def memory_bytes() -> int:
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+        return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -269,7 +271,9 @@ def _record_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
         report = recorder()
         if report and losses:
             split, iteration = _evaluating
-            report.evaluation(get_args(), iteration, split, {name: float(loss) for name, loss in losses.items()})
+            report.evaluation(
+                get_args(), iteration, split, {name: float(loss) for name, loss in losses.items()}
+            )
         return losses, collected, time_is_up
 
     return evaluate
@@ -292,7 +296,13 @@ PATCHES = (
         "worker",
         until=_UNTIL,
     ),
-    Patch("megatron.training.training:evaluate", _record_evaluation, "Returns the validation losses.", "worker", until=_UNTIL),
+    Patch(
+        "megatron.training.training:evaluate",
+        _record_evaluation,
+        "Returns the validation losses.",
+        "worker",
+        until=_UNTIL,
+    ),
     Patch(
         "megatron.training.training:print_rank_last",
         lambda original: lambda message: None,

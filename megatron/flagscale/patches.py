@@ -1,10 +1,10 @@
 """The ledger: every place where the engine (or torch under it) is changed in memory, and why.
 
-A change is the last resort, after the engine's own seams. Each entry names its target, the reason, the versions
-it was written for and when it can go; applying it fails loudly when the target is gone.
+A change is the last resort, after the engine's own seams. Each entry names its target, the reason, the
+versions it was written for and when it can go; applying it fails loudly when the target is gone.
 
-Groups: `cpu` (no CUDA on this machine), `no-te` (neither TransformerEngine nor Apex installed), `wheel` (the engine
-comes from its wheel), `worker` (FlagScale's own metrics and checkpoint rules; always).
+Groups: `cpu` (no CUDA on this machine), `no-te` (neither TransformerEngine nor Apex installed), `wheel` (the
+engine comes from its wheel), `worker` (FlagScale's own metrics and checkpoint rules; always).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PatchError(Exception):
 
 @dataclass(frozen=True)
 class Patch:
-    """One change: `make` receives the original at `target` ("module:attribute.path") and returns its replacement."""
+    """One change: `make` turns the original at `target` ("module:attribute.path") into its replacement."""
 
     target: str
     make: Callable[[Any], Any]
@@ -40,7 +40,7 @@ class Patch:
     until: str = "the engine has a seam for it"
 
     def apply(self) -> None:
-        """Replace the target; `PatchError` when it does not exist or the installed version was not foreseen."""
+        """Replace the target; `PatchError` when it does not exist or the installed version is another one."""
         owner, name = self._resolve()
         setattr(owner, name, self.make(inspect.getattr_static(owner, name)))
 
@@ -86,7 +86,7 @@ def ledger() -> tuple[Patch, ...]:
 
 
 def needed(cuda: bool, te_or_apex: bool) -> tuple[Patch, ...]:
-    """Return the entries a machine needs: the `cpu` group only without CUDA, `no-te` only without TE and Apex."""
+    """Return the entries a machine needs: `cpu` only without CUDA, `no-te` only without TE and Apex."""
     skipped = {group for group, absent in (("cpu", not cuda), ("no-te", not te_or_apex)) if not absent}
     return tuple(patch for patch in ledger() if patch.group not in skipped)
 

@@ -1,4 +1,4 @@
-"""Fit the worker to the machine: argument defaults before the user's, patches from the ledger, clear refusals."""
+"""Fit the worker to the machine: argument defaults before the user's, patches, clear refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from flagscale.errors import Problem, UserError
 
 _DEFAULTS = (
-    "--dist-ckpt-optim-fully-reshardable",  # every checkpoint can be read by every layout, from the first run on
+    "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
     "--eval-interval=1000",  # the engine divides by it but has no default
     "--logging-level=30",  # warnings; hundreds of lines of information otherwise
     "--no-one-logger",  # NVIDIA's internal metrics service
@@ -19,7 +19,8 @@ _DEFAULTS = (
 def prepare_platform(argv: Sequence[str]) -> list[str]:
     """Make the engine run here: apply the patches this machine needs and return the whole argument list.
 
-    Must be called before the engine is imported. `UserError` when an argument asks for what this machine lacks.
+    Must be called before the engine is imported. `UserError` when an argument asks for what this machine
+    lacks.
     """
     import torch
 
@@ -39,9 +40,19 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     whole = [*_DEFAULTS, *(() if fused else no_te.DEFAULTS), *(() if cuda else cpu.DEFAULTS), *argv]
     args = engine_parser().parse_args(whole)
-    problems = [*(() if cuda else _impossible_on_cpu(args)), *(() if fused else _impossible_without_te(args))]
-    if args.cross_entropy_loss_fusion and args.cross_entropy_fusion_impl == "native" and not (args.bf16 or args.fp16):
-        problems.append(Problem("--cross-entropy-loss-fusion (native) rounds gradients to bf16: not with fp32"))
+    problems = [
+        *_not_for_gpt(args),
+        *(() if cuda else _impossible_on_cpu(args)),
+        *(() if fused else _impossible_without_te(args)),
+    ]
+    if (
+        args.cross_entropy_loss_fusion
+        and args.cross_entropy_fusion_impl == "native"
+        and not (args.bf16 or args.fp16)
+    ):
+        problems.append(
+            Problem("--cross-entropy-loss-fusion (native) rounds gradients to bf16: not with fp32")
+        )
     if problems:
         raise UserError(problems)
     check_inputs(args)
@@ -49,6 +60,21 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         # With tensor parallel experts gathers are uneven, which gloo refuses.
         whole.insert(0, "--expert-tensor-parallel-size=1")
     return whole
+
+
+def _not_for_gpt(args: Any) -> list[Problem]:
+    """Refuse what this entry would ignore: the engine knows these arguments, its GPT batches here do not."""
+    refused = {
+        "--mtp-num-layers": args.mtp_num_layers,
+        "--hybrid-layer-pattern": args.hybrid_layer_pattern,
+        "--hybrid-context-parallel": args.hybrid_context_parallel,
+        "--dataloader-inter-document-masking": args.dataloader_inter_document_masking,
+        "--per-dataset-sequences-path": args.per_dataset_sequences_path,
+        "--sft": args.sft,
+        "--fim-data": args.fim_data,
+        "--perform-rl-step": args.perform_rl_step,
+    }
+    return [Problem(f"{name} is not supported by train_gpt") for name, is_on in refused.items() if is_on]
 
 
 def _impossible_on_cpu(args: Any) -> list[Problem]:
@@ -62,12 +88,22 @@ def _impossible_on_cpu(args: Any) -> list[Problem]:
         "--tp-comm-overlap": args.tp_comm_overlap,
         "--async-save": args.async_save,
     }
-    problems = [Problem(f"{name} needs a CUDA device, and there is none here") for name, is_on in refused.items() if is_on]
+    problems = [
+        Problem(f"{name} needs a CUDA device, and there is none here")
+        for name, is_on in refused.items()
+        if is_on
+    ]
     if args.num_experts and args.add_bias_linear:
-        problems.append(Problem("experts with biases are not computed right on CPU", hint="use --disable-bias-linear"))
+        problems.append(
+            Problem("experts with biases are not computed right on CPU", hint="use --disable-bias-linear")
+        )
     interleaved = args.num_layers_per_virtual_pipeline_stage or args.num_virtual_stages_per_pipeline_rank
     if interleaved and not args.overlap_p2p_comm:
-        problems.append(Problem("an interleaved pipeline on gloo needs overlapped sends: drop --no-overlap-p2p-communication"))
+        problems.append(
+            Problem(
+                "an interleaved pipeline on gloo needs overlapped sends: drop --no-overlap-p2p-communication"
+            )
+        )
     return problems
 
 
@@ -82,7 +118,7 @@ def _impossible_without_te(args: Any) -> list[Problem]:
 
 
 def adapt(model_config: Any) -> None:
-    """Set what has no argument: one checkpoint key a layer, and pipeline buffers that outlive gloo's sends."""
+    """Set what has no argument: one checkpoint key a layer; pipeline buffers that outlive gloo's sends."""
     import torch
 
     transformer = model_config.transformer

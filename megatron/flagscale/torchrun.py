@@ -2,16 +2,18 @@
 
 It is torchrun itself, with three differences:
 
-* when a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed first;
-* SIGTERM is passed on to the ranks, which may take the time they need to save a checkpoint; the exit code is then
-  theirs: 0 when all ended well;
-* after a failure the surviving ranks get 5 seconds instead of 30, unless `--shutdown-timeout` says otherwise.
+* when a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed
+  first;
+* SIGTERM is passed on to the ranks, which may take the time they need to save a checkpoint; the exit code is
+  then theirs: 0 when all ended well;
+* after a failure the surviving ranks get 3 seconds instead of 30, unless `--shutdown-timeout` says otherwise.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flagscale.errors import UserError
 from megatron.flagscale.manifest import write_atomically
 from megatron.flagscale.patches import TORCH, Patch
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 FAILURE_FILE = "FLAGSCALE_FAILURE_FILE"
-SURVIVORS_SECONDS = 5
+SURVIVORS_SECONDS = 3
 
 # What a rank says when a peer went away: it is a victim, not the cause.
 _VICTIM_WORDS = (
@@ -59,9 +62,9 @@ class Failure:
 def first_failure(failures: list[Failure]) -> Failure:
     """Return the failure that caused the others.
 
-    A rank that died from a signal of its own comes before exceptions of peers which saw its connection close; among
-    equals the earliest wins. SIGTERM is what torchrun sends to survivors, SIGABRT what a communication library does
-    when a peer is gone.
+    A rank that died from a signal of its own comes before exceptions of peers which saw its connection close;
+    among equals the earliest wins. SIGTERM is what torchrun sends to survivors, SIGABRT what a communication
+    library does when a peer is gone.
     """
     return min(failures, key=lambda failure: (_order(failure), failure.time))
 
@@ -78,7 +81,7 @@ def _order(failure: Failure) -> int:
 
 
 def failures_of(children: Mapping[int, ProcessFailure], early: Container[int]) -> list[Failure]:
-    """Translate what torchrun collected, by global rank, without the ranks that it ended itself by a signal."""
+    """Translate what torchrun collected, by global rank, without the ranks it ended itself by a signal."""
     own = {rank: child for rank, child in children.items() if child.exitcode > 0 or child.pid in early}
     return [_failure_of(rank, child) for rank, child in (own or children).items()]
 
@@ -102,12 +105,15 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
 
 
 def _close_soon(seconds: int, early: set[int]) -> Callable[[Any], Any]:
-    """Shorten the wait for survivors, and note in `early` which processes had failed before torchrun ended the rest."""
+    """Shorten the wait for survivors; note in `early` who had failed before torchrun ended the rest."""
+    closed = []
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(original)
         def close(self: Any, death_sig: signal.Signals | None = None, timeout: int = seconds) -> None:
-            early.update(failure.pid for failure in getattr(self, "_failures", {}).values())
+            if self not in closed:
+                closed.append(self)
+                early.update(failure.pid for failure in getattr(self, "_failures", {}).values())
             original(self, death_sig, timeout)
 
         return close
@@ -136,16 +142,18 @@ def main() -> int:
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
     signal.signal(signal.SIGTERM, _pass_sigterm_on)
 
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # What it tells of the processes it ends is said better by the report below.
+    logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)
     args = parse_args(None)
     early: set[int] = set()
     Patch(
         "torch.distributed.elastic.multiprocessing.api:PContext.close",
         _close_soon(args.shutdown_timeout or SURVIVORS_SECONDS, early),
-        "It waits 30 seconds for survivors whatever --shutdown-timeout says, and forgets whom it ended itself.",
+        "It waits 30 seconds for survivors whatever --shutdown-timeout says, and forgets whom it ended.",
         "torchrun",
         TORCH,
     ).apply()
@@ -155,14 +163,16 @@ def main() -> int:
         _report(first_failure(failures_of(error.failures, early)))
         return 1
     except SignalException as error:
-        return 128 + error.sigval
+        return 128 + int(error.sigval)
     return 0
 
 
 def _report(failure: Failure) -> None:
     if FAILURE_FILE in os.environ:
         write_atomically(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
-    print(f"rank {failure.rank} (pid {failure.pid}) failed: {failure.message}", file=sys.stderr, flush=True)
+    is_mistake = failure.exitcode == UserError.exit_code and not failure.traceback
+    who = "error" if is_mistake else f"rank {failure.rank} (pid {failure.pid}) failed"
+    print(f"{who}: {failure.message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a GPT model with Megatron's own trainer: `torchrun ... -m megatron.flagscale.train_gpt <Megatron arguments>`.
+"""Train a GPT model with Megatron's own trainer: `torchrun ... -m megatron.flagscale.train_gpt ARGUMENTS`.
 
 Saving a checkpoint spawns a process that imports this module again: nothing heavy, and no effect but
 `die_with_parent`, may happen at import.
@@ -35,12 +35,15 @@ def train(argv: list[str]) -> None:
     model_config = gpt_config_from_args(args)
     adapt(model_config)
     pretrain(
-        pretrain_cfg_container_from_args(args, model_config), build_datasets, ModelType.encoder_or_decoder, forward_step
+        pretrain_cfg_container_from_args(args, model_config),
+        build_datasets,
+        ModelType.encoder_or_decoder,
+        forward_step,
     )
 
 
 def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch.Tensor, Any]:
-    """Run one micro-batch through this rank's part of the model; the trainer calls the returned loss function."""
+    """Run one micro-batch through this rank's part of the model; the trainer calls the returned function."""
     import functools
 
     from megatron.core.utils import get_attr_wrapped_model
@@ -62,20 +65,42 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch
     return output, functools.partial(loss_func, batch["loss_mask"])
 
 
-def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Return the summed loss of the counted tokens, their number, and both for the report, all in float precision."""
+def loss_func(
+    loss_mask: torch.Tensor, losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Return the summed loss of the counted tokens, their number, and both for the report, all in float."""
     import torch
 
     mask = loss_mask.reshape(-1).float()
     loss = torch.sum(losses.reshape(-1).float() * mask)
+    _refuse_broken(loss)
     num_tokens = mask.sum().detach().to(torch.int)
     report = torch.stack([loss.detach(), num_tokens.float()])
     return loss, num_tokens, {"lm loss": report}
 
 
+def _refuse_broken(loss: torch.Tensor) -> None:
+    """Stop at a loss that is no number, unless the arguments say not to look."""
+    import torch
+    from megatron.core.rerun_state_machine import get_rerun_state_machine
+    from megatron.training import get_args
+
+    if get_args().check_for_nan_in_loss_and_grad:
+        for is_broken, name in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
+            get_rerun_state_machine().validate_result(
+                result=loss,
+                rejection_func=is_broken,
+                message=f"found {name} in the loss of this rank",
+                tolerance=0.0,
+                fatal=True,
+            )
+
+
 def main() -> int:
-    """Run one rank. A user's mistake ends it with one line and exit code 2, anything else with its traceback and 1;
-    both leave the structured error file that torchrun asked for."""
+    """Run one rank. A user's mistake ends it with exit code 2, anything else with its traceback and 1.
+
+    Both leave the structured error file that torchrun asked for; torchrun then tells a mistake in one line.
+    """
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from flagscale.errors import UserError
@@ -83,7 +108,7 @@ def main() -> int:
     try:
         record(train)(sys.argv[1:])
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
             print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
         code = error.exit_code
     except Exception:
@@ -91,7 +116,7 @@ def main() -> int:
         code = 1
     else:
         return 0
-    # At once: tearing down process groups whose peers are gone can take forever, and hides which rank failed first.
+    # At once: tearing down process groups whose peers are gone can take forever, and hides who failed first.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TP2_PP2, TRAIN_ITERS, Base, Ended, saving, train
 
 from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
+from tests.worker.harness import TP2_PP2, TRAIN_ITERS, Base, Ended, saving, train
 
 SAME = pytest.approx
 
@@ -41,12 +41,18 @@ def test_every_logged_iteration_is_one_line_of_metrics(base: Base) -> None:
 def test_validation_is_reported(base: Base) -> None:
     evaluated = [line for line in base.ended.metrics if "validation_loss" in line]
     assert [line["iteration"] for line in evaluated][:2] == [3, 6]
-    assert f"iteration 3/{TRAIN_ITERS} | validation loss {evaluated[0]['validation_loss']:.4f}" in base.ended.output
+    assert (
+        f"iteration 3/{TRAIN_ITERS} | validation loss {evaluated[0]['validation_loss']:.4f}"
+        in base.ended.output
+    )
 
 
 def test_the_output_is_for_people(base: Base) -> None:
-    last = base.ended.metrics[-1]["lm_loss"] if "lm_loss" in base.ended.metrics[-1] else base.ended.losses()[TRAIN_ITERS]
-    assert f"iteration {TRAIN_ITERS}/{TRAIN_ITERS} | loss {last:.4f} | lr 1.00e-02 | grad norm" in base.ended.output
+    last = base.ended.losses()[TRAIN_ITERS]
+    assert (
+        f"iteration {TRAIN_ITERS}/{TRAIN_ITERS} | loss {last:.4f} | lr 1.00e-02 | grad norm"
+        in base.ended.output
+    )
     assert "UserWarning" not in base.ended.output
     assert "FutureWarning" not in base.ended.output
     assert len(base.ended.output.splitlines()) < 200
@@ -68,7 +74,9 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
     assert ended.code == 0, ended.output[-4000:]
     assert "falling back to the complete checkpoint of iteration 3" in ended.output
     assert not leftover.exists()
-    assert [line["iteration"] for line in ended.metrics if "lm_loss" in line] == list(range(1, TRAIN_ITERS + 1))
+    assert [line["iteration"] for line in ended.metrics if "lm_loss" in line] == list(
+        range(1, TRAIN_ITERS + 1)
+    )
     agree(ended, base, range(4, TRAIN_ITERS + 1))
     assert (folder / "checkpoints" / TRACKER).read_text() == "6"
     assert (damaged / MANIFEST).is_file()
@@ -79,7 +87,11 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
     ("ranks", "layout"),
     [
         pytest.param(1, [], id="one process"),
-        pytest.param(2, ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"], id="interleaved"),
+        pytest.param(
+            2,
+            ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"],
+            id="interleaved",
+        ),
         pytest.param(2, ["--overlap-grad-reduce", "--overlap-param-gather"], id="data parallel"),
     ],
 )
@@ -87,7 +99,18 @@ def test_another_layout_continues_the_run(
     base: Base, tmp_path: Path, corpus: list[str], ranks: int, layout: list[str]
 ) -> None:
     saved = base.folder / "checkpoints"
-    ended = train(tmp_path, ranks, *layout, *corpus, "--train-iters", str(TRAIN_ITERS), "--load", str(saved), "--ckpt-step", "3")
+    ended = train(
+        tmp_path,
+        ranks,
+        *layout,
+        *corpus,
+        "--train-iters",
+        str(TRAIN_ITERS),
+        "--load",
+        str(saved),
+        "--ckpt-step",
+        "3",
+    )
     assert ended.code == 0, ended.output[-4000:]
     agree(ended, base, range(4, TRAIN_ITERS + 1))
 

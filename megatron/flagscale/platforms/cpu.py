@@ -1,8 +1,8 @@
 """A machine without CUDA: Megatron's trainer runs on CPU with gloo.
 
-The trainer names CUDA everywhere (`device="cuda"`, `torch.cuda.current_device()`, tensor type names), although what it
-does there is ordinary tensor work. The patches below make those names mean the CPU. `torch.cuda.is_available()` stays
-False: torch itself believes it (dynamo, pinned memory, fork safety).
+The trainer names CUDA everywhere (`device="cuda"`, `torch.cuda.current_device()`, tensor type names),
+although what it does there is ordinary tensor work. The patches below make those names mean the CPU.
+`torch.cuda.is_available()` stays False: torch itself believes it (dynamo, pinned memory, fork safety).
 """
 
 from __future__ import annotations
@@ -172,20 +172,37 @@ def _torch(names: str, make: Callable[[Any], Any], why: str) -> tuple[Patch, ...
 
 PATCHES = (
     *_torch(
-        "tensor zeros ones empty full rand randn randint arange linspace eye empty_like zeros_like ones_like full_like",
+        "tensor zeros ones empty full rand randn randint arange linspace eye "
+        "empty_like zeros_like ones_like full_like",
         _device_is_cpu,
         'The trainer makes its tensors with device="cuda", some pinned, which needs a CUDA driver.',
     ),
-    *_torch("Tensor.cuda Tensor.pin_memory nn.Module.cuda", _itself, "Everything already is where it is used."),
-    *_torch("Tensor.to", _to_stays, "Tied embeddings and checkpoints move tensors to the current CUDA device."),
+    *_torch(
+        "Tensor.cuda Tensor.pin_memory nn.Module.cuda", _itself, "Everything already is where it is used."
+    ),
+    *_torch(
+        "Tensor.to", _to_stays, "Tied embeddings and checkpoints move tensors to the current CUDA device."
+    ),
     *_torch("Tensor.record_stream", _returning(None), "There are no streams to keep memory alive for."),
-    *_torch("Tensor.type", _cuda_type_name, "Optimizers and gradient clipping compare type names with torch.cuda.*."),
-    *_torch("compile", _uncompiled, "The fused helpers are compiled at import: that needs a C++ compiler and minutes."),
-    *_torch("cuda.FloatTensor", _replaced_by(torch.FloatTensor), "Mixed precision modules compare types with it."),
+    *_torch(
+        "Tensor.type",
+        _cuda_type_name,
+        "Optimizers and gradient clipping compare type names with torch.cuda.*.",
+    ),
+    *_torch(
+        "compile",
+        _uncompiled,
+        "The fused helpers are compiled at import: that needs a C++ compiler and minutes.",
+    ),
+    *_torch(
+        "cuda.FloatTensor", _replaced_by(torch.FloatTensor), "Mixed precision modules compare types with it."
+    ),
     *_torch("cuda.HalfTensor", _replaced_by(torch.HalfTensor), "As above."),
     *_torch("cuda.BFloat16Tensor", _replaced_by(torch.BFloat16Tensor), "As above."),
     *_torch("cuda.current_device", _returning(_CPU), "It is used as the device argument in about 60 places."),
-    *_torch("cuda.device_count", _returning(1), "Model parallel groups and seeds are set up only with a device."),
+    *_torch(
+        "cuda.device_count", _returning(1), "Model parallel groups and seeds are set up only with a device."
+    ),
     *_torch(
         "cuda.set_device cuda.synchronize cuda.empty_cache cuda.ipc_collect cuda.reset_peak_memory_stats "
         "cuda.nvtx.range_push cuda.nvtx.range_pop",
@@ -196,10 +213,16 @@ PATCHES = (
     *_torch("cuda.Event", _replaced_by(Event), "Side streams are ordered by events."),
     *_torch("cuda.current_stream cuda.default_stream", _calling(Stream), "As above."),
     *_torch("cuda.stream", _calling(Stream), "As above: a context manager."),
-    *_torch("cuda.memory_stats", _calling(_memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."),
-    *_torch("cuda.get_device_properties", _calling(_properties), "Arguments are checked against the architecture."),
+    *_torch(
+        "cuda.memory_stats", _calling(_memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."
+    ),
+    *_torch(
+        "cuda.get_device_properties", _calling(_properties), "Arguments are checked against the architecture."
+    ),
     *_torch("cuda.get_device_capability", _returning((0, 0)), "As above."),
-    *_torch("cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Random states go into checkpoints."),
+    *_torch(
+        "cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Random states go into checkpoints."
+    ),
     *_torch("cuda.set_rng_state cuda.random.set_rng_state", _set_rng_state, "As above."),
     *_torch("cuda.manual_seed", _seed, "Model parallel seeds are set on the device."),
     Patch(
@@ -212,7 +235,7 @@ PATCHES = (
     Patch(
         "megatron.training.training:initialize_megatron",
         _without_cuda,
-        "It refuses to start without CUDA, has an argument that allows it, and `pretrain` does not pass that on.",
+        "It refuses to start without CUDA; an argument allows it, but `pretrain` does not pass that on.",
         "cpu",
         until="pretrain passes allow_no_cuda",
     ),

@@ -63,16 +63,16 @@ PATCHES = (
     Patch(
         f"{_OPTIMIZER}.state_dict",
         _allocate_before_state_dict,
-        "It reads the step count from the optimizer's state, which torch's AdamW makes at the first step only: loading "
-        "a checkpoint fails on the empty list.",
+        "It reads the step count from the optimizer's state, which torch's AdamW makes at the first step "
+        "only: loading a checkpoint fails on the empty list.",
         "no-te",
         until=_UNTIL,
     ),
     Patch(
         f"{_OPTIMIZER}.load_state_dict",
         _own_step_per_parameter,
-        "It stores one step tensor in every parameter's state; AdamW then counts it up once a parameter, and the "
-        "resumed run goes on silently wrong.",
+        "It stores one step tensor in every parameter's state; AdamW then counts it up once a parameter, "
+        "and the resumed run goes on silently wrong.",
         "no-te",
         until=_UNTIL,
     ),

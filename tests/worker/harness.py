@@ -1,0 +1,105 @@
+"""Real runs of the training worker on CPU: tiny models, a few ranks, each run shared by many tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+SAVE_INTERVAL = 3
+TRAIN_ITERS = 6
+
+MODEL = shlex.split("""
+    --num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 64 --max-position-embeddings 64
+    --normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
+    --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0
+    --micro-batch-size 2 --global-batch-size 8 --lr 1e-2 --lr-decay-style constant --weight-decay 0.1
+    --use-distributed-optimizer --log-interval 1 --eval-iters 0
+""")
+MOCK_DATA = shlex.split("--mock-data --tokenizer-type NullTokenizer --vocab-size 255")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over."""
+
+    code: int
+    output: str
+    failure: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+
+    def losses(self) -> dict[int, float]:
+        return {line["iteration"]: line["lm_loss"] for line in self.metrics if "lm_loss" in line}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment a supervisor gives a run."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("COV_", "PYTEST_"))
+    }
+    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def torchrun(ranks: int, *argv: str) -> list[str]:
+    """The command of one host: our torchrun, on a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return [sys.executable, "-m", "megatron.flagscale.torchrun", *where, *argv]
+
+
+def train(folder: Path, ranks: int, *argv: str, timeout: float = 150) -> Ended:
+    """Train in a folder, to the end; metrics, failure file and output are read back from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    failure, metrics = folder / "failure.json", folder / "metrics.jsonl"
+    command = torchrun(
+        ranks, "-m", "megatron.flagscale.train_gpt", *MODEL, "--metrics-file", str(metrics), *argv
+    )
+    with (folder / "output").open("w+") as output:
+        code = subprocess.run(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment(FLAGSCALE_FAILURE_FILE=str(failure)),
+            timeout=timeout,
+            check=False,
+        ).returncode
+    return Ended(
+        code,
+        (folder / "output").read_text(),
+        json.loads(failure.read_text()) if failure.exists() else None,
+        read_metrics(metrics),
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every line of a metrics file; a line that is no JSON fails the test."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def saving(folder: Path) -> list[str]:
+    """The arguments of a run that saves to, and resumes from, a folder."""
+    return [
+        *("--train-iters", str(TRAIN_ITERS), "--save", str(folder), "--load", str(folder)),
+        *("--save-interval", str(SAVE_INTERVAL)),
+    ]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The uninterrupted run that others continue or repeat."""
+
+    folder: Path
+    ended: Ended
+
+
+TP2_PP2 = ["--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"]
