@@ -78,14 +78,15 @@ def read_run(path: Path) -> Run:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; name a run directory or its {METRICS}") from None
-    records = {}
+    records: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            records[record["iteration"]] = record
+            # An evaluation logs a line of its own for its iteration.
+            records[record["iteration"]] = {**records.get(record["iteration"], {}), **record}
     name = file.resolve().parent.name if file.name == METRICS else file.stem
     loaded = Run(name, [records[iteration] for iteration in sorted(records)])
     if not loaded.series("lm_loss")[0]:

@@ -64,6 +64,15 @@ def test_broken_lines_are_passed_over_and_later_records_count(tmp_path: Path) ->
     assert loaded.series("lm_loss") == ([1, 2, 3], [9.0, 7.0, 2.5])
 
 
+def test_an_evaluation_line_does_not_hide_the_training_line_of_its_iteration(tmp_path: Path) -> None:
+    file = write_metrics(tmp_path, iterations=3)
+    with file.open("a") as more:
+        more.write('{"iteration": 3, "validation_loss": 5.5}\n')
+    run = read_run(file)
+    assert run.series("lm_loss")[0] == [1, 2, 3]
+    assert run.validation_loss() == ([3], [5.5])
+
+
 def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     file = write_metrics(tmp_path, iterations=2)
     bad = {3: "NaN", 4: "null", 5: "Infinity"}
