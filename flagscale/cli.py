@@ -14,16 +14,30 @@ from omegaconf import DictConfig
 
 from flagscale.config.load import load_action
 from flagscale.config.locate import Locator, locator
+from flagscale.config.schema import ACTIONS
 from flagscale.errors import FlagScaleError, UserError
 
 # Hydra itself must write nothing: the run directory has one owner, and `dryrun` writes none at all.
 _QUIET = (
+    "hydra.job.name=flagscale",
+    "hydra.help.app_name=FlagScale",
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )
+_USAGE = f"""flagscale: train and serve large models on whatever chips you have
+
+    python run.py --config-path FOLDER --config-name FILE action=ACTION [key=value ...]
+
+    FOLDER and FILE   an experiment, e.g. --config-path ./examples/aquila/conf --config-name config
+    ACTION            one of {", ".join(ACTIONS)}
+    key=value         changes a key of the YAML (Hydra's overrides; +key=value adds one)
+
+with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+# One of these is needed: the experiment's name, or a question that Hydra answers without one.
+_SUBJECTS = ("--config-name", "-cn", "--version", "--hydra-help", "--shell-completion", "-sc")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def perform(config: DictConfig) -> None:
         codes.append(_perform(config))
 
+    if not any(word.partition("=")[0] in _SUBJECTS for word in words):
+        asked = bool({"--help", "-h"} & {*words}) or not words
+        message = _USAGE if asked else f"no experiment named\n\n{_USAGE}"
+        print(message, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else UserError.exit_code
     words = _absolute_config_path(words)
     sys.argv = [sys.argv[0], *words, *(default for default in _QUIET if not _names(words, default))]
     try:
@@ -50,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # `... action=logs | head`: the reader has enough. Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return max(codes, default=0)
 
 
@@ -75,7 +98,8 @@ def _names(words: Sequence[str], default: str) -> bool:
 
 
 def _perform(config: DictConfig) -> int:
-    from flagscale.actions import ACTIONS, Request
+    from flagscale.actions import ACTIONS
+    from flagscale.prepare import Request
 
     where = _locator()
     try:
@@ -90,9 +114,7 @@ def _perform(config: DictConfig) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # `... action=logs | head`: the reader has enough. Python would complain again while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except Exception:
         # A bug of ours: the whole traceback, which Hydra would cut.
         traceback.print_exc()

@@ -1,7 +1,7 @@
-"""The values between YAML and processes, frozen and written as JSON: `Job` (what) and `LaunchPlan` (where and how).
+"""The values between YAML and processes, frozen: `Job` (what) and `LaunchPlan` (where and how).
 
-`Experiment -> Job -> LaunchPlan -> scripts` is pure; what `run` recorded as `plan.json` is what `query`, `logs` and
-`stop` read back.
+`Experiment -> Job -> LaunchPlan -> scripts` is pure; what `run` recorded as `plan.json` is what `query`,
+`logs` and `stop` read back.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,7 +16,7 @@ _RECENT = 20
 
 @dataclass(frozen=True)
 class Progress:
-    """The newest logged iteration, and the seconds left at the recent pace (None where the end is not known)."""
+    """The newest logged iteration, and the seconds left at the recent pace (None where no end is known)."""
 
     record: dict[str, Any]
     seconds_left: float | None
@@ -35,21 +36,7 @@ def read_progress(path: Path, since: float = 0.0) -> Progress | None:
 
     Reads only the end of the file; a line being written at this moment is left for the next time.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "iteration_ms" in record and record.get("time", 0.0) >= since:
-            records.append(record)
+    records = [record for record in _last_records(path) if record.get("time", 0.0) >= since]
     if not records:
         return None
     last = records[-1]
@@ -58,8 +45,27 @@ def read_progress(path: Path, since: float = 0.0) -> Progress | None:
     return Progress(last, max(0, int(total) - int(last["iteration"])) * pace if total else None)
 
 
+def _last_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the last records of training iterations, oldest first; validation has lines of its own."""
+    try:
+        with path.open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+            file.seek(begin)
+            lines = file.read().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    # The first piece may be the end of a line, the last one is a line that is not complete yet.
+    for line in lines[1 if begin else 0 : -1]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "iteration" in record and "iteration_ms" in record:
+            yield record
+
+
 def progress_text(progress: Progress) -> str:
-    """Return one line for people: `iteration 120/160  loss 5.912  3.1k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
+    """Return one line: `iteration 120/160  loss 5.912  3.1k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
     record = progress.record
     total = f"/{progress.train_iters}" if progress.train_iters else ""
     parts = [f"iteration {progress.iteration}{total}"]
@@ -77,7 +83,7 @@ def progress_text(progress: Progress) -> str:
 def quantity(number: float) -> str:
     """Return 3120.0 as `3.1k`."""
     for unit in ("", "k", "M"):
-        if abs(number) < 1000:
+        if abs(number) < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}G"

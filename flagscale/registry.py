@@ -27,7 +27,7 @@ def names(kind: str) -> dict[str, str]:
 
 
 def load(kind: str, name: str, where: str = "") -> Any:
-    """Import and return the object registered as `name`; a `UserError` with the nearest name if there is none."""
+    """Import and return the object registered as `name`; `UserError` with the nearest name if none is."""
     target = BUILT_IN[kind].get(name) or names(kind).get(name)
     if target is None:
         raise UserError([Problem(f"unknown {kind[:-1]} `{name}`", where, nearest(name, names(kind)))])

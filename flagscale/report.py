@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,17 +32,27 @@ class JobStatus:
 
     @property
     def exit_code(self) -> int:
-        return 1 if self.phase in ("failed", "unknown") else 0
+        failing = self.failure is not None and self.phase != "stopped"
+        return 1 if failing or self.phase in ("failed", "unknown") else 0
 
     @property
     def ended(self) -> bool:
-        return self.phase in ("finished", "failed", "stopped")
+        """Whether no host has anything left to wait for."""
+        return all(host.ended for host in self.hosts)
 
 
 def job_status(plan: LaunchPlan, hosts: Sequence[HostStatus], progress: Progress | None) -> JobStatus:
     """Sum up the hosts: the job fails with its first host, runs while one runs, and is well when all are."""
     phases = Counter(host.state.phase if host.state else "unknown" for host in hosts)
-    order: tuple[JobPhase, ...] = ("failed", "unknown", "stopping", "starting", "running", "stopped", "finished")
+    order: tuple[JobPhase, ...] = (
+        "failed",
+        "unknown",
+        "stopping",
+        "starting",
+        "running",
+        "stopped",
+        "finished",
+    )
     failures = [(host.host.name, host.state.failure) for host in hosts if host.state and host.state.failure]
     # A rank's failure comes before what it did to others; among those the earliest counts.
     failures.sort(key=lambda failure: (failure[1].rank is None, failure[1].time))
@@ -58,7 +69,10 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
     """Return everything that `run` would do: the resolved configuration, the scripts, the commands."""
     run_dir = _run_dir(plan)
     lines = [f"{plan.name}: {plan.world_size} ranks on {_count(len(plan.nodes), 'host')}, {plan.layout}"]
-    lines += [f"  host {node.host.rank}  {node.host.name}  {node.host.slots} ranks  {node.host.platform}" for node in plan.nodes]
+    lines += [
+        f"  host {node.host.rank}  {node.host.name}  {node.host.slots} ranks  {node.host.platform}"
+        for node in plan.nodes
+    ]
     lines += ["", f"# {run_dir.config}", config.rstrip("\n")]
     for path, text in scripts(plan).items():
         lines += ["", f"# {path}", text.rstrip("\n")]
@@ -68,9 +82,10 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
 def started_text(plan: LaunchPlan) -> str:
     """Return where a started job is and what to type next."""
     run_dir = _run_dir(plan)
+    hosts = _count(len(plan.nodes), "host")
     return "\n".join(
         [
-            f"{plan.name}: {plan.world_size} ranks on {_count(len(plan.nodes), 'host')} ({plan.layout}), run {plan.run_id}",
+            f"{plan.name}: {plan.world_size} ranks on {hosts} ({plan.layout}), run {plan.run_id}",
             f"  logs         {run_dir.logs}",
             f"  metrics      {run_dir.metrics}",
             f"  checkpoints  {run_dir.checkpoints}",
@@ -90,8 +105,9 @@ def status_text(status: JobStatus) -> str:
         lines.append(f"  {progress_text(status.progress)}")
     for host in status.hosts:
         phase = host.state.phase if host.state else "unknown"
-        living = f"  {host.processes} processes" if host.processes else ""
-        lines.append(f"  host {host.host.rank}  {host.host.name}  {phase}{living}  {host.trouble}".rstrip())
+        living = f"  {_count(host.processes, 'process')}" if host.processes else ""
+        trouble = host.trouble or ("" if host.state else "nothing was started here yet")
+        lines.append(f"  host {host.host.rank}  {host.host.name}  {phase}{living}  {trouble}".rstrip())
     if status.failure:
         lines += failure_lines(status)
     return "\n".join(lines)
@@ -106,7 +122,9 @@ def failure_lines(status: JobStatus) -> list[str]:
     lines = [f"  first failure: host {name}{rank}: {failure.message}"]
     lines += [f"    {line}" for line in failure.traceback.rstrip().splitlines()]
     host = next(node.host for node in status.plan.nodes if node.host.name == name)
-    return [*lines, f"  log: {_run_dir(status.plan).output(host)}"]
+    if failure.log:
+        lines.append(f"  log of the rank: {failure.log}")
+    return [*lines, f"  log of the host: {_run_dir(status.plan).output(host)}"]
 
 
 def status_json(status: JobStatus) -> dict[str, Any]:
@@ -117,7 +135,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
         "name": status.plan.name,
         "run_id": status.plan.run_id,
         "exp_dir": status.plan.exp_dir,
-        "metrics": status.progress.record if status.progress else None,
+        "metrics": _finite(status.progress.record) if status.progress else None,
         "seconds_left": status.progress.seconds_left if status.progress else None,
         "failure": {"host": name, **asdict(failure)} if failure else None,
         "hosts": [
@@ -133,8 +151,16 @@ def status_json(status: JobStatus) -> dict[str, Any]:
     }
 
 
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN, which a diverged loss is."""
+    return {
+        key: None if isinstance(value, float) and not isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def _run_dir(plan: LaunchPlan) -> RunDir:

@@ -1,5 +1,6 @@
 """`make demo`: prepare real text, train the demo model, draw its loss, and say what to type next."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def layout(platform: str, devices: int) -> list[str]:
 def main() -> int:
     """Run the demo's steps; the first that fails ends it with its exit code."""
     platform = find("auto")
-    overrides = layout(platform.name, platform.count_devices())
+    overrides = layout(platform.name, platform.count_devices(os.environ))
     steps = (
         ["tools/datasets/demo.py"],
         [*RUN, "action=test", *overrides],

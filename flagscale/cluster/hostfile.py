@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flagscale.errors import Problem, UserError
 
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.:-]*[A-Za-z0-9_])?")
+_HOST = re.compile(r"[A-Za-z0-9_:]([A-Za-z0-9_.:-]*[A-Za-z0-9_])?")
+_MAX_SLOTS = 1024
 _FORM = "a line is `host slots=N` or `host slots=N type=NAME`"
 
 
@@ -26,10 +27,10 @@ def read_hostfile(path: Path) -> tuple[HostLine, ...]:
     """Read a hostfile.
 
     Raises:
-        UserError: the file cannot be read, names no host, or has lines that are not understood (all of them told).
+        UserError: the file cannot be read, names no host, or has bad lines (all of them told).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError([Problem(f"cannot read the hostfile: {reason}", str(path))]) from None
@@ -75,6 +76,8 @@ def _parse(line: str) -> HostLine | str:
             return f"`{key}` is given twice"
         given[key] = value
     slots = given.get("slots", "")
-    if not slots.isascii() or not slots.isdigit() or int(slots) < 1:
-        return f"`slots={slots}` is not a number of at least 1" if slots else "`slots=N` is missing"
+    if not slots:
+        return "`slots=N` is missing"
+    if not re.fullmatch(r"[0-9]{1,4}", slots) or not 1 <= int(slots) <= _MAX_SLOTS:
+        return f"`slots={slots}` is not a number from 1 to {_MAX_SLOTS}"
     return HostLine(name, int(slots), given.get("type", ""))

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from flagscale.cluster.hostfile import HostLine, read_hostfile
+from flagscale.config.locate import Locator
 from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
 from flagscale.job import Host
@@ -19,7 +20,9 @@ def is_local(name: str) -> bool:
     return name in (*LOCAL_NAMES, socket.gethostname())
 
 
-def select_hosts(runner: Runner, platform: str, devices: int, shares_devices: bool) -> tuple[Host, ...]:
+def select_hosts(
+    runner: Runner, platform: str, devices: int, shares_devices: bool, locator: Locator | None = None
+) -> tuple[Host, ...]:
     """Return the hosts of the job.
 
     Without a hostfile that is this host alone, with `devices` slots unless `nproc_per_node` says otherwise.
@@ -27,52 +30,51 @@ def select_hosts(runner: Runner, platform: str, devices: int, shares_devices: bo
     Raises:
         UserError: a bad hostfile, fewer hosts or devices than asked for.
     """
-    lines = (
-        read_hostfile(Path(runner.hostfile))
-        if runner.hostfile
-        else (HostLine("localhost", _local_slots(runner, platform, devices, shares_devices)),)
-    )
+    where = (locator or Locator()).where
+    ranks = runner.nproc_per_node if isinstance(runner.nproc_per_node, int) else None
+    if runner.hostfile:
+        lines = _hostfile_lines(runner.hostfile, where("experiment.runner.hostfile"))
+        source = f"{os.path.relpath(runner.hostfile)} has {len(lines)}"
+    else:
+        lines = (HostLine("localhost", devices if ranks is None else ranks),)
+        source = "there is no hostfile"
+        if problem := _device_problem(ranks, platform, devices, shares_devices):
+            raise UserError([Problem(problem.what, where(problem.where), problem.hint)])
     wanted = runner.nnodes or len(lines)
+    problems = []
     if wanted > len(lines):
-        source = f"{os.path.relpath(runner.hostfile)} has {len(lines)}" if runner.hostfile else "there is no hostfile"
-        raise UserError(
-            [Problem(f"nnodes is {wanted}, but {source}", "experiment.runner.nnodes", "add hosts to the hostfile")]
-        )
-    lines = lines[:wanted]
-    problems = [
+        what, hint = f"nnodes is {wanted}, but {source}", "name the hosts in experiment.runner.hostfile"
+        problems.append(Problem(what, where("experiment.runner.nnodes"), hint))
+    problems += [
         Problem(
-            f"`{line.name}` offers {line.slots} slots, nproc_per_node asks for {runner.nproc_per_node}",
-            "experiment.runner.nproc_per_node",
+            f"`{line.name}` offers {line.slots} slots, nproc_per_node asks for {ranks}",
+            where("experiment.runner.nproc_per_node"),
         )
-        for line in lines
-        if isinstance(runner.nproc_per_node, int) and runner.nproc_per_node > line.slots
+        for line in lines[:wanted]
+        if ranks is not None and ranks > line.slots
     ]
     if problems:
         raise UserError(problems)
     return tuple(
-        Host(
-            rank=rank,
-            name=line.name,
-            slots=runner.nproc_per_node if isinstance(runner.nproc_per_node, int) else line.slots,
-            platform=line.type or platform,
-        )
-        for rank, line in enumerate(lines)
+        Host(rank=rank, name=line.name, slots=ranks or line.slots, platform=line.type or platform)
+        for rank, line in enumerate(lines[:wanted])
     )
 
 
-def _local_slots(runner: Runner, platform: str, devices: int, shares_devices: bool) -> int:
-    if not isinstance(runner.nproc_per_node, int):
-        if devices < 1:
-            raise UserError([Problem(f"no {platform} device on this host", "experiment.runner.platform")])
-        return devices
-    if runner.nproc_per_node > devices and not shares_devices:
+def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
+    if not Path(path).exists():
         raise UserError(
-            [
-                Problem(
-                    f"nproc_per_node is {runner.nproc_per_node}, but this host has {devices} {platform} devices",
-                    "experiment.runner.nproc_per_node",
-                    "lower it and the parallel degrees, or set experiment.runner.platform=cpu",
-                )
-            ]
+            [Problem(f"there is no hostfile {path}", where, "leave the key out for this host alone")]
         )
-    return runner.nproc_per_node
+    return read_hostfile(Path(path))
+
+
+def _device_problem(ranks: int | None, platform: str, devices: int, shares_devices: bool) -> Problem | None:
+    if ranks is None and devices < 1:
+        what = f"no {platform} device on this host"
+        return Problem(what, "experiment.runner.platform", "set experiment.runner.platform=cpu")
+    if ranks is not None and ranks > devices and not shares_devices:
+        what = f"nproc_per_node is {ranks}, but this host has {devices} {platform} devices"
+        hint = "lower it and the parallel degrees, or set experiment.runner.platform=cpu"
+        return Problem(what, "experiment.runner.nproc_per_node", hint)
+    return None

@@ -1,1 +1,1 @@
-"""From composed YAML to frozen, checked values: the experiment level (typed) and the task level (engine arguments)."""
+"""From composed YAML to frozen, checked values: the experiment level and the task level."""

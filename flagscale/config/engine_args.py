@@ -7,8 +7,9 @@ understand, before any host is reached.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Every argument of one engine version. `switches`: the flags that turn off what is on by default, by dest."""
+    """Every argument of one engine version.
+
+    `switches`: by dest, the flags that turn off what is on by default.
+    """
 
     engine: str
     version: str
@@ -45,10 +49,11 @@ class Catalog:
     switches: Mapping[str, Option]
 
     def find(self, name: str) -> Option | None:
-        """Return the option written as `name` with `_`, e.g. `num_layers`; also `add_bias_linear` for its switch."""
+        """Return the option that `name`, written with `_`, means; also `add_bias_linear` for its switch."""
         return self.options.get(name.replace("_", "-")) or self.switches.get(name)
 
     def names(self) -> set[str]:
+        """Return every name a user can write, with `_`."""
         return {name.replace("-", "_") for name in self.options} | self.switches.keys()
 
 
@@ -65,8 +70,9 @@ class EngineArguments:
 def load_catalog(path: Path) -> Catalog:
     """Read a catalog made by `make catalog`."""
     raw = json.loads(path.read_text(encoding="utf-8"))
-    options = {
-        name: Option(
+    options: dict[str, Option] = {}
+    for name, entry in raw["arguments"].items():
+        option = Option(
             name=name,
             dest=entry["dest"],
             kind=entry["kind"],
@@ -76,9 +82,10 @@ def load_catalog(path: Path) -> Catalog:
             default=entry["default"],
             negative=entry.get("negative"),
         )
-        for name, entry in raw["arguments"].items()
-    }
-    named = {option.replace("-", "_") for option in options}
+        options[name] = option
+        if option.kind == "bool_pair" and option.negative:
+            options[option.negative] = replace(option, name=option.negative, kind="flag_false", negative=None)
+    named = {name.replace("-", "_") for name in options}
     switches = {
         option.dest: option
         for option in options.values()
@@ -87,7 +94,9 @@ def load_catalog(path: Path) -> Catalog:
     return Catalog(raw["engine"], raw["version"], options, switches)
 
 
-def render(leaves: Iterable[Leaf], catalog: Catalog, locator: Locator, problems: list[Problem]) -> EngineArguments:
+def render(
+    leaves: Iterable[Leaf], catalog: Catalog, locator: Locator, problems: list[Problem]
+) -> EngineArguments:
     """Turn checked leaves into argv; unknown names, wrong types and choices go to `problems`."""
     argv: list[str] = []
     values = {option.dest: option.default for option in catalog.options.values()}
@@ -98,70 +107,89 @@ def render(leaves: Iterable[Leaf], catalog: Catalog, locator: Locator, problems:
         if option is None:
             problems.append(_unknown(leaf, catalog, where))
             continue
+        if leaf.value is None:
+            continue
         if option.dest in paths:
             what = f"`{leaf.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
             problems.append(Problem(what, where, "keep one of them"))
             continue
-        if leaf.value is None:
-            continue
         paths[option.dest] = leaf.path
         try:
-            words, value = _words(option, leaf)
+            words, values[option.dest] = _words(option, leaf)
         except ValueError as error:
             problems.append(Problem(str(error), where))
             continue
         argv += words
-        values[option.dest] = value
     return EngineArguments(tuple(argv), values, paths)
 
 
 def _unknown(leaf: Leaf, catalog: Catalog, where: str) -> Problem:
-    hint = nearest(leaf.name, catalog.names())
-    what = f"{catalog.engine} {catalog.version} has no argument `{leaf.name}`"
+    hints = [nearest(leaf.name, catalog.names())]
     if leaf.value is None:
-        hint = hint or "if it is an empty section, remove it"
-    return Problem(what, where, hint)
+        hints.append("if it is an empty section, remove it")
+    what = f"{catalog.engine} {catalog.version} has no argument `{leaf.name}`"
+    return Problem(what, where, "; ".join(filter(None, hints)))
 
 
 def _words(option: Option, leaf: Leaf) -> tuple[list[str], Any]:
     """Return the argv words of one leaf and its value as the engine will hold it; ValueError if it cannot."""
-    flag, value = f"--{option.name}", leaf.value
     if option.kind != "value":
-        if not isinstance(value, bool):
-            raise ValueError(f"`{leaf.name}` is a switch: true or false, not {value!r}")
-        if option.kind == "bool_pair":
-            return [flag if value else f"--{option.negative}"], value
-        if option.kind == "flag_false":
-            off = value if leaf.name.replace("_", "-") == option.name else not value
-            return ([flag], False) if off else ([], True)
-        return ([flag], True) if value else ([f"--{option.negative}"] if option.negative else [], False)
+        return _switch(option, leaf)
+    flag = f"--{option.name}"
     if not option.takes_many:
-        text, typed = _scalar(option, leaf.name, value)
+        text, typed = _scalar(option, leaf.name, leaf.value)
         # `--lr=-1e-5`: a value that begins with a dash would be read as an option of its own.
         return ([f"{flag}={text}"] if text.startswith("-") else [flag, text]), typed
-    items = value if isinstance(value, list) else [value]
-    if not items and option.nargs == "+" or isinstance(option.nargs, int) and len(items) != option.nargs:
-        raise ValueError(f"`{leaf.name}` takes {option.nargs if option.nargs != '+' else 'one or more'} values")
+    items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+    if isinstance(option.nargs, int) and len(items) != option.nargs:
+        raise ValueError(f"`{leaf.name}` takes {option.nargs} values, not {len(items)}")
+    if option.nargs == "+" and not items:
+        raise ValueError(f"`{leaf.name}` takes one or more values; remove the key for none")
     pairs = [_scalar(option, leaf.name, item) for item in items]
     for text, _ in pairs:
-        if text.startswith("-") and not text[1:].replace(".", "", 1).isdigit():
+        if text.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(text):
             raise ValueError(f"`{leaf.name}`: a value in a list cannot begin with a dash ({text!r})")
     return [flag, *(text for text, _ in pairs)], [typed for _, typed in pairs]
 
 
+# What argparse takes for a value rather than an option, where no option looks like a number.
+_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+", re.ASCII)
+
+
+def _switch(option: Option, leaf: Leaf) -> tuple[list[str], bool]:
+    """Return the flag that says what the leaf says (none where the default does), and the value."""
+    flag, value = f"--{option.name}", leaf.value
+    if not isinstance(value, bool):
+        raise ValueError(f"`{leaf.name}` is a switch: true or false, not {value!r}")
+    if option.kind == "flag_false":
+        named_itself = leaf.name.replace("_", "-") == option.name
+        is_off = value if named_itself else not value
+        return ([flag], False) if is_off else ([], True)
+    if value:
+        return [flag], True
+    return ([f"--{option.negative}"] if option.negative else []), False
+
+
 def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
+    """Return one value as the engine's text and as what it will be there; ValueError if it cannot."""
+    text: str
     typed: Any
+    expected = _EXPECTED.get(option.type, "text")
     if value is None:
         raise ValueError(f"`{name}`: a value in the list is empty")
+    if isinstance(value, bool) != (option.type == "bool"):
+        quote = f' (as text, quote it: "{str(value).lower()}")' if expected == "text" else ""
+        raise ValueError(f"`{name}` takes {expected}, not {_yaml(value)}{quote}")
     if isinstance(value, bool):
-        raise ValueError(f"`{name}` takes {_article(option.type)}, not {str(value).lower()}")
-    if isinstance(value, dict | list):
+        # The engine's `type=bool` calls every text true but the empty one.
+        return ("true" if value else ""), value
+    if isinstance(value, list | dict):
         if option.type in ("int", "float"):
-            raise ValueError(f"`{name}` takes one {_noun(option.type)}, not {json.dumps(value)}")
-        text = typed = json.dumps(value, ensure_ascii=False)
+            raise ValueError(f"`{name}` takes {expected}, not {_yaml(value)}")
+        text = typed = _structure(option.type, value)
     elif option.type in ("int", "float"):
         typed = _number(option.type, name, value)
-        text = str(value) if isinstance(value, str) else repr(typed)
+        text = value if isinstance(value, str) else repr(typed)
     else:
         text = typed = value if isinstance(value, str) else repr(value)
     if option.choices and text not in option.choices:
@@ -170,21 +198,25 @@ def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
     return text, typed
 
 
-def _number(kind: str, name: str, value: Any) -> int | float:
+_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _number(kind: str, name: str, value: int | float | str) -> int | float:
     try:
-        number = float(value)
-        if kind == "float":
-            return number
-        if isinstance(value, int | str):
-            return int(value)
-    except ValueError:
-        pass
-    raise ValueError(f"`{name}` takes {_article(kind)}, not {value!r}")
+        number = int(value) if kind == "int" else float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"`{name}` takes {_EXPECTED[kind]}, not {value!r}") from None
+    if kind == "int" and isinstance(value, float):
+        raise ValueError(f"`{name}` takes a whole number, not {value!r}")
+    return number
 
 
-def _noun(kind: str) -> str:
-    return {"int": "whole number", "float": "number"}.get(kind, "text")
+def _structure(kind: str, value: list[Any] | dict[str, Any]) -> str:
+    """Return a list or mapping as one word: JSON without spaces, which the engine's patterns refuse."""
+    if kind == "tuple_type" and isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _article(kind: str) -> str:
-    return kind in ("int", "float") and f"a {_noun(kind)}" or "text"
+def _yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -35,7 +35,7 @@ def flatten(
     leaves: dict[str, Leaf] = {}
     for leaf in _walk(arguments, group, is_option):
         first = leaves.setdefault(leaf.name, leaf)
-        if first.value != leaf.value:
+        if not _same(first.value, leaf.value):
             problems.append(
                 Problem(
                     f"`{leaf.name}` is given twice with different values: {leaf.value!r} here, "
@@ -45,6 +45,11 @@ def flatten(
                 )
             )
     return list(leaves.values())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are written alike: `true` and `1` are equal in Python, and differ for an engine."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[Leaf]:

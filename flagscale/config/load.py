@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from flagscale.config import v060
 from flagscale.config.locate import Locator
-from flagscale.config.schema import ACTIONS, Experiment, ExperimentSection
+from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection
+from flagscale.config.secrets import is_secret
 from flagscale.errors import Problem, UserError, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}
@@ -26,49 +28,79 @@ def load_experiment(config: DictConfig, locator: Locator) -> tuple[Experiment, l
         UserError: with every unknown key, wrong type, missing key and unresolvable interpolation at once.
     """
     problems: list[Problem] = []
-    tree = _resolved(config, "", locator, problems)
-    # An interpolation that fails is told once; the key counts as present so that it is not told as missing too.
+    tree = _resolved(config, "", (), locator, problems)
+    problems += _base60(tree, locator)
     notices = v060.translate_experiment(tree, locator, problems)
-    raw = tree.get("experiment")
-    task = raw.get("task") if isinstance(raw, dict) else None
-    task_type = task.get("type", "train") if isinstance(task, dict) else "train"
-    for key in tree.keys() - {"experiment", "action", task_type} - COMMAND_KEYS.keys():
-        valid = ["experiment", "action", str(task_type), *COMMAND_KEYS]
-        problems.append(Problem(f"unknown key `{key}`", locator.where(key), nearest(key, valid)))
-    section = None
-    if not isinstance(raw, dict):
-        problems.append(Problem("the group `experiment` is missing", hint="copy one from examples/"))
-    else:
-        failed = {problem.where for problem in problems}
-        try:
-            section = ExperimentSection.model_validate(raw)
-        except ValidationError as error:
-            told = (_problem(dict(entry), locator) for entry in error.errors())
-            problems.extend(problem for problem in told if problem.where not in failed)
-    arguments = tree.get(task_type)
-    if isinstance(raw, dict) and not isinstance(arguments, dict):
-        hint = f"add a group `{task_type}` (defaults: - {task_type}: NAME), or mend experiment.task.type"
-        problems.append(Problem(f"the task group `{task_type}` is missing", hint=hint))
-    if problems or section is None or not isinstance(arguments, dict):
+    told = {problem.where for problem in problems}
+    section, found = _section(tree.get("experiment"), locator)
+    found += _other_groups(tree, locator)
+    # A key whose interpolation failed, or that is `???`, is told once: not as missing too.
+    problems += [problem for problem in found if problem.where not in told]
+    if problems or section is None:
         raise UserError(problems)
-    return _experiment(section, arguments), notices
+    return _experiment(section, tree[section.task.type]), notices
+
+
+def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
+    """Return (task type, backend, engine arguments) as far as they can be read, empty where they cannot.
+
+    For telling the mistakes of the task level too where the experiment level has some; tells none itself.
+    """
+    tree = _resolved(config, "", (), Locator(), [])
+    task = _mapping(_mapping(tree.get("experiment")).get("task"))
+    group, backend = task.get("type") or "train", task.get("backend")
+    arguments = _mapping(tree.get(group)) if isinstance(group, str) else {}
+    return str(group), str(backend or ""), arguments
+
+
+def _section(raw: object, locator: Locator) -> tuple[ExperimentSection | None, list[Problem]]:
+    """Return the group `experiment`, checked, or what is wrong with it."""
+    if not isinstance(raw, dict):
+        return None, [
+            Problem("this group is missing", locator.where("experiment"), "copy one from examples/")
+        ]
+    try:
+        return ExperimentSection.model_validate(raw), []
+    except ValidationError as error:
+        return None, [_problem(entry, locator) for entry in error.errors()]
+
+
+def _other_groups(tree: dict[str, Any], locator: Locator) -> list[Problem]:
+    """Return what is wrong at the top level: keys nobody reads, and a task group that is missing."""
+    experiment = _mapping(tree.get("experiment"))
+    task_type = _mapping(experiment.get("task")).get("type") or "train"
+    # A task type that is not known is told as such; what group it needs is then anybody's guess.
+    groups = [task_type] if experiment and task_type in TASK_TYPES else list(TASK_TYPES)
+    valid = ["experiment", "action", *groups, *COMMAND_KEYS]
+    problems = [
+        Problem(f"unknown key `{key}`", locator.where(str(key)), nearest(str(key), valid))
+        for key in tree
+        if key not in valid
+    ]
+    if len(groups) == 1 and not isinstance(tree.get(task_type), dict):
+        hint = f"add it (defaults: - {task_type}: NAME), or mend experiment.task.type"
+        problems.append(Problem("this task group is missing", locator.where(task_type), hint))
+    return problems
+
+
+def _mapping(value: object) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def load_action(config: DictConfig, locator: Locator) -> str:
     """Return the action to perform; a `UserError` names the valid ones."""
-    action = config.get("action")
+    action = _top(config, "action", None)
     if action is None:
         raise UserError([Problem("no action given", hint=f"action=A with A one of {', '.join(ACTIONS)}")])
     if action not in ACTIONS:
-        raise UserError(
-            [Problem(f"unknown action `{action}`", locator.where("action"), nearest(str(action), ACTIONS))]
-        )
+        hint = nearest(str(action), ACTIONS)
+        raise UserError([Problem(f"unknown action `{action}`", locator.where("action"), hint)])
     return str(action)
 
 
 def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
     """Return (JSON wanted, follow wanted) from `+output=` and `+follow=`."""
-    output, follow = config.get("output", "text"), config.get("follow", False)
+    output, follow = (_top(config, key, default) for key, default in COMMAND_KEYS.items())
     problems = []
     if output not in ("text", "json"):
         problems.append(Problem(f"unknown output `{output}`", "output", "valid: text, json"))
@@ -77,6 +109,13 @@ def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
     if problems:
         raise UserError(problems)
     return output == "json", bool(follow)
+
+
+def _top(config: DictConfig, key: str, default: object) -> object:
+    try:
+        return config.get(key, default)
+    except OmegaConfBaseException as error:
+        raise UserError([Problem(_first_line(error), key)]) from None
 
 
 def load_exp_dir(config: DictConfig) -> Path:
@@ -109,20 +148,30 @@ def _absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def _resolved(node: Any, path: str, locator: Locator, problems: list[Problem]) -> Any:
+def _resolved(
+    node: Any, path: str, parents: tuple[Any, ...], locator: Locator, problems: list[Problem]
+) -> Any:
     """Turn a config node into plain values, leaf by leaf, so that every failing interpolation is told."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
     if node._is_none():
         return None
-    values = dict(_children(node, path, locator, problems))
+    if any(node is parent for parent in parents):
+        problems.append(Problem("the interpolation holds itself", locator.where(path)))
+        return None
+    values = dict(_children(node, path, (*parents, node), locator, problems))
     return values if isinstance(node, DictConfig) else list(values.values())
 
 
 def _children(
-    node: DictConfig | ListConfig, path: str, locator: Locator, problems: list[Problem]
+    node: DictConfig | ListConfig,
+    path: str,
+    parents: tuple[Any, ...],
+    locator: Locator,
+    problems: list[Problem],
 ) -> Iterator[tuple[Any, Any]]:
-    for key in list(node.keys()) if isinstance(node, DictConfig) else range(len(node)):
+    keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
         child = f"{path}.{key}" if path else str(key)
         try:
             if OmegaConf.is_missing(node, key):
@@ -132,27 +181,43 @@ def _children(
         except OmegaConfBaseException as error:
             problems.append(Problem(_first_line(error), locator.where(child)))
             continue
-        yield key, _resolved(value, child, locator, problems)
+        yield key, _resolved(value, child, parents, locator, problems)
+
+
+def _base60(tree: dict[str, Any], locator: Locator) -> Iterator[Problem]:
+    """Yield the values that YAML 1.1 understands to base 60 where people mean a range or a time."""
+    for path, text in locator.base60.items():
+        value: Any = tree
+        for part in path.split("."):
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            else:
+                value = _mapping(value).get(part)
+        where = locator.where(path)
+        if isinstance(value, int) and not where.startswith("command line"):
+            yield Problem(f"YAML reads `{text}` as the number {value}", where, f'as text it is "{text}"')
 
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _problem(entry: dict[str, Any], locator: Locator) -> Problem:
+def _problem(entry: ErrorDetails, locator: Locator) -> Problem:
     """Turn one pydantic error into a message with file, line and the nearest valid name."""
-    parts = [str(part) for part in entry["loc"] if part != "constrained-int"]
-    kind = entry["type"]
-    keys = [part for part in parts if not part.startswith(("literal[", "function-", "int", "float"))]
+    keys = [str(part) for part in entry["loc"] if part != "[key]"]
     where = locator.where(".".join(["experiment", *keys]))
-    if kind == "extra_forbidden":
-        return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(keys[:-1])))
-    if kind == "missing":
-        return Problem(f"the key `{keys[-1]}` is required", where)
+    match entry["type"]:
+        case "extra_forbidden":
+            return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(keys[:-1])))
+        case "missing":
+            return Problem(f"the key `{keys[-1]}` is required", where)
+        case "model_type" | "dict_type":
+            return Problem("a group of keys is expected here", where)
     message = entry["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    shown = entry["input"] if isinstance(entry["input"], str | int | float | bool) else None
-    return Problem(message if shown is None else f"{message} (it is {shown!r})", where)
+    value = entry["input"]
+    is_shown = isinstance(value, str | int | float) and not is_secret(keys[-1])
+    return Problem(f"{message} (it is {value!r})" if is_shown else message, where)
 
 
 def _fields(keys: list[str]) -> list[str]:

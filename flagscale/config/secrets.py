@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 MASK = "********"
 
+_SECRET = re.compile(r"(^|_)(key|apikey|token|secret|password|passwd|credentials?)$")
+_SPECIAL_TOKEN = re.compile(r"^fim_\w+_token$")
+"""The engine's fill-in-the-middle markers, which are no secrets whatever their names end in."""
+
 
 def is_secret(name: str) -> bool:
-    """Whether a key or environment variable holds a secret, by its name (`*_KEY`, `*_TOKEN`, `*_SECRET`, ...)."""
-    return name.lower().replace("-", "_").endswith(("_key", "_token", "_secret", "_password"))
+    """Whether a key or environment variable holds a secret, by its name (`*_KEY`, `*_TOKEN`, ...)."""
+    plain = name.lower().replace("-", "_")
+    return bool(_SECRET.search(plain)) and not _SPECIAL_TOKEN.match(plain)
 
 
 def masked(tree: Any, name: str = "") -> Any:
-    """Return a copy of plain configuration values with every secret text replaced by `MASK`."""
+    """Return a copy of plain configuration values with the value of every secret replaced by `MASK`."""
     if isinstance(tree, Mapping):
         return {key: masked(value, str(key)) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [masked(value, name) for value in tree]
-    return MASK if isinstance(tree, str) and tree and is_secret(name) else tree
+    is_empty = tree is None or tree == "" or isinstance(tree, bool)
+    return MASK if is_secret(name) and not is_empty else tree

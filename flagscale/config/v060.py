@@ -1,103 +1,19 @@
-"""Keys of FlagScale v0.6.0 that mean something else today: one table of what happens to each.
+"""Read files written for FlagScale v0.6.0: translate what has a meaning today, refuse the rest by name.
 
-A key is renamed or dropped with a notice, or refused with what to do instead; none is ignored in silence.
+None of its keys is ignored in silence; the table is in `v060_table.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 from flagscale.config.leaves import Leaf
 from flagscale.config.locate import Locator
+from flagscale.config.v060_table import ENTRYPOINTS, EXPERIMENT, RUNNER_TYPES, TASK, TOKENIZERS, Change
 from flagscale.errors import Problem
-
-
-@dataclass(frozen=True)
-class Change:
-    """What became of a v0.6.0 key. `refuse` applies only where the key switches its feature on."""
-
-    act: Literal["rename", "drop", "refuse"]
-    text: str
-
-
-def _rename(name: str) -> Change:
-    return Change("rename", name)
-
-
-_DEAD = Change("drop", "nothing read it in v0.6.0")
-_FOLDER = Change("drop", "this folder is always below experiment.exp_dir/logs")
-_LEGACY = Change("refuse", "only Megatron's legacy models read it; they are gone, remove the key")
-_WANDB_SDK = Change("refuse", "set it through W&B's own environment variables in experiment.envs")
-_HETERO = Change("refuse", "heterogeneous meshes are not available in this version")
-_REFINED = Change("refuse", "recompute per stage and micro-batch is not available in this version")
-_COSINE = Change("refuse", "the stablelm2 schedule is gone; use lr_decay_style: WSD or cosine")
-_VALID = Change("refuse", "give the sets with valid_data_path")
-
-TASK: Mapping[str, Change] = {
-    "log_dir": _FOLDER,
-    "details_dir": _FOLDER,
-    "scripts_dir": _FOLDER,
-    "pids_dir": _FOLDER,
-    "tokenizer_path": _rename("tokenizer_model"),
-    "use_rotary_emb_implement": _DEAD,
-    "rampup_save_interval": _DEAD,
-    "finetune_dataset_type": _DEAD,
-    "server_port": _DEAD,
-    "model_info": _DEAD,
-    "rotary_interleaved_patch": Change("drop", "it did nothing on Megatron-core models"),
-    "norm_init_weight": Change("drop", "it did nothing on Megatron-core models"),
-    "apply_init_customized": _LEGACY,
-    "apply_init_norm_customized": _LEGACY,
-    **{f"init_method_std_scaled_{part}": _LEGACY for part in ("embed", "output", "attn_q", "attn_k", "attn_v")},
-    **{f"init_method_std_scaled_ffn_w{part}": _LEGACY for part in (1, 2, 3)},
-    **{f"init_weight_{part}_norm": _LEGACY for part in ("attn", "ffn", "output")},
-    "wandb_log_model": _WANDB_SDK,
-    "wandb_log_model_interval": Change("drop", "wandb_log_model is gone"),
-    **{f"recompute_{part}_per_stage_micro_batch": _REFINED for part in ("granularity", "method", "num_layers")},
-    **{
-        f"lr_decay_stablelm2_{part}": _COSINE
-        for part in (
-            "cosine_samples cosine_max_lr cosine_period_samples rsqrt_samples decay_samples alpha beta".split()
-        )
-    },
-    "save_param_index_maps_only": Change("refuse", "checkpoints carry their own index (torch_dist)"),
-    "save_when_num_microbatches_change": Change("refuse", "set save_interval"),
-    "finetune_with_optim": Change("refuse", "use finetune: true"),
-    "no_shared_fs": Change("refuse", "every host must see the run directory in this version"),
-    "ulysses_sp_parallel_size": Change("refuse", "use context_parallel_size with cp_comm_type: a2a"),
-    "extra_valid_interval": _VALID,
-    "extra_valid_data_path": _VALID,
-    "special_tokens_file": Change("refuse", "keep the special tokens in the tokenizer's folder"),
-    "apply_sft_dataset_separated_loss_mask_if_existed": Change("refuse", "use sft: true"),
-    "device_type": Change("refuse", "set experiment.runner.platform, or `type=` in the hostfile"),
-    "auto_tune": Change("refuse", "the tuner is not available in this version"),
-    "enable_hetero": _HETERO,
-    "hetero_device_types": _HETERO,
-    "hetero_current_device_type": _HETERO,
-    "hetero_pipeline_layer_split": _HETERO,
-    "hetero_process_meshes": _HETERO,
-    "hetero_use_cpu_communication": _HETERO,
-}
-
-EXPERIMENT: Mapping[str, Change] = {
-    "shell_cmds": Change("refuse", "nothing read it in v0.6.0; use experiment.cmds.before_start"),
-    "ssh_port": _rename("runner.ssh_port"),
-    "auto_tuner": Change("refuse", "the tuner is not available in this version"),
-    "runner.no_shared_fs": Change("refuse", "every host must see the run directory in this version"),
-    "runner.per_node_task": Change("refuse", "start one experiment a host"),
-    "runner.node_rank": Change("refuse", "ranks follow the order of the hostfile"),
-}
-
-_TOKENIZERS = {
-    name: "HuggingFaceTokenizer"
-    for name in (
-        "AquilaTokenizerFS HFTokenizerFS HFTokenizersTokenizerFS Llama3TokenizerFS QwenTokenizerFS Qwen2TokenizerFS"
-    ).split()
-}
-_ENTRYPOINTS = ("train_aquila.py", "train_llama.py", "train_mixtral.py", "train_gpt.py")
 
 
 def translate_experiment(tree: dict[str, Any], locator: Locator, problems: list[Problem]) -> list[str]:
@@ -107,27 +23,53 @@ def translate_experiment(tree: dict[str, Any], locator: Locator, problems: list[
     if not isinstance(experiment, dict):
         return notices
     for key, change in EXPERIMENT.items():
-        *parents, name = key.split(".")
-        node = experiment
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None  # type: ignore[assignment]
+        parent, _, name = key.rpartition(".")
+        node = experiment.get(parent) if parent else experiment
         if not isinstance(node, dict) or name not in node:
             continue
         value, path = node.pop(name), f"experiment.{key}"
         if change.act == "rename":
-            target, _, leaf = change.text.rpartition(".")
-            experiment.setdefault(target, {}).setdefault(leaf, value)
+            _move(experiment, change.text, value, locator.where(path), problems)
             notices.append(f"{locator.where(path)}: is `experiment.{change.text}` now")
-        elif _is_on(value):
+        elif _is_on(value, change):
             problems.append(_refusal(path, name, change, locator))
-    task = experiment.get("task")
-    entrypoint = str(task.get("entrypoint", "")) if isinstance(task, dict) else ""
-    if isinstance(task, dict) and entrypoint.removeprefix("./").startswith("flagscale/train/"):
-        if entrypoint.rpartition("/")[2] in _ENTRYPOINTS:
-            task["entrypoint"] = "megatron.flagscale.train_gpt"
-            where = locator.where("experiment.task.entrypoint")
-            notices.append(f"{where}: `{entrypoint}` is `megatron.flagscale.train_gpt` now")
+        else:
+            notices.append(f"{locator.where(path)}: dropped, it switches nothing on")
+    _check_runner_type(experiment, locator, problems)
+    _translate_entrypoint(experiment, locator, notices)
     return notices
+
+
+def _move(experiment: dict[str, Any], target: str, value: Any, where: str, problems: list[Problem]) -> None:
+    """Put a value where its key is today, unless that is given too."""
+    group, _, name = target.rpartition(".")
+    node = experiment[group] = experiment.get(group) or {}
+    if not isinstance(node, dict):
+        return  # told as a wrong type
+    if node.setdefault(name, value) != value:
+        what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
+        problems.append(Problem(what, where, "keep the second"))
+
+
+def _check_runner_type(experiment: dict[str, Any], locator: Locator, problems: list[Problem]) -> None:
+    runner = experiment.get("runner")
+    kind = runner.get("type") if isinstance(runner, dict) else None
+    if isinstance(kind, str) and kind in RUNNER_TYPES:
+        where = locator.where("experiment.runner.type")
+        problems.append(
+            Problem(f"the runner `{kind}` of FlagScale v0.6.0 is gone", where, RUNNER_TYPES[kind])
+        )
+
+
+def _translate_entrypoint(experiment: dict[str, Any], locator: Locator, notices: list[str]) -> None:
+    task = experiment.get("task")
+    if not isinstance(task, dict):
+        return
+    entrypoint = str(task.get("entrypoint")).removeprefix("./")
+    if entrypoint in ENTRYPOINTS:
+        where = locator.where("experiment.task.entrypoint")
+        notices.append(f"{where}: `{task['entrypoint']}` is `{ENTRYPOINTS[entrypoint]}` now")
+        task["entrypoint"] = ENTRYPOINTS[entrypoint]
 
 
 def translate_task(
@@ -142,9 +84,9 @@ def translate_task(
         if leaf.name in ("wandb_api_key", "wandb_mode"):
             if leaf.value:
                 environment[leaf.name.upper()] = str(leaf.value)
-        elif leaf.name == "tokenizer_type" and leaf.value in _TOKENIZERS:
-            notices.append(f"{where}: `{leaf.value}` is `{_TOKENIZERS[leaf.value]}` now")
-            kept.append(replace(leaf, value=_TOKENIZERS[leaf.value]))
+        elif leaf.name == "tokenizer_type" and leaf.value in TOKENIZERS:
+            notices.append(f"{where}: `{leaf.value}` is `{TOKENIZERS[leaf.value]}` now")
+            kept.append(replace(leaf, value=TOKENIZERS[leaf.value]))
         elif change is None:
             kept.append(leaf)
         elif change.act == "rename":
@@ -152,8 +94,10 @@ def translate_task(
             kept.append(replace(leaf, name=change.text))
         elif change.act == "drop":
             notices.append(f"{where}: dropped, {change.text}")
-        elif _is_on(leaf.value):
+        elif _is_on(leaf.value, change):
             problems.append(_refusal(leaf.path, leaf.name, change, locator))
+        else:
+            notices.append(f"{where}: dropped, it switches nothing on")
     return kept, environment, notices
 
 
@@ -163,21 +107,45 @@ def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0)
     return multiple_of * ceil(width / multiple_of)
 
 
-def _with_ffn_size(leaves: list[Leaf], locator: Locator, notices: list[str]) -> list[Leaf]:
-    """Replace `multiple_of` and `hidden_dim_multiplier` by the `ffn_hidden_size` they stand for."""
+def _with_ffn_size(leaves: list[Leaf], locator: Locator, notices: list[str]) -> Iterator[Leaf]:
+    """Replace `multiple_of` and `hidden_dim_multiplier` by the `ffn_hidden_size` they stand for.
+
+    As in v0.6.0 they mean something only with SwiGLU and without an explicit `ffn_hidden_size`.
+    """
     named = {leaf.name: leaf for leaf in leaves}
-    rule, hidden = named.get("multiple_of"), named.get("hidden_size")
-    if rule is None or hidden is None or not isinstance(rule.value, int) or not isinstance(hidden.value, int):
-        return leaves
-    scale = named.get("hidden_dim_multiplier")
-    size = ffn_hidden_size(hidden.value, rule.value, float(scale.value) if scale and scale.value else 1.0)
-    notices.append(f"{locator.where(rule.path)}: is `ffn_hidden_size: {size}` now")
-    rest = [leaf for leaf in leaves if leaf.name not in ("multiple_of", "hidden_dim_multiplier")]
-    return [*rest, Leaf("ffn_hidden_size", size, rule.path)]
+    values = {leaf.name: leaf.value for leaf in leaves}
+    rule, scale = values.get("multiple_of"), values.get("hidden_dim_multiplier")
+    unused = ""
+    if values.get("ffn_hidden_size") is not None:
+        unused = "ffn_hidden_size is given"
+    elif not values.get("swiglu"):
+        unused = "it is read with swiglu only"
+    elif rule is None:
+        unused = "it is read with multiple_of only"
+    for leaf in leaves:
+        if leaf.name not in ("multiple_of", "hidden_dim_multiplier"):
+            yield leaf
+        elif unused:
+            notices.append(f"{locator.where(leaf.path)}: dropped, {unused}")
+        elif leaf.name == "multiple_of":
+            hidden = values.get("hidden_size")
+            if not all(map(_is_positive, (rule, hidden, scale or 1.0))):
+                yield leaf  # told as an unknown argument
+                continue
+            size = ffn_hidden_size(int(values["hidden_size"]), int(leaf.value), float(scale or 1.0))
+            rules = [named[name].path for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
+            notices.append(f"{', '.join(map(locator.where, rules))}: is `ffn_hidden_size: {size}` now")
+            yield Leaf("ffn_hidden_size", size, leaf.path)
 
 
-def _is_on(value: Any) -> bool:
-    return value not in (None, False, 0, 1, "", [], {}) or value is True
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _is_on(value: Any, change: Change) -> bool:
+    if isinstance(value, bool):
+        return value
+    return bool(value) and value != change.off
 
 
 def _refusal(path: str, name: str, change: Change, locator: Locator) -> Problem:

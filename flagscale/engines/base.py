@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flagscale.config.locate import Locator
 from flagscale.config.schema import Experiment
+from flagscale.errors import Problem
 from flagscale.job import Host, Job
 
 
@@ -22,3 +24,5 @@ class Engine:
     distribution: str
     """The package-index name of the engine; its version is compared between hosts."""
     build: Callable[[Experiment, tuple[Host, ...], Locator], Job]
+    check: Callable[[str, Mapping[str, Any], Locator], list[Problem]]
+    """The mistakes of the task group `str` that need nothing else: names, types, choices, duplicates."""

@@ -12,25 +12,18 @@ from flagscale.config.locate import Locator
 from flagscale.config.schema import Experiment
 from flagscale.config.v060 import translate_task
 from flagscale.engines.base import Engine
+from flagscale.engines.megatron_cpu import cpu_findings, on_cpu
 from flagscale.engines.megatron_data import data_findings
+from flagscale.engines.megatron_rules import remarks, rule_findings
 from flagscale.errors import Problem, UserError
 from flagscale.job import Host, Job, Role
-from flagscale.parallel.degrees import Finding, degrees, findings
+from flagscale.parallel.degrees import degrees, findings
+from flagscale.parallel.finding import Finding
 
 CATALOG = Path(__file__).parent / "catalog" / "megatron.json"
 SAVE_GRACE = 120.0
 """Seconds the ranks have after TERM where they save a checkpoint first (exit_signal_handler)."""
 STOP_GRACE = 10.0
-
-_REQUIRED = {
-    "num_layers": "the number of transformer layers",
-    "hidden_size": "the width of the model",
-    "num_attention_heads": "the number of attention heads",
-    "seq_length": "tokens in a sample",
-    "max_position_embeddings": "the longest sequence the model can read",
-    "lr": "the learning rate",
-    "tokenizer_type": "HuggingFaceTokenizer, NullTokenizer, ...",
-}
 
 
 def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> Job:
@@ -38,15 +31,17 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
     catalog = load_catalog(CATALOG)
     problems: list[Problem] = []
     group = experiment.task.type
-    leaves = flatten(group, experiment.arguments, lambda name: _takes_mapping(catalog, name), locator, problems)
+    leaves = _flat(group, experiment.arguments, catalog, locator, problems)
     leaves, secrets, notices = translate_task(leaves, locator, problems)
     arguments = render([*_defaults(experiment, leaves), *leaves], catalog, locator, problems)
-    world_size = sum(host.slots for host in hosts)
     if not problems:
-        for dest, what in _findings(arguments.values, world_size):
+        # A value that is not what it should be would be told again by every rule that uses it.
+        for dest, what in _findings(arguments, hosts):
             problems.append(Problem(what, locator.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
+    for dest, what in remarks(arguments.values):
+        notices.append(f"{locator.where(_path(arguments, dest, group, catalog))}: {what}")
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
         name=experiment.name,
@@ -60,10 +55,26 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
         ),
         hosts=hosts,
-        layout=str(degrees(arguments.values, world_size)),
+        layout=str(degrees(arguments.values, sum(host.slots for host in hosts))),
         secrets=secrets,
         notices=tuple(notices),
     )
+
+
+def check(group: str, arguments: Mapping[str, Any], locator: Locator) -> list[Problem]:
+    """Return the mistakes of names and values; see `engines.base.Engine.check`."""
+    catalog = load_catalog(CATALOG)
+    problems: list[Problem] = []
+    leaves = _flat(group, arguments, catalog, locator, problems)
+    leaves, _, _ = translate_task(leaves, locator, problems)
+    render(leaves, catalog, locator, problems)
+    return problems
+
+
+def _flat(
+    group: str, arguments: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
+) -> list[Leaf]:
+    return flatten(group, arguments, lambda name: _takes_mapping(catalog, name), locator, problems)
 
 
 def _takes_mapping(catalog: Catalog, name: str) -> bool:
@@ -72,7 +83,12 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
     `optimizer:` is an argument with choices and also a natural section name: a mapping below it is a section.
     """
     option = catalog.find(name)
-    return option is not None and option.kind == "value" and not option.choices and option.type not in ("int", "float")
+    return (
+        option is not None
+        and option.kind == "value"
+        and not option.choices
+        and option.type not in ("int", "float")
+    )
 
 
 def _defaults(experiment: Experiment, leaves: list[Leaf]) -> list[Leaf]:
@@ -98,18 +114,16 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
     return f"{group}.{option.name.replace('-', '_')}" if option else group
 
 
-def _findings(values: Mapping[str, Any], world_size: int) -> Iterator[Finding]:
-    missing = [name for name in _REQUIRED if values.get(name) is None]
-    for name in missing:
-        yield name, f"`{name}` is required: {_REQUIRED[name]}"
-    if not values.get("train_iters") and not values.get("train_samples"):
-        yield "train_iters", "`train_iters` or `train_samples` is required: how long to train"
-    if values.get("train_iters") and values.get("train_samples"):
-        yield "train_samples", "give `train_iters` or `train_samples`, not both"
-    if values.get("fp16") and values.get("bf16"):
-        yield "bf16", "give `fp16` or `bf16`, not both"
-    yield from findings(values, world_size)
+def _findings(arguments: EngineArguments, hosts: tuple[Host, ...]) -> Iterator[Finding]:
+    values = arguments.values
+    if any(host.platform == "cpu" for host in hosts):
+        yield from cpu_findings(values, arguments.paths.keys())
+        values = on_cpu(values)
+    yield from rule_findings(values)
+    yield from findings(values, sum(host.slots for host in hosts))
     yield from data_findings(values)
 
 
-MEGATRON = Engine(name="megatron", task_types=("train",), distribution="megatron-core", build=build)
+MEGATRON = Engine(
+    name="megatron", task_types=("train",), distribution="megatron-core", build=build, check=check
+)

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.engines.indexed import problems
-from flagscale.parallel.degrees import Finding
+from flagscale.parallel.finding import Finding
 
 _SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 _LISTS = ("data_args_path", "per_split_data_args_path")
 _TOKENIZER_FILES = {"GPT2BPETokenizer": ("vocab_file", "merge_file")}
-_TOKENIZERS_WITH_MODEL = ("HuggingFaceTokenizer", "SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer")
+_TOKENIZERS_WITH_MODEL = (
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+    "TikTokenizer",
+)
 
 
 def data_findings(values: Mapping[str, Any]) -> Iterator[Finding]:

@@ -1,1 +1,1 @@
-"""From a job to running hosts: place (decide), render (scripts), rundir (files), transport and launcher (effects)."""
+"""From a job to running hosts: place decides, render writes scripts, transport and launcher reach hosts."""

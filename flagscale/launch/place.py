@@ -1,4 +1,4 @@
-"""Decide what a job leaves open: ranks, rendezvous, environment and paths. A pure function of its arguments."""
+"""Decide what a job leaves open: ranks, rendezvous, environment and paths, by a pure function."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.job import Host, Job, LaunchPlan, NodeCommand
 from flagscale.launch.rundir import RunDir
+from flagscale.node.processes import marks
 from flagscale.platforms import Platform
 
 TORCHRUN = "megatron.flagscale.torchrun"
 SHUTDOWN_SECONDS = 3
-"""How long torchrun lets the peers of a failed rank end by themselves; they cannot do useful work any more."""
+"""How long torchrun lets the peers of a failed rank end by themselves; they can do no useful work then."""
 
 DEFAULT_PORT = 29500
 """torchrun's own; used between hosts where the user names none."""
@@ -40,7 +41,7 @@ def place(
         NodeCommand(
             host=host,
             argv=(python, "-m", TORCHRUN, *_torchrun(job, experiment, host, run_dir, run_id), *_program(job)),
-            env=_environment(job, experiment, platforms[host.platform], run_dir.failure(host), run_id, source_root),
+            env=_environment(job, experiment, platforms[host.platform], host, run_id, source_root),
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
             stop_grace=job.role.stop_grace,
@@ -76,7 +77,7 @@ def secrets(job: Job, experiment: Experiment) -> dict[str, str]:
 
 
 def _environment(
-    job: Job, experiment: Experiment, platform: Platform, failure_file: Path, run_id: str, source_root: Path
+    job: Job, experiment: Experiment, platform: Platform, host: Host, run_id: str, source_root: Path
 ) -> dict[str, str]:
     named = {name: value for name, value in experiment.envs.items() if not is_secret(name)}
     if "PYTHONPATH" in named:
@@ -85,8 +86,8 @@ def _environment(
         **platform.env,
         **job.role.env,
         **named,
-        "FLAGSCALE_RUN_ID": run_id,
-        "FLAGSCALE_FAILURE_FILE": str(failure_file),
+        **marks(run_id, host.rank),
+        "FLAGSCALE_FAILURE_FILE": str(RunDir(experiment.exp_dir).failure(host)),
     }
 
 
@@ -117,7 +118,7 @@ def _torchrun(job: Job, experiment: Experiment, host: Host, run_dir: RunDir, run
 def _rendezvous(runner: Runner, hosts: int, master: str) -> dict[str, object]:
     """How the launchers of all hosts find each other.
 
-    On one host torchrun itself picks a free port (port 0), which leaves no gap in which another program takes it.
+    On one host torchrun itself picks a free port (0), which leaves no gap in which another program takes it.
     """
     if runner.rdzv_backend or runner.rdzv_endpoint:
         return {"rdzv-backend": runner.rdzv_backend or "c10d", "rdzv-endpoint": runner.rdzv_endpoint}

@@ -1,7 +1,7 @@
 """One readable bash script a host, rendered from the plan alone.
 
-Values never become shell: the supervisor reads argv and environment from `plan.json`. The script shows them in
-comments, for people, and holds only paths of ours (quoted) and the user's own shell lines.
+Values never become shell: the supervisor reads argv and environment from `plan.json`. The script shows them
+in comments, for people, and holds only paths of ours (quoted) and the user's own shell lines.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
         *[f"#   {line}" for line in command_lines(node.argv)],
         "set -eo pipefail",
         f"cd {shlex.quote(node.cwd)}",
-        _pythonpath(plan),
     ]
     if plan.before_start:
         lines += ["", "# experiment.cmds.before_start", plan.before_start.rstrip("\n"), ""]
+    # Last, because the user's lines may set PYTHONPATH, too.
+    lines.append(_pythonpath(plan))
     lines.append(f"exec {_node(plan, node, 'supervise')}")
     return "\n".join(lines) + "\n"
 
@@ -70,7 +71,18 @@ def command_lines(argv: tuple[str, ...]) -> list[str]:
 
 def _one_line(word: str) -> str:
     """Quote a word so that it stays on its line whatever it holds: a newline would leave the comment."""
-    return shlex.quote(word) if word.isprintable() else "$" + repr(word)
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_ansi_c, word)) + "'"
+
+
+def _ansi_c(char: str) -> str:
+    if char in "\\'":
+        return "\\" + char
+    if char.isprintable():
+        return char
+    named = {"\n": "\\n", "\t": "\\t"}
+    return named.get(char) or "".join(f"\\x{byte:02x}" for byte in char.encode(errors="surrogateescape"))
 
 
 def _pythonpath(plan: LaunchPlan) -> str:

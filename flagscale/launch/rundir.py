@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.errors import FlagScaleError
-from flagscale.files import write_atomic
+from flagscale.files import locked, write_atomic
 from flagscale.job import Host, LaunchPlan
 
 
@@ -72,31 +71,56 @@ class RunDir:
             FlagScaleError: there is a plan, but it cannot be read.
         """
         try:
-            return LaunchPlan.from_json(self.plan.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            return LaunchPlan.from_json(self.plan.read_text(encoding="utf-8", errors="surrogateescape"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise FlagScaleError(f"{self.plan}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise FlagScaleError(
+                f"{self.plan} cannot be read ({reason}), so nothing is known of the job that it started; "
+                "remove the file if none runs any more"
+            ) from None
 
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Hold the run directory while a job is being started in it, against a second launcher.
 
-        The kernel drops the lock with the process, so a killed launcher leaves none behind.
+        Raises:
+            FlagScaleError: another launcher holds it, or the directory cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path / ".lock", wait=False))
+            except BlockingIOError:
+                raise FlagScaleError(
+                    f"another command is starting a job in {self.path}; wait for it"
+                ) from None
+            except OSError as error:
+                raise self.unwritable(error) from None
             yield
-        except BlockingIOError:
-            raise FlagScaleError(f"another command is starting a job in {self.path}; wait for it") from None
-        finally:
-            os.close(handle)
 
-    def write_launch(self, plan: LaunchPlan, scripts: dict[Path, str], config: str) -> None:
-        """Record one start: the resolved configuration, the scripts, and last the plan that names them."""
-        write_atomic(self.config, config)
-        for path, text in scripts.items():
-            write_atomic(path, text, mode=0o755)
-        write_atomic(self.plan, plan.to_json())
+    def on_host(self, host: Host) -> AbstractContextManager[None]:
+        """Hold a host's part of the run, on that host: one command at a time starts or stops processes."""
+        return locked(self.logs / "pids" / f"{host.label}.lock", wait=True)
+
+    def write_launch(
+        self, plan: LaunchPlan, scripts: Mapping[Path, str], config: str, secrets: Mapping[str, str]
+    ) -> None:
+        """Record one start: secrets, resolved configuration, scripts, and last the plan that names them.
+
+        Raises:
+            FlagScaleError: the directory cannot be written; an earlier start's plan is as it was.
+        """
+        try:
+            for node in plan.nodes:
+                if secrets:
+                    write_atomic(self.secrets(node.host), json.dumps(dict(secrets)), mode=0o600)
+            write_atomic(self.config, config)
+            for path, text in scripts.items():
+                write_atomic(path, text, mode=0o755)
+            write_atomic(self.plan, plan.to_json())
+        except OSError as error:
+            raise self.unwritable(error) from None
+
+    def unwritable(self, error: OSError) -> FlagScaleError:
+        return FlagScaleError(f"cannot write the run directory {self.path}: {error.strerror}")

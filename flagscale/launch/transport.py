@@ -6,12 +6,13 @@ from typing import Protocol
 
 from flagscale.job import Host
 from flagscale.node import commands
+from flagscale.node.state import Reply
 
 
 class Transport(Protocol):
-    """Performs a node command on a host. A third party adds one by the entry-point group `flagscale.transports`."""
+    """Performs a node command on a host; added by the entry-point group `flagscale.transports`."""
 
-    def call(self, host: Host, words: list[str]) -> commands.Reply:
+    def call(self, host: Host, words: list[str]) -> Reply:
         """Return the command's reply; an unreachable host is a reply with `ok` False and the reason."""
         ...
 
@@ -19,5 +20,5 @@ class Transport(Protocol):
 class LocalTransport:
     """This host: the command runs in this process, through the same code that a remote host would run."""
 
-    def call(self, host: Host, words: list[str]) -> commands.Reply:
+    def call(self, host: Host, words: list[str]) -> Reply:
         return commands.execute(words)

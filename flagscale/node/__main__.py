@@ -19,10 +19,10 @@ def main(words: list[str]) -> int:
     if verb in ("supervise", "guard"):
         try:
             plan, node = commands.load(*arguments)
-        except FlagScaleError as error:
-            print(error, file=sys.stderr)
-            return error.exit_code
-        return Supervisor(plan, node).run() if verb == "supervise" else guard(plan, node)
+            return Supervisor(plan, node).run() if verb == "supervise" else guard(plan, node)
+        except (FlagScaleError, OSError) as error:
+            print(f"flagscale: {error}", file=sys.stderr)
+            return 1
     reply = commands.execute(words)
     print(json.dumps(reply))
     return 0 if reply.get("ok", True) else 1

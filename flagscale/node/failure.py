@@ -1,50 +1,63 @@
-"""Why a host's share of a run ended: the first failing rank as its launcher tells it, else the launcher's own end."""
+"""Why a host's share of a run ended: the first failing rank as its launcher tells it, else how that ended."""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
-from collections import deque
+from dataclasses import fields
 from pathlib import Path
 
+from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.ranklogs import rank_logs
+from flagscale.launch.rundir import RunDir
+from flagscale.node.output import last_lines
 from flagscale.node.state import Failure
 
-_TAIL_LINES = 20
+_LAST_LINES = 20
 
 
-def first_failure(exit_code: int, failure_file: Path, output: Path, message: str = "") -> Failure:
-    """Return the cause to show.
+def first_failure(plan: LaunchPlan, node: NodeCommand, exit_code: int) -> Failure:
+    """Return the cause to show: the rank that the failure file names, else how the launcher ended.
 
     Args:
         exit_code: the launcher's, negative for a signal.
-        failure_file: written by `megatron.flagscale.torchrun` when a rank failed; may be absent.
-        output: the host's log, quoted where no rank is to blame.
-        message: said instead of the exit code where the launcher could not even start.
     """
-    try:
-        told = json.loads(failure_file.read_text(encoding="utf-8"))
-        return Failure(**{name: told[name] for name in Failure.__dataclass_fields__ if name in told})
-    except FileNotFoundError:
-        pass
-    except (ValueError, TypeError) as error:
-        message = message or f"the launcher failed and left an unreadable {failure_file.name} ({error})"
-    name = signal.Signals(-exit_code).name if exit_code < 0 else None
+    told = _told(Path(node.failure_file))
+    if told is not None:
+        return told if told.local_rank is None else _with_log(told, node)
+    name = _signal_name(exit_code)
     ended = f"was killed by {name}" if name else f"ended with exit code {exit_code}"
+    output = RunDir(Path(plan.exp_dir)).output(node.host)
     return Failure(
-        message=message or f"the launcher {ended}",
+        message=f"the launcher {ended}",
         exitcode=exit_code,
         signal=name,
         # A signal says it all; an exit code without a rank to blame is explained only by what was printed.
-        traceback="" if message or name else tail(output, _TAIL_LINES),
+        traceback="" if name else last_lines(output, plan.run_id, _LAST_LINES),
         time=time.time(),
     )
 
 
-def tail(path: Path, lines: int) -> str:
-    """Return the last lines of a text file, "" if it cannot be read."""
+def _told(file: Path) -> Failure | None:
+    """What `megatron.flagscale.torchrun` wrote when a rank failed; None where it did not."""
+    known = {field.name for field in fields(Failure)}
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return "".join(deque(file, lines))
-    except OSError:
-        return ""
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Failure(**{name: value for name, value in told.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _with_log(failure: Failure, node: NodeCommand) -> Failure:
+    streams = rank_logs(node).get(failure.local_rank or 0, ())
+    return Failure(**{**vars(failure), "log": str(streams[-1])}) if streams else failure
+
+
+def _signal_name(exit_code: int) -> str | None:
+    if exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"  # a real-time signal has no name

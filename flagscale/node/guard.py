@@ -13,6 +13,7 @@ from flagscale.node import processes
 from flagscale.node.state import ENDED, Failure, read_state
 
 _GRACE = 2.0
+KILLED = "the supervisor was killed; its guard ended the processes of the run"
 
 
 def guard(plan: LaunchPlan, node: NodeCommand) -> int:
@@ -25,9 +26,11 @@ def guard(plan: LaunchPlan, node: NodeCommand) -> int:
     sys.stdin.buffer.read()
     path = RunDir(Path(plan.exp_dir)).state(node.host)
     state = read_state(path, plan.run_id)
-    group = state.supervisor if state else None
-    processes.end(lambda: processes.of_run(plan.run_id, group), _GRACE)
+    # The supervisor died a moment ago, so its process group cannot be another's yet.
+    group = state.supervisor.pid if state and state.supervisor else None
+    processes.end(lambda: processes.of_run(plan.run_id, node.host.rank, group), _GRACE)
+    state = read_state(path, plan.run_id)
     if state and state.phase not in ENDED:
-        failure = Failure("the supervisor was killed; its guard ended the run's processes", time=time.time())
+        failure = Failure(KILLED, exitcode=1, time=time.time())
         state.changed(phase="failed", ended=time.time(), exit_code=1, failure=failure).write(path)
     return 0

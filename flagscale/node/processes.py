@@ -1,7 +1,8 @@
 """Find every process of a run on this host, and end them: exactly those, never by name.
 
-A process belongs to a run if it carries the run's id in its environment, descends from one that does, or is in
-the process group of the run's supervisor.
+A process belongs to a run if its environment says so, if it is in the process group of the run's supervisor,
+or if it descends from such a process. (The supervisor adopts orphans, so while it lives every process of the
+run descends from it, whatever that process did to its session and environment.)
 """
 
 from __future__ import annotations
@@ -9,84 +10,108 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import psutil
 
-from flagscale.node.state import ProcessId
-
 RUN_ID = "FLAGSCALE_RUN_ID"
+HOST_RANK = "FLAGSCALE_HOST_RANK"
+"""Told apart as well, because several hosts of a job may be containers that share one table of processes."""
 _POLL = 0.1
 _KILL_WAIT = 10.0
 
 
-def of_run(run_id: str, group: ProcessId | None = None) -> set[psutil.Process]:
+def marks(run_id: str, rank: int) -> dict[str, str]:
+    """Return the environment that makes a process one of a run, on the host with this rank."""
+    return {RUN_ID: run_id, HOST_RANK: str(rank)}
+
+
+def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> set[psutil.Process]:
     """Return the living processes of a run, without the caller and its ancestors.
 
     Args:
-        group: the supervisor, leader of the process group that the run was started in.
+        rank: the host that they must belong to; default: any.
+        group: the process group of the run's supervisor, if that is known not to be another's by now.
     """
+    everything = list(psutil.process_iter())
+    pending = [process for process in everything if _belongs(process, run_id, rank, group)]
     found: set[psutil.Process] = set()
-    leader_alive = group is not None and group.process() is not None
-    for process in psutil.process_iter():
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            if process.environ().get(RUN_ID) == run_id or (leader_alive and os.getpgid(process.pid) == group.pid):  # type: ignore[union-attr]
-                found.add(process)
-        except (psutil.Error, OSError):
-            continue  # gone meanwhile, or another user's: neither can be of this run
-    for process in list(found):
-        try:
-            found.update(child for child in process.children(recursive=True) if _alive(child))
-        except psutil.Error:
-            continue
-    return found - _own_line()
+    children = _children(everything) if pending else {}
+    while pending:
+        process = pending.pop()
+        if process not in found:
+            found.add(process)
+            pending += children.get(process.pid, ())
+    own = psutil.Process()
+    return {process for process in found - {own, *own.parents()} if alive(process)}
 
 
 def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Process]:
     """End all processes that `find` returns: TERM, `grace` seconds, then KILL until none is left.
 
-    `find` is asked again while waiting, so processes born meanwhile end too. Returns those that survived KILL
-    (stuck in the kernel).
+    `find` is asked again while waiting, so processes born meanwhile end too; what it found once is kept,
+    because an orphan may not be recognisable any more. Returns those that survived KILL.
     """
-    send(find(), signal.SIGTERM)
-    if _wait_until_none(find, grace):
-        return []
+    left = find()
+    send(left, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while left and time.monotonic() < deadline:
+        time.sleep(_POLL)
+        left = {process for process in left if alive(process)} | find()
     deadline = time.monotonic() + _KILL_WAIT
-    while (left := find()) and time.monotonic() < deadline:
+    while left and time.monotonic() < deadline:
         send(left, signal.SIGKILL)
         time.sleep(_POLL)
+        left = {process for process in left if alive(process)} | find()
     return sorted(left, key=lambda process: process.pid)
 
 
 def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """Signal each process (psutil verifies that its pid still means the same process); wake stopped ones for TERM."""
+    """Signal each process (psutil verifies that its pid still means it) and wake stopped ones for TERM."""
     for process in processes:
         try:
             process.send_signal(number)
             if number is signal.SIGTERM:
                 process.send_signal(signal.SIGCONT)
         except psutil.Error:
-            continue  # it ended by itself
+            continue  # it ended by itself, or is another user's: then it is among those left
 
 
-def _wait_until_none(find: Callable[[], set[psutil.Process]], seconds: float) -> bool:
+def wait_until_gone(process: psutil.Process, seconds: float) -> bool:
+    """Wait for the end of a process; a zombie has ended, whether or not its parent ever looks at it."""
     deadline = time.monotonic() + seconds
-    while find():
+    while alive(process):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL)
     return True
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
+    """Whether this very process still runs."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def _own_line() -> set[psutil.Process]:
-    own = psutil.Process()
-    return {own, *own.parents()}
+def _belongs(process: psutil.Process, run_id: str, rank: int | None, group: int | None) -> bool:
+    try:
+        if group is not None and os.getpgid(process.pid) == group:
+            return True
+        environment = process.environ()
+        return environment.get(RUN_ID) == run_id and (rank is None or environment.get(HOST_RANK) == str(rank))
+    except (psutil.Error, OSError):
+        return False  # gone meanwhile, or another user's: neither can be of this run
+
+
+def _children(processes: Iterable[psutil.Process]) -> dict[int, list[psutil.Process]]:
+    """Return the processes by the pid of their parent."""
+    children: dict[int, list[psutil.Process]] = defaultdict(list)
+    for process in processes:
+        try:
+            children[process.ppid()].append(process)
+        except psutil.Error:
+            continue
+    return children

@@ -1,4 +1,8 @@
-"""The state of a run on one host: a small JSON file that only this host's supervisor writes, atomically."""
+"""The state of a run on one host: a small JSON file that is written atomically, by one process at a time.
+
+The host's `start` command writes the first state, its supervisor all others; where the supervisor was killed,
+its guard or `stop` writes the last one.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +13,38 @@ from typing import Any, Literal
 
 import psutil
 
+from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
+from flagscale.node.linux import birth, boot
+from flagscale.node.processes import alive
 
 Phase = Literal["starting", "running", "stopping", "finished", "failed", "stopped"]
+Reply = dict[str, Any]
+"""What a node command answers: plain JSON values."""
 ENDED: tuple[Phase, ...] = ("finished", "failed", "stopped")
-
-CLOCK_TOLERANCE = 2.0
-"""Seconds by which a process's create time may seem to move when the system clock is corrected."""
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process that a recycled pid cannot be mistaken for."""
+    """A process that neither a recycled pid nor a restart of the host can be mistaken for."""
 
     pid: int
-    create_time: float
+    birth: str
 
     @staticmethod
     def of(pid: int) -> ProcessId:
-        return ProcessId(pid, psutil.Process(pid).create_time())
+        return ProcessId(pid, birth(pid))
 
     def process(self) -> psutil.Process | None:
         """Return the living process, or None if it is gone (or a zombie, or another one has its pid now)."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.create_time) < CLOCK_TOLERANCE
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if birth(self.pid) == self.birth and alive(process) else None
         except psutil.NoSuchProcess:
             return None
+
+    def of_this_boot(self) -> bool:
+        return self.birth.startswith(f"{boot()}:")
 
 
 @dataclass(frozen=True)
@@ -45,25 +53,35 @@ class Failure:
 
     message: str
     rank: int | None = None
+    local_rank: int | None = None
     pid: int | None = None
     exitcode: int | None = None
     signal: str | None = None
     traceback: str = ""
+    """Of the rank; where no rank is known, the last lines that the launcher printed."""
+    log: str = ""
+    """The file, on that host, with what the rank itself printed."""
     time: float = 0.0
 
 
 @dataclass(frozen=True)
 class HostState:
-    """What the supervisor of a host knows. Times are seconds since the epoch on that host."""
+    """What is known of a run on a host. Times are seconds since the epoch on that host."""
 
     run_id: str
     phase: Phase
     supervisor: ProcessId | None = None
+    guard: ProcessId | None = None
     engine: ProcessId | None = None
     started: float = 0.0
     ended: float | None = None
     exit_code: int | None = None
     failure: Failure | None = None
+
+    @property
+    def group(self) -> int | None:
+        """The process group of the supervisor while that lives: only then it is surely not another's."""
+        return self.supervisor.pid if self.supervisor and self.supervisor.process() else None
 
     def write(self, path: Path) -> None:
         write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
@@ -75,17 +93,24 @@ class HostState:
 def from_dict(raw: dict[str, Any]) -> HostState:
     """Build a state from its JSON form; ValueError where it is none."""
     try:
-        processes = {name: ProcessId(**raw[name]) if raw.get(name) else None for name in ("supervisor", "engine")}
+        names = ("supervisor", "guard", "engine")
+        processes = {name: ProcessId(**raw[name]) if raw.get(name) else None for name in names}
         failure = Failure(**raw["failure"]) if raw.get("failure") else None
         return HostState(**{**raw, **processes, "failure": failure})
-    except (TypeError, KeyError) as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"not a host state: {error}") from None
 
 
 def read_state(path: Path, run_id: str) -> HostState | None:
-    """Return the state of this very run; None where there is none yet (or only an earlier run's)."""
+    """Return the state of this very run; None where there is none yet (or only an earlier run's).
+
+    Raises:
+        FlagScaleError: there is one, but it cannot be read.
+    """
     try:
         state = from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise FlagScaleError(f"{path} cannot be read: {error}") from None
     return state if state.run_id == run_id else None

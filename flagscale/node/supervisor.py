@@ -1,4 +1,4 @@
-"""The supervisor: one process a host, in its own session, that starts the engine's launcher and outlives nothing.
+"""The supervisor: one process a host, in its own session, that starts the engine's launcher and ends with it.
 
 It writes the host's state, ends the whole tree when told to (TERM) or when the launcher ended, and says which
 rank failed first. A guard beside it does the ending should the supervisor itself be killed.
@@ -11,8 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -22,12 +22,16 @@ from flagscale.job import LaunchPlan, NodeCommand
 from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
 from flagscale.node.failure import first_failure
-from flagscale.node.linux import die_with_parent
-from flagscale.node.state import HostState, ProcessId
+from flagscale.node.linux import adopt_orphans, die_with, reap_adopted
+from flagscale.node.state import Failure, HostState, Phase, ProcessId
 
-_POLL = 0.2
+_POLL = 0.1
 _LEFTOVER_GRACE = 2.0
 """Seconds that what is left of a run gets after its launcher has ended."""
+_NOTHING_TO_SAVE = 10.0
+"""The longest grace of a launcher that has started no ranks yet."""
+_GUARD_PAUSE = 5.0
+"""Seconds between two starts of the guard, should it never live long."""
 
 
 class Supervisor:
@@ -36,37 +40,48 @@ class Supervisor:
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node = plan, node
         self._files = RunDir(Path(plan.exp_dir))
-        self._stop = threading.Event()
+        self._told_to_stop = False
         self._guard: subprocess.Popen[bytes] | None = None
+        self._guard_due = 0.0
         self._state = HostState(plan.run_id, "starting", ProcessId.of(os.getpid()), started=time.time())
 
     def run(self) -> int:
+        adopt_orphans()
+        # Waits until the starter has written its own first state. TERM is not caught yet: it just ends us.
+        with self._files.on_host(self._node.host):
+            self._record()
         signal.signal(signal.SIGTERM, self._on_term)
         for ignored in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(ignored, signal.SIG_IGN)
-        self._record()
+            # Not SIG_IGN, which the engine would inherit.
+            signal.signal(ignored, lambda number, frame: None)
         try:
+            self._keep_guard()
             engine = self._start_engine()
-        except OSError as error:
-            return self._finish(1, f"cannot start {self._node.argv[0]}: {error.strerror}")
-        try:
             self._record(phase="running", engine=ProcessId.of(engine.pid))
-            while engine.poll() is None and not self._stop.is_set():
-                self._keep_guard()
-                self._stop.wait(_POLL)
-            if self._stop.is_set():
-                self._record(phase="stopping")
-                self._end_ranks(engine)
-        finally:
-            processes.end(self._leftovers, _LEFTOVER_GRACE)
-        return self._finish(engine.wait())
+        except (OSError, ValueError) as error:
+            self._end_leftovers()
+            return self._finish(
+                "failed", 1, Failure(f"the engine cannot be started: {error}", time=time.time())
+            )
+        stopped = self._watch(engine)
+        self._note(phase="stopping")
+        if stopped:
+            self._end_engine(engine)
+        return self._end(engine, stopped)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        self._stop.set()
+        self._told_to_stop = True
 
     def _record(self, **values: object) -> None:
         self._state = self._state.changed(**values)
         self._state.write(self._files.state(self._node.host))
+
+    def _note(self, **values: object) -> None:
+        """Record what comes after a confirmed start; a full disk must not end a job."""
+        try:
+            self._record(**values)
+        except OSError as error:
+            print(f"flagscale: cannot write the state of the run: {error}", flush=True)
 
     def _start_engine(self) -> subprocess.Popen[bytes]:
         Path(self._node.failure_file).unlink(missing_ok=True)
@@ -75,7 +90,7 @@ class Supervisor:
             env={**os.environ, **self._node.env, **self._secrets()},
             cwd=self._node.cwd,
             stdin=subprocess.DEVNULL,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with, os.getpid()),
         )
 
     def _secrets(self) -> dict[str, str]:
@@ -89,50 +104,75 @@ class Supervisor:
 
     def _keep_guard(self) -> None:
         """Start the guard, also again should it have been killed: the two watch each other."""
-        if self._guard is None or self._guard.poll() is not None:
-            words = ["guard", self._plan.exp_dir, str(self._node.host.rank)]
+        if (self._guard and self._guard.poll() is None) or time.monotonic() < self._guard_due:
+            return
+        self._guard_due = time.monotonic() + _GUARD_PAUSE
+        again = self._guard is not None
+        try:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", "flagscale.node", *words],
+                [
+                    sys.executable,
+                    "-m",
+                    "flagscale.node",
+                    "guard",
+                    self._plan.exp_dir,
+                    str(self._node.host.rank),
+                ],
                 stdin=subprocess.PIPE,
                 start_new_session=True,
             )
+        except OSError as error:
+            print(f"flagscale: cannot start the guard: {error}", flush=True)
+            return
+        self._state = self._state.changed(guard=ProcessId.of(self._guard.pid))
+        if again:
+            self._note()
 
-    def _end_ranks(self, engine: subprocess.Popen[bytes]) -> None:
-        """Give the ranks, not their launcher, the chance to end well: torchrun would cut their grace short.
-
-        A launcher that has no ranks yet is told to end itself, lest it start them meanwhile.
-        """
-        told: set[psutil.Process] = set()
-        deadline = time.monotonic() + self._node.stop_grace
-        while engine.poll() is None and time.monotonic() < deadline:
-            try:
-                launcher = psutil.Process(engine.pid)
-                waiting = set(launcher.children()) or {launcher}
-            except psutil.NoSuchProcess:
-                return
-            processes.send(waiting - told, signal.SIGTERM)
-            told |= waiting
+    def _watch(self, engine: subprocess.Popen[bytes]) -> bool:
+        """Return True when told to stop, False when the engine has ended by itself."""
+        while engine.poll() is None:
+            if self._told_to_stop:
+                return True
+            self._keep_guard()
+            reap_adopted({engine.pid, self._guard.pid if self._guard else 0})
             time.sleep(_POLL)
+        return False
 
-    def _leftovers(self) -> set[psutil.Process]:
-        guard = {self._guard.pid} if self._guard else set()
-        return {
-            process
-            for process in processes.of_run(self._plan.run_id, self._state.supervisor)
-            if process.pid not in guard
-        }
+    def _end_engine(self, engine: subprocess.Popen[bytes]) -> None:
+        """Tell the launcher, which tells its ranks, and let them save what they have to."""
+        process = psutil.Process(engine.pid)
+        grace = self._node.stop_grace
+        if not process.children():
+            grace = min(grace, _NOTHING_TO_SAVE)
+        processes.send([process], signal.SIGTERM)
+        try:
+            engine.wait(grace)
+        except subprocess.TimeoutExpired:
+            pass  # what is left is ended by the caller
 
-    def _finish(self, exit_code: int, message: str = "") -> int:
-        ended: dict[str, object] = {"ended": time.time(), "exit_code": exit_code}
-        if self._stop.is_set():
-            self._record(phase="stopped", **ended)
-        elif exit_code == 0:
-            self._record(phase="finished", **ended)
-        else:
-            files = self._files
-            failure = first_failure(exit_code, files.failure(self._node.host), files.output(self._node.host), message)
-            self._record(phase="failed", failure=failure, **ended)
-        if self._guard and self._guard.stdin:
+    def _end(self, engine: subprocess.Popen[bytes], stopped: bool) -> int:
+        self._end_leftovers()
+        exit_code = engine.poll()
+        if exit_code is None:  # stuck in the kernel
+            exit_code = -signal.SIGKILL
+        if stopped:
+            return self._finish("stopped", exit_code)
+        if exit_code == 0:
+            return self._finish("finished", 0)
+        return self._finish("failed", exit_code, first_failure(self._plan, self._node, exit_code))
+
+    def _end_leftovers(self) -> None:
+        guard = self._guard.pid if self._guard else 0
+
+        def leftovers() -> set[psutil.Process]:
+            found = processes.of_run(self._plan.run_id, self._node.host.rank, os.getpid())
+            return {process for process in found if process.pid != guard}
+
+        processes.end(leftovers, _LEFTOVER_GRACE)
+
+    def _finish(self, phase: Phase, exit_code: int, failure: Failure | None = None) -> int:
+        self._note(phase=phase, exit_code=exit_code, failure=failure, ended=time.time())
+        if self._guard:
             self._guard.kill()
             self._guard.wait()
-        return 0 if self._stop.is_set() else exit_code
+        return 0 if phase == "stopped" else exit_code

@@ -5,6 +5,7 @@ A third party adds one by the entry-point group `flagscale.platforms`; the hostf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,20 +14,38 @@ from flagscale import registry
 
 @dataclass(frozen=True)
 class Platform:
-    """One kind of chip. `count_devices` looks at the host it is called on and returns 0 where there is none."""
+    """One kind of chip. `count_devices` tells how many devices of this host a process may use, given its
+    environment; 0 where there is none.
+    """
 
     name: str
-    count_devices: Callable[[], int]
+    count_devices: Callable[[Mapping[str, str]], int]
     env: Mapping[str, str] = field(default_factory=dict)
     """Set for every process unless the experiment sets it."""
     shares_devices: bool = False
     """Whether several ranks may share a device (host processors)."""
+    chips: tuple[str, ...] = ()
+    """Models of the chip, by which a hostfile may name the platform too: `type=A100`."""
 
 
 def find(name: str, where: str = "experiment.runner.platform") -> Platform:
-    """Return the platform `name`; `auto` is the first one that has devices on this host, else `cpu`."""
-    if name != "auto":
-        platform: Platform = registry.load("platforms", name, where)
-        return platform
-    candidates = (registry.load("platforms", other) for other in registry.names("platforms") if other != "cpu")
-    return next((platform for platform in candidates if platform.count_devices()), find("cpu"))
+    """Return a platform by its name or a chip's; `auto` is the first that has devices here, else `cpu`.
+
+    Raises:
+        UserError: there is no such platform.
+    """
+    known = registry.names("platforms")
+    if name in known:
+        return _load(name)
+    others = (_load(other) for other in known if other != "cpu")
+    if name == "auto":
+        return next((platform for platform in others if platform.count_devices(os.environ)), _load("cpu"))
+    for platform in others:
+        if name.upper() in platform.chips:
+            return platform
+    return _load(name, where)
+
+
+def _load(name: str, where: str = "") -> Platform:
+    platform: Platform = registry.load("platforms", name, where)
+    return platform

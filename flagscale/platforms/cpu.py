@@ -4,7 +4,7 @@ from flagscale.platforms import Platform
 
 CPU = Platform(
     name="cpu",
-    count_devices=lambda: 1,
+    count_devices=lambda environ: 1,
     # Hides a GPU from torch where the user chose `cpu` on a machine that has one; one thread a rank, because
     # ranks that each start a thread for every core slow each other down.
     env={"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from flagscale.platforms import Platform
 
 
-def count_gpus(devices: Path = Path("/dev"), environ: Mapping[str, str] = os.environ) -> int:
-    """Return the GPUs that this process may use: `/dev/nvidia<N>`, cut down by CUDA_VISIBLE_DEVICES."""
+def count_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> int:
+    """Return how many GPUs a process with this environment may use: those present, less the hidden ones."""
     present = sum(1 for node in devices.glob("nvidia[0-9]*") if node.name.removeprefix("nvidia").isdigit())
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return present
-    return min(present, len([name for name in visible.split(",") if name.strip()]))
+    # CUDA reads the list up to the first entry that names no device.
+    names = takewhile(lambda name: name and not name.startswith("-"), map(str.strip, visible.split(",")))
+    return min(present, sum(1 for _ in names))
 
+
+_CHIPS = (
+    *("V100", "A10", "A30", "A40", "A100", "A800", "L4", "L20", "L40", "L40S"),
+    *("H20", "H100", "H200", "H800", "GH200", "B100", "B200", "B300", "GB200"),
+)
 
 NVIDIA = Platform(
     name="nvidia",
     count_devices=count_gpus,
     # Sequence and tensor parallelism rely on kernels starting in the order they were issued.
     env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+    chips=_CHIPS,
 )

@@ -1,0 +1,86 @@
+"""Start a run on this host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.rundir import RunDir
+from flagscale.node.output import last_lines, write_header
+from flagscale.node.processes import marks
+from flagscale.node.state import Failure, HostState, ProcessId, Reply, read_state
+from flagscale.node.stop import stop
+
+_POLL = 0.05
+_LAST_LINES = 20
+
+
+def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
+    """Start this host's script in a session of its own; return when its supervisor runs the engine or failed.
+
+    Reply: {"ok": bool, "message": str}.
+    """
+    files = RunDir(Path(plan.exp_dir))
+    path = files.state(node.host)
+    with files.on_host(node.host):
+        if read_state(path, plan.run_id) is not None:
+            return {"ok": False, "message": "stopped before it began"}
+        script = _start_script(plan, node)
+        first = HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time())
+        first.write(path)
+    deadline = time.monotonic() + plan.start_timeout
+    while time.monotonic() < deadline:
+        ended = script.poll() is not None
+        state = read_state(path, plan.run_id) or first
+        if state.phase == "failed" and state.failure:
+            return {"ok": False, "message": f"{state.failure.message}\n{state.failure.traceback}".rstrip()}
+        if state.phase != "starting":
+            return {"ok": True, "message": state.phase}
+        if ended:
+            return _failed(first, files, node, _script_failure(plan, node, script.returncode))
+        time.sleep(_POLL)
+    log = files.output(node.host)
+    reply = _failed(first, files, node, f"the job did not begin within {plan.start_timeout:g} s; see {log}")
+    stop(plan, node)
+    return reply
+
+
+def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes]:
+    files = RunDir(Path(plan.exp_dir))
+    with files.output(node.host).open("ab") as output:
+        write_header(output, plan.run_id, node.host.name, time.strftime("%Y-%m-%d %H:%M:%S"))
+        script = subprocess.Popen(
+            ["bash", str(files.run_script(node.host))],
+            # From its first moment on it can be told as a process of this run.
+            env={**os.environ, **marks(plan.run_id, node.host.rank)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    # Waited for, because a launcher that stays (action=test) would else keep its zombie.
+    threading.Thread(target=script.wait, daemon=True).start()
+    return script
+
+
+def _script_failure(plan: LaunchPlan, node: NodeCommand, code: int) -> str:
+    what = "experiment.cmds.before_start" if plan.before_start else "the start script"
+    printed = last_lines(RunDir(Path(plan.exp_dir)).output(node.host), plan.run_id, _LAST_LINES).strip()
+    ended = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+    return f"{what} {ended}: {printed or 'it printed nothing'}"
+
+
+def _failed(first: HostState, files: RunDir, node: NodeCommand, message: str) -> Reply:
+    """Record that the start failed, unless it ended because it was stopped meanwhile."""
+    path = files.state(node.host)
+    with files.on_host(node.host):
+        state = read_state(path, first.run_id) or first
+        if state.phase == "stopped":
+            return {"ok": False, "message": "stopped"}
+        failure = Failure(message, exitcode=1, time=time.time())
+        state.changed(phase="failed", failure=failure, exit_code=1, ended=time.time()).write(path)
+    return {"ok": False, "message": message}

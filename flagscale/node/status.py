@@ -1,0 +1,49 @@
+"""The state of a run on this host, as recorded and as it is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.rundir import RunDir
+from flagscale.node import processes
+from flagscale.node.state import ENDED, Failure, HostState, Reply, read_state
+
+_GUARDED = "the supervisor was killed; its guard ends the processes of the run"
+
+
+def status(plan: LaunchPlan, node: NodeCommand, count: str = "") -> Reply:
+    """Return this host's state, corrected where the recorded supervisor is not there any more.
+
+    Reply: the fields of `HostState` (none where this run left no state here), and "processes": how many of
+    the run live; 0 without `count`, because to look at all processes of a host takes tens of milliseconds.
+    """
+    state = _true_state(plan, node)
+    living = processes.of_run(plan.run_id, node.host.rank, state.group if state else None) if count else ()
+    return {**(asdict(state) if state else {}), "processes": len(living)}
+
+
+def orphaned(state: HostState) -> HostState:
+    """Return the state of a run that neither its supervisor nor its guard could bring to an end."""
+    restarted = state.supervisor is not None and not state.supervisor.of_this_boot()
+    message = (
+        "the host was restarted"
+        if restarted
+        else "the supervisor is gone and left no word: it was killed, or could not write its state"
+    )
+    return state.changed(phase="failed", exit_code=1, failure=Failure(message), ended=time.time())
+
+
+def _true_state(plan: LaunchPlan, node: NodeCommand) -> HostState | None:
+    path = RunDir(Path(plan.exp_dir)).state(node.host)
+    state = read_state(path, plan.run_id)
+    if state is None or state.phase in ENDED or (state.supervisor and state.supervisor.process()):
+        return state
+    guarded = state.guard is not None and state.guard.process() is not None
+    # The end may have been written since: by the supervisor before it went, or by its guard.
+    state = read_state(path, plan.run_id) or state
+    if state.phase in ENDED:
+        return state
+    return state.changed(phase="stopping", failure=Failure(_GUARDED)) if guarded else orphaned(state)

@@ -1,0 +1,93 @@
+"""Stop a run on this host: every process of it, and none of another."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+from flagscale.errors import FlagScaleError
+from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.rundir import RunDir
+from flagscale.node import processes
+from flagscale.node.state import ENDED, HostState, Reply, read_state
+from flagscale.node.status import orphaned
+
+_STOP_SLACK = 15.0
+"""Seconds beyond the grace after which a supervisor that was told to stop is taken to be stuck."""
+_LEFTOVER_GRACE = 2.0
+
+
+def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
+    """End every process of the run on this host, then run `after_stop` if there were any; again is harmless.
+
+    Reply: {"ok": bool, "message": str, "ended": whether anything was running}.
+    """
+    files = RunDir(Path(plan.exp_dir))
+    with files.on_host(node.host):
+        files.secrets(node.host).unlink(missing_ok=True)
+        state = _state(plan, node)
+        running = bool(processes.of_run(plan.run_id, node.host.rank, state.group))
+        died = state.supervisor is not None and state.supervisor.process() is None
+        left = _end(plan, node, state)
+        if left:
+            names = ", ".join(f"{process.pid} ({process.name()})" for process in left)
+            return {"ok": False, "ended": True, "message": f"cannot be ended: {names}"}
+        _record_end(plan, node, died)
+        if not running:
+            return {"ok": True, "ended": False, "message": "nothing was running"}
+        trouble = _after_stop(plan, node)
+    return {"ok": not trouble, "ended": True, "message": trouble or "stopped"}
+
+
+def _state(plan: LaunchPlan, node: NodeCommand) -> HostState:
+    """What is known; a lost or damaged state must not keep a run from being stopped."""
+    try:
+        state = read_state(RunDir(Path(plan.exp_dir)).state(node.host), plan.run_id)
+    except FlagScaleError:
+        state = None
+    return state or HostState(plan.run_id, "starting")
+
+
+def _end(plan: LaunchPlan, node: NodeCommand, state: HostState) -> list[psutil.Process]:
+    """End a run through its supervisor where that lives, then whatever is left; return what survives."""
+    supervisor, group = state.supervisor and state.supervisor.process(), state.group
+    if supervisor:
+        processes.send([supervisor], signal.SIGTERM)
+        processes.wait_until_gone(supervisor, node.stop_grace + _STOP_SLACK)
+    return processes.end(
+        lambda: processes.of_run(plan.run_id, node.host.rank, group),
+        _LEFTOVER_GRACE if supervisor else node.stop_grace,
+    )
+
+
+def _record_end(plan: LaunchPlan, node: NodeCommand, died: bool) -> None:
+    """Write the last state where neither supervisor nor guard could; what had died before was not stopped."""
+    state = _state(plan, node)
+    if state.phase in ENDED:
+        return
+    ended = orphaned(state) if died else state.changed(phase="stopped", ended=time.time())
+    ended.write(RunDir(Path(plan.exp_dir)).state(node.host))
+
+
+def _after_stop(plan: LaunchPlan, node: NodeCommand) -> str:
+    """Run the user's lines; return what went wrong."""
+    if not plan.after_stop:
+        return ""
+    after = subprocess.run(
+        ["bash", "-c", plan.after_stop],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=node.cwd,
+        check=False,
+    )
+    if after.returncode == 0:
+        return ""
+    printed = after.stdout.strip() or "it printed nothing"
+    return f"stopped, but experiment.cmds.after_stop ended with exit code {after.returncode}: {printed}"

@@ -1,0 +1,201 @@
+"""Real processes without an engine: a plan whose launcher is `fake_engine.py`, started as a job is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flagscale.job import Host, LaunchPlan, NodeCommand
+from flagscale.launch import launcher
+from flagscale.launch.launcher import HostStatus
+from flagscale.launch.rundir import RunDir
+from flagscale.node.processes import RUN_ID, alive, marks, of_run
+from flagscale.node.state import HostState, Reply, read_state
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = Path(__file__).with_name("fake_engine.py")
+_NUMBERS = itertools.count()
+
+
+def wait_for[Result](condition: Callable[[], Result], seconds: float = 10) -> Result:
+    """Return the first true result of a condition."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+    return result
+
+
+@dataclass(frozen=True)
+class FakeJob:
+    """One plan in a run directory of its own."""
+
+    plan: LaunchPlan
+
+    @property
+    def files(self) -> RunDir:
+        return RunDir(Path(self.plan.exp_dir))
+
+    @property
+    def host(self) -> Host:
+        return self.plan.nodes[0].host
+
+    @property
+    def report(self) -> Path:
+        return self.files.path / f"report {self.plan.run_id}"
+
+    def start(self, secrets: Mapping[str, str] | None = None) -> FakeJob:
+        launcher.start(self.plan, "config: text\n", secrets or {})
+        return self
+
+    def told(self) -> dict[str, Any]:
+        """What the fake engine found and started."""
+        return dict(wait_for(lambda: self.report.exists() and json.loads(self.report.read_text())))
+
+    def ranks(self) -> dict[str, psutil.Process]:
+        return {name: psutil.Process(pid) for name, pid in self.told()["pids"].items()}
+
+    def state(self) -> HostState:
+        state = read_state(self.files.state(self.host), self.plan.run_id)
+        assert state is not None
+        return state
+
+    def member(self, name: str) -> psutil.Process:
+        """The supervisor, guard or engine."""
+        known = getattr(self.state(), name)
+        assert known is not None
+        process = known.process()
+        assert process is not None
+        return process
+
+    def everything(self) -> list[psutil.Process]:
+        """Every process of the job, also those that cannot be told by their environment."""
+        state = self.state()
+        known = [found.process() for found in (state.supervisor, state.guard, state.engine) if found]
+        return [*self.ranks().values(), *(process for process in known if process)]
+
+    def stop(self) -> Reply:
+        return launcher.stop(self.plan)[self.host]
+
+    def status(self) -> HostStatus:
+        return launcher.status(self.plan)[0]
+
+    def is_gone(self) -> bool:
+        return not of_run(self.plan.run_id)
+
+    def log(self) -> str:
+        return self.files.output(self.host).read_text()
+
+    def launch(self, **changes: Any) -> subprocess.Popen[str]:
+        """Start it from a process of its own, as a command does."""
+        plan = self.files.path / f"plan {self.plan.run_id}"
+        plan.write_text(self.plan.to_json())
+        program = (
+            "import sys; from flagscale.job import LaunchPlan; from flagscale.launch import launcher\n"
+            "plan = LaunchPlan.from_json(open(sys.argv[1]).read()); launcher.start(plan, '', {})"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", program, str(plan)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **changes,
+        )
+
+    def clean_up(self) -> None:
+        """Kill whatever is left: by run id, and by the report's path in the command line of bare ranks."""
+        for process in psutil.process_iter():
+            try:
+                if str(self.report) in process.cmdline():
+                    process.kill()
+            except psutil.Error:
+                continue
+        while left := of_run(self.plan.run_id):
+            for process in left:
+                process.kill()
+            time.sleep(0.05)
+
+
+def fake_job(
+    exp_dir: Path, *behaviours: str, env: Mapping[str, str] | None = None, **changes: Any
+) -> FakeJob:
+    """A job of one host. `changes` replace fields of the plan or of its node command."""
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    run_id = f"test-{os.getpid()}-{next(_NUMBERS)}"
+    host = Host(rank=0, name="localhost", slots=max(1, len(behaviours)), platform="cpu")
+    files = RunDir(exp_dir)
+    node = NodeCommand(
+        host=host,
+        argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report {run_id}"), *behaviours),
+        env={**marks(run_id, 0), **(env or {})},
+        cwd=str(exp_dir),
+        failure_file=str(files.failure(host)),
+        stop_grace=1.0,
+    )
+    of_node = {name: changes.pop(name) for name in ("argv", "cwd", "stop_grace") if name in changes}
+    plan = LaunchPlan(
+        run_id=run_id,
+        name="fake",
+        task_type="train",
+        engine="fake",
+        engine_version="1",
+        layout="dp1",
+        world_size=host.slots,
+        exp_dir=str(exp_dir),
+        python=sys.executable,
+        source_root=str(ROOT),
+        before_start="",
+        after_stop="",
+        start_timeout=20.0,
+        nodes=(replace(node, **of_node),),
+    )
+    return FakeJob(replace(plan, **changes))
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Iterator[Callable[..., FakeJob]]:
+    """Make jobs in the same run directory; kills what a failed test leaves."""
+    made: list[FakeJob] = []
+
+    def make(*behaviours: str, exp_dir: Path = tmp_path, **changes: Any) -> FakeJob:
+        made.append(fake_job(exp_dir, *behaviours, **changes))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.clean_up()
+
+
+@pytest.fixture
+def decoys(tmp_path: Path) -> Iterator[list[psutil.Process]]:
+    """Processes of the same user and command that belong to no run, or to another one; alive at the end."""
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-S", str(ENGINE), str(tmp_path / f"report {run_id}"), "rank", "rank deaf"],
+            env={**os.environ, **({RUN_ID: run_id} if run_id else {})},
+            start_new_session=True,
+        )
+        for run_id in ("", "another-run")
+    ]
+    processes = [psutil.Process(other.pid) for other in others]
+    for process in list(processes):
+        processes += wait_for(lambda process=process: len(found := process.children()) == 2 and found)  # type: ignore[misc]
+    yield processes
+    survivors = [process for process in processes if alive(process)]
+    for other in others:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+    assert survivors == processes

@@ -1,0 +1,80 @@
+"""A launcher of ranks without an engine: `fake_engine.py REPORT BEHAVIOUR...`, one process a behaviour.
+
+It writes its argv, environment and the pids of its ranks to the file REPORT, passes TERM on to its children,
+waits for them and ends; `exit:N` ends the launcher itself at once.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+
+SLEEPER = "import signal, sys, time; exec(sys.argv[1]); time.sleep(300)"
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+
+
+def become(marker: str, program: str, environment: dict[str, str]) -> None:
+    os.execve(sys.executable, [sys.executable, "-S", "-c", SLEEPER, program, marker], environment)
+
+
+def rank(behaviour: str, marker: str, told: int) -> None:
+    """What a forked child becomes; writes the pid of the process that is to be found in the end."""
+    environment = dict(os.environ)
+    program = DEAF if "deaf" in behaviour else "pass"
+    if "daemon" in behaviour:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+    if "bare" in behaviour:
+        environment = {}
+    os.write(told, f"{os.getpid()}\n".encode())
+    if "stopped" in behaviour:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    become(marker, program, environment)
+
+
+def main() -> None:
+    report, *behaviours = sys.argv[1:]
+    children = []
+    pids: dict[str, int] = {}
+
+    ending = False
+
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal ending
+        ending = True
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    for behaviour in behaviours:
+        if behaviour.startswith("exit:"):
+            print("the last words of the launcher", file=sys.stderr)
+            sys.exit(int(behaviour.removeprefix("exit:")))
+        if not behaviour.startswith("rank"):
+            continue
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            rank(behaviour, report, writing)
+        children.append(child)
+        os.close(writing)
+        pids[behaviour] = int(os.read(reading, 32))
+    told = {"argv": sys.argv, "environ": dict(os.environ), "cwd": os.getcwd(), "pids": pids}
+    with open(report + ".writing", "w") as file:
+        json.dump(told, file)
+    os.replace(report + ".writing", report)
+    for child in children:
+        os.waitpid(child, 0)
+    # A rank that turned itself into a daemon keeps the job going.
+    while not ending and (not children or any("daemon" in behaviour for behaviour in behaviours)):
+        time.sleep(0.05)
+
+
+main()

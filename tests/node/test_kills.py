@@ -1,0 +1,124 @@
+"""Whichever process of a run is killed: soon nothing of it is left, and the status says what happened."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from flagscale.node.processes import alive
+from flagscale.node.state import HostState
+from tests.node.conftest import FakeJob, wait_for
+
+MakeJob = Callable[..., FakeJob]
+RANKS = ("rank", "rank deaf", "rank daemon deaf", "rank bare")
+
+
+def ended_state(job: FakeJob) -> HostState:
+    state = job.status().state
+    assert state is not None
+    assert state.failure is not None or state.phase in ("running", "stopping", "finished")
+    return state
+
+
+@pytest.mark.parametrize("victim", ["engine", "supervisor"])
+def test_nothing_is_left(make_job: MakeJob, decoys: list[psutil.Process], victim: str) -> None:
+    job = make_job(*RANKS).start()
+    everything = job.everything()
+    job.member(victim).kill()
+    began = time.monotonic()
+    seen = []
+    while not seen or seen[-1] != "failed":
+        # What is told in between is never a success, a stop or an end that has not come yet.
+        seen.append(ended_state(job).phase)
+        assert time.monotonic() - began < 10
+        time.sleep(0.05)
+    wait_for(job.is_gone, 2)
+    assert not [process for process in everything if alive(process)]
+    assert [phase for phase in seen if phase not in ("running", "stopping")] == ["failed"]
+    failure = job.state().failure
+    assert failure is not None
+    if victim == "engine":
+        assert (failure.message, failure.signal) == ("the launcher was killed by SIGKILL", "SIGKILL")
+    else:
+        assert failure.message == "the supervisor was killed; its guard ended the processes of the run"
+    assert job.state().exit_code not in (0, None)
+
+
+def test_the_guard_comes_back(make_job: MakeJob) -> None:
+    job = make_job("rank").start()
+    first = job.member("guard")
+    first.kill()
+    second = wait_for(lambda: (guard := job.state().guard) and guard.pid != first.pid and guard.process())
+    assert ended_state(job).phase == "running"
+    # Not over and over again: the next one waits.
+    second.kill()
+    time.sleep(0.5)
+    guard = job.state().guard
+    assert guard is not None
+    assert guard.pid == second.pid
+    # Without a guard a stop works as well.
+    assert job.stop()["ok"]
+    assert job.state().phase == "stopped"
+
+
+def test_the_guard_cannot_be_talked_into_ending(make_job: MakeJob) -> None:
+    job = make_job("rank").start()
+    guard = job.member("guard")
+    time.sleep(0.5)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        guard.send_signal(number)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        job.member("supervisor").send_signal(number)
+    time.sleep(0.3)
+    assert alive(guard)
+    assert job.status().state == job.state()
+    assert job.state().phase == "running"
+
+
+def test_supervisor_and_guard_together(make_job: MakeJob) -> None:
+    """Nobody is left to end the ranks: the status says so, and a stop does it."""
+    job = make_job("rank", "rank deaf").start()
+    everything = job.everything()
+    victims = [job.member(name) for name in ("guard", "supervisor")]
+    for victim in victims:
+        victim.kill()
+    wait_for(lambda: not any(alive(victim) for victim in victims))
+    status = job.status()
+    assert status.state is not None
+    assert status.state.phase == "failed"
+    assert status.state.failure is not None
+    assert "left no word" in status.state.failure.message
+    # The kernel ends the launcher with its supervisor; the fake one's ranks outlive it.
+    wait_for(lambda: job.status().processes == 2)
+    assert job.stop()["ok"]
+    assert not [process for process in everything if alive(process)]
+    assert job.state().phase == "failed"
+
+
+def test_a_finished_run_leaves_no_daemon(make_job: MakeJob) -> None:
+    job = make_job("rank", "rank daemon", "rank daemon bare").start()
+    everything = job.everything()
+    engine = job.member("engine")
+    job.ranks()["rank"].kill()
+    engine.send_signal(signal.SIGTERM)
+    wait_for(lambda: job.state().phase == "finished")
+    wait_for(job.is_gone, 2)
+    assert not [process for process in everything if alive(process)]
+    assert (job.state().exit_code, job.state().failure) == (0, None)
+
+
+def test_the_launcher_does_not_outlive_its_supervisor(make_job: MakeJob) -> None:
+    """Even where the guard is late: the kernel sees to it."""
+    job = make_job().start()
+    engine = job.member("engine")
+    job.member("guard").suspend()
+    job.member("supervisor").kill()
+    wait_for(lambda: not alive(engine), 2)
+    status = job.status()
+    assert status.state is not None
+    assert status.state.phase == "stopping"
+    assert status.state.failure is not None

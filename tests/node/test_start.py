@@ -1,0 +1,309 @@
+"""A start is confirmed, exclusive and complete: everything runs, or nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from os import statvfs
+from pathlib import Path
+from shutil import which
+
+import psutil
+import pytest
+
+from flagscale import files
+from flagscale.errors import FlagScaleError, HostError
+from flagscale.launch import launcher
+from flagscale.node import commands
+from flagscale.node.processes import RUN_ID, of_run
+from tests.node.conftest import FakeJob, wait_for
+
+MakeJob = Callable[..., FakeJob]
+
+
+def test_a_start_is_confirmed_and_recorded(make_job: MakeJob) -> None:
+    job = make_job("rank").start()
+    assert job.told()["argv"][-1] == "rank"
+    state = job.state()
+    assert (state.phase, state.run_id, state.failure, state.ended) == ("running", job.plan.run_id, None, None)
+    assert len({job.member(name).pid for name in ("supervisor", "guard", "engine")}) == 3
+    assert abs(state.started - time.time()) < 20
+    assert job.log().startswith(f"=== run {job.plan.run_id} on localhost, ")
+    status = job.status()
+    assert status.state == state
+    assert status.processes == 4
+    assert launcher.status(job.plan, count=False)[0].processes == 0
+
+    with pytest.raises(FlagScaleError, match=r"a job still runs in .* has 4 processes.*stop it first"):
+        make_job().start()
+    assert job.files.read_plan() == job.plan
+    assert job.stop()["ok"]
+
+    # The moment in which an ended run leaves does not keep the next one from starting.
+    for _ in range(2):
+        job = make_job("exit:0").start()
+        wait_for(lambda job=job: job.state().phase == "finished")
+
+
+def test_of_two_launchers_at_once_one_starts(make_job: MakeJob) -> None:
+    jobs = [make_job("rank"), make_job("rank")]
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(lambda job: _error_of(job.start), jobs))
+    (error,) = filter(None, errors)
+    assert "another command is starting a job" in error or "a job still runs" in error
+    assert jobs[0].files.read_plan() == next(
+        job.plan for job, failed in zip(jobs, errors, strict=True) if not failed
+    )
+
+
+def _error_of(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except FlagScaleError as error:
+        return str(error)
+    return ""
+
+
+def test_before_start_fails_the_start_and_tells_its_output(make_job: MakeJob) -> None:
+    job = make_job("rank", before_start="echo no such module >&2\nsleep 60 &\nfalse\necho not reached")
+    with pytest.raises(HostError) as failure:
+        job.start({"API_KEY": "geheim"})
+    text = "experiment.cmds.before_start ended with exit code 1: no such module"
+    assert text in str(failure.value)
+    assert "not reached" not in str(failure.value)
+    assert not of_run(job.plan.run_id)
+    assert not job.files.secrets(job.host).exists()
+    status = job.status()
+    assert status.state is not None
+    assert (status.state.phase, status.processes) == ("failed", 0)
+    assert status.state.failure is not None
+    assert status.state.failure.message == text
+    # Nothing stands in the way of the next start.
+    make_job("rank").start()
+
+
+def test_a_missing_engine_fails_the_start(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(argv=("/no/such/engine", "--x"))
+    with pytest.raises(HostError, match=r"the engine cannot be started: .*No such file.*/no/such/engine"):
+        job.start()
+    assert not of_run(job.plan.run_id)
+    assert job.state().phase == "failed"
+    with pytest.raises(HostError, match=r"the start script ended with exit code 1: .*cd: .*/nowhere"):
+        make_job(cwd=str(tmp_path / "nowhere")).start()
+    with pytest.raises(HostError, match="the engine cannot be started: embedded null byte"):
+        make_job(env={"NAME": "nul\0"}).start()
+    with pytest.raises(HostError, match=r"the start script ended with exit code 12[67]: .*/no/python"):
+        make_job(python="/no/python").start()
+
+
+def test_a_start_that_takes_too_long_is_ended(make_job: MakeJob) -> None:
+    job = make_job(before_start="sleep 60 || true", start_timeout=0.3)
+    with pytest.raises(HostError, match=r"did not begin within 0\.3 s; see .*localhost\.output"):
+        job.start()
+    assert not of_run(job.plan.run_id)
+    assert job.state().phase == "failed"
+
+
+def test_ctrl_c_during_the_start_takes_it_back(make_job: MakeJob) -> None:
+    job = make_job(before_start="sleep 60 || sleep 60")
+    launching = job.launch()
+    wait_for(lambda: len(of_run(job.plan.run_id)) >= 2)
+    began = time.monotonic()
+    launching.send_signal(signal.SIGINT)
+    _, error = launching.communicate(timeout=20)
+    assert time.monotonic() - began < 5
+    assert "KeyboardInterrupt" in error
+    assert not of_run(job.plan.run_id)
+    assert job.state().phase == "stopped"
+    make_job("rank").start()
+
+
+def test_a_launcher_killed_during_the_start(make_job: MakeJob) -> None:
+    job = make_job("rank", before_start="sleep 60 || sleep 60")
+    launching = job.launch()
+    wait_for(lambda: len(of_run(job.plan.run_id)) >= 2)
+    launching.kill()
+    launching.communicate()
+    status = job.status()
+    assert status.state is not None
+    assert status.state.phase == "starting"
+    assert status.processes >= 2
+    with pytest.raises(FlagScaleError, match="a job still runs"):
+        make_job("rank").start()
+    assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
+    assert not of_run(job.plan.run_id)
+    assert job.state().phase == "stopped"
+    make_job("rank").start()
+
+
+def test_a_start_that_comes_after_its_stop_starts_nothing(make_job: MakeJob) -> None:
+    """Ctrl-C may stop a host while the thread that is to start it has not begun."""
+    job = make_job("rank")
+    job.files.write_launch(job.plan, {job.files.run_script(job.host): "exec sleep 60\n"}, "", {})
+    assert job.stop()["message"] == "nothing was running"
+    words = ["start", job.plan.exp_dir, "0"]
+    assert commands.execute(words) == {"ok": False, "message": "stopped before it began"}
+    assert not of_run(job.plan.run_id)
+
+
+HOSTILE = 'a b\'c"d $HOME $(touch x) `touch x`; touch x & #{}\\ \n ünï-中文 --x={"k": [1, "v"]}'
+
+
+def test_values_and_paths_travel_verbatim(make_job: MakeJob, tmp_path: Path) -> None:
+    folder = tmp_path / HOSTILE.replace("/", "_")
+    job = make_job(
+        "no rank", HOSTILE, "--option", HOSTILE, "", exp_dir=folder, env={"VALUE": HOSTILE}, name=HOSTILE
+    )
+    job.start({"SECRET_KEY": HOSTILE})
+    told = job.told()
+    assert told["argv"][1:] == [str(job.report), "no rank", HOSTILE, "--option", HOSTILE, ""]
+    assert told["environ"]["VALUE"] == told["environ"]["SECRET_KEY"] == HOSTILE
+    assert told["environ"][RUN_ID] == job.plan.run_id
+    assert told["cwd"] == str(folder)
+    assert job.stop()["ok"]
+    assert not list(tmp_path.rglob("x"))
+    for script in (job.files.run_script(job.host), job.files.stop_script(job.host)):
+        assert subprocess.run(["bash", "-n", str(script)], capture_output=True).stderr == b""
+
+
+def test_the_stop_script_stops_by_hand(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job("rank", exp_dir=tmp_path / "it's here").start()
+    done = subprocess.run(["bash", str(job.files.stop_script(job.host))], capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["message"]) == (0, "stopped")
+    assert job.state().phase == "stopped"
+
+
+def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) -> None:
+    job = make_job(before_start="export PREPARED=yes PYTHONPATH=/elsewhere; cd /").start()
+    told = job.told()
+    assert told["environ"]["PREPARED"] == "yes"
+    assert told["environ"]["PYTHONPATH"] == f"{job.plan.source_root}:/elsewhere"
+    assert told["cwd"] == job.plan.exp_dir
+
+
+def test_secrets_are_written_nowhere_but_for_the_engine(make_job: MakeJob) -> None:
+    job = make_job("rank", before_start=f"stat -c 'mode %a' {'logs/pids/*.secrets.json'}").start(
+        {"API_KEY": "geheim"}
+    )
+    assert job.told()["environ"]["API_KEY"] == "geheim"
+    assert "mode 600" in job.log()
+    job.report.unlink()
+    assert not [path for path in job.files.path.rglob("*") if path.is_file() and "geheim" in path.read_text()]
+    assert not job.files.secrets(job.host).exists()
+    for process in of_run(job.plan.run_id):
+        assert "geheim" not in " ".join(process.cmdline())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = which("mount")
+    if (
+        not mount
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_fails_the_start_with_one_message(make_job: MakeJob, small_disk: Path) -> None:
+    job = make_job("rank", exp_dir=small_disk / "run")
+    ballast = small_disk / "ballast"
+    for free in (0, 5 * 4096):
+        ballast.unlink(missing_ok=True)
+        ballast.write_bytes(bytes(statvfs(small_disk).f_bavail * 4096 - free))
+        with pytest.raises(FlagScaleError, match="No space left on device"):
+            job.start({"API_KEY": "geheim"})
+        assert not of_run(job.plan.run_id)
+        assert not job.files.secrets(job.host).exists()
+    ballast.unlink()
+    make_job("rank", exp_dir=small_disk / "run").start().stop()
+
+
+@pytest.mark.parametrize("broken", range(6))
+def test_whatever_cannot_be_written_nothing_is_left(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """The n-th file of a start fails: secrets, config, two scripts, plan; the sixth is the first state."""
+    written = 0
+
+    def full(handle: int) -> None:
+        nonlocal written
+        written += 1
+        if written > broken:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    job = make_job("rank")
+    with pytest.raises(FlagScaleError, match="No space left on device"):
+        job.start({"API_KEY": "geheim"})
+    monkeypatch.undo()
+    assert not of_run(job.plan.run_id)
+    assert not job.files.secrets(job.host).exists()
+    assert not list(job.files.path.rglob(".writing*"))
+    make_job("rank").start()
+
+
+def test_a_run_directory_that_cannot_be_written(make_job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    job = make_job("rank")
+    job = FakeJob(replace(job.plan, exp_dir=str(tmp_path / "file")))
+    with pytest.raises(FlagScaleError, match=r"cannot write the run directory .*/file: "):
+        job.start()
+
+
+def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:
+    job = make_job("rank")
+    for text in ("", "{", "[]", '{"version": 1}', '{"version": 1, "nodes": [3]}', "\udcff"):
+        job.files.plan.write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read .*remove the file"):
+            job.start()
+    assert commands.execute(["stop", job.plan.exp_dir, "0"])["ok"] is False
+
+
+def test_the_starter_keeps_no_zombie(make_job: MakeJob) -> None:
+    make_job("exit:0").start()
+    wait_for(lambda: not psutil.Process().children())
+
+
+def test_an_engine_that_ends_at_once(make_job: MakeJob) -> None:
+    """The start was right; the end is told by the status, with what the launcher said."""
+    job = make_job("exit:2")
+    # Whether the start sees the end already is a matter of milliseconds.
+    told = _error_of(job.start)
+    assert not told or "the launcher ended with exit code 2\nthe last words of the launcher" in told
+    wait_for(lambda: job.state().phase == "failed")
+    failure = job.state().failure
+    assert failure is not None
+    assert (failure.message, failure.exitcode) == ("the launcher ended with exit code 2", 2)
+    assert failure.traceback == "the last words of the launcher\n"
+    wait_for(job.is_gone)
+
+
+def test_the_scripts_run_by_hand(make_job: MakeJob) -> None:
+    """As the plan's scripts are for people, too: in the foreground, until the engine ends."""
+    job = make_job("rank").start()
+    assert job.stop()["ok"]
+    shell = subprocess.Popen(["bash", str(job.files.run_script(job.host))], stdout=subprocess.DEVNULL)
+    wait_for(lambda: job.state().phase == "running")
+    assert job.stop()["message"] == "stopped"
+    assert shell.wait(5) == 0
+
+
+def test_python_is_that_of_the_plan(make_job: MakeJob) -> None:
+    assert f"exec {sys.executable} -m flagscale.node supervise" in _script(make_job("exit:0").start())
+
+
+def _script(job: FakeJob) -> str:
+    return job.files.run_script(job.host).read_text()

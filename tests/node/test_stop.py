@@ -1,0 +1,148 @@
+"""A stop ends every process of its run, and no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flagscale.errors import FlagScaleError
+from flagscale.launch import launcher
+from flagscale.node.processes import alive, marks, of_run
+from flagscale.node.state import HostState, ProcessId
+from tests.node.conftest import FakeJob, wait_for
+
+MakeJob = Callable[..., FakeJob]
+HARD = ("rank", "rank deaf", "rank daemon", "rank stopped", "rank bare", "rank daemon bare deaf")
+
+
+def test_a_stop_ends_all_of_the_run_and_nothing_else(make_job: MakeJob, decoys: list[psutil.Process]) -> None:
+    job = make_job(*HARD).start()
+    everything = job.everything()
+    assert len(everything) == len(HARD) + 3
+    assert job.status().processes == len(everything)
+    began = time.monotonic()
+    assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
+    # The grace, then the two seconds of what is left after its launcher.
+    assert time.monotonic() - began < job.plan.nodes[0].stop_grace + 5
+    assert not [process for process in everything if alive(process)]
+    state = job.state()
+    assert (state.phase, state.failure) == ("stopped", None)
+    assert state.ended is not None
+    assert job.stop() == {"ok": True, "ended": False, "message": "nothing was running"}
+    assert job.state() == state
+
+
+def test_stops_at_once_end_it_once(make_job: MakeJob) -> None:
+    job = make_job("rank", after_stop="echo x >> after").start()
+    with ThreadPoolExecutor() as pool:
+        replies = list(pool.map(lambda _: job.stop(), range(3)))
+    assert all(reply["ok"] for reply in replies)
+    assert sorted(reply["ended"] for reply in replies) == [False, False, True]
+    assert (job.files.path / "after").read_text() == "x\n"
+
+
+def test_after_stop_that_fails_is_told(make_job: MakeJob) -> None:
+    job = make_job("rank", after_stop="echo cannot tidy >&2; exit 3").start()
+    reply = job.stop()
+    assert not reply["ok"]
+    assert reply["message"] == "stopped, but experiment.cmds.after_stop ended with exit code 3: cannot tidy"
+    assert job.state().phase == "stopped"
+    # Nothing ran any more, so there is nothing to tidy up after.
+    assert job.stop()["ok"]
+
+
+def test_a_stopped_supervisor_and_a_stopped_launcher(make_job: MakeJob) -> None:
+    job = make_job("rank").start()
+    everything = job.everything()
+    job.member("engine").suspend()
+    job.member("supervisor").suspend()
+    assert job.stop()["ok"]
+    assert not [process for process in everything if alive(process)]
+    assert job.state().phase == "stopped"
+
+
+@pytest.mark.parametrize(
+    "victims", [("supervisor",), ("guard",), ("supervisor", "guard"), ("supervisor", "guard", "engine")]
+)
+def test_a_stop_after_a_kill(
+    make_job: MakeJob, decoys: list[psutil.Process], victims: tuple[str, ...]
+) -> None:
+    job = make_job("rank", "rank deaf", "rank daemon").start()
+    everything = job.everything()
+    killed = [job.member(victim) for victim in victims]
+    for process in killed:
+        process.kill()
+    wait_for(lambda: not any(alive(process) for process in killed))
+    assert job.stop()["ok"]
+    assert not [process for process in everything if alive(process)]
+    assert job.state().phase == ("stopped" if victims == ("guard",) else "failed")
+    make_job("rank").start()
+
+
+def test_a_stop_without_a_readable_state(make_job: MakeJob) -> None:
+    job = make_job("rank", "rank deaf").start()
+    everything = job.everything()
+    job.files.state(job.host).write_text('{"run_id": ')
+    assert "cannot be read" in job.status().trouble
+    with pytest.raises(FlagScaleError, match="a job still runs"):
+        make_job().start()
+    assert job.stop()["ok"]
+    assert not [process for process in everything if alive(process)]
+    assert job.state().phase == "stopped"
+
+
+@pytest.fixture
+def bystander() -> Iterator[psutil.Process]:
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", "import time; time.sleep(100)"], start_new_session=True
+    )
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("stale", ["pid reused", "host restarted"])
+def test_a_stale_state_is_recognised(make_job: MakeJob, bystander: psutil.Process, stale: str) -> None:
+    """The recorded pids are another's by now."""
+    job = make_job("rank")
+    job.files.write_launch(job.plan, {}, "", {})
+    boot, _, ticks = ProcessId.of(bystander.pid).birth.partition(":")
+    birth = f"{boot}:{int(ticks) - 100}" if stale == "pid reused" else f"another-boot:{ticks}"
+    other = ProcessId(bystander.pid, birth)
+    HostState(job.plan.run_id, "running", other, other, other).write(job.files.state(job.host))
+    status = job.status()
+    assert status.state is not None
+    assert (status.state.phase, status.processes) == ("failed", 0)
+    assert status.state.failure is not None
+    restarted = stale == "host restarted"
+    assert ("the host was restarted" in status.state.failure.message) == restarted
+    assert job.stop() == {"ok": True, "ended": False, "message": "nothing was running"}
+    assert alive(bystander)
+    assert job.state().phase == "failed"
+    make_job("rank").start()
+    assert alive(bystander)
+
+
+def test_one_host_of_several_does_not_hide_the_others(make_job: MakeJob, tmp_path: Path) -> None:
+    """Two hosts that are both this one: the second cannot start, so the first is stopped again."""
+    job = make_job("rank")
+    (node,) = job.plan.nodes
+    second = replace(
+        node, host=replace(node.host, rank=1), env=marks(job.plan.run_id, 1), argv=("/no/such/engine",)
+    )
+    plan = replace(job.plan, nodes=(node, second), world_size=2)
+    with pytest.raises(FlagScaleError) as failure:
+        launcher.start(plan, "", {})
+    assert "hosts that had started were stopped again" in str(failure.value)
+    assert "cannot be started" in str(failure.value)
+    assert not of_run(plan.run_id)
+    phases = [status.state and status.state.phase for status in launcher.status(plan)]
+    assert phases[1] == "failed"

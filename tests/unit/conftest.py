@@ -1,0 +1,158 @@
+"""Helpers of the unit tests: YAML text to an experiment, task keys to a job, small data files."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale.config.engine_args import Catalog, load_catalog
+from flagscale.config.load import load_experiment
+from flagscale.config.locate import Locator, locator
+from flagscale.config.schema import Commands, Experiment, Runner, Task
+from flagscale.engines.megatron import CATALOG, MEGATRON
+from flagscale.errors import Problem, UserError
+from flagscale.job import Host, Job
+
+HOSTILE = [
+    "two words",
+    " leading and trailing ",
+    'it\'s "quoted" twice',
+    "$HOME ${HOME} $(touch x) `touch x`",
+    "a;b|c&d>e",
+    "line one\nline two\ttab",
+    "snow ☃ and 漢字",
+    '{"json": [1, "two", null]}',
+    "--looks-like=an-option",
+    "-1e-5",
+    "#comment",
+    "\\n\\",
+    "",
+]
+"""Values that break code which pastes them into a shell string."""
+
+EXPERIMENT = """\
+experiment:
+  exp_name: demo
+  exp_dir: ./outputs/demo
+  task:
+    type: train
+    backend: megatron
+    entrypoint: megatron.flagscale.train_gpt
+  runner:
+    nproc_per_node: 4
+train:
+  model:
+    num_layers: 4
+action: run
+"""
+
+TASK = {
+    "num_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "seq_length": 64,
+    "max_position_embeddings": 64,
+    "micro_batch_size": 2,
+    "global_batch_size": 16,
+    "train_iters": 10,
+    "lr": 1e-3,
+    "save_interval": 5,
+    "mock_data": True,
+    "tokenizer_type": "NullTokenizer",
+    "vocab_size": 255,
+}
+"""Task keys of a small model that passes every check on any number of ranks up to 8."""
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    return load_catalog(CATALOG)
+
+
+@pytest.fixture
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[DictConfig, Locator]]:
+    """Write text as `config.yaml`, apply overrides `a.b=c`, and return the configuration and its locator."""
+    monkeypatch.chdir(tmp_path)
+
+    def compose(text: str = EXPERIMENT, *overrides: str) -> tuple[DictConfig, Locator]:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        assert isinstance(config, DictConfig)
+        return config, locator([(path, "")], overrides)
+
+    return compose
+
+
+@pytest.fixture
+def load(compose: Callable[..., tuple[DictConfig, Locator]]) -> Callable[..., Experiment]:
+    """Load text (default: `EXPERIMENT`) with overrides."""
+    return lambda *args: load_experiment(*compose(*args))[0]
+
+
+@pytest.fixture
+def mistakes(compose: Callable[..., tuple[DictConfig, Locator]]) -> Callable[..., list[Problem]]:
+    """Load text that has mistakes and return all of them."""
+
+    def mistakes(*args: str) -> list[Problem]:
+        with pytest.raises(UserError) as raised:
+            load_experiment(*compose(*args))
+        return list(raised.value.problems)
+
+    return mistakes
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Job]:
+    """Build the job of task keys (`TASK` and changes; `None` leaves a key out) on one host."""
+
+    def build(
+        changes: Mapping[str, Any] | None = None, *, ranks: int = 1, platform: str = "nvidia", **runner: Any
+    ) -> Job:
+        experiment = Experiment(
+            name="demo",
+            exp_dir=tmp_path / "run",
+            task=Task(backend="megatron", entrypoint="megatron.flagscale.train_gpt"),
+            runner=Runner(**runner),
+            envs={},
+            cmds=Commands(),
+            arguments={**TASK, **(changes or {})},
+        )
+        return MEGATRON.build(experiment, (Host(0, "localhost", ranks, platform),), Locator())
+
+    return build
+
+
+@pytest.fixture
+def refused(build: Callable[..., Job]) -> Callable[..., list[str]]:
+    """Build a job that must be refused and return its messages, `key path: what`."""
+
+    def refused(changes: Mapping[str, Any] | None = None, **more: Any) -> list[str]:
+        with pytest.raises(UserError) as raised:
+            build(changes, **more)
+        return [f"{problem.where}: {problem.what}" for problem in raised.value.problems]
+
+    return refused
+
+
+@pytest.fixture
+def write_data() -> Callable[..., str]:
+    """Write a sound `.bin/.idx` pair of uint16 documents and return its prefix."""
+
+    def write_data(prefix: Path, documents: tuple[int, ...] = (5, 3)) -> str:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        starts = [2 * sum(documents[:index]) for index in range(len(documents))]
+        count = len(documents)
+        prefix.with_name(prefix.name + ".bin").write_bytes(b"\1\0" * sum(documents))
+        prefix.with_name(prefix.name + ".idx").write_bytes(
+            struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, count, count + 1)
+            + struct.pack(f"<{count}i{count}q{count + 1}q", *documents, *starts, *range(count + 1))
+        )
+        return str(prefix)
+
+    return write_data

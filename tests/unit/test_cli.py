@@ -1,0 +1,188 @@
+"""The command line in this process: exit codes, messages, and that asking writes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flagscale import cli
+from flagscale.actions import ACTIONS
+from flagscale.config.schema import ACTIONS as ACTION_NAMES
+from flagscale.prepare import Request
+
+EXPERIMENT = """
+experiment:
+  exp_name: tiny
+  exp_dir: {exp_dir}
+  task: {{type: train, backend: megatron, entrypoint: megatron.flagscale.train_gpt}}
+  runner: {{nproc_per_node: 2, platform: cpu}}
+  envs: {{PLAIN: 1, SERVICE_TOKEN: do-not-tell}}
+action: dryrun
+train:
+  model:
+    num_layers: 2
+    hidden_size: 32
+    num_attention_heads: 4
+    seq_length: 64
+    max_position_embeddings: 64
+    micro_batch_size: 1
+    global_batch_size: 2
+    train_iters: 1
+    save_interval: 1
+    lr: 1.0e-3
+    disable_bias_linear: true
+  data: {{mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 100}}
+  wandb_api_key: do-not-tell
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command line that names a small experiment below `tmp_path`, which is also the current directory."""
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    (conf / "config.yaml").write_text(EXPERIMENT.format(exp_dir=tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    return ["--config-path", "conf", "--config-name", "config"]
+
+
+def test_every_action_has_a_function() -> None:
+    assert tuple(ACTIONS) == ACTION_NAMES
+
+
+def test_without_an_experiment_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "--config-path" in capsys.readouterr().out
+    assert cli.main(["action=run"]) == 2
+    assert "no experiment named" in capsys.readouterr().err
+
+
+def test_dryrun_prints_everything_and_writes_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "exec " in printed
+    assert "--num-layers 2" in printed
+    assert "PLAIN=1" in printed
+    assert "do-not-tell" not in printed
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_both_forms_of_the_config_path_mean_the_current_directory(words: list[str]) -> None:
+    assert cli.main(["--config-path=conf", *words[2:]]) == 0
+    assert cli.main(["-cp", "conf", "-cn", "config"]) == 0
+
+
+def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "-m", "train.model.num_layers=2,4"]) == 0
+    printed = capsys.readouterr().out
+    assert "--num-layers 2" in printed
+    assert "--num-layers 4" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["action=dryrum"], "did you mean `dryrun`?"),
+        (["+train.model.num_layer=3"], "num_layers"),
+        (["train.model.hidden_size=33"], "multiple of 4"),
+        (["experiment.task.backend=megatrn"], "did you mean `megatron`?"),
+        (["experiment.task.entrypoint=megatron.flagscale.train_gtp"], "train_gpt"),
+        (["experiment.task.entrypoint=absent.py"], "absent.py"),
+        (["experiment.runner.platform=nvidja"], "nvidia"),
+        (["no_such_key=1"], "no_such_key"),
+        (["action=query", "+output=yaml"], "valid: text, json"),
+    ],
+)
+def test_a_users_mistake_is_a_message_and_exit_code_2(
+    words: list[str], more: list[str], expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, *more]) == 2
+    told = capfd.readouterr()
+    assert expected in told.err
+    assert "Traceback" not in told.err + told.out
+
+
+def test_mistakes_of_both_levels_are_told_together(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    mistakes = [
+        "+experiment.runner.hostfil=x",
+        "+experiment.runer=1",
+        "+train.model.num_layer=3",
+        "train.model.lr=fast",
+    ]
+    assert cli.main([*words, *mistakes]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("4 mistakes")
+    for name in ("hostfil`", "runer`", "num_layer`", "`lr`"):
+        assert name in told
+
+
+def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words[:3], "confg"]) == 2
+    assert "confg" in capfd.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(request: Request) -> int:
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setitem(ACTIONS, "dryrun", broken)  # type: ignore[arg-type]
+    assert cli.main(words) == 1
+    told = capfd.readouterr().err
+    assert "Traceback" in told
+    assert "a bug of ours" in told
+
+
+def test_nothing_started_is_3_and_stop_is_harmless(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert [cli.main([*words, f"action={name}"]) for name in ("query", "logs", "stop")] == [3, 3, 0]
+    assert "nothing was started in" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_query_logs_and_stop_need_only_the_run_directory(words: list[str]) -> None:
+    assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
+
+
+def test_check_tells_every_outcome(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main([*words, "action=check"])
+    told = capsys.readouterr().out
+    assert "megatron-core" in told
+    assert "GiB free" in told
+    assert code == (1 if "FAILED" in told else 0)
+
+
+def test_check_fails_on_too_few_devices_and_a_taken_port(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = {"flagscale": "0.0", "engine": "", "devices": 1, "disk_free": 2**20, "writable": False}
+    monkeypatch.setattr("flagscale.node.commands.probe", lambda *words: {**reply, "port_free": False})
+    assert cli.main([*words, "action=check", "+experiment.runner.master_port=29511"]) == 1
+    told = capsys.readouterr().out
+    for expected in ("flagscale 0.0", "is not installed", "not writable", "port 29511 taken"):
+        assert any(line.startswith("FAILED") and expected in line for line in told.splitlines()), expected
+
+
+def test_an_unwritable_run_directory_is_one_message(
+    words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main([*words, "action=run", f"experiment.exp_dir={tmp_path}/file/out"]) == 1
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert "file/out" in told
+
+
+def test_relative_config_sources_do_not_change_the_directory(words: list[str]) -> None:
+    here = os.getcwd()
+    cli.main(words)
+    assert os.getcwd() == here

@@ -1,0 +1,37 @@
+"""Messages: one line a mistake, where it is, how to mend it."""
+
+from __future__ import annotations
+
+from flagscale.errors import FlagScaleError, HostError, Problem, UserError, nearest
+
+
+def test_a_problem_tells_place_mistake_and_remedy() -> None:
+    assert (
+        str(Problem("it is wrong", "a.yaml:3: x.y", "mend it")) == "a.yaml:3: x.y: it is wrong\n    mend it"
+    )
+    assert str(Problem("it is wrong")) == "it is wrong"
+
+
+def test_a_user_error_holds_every_problem() -> None:
+    error = UserError([Problem("one", "a"), Problem("two", "b")])
+    assert [problem.what for problem in error.problems] == ["one", "two"]
+    assert str(error) == "- a: one\n- b: two"
+    assert UserError("plain").problems == (Problem("plain"),)
+
+
+def test_exit_codes_tell_mistakes_from_failures() -> None:
+    assert FlagScaleError("x").exit_code == 1
+    assert HostError("x", []).exit_code == 1
+    assert UserError("x").exit_code == 2
+
+
+def test_a_host_error_lists_each_host_below_its_summary() -> None:
+    error = HostError("did not start:", [Problem("refused", "h1"), Problem("started", "h2")])
+    assert str(error).splitlines() == ["did not start:", "- h1: refused", "- h2: started"]
+
+
+def test_nearest() -> None:
+    assert nearest("num_layer", ["num_layers", "num_heads"]) == "did you mean `num_layers`?"
+    assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+    assert nearest("zzz", [f"option{index}" for index in range(41)]) == ""
+    assert nearest("zzz", []) == ""

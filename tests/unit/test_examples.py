@@ -1,0 +1,119 @@
+"""Every shipped configuration goes through dryrun, and what it prints is compared with a golden file.
+
+`UPDATE_GOLDEN=1 pytest tests/unit/test_examples.py` writes them anew; read the difference before committing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flagscale.cli import main
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+CONFIGS = sorted((ROOT / "examples").glob("*/conf/*.yaml"))
+
+DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
+
+
+def name_of(config: Path) -> str:
+    return f"{config.parents[1].name}_{config.stem}"
+
+
+@pytest.fixture
+def fresh_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable[..., str]) -> Path:
+    """A directory like the root of a clone where the demo's data has been made; no GPU to be seen."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for prefix in DEMO_DATA:
+        write_data(tmp_path / prefix)
+    (tmp_path / "data" / "demo" / "tokenizer").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def dryrun(config: Path, *overrides: str) -> int:
+    where = ["--config-path", f"./examples/{config.parents[1].name}/conf", "--config-name", config.stem]
+    return main([*where, "action=dryrun", *overrides])
+
+
+def portable(text: str, directory: Path) -> str:
+    """Replace what differs from machine to machine by placeholders."""
+    for path, placeholder in ((sys.executable, "PYTHON"), (str(directory), "DIR"), (str(ROOT), "ROOT")):
+        text = text.replace(path, placeholder)
+    return text
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_dryrun_prints_the_golden_plan(
+    config: Path, fresh_clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(fresh_clone.rglob("*"))
+    code = dryrun(config)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert sorted(fresh_clone.rglob("*")) == before, "a dryrun writes nothing"
+    text = portable(printed.out + printed.err, fresh_clone)
+    golden = GOLDEN / f"{name_of(config)}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert golden.is_file(), f"UPDATE_GOLDEN=1 writes {golden.name}"
+    assert text == golden.read_text(encoding="utf-8")
+
+
+def test_every_golden_file_belongs_to_an_example() -> None:
+    assert {path.stem for path in GOLDEN.glob("*_config*.txt")} == {name_of(config) for config in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_no_path_of_a_machine_stands_in_golden_files_and_examples(config: Path) -> None:
+    texts = [path.read_text() for path in (config, GOLDEN / f"{name_of(config)}.txt")]
+    texts += [path.read_text() for path in config.parent.glob("*/*.yaml")]
+    for text in texts:
+        assert not re.search(r"/(home|root|tmp|Users)/", text)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_a_misspelt_key_is_found_in_every_example(
+    config: Path, fresh_clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dryrun(config, "+train.model.num_layer=3", "train.model.hidden_size=wide") == 2
+    error = capsys.readouterr().err
+    assert "2 mistakes" in error
+    assert "command line: train.model.num_layer" in error
+    assert "did you mean `num_layers`?" in error
+
+
+def test_a_mistake_in_a_file_is_told_with_its_line(
+    fresh_clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = fresh_clone / "mine" / "conf"
+    (conf / "train").mkdir(parents=True)
+    source = ROOT / "examples" / "aquila" / "conf"
+    demo = (source / "train" / "demo.yaml").read_text().replace("hidden_size: 128", "hiden_size: 128", 1)
+    (conf / "train" / "demo.yaml").write_text(demo)
+    (conf / "config.yaml").write_text((source / "config.yaml").read_text())
+    line = 1 + next(number for number, text in enumerate(demo.splitlines()) if "hiden_size" in text)
+    assert main(["--config-path", "mine/conf", "--config-name", "config", "action=dryrun"]) == 2
+    error = capsys.readouterr().err
+    assert f"mine/conf/train/demo.yaml:{line}: train.model.hiden_size: " in error
+    assert "did you mean `hidden_size`?" in error
+
+
+def test_a_group_file_beside_another_is_named(fresh_clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = fresh_clone / "mine" / "conf"
+    source = ROOT / "examples" / "aquila" / "conf"
+    (conf / "train").mkdir(parents=True)
+    for name in ("config_7b.yaml", "train/aquila_7b.yaml", "train/aquila_common.yaml"):
+        (conf / name).write_text((source / name).read_text().replace("adam_beta2: 0.95", "adam_beta3: 0.95"))
+    assert main(["--config-path", "mine/conf", "--config-name", "config_7b", "action=dryrun"]) == 2
+    assert re.search(
+        r"mine/conf/train/aquila_common.yaml:\d+: train.model.optimizer.adam_beta3", capsys.readouterr().err
+    )

@@ -1,0 +1,103 @@
+"""What ended a run, and which files say more."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flagscale.job import LaunchPlan
+from flagscale.launch.ranklogs import rank_logs
+from flagscale.node.failure import first_failure
+from tests.unit.plans import make_plan, write_log
+
+TOLD = {
+    "rank": 5,
+    "local_rank": 1,
+    "pid": 77,
+    "exitcode": 1,
+    "signal": None,
+    "message": "ValueError: no",
+    "traceback": "Traceback ...",
+    "time": 12.5,
+    "a later field": "is passed over",
+}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> LaunchPlan:
+    plan = make_plan(tmp_path / "a run", 2, run_id="now-[1]")
+    Path(plan.nodes[0].failure_file).parent.mkdir(parents=True)
+    return plan
+
+
+def stream(
+    plan: LaunchPlan, run: str, attempt: int, rank: int, name: str = "stderr.log", age: int = 0
+) -> Path:
+    folder = Path(plan.exp_dir, "logs/details/host_0_localhost", run)
+    path = folder / f"attempt_{attempt}" / str(rank) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(folder, (1000 - age, 1000 - age))
+    return path
+
+
+def test_a_rank_is_to_blame(plan: LaunchPlan) -> None:
+    Path(plan.nodes[0].failure_file).write_text(json.dumps(TOLD))
+    failure = first_failure(plan, plan.nodes[0], 1)
+    assert (failure.rank, failure.pid, failure.message, failure.time) == (5, 77, "ValueError: no", 12.5)
+    assert failure.log == ""
+    stream(plan, "now-[1]_abc", 0, 1, "stdout.log")
+    stderr = stream(plan, "now-[1]_abc", 0, 1)
+    assert first_failure(plan, plan.nodes[0], 1).log == str(stderr)
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"rank": 1}'])
+def test_without_a_rank_the_launcher_speaks(plan: LaunchPlan, text: str | None) -> None:
+    if text is not None:
+        Path(plan.nodes[0].failure_file).write_text(text)
+    write_log(
+        plan, 0, "of an earlier run\n=== run now-[1] on localhost, today\ntorchrun: error: no such option\n"
+    )
+    failure = first_failure(plan, plan.nodes[0], 2)
+    assert (failure.message, failure.exitcode, failure.rank) == (
+        "the launcher ended with exit code 2",
+        2,
+        None,
+    )
+    assert failure.traceback == "torchrun: error: no such option\n"
+    assert failure.time > 0
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (11, "SIGSEGV"), (40, "signal 40")])
+def test_a_signal_says_it_all(plan: LaunchPlan, number: int, name: str) -> None:
+    write_log(plan, 0, "=== run now-[1] on localhost, today\nharmless\n")
+    failure = first_failure(plan, plan.nodes[0], -number)
+    assert (failure.message, failure.signal) == (f"the launcher was killed by {name}", name)
+    assert failure.traceback == ""
+
+
+def test_the_logs_of_the_newest_attempt_of_each_rank(plan: LaunchPlan) -> None:
+    assert rank_logs(plan.nodes[0]) == {}
+    stream(plan, "another_abc", 0, 0)
+    stream(plan, "now-[1]_old", 0, 0, age=10)
+    assert [path.parts[-4] for path in rank_logs(plan.nodes[0])[0]] == ["now-[1]_old"]
+    for attempt in (0, 2, 10):
+        stream(plan, "now-[1]_new", attempt, 0)
+    stream(plan, "now-[1]_new", 2, 1, "stdout.log")
+    stream(plan, "now-[1]_new", 2, 1)
+    (Path(plan.exp_dir) / "logs/details/host_0_localhost/now-[1]_new/attempt_2/filtered_stdout.log").touch()
+    found = rank_logs(plan.nodes[0])
+    assert list(found) == [0, 1]
+    assert [path.parts[-3:] for path in found[0]] == [("attempt_10", "0", "stderr.log")]
+    assert [path.name for path in found[1]] == ["stdout.log", "stderr.log"]
+
+
+def test_the_users_own_folder_and_id(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 2, log_dir=str(tmp_path / "mine"), rdzv_id="id")
+    path = tmp_path / "mine" / "id_x" / "attempt_0" / "0" / "stdout.log"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert rank_logs(plan.nodes[0]) == {0: (path,)}

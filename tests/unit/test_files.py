@@ -1,0 +1,70 @@
+"""Files are complete or not there; locks die with their holder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flagscale.files import locked, write_atomic
+
+
+def test_a_file_is_written_with_its_folders_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a b" / "c" / "file.json"
+    write_atomic(path, "ü\n")
+    assert path.read_text() == "ü\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    write_atomic(path, "secret", mode=0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_names_that_are_no_utf8_are_written_as_they_were(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_atomic(tmp_path / name / "file", name)
+    assert (tmp_path / name / "file").read_bytes() == b"caf\xe9"
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace", "fchmod"])
+def test_an_error_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(path, "new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+    program = (
+        "import os, signal, sys, pathlib; from flagscale.files import write_atomic\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomic(pathlib.Path(sys.argv[1]), 'new')"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", program, str(path)], check=False).returncode == -signal.SIGKILL
+    )
+    assert path.read_text() == "old"
+
+
+def test_a_lock_is_held_by_one_and_let_go_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "lock"
+    with locked(path, wait=False), pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    with pytest.raises(ZeroDivisionError), locked(path, wait=False):
+        raise ZeroDivisionError
+    with locked(path, wait=True):
+        pass

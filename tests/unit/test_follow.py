@@ -1,0 +1,173 @@
+"""Reading logs that grow, without reading more than needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flagscale import follow as follow_module
+from flagscale.follow import LogTail, current_status, follow
+from flagscale.job import LaunchPlan
+from flagscale.launch.launcher import HostStatus
+from flagscale.node import output
+from flagscale.node.output import find_run, last_lines, write_header
+from flagscale.node.state import Failure, Phase
+from tests.unit.plans import host_status, make_plan, write_log
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> LaunchPlan:
+    return make_plan(tmp_path, 2, run_id="now")
+
+
+def header(path: Path, run_id: str) -> None:
+    with path.open("ab") as file:
+        write_header(file, run_id, "localhost", "2026-01-01 00:00:00")
+
+
+def test_lines_come_whole_and_once(plan: LaunchPlan) -> None:
+    tail = LogTail(plan)
+    assert list(tail.lines()) == []
+    write_log(plan, 0, "one\ntw")
+    assert list(tail.lines()) == ["one"]
+    write_log(plan, 0, "o\n\nthree ü\r\n")
+    assert list(tail.lines()) == ["two", "", "three ü\r"]
+    assert list(tail.lines()) == []
+
+
+def test_a_log_that_was_emptied_is_read_from_its_start(plan: LaunchPlan) -> None:
+    tail = LogTail(plan)
+    path = write_log(plan, 0, "a long line\n")
+    assert list(tail.lines()) == ["a long line"]
+    path.write_text("new\n")
+    assert list(tail.lines()) == ["new"]
+
+
+def test_large_logs_are_read_by_chunks(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_module, "_CHUNK", 16)
+    lines = [f"line {number}" for number in range(100)]
+    write_log(plan, 0, "\n".join(lines) + "\n" + "x" * 40 + "\nlast\n")
+    found = list(LogTail(plan).lines())
+    assert found[:100] == lines
+    # A line longer than a chunk comes in pieces; nothing is lost.
+    assert "".join(found[100:-1]) == "x" * 40
+    assert found[-1] == "last"
+
+
+def test_several_hosts_are_told_apart(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 1, 1)
+    write_log(plan, 1, "from one\n")
+    write_log(plan, 0, "from zero\n")
+    assert list(LogTail(plan).lines()) == ["node0: from zero", "node1: from one"]
+
+
+def test_earlier_runs_are_skipped(plan: LaunchPlan) -> None:
+    path = write_log(plan, 0, "")
+    for run_id in ("before", "now"):
+        header(path, run_id)
+        write_log(plan, 0, f"of {run_id}\nhalf a line")
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    assert list(tail.lines()) == ["=== run now on localhost, 2026-01-01 00:00:00", "of now"]
+    assert "half a line\n=== run now " in path.read_text()
+
+
+def test_a_run_without_a_header_yet_shows_nothing_of_others(plan: LaunchPlan) -> None:
+    path = write_log(plan, 0, "")
+    header(path, "before")
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    assert list(tail.lines()) == []
+    header(path, "now")
+    assert len(list(tail.lines())) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
+def test_a_run_is_found_wherever_chunks_end(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(output, "_CHUNK", chunk)
+    path = write_log(plan, 0, "before\n" * 10)
+    where = path.stat().st_size
+    header(path, "now")
+    write_log(plan, 0, "after\n" * 10)
+    assert find_run(path, "now") == where
+    assert find_run(path, "no") is None
+    assert find_run(path.with_name("none"), "now") is None
+
+
+def test_the_last_lines_are_of_this_run_only(plan: LaunchPlan) -> None:
+    path = write_log(plan, 0, "before\n")
+    assert last_lines(path, "now", 3) == ""
+    header(path, "now")
+    assert last_lines(path, "now", 3) == ""
+    write_log(plan, 0, "one\ntwo\n")
+    assert last_lines(path, "now", 3) == "one\ntwo\n"
+    write_log(plan, 0, "3\n4\n5")
+    assert last_lines(path, "now", 3) == "3\n4\n5"
+    write_log(plan, 0, "x" * 100_000 + "\nend\n")
+    assert last_lines(path, "now", 3) == "end\n"
+
+
+def script(monkeypatch: pytest.MonkeyPatch, plan: LaunchPlan, *phases: Phase) -> list[bool]:
+    """Have the hosts answer these phases one after another; returns whether each was asked to count."""
+    counted: list[bool] = []
+    metrics: list[str] = []
+    answers = iter(phases)
+
+    def status(_: LaunchPlan, *, count: bool) -> list[HostStatus]:
+        counted.append(count)
+        phase = next(answers)
+        metrics.append(f'{{"iteration": {len(counted) // 2}, "iteration_ms": 1, "time": 200}}\n')
+        Path(plan.exp_dir, "metrics.jsonl").write_text("".join(metrics))
+        write_log(plan, 0, f"noise\n[default0]:flagscale: checkpoint {len(counted)}\n")
+        return [host_status(plan, 0, phase, Failure("boom") if phase == "failed" else None)]
+
+    monkeypatch.setattr(follow_module.launcher, "status", status)
+    monkeypatch.setattr(follow_module.time, "sleep", lambda seconds: None)
+    return counted
+
+
+def test_following_in_a_pipe(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = script(monkeypatch, plan, "starting", "running", "running", "failed")
+    found = follow(plan)
+    assert (found.phase, found.exit_code) == ("failed", 1)
+    assert capsys.readouterr().out.splitlines() == [
+        "flagscale: checkpoint 1",
+        "iteration 0",
+        "flagscale: checkpoint 2",
+        "iteration 1",
+        "flagscale: checkpoint 3",
+        "flagscale: checkpoint 4",
+        "iteration 2",
+    ]
+    # Twice a second for weeks: the processes of the host are not all looked at.
+    assert counted == [False] * 4
+
+
+def test_following_in_a_terminal(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(monkeypatch, plan, "running", "running", "finished")
+    monkeypatch.setattr(follow_module.sys.stdout, "isatty", lambda: True, raising=False)
+    assert follow(plan).phase == "finished"
+    out = capsys.readouterr().out
+    assert "flagscale: checkpoint 2" in out
+    assert "iteration 1" in out
+
+
+def test_one_status_counts_and_leaves_earlier_metrics_out(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(plan.exp_dir, "metrics.jsonl").write_text('{"iteration": 9, "iteration_ms": 1, "time": 99}\n')
+    monkeypatch.setattr(
+        follow_module.launcher,
+        "status",
+        lambda plan, count: [host_status(plan, 0, "running", processes=int(count))],
+    )
+    found = current_status(plan)
+    assert found.progress is None
+    assert found.hosts[0].processes == 1

@@ -1,0 +1,102 @@
+"""The hostfile: what it may hold, and every bad line told with its number."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flagscale.cluster.hostfile import HostLine, parse_hostfile, read_hostfile
+from flagscale.errors import UserError
+
+
+def bad(text: str) -> list[str]:
+    with pytest.raises(UserError) as raised:
+        parse_hostfile(text, "hosts")
+    return [f"{problem.where}: {problem.what}" for problem in raised.value.problems]
+
+
+def test_hosts_in_order_with_and_without_type() -> None:
+    text = """
+    # the rack on the left
+    worker0 slots=8 type=A100   # the master
+    worker1   type=A800  slots=4
+
+    10.0.0.3\tslots=1
+    ::1 slots=2
+    node-3.cluster_a.example.org slots=16
+    """
+    assert parse_hostfile(text, "hosts") == (
+        HostLine("worker0", 8, "A100"),
+        HostLine("worker1", 4, "A800"),
+        HostLine("10.0.0.3", 1),
+        HostLine("::1", 2),
+        HostLine("node-3.cluster_a.example.org", 16),
+    )
+
+
+def test_every_bad_line_is_told() -> None:
+    lines = [
+        "ok slots=1",
+        "w1",
+        "w2 slots=0",
+        "w3 slots=eight",
+        "ok slots=2",
+        "w4 slots=1 junk",
+        "w5 slots=1 slots=2",
+        "w/6 slots=1",
+        "w7 slots=-1",
+    ]
+    assert bad("\n".join(lines)) == [
+        "hosts:2: `slots=N` is missing",
+        "hosts:3: `slots=0` is not a number from 1 to 1024",
+        "hosts:4: `slots=eight` is not a number from 1 to 1024",
+        "hosts:5: the host `ok` is there twice",
+        "hosts:6: `junk` is not understood",
+        "hosts:7: `slots` is given twice",
+        "hosts:8: `w/6` is not a host name or address",
+        "hosts:9: `slots=-1` is not a number from 1 to 1024",
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", ["w slots=1 type=", "w slots= type=A", "w slots=1 port=22", "w slots = 8", "-w slots=1"]
+)
+def test_lines_that_v060_accepted_in_part(line: str) -> None:
+    assert len(bad(line)) == 1
+
+
+@pytest.mark.parametrize("slots", ["9" * 5000, "٣", "1_0", "+1", "1.0"])
+def test_strange_numbers(slots: str) -> None:
+    assert len(bad(f"w slots={slots}")) == 1
+
+
+def test_no_host_at_all() -> None:
+    assert bad("# nothing\n\n") == ["hosts: the hostfile names no host"]
+
+
+def test_a_hostfile_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        read_hostfile(tmp_path / "missing")
+    with pytest.raises(UserError, match="directory"):
+        read_hostfile(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_hostfile(tmp_path / "binary")
+
+
+def test_a_file_from_another_system(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfw0 slots=8\r\nw1 slots=8\r\n")
+    assert [host.name for host in read_hostfile(tmp_path / "hosts")] == ["w0", "w1"]
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_understood_or_refused(text: str) -> None:
+    hosts: tuple[HostLine, ...] = ()
+    with contextlib.suppress(UserError):
+        hosts = parse_hostfile(text, "hosts")
+        assert hosts
+    assert all(host.slots >= 1 and "/" not in host.name for host in hosts)

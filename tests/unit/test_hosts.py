@@ -1,0 +1,86 @@
+"""Which hosts, and how many ranks on each."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.cluster.hosts import is_local, select_hosts
+from flagscale.config.locate import Locator
+from flagscale.config.schema import Runner
+from flagscale.errors import UserError
+from flagscale.job import Host
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        (tmp_path / "hosts").write_text(text)
+        return str(tmp_path / "hosts")
+
+    return write
+
+
+def problems(runner: Runner, *args: Any) -> list[str]:
+    with pytest.raises(UserError) as raised:
+        select_hosts(runner, *args)
+    return [f"{problem.where}: {problem.what}" for problem in raised.value.problems]
+
+
+def test_without_a_hostfile_it_is_this_host() -> None:
+    assert select_hosts(Runner(), "nvidia", 8, False) == (Host(0, "localhost", 8, "nvidia"),)
+    assert select_hosts(Runner(nproc_per_node=2), "nvidia", 8, False) == (Host(0, "localhost", 2, "nvidia"),)
+
+
+def test_processors_are_shared_and_gpus_are_not() -> None:
+    assert select_hosts(Runner(nproc_per_node=4), "cpu", 1, True)[0].slots == 4
+    (message,) = problems(Runner(nproc_per_node=4), "nvidia", 2, False)
+    assert (
+        message == "experiment.runner.nproc_per_node: nproc_per_node is 4, but this host has 2 nvidia devices"
+    )
+    (message,) = problems(Runner(), "nvidia", 0, False)
+    assert message == "experiment.runner.platform: no nvidia device on this host"
+
+
+def test_hosts_of_the_hostfile_in_its_order(hostfile: Callable[[str], str]) -> None:
+    path = hostfile("b slots=8 type=A100\na slots=4\nc slots=8")
+    assert select_hosts(Runner(hostfile=path), "nvidia", 0, False) == (
+        Host(0, "b", 8, "A100"),
+        Host(1, "a", 4, "nvidia"),
+        Host(2, "c", 8, "nvidia"),
+    )
+    few = select_hosts(Runner(hostfile=path, nnodes=2, nproc_per_node=3), "nvidia", 0, False)
+    assert [(host.name, host.slots) for host in few] == [("b", 3), ("a", 3)]
+
+
+def test_too_few_hosts_and_slots_are_told_together(hostfile: Callable[[str], str]) -> None:
+    path = hostfile("b slots=8\na slots=4\nc slots=2")
+    found = problems(Runner(hostfile=path, nnodes=5, nproc_per_node=8), "nvidia", 0, False)
+    assert len(found) == 3
+    assert "nnodes is 5, but" in found[0]
+    assert "`a` offers 4 slots, nproc_per_node asks for 8" in found[1]
+    assert "`c` offers 2 slots" in found[2]
+
+
+def test_several_hosts_need_a_hostfile() -> None:
+    (message,) = problems(Runner(nnodes=2), "cpu", 1, True)
+    assert message.endswith("nnodes is 2, but there is no hostfile")
+
+
+def test_a_missing_hostfile_is_blamed_on_its_key(tmp_path: Path) -> None:
+    where = Locator({"experiment.runner.hostfile": "conf.yaml:9"})
+    (message,) = problems(Runner(hostfile=str(tmp_path / "hosts")), "cpu", 1, True, where)
+    assert message.startswith("conf.yaml:9: experiment.runner.hostfile: there is no hostfile")
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1", socket.gethostname()])
+def test_names_of_this_host(name: str) -> None:
+    assert is_local(name)
+
+
+def test_another_host_is_not_this_one() -> None:
+    assert not is_local("worker17.example.org")

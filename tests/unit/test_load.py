@@ -1,0 +1,281 @@
+"""The experiment level: every mistake at once, each with its place, and nothing silently wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale.config.load import load_action, load_command_keys, load_exp_dir, load_task
+from flagscale.config.locate import Locator
+from flagscale.config.schema import ACTIONS, Experiment
+from flagscale.errors import Problem, UserError
+from tests.unit.conftest import EXPERIMENT
+
+Load = Callable[..., Experiment]
+Mistakes = Callable[..., list[Problem]]
+
+
+def texts(problems: list[Problem]) -> list[str]:
+    return [f"{problem.where}: {problem.what}" for problem in problems]
+
+
+def test_a_good_file(load: Load, tmp_path: Path) -> None:
+    experiment = load()
+    assert experiment.name == "demo"
+    assert experiment.exp_dir == tmp_path / "outputs" / "demo"
+    assert experiment.runner.nproc_per_node == 4
+    assert experiment.runner.ssh_port == 22
+    assert experiment.arguments == {"model": {"num_layers": 4}}
+
+
+def test_interpolation_and_environment_are_resolved(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/data/with space")
+    experiment = load(
+        EXPERIMENT,
+        "experiment.exp_dir=${oc.env:PLACE}/${experiment.exp_name}",
+        "train.model.hidden=${train.model.num_layers}",
+    )
+    assert experiment.exp_dir == Path("/data/with space/demo")
+    assert experiment.arguments["model"]["hidden"] == 4
+
+
+def test_home_and_relative_paths_become_absolute(load: Load, tmp_path: Path) -> None:
+    experiment = load(EXPERIMENT, "experiment.exp_dir=~/x", "experiment.runner.hostfile=hosts")
+    assert experiment.exp_dir == Path.home() / "x"
+    assert experiment.runner.hostfile == str(tmp_path / "hosts")
+
+
+def test_empty_groups_and_null_mean_the_default(load: Load) -> None:
+    empty = "  runner:\n  envs:\n  cmds: {before_start: null}\n"
+    experiment = load(EXPERIMENT.replace("  runner:\n    nproc_per_node: 4\n", empty))
+    assert experiment.runner.nproc_per_node == "auto"
+    assert experiment.envs == {}
+    assert experiment.cmds.before_start == ""
+
+
+def test_environment_values_become_text(load: Load) -> None:
+    experiment = load(EXPERIMENT, "experiment.envs={A: 1, B: true, C: 0.5, D: '', e_f: x}")
+    assert experiment.envs == {"A": "1", "B": "true", "C": "0.5", "D": "", "e_f": "x"}
+
+
+def test_every_mistake_is_told_at_once_with_file_line_and_nearest_name(mistakes: Mistakes) -> None:
+    text = """\
+experiment:
+  exp_dir: ./outputs
+  tsk: {}
+  task:
+    type: train
+    backend: megatron
+    entrypoint: x.py
+  runner:
+    nnods: 2
+    ssh_port: 99999
+    nproc_per_node: abc
+    max_restarts: true
+train: {}
+trian: {}
+"""
+    found = {problem.where: problem for problem in mistakes(text)}
+    assert set(found) == {
+        "config.yaml:1: experiment.exp_name",
+        "config.yaml:3: experiment.tsk",
+        "config.yaml:9: experiment.runner.nnods",
+        "config.yaml:10: experiment.runner.ssh_port",
+        "config.yaml:11: experiment.runner.nproc_per_node",
+        "config.yaml:12: experiment.runner.max_restarts",
+        "config.yaml:14: trian",
+    }
+    assert found["config.yaml:3: experiment.tsk"].hint == "did you mean `task`?"
+    assert found["config.yaml:9: experiment.runner.nnods"].hint == "did you mean `nnodes`?"
+    assert found["config.yaml:14: trian"].hint == "did you mean `train`?"
+
+
+@pytest.mark.parametrize("value", ["abc", "true", "0", "-1", "1.5", "[1]", "{a: 1}", "auto8", "8 GPUs"])
+def test_ranks_that_are_no_number_are_told_once(mistakes: Mistakes, value: str) -> None:
+    (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", f"nproc_per_node: {value}"))
+    assert "`auto` or a whole number of at least 1" in problem.what
+
+
+@pytest.mark.parametrize("value", ["8", '"8"', "auto"])
+def test_ranks(load: Load, value: str) -> None:
+    assert load(
+        EXPERIMENT.replace("nproc_per_node: 4", f"nproc_per_node: {value}")
+    ).runner.nproc_per_node in (8, "auto")
+
+
+def test_a_range_of_hosts_is_refused_quoted_or_not(mistakes: Mistakes) -> None:
+    # Unquoted, YAML reads 1:4 as 64.
+    (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", "nnodes: 1:4"))
+    assert problem.where == "config.yaml:9: experiment.runner.nnodes"
+    assert problem.what == "YAML reads `1:4` as the number 64"
+    (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", 'nnodes: "1:4"'))
+    assert "elastic" in problem.what
+
+
+def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> None:
+    text = EXPERIMENT.replace("nproc_per_node: 4", "nnodes: 1:4")
+    assert load(text, "experiment.runner.nnodes=2").runner.nnodes == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("experiment.exp_name=[a]", "valid string"),
+        ("experiment.exp_dir=5", "valid string"),
+        ("experiment.runner.nnodes=two", "valid integer"),
+        ("experiment.runner.nnodes=true", "not true or false"),
+        ("experiment.runner.master_port=0", "greater than or equal to 1"),
+        ("experiment.runner.start_timeout=0", "greater than 0"),
+        ("experiment.runner.backend=mpirun", "'torchrun'"),
+        ("experiment.runner.type=slurm", "'ssh'"),
+        ("experiment.runner=4", "group of keys"),
+        ("experiment.envs=[A]", "group of keys"),
+        ("experiment.envs={A: {b: 1}}", "valid string"),
+        ("experiment.envs={A-B: 1}", "letters, digits and `_`"),
+        ("experiment.envs={1A: 1}", "letters, digits and `_`"),
+        ("experiment.cmds.before_start=[a, b]", "valid string"),
+        ("experiment.task.type=trian", "'train', 'inference' or 'serve'"),
+        ("experiment.task.type=[train]", "'train', 'inference' or 'serve'"),
+    ],
+)
+def test_a_wrong_value_is_one_mistake_blamed_on_the_command_line(
+    mistakes: Mistakes, override: str, says: str
+) -> None:
+    (problem,) = mistakes(EXPERIMENT, override)
+    assert says in problem.what
+    assert problem.where.startswith("command line: experiment.")
+
+
+def test_a_bad_environment_name_is_told_with_its_key(mistakes: Mistakes) -> None:
+    (problem,) = mistakes(EXPERIMENT.replace("  runner:", "  envs:\n    int-eger: 1\n  runner:"))
+    assert problem.where == "config.yaml:9: experiment.envs.int-eger"
+
+
+@pytest.mark.parametrize("key", ["int8", "float_x", "literal[", "function-x"])
+def test_unknown_keys_named_like_types_are_named(mistakes: Mistakes, key: str) -> None:
+    (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", f"'{key}': 4"))
+    assert problem.what == f"unknown key `{key}`"
+
+
+def test_the_value_of_a_secret_is_not_shown(mistakes: Mistakes) -> None:
+    (problem,) = mistakes(EXPERIMENT, "experiment.envs={HF_TOKEN: [hf_secret]}")
+    assert "hf_secret" not in str(problem)
+
+
+def test_required_values_left_open(mistakes: Mistakes) -> None:
+    found = mistakes(
+        EXPERIMENT.replace("exp_name: demo", "exp_name: ???").replace("num_layers: 4", "num_layers: ???")
+    )
+    assert texts(found) == [
+        "config.yaml:2: experiment.exp_name: a value is required here (it is `???`)",
+        "config.yaml:12: train.model.num_layers: a value is required here (it is `???`)",
+    ]
+
+
+def test_failing_interpolations_are_told_once_each(mistakes: Mistakes) -> None:
+    found = mistakes(
+        EXPERIMENT.replace("exp_name: demo", "exp_name: ${nowhere}").replace(
+            "num_layers: 4", "num_layers: ${oc.env:NOT_SET_1}"
+        )
+    )
+    assert [problem.where for problem in found] == [
+        "config.yaml:2: experiment.exp_name",
+        "config.yaml:12: train.model.num_layers",
+    ]
+    assert "nowhere" in found[0].what
+    assert "NOT_SET_1" in found[1].what
+
+
+@pytest.mark.parametrize("value", ["${train}", "${train.model}", "${train.model.num_layers}"])
+def test_an_interpolation_that_holds_itself_ends(mistakes: Mistakes, value: str) -> None:
+    (problem,) = mistakes(EXPERIMENT.replace("num_layers: 4", f"num_layers: {value}"))
+    assert problem.where.startswith("config.yaml:12: train.model.num_layers")
+
+
+def test_no_experiment(mistakes: Mistakes) -> None:
+    assert texts(mistakes("train: {}\n")) == ["experiment: this group is missing"]
+    assert texts(mistakes("experiment: 4\nserve: {}\n")) == [
+        "config.yaml:1: experiment: this group is missing"
+    ]
+    assert len(mistakes("experiment: ${nowhere}\ntrain: {}\n")) == 1
+    assert len(mistakes("{}\n")) == 1
+
+
+def test_no_task_group(mistakes: Mistakes) -> None:
+    (problem,) = mistakes(EXPERIMENT.replace("train:\n  model:\n    num_layers: 4\n", ""))
+    assert problem.what == "this task group is missing"
+    assert problem.where == "train"
+    (one, two) = mistakes(EXPERIMENT.replace("type: train", "type: serve"))
+    assert {one.what, two.what} == {"unknown key `train`", "this task group is missing"}
+
+
+def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, Locator]]) -> None:
+    from flagscale.config.load import load_experiment
+
+    _, notices = load_experiment(
+        *compose(EXPERIMENT.replace("megatron.flagscale.train_gpt", "./flagscale/train/train_aquila.py"))
+    )
+    assert len(notices) == 1
+    assert notices[0].startswith("config.yaml:7: experiment.task.entrypoint")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["experiment.exp_name=${nowhere}"], ("train", "megatron", {"model": {"num_layers": 4}})),
+        (["train.model.num_layers=${nowhere}"], ("train", "megatron", {"model": {}})),
+        (["experiment.task.type=serve"], ("serve", "megatron", {})),
+        (["experiment.task=4"], ("train", "", {"model": {"num_layers": 4}})),
+        (["experiment.task.type=[a]"], ("['a']", "megatron", {})),
+    ],
+)
+def test_the_task_can_be_read_from_a_broken_configuration(
+    compose: Callable[..., tuple[DictConfig, Locator]], overrides: list[str], expected: object
+) -> None:
+    assert load_task(compose(EXPERIMENT, *overrides)[0]) == expected
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_actions(action: str) -> None:
+    assert load_action(OmegaConf.create({"action": action}), Locator()) == action
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, "no action given"),
+        ({"action": None}, "no action given"),
+        ({"action": "satrt"}, "unknown action `satrt`"),
+        ({"action": ["run"]}, "unknown action"),
+        ({"action": "${nowhere}"}, "nowhere"),
+    ],
+)
+def test_no_or_a_wrong_action(config: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_action(OmegaConf.create(config), Locator())
+
+
+def test_command_keys() -> None:
+    assert load_command_keys(OmegaConf.create({})) == (False, False)
+    assert load_command_keys(OmegaConf.create({"output": "json", "follow": True})) == (True, True)
+    with pytest.raises(UserError) as raised:
+        load_command_keys(OmegaConf.create({"output": "xml", "follow": "maybe"}))
+    assert len(raised.value.problems) == 2
+
+
+def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
+    broken = OmegaConf.create(
+        {"experiment": {"exp_dir": "/x/${experiment.name}", "name": "y", "wrong": "${nowhere}"}}
+    )
+    assert load_exp_dir(broken) == Path("/x/y")
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"experiment": 4}, {"experiment": {"exp_dir": "???"}}, {"experiment": {"exp_dir": ""}}]
+)
+def test_no_run_directory_is_a_mistake(config: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        load_exp_dir(OmegaConf.create(config))

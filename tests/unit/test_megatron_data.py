@@ -1,0 +1,125 @@
+"""The files a job reads, checked before anything starts: data pairs, blends, tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.engines.megatron_data import data_findings, prefixes
+
+Write = Callable[..., str]
+NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}
+
+
+def told(**values: Any) -> list[tuple[str, str]]:
+    return list(data_findings({**NULL, **values}))
+
+
+def test_sound_files(write_data: Write, tmp_path: Path) -> None:
+    prefix = write_data(tmp_path / "with.dots and space" / "text")
+    assert told(data_path=[prefix]) == []
+    assert told(data_path=["0.3", prefix, "0.7", prefix]) == []
+    assert told(train_data_path=[prefix], valid_data_path=[prefix]) == []
+
+
+def test_mock_data_needs_no_files_and_takes_none(write_data: Write, tmp_path: Path) -> None:
+    assert told(mock_data=True) == []
+    ((name, what),) = told(mock_data=True, data_path=["x"])
+    assert name == "data_path"
+    assert what == "give `mock_data` or `data_path`, not both"
+
+
+def test_no_data_at_all() -> None:
+    ((name, what),) = told()
+    assert name == "data_path"
+    assert "mock_data: true" in what
+
+
+def test_every_missing_file_is_told(tmp_path: Path) -> None:
+    found = told(
+        train_data_path=[str(tmp_path / "a"), str(tmp_path / "b")], test_data_path=[str(tmp_path / "c")]
+    )
+    assert {name for name, _ in found} == {"train_data_path", "test_data_path"}
+    for stem in "abc":
+        assert any(str(tmp_path / stem) in what for _, what in found)
+
+
+@pytest.mark.parametrize("cut", [1, 10, 30])
+def test_a_truncated_index(write_data: Write, tmp_path: Path, cut: int) -> None:
+    prefix = write_data(tmp_path / "text")
+    index = tmp_path / "text.idx"
+    index.write_bytes(index.read_bytes()[:-cut])
+    ((_, what),) = told(data_path=[prefix])
+    assert "text.idx" in what
+    assert "truncated" in what
+
+
+def test_truncated_tokens(write_data: Write, tmp_path: Path) -> None:
+    prefix = write_data(tmp_path / "text")
+    tokens = tmp_path / "text.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    ((_, what),) = told(data_path=[prefix])
+    assert "text.bin" in what
+    assert "truncated" in what
+
+
+def test_swapped_files(write_data: Write, tmp_path: Path) -> None:
+    prefix = write_data(tmp_path / "text")
+    tokens, index = tmp_path / "text.bin", tmp_path / "text.idx"
+    one, other = tokens.read_bytes(), index.read_bytes()
+    tokens.write_bytes(other)
+    index.write_bytes(one)
+    ((_, what),) = told(data_path=[prefix])
+    assert "swapped" in what
+
+
+def test_a_suffix_in_the_prefix_is_a_missing_file(write_data: Write, tmp_path: Path) -> None:
+    prefix = write_data(tmp_path / "text")
+    assert told(data_path=[prefix + ".bin"]) != []
+
+
+@pytest.mark.parametrize(
+    ("blend", "expected"),
+    [
+        (["a"], ["a"]),
+        (["a", "b"], ["a", "b"]),
+        (["0.3", "a", "0.7", "b"], ["a", "b"]),
+        (["1", "a"], ["a"]),
+        (["1e-1", "a", "2", "7"], ["a", "7"]),
+        (["0.3", "a", "b"], ["0.3", "a", "b"]),
+        ([], []),
+    ],
+)
+def test_prefixes_of_a_blend(blend: list[str], expected: list[str]) -> None:
+    assert prefixes(blend) == expected
+
+
+def test_lists_of_data_are_files(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("1.0 a")
+    assert told(data_args_path=str(tmp_path / "list.txt")) == []
+    ((name, what),) = told(per_split_data_args_path=str(tmp_path / "missing.json"))
+    assert name == "per_split_data_args_path"
+    assert "no such file" in what
+
+
+def test_tokenizers(tmp_path: Path) -> None:
+    def tokenizer(kind: str, **values: Any) -> list[tuple[str, str]]:
+        return list(data_findings({"mock_data": True, "tokenizer_type": kind, **values}))
+
+    assert [name for name, _ in tokenizer("NullTokenizer")] == ["vocab_size"]
+    assert [name for name, _ in tokenizer("HuggingFaceTokenizer")] == ["tokenizer_model"]
+    for missing in ("./missing", "/missing/deep", "~/missing", "missing", "a/b/c"):
+        ((name, what),) = tokenizer("HuggingFaceTokenizer", tokenizer_model=missing)
+        assert name == "tokenizer_model"
+        assert what == f"{missing}: no such tokenizer"
+    assert tokenizer("HuggingFaceTokenizer", tokenizer_model="owner/name-on-a-hub") == []
+    assert tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path)) == []
+    found = tokenizer("GPT2BPETokenizer", vocab_file=str(tmp_path / "vocab.json"))
+    assert [name for name, _ in found] == ["vocab_file", "merge_file"]
+    (tmp_path / "vocab.json").touch()
+    (tmp_path / "merges.txt").touch()
+    files = {"vocab_file": str(tmp_path / "vocab.json"), "merge_file": str(tmp_path / "merges.txt")}
+    assert tokenizer("GPT2BPETokenizer", **files) == []

@@ -1,0 +1,77 @@
+"""Chips as data: counting devices, choosing a platform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flagscale import platforms
+from flagscale.errors import UserError
+from flagscale.platforms.nvidia import count_gpus
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Path:
+    """A `/dev` with four GPUs and NVIDIA's other device files."""
+    for name in (
+        "nvidia0",
+        "nvidia1",
+        "nvidia2",
+        "nvidia10",
+        "nvidiactl",
+        "nvidia-uvm",
+        "nvidia-modeset",
+        "null",
+    ):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        ({}, 4),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": " 0, 2 "}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, 4),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8a1b,GPU-9c2d"}, 2),
+    ],
+)
+def test_gpus_are_counted_as_cuda_would(dev: Path, environ: dict[str, str], count: int) -> None:
+    assert count_gpus(environ, dev) == count
+
+
+def test_no_gpu(tmp_path: Path) -> None:
+    assert count_gpus({}, tmp_path) == 0
+    assert count_gpus({}, tmp_path / "missing") == 0
+
+
+def test_a_platform_is_found_by_its_name_and_by_a_chip() -> None:
+    assert platforms.find("cpu").name == "cpu"
+    assert platforms.find("nvidia").name == "nvidia"
+    assert platforms.find("A800").name == "nvidia"
+    assert platforms.find("h100").name == "nvidia"
+
+
+def test_an_unknown_platform_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="unknown platform `nvidai`") as raised:
+        platforms.find("nvidai", "hosts:3")
+    assert raised.value.problems[0].where == "hosts:3"
+    assert raised.value.problems[0].hint == "did you mean `nvidia`?"
+
+
+def test_auto_is_cpu_where_no_chip_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert platforms.find("auto").name == "cpu"
+
+
+def test_ranks_on_cpu_share_it_and_see_no_gpu() -> None:
+    cpu = platforms.find("cpu")
+    assert cpu.count_devices({}) == 1
+    assert cpu.shares_devices
+    assert cpu.env["CUDA_VISIBLE_DEVICES"] == ""
+    assert not platforms.find("nvidia").shares_devices

@@ -1,0 +1,103 @@
+"""How far a run is, from the end of its metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.progress import Progress, duration, progress_text, quantity, read_progress
+
+
+def line(iteration: int, **more: Any) -> str:
+    return (
+        json.dumps({"iteration": iteration, "iteration_ms": 500.0, "train_iters": 100, "time": 10.0, **more})
+        + "\n"
+    )
+
+
+def read(folder: Path, text: str, since: float = 0.0) -> Progress | None:
+    path = folder / "metrics.jsonl"
+    path.write_text(text)
+    return read_progress(path, since)
+
+
+def test_nothing_yet(tmp_path: Path) -> None:
+    assert read_progress(tmp_path / "metrics.jsonl") is None
+    (tmp_path / "file").touch()
+    assert read_progress(tmp_path / "file" / "metrics.jsonl") is None
+    for text in ("", "\n", "{", line(1)[:-1], "[]\n", "null\n", '{"iteration": 1}\n'):
+        assert read(tmp_path, text) is None
+
+
+def test_the_last_complete_line_counts(tmp_path: Path) -> None:
+    progress = read(tmp_path, line(1) + line(2) + line(3)[:20])
+    assert progress is not None
+    assert (progress.iteration, progress.train_iters, progress.seconds_left) == (2, 100, 49.0)
+
+
+def test_other_lines_are_passed_over(tmp_path: Path) -> None:
+    validation = json.dumps({"iteration": 2, "validation_loss": 1.0, "time": 11.0}) + "\n"
+    progress = read(tmp_path, line(2) + validation + "no json\n" + '{"iteration_ms": 1}\n')
+    assert progress is not None
+    assert progress.iteration == 2
+
+
+def test_a_restart_goes_back_and_earlier_runs_do_not_count(tmp_path: Path) -> None:
+    text = line(50, time=5.0) + line(41, time=20.0, iteration_ms=100.0)
+    progress = read(tmp_path, text)
+    assert progress is not None
+    assert progress.iteration == 41
+    progress = read(tmp_path, text, since=10.0)
+    assert progress is not None
+    assert progress.seconds_left == pytest.approx(5.9)
+    assert read(tmp_path, text, since=30.0) is None
+
+
+def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
+    progress = read(tmp_path, "".join(line(number, iteration_ms=float(number)) for number in range(5000)))
+    assert progress is not None
+    assert progress.iteration == 4999
+    progress = read(tmp_path, '{"iteration": 1, "iteration_ms": 1, "x": "' + "y" * 50000 + '"}\n' + line(7))
+    assert progress is not None
+    assert progress.iteration == 7
+
+
+def test_an_open_end(tmp_path: Path) -> None:
+    progress = read(tmp_path, line(3, train_iters=None))
+    assert progress is not None
+    assert (progress.train_iters, progress.seconds_left) == (None, None)
+    progress = read(tmp_path, line(101))
+    assert progress is not None
+    assert progress.seconds_left == 0
+
+
+def test_texts() -> None:
+    record = {
+        "iteration": 120,
+        "train_iters": 160,
+        "lm_loss": 5.9123,
+        "tokens_per_s": 3120.0,
+        "tflops_per_gpu": 0.4,
+    }
+    told = progress_text(Progress(record, 63.4))
+    assert told == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left"
+    assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999.4, "999"), (999.9, "1k"), (3120, "3.12k"), (2.5e6, "2.5M"), (7e12, "7e+03G")],
+)
+def test_quantity(number: float, text: str) -> None:
+    assert quantity(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (63.4, "1m03s"), (3600, "1h00m"), (90061, "25h01m")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,144 @@
+"""The scripts: readable, and harmless whatever the values hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flagscale.job import LaunchPlan
+from flagscale.launch.render import command_lines, run_script, scripts, stop_script
+from tests.unit.conftest import HOSTILE
+from tests.unit.plans import make_job, make_plan
+
+
+def test_the_run_script_reads_like_this() -> None:
+    job = make_job(2, argv=("--data-path", "0.5", "/data/a b", "--bf16"))
+    plan = replace(
+        make_plan(Path("/runs/my demo"), job=job, local_addr="10.0.0.1"), before_start="module load x\n"
+    )
+    assert run_script(plan, plan.nodes[0]) == (
+        """\
+#!/usr/bin/env bash
+# demo: host 0 of 1, localhost, 2 of 2 ranks (tp2 x dp2) on chip
+# run demo-1
+#
+# What the supervisor starts (it reads plan.json; these lines are for people):
+#   CHIP_MODE=fast
+#   SHARED=role
+#   ROLE=yes
+#   FLAGSCALE_RUN_ID=demo-1
+#   FLAGSCALE_HOST_RANK=0
+#   FLAGSCALE_FAILURE_FILE='/runs/my demo/logs/pids/host_0_localhost.failure.json'
+#   /usr/bin/python3 -m megatron.flagscale.torchrun
+#   --nnodes 1
+#   --nproc-per-node 2
+#   --rdzv-backend c10d
+#   --rdzv-endpoint 127.0.0.1:0
+#   --local-addr 10.0.0.1
+#   --rdzv-id demo-1
+#   --max-restarts 0
+#   --shutdown-timeout 3
+#   --log-dir '/runs/my demo/logs/details/host_0_localhost'
+#   --redirects 3
+#   --tee 3
+#   --module a.module
+#   --data-path 0.5 '/data/a b'
+#   --bf16
+set -eo pipefail
+cd /
+
+# experiment.cmds.before_start
+module load x
+
+export PYTHONPATH=/source${PYTHONPATH:+:$PYTHONPATH}
+exec /usr/bin/python3 -m flagscale.node supervise '/runs/my demo' 0
+"""
+    )
+    assert stop_script(plan, plan.nodes[0]) == (
+        """\
+#!/usr/bin/env bash
+# Ends run demo-1 on host 0, localhost, and nothing else; runs experiment.cmds.after_stop.
+export PYTHONPATH=/source${PYTHONPATH:+:$PYTHONPATH}
+exec /usr/bin/python3 -m flagscale.node stop '/runs/my demo' 0
+"""
+    )
+
+
+def test_every_host_has_its_scripts() -> None:
+    names = [path.name for path in scripts(make_plan(Path("/runs"), 1, 1))]
+    assert names == [
+        "host_0_node0_run.sh",
+        "host_0_node0_stop.sh",
+        "host_1_node1_run.sh",
+        "host_1_node1_stop.sh",
+    ]
+
+
+RECORDER = """#!/bin/bash
+printf '%s\\0' "$@" > "$RECORD"
+"""
+
+
+def hostile_plan(folder: Path, value: str) -> LaunchPlan:
+    """A plan with a value wherever a user can write one, and a python that records what it is called with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    python = folder / "fake python"
+    python.write_text(RECORDER)
+    python.chmod(0o755)
+    plan = make_plan(folder, job=make_job(2, argv=("--name", value)), envs={"VALUE": value})
+    node = replace(plan.nodes[0], cwd=str(folder))
+    return replace(plan, name=value, python=str(python), nodes=(node,))
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_hostile_values_stay_in_comments(tmp_path: Path, value: str) -> None:
+    folder = tmp_path / f"run {value.replace('/', '_')}"
+    plan = hostile_plan(folder, value)
+    for verb, text in (
+        ("supervise", run_script(plan, plan.nodes[0])),
+        ("stop", stop_script(plan, plan.nodes[0])),
+    ):
+        record = tmp_path / "record"
+        done = subprocess.run(
+            ["bash"],
+            input=text,
+            env={"RECORD": str(record), "PATH": "/usr/bin:/bin"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert record.read_text().split("\0")[:-1] == ["-m", "flagscale.node", verb, str(folder), "0"]
+    assert not list(tmp_path.rglob("x"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_command_lines_could_be_pasted(word: str) -> None:
+    """What the comments show is what bash would make of it."""
+    (line,) = command_lines((word,))
+    assert "\n" not in line
+    done = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True)
+    assert done.stdout.decode() == word
+
+
+def test_a_name_that_is_no_utf8_is_shown() -> None:
+    (line,) = command_lines(("caf\udce9",))
+    assert (
+        subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True).stdout
+        == b"caf\xe9"
+    )
+
+
+def test_the_configuration_is_not_in_the_scripts(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path)
+    for text in scripts(plan).values():
+        assert json.loads(plan.to_json())["run_id"] in text
+        assert "geheim" not in text

@@ -1,0 +1,66 @@
+"""The one owner of every path."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from flagscale.errors import FlagScaleError
+from flagscale.job import Host
+from flagscale.launch.rundir import RunDir
+from tests.unit.plans import make_plan
+
+
+def test_the_tree_of_a_run() -> None:
+    files, host = RunDir(Path("/r")), Host(3, "node3", 8, "chip")
+    assert [str(path) for path in (files.config, files.plan, files.metrics, files.checkpoints)] == [
+        "/r/config.yaml", "/r/plan.json", "/r/metrics.jsonl", "/r/checkpoints",
+    ]  # fmt: skip
+    assert [str(path) for path in (files.run_script(host), files.stop_script(host))] == [
+        "/r/logs/scripts/host_3_node3_run.sh",
+        "/r/logs/scripts/host_3_node3_stop.sh",
+    ]
+    assert str(files.output(host)) == "/r/logs/host_3_node3.output"
+    assert str(files.details(host)) == "/r/logs/details/host_3_node3"
+    assert {path.parent for path in (files.state(host), files.failure(host), files.secrets(host))} == {
+        Path("/r/logs/pids")
+    }
+
+
+def test_a_launch_is_recorded_and_read_back(tmp_path: Path) -> None:
+    files, plan = RunDir(tmp_path / "not yet there"), make_plan(tmp_path / "not yet there")
+    assert files.read_plan() is None
+    script = files.run_script(plan.nodes[0].host)
+    files.write_launch(plan, {script: "text"}, "a: 1\n", {"API_KEY": "geheim"})
+    assert files.read_plan() == plan
+    assert (files.config.read_text(), script.read_text()) == ("a: 1\n", "text")
+    assert script.stat().st_mode & stat.S_IXUSR
+    assert stat.S_IMODE(files.secrets(plan.nodes[0].host).stat().st_mode) == 0o600
+
+
+def test_nothing_was_started_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert RunDir(tmp_path / "file").read_plan() is None
+
+
+def test_a_plan_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    files = RunDir(tmp_path)
+    files.plan.mkdir()
+    with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read \(Is a directory\)"):
+        files.read_plan()
+
+
+def test_one_launcher_at_a_time(tmp_path: Path) -> None:
+    files = RunDir(tmp_path / "new")
+    with (
+        files.starting(),
+        pytest.raises(FlagScaleError, match="another command is starting a job"),
+        files.starting(),
+    ):
+        pass
+    with pytest.raises(BlockingIOError), files.starting():
+        raise BlockingIOError  # what happens inside is not about the lock
+    with files.starting():
+        pass

@@ -1,0 +1,110 @@
+"""The state of a host and the processes it names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flagscale.errors import FlagScaleError
+from flagscale.node import commands, linux
+from flagscale.node.state import Failure, HostState, ProcessId, from_dict, read_state
+
+FULL = HostState(
+    "run",
+    "failed",
+    supervisor=ProcessId(1, "boot:1"),
+    guard=ProcessId(2, "boot:2"),
+    engine=ProcessId(3, "boot:3"),
+    started=1.0,
+    ended=2.0,
+    exit_code=-9,
+    failure=Failure(
+        "boom", rank=3, local_rank=1, pid=7, exitcode=-9, signal="SIGKILL", traceback="t", log="l", time=4.0
+    ),
+)
+
+
+@pytest.mark.parametrize("state", [FULL, HostState("run", "starting")])
+def test_a_state_survives_its_file(tmp_path: Path, state: HostState) -> None:
+    state.write(tmp_path / "state.json")
+    assert read_state(tmp_path / "state.json", "run") == state
+    assert read_state(tmp_path / "state.json", "another run") is None
+    assert read_state(tmp_path / "none.json", "run") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "3", '{"run_id": "run", "phase": "x", "supervisor": 3}']
+)
+def test_a_damaged_state_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(FlagScaleError, match=r"state\.json cannot be read"):
+        read_state(tmp_path / "state.json", "run")
+
+
+def test_no_state_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="not a host state"):
+        from_dict({"run_id": "run", "phase": "running", "more": 1})
+
+
+def test_a_process_is_found_again_by_its_birth() -> None:
+    own = ProcessId.of(os.getpid())
+    assert own.process() == psutil.Process()
+    assert own.of_this_boot()
+    boot, _, ticks = own.birth.partition(":")
+    assert ProcessId(own.pid, f"{boot}:{int(ticks) + 1}").process() is None
+    assert ProcessId(own.pid, f"another:{ticks}").process() is None
+    assert not ProcessId(own.pid, f"another:{ticks}").of_this_boot()
+
+
+def test_a_gone_process_and_a_zombie_are_none() -> None:
+    child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    known = ProcessId.of(child.pid)
+    assert known.process() is not None
+    assert HostState("run", "running", known).group == child.pid
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+    assert known.process() is None
+    assert HostState("run", "running", known).group is None
+    child.wait()
+    assert known.process() is None
+    with pytest.raises(psutil.NoSuchProcess):
+        ProcessId.of(child.pid)
+
+
+def test_elsewhere_than_on_linux_less_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "_LIBC", None)
+    own = ProcessId.of(os.getpid())
+    assert own.birth.endswith(f":{psutil.Process().create_time():.2f}")
+    assert own.process() is not None
+    linux.die_with(os.getppid())
+    linux.adopt_orphans()
+    linux.reap_adopted(set())
+
+
+def test_a_command_without_a_job(tmp_path: Path) -> None:
+    reply = commands.execute(["status", str(tmp_path), "0"])
+    assert reply == {"ok": False, "message": f"no job was started in {tmp_path}"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device", "/file"), "cannot probe: /file: No space left on device"),
+        (OSError(28, "No space left on device"), "cannot probe: No space left on device"),
+        (psutil.AccessDenied(7), "cannot probe: (pid=7)"),
+    ],
+)
+def test_an_expected_failure_is_a_reply(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "probe", fails)
+    assert commands.execute(["probe"]) == {"ok": False, "message": message}
