@@ -92,15 +92,18 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
 
 
 def _defaults(experiment: Experiment, leaves: list[Leaf]) -> list[Leaf]:
-    """The folders of the run directory, unless the task level names others (or `null`)."""
+    """The folders of the run directory, unless the task level names others (or `null`).
+
+    A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
+    """
     below = experiment.exp_dir
+    named = {leaf.name: leaf.value for leaf in leaves}
     folders = {
         "save": below / "checkpoints",
-        "load": below / "checkpoints",
+        "load": named.get("save") or below / "checkpoints",
         "tensorboard_dir": below / "tensorboard",
         "metrics_file": below / "metrics.jsonl",
     }
-    named = {leaf.name: leaf.value for leaf in leaves}
     if named.get("wandb_project"):
         folders["wandb_save_dir"] = below / "wandb"
     return [Leaf(name, str(path), name) for name, path in folders.items() if name not in named]
@@ -110,7 +113,7 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
     """The key path to blame: what the user wrote, else the group with the argument's name."""
     if dest in arguments.paths:
         return arguments.paths[dest]
-    option = next((option for option in catalog.options.values() if option.dest == dest), None)
+    option = catalog.find(dest) or next((one for one in catalog.options.values() if one.dest == dest), None)
     return f"{group}.{option.name.replace('-', '_')}" if option else group
 
 

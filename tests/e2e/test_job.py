@@ -177,7 +177,8 @@ def test_values_travel_verbatim(make_experiment: Make, tmp_path: Path) -> None:
         "action: test\n"
         "train:\n"
         "  num_layers: 2\n  hidden_size: 32\n  num_attention_heads: 4\n  seq_length: 64\n"
-        "  max_position_embeddings: 64\n  micro_batch_size: 1\n  train_iters: 1\n  lr: 1.0e-3\n"
+        "  max_position_embeddings: 64\n  micro_batch_size: 1\n  train_iters: 1\n"
+        "  save_interval: 1\n  lr: 1.0e-3\n"
         "  mock_data: true\n  tokenizer_type: NullTokenizer\n  vocab_size: 100\n"
         f"  wandb_exp_name: '{quoted}'\n"
     )

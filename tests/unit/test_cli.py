@@ -96,6 +96,7 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["experiment.runner.platform=nvidja"], "nvidia"),
         (["no_such_key=1"], "no_such_key"),
         (["action=query", "+output=yaml"], "valid: text, json"),
+        (["train.model.save_interval=null"], "train.save_interval"),
     ],
 )
 def test_a_users_mistake_is_a_message_and_exit_code_2(

@@ -37,6 +37,7 @@ def test_folders_that_the_user_names_or_leaves_out(build: Build, tmp_path: Path)
     assert value(job, "--save") == "/elsewhere"
     assert "--load" not in job.role.argv
     assert value(job, "--wandb-save-dir") == str(tmp_path / "run" / "wandb")
+    assert value(build({"save": "/elsewhere"}), "--load") == "/elsewhere"
     assert "--save" not in build({"save": None, "save_interval": None}).role.argv
 
 
