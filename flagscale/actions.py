@@ -85,7 +85,7 @@ def logs(request: Request) -> int:
     tail.skip_earlier_runs()
     while True:
         ended = not watch or current_status(plan).ended
-        for line in tail.lines():
+        for line in tail.lines(last=ended):
             print(line, flush=watch)
         if ended:
             return 0

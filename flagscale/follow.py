@@ -86,11 +86,14 @@ class LogTail:
             begin = find_run(path, self._plan.run_id)
             self._positions[host] = begin if begin is not None else _size(path)
 
-    def lines(self) -> Iterator[str]:
-        """Yield complete new lines, each with its host's name in front where there are several."""
+    def lines(self, last: bool = False) -> Iterator[str]:
+        """Yield new lines, each with its host's name in front where there are several.
+
+        A line that has no end yet waits for it, unless this is the `last` look.
+        """
         for host, path in self._paths.items():
             prefix = f"{host.name}: " if len(self._paths) > 1 else ""
-            while grown := self._next_chunk(host, path):
+            while grown := self._next_chunk(host, path, last):
                 for line in grown.decode(errors="replace").removesuffix("\n").split("\n"):
                     yield prefix + line
 
@@ -98,7 +101,7 @@ class LogTail:
         """Yield the new lines that are meant for the user."""
         return (line[line.index(NOTICE) :] for line in self.lines() if NOTICE in line)
 
-    def _next_chunk(self, host: Host, path: Path) -> bytes:
+    def _next_chunk(self, host: Host, path: Path, last: bool) -> bytes:
         """Read whole lines, or a piece of one that is longer than a chunk; b"" where there is none yet."""
         if _size(path) < self._positions[host]:
             self._positions[host] = 0  # the user emptied or replaced the log
@@ -108,7 +111,9 @@ class LogTail:
                 grown = file.read(_CHUNK)
         except FileNotFoundError:
             return b""
-        whole = grown if len(grown) == _CHUNK and b"\n" not in grown else grown[: grown.rfind(b"\n") + 1]
+        whole = grown[: grown.rfind(b"\n") + 1]
+        if not whole and (last or len(grown) == _CHUNK):
+            whole = grown
         self._positions[host] += len(whole)
         return whole
 

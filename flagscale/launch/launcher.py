@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str]) -> None:
             _start_hosts(plan)
         finally:
             for node in plan.nodes:
-                run_dir.secrets(node.host).unlink(missing_ok=True)
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    run_dir.secrets(node.host).unlink()
 
 
 def _start_hosts(plan: LaunchPlan) -> None:

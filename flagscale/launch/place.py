@@ -120,14 +120,16 @@ def _rendezvous(runner: Runner, hosts: int, master: str) -> dict[str, object]:
 
     On one host torchrun itself picks a free port (0), which leaves no gap in which another program takes it.
     """
-    if runner.rdzv_backend or runner.rdzv_endpoint:
-        return {"rdzv-backend": runner.rdzv_backend or "c10d", "rdzv-endpoint": runner.rdzv_endpoint}
-    if hosts == 1 and runner.master_port is None and runner.master_addr is None:
-        local = runner.local_addr or "127.0.0.1"
-        return {"rdzv-backend": "c10d", "rdzv-endpoint": "127.0.0.1:0", "local-addr": local}
+    address = runner.master_addr or ("127.0.0.1" if hosts == 1 else master)
+    port = runner.master_port or DEFAULT_PORT
+    backend, endpoint, local = runner.rdzv_backend, runner.rdzv_endpoint, runner.local_addr
+    named = endpoint or runner.master_addr or runner.master_port
+    if hosts == 1 and not named and backend in (None, "c10d"):
+        backend, endpoint, local = "c10d", "127.0.0.1:0", local or "127.0.0.1"
+    if endpoint is None and backend in (None, "static"):
+        return {"rdzv-backend": "static", "master-addr": address, "master-port": port, "local-addr": local}
     return {
-        "rdzv-backend": "static",
-        "master-addr": runner.master_addr or ("127.0.0.1" if hosts == 1 else master),
-        "master-port": runner.master_port or DEFAULT_PORT,
-        "local-addr": runner.local_addr,
+        "rdzv-backend": backend or "c10d",
+        "rdzv-endpoint": endpoint or f"{address}:{port}",
+        "local-addr": local,
     }

@@ -101,7 +101,7 @@ def prepare_load(args: Any) -> None:
         try:
             answer[0] = choose(Path(args.load), owned, args.ckpt_step)
             for notice in answer[0].notices:
-                print(f"> {notice}", flush=True)
+                print(f"flagscale: {notice}", flush=True)
         except (UserError, OSError) as error:
             answer[0] = error
     torch.distributed.broadcast_object_list(answer, src=0)
@@ -126,9 +126,8 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
             and not args.finetune
         ):
             if args.rank == 0:
-                print(
-                    f"nothing left to do: iteration {args.ckpt_step} of {args.train_iters} is in {args.load}"
-                )
+                done = f"iteration {args.ckpt_step} of {args.train_iters} is in {args.load}"
+                print(f"flagscale: nothing left to do: {done}")
             sys.exit(0)
         return original(*positional, **named)
 

@@ -261,6 +261,9 @@ def test_a_run_directory_that_cannot_be_written(make_job: MakeJob, tmp_path: Pat
     job = FakeJob(replace(job.plan, exp_dir=str(tmp_path / "file")))
     with pytest.raises(FlagScaleError, match=r"cannot write the run directory .*/file: "):
         job.start()
+    (tmp_path / "logs").touch()
+    with pytest.raises(FlagScaleError, match=r"cannot write the run directory .*: "):
+        make_job("rank").start({"API_KEY": "geheim"})
 
 
 def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:

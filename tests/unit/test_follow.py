@@ -71,6 +71,7 @@ def test_earlier_runs_are_skipped(plan: LaunchPlan) -> None:
     tail.skip_earlier_runs()
     assert list(tail.lines()) == ["=== run now on localhost, 2026-01-01 00:00:00", "of now"]
     assert "half a line\n=== run now " in path.read_text()
+    assert list(tail.lines(last=True)) == ["half a line"], "a killed process ends within a line"
 
 
 def test_a_run_without_a_header_yet_shows_nothing_of_others(plan: LaunchPlan) -> None:

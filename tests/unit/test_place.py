@@ -77,6 +77,9 @@ def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -
             {"master_addr": "10.0.0.1", "master_port": 7},
             {"master-addr": "10.0.0.1", "master-port": "7"},
         ),
+        ((1, 1), {"rdzv_backend": "static"}, {"rdzv-backend": "static", "master-port": "29500"}),
+        ((1, 1), {"rdzv_backend": "c10d", "master_addr": "m"}, {"rdzv-endpoint": "m:29500"}),
+        ((4,), {"rdzv_backend": "static"}, {"rdzv-backend": "static", "master-addr": "127.0.0.1"}),
         ((1, 1), {"rdzv_endpoint": "node0:5"}, {"rdzv-backend": "c10d", "rdzv-endpoint": "node0:5"}),
         (
             (1, 1),
