@@ -1,4 +1,4 @@
-"""The entry of the README: `python run.py --config-path ./examples/aquila/conf --config-name config action=run`."""
+"""The entry of the README: `python run.py --config-path FOLDER --config-name FILE action=run`."""
 
 import sys
 
