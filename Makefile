@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := --config-path ./examples/aquila/conf --config-name config
 
-.PHONY: demo test test-all lint bench catalog lock clean
+.PHONY: demo test test-all lint bench layouts catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -22,6 +22,9 @@ lint: $(READY)
 
 bench: $(READY)       ## the launcher's overhead against plain torchrun, in one run
 	$(BIN)/python benchmarks/launch_overhead.py
+
+layouts: $(READY)     ## every parallel layout against one process: the table of docs/layouts.md
+	$(BIN)/python -m benchmarks.layouts
 
 catalog: $(READY)     ## every argument of the installed engine, for the checks before a launch
 	$(BIN)/python -m megatron.flagscale.catalog > build/catalog.json

@@ -70,11 +70,6 @@ TASK: Mapping[str, Change] = {
     "wandb_log_model": _refuse("set it through W&B's own environment variables in experiment.envs"),
     "wandb_log_model_interval": _drop("wandb_log_model is gone"),
     **_prefixed(
-        "recompute_",
-        [f"{part}_per_stage_micro_batch" for part in ("granularity", "method", "num_layers")],
-        _refuse("recompute per stage and micro-batch is not available in this version"),
-    ),
-    **_prefixed(
         "lr_decay_stablelm2_",
         (
             "cosine_samples",

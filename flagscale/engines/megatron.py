@@ -12,10 +12,11 @@ from flagscale.config.locate import Locator
 from flagscale.config.schema import Experiment
 from flagscale.config.v060 import translate_task
 from flagscale.engines.base import Engine
-from flagscale.engines.megatron_cpu import cpu_findings, on_cpu
-from flagscale.engines.megatron_data import data_findings
+from flagscale.engines.megatron_cpu import cpu_findings, layers_on_cpu, on_cpu
 from flagscale.engines.megatron_rules import remarks, rule_findings
+from flagscale.engines.megatron_torch import torch_findings
 from flagscale.errors import Problem, UserError
+from flagscale.inputs.findings import data_findings
 from flagscale.job import Host, Job, Role
 from flagscale.parallel.degrees import degrees, findings
 from flagscale.parallel.finding import Finding
@@ -118,10 +119,15 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
 
 
 def _findings(arguments: EngineArguments, hosts: tuple[Host, ...]) -> Iterator[Finding]:
-    values = arguments.values
+    values, given = arguments.values, arguments.paths.keys()
+    layers, told = values["transformer_impl"], {}
     if any(host.platform == "cpu" for host in hosts):
-        yield from cpu_findings(values, arguments.paths.keys())
+        told = dict(cpu_findings(values, given))
+        yield from told.items()
+        layers = layers_on_cpu(values, given)
         values = on_cpu(values)
+    if layers == "torch":
+        yield from (finding for finding in torch_findings(values) if finding[0] not in told)
     yield from rule_findings(values)
     yield from findings(values, sum(host.slots for host in hosts))
     yield from data_findings(values)

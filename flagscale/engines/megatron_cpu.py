@@ -12,7 +12,6 @@ _NEEDS_CUDA = {
     "fp4": "FP4 arithmetic",
     "moe_grouped_gemm": "grouped expert kernels",
     "tp_comm_overlap": "overlapped tensor-parallel communication",
-    "async_save": "asynchronous saving",
     "nccl_ub": "NCCL's buffers",
 }
 
@@ -22,6 +21,11 @@ def on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "expert_tensor_parallel_size": values.get("expert_tensor_parallel_size") or 1}
 
 
+def layers_on_cpu(values: Mapping[str, Any], given: Collection[str]) -> str:
+    """Return the `transformer_impl` that the worker takes on host processors."""
+    return str(values["transformer_impl"]) if "transformer_impl" in given else "torch"
+
+
 def cpu_findings(values: Mapping[str, Any], given: Collection[str]) -> Iterator[Finding]:
     """Yield what the arguments (by dest) ask for and another platform has; `given`: what the user wrote."""
     for name, what in _NEEDS_CUDA.items():
@@ -29,17 +33,21 @@ def cpu_findings(values: Mapping[str, Any], given: Collection[str]) -> Iterator[
             yield name, f"{what} needs a GPU; on the platform cpu leave `{name}` out"
     if "distributed_backend" in given and values["distributed_backend"] != "gloo":
         yield "distributed_backend", f"{values['distributed_backend']} needs GPUs; the platform cpu uses gloo"
-    if "transformer_impl" in given and values["transformer_impl"] != "local":
-        yield "transformer_impl", "TransformerEngine needs a GPU; leave `transformer_impl` to the platform"
+    layers = layers_on_cpu(values, given)
+    if layers not in ("torch", "local"):
+        yield "transformer_impl", f"`{layers}` needs a GPU; on the platform cpu use `torch`, or leave it out"
+    if values.get("async_save") and "async_strategy" in given and values["async_strategy"] != "mcore":
+        yield "async_strategy", f"`{values['async_strategy']}` needs a GPU; leave `async_strategy` out"
+    if values.get("async_save") and values.get("ckpt_format") != "torch_dist":
+        yield "async_save", "asynchronous saving needs `ckpt_format: torch_dist`"
     if values.get("cuda_graph_impl") not in (None, "none"):
         yield "cuda_graph_impl", "CUDA graphs need a GPU"
-    layers = (
-        "needs layers that run without TransformerEngine, which a later version brings; on the platform cpu"
-    )
-    if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") != 1:
-        yield "sequence_parallel", f"sequence parallelism {layers} set `sequence_parallel: false`"
-    if values.get("context_parallel_size") != 1:
-        yield "context_parallel_size", f"context parallelism {layers} set `context_parallel_size: 1`"
+    if layers == "local":
+        needs = "is not done by Megatron's local layers; use `transformer_impl: torch`"
+        if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") != 1:
+            yield "sequence_parallel", f"sequence parallelism {needs}"
+        if values.get("context_parallel_size") != 1:
+            yield "context_parallel_size", f"context parallelism {needs}"
     if values.get("num_experts") and values.get("add_bias_linear"):
         what = "experts with biases are computed wrong on the platform cpu: set `disable_bias_linear: true`"
         yield "add_bias_linear", what

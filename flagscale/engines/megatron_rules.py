@@ -160,6 +160,9 @@ def _recompute_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
             yield name, f"recompute_granularity full needs `{name}`"
         elif kind != "full" and values.get(name) is not None:
             yield name, f"`{name}` is read with recompute_granularity: full only"
+    layers = values.get("recompute_num_layers")
+    if layers is not None and layers < 1:
+        yield "recompute_num_layers", f"recompute_num_layers is at least 1, not {layers}"
     if values.get("distribute_saved_activations"):
         if values.get("tensor_model_parallel_size") == 1 or kind != "full":
             what = "needs tensor_model_parallel_size > 1 and recompute_granularity: full"
@@ -187,6 +190,3 @@ def _saving_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
             "save_retain_interval",
             f"save_retain_interval {keep} must be a multiple of save_interval {interval}",
         )
-    if values.get("async_save") and not values.get("use_persistent_ckpt_worker"):
-        what = "the engine switches `async_save` off without `use_persistent_ckpt_worker: true`"
-        yield "async_save", what

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.parallel.finding import Finding, multiple
 from flagscale.parallel.pipeline import model_chunks, pipeline_findings, schedule_finding
+from flagscale.parallel.recompute import recompute_findings
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ def _expert_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Find
         yield "moe_router_topk", f"moe_router_topk {topk} is larger than num_experts {experts}"
 
 
+def _recompute_findings(values: Mapping[str, Any], found: Degrees, micro_batches: int) -> Iterator[Finding]:
+    chunks = None if values.get("pipeline_model_parallel_layout") else found.vpp
+    yield from recompute_findings(values, found.pp, chunks, micro_batches)
+
+
 def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
     micro, batch = values.get("micro_batch_size"), values.get("global_batch_size")
     if not isinstance(micro, int) or micro < 1:
@@ -144,6 +150,7 @@ def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Findi
     if values.get("step_batch_size_schedule"):
         if batch is not None:
             yield "global_batch_size", "give global_batch_size or step_batch_size_schedule, not both"
+        yield from _recompute_findings(values, found, 1)
         return
     step = micro * found.dp
     batch = step if batch is None else batch
@@ -153,6 +160,7 @@ def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Findi
         return
     if wrong := schedule_finding(values, found.pp, found.vpp, batch // step):
         yield "global_batch_size", wrong
+    yield from _recompute_findings(values, found, batch // step)
     evaluated = values.get("eval_global_batch_size")
     step = (values.get("eval_micro_batch_size") or micro) * found.dp
     if (evaluated or batch) % step:

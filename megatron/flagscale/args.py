@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from flagscale.errors import UserError
@@ -19,6 +21,29 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         metavar="PATH",
         help="Append one JSON object a logged iteration (loss, speed, memory) to this file.",
     )
+    group.add_argument(
+        "--init-by-rank",
+        action="store_true",
+        help="Draw initial weights as Megatron does, from seeds that depend on the rank's place in the "
+        "parallel layout. Otherwise they depend on --seed alone: every layout starts from the same weights. "
+        "With --transformer-impl transformer_engine they are always drawn by rank.",
+    )
+    for part, meaning in (
+        ("granularity", "0 off, 1 full"),
+        ("method", "0 uniform, 1 block"),
+        ("num-layers", "as --recompute-num-layers"),
+    ):
+        group.add_argument(
+            f"--recompute-{part}-per-stage-micro-batch",
+            metavar="JSON",
+            help="Recompute by pipeline stage and micro-batch: rows [stages, n0, v0, n1, v1, ...]: the first "
+            "n0 micro-batches of a step have value v0, the next n1 v1. The rows cover all stages (of an "
+            "interleaved pipeline: chunks, in the order of the layers). Needs --recompute-granularity full. "
+            f"Values: {meaning}.",
+        )
+    # The engine's own argument with one more choice: torch's kernels (megatron/flagscale/layers).
+    implementation = next(action for action in parser._actions if action.dest == "transformer_impl")
+    implementation.choices = [*(implementation.choices or ()), "torch"]
     return parser
 
 
@@ -46,7 +71,18 @@ def parse() -> argparse.Namespace:
         # Many of the engine's assertions have no text: then the condition itself is the best there is.
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(f"the arguments do not fit together: {reason}") from error
+    # The trainer reads the command line once more (for fault tolerance), with its own choices only.
+    sys.argv[1:] = _without_our_choice(sys.argv[1:])
     return args
+
+
+def _without_our_choice(argv: Sequence[str]) -> list[str]:
+    option = "--transformer-impl"
+    pairs = itertools.pairwise(["", *argv])
+    return [
+        argument.replace("torch", "local") if option in (before, argument.partition("=")[0]) else argument
+        for before, argument in pairs
+    ]
 
 
 def _print_changed(original: Callable[..., None]) -> Callable[..., None]:

@@ -1,24 +1,28 @@
 """Which checkpoint a run resumes from, and what makes a finished save a checkpoint.
 
-A checkpoint is complete or it is not there. After a save rank 0 writes a manifest (see manifest.py); before a
-load it picks the newest folder that is whole, says so when that is not the newest one, and clears what an
-interrupted save left.
+A checkpoint is complete or it is not there. When all ranks have written, rank 0 writes a manifest (see
+manifest.py), and only then the trainer's tracker file names the checkpoint; with `--async-save` this happens
+between two later iterations. Before a load rank 0 picks the newest folder that is whole, says so when that is
+not the newest one, and clears what an interrupted save left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flagscale.errors import UserError
-from megatron.flagscale.manifest import TRACKER, Candidate, candidates, write_atomically, write_manifest
+from flagscale.files import write_atomic
+from megatron.flagscale import async_save
+from megatron.flagscale.manifest import TRACKER, Candidate, candidates, write_manifest
 from megatron.flagscale.patches import Patch
 
 _PROBE_BYTES = 8 * 1024 * 1024
@@ -86,7 +90,7 @@ def _set_aside(folder: Path, fault: str, unfinished: bool) -> str:
 def _point_at(directory: Path, iteration: int) -> None:
     tracker = directory / TRACKER
     if not tracker.is_file() or tracker.read_text().strip() != str(iteration):
-        write_atomically(tracker, str(iteration))
+        write_atomic(tracker, str(iteration))
 
 
 def prepare_load(args: Any) -> None:
@@ -102,6 +106,8 @@ def prepare_load(args: Any) -> None:
             answer[0] = choose(Path(args.load), owned, args.ckpt_step)
             for notice in answer[0].notices:
                 print(f"flagscale: {notice}", flush=True)
+            if answer[0].iteration is not None and not args.finetune:
+                _check_vocabulary(Path(args.load) / f"iter_{answer[0].iteration:07d}", args)
         except (UserError, OSError) as error:
             answer[0] = error
     torch.distributed.broadcast_object_list(answer, src=0)
@@ -110,6 +116,27 @@ def prepare_load(args: Any) -> None:
     if isinstance(answer[0], Exception):
         raise answer[0]
     args.ckpt_step = answer[0].iteration
+
+
+def _check_vocabulary(folder: Path, args: Any) -> None:
+    """Refuse to continue with another number of padding tokens: `UserError`.
+
+    The engine pads the vocabulary to a multiple that grows with tensor parallelism, and cuts or fills the
+    saved weights silently. But padding tokens take part in the softmax: the loss would jump.
+    """
+    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+    from megatron.training.global_vars import get_tokenizer
+
+    saved = getattr(load_common_state_dict(str(folder)).get("args"), "padded_vocab_size", None)
+    if saved in (None, args.padded_vocab_size):
+        return
+    what = f"{folder} was saved with {saved} token rows, this run has {args.padded_vocab_size}"
+    if get_tokenizer().vocab_size > saved:
+        raise UserError(f"{what}: the tokenizer is another one. Add --finetune to go on with it.")
+    if saved % args.tensor_model_parallel_size:
+        raise UserError(f"{what}: choose a tensor parallel size that divides {saved}.")
+    multiple = saved // args.tensor_model_parallel_size
+    raise UserError(f"{what}: set --make-vocab-size-divisible-by {multiple}.")
 
 
 def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,42 +161,82 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_checkpoint
 
 
-def _seal_after_saving(original: Callable[..., Any]) -> Callable[..., Any]:
+def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save_checkpoint(iteration: int, *positional: Any, **named: Any) -> Any:
         import torch
-        from megatron.training import get_args
-        from torch.distributed.checkpoint.api import CheckpointException
+        from megatron.training import get_args, training
 
+        # One save at a time: the writers of two would mix up their results, and hold twice the memory.
+        training.maybe_finalize_async_save(blocking=True)
         args = get_args()
         if named.get("non_persistent_ckpt"):
             return original(iteration, *positional, **named)
         folder = Path(args.save) / f"iter_{iteration:07d}"
-        first = torch.distributed.get_rank() == 0
-        try:
-            if first and folder.exists():
+        with _told(folder):
+            if torch.distributed.get_rank() == 0 and folder.exists():
                 shutil.rmtree(folder)
-            outcome = original(iteration, *positional, **named)
-            if first and args.ckpt_format == "torch_dist":
-                write_manifest(folder)
-        except CheckpointException as error:
-            # Raised on all ranks together; the details are on one, often lost in a writer thread.
-            reason = write_fault(folder.parent) or "a writer failed, the log of its rank tells why"
-            torch.distributed.barrier()
-            if first:
-                shutil.rmtree(folder, ignore_errors=True)
-            torch.distributed.barrier()
-            raise _not_saved(iteration, args.save, reason) from error
-        except OSError as error:
-            raise _not_saved(iteration, args.save, error.strerror or str(error)) from error
-        return outcome
+            return original(iteration, *positional, **named)
 
     return save_checkpoint
 
 
-def _not_saved(iteration: int, directory: str, reason: str) -> UserError:
+def _seal(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def save(state_dict: Any, checkpoint_dir: str, *positional: Any, **named: Any) -> Any:
+        """Return what the engine does: None, or the request whose `finalize_fns` follow the writing."""
+        request = original(state_dict, checkpoint_dir, *positional, **named)
+        folder = Path(checkpoint_dir)
+        if request is None:
+            _write_manifest(folder)
+        else:
+            # Before the trainer adds its own, which move the tracker file.
+            steps = [*request.finalize_fns, functools.partial(_write_manifest, folder)]
+            request.finalize_fns[:] = [_telling(step, folder) for step in steps]
+        return request
+
+    return save
+
+
+def _write_manifest(folder: Path) -> None:
+    import torch
+
+    if torch.distributed.get_rank() == 0:
+        write_manifest(folder)
+
+
+def _telling(step: Callable[[], None], folder: Path) -> Callable[[], None]:
+    def run() -> None:
+        with _told(folder):
+            step()
+
+    return run
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turn a failure to write a checkpoint into a `UserError`, and remove what was written of it."""
+    import torch
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        # Raised on all ranks together; the details are on one, often lost in a writer.
+        reason = write_fault(folder.parent) or "a writer failed, the log of its rank tells why"
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        torch.distributed.barrier()
+        raise _not_saved(folder, reason) from error
+    except OSError as error:
+        raise _not_saved(folder, error.strerror or str(error)) from error
+
+
+def _not_saved(folder: Path, reason: str) -> UserError:
+    iteration = folder.name.removeprefix("iter_").lstrip("0")
     return UserError(
-        f"the checkpoint of iteration {iteration} could not be written to {directory}: {reason}. "
+        f"the checkpoint of iteration {iteration} could not be written to {folder.parent}: {reason}. "
         "Earlier checkpoints are untouched: start again to resume from the newest one."
     )
 
@@ -196,9 +263,17 @@ PATCHES = (
     ),
     Patch(
         "megatron.training.training:save_checkpoint",
-        _seal_after_saving,
+        _start_clean,
+        "Files of an interrupted save stay in the folder; saves may overlap; a full disk is a traceback.",
+        "worker",
+        until="the engine starts from an empty folder, one save at a time, and tells failures in one line",
+    ),
+    Patch(
+        "megatron.core.dist_checkpointing:save",
+        _seal,
         "Nothing says afterwards whether a checkpoint folder is whole.",
         "worker",
-        until="as above",
+        until="the trainer verifies checkpoints before it loads one",
     ),
+    *async_save.PATCHES,
 )

@@ -47,7 +47,7 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
     dataset_type = MockGPTDataset if args.mock_data else GPTDataset
 
     def has_data() -> bool:
-        return bool(is_first_or_last_pipeline_stage(vp_stage)) and mpu.get_tensor_model_parallel_rank() == 0
+        return _reads_data(vp_stage) and mpu.get_tensor_model_parallel_rank() == 0
 
     datasets: list[Any] = BlendedMegatronDatasetBuilder(dataset_type, num_samples, has_data, config).build()
     return datasets
@@ -57,11 +57,16 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
 build_datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
+def _reads_data(vp_stage: int | None) -> bool:
+    """Tell whether a stage needs batches: those with tokens or labels, and all when documents are masked."""
+    return bool(is_first_or_last_pipeline_stage(vp_stage)) or get_args().reset_attention_mask
+
+
 def get_batch(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None
 ) -> dict[str, Any]:
-    """Return this rank's part of the next micro-batch; a middle pipeline stage gets None values."""
-    if not is_first_or_last_pipeline_stage(vp_stage):
+    """Return this rank's part of the next micro-batch; a stage that reads no data gets None values."""
+    if not _reads_data(vp_stage):
         return dict.fromkeys(_FIELDS)
     args = get_args()
     tp_group = mpu.get_tensor_model_parallel_group()
@@ -83,7 +88,8 @@ def get_batch(
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
         pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        is_pipeline_first_stage=mpu.is_pipeline_first_stage(
+        # A middle stage that reads data does so for the mask, which the first stage's fields include.
+        is_pipeline_first_stage=not mpu.is_pipeline_last_stage(
             ignore_virtual=vp_stage is None, vp_stage=vp_stage
         ),
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage),

@@ -6,12 +6,13 @@ Pure file work, no torch: a checkpoint folder is complete or it is not there.
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from flagscale.files import write_atomic
 
 MANIFEST = "manifest.json"
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -54,24 +55,14 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_atomically(folder / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new content, also after a crash."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    write_atomic(folder / MANIFEST, json.dumps({"version": 1, "files": files}, indent=1))
 
 
 def fault_of(folder: Path) -> str:
-    """Return why a checkpoint cannot be used, else empty. Without a manifest its index file must be there."""
+    """Return why a checkpoint cannot be used, else empty; without a manifest its index must be there."""
     manifest = folder / MANIFEST
     if not manifest.exists():
-        return "" if (folder / ".metadata").is_file() else "it was not saved to the end"
+        return "" if _has_index(folder) else "it was not saved to the end"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -90,11 +81,16 @@ def fault_of(folder: Path) -> str:
     return ""
 
 
+def _has_index(folder: Path) -> bool:
+    """Whether both files are there that the engine writes after all others."""
+    return all((folder / name).is_file() for name in (".metadata", "metadata.json"))
+
+
 def candidates(directory: Path) -> Iterator[Candidate]:
     """Yield the checkpoints of a directory, newest first; each is verified only when it is asked for."""
     if not directory.is_dir():
         return
     found = ((match, path) for path in directory.iterdir() if (match := _FOLDER.fullmatch(path.name)))
     for match, path in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True):
-        unfinished = not (path / MANIFEST).exists() and not (path / ".metadata").is_file()
+        unfinished = not (path / MANIFEST).exists() and not _has_index(path)
         yield Candidate(int(match[1]), path, fault_of(path), unfinished)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from flagscale.errors import Problem, UserError
+from flagscale.inputs.findings import data_findings
 
 _DEFAULTS = (
     "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
@@ -24,26 +26,30 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
     """
     import torch
 
-    from megatron.flagscale import noise
+    from megatron.flagscale import async_save
     from megatron.flagscale.args import engine_parser
-    from megatron.flagscale.inputs import check_inputs
-    from megatron.flagscale.patches import apply, has_te_or_apex, needed
+    from megatron.flagscale.patches import has_te_or_apex
     from megatron.flagscale.platforms import cpu, no_te
 
-    noise.quiet()
     cuda, fused = torch.cuda.is_available(), has_te_or_apex()
-    patches = needed(cuda, fused)
-    apply(patch for patch in patches if patch.target.startswith("torch:"))
-    apply(patch for patch in patches if not patch.target.startswith("torch:"))
+    patch_engine()
     # Megatron asserts it where tensor or context parallel is on; sharded data parallel asserts the contrary.
     if not any("fsdp" in argument for argument in argv):
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    whole = [*_DEFAULTS, *(() if fused else no_te.DEFAULTS), *(() if cuda else cpu.DEFAULTS), *argv]
+    whole = [
+        *_DEFAULTS,
+        *async_save.arguments(cuda),
+        *(() if fused else no_te.DEFAULTS),
+        *(() if cuda else cpu.DEFAULTS),
+        *argv,
+    ]
     args = engine_parser().parse_args(whole)
     problems = [
         *_not_for_gpt(args),
         *(() if cuda else _impossible_on_cpu(args)),
+        *async_save.problems(args, cuda),
         *(() if fused else _impossible_without_te(args)),
+        *(_impossible_with_torch_layers(args) if args.transformer_impl == "torch" else ()),
     ]
     if (
         args.cross_entropy_loss_fusion
@@ -53,13 +59,30 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         problems.append(
             Problem("--cross-entropy-loss-fusion (native) rounds gradients to bf16: not with fp32")
         )
+    problems += [Problem(what, f"--{name.replace('_', '-')}") for name, what in data_findings(vars(args))]
     if problems:
         raise UserError(problems)
-    check_inputs(args)
     if not cuda and args.num_experts and args.expert_tensor_parallel_size is None:
         # With tensor parallel experts gathers are uneven, which gloo refuses.
         whole.insert(0, "--expert-tensor-parallel-size=1")
+    if args.transformer_impl == "torch" and not args.reset_attention_mask:
+        # Nothing but "see what came before": the kernels know that, a matrix of it is memory and time.
+        whole.insert(0, "--no-create-attention-mask-in-dataloader")
     return whole
+
+
+@functools.cache
+def patch_engine() -> None:
+    """Apply the patches this machine needs, once in a process, and before the engine is imported."""
+    import torch
+
+    from megatron.flagscale import noise
+    from megatron.flagscale.patches import apply, has_te_or_apex, needed
+
+    noise.quiet()
+    patches = needed(torch.cuda.is_available(), has_te_or_apex())
+    apply(patch for patch in patches if patch.target.startswith("torch:"))
+    apply(patch for patch in patches if not patch.target.startswith("torch:"))
 
 
 def _not_for_gpt(args: Any) -> list[Problem]:
@@ -86,7 +109,6 @@ def _impossible_on_cpu(args: Any) -> list[Problem]:
         f"--cuda-graph-impl {args.cuda_graph_impl}": args.cuda_graph_impl != "none",
         "--nccl-ub": args.nccl_ub,
         "--tp-comm-overlap": args.tp_comm_overlap,
-        "--async-save": args.async_save,
     }
     problems = [
         Problem(f"{name} needs a CUDA device, and there is none here")
@@ -111,17 +133,66 @@ def _impossible_without_te(args: Any) -> list[Problem]:
     missing = "needs TransformerEngine, which is not installed here"
     refused = {
         f"--transformer-impl {args.transformer_impl}": args.transformer_impl == "transformer_engine",
-        "--sequence-parallel": args.sequence_parallel and args.tensor_model_parallel_size > 1,
-        "--context-parallel-size > 1": args.context_parallel_size > 1,
     }
+    if args.transformer_impl == "local":
+        refused["--sequence-parallel"] = args.sequence_parallel and args.tensor_model_parallel_size > 1
+        refused["--context-parallel-size > 1"] = args.context_parallel_size > 1
+        missing += "; --transformer-impl torch does not need it"
     return [Problem(f"{name} {missing}") for name, is_on in refused.items() if is_on]
 
 
-def adapt(model_config: Any) -> None:
-    """Set what has no argument: one checkpoint key a layer; pipeline buffers that outlive gloo's sends."""
+def _impossible_with_torch_layers(args: Any) -> list[Problem]:
+    """Refuse what the layers on torch's kernels do not do, and what they would ignore."""
+    refused = {
+        f"--cp-comm-type {' '.join(args.cp_comm_type)}": bool(
+            set(args.cp_comm_type) - {"p2p", "all_gather"} and args.context_parallel_size > 1
+        ),
+        f"--attention-backend {args.attention_backend.name}": args.attention_backend.name != "auto",
+        f"--softmax-type {args.softmax_type}": args.softmax_type != "vanilla",
+        "--qk-clip": args.qk_clip,
+        "--log-max-attention-logit": args.log_max_attention_logit,
+        "--multi-latent-attention": args.multi_latent_attention,
+        "--heterogeneous-layers-config-path": args.heterogeneous_layers_config_path is not None,
+        "--experimental-attention-variant": args.experimental_attention_variant is not None,
+        "--fp8-format": args.fp8 is not None,
+        "--fp4-format": args.fp4 is not None,
+        "--tp-comm-overlap": args.tp_comm_overlap,
+    }
+    problems = [
+        Problem(f"{name} does not go with --transformer-impl torch")
+        for name, is_on in refused.items()
+        if is_on
+    ]
+    if args.reset_attention_mask and not args.create_attention_mask_in_dataloader:
+        problems.append(
+            Problem(
+                "--reset-attention-mask needs the mask that --no-create-attention-mask-in-dataloader omits"
+            )
+        )
+    if not args.init_by_rank and (args.use_cpu_initialization or args.init_model_with_meta_device):
+        problems.append(
+            Problem(
+                "--use-cpu-initialization and --init-model-with-meta-device draw weights by rank: "
+                "add --init-by-rank if that is wanted"
+            )
+        )
+    return problems
+
+
+def adapt(model_config: Any, args: Any) -> None:
+    """Set what has no argument: layers, initial weights, one checkpoint key a layer, buffers for gloo."""
     import torch
 
     transformer = model_config.transformer
+    if args.transformer_impl != "transformer_engine" and not args.init_by_rank:
+        from megatron.flagscale.initialization import draw_by_name
+
+        draw_by_name(model_config, args.seed)
+    if args.transformer_impl == "torch" and args.spec is None:
+        from megatron.flagscale.layers.spec import layer_spec
+
+        model_config.transformer_layer_spec = layer_spec
+        transformer.transformer_impl = "local"  # for the engine: Megatron's own linear layers
     transformer.hetereogenous_dist_checkpoint = True
     if not torch.cuda.is_available():
         transformer.deallocate_pipeline_outputs = False

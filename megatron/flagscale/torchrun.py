@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagscale.errors import UserError
-from megatron.flagscale.manifest import write_atomically
+from flagscale.files import write_atomic
 from megatron.flagscale.patches import TORCH, Patch
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def main() -> int:
 
 def _report(failure: Failure) -> None:
     if FAILURE_FILE in os.environ:
-        write_atomically(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
+        write_atomic(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
     is_mistake = failure.exitcode == UserError.exit_code and not failure.traceback
     who = "error" if is_mistake else f"rank {failure.rank} (pid {failure.pid}) failed"
     print(f"{who}: {failure.message}", file=sys.stderr, flush=True)

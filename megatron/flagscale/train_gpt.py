@@ -30,10 +30,12 @@ def train(argv: list[str]) -> None:
 
     from megatron.flagscale.args import parse
     from megatron.flagscale.data import build_datasets
+    from megatron.flagscale.recompute import refine_recompute
 
     args = parse()
     model_config = gpt_config_from_args(args)
-    adapt(model_config)
+    adapt(model_config, args)
+    refine_recompute(model_config, args)
     pretrain(
         pretrain_cfg_container_from_args(args, model_config),
         build_datasets,
@@ -74,9 +76,27 @@ def loss_func(
     mask = loss_mask.reshape(-1).float()
     loss = torch.sum(losses.reshape(-1).float() * mask)
     _refuse_broken(loss)
-    num_tokens = mask.sum().detach().to(torch.int)
-    report = torch.stack([loss.detach(), num_tokens.float()])
-    return loss, num_tokens, {"lm loss": report}
+    num_tokens = mask.sum().detach()
+    report = torch.stack([loss.detach(), num_tokens])
+    return loss * _context_weight(num_tokens), num_tokens.to(torch.int), {"lm loss": report}
+
+
+def _context_weight(num_tokens: torch.Tensor) -> torch.Tensor | float:
+    """Return what makes the mean over this rank's tokens its share of its context parallel group's mean.
+
+    The trainer takes each rank's mean and then the mean over ranks: wrong where one part of a sample has more
+    masked tokens than another. With `--calculate-per-token-loss` it sums over ranks first.
+    """
+    import torch.distributed
+    from megatron.core import mpu
+    from megatron.training import get_args
+
+    group = mpu.get_context_parallel_group()
+    if group.size() == 1 or get_args().calculate_per_token_loss:
+        return 1.0
+    whole = num_tokens.clone()
+    torch.distributed.all_reduce(whole, group=group)
+    return num_tokens.clamp(min=1) * group.size() / whole.clamp(min=1)
 
 
 def _refuse_broken(loss: torch.Tensor) -> None:

@@ -35,6 +35,7 @@ def fresh_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Cal
     for prefix in DEMO_DATA:
         write_data(tmp_path / prefix)
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
+    (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -197,7 +197,6 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"tp_comm_overlap": True}, "`tp_comm_overlap` needs `sequence_parallel: true`"),
     ({"save_interval": None}, "`save_interval` is required"),
     ({"save_retain_interval": 7}, "save_retain_interval 7 must be a multiple of save_interval 5"),
-    ({"async_save": True}, "the engine switches `async_save` off"),
     ({"fp8_format": "hybrid", "fp4_format": "e2m1"}, "give `fp8_format` or `fp4_format`, not both"),
     ({"mock_data": False}, "no data: give `data_path`"),
     ({"vocab_size": None}, "the NullTokenizer needs `vocab_size`"),
@@ -211,18 +210,37 @@ def test_arguments_that_do_not_fit_together(refused: Refused, changes: dict[str,
     assert says in message
 
 
+REFINED = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+
+
+def test_recompute_can_differ_between_stages_and_micro_batches(build: Build, refused: Refused) -> None:
+    name = "recompute_granularity_per_stage_micro_batch"
+    layout = {**REFINED, "pipeline_model_parallel_size": 2, "global_batch_size": 4, "num_layers": 4}
+    layout["micro_batch_size"] = 1
+    job = build({**layout, name: [[1, 3, 0, 1, 1], [1, 4, 1]]}, ranks=2)
+    assert value(job, "--recompute-granularity-per-stage-micro-batch") == "[[1,3,0,1,1],[1,4,1]]"
+    wrong = refused({**layout, name: [[1, 3, 0], [2, 4, 2]]}, ranks=2)
+    assert len(wrong) >= 2
+    (message,) = refused({**REFINED, "recompute_num_layers": 0})
+    assert "at least 1" in message
+
+
 ON_CPU: list[tuple[dict[str, Any], str]] = [
-    ({"tensor_model_parallel_size": 2, "sequence_parallel": True}, "set `sequence_parallel: false`"),
-    ({"context_parallel_size": 2}, "set `context_parallel_size: 1`"),
+    (
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "transformer_impl": "local"},
+        "sequence parallelism is not done by Megatron's local layers",
+    ),
+    ({"context_parallel_size": 2, "transformer_impl": "local"}, "use `transformer_impl: torch`"),
     (
         {"num_experts": 2, "moe_ffn_hidden_size": 64},
         "experts with biases are computed wrong on the platform cpu",
     ),
     ({"moe_grouped_gemm": True}, "grouped expert kernels needs a GPU"),
     ({"fp8_format": "hybrid"}, "FP8 arithmetic needs a GPU"),
-    ({"async_save": True, "use_persistent_ckpt_worker": True}, "asynchronous saving needs a GPU"),
+    ({"async_save": True, "async_strategy": "nvrx"}, "`nvrx` needs a GPU"),
+    ({"async_save": True, "ckpt_format": "torch_dcp"}, "needs `ckpt_format: torch_dist`"),
     ({"distributed_backend": "nccl"}, "nccl needs GPUs"),
-    ({"transformer_impl": "transformer_engine"}, "TransformerEngine needs a GPU"),
+    ({"transformer_impl": "transformer_engine"}, "`transformer_engine` needs a GPU"),
     ({"cuda_graph_impl": "local"}, "CUDA graphs need a GPU"),
     (
         {
@@ -246,6 +264,30 @@ def test_what_host_processors_cannot_do(
     ranks *= changes.get("context_parallel_size", 1)
     (message,) = refused(changes, ranks=ranks, platform="cpu")
     assert says in message
+    assert build(changes, ranks=ranks, platform="nvidia").world_size == ranks
+
+
+def test_the_portable_layers_do_every_parallelism_on_processors(build: Build) -> None:
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2}
+    assert build(layout, ranks=4, platform="cpu").layout == "tp2 x cp2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cp_comm_type": ["a2a"], "context_parallel_size": 2}, "knows cp_comm_type p2p and all_gather"),
+        ({"attention_backend": "flash"}, "`attention_backend` does not go with transformer_impl torch"),
+        ({"softmax_type": "learnable"}, "`softmax_type` does not go with transformer_impl torch"),
+        ({"use_cpu_initialization": True}, "add `init_by_rank: true`"),
+    ],
+)
+def test_what_the_portable_layers_do_not_do(
+    refused: Refused, build: Build, changes: dict[str, Any], says: str
+) -> None:
+    ranks = changes.get("context_parallel_size", 1)
+    for platform, chosen in (("cpu", {}), ("nvidia", {"transformer_impl": "torch"})):
+        (message,) = refused({**changes, **chosen}, ranks=ranks, platform=platform)
+        assert says in message
     assert build(changes, ranks=ranks, platform="nvidia").world_size == ranks
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from flagscale.errors import UserError
 from megatron.flagscale.checkpoint import choose, write_fault
-from megatron.flagscale.inputs import check_inputs, fault_of_data
 from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of, write_manifest
 from megatron.flagscale.metrics import MetricsFile, progress_line
 
@@ -22,6 +19,7 @@ def checkpoint(directory: Path, iteration: int, sealed: bool = True, index: bool
     (folder / "__0_0.distcp").write_bytes(bytes(range(256)) * 2000)
     if index:
         (folder / ".metadata").write_bytes(b"index")
+        (folder / "metadata.json").write_text("{}")
     if sealed:
         write_manifest(folder)
     (directory / TRACKER).write_text(str(iteration))
@@ -146,46 +144,3 @@ def test_the_progress_line() -> None:
     }
     figures = "loss 5.9123 | lr 2.90e-04 | grad norm 0.812 | 1.31 s/it | 3.1k tokens/s"
     assert progress_line(record) == f"iteration 120/160 | {figures} | 52s left"
-
-
-def write_data(prefix: Path, lengths: list[int]) -> None:
-    pointers = [2 * sum(lengths[:i]) for i in range(len(lengths))]
-    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, len(lengths), len(lengths) + 1)
-    body = struct.pack(f"<{len(lengths)}i", *lengths) + struct.pack(f"<{len(lengths)}q", *pointers)
-    documents = struct.pack(f"<{len(lengths) + 1}q", *range(len(lengths) + 1))
-    prefix.with_suffix(".idx").write_bytes(header + body + documents)
-    prefix.with_suffix(".bin").write_bytes(bytes(2 * sum(lengths)))
-
-
-def test_faults_of_data_files(tmp_path: Path) -> None:
-    prefix = tmp_path / "text"
-    assert "text.idx does not exist" in fault_of_data(str(prefix))
-    write_data(prefix, [10, 20])
-    assert fault_of_data(str(prefix)) == ""
-    prefix.with_suffix(".bin").write_bytes(bytes(59))
-    assert "text.bin is truncated: 59 bytes, 60 expected" in fault_of_data(str(prefix))
-    index = prefix.with_suffix(".idx").read_bytes()
-    prefix.with_suffix(".idx").write_bytes(index[:40])
-    assert "text.idx is truncated: 40 bytes" in fault_of_data(str(prefix))
-    prefix.with_suffix(".idx").write_bytes(index[:20])
-    assert "its head is cut off" in fault_of_data(str(prefix))
-
-
-def test_all_faults_of_the_inputs_are_told_at_once(tmp_path: Path) -> None:
-    args = SimpleNamespace(
-        tokenizer_type="HuggingFaceTokenizer",
-        tokenizer_model=str(tmp_path),
-        mock_data=False,
-        data_path=["0.3", str(tmp_path / "a"), "0.7", str(tmp_path / "b")],
-        train_data_path=None,
-        valid_data_path=None,
-        test_data_path=None,
-    )
-    with pytest.raises(UserError) as caught:
-        check_inputs(args)
-    assert len(caught.value.problems) == 3
-
-
-def test_a_hub_name_is_not_taken_for_a_missing_folder() -> None:
-    args = SimpleNamespace(tokenizer_type="HuggingFaceTokenizer", tokenizer_model="org/name", mock_data=True)
-    check_inputs(args)

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from megatron.flagscale.patches import Patch, PatchError, ledger, needed
-from tests.worker.harness import environment
+from tests.worker.harness import ROOT, environment
 
 
 @pytest.mark.parametrize("patch", ledger(), ids=lambda patch: patch.target)
@@ -69,6 +69,13 @@ def test_the_catalog_agrees_with_every_action_of_the_parser(catalog: dict[str, d
         assert described["required"] == action.required
         default = action.default.name if isinstance(action.default, enum.Enum) else action.default
         assert described["default"] == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_the_committed_catalog_is_that_of_the_installed_engine(
+    catalog: dict[str, dict[str, object]],
+) -> None:
+    committed = json.loads((ROOT / "flagscale/engines/catalog/megatron.json").read_text())["arguments"]
+    assert committed == catalog, "run make catalog"
 
 
 def test_the_catalog_says_what_a_user_writes(catalog: dict[str, dict[str, object]]) -> None:

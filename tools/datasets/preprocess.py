@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from flagscale.engines import indexed
 from flagscale.errors import UserError
+from flagscale.inputs import indexed
 from tools.command import run
 from tools.datasets.documents import Document, Source, add_arguments, skipped_notice, source_of
 from tools.datasets.folders import commit, locked, read_json, refuse_other, write_json

@@ -10,7 +10,7 @@ from megatron.flagscale.patches import Patch
 
 # What the engine turns on by default but only those packages provide.
 DEFAULTS = (
-    "--transformer-impl=local",
+    "--transformer-impl=torch",
     "--no-masked-softmax-fusion",
     "--no-persist-layer-norm",
     "--no-gradient-accumulation-fusion",
@@ -56,10 +56,48 @@ def _step_is_not_loaded_per_tensor(original: Callable[..., Any]) -> Callable[...
     return set_states
 
 
+def _experts_join_or_leave(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        original(self, regroup(state_dict, len(self.chained_optimizers)))
+
+    return load_state_dict
+
+
+def regroup(state: dict[Any, Any], wanted: int) -> dict[Any, Any]:
+    """Turn the state of as many optimizers as a checkpoint was saved with into that of `wanted` ones.
+
+    One optimizer is `{"optimizer": ..., ...}`, a chain `{0: {"optimizer": ...}, 1: ...}`. Tensors already are
+    where the model that loads wants them; what differs is the common part, the same for all but for the mark
+    of groups of experts.
+    """
+    whole = state.get("optimizer")
+    if wanted == 1 and whole is None and 0 in state:
+        return {**state[0], **{key: value for key, value in state.items() if not isinstance(key, int)}}
+    if wanted > 1 and whole is not None:
+        groups = [
+            {**group, "is_expert_parallel": is_expert}
+            for group in whole["param_groups"]
+            for is_expert in (False, True)
+        ]
+        common = {**state, "optimizer": {**whole, "param_groups": groups}}
+        shared = {key: value for key, value in common.items() if not isinstance(key, int)}
+        return {index: {**shared, **state.get(index, {})} for index in range(wanted)}
+    return state
+
+
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 _UNTIL = "the distributed optimizer loads its own checkpoints with torch's AdamW"
 
 PATCHES = (
+    Patch(
+        "megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",
+        _experts_join_or_leave,
+        "With expert parallel, experts have an optimizer of their own, and a checkpoint saved with it cannot "
+        "be loaded without, nor the reverse.",
+        "worker",
+        until="the common state of optimizers is saved in one form",
+    ),
     Patch(
         f"{_OPTIMIZER}.state_dict",
         _allocate_before_state_dict,

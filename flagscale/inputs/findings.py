@@ -1,4 +1,4 @@
-"""The files that a Megatron job reads: data (`.bin/.idx`) and tokenizer, checked on the launching machine."""
+"""What is wrong with the data (`.bin/.idx`) and the tokenizer that Megatron's arguments name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flagscale.engines.indexed import problems
+from flagscale.inputs.indexed import problems
 from flagscale.parallel.finding import Finding
 
 _SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 _LISTS = ("data_args_path", "per_split_data_args_path")
 _TOKENIZER_FILES = {"GPT2BPETokenizer": ("vocab_file", "merge_file")}
+_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
 _TOKENIZERS_WITH_MODEL = (
     "HuggingFaceTokenizer",
     "SentencePieceTokenizer",
@@ -67,6 +68,12 @@ def _tokenizer_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
             yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
         elif _is_path(model) and not Path(model).expanduser().exists():
             yield "tokenizer_model", f"{model}: no such tokenizer"
+        elif kind == "HuggingFaceTokenizer" and Path(model).is_dir() and not _holds_tokenizer(Path(model)):
+            yield "tokenizer_model", f"{model}: this folder holds no tokenizer (no {_TOKENIZER_JSON[0]})"
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_JSON)
 
 
 def _is_path(model: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.engines.megatron_data import data_findings, prefixes
+from flagscale.inputs.findings import data_findings, prefixes
 
 Write = Callable[..., str]
 NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}
@@ -116,6 +116,9 @@ def test_tokenizers(tmp_path: Path) -> None:
         assert name == "tokenizer_model"
         assert what == f"{missing}: no such tokenizer"
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model="owner/name-on-a-hub") == []
+    ((_, what),) = tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path))
+    assert "holds no tokenizer" in what
+    (tmp_path / "tokenizer.json").touch()
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path)) == []
     found = tokenizer("GPT2BPETokenizer", vocab_file=str(tmp_path / "vocab.json"))
     assert [name for name, _ in found] == ["vocab_file", "merge_file"]

@@ -1,0 +1,124 @@
+"""Check that every parallel layout computes the same training: `python -m benchmarks.layouts [NAME...]`.
+
+Each layout trains 20 steps (fp32, or bf16 where it says so, no dropout, gloo on CPU) from the same weights on
+the same data as one process. Prints the table, and without names writes it into docs/layouts.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.worker.layouts import CP2, PP2, TP2, Difference, Layout, compare
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "layouts.md"
+BEGIN, END = "<!-- layouts: begin -->", "<!-- layouts: end -->"
+
+SP = "--sequence-parallel"
+EP2 = "--expert-model-parallel-size 2"
+ETP1 = "--expert-tensor-parallel-size 1"
+VPP2 = "--num-virtual-stages-per-pipeline-rank 2"
+ZERO = "--use-distributed-optimizer"
+OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
+FULL = "--recompute-granularity full --recompute-num-layers 1 --recompute-method"
+
+# name of the model: (ranks, options) of each layout; "llama" is RMSNorm, SwiGLU, rotary, GQA 4:2, untied.
+LAYOUTS = tuple(
+    Layout(f"{model}: {name}", model, ranks, options)
+    for model, name, ranks, options in (
+        ("llama", "TP2", 2, TP2),
+        ("llama", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("llama", "TP4 SP, 2 groups of keys", 4, f"--tensor-model-parallel-size 4 {SP}"),
+        ("llama", "PP2", 2, PP2),
+        ("llama", "PP4", 4, "--pipeline-model-parallel-size 4"),
+        ("llama", "PP2 interleaved", 2, f"{PP2} {VPP2}"),
+        ("llama", "PP2 uneven (3 layers, 1 layer)", 2, f"{PP2} --pipeline-model-parallel-layout Ettt|tL"),
+        ("llama", "DP2", 2, ""),
+        ("llama", "DP2 distributed optimizer", 2, ZERO),
+        ("llama", "DP2 distributed optimizer, overlapped", 2, OVERLAP),
+        ("llama", "CP2 ring", 2, CP2),
+        ("llama", "CP2 all-gather", 2, f"{CP2} --cp-comm-type all_gather"),
+        ("llama", "CP4 ring", 4, "--context-parallel-size 4"),
+        ("llama", "TP2 PP2", 4, f"{TP2} {PP2}"),
+        ("llama", "TP2 SP PP2 distributed optimizer", 4, f"{TP2} {SP} {PP2} {ZERO}"),
+        ("llama", "TP2 SP PP2 interleaved", 4, f"{TP2} {SP} {PP2} {VPP2}"),
+        ("llama", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
+        ("llama", "DP2 TP2", 4, TP2),
+        ("llama", "DP2 CP2 distributed optimizer", 4, f"{CP2} {ZERO}"),
+        ("llama", "PP2 CP2", 4, f"{PP2} {CP2}"),
+        ("llama", "recompute full, uniform", 1, f"{FULL} uniform"),
+        ("llama", "recompute full, block", 1, f"{FULL} block"),
+        ("llama", "recompute selective", 1, "--recompute-granularity selective"),
+        ("llama", "TP2 SP recompute full", 2, f"{TP2} {SP} {FULL} uniform"),
+        ("llama", "CP2 recompute selective", 2, f"{CP2} --recompute-granularity selective"),
+        ("llama", "8 micro-batches", 1, "--micro-batch-size 1"),
+        ("gpt", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("gpt", "PP2, tied embeddings on two stages", 2, PP2),
+        ("gpt", "CP2", 2, CP2),
+        ("gpt", "TP2 SP PP2 distributed optimizer", 4, f"{TP2} {SP} {PP2} {ZERO}"),
+        ("moe", "DP2", 2, ""),
+        ("moe", "EP2", 2, EP2),
+        ("moe", "EP2, all-gather dispatch", 2, f"{EP2} --moe-token-dispatcher-type allgather"),
+        ("moe", "EP2, alltoall dispatch", 2, f"{EP2} --moe-token-dispatcher-type alltoall"),
+        ("moe", "EP2 distributed optimizer", 2, f"{EP2} {ZERO}"),
+        ("moe", "EP2 PP2", 4, f"{EP2} {PP2}"),
+        ("moe", "EP2 CP2", 2, f"{EP2} {CP2}"),
+        ("moe", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+        ("packed", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("packed", "CP2", 2, CP2),
+        ("packed", "CP2 DP2", 4, CP2),
+        ("packed", "PP4, documents masked on middle stages", 4, "--pipeline-model-parallel-size 4"),
+        ("qk norm", "TP2", 2, TP2),
+        ("qk norm", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
+        ("shared", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+        ("dropout", "recompute full, uniform", 1, f"{FULL} uniform"),
+        ("dropout", "recompute selective", 1, "--recompute-granularity selective"),
+        ("llama bf16", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("llama bf16", "PP2", 2, PP2),
+        ("llama bf16", "CP2 ring", 2, CP2),
+        ("llama bf16", "DP2 distributed optimizer", 2, ZERO),
+    )
+)
+
+
+def table(layouts: Sequence[Layout], differences: Mapping[str, Difference]) -> str:
+    """Return the Markdown table of what was measured."""
+    lines = [
+        "| model | layout | ranks | max loss difference | max relative grad norm difference | equal |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layout in layouts:
+        found = differences[layout.name]
+        model, name = layout.name.split(": ", 1)
+        equal = "yes" if found.is_small(layout.model) else "**no**"
+        lines.append(
+            f"| {model} | {name} | {layout.ranks} | {found.loss:.1e} | {found.grad_norm:.1e} | {equal} |"
+        )
+    return "\n".join(lines)
+
+
+def write(document: Path, text: str, begin: str, end: str) -> None:
+    """Replace what stands between the two marks of the document."""
+    before, _, rest = document.read_text().partition(begin)
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the named layouts, or all; 1 when one differs from one process."""
+    layouts = [layout for layout in LAYOUTS if not names or layout.name in names]
+    with tempfile.TemporaryDirectory() as folder:
+        differences = compare(layouts, Path(folder))
+    text = table(layouts, differences)
+    print(text)
+    wrong = [layout for layout in layouts if not differences[layout.name].is_small(layout.model)]
+    for layout in wrong:
+        print(f"\n{layout.name}:\n{differences[layout.name].error}")
+    if not names:
+        write(DOCUMENT, text, BEGIN, END)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Transformer layers on torch's own kernels (`--transformer-impl torch`): any chip, every parallel layout."""

@@ -1,0 +1,188 @@
+"""Causal attention over a sequence that is spread over a context parallel group.
+
+Megatron cuts a sequence into `2 n` chunks and gives rank `r` of `n` the chunks `r` and `2 n - 1 - r`, a
+zigzag that gives every rank the same work. Seen from rank `r`, the two chunks of a rank `s` are simple:
+
+* `s == r`: plain causal attention, for the two chunks are in order;
+* `s < r`: all own queries see the first chunk of `s`, none sees the second;
+* `s > r`: the queries of the second own chunk see both chunks of `s`, those of the first see none.
+
+No step needs a mask or more memory than one pair of ranks' keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+from megatron.flagscale.layers.kernels import attend, attend_backward
+
+
+def zigzag_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, group: dist.ProcessGroup, ring: bool
+) -> torch.Tensor:
+    """Attend causally to the whole sequence; local `q [b, heads, s, d]`, `k` and `v [b, groups, s, d]`.
+
+    Returns the attention of the local queries, shaped like `q`.
+
+    `ring`: keys and values go round, one rank's at a time, while the last ones are worked on; otherwise every
+    rank gathers all of them first. Both give the same bits.
+    """
+    return _Zigzag.apply(q, k, v, scale, group, ring)
+
+
+class _Zigzag(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        group: dist.ProcessGroup,
+        ring: bool,
+    ) -> torch.Tensor:
+        kv = torch.stack((k, v))
+        out = denominators = torch.empty(0)
+        for source, (keys, values) in (_Ring if ring else _Gathered)(kv, group):
+            queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
+            part, part_denominators = attend(
+                q[:, :, queries], keys[:, :, seen], values[:, :, seen], causal, scale
+            )
+            if causal:  # the first step, with this rank's own keys
+                out, denominators = part.float(), part_denominators
+            else:
+                _merge(out[:, :, queries], denominators[:, :, queries], part, part_denominators)
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, kv, out, denominators)
+        ctx.settings = scale, group, ring
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, kv, out, denominators = ctx.saved_tensors
+        scale, group, ring = ctx.settings
+        (grad,) = grads
+        dq = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
+        others = (_Ring if ring else _Gathered)(kv, group)
+        for source, (keys, values) in others:
+            queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
+            d_q, d_k, d_v = attend_backward(
+                grad[:, :, queries],
+                q[:, :, queries],
+                keys[:, :, seen],
+                values[:, :, seen],
+                out[:, :, queries],
+                denominators[:, :, queries],
+                causal,
+                scale,
+            )
+            dq[:, :, queries] += d_q
+            others.add(source, seen, torch.stack((d_k, d_v)))
+        dk, dv = others.collect().to(kv.dtype)
+        return dq.to(q.dtype), dk, dv, None, None, None
+
+
+def _share(rank: int, source: int, chunk: int) -> tuple[slice, slice, bool]:
+    """Return which own queries see which keys of `source`, and whether causally."""
+    if source == rank:
+        return slice(None), slice(None), True
+    if source < rank:
+        return slice(None), slice(0, chunk), False
+    return slice(chunk, None), slice(None), False
+
+
+def _merge(out: torch.Tensor, denominators: torch.Tensor, part: torch.Tensor, more: torch.Tensor) -> None:
+    """Add, in place, attention over more keys to the attention so far."""
+    total = torch.logaddexp(denominators, more)
+    out.mul_(torch.exp(denominators - total)[..., None]).add_(part * torch.exp(more - total)[..., None])
+    denominators.copy_(total)
+
+
+class _Gathered:
+    """All ranks' keys and values, gathered at once; their gradients are summed at the end."""
+
+    def __init__(self, kv: torch.Tensor, group: dist.ProcessGroup) -> None:
+        self.group = group
+        gathered = kv.new_empty(group.size() * kv.size(0), *kv.shape[1:])
+        dist.all_gather_into_tensor(gathered, kv, group=group)
+        self.all = gathered.unflatten(0, (group.size(), -1))  # [ranks, 2, b, groups, s, d]
+        self.grads = torch.zeros_like(self.all, dtype=torch.promote_types(kv.dtype, torch.float32))
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        for step in range(self.group.size()):
+            source = (self.group.rank() - step) % self.group.size()
+            yield source, self.all[source]
+
+    def add(self, source: int, seen: slice, grads: torch.Tensor) -> None:
+        """Add to the gradients of the keys and values that `source` holds."""
+        self.grads[source][:, :, :, seen] += grads
+
+    def collect(self) -> torch.Tensor:
+        """Return the gradients of this rank's keys and values."""
+        own = torch.empty_like(self.grads[0])
+        dist.reduce_scatter_tensor(own, self.grads.flatten(0, 1), group=self.group)
+        return own
+
+
+class _Ring:
+    """Keys and values go round step by step; their gradients travel one step behind and arrive at home."""
+
+    def __init__(self, kv: torch.Tensor, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.kv = kv
+        self.grads = torch.zeros_like(kv, dtype=torch.promote_types(kv.dtype, torch.float32))
+        self.travelling: _Message | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        size = self.group.size()
+        for step in range(size):
+            message = _Message(self.kv, self.group, tag=0) if step + 1 < size else None
+            yield (self.group.rank() - step) % size, self.kv
+            if message:
+                self.kv = message.wait()
+
+    def add(self, source: int, seen: slice, grads: torch.Tensor) -> None:
+        """Add to the gradients of the keys and values at hand, and pass them on."""
+        if self.travelling:
+            self.grads = self.travelling.wait()
+        self.grads[:, :, :, seen] += grads
+        self.travelling = _Message(self.grads, self.group, tag=1)
+
+    def collect(self) -> torch.Tensor:
+        """Return the gradients of this rank's keys and values."""
+        assert self.travelling
+        return self.travelling.wait()
+
+
+class _Message:
+    """A tensor on its way to the next rank while one of the same shape comes from the previous one."""
+
+    def __init__(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> None:
+        self.sent = tensor  # alive until it is received
+        self.received = torch.empty_like(tensor)
+        after, before = ((group.rank() + step) % group.size() for step in (1, -1))
+        send = dist.P2POp(dist.isend, tensor, group=group, tag=tag, group_peer=after)
+        receive = dist.P2POp(dist.irecv, self.received, group=group, tag=tag, group_peer=before)
+        self.requests = dist.batch_isend_irecv([send, receive])
+
+    def wait(self) -> torch.Tensor:
+        for request in self.requests:
+            request.wait()
+        return self.received
+
+
+def gather_sequence(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Return the whole sequence in order, `[n s, ...]`, from zigzag parts `[s, ...]`; differentiable."""
+    parts = gather_from_sequence_parallel_region(local, group=group).unflatten(0, (group.size(), 2, -1))
+    return torch.cat((parts[:, 0].flatten(0, 1), parts[:, 1].flip(0).flatten(0, 1)))
+
+
+def local_positions(length: int, group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
+    """Return where in the whole sequence the `length` local positions are, `[length]`."""
+    chunks = torch.arange(length * group.size(), device=device).view(2 * group.size(), -1)
+    return torch.cat((chunks[group.rank()], chunks[-1 - group.rank()]))

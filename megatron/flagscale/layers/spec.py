@@ -1,0 +1,35 @@
+"""The layer specification of `--transformer-impl torch`: Megatron's layers with our norms and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.torch_norm import L2Norm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+
+from megatron.flagscale.layers.attention import Attention
+from megatron.flagscale.layers.norm import Norm
+
+
+def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """Return the layers of a pipeline stage; Megatron takes it as `GPTModelConfig.transformer_layer_spec`."""
+    transformer = config.transformer
+    block: TransformerBlockSubmodules = get_gpt_decoder_block_spec(
+        transformer,
+        use_transformer_engine=False,
+        normalization=transformer.normalization,
+        qk_l2_norm=transformer.qk_l2_norm,
+        vp_stage=vp_stage,
+    )
+    # Layers of one kind are one object.
+    for layer in {id(spec): spec.submodules for spec in block.layer_specs}.values():
+        attention = layer.self_attention.submodules
+        attention.core_attention = Attention
+        for owner in (layer, attention):
+            for name in vars(owner):
+                if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
+                    setattr(owner, name, Norm)
+    block.layer_norm = Norm
+    return block

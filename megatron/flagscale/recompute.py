@@ -1,0 +1,54 @@
+"""Recompute that differs between pipeline stages and micro-batches, in the engine's own transformer block."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+from typing import TYPE_CHECKING, Any
+
+from flagscale.errors import Problem, UserError
+from flagscale.parallel.recompute import Refined, is_refined, recompute_findings, refined
+
+if TYPE_CHECKING:
+    import torch
+
+
+def refine_recompute(model_config: Any, args: argparse.Namespace) -> None:
+    """Make a model that is built from `model_config` recompute as the lists say, if any is given.
+
+    Call it on validated arguments; `UserError` with all mistakes of the lists. Megatron's block asks its
+    config at each forward whether and how to recompute: each block gets a config of its own, which is set
+    from the lists before every forward. So nothing can be left of the micro-batch before.
+    """
+    values = vars(args)
+    if not is_refined(values):
+        return
+    pp, vpp = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size or 1
+    micro_batches = args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
+    if found := list(recompute_findings(values, pp, vpp, micro_batches)):
+        raise UserError([Problem(what) for _, what in found])
+    model_config.pre_wrap_hooks.append(functools.partial(_refine_all, refined(values), pp))
+
+
+def _refine_all(lists: Refined, pp: int, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    from megatron.core import mpu
+
+    for chunk in chunks:
+        block = chunk.decoder
+        if len(block.layers):
+            # The order of the layers: a stage's second chunk comes after the last stage's first one.
+            stage = (block.vp_stage or 0) * pp + mpu.get_pipeline_model_parallel_rank()
+            block.config = copy.copy(block.config)
+            block.register_forward_pre_hook(functools.partial(_set, lists, stage))
+    return chunks
+
+
+def _set(lists: Refined, stage: int, block: Any, _: Any) -> None:
+    # An evaluation recomputes nothing, and may have more micro-batches than the lists.
+    if block.training:
+        # Every schedule notes it at the layers before a forward (`cuda_graphs.py:set_current_microbatch`).
+        setting = lists.resolve(stage, block.layers[0].current_microbatch)
+        block.config.recompute_granularity = setting.granularity
+        block.config.recompute_method = setting.method
+        block.config.recompute_num_layers = setting.num_layers

@@ -1,0 +1,155 @@
+"""`--async-save` on CPU: training goes on, and a checkpoint is there once it is whole, however a run ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from megatron.flagscale.async_save import problems
+from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
+from tests.worker.harness import MOCK_DATA, MODEL, environment, read_metrics, torchrun, train
+
+SLOW = """
+import os, time
+from megatron.flagscale import async_save
+fsync, write = os.fsync, async_save._write
+def slowly(*args, **kwargs):
+    os.fsync = lambda file: (time.sleep(1.5), fsync(file))
+    time.sleep(1.5)
+    write(*args, **kwargs)
+async_save._write = slowly
+"""
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+SAVED = f"successfully saved checkpoint from iteration {2:7d}"
+LAYOUT = ["--tensor-model-parallel-size", "2", "--train-iters", "6", "--save-interval", "2", "--async-save"]
+
+
+def start(folder: Path, prelude: str, *argv: str) -> subprocess.Popen[bytes]:
+    """Start training on two ranks, in each of which `prelude` was run first."""
+    folder.mkdir(exist_ok=True)
+    program = "import sys, runpy; sys.argv = ['train_gpt', *sys.argv[1:]]\n" + prelude
+    program += "\nrunpy.run_module('megatron.flagscale.train_gpt', run_name='__main__')\n"
+    (folder / "program.py").write_text(
+        "from megatron.flagscale.lifetime import die_with_parent\ndie_with_parent()\n"
+        f"if __name__ == '__main__':\n    exec({program!r})\n"
+    )
+    paths = ["--save", str(folder / "saved"), "--load", str(folder / "saved")]
+    more = ["--metrics-file", str(folder / "metrics.jsonl"), *paths, *argv]
+    with (folder / "output").open("w") as output:
+        return subprocess.Popen(
+            torchrun(2, str(folder / "program.py"), *MODEL, *MOCK_DATA, *LAYOUT, *more),
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env=environment(FLAGSCALE_FAILURE_FILE=str(folder / "failure.json")),
+        )
+
+
+def wait_for_iteration(folder: Path, iteration: int) -> None:
+    end = time.monotonic() + 90
+    while len(read_metrics(folder / "metrics.jsonl")) < iteration:
+        assert time.monotonic() < end, (folder / "output").read_text()[-4000:]
+        time.sleep(0.05)
+
+
+def finish(process: subprocess.Popen[bytes], folder: Path) -> str:
+    """Wait for the end of a run, at most a minute, and return its output."""
+    try:
+        process.wait(60)
+    finally:
+        process.kill()
+    return (folder / "output").read_text()
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended well, though each file took it three seconds."""
+    folder = tmp_path_factory.mktemp("slow")
+    process = start(folder, SLOW)
+    output = finish(process, folder)
+    assert process.returncode == 0, output[-4000:]
+    return folder
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["iteration"]: line["lm_loss"] for line in read_metrics(folder / "metrics.jsonl")}
+
+
+def test_training_goes_on_while_files_are_written(slow: Path) -> None:
+    output = (slow / "output").read_text()
+    assert output.index("iteration 3/6 | loss") < output.index(SAVED)
+    assert sorted(losses(slow)) == list(range(1, 7))
+
+
+def test_the_end_waits_for_the_last_save(slow: Path) -> None:
+    assert (slow / "saved" / TRACKER).read_text() == "6"
+    for iteration in (2, 4, 6):
+        folder = slow / "saved" / f"iter_{iteration:07d}"
+        assert (folder / MANIFEST).is_file()
+        assert "metadata.json" in json.loads((folder / MANIFEST).read_text())["files"]
+        assert fault_of(folder) == ""
+
+
+def test_a_kill_while_files_are_written_costs_nothing_older(slow: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, SLOW)
+    wait_for_iteration(tmp_path, 5)
+    partial = tmp_path / "saved" / "iter_0000004"
+    assert partial.is_dir()
+    assert not (partial / MANIFEST).exists()
+    assert (tmp_path / "saved" / TRACKER).read_text() == "2"
+    process.kill()
+    process.wait(10)
+    time.sleep(4)  # a writer that outlived its rank would have finished its file by now
+    (tmp_path / "metrics.jsonl").unlink()
+
+    paths = ["--save", str(tmp_path / "saved"), "--load", str(tmp_path / "saved")]
+    ended = train(tmp_path, 2, *MOCK_DATA, *LAYOUT, *paths)
+
+    assert ended.code == 0, ended.output[-4000:]
+    assert f"removed {partial}: it was not saved to the end" in ended.output
+    # What the writer saved of iteration 2 is iteration 2, though training had gone on.
+    expected = losses(slow)
+    assert ended.losses() == pytest.approx({i: expected[i] for i in range(3, 7)}, abs=1e-5)
+    assert (tmp_path / "saved" / TRACKER).read_text() == "6"
+
+
+def test_sigterm_waits_for_the_save_that_is_under_way(tmp_path: Path) -> None:
+    process = start(tmp_path, SLOW, "--train-iters", "100000", "--exit-signal-handler")
+    wait_for_iteration(tmp_path, 3)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, tmp_path)
+    assert process.returncode == 0, output[-4000:]
+    last = max(losses(tmp_path))
+    assert SAVED in output
+    assert (tmp_path / "saved" / TRACKER).read_text() == str(last)
+    assert fault_of(tmp_path / "saved" / f"iter_{last:07d}") == ""
+
+
+def test_a_full_disk_ends_the_run_with_one_message(tmp_path: Path) -> None:
+    """A file size limit stands for the full disk."""
+    process = start(tmp_path, SMALL_FILES)
+    finish(process, tmp_path)
+    assert process.returncode == 1
+    told = json.loads((tmp_path / "failure.json").read_text())
+    assert told["exitcode"] == 2
+    assert "the checkpoint of iteration 2 could not be written" in told["message"]
+    assert "File too large" in told["message"]
+    assert list((tmp_path / "saved").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [({"async_strategy": "nvrx"}, "--async-strategy nvrx"), ({"ckpt_format": "torch_dcp"}, "not torch_dcp")],
+)
+def test_what_a_cpu_cannot_save_asynchronously_is_refused(asked: dict[str, str], told: str) -> None:
+    possible = {"async_save": True, "async_strategy": "mcore", "ckpt_format": "torch_dist"}
+    assert problems(Namespace(**possible), cuda=False) == []
+    (problem,) = problems(Namespace(**{**possible, **asked}), cuda=False)
+    assert told in str(problem)
+    assert problems(Namespace(**{**possible, **asked, "async_save": False}), cuda=False) == []

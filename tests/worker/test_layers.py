@@ -1,0 +1,249 @@
+"""Norms and attention on torch's kernels against plain float64 arithmetic, forward and backward."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron.flagscale.layers.attention import Attention
+from megatron.flagscale.layers.kernels import attend, attend_backward, plain_attend, plain_attend_backward
+from megatron.flagscale.layers.norm import Norm
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+ALONE = SimpleNamespace(tp=SimpleNamespace(size=lambda: 1), cp=SimpleNamespace(size=lambda: 1))
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The relative error, in the Euclidean norm."""
+    found = found.detach().double().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def config(**settings: Any) -> TransformerConfig:
+    heads = settings.pop("heads", 4)
+    return TransformerConfig(num_layers=2, hidden_size=16 * heads, num_attention_heads=heads, **settings)
+
+
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention as in the books: `[s, b, heads, d]` to `[s, b, heads * d]`; `hidden` marks pairs not seen."""
+    repeats = q.size(2) // k.size(2)
+    k, v = k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
+    scores = torch.einsum("qbhd,kbhd->bhqk", q, k) * scale
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return torch.einsum("bhqk,kbhd->qbhd", weights, v).flatten(2)
+
+
+def inputs(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def as_leaves(tensors: list[torch.Tensor], dtype: torch.dtype, device: str = "cpu") -> list[torch.Tensor]:
+    return [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+
+
+def causal(queries: int, keys: int) -> torch.Tensor:
+    return torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+
+
+def documents(batch: int, length: int) -> torch.Tensor:
+    """A causal mask `[batch, 1, s, s]` where each sample has two documents that do not see each other."""
+    where = torch.arange(length)
+    ends = torch.arange(1, batch + 1)[:, None] * length // (batch + 2)
+    other = (where[None] < ends)[:, None, None, :] != (where[None] < ends)[:, None, :, None]
+    return causal(length, length) | other
+
+
+def check_attention(
+    module: Attention,
+    shapes: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    given: torch.Tensor | None,
+    hidden: torch.Tensor,
+    dtype: torch.dtype,
+    device: str,
+    scale: float,
+) -> None:
+    *exact, grad = inputs(*shapes, (*shapes[0][:2], shapes[0][2] * shapes[2][3]))
+    # From the same rounded inputs: the error measured is the kernel's.
+    exact = [tensor.to(dtype).double() for tensor in exact]
+    grad = grad.to(dtype).double()
+    leaves = as_leaves(exact, dtype, device)
+    out = module.to(device)(*leaves, None if given is None else given.to(device))
+    out.backward(grad.to(device, dtype))
+    expected_leaves = as_leaves(exact, torch.float64)
+    expected = reference(expected_leaves[0], expected_leaves[1], expected_leaves[2], hidden, scale)
+    expected.backward(grad)
+    assert out.dtype == dtype
+    assert error(out, expected.detach()) <= LIMITS[dtype]
+    for leaf, expected_leaf in zip(leaves, expected_leaves, strict=True):
+        assert leaf.grad is not None
+        assert expected_leaf.grad is not None
+        assert error(leaf.grad, expected_leaf.grad) <= LIMITS[dtype]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("length", [2, 7, 64, 129])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["causal", "documents", "everything", "window"])
+def test_attention_is_exact(device: str, dtype: torch.dtype, length: int, groups: int, kind: str) -> None:
+    window = (5, 0) if kind == "window" else None
+    mask_type = AttnMaskType.no_mask if kind == "everything" else AttnMaskType.causal
+    module = Attention(
+        config(num_query_groups=groups, window_size=window), 1, mask_type, "self", 0.0, pg_collection=ALONE
+    )
+    given = documents(3, length) if kind == "documents" else None
+    hidden = {
+        "causal": causal(length, length),
+        "documents": given,
+        "everything": torch.zeros(length, length, dtype=torch.bool),
+        "window": causal(length, length) | (torch.arange(length)[:, None] - torch.arange(length) > 5),
+    }[kind]
+    assert hidden is not None
+    shapes = ((length, 3, 4, 16), (length, 3, groups, 16), (length, 3, groups, 16))
+    check_attention(module, shapes, given, hidden, dtype, device, scale=0.25)
+
+
+def test_the_softmax_scale_is_kept() -> None:
+    module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, softmax_scale=0.6, pg_collection=ALONE)
+    shape = (9, 2, 4, 16)
+    check_attention(module, (shape, shape, shape), None, causal(9, 9), torch.float32, "cpu", scale=0.6)
+
+
+def test_values_of_another_width() -> None:
+    module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
+    shapes = ((9, 2, 4, 16), (9, 2, 4, 16), (9, 2, 4, 24))
+    check_attention(module, shapes, None, causal(9, 9), torch.float32, "cpu", scale=0.25)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_fewer_queries_than_keys_are_the_last_ones(queries: int) -> None:
+    module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
+    shapes = ((queries, 2, 4, 16), (8, 2, 4, 16), (8, 2, 4, 16))
+    check_attention(module, shapes, None, causal(queries, 8), torch.float32, "cpu", scale=0.25)
+
+
+def test_a_query_that_sees_nothing_breaks_nothing() -> None:
+    module = Attention(config(), 1, AttnMaskType.padding, "self", 0.0, pg_collection=ALONE)
+    leaves = as_leaves(inputs(*[(8, 2, 4, 16)] * 3), torch.float32)
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    mask[0, :, 3] = True
+    out = module(*leaves, mask)
+    out.sum().backward()
+    assert all(tensor.isfinite().all() for tensor in (out, *(leaf.grad for leaf in leaves)))
+
+
+def test_bias_and_thd_batches_are_refused() -> None:
+    module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
+    q, k, v = inputs(*[(8, 2, 4, 16)] * 3)
+    with pytest.raises(NotImplementedError, match="THD"):
+        module(q, k, v, None, packed_seq_params=object())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(
+    ("attend_", "back"), [(attend, attend_backward), (plain_attend, plain_attend_backward)]
+)
+def test_a_kernel_knows_its_denominators(
+    device: str, dtype: torch.dtype, is_causal: bool, attend_: Any, back: Any
+) -> None:
+    q, k, v, grad = (
+        tensor.to(dtype).double()
+        for tensor in inputs((2, 4, 24, 16), (2, 2, 24, 16), (2, 2, 24, 16), (2, 4, 24, 16))
+    )
+    placed = [tensor.to(device, dtype) for tensor in (q, k, v)]
+    out, denominators = attend_(*placed, is_causal, 0.3)
+    grads = back(grad.to(device, dtype), *placed, out, denominators, is_causal, 0.3)
+    exact, exact_denominators = plain_exact(q, k, v, is_causal)
+    assert error(out, exact.detach()) <= LIMITS[dtype]
+    assert error(denominators, exact_denominators.detach()) <= 1e-4
+    for found, leaf in zip(grads, plain_grads(q, k, v, grad, is_causal), strict=True):
+        assert error(found, leaf) <= LIMITS[dtype]
+
+
+def plain_exact(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_causal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    scores = q @ k.transpose(-1, -2) * 0.3
+    if is_causal:
+        scores = scores.masked_fill(causal(24, 24), -torch.inf)
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+def plain_grads(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor, is_causal: bool
+) -> list[torch.Tensor]:
+    leaves = as_leaves([q, k, v], torch.float64)
+    plain_exact(leaves[0], leaves[1], leaves[2], is_causal)[0].backward(grad)
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("normalization", ["RMSNorm", "LayerNorm"])
+@pytest.mark.parametrize("zero_centered", [False, True])
+@pytest.mark.parametrize("width", [3, 33, 256])
+def test_norms_are_exact(
+    device: str, dtype: torch.dtype, normalization: str, zero_centered: bool, width: int
+) -> None:
+    settings = config(normalization=normalization, layernorm_zero_centered_gamma=zero_centered)
+    norm = Norm(settings, width, eps=1e-3)
+    x, weight, bias, grad = (
+        tensor.to(dtype).double() for tensor in inputs((5, 3, width), (width,), (width,), (5, 3, width))
+    )
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+        if norm.bias is not None:
+            norm.bias.copy_(bias)
+    norm.to(device, dtype)
+    (found,) = as_leaves([x], dtype, device)
+    norm(found).backward(grad.to(device, dtype))
+
+    exact, exact_weight, exact_bias = as_leaves([x, weight, bias], torch.float64)
+    centered = exact - exact.mean(-1, keepdim=True) if normalization == "LayerNorm" else exact
+    scaled = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + 1e-3)
+    # The sum weight + 1 is rounded as well.
+    factor = (exact_weight + 1 if zero_centered else exact_weight).to(dtype).double()
+    expected = scaled * factor + (exact_bias if normalization == "LayerNorm" else 0)
+    expected.backward(grad)
+
+    assert torch.allclose(norm(found).double().cpu(), expected, rtol=LIMITS[dtype], atol=LIMITS[dtype])
+    assert error(norm.weight.grad, exact_weight.grad) <= LIMITS[dtype]
+    if norm.bias is not None:
+        assert error(norm.bias.grad, exact_bias.grad) <= LIMITS[dtype]
+    assert error(found.grad, exact.grad) <= LIMITS[dtype]
+
+
+def test_a_new_norm_changes_nothing_but_the_size() -> None:
+    for zero_centered in (False, True):
+        norm = Norm(config(normalization="RMSNorm", layernorm_zero_centered_gamma=zero_centered), 64, 0.0)
+        (x,) = inputs((4, 64))
+        assert error(norm.double()(x), x / x.square().mean(-1, keepdim=True).sqrt()) < 1e-12
+
+
+def test_weights_of_a_norm_are_summed_over_a_sequence_parallel_group() -> None:
+    for parallel in (False, True):
+        settings = SimpleNamespace(
+            normalization="LayerNorm",
+            layernorm_zero_centered_gamma=False,
+            sequence_parallel=parallel,
+            params_dtype=torch.float32,
+        )
+        norm = Norm(settings, 8)
+        assert [parameter.sequence_parallel for parameter in norm.parameters()] == [parallel] * 2
+
+
+def test_another_normalization_is_refused() -> None:
+    with pytest.raises(ValueError, match="no such normalization"):
+        Norm(SimpleNamespace(**vars(config()) | {"normalization": "L2Norm"}), 8)

@@ -1,0 +1,137 @@
+"""Attention over a sequence that is spread over ranks, against plain float64 attention to the whole of it.
+
+Run as a module it is the job under test: it forks the ranks, and each writes the errors it found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.worker.harness import ROOT, environment
+from tests.worker.test_layers import LIMITS, as_leaves, causal, config, documents, error, inputs, reference
+
+Case = tuple[int, str, int, torch.dtype]  # ranks, way of exchange or kind of mask, groups of keys, precision
+
+CASES: tuple[Case, ...] = tuple(
+    (ranks, way, groups, dtype)
+    for ranks, way, groups, dtype in itertools.product((2, 3), ("p2p", "all_gather"), (1, 4), LIMITS)
+)
+# Beside plain causal attention, what goes the other way: all keys gathered, and a mask.
+MASKED: tuple[Case, ...] = tuple((2, way, 2, torch.float32) for way in ("documents", "window", "wide values"))
+CHUNK = 11
+
+
+def name_of(case: Case) -> str:
+    ranks, way, groups, dtype = case
+    return f"{ranks} ranks, {way}, {groups} groups, {dtype}"
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+    """The greatest relative errors of output and gradients over all ranks, by case."""
+    folder = tmp_path_factory.mktemp("context")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.worker.test_layers_context", str(folder)]
+    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=120)
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("case", [*CASES, *MASKED], ids=name_of)
+def test_spread_attention_is_exact(case: Case, errors: dict[str, list[float]]) -> None:
+    found = [errors[f"{name_of(case)} at {rank}"] for rank in range(case[0])]
+    assert all(max(of_rank) <= LIMITS[case[3]] for of_rank in found), found
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[1] == "p2p"], ids=name_of)
+def test_ring_and_gather_give_the_same_bits(case: Case, errors: dict[str, list[float]]) -> None:
+    ranks, _, groups, dtype = case
+    gathered = name_of((ranks, "all_gather", groups, dtype))
+    for rank in range(ranks):
+        # The output; gradients are summed in another order.
+        assert errors[f"{name_of(case)} at {rank}"][0] == errors[f"{gathered} at {rank}"][0]
+
+
+def zigzag(whole: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    """The part of `[s, ...]` that Megatron gives a rank."""
+    chunks = whole.chunk(2 * ranks)
+    return torch.cat((chunks[rank], chunks[-1 - rank]))
+
+
+def measure(case: Case, group: dist.ProcessGroup) -> list[float]:
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from megatron.flagscale.layers.attention import Attention
+
+    ranks, way, groups, dtype = case
+    rank, length = group.rank(), 2 * ranks * CHUNK
+    width = 24 if way == "wide values" else 16
+    shapes = ((length, 2, 4, 16), (length, 2, groups, 16), (length, 2, groups, width), (length, 2, 4 * width))
+    *exact, grad = (tensor.to(dtype).double() for tensor in inputs(*shapes))
+    settings = config(num_query_groups=groups, window_size=(5, 0) if way == "window" else None)
+    hidden = documents(2, length) if way == "documents" else causal(length, length)
+    if way == "window":
+        hidden |= torch.arange(length)[:, None] - torch.arange(length) > 5
+    module = Attention(
+        settings,
+        1,
+        AttnMaskType.causal,
+        "self",
+        0.0,
+        cp_comm_type=way,
+        pg_collection=SimpleNamespace(tp=SimpleNamespace(size=lambda: 1), cp=group),
+    )
+    leaves = as_leaves([zigzag(tensor, rank, ranks) for tensor in exact], dtype)
+    rows = zigzag(hidden.permute(2, 0, 1, 3), rank, ranks).permute(1, 2, 0, 3) if way == "documents" else None
+    out = module(*leaves, rows)
+    out.backward(zigzag(grad, rank, ranks).to(dtype))
+    whole = as_leaves(exact, torch.float64)
+    expected = reference(whole[0], whole[1], whole[2], hidden, 0.25)
+    expected.backward(grad)
+    pairs = [(out, expected), *((leaf.grad, of_all.grad) for leaf, of_all in zip(leaves, whole, strict=True))]
+    return [error(own, zigzag(of_all.detach(), rank, ranks)) for own, of_all in pairs]
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    world = max(case[0] for case in CASES)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    groups = {ranks: dist.new_group(list(range(ranks))) for ranks in (2, 3)}
+    for case in (*CASES, *MASKED):
+        if rank < case[0]:
+            found = measure(case, groups[case[0]])
+            (folder / f"{name_of(case)} at {rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def main(folder: Path) -> int:
+    from megatron.flagscale.platform import patch_engine
+
+    patch_engine()
+    import megatron.flagscale.layers.attention  # noqa: F401  (once, before the ranks are forked)
+
+    ranks = []
+    for rank in range(max(case[0] for case in CASES)):
+        if not (pid := os.fork()):
+            code = 1
+            try:
+                run_rank(rank, folder)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        ranks.append(pid)
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,87 @@
+"""A few parallel layouts that together use every kind of parallelism compute the training of one process.
+
+All others are in `python -m benchmarks.layouts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, ZERO
+from tests.worker.layouts import CP2, PP2, TP2, Curve, Difference, Layout, Run, compare, run_all
+
+STEPS = 6
+SAVED_AT = 3
+NAMES = (
+    "llama: TP2 SP CP2",
+    "llama: PP2 interleaved",
+    "gpt: TP2 SP PP2 distributed optimizer",
+    "moe: EP2 TP2 SP, ETP1",
+    "packed: CP2",
+    "packed: PP4, documents masked on middle stages",
+)
+CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
+BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, options="--init-by-rank")
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Difference]:
+    folder: Path = tmp_path_factory.mktemp("layouts")
+    return compare([*CHOSEN.values(), BY_RANK], folder, STEPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layout_computes_what_one_process_does(name: str, differences: dict[str, Difference]) -> None:
+    found = differences[name]
+    assert found.is_small(CHOSEN[name].model), found
+
+
+def test_weights_drawn_by_rank_are_other_weights(differences: dict[str, Difference]) -> None:
+    found = differences[BY_RANK.name]
+    assert not found.error
+    assert found.loss > 1e-3
+
+
+# A checkpoint is written under the first layout of each model and continued under all others.
+SAVED = {
+    "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
+    "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+    "one": Layout("moe saved as one", "moe", 1, ""),
+}
+CONTINUED = (
+    ("llama", Layout("llama as DP2", "llama", 2, "")),
+    ("llama", Layout("llama as CP2", "llama", 2, CP2)),
+    ("experts", Layout("moe as one", "moe", 1, "")),
+    ("experts", Layout("moe as EP2 PP2", "moe", 4, f"{EP2} {PP2}")),
+    ("one", Layout("moe as EP2", "moe", 2, EP2)),
+)
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
+    folder: Path = tmp_path_factory.mktemp("checkpoints")
+    runs: list[Run] = []
+    for saved, layout in SAVED.items():
+        runs.append(_run(layout, "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
+    for saved, layout in CONTINUED:
+        runs.append(_run(layout, "--load", f"{folder}/{saved}", "--ckpt-step", str(SAVED_AT)))
+    return run_all(runs, folder / "runs")
+
+
+def _run(layout: Layout, *more: str) -> Run:
+    run = layout.run(STEPS)
+    return replace(run, argv=(*run.argv, ZERO, *more))
+
+
+@pytest.mark.parametrize(("saved", "layout"), CONTINUED, ids=lambda value: getattr(value, "name", ""))
+def test_another_layout_continues_from_a_checkpoint(
+    saved: str, layout: Layout, continued: dict[str, Curve]
+) -> None:
+    whole, rest = continued[SAVED[saved].name], continued[layout.name]
+    assert not whole.error
+    assert not rest.error
+    assert rest.losses == pytest.approx(whole.losses[SAVED_AT:], abs=2e-5)
+    assert rest.grad_norms == pytest.approx(whole.grad_norms[SAVED_AT:], rel=1e-4)

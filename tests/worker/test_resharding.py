@@ -1,0 +1,80 @@
+"""A checkpoint saved under one parallel layout continues under another, as if nothing had been interrupted.
+
+`test_layouts.py` holds more pairs, of other kinds of parallelism; here are those with the distributed
+optimizer on either side, an asynchronous save, and the padded vocabulary.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.worker.layouts import MODELS, PP2, TP2, Curve, Run, run_all
+
+STEPS = 4
+SAVED_AT = 2
+ZERO = "--use-distributed-optimizer"
+EP2 = "--expert-model-parallel-size 2"
+INTERLEAVED = f"{PP2} --num-virtual-stages-per-pipeline-rank 2"
+OVERLAP = "--overlap-grad-reduce --overlap-param-gather"
+# 256 tokens: 300 rows in one process, 400 with two tensor parallel ranks.
+PADDED = "--make-vocab-size-divisible-by 100"
+
+# Name: model, ranks, options.
+SAVED = {
+    "TP2 PP2": ("llama", 4, f"{TP2} {PP2} {ZERO} --async-save"),
+    "DP2": ("gpt", 2, f"{ZERO} {OVERLAP}"),
+    "EP2": ("moe", 2, f"{EP2} {ZERO} --async-save"),
+    "padded TP2": ("llama", 2, f"{TP2} {ZERO} {PADDED}"),
+}
+CONTINUED = (
+    ("TP2 PP2", 1, ZERO),
+    ("TP2 PP2", 2, f"{ZERO} {OVERLAP}"),
+    ("TP2 PP2", 2, f"{INTERLEAVED} {ZERO}"),
+    ("TP2 PP2", 2, f"{TP2} {ZERO}"),
+    ("DP2", 4, f"{TP2} {PP2} {ZERO}"),
+    ("EP2", 1, ZERO),
+    ("padded TP2", 1, f"{ZERO} --make-vocab-size-divisible-by 400"),
+)
+OTHER_PADDING = "padded TP2 with other padding"
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
+    """Every run of this file: each saved layout to its end, then what continues from its middle."""
+    folder: Path = tmp_path_factory.mktemp("resharding")
+
+    def run(name: str, model: str, ranks: int, *options: str) -> Run:
+        argv = (*MODELS[model], "--train-iters", str(STEPS), *shlex.split(" ".join(options)))
+        return Run(name, ranks, argv)
+
+    def load(saved: str) -> str:
+        return f"--load '{folder / 'saved' / saved}' --ckpt-step {SAVED_AT}"
+
+    runs = [
+        run(name, model, ranks, options, f"--save '{folder / 'saved' / name}' --save-interval {SAVED_AT}")
+        for name, (model, ranks, options) in SAVED.items()
+    ]
+    runs += [
+        run(f"{saved} as {ranks} {options}", SAVED[saved][0], ranks, options, load(saved))
+        for saved, ranks, options in CONTINUED
+    ]
+    runs.append(run(OTHER_PADDING, "llama", 1, ZERO, PADDED, load("padded TP2")))
+    return run_all(runs, folder / "runs")
+
+
+@pytest.mark.parametrize(("saved", "ranks", "options"), CONTINUED)
+def test_another_layout_continues(saved: str, ranks: int, options: str, curves: dict[str, Curve]) -> None:
+    whole, rest = curves[saved], curves[f"{saved} as {ranks} {options}"]
+    assert not whole.error + rest.error
+    assert rest.losses == pytest.approx(whole.losses[SAVED_AT:], abs=1e-5)
+    assert rest.grad_norms == pytest.approx(whole.grad_norms[SAVED_AT:], rel=1e-4)
+
+
+def test_other_padding_of_the_vocabulary_is_refused_with_what_to_set(curves: dict[str, Curve]) -> None:
+    refused = curves[OTHER_PADDING]
+    assert not refused.losses
+    assert "was saved with 400 token rows, this run has 300" in refused.error
+    assert "set --make-vocab-size-divisible-by 400" in refused.error
