@@ -10,7 +10,9 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from flagscale.config.load import load_action
 from flagscale.config.locate import Locator, locator
@@ -66,6 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not codes and stop.code == 1:
             return UserError.exit_code
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
+    except (HydraException, OmegaConfBaseException) as error:
+        # The same mistakes, where Hydra leaves them to us: under a debugger or tracer.
+        print(error, file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,6 +127,12 @@ def build(tmp_path: Path) -> Callable[..., Job]:
         return MEGATRON.build(experiment, (Host(0, "localhost", ranks, platform),), Locator())
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def no_foreign_log_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra flushes every log handler of the process; other tests' libraries left some with closed files."""
+    monkeypatch.setattr(logging, "_handlerList", [])
 
 
 @pytest.fixture
