@@ -165,7 +165,7 @@ def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
     assert ended.code == 1
     assert ended.failure is not None
     assert ended.failure["exitcode"] == 2
-    assert ended.failure["message"] == f"the tokenizer {tmp_path / 'nowhere'} does not exist"
+    assert ended.failure["message"] == f"--tokenizer-model: {tmp_path / 'nowhere'}: no such tokenizer"
     assert ended.output.count("error: ") == 1
     assert "Traceback" not in ended.output
 
