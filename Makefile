@@ -4,15 +4,20 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := --config-path ./examples/aquila/conf --config-name config
 
-.PHONY: demo test test-all lint bench layouts catalog lock clean
+SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
+
+.PHONY: demo demo-serve test test-all lint ssh bench bench-hetero layouts hetero-layouts conversions soak catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
 
-test: lint            ## what CI runs: lint, types, all tests that fit in minutes, coverage of flagscale/
+demo-serve: $(READY)  ## train it where that was not done, convert it, serve it, ask it, and stop
+	$(BIN)/python tools/demo_serve.py
+
+test: lint ssh        ## what CI runs: lint, types, all tests that fit in minutes, coverage of flagscale/
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
 
-test-all: lint        ## the slow ones too
+test-all: lint ssh    ## the slow ones too
 	$(BIN)/python -m pytest --slow --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(READY)
@@ -20,15 +25,42 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Where a service manager runs, installing the package would open the machine to logins: the user's decision.
+ssh:                  ## the servers that the SSH tests start; where they are missing, those tests are skipped
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	complete() { command -v sshd && command -v ssh && command -v ip; } >/dev/null; \
+	if complete; then exit; fi; \
+	if [ "$$(id -u)" = 0 ] && [ ! -d /run/systemd/system ] && command -v apt-get >/dev/null; then \
+		echo "installing $(SSH_TEST_PACKAGES) ..."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get -qq update >/dev/null && \
+			apt-get -qq install --no-install-recommends $(SSH_TEST_PACKAGES) >/dev/null; \
+	fi; \
+	complete || echo "the SSH tests will be skipped: they need the packages $(SSH_TEST_PACKAGES)"
+
 bench: $(READY)       ## the launcher's overhead against plain torchrun, in one run
 	$(BIN)/python benchmarks/launch_overhead.py
+
+bench-hetero: $(READY) ## unequal chips together against each alone; ordinary jobs with and without meshes
+	$(BIN)/python -m benchmarks.hetero
 
 layouts: $(READY)     ## every parallel layout against one process: the table of docs/layouts.md
 	$(BIN)/python -m benchmarks.layouts
 
-catalog: $(READY)     ## every argument of the installed engine, for the checks before a launch
+hetero-layouts: $(READY) ## unequal meshes against one process: the table of docs/hetero.md
+	$(BIN)/python -m benchmarks.hetero_layouts
+
+conversions: $(READY) ## every family to Megatron and back, trained between: the table of docs/conversion.md
+	$(BIN)/python -m benchmarks.conversion_table
+
+soak: $(READY) ssh    ## 200 random starts, kills and stops on four hosts; nothing may be left
+	$(BIN)/python -m benchmarks.soak
+
+catalog: $(READY)     ## every argument of the installed engines, for the checks before a launch
 	$(BIN)/python -m megatron.flagscale.catalog > build/catalog.json
 	mv build/catalog.json flagscale/engines/catalog/megatron.json
+	$(BIN)/python -m vllm_flagscale.catalog > build/catalog.json
+	mv build/catalog.json flagscale/engines/catalog/vllm.json
 
 lock: $(READY)        ## write down the versions that are installed now
 	sed -n '/^#/p' requirements/constraints.txt > build/constraints.txt
@@ -38,11 +70,12 @@ lock: $(READY)        ## write down the versions that are installed now
 clean:                ## everything that make wrote, but no run and no data
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
-$(READY): pyproject.toml requirements/constraints.txt
+$(READY): pyproject.toml requirements/constraints.txt tools/install_vllm.py
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.12, or name it: make PYTHON=..."; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "$(PYTHON) is not Python 3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the engine and tools into .venv (about 5 GB; minutes the first time) ..."
+	@echo "installing the engines and tools into .venv (about 7 GB; minutes the first time) ..."
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
+	$(BIN)/python tools/install_vllm.py
 	mkdir -p build
 	touch $(READY)

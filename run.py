@@ -2,7 +2,10 @@
 
 import sys
 
-from flagscale.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from flagscale.cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # while importing: `main` answers to it by itself
+        sys.exit(130)

@@ -2,7 +2,8 @@
 
 Times a training step of the demo model (4 layers of 128, 8k vocabulary, one sample, fp32, one thread) at
 growing sequence lengths, both layers in turn, and the memory that one attention core adds at its peak,
-forward and backward, 4 heads of 32. Prints two tables, and with `--write` puts them into docs/layouts.md.
+forward and backward, 4 heads of 32, also with packed documents. Prints two tables, and with `--write` puts
+them into docs/layouts.md.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.layouts import DOCUMENT, write
 from tests.worker.harness import read_metrics
 from tests.worker.layouts import Run, run_all
 
+if TYPE_CHECKING:
+    import torch
+
 LENGTHS = (256, 512, 1024, 2048, 4096)
 KINDS = ("local", "torch")
-ROUNDS = 2
-STEPS = 5
+ROUNDS = 3
+DOCUMENT_TOKENS = 200
 DEMO = """
     --mock-data --tokenizer-type NullTokenizer --vocab-size 8191 --make-vocab-size-divisible-by 64
     --num-layers 4 --hidden-size 128 --ffn-hidden-size 384 --num-attention-heads 4
@@ -51,7 +56,8 @@ def step_times() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], fl
             1,
             (
                 *shlex.split(DEMO),
-                *("--transformer-impl", kind, "--train-iters", str(STEPS)),
+                # The shorter a step, the more of them: other work on the machine disturbs it more.
+                *("--transformer-impl", kind, "--train-iters", str(5 + 4096 // length)),
                 *("--seq-length", str(length), "--max-position-embeddings", str(length)),
             ),
         )
@@ -101,29 +107,49 @@ def memory_table() -> str:
         )
         parallel_state.initialize_model_parallel()
         model_parallel_cuda_manual_seed(1)
-        lines = ["| tokens | local, MB at the peak | torch, MB at the peak |", "|---|---|---|"]
+        lines = [
+            "| tokens | local, MB at the peak | torch, MB at the peak | local, packed | torch, packed |",
+            "|---|---|---|---|---|",
+        ]
         for length in LENGTHS:
-            peaks = [in_a_fork(functools.partial(peak_of, kind, length)) for kind in KINDS]
-            lines.append(f"| {length} | {peaks[0] / 1e6:.0f} | {peaks[1] / 1e6:.0f} |")
+            peaks = [
+                in_a_fork(functools.partial(peak_of, kind, length, packed))
+                for packed in (False, True)
+                for kind in KINDS
+            ]
+            lines.append(" | ".join([f"| {length}", *(f"{peak / 1e6:.0f}" for peak in peaks)]) + " |")
         torch.distributed.destroy_process_group()
     return "\n".join(lines)
 
 
-def peak_of(kind: str, length: int) -> int:
-    """Return the bytes that one attention core adds to this process at its peak."""
+def peak_of(kind: str, length: int, packed: bool) -> int:
+    """Return the bytes that one attention core adds to this process at its peak, `packed` or not."""
     import torch
     from megatron.core.transformer.dot_product_attention import DotProductAttention
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from megatron.flagscale.layers.attention import Attention
+    from megatron.flagscale.layers.documents import document_starts
 
     config = TransformerConfig(num_layers=1, hidden_size=128, num_attention_heads=4, attention_dropout=0.0)
     core = {"local": DotProductAttention, "torch": Attention}[kind](config, 1, AttnMaskType.causal, "self")
     q, k, v = (torch.randn(length, 1, 4, 32, requires_grad=True) for _ in range(3))
     before = status("VmRSS")
-    core(q, k, v, None).sum().backward()
+    hidden = None
+    if packed:
+        starts = document_starts((torch.arange(length) % DOCUMENT_TOKENS)[None], eod=DOCUMENT_TOKENS - 1)
+        hidden = starts if kind == "torch" else mask_of(starts)
+    core(q, k, v, hidden).sum().backward()
     return status("VmHWM") - before
+
+
+def mask_of(starts: torch.Tensor) -> torch.Tensor:
+    """Return what Megatron's data loader makes: `[b, 1, s, s]`, True where a key is not seen."""
+    import torch
+
+    keys = torch.arange(starts.size(1))
+    return (keys > keys[:, None]) | (keys < starts[:, None, :, None])
 
 
 def status(name: str) -> int:

@@ -17,9 +17,13 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "layouts.md"
 BEGIN, END = "<!-- layouts: begin -->", "<!-- layouts: end -->"
 
 SP = "--sequence-parallel"
+ALLTOALL = "--moe-token-dispatcher-type alltoall"
 EP2 = "--expert-model-parallel-size 2"
 ETP1 = "--expert-tensor-parallel-size 1"
+PP4 = "--pipeline-model-parallel-size 4"
 VPP2 = "--num-virtual-stages-per-pipeline-rank 2"
+NO_OVERLAP = "--no-overlap-p2p-communication"
+GROUPED = "--moe-grouped-gemm"
 ZERO = "--use-distributed-optimizer"
 OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
 FULL = "--recompute-granularity full --recompute-num-layers 1 --recompute-method"
@@ -32,8 +36,10 @@ LAYOUTS = tuple(
         ("llama", "TP2 SP", 2, f"{TP2} {SP}"),
         ("llama", "TP4 SP, 2 groups of keys", 4, f"--tensor-model-parallel-size 4 {SP}"),
         ("llama", "PP2", 2, PP2),
-        ("llama", "PP4", 4, "--pipeline-model-parallel-size 4"),
+        ("llama", "PP4", 4, PP4),
         ("llama", "PP2 interleaved", 2, f"{PP2} {VPP2}"),
+        ("llama, 8 layers", "PP4 interleaved", 4, f"{PP4} {VPP2}"),
+        ("llama, 8 layers", "PP4 interleaved, sends not overlapped", 4, f"{PP4} {VPP2} {NO_OVERLAP}"),
         ("llama", "PP2 uneven (3 layers, 1 layer)", 2, f"{PP2} --pipeline-model-parallel-layout Ettt|tL"),
         ("llama", "DP2", 2, ""),
         ("llama", "DP2 distributed optimizer", 2, ZERO),
@@ -61,15 +67,22 @@ LAYOUTS = tuple(
         ("moe", "DP2", 2, ""),
         ("moe", "EP2", 2, EP2),
         ("moe", "EP2, all-gather dispatch", 2, f"{EP2} --moe-token-dispatcher-type allgather"),
-        ("moe", "EP2, alltoall dispatch", 2, f"{EP2} --moe-token-dispatcher-type alltoall"),
+        ("moe", "EP2, alltoall dispatch", 2, f"{EP2} {ALLTOALL}"),
         ("moe", "EP2 distributed optimizer", 2, f"{EP2} {ZERO}"),
         ("moe", "EP2 PP2", 4, f"{EP2} {PP2}"),
         ("moe", "EP2 CP2", 2, f"{EP2} {CP2}"),
         ("moe", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+        ("moe", "TP2 SP, ETP2", 2, f"{TP2} {SP}"),
+        ("moe", "TP2 SP, ETP2, alltoall dispatch", 2, f"{TP2} {SP} {ALLTOALL}"),
+        ("moe", "EP2 TP2 SP, ETP2, alltoall dispatch", 4, f"{EP2} {TP2} {SP} {ALLTOALL}"),
+        ("moe", "grouped", 1, GROUPED),
+        ("moe", "EP2 TP2 SP, ETP2, alltoall dispatch, grouped", 4, f"{EP2} {TP2} {SP} {ALLTOALL} {GROUPED}"),
+        ("packed", "Megatron's local layers, masks in memory", 1, "--transformer-impl local"),
+        ("packed", "recompute full, uniform", 1, f"{FULL} uniform"),
         ("packed", "TP2 SP", 2, f"{TP2} {SP}"),
         ("packed", "CP2", 2, CP2),
         ("packed", "CP2 DP2", 4, CP2),
-        ("packed", "PP4, documents masked on middle stages", 4, "--pipeline-model-parallel-size 4"),
+        ("packed", "PP4, documents masked on middle stages", 4, PP4),
         ("qk norm", "TP2", 2, TP2),
         ("qk norm", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
         ("shared", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
@@ -105,9 +118,9 @@ def write(document: Path, text: str, begin: str, end: str) -> None:
     document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
-def main(names: Sequence[str]) -> int:
-    """Run the named layouts, or all; 1 when one differs from one process."""
-    layouts = [layout for layout in LAYOUTS if not names or layout.name in names]
+def measure(chosen: Sequence[Layout], names: Sequence[str], document: Path, begin: str, end: str) -> int:
+    """Run the named layouts, or all and write the document's table; 1 when one differs from one process."""
+    layouts = [layout for layout in chosen if not names or layout.name in names]
     with tempfile.TemporaryDirectory() as folder:
         differences = compare(layouts, Path(folder))
     text = table(layouts, differences)
@@ -116,9 +129,9 @@ def main(names: Sequence[str]) -> int:
     for layout in wrong:
         print(f"\n{layout.name}:\n{differences[layout.name].error}")
     if not names:
-        write(DOCUMENT, text, BEGIN, END)
+        write(document, text, begin, end)
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(measure(LAYOUTS, sys.argv[1:], DOCUMENT, BEGIN, END))

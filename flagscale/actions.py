@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from flagscale.config.load import load_command_keys, load_exp_dir
-from flagscale.follow import LogTail, current_status, follow
+from flagscale.cluster.cloud import own_rank, run_dir
+from flagscale.config.load import load_command_keys, load_place
+from flagscale.follow import current_status, follow, follow_programs, statuses
 from flagscale.job import LaunchPlan
 from flagscale.launch import launcher
 from flagscale.launch.place import secrets
 from flagscale.launch.rundir import RunDir
-from flagscale.preflight import preflight, require_free_port
+from flagscale.preflight import preflight, require_ready
 from flagscale.prepare import Prepared, Request, prepare
-from flagscale.report import plan_text, started_text, status_json, status_text
-
-_FOLLOW_SECONDS = 1.0
+from flagscale.programs import servers
+from flagscale.progress import counted
+from flagscale.report import JobStatus, plan_text, started_text, status_json, status_text, taking_part
+from flagscale.tail import LogTail
 
 
 def run(request: Request) -> int:
-    """Start the job in the background and confirm that every host runs it."""
-    print(started_text(_start(request)))
-    return 0
+    """Start the job in the background and confirm that every host runs it.
+
+    On a platform that runs this command on every host it stays in the foreground: the command's end is the
+    host's.
+    """
+    if load_place(request.config).is_cloud:
+        return test(request)
+    plan = _start(request)
+    print(started_text(plan), flush=True)
+    return _until_ready(plan) if servers(plan) else 0
 
 
 def test(request: Request) -> int:
     """Run the job in the foreground: progress until it ends; Ctrl-C stops it on all hosts."""
     plan = _start(request)
     print(started_text(plan), flush=True)
+    # A platform, or a queue, ends a job by TERM.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = follow(plan)
     except KeyboardInterrupt:
         print("\nstopping the job ...", flush=True)
         _stop(plan)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(status_text(status))
-    code = next((host.state.exit_code for host in status.hosts if host.state and host.state.exit_code), 0)
+    hosts = taking_part(status.hosts)
+    code = next((host.state.exit_code for host in hosts if host.state and host.state.exit_code), 0)
     return code if code > 0 else status.exit_code
 
 
@@ -51,10 +68,11 @@ def dryrun(request: Request) -> int:
 def check(request: Request) -> int:
     """Perform every check, also those that ask the hosts, and tell the outcome of each."""
     prepared = _prepare(request, run_id="check")
-    outcomes = preflight(prepared.experiment, prepared.job, prepared.engine.distribution)
+    outcomes = preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
     for outcome in outcomes:
-        print(f"{'ok    ' if outcome.ok else 'FAILED'}  {outcome.host}  {outcome.text}")
-    return 0 if all(outcome.ok for outcome in outcomes) else 1
+        grade = "ok    " if outcome.ok else "beware" if outcome.is_advice else "FAILED"
+        print(f"{grade}  {outcome.host}  {outcome.text}")
+    return 0 if all(outcome.ok or outcome.is_advice for outcome in outcomes) else 1
 
 
 def query(request: Request) -> int:
@@ -65,12 +83,12 @@ def query(request: Request) -> int:
         return 3
     if watch and not as_json:
         status = follow(plan)
+    elif watch:
+        for status in statuses(plan, _complain):
+            if not status.ended:
+                print(json.dumps(status_json(status)), flush=True)
     else:
         status = current_status(plan)
-        while watch and not status.ended:
-            print(json.dumps(status_json(status)), flush=True)
-            time.sleep(_FOLLOW_SECONDS)
-            status = current_status(plan)
     print(json.dumps(status_json(status)) if as_json else status_text(status))
     return status.exit_code
 
@@ -83,13 +101,12 @@ def logs(request: Request) -> int:
         return 3
     tail = LogTail(plan)
     tail.skip_earlier_runs()
-    while True:
-        ended = not watch or current_status(plan).ended
+    for ended in (status.ended for status in statuses(plan, _complain)) if watch else (True,):
         for line in tail.lines(last=ended):
             print(line, flush=watch)
-        if ended:
-            return 0
-        time.sleep(_FOLLOW_SECONDS)
+    for host, trouble in tail.troubles.items():
+        _complain(f"{host.name}: its log cannot be read: {trouble}")
+    return 1 if tail.troubles else 0
 
 
 def stop(request: Request) -> int:
@@ -118,9 +135,41 @@ def _prepare(request: Request, run_id: str | None = None) -> Prepared:
 
 def _start(request: Request) -> LaunchPlan:
     prepared = _prepare(request)
-    require_free_port(prepared.experiment, prepared.job, prepared.engine.distribution)
-    launcher.start(prepared.plan, prepared.config, secrets(prepared.job, prepared.experiment))
-    return prepared.plan
+    if servers(prepared.plan):
+        # Before their ports are found taken, by themselves.
+        launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan)
+    meeting = require_ready(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
+    plan = prepared.placed(meeting)
+    with counted("starting", len(plan.nodes)) as done:
+        launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done)
+    return plan
+
+
+def _until_ready(plan: LaunchPlan) -> int:
+    """Wait for servers to answer; where they do not, the job is stopped again."""
+    deadline = time.monotonic() + plan.ready_timeout
+
+    def is_enough(status: JobStatus) -> bool:
+        return status.phase == "running" or time.monotonic() > deadline
+
+    try:
+        status = follow_programs(plan, is_enough)
+    except KeyboardInterrupt:
+        print("\nstopping the job ...", flush=True)
+        _stop(plan)
+        return 130
+    if status.phase == "running":
+        return 0
+    print(status_text(status), file=sys.stderr)
+    if not status.ended:
+        limit = plan.ready_timeout
+        print(f"error: no answer within {limit:g} s (experiment.runner.ready_timeout)", file=sys.stderr)
+    _stop(plan)
+    return 1
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _stop(plan: LaunchPlan) -> int:
@@ -132,7 +181,10 @@ def _stop(plan: LaunchPlan) -> int:
 
 def _recorded(request: Request) -> LaunchPlan | None:
     """The plan of the newest start; tells where it looked when there is none."""
-    exp_dir = load_exp_dir(request.config)
+    place = load_place(request.config)
+    exp_dir = place.exp_dir
+    if place.is_cloud:
+        exp_dir = run_dir(exp_dir, own_rank(place.node_rank, os.environ))
     plan = RunDir(exp_dir).read_plan()
     if plan is None:
         print(f"nothing was started in {exp_dir}", file=sys.stderr)

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from flagscale.config.command_line import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.load import load_action
 from flagscale.config.locate import Locator, locator
 from flagscale.config.schema import ACTIONS
@@ -34,10 +33,11 @@ _USAGE = f"""flagscale: train and serve large models on whatever chips you have
 
     FOLDER and FILE   an experiment, e.g. --config-path ./examples/aquila/conf --config-name config
     ACTION            one of {", ".join(ACTIONS)}
-    key=value         changes a key of the YAML (Hydra's overrides; +key=value adds one)
+    key=value         sets a key of the YAML, in the file or not (Hydra's overrides), e.g. train.model.lr=1e-3
 
 with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
-_PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+# Hydra's switch for raising what it would print in its own words.
+_RAISE = "HYDRA_FULL_ERROR"
 # One of these is needed: the experiment's name, or a question that Hydra answers without one.
 _SUBJECTS = ("--config-name", "-cn", "--version", "--hydra-help", "--shell-completion", "-sc")
 
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     codes: list[int] = []
 
     def perform(config: DictConfig) -> None:
+        os.environ.pop(_RAISE, None)  # it is none of the job's business
         codes.append(_perform(config))
 
     if not any(word.partition("=")[0] in _SUBJECTS for word in words):
@@ -59,19 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _USAGE if asked else f"no experiment named\n\n{_USAGE}"
         print(message, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else UserError.exit_code
-    words = _absolute_config_path(words)
+    words = as_hydra_takes_it(words)
+    os.environ[_RAISE] = "1"
     sys.argv = [sys.argv[0], *words, *(default for default in _QUIET if not _names(words, default))]
     try:
         hydra.main(version_base="1.3", config_path=None)(perform)()
-    except SystemExit as stop:
-        # Hydra found a mistake of the user's before the action began (a missing file, a bad override).
-        if not codes and stop.code == 1:
-            return UserError.exit_code
+    except SystemExit as stop:  # an unknown flag, or a question that is answered
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
-    except (HydraException, OmegaConfBaseException) as error:
-        # The same mistakes, where Hydra leaves them to us: under a debugger or tracer.
-        print(error, file=sys.stderr)
-        return UserError.exit_code
+    except COMPLAINTS as error:
+        return _tell(UserError([problem_of(error, config_folder(words))]))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -80,22 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return max(codes, default=0)
-
-
-def _absolute_config_path(words: list[str]) -> list[str]:
-    """Make --config-path mean a path below the current directory, like every other path a user types.
-
-    Hydra would look for it beside the module that holds the task function.
-    """
-    absolute: list[str] = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag in _PATH_FLAGS and equals:
-            word = f"{flag}={Path(value).absolute()}"
-        elif absolute and absolute[-1] in _PATH_FLAGS:
-            word = str(Path(word).absolute())
-        absolute.append(word)
-    return absolute
 
 
 def _names(words: Sequence[str], default: str) -> bool:
@@ -112,10 +93,7 @@ def _perform(config: DictConfig) -> int:
         action = load_action(config, where)
         return ACTIONS[action](Request(config, where))
     except UserError as error:
-        count = len(error.problems)
-        title = "1 mistake" if count == 1 else f"{count} mistakes"
-        print(f"{title} in the configuration:\n{error}" if count else str(error), file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except FlagScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -125,6 +103,13 @@ def _perform(config: DictConfig) -> int:
         # A bug of ours: the whole traceback, which Hydra would cut.
         traceback.print_exc()
         return 1
+
+
+def _tell(error: UserError) -> int:
+    count = len(error.problems)
+    title = "1 mistake" if count == 1 else f"{count} mistakes"
+    print(f"{title} in the configuration:\n{error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _locator() -> Locator:

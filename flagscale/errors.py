@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +48,8 @@ class HostError(FlagScaleError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint with the valid name closest to `name`, else, for a short list, all valid names."""
+    import difflib  # here, because the hosts, which start many at once, never ask
+
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -4,60 +4,153 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from flagscale.job import Host, LaunchPlan
+from flagscale.errors import FlagScaleError
+from flagscale.job import LaunchPlan, NodeCommand
 from flagscale.launch import launcher
-from flagscale.launch.rundir import RunDir
-from flagscale.node.output import find_run
-from flagscale.progress import progress_text, read_progress
-from flagscale.report import JobStatus, job_status
+from flagscale.launch.fanout import read, sees_our_files
+from flagscale.launch.launcher import HostStatus
+from flagscale.node.program_state import OVER, from_json
+from flagscale.programs import Placed, change, has_programs, program_lines
+from flagscale.progress import TAIL_BYTES, progress_text, read_progress
+from flagscale.report import JobStatus, job_status, taking_part
+from flagscale.tail import LogTail, of_all
 
 _POLL = 0.5
+_GIVE_UP = 15.0
+"""Seconds after which hosts that cannot be asked do not keep up a job that has ended on others."""
 _CHUNK = 1 << 20
-NOTICE = "flagscale: "
-"""Lines of the workers with this mark are meant for the user and are shown while following."""
 
 
 def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
-    """Ask every host once and read the metrics of this run; `count` as in `launcher.status`."""
+    """Ask the hosts once and read the metrics of this run; `count` as in `launcher.status`."""
     hosts = launcher.status(plan, count=count)
     started = min((host.state.started for host in hosts if host.state), default=0.0)
-    return job_status(plan, hosts, read_progress(RunDir(Path(plan.exp_dir)).metrics, started))
+    # The last rank writes the metrics, so they lie on the last host where the hosts share no file system.
+    last = taking_part(hosts)[-1]
+    node = plan.node(last.host.rank)
+    tail = _read(plan, node, "metrics", -TAIL_BYTES, TAIL_BYTES) if _is_readable(plan, last) else b""
+    return job_status(plan, hosts, read_progress(tail, started), _programs(plan, hosts))
+
+
+def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:
+    """Whether a host's files need no question to a host that has just not answered."""
+    return not host.trouble or sees_our_files(plan, host.host)
+
+
+def _read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> bytes:
+    """Read a piece of a file of the run; b"" where it is not there, or its host has gone this moment."""
+    try:
+        return read(plan, node, name, position, size)[0]
+    except FlagScaleError:
+        return b""  # the status tells of a host that cannot be asked
+
+
+def _programs(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[Placed]:
+    """Return how the programs of all hosts are, as far as they have said it."""
+    asked = [
+        (node, host)
+        for node, host in zip(plan.nodes, hosts, strict=True)
+        if node.programs and _is_readable(plan, host)
+    ]
+    texts = of_all(plan, [node for node, _ in asked], lambda node: _read(plan, node, "programs", 0, _CHUNK))
+    found: list[Placed] = []
+    for (node, host), text in zip(asked, texts, strict=True):
+        for state in from_json(text, plan.run_id):
+            # Their launcher had no last word where it was killed.
+            over = host.ended and state.phase not in OVER
+            found.append((node.host.name, replace(state, phase="stopped") if over else state))
+    return found
+
+
+def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobStatus]:
+    """Yield the status of a job twice a second until it has ended; that is the last one.
+
+    Where the job has ended on some hosts and the others cannot be asked any more, they are given up after a
+    while: a host that lost its power never answers.
+
+    Args:
+        tell: given a line for every host that cannot be asked, once.
+    """
+    told: dict[str, str] = {}
+    since: float | None = None
+    while True:
+        status = current_status(plan, count=False)
+        for host in status.hosts:
+            if host.trouble and told.get(host.host.name) != host.trouble:
+                tell(f"{host.host.name}: {host.trouble}")
+            told[host.host.name] = host.trouble
+        since = (since or time.monotonic()) if status.is_lost else None
+        if since and time.monotonic() - since > _GIVE_UP:
+            status = replace(status, is_given_up=True)
+        yield status
+        if status.ended:
+            return
+        time.sleep(_POLL)
 
 
 def follow(plan: LaunchPlan) -> JobStatus:
     """Show the job's progress until it ends; return its last status. Ctrl-C is the caller's to handle."""
+    if has_programs(plan):
+        return follow_programs(plan, lambda status: status.ended)
     tail = LogTail(plan)
     tail.skip_earlier_runs()
     if sys.stdout.isatty():
         return _follow_in_terminal(plan, tail)
     shown = -1
-    while True:
-        status = current_status(plan, count=False)
+    for status in statuses(plan, _say):
         for line in tail.notices():
-            print(line, flush=True)
+            _say(line)
         if status.progress and status.progress.iteration != shown:
             shown = status.progress.iteration
-            print(progress_text(status.progress), flush=True)
-        if status.ended:
-            return status
-        time.sleep(_POLL)
+            _say(progress_text(status.progress))
+    return status
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def follow_programs(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
+    """Show how a job's programs are until that is enough, or the job has ended; return its last status."""
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    shown: object = None
+    # A picture that is drawn over in a terminal; otherwise lines, only where something has changed.
+    with Live(console=Console(), transient=True) if sys.stdout.isatty() else nullcontext() as live:
+        for status in statuses(plan, _say):
+            for line in tail.notices():
+                _say(line)
+            if live:
+                live.update("\n".join(map(escape, program_lines(status.programs))))
+            elif change(status.programs) != shown:
+                shown = change(status.programs)
+                _say("\n".join(program_lines(status.programs)))
+            if is_enough(status):
+                break
+    return status
 
 
 def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Bar(*columns, console=Console(), transient=False) as bar:
         task = bar.add_task(plan.name, total=None, text="starting the ranks")
-        while True:
-            status = current_status(plan, count=False)
+
+        def say(line: str) -> None:
+            bar.console.print(line, markup=False, highlight=False)
+
+        for status in statuses(plan, say):
             for line in tail.notices():
-                bar.console.print(line, markup=False, highlight=False)
+                say(line)
             if status.progress:
                 progress = status.progress
                 bar.update(
@@ -66,60 +159,4 @@ def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
                     completed=progress.iteration,
                     text=progress_text(progress),
                 )
-            if status.ended:
-                return status
-            time.sleep(_POLL)
-
-
-class LogTail:
-    """Reads what the hosts' logs have grown by since the last time, line by line."""
-
-    def __init__(self, plan: LaunchPlan) -> None:
-        run_dir = RunDir(Path(plan.exp_dir))
-        self._plan = plan
-        self._paths = {node.host: run_dir.output(node.host) for node in plan.nodes}
-        self._positions = dict.fromkeys(self._paths, 0)
-
-    def skip_earlier_runs(self) -> None:
-        """Begin at the header line of this run; where it has none yet, at the end."""
-        for host, path in self._paths.items():
-            begin = find_run(path, self._plan.run_id)
-            self._positions[host] = begin if begin is not None else _size(path)
-
-    def lines(self, last: bool = False) -> Iterator[str]:
-        """Yield new lines, each with its host's name in front where there are several.
-
-        A line that has no end yet waits for it, unless this is the `last` look.
-        """
-        for host, path in self._paths.items():
-            prefix = f"{host.name}: " if len(self._paths) > 1 else ""
-            while grown := self._next_chunk(host, path, last):
-                for line in grown.decode(errors="replace").removesuffix("\n").split("\n"):
-                    yield prefix + line
-
-    def notices(self) -> Iterator[str]:
-        """Yield the new lines that are meant for the user."""
-        return (line[line.index(NOTICE) :] for line in self.lines() if NOTICE in line)
-
-    def _next_chunk(self, host: Host, path: Path, last: bool) -> bytes:
-        """Read whole lines, or a piece of one that is longer than a chunk; b"" where there is none yet."""
-        if _size(path) < self._positions[host]:
-            self._positions[host] = 0  # the user emptied or replaced the log
-        try:
-            with path.open("rb") as file:
-                file.seek(self._positions[host])
-                grown = file.read(_CHUNK)
-        except FileNotFoundError:
-            return b""
-        whole = grown[: grown.rfind(b"\n") + 1]
-        if not whole and (last or len(grown) == _CHUNK):
-            whole = grown
-        self._positions[host] += len(whole)
-        return whole
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    return status

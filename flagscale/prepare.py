@@ -6,7 +6,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import yaml
 from omegaconf import DictConfig
 
 from flagscale import platforms, registry
+from flagscale.cluster.cloud import on_this_host
 from flagscale.cluster.hosts import select_hosts
 from flagscale.config.load import load_experiment, load_task
 from flagscale.config.locate import Locator
@@ -21,10 +23,14 @@ from flagscale.config.schema import Experiment
 from flagscale.config.secrets import masked
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError, nearest
-from flagscale.job import Host, Job, LaunchPlan
+from flagscale.job import Host, Job, LaunchPlan, Meeting
+from flagscale.launch.machine import this_machine
 from flagscale.launch.place import new_run_id, place
 
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
+
+_PROGRAMS = {"megatron.flagscale": "megatron/flagscale", "vllm_flagscale": "vllm/vllm_flagscale"}
+"""Our packages that hold programs, and where."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Prepared:
     engine: Engine
     job: Job
     plan: LaunchPlan
+    """Where several hosts meet as the configuration says; `placed` takes where they said themselves."""
+    placed: Callable[[Meeting | None], LaunchPlan]
     config: str
     """The resolved configuration as YAML, secrets masked."""
     notices: tuple[str, ...]
@@ -61,17 +69,61 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
         told = {problem.where for problem in error.problems}
         more = (problem for problem in _task_problems(request) if problem.where not in told)
         raise UserError([*error.problems, *more]) from None
+    if experiment.runner.type == "cloud":
+        runner = on_this_host(experiment.runner, os.environ, locator.where)
+        experiment = experiment.model_copy(update={"runner": runner})
     engine, job = _job(experiment, locator)
-    plan = place(
-        job,
-        experiment,
-        {host.platform: platforms.find(host.platform, _hostfile_type(experiment)) for host in job.hosts},
-        run_id=run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)),
-        python=experiment.runner.python or sys.executable,
-        source_root=SOURCE_ROOT,
-        cwd=Path.cwd(),
-    )
-    return Prepared(experiment, engine, job, plan, _config_text(experiment), (*notices, *job.notices))
+    kinds = {host.platform: platforms.find(host.platform, _hostfile_type(experiment)) for host in job.hosts}
+    started = run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2))
+    fewer = _fewer_hosts(experiment, engine, job, locator)
+
+    def placed(meeting: Meeting | None) -> LaunchPlan:
+        return place(
+            job,
+            experiment,
+            kinds,
+            run_id=started,
+            python=experiment.runner.python or sys.executable,
+            source_root=SOURCE_ROOT,
+            cwd=Path.cwd(),
+            meeting=meeting,
+            fewer_hosts=fewer,
+            started_on=this_machine(),
+        )
+
+    all_notices = (*notices, *job.notices, *_unused(experiment, job, locator))
+    return Prepared(experiment, engine, job, placed(None), placed, _config_text(experiment), all_notices)
+
+
+def _unused(experiment: Experiment, job: Job, locator: Locator) -> Iterator[str]:
+    """Yield the keys that name a host or a type which this job does not have; a file may serve several."""
+    hosts, types = {host.name for host in job.hosts}, {host.platform for host in job.hosts}
+    for key, given, known in (
+        ("runner.host_paths", experiment.runner.host_paths, hosts),
+        ("envs.node_specific", experiment.envs.node_specific, hosts),
+        ("envs.device_type_specific", experiment.envs.device_type_specific, types),
+    ):
+        for name in given:
+            if name not in known:
+                yield f"{locator.where(f'experiment.{key}')}: this job has no `{name}`"
+
+
+def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, locator: Locator) -> tuple[int, ...]:
+    """With how many hosts, of those that `nnodes: min:max` allows, the parallel degrees fit as well."""
+    least, _ = experiment.runner.host_range(len(job.hosts))
+    where = locator.where("experiment.runner.nnodes")
+    if least < len(job.hosts) and len({(host.slots, host.platform) for host in job.hosts}) > 1:
+        what = "any host may be left out, so all of them need the same slots and type"
+        raise UserError([Problem(what, where, "name one number of hosts")])
+    fitting = []
+    for count in range(len(job.hosts) - 1, least - 1, -1):
+        with suppress(UserError):
+            engine.build(experiment, job.hosts[:count], Locator())
+            fitting.append(count)
+    if least < len(job.hosts) and not fitting:
+        what = f"the parallel degrees fit no number of hosts from {least} to {len(job.hosts) - 1}"
+        raise UserError([Problem(what, where, "name one number of hosts, or mend the degrees")])
+    return tuple(fitting)
 
 
 def _task_problems(request: Request) -> list[Problem]:
@@ -121,7 +173,8 @@ def _engine(experiment: Experiment, locator: Locator) -> Engine:
 def _hosts(experiment: Experiment, locator: Locator) -> tuple[Host, ...]:
     runner = experiment.runner
     platform = platforms.find(runner.platform, locator.where("experiment.runner.platform"))
-    devices = platform.count_devices({**os.environ, **experiment.envs})
+    registry.load("transports", runner.transport, locator.where("experiment.runner.transport"))
+    devices = platform.count_devices({**os.environ, **experiment.envs.common()})
     hosts = select_hosts(runner, platform.name, devices, platform.shares_devices, locator)
     for host in hosts:
         platforms.find(host.platform, _hostfile_type(experiment))
@@ -134,16 +187,18 @@ def _hostfile_type(experiment: Experiment) -> str:
 
 def _check_entrypoint(experiment: Experiment, locator: Locator) -> None:
     entrypoint = experiment.task.entrypoint
+    if not entrypoint:
+        return  # the engine's own
     if entrypoint.endswith(".py"):
         exists = Path(entrypoint).is_file()
     else:
-        parts = entrypoint.split(".")
         # Only our own modules can be looked up without importing an engine's package.
-        ours = parts[:2] == ["megatron", "flagscale"]
-        exists = not ours or SOURCE_ROOT.joinpath(*parts).with_suffix(".py").is_file()
+        ours = next((folder for name, folder in _PROGRAMS.items() if entrypoint.startswith(f"{name}.")), None)
+        exists = ours is None or (SOURCE_ROOT / ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
     if not exists:
         programs = (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")
-        hint = nearest(entrypoint, [f"megatron.flagscale.{path.stem}" for path in programs])
+        known = [f"megatron.flagscale.{path.stem}" for path in programs]
+        hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
         where = locator.where("experiment.task.entrypoint")
         raise UserError([Problem(f"no such program: `{entrypoint}`", where, hint)])
 

@@ -1,16 +1,23 @@
-"""How far a run is: the last lines of its metrics.jsonl."""
+"""How far a run is: the end of its metrics.jsonl."""
 
 from __future__ import annotations
 
 import json
-import os
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-_TAIL_BYTES = 32768
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from flagscale.launch.launcher import Done
+
+TAIL_BYTES = 32768
 _RECENT = 20
 
 
@@ -31,12 +38,13 @@ class Progress:
         return int(total) if total else None
 
 
-def read_progress(path: Path, since: float = 0.0) -> Progress | None:
-    """Return the progress told by a metrics file; None before its first line at or after the time `since`.
+def read_progress(tail: bytes, since: float = 0.0) -> Progress | None:
+    """Return the progress told by the last `TAIL_BYTES` of a metrics file (all of it, where it is shorter).
 
-    Reads only the end of the file; a line being written at this moment is left for the next time.
+    None before its first line at or after the time `since`; a line being written at this moment is left for
+    the next time.
     """
-    records = [record for record in _last_records(path) if record.get("time", 0.0) >= since]
+    records = [record for record in _records(tail) if record.get("time", 0.0) >= since]
     if not records:
         return None
     last = records[-1]
@@ -45,17 +53,10 @@ def read_progress(path: Path, since: float = 0.0) -> Progress | None:
     return Progress(last, max(0, int(total) - int(last["iteration"])) * pace if total else None)
 
 
-def _last_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the last records of training iterations, oldest first; validation has lines of its own."""
-    try:
-        with path.open("rb") as file:
-            begin = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-            file.seek(begin)
-            lines = file.read().split(b"\n")
-    except (FileNotFoundError, NotADirectoryError):
-        return
+def _records(tail: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the records of training iterations, oldest first; validation has lines of its own."""
     # The first piece may be the end of a line, the last one is a line that is not complete yet.
-    for line in lines[1 if begin else 0 : -1]:
+    for line in tail.split(b"\n")[1 if len(tail) >= TAIL_BYTES else 0 : -1]:
         try:
             record = json.loads(line)
         except ValueError:
@@ -75,6 +76,8 @@ def progress_text(progress: Progress) -> str:
         parts.append(f"{quantity(record['tokens_per_s'])} tokens/s")
     if isinstance(record.get("tflops_per_gpu"), int | float):
         parts.append(f"{record['tflops_per_gpu']:.3g} TFLOP/s a device")
+    if record.get("skipped"):
+        parts.append(f"{record['skipped']} skipped")
     if progress.seconds_left:
         parts.append(f"{duration(progress.seconds_left)} left")
     return "  ".join(parts)
@@ -96,3 +99,23 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+@contextmanager
+def counted(what: str, hosts: int) -> Iterator[Done | None]:
+    """Show how many of many hosts have done something: a bar in a terminal, a line a second otherwise."""
+    if hosts == 1:
+        yield None
+    elif sys.stderr.isatty():
+        with Bar(TextColumn(what), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=hosts)
+            yield lambda done, total: bar.update(task, completed=done)
+    else:
+        told = [time.monotonic()]
+
+        def tell(done: int, total: int) -> None:
+            if done == total or time.monotonic() - told[0] >= 1:
+                told[0] = time.monotonic()
+                print(f"{what}: {done} of {total} hosts", file=sys.stderr, flush=True)
+
+        yield tell

@@ -10,12 +10,18 @@ from typing import Any
 from flagscale.errors import Problem, UserError, nearest
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    "engines": {"megatron": "flagscale.engines.megatron:MEGATRON"},
+    "engines": {
+        "megatron": "flagscale.engines.megatron:MEGATRON",
+        "vllm": "flagscale.engines.vllm:VLLM",
+    },
     "platforms": {
         "cpu": "flagscale.platforms.cpu:CPU",
         "nvidia": "flagscale.platforms.nvidia:NVIDIA",
     },
-    "transports": {"local": "flagscale.launch.transport:LocalTransport"},
+    "transports": {
+        "local": "flagscale.launch.transport:LocalTransport",
+        "ssh": "flagscale.launch.ssh:SshTransport",
+    },
 }
 """What FlagScale brings itself. A third party adds to it by the entry-point group `flagscale.<kind>`."""
 

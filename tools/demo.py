@@ -1,6 +1,7 @@
 """`make demo`: prepare real text, train the demo model, draw its loss, and say what to type next."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ def main() -> int:
         code = subprocess.run([sys.executable, *step]).returncode
         if code:
             return code
+    again = [_python(), *RUN, *overrides, "train.model.train_iters=320", "action=run"]
     print(
         f"""
 loss curve   {OUTPUT / "loss.png"}
@@ -50,10 +52,17 @@ metrics      {OUTPUT / "metrics.jsonl"}
 checkpoints  {OUTPUT / "checkpoints"}
 
 next: train it further, in the background, from its checkpoint:
-  {sys.executable} {" ".join(RUN)} {" ".join([*overrides, "train.model.train_iters=320", "action=run"])}
+  {shlex.join(again)}
 and look after it with action=query, action=logs +follow=true, action=stop"""
     )
     return 0
+
+
+def _python() -> str:
+    """How to name this Python from here."""
+    here = Path.cwd()
+    python = Path(sys.executable)
+    return str(python.relative_to(here) if python.is_relative_to(here) else python)
 
 
 if __name__ == "__main__":

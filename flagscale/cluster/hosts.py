@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+
+import psutil
 
 from flagscale.cluster.hostfile import HostLine, read_hostfile
 from flagscale.config.locate import Locator
 from flagscale.config.schema import Runner
-from flagscale.errors import Problem, UserError
-from flagscale.job import Host
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+from flagscale.errors import Problem, UserError, nearest
+from flagscale.job import LOCAL_NAMES, Host
 
 
 def is_local(name: str) -> bool:
-    """Whether a host name means the host this runs on."""
-    return name in (*LOCAL_NAMES, socket.gethostname())
+    """Whether a host name, or an address, means the host this runs on."""
+    return name in LOCAL_NAMES or name in _own_names()
+
+
+@cache
+def _own_names() -> frozenset[str]:
+    interfaces = psutil.net_if_addrs().values()
+    return frozenset({socket.gethostname(), *(known.address for one in interfaces for known in one)})
 
 
 def select_hosts(
@@ -31,16 +39,25 @@ def select_hosts(
         UserError: a bad hostfile, fewer hosts or devices than asked for.
     """
     where = (locator or Locator()).where
+    if runner.node_rank is not None and runner.type != "cloud":
+        what, hint = "`node_rank` means nothing here", "ranks follow the order of the hostfile"
+        raise UserError([Problem(what, where("experiment.runner.node_rank"), hint)])
     ranks = runner.nproc_per_node if isinstance(runner.nproc_per_node, int) else None
     if runner.hostfile:
         lines = _hostfile_lines(runner.hostfile, where("experiment.runner.hostfile"))
+        lines = _chosen(lines, runner, where)
         source = f"{os.path.relpath(runner.hostfile)} has {len(lines)}"
     else:
-        lines = (HostLine("localhost", devices if ranks is None else ranks),)
+        for key in ("include", "exclude"):
+            if getattr(runner, key) and runner.type != "cloud":
+                what = f"`{key}` chooses among the hosts of a hostfile, and there is none"
+                raise UserError([Problem(what, where(f"experiment.runner.{key}"))])
+        slots = devices if ranks is None else ranks
+        lines = _of_platform(runner, slots) if runner.type == "cloud" else (HostLine("localhost", slots),)
         source = "there is no hostfile"
         if problem := _device_problem(ranks, platform, devices, shares_devices):
             raise UserError([Problem(problem.what, where(problem.where), problem.hint)])
-    wanted = runner.nnodes or len(lines)
+    _, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
         what, hint = f"nnodes is {wanted}, but {source}", "name the hosts in experiment.runner.hostfile"
@@ -67,6 +84,35 @@ def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
             [Problem(f"there is no hostfile {path}", where, "leave the key out for this host alone")]
         )
     return read_hostfile(Path(path))
+
+
+def _of_platform(runner: Runner, slots: int) -> tuple[HostLine, ...]:
+    """Return all hosts that a platform runs; the names of the others are not known, nor are they needed."""
+    count, _ = runner.host_range(1)
+    names = [f"host-{rank}" for rank in range(count)]
+    names[runner.node_rank or 0] = socket.gethostname()
+    return tuple(HostLine(name, slots) for name in names)
+
+
+def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Callable[[str], str]) -> tuple[HostLine, ...]:
+    """Return the hosts that `include` and `exclude` leave, in the order of the hostfile."""
+    names = [line.name for line in lines]
+    problems = [
+        Problem(f"the hostfile has no host `{name}`", where(f"experiment.runner.{key}"), nearest(name, names))
+        for key in ("include", "exclude")
+        for name in getattr(runner, key)
+        if name not in names
+    ]
+    kept = tuple(
+        line
+        for line in lines
+        if (not runner.include or line.name in runner.include) and line.name not in runner.exclude
+    )
+    if not kept and not problems:
+        problems.append(Problem("no host of the hostfile is left", where("experiment.runner.exclude")))
+    if problems:
+        raise UserError(problems)
+    return kept
 
 
 def _device_problem(ranks: int | None, platform: str, devices: int, shares_devices: bool) -> Problem | None:

@@ -24,7 +24,7 @@ class Option:
 
     name: str
     dest: str
-    kind: Literal["value", "flag_true", "flag_false", "bool_pair"]
+    kind: Literal["value", "append", "flag_true", "flag_false", "bool_pair"]
     type: str
     nargs: str | int | None
     choices: tuple[str, ...]
@@ -69,7 +69,11 @@ class EngineArguments:
 
 def load_catalog(path: Path) -> Catalog:
     """Read a catalog made by `make catalog`."""
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    return catalog_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def catalog_of(raw: Mapping[str, Any]) -> Catalog:
+    """Return a catalog from its JSON form: "engine", "version" and "arguments" by name (see `describe`)."""
     options: dict[str, Option] = {}
     for name, entry in raw["arguments"].items():
         option = Option(
@@ -133,14 +137,17 @@ def _unknown(leaf: Leaf, catalog: Catalog, where: str) -> Problem:
 
 def _words(option: Option, leaf: Leaf) -> tuple[list[str], Any]:
     """Return the argv words of one leaf and its value as the engine will hold it; ValueError if it cannot."""
+    flag = f"--{option.name}"
+    if option.kind == "append":
+        pairs = [_scalar(option, leaf.name, item) for item in _items(leaf.value)]
+        return [word for text, _ in pairs for word in (flag, text)], [typed for _, typed in pairs]
     if option.kind != "value":
         return _switch(option, leaf)
-    flag = f"--{option.name}"
     if not option.takes_many:
         text, typed = _scalar(option, leaf.name, leaf.value)
         # `--lr=-1e-5`: a value that begins with a dash would be read as an option of its own.
         return ([f"{flag}={text}"] if text.startswith("-") else [flag, text]), typed
-    items = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+    items = _items(leaf.value)
     if isinstance(option.nargs, int) and len(items) != option.nargs:
         raise ValueError(f"`{leaf.name}` takes {option.nargs} values, not {len(items)}")
     if option.nargs == "+" and not items:
@@ -150,6 +157,10 @@ def _words(option: Option, leaf: Leaf) -> tuple[list[str], Any]:
         if text.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(text):
             raise ValueError(f"`{leaf.name}`: a value in a list cannot begin with a dash ({text!r})")
     return [flag, *(text for text, _ in pairs)], [typed for _, typed in pairs]
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 # What argparse takes for a value rather than an option, where no option looks like a number.
@@ -190,12 +201,43 @@ def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
     elif option.type in ("int", "float"):
         typed = _number(option.type, name, value)
         text = value if isinstance(value, str) else repr(typed)
+    elif option.type.startswith("human_readable_int"):
+        text, typed = _readable_number(option, name, value)
     else:
         text = typed = value if isinstance(value, str) else repr(value)
+        if option.type in _JSON_TYPES and not _is_json(text):
+            raise ValueError(f"`{name}` takes a mapping or a list (JSON), not {_yaml(value)}")
     if option.choices and text not in option.choices:
         hint = nearest(text, option.choices) or f"valid: {', '.join(option.choices)}"
         raise ValueError(f"`{name}` cannot be {text!r}; {hint}")
     return text, typed
+
+
+_JSON_TYPES = ("loads", "parse_dataclass")
+"""Converters of vLLM's that read JSON and nothing else."""
+
+
+def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, Any]:
+    """Return what vLLM takes for a whole number: `8192`, `8k` (thousands), `8K` (1024s), maybe `auto`."""
+    text = str(value)
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)", text)
+    if option.type.endswith("or_auto") and text in ("auto", "-1"):
+        return text, text
+    if found and found[2]:
+        power = "kmgt".index(found[2].lower()) + 1
+        base = 1000 if found[2].islower() else 1024
+        return text, int(float(found[1]) * base**power)
+    if not found or "." in found[1]:
+        raise ValueError(f"`{name}` takes a whole number, maybe with a unit (8k), not {value!r}")
+    return text, int(text)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 _EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}

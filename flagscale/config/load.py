@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _other_groups(tree: dict[str, Any], locator: Locator) -> list[Problem]:
     task_type = _mapping(experiment.get("task")).get("type") or "train"
     # A task type that is not known is told as such; what group it needs is then anybody's guess.
     groups = [task_type] if experiment and task_type in TASK_TYPES else list(TASK_TYPES)
-    valid = ["experiment", "action", *groups, *COMMAND_KEYS]
+    valid = top_keys(groups)
     problems = [
         Problem(f"unknown key `{key}`", locator.where(str(key)), nearest(str(key), valid))
         for key in tree
@@ -81,6 +82,11 @@ def _other_groups(tree: dict[str, Any], locator: Locator) -> list[Problem]:
         hint = f"add it (defaults: - {task_type}: NAME), or mend experiment.task.type"
         problems.append(Problem("this task group is missing", locator.where(task_type), hint))
     return problems
+
+
+def top_keys(groups: Iterable[str] = TASK_TYPES) -> list[str]:
+    """Return the names that may stand at the top level beside or as a task group."""
+    return ["experiment", "action", *groups, *COMMAND_KEYS]
 
 
 def _mapping(value: object) -> dict[Any, Any]:
@@ -118,15 +124,30 @@ def _top(config: DictConfig, key: str, default: object) -> object:
         raise UserError([Problem(_first_line(error), key)]) from None
 
 
-def load_exp_dir(config: DictConfig) -> Path:
-    """Return the run directory alone: query, logs and stop work also when the rest of the YAML is broken."""
-    try:
-        exp_dir = OmegaConf.select(config, "experiment.exp_dir", throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError([Problem(_first_line(error), "experiment.exp_dir")]) from None
+@dataclass(frozen=True)
+class Place:
+    """Where a run is: all that query, logs and stop need, also when the rest of the YAML is broken."""
+
+    exp_dir: Path
+    is_cloud: bool
+    node_rank: int | None
+
+
+def load_place(config: DictConfig) -> Place:
+    """Return where the run of a configuration is; a `UserError` where that cannot be read."""
+    exp_dir = _selected(config, "experiment.exp_dir")
     if not isinstance(exp_dir, str) or not exp_dir:
         raise UserError([Problem("a path is needed here", "experiment.exp_dir")])
-    return _absolute(exp_dir)
+    kind = _selected(config, "experiment.runner.type")
+    rank = _selected(config, "experiment.runner.node_rank") if kind == "cloud" else None
+    return Place(_absolute(exp_dir), kind == "cloud", rank if isinstance(rank, int) else None)
+
+
+def _selected(config: DictConfig, key: str) -> object:
+    try:
+        return OmegaConf.select(config, key, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError([Problem(_first_line(error), key)]) from None
 
 
 def _experiment(section: ExperimentSection, arguments: dict[str, Any]) -> Experiment:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flagscale.config.leaves import Leaf
 from flagscale.config.locate import Locator
-from flagscale.config.v060_table import ENTRYPOINTS, EXPERIMENT, RUNNER_TYPES, TASK, TOKENIZERS, Change
+from flagscale.config.v060_table import ENTRYPOINTS, EXPERIMENT, TASK, TOKENIZERS, Change
 from flagscale.errors import Problem
 
 
@@ -35,7 +35,6 @@ def translate_experiment(tree: dict[str, Any], locator: Locator, problems: list[
             problems.append(_refusal(path, name, change, locator))
         else:
             notices.append(f"{locator.where(path)}: dropped, it switches nothing on")
-    _check_runner_type(experiment, locator, problems)
     _translate_entrypoint(experiment, locator, notices)
     return notices
 
@@ -49,16 +48,6 @@ def _move(experiment: dict[str, Any], target: str, value: Any, where: str, probl
     if node.setdefault(name, value) != value:
         what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
         problems.append(Problem(what, where, "keep the second"))
-
-
-def _check_runner_type(experiment: dict[str, Any], locator: Locator, problems: list[Problem]) -> None:
-    runner = experiment.get("runner")
-    kind = runner.get("type") if isinstance(runner, dict) else None
-    if isinstance(kind, str) and kind in RUNNER_TYPES:
-        where = locator.where("experiment.runner.type")
-        problems.append(
-            Problem(f"the runner `{kind}` of FlagScale v0.6.0 is gone", where, RUNNER_TYPES[kind])
-        )
 
 
 def _translate_entrypoint(experiment: dict[str, Any], locator: Locator, notices: list[str]) -> None:

@@ -85,7 +85,7 @@ TASK: Mapping[str, Change] = {
     "save_param_index_maps_only": _refuse("checkpoints carry their own index (torch_dist)"),
     "save_when_num_microbatches_change": _refuse("set save_interval"),
     "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),
-    "no_shared_fs": _refuse("every host must see the run directory in this version"),
+    "no_shared_fs": _refuse("set experiment.runner.no_shared_fs"),
     "ulysses_sp_parallel_size": _refuse("use context_parallel_size with cp_comm_type: a2a", off=1),
     **_each("extra_valid_interval extra_valid_data_path", _refuse("give the sets with valid_data_path")),
     "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
@@ -93,11 +93,6 @@ TASK: Mapping[str, Change] = {
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile"),
     "auto_tune": _refuse("the tuner is not available in this version"),
     "eval_metric": _refuse("the evaluation tasks are gone"),
-    **_each(
-        "enable_hetero hetero_device_types hetero_current_device_type hetero_pipeline_layer_split"
-        " hetero_process_meshes hetero_use_cpu_communication",
-        _refuse("heterogeneous meshes are not available in this version"),
-    ),
     **_each(
         "valid_path dataset_config prompt_path freeze_LM freeze_ViT language_model_type vision_model_type"
         " disable_vision_class_token allow_missing_vision_projection_checkpoint use_te dataloader_save"
@@ -114,16 +109,8 @@ EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("nothing read it in v0.6.0; use experiment.cmds.before_start"),
     "ssh_port": _rename("runner.ssh_port"),
     "auto_tuner": _refuse("the tuner is not available in this version"),
-    "runner.no_shared_fs": _refuse("every host must see the run directory in this version"),
     "runner.per_node_task": _refuse("start one experiment a host"),
-    "runner.node_rank": _refuse("ranks follow the order of the hostfile"),
 }
-
-RUNNER_TYPES: Mapping[str, str] = {
-    "cloud": "a platform that starts every host by itself is not served in this version; list the hosts in a "
-    "hostfile and use type: ssh",
-}
-"""Values of `runner.type` that v0.6.0 knew, and what to do instead."""
 
 TOKENIZERS: Mapping[str, str] = dict.fromkeys(
     (

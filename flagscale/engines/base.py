@@ -21,8 +21,8 @@ class Engine:
 
     name: str
     task_types: tuple[str, ...]
-    distribution: str
-    """The package-index name of the engine; its version is compared between hosts."""
+    distributions: tuple[str, ...]
+    """The package-index names of the engine, any of which will do; its version is compared between hosts."""
     build: Callable[[Experiment, tuple[Host, ...], Locator], Job]
     check: Callable[[str, Mapping[str, Any], Locator], list[Problem]]
     """The mistakes of the task group `str` that need nothing else: names, types, choices, duplicates."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ from flagscale.config.leaves import Leaf, flatten
 from flagscale.config.locate import Locator
 from flagscale.config.schema import Experiment
 from flagscale.config.v060 import translate_task
+from flagscale.engines import megatron_hetero as hetero
 from flagscale.engines.base import Engine
-from flagscale.engines.megatron_cpu import cpu_findings, layers_on_cpu, on_cpu
+from flagscale.engines.megatron_cpu import cpu_findings, layers_on_cpu
 from flagscale.engines.megatron_rules import remarks, rule_findings
 from flagscale.engines.megatron_torch import torch_findings
 from flagscale.errors import Problem, UserError
-from flagscale.inputs.findings import data_findings
+from flagscale.inputs.findings import data_findings, inputs_of
 from flagscale.job import Host, Job, Role
 from flagscale.parallel.degrees import degrees, findings
 from flagscale.parallel.finding import Finding
+from flagscale.parallel.meshes import Meshes
 
 CATALOG = Path(__file__).parent / "catalog" / "megatron.json"
+TRAIN = "megatron.flagscale.train_gpt"
 SAVE_GRACE = 120.0
 """Seconds the ranks have after TERM where they save a checkpoint first (exit_signal_handler)."""
 STOP_GRACE = 10.0
@@ -34,15 +38,19 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
     group = experiment.task.type
     leaves = _flat(group, experiment.arguments, catalog, locator, problems)
     leaves, secrets, notices = translate_task(leaves, locator, problems)
+    leaves, meshes = hetero.take(leaves, locator, problems, notices)
     arguments = render([*_defaults(experiment, leaves), *leaves], catalog, locator, problems)
+    arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
         # A value that is not what it should be would be told again by every rule that uses it.
-        for dest, what in _findings(arguments, hosts):
+        for dest, what in _findings(arguments, hosts, meshes.layout):
             problems.append(Problem(what, locator.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
-    for dest, what in remarks(arguments.values):
+    told = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
+    for dest, what in (remark for remark in told[0] if all(remark in others for others in told)):
         notices.append(f"{locator.where(_path(arguments, dest, group, catalog))}: {what}")
+    world_size = sum(host.slots for host in hosts)
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
         name=experiment.name,
@@ -51,12 +59,14 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
         engine_version=catalog.version,
         role=Role(
             name="train",
-            entrypoint=experiment.task.entrypoint,
+            entrypoint=experiment.task.entrypoint or TRAIN,
             argv=arguments.argv,
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
         ),
         hosts=hosts,
-        layout=str(degrees(arguments.values, sum(host.slots for host in hosts))),
+        layout=str(meshes.layout or degrees(arguments.values, world_size)),
+        picture=hetero.picture(meshes.layout, arguments.values),
+        inputs=inputs_of(arguments.values),
         secrets=secrets,
         notices=tuple(notices),
     )
@@ -67,7 +77,8 @@ def check(group: str, arguments: Mapping[str, Any], locator: Locator) -> list[Pr
     catalog = load_catalog(CATALOG)
     problems: list[Problem] = []
     leaves = _flat(group, arguments, catalog, locator, problems)
-    leaves, _, _ = translate_task(leaves, locator, problems)
+    leaves, _, notices = translate_task(leaves, locator, problems)
+    leaves, _ = hetero.take(leaves, locator, problems, notices)
     render(leaves, catalog, locator, problems)
     return problems
 
@@ -93,21 +104,21 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
 
 
 def _defaults(experiment: Experiment, leaves: list[Leaf]) -> list[Leaf]:
-    """The folders of the run directory, unless the task level names others (or `null`).
+    """The folders of the run directory and the run's name, unless the task level names others (or `null`).
 
     A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
     """
     below = experiment.exp_dir
     named = {leaf.name: leaf.value for leaf in leaves}
-    folders = {
+    defaults: dict[str, Path | str] = {
         "save": below / "checkpoints",
         "load": named.get("save") or below / "checkpoints",
         "tensorboard_dir": below / "tensorboard",
         "metrics_file": below / "metrics.jsonl",
     }
     if named.get("wandb_project"):
-        folders["wandb_save_dir"] = below / "wandb"
-    return [Leaf(name, str(path), name) for name, path in folders.items() if name not in named]
+        defaults |= {"wandb_save_dir": below, "wandb_exp_name": experiment.name}
+    return [Leaf(name, str(value), name) for name, value in defaults.items() if name not in named]
 
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
@@ -118,21 +129,35 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
     return f"{group}.{option.name.replace('-', '_')}" if option else group
 
 
-def _findings(arguments: EngineArguments, hosts: tuple[Host, ...]) -> Iterator[Finding]:
-    values, given = arguments.values, arguments.paths.keys()
+def _findings(
+    arguments: EngineArguments, hosts: tuple[Host, ...], layout: Meshes | None
+) -> Iterator[Finding]:
+    """Yield each mistake once, whatever number of meshes it is found on."""
+    told: dict[Finding, None] = {}
+    for values in hetero.variants(layout, arguments.values):
+        told |= dict.fromkeys(_platform_findings(values, arguments.paths.keys(), hosts))
+        told |= dict.fromkeys(rule_findings(values))
+    if layout is None:
+        told |= dict.fromkeys(findings(arguments.values, sum(host.slots for host in hosts)))
+    else:
+        given = [*arguments.paths]
+        told |= dict.fromkeys(hetero.findings(layout, arguments.values, hosts, given))
+    told |= dict.fromkeys(data_findings(arguments.values))
+    yield from told
+
+
+def _platform_findings(
+    values: Mapping[str, Any], given: Collection[str], hosts: tuple[Host, ...]
+) -> Iterator[Finding]:
     layers, told = values["transformer_impl"], {}
     if any(host.platform == "cpu" for host in hosts):
         told = dict(cpu_findings(values, given))
         yield from told.items()
         layers = layers_on_cpu(values, given)
-        values = on_cpu(values)
     if layers == "torch":
         yield from (finding for finding in torch_findings(values) if finding[0] not in told)
-    yield from rule_findings(values)
-    yield from findings(values, sum(host.slots for host in hosts))
-    yield from data_findings(values)
 
 
 MEGATRON = Engine(
-    name="megatron", task_types=("train",), distribution="megatron-core", build=build, check=check
+    name="megatron", task_types=("train",), distributions=("megatron-core",), build=build, check=check
 )

@@ -10,15 +10,9 @@ from flagscale.parallel.finding import Finding
 _NEEDS_CUDA = {
     "fp8": "FP8 arithmetic",
     "fp4": "FP4 arithmetic",
-    "moe_grouped_gemm": "grouped expert kernels",
     "tp_comm_overlap": "overlapped tensor-parallel communication",
     "nccl_ub": "NCCL's buffers",
 }
-
-
-def on_cpu(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with the defaults that the worker sets on host processors."""
-    return {**values, "expert_tensor_parallel_size": values.get("expert_tensor_parallel_size") or 1}
 
 
 def layers_on_cpu(values: Mapping[str, Any], given: Collection[str]) -> str:
@@ -30,7 +24,7 @@ def cpu_findings(values: Mapping[str, Any], given: Collection[str]) -> Iterator[
     """Yield what the arguments (by dest) ask for and another platform has; `given`: what the user wrote."""
     for name, what in _NEEDS_CUDA.items():
         if values.get(name):
-            yield name, f"{what} needs a GPU; on the platform cpu leave `{name}` out"
+            yield name, f"{what} needs a GPU; leave it out on the platform cpu"
     if "distributed_backend" in given and values["distributed_backend"] != "gloo":
         yield "distributed_backend", f"{values['distributed_backend']} needs GPUs; the platform cpu uses gloo"
     layers = layers_on_cpu(values, given)
@@ -48,10 +42,8 @@ def cpu_findings(values: Mapping[str, Any], given: Collection[str]) -> Iterator[
             yield "sequence_parallel", f"sequence parallelism {needs}"
         if values.get("context_parallel_size") != 1:
             yield "context_parallel_size", f"context parallelism {needs}"
+        if values.get("moe_grouped_gemm"):
+            yield "moe_grouped_gemm", f"the grouped product of experts {needs}"
     if values.get("num_experts") and values.get("add_bias_linear"):
         what = "experts with biases are computed wrong on the platform cpu: set `disable_bias_linear: true`"
         yield "add_bias_linear", what
-    chunks = ("num_layers_per_virtual_pipeline_stage", "num_virtual_stages_per_pipeline_rank")
-    if any(values.get(name) for name in chunks) and not values.get("overlap_p2p_comm", True):
-        what = "an interleaved pipeline over gloo is computed wrong without overlapped sends: drop this key"
-        yield "overlap_p2p_comm", what

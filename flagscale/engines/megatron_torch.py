@@ -29,12 +29,15 @@ def torch_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
     for name, neutral in _NOT_DONE.items():
         value = values.get(name)
         if value and value != neutral:
-            yield name, f"`{name}` does not go with transformer_impl torch; leave it out"
+            yield name, "does not go with transformer_impl torch; leave it out"
     kinds = values.get("cp_comm_type") or []
     if values.get("context_parallel_size") != 1 and set(kinds) - {*_CONTEXT}:
         yield "cp_comm_type", f"transformer_impl torch knows cp_comm_type {' and '.join(_CONTEXT)}"
-    if values.get("reset_attention_mask") and not values.get("create_attention_mask_in_dataloader", True):
-        yield "reset_attention_mask", "`reset_attention_mask` needs the mask that the data loader creates"
+    if values.get("moe_grouped_gemm") and values.get("add_bias_linear"):
+        what = "`moe_grouped_gemm` takes experts without biases: set `disable_bias_linear: true`"
+        yield "moe_grouped_gemm", what
+    if "moe_act" in (values.get("recompute_modules") or []):
+        yield "recompute_modules", "`moe_act` does not go with transformer_impl torch; leave it out"
     if not values.get("init_by_rank"):
         for name in ("use_cpu_initialization", "init_model_with_meta_device"):
             if values.get(name):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.inputs.indexed import problems
+from flagscale.inputs.model_folder import folder_findings, is_path
+from flagscale.inputs.prompts import read_prompts
 from flagscale.parallel.finding import Finding
 
 _SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
@@ -22,8 +24,26 @@ _TOKENIZERS_WITH_MODEL = (
 )
 
 
-def data_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what is wrong with the data and tokenizer that the arguments (by dest) name."""
+def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments (by dest) that `data_findings` reads."""
+    names = {*_SETS, *_LISTS, *sum(_TOKENIZER_FILES.values(), ()), "mock_data", "vocab_size"}
+    names |= {"tokenizer_type", "tokenizer_model"}
+    return {name: values[name] for name in sorted(names) if values.get(name) is not None}
+
+
+def input_findings(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+    """Yield what is wrong with the inputs of a job (`Job.inputs`): models, or data and tokenizer."""
+    if "models" in inputs:
+        for values in inputs["models"]:
+            yield from folder_findings(values, cwd)
+        if file := inputs.get("prompts_file"):
+            yield from (("prompts_file", wrong) for wrong in read_prompts(cwd / file)[1])
+    elif inputs:
+        yield from data_findings(inputs, cwd)
+
+
+def data_findings(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+    """Yield what is wrong with the data and tokenizer that arguments (by dest) name, relative to `cwd`."""
     given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
     if values.get("mock_data"):
         for name in given:
@@ -33,12 +53,12 @@ def data_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
     else:
         for name in _SETS:
             for prefix in prefixes(values.get(name) or ()):
-                for what in problems(Path(prefix)):
+                for what in problems(cwd / prefix):
                     yield name, what
         for name in _LISTS:
-            if values.get(name) and not Path(values[name]).is_file():
+            if values.get(name) and not (cwd / values[name]).is_file():
                 yield name, f"{values[name]}: no such file"
-    yield from _tokenizer_findings(values)
+    yield from _tokenizer_findings(values, cwd)
 
 
 def prefixes(blend: Sequence[str]) -> list[str]:
@@ -55,27 +75,22 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _tokenizer_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _tokenizer_findings(values: Mapping[str, Any], cwd: Path) -> Iterator[Finding]:
     kind = values.get("tokenizer_type")
     if kind == "NullTokenizer" and not values.get("vocab_size"):
         yield "vocab_size", "the NullTokenizer needs `vocab_size`"
     for name in _TOKENIZER_FILES.get(str(kind), ()):
-        if not values.get(name) or not Path(values[name]).is_file():
+        if not values.get(name) or not (cwd / values[name]).is_file():
             yield name, f"{kind} needs `{name}`: {values.get(name) or 'not given'}: no such file"
     if kind in _TOKENIZERS_WITH_MODEL:
         model = values.get("tokenizer_model")
         if not model:
             yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
-        elif _is_path(model) and not Path(model).expanduser().exists():
+        elif is_path(model) and not (cwd / Path(model).expanduser()).exists():
             yield "tokenizer_model", f"{model}: no such tokenizer"
-        elif kind == "HuggingFaceTokenizer" and Path(model).is_dir() and not _holds_tokenizer(Path(model)):
+        elif kind == "HuggingFaceTokenizer" and (cwd / model).is_dir() and not _holds_tokenizer(cwd / model):
             yield "tokenizer_model", f"{model}: this folder holds no tokenizer (no {_TOKENIZER_JSON[0]})"
 
 
 def _holds_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_JSON)
-
-
-def _is_path(model: str) -> bool:
-    """Whether a tokenizer is a path on this host; `owner/name` is a name on a model hub."""
-    return model.startswith((".", "/", "~")) or model.count("/") != 1

@@ -14,12 +14,14 @@ from flagscale.launch.rundir import RunDir
 
 
 def scripts(plan: LaunchPlan) -> dict[Path, str]:
-    """Return the run and stop script of every host by path."""
+    """Return the run and stop script of every host, with paths as they are called there."""
     run_dir = RunDir(Path(plan.exp_dir))
     rendered: dict[Path, str] = {}
-    for node in plan.nodes:
-        rendered[run_dir.run_script(node.host)] = run_script(plan, node)
-        rendered[run_dir.stop_script(node.host)] = stop_script(plan, node)
+    for host in plan.hosts:
+        there = plan.on_host(host.name)
+        node = there.node(host.rank)
+        rendered[run_dir.run_script(host)] = run_script(there, node)
+        rendered[run_dir.stop_script(host)] = stop_script(there, node)
     return rendered
 
 
@@ -28,12 +30,14 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     lines = [
         "#!/usr/bin/env bash",
         f"# {_one_line(plan.name)}: host {node.host.rank} of {len(plan.nodes)}, {node.host.name}, "
-        f"{node.host.slots} of {plan.world_size} ranks ({plan.layout}) on {node.host.platform}",
+        f"{node.host.slots} of {plan.world_size} {'slots' if node.programs else 'ranks'} ({plan.layout}) "
+        f"on {node.host.platform}",
         f"# run {plan.run_id}",
         "#",
         "# What the supervisor starts (it reads plan.json; these lines are for people):",
         *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
         *[f"#   {line}" for line in command_lines(node.argv)],
+        *_program_lines(node),
         "set -eo pipefail",
         f"cd {shlex.quote(node.cwd)}",
     ]
@@ -43,6 +47,17 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     lines.append(_pythonpath(plan))
     lines.append(f"exec {_node(plan, node, 'supervise')}")
     return "\n".join(lines) + "\n"
+
+
+def _program_lines(node: NodeCommand) -> list[str]:
+    """The programs that the launcher of programs starts in turn."""
+    lines: list[str] = []
+    for program in node.programs:
+        devices = f", devices {', '.join(map(str, program.devices))}" if program.devices else ""
+        lines += ["#", f"# program {program.name}{devices}"]
+        lines += [f"#   {name}={_one_line(value)}" for name, value in program.env.items()]
+        lines += [f"#   {line}" for line in command_lines(program.argv)]
+    return lines
 
 
 def stop_script(plan: LaunchPlan, node: NodeCommand) -> str:
@@ -86,8 +101,11 @@ def _ansi_c(char: str) -> str:
 
 
 def _pythonpath(plan: LaunchPlan) -> str:
-    return f"export PYTHONPATH={shlex.quote(plan.source_root)}${{PYTHONPATH:+:$PYTHONPATH}}"
+    # The folder `vllm` holds our plugin, whose name is its own: vLLM's package is an installed one.
+    roots = f"{plan.source_root}:{plan.source_root}/vllm"
+    return f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"
 
 
 def _node(plan: LaunchPlan, node: NodeCommand, verb: str) -> str:
-    return shlex.join([plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank)])
+    words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
+    return shlex.join(words)

@@ -43,6 +43,18 @@ class RunDir:
         """torchrun's folder for the streams of each rank."""
         return self.logs / "details" / host.label
 
+    def programs(self, host: Host) -> Path:
+        """How the programs of a host are, where it runs programs rather than ranks."""
+        return self.details(host) / "programs.json"
+
+    def program_log(self, host: Host, name: str) -> Path:
+        """Everything that one program prints."""
+        return self.details(host) / f"{name}.log"
+
+    def program_progress(self, host: Host, name: str) -> Path:
+        """How far a program says it is."""
+        return self.details(host) / f"{name}.progress.json"
+
     def run_script(self, host: Host) -> Path:
         return self.logs / "scripts" / f"{host.label}_run.sh"
 
@@ -56,9 +68,18 @@ class RunDir:
     def state(self, host: Host) -> Path:
         return self.logs / "pids" / f"{host.label}.json"
 
+    def states(self) -> list[Path]:
+        """The states of all hosts that have one here."""
+        found = (self.logs / "pids").glob("host_*.json")
+        return sorted(path for path in found if not path.name.endswith((".failure.json", ".secrets.json")))
+
     def failure(self, host: Host) -> Path:
         """What the launcher of the ranks tells of the rank that failed first."""
         return self.logs / "pids" / f"{host.label}.failure.json"
+
+    def beat(self, host: Host) -> Path:
+        """Touched by a rank of the host whenever it goes on."""
+        return self.logs / "pids" / f"{host.label}.beat"
 
     def secrets(self, host: Host) -> Path:
         """Secret environment on its way to the supervisor, which deletes it when read."""
@@ -99,26 +120,35 @@ class RunDir:
                 raise self.unwritable(error) from None
             yield
 
-    def on_host(self, host: Host) -> AbstractContextManager[None]:
-        """Hold a host's part of the run, on that host: one command at a time starts or stops processes."""
-        return locked(self.logs / "pids" / f"{host.label}.lock", wait=True)
+    def on_host(self, host: Host, *, wait: bool = True) -> AbstractContextManager[None]:
+        """Hold a host's part of the run, on that host: one command at a time starts or stops processes.
+
+        Without `wait`, a BlockingIOError is raised where another one holds it.
+        """
+        return locked(self.logs / "pids" / f"{host.label}.lock", wait=wait)
 
     def write_launch(
-        self, plan: LaunchPlan, scripts: Mapping[Path, str], config: str, secrets: Mapping[str, str]
+        self,
+        plan: LaunchPlan,
+        scripts: Mapping[Path, str],
+        config: str,
+        secrets: Mapping[Host, Mapping[str, str]],
     ) -> None:
-        """Record one start: secrets, resolved configuration, scripts, and last the plan that names them.
+        """Record one start: resolved configuration, scripts, the plan that names them, and last the secrets.
+
+        `secrets` are those of the hosts that read them here.
 
         Raises:
-            FlagScaleError: the directory cannot be written; an earlier start's plan is as it was.
+            FlagScaleError: the directory cannot be written.
         """
         try:
-            for node in plan.nodes:
-                if secrets:
-                    write_atomic(self.secrets(node.host), json.dumps(dict(secrets)), mode=0o600)
             write_atomic(self.config, config)
             for path, text in scripts.items():
                 write_atomic(path, text, mode=0o755)
             write_atomic(self.plan, plan.to_json())
+            # Without a plan no stop would find them, should this command be killed now.
+            for host, hidden in secrets.items():
+                write_atomic(self.secrets(host), json.dumps(dict(hidden)), mode=0o600)
         except OSError as error:
             raise self.unwritable(error) from None
 

@@ -1,6 +1,7 @@
 """`python -m flagscale.node VERB ...`: the entry of the scripts and of remote transports.
 
-`supervise` and `guard` run until the end of the job; the other verbs print one JSON object.
+`supervise` and `programs` run until the job ends, `serve` until its launcher goes; the other verbs print one
+JSON object.
 """
 
 from __future__ import annotations
@@ -10,16 +11,25 @@ import sys
 
 from flagscale.errors import FlagScaleError
 from flagscale.node import commands
-from flagscale.node.guard import guard
-from flagscale.node.supervisor import Supervisor
 
 
 def main(words: list[str]) -> int:
+    """Perform a verb. Each imports only what it needs itself: the others' imports are half of a start."""
     verb, *arguments = words
-    if verb in ("supervise", "guard"):
+    if verb == "serve":
+        from flagscale.node.serve import serve
+
+        return serve()
+    if verb in ("supervise", "programs"):
         try:
             plan, node = commands.load(*arguments)
-            return Supervisor(plan, node).run() if verb == "supervise" else guard(plan, node)
+            if verb == "programs":
+                from flagscale.node import programs
+
+                return programs.run(plan, node)
+            from flagscale.node.supervisor import Supervisor
+
+            return Supervisor(plan, node).run()
         except (FlagScaleError, OSError) as error:
             print(f"flagscale: {error}", file=sys.stderr)
             return 1

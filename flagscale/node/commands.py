@@ -2,44 +2,122 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-
-import psutil
 
 from flagscale.errors import FlagScaleError
 from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.machine import elsewhere
 from flagscale.launch.rundir import RunDir
-from flagscale.node.probe import probe
-from flagscale.node.start import start
 from flagscale.node.state import Reply
-from flagscale.node.status import status
-from flagscale.node.stop import stop
 
-_OF_A_PLAN: Mapping[str, Callable[..., Reply]] = {"start": start, "stop": stop, "status": status}
-"""Called with the plan, this host's part of it, and the words after the run directory and the host's rank."""
+
+def _later(module: str, name: str) -> Callable[..., Reply]:
+    """Return a command whose module is imported when it is called: a session needs few of them."""
+
+    def call(*words: object) -> Reply:
+        reply: Reply = getattr(import_module(f"flagscale.node.{module}"), name)(*words)
+        return reply
+
+    return call
+
+
+_OF_A_HOST: Mapping[str, Callable[..., Reply]] = {
+    "probe": _later("probe", "probe"),
+    "put": _later("files", "put"),
+    "vacant": _later("start", "vacant"),
+    "listen": _later("reach", "listen_for"),
+    "reach": _later("reach", "reach"),
+}
+"""Called with the words."""
+_OF_A_PLAN: Mapping[str, Callable[..., Reply]] = {
+    "start": _later("start", "start"),
+    "stop": _later("stop", "stop"),
+    "status": _later("status", "status"),
+    "begin": _later("files", "begin"),
+    "read": _later("files", "read"),
+}
+"""Called with the plan, this host's part of it, and the words after run directory, host rank and run id."""
+_LATE = (0.0, 0.5, 1.5)
+"""Seconds of the pauses before a plan is looked for again."""
+_WITHOUT_PLAN: Mapping[str, Callable[..., Reply]] = {
+    "stop": _later("stop", "stop_without_plan"),
+    "status": _later("status", "status_without_plan"),
+}
+"""Called with run id and host rank where this host does not see the plan of the run."""
 
 
 def execute(words: list[str]) -> Reply:
     """Perform one command; an expected failure becomes {"ok": False, "message": ...}."""
     verb, *arguments = words
     try:
-        if verb == "probe":
-            return probe(*arguments)
-        exp_dir, rank, *more = arguments
-        return _OF_A_PLAN[verb](*load(exp_dir, rank), *more)
+        if verb in _OF_A_HOST:
+            return _OF_A_HOST[verb](*arguments)
+        exp_dir, rank, run_id, *more = arguments
+        try:
+            # A stop as well: it must not miss a start that still looks for its plan.
+            find = _load_late if verb in ("start", "stop") else load
+            plan, node = find(exp_dir, rank, run_id)
+        except NotStarted as error:
+            if verb not in _WITHOUT_PLAN:
+                return {"ok": False, "message": str(error)}
+            return _WITHOUT_PLAN[verb](run_id, int(rank))
+        return _OF_A_PLAN[verb](plan, node, *more)
     except FlagScaleError as error:
         return {"ok": False, "message": str(error)}
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return {"ok": False, "message": f"cannot {verb}: {place}{error.strerror}"}
-    except psutil.Error as error:
+    except Exception as error:
+        import psutil  # here, because a start does without it
+
+        if not isinstance(error, psutil.Error):
+            raise
         return {"ok": False, "message": f"cannot {verb}: {error}"}
 
 
-def load(exp_dir: str, rank: str) -> tuple[LaunchPlan, NodeCommand]:
-    """Return the recorded plan and this host's part of it."""
+def _load_late(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]:
+    """Load a plan that was written a moment ago, on another host.
+
+    A network file system may go on saying that there is no such directory, because this host has asked before
+    it was made; it looks again when the directory above is listed.
+    """
+    for pause in _LATE:
+        try:
+            return load(exp_dir, rank, run_id)
+        except NotStarted:
+            time.sleep(pause)
+            for above in reversed(Path(exp_dir, "plan.json").parents):
+                with suppress(OSError), os.scandir(above) as entries:
+                    next(entries, None)
+    return load(exp_dir, rank, run_id)
+
+
+class NotStarted(FlagScaleError):
+    """The run directory, as this host sees it, does not hold the plan of the run."""
+
+
+def load(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]:
+    """Return the recorded plan of this very run and this host's part of it.
+
+    Paths are as they are called here.
+
+    Raises:
+        NotStarted: there is none here, or another run's.
+        FlagScaleError: the run is another machine's.
+    """
     plan = RunDir(Path(exp_dir)).read_plan()
-    if plan is None:
-        raise FlagScaleError(f"no job was started in {exp_dir}")
-    return plan, plan.nodes[int(rank)]
+    if plan is None or plan.run_id != run_id:
+        raise NotStarted(
+            f"this host does not see the plan of run {run_id} in {exp_dir}: is it on a file system that all "
+            "hosts share? (experiment.runner.no_shared_fs: true where it is not)"
+        )
+    host = plan.node(int(rank)).host
+    if other := elsewhere(plan, host):
+        raise FlagScaleError(f"run {run_id} is one of {other.name}, not of this machine: do it there")
+    there = plan.on_host(host.name)
+    return there, there.node(host.rank)

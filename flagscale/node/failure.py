@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from flagscale.job import LaunchPlan, NodeCommand
@@ -17,16 +17,23 @@ from flagscale.node.state import Failure
 _LAST_LINES = 20
 
 
-def first_failure(plan: LaunchPlan, node: NodeCommand, exit_code: int) -> Failure:
+def first_failure(
+    plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
+) -> Failure:
     """Return the cause to show: the rank that the failure file names, else how the launcher ended.
 
     Args:
         exit_code: the launcher's, negative for a signal.
+        out_of_memory: whether the kernel killed processes of this host meanwhile.
     """
     told = _told(Path(node.failure_file))
     if told is not None:
+        if out_of_memory and told.signal == "SIGKILL":
+            told = replace(
+                told, message=f"{told.message}: this host ran out of memory and its kernel killed it"
+            )
         return told if told.local_rank is None else _with_log(told, node)
-    name = _signal_name(exit_code)
+    name = signal_name(exit_code)
     ended = f"was killed by {name}" if name else f"ended with exit code {exit_code}"
     output = RunDir(Path(plan.exp_dir)).output(node.host)
     return Failure(
@@ -51,10 +58,11 @@ def _told(file: Path) -> Failure | None:
 
 def _with_log(failure: Failure, node: NodeCommand) -> Failure:
     streams = rank_logs(node).get(failure.local_rank or 0, ())
-    return Failure(**{**vars(failure), "log": str(streams[-1])}) if streams else failure
+    return replace(failure, log=str(streams[-1])) if streams else failure
 
 
-def _signal_name(exit_code: int) -> str | None:
+def signal_name(exit_code: int) -> str | None:
+    """Return the name of the signal that ended a process, None for one that ended by itself."""
     if exit_code >= 0:
         return None
     try:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import time
+import traceback
 from pathlib import Path
 
 from flagscale.job import LaunchPlan, NodeCommand
 from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
-from flagscale.node.state import ENDED, Failure, read_state
+from flagscale.node.state import ENDED, Failure, ProcessId, read_state
 
 _GRACE = 2.0
+_PAUSE = 5.0
+"""Seconds between two starts of the guard, should it never live long."""
+_FIRST_FILE = 3
+"""The first open file that is not standard input, output or error."""
 KILLED = "the supervisor was killed; its guard ended the processes of the run"
 
 
-def guard(plan: LaunchPlan, node: NodeCommand) -> int:
-    """Wait for the end of the supervisor (its end of our stdin closes with it), then end what it left.
+def guard(plan: LaunchPlan, node: NodeCommand, supervisor: int) -> None:
+    """Wait for the end of the supervisor (its end of this pipe closes with it), then end what it left.
 
     A supervisor that ends well kills its guard first.
     """
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    sys.stdin.buffer.read()
+    os.read(supervisor, 1)
     path = RunDir(Path(plan.exp_dir)).state(node.host)
     state = read_state(path, plan.run_id)
     # The supervisor died a moment ago, so its process group cannot be another's yet.
@@ -33,4 +38,65 @@ def guard(plan: LaunchPlan, node: NodeCommand) -> int:
     if state and state.phase not in ENDED:
         failure = Failure(KILLED, exitcode=1, time=time.time())
         state.changed(phase="failed", ended=time.time(), exit_code=1, failure=failure).write(path)
-    return 0
+
+
+class GuardKeeper:
+    """The supervisor's side: has a guard beside it at all times, for the two watch each other."""
+
+    def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
+        self._plan, self._node = plan, node
+        self._due = 0.0
+        self._pipe = -1
+        self.pid = 0
+        """The guard's, 0 where there is none."""
+
+    def keep(self) -> ProcessId | None:
+        """Start the guard where it does not live, and return the new one."""
+        if self._lives() or time.monotonic() < self._due:
+            return None
+        self._due = time.monotonic() + _PAUSE
+        try:
+            self._start()
+        except OSError as error:
+            print(f"flagscale: cannot start the guard: {error}", flush=True)
+            return None
+        return ProcessId.of(self.pid)
+
+    def end(self) -> None:
+        """End the guard, because its supervisor ends well."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def _lives(self) -> bool:
+        if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
+            os.close(self._pipe)
+            self.pid = 0
+        return self.pid != 0
+
+    def _start(self) -> None:
+        """Fork: another Python would take longer to start than all the rest of a supervisor.
+
+        The other threads of a supervisor hold no lock that a guard takes, so it may be forked at any time.
+        """
+        reader, self._pipe = os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self._pipe)
+            os.close(reader)
+            raise
+        if self.pid:
+            os.close(reader)
+            return
+        try:
+            os.setsid()
+            os.close(self._pipe)
+            os.dup2(reader, 0)
+            # No connection to another host may seem to live on in the guard.
+            os.closerange(_FIRST_FILE, os.sysconf("SC_OPEN_MAX"))
+            guard(self._plan, self._node, 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)

@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from flagscale import __version__, platforms
+from flagscale.inputs.findings import input_findings
+from flagscale.node.network import free_port, is_free
 from flagscale.node.state import Reply
 
 
-def probe(directory: str, platform: str, distribution: str, port: str) -> Reply:
-    """Return what a preflight compares: versions, devices, disk for `directory`, whether `port` is free."""
-    try:
-        engine = version(distribution)
-    except PackageNotFoundError:
-        engine = ""
-    existing = next(path for path in (Path(directory), *Path(directory).parents) if path.is_dir())
+def probe(question: str) -> Reply:
+    """Return what a preflight compares.
+
+    Args:
+        question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "inputs" (of
+            the job) and "cwd" for their paths, "listens" ((address, port) of every server to come), "mark" (a
+            file that all hosts should see, or ""); for the first host also "address" and the preferred
+            "ports".
+
+    Reply: versions, clock, devices, disk, what is wrong with the inputs; "ports": the preferred ones where
+    they are free, else others, and "taken".
+    """
+    asked = json.loads(question)
+    directory = Path(asked["directory"])
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    platform = platforms.find(asked["platform"])
     return {
         "flagscale": __version__,
-        "engine": engine,
-        "devices": platforms.find(platform).count_devices(os.environ),
+        "engine": _version(asked["distributions"]),
+        "time": time.time(),
+        "devices": platform.count_devices(os.environ),
+        "busy": platform.count_users(),
         "disk_free": shutil.disk_usage(existing).free,
         "writable": os.access(existing, os.W_OK),
-        "port_free": not int(port) or _is_free(int(port)),
+        "directory": str(existing),
+        "sees_mark": not asked["mark"] or Path(asked["mark"]).exists(),
+        "wrong_inputs": [what for _, what in input_findings(asked["inputs"], Path(asked["cwd"]))],
+        "taken_ports": [port for address, port in asked["listens"] if not _can_listen(address, port)],
+        **(_ports(asked) if asked["address"] else {}),
     }
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-        return True
+def _version(distributions: Sequence[str]) -> str:
+    """The version of the first of these that is installed, "" where none is."""
+    for name in distributions:
+        with suppress(PackageNotFoundError):
+            return version(name).partition("+")[0]  # a build of its own is the same version
+    return ""
+
+
+def _can_listen(address: str, port: int) -> bool:
+    try:
+        return is_free(address, port)
+    except OSError:
+        return True  # not this host's address: the server will tell
+
+
+def _ports(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Free ports of the first host; {"no_address": reason} where its address is not this host's."""
+    try:
+        taken = [port for port in asked["ports"] if not is_free(asked["address"], port)]
+        ports: list[int] = []
+        for preferred in asked["ports"]:
+            ports.append(free_port(asked["address"], preferred, tuple(ports)))
+    except OSError as error:
+        return {"no_address": f"{asked['address']}: {error.strerror}"}
+    return {"ports": ports, "taken": taken}

@@ -15,16 +15,20 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-RUN_ID = "FLAGSCALE_RUN_ID"
-HOST_RANK = "FLAGSCALE_HOST_RANK"
-"""Told apart as well, because several hosts of a job may be containers that share one table of processes."""
+from flagscale.node.linux import may_name, parent
+from flagscale.node.marks import HOST_RANK, RUN_ID
+
 _POLL = 0.1
 _KILL_WAIT = 10.0
 
 
-def marks(run_id: str, rank: int) -> dict[str, str]:
-    """Return the environment that makes a process one of a run, on the host with this rank."""
-    return {RUN_ID: run_id, HOST_RANK: str(rank)}
+def find(pid: int) -> psutil.Process | None:
+    """Return the living process with this pid; None where there is none, or a zombie."""
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+    return process if alive(process) else None
 
 
 def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> set[psutil.Process]:
@@ -34,17 +38,29 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
         rank: the host that they must belong to; default: any.
         group: the process group of the run's supervisor, if that is known not to be another's by now.
     """
-    everything = list(psutil.process_iter())
-    pending = [process for process in everything if _belongs(process, run_id, rank, group)]
+    pids = psutil.pids()
+    pending = [
+        process
+        for pid in pids
+        # A host has thousands of processes, and psutil takes its time for each: it judges the likely ones.
+        if _is_likely(pid, run_id, group)
+        and (process := find(pid))
+        and _belongs(process, run_id, rank, group)
+    ]
     found: set[psutil.Process] = set()
-    children = _children(everything) if pending else {}
+    children = _children(pids) if pending else {}
     while pending:
         process = pending.pop()
         if process not in found:
             found.add(process)
-            pending += children.get(process.pid, ())
+            # Asked again, because the pid may be another's since.
+            pending += [
+                child
+                for pid in children.get(process.pid, ())
+                if (child := find(pid)) and parent(pid) == process.pid
+            ]
     own = psutil.Process()
-    return {process for process in found - {own, *own.parents()} if alive(process)}
+    return found - {own, *own.parents()}
 
 
 def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Process]:
@@ -96,6 +112,13 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def _is_likely(pid: int, run_id: str, group: int | None) -> bool:
+    try:
+        return (group is not None and os.getpgid(pid) == group) or may_name(pid, f"{RUN_ID}={run_id}")
+    except ProcessLookupError:
+        return False
+
+
 def _belongs(process: psutil.Process, run_id: str, rank: int | None, group: int | None) -> bool:
     try:
         if group is not None and os.getpgid(process.pid) == group:
@@ -106,12 +129,9 @@ def _belongs(process: psutil.Process, run_id: str, rank: int | None, group: int 
         return False  # gone meanwhile, or another user's: neither can be of this run
 
 
-def _children(processes: Iterable[psutil.Process]) -> dict[int, list[psutil.Process]]:
-    """Return the processes by the pid of their parent."""
-    children: dict[int, list[psutil.Process]] = defaultdict(list)
-    for process in processes:
-        try:
-            children[process.ppid()].append(process)
-        except psutil.Error:
-            continue
+def _children(pids: Iterable[int]) -> dict[int, list[int]]:
+    """Return the pids by that of their parent."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for pid in pids:
+        children[parent(pid)].append(pid)
     return children

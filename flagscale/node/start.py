@@ -10,13 +10,14 @@ from pathlib import Path
 
 from flagscale.job import LaunchPlan, NodeCommand
 from flagscale.launch.rundir import RunDir
+from flagscale.node.marks import marks
 from flagscale.node.output import last_lines, write_header
-from flagscale.node.processes import marks
 from flagscale.node.state import Failure, HostState, ProcessId, Reply, read_state
-from flagscale.node.stop import stop
 
 _POLL = 0.05
 _LAST_LINES = 20
+_MARGIN = 10.0
+"""Seconds beyond `start_timeout` for the supervisors of several hosts: they know which one is missing."""
 
 
 def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
@@ -28,16 +29,23 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
     path = files.state(node.host)
     with files.on_host(node.host):
         if read_state(path, plan.run_id) is not None:
-            return {"ok": False, "message": "stopped before it began"}
+            return {"ok": False, "message": "stopped before it began", "stopped": True}
         script = _start_script(plan, node)
         first = HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time())
+        # Waited for, because a launcher that stays (action=test) would else keep its zombie; not before its
+        # birth was read, which one that ends at once would take with it.
+        threading.Thread(target=script.wait, daemon=True).start()
         first.write(path)
-    deadline = time.monotonic() + plan.start_timeout
+    deadline = time.monotonic() + plan.start_timeout + (_MARGIN if plan.channel else 0)
+    state, seen = first, None
     while time.monotonic() < deadline:
         ended = script.poll() is not None
-        state = read_state(path, plan.run_id) or first
+        if (stamp := _stamp(path)) != seen:
+            state, seen = read_state(path, plan.run_id) or first, stamp
         if state.phase == "failed" and state.failure:
             return {"ok": False, "message": f"{state.failure.message}\n{state.failure.traceback}".rstrip()}
+        if state.phase == "stopped":
+            return {"ok": False, "message": "stopped", "stopped": True}
         if state.phase != "starting":
             return {"ok": True, "message": state.phase}
         if ended:
@@ -45,15 +53,36 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
         time.sleep(_POLL)
     log = files.output(node.host)
     reply = _failed(first, files, node, f"the job did not begin within {plan.start_timeout:g} s; see {log}")
+    from flagscale.node.stop import stop  # with psutil, which a start that goes well does without
+
     stop(plan, node)
     return reply
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a state is written, which makes a new file; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def vacant(exp_dir: str) -> Reply:
+    """Reply: {"ok": whether no job runs in this run directory, on this host}."""
+    for path in RunDir(Path(exp_dir)).states():
+        state = read_state(path)
+        if state and state.supervisor and state.supervisor.process():
+            what = f"run {state.run_id} still runs in {exp_dir}"
+            return {"ok": False, "message": f"{what}; stop it first, or use another experiment.exp_dir"}
+    return {"ok": True, "message": "vacant"}
 
 
 def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes]:
     files = RunDir(Path(plan.exp_dir))
     with files.output(node.host).open("ab") as output:
         write_header(output, plan.run_id, node.host.name, time.strftime("%Y-%m-%d %H:%M:%S"))
-        script = subprocess.Popen(
+        return subprocess.Popen(
             ["bash", str(files.run_script(node.host))],
             # From its first moment on it can be told as a process of this run.
             env={**os.environ, **marks(plan.run_id, node.host.rank)},
@@ -62,9 +91,6 @@ def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # Waited for, because a launcher that stays (action=test) would else keep its zombie.
-    threading.Thread(target=script.wait, daemon=True).start()
-    return script
 
 
 def _script_failure(plan: LaunchPlan, node: NodeCommand, code: int) -> str:
@@ -80,7 +106,7 @@ def _failed(first: HostState, files: RunDir, node: NodeCommand, message: str) ->
     with files.on_host(node.host):
         state = read_state(path, first.run_id) or first
         if state.phase == "stopped":
-            return {"ok": False, "message": "stopped"}
+            return {"ok": False, "message": "stopped", "stopped": True}
         failure = Failure(message, exitcode=1, time=time.time())
         state.changed(phase="failed", failure=failure, exit_code=1, ended=time.time()).write(path)
     return {"ok": False, "message": message}

@@ -7,16 +7,17 @@ its guard or `stop` writes the last one.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import psutil
+from typing import TYPE_CHECKING, Any, Literal
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
 from flagscale.node.linux import birth, boot
-from flagscale.node.processes import alive
+
+if TYPE_CHECKING:
+    import psutil
 
 Phase = Literal["starting", "running", "stopping", "finished", "failed", "stopped"]
 Reply = dict[str, Any]
@@ -37,11 +38,12 @@ class ProcessId:
 
     def process(self) -> psutil.Process | None:
         """Return the living process, or None if it is gone (or a zombie, or another one has its pid now)."""
-        try:
-            process = psutil.Process(self.pid)
-            return process if birth(self.pid) == self.birth and alive(process) else None
-        except psutil.NoSuchProcess:
-            return None
+        from flagscale.node.processes import find  # with psutil, which a start does without
+
+        process = find(self.pid)
+        with suppress(ProcessLookupError):
+            return process if process and birth(self.pid) == self.birth else None
+        return None
 
     def of_this_boot(self) -> bool:
         return self.birth.startswith(f"{boot()}:")
@@ -62,6 +64,18 @@ class Failure:
     log: str = ""
     """The file, on that host, with what the rank itself printed."""
     time: float = 0.0
+    is_victim: bool = False
+    """Whether something that happened elsewhere is the cause."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One of the times that a run was started on its hosts, after it has failed."""
+
+    number: int
+    started: float
+    ended: float
+    failure: Failure
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,12 @@ class HostState:
     ended: float | None = None
     exit_code: int | None = None
     failure: Failure | None = None
+    members: tuple[int, ...] = ()
+    """The ranks of the hosts that take part in the present attempt; empty: all."""
+    is_tidied: bool = False
+    """Whether a stop has run `after_stop` since."""
+    attempts: tuple[Attempt, ...] = ()
+    """The failed attempts before the present one."""
 
     @property
     def group(self) -> int | None:
@@ -96,13 +116,18 @@ def from_dict(raw: dict[str, Any]) -> HostState:
         names = ("supervisor", "guard", "engine")
         processes = {name: ProcessId(**raw[name]) if raw.get(name) else None for name in names}
         failure = Failure(**raw["failure"]) if raw.get("failure") else None
-        return HostState(**{**raw, **processes, "failure": failure})
+        members = tuple(raw.get("members", ()))
+        attempts = tuple(
+            Attempt(**{**attempt, "failure": Failure(**attempt["failure"])})
+            for attempt in raw.get("attempts", ())
+        )
+        return HostState(**{**raw, **processes, "failure": failure, "attempts": attempts, "members": members})
     except (TypeError, AttributeError) as error:
         raise ValueError(f"not a host state: {error}") from None
 
 
-def read_state(path: Path, run_id: str) -> HostState | None:
-    """Return the state of this very run; None where there is none yet (or only an earlier run's).
+def read_state(path: Path, run_id: str | None = None) -> HostState | None:
+    """Return the state of this very run (default: of any); None where there is none yet.
 
     Raises:
         FlagScaleError: there is one, but it cannot be read.
@@ -113,4 +138,4 @@ def read_state(path: Path, run_id: str) -> HostState | None:
         return None
     except (OSError, ValueError) as error:
         raise FlagScaleError(f"{path} cannot be read: {error}") from None
-    return state if state.run_id == run_id else None
+    return state if run_id in (None, state.run_id) else None

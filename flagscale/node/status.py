@@ -25,6 +25,11 @@ def status(plan: LaunchPlan, node: NodeCommand, count: str = "") -> Reply:
     return {**(asdict(state) if state else {}), "processes": len(living)}
 
 
+def status_without_plan(run_id: str, rank: int) -> Reply:
+    """Return what there is to see of a run where its plan is not to be seen; as `status`, without a state."""
+    return {"processes": len(processes.of_run(run_id, rank))}
+
+
 def orphaned(state: HostState) -> HostState:
     """Return the state of a run that neither its supervisor nor its guard could bring to an end."""
     restarted = state.supervisor is not None and not state.supervisor.of_this_boot()

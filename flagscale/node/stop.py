@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,8 @@ from flagscale.node.status import orphaned
 _STOP_SLACK = 15.0
 """Seconds beyond the grace after which a supervisor that was told to stop is taken to be stuck."""
 _LEFTOVER_GRACE = 2.0
+_UNKNOWN_GRACE = 10.0
+"""Seconds that processes get to end by themselves where it is not known what the plan gives them."""
 
 
 def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
@@ -27,20 +30,53 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
     Reply: {"ok": bool, "message": str, "ended": whether anything was running}.
     """
     files = RunDir(Path(plan.exp_dir))
+    _wake_holder(plan, node)
     with files.on_host(node.host):
         files.secrets(node.host).unlink(missing_ok=True)
         state = _state(plan, node)
-        running = bool(processes.of_run(plan.run_id, node.host.rank, state.group))
+        # Another host's stop may have reached the supervisor first; it is still to be tidied up after.
+        running = bool(processes.of_run(plan.run_id, node.host.rank, state.group)) or (
+            state.phase == "stopped" and not state.is_tidied
+        )
         died = state.supervisor is not None and state.supervisor.process() is None
         left = _end(plan, node, state)
         if left:
-            names = ", ".join(f"{process.pid} ({process.name()})" for process in left)
-            return {"ok": False, "ended": True, "message": f"cannot be ended: {names}"}
+            return _survived(left)
         _record_end(plan, node, died)
         if not running:
             return {"ok": True, "ended": False, "message": "nothing was running"}
+        with suppress(OSError):  # a full disk must not keep a run from being stopped
+            _state(plan, node).changed(is_tidied=True).write(files.state(node.host))
         trouble = _after_stop(plan, node)
     return {"ok": not trouble, "ended": True, "message": trouble or "stopped"}
+
+
+def stop_without_plan(run_id: str, rank: int) -> Reply:
+    """End every process of a run where its plan is not to be seen (a file system that is away, or emptied).
+
+    Reply: as that of `stop`.
+    """
+    if not processes.of_run(run_id, rank):
+        return {"ok": True, "ended": False, "message": "nothing was started there"}
+    left = processes.end(lambda: processes.of_run(run_id, rank), _UNKNOWN_GRACE)
+    if left:
+        return _survived(left)
+    message = "stopped, though the plan is not to be seen there any more: without experiment.cmds.after_stop"
+    return {"ok": True, "ended": True, "message": message}
+
+
+def _survived(left: list[psutil.Process]) -> Reply:
+    names = ", ".join(f"{process.pid} ({process.name()})" for process in left)
+    return {"ok": False, "ended": True, "message": f"cannot be ended: {names}"}
+
+
+def _wake_holder(plan: LaunchPlan, node: NodeCommand) -> None:
+    """Have a process of the run that somebody stopped (SIGSTOP) give back the lock that it may hold."""
+    try:
+        with RunDir(Path(plan.exp_dir)).on_host(node.host, wait=False):
+            pass
+    except BlockingIOError:
+        processes.send(processes.of_run(plan.run_id, node.host.rank), signal.SIGCONT)
 
 
 def _state(plan: LaunchPlan, node: NodeCommand) -> HostState:

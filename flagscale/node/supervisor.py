@@ -1,7 +1,8 @@
-"""The supervisor: one process a host, in its own session, that starts the engine's launcher and ends with it.
+"""The supervisor: one process a host, in its own session, that runs the engine's launcher and ends with it.
 
-It writes the host's state, ends the whole tree when told to (TERM) or when the launcher ended, and says which
-rank failed first. A guard beside it does the ending should the supervisor itself be killed.
+It writes the host's state, ends the whole tree when told to (TERM), when the launcher has ended or when
+another host's part has, and starts it again where the plan says so. A guard beside it does the ending should
+the supervisor itself be killed.
 """
 
 from __future__ import annotations
@@ -10,28 +11,48 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import psutil
 
+from flagscale.errors import FlagScaleError, UserError
 from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.ranklogs import has_error
 from flagscale.launch.rundir import RunDir
+from flagscale.lifetime import adopt_orphans
 from flagscale.node import processes
+from flagscale.node.engine import end_engine, start_engine, write_stacks
 from flagscale.node.failure import first_failure
-from flagscale.node.linux import adopt_orphans, die_with, reap_adopted
-from flagscale.node.state import Failure, HostState, Phase, ProcessId
+from flagscale.node.guard import GuardKeeper
+from flagscale.node.heartbeat import Heartbeat
+from flagscale.node.hub import Hub
+from flagscale.node.link import CHANNEL_SECRET
+from flagscale.node.linux import oom_kills, reap_adopted
+from flagscale.node.member import Member
+from flagscale.node.peers import Alone, Go, Peers, Word
+from flagscale.node.state import Attempt, Failure, HostState, Phase, ProcessId
 
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
 """Seconds that what is left of a run gets after its launcher has ended."""
-_NOTHING_TO_SAVE = 10.0
-"""The longest grace of a launcher that has started no ranks yet."""
-_GUARD_PAUSE = 5.0
-"""Seconds between two starts of the guard, should it never live long."""
+_LONGEST_BACKOFF = 60.0
+_EXPLAINING = 5.0
+"""Seconds that a launcher gets to end where a rank of it has failed; it ends the others first."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended on this host."""
+
+    phase: Phase
+    exit_code: int
+    failure: Failure | None = None
+    is_final: bool = False
+    """Whether another attempt would end alike."""
 
 
 class Supervisor:
@@ -41,8 +62,7 @@ class Supervisor:
         self._plan, self._node = plan, node
         self._files = RunDir(Path(plan.exp_dir))
         self._told_to_stop = False
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._guard_due = 0.0
+        self._guard = GuardKeeper(plan, node)
         self._state = HostState(plan.run_id, "starting", ProcessId.of(os.getpid()), started=time.time())
 
     def run(self) -> int:
@@ -56,18 +76,136 @@ class Supervisor:
             signal.signal(ignored, lambda number, frame: None)
         try:
             self._keep_guard()
-            engine = self._start_engine()
-            self._record(phase="running", engine=ProcessId.of(engine.pid))
+            secrets = self._secrets()
+            peers = _peers(self._plan, self._node, secrets.pop(CHANNEL_SECRET, ""))
+        except (FlagScaleError, OSError) as error:
+            return self._finish(_failed(f"the job cannot be started: {error}"))
+        try:
+            return self._finish(self._attempts(peers, secrets))
+        finally:
+            peers.close()
+
+    def _attempts(self, peers: Peers, secrets: dict[str, str]) -> Outcome:
+        """Run the job until it ends well or is stopped, or has failed too often."""
+        recovery = self._plan.recovery
+        number, patience = 0, self._plan.start_timeout
+        while True:
+            begun = time.time()
+            go = peers.assemble(number, patience, self._is_over)
+            if isinstance(go, Word):
+                if go.kind == "stopped" and go.host == self._node.host.rank:
+                    peers.tell(go)
+                return self._refused(go)
+            outcome = self._attempt(go, peers, secrets)
+            if outcome.failure is None or outcome.is_final or number == recovery.max_restarts:
+                return outcome
+            attempts = (*self._state.attempts, Attempt(number, begun, time.time(), outcome.failure))
+            self._note(phase="starting", attempts=attempts, engine=None)
+            pause = min(2.0**number, _LONGEST_BACKOFF)
+            number, patience = number + 1, recovery.restart_timeout
+            print(f"flagscale: {outcome.failure.message}", flush=True)
+            print(f"flagscale: restart {number} of {recovery.max_restarts} in {pause:g} s", flush=True)
+            self._pause(pause)
+
+    def _attempt(self, go: Go, peers: Peers, secrets: dict[str, str]) -> Outcome:
+        """Run the engine's launcher once; nothing of it is left when this returns."""
+        kills = oom_kills()
+        try:
+            engine = start_engine(self._node, go, self._plan.channel, secrets)
+            self._record(phase="running", engine=ProcessId.of(engine.pid), members=go.hosts)
         except (OSError, ValueError) as error:
             self._end_leftovers()
-            return self._finish(
-                "failed", 1, Failure(f"the engine cannot be started: {error}", time=time.time())
-            )
-        stopped = self._watch(engine)
-        self._note(phase="stopping")
-        if stopped:
-            self._end_engine(engine)
-        return self._end(engine, stopped)
+            why = f"the engine cannot be started: {error}"
+            peers.tell(self._word(go, "failed", why))  # another attempt may do without this host
+            return replace(_failed(why), is_final=True)
+        word = self._watch(engine, go, peers)
+        if word is None:
+            return self._ended_by_itself(engine, go, peers, kills)
+        if word.host == self._node.host.rank:
+            peers.tell(word)
+        if word.kind == "stopped":
+            self._note(phase="stopping")
+            end_engine(engine, self._node.stop_grace)
+        elif word.kind == "hung":
+            write_stacks(engine)
+        self._end_leftovers()
+        if word.kind == "stopped":
+            return Outcome("stopped", _exit_code(engine))
+        is_victim = word.host != self._node.host.rank
+        outcome = _failed(f"ended because of {word.text}" if is_victim else word.text, is_victim)
+        return replace(outcome, is_final=word.is_final)
+
+    def _ended_by_itself(self, engine: subprocess.Popen[bytes], go: Go, peers: Peers, kills: int) -> Outcome:
+        code = _exit_code(engine)
+        if code == 0:
+            peers.tell(self._word(go, "finished", "finished"))
+            self._end_leftovers()
+            return Outcome("finished", 0)
+        failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
+        who = "" if failure.rank is None else f"rank {failure.rank}: "
+        # What the user has to mend, no restart mends.
+        is_final = failure.exitcode == UserError.exit_code
+        peers.tell(self._word(go, "failed", f"{who}{failure.message}", is_final))
+        self._end_leftovers()
+        return Outcome("failed", code, failure, is_final)
+
+    def _watch(self, engine: subprocess.Popen[bytes], go: Go, peers: Peers) -> Word | None:
+        """Return what ends the attempt; None where the engine has ended by itself."""
+        limit = self._plan.recovery.hang_timeout
+        heartbeat = Heartbeat(self._files.beat(self._node.host), limit)
+        while engine.poll() is None:
+            if self._told_to_stop:
+                return self._word(go, "stopped", "it was stopped")
+            if (word := peers.word()) and not self._explains_itself(engine, word):
+                return word
+            if heartbeat.is_overdue():
+                what = "answer" if self._node.programs else "iteration"
+                return self._word(go, "hung", f"no {what} for {limit:g} s")
+            self._keep_guard()
+            reap_adopted({engine.pid, self._guard.pid})
+            time.sleep(_POLL)
+        # Where a stop found no readable state, it has told everything at once to end.
+        return self._word(go, "stopped", "it was stopped") if self._told_to_stop else None
+
+    def _explains_itself(self, engine: subprocess.Popen[bytes], word: Word) -> bool:
+        """Whether a rank of this host has failed as well, and the launcher has come to tell of it.
+
+        A rank that loses its peer fails within milliseconds, and its host's word may be the first to come.
+        """
+        if word.kind != "failed" or not has_error(self._node):
+            return False
+        try:
+            engine.wait(_EXPLAINING)
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+
+    def _word(
+        self,
+        go: Go,
+        kind: Literal["failed", "hung", "stopped", "finished"],
+        text: str,
+        is_final: bool = False,
+    ) -> Word:
+        host = self._node.host
+        return Word(go.attempt, kind, host.rank, f"{host.name}: {text}", is_final)
+
+    def _refused(self, word: Word) -> Outcome:
+        """An attempt that never began."""
+        if word.kind == "stopped":
+            return Outcome("stopped", 0)
+        return _failed(word.text, word.host != self._node.host.rank)
+
+    def _is_over(self) -> bool:
+        """Whether the wait for the other hosts is over; keeps the guard meanwhile."""
+        self._keep_guard()
+        return self._told_to_stop
+
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next attempt, no longer when told to stop."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._told_to_stop:
+            time.sleep(_POLL)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         self._told_to_stop = True
@@ -83,16 +221,6 @@ class Supervisor:
         except OSError as error:
             print(f"flagscale: cannot write the state of the run: {error}", flush=True)
 
-    def _start_engine(self) -> subprocess.Popen[bytes]:
-        Path(self._node.failure_file).unlink(missing_ok=True)
-        return subprocess.Popen(
-            self._node.argv,
-            env={**os.environ, **self._node.env, **self._secrets()},
-            cwd=self._node.cwd,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=partial(die_with, os.getpid()),
-        )
-
     def _secrets(self) -> dict[str, str]:
         path = self._files.secrets(self._node.host)
         try:
@@ -103,76 +231,48 @@ class Supervisor:
         return secrets
 
     def _keep_guard(self) -> None:
-        """Start the guard, also again should it have been killed: the two watch each other."""
-        if (self._guard and self._guard.poll() is None) or time.monotonic() < self._guard_due:
-            return
-        self._guard_due = time.monotonic() + _GUARD_PAUSE
-        again = self._guard is not None
-        try:
-            self._guard = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "flagscale.node",
-                    "guard",
-                    self._plan.exp_dir,
-                    str(self._node.host.rank),
-                ],
-                stdin=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as error:
-            print(f"flagscale: cannot start the guard: {error}", flush=True)
-            return
-        self._state = self._state.changed(guard=ProcessId.of(self._guard.pid))
-        if again:
-            self._note()
-
-    def _watch(self, engine: subprocess.Popen[bytes]) -> bool:
-        """Return True when told to stop, False when the engine has ended by itself."""
-        while engine.poll() is None:
-            if self._told_to_stop:
-                return True
-            self._keep_guard()
-            reap_adopted({engine.pid, self._guard.pid if self._guard else 0})
-            time.sleep(_POLL)
-        return False
-
-    def _end_engine(self, engine: subprocess.Popen[bytes]) -> None:
-        """Tell the launcher, which tells its ranks, and let them save what they have to."""
-        process = psutil.Process(engine.pid)
-        grace = self._node.stop_grace
-        if not process.children():
-            grace = min(grace, _NOTHING_TO_SAVE)
-        processes.send([process], signal.SIGTERM)
-        try:
-            engine.wait(grace)
-        except subprocess.TimeoutExpired:
-            pass  # what is left is ended by the caller
-
-    def _end(self, engine: subprocess.Popen[bytes], stopped: bool) -> int:
-        self._end_leftovers()
-        exit_code = engine.poll()
-        if exit_code is None:  # stuck in the kernel
-            exit_code = -signal.SIGKILL
-        if stopped:
-            return self._finish("stopped", exit_code)
-        if exit_code == 0:
-            return self._finish("finished", 0)
-        return self._finish("failed", exit_code, first_failure(self._plan, self._node, exit_code))
+        if new := self._guard.keep():
+            self._state = self._state.changed(guard=new)
+            if self._state.phase != "starting":
+                self._note()
 
     def _end_leftovers(self) -> None:
-        guard = self._guard.pid if self._guard else 0
-
         def leftovers() -> set[psutil.Process]:
             found = processes.of_run(self._plan.run_id, self._node.host.rank, os.getpid())
-            return {process for process in found if process.pid != guard}
+            return {process for process in found if process.pid != self._guard.pid}
 
         processes.end(leftovers, _LEFTOVER_GRACE)
 
-    def _finish(self, phase: Phase, exit_code: int, failure: Failure | None = None) -> int:
-        self._note(phase=phase, exit_code=exit_code, failure=failure, ended=time.time())
-        if self._guard:
-            self._guard.kill()
-            self._guard.wait()
-        return 0 if phase == "stopped" else exit_code
+    def _finish(self, outcome: Outcome) -> int:
+        self._note(
+            phase=outcome.phase, exit_code=outcome.exit_code, failure=outcome.failure, ended=time.time()
+        )
+        self._guard.end()
+        return 0 if outcome.phase == "stopped" else outcome.exit_code
+
+
+def _peers(plan: LaunchPlan, node: NodeCommand, secret: str) -> Peers:
+    """Return the way to the other hosts.
+
+    Raises:
+        OSError: the first host's supervisor cannot listen.
+        FlagScaleError: the secret of the run has not come, without which anybody could speak for its hosts.
+    """
+    if plan.channel is None:
+        return Alone()
+    if not secret:
+        raise FlagScaleError("the secret of its run is not there; start it with action=run")
+    address, port, key = plan.channel.address, plan.channel.port, secret.encode()
+    names = {host.rank: host.name for host in plan.hosts}
+    if node.host.rank == min(names):
+        return Hub(address, port, key, names, plan.recovery.fewer_hosts)
+    return Member(address, port, key, node.host.rank, names[min(names)])
+
+
+def _failed(message: str, is_victim: bool = False) -> Outcome:
+    return Outcome("failed", 1, Failure(message, time=time.time(), is_victim=is_victim))
+
+
+def _exit_code(engine: subprocess.Popen[bytes]) -> int:
+    code = engine.poll()
+    return -signal.SIGKILL if code is None else code  # None: stuck in the kernel

@@ -22,7 +22,10 @@ _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipe
 
 
 def model_chunks(values: Mapping[str, Any], pp: int) -> int:
-    """Return the model chunks of a stage; those of a layout given as text are left to the engine."""
+    """Return the model chunks of a stage; a layout that is written with multiplications counts as one."""
+    layout = values.get("pipeline_model_parallel_layout")
+    if isinstance(layout, str) and "*" not in layout:
+        return max(1, (layout.count("|") + 1) // pp)
     per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
     if isinstance(per_chunk, int) and per_chunk > 0:
         return max(1, _counted_layers(values) // pp // per_chunk)
@@ -43,9 +46,10 @@ def pipeline_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[
     clashes = [group for group in groups if len(group) > 1]
     for group in clashes:
         yield group[1], f"{' and '.join(group)} exclude each other"
-    if small or clashes or _CHUNKS[2] in given:
+    if small or clashes:
         return
-    yield from _uneven_findings(values, uneven, pp, vpp) if uneven else _even_findings(values, pp, vpp)
+    if _CHUNKS[2] not in given:
+        yield from _uneven_findings(values, uneven, pp, vpp) if uneven else _even_findings(values, pp, vpp)
     if vpp > 1 and pp == 1:
         yield given[0], "an interleaved pipeline needs pipeline_model_parallel_size > 1"
     elif vpp > 1 and pp == 2 and not values.get("overlap_p2p_comm", True):

@@ -22,8 +22,14 @@ class Platform:
     count_devices: Callable[[Mapping[str, str]], int]
     env: Mapping[str, str] = field(default_factory=dict)
     """Set for every process unless the experiment sets it."""
+    rank_env: Mapping[str, str] = field(default_factory=dict)
+    """The same, for ranks: what collectives and the order of kernels need, and other programs do not."""
+    visible_devices: str = ""
+    """The environment variable by which a process sees some devices of a host only."""
     shares_devices: bool = False
     """Whether several ranks may share a device (host processors)."""
+    count_users: Callable[[], int] = lambda: 0
+    """How many processes use devices of this host now."""
     chips: tuple[str, ...] = ()
     """Models of the chip, by which a hostfile may name the platform too: `type=A100`."""
 

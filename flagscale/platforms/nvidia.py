@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +22,15 @@ def count_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> int:
     return min(present, sum(1 for _ in names))
 
 
+def count_gpu_users() -> int:
+    """Return how many processes compute on a GPU now; 0 where the driver's tool is missing."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return len(told.stdout.split()) if told.returncode == 0 else 0
+
+
 _CHIPS = (
     *("V100", "A10", "A30", "A40", "A100", "A800", "L4", "L20", "L40", "L40S"),
     *("H20", "H100", "H200", "H800", "GH200", "B100", "B200", "B300", "GB200"),
@@ -29,6 +40,8 @@ NVIDIA = Platform(
     name="nvidia",
     count_devices=count_gpus,
     # Sequence and tensor parallelism rely on kernels starting in the order they were issued.
-    env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+    rank_env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+    count_users=count_gpu_users,
+    visible_devices="CUDA_VISIBLE_DEVICES",
     chips=_CHIPS,
 )

@@ -41,6 +41,13 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
             "interleaved pipeline: chunks, in the order of the layers). Needs --recompute-granularity full. "
             f"Values: {meaning}.",
         )
+    group.add_argument(
+        "--hetero-layout",
+        metavar="JSON",
+        help="A pipeline over unequal meshes: what `hetero_process_meshes` and its like say, for workers: "
+        '{"meshes": [{"tp", "cp", "ep", "dp", "pp", "layers"}, ...], "cpu_communication", ...}. '
+        "Each rank finds its own degrees in it.",
+    )
     # The engine's own argument with one more choice: torch's kernels (megatron/flagscale/layers).
     implementation = next(action for action in parser._actions if action.dest == "transformer_impl")
     implementation.choices = [*(implementation.choices or ()), "torch"]

@@ -5,121 +5,24 @@ The control plane checks users' keys against a committed copy of this output, wi
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import enum
 import importlib.metadata
-import inspect
-import json
-import sys
-from collections.abc import Callable, Iterable
 from typing import Any
+
+from flagscale.config.describe import describe_actions, print_catalog
 
 ENGINE = "megatron-core"
 
-_KINDS: dict[type[argparse.Action], str] = {
-    argparse._StoreAction: "value",
-    argparse._StoreTrueAction: "flag_true",
-    argparse._StoreFalseAction: "flag_false",
-    argparse._StoreConstAction: "const",
-    argparse._AppendAction: "append",
-    argparse._CountAction: "count",
-    argparse.BooleanOptionalAction: "bool_pair",
-}
-
 
 def build_catalog() -> dict[str, Any]:
-    """Return `{"engine", "version", "arguments": {name without dashes: description}}`.
-
-    A description holds `dest`, `kind` (value, flag_true, flag_false, bool_pair, const, append, count),
-    `type`, `nargs`, `choices` (as written on the command line), `default`, `required`, `help`, and
-    `negative`: the option that sets the same destination to false. Further option strings of the same action
-    say `alias_of`.
-    """
+    """Return `{"engine", "version", "arguments": descriptions of `describe_actions`}`."""
     from megatron.flagscale.args import engine_parser
 
-    actions = [action for action in engine_parser()._actions if not isinstance(action, argparse._HelpAction)]
     return {
         "engine": ENGINE,
         "version": importlib.metadata.version(ENGINE),
-        "arguments": describe_actions(actions),
+        "arguments": describe_actions(engine_parser()._actions),
     }
-
-
-def describe_actions(actions: Iterable[argparse.Action]) -> dict[str, dict[str, Any]]:
-    """Describe parser actions, keyed by option name; see `build_catalog` for the fields."""
-    actions = list(actions)
-    negatives = {a.dest: _names(a)[0] for a in actions if isinstance(a, argparse._StoreFalseAction)}
-    arguments: dict[str, dict[str, Any]] = {}
-    for action in actions:
-        name, *aliases = _names(action)
-        described = _describe(action)
-        if isinstance(action, argparse.BooleanOptionalAction):
-            described["negative"] = aliases.pop()
-        elif isinstance(action, argparse._StoreTrueAction) and action.dest in negatives:
-            described["negative"] = negatives[action.dest]
-        arguments[name] = described
-        for alias in aliases:
-            arguments[alias] = {**described, "alias_of": name}
-    return arguments
-
-
-def _names(action: argparse.Action) -> list[str]:
-    return [option.removeprefix("--") for option in action.option_strings]
-
-
-def _describe(action: argparse.Action) -> dict[str, Any]:
-    kind = _KINDS[type(action)]
-    enum_type = _enum_of(action.type)
-    choices = list(enum_type) if enum_type else action.choices
-    return {
-        "dest": action.dest,
-        "kind": kind,
-        "type": "bool" if kind in ("flag_true", "flag_false", "bool_pair") else _type_name(action, enum_type),
-        "nargs": action.nargs,
-        "choices": None if choices is None else [_plain(choice) for choice in choices],
-        "default": _plain(action.default),
-        "required": action.required,
-        "help": " ".join((action.help or "").replace("%%", "%").split()),
-    }
-
-
-def _enum_of(converter: Any) -> type[enum.Enum] | None:
-    """Return the enum a converter produces: an enum type itself, or a closure over one (upstream's way)."""
-    if isinstance(converter, type) and issubclass(converter, enum.Enum):
-        return converter
-    if inspect.isfunction(converter):
-        for captured in inspect.getclosurevars(converter).nonlocals.values():
-            if isinstance(captured, type) and issubclass(captured, enum.Enum):
-                return captured
-    return None
-
-
-def _type_name(action: argparse.Action, enum_type: type[enum.Enum] | None) -> str:
-    if enum_type:
-        return enum_type.__name__
-    converter: Callable[[str], Any] | str | None = action.type
-    return "str" if converter is None else getattr(converter, "__name__", str(converter))
-
-
-def _plain(value: Any) -> Any:
-    """Turn a default or a choice into JSON; an enum member becomes its name, which is what a user writes."""
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def main() -> None:
-    """Write the catalog to standard output; whatever upstream prints while it is imported goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
-        catalog = build_catalog()
-    json.dump(catalog, sys.stdout, indent=1, sort_keys=True)
-    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":
-    main()
+    print_catalog(build_catalog)

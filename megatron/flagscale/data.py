@@ -13,6 +13,8 @@ from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from megatron.flagscale.layers.documents import document_starts
+
 _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 
@@ -87,12 +89,17 @@ def get_batch(
         micro_batch_size=args.micro_batch_size if torch.is_grad_enabled() else args.eval_micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
-        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        # A middle stage that reads data does so for the mask, which the first stage's fields include.
-        is_pipeline_first_stage=not mpu.is_pipeline_last_stage(
+        # Documents are told from the tokens: every stage gets them, as the only one would.
+        pipeline_model_parallel_size=1 if args.reset_attention_mask else args.pipeline_model_parallel_size,
+        is_pipeline_first_stage=mpu.is_pipeline_first_stage(
             ignore_virtual=vp_stage is None, vp_stage=vp_stage
         ),
         is_pipeline_last_stage=mpu.is_pipeline_last_stage(ignore_virtual=vp_stage is None, vp_stage=vp_stage),
     )
+    starts = None
+    if args.reset_attention_mask and args.transformer_impl == "torch":
+        starts = document_starts(batch["tokens"], get_tokenizer().eod)
     batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+    if starts is not None:
+        batch["attention_mask"] = starts
     return {name: batch[name] for name in _FIELDS}

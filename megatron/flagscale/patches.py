@@ -4,7 +4,8 @@ A change is the last resort, after the engine's own seams. Each entry names its 
 versions it was written for and when it can go; applying it fails loudly when the target is gone.
 
 Groups: `cpu` (no CUDA on this machine), `no-te` (neither TransformerEngine nor Apex installed), `wheel` (the
-engine comes from its wheel), `worker` (FlagScale's own metrics and checkpoint rules; always).
+engine comes from its wheel), `worker` (FlagScale's own metrics and checkpoint rules; always), `hetero` (a
+pipeline over unequal meshes; applied where one is built).
 """
 
 from __future__ import annotations
@@ -77,17 +78,35 @@ def has_te_or_apex() -> bool:
 def ledger() -> tuple[Patch, ...]:
     """Return every entry, whether or not this machine needs it."""
     from megatron.flagscale.args import PATCHES as args_patches
-    from megatron.flagscale.checkpoint import PATCHES as checkpoint_patches
-    from megatron.flagscale.metrics import PATCHES as metrics_patches
+    from megatron.flagscale.async_save import PATCHES as async_save_patches
+    from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
+    from megatron.flagscale.optimizer_state import PATCHES as optimizer_patches
     from megatron.flagscale.platforms.cpu import PATCHES as cpu_patches
+    from megatron.flagscale.platforms.gloo import PATCHES as gloo_patches
     from megatron.flagscale.platforms.no_te import PATCHES as no_te_patches
+    from megatron.flagscale.recording import PATCHES as recording_patches
+    from megatron.flagscale.resume import PATCHES as resume_patches
+    from megatron.flagscale.saving import PATCHES as saving_patches
 
-    return (*cpu_patches, *no_te_patches, *WHEEL, *args_patches, *metrics_patches, *checkpoint_patches)
+    return (
+        *cpu_patches,
+        *gloo_patches,
+        *no_te_patches,
+        *WHEEL,
+        *args_patches,
+        *recording_patches,
+        *resume_patches,
+        *saving_patches,
+        *async_save_patches,
+        *optimizer_patches,
+        *hetero_patches,
+    )
 
 
 def needed(cuda: bool, te_or_apex: bool) -> tuple[Patch, ...]:
     """Return the entries a machine needs: `cpu` only without CUDA, `no-te` only without TE and Apex."""
     skipped = {group for group, absent in (("cpu", not cuda), ("no-te", not te_or_apex)) if not absent}
+    skipped.add("hetero")
     return tuple(patch for patch in ledger() if patch.group not in skipped)
 
 

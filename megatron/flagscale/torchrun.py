@@ -69,6 +69,10 @@ def first_failure(failures: list[Failure]) -> Failure:
     return min(failures, key=lambda failure: (_order(failure), failure.time))
 
 
+_VICTIMS = 2
+"""From here on a failure looks like the consequence of another one."""
+
+
 def _order(failure: Failure) -> int:
     if failure.signal == "SIGTERM":
         return 4
@@ -169,7 +173,8 @@ def main() -> int:
 
 def _report(failure: Failure) -> None:
     if FAILURE_FILE in os.environ:
-        write_atomic(Path(os.environ[FAILURE_FILE]), json.dumps(asdict(failure), indent=1) + "\n")
+        told = {**asdict(failure), "is_victim": _order(failure) >= _VICTIMS}
+        write_atomic(Path(os.environ[FAILURE_FILE]), json.dumps(told, indent=1) + "\n")
     is_mistake = failure.exitcode == UserError.exit_code and not failure.traceback
     who = "error" if is_mistake else f"rank {failure.rank} (pid {failure.pid}) failed"
     print(f"{who}: {failure.message}", file=sys.stderr, flush=True)

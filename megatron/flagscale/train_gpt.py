@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from megatron.flagscale.lifetime import die_with_parent
+from megatron.flagscale.lifetime import beat, die_with_parent, write_stacks_when_asked
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 def train(argv: list[str]) -> None:
     """Train as the arguments say; `UserError` for what a user can mend."""
+    from megatron.flagscale.hetero.arguments import own_part
     from megatron.flagscale.platform import adapt, prepare_platform
 
-    sys.argv[1:] = prepare_platform(argv)
+    part = own_part(argv)
+    sys.argv[1:] = prepare_platform(part.argv if part else argv)
 
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
@@ -30,17 +32,22 @@ def train(argv: list[str]) -> None:
 
     from megatron.flagscale.args import parse
     from megatron.flagscale.data import build_datasets
+    from megatron.flagscale.hetero import join, parse_own
     from megatron.flagscale.recompute import refine_recompute
 
-    args = parse()
+    args = parse_own(part) if part else parse()
     model_config = gpt_config_from_args(args)
     adapt(model_config, args)
     refine_recompute(model_config, args)
+    seams = {}
+    if part:
+        seams = join(part, args, model_config)
     pretrain(
         pretrain_cfg_container_from_args(args, model_config),
         build_datasets,
         ModelType.encoder_or_decoder,
         forward_step,
+        **seams,
     )
 
 
@@ -53,6 +60,7 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch
 
     from megatron.flagscale.data import get_batch
 
+    beat()
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
@@ -146,4 +154,5 @@ if __name__ in ("__main__", "__mp_main__"):
     die_with_parent()
 
 if __name__ == "__main__":
+    write_stacks_when_asked()
     sys.exit(main())

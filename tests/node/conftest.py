@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from flagscale.job import Host, LaunchPlan, NodeCommand
 from flagscale.launch import launcher
 from flagscale.launch.launcher import HostStatus
 from flagscale.launch.rundir import RunDir
-from flagscale.node.processes import RUN_ID, alive, marks, of_run
+from flagscale.node.marks import RUN_ID, marks
+from flagscale.node.processes import alive, of_run
 from flagscale.node.state import HostState, Reply, read_state
+from tests.node.launching import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -100,20 +103,7 @@ class FakeJob:
 
     def launch(self, **changes: Any) -> subprocess.Popen[str]:
         """Start it from a process of its own, as a command does."""
-        plan = self.files.path / f"plan {self.plan.run_id}"
-        plan.write_text(self.plan.to_json())
-        program = (
-            "import sys; from flagscale.job import LaunchPlan; from flagscale.launch import launcher\n"
-            "plan = LaunchPlan.from_json(open(sys.argv[1]).read()); launcher.start(plan, '', {})"
-        )
-        return subprocess.Popen(
-            [sys.executable, "-c", program, str(plan)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **changes,
-        )
+        return launch(self.plan, self.files.path, dict(os.environ), **changes)
 
     def clean_up(self) -> None:
         """Kill whatever is left: by run id, and by the report's path in the command line of bare ranks."""
@@ -125,7 +115,8 @@ class FakeJob:
                 continue
         while left := of_run(self.plan.run_id):
             for process in left:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             time.sleep(0.05)
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-SLEEPER = "import signal, sys, time; exec(sys.argv[1]); time.sleep(300)"
+SLEEPER = "import signal, sys, time; exec(sys.argv[1]); time.sleep(1000)"
 DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 

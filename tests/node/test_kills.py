@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Callable
 
 import psutil
 import pytest
 
+from flagscale.node.guard import GuardKeeper
 from flagscale.node.processes import alive
 from flagscale.node.state import HostState
 from tests.node.conftest import FakeJob, wait_for
@@ -37,7 +39,8 @@ def test_nothing_is_left(make_job: MakeJob, decoys: list[psutil.Process], victim
         assert time.monotonic() - began < 10
         time.sleep(0.05)
     wait_for(job.is_gone, 2)
-    assert not [process for process in everything if alive(process)]
+    # A process that is ending has no environment any more, but lives for a moment.
+    wait_for(lambda: not any(alive(process) for process in everything), 2)
     assert [phase for phase in seen if phase not in ("running", "stopping")] == ["failed"]
     failure = job.state().failure
     assert failure is not None
@@ -63,6 +66,20 @@ def test_the_guard_comes_back(make_job: MakeJob) -> None:
     # Without a guard a stop works as well.
     assert job.stop()["ok"]
     assert job.state().phase == "stopped"
+
+
+def test_the_guard_keeps_no_connection_of_its_supervisor_open(make_job: MakeJob) -> None:
+    """It is a fork: the other hosts would not notice the end of a supervisor whose connections it holds."""
+    job = make_job("rank")
+    here, there = socket.socketpair()
+    keeper = GuardKeeper(job.plan, job.plan.nodes[0])
+    try:
+        assert keeper.keep()
+        here.close()
+        there.settimeout(10)
+        assert there.recv(1) == b""
+    finally:
+        keeper.end()
 
 
 def test_the_guard_cannot_be_talked_into_ending(make_job: MakeJob) -> None:
@@ -107,7 +124,8 @@ def test_a_finished_run_leaves_no_daemon(make_job: MakeJob) -> None:
     engine.send_signal(signal.SIGTERM)
     wait_for(lambda: job.state().phase == "finished")
     wait_for(job.is_gone, 2)
-    assert not [process for process in everything if alive(process)]
+    # A process that is ending has no environment any more, but lives for a moment.
+    wait_for(lambda: not any(alive(process) for process in everything), 2)
     assert (job.state().exit_code, job.state().failure) == (0, None)
 
 

@@ -6,13 +6,13 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from os import statvfs
 from pathlib import Path
-from shutil import which
 
 import psutil
 import pytest
@@ -20,8 +20,11 @@ import pytest
 from flagscale import files
 from flagscale.errors import FlagScaleError, HostError
 from flagscale.launch import launcher
+from flagscale.launch.render import scripts
 from flagscale.node import commands
-from flagscale.node.processes import RUN_ID, of_run
+from flagscale.node.marks import RUN_ID
+from flagscale.node.processes import of_run
+from tests.disk import small_file_system
 from tests.node.conftest import FakeJob, wait_for
 
 MakeJob = Callable[..., FakeJob]
@@ -38,9 +41,9 @@ def test_a_start_is_confirmed_and_recorded(make_job: MakeJob) -> None:
     status = job.status()
     assert status.state == state
     assert status.processes == 4
-    assert launcher.status(job.plan, count=False)[0].processes == 0
+    assert launcher.status(job.plan, count=False)[0].processes is None
 
-    with pytest.raises(FlagScaleError, match=r"a job still runs in .* has 4 processes.*stop it first"):
+    with pytest.raises(FlagScaleError, match=r"a job still runs in .* with 4 processes.*stop it first"):
         make_job().start()
     assert job.files.read_plan() == job.plan
     assert job.stop()["ok"]
@@ -127,7 +130,7 @@ def test_ctrl_c_during_the_start_takes_it_back(make_job: MakeJob) -> None:
 def test_a_launcher_killed_during_the_start(make_job: MakeJob) -> None:
     job = make_job("rank", before_start="sleep 60 || sleep 60")
     launching = job.launch()
-    wait_for(lambda: len(of_run(job.plan.run_id)) >= 2)
+    wait_for(lambda: job.files.state(job.host).exists() and len(of_run(job.plan.run_id)) >= 2)
     launching.kill()
     launching.communicate()
     status = job.status()
@@ -147,8 +150,8 @@ def test_a_start_that_comes_after_its_stop_starts_nothing(make_job: MakeJob) -> 
     job = make_job("rank")
     job.files.write_launch(job.plan, {job.files.run_script(job.host): "exec sleep 60\n"}, "", {})
     assert job.stop()["message"] == "nothing was running"
-    words = ["start", job.plan.exp_dir, "0"]
-    assert commands.execute(words) == {"ok": False, "message": "stopped before it began"}
+    words = ["start", job.plan.exp_dir, "0", job.plan.run_id]
+    assert commands.execute(words) == {"ok": False, "message": "stopped before it began", "stopped": True}
     assert not of_run(job.plan.run_id)
 
 
@@ -183,7 +186,8 @@ def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) 
     job = make_job(before_start="export PREPARED=yes PYTHONPATH=/elsewhere; cd /").start()
     told = job.told()
     assert told["environ"]["PREPARED"] == "yes"
-    assert told["environ"]["PYTHONPATH"] == f"{job.plan.source_root}:/elsewhere"
+    root = job.plan.source_root
+    assert told["environ"]["PYTHONPATH"] == f"{root}:{root}/vllm:/elsewhere"
     assert told["cwd"] == job.plan.exp_dir
 
 
@@ -203,18 +207,8 @@ def test_secrets_are_written_nowhere_but_for_the_engine(make_job: MakeJob) -> No
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = which("mount")
-    if (
-        not mount
-        or subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_file_system(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 def test_a_full_disk_fails_the_start_with_one_message(make_job: MakeJob, small_disk: Path) -> None:
@@ -235,7 +229,7 @@ def test_a_full_disk_fails_the_start_with_one_message(make_job: MakeJob, small_d
 def test_whatever_cannot_be_written_nothing_is_left(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
-    """The n-th file of a start fails: secrets, config, two scripts, plan; the sixth is the first state."""
+    """The n-th file of a start fails: config, two scripts, plan, secrets; the sixth is the first state."""
     written = 0
 
     def full(handle: int) -> None:
@@ -272,12 +266,27 @@ def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:
         job.files.plan.write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read .*remove the file"):
             job.start()
-    assert commands.execute(["stop", job.plan.exp_dir, "0"])["ok"] is False
+    assert commands.execute(["stop", job.plan.exp_dir, "0", job.plan.run_id])["ok"] is False
+
+
+def test_a_plan_may_show_late(make_job: MakeJob) -> None:
+    """As on a network file system that has just been asked for its directory."""
+    job = make_job("rank")
+    late = threading.Timer(0.3, lambda: job.files.write_launch(job.plan, scripts(job.plan), "", {}))
+    late.start()
+    assert commands.execute(["start", job.plan.exp_dir, "0", job.plan.run_id]) == {
+        "ok": True,
+        "message": "running",
+    }
+    late.join()
+    assert job.stop()["ok"]
 
 
 def test_the_starter_keeps_no_zombie(make_job: MakeJob) -> None:
+    # Other tests may keep some: the tracker of multiprocessing's resources, say.
+    before = set(psutil.Process().children())
     make_job("exit:0").start()
-    wait_for(lambda: not psutil.Process().children())
+    wait_for(lambda: set(psutil.Process().children()) <= before)
 
 
 def test_an_engine_that_ends_at_once(make_job: MakeJob) -> None:

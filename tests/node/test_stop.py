@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,8 +15,11 @@ import psutil
 import pytest
 
 from flagscale.errors import FlagScaleError
+from flagscale.job import Machine
 from flagscale.launch import launcher
-from flagscale.node.processes import alive, marks, of_run
+from flagscale.node import commands
+from flagscale.node.marks import marks
+from flagscale.node.processes import alive, of_run
 from flagscale.node.state import HostState, ProcessId
 from tests.node.conftest import FakeJob, wait_for
 
@@ -40,12 +44,67 @@ def test_a_stop_ends_all_of_the_run_and_nothing_else(make_job: MakeJob, decoys: 
     assert job.state() == state
 
 
+def test_a_stop_ends_a_run_whose_plan_is_gone(make_job: MakeJob, decoys: list[psutil.Process]) -> None:
+    """A file system that is away, or a run directory that somebody has emptied."""
+    job = make_job("rank", "rank bare").start()
+    everything = job.everything()
+    job.files.plan.unlink()
+    status = job.status()
+    assert (status.processes, status.ended) == (len(everything), False)
+    reply = job.stop()
+    assert reply["ok"]
+    assert reply["message"].startswith("stopped, though the plan is not to be seen there")
+    assert not [process for process in everything if alive(process)]
+    assert job.stop() == {"ok": True, "ended": False, "message": "nothing was started there"}
+    assert job.status().processes == 0
+
+
+def test_a_run_of_another_machine_is_left_alone(make_job: MakeJob) -> None:
+    """Its run directory is seen here as well, and `localhost` in its plan is not this machine."""
+    job = make_job("rank")
+    plan = replace(job.plan, started_on=Machine("another", "its boot"))
+    job.files.write_launch(plan, {}, "", {})
+    ours = ProcessId.of(os.getpid())
+    theirs = replace(ours, birth=f"its boot:{ours.birth.partition(':')[2]}")
+    HostState(plan.run_id, "running", theirs).write(job.files.state(job.host))
+    before = job.state()
+    reply = commands.execute(["stop", plan.exp_dir, "0", plan.run_id])
+    assert reply == {
+        "ok": False,
+        "message": f"run {plan.run_id} is one of another, not of this machine: do it there",
+    }
+    assert job.state() == before
+    # Asked from here it is looked for there; here nobody is called so.
+    (host,) = launcher.status(plan)
+    assert host.trouble == "no address is known for the name another"
+    with pytest.raises(FlagScaleError, match=r"whether a job .* cannot be told .* or remove .*plan\.json if"):
+        launcher.refuse_if_running(job.files, job.plan)
+    (node,) = job.plan.nodes
+    others = replace(job.plan, nodes=(replace(node, host=replace(node.host, name="10.9.9.9")),))
+    with pytest.raises(FlagScaleError, match="cannot be told"):  # it has no others whose loss would end it
+        launcher.refuse_if_running(job.files, others)
+    # What has ended there can be continued here, as it is done where every job gets another machine.
+    before.changed(phase="finished").write(job.files.state(job.host))
+    (host,) = launcher.status(plan)
+    assert (host.trouble, host.state and host.state.phase) == ("", "finished")
+    launcher.refuse_if_running(job.files, job.plan)
+
+
 def test_stops_at_once_end_it_once(make_job: MakeJob) -> None:
     job = make_job("rank", after_stop="echo x >> after").start()
     with ThreadPoolExecutor() as pool:
         replies = list(pool.map(lambda _: job.stop(), range(3)))
     assert all(reply["ok"] for reply in replies)
     assert sorted(reply["ended"] for reply in replies) == [False, False, True]
+    assert (job.files.path / "after").read_text() == "x\n"
+
+
+def test_after_stop_runs_where_another_host_ended_the_run_first(make_job: MakeJob) -> None:
+    job = make_job("rank", after_stop="echo x >> after").start()
+    job.member("supervisor").terminate()
+    wait_for(lambda: job.state().phase == "stopped" and job.is_gone())
+    assert job.stop()["ended"]
+    assert not job.stop()["ended"]
     assert (job.files.path / "after").read_text() == "x\n"
 
 
@@ -85,6 +144,26 @@ def test_a_stop_after_a_kill(
     assert not [process for process in everything if alive(process)]
     assert job.state().phase == ("stopped" if victims == ("guard",) else "failed")
     make_job("rank").start()
+
+
+def test_a_stopped_holder_of_the_lock(make_job: MakeJob) -> None:
+    """Who took the lock of the host to write its state, and was then stopped, must not hold up a stop."""
+    job = make_job("rank").start()
+    program = (
+        "import os, signal; from pathlib import Path; from flagscale.files import locked\n"
+        f"with locked(Path({str(job.files.logs / 'pids' / f'{job.host.label}.lock')!r}), wait=True):\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, **marks(job.plan.run_id, job.host.rank)}
+    )
+    wait_for(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED)
+    with ThreadPoolExecutor() as pool:
+        try:
+            assert pool.submit(job.stop).result(timeout=20)["ok"]
+        finally:
+            holder.kill()
+            holder.wait()
 
 
 def test_a_stop_without_a_readable_state(make_job: MakeJob) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from flagscale.errors import UserError
 from flagscale.inputs import indexed
-from tools.datasets import preprocess
+from tools.datasets import parts
 from tools.datasets.documents import Document, Source, open_source
 from tools.datasets.preprocess import prepare
 
@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_every_document_is_written_in_order_and_ends_with_eos(
     source: Source, tokenizer: Path, weird_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "_BATCH", 3)  # several batches a part, the last one short
+    monkeypatch.setattr(parts, "_BATCH", 3)  # several batches a part, the last one short
     prepared = prepare(source, tokenizer, weird_path, valid_every=10, documents_per_part=4)
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     encoder.encode_special_tokens = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from flagscale.config.engine_args import Catalog, load_catalog
 from flagscale.config.load import load_experiment
 from flagscale.config.locate import Locator, locator
-from flagscale.config.schema import Commands, Experiment, Runner, Task
+from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.engines.megatron import CATALOG, MEGATRON
 from flagscale.errors import Problem, UserError
 from flagscale.job import Host, Job
@@ -120,7 +121,7 @@ def build(tmp_path: Path) -> Callable[..., Job]:
             exp_dir=tmp_path / "run",
             task=Task(backend="megatron", entrypoint="megatron.flagscale.train_gpt"),
             runner=Runner(**runner),
-            envs={},
+            envs=Environment(),
             cmds=Commands(),
             arguments={**TASK, **(changes or {})},
         )
@@ -163,3 +164,20 @@ def write_data() -> Callable[..., str]:
         return str(prefix)
 
     return write_data
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """Write a small sound model folder in Hugging Face's form and return it; keywords change its config."""
+
+    def write_model(folder: Path, **config: Any) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+        facts = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256, **sizes, **config}
+        (folder / "config.json").write_text(json.dumps(facts))
+        header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+        (folder / "tokenizer.json").write_text("{}")
+        return folder
+
+    return write_model

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagscale.config.schema import Commands, Experiment, Runner, Task
+import pytest
+
+from flagscale import __version__
+from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.job import Host, Job, LaunchPlan, NodeCommand, Role
 from flagscale.launch.launcher import HostStatus
 from flagscale.launch.place import place
 from flagscale.launch.rundir import RunDir
-from flagscale.node.state import Failure, HostState, Phase
+from flagscale.node.state import Failure, HostState, Phase, Reply
 from flagscale.platforms import Platform
 
-CHIP = Platform("chip", lambda: 8, env={"CHIP_MODE": "fast", "SHARED": "platform"})
+CHIP = Platform(
+    "chip", lambda: 8, env={"CHIP_MODE": "fast", "SHARED": "platform"}, rank_env={"ORDER": "kept"}
+)
 
 
 def make_hosts(*slots: int) -> tuple[Host, ...]:
@@ -25,14 +31,14 @@ def make_hosts(*slots: int) -> tuple[Host, ...]:
 
 
 def make_experiment(
-    exp_dir: Path, *, envs: Mapping[str, str] | None = None, cmds: Commands | None = None, **runner: Any
+    exp_dir: Path, *, envs: Mapping[str, Any] | None = None, cmds: Commands | None = None, **runner: Any
 ) -> Experiment:
     return Experiment(
         name="demo",
         exp_dir=exp_dir,
         task=Task(backend="megatron", entrypoint="megatron.flagscale.train_gpt"),
         runner=Runner(**runner),
-        envs=dict(envs or {}),
+        envs=Environment.model_validate(dict(envs or {})),
         cmds=cmds or Commands(),
         arguments={},
     )
@@ -47,6 +53,7 @@ def make_job(*slots: int, argv: tuple[str, ...] = ("--lr", "1e-3"), entrypoint: 
         role=Role("train", entrypoint, argv, env={"ROLE": "yes", "SHARED": "role"}, stop_grace=7.0),
         hosts=make_hosts(*slots or (4,)),
         layout="tp2 x dp2",
+        picture="a table",
         secrets={"WANDB_API_KEY": "geheim"},
     )
 
@@ -57,12 +64,57 @@ def make_plan(
     return place(
         job or make_job(*slots),
         make_experiment(exp_dir, **settings),
-        {"chip": CHIP},
+        {host.platform: CHIP for host in (job or make_job(*slots)).hosts},
         run_id=run_id,
         python="/usr/bin/python3",
         source_root=Path("/source"),
         cwd=Path("/"),
     )
+
+
+GOOD: Mapping[str, Any] = {
+    "flagscale": __version__,
+    "engine": "1.2.3",
+    "time": 0.0,
+    "devices": 8,
+    "busy": 0,
+    "disk_free": 2**40,
+    "writable": True,
+    "directory": "/r",
+    "sees_mark": True,
+    "wrong_inputs": [],
+    "taken_ports": [],
+}
+"""What a probe answers where nothing is wrong (but for the time and the version of the engine)."""
+
+Answer = Reply | Callable[[list[str]], Reply]
+
+
+class FakeHosts:
+    """Hosts that answer as told, `answers[name][verb]`; to be asked for more is a failure."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
+        self.answers = {name: dict(known) for name, known in answers.items()}
+        self.asked: list[tuple[str, list[str]]] = []
+        monkeypatch.setattr(
+            "flagscale.launch.fanout.transport", lambda reach: FakeTransport(self, reach.host)
+        )
+
+    def verbs(self, name: str) -> list[str]:
+        return [words[0] for host, words in self.asked if host == name]
+
+
+@dataclass(frozen=True)
+class FakeTransport:
+    """The way to one of them."""
+
+    hosts: FakeHosts
+    name: str
+
+    def call(self, words: list[str], seconds: float) -> Reply:
+        self.hosts.asked.append((self.name, words))
+        answer = self.hosts.answers[self.name][words[0]]
+        return answer(words) if callable(answer) else dict(answer)
 
 
 def options(node: NodeCommand) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from flagscale import cli
 from flagscale.actions import ACTIONS
 from flagscale.config.schema import ACTIONS as ACTION_NAMES
+from flagscale.node import commands
 from flagscale.prepare import Request
+from tests.unit.plans import GOOD
 
 EXPERIMENT = """
 experiment:
@@ -94,7 +97,13 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["experiment.task.entrypoint=megatron.flagscale.train_gtp"], "train_gpt"),
         (["experiment.task.entrypoint=absent.py"], "absent.py"),
         (["experiment.runner.platform=nvidja"], "nvidia"),
-        (["no_such_key=1"], "no_such_key"),
+        (["no_such_key=1"], "valid: action, experiment"),
+        (["actoin=run"], "did you mean `action`?"),
+        (["trian.model.num_layers=3"], "did you mean `train`?"),
+        (["hydra.verbos=1"], "hydra.verbos"),
+        (["train.model.num_layers=[1"], "not understood"),
+        (["train.model.num_layers=2,4"], "add --multirun"),
+        (["~train.model.num_layer"], "does not exist"),
         (["action=query", "+output=yaml"], "valid: text, json"),
         (["train.model.save_interval=null"], "train.save_interval"),
     ],
@@ -108,25 +117,54 @@ def test_a_users_mistake_is_a_message_and_exit_code_2(
     assert "Traceback" not in told.err + told.out
 
 
+@pytest.mark.parametrize("plus", ["", "+", "++"])
 def test_mistakes_of_both_levels_are_told_together(
-    words: list[str], capfd: pytest.CaptureFixture[str]
+    plus: str, words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    mistakes = [
-        "+experiment.runner.hostfil=x",
-        "+experiment.runer=1",
-        "+train.model.num_layer=3",
-        "train.model.lr=fast",
-    ]
-    assert cli.main([*words, *mistakes]) == 2
+    mistakes = ["experiment.runner.hostfil=x", "experiment.runer.x=1", "train.model.num_layer=3"]
+    assert cli.main([*words, *(plus + mistake for mistake in mistakes), "train.model.lr=fast"]) == 2
     told = capfd.readouterr().err
     assert told.startswith("4 mistakes")
     for name in ("hostfil`", "runer`", "num_layer`", "`lr`"):
         assert name in told
 
 
+def test_a_key_is_set_whether_or_not_a_file_has_it(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "train.model.clip_grad=0.5", "experiment.envs.MORE=more", "output=json"]) == 0
+    printed = capsys.readouterr().out
+    assert "--clip-grad 0.5" in printed
+    assert "MORE=more" in printed
+
+
 def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*words[:3], "confg"]) == 2
-    assert "confg" in capfd.readouterr().err
+    assert "did you mean `config`?" in capfd.readouterr().err
+    assert cli.main(["--config-path=cnf", *words[2:]]) == 2
+    assert "cnf' exists" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nexperiment: [1\n", "conf/broken.yaml:3: "),
+        ("experiment:\n  exp_name: 'x\n", "conf/broken.yaml:3: "),
+        ("a: 1\na: 2\n", "conf/broken.yaml:2: "),
+        ("experiment: {exp_name: '${nothing'}", "experiment.exp_name: "),
+        ("- a\n", "must be a DictConfig"),
+        ("defaults: [_self_, {train: absent}]", "train/absent"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_with_its_line(
+    text: str, expected: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("conf/broken.yaml").write_text(text)
+    assert cli.main([*words[:3], "broken"]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("1 mistake")
+    assert expected in told
+    assert "Traceback" not in told
 
 
 def test_a_bug_keeps_its_traceback(
@@ -165,12 +203,23 @@ def test_check_tells_every_outcome(words: list[str], capsys: pytest.CaptureFixtu
 def test_check_fails_on_too_few_devices_and_a_taken_port(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reply = {"flagscale": "0.0", "engine": "", "devices": 1, "disk_free": 2**20, "writable": False}
-    monkeypatch.setattr("flagscale.node.commands.probe", lambda *words: {**reply, "port_free": False})
+    reply = {"engine": "", "writable": False, "ports": [20000], "taken": [29511]}
+    monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
     assert cli.main([*words, "action=check", "+experiment.runner.master_port=29511"]) == 1
     told = capsys.readouterr().out
-    for expected in ("flagscale 0.0", "is not installed", "not writable", "port 29511 taken"):
+    for expected in ("is not installed", "not writable", "port 29511 is taken"):
         assert any(line.startswith("FAILED") and expected in line for line in told.splitlines()), expected
+
+
+def test_a_check_that_has_only_advice_is_no_failure(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = {"disk_free": 2**20, "time": 0.0, "engine": version("megatron-core")}
+    monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
+    assert cli.main([*words, "action=check"]) == 0
+    told = capsys.readouterr().out
+    for expected in ("only 0 GiB free", "its clock is "):
+        assert any(line.startswith("beware") and expected in line for line in told.splitlines()), expected
 
 
 def test_an_unwritable_run_directory_is_one_message(

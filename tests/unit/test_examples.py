@@ -19,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 CONFIGS = sorted((ROOT / "examples").glob("*/conf/*.yaml"))
 
+MISSPELT = {
+    "train": ("train.model.num_layer", "train.model.hidden_size=wide", "num_layers"),
+    "serve": ("serve.tensor_paralel_size", "serve.port=wide", "tensor_parallel_size"),
+    "inference": ("inference.llm.max_model_length", "inference.llm.dtype=wide", "max_model_len"),
+}
+"""By task type: a key that is none, a key with a value that is none, and the name that was meant."""
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
 
 
@@ -27,8 +33,13 @@ def name_of(config: Path) -> str:
 
 
 @pytest.fixture
-def fresh_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable[..., str]) -> Path:
-    """A directory like the root of a clone where the demo's data has been made; no GPU to be seen."""
+def fresh_clone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_data: Callable[..., str],
+    write_model: Callable[..., Path],
+) -> Path:
+    """A directory like the root of a clone where the demo's data and model were made; no GPU to be seen."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(sys, "argv", ["run.py"])
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -36,6 +47,7 @@ def fresh_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Cal
         write_data(tmp_path / prefix)
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
+    write_model(tmp_path / "outputs" / "aquila_demo" / "hf")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -85,11 +97,13 @@ def test_no_path_of_a_machine_stands_in_golden_files_and_examples(config: Path) 
 def test_a_misspelt_key_is_found_in_every_example(
     config: Path, fresh_clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert dryrun(config, "+train.model.num_layer=3", "train.model.hidden_size=wide") == 2
+    group = next(name for name in MISSPELT if f"type: {name}" in config.read_text())
+    key, value, meant = MISSPELT[group]
+    assert dryrun(config, f"+{key}=3", value) == 2
     error = capsys.readouterr().err
     assert "2 mistakes" in error
-    assert "command line: train.model.num_layer" in error
-    assert "did you mean `num_layers`?" in error
+    assert f"command line: {key}" in error
+    assert f"did you mean `{meant}`?" in error
 
 
 def test_a_mistake_in_a_file_is_told_with_its_line(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flagscale.job import LaunchPlan
-from flagscale.launch.ranklogs import rank_logs
+from flagscale.launch.ranklogs import has_error, rank_logs
 from flagscale.node.failure import first_failure
-from tests.unit.plans import make_plan, write_log
+from tests.unit.plans import make_plan, options, write_log
 
 TOLD = {
     "rank": 5,
@@ -101,3 +102,21 @@ def test_the_users_own_folder_and_id(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.touch()
     assert rank_logs(plan.nodes[0]) == {0: (path,)}
+
+
+def test_another_launcher_than_torchrun_has_no_logs_of_ranks(tmp_path: Path) -> None:
+    node = replace(make_plan(tmp_path, 2).nodes[0], argv=("python", "-m", "another"))
+    assert rank_logs(node) == {}
+    assert not has_error(node)
+
+
+def test_a_rank_that_has_written_down_its_exception(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, 2)
+    node = plan.nodes[0]
+    assert not has_error(node)
+    log = Path(options(node)["--log-dir"]) / f"{plan.run_id}_abc" / "attempt_0" / "1" / "stderr.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    assert not has_error(node)
+    (log.parent / "error.json").touch()
+    assert has_error(node)

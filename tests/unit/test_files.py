@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flagscale import files
 from flagscale.files import locked, write_atomic
 
 
@@ -68,3 +69,22 @@ def test_a_lock_is_held_by_one_and_let_go_after_an_error(tmp_path: Path) -> None
         raise ZeroDivisionError
     with locked(path, wait=True):
         pass
+
+
+def test_room_for_as_many_connections_as_the_host_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(files.resource, "getrlimit", lambda what: limits[-1])
+    monkeypatch.setattr(files.resource, "setrlimit", lambda what, pair: limits.append(pair))
+    files.room_for_files(64)
+    assert limits == [(1024, 4096)]
+    files.room_for_files(500)
+    files.room_for_files(100)
+    files.room_for_files(10_000)
+    assert limits == [(1024, 4096), (2256, 4096), (4096, 4096)]
+    unlimited = files.resource.RLIM_INFINITY
+    limits.append((256, unlimited))
+    files.room_for_files(100)
+    assert limits[-1] == (656, unlimited)
+    limits.append((unlimited, unlimited))
+    files.room_for_files(10_000)
+    assert limits[-1] == (unlimited, unlimited)

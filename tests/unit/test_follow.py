@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flagscale import follow as follow_module
-from flagscale.follow import LogTail, current_status, follow
-from flagscale.job import LaunchPlan
+from flagscale import tail as tail_module
+from flagscale.follow import current_status, follow, statuses
+from flagscale.job import LaunchPlan, Program
 from flagscale.launch.launcher import HostStatus
 from flagscale.node import output
 from flagscale.node.output import find_run, last_lines, write_header
-from flagscale.node.state import Failure, Phase
-from tests.unit.plans import host_status, make_plan, write_log
+from flagscale.node.state import Failure, Phase, Reply
+from flagscale.report import status_json
+from flagscale.tail import LogTail
+from tests.unit.plans import FakeHosts, host_status, make_plan, write_log
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_a_log_that_was_emptied_is_read_from_its_start(plan: LaunchPlan) -> None
 
 
 def test_large_logs_are_read_by_chunks(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow_module, "_CHUNK", 16)
+    monkeypatch.setattr(tail_module, "_CHUNK", 16)
     lines = [f"line {number}" for number in range(100)]
     write_log(plan, 0, "\n".join(lines) + "\n" + "x" * 40 + "\nlast\n")
     found = list(LogTail(plan).lines())
@@ -172,3 +177,100 @@ def test_one_status_counts_and_leaves_earlier_metrics_out(
     found = current_status(plan)
     assert found.progress is None
     assert found.hosts[0].processes == 1
+
+
+LOST = "no answer from node1 port 22 within 10 s"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes only where somebody sleeps."""
+    now = [1000.0]
+    monkeypatch.setattr(follow_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(follow_module.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("first", ["failed", "finished"])
+def test_a_host_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Phase
+) -> None:
+    plan = make_plan(tmp_path, 1, 1)
+    hosts = [host_status(plan, 0, first), host_status(plan, 1, None, trouble=LOST)]
+    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: hosts)
+    told: list[str] = []
+    found = list(statuses(plan, told.append))
+    assert told == [f"node1: {LOST}"]
+    assert [status.ended for status in found] == [False] * 31 + [True]
+    assert (found[-1].phase, found[-1].exit_code) == ("failed" if first == "failed" else "unknown", 1)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_host_may_finish_its_own_program_long_before_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, 1, 1)
+    programs = (Program("engine", ("generate",)),)
+    plan = replace(plan, nodes=tuple(replace(node, programs=programs) for node in plan.nodes))
+    one = [host_status(plan, 0, "finished"), host_status(plan, 1, None, trouble=LOST)]
+    both = [host_status(plan, rank, "finished") for rank in (0, 1)]
+    looks = iter([*[one] * 100, both])
+    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: next(looks))
+    *before, last = statuses(plan, lambda line: None)
+    assert (len(before), last.phase) == (100, "finished")
+
+
+@pytest.mark.usefixtures("clock")
+def test_hosts_that_answer_again_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While no host has ended nothing is given up: it may be this machine that is cut off."""
+    plan = make_plan(tmp_path, 1, 1)
+    lost = [host_status(plan, rank, None, trouble=LOST) for rank in (0, 1)]
+    both = [host_status(plan, rank, "running") for rank in (0, 1)]
+    ended = [host_status(plan, rank, "finished") for rank in (0, 1)]
+    one = [ended[0], lost[1]]
+    looks = iter([both, *[lost] * 100, both, *[one] * 20, both, *[one] * 20, ended])
+    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: next(looks))
+    told: list[str] = []
+    *before, last = statuses(plan, told.append)
+    assert (last.phase, last.exit_code, any(status.ended for status in before)) == ("finished", 0, False)
+    assert told == [f"node0: {LOST}", f"node1: {LOST}", f"node1: {LOST}", f"node1: {LOST}"]
+
+
+def test_metrics_are_read_from_the_last_host_that_takes_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path, 1, 1, 1, no_shared_fs=True)
+    asked = FakeHosts(monkeypatch, node1={"read": {"data": "", "size": 0}})
+    hosts = [host_status(plan, rank, "running") for rank in range(3)]
+    state = hosts[0].state
+    assert state
+    hosts[0] = replace(hosts[0], state=state.changed(members=(0, 1)))
+    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: hosts)
+    found = status_json(current_status(plan))
+    assert asked.verbs("node1") == ["read"]
+    assert [host["state"] for host in found["hosts"]] == ["running", "running", "left out"]
+
+
+def test_a_log_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, 1, 1, no_shared_fs=True)
+    text = base64.b64encode(b"a line\n").decode()
+    away: Reply = {"ok": False, "message": LOST, "unreachable": True}
+    answers: Reply = {"begin": {"position": 0}, "read": {"data": text, "size": 7}}
+    hosts = FakeHosts(monkeypatch, node0=answers, node1={"begin": away, "read": away})
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    lines = tail.lines()
+    assert next(lines) == "node0: a line"
+    answers["read"] = hosts.answers["node0"]["read"] = {"data": "", "size": 7}
+    assert list(lines) == []
+    assert tail.troubles == {plan.hosts[1]: LOST}
+    # Back again it is read from the beginning of the run on.
+    hosts.answers["node1"] = {"begin": {"position": 3}, "read": lambda words: reply(words, text)}
+    assert list(tail.lines()) == ["node1: ine"]
+    assert tail.troubles == {}
+
+
+def reply(words: list[str], text: str) -> Reply:
+    whole = base64.b64decode(text)
+    position, size = int(words[5]), int(words[6])
+    return {"data": base64.b64encode(whole[position : position + size]).decode(), "size": len(whole)}

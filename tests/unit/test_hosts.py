@@ -57,6 +57,51 @@ def test_hosts_of_the_hostfile_in_its_order(hostfile: Callable[[str], str]) -> N
     assert [(host.name, host.slots) for host in few] == [("b", 3), ("a", 3)]
 
 
+def test_a_range_of_hosts_begins_with_the_most(hostfile: Callable[[str], str]) -> None:
+    path = hostfile("b slots=8\na slots=4\nc slots=2")
+    few = select_hosts(Runner(hostfile=path, nnodes="1:2"), "nvidia", 0, False)
+    assert [host.name for host in few] == ["b", "a"]
+    (message,) = problems(Runner(hostfile=path, nnodes="1:4"), "nvidia", 0, False)
+    assert message.startswith("experiment.runner.nnodes: nnodes is 4, but ")
+    assert message.endswith("hosts has 3")
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "left"),
+    [
+        ([], [], "bac"),
+        (["c", "b"], [], "bc"),
+        ([], ["b"], "ac"),
+        (["a", "b"], ["b"], "a"),
+    ],
+)
+def test_hosts_are_taken_and_left_out_by_name(
+    hostfile: Callable[[str], str], include: list[str], exclude: list[str], left: str
+) -> None:
+    runner = Runner(hostfile=hostfile("b slots=1\na slots=2\nc slots=3"), include=include, exclude=exclude)
+    found = select_hosts(runner, "cpu", 1, True)
+    # In the order of the hostfile, and ranks without a gap.
+    assert [(host.rank, host.name) for host in found] == list(enumerate(left))
+
+
+def test_names_that_the_hostfile_does_not_have_are_told_together(hostfile: Callable[[str], str]) -> None:
+    runner = Runner(hostfile=hostfile("node10 slots=1\nnode11 slots=1"), include=["nod10"], exclude=["x"])
+    with pytest.raises(UserError) as raised:
+        select_hosts(runner, "cpu", 1, True)
+    one, two = raised.value.problems
+    assert (one.where, one.what) == ("experiment.runner.include", "the hostfile has no host `nod10`")
+    assert one.hint == "did you mean `node10`?"
+    assert (two.where, two.hint) == ("experiment.runner.exclude", "valid: node10, node11")
+
+
+def test_somebody_has_to_be_left(hostfile: Callable[[str], str]) -> None:
+    path = hostfile("a slots=1\nb slots=1")
+    (message,) = problems(Runner(hostfile=path, exclude=["a", "b"]), "cpu", 1, True)
+    assert message == "experiment.runner.exclude: no host of the hostfile is left"
+    (message,) = problems(Runner(hostfile=path, exclude=["a"], nnodes=2), "cpu", 1, True)
+    assert "nnodes is 2, but" in message
+
+
 def test_too_few_hosts_and_slots_are_told_together(hostfile: Callable[[str], str]) -> None:
     path = hostfile("b slots=8\na slots=4\nc slots=2")
     found = problems(Runner(hostfile=path, nnodes=5, nproc_per_node=8), "nvidia", 0, False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.job import Host, LaunchPlan, NodeCommand
+from flagscale.job import PLAN_VERSION, Channel, Host, LaunchPlan, Machine, NodeCommand, Program, Recovery
 from tests.unit.plans import make_job, make_plan
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -22,6 +22,17 @@ NODES = st.builds(
     cwd=TEXT,
     failure_file=TEXT,
     stop_grace=st.floats(0, 1e6),
+    programs=st.lists(
+        st.builds(
+            Program,
+            name=TEXT,
+            argv=st.lists(TEXT).map(tuple),
+            url=TEXT,
+            model=TEXT,
+            env=st.dictionaries(TEXT, TEXT, max_size=2),
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 PLANS = st.builds(
     LaunchPlan,
@@ -44,7 +55,36 @@ PLANS = st.builds(
     after_stop=TEXT,
     start_timeout=st.floats(0, 1e6),
     nodes=st.lists(NODES, min_size=1, max_size=3).map(tuple),
-    version=st.just(1),
+    channel=st.none() | st.builds(Channel, TEXT, st.integers(1, 65535)),
+    recovery=st.builds(
+        Recovery,
+        max_restarts=st.integers(0, 9),
+        restart_timeout=st.floats(0, 1e6),
+        hang_timeout=st.none() | st.floats(0, 1e6),
+        fewer_hosts=st.lists(st.integers(1, 9)).map(tuple),
+    ),
+    ssh_port=st.none() | st.integers(1, 65535),
+    connect_timeout=st.floats(0, 1e6),
+    shared_fs=st.booleans(),
+    host_paths=st.dictionaries(TEXT, st.dictionaries(TEXT, TEXT, max_size=2), max_size=2),
+    started_on=st.none() | st.builds(Machine, TEXT, TEXT),
+)
+
+
+FULL = replace(
+    make_plan(Path("/a/b/run"), 2, 2, envs={"DATA": "/a/b/data", "LIKE": "/a/bc", "PLAIN": "x"}),
+    before_start="cd /a/b",
+    after_stop="true",
+    transport="telepathy",
+    job_dir="/a/b/job",
+    channel=Channel("10.0.0.1", 29501),
+    recovery=Recovery(max_restarts=3, restart_timeout=30.0, hang_timeout=60.0, fewer_hosts=(1,)),
+    ssh_port=2222,
+    connect_timeout=5.0,
+    ready_timeout=60.0,
+    shared_fs=False,
+    host_paths={"node1": {"/a/b": "/elsewhere", "/a/b/data": "/fast", "/source": "/opt/flagscale"}},
+    started_on=Machine("node7", "a boot"),
 )
 
 
@@ -53,8 +93,24 @@ def test_a_plan_survives_its_json(plan: LaunchPlan) -> None:
     assert LaunchPlan.from_json(plan.to_json()) == plan
 
 
+def test_every_field_of_a_plan_survives_its_json() -> None:
+    plan = FULL
+    for of in (plan, plan.recovery):
+        for field in fields(of):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            if field.name != "version":
+                assert getattr(of, field.name) != default, f"give {field.name} a value here"
+    again = LaunchPlan.from_json(plan.to_json())
+    assert again == plan
+    assert isinstance(again.recovery.fewer_hosts, tuple)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "{}", '{"version": 0}', '{"version": 1}', '{"version": 1, "nodes": [{}]}']
+    "text",
+    [
+        *("", "{", "null", "[]", "{}", '{"version": 0}', f'{{"version": {PLAN_VERSION}}}'),
+        *(f'{{"version": {PLAN_VERSION}, "nodes": {nodes}}}' for nodes in ("[]", "[{}]", "3")),
+    ],
 )
 def test_text_that_is_no_plan_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"plan|Expecting"):
@@ -72,3 +128,47 @@ def test_host_and_job() -> None:
     assert job.world_size == 5
     assert [host.label for host in job.hosts] == ["host_0_node0", "host_1_node1"]
     assert replace(job, hosts=job.hosts[:1]).world_size == 2
+
+
+def test_a_host_without_paths_of_its_own_reads_the_plan_as_it_is() -> None:
+    assert FULL.on_host("node0") is FULL
+    assert make_plan(Path("/r"), 2).on_host("localhost").host_paths == {}
+
+
+def test_paths_are_called_otherwise_on_a_host() -> None:
+    there = FULL.on_host("node1")
+    assert (there.exp_dir, there.source_root) == ("/elsewhere/run", "/opt/flagscale")
+    env = there.nodes[1].env
+    # The longest beginning wins, and a beginning ends where a name ends.
+    assert (env["DATA"], env["LIKE"], env["PLAIN"]) == ("/fast", "/a/bc", "x")
+    assert env["FLAGSCALE_BEAT_FILE"] == "/elsewhere/run/logs/pids/host_1_node1.beat"
+    assert "/elsewhere/run/logs/details/host_1_node1" in there.nodes[1].argv
+    assert there.host_paths == FULL.host_paths
+    assert (there.run_id, there.channel, there.recovery) == (FULL.run_id, FULL.channel, FULL.recovery)
+    # Words for a shell are no paths.
+    assert there.before_start == "cd /a/b"
+
+
+@pytest.mark.parametrize(
+    ("names", "path", "there"),
+    [
+        ({"/a/b": "/x"}, "/a/b", "/x"),
+        ({"/a/b": "/x"}, "/a/b/c", "/x/c"),
+        ({"/a/b": "/x"}, "/a/bc", "/a/bc"),
+        ({"/a/b": "/x"}, "/q/a/b", "/q/a/b"),
+        ({"/a/b/": "/x"}, "/a/b/c", "/x/c"),
+        ({"/a/b/": "/x"}, "/a/b", "/x"),
+        ({"/a/b": "/x/"}, "/a/b/c", "/x/c"),
+        ({"/a": "/x", "/a/b": "/y"}, "/a/b/c", "/y/c"),
+        ({"/a/b": "/y", "/a": "/x"}, "/a/c", "/x/c"),
+        ({"/": "/x"}, "/a", "/x/a"),
+        ({"/a": "/"}, "/a", "/"),
+        ({"/a": "/"}, "/a/b", "/b"),
+        ({"/": "/x"}, "", ""),
+        # Once only: what a path has become is not looked at again.
+        ({"/a": "/b", "/b": "/c"}, "/a/d", "/b/d"),
+    ],
+)
+def test_the_beginnings_of_paths(names: dict[str, str], path: str, there: str) -> None:
+    plan = replace(FULL, exp_dir=path, host_paths={"node1": names})
+    assert plan.on_host("node1").exp_dir == plan.path_on("node1", path) == there

@@ -13,13 +13,13 @@ ROOT = Path(__file__).parents[2]
 FLAGSCALE = ROOT / "flagscale"
 
 LAYERS: list[set[str]] = [
-    {"__init__", "errors", "registry", "files"},
+    {"__init__", "errors", "registry", "files", "lifetime"},
     {"config", "parallel", "inputs", "job"},
     {"cluster"},
     {"engines", "platforms"},
     {"launch", "node"},
     {"planner"},
-    {"actions", "cli", "follow", "preflight", "prepare", "progress", "report"},
+    {"actions", "cli", "follow", "preflight", "prepare", "programs", "progress", "report", "tail"},
 ]
 """A module imports from its own layer and those above it; `launch` and `node` share the run directory."""
 
@@ -35,8 +35,17 @@ APART = [
 HEAVY = ("torch", "megatron", "vllm", "transformers", "numpy")
 
 EFFECTS = ("subprocess", "socket", "psutil", "paramiko")
-"""Only where hosts are reached, and one question for this host's name."""
-EFFECTS_IN = {"node", "launch/transport.py", "cluster/hosts.py"}
+"""Only where hosts are reached, and questions for names, addresses and the driver's processes."""
+EFFECTS_IN = {
+    "node",
+    "launch/transport.py",
+    "launch/ssh.py",
+    "launch/connection.py",
+    "launch/ssh_files.py",
+    "launch/meeting.py",
+    "cluster/hosts.py",
+    "platforms/nvidia.py",
+}
 
 SOURCES = sorted(FLAGSCALE.rglob("*.py"))
 
@@ -102,9 +111,16 @@ def test_importing_the_command_loads_no_engine() -> None:
 
 def test_the_data_plane_takes_from_the_control_plane_only_what_is_shared() -> None:
     # Pure parts that need nothing beyond the standard library.
-    shared = ("errors", "files", "inputs", "parallel", "planner")
+    shared = ("config.describe", "errors", "files", "inputs", "lifetime", "parallel", "planner")
     allowed = tuple(f"flagscale.{name}" for name in shared)
-    for path in sorted((ROOT / "megatron").rglob("*.py")):
+    for path in sorted([*(ROOT / "megatron").rglob("*.py"), *(ROOT / "vllm").rglob("*.py")]):
         for name in imports(path):
             if name.split(".")[0] == "flagscale":
                 assert name.startswith(allowed), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_a_session_that_starts_a_job_loads_little() -> None:
+    """Tens of hosts are started at once, and most of what that takes is imports."""
+    code = "import sys, flagscale.node.serve, flagscale.node.start; print('psutil' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from flagscale.config.load import load_action, load_command_keys, load_exp_dir, load_task
+from flagscale.config.load import load_action, load_command_keys, load_place, load_task
 from flagscale.config.locate import Locator
-from flagscale.config.schema import ACTIONS, Experiment
+from flagscale.config.schema import ACTIONS, Environment, Experiment
 from flagscale.errors import Problem, UserError
 from tests.unit.conftest import EXPERIMENT
 
@@ -27,7 +27,7 @@ def test_a_good_file(load: Load, tmp_path: Path) -> None:
     assert experiment.name == "demo"
     assert experiment.exp_dir == tmp_path / "outputs" / "demo"
     assert experiment.runner.nproc_per_node == 4
-    assert experiment.runner.ssh_port == 22
+    assert experiment.runner.ssh_port is None
     assert experiment.arguments == {"model": {"num_layers": 4}}
 
 
@@ -52,13 +52,13 @@ def test_empty_groups_and_null_mean_the_default(load: Load) -> None:
     empty = "  runner:\n  envs:\n  cmds: {before_start: null}\n"
     experiment = load(EXPERIMENT.replace("  runner:\n    nproc_per_node: 4\n", empty))
     assert experiment.runner.nproc_per_node == "auto"
-    assert experiment.envs == {}
+    assert experiment.envs == Environment()
     assert experiment.cmds.before_start == ""
 
 
 def test_environment_values_become_text(load: Load) -> None:
     experiment = load(EXPERIMENT, "experiment.envs={A: 1, B: true, C: 0.5, D: '', e_f: x}")
-    assert experiment.envs == {"A": "1", "B": "true", "C": "0.5", "D": "", "e_f": "x"}
+    assert experiment.envs.common() == {"A": "1", "B": "true", "C": "0.5", "D": "", "e_f": "x"}
 
 
 def test_every_mistake_is_told_at_once_with_file_line_and_nearest_name(mistakes: Mistakes) -> None:
@@ -99,6 +99,13 @@ def test_ranks_that_are_no_number_are_told_once(mistakes: Mistakes, value: str) 
     assert "`auto` or a whole number of at least 1" in problem.what
 
 
+def test_what_torchrun_takes_is_kept(load: Load) -> None:
+    given = ["redirects='0:3,1:0'", "tee=1", "rdzv_conf='timeout=30,last_call_timeout=5'"]
+    runner = load(EXPERIMENT, *(f"experiment.runner.{key}" for key in given)).runner
+    assert (runner.redirects, runner.tee) == ("0:3,1:0", "1")
+    assert runner.rdzv_conf == "timeout=30,last_call_timeout=5"
+
+
 @pytest.mark.parametrize("value", ["8", '"8"', "auto"])
 def test_ranks(load: Load, value: str) -> None:
     assert load(
@@ -106,13 +113,57 @@ def test_ranks(load: Load, value: str) -> None:
     ).runner.nproc_per_node in (8, "auto")
 
 
-def test_a_range_of_hosts_is_refused_quoted_or_not(mistakes: Mistakes) -> None:
+def test_a_range_of_hosts_needs_quotes(load: Load, mistakes: Mistakes) -> None:
     # Unquoted, YAML reads 1:4 as 64.
     (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", "nnodes: 1:4"))
     assert problem.where == "config.yaml:9: experiment.runner.nnodes"
     assert problem.what == "YAML reads `1:4` as the number 64"
-    (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", 'nnodes: "1:4"'))
-    assert "elastic" in problem.what
+    assert load(EXPERIMENT.replace("nproc_per_node: 4", 'nnodes: "1:4"')).runner.nnodes == "1:4"
+
+
+@pytest.mark.parametrize(
+    ("value", "nnodes", "of_eight"),
+    [
+        ("", None, (8, 8)),
+        ("3", 3, (3, 3)),
+        ('"3"', 3, (3, 3)),
+        ('"3:3"', 3, (3, 3)),
+        ('"2:4"', "2:4", (2, 4)),
+        ('" 2 : 4 "', "2:4", (2, 4)),
+    ],
+)
+def test_numbers_of_hosts(load: Load, value: str, nnodes: object, of_eight: tuple[int, int]) -> None:
+    runner = load(EXPERIMENT.replace("nproc_per_node: 4", f"nnodes: {value}")).runner
+    assert runner.nnodes == nnodes
+    assert runner.host_range(8) == of_eight
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        *[
+            (value, 'a whole number of hosts, or "min:max"')
+            for value in (
+                "two",
+                "true",
+                "1.5",
+                "[1]",
+                "{a: 1}",
+                '""',
+                '":"',
+                '"2:"',
+                '":4"',
+                '"1:2:3"',
+                '"-1:4"',
+            )
+        ],
+        *[(value, "at least 1") for value in ("0", '"0:4"', '"4:2"')],
+    ],
+)
+def test_what_is_no_number_of_hosts_is_told_once(mistakes: Mistakes, value: str, says: str) -> None:
+    (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", f"nnodes: {value}"))
+    assert problem.where == "config.yaml:9: experiment.runner.nnodes"
+    assert says in problem.what
 
 
 def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> None:
@@ -125,9 +176,12 @@ def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> Non
     [
         ("experiment.exp_name=[a]", "valid string"),
         ("experiment.exp_dir=5", "valid string"),
-        ("experiment.runner.nnodes=two", "valid integer"),
-        ("experiment.runner.nnodes=true", "not true or false"),
+        ("experiment.runner.nnodes=two", "whole number of hosts"),
+        ("experiment.runner.nnodes=true", "whole number of hosts"),
         ("experiment.runner.master_port=0", "greater than or equal to 1"),
+        ("experiment.runner.redirects=9", "3 (both)"),
+        ("experiment.runner.tee='0:3,1'", "3 (both)"),
+        ("experiment.runner.rdzv_conf='timeout'", "key=value"),
         ("experiment.runner.start_timeout=0", "greater than 0"),
         ("experiment.runner.backend=mpirun", "'torchrun'"),
         ("experiment.runner.type=slurm", "'ssh'"),
@@ -270,7 +324,7 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
     broken = OmegaConf.create(
         {"experiment": {"exp_dir": "/x/${experiment.name}", "name": "y", "wrong": "${nowhere}"}}
     )
-    assert load_exp_dir(broken) == Path("/x/y")
+    assert load_place(broken).exp_dir == Path("/x/y")
 
 
 @pytest.mark.parametrize(
@@ -278,4 +332,4 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
 )
 def test_no_run_directory_is_a_mistake(config: dict[str, object]) -> None:
     with pytest.raises(UserError):
-        load_exp_dir(OmegaConf.create(config))
+        load_place(OmegaConf.create(config))

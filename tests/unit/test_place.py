@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagscale.config.schema import Commands
+from flagscale.job import Program
 from flagscale.launch.place import new_run_id, secrets
 from tests.unit.plans import make_experiment, make_job, make_plan, options
 
@@ -93,8 +95,9 @@ def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -
         ),
         (
             (4,),
+            # The supervisor restarts, on all hosts together.
             {"max_restarts": 2, "monitor_interval": 0.5},
-            {"max-restarts": "2", "monitor-interval": "0.5"},
+            {"max-restarts": "0", "monitor-interval": "0.5"},
         ),
         (
             (4,),
@@ -116,12 +119,14 @@ def test_the_user_has_the_last_word_in_the_environment_but_for_the_marks_of_the_
     plan = make_plan(RUN, 4, envs=envs)
     assert plan.nodes[0].env == {
         "CHIP_MODE": "fast",
+        "ORDER": "kept",
         "ROLE": "yes",
         "SHARED": "user",
-        "PYTHONPATH": "/source:/mine",
+        "PYTHONPATH": "/source:/source/vllm:/mine",
         "FLAGSCALE_RUN_ID": "demo-1",
         "FLAGSCALE_HOST_RANK": "0",
         "FLAGSCALE_FAILURE_FILE": "/runs/demo/logs/pids/host_0_localhost.failure.json",
+        "FLAGSCALE_BEAT_FILE": "/runs/demo/logs/pids/host_0_localhost.beat",
     }
 
 
@@ -146,3 +151,15 @@ def test_a_run_id_is_safe_everywhere(name: str) -> None:
     assert run_id.endswith("-20260101-000000-ab12")
     assert len(run_id) < 100
     assert all(char.isascii() and (char.isalnum() or char in "_.-") for char in run_id)
+
+
+def test_programs_run_in_place_of_ranks_without_what_only_ranks_need() -> None:
+    job = make_job(2, entrypoint="a.server")
+    server = Program("one", ("--port", "8000"), "http://127.0.0.1:8000", "m", {"DEVICES": "0"})
+    ranks, servers = make_plan(RUN, job=job), make_plan(RUN, job=replace(job, programs={0: (server,)}))
+    node = servers.nodes[0]
+    assert node.argv == ("/usr/bin/python3", "-m", "flagscale.node", "programs", str(RUN), "0", "demo-1")
+    assert node.programs == (replace(server, argv=("/usr/bin/python3", "-m", "a.server", "--port", "8000")),)
+    assert ranks.nodes[0].env["ORDER"] == "kept"
+    assert "ORDER" not in node.env
+    assert node.env["CHIP_MODE"] == "fast"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flagscale.progress import Progress, duration, progress_text, quantity, read_progress
+from flagscale.progress import TAIL_BYTES, Progress, duration, progress_text, quantity, read_progress
 
 
 def line(iteration: int, **more: Any) -> str:
@@ -18,58 +17,53 @@ def line(iteration: int, **more: Any) -> str:
     )
 
 
-def read(folder: Path, text: str, since: float = 0.0) -> Progress | None:
-    path = folder / "metrics.jsonl"
-    path.write_text(text)
-    return read_progress(path, since)
+def read(text: str, since: float = 0.0) -> Progress | None:
+    return read_progress(text.encode()[-TAIL_BYTES:], since)
 
 
-def test_nothing_yet(tmp_path: Path) -> None:
-    assert read_progress(tmp_path / "metrics.jsonl") is None
-    (tmp_path / "file").touch()
-    assert read_progress(tmp_path / "file" / "metrics.jsonl") is None
+def test_nothing_yet() -> None:
     for text in ("", "\n", "{", line(1)[:-1], "[]\n", "null\n", '{"iteration": 1}\n'):
-        assert read(tmp_path, text) is None
+        assert read(text) is None
 
 
-def test_the_last_complete_line_counts(tmp_path: Path) -> None:
-    progress = read(tmp_path, line(1) + line(2) + line(3)[:20])
+def test_the_last_complete_line_counts() -> None:
+    progress = read(line(1) + line(2) + line(3)[:20])
     assert progress is not None
     assert (progress.iteration, progress.train_iters, progress.seconds_left) == (2, 100, 49.0)
 
 
-def test_other_lines_are_passed_over(tmp_path: Path) -> None:
+def test_other_lines_are_passed_over() -> None:
     validation = json.dumps({"iteration": 2, "validation_loss": 1.0, "time": 11.0}) + "\n"
-    progress = read(tmp_path, line(2) + validation + "no json\n" + '{"iteration_ms": 1}\n')
+    progress = read(line(2) + validation + "no json\n" + '{"iteration_ms": 1}\n')
     assert progress is not None
     assert progress.iteration == 2
 
 
-def test_a_restart_goes_back_and_earlier_runs_do_not_count(tmp_path: Path) -> None:
+def test_a_restart_goes_back_and_earlier_runs_do_not_count() -> None:
     text = line(50, time=5.0) + line(41, time=20.0, iteration_ms=100.0)
-    progress = read(tmp_path, text)
+    progress = read(text)
     assert progress is not None
     assert progress.iteration == 41
-    progress = read(tmp_path, text, since=10.0)
+    progress = read(text, since=10.0)
     assert progress is not None
     assert progress.seconds_left == pytest.approx(5.9)
-    assert read(tmp_path, text, since=30.0) is None
+    assert read(text, since=30.0) is None
 
 
-def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
-    progress = read(tmp_path, "".join(line(number, iteration_ms=float(number)) for number in range(5000)))
+def test_only_the_end_of_a_long_file_is_read() -> None:
+    progress = read("".join(line(number, iteration_ms=float(number)) for number in range(5000)))
     assert progress is not None
     assert progress.iteration == 4999
-    progress = read(tmp_path, '{"iteration": 1, "iteration_ms": 1, "x": "' + "y" * 50000 + '"}\n' + line(7))
+    progress = read('{"iteration": 1, "iteration_ms": 1, "x": "' + "y" * 50000 + '"}\n' + line(7))
     assert progress is not None
     assert progress.iteration == 7
 
 
-def test_an_open_end(tmp_path: Path) -> None:
-    progress = read(tmp_path, line(3, train_iters=None))
+def test_an_open_end() -> None:
+    progress = read(line(3, train_iters=None))
     assert progress is not None
     assert (progress.train_iters, progress.seconds_left) == (None, None)
-    progress = read(tmp_path, line(101))
+    progress = read(line(101))
     assert progress is not None
     assert progress.seconds_left == 0
 
@@ -84,6 +78,7 @@ def test_texts() -> None:
     }
     told = progress_text(Progress(record, 63.4))
     assert told == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left"
+    assert progress_text(Progress({"iteration": 3, "skipped": 1}, None)) == "iteration 3  1 skipped"
     assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"
 
 

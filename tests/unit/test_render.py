@@ -31,10 +31,12 @@ def test_the_run_script_reads_like_this() -> None:
 # What the supervisor starts (it reads plan.json; these lines are for people):
 #   CHIP_MODE=fast
 #   SHARED=role
+#   ORDER=kept
 #   ROLE=yes
 #   FLAGSCALE_RUN_ID=demo-1
 #   FLAGSCALE_HOST_RANK=0
 #   FLAGSCALE_FAILURE_FILE='/runs/my demo/logs/pids/host_0_localhost.failure.json'
+#   FLAGSCALE_BEAT_FILE='/runs/my demo/logs/pids/host_0_localhost.beat'
 #   /usr/bin/python3 -m megatron.flagscale.torchrun
 #   --nnodes 1
 #   --nproc-per-node 2
@@ -56,16 +58,16 @@ cd /
 # experiment.cmds.before_start
 module load x
 
-export PYTHONPATH=/source${PYTHONPATH:+:$PYTHONPATH}
-exec /usr/bin/python3 -m flagscale.node supervise '/runs/my demo' 0
+export PYTHONPATH=/source:/source/vllm${PYTHONPATH:+:$PYTHONPATH}
+exec /usr/bin/python3 -m flagscale.node supervise '/runs/my demo' 0 demo-1
 """
     )
     assert stop_script(plan, plan.nodes[0]) == (
         """\
 #!/usr/bin/env bash
 # Ends run demo-1 on host 0, localhost, and nothing else; runs experiment.cmds.after_stop.
-export PYTHONPATH=/source${PYTHONPATH:+:$PYTHONPATH}
-exec /usr/bin/python3 -m flagscale.node stop '/runs/my demo' 0
+export PYTHONPATH=/source:/source/vllm${PYTHONPATH:+:$PYTHONPATH}
+exec /usr/bin/python3 -m flagscale.node stop '/runs/my demo' 0 demo-1
 """
     )
 
@@ -115,7 +117,14 @@ def test_hostile_values_stay_in_comments(tmp_path: Path, value: str) -> None:
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
-        assert record.read_text().split("\0")[:-1] == ["-m", "flagscale.node", verb, str(folder), "0"]
+        assert record.read_text().split("\0")[:-1] == [
+            "-m",
+            "flagscale.node",
+            verb,
+            str(folder),
+            "0",
+            "demo-1",
+        ]
     assert not list(tmp_path.rglob("x"))
 
 

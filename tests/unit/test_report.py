@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from flagscale.job import LaunchPlan
-from flagscale.node.state import Failure, Phase
+from flagscale.node.state import Attempt, Failure, HostState, Phase, from_dict
 from flagscale.progress import Progress
 from flagscale.report import (
     JobStatus,
@@ -89,6 +90,43 @@ def test_the_first_failing_rank_is_the_cause(plan: LaunchPlan) -> None:
         assert found.failure[1] is cause
 
 
+def test_what_was_caused_elsewhere_is_never_the_cause(plan: LaunchPlan) -> None:
+    victim = Failure("ended because of node1: rank 2: boom", time=3.0, is_victim=True)
+    wounded = Failure("connection closed by peer", rank=0, time=2.0, is_victim=True)
+    launcher, cause = Failure("the launcher was killed", time=9.0), Failure("boom", rank=2, time=11.0)
+    for first, second, expected in (
+        (victim, cause, cause),
+        (wounded, cause, cause),
+        (victim, launcher, launcher),
+        (wounded, launcher, launcher),
+        (victim, wounded, wounded),
+        (launcher, cause, cause),
+    ):
+        for failures in ((first, second), (second, first)):
+            hosts = [host_status(plan, rank, "failed", failure) for rank, failure in enumerate(failures)]
+            found = job_status(plan, hosts, None)
+            assert found.failure is not None
+            assert found.failure[1] is expected
+
+
+def test_most_hosts_know_who_was_cut_off(tmp_path: Path) -> None:
+    """The one that is cut off has lost the others, and may have noticed first."""
+    plan = make_plan(tmp_path, 1, 1, 1)
+    silent = "nothing was heard of it for 4 s"
+    its_own = Failure(f"ended because of node0: {silent}", time=1.0, is_victim=True)
+    true = [Failure(f"ended because of node1: {silent}", time=when, is_victim=True) for when in (2.0, 3.0)]
+    failures = (true[0], its_own, true[1])
+    hosts = [host_status(plan, rank, "failed", failure) for rank, failure in enumerate(failures)]
+    assert job_status(plan, hosts, None).failure == ("node0", true[0])
+    hosts = [
+        replace(host, state=host.state.changed(attempts=(Attempt(0, 1.0, 2.0, failure),)))
+        for host, failure in zip(hosts, failures, strict=True)
+        if host.state
+    ]
+    (attempt,) = status_json(job_status(plan, hosts, None))["attempts"]
+    assert attempt["failure"]["message"] == true[0].message
+
+
 def test_status_text(plan: LaunchPlan) -> None:
     failure = Failure(
         "ValueError: no",
@@ -128,6 +166,8 @@ def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
         "metrics": {"iteration": 3, "lm_loss": None},
         "seconds_left": 4.5,
         "failure": None,
+        "attempts": [],
+        "programs": [],
         "hosts": [
             {"rank": 0, "name": "node0", "state": "running", "processes": 6, "trouble": ""},
             {"rank": 1, "name": "node1", "state": "unknown", "processes": 0, "trouble": "no route"},
@@ -140,6 +180,32 @@ def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
     assert status_json(failed)["failure"]["rank"] == 1
 
 
+def test_each_attempt_is_told_once_with_its_cause(plan: LaunchPlan) -> None:
+    victim = Failure("ended because of node1: rank 2: boom", is_victim=True)
+    first, second = Failure("boom", rank=2), Failure("the launcher was killed by SIGKILL")
+    of_hosts = [
+        (Attempt(0, 1.0, 2.0, victim), Attempt(1, 3.0, 4.0, second)),
+        (Attempt(0, 1.0, 2.0, first), Attempt(1, 3.0, 4.0, victim)),
+    ]
+    hosts = [
+        replace(host, state=host.state.changed(attempts=attempts))
+        for rank, attempts in enumerate(of_hosts)
+        if (host := host_status(plan, rank, "running")).state
+    ]
+    found = job_status(plan, hosts, None)
+    assert found.exit_code == 0
+    lines = [line for line in status_text(found).splitlines() if "  attempt " in line]
+    assert [line.partition(": host ")[2] for line in lines] == [
+        "node1: boom",
+        "node0: the launcher was killed by SIGKILL",
+    ]
+    told = json.loads(json.dumps(status_json(found)))["attempts"]
+    assert [(one["host"], one["number"], one["failure"]["message"]) for one in told] == [
+        ("node1", 0, "boom"),
+        ("node0", 1, "the launcher was killed by SIGKILL"),
+    ]
+
+
 def test_plan_and_start(plan: LaunchPlan) -> None:
     text = plan_text(plan, "a: 1\n")
     assert text.startswith("demo: 4 ranks on 2 hosts, tp2 x dp2\n  host 0  node0  2 ranks  chip\n")
@@ -148,3 +214,20 @@ def test_plan_and_start(plan: LaunchPlan) -> None:
     started = started_text(plan)
     assert "demo: 4 ranks on 2 hosts (tp2 x dp2), run demo-1" in started
     assert "/runs/demo/metrics.jsonl" in started
+
+
+def test_a_host_that_a_restart_left_out_does_not_count() -> None:
+    plan = make_plan(Path("/run"), 1, 1, 1)
+    first, second = (host_status(plan, rank, "running") for rank in (0, 1))
+    assert first.state
+    first = replace(first, state=first.state.changed(members=(0, 1)))
+    for third in (
+        host_status(plan, 2, "failed", Failure("this host came too late")),
+        host_status(plan, 2, None, trouble="no answer"),
+    ):
+        status = job_status(plan, [first, second, third], None)
+        assert (status.phase, status.failure, status.exit_code) == ("running", None, 0)
+        assert "host 2  node2  left out" in status_text(status)
+    assert HostState("x", "running", members=(0, 2)) == from_dict(
+        json.loads(json.dumps(asdict(HostState("x", "running", members=(0, 2)))))
+    )

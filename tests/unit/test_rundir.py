@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from flagscale.errors import FlagScaleError
+from flagscale.files import write_atomic
 from flagscale.job import Host
+from flagscale.launch import rundir
 from flagscale.launch.rundir import RunDir
 from tests.unit.plans import make_plan
 
@@ -33,11 +36,34 @@ def test_a_launch_is_recorded_and_read_back(tmp_path: Path) -> None:
     files, plan = RunDir(tmp_path / "not yet there"), make_plan(tmp_path / "not yet there")
     assert files.read_plan() is None
     script = files.run_script(plan.nodes[0].host)
-    files.write_launch(plan, {script: "text"}, "a: 1\n", {"API_KEY": "geheim"})
+    files.write_launch(plan, {script: "text"}, "a: 1\n", {plan.hosts[0]: {"API_KEY": "geheim"}})
     assert files.read_plan() == plan
     assert (files.config.read_text(), script.read_text()) == ("a: 1\n", "text")
     assert script.stat().st_mode & stat.S_IXUSR
     assert stat.S_IMODE(files.secrets(plan.nodes[0].host).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_no_secret_is_left_without_the_plan_that_a_stop_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """Whenever a launcher is killed: here behind the n-th file."""
+    files, plan = RunDir(tmp_path), make_plan(tmp_path)
+    count = 0
+
+    def kill(path: Path, text: str, mode: int = 0o644) -> None:
+        nonlocal count
+        if count == written:
+            raise KeyboardInterrupt
+        count += 1
+        write_atomic(path, text, mode)
+
+    monkeypatch.setattr(rundir, "write_atomic", kill)
+    with suppress(KeyboardInterrupt):
+        secrets = {plan.hosts[0]: {"API_KEY": "geheim"}}
+        files.write_launch(plan, {files.run_script(plan.hosts[0]): ""}, "", secrets)
+    assert count == min(written, 4)
+    assert files.read_plan() == plan or not files.secrets(plan.hosts[0]).exists()
 
 
 def test_nothing_was_started_below_a_file(tmp_path: Path) -> None:

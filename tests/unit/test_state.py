@@ -10,9 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flagscale import lifetime
 from flagscale.errors import FlagScaleError
+from flagscale.launch.rundir import RunDir
 from flagscale.node import commands, linux
-from flagscale.node.state import Failure, HostState, ProcessId, from_dict, read_state
+from flagscale.node.state import Attempt, Failure, HostState, ProcessId, Reply, from_dict, read_state
+from tests.unit.plans import make_plan
 
 FULL = HostState(
     "run",
@@ -26,7 +29,15 @@ FULL = HostState(
     failure=Failure(
         "boom", rank=3, local_rank=1, pid=7, exitcode=-9, signal="SIGKILL", traceback="t", log="l", time=4.0
     ),
+    attempts=(
+        Attempt(0, 1.0, 1.25, Failure("ended because of node1", is_victim=True)),
+        Attempt(1, 1.5, 1.75, Failure("no", rank=0, time=1.7)),
+    ),
 )
+
+
+def test_a_state_of_before_there_were_attempts() -> None:
+    assert from_dict({"run_id": "run", "phase": "running"}).attempts == ()
 
 
 @pytest.mark.parametrize("state", [FULL, HostState("run", "starting")])
@@ -38,7 +49,16 @@ def test_a_state_survives_its_file(tmp_path: Path, state: HostState) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", "3", '{"run_id": "run", "phase": "x", "supervisor": 3}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "3",
+        '{"run_id": "run", "phase": "x", "supervisor": 3}',
+        '{"run_id": "run", "phase": "failed", "attempts": [3]}',
+    ],
 )
 def test_a_damaged_state_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
@@ -73,23 +93,47 @@ def test_a_gone_process_and_a_zombie_are_none() -> None:
     assert HostState("run", "running", known).group is None
     child.wait()
     assert known.process() is None
-    with pytest.raises(psutil.NoSuchProcess):
+    with pytest.raises(ProcessLookupError):
         ProcessId.of(child.pid)
 
 
 def test_elsewhere_than_on_linux_less_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linux, "_LIBC", None)
+    monkeypatch.setattr(linux, "_IS_LINUX", False)
+    monkeypatch.setattr(lifetime, "_LIBC", None)
     own = ProcessId.of(os.getpid())
     assert own.birth.endswith(f":{psutil.Process().create_time():.2f}")
     assert own.process() is not None
-    linux.die_with(os.getppid())
-    linux.adopt_orphans()
+    lifetime.die_with(os.getppid())
+    lifetime.adopt_orphans()
     linux.reap_adopted(set())
 
 
-def test_a_command_without_a_job(tmp_path: Path) -> None:
-    reply = commands.execute(["status", str(tmp_path), "0"])
-    assert reply == {"ok": False, "message": f"no job was started in {tmp_path}"}
+@pytest.mark.parametrize("recorded", [None, "another-run"])
+def test_a_command_for_a_run_that_this_host_does_not_know(tmp_path: Path, recorded: str | None) -> None:
+    """A later start in the same run directory is not this run's to look at, and above all not to stop."""
+    if recorded:
+        RunDir(tmp_path).write_launch(make_plan(tmp_path, run_id=recorded), {}, "", {})
+    before = sorted(tmp_path.rglob("*"))
+    words = [str(tmp_path), "0", "run"]
+    assert commands.execute(["status", *words]) == {"processes": 0}
+    assert commands.execute(["status", *words, "count"]) == {"processes": 0}
+    stopped = commands.execute(["stop", *words])
+    assert stopped == {"ok": True, "ended": False, "message": "nothing was started there"}
+    for verb in ("start", "begin", "read"):
+        reply = commands.execute([verb, *words])
+        assert reply["ok"] is False
+        assert f"does not see the plan of run run in {tmp_path}" in reply["message"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_command_knows_its_own_run(tmp_path: Path) -> None:
+    RunDir(tmp_path).write_launch(make_plan(tmp_path, run_id="run"), {}, "", {})
+    assert commands.execute(["status", str(tmp_path), "0", "run"]) == {"processes": 0}
+    assert commands.execute(["begin", str(tmp_path), "0", "run"]) == {"position": None}
+    assert commands.execute(["read", str(tmp_path), "0", "run", "output", "0", "9"]) == {
+        "data": "",
+        "size": 0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,8 +147,8 @@ def test_a_command_without_a_job(tmp_path: Path) -> None:
 def test_an_expected_failure_is_a_reply(
     monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    def fails() -> None:
+    def fails() -> Reply:
         raise error
 
-    monkeypatch.setattr(commands, "probe", fails)
+    monkeypatch.setitem(commands._OF_A_HOST, "probe", fails)  # type: ignore[index]
     assert commands.execute(["probe"]) == {"ok": False, "message": message}

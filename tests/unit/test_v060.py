@@ -13,6 +13,7 @@ from flagscale.config.schema import Commands, ExperimentSection, Runner
 from flagscale.config.v060 import ffn_hidden_size, translate_experiment, translate_task
 from flagscale.config.v060_table import EXPERIMENT, TASK, TOKENIZERS, WITH_OWN_RULES
 from flagscale.errors import Problem
+from flagscale.parallel.mesh_keys import KEYS
 
 ADDED_BY_V060 = """
 use_rotary_emb_implement rotary_interleaved_patch norm_init_weight multiple_of hidden_dim_multiplier
@@ -68,7 +69,7 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], lis
 
 @pytest.mark.parametrize("key", [*ADDED_BY_V060.split(), *IN_ITS_EXAMPLES.split()])
 def test_every_key_has_a_meaning_today_or_an_explanation(catalog: Catalog, key: str) -> None:
-    assert catalog.find(key) or key in TASK or key in WITH_OWN_RULES
+    assert catalog.find(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS)
 
 
 @pytest.mark.parametrize("key", TASK)
@@ -94,7 +95,7 @@ def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> No
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("enable_hetero", False),
+        ("auto_tune", False),
         ("wandb_log_model", None),
         ("extra_valid_interval", 0),
         ("special_tokens_file", ""),
@@ -110,7 +111,7 @@ def test_a_key_that_switches_nothing_on_is_dropped_with_a_notice(key: str, value
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("enable_hetero", True), ("extra_valid_interval", 1), ("ulysses_sp_parallel_size", 2)]
+    ("key", "value"), [("auto_tune", True), ("extra_valid_interval", 1), ("ulysses_sp_parallel_size", 2)]
 )
 def test_a_key_that_switches_something_on_is_refused(key: str, value: object) -> None:
     assert len(translate({key: value})[3]) == 1
@@ -211,22 +212,20 @@ def test_refused_experiment_keys() -> None:
     _, _, problems = experiment(
         shell_cmds="x",
         auto_tuner={"a": 1},
-        runner={"no_shared_fs": True, "per_node_task": True, "node_rank": 1},
+        runner={"per_node_task": True},
     )
     assert [problem.where for problem in problems] == [
         "experiment.shell_cmds",
         "experiment.auto_tuner",
-        "experiment.runner.no_shared_fs",
         "experiment.runner.per_node_task",
-        "experiment.runner.node_rank",
     ]
 
 
 def test_experiment_keys_that_are_off_are_dropped_with_a_notice() -> None:
-    tree, notices, problems = experiment(runner={"no_shared_fs": False, "per_node_task": False, "nnodes": 2})
-    assert tree == {"runner": {"nnodes": 2}}
+    tree, notices, problems = experiment(runner={"no_shared_fs": True, "per_node_task": False, "nnodes": 2})
+    assert tree == {"runner": {"no_shared_fs": True, "nnodes": 2}}
     assert problems == []
-    assert len(notices) == 2
+    assert len(notices) == 1
 
 
 @pytest.mark.parametrize("runner", [{}, None, {"ssh_port": 44}])
@@ -242,10 +241,10 @@ def test_two_different_ssh_ports() -> None:
     assert "44 here, 45 at experiment.runner.ssh_port" in problem.what
 
 
-def test_the_cloud_runner_is_refused_with_what_to_do() -> None:
-    _, _, (problem,) = experiment(runner={"type": "cloud"})
-    assert "`cloud`" in problem.what
-    assert "hostfile" in problem.hint
+def test_the_cloud_runner_keeps_its_keys() -> None:
+    tree, notices, problems = experiment(runner={"type": "cloud", "node_rank": 1})
+    assert tree == {"runner": {"type": "cloud", "node_rank": 1}}
+    assert notices == problems == []
 
 
 @pytest.mark.parametrize("path", ["flagscale/train/train_aquila.py", "./flagscale/train/train_llama.py"])

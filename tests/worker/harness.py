@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 240.0
+"""Seconds after which something hangs, also where ten others share the processors."""
 SAVE_INTERVAL = 3
 TRAIN_ITERS = 6
 
@@ -56,7 +58,7 @@ def torchrun(ranks: int, *argv: str) -> list[str]:
     return [sys.executable, "-m", "megatron.flagscale.torchrun", *where, *argv]
 
 
-def train(folder: Path, ranks: int, *argv: str, timeout: float = 150) -> Ended:
+def train(folder: Path, ranks: int, *argv: str, timeout: float = PATIENCE) -> Ended:
     """Train in a folder, to the end; metrics, failure file and output are read back from it."""
     folder.mkdir(parents=True, exist_ok=True)
     failure, metrics = folder / "failure.json", folder / "metrics.jsonl"

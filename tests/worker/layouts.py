@@ -6,6 +6,7 @@ once, then forks the ranks of one layout after another. A rank costs a fraction 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -19,18 +20,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.worker.harness import ROOT, environment, read_metrics
+from tests.worker.harness import PATIENCE, ROOT, environment, read_metrics
 
-_TIMEOUT = 120.0
+MUTATION = "LAYOUTS_MUTATION"
+"""Environment: `module:function`, called in the nursery, that breaks something which a test must notice."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: how many ranks, and the worker's arguments."""
+    """One training: how many ranks, and the worker's arguments; or another program, as `module:function`."""
 
     name: str
     ranks: int
     argv: tuple[str, ...]
+    program: str = "megatron.flagscale.train_gpt:train"
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,22 @@ def _nursery(folder: Path) -> None:
 
     patch_engine()
     import megatron.core.models.gpt.gpt_layer_specs
+    import megatron.core.tokenizers.text.libraries  # with transformers
     import megatron.training
     import megatron.training.argument_utils
+    import torch._dynamo  # noqa: F401
 
     import megatron.flagscale.args
     import megatron.flagscale.data
+    import megatron.flagscale.hetero.finalize
+    import megatron.flagscale.hetero.p2p
     import megatron.flagscale.initialization
     import megatron.flagscale.layers.spec
     import megatron.flagscale.train_gpt  # noqa: F401
 
+    if mutation := os.environ.get(MUTATION):
+        module, _, name = mutation.partition(":")
+        getattr(importlib.import_module(module), name)()
     for run in runs:
         (folder / run.name).mkdir(parents=True)
         code = _fork_ranks(run, folder / run.name)
@@ -86,7 +96,7 @@ def _fork_ranks(run: Run, folder: Path) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = {_fork_rank(run, rank, port, folder) for rank in range(run.ranks)}
-    deadline = time.monotonic() + _TIMEOUT
+    deadline = time.monotonic() + PATIENCE
     code = 0
     while ranks:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -110,8 +120,9 @@ def _fork_rank(run: Run, rank: int, port: int, folder: Path) -> int:
     code = 1
     try:
         from megatron.flagscale.lifetime import die_with_parent
-        from megatron.flagscale.train_gpt import train
 
+        module, _, name = run.program.partition(":")
+        program = getattr(importlib.import_module(module), name)
         die_with_parent()
         output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
@@ -124,7 +135,7 @@ def _fork_rank(run: Run, rank: int, port: int, folder: Path) -> int:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        train([*run.argv, "--metrics-file", str(folder / "metrics.jsonl")])
+        program([*run.argv, "--metrics-file", str(folder / "metrics.jsonl")])
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -164,13 +175,17 @@ MODELS: dict[str, Sequence[str]] = {
     name: shlex.split(f"{COMMON} {options}")
     for name, options in {
         "llama": LLAMA,
+        "llama, 8 layers": f"{LLAMA} --num-layers 8",
         "gpt": GPT,
         "moe": f"{LLAMA} {MOE}",
+        "moe unbalanced": f"{LLAMA} {MOE} --moe-router-load-balancing-type none --moe-aux-loss-coeff 0",
         "packed": f"{LLAMA} {PACKED}",
+        "packed, per token": f"{LLAMA} {PACKED} --calculate-per-token-loss",
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
         "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
         "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",
         "llama bf16": f"{LLAMA} --bf16",
+        "llama fp16": f"{LLAMA} --fp16 --initial-loss-scale 65536 --hysteresis 1",
     }.items()
 }
 
@@ -193,7 +208,7 @@ class Difference:
     error: str = ""
 
     def is_small(self, model: str) -> bool:
-        rough = "bf16" in model
+        rough = model.endswith("16")
         loss, norm = (5e-3, 5e-3) if rough else (2e-5, 1e-4)
         return not self.error and self.loss <= loss and self.grad_norm <= norm
 
@@ -216,6 +231,12 @@ def _difference(base: Curve, curve: Curve, steps: int) -> Difference:
     norm = max(abs(a - b) / a for a, b in zip(base.grad_norms, curve.grad_norms, strict=True))
     return Difference(loss, norm)
 
+
+if __name__ == "__mp_main__":
+    # What a rank's checkpoint writer spawns imports this again; it would outlive a rank that ends at once.
+    from megatron.flagscale.lifetime import die_with_parent
+
+    die_with_parent()
 
 if __name__ == "__main__":
     _nursery(Path(sys.argv[1]))

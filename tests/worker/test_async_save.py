@@ -13,7 +13,7 @@ import pytest
 
 from megatron.flagscale.async_save import problems
 from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
-from tests.worker.harness import MOCK_DATA, MODEL, environment, read_metrics, torchrun, train
+from tests.worker.harness import MOCK_DATA, MODEL, PATIENCE, environment, read_metrics, torchrun, train
 
 SLOW = """
 import os, time
@@ -52,7 +52,7 @@ def start(folder: Path, prelude: str, *argv: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_iteration(folder: Path, iteration: int) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + PATIENCE
     while len(read_metrics(folder / "metrics.jsonl")) < iteration:
         assert time.monotonic() < end, (folder / "output").read_text()[-4000:]
         time.sleep(0.05)
@@ -61,7 +61,7 @@ def wait_for_iteration(folder: Path, iteration: int) -> None:
 def finish(process: subprocess.Popen[bytes], folder: Path) -> str:
     """Wait for the end of a run, at most a minute, and return its output."""
     try:
-        process.wait(60)
+        process.wait(PATIENCE)
     finally:
         process.kill()
     return (folder / "output").read_text()

@@ -14,7 +14,17 @@ import psutil
 import pytest
 
 from megatron.flagscale.torchrun import Failure, first_failure
-from tests.worker.harness import MOCK_DATA, MODEL, ROOT, environment, read_metrics, saving, torchrun, train
+from tests.worker.harness import (
+    MOCK_DATA,
+    MODEL,
+    PATIENCE,
+    ROOT,
+    environment,
+    read_metrics,
+    saving,
+    torchrun,
+    train,
+)
 
 WORKER = """
 import os, signal, sys, time
@@ -29,7 +39,9 @@ main()
 """
 
 
-def run_worker(folder: Path, body: str, ranks: int = 2) -> tuple[int, dict[str, object] | None, str]:
+def run_worker(
+    folder: Path, body: str, ranks: int = 2, timeout: float = PATIENCE
+) -> tuple[int, dict[str, object] | None, str]:
     (folder / "worker.py").write_text(WORKER.format(body=body))
     failure = folder / "failure.json"
     done = subprocess.run(
@@ -37,7 +49,7 @@ def run_worker(folder: Path, body: str, ranks: int = 2) -> tuple[int, dict[str, 
         env=environment(FLAGSCALE_FAILURE_FILE=str(failure)),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
         check=False,
     )
     return done.returncode, json.loads(failure.read_text()) if failure.exists() else None, done.stderr
@@ -65,12 +77,13 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
 def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) -> None:
     ignores = "(signal.signal(15, signal.SIG_IGN), time.sleep(60))"
     stubborn = f"sys.exit(3) if rank == 1 and not time.sleep(1) else {ignores}"
-    started = time.monotonic()
     code, failure, _ = run_worker(tmp_path, stubborn)
+    ended = time.time()
     assert code == 1
     assert failure is not None
     assert (failure["rank"], failure["exitcode"]) == (1, 3)
-    assert time.monotonic() - started < 20
+    # torchrun by itself waits 30 seconds for the survivor; imports before and after take theirs.
+    assert ended - float(str(failure["time"])) < 25
 
 
 def test_success_writes_no_failure(tmp_path: Path) -> None:
@@ -102,7 +115,7 @@ def test_the_cause_comes_before_its_victims(failures: list[Failure], cause: int)
     assert first_failure(failures[::-1]).rank == cause
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -133,7 +146,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
     process = start_training(tmp_path, *long_run, "--exit-signal-handler")
     wait_for(lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, (tmp_path / "output").read_text()[-4000:]
+    assert process.wait(PATIENCE) == 0, (tmp_path / "output").read_text()[-4000:]
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]["iteration"]
     assert (saved / "latest_checkpointed_iteration.txt").read_text() == str(last)
     assert (saved / f"iter_{last:07d}" / "manifest.json").is_file()
@@ -178,9 +191,12 @@ def test_what_a_cpu_cannot_do_is_refused_at_once(tmp_path: Path) -> None:
         "transformer_engine",
         "--train-iters",
         "1",
+        "--wandb-project=p",
     ]
+    (tmp_path / "wandb").mkdir()  # a run's folder; Python would import it
     ended = train(tmp_path, 1, *MOCK_DATA, *asked)
     assert ended.failure is not None
+    assert "the package `wandb` is not installed in" in ended.output
     assert "--distributed-backend nccl needs a CUDA device" in ended.output
     assert "--transformer-impl transformer_engine needs TransformerEngine" in ended.output
 
@@ -205,7 +221,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=90,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
-from megatron.flagscale.checkpoint import choose, write_fault
 from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of, write_manifest
 from megatron.flagscale.metrics import MetricsFile, progress_line
+from megatron.flagscale.resume import choose
+from megatron.flagscale.saving import write_fault
 
 
 def checkpoint(directory: Path, iteration: int, sealed: bool = True, index: bool = True) -> Path:
@@ -144,3 +145,12 @@ def test_the_progress_line() -> None:
     }
     figures = "loss 5.9123 | lr 2.90e-04 | grad norm 0.812 | 1.31 s/it | 3.1k tokens/s"
     assert progress_line(record) == f"iteration 120/160 | {figures} | 52s left"
+
+
+def test_a_release_is_loaded_by_the_engine_if_it_is_whole(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1).rename(tmp_path / "release")
+    (tmp_path / TRACKER).write_text("release")
+    assert choose(tmp_path, owned=False).iteration is None
+    (tmp_path / "release" / "__0_0.distcp").unlink()
+    with pytest.raises(UserError, match=r"release cannot be used: __0_0\.distcp is missing"):
+        choose(tmp_path, owned=False)

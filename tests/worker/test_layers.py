@@ -9,8 +9,10 @@ import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron.flagscale.layers.attention import Attention
+from megatron.flagscale.layers.documents import document_starts
 from megatron.flagscale.layers.kernels import attend, attend_backward, plain_attend, plain_attend_backward
 from megatron.flagscale.layers.norm import Norm
 
@@ -54,12 +56,12 @@ def causal(queries: int, keys: int) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
 
 
-def documents(batch: int, length: int) -> torch.Tensor:
-    """A causal mask `[batch, 1, s, s]` where each sample has two documents that do not see each other."""
-    where = torch.arange(length)
-    ends = torch.arange(1, batch + 1)[:, None] * length // (batch + 2)
-    other = (where[None] < ends)[:, None, None, :] != (where[None] < ends)[:, None, :, None]
-    return causal(length, length) | other
+def documents(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of some documents each, as `document_starts` and as a mask `[batch, 1, s, s]`."""
+    tokens = torch.randint(0, 5, (batch, length), generator=torch.Generator().manual_seed(length))
+    number = (tokens == 0).cumsum(1) - (tokens == 0).long()  # an end belongs to the document before it
+    other = number[:, None, None, :] != number[:, None, :, None]
+    return document_starts(tokens, eod=0), causal(length, length) | other
 
 
 def check_attention(
@@ -93,23 +95,54 @@ def check_attention(
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("length", [2, 7, 64, 129])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["causal", "documents", "everything", "window"])
+@pytest.mark.parametrize("kind", ["causal", "documents", "mask", "everything", "window", "both"])
 def test_attention_is_exact(device: str, dtype: torch.dtype, length: int, groups: int, kind: str) -> None:
-    window = (5, 0) if kind == "window" else None
+    window = (5, 0) if kind in ("window", "both") else None
     mask_type = AttnMaskType.no_mask if kind == "everything" else AttnMaskType.causal
     module = Attention(
         config(num_query_groups=groups, window_size=window), 1, mask_type, "self", 0.0, pg_collection=ALONE
     )
-    given = documents(3, length) if kind == "documents" else None
-    hidden = {
-        "causal": causal(length, length),
-        "documents": given,
-        "everything": torch.zeros(length, length, dtype=torch.bool),
-        "window": causal(length, length) | (torch.arange(length)[:, None] - torch.arange(length) > 5),
+    starts, mask = documents(3, length)
+    out_of_window = torch.arange(length)[:, None] - torch.arange(length) > 5
+    given, hidden = {
+        "causal": (None, causal(length, length)),
+        "documents": (starts, mask),
+        "mask": (mask, mask),
+        "everything": (None, torch.zeros(length, length, dtype=torch.bool)),
+        "window": (None, causal(length, length) | out_of_window),
+        "both": (starts, mask | out_of_window),
     }[kind]
-    assert hidden is not None
     shapes = ((length, 3, 4, 16), (length, 3, groups, 16), (length, 3, groups, 16))
     check_attention(module, shapes, given, hidden, dtype, device, scale=0.25)
+
+
+def test_documents_take_memory_that_grows_with_the_length_alone() -> None:
+    """No tensor, forward or backward, is larger than what goes in: nothing has the length squared."""
+    length, batch = 256, 2
+    starts, _ = documents(batch, length)
+    module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
+    leaves = as_leaves(inputs(*[(length, batch, 4, 16)] * 3), torch.float32)
+    with Largest() as largest:
+        module(*leaves, starts).sum().backward()
+    assert largest.numel == leaves[0].numel() < length * length
+
+
+class Largest(TorchDispatchMode):
+    """The greatest number of elements in a result of any operation, views aside."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple) else (results,):
+            if isinstance(result, torch.Tensor):
+                self.numel = max(self.numel, result.untyped_storage().size() // result.element_size())
+        return results
+
+
+def test_documents_start_after_each_end() -> None:
+    tokens = torch.tensor([[5, 0, 7, 7, 0, 0, 3], [0, 1, 2, 3, 4, 5, 0]])
+    assert document_starts(tokens, eod=0).tolist() == [[0, 0, 2, 2, 2, 5, 6], [0, 1, 1, 1, 1, 1, 1]]
 
 
 def test_the_softmax_scale_is_kept() -> None:

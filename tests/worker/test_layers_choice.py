@@ -7,20 +7,32 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from flagscale.errors import Problem
 from megatron.flagscale import args as our_args
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.layers import spec
+from megatron.flagscale.layers.experts import GroupedExperts
+from megatron.flagscale.layers.loss import use_our_loss
 from megatron.flagscale.patches import has_te_or_apex
-from megatron.flagscale.platform import _impossible_with_torch_layers, _impossible_without_te
-from megatron.flagscale.platforms import no_te
+from megatron.flagscale.platform import adapt
+from megatron.flagscale.platforms import cpu, no_te
+from megatron.flagscale.refusals import refusals
+from tests.worker.harness import MOCK_DATA
 
 
 def parsed(text: str) -> Any:
-    return engine_parser().parse_args([*no_te.DEFAULTS, *shlex.split(text)])
+    """The arguments as a CPU without TransformerEngine takes them."""
+    return engine_parser().parse_args([*no_te.DEFAULTS, *cpu.DEFAULTS, *MOCK_DATA, *shlex.split(text)])
+
+
+def refused(text: str, cuda: bool = False) -> list[Problem]:
+    return refusals(parsed(text), cuda, fused=False)
 
 
 def test_without_transformer_engine_the_default_is_torch() -> None:
@@ -31,9 +43,8 @@ def test_without_transformer_engine_the_default_is_torch() -> None:
 def test_torch_layers_refuse_nothing_that_is_common() -> None:
     usual = """--tensor-model-parallel-size 2 --sequence-parallel --context-parallel-size 2 --qk-layernorm
         --apply-layernorm-1p --reset-attention-mask --cp-comm-type all_gather --window-size 128,0"""
-    args = parsed(usual)
-    assert not _impossible_with_torch_layers(args)
-    assert not _impossible_without_te(args)
+    assert refused(usual) == []
+    assert refused(f"{usual} --num-experts 4 --disable-bias-linear --moe-grouped-gemm") == []
 
 
 @pytest.mark.parametrize(
@@ -46,21 +57,40 @@ def test_torch_layers_refuse_nothing_that_is_common() -> None:
         "--multi-latent-attention",
         "--fp8-format hybrid",
         "--tp-comm-overlap",
-        "--reset-attention-mask --no-create-attention-mask-in-dataloader",
         "--use-cpu-initialization",
+        "--moe-grouped-gemm",
+        "--recompute-modules moe_act",
     ],
 )
 def test_torch_layers_refuse_what_they_would_ignore(text: str) -> None:
-    (problem,) = _impossible_with_torch_layers(parsed(text))
+    (problem,) = refused(text, cuda=True)
     assert text.split()[0] in str(problem)
 
 
-@pytest.mark.skipif(has_te_or_apex(), reason="TransformerEngine is here")
 @pytest.mark.parametrize(
-    "text", ["--sequence-parallel --tensor-model-parallel-size 2", "--context-parallel-size 2"]
+    ("text", "told"),
+    [
+        ("--num-experts 4", "experts with biases are not computed right on CPU"),
+        ("--cross-entropy-loss-fusion", "rounds gradients to bf16"),
+        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl native", "rounds gradients to bf16"),
+    ],
 )
-def test_megatrons_local_layers_have_neither_sequence_nor_context_parallel(text: str) -> None:
-    (problem,) = _impossible_without_te(parsed(f"--transformer-impl local {text}"))
+def test_what_would_be_silently_wrong_is_refused(text: str, told: str) -> None:
+    (problem,) = refused(text)
+    assert told in str(problem)
+
+
+@pytest.mark.skipif(has_te_or_apex(), reason="tests what holds without TransformerEngine, which is here")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--sequence-parallel --tensor-model-parallel-size 2",
+        "--context-parallel-size 2",
+        "--moe-grouped-gemm",
+    ],
+)
+def test_what_megatrons_local_layers_do_not_do(text: str) -> None:
+    (problem,) = refused(f"--transformer-impl local {text}")
     assert "--transformer-impl torch does not need it" in str(problem)
 
 
@@ -70,6 +100,44 @@ def test_megatrons_local_layers_have_neither_sequence_nor_context_parallel(text:
 def test_the_engine_is_not_shown_our_choice(text: str) -> None:
     shown = our_args._without_our_choice(text.split())
     assert shown == text.replace("impl torch", "impl local").replace("impl=torch", "impl=local").split()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_experts_are_computed_together_where_asked(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: 0)
+    settings = TransformerConfig(
+        num_layers=2,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_moe_experts=2,
+        moe_layer_freq=[0, 1],
+        moe_grouped_gemm=grouped,
+    )
+    dense, sparse = spec.layer_spec(SimpleNamespace(transformer=settings)).layer_specs
+    assert not hasattr(dense.submodules.mlp.keywords["submodules"], "experts")
+    experts = sparse.submodules.mlp.keywords["submodules"].experts
+    assert experts.func is (GroupedExperts if grouped else SequentialMLP)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "given", "ours"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"disable_jit_fuser": True}, False),
+        (True, {"cross_entropy_loss_fusion": True}, False),
+        (True, {"transformer_impl": "local"}, False),
+    ],
+)
+def test_the_loss_is_ours_where_torch_compiles_it(
+    cuda: bool, given: dict[str, Any], ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    usual = {"transformer_impl": "torch", "spec": None, "init_by_rank": True, "rope_scaling_factor": 8.0}
+    args = SimpleNamespace(**usual | {"cross_entropy_loss_fusion": False, "disable_jit_fuser": False} | given)
+    model = SimpleNamespace(transformer=SimpleNamespace(), pre_wrap_hooks=[])
+    adapt(model, args)
+    assert model.pre_wrap_hooks == ([use_our_loss] if ours else [])
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_layernorm": True}, {"num_moe_experts": 2}])

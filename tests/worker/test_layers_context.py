@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.worker.harness import ROOT, environment
+from tests.worker.harness import PATIENCE, ROOT, environment
+from tests.worker.ranks import on_ranks
 from tests.worker.test_layers import LIMITS, as_leaves, causal, config, documents, error, inputs, reference
 
 Case = tuple[int, str, int, torch.dtype]  # ranks, way of exchange or kind of mask, groups of keys, precision
@@ -27,8 +26,11 @@ CASES: tuple[Case, ...] = tuple(
     (ranks, way, groups, dtype)
     for ranks, way, groups, dtype in itertools.product((2, 3), ("p2p", "all_gather"), (1, 4), LIMITS)
 )
-# Beside plain causal attention, what goes the other way: all keys gathered, and a mask.
-MASKED: tuple[Case, ...] = tuple((2, way, 2, torch.float32) for way in ("documents", "window", "wide values"))
+# Beside plain causal attention, what goes the other way: all keys gathered, and documents or a mask.
+MASKED: tuple[Case, ...] = (
+    *((2, way, 2, torch.float32) for way in ("mask", "window", "wide values")),
+    *itertools.product((2, 3), ("documents",), (1, 4), LIMITS),
+)
 CHUNK = 11
 
 
@@ -42,7 +44,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     """The greatest relative errors of output and gradients over all ranks, by case."""
     folder = tmp_path_factory.mktemp("context")
     command = [sys.executable, "-W", "ignore", "-m", "tests.worker.test_layers_context", str(folder)]
-    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=120)
+    subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=PATIENCE)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
@@ -78,7 +80,8 @@ def measure(case: Case, group: dist.ProcessGroup) -> list[float]:
     shapes = ((length, 2, 4, 16), (length, 2, groups, 16), (length, 2, groups, width), (length, 2, 4 * width))
     *exact, grad = (tensor.to(dtype).double() for tensor in inputs(*shapes))
     settings = config(num_query_groups=groups, window_size=(5, 0) if way == "window" else None)
-    hidden = documents(2, length) if way == "documents" else causal(length, length)
+    starts, mask = documents(2, length)
+    hidden = mask if way in ("documents", "mask") else causal(length, length)
     if way == "window":
         hidden |= torch.arange(length)[:, None] - torch.arange(length) > 5
     module = Attention(
@@ -91,8 +94,8 @@ def measure(case: Case, group: dist.ProcessGroup) -> list[float]:
         pg_collection=SimpleNamespace(tp=SimpleNamespace(size=lambda: 1), cp=group),
     )
     leaves = as_leaves([zigzag(tensor, rank, ranks) for tensor in exact], dtype)
-    rows = zigzag(hidden.permute(2, 0, 1, 3), rank, ranks).permute(1, 2, 0, 3) if way == "documents" else None
-    out = module(*leaves, rows)
+    rows = zigzag(mask.permute(2, 0, 1, 3), rank, ranks).permute(1, 2, 0, 3)
+    out = module(*leaves, {"documents": starts, "mask": rows}.get(way))
     out.backward(zigzag(grad, rank, ranks).to(dtype))
     whole = as_leaves(exact, torch.float64)
     expected = reference(whole[0], whole[1], whole[2], hidden, 0.25)
@@ -102,14 +105,11 @@ def measure(case: Case, group: dist.ProcessGroup) -> list[float]:
 
 
 def run_rank(rank: int, folder: Path) -> None:
-    world = max(case[0] for case in CASES)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     groups = {ranks: dist.new_group(list(range(ranks))) for ranks in (2, 3)}
     for case in (*CASES, *MASKED):
         if rank < case[0]:
             found = measure(case, groups[case[0]])
             (folder / f"{name_of(case)} at {rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 def main(folder: Path) -> int:
@@ -118,19 +118,7 @@ def main(folder: Path) -> int:
     patch_engine()
     import megatron.flagscale.layers.attention  # noqa: F401  (once, before the ranks are forked)
 
-    ranks = []
-    for rank in range(max(case[0] for case in CASES)):
-        if not (pid := os.fork()):
-            code = 1
-            try:
-                run_rank(rank, folder)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        ranks.append(pid)
-    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks)
+    return on_ranks(max(case[0] for case in CASES), folder, lambda rank: run_rank(rank, folder))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,17 @@ import pytest
 from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, ZERO
 from tests.worker.layouts import CP2, PP2, TP2, Curve, Difference, Layout, Run, compare, run_all
 
+pytestmark = pytest.mark.timeout(900)  # the first test of each fixture waits for all its trainings
 STEPS = 6
 SAVED_AT = 3
 NAMES = (
     "llama: TP2 SP CP2",
     "llama: PP2 interleaved",
+    "llama, 8 layers: PP4 interleaved, sends not overlapped",
     "gpt: TP2 SP PP2 distributed optimizer",
     "moe: EP2 TP2 SP, ETP1",
+    "moe: EP2 TP2 SP, ETP2, alltoall dispatch, grouped",
+    "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
 )

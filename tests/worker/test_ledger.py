@@ -18,7 +18,7 @@ from tests.worker.harness import ROOT, environment
 def test_every_target_exists_and_says_why(patch: Patch) -> None:
     patch.check()
     assert patch.why
-    assert patch.group in ("cpu", "no-te", "wheel", "worker")
+    assert patch.group in ("cpu", "no-te", "wheel", "worker", "hetero")
 
 
 def test_no_target_is_named_twice() -> None:

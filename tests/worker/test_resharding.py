@@ -28,6 +28,10 @@ SAVED = {
     "DP2": ("gpt", 2, f"{ZERO} {OVERLAP}"),
     "EP2": ("moe", 2, f"{EP2} {ZERO} --async-save"),
     "padded TP2": ("llama", 2, f"{TP2} {ZERO} {PADDED}"),
+    "EP2, whole states": ("moe", 2, EP2),
+    "experts of one process": ("moe", 1, ""),
+    "EP2 bf16, whole states": ("moe", 2, f"{EP2} --bf16"),
+    "experts of one process, bf16": ("moe", 1, "--bf16"),
 }
 CONTINUED = (
     ("TP2 PP2", 1, ZERO),
@@ -37,12 +41,20 @@ CONTINUED = (
     ("DP2", 4, f"{TP2} {PP2} {ZERO}"),
     ("EP2", 1, ZERO),
     ("padded TP2", 1, f"{ZERO} --make-vocab-size-divisible-by 400"),
+    ("EP2, whole states", 1, ""),
+    ("experts of one process", 2, EP2),
+    ("EP2 bf16, whole states", 1, "--bf16"),
+    ("experts of one process, bf16", 2, f"{EP2} --bf16"),
 )
 OTHER_PADDING = "padded TP2 with other padding"
 
 
+def is_slow(saved: str) -> bool:
+    return "bf16" in saved
+
+
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
+def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     """Every run of this file: each saved layout to its end, then what continues from its middle."""
     folder: Path = tmp_path_factory.mktemp("resharding")
 
@@ -56,21 +68,27 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     runs = [
         run(name, model, ranks, options, f"--save '{folder / 'saved' / name}' --save-interval {SAVED_AT}")
         for name, (model, ranks, options) in SAVED.items()
+        if request.config.getoption("--slow") or not is_slow(name)
     ]
     runs += [
         run(f"{saved} as {ranks} {options}", SAVED[saved][0], ranks, options, load(saved))
         for saved, ranks, options in CONTINUED
+        if request.config.getoption("--slow") or not is_slow(saved)
     ]
     runs.append(run(OTHER_PADDING, "llama", 1, ZERO, PADDED, load("padded TP2")))
     return run_all(runs, folder / "runs")
 
 
-@pytest.mark.parametrize(("saved", "ranks", "options"), CONTINUED)
+@pytest.mark.parametrize(
+    ("saved", "ranks", "options"),
+    [pytest.param(*one, marks=pytest.mark.slow if is_slow(one[0]) else ()) for one in CONTINUED],
+)
 def test_another_layout_continues(saved: str, ranks: int, options: str, curves: dict[str, Curve]) -> None:
     whole, rest = curves[saved], curves[f"{saved} as {ranks} {options}"]
     assert not whole.error + rest.error
-    assert rest.losses == pytest.approx(whole.losses[SAVED_AT:], abs=1e-5)
-    assert rest.grad_norms == pytest.approx(whole.grad_norms[SAVED_AT:], rel=1e-4)
+    is_exact = "bf16" not in saved
+    assert rest.losses == pytest.approx(whole.losses[SAVED_AT:], abs=1e-5 if is_exact else 5e-3)
+    assert rest.grad_norms == pytest.approx(whole.grad_norms[SAVED_AT:], rel=1e-4 if is_exact else 2e-2)
 
 
 def test_other_padding_of_the_vocabulary_is_refused_with_what_to_set(curves: dict[str, Curve]) -> None:

@@ -91,6 +91,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
             2,
             ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"],
             id="interleaved",
+            marks=pytest.mark.slow,
         ),
         pytest.param(2, ["--overlap-grad-reduce", "--overlap-param-gather"], id="data parallel"),
     ],

@@ -13,7 +13,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
 
-from megatron.flagscale.layers.context import gather_sequence, local_positions, zigzag_attention
+from megatron.flagscale.layers.context import gather_sequence, local_chunks, zigzag_attention
+from megatron.flagscale.layers.documents import document_attention
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
 
@@ -24,7 +25,8 @@ class Attention(MegatronModule):
 
     A mask that is given (True: not seen) is the whole truth, `[b or 1, 1, sq, sk]`; without one, a causal
     layer hides what comes later and any other sees everything. With context parallel `sq` and `sk` are this
-    rank's part, and a mask has its rows of the whole matrix.
+    rank's part, and a mask has its rows of the whole matrix. In place of a mask a causal layer takes where
+    documents start in the whole sequence, integers `[b, s]` (see documents.py): it hides all others.
     """
 
     def __init__(
@@ -62,18 +64,23 @@ class Attention(MegatronModule):
         if attention_bias is not None or packed_seq_params is not None:
             raise NotImplementedError("--transformer-impl torch takes neither attention bias nor THD batches")
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
+        mask, starts = _mask_or_starts(attention_mask)
         dropout = self.dropout if self.training else 0.0
         spread = self.cp_group.size() > 1
-        is_plain = attention_mask is None and causal and not self.window and not dropout
-        if spread and is_plain and query.size(-1) == value.size(-1):
+        is_plain = mask is None and causal and not self.window and not dropout
+        is_plain = is_plain and query.size(-1) == value.size(-1)
+        scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
+        if spread and is_plain and starts is None:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-            scale = q.size(-1) ** -0.5 if self.scale is None else self.scale
             return _hidden(zigzag_attention(q, k, v, scale, self.cp_group, self.ring))
         if spread:
             key, value = gather_sequence(key, self.cp_group), gather_sequence(value, self.cp_group)
-        seen = None if attention_mask is None else ~attention_mask
-        if self.window or (seen is None and causal and query.size(0) != key.size(0)):
-            band = self._visible(query, key.size(0))
+        if is_plain and starts is not None:
+            q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+            return _hidden(document_attention(q, k, v, starts, self._chunks(query, key), scale))
+        seen = None if mask is None else ~mask
+        if self.window or starts is not None or (seen is None and causal and query.size(0) != key.size(0)):
+            band = self._visible(query, key, starts)
             seen = band if seen is None else seen & band
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         # As everywhere in Megatron: with sequence parallel the whole layer is under the tracker already.
@@ -87,16 +94,26 @@ class Attention(MegatronModule):
             )
         return _hidden(out)
 
-    def _visible(self, query: torch.Tensor, keys: int) -> torch.Tensor:
-        """Return which keys each query sees, `[sq, sk]`: none after it, and none before its window."""
-        count = query.size(0)
-        if self.cp_group.size() > 1:
-            where = local_positions(count, self.cp_group, query.device)
-        else:  # the last query stands at the last key
-            where = torch.arange(keys - count, keys, device=query.device)
-        behind = where[:, None] - torch.arange(keys, device=query.device)
-        reach = self.window[0] if self.window and self.window[0] >= 0 else keys
-        return (behind >= 0) & (behind <= reach)
+    def _chunks(self, query: torch.Tensor, key: torch.Tensor) -> tuple[tuple[int, int], ...]:
+        """Return which positions of `key`'s sequence the queries have; outside context parallel the last."""
+        count, keys = query.size(0), key.size(0)
+        return local_chunks(count, self.cp_group) if self.cp_group.size() > 1 else ((keys - count, keys),)
+
+    def _visible(self, query: torch.Tensor, key: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
+        """Return which keys each query sees, `[sq, sk]` or `[b, 1, sq, sk]`: none after it, none before its
+        window, none before its document."""
+        where = torch.cat([torch.arange(first, end) for first, end in self._chunks(query, key)])
+        keys = torch.arange(key.size(0))
+        behind = where[:, None] - keys
+        reach = self.window[0] if self.window and self.window[0] >= 0 else key.size(0)
+        band = (behind >= 0) & (behind <= reach)
+        if starts is not None:
+            band = band & (keys >= starts[:, None, where, None])
+        return band.to(query.device)
+
+
+def _mask_or_starts(given: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (given, None) if given is None or given.dtype == torch.bool else (None, given)
 
 
 def _hidden(out: torch.Tensor) -> torch.Tensor:

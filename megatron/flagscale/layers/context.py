@@ -56,7 +56,7 @@ class _Zigzag(torch.autograd.Function):
             if causal:  # the first step, with this rank's own keys
                 out, denominators = part.float(), part_denominators
             else:
-                _merge(out[:, :, queries], denominators[:, :, queries], part, part_denominators)
+                merge(out[:, :, queries], denominators[:, :, queries], part, part_denominators)
         out = out.to(q.dtype)
         ctx.save_for_backward(q, kv, out, denominators)
         ctx.settings = scale, group, ring
@@ -96,8 +96,8 @@ def _share(rank: int, source: int, chunk: int) -> tuple[slice, slice, bool]:
     return slice(chunk, None), slice(None), False
 
 
-def _merge(out: torch.Tensor, denominators: torch.Tensor, part: torch.Tensor, more: torch.Tensor) -> None:
-    """Add, in place, attention over more keys to the attention so far."""
+def merge(out: torch.Tensor, denominators: torch.Tensor, part: torch.Tensor, more: torch.Tensor) -> None:
+    """Add, in place, attention over more keys to the attention so far, each with its log denominators."""
     total = torch.logaddexp(denominators, more)
     out.mul_(torch.exp(denominators - total)[..., None]).add_(part * torch.exp(more - total)[..., None])
     denominators.copy_(total)
@@ -182,7 +182,10 @@ def gather_sequence(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tens
     return torch.cat((parts[:, 0].flatten(0, 1), parts[:, 1].flip(0).flatten(0, 1)))
 
 
-def local_positions(length: int, group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
-    """Return where in the whole sequence the `length` local positions are, `[length]`."""
-    chunks = torch.arange(length * group.size(), device=device).view(2 * group.size(), -1)
-    return torch.cat((chunks[group.rank()], chunks[-1 - group.rank()]))
+def local_chunks(length: int, group: dist.ProcessGroup) -> tuple[tuple[int, int], ...]:
+    """Return where in the whole sequence the `length` local positions are: `(first, end)` of each part."""
+    size = group.size()
+    if size == 1:
+        return ((0, length),)
+    chunk = length // 2
+    return tuple((at * chunk, (at + 1) * chunk) for at in (group.rank(), 2 * size - 1 - group.rank()))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron.flagscale.layers.attention import Attention
+from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.norm import Norm
 
 
@@ -31,5 +34,8 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
             for name in vars(owner):
                 if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
                     setattr(owner, name, Norm)
+        experts = layer.mlp.keywords["submodules"]
+        if transformer.moe_grouped_gemm and isinstance(experts, MoESubmodules):
+            experts.experts = partial(GroupedExperts, **experts.experts.keywords)
     block.layer_norm = Norm
     return block

@@ -8,14 +8,13 @@ although what it does there is ordinary tensor work. The patches below make thos
 from __future__ import annotations
 
 import functools
-import os
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from megatron.flagscale.patches import TORCH, Patch
+from megatron.flagscale.platforms.cpu_stand_ins import Event, Stream, device_properties, memory_stats
 
 # What the engine turns on by default but only CUDA can do; a user's own arguments come after these.
 DEFAULTS = (
@@ -26,53 +25,6 @@ DEFAULTS = (
 )
 
 _CPU = torch.device("cpu")
-
-
-class Stream:
-    """A CUDA stream where everything runs in program order: whatever one waits for is already done."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def wait_stream(self, stream: Stream) -> None: ...
-
-    def wait_event(self, event: Event) -> None: ...
-
-    def record_event(self, event: Event | None = None) -> Event:
-        return event or Event()
-
-    def query(self) -> bool:
-        return True
-
-
-class Event:
-    """A CUDA event that has always happened."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def record(self, stream: Stream | None = None) -> None: ...
-
-    def wait(self, stream: Stream | None = None) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, end: Event) -> float:
-        return 0.0
-
-
-def resident_bytes() -> int:
-    """Return the memory this process holds now, which is what stands for device memory on a CPU."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _returning(value: Any) -> Callable[[Any], Any]:
@@ -148,19 +100,6 @@ def _seed(original: Any) -> Callable[..., Any]:
     return lambda seed: torch.default_generator.manual_seed(seed)
 
 
-def _properties() -> types.SimpleNamespace:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return types.SimpleNamespace(
-        name="cpu", major=0, minor=0, total_memory=total, multi_processor_count=os.cpu_count()
-    )
-
-
-def _memory_stats() -> dict[str, int]:
-    held = resident_bytes()
-    names = ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak")
-    return {**dict.fromkeys(names, held), "allocation.all.current": 0}
-
-
 def _without_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(original, allow_no_cuda=True)
 
@@ -214,12 +153,18 @@ PATCHES = (
     *_torch("cuda.current_stream cuda.default_stream", _calling(Stream), "As above."),
     *_torch("cuda.stream", _calling(Stream), "As above: a context manager."),
     *_torch(
-        "cuda.memory_stats", _calling(_memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."
+        "cuda.memory_stats", _calling(memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."
     ),
     *_torch(
-        "cuda.get_device_properties", _calling(_properties), "Arguments are checked against the architecture."
+        "cuda.get_device_properties",
+        _calling(device_properties),
+        "Arguments are checked against the architecture.",
     ),
-    *_torch("cuda.get_device_capability", _returning((0, 0)), "As above."),
+    *_torch(
+        "cuda.get_device_capability",
+        _returning((8, 0)),
+        "As above: grouped products of experts, which torch has for processors as well, ask for Ampere.",
+    ),
     *_torch(
         "cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Random states go into checkpoints."
     ),

@@ -30,7 +30,18 @@ def _allocate_before_state_dict(original: Callable[..., Any]) -> Callable[..., A
                     state["step"] = torch.zeros((), dtype=torch.float32)
                     for key in self.optimizer_state_keys:
                         state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return original(self)
+        groups = self.optimizer.param_groups
+        if any(group["params"] for group in groups):
+            return original(self)
+        # Experts of a mesh without expert parallel: the step is told by the others (see optimizer_state.py).
+        stand_in = torch.zeros(())
+        groups[0]["params"].append(stand_in)
+        self.optimizer.state[stand_in] = {"step": torch.zeros(())}
+        try:
+            return original(self)
+        finally:
+            groups[0]["params"].clear()
+            del self.optimizer.state[stand_in]
 
     return state_dict
 
@@ -56,53 +67,15 @@ def _step_is_not_loaded_per_tensor(original: Callable[..., Any]) -> Callable[...
     return set_states
 
 
-def _experts_join_or_leave(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def load_state_dict(self: Any, state_dict: Any) -> None:
-        original(self, regroup(state_dict, len(self.chained_optimizers)))
-
-    return load_state_dict
-
-
-def regroup(state: dict[Any, Any], wanted: int) -> dict[Any, Any]:
-    """Turn the state of as many optimizers as a checkpoint was saved with into that of `wanted` ones.
-
-    One optimizer is `{"optimizer": ..., ...}`, a chain `{0: {"optimizer": ...}, 1: ...}`. Tensors already are
-    where the model that loads wants them; what differs is the common part, the same for all but for the mark
-    of groups of experts.
-    """
-    whole = state.get("optimizer")
-    if wanted == 1 and whole is None and 0 in state:
-        return {**state[0], **{key: value for key, value in state.items() if not isinstance(key, int)}}
-    if wanted > 1 and whole is not None:
-        groups = [
-            {**group, "is_expert_parallel": is_expert}
-            for group in whole["param_groups"]
-            for is_expert in (False, True)
-        ]
-        common = {**state, "optimizer": {**whole, "param_groups": groups}}
-        shared = {key: value for key, value in common.items() if not isinstance(key, int)}
-        return {index: {**shared, **state.get(index, {})} for index in range(wanted)}
-    return state
-
-
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 _UNTIL = "the distributed optimizer loads its own checkpoints with torch's AdamW"
 
 PATCHES = (
     Patch(
-        "megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",
-        _experts_join_or_leave,
-        "With expert parallel, experts have an optimizer of their own, and a checkpoint saved with it cannot "
-        "be loaded without, nor the reverse.",
-        "worker",
-        until="the common state of optimizers is saved in one form",
-    ),
-    Patch(
         f"{_OPTIMIZER}.state_dict",
         _allocate_before_state_dict,
         "It reads the step count from the optimizer's state, which torch's AdamW makes at the first step "
-        "only: loading a checkpoint fails on the empty list.",
+        "only, and not without parameters: loading a checkpoint fails on the empty list.",
         "no-te",
         until=_UNTIL,
     ),

@@ -1,4 +1,4 @@
-"""How far the preparation is, on stderr: a bar in a terminal, else a plain line every few seconds."""
+"""How far a tool is, on stderr: a bar in a terminal, else a plain line every few seconds."""
 
 import sys
 import time
@@ -12,11 +12,12 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts what is done, measured in bytes of the source; use as a context manager."""
+    """Counts what is done, measured in bytes; use as a context manager."""
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self._done = self._documents = self._tokens = 0
+        self._done = 0
+        self._counts: dict[str, float] = {}
         self._started = self._told = time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -28,17 +29,19 @@ class Progress:
 
     def __exit__(self, failed: object, *_: object) -> None:
         if failed is None:
-            self._done = self._total  # blank and skipped text was passed over without a call
+            self._done = self._total  # what was passed over without a call
         self._tell()
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, size: int, documents: int = 0, tokens: int = 0) -> None:
-        """`size` bytes more are done; `documents` and `tokens`, for the rates, count what was made now."""
+    def advance(self, size: int, **counts: float) -> None:
+        """`size` bytes more are done; `counts`, for the rates, say how much of what was made now."""
         self._done += size
-        self._documents += documents
-        self._tokens += tokens
-        if self._bar is not None or time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES:
+        for unit, count in counts.items():
+            self._counts[unit] = self._counts.get(unit, 0) + count
+        # The last line is told at the end, with all that was passed over.
+        is_due = time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES and self._done < self._total
+        if self._bar is not None or is_due:
             self._tell()
 
     def _open_bar(self) -> None:
@@ -60,9 +63,9 @@ class Progress:
     def _tell(self) -> None:
         self._told = time.monotonic()
         elapsed = max(self._told - self._started, 1e-3)
-        rates = f"{self._documents / elapsed:,.0f} documents/s, {self._tokens / elapsed:,.0f} tokens/s"
+        rates = [f"{count / elapsed:,.0f} {unit}/s" for unit, count in self._counts.items()]
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, description=rates)
+            self._bar.update(self._task, completed=self._done, description=", ".join(rates))
         else:
             share = 100 * self._done / max(self._total, 1)
-            print(f"{share:3.0f} % after {elapsed:.0f} s, {rates}", file=sys.stderr, flush=True)
+            print(", ".join([f"{share:3.0f} % after {elapsed:.0f} s", *rates]), file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""Take a model of every family there and back: `python -m benchmarks.conversion_table [NAME...]`.
+
+Each small random model goes from transformers to Megatron, through a training step at learning rate 0 in the
+layout named, and back; its logits are compared. Prints the table, and without names writes it into
+docs/conversion.md.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.layouts import write
+from tests.convert.chain import CASES, Outcome, run_chain
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "conversion.md"
+BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+
+
+def table(outcomes: Mapping[str, Outcome]) -> str:
+    """Return the Markdown table of what was found."""
+    lines = [
+        "| family | there and back | trained in | through the training | max logits difference "
+        "| first loss difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in outcomes.items():
+        case = CASES[name]
+        padded = " (vocabulary padded)" if case.padded else ""
+        loss = "" if found.loss is None else f"{found.loss:.1e}{padded}"
+        lines.append(
+            f"| {name} | {_bitwise(found.round_trip)} | {case.layout_name} | {_bitwise(found.trained)} "
+            f"| {found.logits:.1e} | {loss} |"
+        )
+    return "\n".join(lines)
+
+
+def _bitwise(equal: bool | None) -> str:
+    return "bitwise" if equal else "**differs**"
+
+
+def main(names: list[str]) -> int:
+    """Run the named cases, or all and write the document's table; 1 when one does not come back."""
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run_chain(names or CASES, Path(folder))
+    text = table(outcomes)
+    print(text)
+    for name, found in outcomes.items():
+        if found.error:
+            print(f"\n{name}:\n{found.error}")
+    if not names:
+        write(DOCUMENT, text, BEGIN, END)
+    return 0 if all(found.round_trip and found.trained for found in outcomes.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,241 @@
+"""Start, query and stop of many hosts: our launcher against a plain loop of `ssh`, one host after another.
+
+Every host is an sshd on a loopback address; the job is the tests' engine without training. Ours is what the
+actions do, each with connections of its own as three commands have: supervisors that guard the job, find each
+other and begin together, and a stop that returns when nothing is left. Theirs is what the reference does:
+three `ssh` calls a host to start (make the folder, send a script, run it in the background), one to query and
+one to stop, neither of which waits for anything. A login alone is measured, too: no step can be faster. Both
+sides in turn in one run, medians; CPU is that of the launcher and of all "hosts" together, which share this
+machine's cores.
+
+    python -m benchmarks.fanout [--hosts 1 4 16 64] [--rounds 3] [--login SECONDS]
+
+`--login` is how long a login takes on the host itself, waited for and not computed: what a host with cores of
+its own, or a way to it, would add to each session. The shells read no `.bashrc` of this machine's user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from flagscale.job import Channel, Host, LaunchPlan, NodeCommand
+from flagscale.launch import launcher
+from flagscale.launch.connection import connect
+from flagscale.launch.rundir import RunDir
+from flagscale.node.marks import marks
+from flagscale.node.network import free_port
+from tests.farm.credentials import FarmHost
+from tests.farm.loopback import LoopbackFarm, loopback_farm
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE = ROOT / "tests/node/fake_engine.py"
+_PORTS = range(20000, 32000)
+"""One is taken by chance, for other benchmarks and tests may run beside this one."""
+STEPS = ("login", "start", "query", "stop")
+"""`login` is the floor: a connection to each host that runs `true` there, and nothing of FlagScale."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step took: seconds, CPU seconds of launcher and hosts, memory of the launcher at its peak."""
+
+    seconds: float
+    cpu: float
+    megabytes: float
+
+
+def fake_plan(
+    hosts: Sequence[FarmHost], exp_dir: Path, run_id: str, *behaviours: str, stop_grace: float = 1.0
+) -> LaunchPlan:
+    """Return the plan of a job of the fake engine on these hosts, with a channel where they are several."""
+    files = RunDir(exp_dir)
+    places = [Host(rank, host.address, len(behaviours), "cpu") for rank, host in enumerate(hosts)]
+    nodes = tuple(
+        NodeCommand(
+            host=place,
+            argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report-{place.rank}"), *behaviours),
+            env=marks(run_id, place.rank),
+            cwd=str(exp_dir),
+            failure_file=str(files.failure(place)),
+            stop_grace=stop_grace,
+        )
+        for place in places
+    )
+    first = hosts[0].address
+    return LaunchPlan(
+        run_id=run_id,
+        name="fake",
+        task_type="train",
+        engine="fake",
+        engine_version="1",
+        layout="dp",
+        world_size=sum(place.slots for place in places),
+        exp_dir=str(exp_dir),
+        python=sys.executable,
+        source_root=str(ROOT),
+        before_start="",
+        after_stop="",
+        start_timeout=120.0,
+        nodes=nodes,
+        channel=Channel(first, free_port(first, random.choice(_PORTS))) if len(hosts) > 1 else None,
+        connect_timeout=60.0,
+    )
+
+
+@contextmanager
+def quick_farm(count: int, login: float = 0.0) -> Iterator[LoopbackFarm]:
+    """A farm where a login waits for a while."""
+    with tempfile.TemporaryDirectory() as folder, loopback_farm(Path(folder) / "farm", count) as farm:
+        (farm.home / ".bashrc").write_text(f"sleep {login}\n" if login else "")
+        yield farm
+
+
+def ours(plan: LaunchPlan, step: str) -> None:
+    """Do a step as the actions do."""
+    if step == "login":
+        with ThreadPoolExecutor(len(plan.nodes)) as pool:
+            list(pool.map(_log_in, plan.hosts))
+    elif step == "start":
+        launcher.start(plan, "", {})
+    elif step == "query":
+        found = launcher.status(plan)
+        assert all(host.state and host.state.phase == "running" for host in found), found
+    else:
+        replies = launcher.stop(plan)
+        assert all(reply["ok"] for reply in replies.values()), replies
+
+
+def _log_in(host: Host) -> None:
+    client = connect(host.name, None, 60.0)
+    _, output, _ = client.exec_command("true")
+    assert output.channel.recv_exit_status() == 0
+    client.close()
+
+
+def theirs(farm: LoopbackFarm, plan: LaunchPlan, step: str) -> None:
+    """Do a step as the reference does."""
+    for place, host in zip(plan.nodes, farm.hosts, strict=False):
+        folder = f"{plan.exp_dir}/theirs/{place.host.rank}"
+        script = f"exec {shlex.join(place.argv)}\n"
+        calls = {
+            "login": (("true", ""),),
+            "start": (
+                (f"mkdir -p {folder}", ""),
+                (f"cat > {folder}/run.sh", script),
+                (f"nohup bash {folder}/run.sh > {folder}/log 2>&1 < /dev/null & echo $! > {folder}/pid", ""),
+            ),
+            "query": ((f"ps -o pid=,stat= -p $(cat {folder}/pid)", ""),),
+            "stop": ((f"kill $(cat {folder}/pid)", ""),),
+        }
+        for command, text in calls[step]:
+            words = farm.ssh_command(host, command)
+            subprocess.run(words, input=text, text=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
+    """Do work in a process of its own, with the farm's user, and return what it cost."""
+    before = _cpu(farm)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.environ.clear()
+            os.environ.update(farm.environment())
+            begun = time.monotonic()
+            work()
+            seconds = time.monotonic() - begun
+            used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+            cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
+            os.write(writer, json.dumps([seconds, cpu, used[0].ru_maxrss / 1024]).encode())
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        told = pipe.read()
+    os.waitpid(pid, 0)
+    if not told:
+        raise SystemExit("the step failed")
+    seconds, cpu, megabytes = json.loads(told)
+    return Cost(seconds, cpu + _cpu(farm) - before, megabytes)
+
+
+def _cpu(farm: LoopbackFarm) -> float:
+    """CPU seconds of all processes that the farm has and had."""
+    total = 0.0
+    for process in [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]:
+        try:
+            ticks = process.cpu_times()
+            # Its own is told in ticks of 10 ms, too rough for many small processes; its threads' in ns.
+            tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+            own = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+            total += max(own, ticks.user + ticks.system) + ticks.children_user + ticks.children_system
+        except (psutil.NoSuchProcess, OSError):
+            continue
+    return total
+
+
+def rounds(farm: LoopbackFarm, count: int, number: int) -> Iterator[dict[str, tuple[Cost, Cost]]]:
+    """Measure every step on `count` hosts `number` times, ours and theirs; who begins changes."""
+    for attempt in range(number):
+        with tempfile.TemporaryDirectory() as folder:
+            plan = fake_plan(farm.hosts[:count], Path(folder), f"fanout-{count}-{attempt}", "rank")
+            costs: dict[str, list[Cost]] = {}
+            sides: list[Callable[[str], None]] = [
+                lambda step, plan=plan: ours(plan, step),  # type: ignore[misc]
+                lambda step, plan=plan: theirs(farm, plan, step),  # type: ignore[misc]
+            ]
+            for side in sides if attempt % 2 else reversed(sides):
+                for step in STEPS:
+                    cost = measure(farm, lambda side=side, step=step: side(step))  # type: ignore[misc]
+                    costs.setdefault(step, []).append(cost)
+                while any(farm.processes(host) for host in farm.hosts[:count]):
+                    time.sleep(0.1)
+        order = slice(None) if attempt % 2 else slice(None, None, -1)
+        yield {step: tuple(pair[order]) for step, pair in costs.items()}  # type: ignore[misc]
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--login", type=float, default=0.0)
+    asked = parser.parse_args(words)
+    print("| hosts | step | ours, s | theirs, s | faster | ours, CPU s | theirs, CPU s | launcher, MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    with quick_farm(max(asked.hosts), asked.login) as farm:
+        for count in asked.hosts:
+            measured = list(rounds(farm, count, asked.rounds))
+            for step in STEPS:
+                ours_, theirs_ = zip(*(costs[step] for costs in measured), strict=True)
+                seconds, others = (statistics.median(c.seconds for c in side) for side in (ours_, theirs_))
+                cpu, others_cpu = (statistics.median(c.cpu for c in side) for side in (ours_, theirs_))
+                megabytes = max(cost.megabytes for cost in ours_)
+                print(
+                    f"| {count} | {step} | {seconds:.2f} | {others:.2f} | {others / seconds:.1f} x "
+                    f"| {cpu:.2f} | {others_cpu:.2f} | {megabytes:.0f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

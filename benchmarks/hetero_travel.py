@@ -1,0 +1,95 @@
+"""What slow links between meshes cost, and what more micro-batches under way save of it.
+
+Two equal meshes, a processor core each, train one pipeline. Every message between them is held back for a
+while before it is posted, by a thread, as if it took that long to travel; the ranks go on meanwhile. Printed:
+the time of a step by that delay and by `hetero_extra_micro_batches`, and what of it the ranks waited.
+
+    python -m benchmarks.hetero_travel [--milliseconds 0 5 20] [--extra 0 1 2] [--rounds 3] [--layers 12]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from benchmarks.hetero import EQUAL, Chip, Outcome, together, train, work
+
+DELAY = "MESSAGES_TRAVEL_SECONDS"
+
+
+def main() -> None:
+    """Measure all pairs of a delay and a number of extra micro-batches in turn, and print the medians."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--milliseconds", type=float, nargs="+", default=[0, 5, 20])
+    parser.add_argument("--extra", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=4)
+    asked = parser.parse_args()
+    found: dict[tuple[float, int], list[Outcome]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(asked.rounds):
+            for delay, extra in product(asked.milliseconds, asked.extra):
+                chips = [_slowly(chip, delay / 1000) for chip in EQUAL]
+                job = together(chips, (asked.layers // 2, asked.layers // 2), asked.steps, extra)
+                job = replace(job, worker="benchmarks.hetero_travel --worker")
+                found.setdefault((delay, extra), []).extend(
+                    train(Path(folder) / f"{number}_{delay}_{extra}", [job])
+                )
+    print("| a message travels, ms | extra micro-batches | a step, s | waited, first stage | last stage |")
+    print("|---|---|---|---|---|")
+    for (delay, extra), outcomes in found.items():
+        step = statistics.median(outcome.step for outcome in outcomes)
+        waited = (
+            statistics.median(outcome.ranks[rank]["wait"] / outcome.step for outcome in outcomes)
+            for rank in (0, 1)
+        )
+        print(f"| {delay:g} | {extra} | {step:.2f} | {' | '.join(f'{share:.1%}' for share in waited)} |")
+
+
+def _slowly(chip: Chip, seconds: float) -> Chip:
+    return replace(chip, environment={**chip.environment, DELAY: str(seconds)})
+
+
+def _hold_back(seconds: float) -> None:
+    """Have every message posted so much later, by one thread, in the order in which they were sent."""
+    from megatron.flagscale.hetero.channel import Channel
+
+    post = Channel.send
+    held: SimpleQueue[tuple[float, Channel, Any]] = SimpleQueue()
+
+    def send(self: Channel, tensor: Any) -> None:
+        # A copy: the schedule gives back the memory of what it has sent.
+        held.put((time.monotonic() + seconds, self, tensor.detach().clone()))
+
+    def deliver() -> None:
+        while True:
+            due, channel, tensor = held.get()
+            time.sleep(max(0.0, due - time.monotonic()))
+            post(channel, tensor)
+
+    Channel.send = send  # type: ignore[method-assign]
+    threading.Thread(target=deliver, daemon=True).start()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        from megatron.flagscale.platform import patch_engine
+
+        patch_engine()
+        _hold_back(float(os.environ[DELAY]))
+        work(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()

@@ -1,0 +1,83 @@
+"""What FlagScale makes of a Hydra command line, and of Hydra's own complaints about it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from flagscale.config.load import COMMAND_KEYS, top_keys
+from flagscale.errors import Problem, nearest
+
+COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
+"""What Hydra raises for a user's mistake while it reads the command line and the files."""
+
+_PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+_KEY_BELOW_A_GROUP = re.compile(r"(?!hydra\.)[A-Za-z_][\w-]*(\.[\w-]+)+=")
+_UNKNOWN_KEY = re.compile(r"Could not override '([\w-]+)'\.")
+_COMMAND_KEY = re.compile(rf"({'|'.join(COMMAND_KEYS)})=")
+
+
+def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
+    """Return a command line whose paths and overrides Hydra understands as the user means them."""
+    return [_set_or_add(word) for word in _absolute_config_path(words)]
+
+
+def _absolute_config_path(words: Sequence[str]) -> list[str]:
+    """Make --config-path mean a path below the current directory, like every other path a user types.
+
+    Hydra would look for it beside the module that holds the task function.
+    """
+    absolute: list[str] = []
+    for word in words:
+        if absolute and absolute[-1] in _PATH_FLAGS:
+            word = f"{absolute.pop()}={word}"
+        flag, equals, value = word.partition("=")
+        absolute.append(f"{flag}={Path(value).absolute()}" if equals and flag in _PATH_FLAGS else word)
+    return absolute
+
+
+def config_folder(words: Sequence[str]) -> Path | None:
+    """Return the folder that --config-path names, in words as Hydra takes them."""
+    flags = (word.partition("=") for word in words)
+    return next((Path(value) for flag, equals, value in flags if equals and flag in _PATH_FLAGS), None)
+
+
+def _set_or_add(word: str) -> str:
+    """Make `a.b=value` set the key whether or not a file has it.
+
+    Hydra wants a `+` for a key that is in no file, so that none is misspelt. Here every key is checked
+    against what is known, wherever it is written.
+    """
+    key = word.removeprefix("+")
+    return f"++{key}" if _KEY_BELOW_A_GROUP.match(key) or _COMMAND_KEY.match(key) else word
+
+
+def problem_of(error: Exception, folder: Path | None) -> Problem:
+    """Return one of the `COMPLAINTS` in our form; `folder` holds the experiment files, where it is known."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        what = " ".join(filter(None, (error.context, error.problem)))
+        return Problem(f"no valid YAML: {what}", f"{os.path.relpath(mark.name)}:{mark.line + 1}")
+    if isinstance(error.__cause__, OmegaConfBaseException) and not str(error):
+        error = error.__cause__
+    if isinstance(error, OmegaConfBaseException):
+        return Problem(str(error.msg or error).splitlines()[0], error.full_key or "")
+    # After an empty line come Hydra's search path and advice on its own switches.
+    what, *lines = str(error).partition("\n\n")[0].replace("'++", "'").splitlines()
+    more = "\n    ".join(line.strip() for line in lines)
+    if unknown := _UNKNOWN_KEY.match(what):
+        key = unknown[1]
+        return Problem(f"unknown key `{key}`", f"command line: {key}", nearest(key, top_keys()))
+    if isinstance(error, OverrideParseException):
+        return Problem(f"not understood: {what}", f"command line: {error.override.removeprefix('++')}")
+    if isinstance(error, MissingConfigException):
+        wanted = Path(error.missing_cfg_file or "").stem
+        beside = [path.stem for path in folder.glob("*.yaml")] if folder else []
+        return Problem(what, hint=nearest(wanted, error.options or beside) or more)
+    return Problem(what, hint=more)

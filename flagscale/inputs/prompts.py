@@ -1,0 +1,98 @@
+"""Prompts for batch inference: inline, or a file of text or JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_KEYS = ("prompt", "prompt_token_ids", "messages")
+OF_RESULTS = ("index", "prompt_tokens", "outputs", "prompt_logprobs")
+"""What inference adds to the object of a line."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: text, token ids, or the messages of a chat; `line` is what the user gave with it."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
+    line: dict[str, Any] = field(default_factory=dict)
+    """The whole JSON object of a `.jsonl` file, whose other keys go to the results."""
+
+    @property
+    def shown(self) -> str:
+        """The prompt for people."""
+        if self.messages:
+            return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+        return self.text or f"{len(self.token_ids)} token ids"
+
+
+def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
+    """Return the prompts of a file, and what is wrong with it, each with its line.
+
+    A `.jsonl` file holds an object a line with one of `prompt`, `prompt_token_ids` and `messages`; any other
+    file a prompt a line. Empty lines are skipped.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        return [], [f"{path}: {error.strerror}"]
+    except UnicodeDecodeError as error:
+        return [], [f"{path}: not UTF-8 text ({error.reason} at byte {error.start})"]
+    prompts: list[Prompt] = []
+    wrong: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompts.append(_prompt(line) if path.suffix == ".jsonl" else Prompt(line.rstrip("\r")))
+        except ValueError as error:
+            wrong.append(f"{path}:{number}: {error}")
+    if not prompts and not wrong:
+        wrong.append(f"{path}: holds no prompt")
+    return prompts, wrong
+
+
+def inline_prompts(given: Sequence[object]) -> Iterator[Prompt | str]:
+    """Yield each prompt of a list in the YAML, or what is wrong with it."""
+    for number, one in enumerate(given):
+        yield Prompt(one) if isinstance(one, str) and one else f"prompt {number} is no text: {one!r}"
+
+
+def _prompt(line: str) -> Prompt:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    taken = [key for key in OF_RESULTS if key in raw]
+    if taken:
+        raise ValueError(f"`{taken[0]}` is a name of the results: call it otherwise")
+    given = [key for key in _KEYS if key in raw]
+    if len(given) != 1:
+        raise ValueError(f"needs one of {', '.join(_KEYS)}, and has {', '.join(given) or 'none'}")
+    value = raw[given[0]]
+    if given[0] == "prompt":
+        if not isinstance(value, str) or not value:
+            raise ValueError("`prompt` is a text that is not empty")
+        return Prompt(text=value, line=raw)
+    if given[0] == "prompt_token_ids":
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(type(one) is int and one >= 0 for one in value)
+        ):
+            raise ValueError("`prompt_token_ids` is a list of whole numbers that is not empty")
+        return Prompt(token_ids=tuple(value), line=raw)
+    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+        raise ValueError("`messages` is a list of {role, content}")
+    return Prompt(messages=tuple(value), line=raw)
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value

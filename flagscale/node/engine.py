@@ -1,0 +1,94 @@
+"""The engine's launcher on this host: started for an attempt, told to end, asked what it is stuck in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from flagscale.job import Channel, NodeCommand
+from flagscale.lifetime import die_with
+from flagscale.node import processes
+from flagscale.node.network import interface_of, own_address
+from flagscale.node.peers import Go
+
+_NOTHING_TO_SAVE = 10.0
+"""The longest grace of a launcher that has started no ranks yet."""
+_STACKS = 1.0
+"""Seconds that ranks get to write their stacks."""
+
+
+def start_engine(
+    node: NodeCommand, go: Go, channel: Channel | None, secrets: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start the launcher of this host's ranks; it dies with the calling thread. OSError where it cannot."""
+    Path(node.failure_file).unlink(missing_ok=True)
+    return subprocess.Popen(
+        argv_of(node, go.hosts),
+        env={**os.environ, **_network(channel), **node.env, **secrets},
+        cwd=node.cwd,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=partial(die_with, os.getpid()),
+    )
+
+
+def argv_of(node: NodeCommand, hosts: tuple[int, ...]) -> tuple[str, ...]:
+    """Return torchrun's command line where only these hosts take part: their number, the place among them.
+
+    torchrun's own options come first, so the first one of a name is torchrun's.
+    """
+    if not hosts:
+        return node.argv
+    words = list(node.argv)
+    for name, value in (("--nnodes", len(hosts)), ("--node-rank", hosts.index(node.host.rank))):
+        if name in words:
+            words[words.index(name) + 1] = str(value)
+    return tuple(words)
+
+
+def end_engine(engine: subprocess.Popen[bytes], grace: float) -> None:
+    """Tell the launcher to end, which tells its ranks, and let them save what they have to."""
+    if engine.poll() is not None:
+        return
+    process = psutil.Process(engine.pid)
+    if not process.children():
+        grace = min(grace, _NOTHING_TO_SAVE)
+    processes.send([process], signal.SIGTERM)
+    try:
+        engine.wait(grace)
+    except subprocess.TimeoutExpired:
+        pass  # what is left is ended by the caller
+
+
+def write_stacks(engine: subprocess.Popen[bytes]) -> None:
+    """Have every rank write the stacks of its threads to its log (`megatron.flagscale.lifetime` listens)."""
+    for rank in ranks(engine):
+        print(f"flagscale: stacks of the rank with pid {rank.pid} ({rank.status()})", flush=True)
+        processes.send([rank], signal.SIGUSR1)
+    time.sleep(_STACKS)
+
+
+def ranks(engine: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the living ranks: the launcher's children that torchrun gave a place to."""
+    found = []
+    try:
+        for child in psutil.Process(engine.pid).children():
+            if processes.alive(child) and "LOCAL_RANK" in child.environ():
+                found.append(child)
+    except psutil.Error:
+        pass  # it is ending
+    return found
+
+
+def _network(channel: Channel | None) -> dict[str, str]:
+    """Let gloo use the interface that leads to the first host; it would take the one of the host's name."""
+    if channel is None or "GLOO_SOCKET_IFNAME" in os.environ:
+        return {}
+    name = interface_of(own_address(channel.address))
+    return {"GLOO_SOCKET_IFNAME": name} if name else {}

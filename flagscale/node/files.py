@@ -1,0 +1,57 @@
+"""Files of a run on this host, for a launcher that does not see them: written, and read piece by piece."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from flagscale.errors import FlagScaleError
+from flagscale.files import write_atomic
+from flagscale.job import LaunchPlan, NodeCommand
+from flagscale.launch.rundir import RunDir
+from flagscale.node.output import find_run
+from flagscale.node.state import Reply
+
+
+def put(directory: str, relative: str, mode: str, text: str) -> Reply:
+    """Write a file below the run directory, whole or not at all; `mode` is octal. Reply: {"ok": True}."""
+    root = Path(directory)
+    path = root / relative
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise FlagScaleError(f"{relative} is not below {root}")
+    try:
+        write_atomic(path, text, int(mode, 8))
+    except OSError as error:
+        raise FlagScaleError(f"cannot write {path}: {error.strerror}") from None
+    return {"ok": True}
+
+
+def read(plan: LaunchPlan, node: NodeCommand, name: str, position: str, size: str) -> Reply:
+    """Reply: {"data": bytes in base64, "size": of the file, 0 where there is none}; see `read_piece`."""
+    data, total = read_piece(path_of(plan, node, name), int(position), int(size))
+    return {"data": base64.b64encode(data).decode("ascii"), "size": total}
+
+
+def begin(plan: LaunchPlan, node: NodeCommand) -> Reply:
+    """Reply: {"position": where this run's part of the host's log begins, None where it has none}."""
+    return {"position": find_run(path_of(plan, node, "output"), plan.run_id)}
+
+
+def path_of(plan: LaunchPlan, node: NodeCommand, name: str) -> Path:
+    """Return one of a run's files: `output`, the host's log, `metrics`, or `programs`, how those are."""
+    if name == "programs":
+        return RunDir(Path(plan.exp_dir)).programs(node.host)
+    if name == "metrics":
+        return RunDir(Path(plan.job_dir or plan.exp_dir)).metrics
+    return RunDir(Path(plan.exp_dir)).output(node.host)
+
+
+def read_piece(path: Path, position: int, size: int) -> tuple[bytes, int]:
+    """Return up to `size` bytes from `position` on (negative: from the end), and the size of the file."""
+    try:
+        with path.open("rb") as file:
+            total = file.seek(0, 2)
+            file.seek(position if position >= 0 else max(0, total + position))
+            return file.read(size), total
+    except (FileNotFoundError, NotADirectoryError):
+        return b"", 0

@@ -1,0 +1,117 @@
+"""An authenticated connection between two supervisors of a run: small JSON messages, a sign of life a second.
+
+Both sides prove that they know the secret of the run, which never travels (an HMAC challenge each way, by
+`multiprocessing.connection`); nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import time
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from typing import Any
+
+CHANNEL_SECRET = "FLAGSCALE_CHANNEL_SECRET"
+"""Among the secrets of a run: what its supervisors prove themselves to each other with."""
+SILENCE = 4.0
+"""Seconds without a sign of life after which the other side counts as gone."""
+GONE = "its supervisor is gone"
+_ALIVE_EVERY = 1.0
+_LARGEST = 1 << 16
+_ALIVE = b"{}"
+
+Message = dict[str, Any]
+
+
+class LinkLost(Exception):
+    """The other side is gone; says how that showed."""
+
+    def __init__(self, how: str, is_closed: bool) -> None:
+        super().__init__(how)
+        self.is_closed = is_closed
+        """Whether the connection was closed, as it is when its process ends; else it is only not heard of."""
+
+
+class Link:
+    """One side of a connection; used by one thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        # The connection's own `poll` makes an object of this kind each time.
+        self._poll = select.poll()
+        self._poll.register(connection.fileno(), select.POLLIN)
+        self._heard = self._spoke = time.monotonic()
+
+    def send(self, message: Message) -> None:
+        self._write(json.dumps(message).encode())
+
+    def receive(self) -> list[Message]:
+        """Return what has come since the last time, and let the other side know that this one lives.
+
+        Raises:
+            LinkLost: it closed the connection, or was silent for too long.
+        """
+        messages: list[Message] = []
+        try:
+            while self._poll.poll(0):
+                self._heard = time.monotonic()
+                message = json.loads(self._connection.recv_bytes(_LARGEST))
+                if message:
+                    messages.append(message)
+        except (OSError, EOFError, ValueError):
+            if messages:
+                return messages  # the loss shows again the next time
+            raise LinkLost(GONE, is_closed=True) from None
+        if time.monotonic() - self._heard > SILENCE:
+            raise LinkLost(f"nothing was heard of it for {SILENCE:g} s", is_closed=False)
+        if time.monotonic() - self._spoke > _ALIVE_EVERY:
+            self._write(_ALIVE)
+        return messages
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _write(self, data: bytes) -> None:
+        self._spoke = time.monotonic()
+        try:
+            self._connection.send_bytes(data)
+        except (OSError, ValueError):
+            raise LinkLost(GONE, is_closed=True) from None
+
+
+def accept(channel: socket.socket, secret: bytes) -> Link | None:
+    """Make a link of an accepted connection; None (and closed) where the other side has no secret."""
+    return _proved(channel, secret, server=True)
+
+
+def dial(address: str, port: int, secret: bytes, timeout: float) -> Link | None:
+    """Connect to a listening supervisor; None where that is not possible now."""
+    try:
+        channel = socket.create_connection((address, port), timeout)
+    except OSError:
+        return None
+    return _proved(channel, secret, server=False)
+
+
+def _proved(channel: socket.socket, secret: bytes, *, server: bool) -> Link | None:
+    channel.settimeout(None)
+    channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        # Neither a silent stranger nor a full buffer may hold up this side.
+        channel.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", int(SILENCE), 0))
+    connection = Connection(channel.detach())
+    steps = (deliver_challenge, answer_challenge) if server else (answer_challenge, deliver_challenge)
+    try:
+        for step in steps:
+            step(connection, secret)
+    except (AuthenticationError, OSError, EOFError):
+        connection.close()
+        return None
+    return Link(connection)

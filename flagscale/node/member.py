@@ -1,0 +1,120 @@
+"""Every other host's end of the star."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from flagscale.node.link import GONE, Link, LinkLost, Message, dial
+from flagscale.node.peers import COMING_BACK, Go, Pumped, Word, send_quietly, until
+
+_DIAL_TIMEOUT = 2.0
+_MARGIN = 5.0
+"""Seconds that a member waits longer than the hub, whose word it is waiting for."""
+
+
+class Member(Pumped):
+    """Connects to the hub, and again whenever the connection is lost."""
+
+    def __init__(self, address: str, port: int, secret: bytes, rank: int, hub_name: str) -> None:
+        super().__init__()
+        self._address, self._port, self._secret = address, port, secret
+        self._rank, self._hub_name = rank, hub_name
+        self._link: Link | None = None
+        self._ready = -1
+        self._go: Go | None = None
+        self._hub_finished = False
+        self._closed_at: float | None = None
+        self._thread.start()
+
+    def assemble(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> Go | Word:
+        with self._lock:
+            self._begin(attempt)
+            self._ready, self._go = attempt, None
+            self._outbox.append({"ready": attempt})
+            self._ring()
+        deadline = time.monotonic() + seconds + _MARGIN
+        while True:
+            if stopped():
+                return Word(attempt, "stopped", self._rank, "stopped")
+            with self._lock:
+                if self._word:
+                    return self._word
+                if self._go:
+                    return self._go if self._rank in self._go.hosts else self._left_out(attempt)
+                if self._hub_finished:
+                    return Word(attempt, "failed", self._rank, f"the job has ended on {self._hub_name}")
+                if self._closed_at and time.monotonic() - self._closed_at > COMING_BACK:
+                    return Word(attempt, "failed", 0, f"{self._hub_name}: {GONE}")
+            if not until(deadline):
+                return Word(attempt, "failed", self._rank, self._why_not(seconds))
+
+    def tell(self, word: Word) -> None:
+        with self._lock:
+            self._take(word)
+            self._outbox.append({"word": asdict(word)})
+            self._ring()
+
+    def _left_out(self, attempt: int) -> Word:
+        return Word(attempt, "failed", self._rank, "this host came too late: the job goes on without it")
+
+    def _why_not(self, seconds: float) -> str:
+        place = f"{self._hub_name} at {self._address} port {self._port}"
+        if self._link:
+            return f"{place} did not begin within {seconds:g} s"
+        hint = "experiment.runner.master_addr names its address"
+        return f"{place} cannot be reached within {seconds:g} s ({hint})"
+
+    def _open_links(self) -> list[Link]:
+        return [self._link] if self._link else []
+
+    def _step(self) -> None:
+        if self._link is None:
+            self._dial()
+            return
+        try:
+            for message in self._link.receive():
+                self._heard(message)
+        except LinkLost as lost:
+            self._link.close()
+            self._link = None
+            self._closed_at = time.monotonic() if lost.is_closed else None
+            if self._go and not self._hub_finished:
+                self._take(Word(self._attempt, "failed", 0, f"{self._hub_name}: {lost}"))
+
+    def _dial(self) -> None:
+        if self._hub_finished or self._ready < 0:
+            return
+        # Others may ask for the word meanwhile.
+        self._lock.release()
+        try:
+            link = dial(self._address, self._port, self._secret, _DIAL_TIMEOUT)
+        finally:
+            self._lock.acquire()
+        if link:
+            self._link = link
+            self._closed_at = None
+            send_quietly(link, {"host": self._rank})
+            # What was to be sent before belongs to a connection that is gone.
+            self._outbox = [{"ready": self._ready}]
+
+    def _heard(self, message: Message) -> None:
+        if message.get("go") == self._attempt:
+            self._go = Go(self._attempt, tuple(message["hosts"]))
+        elif "word" in message:
+            word = Word(**message["word"])
+            if word.kind == "finished":
+                self._hub_finished = True
+            else:
+                self._take(word)
+
+    def _flush(self) -> None:
+        if self._link:
+            for message in self._outbox:
+                send_quietly(self._link, message)
+            self._outbox.clear()
+
+    def _leave(self) -> None:
+        if self._link:
+            self._link.close()

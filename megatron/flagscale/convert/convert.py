@@ -1,0 +1,231 @@
+"""Convert a model: see what the source is, and stream its tensors into a target that appears complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+import yaml
+
+from flagscale.errors import UserError
+from flagscale.files import write_atomic
+from megatron.flagscale.convert.families import Entry, entries
+from megatron.flagscale.convert.files import complete_folder, read_json
+from megatron.flagscale.convert.hf_config import write_config
+from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
+from megatron.flagscale.convert.megatron_args import model_of, task_arguments
+from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.source import Source
+from megatron.flagscale.convert.tokenizer import GENERATION, Tokenizer, is_tokenizer, open_tokenizer
+from megatron.flagscale.convert.torch_dist import (
+    RELEASE,
+    TorchDistSource,
+    TorchDistTarget,
+    find_checkpoint,
+    is_checkpoint,
+    read_arguments,
+    stored_rows,
+)
+from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
+from megatron.flagscale.convert.verify import verify_logits
+
+HUGGINGFACE, MEGATRON = FORMATS = ("huggingface", "megatron")
+SHARD_BYTES = 5 * 10**9
+TASK, TOKENIZER = "model.yaml", "tokenizer"
+"""Beside a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion made: of `tensors` tensors as Megatron joins them, `bytes` long."""
+
+    target: Path
+    format: str
+    model: Model
+    tensors: int
+    bytes: int
+    notices: tuple[str, ...]
+
+
+class Progress(Protocol):
+    """What shows how far it is, as `tools.progress` does; a context manager."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, failed: object, /, *rest: object) -> None: ...
+    def advance(self, size: int, **counts: float) -> None: ...
+
+
+class _Target(Protocol):
+    def write(self, entry: Entry, tensor: torch.Tensor) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def convert(
+    load: Path | str,
+    save: Path | str,
+    *,
+    to: str | None = None,
+    family: str | None = None,
+    dtype: str | None = None,
+    tokenizer: Path | str | None = None,
+    vocab_size: int | None = None,
+    iteration: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    upcycling: Upcycling | None = None,
+    overwrite: bool = False,
+    verify: bool = False,
+    progress: Callable[[int], Progress] | None = None,
+) -> Converted:
+    """Write the model of the folder `load` to the new folder `save`, in the other format or that of `to`.
+
+    `dtype` (torch's name) casts every tensor, else each keeps its precision. `tokenizer` goes with the model,
+    else the source's own. `vocab_size` is the true number of tokens where the source does not say. `verify`
+    compares the logits of both sides. `progress` is made with the number of bytes once it is known.
+
+    Raises:
+        UserError: the source is no model that can be converted, with every reason; `save` exists.
+    """
+    load, save = Path(load), Path(save)
+    given = open_tokenizer(Path(tokenizer)) if tokenizer else None
+    if format_of(load) == HUGGINGFACE:
+        source, companion, notices = _open_huggingface(load, family, given)
+    else:
+        source, companion, notices = _open_megatron(load, family, given, vocab_size, iteration)
+    to = to or (MEGATRON if format_of(load) == HUGGINGFACE else HUGGINGFACE)
+    if upcycling:
+        source = Upcycled(source, upcycling)
+    model = replace(source.model, dtype=dtype) if dtype else source.model
+    cast = getattr(torch, dtype) if dtype else None
+    dtypes = {entry: cast or source.dtype(entry) for entry in entries(model)}
+    total = sum(entry.elements * kind.itemsize for entry, kind in dtypes.items())
+    with complete_folder(save, overwrite) as folder:
+        free = shutil.disk_usage(folder).free
+        if free < total:
+            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free there")
+        if to == HUGGINGFACE:
+            _write_config(folder, model, companion)
+            _stream(source, dtypes, HuggingFaceTarget(folder, model, dtypes, shard_bytes), total, progress)
+        else:
+            _write_task(folder, save, model, companion)
+            _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
+        if verify:
+            notices += (_verify(source, folder / RELEASE if to == MEGATRON else folder, to, model),)
+    return Converted(save, to, model, len(dtypes), total, notices)
+
+
+def _verify(source: Source, made: Path, to: str, model: Model) -> str:
+    if to == HUGGINGFACE and isinstance(source, TorchDistSource):
+        difference = verify_logits(made, source.folder, model)
+    elif to == MEGATRON and isinstance(source, HuggingFaceSource):
+        difference = verify_logits(source.folder, made, model)
+    else:
+        raise UserError(
+            "logits are compared between a Hugging Face folder and a checkpoint of Megatron's only"
+        )
+    return f"logits of Megatron and transformers differ by {difference:.1e} of the greatest"
+
+
+def format_of(folder: Path) -> str:
+    """Return which of `FORMATS` a folder has; `UserError` where it is neither."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if (folder / CONFIG).is_file():
+        return HUGGINGFACE
+    if is_checkpoint(folder):
+        return MEGATRON
+    raise UserError(f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a checkpoint of Megatron's")
+
+
+def _open_huggingface(
+    load: Path, family: str | None, given: Tokenizer | None
+) -> tuple[Source, Tokenizer, tuple[str, ...]]:
+    source = HuggingFaceSource(load, family)
+    companion = given or (open_tokenizer(load) if is_tokenizer(load) else None)
+    notices = _check_tokens(source.model, companion)
+    if companion is None:
+        config = read_json(load / CONFIG)
+        stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
+        ids = {name: config[name] for name in Tokenizer().ids if config.get(name) is not None}
+        companion = Tokenizer(generation={**ids, **stored})
+    return source, companion, notices
+
+
+def _open_megatron(
+    load: Path, family: str | None, given: Tokenizer | None, vocab_size: int | None, iteration: int | None
+) -> tuple[Source, Tokenizer, tuple[str, ...]]:
+    checkpoint = find_checkpoint(load, iteration)
+    args = read_arguments(checkpoint)
+    companion = given or _own_tokenizer(load, checkpoint, args)
+    tokens = vocab_size or args.get("vocab_size") or (companion.size if companion else None)
+    rows = stored_rows(checkpoint)
+    if tokens is not None and tokens > rows:
+        raise UserError(f"{checkpoint}: {tokens} tokens, but only {rows} rows of the embedding")
+    model = model_of(args, tokens or rows, str(checkpoint), family)
+    notices = _check_tokens(model, companion)
+    if tokens is None:
+        notices += (f"nothing says how many tokens are true: all {rows} rows are kept (--vocab-size)",)
+    return TorchDistSource(checkpoint, model), companion or Tokenizer(), notices
+
+
+def _own_tokenizer(load: Path, checkpoint: Path, args: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer beside a converted checkpoint, else the one of the training, if it is still there."""
+    named = args.get("tokenizer_model")
+    for folder in (load / TOKENIZER, checkpoint.parent / TOKENIZER, *([Path(named)] if named else [])):
+        if is_tokenizer(folder):
+            return open_tokenizer(folder)
+        if (folder / GENERATION).is_file():  # converted from a folder without a tokenizer
+            return Tokenizer(generation=read_json(folder / GENERATION))
+    return None
+
+
+def _check_tokens(model: Model, tokenizer: Tokenizer | None) -> tuple[str, ...]:
+    if tokenizer is None or tokenizer.folder is None:
+        return ("no tokenizer goes with the model: --tokenizer FOLDER names one",)
+    if tokenizer.size is not None and tokenizer.size > model.vocab:
+        raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model knows {model.vocab}")
+    return ()
+
+
+def _stream(
+    source: Source,
+    dtypes: Mapping[Entry, torch.dtype],
+    target: _Target,
+    total: int,
+    progress: Callable[[int], Progress] | None,
+) -> None:
+    with closing(target), progress(total) if progress else nullcontext() as told:
+        for entry, dtype in dtypes.items():
+            tensor = source.read(entry)
+            assert tensor.shape == entry.shape
+            target.write(entry, tensor.to(dtype))
+            if told:
+                size = entry.elements * dtype.itemsize
+                told.advance(size, MB=size / 1e6)
+        target.finish()
+
+
+def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
+    companion.copy(folder)
+    write_atomic(folder / CONFIG, json.dumps(write_config(model, companion.ids), indent=2) + "\n")
+    generation = {name: value for name, value in companion.generation.items() if value is not None}
+    write_atomic(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
+
+
+def _write_task(folder: Path, save: Path, model: Model, companion: Tokenizer) -> None:
+    """Write the tokenizer, and the arguments of a training that starts from this checkpoint."""
+    companion.copy(folder / TOKENIZER)
+    if companion.generation:
+        (folder / TOKENIZER).mkdir(exist_ok=True)
+        write_atomic(folder / TOKENIZER / GENERATION, json.dumps(dict(companion.generation), indent=2) + "\n")
+    arguments = task_arguments(model)
+    if companion.folder is not None:
+        arguments["tokenizer_type"] = "HuggingFaceTokenizer"
+        arguments["tokenizer_model"] = str(save.resolve() / TOKENIZER)
+    write_atomic(folder / TASK, yaml.safe_dump(arguments, sort_keys=False))

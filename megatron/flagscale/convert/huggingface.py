@@ -1,0 +1,209 @@
+"""A Hugging Face folder as a source and as a target: `config.json` and safetensors, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from flagscale.errors import Problem, UserError
+from flagscale.files import write_atomic
+from megatron.flagscale.convert.families import Entry, entries
+from megatron.flagscale.convert.files import read_json
+from megatron.flagscale.convert.hf_config import read_config
+from megatron.flagscale.convert.joins import join, split
+from megatron.flagscale.convert.model import Model
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+_ONE_FILE = "model.safetensors"
+_NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_CODES = {dtype: name for name, dtype in _NAMES.items()}
+_BUFFERS = (".rotary_emb.inv_freq",)  # older Llamas store what is computed from the configuration
+_OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class HuggingFaceSource:
+    """A folder whose tensors were compared with its `config.json`: names, number, shapes.
+
+    Raises:
+        UserError: with everything that does not fit.
+    """
+
+    def __init__(self, folder: Path, family: str | None = None) -> None:
+        self.folder = folder
+        self.model: Model = read_config(read_json(folder / CONFIG), str(folder / CONFIG), family)
+        self._stored = _stored_tensors(folder)
+        problems = list(_differences(self.model, self._stored))
+        stored_twice = self.model.tied and {_OUTPUT, _EMBEDDING} <= self._stored.keys()
+        if stored_twice and not torch.equal(self._tensor(_OUTPUT), self._tensor(_EMBEDDING)):
+            problems.append(Problem(f"{_OUTPUT} is stored, and differs from the embedding it is tied to"))
+        if problems:
+            raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """The precision of a tensor as it is stored."""
+        return _NAMES[self._stored[entry.huggingface[0]].dtype]
+
+    def read(self, entry: Entry) -> torch.Tensor:
+        """The tensor of an entry of `entries(self.model)`, joined as Megatron holds it."""
+        return join(entry, self.model, [self._tensor(name) for name in entry.huggingface])
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        # Opened anew for each: pages of a file that stays open count as memory of this process.
+        with safe_open(self._stored[name].file, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+
+def _stored_tensors(folder: Path) -> dict[str, _Stored]:
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX).get("weight_map") or {}
+        files = [folder / name for name in sorted(set(index.values()))]
+    else:
+        index = {}
+        files = [folder / _ONE_FILE]
+    stored: dict[str, _Stored] = {}
+    problems = []
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                    view = opened.get_slice(name)
+                    stored[name] = _Stored(file, tuple(view.get_shape()), view.get_dtype())
+        except FileNotFoundError:
+            problems.append(Problem("no such file", str(file)))
+        except SafetensorError as error:
+            problems.append(Problem(f"damaged or cut off: {error}", str(file)))
+    if problems:
+        raise UserError(problems)
+    misplaced = [name for name, file in index.items() if name not in stored or stored[name].file.name != file]
+    if misplaced:
+        what = f"names {_some(misplaced)}, which the files do not hold"
+        raise UserError([Problem(what, str(folder / INDEX))])
+    return stored
+
+
+def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Problem]:
+    expected = {
+        name: shape
+        for entry in entries(model)
+        for name, shape in zip(entry.huggingface, entry.parts, strict=True)
+    }
+    optional = {name for name in stored if name.endswith(_BUFFERS) or (model.tied and name == _OUTPUT)}
+    missing = [name for name in expected if name not in stored]
+    extra = [name for name in stored if name not in expected and name not in optional]
+    if missing:
+        yield Problem(f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}")
+    if extra:
+        yield Problem(f"{len(extra)} tensors do not belong to a {model.family}: {_some(extra)}")
+    for name, shape in expected.items():
+        if name in stored and stored[name].shape != shape:
+            yield Problem(f"{name} is {list(stored[name].shape)}, {CONFIG} says {list(shape)}")
+        elif name in stored and stored[name].dtype not in _NAMES:
+            yield Problem(f"{name} is {stored[name].dtype}: only {', '.join(_NAMES)} can be converted")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+@dataclass(frozen=True)
+class _Planned:
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    size: int
+
+
+class HuggingFaceTarget:
+    """Writes the shards of a model in the order of `entries(model)`: no more than a tensor is held.
+
+    A shard starts with the names, shapes and places of all its tensors, so `dtypes` gives the precision of
+    every entry beforehand. A shard is at most `shard_bytes` long, unless one tensor is longer.
+    """
+
+    def __init__(
+        self, folder: Path, model: Model, dtypes: Mapping[Entry, torch.dtype], shard_bytes: int
+    ) -> None:
+        self._folder, self._model = folder, model
+        self._shards = _plan(dtypes, shard_bytes)
+        self._places = iter([(number, one) for number, shard in enumerate(self._shards) for one in shard])
+        self._number = -1
+        self._file: BinaryIO | None = None
+
+    def write(self, entry: Entry, tensor: torch.Tensor) -> None:
+        """Append the tensors of an entry; entries come in order."""
+        for name, part in zip(entry.huggingface, split(entry, self._model, tensor), strict=True):
+            number, planned = next(self._places)
+            assert (name, part.shape, part.dtype) == (planned.name, planned.shape, planned.dtype)
+            if number != self._number:
+                self._open(number)
+            assert self._file is not None
+            self._file.write(part.contiguous().view(-1).view(torch.uint8).numpy())
+
+    def finish(self) -> None:
+        """Close the last shard and write the index where there are several."""
+        self.close()
+        assert next(self._places, None) is None, "not every tensor was written"
+        if len(self._shards) > 1:
+            tensors = [planned for shard in self._shards for planned in shard]
+            places = {
+                planned.name: self._name(number)
+                for number, shard in enumerate(self._shards)
+                for planned in shard
+            }
+            index = {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": places}
+            write_atomic(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Close the open shard; also where the conversion failed."""
+        if self._file is not None:
+            self._file.close()
+
+    def _name(self, number: int) -> str:
+        count = len(self._shards)
+        return _ONE_FILE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+    def _open(self, number: int) -> None:
+        self.close()
+        self._number = number
+        self._file = (self._folder / self._name(number)).open("wb")
+        self._file.write(_header(self._shards[number]))
+
+
+def _plan(dtypes: Mapping[Entry, torch.dtype], shard_bytes: int) -> list[list[_Planned]]:
+    shards: list[list[_Planned]] = [[]]
+    filled = 0
+    for entry, dtype in dtypes.items():
+        for name, shape in zip(entry.huggingface, entry.parts, strict=True):
+            size = dtype.itemsize * entry.elements * shape[0] // entry.shape[0]
+            if shards[-1] and filled + size > shard_bytes:
+                shards.append([])
+                filled = 0
+            filled += size
+            shards[-1].append(_Planned(name, shape, dtype, size))
+    return shards
+
+
+def _header(shard: Sequence[_Planned]) -> bytes:
+    """Return the head of a safetensors file: its length in 8 bytes, then JSON, filled up to 8 bytes."""
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for one in shard:
+        start, end = end, end + one.size
+        fields[one.name] = {"dtype": _CODES[one.dtype], "shape": one.shape, "data_offsets": [start, end]}
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

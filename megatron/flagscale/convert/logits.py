@@ -1,0 +1,102 @@
+"""The logits of a checkpoint, by the trainer's own model: `python -m megatron.flagscale.convert.logits ...`.
+
+A process of its own, as one process can hold one model of Megatron's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits `[batch, length, vocabulary]` of `tokens [batch, length]`, computed in fp32.
+
+    `checkpoint` is the folder of an iteration or a release, `arguments` are those of
+    `megatron_args.task_arguments`.
+
+    Raises:
+        RuntimeError: the model could not be built or loaded; with what the process printed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = Path(folder, "tokens.pt"), Path(folder, "logits.pt")
+        torch.save(tokens, given)
+        argv = ["--load", str(checkpoint.resolve().parent), *_argv(arguments, tokens)]
+        if checkpoint.name.startswith("iter_"):
+            argv += ["--ckpt-step", str(int(checkpoint.name.removeprefix("iter_"))), "--finetune"]
+        command = [sys.executable, "-m", __name__, str(given), str(answer), *argv]
+        done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+        if not answer.exists():
+            raise RuntimeError(f"Megatron's model does not run:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        logits: torch.Tensor = torch.load(answer, weights_only=True)
+        return logits
+
+
+def _argv(arguments: Mapping[str, Any], tokens: torch.Tensor) -> list[str]:
+    batch, length = tokens.shape
+    data = {"mock_data": True, "tokenizer_type": "NullTokenizer", "tokenizer_model": None}
+    steps = {"seq_length": length, "micro_batch_size": batch, "train_iters": 1, "skip_train": True}
+    argv: list[str] = []
+    for name, value in {**arguments, **data, **steps}.items():
+        if value is not None and name not in ("bf16", "fp16"):
+            option = f"--{name.replace('_', '-')}"
+            argv += [option] if value is True else [option, str(value)]
+    return argv
+
+
+def _environment() -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    return {**os.environ, **where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
+    """Build the model that the worker's arguments describe, load it, run it on tokens without dropout."""
+    from megatron.flagscale.platform import adapt, prepare_platform
+
+    sys.argv[1:] = prepare_platform(argv)
+
+    from megatron.core.enums import ModelType
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+    from megatron.training.initialize import initialize_megatron
+    from megatron.training.training import setup_model_and_optimizer
+
+    from megatron.flagscale.args import parse
+
+    args = parse()
+    model_config = gpt_config_from_args(args)
+    adapt(model_config, args)
+    initialize_megatron(allow_no_cuda=True)
+    (model,), _, _ = setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        cfg_container=pretrain_cfg_container_from_args(args, model_config),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    model.eval()
+    device = next(model.parameters()).device
+    tokens = tokens.to(device)
+    positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    with torch.no_grad():
+        logits: torch.Tensor = model(tokens, positions, None)
+    return logits.float().cpu()
+
+
+def main(argv: list[str]) -> None:
+    """`TOKENS ANSWER ARGUMENTS...`: read tokens from a file, write their logits to another."""
+    given, answer, *arguments = argv
+    torch.save(forward(torch.load(given, weights_only=True), arguments), answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,75 @@
+"""What goes with a model's tensors: the tokenizer's files, the true vocabulary, the ids that end a text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flagscale.errors import UserError
+from megatron.flagscale.convert.files import read_json
+
+GENERATION = "generation_config.json"
+# What folders of Hugging Face tokenizers hold, of any kind, and the generation settings that go with them.
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION,
+)
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer folder (None: there is none), its number of tokens, and its special ids.
+
+    `generation` are the settings of `generation_config.json`, the ids among them.
+    """
+
+    folder: Path | None = None
+    size: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """The ids of beginning, end and padding as `config.json` names them, null where there is none."""
+        return {name: self.generation.get(name) for name in _IDS}
+
+    def copy(self, target: Path) -> None:
+        """Copy the tokenizer's files, and nothing else of its folder."""
+        if self.folder is None:
+            return
+        target.mkdir(exist_ok=True)
+        for name in _FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, target / name)
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of Hugging Face's."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """Open a folder with `AutoTokenizer`, offline; `UserError` where it does not open."""
+    from transformers import AutoTokenizer
+
+    if not is_tokenizer(folder):
+        raise UserError(f"{folder}: no tokenizer here (tokenizer.json, tokenizer.model or vocab.json)")
+    try:
+        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder}: the tokenizer does not open: {error}") from error
+    ids = {name: getattr(opened, name) for name in _IDS}
+    # A model may end at more tokens than its tokenizer names.
+    stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    return Tokenizer(folder, len(opened), {**ids, **stored})

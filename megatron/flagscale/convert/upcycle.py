@@ -1,0 +1,67 @@
+"""A dense model as one with experts: each starts as a copy of the dense MLP.
+
+The router weighs the chosen experts by a softmax over them alone, so the weights of a token add up to one and
+copies give together what the dense MLP gave: the new model starts with the dense model's logits, whatever the
+router says.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+
+from flagscale.errors import Problem, UserError
+from megatron.flagscale.convert.families import FAMILIES, Entry, entries
+from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.source import Source
+
+_FAMILY = "mixtral"
+
+
+@dataclass(frozen=True)
+class Upcycling:
+    """How many experts, how many of them for a token, and how the router is drawn."""
+
+    experts: int
+    topk: int = 2
+    std: float = 0.02
+    seed: int = 0
+
+
+class Upcycled:
+    """A source of a dense model's tensors under the names of a model with experts."""
+
+    def __init__(self, dense: Source, how: Upcycling) -> None:
+        family = FAMILIES[dense.model.family]
+        problems = []
+        if family.moe:
+            problems.append(Problem("the model has experts already", "--experts"))
+        elif family.qkv_bias or family.qk_norm:
+            what = f"no family is a {family.name} with experts: a llama or aquila becomes a {_FAMILY}"
+            problems.append(Problem(what, "--experts"))
+        if not 0 < how.topk <= how.experts:
+            problems.append(Problem(f"{how.topk} of {how.experts} experts cannot be chosen", "--topk"))
+        if problems:
+            raise UserError(problems)
+        self.model: Model = replace(dense.model, family=_FAMILY, experts=how.experts, topk=how.topk)
+        self._dense, self._how = dense, how
+        self._entries = {entry.megatron: entry for entry in entries(dense.model)}
+
+    def dtype(self, entry: Entry) -> torch.dtype:
+        """That of the dense tensor; the router has that of the embedding."""
+        found = self._origin(entry) or next(iter(self._entries.values()))
+        return self._dense.dtype(found)
+
+    def read(self, entry: Entry) -> torch.Tensor:
+        """The dense tensor, or a router drawn by its name and the seed."""
+        found = self._origin(entry)
+        if found is not None:
+            return self._dense.read(found)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._how.seed}/{entry.megatron}".encode()))
+        drawn = torch.empty(entry.shape).normal_(0.0, self._how.std, generator=generator)
+        return drawn.to(self.dtype(entry))
+
+    def _origin(self, entry: Entry) -> Entry | None:
+        return self._entries.get(entry.megatron.replace("mlp.experts.experts.", "mlp."))

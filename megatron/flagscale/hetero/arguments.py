@@ -1,0 +1,80 @@
+"""A rank's own arguments: what `--hetero-layout` says of its mesh, in place of what is given for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from flagscale.errors import Problem, UserError
+from flagscale.parallel.mesh_rules import mesh_findings
+from flagscale.parallel.meshes import Meshes
+
+# No other layout could read a rank's random state, and ranks of unequal meshes would judge each by its own
+# degrees whether to read it: some would wait for the others for ever.
+_WITHOUT_RANDOM_STATE = ("--no-save-rng", "--no-load-rng")
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """A rank's part in a heterogeneous layout."""
+
+    layout: Meshes
+    rank: int
+    argv: tuple[str, ...]
+    """The engine's arguments for this rank."""
+    sequence_parallel: bool
+    """Of meshes that do not say otherwise."""
+    etp: int | None
+    """The expert tensor parallel size for all meshes; None: each mesh's tp."""
+
+    @property
+    def mesh(self) -> int:
+        return self.layout.place(self.rank).mesh
+
+    @contextmanager
+    def engine_world(self) -> Iterator[None]:
+        """While the engine checks a rank's arguments, pretend that all stages are like those of its mesh."""
+        before = os.environ["WORLD_SIZE"]
+        os.environ["WORLD_SIZE"] = str(self.layout.engine_world_size(self.mesh))
+        try:
+            yield
+        finally:
+            os.environ["WORLD_SIZE"] = before
+
+
+def own_part(argv: Sequence[str]) -> OwnPart | None:
+    """Return this rank's part of the layout that a command line holds, None if it holds none.
+
+    `UserError` for a layout that cannot be. The rank and the number of ranks come from the environment.
+    """
+    if not any(word.partition("=")[0] == "--hetero-layout" for word in argv):
+        return None
+    from megatron.flagscale.args import engine_parser
+
+    values = vars(engine_parser().parse_args(list(argv)))
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        layout = Meshes.from_json(values["hetero_layout"])
+    except ValueError as error:
+        raise UserError(f"--hetero-layout: {error}") from None
+    if found := list(mesh_findings(layout, values, ranks)):
+        raise UserError([Problem(what, "--hetero-layout") for _, what in found])
+    place = layout.place(rank)
+    argv = _own_words(argv, layout.arguments(values, place.mesh))
+    etp = values["expert_tensor_parallel_size"]
+    return OwnPart(layout, rank, tuple(argv), bool(values["sequence_parallel"]), etp)
+
+
+def _own_words(argv: Sequence[str], own: dict[str, Any]) -> list[str]:
+    """Put a rank's own values behind those for all, where they win; a flag has no value to win with."""
+    words = [word for word in argv if word != "--sequence-parallel"]
+    for name, value in own.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name != "sequence_parallel":
+            words += [flag, str(value)]
+        elif value:
+            words.append(flag)
+    return [*words, *_WITHOUT_RANDOM_STATE]

@@ -1,0 +1,203 @@
+"""Stands for Megatron's `P2PCommunicator`: what its pipeline schedules ask for, between stages of any cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+
+from flagscale.parallel.meshes import Stage
+from flagscale.parallel.routing import Exchange, receives, sends, side_of
+from megatron.flagscale.hetero.arguments import OwnPart
+from megatron.flagscale.hetero.channel import Arrival, Channel
+from megatron.flagscale.hetero.groups import timeout_of
+
+_UNDER_WAY = 2
+"""Sends that may be under way; the receiver has posted for at least one."""
+
+
+class Inbox:
+    """What comes in over a channel when a schedule asks for it.
+
+    Without interleaving it asks for a tensor when it needs it. In training the number of tensors a step is
+    known, so the next one is posted when one is handed over (`ahead`): it travels while the stage computes.
+    """
+
+    def __init__(self, channel: Channel, ahead: bool) -> None:
+        self._channel, self._ahead = channel, ahead
+        self._next: Arrival | None = None
+        self._taken = 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return the next tensor of this step, when it is all there."""
+        arrival = self._next or self._channel.expect(shape, dtype)
+        self._next = None
+        tensor = arrival.wait()
+        if (
+            self._ahead and torch.is_grad_enabled()
+        ):  # an evaluation may take other shapes, and another number of steps
+            self._taken = (self._taken + 1) % get_num_microbatches()
+            if self._taken:
+                self._next = self._channel.expect(shape, dtype)
+        return tensor
+
+
+class Communicator:
+    """One rank's ends of all channels; shapes are this rank's own.
+
+    Gradients that come from the next stage are multiplied by a weight: each mesh averages over its own data
+    and context parallel ranks, so the sum of a sample's gradients must be weighed anew at each border.
+    """
+
+    def __init__(self, part: OwnPart, config: Any, args: Any) -> None:
+        layout = part.layout
+        stage = layout.place(part.rank).stage
+        self.config = config
+        self.pp_group = parallel_state.get_pipeline_model_parallel_group()
+        self.virtual_pipeline_model_parallel_size = layout.chunks if layout.chunks > 1 else None
+        self.total_stages = len(layout.stages)
+        # Of it the schedule makes nothing but its warm-up: `total_stages - current_stage - 1` micro-batches.
+        self.current_stage = self.total_stages - 1 - layout.warm_up(stage)
+        self.is_pp_first_stage = stage == 0
+        self.is_pp_last_stage = stage == self.total_stages - 1
+        timeout = timeout_of(args)
+        ahead = layout.chunks == 1
+        for source, target in layout.borders:
+            via_host = layout.cpu_communication and source.mesh != target.mesh
+            ahead_by = layout.extra_micro_batches if source.mesh != target.mesh else 0
+            how: dict[str, Any] = {"via_host": via_host, "under_way": _UNDER_WAY + ahead_by}
+            backend = "gloo" if via_host else args.distributed_backend
+            # Made on all ranks; only those of the two stages are in them.
+            forth, back = (
+                dist.new_group([*source.ranks, *target.ranks], timeout=timeout, backend=backend)
+                for _ in range(2)
+            )
+            if stage == source.index:
+                out, into = _exchanges(part, source, target)
+                weight = 1.0
+                if not config.calculate_per_token_loss:
+                    weight = source.dp * source.cp / (target.dp * target.cp)
+                self._to_next = Channel(forth, out, target.first_rank, **how)
+                self._from_next = Channel(back, into, target.first_rank, **how, scale=weight)
+                self._gradients = Inbox(self._from_next, ahead)
+            if stage == target.index:
+                out, into = _exchanges(part, target, source)
+                self._to_previous = Channel(back, out, source.first_rank, **how)
+                self._from_previous = Channel(forth, into, source.first_rank, **how)
+                self._activations = Inbox(self._from_previous, ahead)
+
+    # Without interleaving. Values and shapes come alone or in a list; what is outside the pipeline is None.
+
+    def recv_forward(self, tensor_shapes: Any, is_first_stage: bool) -> Any:
+        """Receive activations from the stage before."""
+        if is_first_stage:
+            return _each(tensor_shapes, lambda shape: None)
+        return _each(tensor_shapes, lambda shape: self._activations.take(shape, self.config.pipeline_dtype))
+
+    def recv_backward(self, tensor_shapes: Any, is_last_stage: bool) -> Any:
+        """Receive gradients from the stage after."""
+        if is_last_stage:
+            return _each(tensor_shapes, lambda shape: None)
+        return _each(tensor_shapes, lambda shape: self._gradients.take(shape, self.config.pipeline_dtype))
+
+    def send_forward(self, output_tensors: Any, is_last_stage: bool) -> None:
+        """Send activations to the stage after."""
+        if not is_last_stage:
+            _each(output_tensors, self._to_next.send)
+
+    def send_backward(self, input_tensor_grads: Any, is_first_stage: bool) -> None:
+        """Send gradients to the stage before."""
+        if not is_first_stage:
+            _each(input_tensor_grads, self._to_previous.send)
+
+    def send_forward_recv_backward(self, output_tensors: Any, tensor_shapes: Any, is_last_stage: bool) -> Any:
+        """Send activations to the stage after and receive gradients from it."""
+        self.send_forward(output_tensors, is_last_stage)
+        return self.recv_backward(_like(output_tensors, tensor_shapes), is_last_stage)
+
+    def send_backward_recv_forward(
+        self, input_tensor_grads: Any, tensor_shapes: Any, is_first_stage: bool
+    ) -> Any:
+        """Send gradients to the stage before and receive activations from it."""
+        self.send_backward(input_tensor_grads, is_first_stage)
+        return self.recv_forward(_like(input_tensor_grads, tensor_shapes), is_first_stage)
+
+    # Interleaved: the schedule itself posts early, and waits by handle. No handle is given for what is sent:
+    # a channel keeps what is under way.
+
+    def send_forward_recv_forward(
+        self,
+        output_tensor: torch.Tensor | None,
+        recv_prev: bool,
+        tensor_shape: Sequence[int],
+        overlap_p2p_comm: bool = False,
+    ) -> Any:
+        """Send activations to the stage after and receive some from the stage before."""
+        arrival = self._expect(self._from_previous, recv_prev, tensor_shape)
+        if output_tensor is not None:
+            self._to_next.send(output_tensor)
+        return _received("recv_prev", arrival, overlap_p2p_comm)
+
+    def send_backward_recv_backward(
+        self,
+        input_tensor_grad: torch.Tensor | None,
+        recv_next: bool,
+        tensor_shape: Sequence[int],
+        overlap_p2p_comm: bool = False,
+    ) -> Any:
+        """Send gradients to the stage before and receive some from the stage after."""
+        arrival = self._expect(self._from_next, recv_next, tensor_shape)
+        if input_tensor_grad is not None:
+            self._to_previous.send(input_tensor_grad)
+        return _received("recv_next", arrival, overlap_p2p_comm)
+
+    def send_forward_backward_recv_forward_backward(
+        self,
+        output_tensor: torch.Tensor | None,
+        input_tensor_grad: torch.Tensor | None,
+        recv_prev: bool,
+        recv_next: bool,
+        tensor_shape: Sequence[int],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Send and receive in both directions."""
+        activations = self._expect(self._from_previous, recv_prev, tensor_shape)
+        gradients = self._expect(self._from_next, recv_next, tensor_shape)
+        if output_tensor is not None:
+            self._to_next.send(output_tensor)
+        if input_tensor_grad is not None:
+            self._to_previous.send(input_tensor_grad)
+        return activations and activations.wait(), gradients and gradients.wait()
+
+    def _expect(self, channel: Channel, is_asked: bool, shape: Sequence[int]) -> Arrival | None:
+        return channel.expect(shape, self.config.pipeline_dtype) if is_asked else None
+
+
+def _received(name: str, arrival: Arrival | None, later: bool) -> Any:
+    """Return the tensor, or with `later` the tensor that is not there yet and the handle to wait for it."""
+    if not later:
+        return arrival and arrival.wait()
+    handles: Mapping[str, Arrival] = {name: arrival} if arrival else {}
+    return arrival and arrival.tensor, handles
+
+
+def _each(values: Any, do: Any) -> Any:
+    """Apply `do` to one value or to each of a list; a shape is one value, unless it holds shapes."""
+    is_many = isinstance(values, list) and not all(isinstance(value, int) for value in values)
+    return [do(value) for value in values] if is_many else do(values)
+
+
+def _like(tensors: Any, shapes: Any) -> Any:
+    """Return the shapes as the tensors come: alone or in a list."""
+    is_many = isinstance(shapes, list) and not isinstance(shapes[0], int)
+    return shapes[0] if is_many and not isinstance(tensors, list) else shapes
+
+
+def _exchanges(part: OwnPart, own: Stage, other: Stage) -> tuple[Exchange, Exchange]:
+    """Return what this rank of `own` sends to the stage `other`, and what it receives from it."""
+    mine, its = (side_of(part.layout, stage, part.sequence_parallel) for stage in (own, other))
+    index = part.rank - own.first_rank
+    return sends(mine, its, index), receives(mine, its, index)

@@ -1,0 +1,108 @@
+"""Causal attention inside each of the documents that are packed into a sample (`reset_attention_mask`).
+
+A mask of it would be a matrix of the sequence's length squared in every sample. Where documents start says
+the same: attention is computed document by document, each with the kernel of plain causal attention.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron.flagscale.layers.context import merge
+from megatron.flagscale.layers.kernels import attend, attend_backward
+
+
+def document_starts(tokens: torch.Tensor, eod: int) -> torch.Tensor:
+    """Return where in its sample the document of each token of `[b, s]` starts; a document ends with `eod`.
+
+    The result `[b, s]` is on the host: it decides which kernels are called, and reading it must wait for
+    nothing.
+    """
+    after_an_end = (tokens == eod).roll(1, dims=1)
+    after_an_end[:, 0] = True
+    positions = torch.arange(tokens.size(1), device=tokens.device)
+    return (positions * after_an_end).cummax(1).values.cpu()
+
+
+def document_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    chunks: Sequence[tuple[int, int]],
+    scale: float,
+) -> torch.Tensor:
+    """Attend to what came before in the same document.
+
+    `q [b, heads, sq, d]` holds the positions of `chunks`, `(first, end)` one after the other, of a sequence
+    that `k` and `v [b, groups, s, d]` hold whole; `starts [b, s]` as from `document_starts`. Returns a tensor
+    shaped like `q`.
+    """
+    return _ByDocument.apply(q, k, v, tuple(_pieces(starts.tolist(), chunks)), scale)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Queries and keys of one sample that see each other: all, or (`causal`) as they follow each other."""
+
+    sample: slice
+    queries: slice
+    keys: slice
+    causal: bool
+
+
+def _pieces(starts: Sequence[Sequence[int]], chunks: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
+    """Yield, for each chunk's part of a document, what it sees of itself, then what it sees before itself."""
+    for number, documents in enumerate(starts):
+        sample, done = slice(number, number + 1), 0
+        for first, end in chunks:
+            while first < end:
+                start = documents[first]
+                stop = bisect_right(documents, start, first, end)
+                queries = slice(done, done + stop - first)
+                yield _Piece(sample, queries, slice(first, stop), causal=True)
+                if start < first:
+                    yield _Piece(sample, queries, slice(start, first), causal=False)
+                done, first = queries.stop, stop
+
+
+class _ByDocument(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: tuple[_Piece, ...], scale: float
+    ) -> torch.Tensor:
+        out = torch.empty_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
+        denominators = torch.empty(q.shape[:3], dtype=out.dtype, device=q.device)
+        for piece in pieces:
+            own, seen = (piece.sample, slice(None), piece.queries), (piece.sample, slice(None), piece.keys)
+            part, part_denominators = attend(q[own], k[seen], v[seen], piece.causal, scale)
+            if piece.causal:
+                out[own], denominators[own] = part, part_denominators
+            else:
+                merge(out[own], denominators[own], part, part_denominators)
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, denominators)
+        ctx.settings = pieces, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, denominators = ctx.saved_tensors
+        pieces, scale = ctx.settings
+        (grad,) = grads
+        total = torch.promote_types(q.dtype, torch.float32)
+        dq, dk, dv = (torch.zeros_like(tensor, dtype=total) for tensor in (q, k, v))
+        for piece in pieces:
+            own, seen = (piece.sample, slice(None), piece.queries), (piece.sample, slice(None), piece.keys)
+            d_q, d_k, d_v = attend_backward(
+                grad[own], q[own], k[seen], v[seen], out[own], denominators[own], piece.causal, scale
+            )
+            dq[own] += d_q
+            dk[seen] += d_k
+            dv[seen] += d_v
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None

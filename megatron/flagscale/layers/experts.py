@@ -1,0 +1,80 @@
+"""The experts of one rank as grouped matrix products: one kernel for all of them instead of one for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+
+
+class GroupedExperts(SequentialMLP):
+    """Megatron's experts, with the same weights, names and checkpoints, computed together.
+
+    Takes tokens sorted by expert `[tokens, h]`, their number at each expert, and the weight of each token;
+    returns `[tokens, h]` and no bias. Without biases only: experts have different ones.
+    """
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.linears = [
+            _GroupedLinear([getattr(expert, name) for expert in self.local_experts])
+            for name in ("linear_fc1", "linear_fc2")
+        ]
+        fc1, fc2 = self.linears
+        # One MLP that has no weights of its own: what is between the linear layers stays Megatron's.
+        self.together = MLP(
+            self.config,
+            MLPSubmodules(linear_fc1=lambda *_, **__: fc1, linear_fc2=lambda *_, **__: fc2),
+            is_expert=True,
+            ffn_hidden_size=self.config.moe_ffn_hidden_size,
+            tp_group=self.tp_group,
+        )
+
+    def forward(
+        self, tokens: torch.Tensor, tokens_per_expert: torch.Tensor, probabilities: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.config.moe_apply_probs_on_input:  # one by one: what it does to the inputs is Megatron's
+            outcome: tuple[torch.Tensor, None] = super().forward(tokens, tokens_per_expert, probabilities)
+            return outcome
+        ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
+        for linear in self.linears:
+            linear.ends = ends
+        out, _ = self.together(tokens, probabilities)
+        return out, None
+
+
+class _GroupedLinear(torch.nn.Module):
+    """A linear layer of all experts, each on its own rows: up to `ends[i]` is the work of expert `i`."""
+
+    ends: torch.Tensor
+
+    def __init__(self, layers: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)  # no list of modules: the experts own them
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _GroupedProduct.apply(rows, self.ends, *(layer.weight for layer in self.layers)), None
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Rows `[n, k]` times each expert's weight `[m, k]`, transposed: `[n, m]`.
+
+    The kernels take the weights as one tensor. It is made anew in the backward pass, so that no second copy
+    of all experts lives in between.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, ends, *weights)
+        return F.grouped_mm(rows, torch.stack(weights).transpose(1, 2), offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, ends, *weights = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        of_rows = F.grouped_mm(grad, torch.stack(weights), offs=ends)
+        of_weights = F.grouped_mm(grad.t(), rows, offs=ends)
+        return of_rows, None, *of_weights.unbind()

@@ -1,0 +1,37 @@
+"""Fixtures of the conversion tests: a small model of a family on the disk, in both formats."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron.flagscale.convert.convert import convert
+from tests.convert.chain import CASES, make_model
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a case: `hf` and `megatron` in it; made once, not to be changed."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("model")
+            make_model(CASES[name], made[name] / "hf")
+            convert(made[name] / "hf", made[name] / "megatron")
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture
+def copy(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str, str], Path]:
+    """A copy of a case's folder in a format, to be damaged."""
+
+    def make(name: str, format: str) -> Path:
+        return Path(shutil.copytree(models(name) / format, tmp_path / "copy"))
+
+    return make

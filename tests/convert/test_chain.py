@@ -1,0 +1,51 @@
+"""Every family, there and back: bitwise, with Megatron's own model between, and through a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.convert.chain import CASES, Outcome, run_chain
+
+# Of every family one, and both kinds of embeddings; the others differ from these in settings alone.
+pytestmark = pytest.mark.timeout(1200)  # one run of all ranks serves every test
+
+FAST = ("Llama 3.2, tied", "Mixtral", "Qwen2, 2.5", "Qwen3, tied")
+TRAINED = ("Mixtral",)
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    slow = request.config.getoption("--slow")
+    folder: Path = tmp_path_factory.mktemp("chain")
+    return run_chain(CASES, folder) if slow else run_chain(FAST, folder, TRAINED)
+
+
+def cases(names: tuple[str, ...]) -> list[object]:
+    """The named cases, and with `--slow` the others."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", cases(FAST))
+def test_there_and_back_is_bitwise(name: str, outcomes: dict[str, Outcome]) -> None:
+    assert not outcomes[name].error
+    assert outcomes[name].round_trip
+
+
+@pytest.mark.parametrize("name", cases(FAST))
+def test_megatron_computes_the_logits_of_transformers(name: str, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes[name].logits < (0.1 if CASES[name].dtype == "bfloat16" else 1e-4)
+
+
+@pytest.mark.parametrize("name", cases(TRAINED))
+def test_a_training_in_its_layout_starts_from_it_and_saves_it(
+    name: str, outcomes: dict[str, Outcome]
+) -> None:
+    outcome = outcomes[name]
+    assert outcome.trained
+    assert outcome.loss is not None
+    if CASES[name].padded:  # rows that pad the vocabulary take part in the softmax
+        assert 1e-3 < outcome.loss < 0.1
+    else:
+        assert outcome.loss < (1e-2 if CASES[name].dtype == "bfloat16" else 1e-5)

@@ -1,0 +1,196 @@
+"""What a conversion makes: tokenizer, configuration, shards, precision, experts; and its command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from flagscale.errors import UserError
+from megatron.flagscale.convert.convert import convert
+from megatron.flagscale.convert.huggingface import INDEX
+from megatron.flagscale.convert.upcycle import Upcycling
+from tests.convert.chain import same, tensors_of
+
+ROOT = Path(__file__).parents[2]
+Models = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer of fewer tokens than the models know."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = {word: number for number, word in enumerate(["<|end|>", *map(str, range(99))])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<|end|>"))
+    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(folder)
+    return folder
+
+
+def test_shards_hold_what_one_file_does(models: Models, tmp_path: Path) -> None:
+    source = models("Mixtral") / "megatron"
+    convert(source, tmp_path / "many", shard_bytes=100_000)
+    shards = sorted((tmp_path / "many").glob("model-*-of-*.safetensors"))
+    assert len(shards) > 3
+    assert all(shard.stat().st_size < 120_000 for shard in shards)
+    index = json.loads((tmp_path / "many" / INDEX).read_text())
+    assert {file.name for file in shards} == set(index["weight_map"].values())
+    assert same(tmp_path / "many", models("Mixtral") / "hf")
+    convert(tmp_path / "many", tmp_path / "again")
+    convert(tmp_path / "again", tmp_path / "one")
+    assert same(tmp_path / "one", models("Mixtral") / "hf")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_precision_is_chosen(dtype: str, models: Models, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    convert(models("Qwen2, 2.5") / "megatron", tmp_path / "cast", dtype=dtype)
+    original = tensors_of(models("Qwen2, 2.5") / "hf")
+    for name, tensor in tensors_of(tmp_path / "cast").items():
+        assert torch.equal(tensor, original[name].to(getattr(torch, dtype)))
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "cast")
+    assert opened.dtype == getattr(torch, dtype)
+
+
+def test_the_tokenizer_goes_along_and_back(models: Models, tokenizer: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    convert(models("Llama 2") / "hf", tmp_path / "megatron", tokenizer=tokenizer)
+    task = yaml.safe_load((tmp_path / "megatron" / "model.yaml").read_text())
+    assert task["tokenizer_type"] == "HuggingFaceTokenizer"
+    assert task["tokenizer_model"] == str(tmp_path / "megatron" / "tokenizer")
+    made = convert(tmp_path / "megatron", tmp_path / "hf")
+    assert made.notices == ()
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "hf")) == 100
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["vocab_size"]) == (None, 0, 250)
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == 0
+
+
+def test_ids_without_a_tokenizer_come_back(models: Models, tmp_path: Path) -> None:
+    made = convert(models("Llama 2") / "megatron", tmp_path / "hf")
+    assert "no tokenizer goes with the model" in made.notices[0]
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+
+
+def test_a_tokenizer_that_is_too_large_is_refused(models: Models, tokenizer: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    larger = AutoTokenizer.from_pretrained(tokenizer)
+    larger.add_tokens([f"<{number}>" for number in range(200)])
+    larger.save_pretrained(tmp_path / "larger")
+    with pytest.raises(UserError, match="300 tokens, but the model knows 250"):
+        convert(models("Llama 2") / "hf", tmp_path / "target", tokenizer=tmp_path / "larger")
+
+
+def test_the_true_vocabulary_can_be_named(models: Models, tmp_path: Path) -> None:
+    made = convert(models("Llama 2") / "megatron", tmp_path / "hf", vocab_size=200)
+    assert made.model.vocab == 200
+    assert tensors_of(tmp_path / "hf")["lm_head.weight"].shape == (200, 64)
+
+
+def test_one_format_can_be_written_anew(models: Models, tmp_path: Path) -> None:
+    convert(models("Qwen3") / "hf", tmp_path / "hf", to="huggingface")
+    convert(models("Qwen3") / "megatron", tmp_path / "megatron", to="megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    assert same(tmp_path / "hf", models("Qwen3") / "hf")
+    assert same(tmp_path / "back", models("Qwen3") / "hf")
+
+
+@pytest.mark.parametrize(("experts", "topk"), [(4, 2), (3, 1), (2, 2)])
+def test_an_upcycled_model_starts_with_the_dense_logits(
+    experts: int, topk: int, models: Models, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, MixtralForCausalLM
+
+    convert(models("Llama 2") / "hf", tmp_path / "moe", to="huggingface", upcycling=Upcycling(experts, topk))
+    dense = AutoModelForCausalLM.from_pretrained(models("Llama 2") / "hf")
+    mixture = AutoModelForCausalLM.from_pretrained(tmp_path / "moe")
+    assert isinstance(mixture, MixtralForCausalLM)
+    routers = [tensor for name, tensor in tensors_of(tmp_path / "moe").items() if "gate.weight" in name]
+    assert len(routers) == 4
+    assert not torch.equal(routers[0], routers[1])
+    tokens = torch.randint(0, 250, (2, 32))
+    with torch.no_grad():
+        assert torch.allclose(mixture(tokens).logits, dense(tokens).logits, atol=1e-4)
+
+
+def test_upcycling_depends_on_its_seed_alone(models: Models, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        how = Upcycling(2, seed=seed)
+        convert(models("Llama 2") / "hf", tmp_path / name, to="huggingface", upcycling=how)
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert not same(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "told"),
+    [
+        ("Mixtral", Upcycling(4), "has experts already"),
+        ("Qwen3", Upcycling(4), "no family is a qwen3 with experts"),
+        ("Llama 2", Upcycling(2, 3), "3 of 2 experts cannot be chosen"),
+    ],
+)
+def test_what_cannot_be_upcycled(
+    name: str, how: Upcycling, told: str, models: Models, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told):
+        convert(models(name) / "hf", tmp_path / "target", upcycling=how)
+
+
+def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, from another folder."""
+    command = [sys.executable, str(ROOT / "tools" / "checkpoint" / "convert.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_command(models: Models, tmp_path: Path) -> None:
+    done = run("--load", models("Llama 2") / "hf", "--save", "made", "--dtype", "bf16", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("made: llama, 27 tensors, ")
+    assert "100 % after" in done.stderr
+    assert "note: no tokenizer goes with the model" in done.stderr
+    again = run("--load", models("Llama 2") / "hf", "--save", "made", folder=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr == "error: made: is there already; --overwrite replaces it\n"
+
+
+def test_the_command_refuses_what_is_no_size(tmp_path: Path) -> None:
+    done = run("--load", "a", "--save", "b", "--max-shard-size", "5 GiB of", folder=tmp_path)
+    assert done.returncode == 2
+    assert "'5 GiB of' is no size; write 5GB or 500MB" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_compares_logits(models: Models, tmp_path: Path) -> None:
+    there = ("--load", models("Qwen3") / "hf", "--save", "there", "--verify-logits")
+    assert "note: logits of Megatron and transformers differ by" in run(*there, folder=tmp_path).stderr
+    back = ("--load", "there", "--save", "back", "--verify-logits", "--dtype", "fp16")
+    refused = run(*back, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "more than 1e-04: nothing was written" in refused.stderr
+    assert not (tmp_path / "back").exists()
+
+
+def test_the_engine_is_not_imported(models: Models, tmp_path: Path) -> None:
+    # It takes seconds, and on a machine without CUDA its patches of torch harm transformers in the process.
+    code = (
+        "import sys; from megatron.flagscale.convert.convert import convert; "
+        "convert(sys.argv[1], 'hf'); convert('hf', 'megatron'); "
+        "print([name for name in sys.modules if name.startswith(('megatron.core', 'megatron.training'))])"
+    )
+    command = [sys.executable, "-c", code, str(models("Llama 2") / "megatron")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n", done.stderr

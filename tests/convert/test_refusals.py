@@ -1,0 +1,213 @@
+"""What cannot be converted is told in one short message, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flagscale.errors import UserError
+from megatron.flagscale.convert.convert import convert
+from megatron.flagscale.manifest import MANIFEST, TRACKER
+from tests.disk import small_file_system
+
+Copy = Callable[[str, str], Path]
+MODEL = "Llama 2"
+
+
+def refused(source: Path, **options: object) -> str:
+    """The message of a conversion that is refused, and leaves nothing."""
+    target = source.parent / "target"
+    before = sorted(source.parent.iterdir())
+    with pytest.raises(UserError) as caught:
+        convert(source, target, **options)  # type: ignore[arg-type]
+    assert sorted(source.parent.iterdir()) == before
+    return str(caught.value)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the tensors of a Hugging Face folder."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_missing_tensor(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.3.self_attn.k_proj.weight"))
+    assert "1 of 39 tensors are missing: model.layers.3.self_attn.k_proj.weight" in refused(folder)
+
+
+def test_an_extra_tensor(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}))
+    assert "1 tensors do not belong to a llama: model.layers.0.self_attn.q_proj.bias" in refused(folder)
+
+
+def test_a_wrong_shape(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
+    assert "model.norm.weight is [63], config.json says [64]" in refused(folder)
+
+
+def test_all_of_these_at_once(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["more.weight"] = tensors.pop("lm_head.weight").clone()
+        tensors["model.norm.weight"] = torch.ones(63)
+
+    rewrite(folder, change)
+    assert refused(folder).count("\n") == 2
+
+
+def test_integers_are_no_weights(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
+    assert "model.norm.weight is I8" in refused(folder)
+
+
+def test_a_shard_that_was_cut_off(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    shard = folder / "model.safetensors"
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 100)
+    assert "model.safetensors: damaged or cut off" in refused(folder)
+
+
+def test_a_shard_that_is_not_there(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors: no such file" in refused(folder)
+
+
+def test_an_index_that_is_wrong(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    index = {"weight_map": dict.fromkeys(("lm_head.weight", "nothing.weight"), "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "names nothing.weight, which the files do not hold" in refused(folder)
+
+
+def test_an_unknown_architecture(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
+    assert "the architecture GPT2LMHeadModel cannot be converted" in refused(folder)
+
+
+def test_another_family_than_named(copy: Copy) -> None:
+    assert "the model is LlamaForCausalLM, no qwen3" in refused(copy(MODEL, "hf"), family="qwen3")
+
+
+def test_a_configuration_that_is_no_json(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    (folder / "config.json").write_text("{")
+    assert "config.json: not readable as JSON" in refused(folder)
+
+
+def test_a_tied_model_with_another_output(copy: Copy) -> None:
+    folder = copy("Llama 3.2, tied", "hf")
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": torch.ones(250, 64)}))
+    assert "differs from the embedding it is tied to" in refused(folder)
+
+
+def test_a_tied_model_that_stores_its_output_twice(copy: Copy, tmp_path: Path) -> None:
+    folder = copy("Llama 3.2, tied", "hf")
+
+    def repeat(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    rewrite(folder, repeat)
+    assert convert(folder, tmp_path / "target").model.tied
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint(damage: str, copy: Copy) -> None:
+    folder = copy(MODEL, "megatron")
+    file = folder / "release" / "__0_0.distcp"
+    if damage == "gone":
+        file.unlink()
+        assert "the checkpoint cannot be used: __0_0.distcp is missing" in refused(folder)
+    else:
+        with file.open("r+b") as opened:
+            opened.truncate(1000)
+        assert "__0_0.distcp has 1000 bytes instead of" in refused(folder)
+        (folder / "release" / MANIFEST).unlink()
+        assert "cannot be" in refused(folder)
+
+
+def test_a_checkpoint_that_lacks_a_tensor(copy: Copy) -> None:
+    folder = copy(MODEL, "megatron")
+    (folder / "release" / MANIFEST).unlink()
+    file = folder / "release" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    found = metadata.state_dict_metadata.pop("decoder.layers.1.mlp.linear_fc2.weight")
+    metadata.state_dict_metadata["decoder.layers.1.mlp.linear_fc2.bias"] = found
+    file.write_bytes(pickle.dumps(metadata))
+    message = refused(folder)
+    assert "1 tensors are missing: decoder.layers.1.mlp.linear_fc2.weight" in message
+    assert "1 tensors do not belong to a llama: decoder.layers.1.mlp.linear_fc2.bias" in message
+
+
+def test_an_iteration_that_is_not_there(copy: Copy) -> None:
+    assert "no checkpoint of iteration 7 here" in refused(copy(MODEL, "megatron"), iteration=7)
+
+
+def test_more_tokens_than_rows(copy: Copy) -> None:
+    folder = copy(MODEL, "megatron")
+    assert "251 tokens, but only 250 rows of the embedding" in refused(folder, vocab_size=251)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    assert "no such folder" in refused(source)
+    source.mkdir()
+    assert "neither a Hugging Face folder (config.json) nor a checkpoint" in refused(source)
+    (source / TRACKER).write_text("3")
+    assert "no checkpoint here" in refused(source)
+
+
+def test_a_target_that_is_there(copy: Copy, tmp_path: Path) -> None:
+    folder = copy(MODEL, "hf")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").write_text("precious")
+    assert "is there already; --overwrite replaces it" in refused(folder)
+    assert (tmp_path / "target" / "mine").read_text() == "precious"
+    convert(folder, tmp_path / "target", overwrite=True)
+    assert not (tmp_path / "target" / "mine").exists()
+
+
+def test_what_a_killed_conversion_left_is_no_obstacle(copy: Copy, tmp_path: Path) -> None:
+    folder = copy(MODEL, "hf")
+    left = tmp_path / ".target.converting"
+    (left / "release").mkdir(parents=True)
+    (left / "rest").write_text("half")
+    convert(folder, tmp_path / "target")
+    assert not left.exists()
+    assert not (tmp_path / "target" / "rest").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB."""
+    with small_file_system(tmp_path / "disk", "300k") as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("format", ["hf", "megatron"])
+@pytest.mark.parametrize("seen", [True, False], ids=["seen before", "while writing"])
+def test_a_full_disk(
+    format: str, seen: bool, models: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not seen:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))  # type: ignore[attr-defined]
+    error, told = (UserError, "GB are needed") if seen else (OSError, "No space left on device")
+    with pytest.raises(error, match=told):
+        convert(models("Llama 2") / format, small_disk / "target")
+    assert not list(small_disk.iterdir())

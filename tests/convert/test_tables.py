@@ -1,0 +1,156 @@
+"""The pure parts: names, shapes, configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flagscale.errors import UserError
+from megatron.flagscale.convert.families import FAMILIES, entries
+from megatron.flagscale.convert.hf_config import read_config, write_config
+from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of
+from megatron.flagscale.convert.model import Model, Rope
+
+LLAMA = Model(
+    family="llama",
+    layers=2,
+    hidden=8,
+    ffn=12,
+    heads=4,
+    groups=2,
+    head_dim=2,
+    vocab=10,
+    positions=16,
+    norm_eps=1e-5,
+    rope=Rope(),
+    tied=False,
+    dtype="float32",
+)
+MIXTRAL = replace(LLAMA, family="mixtral", experts=3, topk=2)
+MODELS = (
+    LLAMA,
+    replace(LLAMA, tied=True, rope=Rope(500000.0, "llama3", 32.0)),
+    replace(LLAMA, rope=Rope(10000.0, "linear", 4.0), dtype="bfloat16"),
+    MIXTRAL,
+    replace(LLAMA, family="qwen2", groups=4),
+    replace(LLAMA, family="qwen3", head_dim=6, dtype="float16"),
+)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.family)
+def test_a_configuration_is_written_and_read_back(model: Model) -> None:
+    assert read_config(write_config(model, {}), "here", model.family) == model
+    assert model_of(checkpoint_arguments(model), model.vocab, "there", model.family) == model
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.family)
+def test_parts_of_an_entry_add_up_to_it(model: Model) -> None:
+    for entry in entries(model):
+        assert sum(math.prod(part) for part in entry.parts) == entry.elements
+        assert len(entry.parts) == len(entry.huggingface)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.family)
+def test_no_name_is_used_twice(model: Model) -> None:
+    names = [name for entry in entries(model) for name in entry.huggingface]
+    assert len(names) == len(set(names))
+    places = [(entry.megatron, entry.expert) for entry in entries(model)]
+    assert len(places) == len(set(places))
+
+
+def test_layers_and_experts_are_counted_out() -> None:
+    names = {name for entry in entries(MIXTRAL) for name in entry.huggingface}
+    assert "model.layers.1.block_sparse_moe.experts.2.w3.weight" in names
+    assert not any("layers.2." in name or "experts.3." in name for name in names)
+
+
+def test_a_tied_model_has_no_output_of_its_own() -> None:
+    assert "lm_head.weight" in {name for entry in entries(LLAMA) for name in entry.huggingface}
+    tied = replace(LLAMA, tied=True)
+    assert "lm_head.weight" not in {name for entry in entries(tied) for name in entry.huggingface}
+
+
+def test_both_ways_to_write_a_configuration_are_read() -> None:
+    new = write_config(replace(LLAMA, rope=Rope(500000.0, "llama3", 8.0), dtype="bfloat16"), {})
+    old = {key: value for key, value in new.items() if key not in ("rope_parameters", "dtype")}
+    only_new = {
+        key: value for key, value in new.items() if key not in ("rope_theta", "rope_scaling", "torch_dtype")
+    }
+    assert read_config(old, "old") == read_config(only_new, "new") == read_config(new, "both")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"architectures": ["LlamaForCausalM"]}, "did you mean `LlamaForCausalLM`?"),
+        ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu', only 'silu'"),
+        ({"attention_bias": True}, "`attention_bias` is True"),
+        ({"hidden_size": None}, "`hidden_size` is missing"),
+        ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', no positive number"),
+        ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
+        ({"rope_parameters": {"rope_theta": 1000.5}}, "no whole number"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor`"),
+        ({"dtype": "int8"}, "`dtype` int8"),
+        ({"num_key_value_heads": 3}, "4 attention heads in 3 groups"),
+    ],
+)
+def test_what_megatron_cannot_compute_is_refused(changes: dict[str, object], told: str) -> None:
+    config = {**write_config(LLAMA, {}), **changes}
+    with pytest.raises(UserError) as caught:
+        read_config(config, "config.json")
+    assert told in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    config = {**write_config(LLAMA, {}), "hidden_act": "gelu", "mlp_bias": True, "vocab_size": 0}
+    with pytest.raises(UserError) as caught:
+        read_config(config, "config.json")
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"swiglu": False}, "swiglu = False"),
+        ({"add_bias_linear": True}, "add_bias_linear = True"),
+        ({"add_qkv_bias": True, "qk_layernorm": True}, "no family is built like this model"),
+        (
+            {"num_experts": 4, "moe_router_topk": 2, "moe_shared_expert_intermediate_size": 8},
+            "moe_shared_expert",
+        ),
+    ],
+)
+def test_a_checkpoint_of_no_family_is_refused(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        model_of({**checkpoint_arguments(LLAMA), **changes}, 10, "checkpoint")
+    assert told in str(caught.value)
+
+
+def test_the_wrong_family_is_refused_with_those_that_fit() -> None:
+    with pytest.raises(UserError) as caught:
+        model_of(checkpoint_arguments(LLAMA), 10, "checkpoint", "qwen3")
+    assert "--model llama or aquila" in str(caught.value)
+
+
+def test_the_task_file_of_a_family_knows_only_arguments_of_the_engine(
+    models: Callable[[str], Path],
+) -> None:
+    import json
+
+    import yaml
+
+    catalog = Path(__file__).parents[2] / "flagscale" / "engines" / "catalog" / "megatron.json"
+    known = {name.replace("-", "_") for name in json.loads(catalog.read_text())["arguments"]}
+    for name in ("Llama 3.2, tied", "Mixtral", "Qwen3"):
+        task = yaml.safe_load((models(name) / "megatron" / "model.yaml").read_text())
+        assert set(task) <= known
+
+
+def test_every_family_has_its_own_traits() -> None:
+    kinds = {(f.architecture, f.qkv_bias, f.qk_norm, f.moe) for f in FAMILIES.values()}
+    assert len(kinds) == len(FAMILIES) - 1  # Aquila is a Llama

@@ -1,0 +1,211 @@
+"""Real engines through the README's command: vLLM serves and infers a model that the test makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flagscale.engines.vllm import VLLM
+from flagscale.launch.rundir import RunDir
+from flagscale.node import processes
+from flagscale.node.network import free_port, is_free
+from tools.install_vllm import installed
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "a key that no process shows"
+
+
+def has_vllm() -> bool:
+    return any(map(installed, VLLM.distributions))
+
+
+pytestmark = [
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
+    pytest.mark.timeout(900),
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An example of vLLM with a run directory of its own."""
+
+    config: str
+    exp_dir: Path
+    overrides: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, action: str, *more: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        words = [
+            *(sys.executable, str(ROOT / "run.py"), "--config-path", str(ROOT / "examples/aquila/conf")),
+            *("--config-name", self.config, f"experiment.exp_dir={self.exp_dir}", *self.overrides),
+        ]
+        return subprocess.run(
+            [*words, f"action={action}", *more],
+            env={**os.environ, **self.env},
+            cwd=self.exp_dir.parent,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self("query", "+output=json").stdout))
+
+    def processes(self) -> set[psutil.Process]:
+        plan = RunDir(self.exp_dir).read_plan()
+        return processes.of_run(plan.run_id) if plan else set()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "a llama"
+    make_model(folder)
+    return folder
+
+
+def make_model(folder: Path) -> None:
+    """Make a random Llama of 2 layers with a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(models.BPE({token: index for index, token in enumerate(["<eos>", *alphabet])}, []))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="<eos>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,  # far from even logits, so that greedy choices are no matter of rounding
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, model: Path) -> Iterator[Callable[..., Run]]:
+    made: list[Run] = []
+
+    def make(config: str, *overrides: str, **env: str) -> Run:
+        made.append(Run(config, tmp_path / "run", overrides, env))
+        return made[-1]
+
+    yield make
+    for run in made:
+        processes.end(run.processes, grace=0)
+
+
+def test_a_served_model_answers_and_leaves_nothing(make_run: Callable[..., Run], model: Path) -> None:
+    import openai
+
+    port = free_port("127.0.0.1")
+    run = make_run("config_serve", f"serve.model='{model}'", f"serve.port={port}", f"+serve.api_key='{KEY}'")
+    started = run("run")
+    assert started.returncode == 0, started.stderr
+    assert f"http://127.0.0.1:{port}/v1" in started.stdout
+
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY)
+    answer = client.completions.create(model="aquila", prompt="hello", max_tokens=8, temperature=0)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=client.base_url, api_key="wrong").models.list()
+    every = " ".join(word for one in run.processes() for word in one.cmdline())
+    kept = "".join(path.read_text(errors="replace") for path in run.exp_dir.rglob("*") if path.is_file())
+    assert KEY not in every + kept
+
+    status = run.status()
+    (server,) = status["programs"]
+    assert (status["state"], server["phase"], server["model"]) == ("running", "ready", "aquila")
+    assert server["requests_running"] == 0
+    assert "Resolved architecture" in run("logs").stdout
+    again = run("run")
+    assert again.returncode == 1
+    assert "a job still runs" in again.stderr
+
+    os.kill(server["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    while run.processes():
+        assert time.monotonic() - killed < 30
+        time.sleep(0.2)
+    assert is_free("127.0.0.1", port)
+    told = run("query")
+    assert told.returncode == 1
+    assert "`server` was killed by SIGKILL" in told.stdout
+    assert run("stop").returncode == 0
+
+
+def test_the_engine_s_true_error_is_told_and_a_taken_port(make_run: Callable[..., Run], model: Path) -> None:
+    port = free_port("127.0.0.1")
+    run = make_run("config_serve", f"serve.model='{model}'", f"serve.port={port}", "+serve.quantization=awq")
+    failed = run("run")
+    assert failed.returncode == 1
+    assert "`server` ended with exit code 1" in failed.stderr
+    assert "Cannot find the config file for awq" in failed.stderr
+    assert not run.processes()
+    with socket.create_server(("127.0.0.1", port)):
+        taken = run("run")
+    assert taken.returncode == 1
+    assert f"port {port} is taken" in taken.stderr
+
+
+def test_a_batch_continues_greedily_as_transformers_does(
+    make_run: Callable[..., Run], model: Path, tmp_path: Path
+) -> None:
+    prompts = ["def main(", "The quick brown fox", "import os\n", "0123456789"]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text, "id": text[0]}) + "\n" for text in prompts))
+    run = make_run(
+        "config_inference",
+        f"inference.llm.model='{model}'",
+        "~inference.generate.prompts",
+        f"+inference.generate.prompts_file='{file}'",
+        "+inference.generate.batch_size=3",
+        "inference.generate.sampling={temperature: 0, max_tokens: 64, ignore_eos: true}",
+    )
+    done = run("test")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [json.loads(line) for line in (run.exp_dir / "results.jsonl").read_text().splitlines()]
+    assert [(one["index"], one["prompt"], one["id"]) for one in results] == [
+        (number, text, text[0]) for number, text in enumerate(prompts)
+    ]
+    assert "4/4 prompts" in done.stdout
+    assert "=== 3\n0123456789\n--- length\n" in (run.exp_dir / "results.txt").read_text()
+    assert [one["outputs"][0]["token_ids"] for one in results] == greedy(model, prompts, 64)
+
+
+def greedy(model: Path, prompts: list[str], tokens: int) -> list[list[int]]:
+    """What `transformers` continues the prompts with."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = []
+    for text in prompts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        out = loaded.generate(
+            ids, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, eos_token_id=None
+        )
+        found.append(out[0, ids.shape[1] :].tolist())
+    return found

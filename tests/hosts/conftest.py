@@ -1,0 +1,352 @@
+"""Jobs on the hosts of a farm: real connections and supervisors around the fake engine of tests/node."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flagscale.follow import current_status
+from flagscale.job import Channel, Host, LaunchPlan, NodeCommand, Recovery
+from flagscale.launch import launcher
+from flagscale.launch.rundir import RunDir
+from flagscale.launch.transport import transport
+from flagscale.node.marks import marks
+from flagscale.node.network import is_free
+from flagscale.node.state import HostState, Reply
+from flagscale.report import JobStatus
+from tests.farm.credentials import FarmHost
+from tests.farm.farm import Farm, alive, wait_until
+from tests.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
+from tests.farm.namespaces import NamespaceFarm
+from tests.node.launching import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE = ROOT / "tests/node/fake_engine.py"
+HOSTILE = 'a b\'c"d $HOME $(touch hostile-x) `touch hostile-x`; touch hostile-x & #{}\\ \n ünï-中文 {"k": 1}'
+"""Would make a file `hostile-x` in whatever directory it became shell."""
+CLEAN_WITHIN = 10.0
+"""Seconds after a death within which no process of the run may be left on any host that lives."""
+_FAKE_ENGINE = [sys.executable, "-S", str(ENGINE)]
+_NUMBERS = itertools.count()
+
+
+@dataclass(frozen=True)
+class FarmJob:
+    """A plan for the first hosts of a farm; host `n` of the job is host `n` of the farm."""
+
+    plan: LaunchPlan
+    farm: Farm
+
+    @property
+    def files(self) -> RunDir:
+        return RunDir(Path(self.plan.exp_dir))
+
+    @property
+    def hosts(self) -> tuple[FarmHost, ...]:
+        return self.farm.hosts[: len(self.plan.nodes)]
+
+    def start(self, secrets: Mapping[str, str] | None = None) -> FarmJob:
+        launcher.start(self.plan, "config: text\n", secrets or {})
+        return self
+
+    def launch(self) -> subprocess.Popen[str]:
+        """Start it from a process of its own, as a command does."""
+        return launch(self.plan, self.farm.directory, self.farm.environment())
+
+    def command(self, action: str, *more: str) -> subprocess.CompletedProcess[str]:
+        """Perform an action of `run.py` that reads the recorded plan."""
+        words = ["--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config"]
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *words, f"action={action}",
+             f"experiment.exp_dir={self.plan.exp_dir}", *more],
+            env=self.farm.environment(), capture_output=True, text=True, timeout=60, cwd=self.farm.directory,
+        )  # fmt: skip
+
+    def stop(self) -> dict[int, Reply]:
+        """By host rank."""
+        return {host.rank: reply for host, reply in launcher.stop(self.plan).items()}
+
+    def status(self) -> JobStatus:
+        return current_status(self.plan)
+
+    def states(self) -> list[HostState | None]:
+        return [host.state for host in launcher.status(self.plan)]
+
+    def phases(self) -> list[str]:
+        return [state.phase if state else "unknown" for state in self.states()]
+
+    def first_failure(self) -> tuple[int, str]:
+        """The host (by rank) and the message that a query shows."""
+        told = self.status().failure
+        assert told is not None
+        name, failure = told
+        return next(host.rank for host in self.plan.hosts if host.name == name), failure.message
+
+    def log(self, rank: int) -> str:
+        return self._read(rank, str(RunDir(Path(self._there(rank).exp_dir)).output(self.plan.hosts[rank])))
+
+    def told(self, rank: int) -> dict[str, Any]:
+        """What the fake engine of a host found and started, in the present attempt."""
+        report = next(word for word in self._there(rank).node(rank).argv if "report " in word)
+        told: dict[str, Any] = {}
+
+        def has_told() -> bool:
+            with suppress(ValueError):
+                told.update(json.loads(self._read(rank, report)))
+            return bool(told)
+
+        wait_until(has_told, f"the report of host {rank}")
+        return told
+
+    def member(self, rank: int, name: str) -> psutil.Process:
+        """The supervisor, guard or engine of a host, as this machine sees it."""
+        (found,) = self.members(rank, name)
+        return found
+
+    def members(self, rank: int, name: str) -> list[psutil.Process]:
+        """The same, none where it does not live."""
+        mark = f"{ENGINE} " if name == "engine" else "flagscale.node supervise"
+        found = [
+            process
+            for process in left(self.farm, self.hosts[rank])
+            if mark in (line := command_line(process)) and self.plan.run_id in line
+        ]
+        # A fork that is about to become another program still has its words, but is younger; so is the guard.
+        found.sort(key=_age)
+        return found[1:2] if name == "guard" else found[:1]
+
+    def engines(self) -> set[psutil.Process]:
+        return {engine for rank in range(len(self.hosts)) for engine in self.members(rank, "engine")}
+
+    def wait_until_clean(self, *ranks: int, seconds: float = CLEAN_WITHIN) -> float:
+        """Wait until nothing of the run is left on hosts (default: all); return how long that took."""
+        hosts = [self.hosts[rank] for rank in ranks or range(len(self.hosts))]
+        begun = time.monotonic()
+        try:
+            wait_until(lambda: not any(self.left(host) for host in hosts), "the end of the run", seconds)
+        except TimeoutError:
+            lines = [f"{host.name}: {command_line(one)}" for host in hosts for one in self.left(host)]
+            pytest.fail("\n".join([f"left after {seconds:g} s:", *lines]))
+        return time.monotonic() - begun
+
+    def wait_for_engines(
+        self, *ranks: int, besides: Set[psutil.Process] = frozenset(), seconds: float = 30
+    ) -> None:
+        """Wait until these hosts (default: all) have an engine that is none of `besides`."""
+        chosen = ranks or range(len(self.hosts))
+        wait_until(
+            lambda: all(set(self.members(rank, "engine")) - besides for rank in chosen),
+            "the engines",
+            seconds,
+        )
+
+    def left(self, host: FarmHost) -> list[psutil.Process]:
+        """What lives on a host of this run; the marks tell it from decoys."""
+        return [process for process in left(self.farm, host) if run_of(process) == self.plan.run_id]
+
+    def _there(self, rank: int) -> LaunchPlan:
+        return self.plan.on_host(self.plan.hosts[rank].name)
+
+    def _read(self, rank: int, path: str) -> str:
+        return self.farm.run(self.hosts[rank], ["cat", path]).stdout
+
+
+def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **changes: Any) -> FarmJob:
+    """A job of the fake engine on the first hosts of a farm.
+
+    Args:
+        changes: fields of the plan, or `env`, `argv` (a function of the rank: more words), `stop_grace` and
+            `engine_program` (a program instead of the fake engine).
+    """
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    run_id = f"test-{os.getpid()}-{next(_NUMBERS)}"
+    files = RunDir(exp_dir)
+    env = changes.pop("env", {})
+    argv: Callable[[int], tuple[str, ...]] = changes.pop("argv", lambda rank: ())
+    stop_grace = changes.pop("stop_grace", 1.0)
+    program = [changes.pop("engine_program")] if "engine_program" in changes else _FAKE_ENGINE
+    nodes = []
+    for rank, farm_host in enumerate(farm.hosts[:hosts]):
+        host = Host(rank=rank, name=farm_host.address, slots=max(1, len(behaviours)), platform="cpu")
+        report = str(exp_dir / f"report {run_id} {rank}")
+        nodes.append(
+            NodeCommand(
+                host=host,
+                argv=(*program, report, *behaviours, *argv(rank)),
+                env={
+                    **marks(run_id, rank),
+                    "LOCAL_RANK": "0",
+                    "FLAGSCALE_BEAT_FILE": str(files.beat(host)),
+                    **env,
+                },
+                cwd=str(exp_dir),
+                failure_file=str(files.failure(host)),
+                stop_grace=stop_grace,
+            )
+        )
+    plan = LaunchPlan(
+        run_id=run_id,
+        name="fake",
+        task_type="train",
+        engine="fake",
+        engine_version="1",
+        layout="dp1",
+        world_size=sum(node.host.slots for node in nodes),
+        exp_dir=str(exp_dir),
+        python=sys.executable,
+        source_root=str(ROOT),
+        before_start="",
+        after_stop="",
+        start_timeout=30.0,
+        nodes=tuple(nodes),
+        channel=Channel(farm.hosts[0].address, _channel_port(farm)),
+        recovery=Recovery(restart_timeout=20.0),
+        connect_timeout=20.0,
+    )
+    return FarmJob(replace(plan, **changes), farm)
+
+
+def _channel_port(farm: Farm) -> int:
+    """Hosts with a network of their own have every port free; those on the loopback share them with us."""
+    if isinstance(farm, NamespaceFarm):
+        return 29501
+    return next(
+        port
+        for port in random.sample(range(20000, 32000), 100)
+        if is_free(farm.hosts[0].address, port) and port != farm.hosts[0].port
+    )
+
+
+@contextmanager
+def user_of(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Be the user of a farm for one test; afterwards nothing lives on its hosts, all serve and are known."""
+    monkeypatch.setenv("HOME", str(farm.home))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    changed = [farm.config, farm.home / ".ssh/known_hosts"]
+    kept = [path.read_bytes() for path in changed]
+    transport.cache_clear()
+    try:
+        yield
+    finally:
+        for path, content in zip(changed, kept, strict=True):
+            path.write_bytes(content)
+        transport.cache_clear()  # the last reference to the connections
+        farm.start_sshd(*farm.hosts)
+        for host in farm.hosts:
+            wait_until(lambda host=host: not _kill_all(farm, host), f"an empty {host.name}")  # type: ignore[misc]
+
+
+def _kill_all(farm: Farm, host: FarmHost) -> list[psutil.Process]:
+    found = farm.processes(host)
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    return found
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., FarmJob]:
+    """Make jobs in the same run directory; `user_of` kills what a failed test leaves."""
+
+    def make(farm: Farm, *behaviours: str, exp_dir: Path = tmp_path / "run", **changes: Any) -> FarmJob:
+        return farm_job(farm, exp_dir, *behaviours, **changes)
+
+    return make
+
+
+@pytest.fixture
+def decoys(farm: Farm, tmp_path: Path) -> Iterator[list[psutil.Process]]:
+    """On each host, processes of the same user and program that belong to another run or to none."""
+    started = []
+    for host in farm.hosts:
+        for run_id in ("", "another-run"):
+            words = [
+                sys.executable,
+                "-S",
+                str(ENGINE),
+                str(tmp_path / f"report {host.name} {run_id}"),
+                "rank",
+            ]
+            mark = [f"{name}={value}" for name, value in marks(run_id, 0).items()] if run_id else []
+            started.append(
+                farm.keeper.start(farm.inside(host, ["env", *mark, *words]), tmp_path / "decoys.log")
+            )
+    everything: list[psutil.Process] = []
+
+    def complete() -> bool:
+        everything[:] = [one for host in farm.hosts for one in left(farm, host)]
+        return sum(str(tmp_path / "report") in command_line(one) for one in everything) == 4 * len(farm.hosts)
+
+    wait_until(complete, "the decoys")
+    yield everything
+    assert [one for one in everything if not alive(one)] == []
+
+
+@contextmanager
+def cut_off(farm: NamespaceFarm, host: FarmHost) -> Iterator[None]:
+    """A host without a network, for a while."""
+    farm.cut(host)
+    try:
+        yield
+    finally:
+        farm.restore(host)
+
+
+@contextmanager
+def powered_off(farm: NamespaceFarm, host: FarmHost) -> Iterator[None]:
+    """A host without power, for a while."""
+    farm.power_off(host)
+    try:
+        yield
+    finally:
+        farm.power_on(host)
+
+
+def left(farm: Farm, host: FarmHost) -> list[psutil.Process]:
+    """What lives on a host besides the sessions of launchers."""
+    return [
+        process
+        for process in farm.processes(host)
+        if (line := command_line(process)) and "flagscale.node serve" not in line
+    ]
+
+
+def command_line(process: psutil.Process) -> str:
+    """The words of a process; "" where it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _age(process: psutil.Process) -> tuple[float, int]:
+    return process.create_time(), process.pid  # read when the process was found
+
+
+def run_of(process: psutil.Process) -> str | None:
+    """The run that the environment of a process names."""
+    try:
+        return process.environ().get("FLAGSCALE_RUN_ID")
+    except psutil.Error:
+        return None
+
+
+def logins(host: FarmHost) -> int:
+    """How many connections the sshd of a host has let in."""
+    return host.log.read_text(errors="replace").count("Accepted publickey")
+
+
+MakeJob = Callable[..., FarmJob]

@@ -1,0 +1,235 @@
+"""A start over SSH: all hosts run, or nothing is left on any; and whoever is to blame is named."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flagscale.errors import FlagScaleError, HostError
+from tests.disk import small_file_system
+from tests.farm.farm import wait_until
+from tests.farm.fixtures import MakeLoopbackFarm
+from tests.farm.loopback import LoopbackFarm
+from tests.hosts.conftest import FarmJob, MakeJob, user_of
+
+SLOW_START = "sleep 60 || sleep 60"
+
+
+@pytest.fixture(scope="module")
+def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
+    return make_loopback_farm(3)
+
+
+@pytest.fixture
+def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
+    with user_of(loopback, monkeypatch):
+        yield loopback
+
+
+def on(rank: int, line: str) -> str:
+    """A line of before_start for one host."""
+    return f'if [ "$FLAGSCALE_HOST_RANK" = {rank} ]; then {line}; fi'
+
+
+def error_of(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except FlagScaleError as error:
+        return str(error)
+    return ""
+
+
+def blamed(error: str) -> list[str]:
+    """The hosts that a failed start names, a line each."""
+    return re.findall(r"(?m)^- ([\d.]+): ", error)
+
+
+def assert_nothing_is_left(job: FarmJob) -> None:
+    assert [process for host in job.hosts for process in job.left(host)] == []
+    assert not list(job.files.path.rglob("*.secrets.json"))
+
+
+def test_a_start_on_three_hosts_is_told_and_ended(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", "rank deaf").start({"API_KEY": "geheim"})
+    assert job.phases() == ["running"] * 3
+    told = [job.told(rank) for rank in range(3)]
+    assert [one["environ"]["FARM_HOST"] for one in told] == [host.name for host in farm.hosts]
+    assert {one["environ"]["API_KEY"] for one in told} == {"geheim"}
+    assert not list(job.files.path.rglob("*.secrets.json"))
+    query = job.command("query")
+    assert query.returncode == 0, query.stderr
+    for node in job.plan.nodes:
+        assert f"host {node.host.rank}  {node.host.name}  running\n" in query.stdout
+    logs = job.command("logs").stdout
+    for host in job.plan.hosts:
+        assert f"{host.name}: === run {job.plan.run_id} on {host.name}, " in logs
+    refused = error_of(make_job(farm, "rank").start)
+    assert "a job still runs" in refused
+    stop = job.command("stop")
+    assert (stop.returncode, stop.stdout.count("stopped")) == (0, 3)
+    assert_nothing_is_left(job)
+    assert job.command("stop").stdout.count("nothing was running") == 3
+
+
+def test_one_host_that_cannot_prepare_takes_the_start_back(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", before_start=on(1, "echo no such module >&2; exit 3"))
+    error = error_of(lambda: job.start({"API_KEY": "geheim"}))
+    assert error.splitlines() == [
+        "the job did not start; hosts that had started were stopped again:",
+        f"- {farm.hosts[1].address}: experiment.cmds.before_start ended with exit code 3: no such module",
+    ]
+    assert_nothing_is_left(job)
+    assert job.phases() == ["stopped", "failed", "stopped"]
+    make_job(farm, "rank").start()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB of our own."""
+    with small_file_system(tmp_path / "disk", "64k") as folder:
+        yield folder
+
+
+def test_one_host_with_a_full_disk(farm: LoopbackFarm, make_job: MakeJob, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(64 << 10))
+    full = farm.hosts[2].address
+    job = make_job(farm, "rank")
+    job = make_job(farm, "rank", host_paths={full: {job.plan.exp_dir: str(small_disk / "run")}})
+    error = error_of(lambda: job.start({"API_KEY": "geheim"}))
+    assert blamed(error) == [full]
+    assert "No space left on device" in error
+    assert str(small_disk) in error
+    assert_nothing_is_left(job)
+
+
+def test_one_host_with_a_run_directory_that_cannot_be(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    bad = farm.hosts[0].address
+    job = make_job(farm, "rank")
+    job = make_job(farm, "rank", host_paths={bad: {job.plan.exp_dir: "/proc/version/run"}})
+    error = error_of(job.start)
+    assert blamed(error) == [bad]
+    assert "Not a directory" in error
+    assert_nothing_is_left(job)
+
+
+def test_one_host_that_cannot_be_reached(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    away = farm.hosts[1]
+    farm.stop_sshd(away)
+    job = make_job(farm, "rank")
+    begun = time.monotonic()
+    error = error_of(job.start)
+    assert time.monotonic() - begun < 15
+    assert error.splitlines()[1:] == [
+        f"- {away.address}: {away.address} port {away.port}: Connection refused"
+    ]
+    assert_nothing_is_left(job)
+    assert [job.phases()[rank] for rank in (0, 2)] == ["stopped"] * 2
+
+
+def test_two_bad_hosts_are_both_told(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    farm.stop_sshd(farm.hosts[0])
+    job = make_job(farm, "rank", python="/no/python")
+    error = error_of(job.start)
+    assert blamed(error) == [host.address for host in farm.hosts]
+    assert error.count("FlagScale does not start there") == 2
+    assert error.count("Connection refused") == 1
+
+
+def test_a_host_that_hangs_is_named(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", start_timeout=8.0, before_start=on(2, SLOW_START))
+    begun = time.monotonic()
+    error = error_of(job.start)
+    assert time.monotonic() - begun < 8 + 10
+    assert f"{farm.hosts[0].address}: not heard of within 8 s: {farm.hosts[2].address}" in error
+    assert_nothing_is_left(job)
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_a_launcher_killed_during_the_start(farm: LoopbackFarm, make_job: MakeJob, seed: int) -> None:
+    """Whatever has begun by then comes to an end by itself: all hosts run, or nothing does."""
+    job = make_job(farm, "rank", start_timeout=4.0)
+    random.seed(seed)
+    launching = job.launch()
+    wait_until(lambda: job.files.plan.exists(), "the plan")
+    time.sleep(random.uniform(0, 0.5 * seed))
+    launching.kill()
+    launching.communicate()
+
+    def settled() -> bool:
+        living = [bool(job.left(host)) for host in job.hosts]
+        return not any(living) or (all(living) and len(job.engines()) == 3)
+
+    # Of those that began, members wait a little longer than the first host, which may be missing.
+    wait_until(settled, "all or none", 4 + 10 + 5)
+    phases = job.phases()
+    assert set(phases) == {"running"} if job.engines() else "running" not in phases
+    assert all(reply["ok"] for reply in job.stop().values())
+    assert_nothing_is_left(job)
+    make_job(farm, "rank").start()
+
+
+def test_a_launcher_killed_while_a_host_prepares(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", before_start=SLOW_START)
+    launching = job.launch()
+    wait_until(lambda: all(job.left(host) for host in job.hosts), "the start")
+    launching.kill()
+    launching.communicate()
+    assert job.phases() == ["starting"] * 3
+    assert "a job still runs" in error_of(make_job(farm, "rank").start)
+    assert {reply["message"] for reply in job.stop().values()} == {"stopped"}
+    assert_nothing_is_left(job)
+
+
+def test_ctrl_c_during_the_start_takes_it_back(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", before_start=SLOW_START)
+    launching = job.launch()
+    wait_until(lambda: all(job.left(host) for host in job.hosts), "the start")
+    begun = time.monotonic()
+    launching.send_signal(signal.SIGINT)
+    _, error = launching.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert "KeyboardInterrupt" in error
+    assert_nothing_is_left(job)
+    assert job.phases() == ["stopped"] * 3
+    make_job(farm, "rank").start()
+
+
+def test_of_two_launchers_at_once_one_starts(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    jobs = [make_job(farm, "rank"), make_job(farm, "rank")]
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(lambda job: error_of(job.start), jobs))
+    (error,) = filter(None, errors)
+    assert "another command is starting a job" in error or "a job still runs" in error
+    winner, loser = sorted(jobs, key=lambda job: bool(errors[jobs.index(job)]))
+    assert winner.phases() == ["running"] * 3
+    assert not loser.engines()
+    assert winner.files.read_plan() == winner.plan
+
+
+def test_a_stop_with_a_host_that_cannot_be_reached(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    """The others are stopped; its own supervisor ends what runs there, as the others are gone."""
+    job = make_job(farm, "rank", "rank deaf").start()
+    away = farm.hosts[2]
+    farm.stop_sshd(away)
+    stop = job.command("stop")
+    assert stop.returncode == 1
+    lines = stop.stdout.splitlines()
+    assert [line.split()[-1] for line in lines[:2]] == ["stopped", "stopped"]
+    assert lines[2] == f"host 2  {away.address}  {away.address} port {away.port}: Connection refused"
+    job.wait_until_clean()
+    farm.start_sshd(away)
+    assert job.command("stop").returncode == 0
+
+
+def test_an_engine_that_is_missing_everywhere_is_told(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", engine_program="/no/such/engine")
+    with pytest.raises(HostError, match=r"the engine cannot be started: .*/no/such/engine"):
+        job.start()
+    assert_nothing_is_left(job)

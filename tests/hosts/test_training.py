@@ -1,0 +1,97 @@
+"""Real training on three hosts by the command that trains on one: only a hostfile is added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flagscale.launch.rundir import RunDir
+from tests.e2e.conftest import SMALL, Experiment
+from tests.farm.farm import wait_until
+from tests.farm.fixtures import MakeNamespaceFarm
+from tests.farm.namespaces import NamespaceFarm
+from tests.hosts.conftest import CLEAN_WITHIN, user_of
+
+SAVE_INTERVAL = 10
+LOCAL = [
+    *SMALL,
+    "experiment.runner.nproc_per_node=1",
+    "~train.data.train_data_path",
+    "~train.data.valid_data_path",
+    "train.data.tokenizer.tokenizer_type=NullTokenizer",
+    "train.data.tokenizer.tokenizer_model=null",
+    "+train.data.tokenizer.vocab_size=127",
+    "+train.data.mock_data=true",
+    "train.system.pipeline_model_parallel_size=1",
+    "train.model.global_batch_size=6",
+    "train.model.eval_iters=0",
+    "train.model.train_iters=100000",
+    f"train.system.checkpoint.save_interval={SAVE_INTERVAL}",
+    "+experiment.runner.max_restarts=1",
+]
+
+
+@pytest.fixture(scope="module")
+def namespaces(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
+    return make_namespace_farm(3)
+
+
+@pytest.fixture
+def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamespaceFarm]:
+    with user_of(namespaces, monkeypatch):
+        yield namespaces
+
+
+@pytest.mark.timeout(600)
+def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path: Path) -> None:
+    hosts = [f"+experiment.runner.hostfile={farm.hostfile(1)}", "experiment.runner.nnodes=3"]
+    job = Experiment(tmp_path / "run", (*LOCAL, *hosts), tmp_path)
+    names = [host.address for host in farm.hosts]
+    started = job("run")
+    assert started.code == 0, started.err
+    assert "3 ranks on 3 hosts" in started.out
+    job.wait_for_iteration(SAVE_INTERVAL + 2, seconds=200)
+
+    query = job("query")
+    assert query.code == 0
+    assert [f"host {rank}  {name}  running" in query.out for rank, name in enumerate(names)] == [True] * 3
+    assert {line.partition(": ")[0] for line in job("logs").out.splitlines()} == set(names)
+    # torchrun passes the ranks' lines on a moment later.
+    wait_until(lambda: f"iteration {SAVE_INTERVAL}/" in job("logs").out, "the log", 20)
+
+    reached = job.metrics()[-1]["iteration"]
+    victim = rank_process(farm, host=1, rank=1)
+    victim.kill()
+    # The second attempt cuts off what came after its checkpoint, then goes on.
+    wait_until(lambda: bool(job.status()["attempts"]), "the end of the first attempt", CLEAN_WITHIN)
+    between, newest = job.metrics()[-1], _checkpointed(job)
+    assert newest >= reached - SAVE_INTERVAL
+    wait_until(lambda: job.metrics()[-1]["time"] > between["time"], "the second attempt", 200)
+    iterations = [record["iteration"] for record in job.metrics()]
+    assert iterations == list(range(1, len(iterations) + 1))
+    begun = next(record["iteration"] for record in job.metrics() if record["time"] > between["time"])
+    assert begun == newest + 1, "it goes on from the newest checkpoint"
+    status = job.status()
+    assert status["state"] == "running"
+    ((host, failure),) = [(attempt["host"], attempt["failure"]) for attempt in status["attempts"]]
+    assert (host, failure["rank"], failure["signal"]) == (names[1], 1, "SIGKILL")
+
+    stopped = job("stop")
+    assert stopped.code == 0, stopped.out + stopped.err
+    wait_until(lambda: not any(map(farm.processes, farm.hosts)), "the sessions' end", CLEAN_WITHIN)
+    assert job.status()["state"] == "stopped"
+    # The stop has saved what was done.
+    assert _checkpointed(job) == job.metrics()[-1]["iteration"]
+
+
+def rank_process(farm: NamespaceFarm, host: int, rank: int) -> psutil.Process:
+    """The rank itself: its data loaders carry the same environment, but are younger."""
+    named = [one for one in farm.processes(farm.hosts[host]) if one.environ().get("RANK") == str(rank)]
+    return min(named, key=lambda process: process.create_time())
+
+
+def _checkpointed(job: Experiment) -> int:
+    return int((RunDir(job.exp_dir).checkpoints / "latest_checkpointed_iteration.txt").read_text())

@@ -1,0 +1,81 @@
+"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; answers `/health` and `/metrics`.
+
+Behaviours: `late:S` answers after S seconds; `raise` fails as an engine does; `child` has a process that
+hears no TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` says that D of T are done; `sick`
+is unhealthy from its second answer on; `bind:ADDRESS` listens there; `noisy` prints more than a pipe holds;
+`harmless` prints a traceback of an error that it gets over; `raise_when_asked:N` fails at the Nth question.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+METRICS = """\
+# HELP vllm:num_requests_running Requests in the engine.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 2.0
+vllm:num_requests_running{engine="1",model_name="m"} 1.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} 4.0
+# TYPE vllm:generation_tokens counter
+vllm:generation_tokens_total{engine="0",model_name="m"} %d
+"""
+TRACEBACK = "Traceback (most recent call last):\n  File x\n%s"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+
+
+def main() -> None:
+    port, *behaviours = sys.argv[1:]
+    told = dict(behaviour.partition(":")[::2] for behaviour in behaviours)
+    print(f"key {os.environ.get('VLLM_API_KEY')} device {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
+    if "child" in told:
+        subprocess.Popen([sys.executable, "-S", "-c", DEAF])
+    if "progress" in told:
+        done, total = map(int, told["progress"].split(":"))
+        with open(os.environ["FLAGSCALE_PROGRESS_FILE"], "w") as file:
+            json.dump({"done": done, "total": total, "tokens_per_s": 7.5}, file)
+    if "exit" in told:
+        code, seconds = told["exit"].split(":")
+        time.sleep(float(seconds))
+        sys.exit(int(code))
+    if "raise" in told:
+        try:
+            raise ValueError("no such weights")
+        except ValueError as error:
+            raise RuntimeError("the engine did not start") from error
+    if "noisy" in told:
+        print("noise " * 100_000, flush=True)
+    if "harmless" in told:
+        print(TRACEBACK % "OSError: no matter", flush=True)
+    time.sleep(float(told.get("late", 0)))
+    last = int(told.get("raise_when_asked", 0))
+    serve(told.get("bind", "127.0.0.1"), int(port), "sick" in told, last)
+
+
+def serve(address: str, port: int, sick: bool, last: int) -> None:
+    begun, asked = time.monotonic(), 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal asked
+            asked += self.path == "/health"
+            if asked == last:
+                print(TRACEBACK % "RuntimeError: asked too often", flush=True)
+                os._exit(1)
+            is_metrics = self.path == "/metrics"
+            text = METRICS % (100 * (time.monotonic() - begun)) if is_metrics else ""
+            self.send_response(503 if sick and asked > 1 else 200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = HTTPServer((address, port), Handler)
+    server.serve_forever()
+
+
+main()

@@ -1,0 +1,396 @@
+"""The channel between the supervisors: real sockets on the loopback, no engines."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import pytest
+
+from flagscale.node import hub, link, member, peers
+from flagscale.node.hub import Hub
+from flagscale.node.link import dial
+from flagscale.node.member import Member
+from flagscale.node.network import free_port, is_free, listen
+from flagscale.node.peers import Go, Pumped, Word
+from tests.node.conftest import wait_for
+
+HERE = "127.0.0.1"
+SECRET = b"of this run"
+SILENCE = 1.5
+TOLD = SILENCE + 5
+"""Seconds within which everybody knows."""
+
+
+class Star:
+    """The supervisors' ends of one run, by rank; each behaves as if it was alone on its host."""
+
+    def __init__(self, hosts: int, fewer: tuple[int, ...] = ()) -> None:
+        self.port = free_port(HERE)
+        names = {rank: f"node{rank}" for rank in range(hosts)}
+        self.ends: dict[int, Pumped] = {0: Hub(HERE, self.port, SECRET, names, fewer)}
+        for rank in range(1, hosts):
+            self.join(rank)
+        self._held = ExitStack()
+
+    def join(self, rank: int, secret: bytes = SECRET) -> None:
+        self.ends[rank] = Member(HERE, self.port, secret, rank, "node0")
+
+    def assemble(self, attempt: int, *ranks: int, seconds: float = 10) -> dict[int, Go | Word]:
+        """Have these (default: all) wait for each other."""
+        taking_part = ranks or tuple(self.ends)
+        with ThreadPoolExecutor() as pool:
+            waits = {
+                rank: pool.submit(self.ends[rank].assemble, attempt, seconds, lambda: False)  # type: ignore[attr-defined]
+                for rank in taking_part
+            }
+            return {rank: wait.result() for rank, wait in waits.items()}
+
+    def begin(self, attempt: int, *ranks: int) -> None:
+        everybody = ranks or tuple(self.ends)
+        go = Go(attempt, tuple(sorted(everybody)))
+        assert self.assemble(attempt, *everybody) == dict.fromkeys(everybody, go)
+
+    def tell(self, rank: int, attempt: int, kind: Literal["failed", "hung", "stopped", "finished"]) -> Word:
+        word = Word(attempt, kind, rank, f"node{rank}: {kind}")
+        self.ends[rank].tell(word)  # type: ignore[attr-defined]
+        return word
+
+    def words(self, *ranks: int) -> list[Word]:
+        """Wait until each of these has a word."""
+        return [wait_for(self.ends[rank].word, TOLD) for rank in ranks]  # type: ignore[misc]
+
+    def lose(self, rank: int, how: str) -> None:
+        """`closed`: its process ends; `silent`: the host is cut off; `cut`: only the connection is."""
+        end = self.ends[rank]
+        if how == "closed":
+            self.ends.pop(rank).close()
+        elif how == "silent":
+            self._held.enter_context(end._lock)
+        else:
+            known: Any = end
+            channel = socket.socket(fileno=os.dup(known._link._connection.fileno()))
+            with channel:
+                channel.shutdown(socket.SHUT_RDWR)
+
+    def find_again(self) -> None:
+        self._held.close()
+
+    def close(self) -> None:
+        self.find_again()
+        for end in self.ends.values():
+            end.close()
+
+
+@pytest.fixture
+def star(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Star]]:
+    monkeypatch.setattr(link, "SILENCE", SILENCE)
+    monkeypatch.setattr(link, "_ALIVE_EVERY", 0.2)
+    monkeypatch.setattr(peers, "_PUMP", 0.05)
+    made: list[Star] = []
+
+    def make(*args: Any) -> Star:
+        made.append(Star(*args))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_all_begin_together_and_nothing_is_left_listening(star: Callable[..., Star]) -> None:
+    stars = star(4)
+    stars.begin(0)
+    assert [end.word() for end in stars.ends.values()] == [None] * 4
+    stars.close()
+    assert is_free(HERE, stars.port)
+
+
+def test_members_may_come_before_the_hub(star: Callable[..., Star]) -> None:
+    stars = star(1)
+    stars.ends.pop(0).close()
+    for rank in (1, 2):
+        stars.join(rank)
+    with ThreadPoolExecutor() as pool:
+        early = pool.submit(stars.assemble, 0, 1, 2)
+        time.sleep(0.15)
+        stars.ends[0] = Hub(HERE, stars.port, SECRET, {0: "node0", 1: "node1", 2: "node2"}, ())
+        assert stars.assemble(0, 0) == {0: Go(0, (0, 1, 2))}
+        assert set(early.result().values()) == {Go(0, (0, 1, 2))}
+
+
+def test_who_does_not_know_the_secret_never_joins(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    stars.ends.pop(2).close()
+    stars.join(2, b"of another run")
+    stars.join(3, b"")
+    over = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        outsiders = [
+            pool.submit(stars.ends[rank].assemble, 0, 60, over.is_set)  # type: ignore[attr-defined]
+            for rank in (2, 3)
+        ]
+        found = stars.assemble(0, 0, 1, seconds=1)
+        assert not [outsider for outsider in outsiders if outsider.done()]
+        over.set()
+    # Both who know it tell the same.
+    assert set(found.values()) == {Word(0, "failed", 0, "not heard of within 1 s: node2")}
+    assert dial(HERE, stars.port, b"of another run", 1.0) is None
+
+
+def test_one_who_listens_without_the_secret_is_not_believed(star: Callable[..., Star]) -> None:
+    """Whoever has got hold of the hub's port cannot give the members orders."""
+    stars = star(1)
+    stars.ends.pop(0).close()
+    stars.join(1)
+    with listen(HERE, stars.port) as impostor, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(stars.assemble, 0, 1, seconds=-4)
+        channel, _ = impostor.accept()
+        with channel:
+            challenge = b"#CHALLENGE#{sha256}" + bytes(40)
+            channel.sendall(struct.pack("!i", len(challenge)) + challenge)
+            channel.recv(1000)
+            for answer in (b"#WELCOME#", b'{"go": 0, "hosts": [0, 1]}'):
+                channel.sendall(struct.pack("!i", len(answer)) + answer)
+            (word,) = waiting.result().values()
+    assert isinstance(word, Word)
+    assert "node0 at 127.0.0.1 port" in word.text
+    assert "cannot be reached" in word.text
+
+
+def test_strangers_do_not_disturb(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    openings = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0", b"\xff" * 64, b"\0\0\0\x20" + b"x" * 32, b"\x7f" * 4]
+    with ExitStack() as strangers:
+        for opening in openings * 2:
+            channel = strangers.enter_context(socket.create_connection((HERE, stars.port)))
+            channel.sendall(opening)
+        began = time.monotonic()
+        stars.begin(0)
+        assert time.monotonic() - began < SILENCE
+        time.sleep(SILENCE + 0.5)
+        assert [end.word() for end in stars.ends.values()] == [None] * 3
+        # Nobody waits for them for ever.
+        stranger = strangers.enter_context(socket.create_connection((HERE, stars.port)))
+        stranger.settimeout(TOLD)
+        while stranger.recv(1000):
+            pass
+    assert stars.tell(1, 0, "stopped") == stars.words(2)[0]
+
+
+@pytest.mark.parametrize("how", ["closed", "silent", "cut"])
+def test_a_member_is_lost(star: Callable[..., Star], how: str) -> None:
+    stars = star(4)
+    stars.begin(0)
+    began = time.monotonic()
+    stars.lose(2, how)
+    told = stars.words(0, 1, 3)
+    assert time.monotonic() - began < TOLD
+    assert len(set(told)) == 1
+    assert (told[0].attempt, told[0].kind, told[0].host) == (0, "failed", 2)
+    silent = f"nothing was heard of it for {SILENCE:g} s"
+    assert told[0].text == f"node2: {silent if how == 'silent' else 'its supervisor is gone'}"
+    if how == "cut":
+        assert stars.words(2)[0].text == "node0: its supervisor is gone"
+
+
+@pytest.mark.parametrize("how", ["closed", "silent"])
+def test_the_hub_is_lost(star: Callable[..., Star], how: str) -> None:
+    stars = star(3)
+    stars.begin(0)
+    began = time.monotonic()
+    stars.lose(0, how)
+    told = stars.words(1, 2)
+    assert time.monotonic() - began < TOLD
+    assert {(word.attempt, word.kind, word.host) for word in told} == {(0, "failed", 0)}
+    assert all(word.text.startswith("node0: ") for word in told)
+
+
+def test_a_member_that_connects_anew_before_its_loss_shows(star: Callable[..., Star]) -> None:
+    """It has ended its part already, so the others must end theirs."""
+    stars = star(3)
+    stars.begin(0)
+    first = stars.ends[2]
+    stars.join(2)
+    stars.ends[2]._ready = 0  # type: ignore[attr-defined]
+    assert {word.host for word in stars.words(0, 1)} == {2}
+    first.close()
+
+
+@pytest.mark.parametrize("kind", ["failed", "hung", "stopped"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_word_reaches_all(
+    star: Callable[..., Star], rank: int, kind: Literal["failed", "hung", "stopped"]
+) -> None:
+    stars = star(3)
+    stars.begin(0)
+    word = stars.tell(rank, 0, kind)
+    assert stars.words(0, 1, 2) == [word] * 3
+    # The first one counts.
+    stars.tell(2, 0, "failed")
+    time.sleep(0.15)
+    assert stars.words(0, 1, 2) == [word] * 3
+
+
+def test_the_end_of_a_host_that_has_finished_is_no_failure(star: Callable[..., Star]) -> None:
+    stars = star(4)
+    stars.begin(0)
+    for rank in (1, 2):
+        stars.tell(rank, 0, "finished")
+        stars.lose(rank, "closed")
+    time.sleep(0.3)
+    assert [stars.ends[rank].word() for rank in (0, 3)] == [None, None]
+    # Those who have not finished are watched still.
+    stars.lose(3, "closed")
+    assert stars.words(0)[0].host == 3
+
+
+def test_the_hub_may_finish_first(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    stars.begin(0)
+    stars.tell(0, 0, "finished")
+    stars.lose(0, "closed")
+    time.sleep(0.3)
+    assert [stars.ends[rank].word() for rank in (1, 2)] == [None, None]
+    # There is no next attempt without it.
+    (word,) = stars.assemble(1, 1).values()
+    assert isinstance(word, Word)
+    assert word.text == "the job has ended on node0"
+
+
+def test_the_next_attempt_begins_with_all_of_them(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    stars.begin(0)
+    stars.lose(1, "cut")
+    stars.words(0, 1, 2)
+    stars.begin(1)
+    assert [end.word() for end in stars.ends.values()] == [None] * 3
+    # What is said of an attempt that is over counts no more.
+    stars.tell(2, 0, "failed")
+    time.sleep(0.15)
+    assert [end.word() for end in stars.ends.values()] == [None] * 3
+    stars.lose(2, "closed")
+    stars.words(0, 1)
+    stars.join(2)
+    stars.begin(2)
+
+
+def test_a_host_that_was_cut_off_comes_back(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    stars.begin(0)
+    stars.lose(2, "silent")
+    stars.words(0, 1)
+    stars.find_again()
+    assert stars.words(2)[0].host == 0
+    stars.begin(1)
+
+
+def test_a_loss_that_shows_late_does_not_end_the_next_attempt(star: Callable[..., Star]) -> None:
+    """A rank's error is told at once, the silence of the host that caused it seconds later."""
+    stars = star(3, (2,))
+    stars.begin(0)
+    stars.lose(2, "silent")
+    stars.tell(1, 0, "failed")
+    stars.words(0, 1)
+    assert stars.assemble(1, 0, 1, seconds=SILENCE + 1) == {0: Go(1, (0, 1)), 1: Go(1, (0, 1))}
+    assert [stars.ends[rank].word() for rank in (0, 1)] == [None, None]
+
+
+def test_with_fewer_hosts_when_some_stay_away(star: Callable[..., Star]) -> None:
+    stars = star(4, (2, 1))
+    # The first attempt takes all or none.
+    stars.ends.pop(3).close()
+    missing = Word(0, "failed", 0, "not heard of within 0.5 s: node3")
+    assert set(stars.assemble(0, seconds=0.5).values()) == {missing}
+    stars.join(3)
+    stars.begin(1)
+    stars.lose(3, "closed")
+    stars.words(0, 1, 2)
+    # Three would not fit: one that is there is left out as well, and told.
+    found = stars.assemble(2, seconds=0.5)
+    assert found[0] == found[1] == Go(2, (0, 1))
+    assert found[2] == Word(2, "failed", 2, "this host came too late: the job goes on without it")
+    # It may go, and so may one that comes later; neither disturbs.
+    stars.lose(2, "closed")
+    stars.join(3)
+    (late,) = stars.assemble(2, 3).values()
+    assert late == Word(2, "failed", 3, "this host came too late: the job goes on without it")
+    assert [stars.ends[rank].word() for rank in (0, 1)] == [None, None]
+
+
+def test_too_few_hosts_are_told_who_is_missing(star: Callable[..., Star]) -> None:
+    stars = star(4, (3,))
+    stars.begin(0)
+    for rank in (2, 3):
+        stars.lose(rank, "closed")
+    stars.words(0, 1)
+    missing = Word(1, "failed", 0, "not heard of within 0.5 s: node2, node3")
+    assert set(stars.assemble(1, 0, 1, seconds=0.5).values()) == {missing}
+    # Who comes after that need not wait.
+    stars.join(2)
+    assert stars.assemble(1, 2) == {2: missing}
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (hub, member):
+        monkeypatch.setattr(module, "COMING_BACK", 0.5)
+
+
+@pytest.mark.usefixtures("soon")
+def test_nobody_waits_for_members_that_are_gone(star: Callable[..., Star]) -> None:
+    stars = star(4, (2,))
+    stars.begin(0)
+    stars.lose(3, "closed")
+    stars.words(0, 1, 2)
+    begun = time.monotonic()
+    left_out = Word(1, "failed", 2, "this host came too late: the job goes on without it")
+    assert stars.assemble(1, seconds=60) == {**dict.fromkeys((0, 1), Go(1, (0, 1))), 2: left_out}
+    # And so in every later attempt.
+    stars.lose(2, "closed")
+    stars.tell(1, 1, "failed")
+    stars.words(0, 1)
+    assert stars.assemble(2, seconds=60) == dict.fromkeys((0, 1), Go(2, (0, 1)))
+    stars.lose(1, "closed")
+    stars.words(0)
+    gone = "; ".join(f"node{rank}: its supervisor is gone" for rank in (1, 2, 3))
+    assert stars.assemble(3, seconds=60) == {0: Word(3, "failed", 0, gone)}
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_member_that_comes_back_is_waited_for(star: Callable[..., Star]) -> None:
+    stars = star(3, (2,))
+    stars.begin(0)
+    stars.lose(2, "cut")
+    stars.words(0, 1, 2)
+    time.sleep(1)
+    stars.begin(1)
+
+
+@pytest.mark.usefixtures("soon")
+def test_nobody_waits_for_a_hub_that_is_gone(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    stars.begin(0)
+    stars.lose(0, "closed")
+    stars.words(1, 2)
+    begun = time.monotonic()
+    gone = Word(1, "failed", 0, "node0: its supervisor is gone")
+    assert stars.assemble(1, seconds=60) == {1: gone, 2: gone}
+    assert time.monotonic() - begun < 10
+
+
+def test_a_stop_ends_the_wait(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    for rank in (0, 1):
+        began = time.monotonic()
+        word = stars.ends[rank].assemble(0, 60, lambda: True)  # type: ignore[attr-defined]
+        assert (word.kind, word.host) == ("stopped", rank)
+        assert time.monotonic() - began < 1

@@ -1,0 +1,264 @@
+"""Servers and batches on a host, with the supervisor above them: started, watched, ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flagscale.actions import _until_ready
+from flagscale.follow import current_status, follow_programs
+from flagscale.job import LaunchPlan, Program
+from flagscale.launch import launcher
+from flagscale.launch.rundir import RunDir
+from flagscale.node import processes
+from flagscale.node.program_state import ProgramState
+from flagscale.report import JobStatus, status_text
+from tests.node.conftest import FakeJob, wait_for
+
+SERVER = Path(__file__).with_name("fake_server.py")
+MakeJob = Callable[..., FakeJob]
+Programs = Callable[..., FakeJob]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def programs(make_job: MakeJob) -> Programs:
+    """Make a job of servers, one for each list of behaviours; `batch` makes it one of programs that end."""
+
+    def make(*behaviours: list[str], batch: bool = False, **changes: object) -> FakeJob:
+        job = make_job(task_type="inference" if batch else "serve", **changes)
+        names = [f"one.{number}" for number in range(len(behaviours))]
+        made = [
+            Program(
+                name=name,
+                argv=(sys.executable, "-S", str(SERVER), str(port), *told),
+                url="" if batch else f"http://127.0.0.1:{port}",
+                model="m",
+                env={"CUDA_VISIBLE_DEVICES": str(number)},
+            )
+            for number, (name, told, port) in enumerate(
+                zip(names, behaviours, free_ports(len(behaviours)), strict=True)
+            )
+        ]
+        plan = job.plan
+        words = ("-m", "flagscale.node", "programs", plan.exp_dir, "0", plan.run_id)
+        node = replace(plan.nodes[0], argv=(sys.executable, *words), programs=tuple(made))
+        return replace(job, plan=replace(plan, nodes=(node,)))
+
+    return make
+
+
+def states(plan: LaunchPlan) -> list[ProgramState]:
+    return [state for _, state in current_status(plan).programs]
+
+
+def is_ready(plan: LaunchPlan) -> bool:
+    return current_status(plan).phase == "running"
+
+
+def pid(job: FakeJob, number: int) -> int:
+    return states(job.plan)[number].pid
+
+
+def test_servers_run_once_all_have_answered(
+    programs: Programs, capsys: pytest.CaptureFixture[str], decoys: list[psutil.Process]
+) -> None:
+    job = programs([], ["late:1.5", "child"]).start({"VLLM_API_KEY": "geheim"})
+    assert current_status(job.plan).phase == "starting"
+    status = follow_programs(job.plan, lambda status: status.phase != "starting")
+    assert status.phase == "running"
+    assert "starting" in capsys.readouterr().out
+    wait_for(lambda: states(job.plan)[0].tokens_per_s, 15)
+    first = states(job.plan)[0]
+    assert (first.phase, first.requests_running, first.requests_waiting) == ("ready", 3, 4)
+    assert first.tokens_per_s == pytest.approx(100, rel=0.9)
+    text = status_text(current_status(job.plan))
+    assert first.url in text
+    assert "3 running, 4 waiting" in text
+    log = job.log()
+    assert "[one.0] key geheim device 0\n" in log
+    assert "[one.1] key geheim device 1\n" in log
+    assert RunDir(Path(job.plan.exp_dir)).program_log(job.host, "one.1").read_text() in log.replace(
+        "[one.1] ", ""
+    )
+    assert job.stop()["ok"]
+    assert job.is_gone()
+    assert current_status(job.plan).phase == "stopped"
+    assert [state.phase for state in states(job.plan)] == ["stopped", "stopped"]
+
+
+def test_a_killed_server_ends_all_of_them(programs: Programs, decoys: list[psutil.Process]) -> None:
+    job = programs(["child"], []).start()
+    wait_for(lambda: is_ready(job.plan), 20)
+    os.kill(pid(job, 0), signal.SIGKILL)
+    wait_for(lambda: job.state().phase == "failed", 20)
+    wait_for(job.is_gone)
+    failure = job.state().failure
+    assert failure is not None
+    assert failure.message == "`one.0` was killed by SIGKILL"
+    assert [state.phase for state in states(job.plan)] == ["failed", "stopped"]
+
+
+@pytest.mark.parametrize("member", ["engine", "supervisor"])
+def test_whoever_is_killed_nothing_is_left(programs: Programs, member: str) -> None:
+    job = programs(["child"]).start()
+    wait_for(lambda: is_ready(job.plan), 20)
+    job.member(member).kill()
+    wait_for(job.is_gone, 20)
+    wait_for(lambda: current_status(job.plan).phase == "failed")
+    assert states(job.plan)[0].phase in ("stopped", "failed")
+
+
+def test_the_engine_s_own_error_is_told(programs: Programs) -> None:
+    job = programs(["raise"]).start()
+    status = wait_for(lambda: (now := current_status(job.plan)).phase == "failed" and now, 20)
+    assert isinstance(status, JobStatus)
+    text = status_text(status)
+    assert "`one.0` ended with exit code 1: ValueError: no such weights" in text
+    assert "log of the program" in text
+    assert status.exit_code == 1
+
+
+def test_a_server_that_ends_well_has_failed_all_the_same(programs: Programs) -> None:
+    job = programs(["exit:0:0.5"], []).start()
+    wait_for(lambda: job.state().phase == "failed", 20)
+    failure = job.state().failure
+    assert failure is not None
+    assert failure.message == "`one.0` ended with exit code 0"
+    assert "key None" in failure.traceback
+    assert job.state().exit_code == 1
+
+
+def test_a_server_that_answers_no_more_is_told(programs: Programs) -> None:
+    job = programs(["sick"]).start()
+    wait_for(lambda: states(job.plan) and states(job.plan)[0].phase == "unhealthy", 20)
+    assert current_status(job.plan).phase == "running"
+    assert "unhealthy" in status_text(current_status(job.plan))
+
+
+def test_servers_that_hang_are_ended(programs: Programs) -> None:
+    job = programs([])
+    recovery = replace(job.plan.recovery, hang_timeout=2.0)
+    job = replace(job, plan=replace(job.plan, recovery=recovery)).start()
+    wait_for(lambda: is_ready(job.plan), 20)
+    os.kill(pid(job, 0), signal.SIGSTOP)
+    wait_for(lambda: job.state().phase == "failed", 30)
+    failure = job.state().failure
+    assert failure is not None
+    assert "no answer for 2 s" in failure.message
+    wait_for(job.is_gone)
+
+
+def test_a_batch_tells_how_far_it_is_and_ends(programs: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    job = programs(["progress:3:8", "exit:0:2.5"], batch=True).start()
+    status = follow_programs(job.plan, lambda status: status.ended)
+    assert status.phase == "finished"
+    assert status.exit_code == 0
+    assert "running  3/8 prompts  7.5 tokens/s" in capsys.readouterr().out
+    assert [state.phase for state in states(job.plan)] == ["finished"]
+
+
+def test_a_batch_that_fails(programs: Programs) -> None:
+    job = programs(["exit:2:0"], ["exit:0:60"], batch=True).start()
+    wait_for(lambda: job.state().phase == "failed", 20)
+    assert job.state().exit_code == 2
+    wait_for(job.is_gone)
+
+
+def test_what_an_earlier_run_wrote_is_not_told(programs: Programs) -> None:
+    job = programs([]).start()
+    wait_for(lambda: is_ready(job.plan), 20)
+    job.stop()
+    again = programs(["late:60"]).start()
+    assert again.plan.exp_dir == job.plan.exp_dir
+    assert current_status(again.plan).phase == "starting"
+    launcher.stop(again.plan)
+    assert not processes.of_run(again.plan.run_id)
+
+
+def test_servers_that_hang_while_they_load_are_ended(programs: Programs) -> None:
+    job = programs(["late:60"])
+    recovery = replace(job.plan.recovery, hang_timeout=1.0)
+    job = replace(job, plan=replace(job.plan, recovery=recovery, ready_timeout=2.0)).start()
+    wait_for(lambda: job.state().phase == "failed", 30)
+    failure = job.state().failure
+    assert failure is not None
+    assert "no answer for 1 s" in failure.message
+
+
+def test_a_server_that_fails_after_days_is_told_by_what_it_printed_since_it_answered(
+    programs: Programs,
+) -> None:
+    job = programs(["harmless", "raise_when_asked:3"]).start()
+    wait_for(lambda: job.state().phase == "failed", 30)
+    failure = job.state().failure
+    assert failure is not None
+    assert failure.message == "`one.0` ended with exit code 1: RuntimeError: asked too often"
+
+
+def test_a_full_disk_stops_no_server(programs: Programs) -> None:
+    job = programs(["noisy"])
+    log = job.files.program_log(job.host, "one.0")
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    job.start()
+    wait_for(lambda: is_ready(job.plan), 20)
+    assert "what programs print is lost: " in job.log()
+    assert job.stop()["ok"]
+
+
+def test_devices_are_counted_among_those_that_the_host_shows(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flagscale.node.running import _devices
+
+    host = replace(programs([]).host, platform="nvidia", slots=2)
+    own = Program("one", (), devices=(1,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _devices(own, host) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert _devices(replace(own, devices=()), host) == {}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
+    assert _devices(own, host) == {"CUDA_VISIBLE_DEVICES": "4"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")
+    with pytest.raises(OSError, match="shows 1 devices, not 2"):
+        _devices(own, host)
+
+
+def test_a_start_waits_until_servers_answer(programs: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    job = programs([]).start()
+    assert _until_ready(job.plan) == 0
+    assert is_ready(job.plan)
+    capsys.readouterr()
+
+
+def test_a_start_that_takes_too_long_is_taken_back(
+    programs: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = programs(["late:60"], ready_timeout=1.0).start()
+    assert _until_ready(job.plan) == 1
+    assert "no answer within 1 s (experiment.runner.ready_timeout)" in capsys.readouterr().err
+    assert job.is_gone()
+
+
+def test_a_start_that_fails_is_told_with_the_engine_s_error(
+    programs: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = programs([], ["raise"]).start()
+    assert _until_ready(job.plan) == 1
+    assert "`one.1` ended with exit code 1: ValueError: no such weights" in capsys.readouterr().err
+    wait_for(job.is_gone)

@@ -1,0 +1,58 @@
+"""Whether hosts reach each other, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from flagscale.node import commands, reach
+from flagscale.node.network import free_port
+from tests.node.conftest import wait_for
+
+HERE = "127.0.0.1"
+
+
+def listen_on(*ports: int, seconds: float = 20) -> dict[str, Any]:
+    return commands.execute(["listen", HERE, json.dumps(ports), str(seconds)])
+
+
+def reasons_for(*ports: int) -> list[str]:
+    places = json.dumps([[HERE, port] for port in ports])
+    told: list[str] = commands.execute(["reach", places])["reasons"]
+    return told
+
+
+def test_where_somebody_listens_and_where_not() -> None:
+    port = free_port(HERE)
+    told = listen_on(port, 0)["ports"]
+    assert told[0] == port
+    assert told[1] not in (0, port)
+    assert reasons_for(*told, *told) == [""] * 4
+    assert reasons_for(free_port(HERE), told[0]) == ["Connection refused", ""]
+
+
+def test_a_port_that_is_taken_is_told_and_the_others_are_given_back() -> None:
+    with socket.create_server((HERE, 0)) as taken:
+        port = free_port(HERE)
+        reply = listen_on(port, taken.getsockname()[1])
+        assert reply["ok"] is False
+        assert reply["message"].startswith("cannot listen: Address already in use")
+    assert listen_on(port)["ports"] == [port]
+
+
+def test_a_silent_address_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "_TIMEOUT", 0.3)
+    with socket.create_server((HERE, 0), backlog=0) as full:
+        place = full.getsockname()
+        with socket.create_connection(place):  # the only place in its queue
+            told = reasons_for(place[1], place[1])
+    assert "no answer within 0.3 s" in told
+
+
+def test_listening_ends() -> None:
+    (port,) = listen_on(0, seconds=0.2)["ports"]
+    assert reasons_for(port) == [""]
+    wait_for(lambda: reasons_for(port) == ["Connection refused"])

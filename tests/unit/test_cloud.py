@@ -1,0 +1,67 @@
+"""What a platform, or keys, say of this host's place among those that the platform starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from flagscale.cluster.cloud import on_this_host, own_rank
+from flagscale.config.schema import Runner
+from flagscale.errors import Problem, UserError
+
+TOLD = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"}
+
+
+def runner(environ: Mapping[str, str], **keys: object) -> Runner:
+    given = Runner.model_validate({"type": "cloud", "nnodes": None, **keys})
+    return on_this_host(given, environ, str)
+
+
+def mistakes(environ: Mapping[str, str], **keys: object) -> tuple[Problem, ...]:
+    with pytest.raises(UserError) as failure:
+        runner(environ, **keys)
+    return failure.value.problems
+
+
+def place(found: Runner) -> tuple[object, ...]:
+    return found.nnodes, found.node_rank, found.master_addr, found.master_port
+
+
+def test_the_platform_says_it_all() -> None:
+    assert place(runner(TOLD)) == (2, 1, "10.0.0.1", 4000)
+    assert place(runner({**TOLD, "PET_NODE_RANK": "0"})) == (2, 0, "10.0.0.1", 4000)
+
+
+def test_keys_come_first() -> None:
+    keys = {"nnodes": 3, "node_rank": 0, "master_addr": "node0", "master_port": 1234}
+    assert place(runner(TOLD, **keys)) == (3, 0, "node0", 1234)
+
+
+def test_one_host_needs_nothing() -> None:
+    assert place(runner({})) == (1, 0, None, None)
+
+
+def test_what_is_missing_is_told_together() -> None:
+    rank, address = mistakes({"NNODES": "2"})
+    assert rank.what == "`node_rank` is needed with type: cloud and 2 hosts"
+    assert address.what == "`master_addr` is needed with type: cloud and 2 hosts"
+    assert "PET_MASTER_ADDR, MASTER_ADDR" in address.hint
+
+
+@pytest.mark.parametrize(
+    ("rank", "what"), [("x", "a number is needed, not `x`"), ("2", "host 2 of 2 hosts: ranks begin with 0")]
+)
+def test_who_said_it_is_blamed(rank: str, what: str) -> None:
+    assert mistakes({**TOLD, "NODE_RANK": rank}) == (Problem(what, "NODE_RANK"),)
+
+
+def test_what_the_platform_decides_is_no_key() -> None:
+    problems = mistakes(TOLD, max_restarts=1, include=["node0"])
+    assert [one.where for one in problems] == ["experiment.runner.include", "experiment.runner.max_restarts"]
+
+
+def test_the_rank_for_looking_after_a_run() -> None:
+    assert own_rank(None, TOLD) == 1
+    assert own_rank(0, TOLD) == 0
+    assert own_rank(None, {}) == 0

@@ -1,0 +1,31 @@
+"""What a server tells of itself in Prometheus' form."""
+
+from __future__ import annotations
+
+from flagscale.node.health import Load, is_healthy, load, parse_load
+
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a b"} 2.0
+vllm:num_requests_running{engine="1",model_name="a b"} 1.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="a b"} 4.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="a b",reason="capacity"} 9.0
+# TYPE vllm:generation_tokens counter
+vllm:generation_tokens_total{engine="0",model_name="a b"} 100.0
+vllm:generation_tokens_total{engine="1",model_name="a b"} 20.5
+vllm:prompt_tokens_total{engine="0",model_name="a b"} 7.0
+vllm:prompt_tokens_total_created{engine="0"} 1.7e9
+process_open_fds 33.0
+"""
+
+
+def test_all_engines_are_summed_up() -> None:
+    assert parse_load(METRICS, 5.0) == Load(running=3, waiting=4, generated=120.5, prompted=7.0, time=5.0)
+    assert parse_load("", 5.0) == Load(0, 0, 0.0, 0.0, 5.0)
+
+
+def test_nobody_there() -> None:
+    assert not is_healthy("http://127.0.0.1:1")
+    assert load("http://127.0.0.1:1") is None

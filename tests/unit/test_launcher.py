@@ -1,0 +1,277 @@
+"""All hosts start, or none does: what the launcher makes of their answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.errors import FlagScaleError, HostError
+from flagscale.job import LaunchPlan
+from flagscale.launch import launcher
+from flagscale.launch.rundir import RunDir
+from flagscale.node.link import CHANNEL_SECRET
+from flagscale.node.state import HostState, Phase, Reply
+from tests.unit.plans import FakeHosts, make_plan
+
+STARTED: Reply = {"ok": True, "message": "running"}
+STOPPED: Reply = {"ok": True, "ended": True, "message": "stopped"}
+LOST: Reply = {"ok": False, "message": "no answer from node1 port 22 within 10 s", "unreachable": True}
+
+
+class Waiting:
+    """A host that begins when the others do, or is stopped: its start lasts until then."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+
+    def start(self, words: list[str]) -> Reply:
+        assert self.stopped.wait(10), "nobody stopped it"
+        return {"ok": False, "message": "stopped before it began", "stopped": True}
+
+    def stop(self, words: list[str]) -> Reply:
+        self.stopped.set()
+        return dict(STOPPED)
+
+    def answers(self) -> dict[str, Any]:
+        return {"start": self.start, "stop": self.stop}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> LaunchPlan:
+    return make_plan(tmp_path / "run", 1, 1, 1)
+
+
+def failing_start(plan: LaunchPlan, done: launcher.Done | None = None) -> list[tuple[str, str]]:
+    with pytest.raises(HostError, match="hosts that had started were stopped again") as raised:
+        launcher.start(plan, "a: 1\n", {}, done)
+    return [(problem.where, problem.what) for problem in raised.value.problems]
+
+
+def test_a_start_tells_how_far_it_is(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = FakeHosts(monkeypatch, **{host.name: {"start": STARTED} for host in plan.hosts})
+    told: list[tuple[int, int]] = []
+    launcher.start(plan, "a: 1\n", {}, lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(words for _, words in hosts.asked) == [
+        ["start", plan.exp_dir, str(rank), plan.run_id] for rank in range(3)
+    ]
+    assert RunDir(Path(plan.exp_dir)).read_plan() == plan
+
+
+@pytest.mark.parametrize("reply", [{"ok": False, "message": "no space left"}, LOST])
+def test_one_failure_stops_the_others_at_once(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, reply: Reply
+) -> None:
+    hosts = FakeHosts(
+        monkeypatch,
+        node0=Waiting().answers(),
+        node1={"start": reply, "stop": reply if "unreachable" in reply else STOPPED},
+        node2=Waiting().answers(),
+    )
+    began, told = time.monotonic(), []
+    # What the others were stopped for is no cause; and who cannot be reached is told once.
+    assert failing_start(plan, lambda done, total: told.append(done)) == [("node1", reply["message"])]
+    assert time.monotonic() - began < 5
+    assert told == []
+    for host in plan.hosts:
+        assert hosts.verbs(host.name) == ["start", "stop"]
+
+
+def test_every_real_cause_is_told_in_the_order_of_the_hosts(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = threading.Event()
+
+    def late(words: list[str]) -> Reply:
+        assert second.wait(10)
+        return {"ok": False, "message": "no such engine"}
+
+    def early(words: list[str]) -> Reply:
+        return {"ok": False, "message": "no such directory"}
+
+    def stop(words: list[str]) -> Reply:
+        second.set()
+        return dict(STOPPED)
+
+    stuck: Reply = {"ok": False, "ended": True, "message": "cannot be ended: 7 (python)"}
+    FakeHosts(
+        monkeypatch,
+        node0={"start": late, "stop": stop},
+        node1={"start": STARTED, "stop": stuck},
+        node2={"start": early, "stop": STOPPED},
+    )
+    assert failing_start(plan) == [
+        ("node0", "no such engine"),
+        ("node2", "no such directory"),
+        ("node1", "could not be stopped again: cannot be ended: 7 (python)"),
+    ]
+
+
+def test_ctrl_c_stops_them_all(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"node0": {"start": STARTED, "stop": STOPPED}, "node2": {"start": STARTED, "stop": STOPPED}}
+    hosts = FakeHosts(monkeypatch, node1=Waiting().answers(), **answers)
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launcher.start(plan, "a: 1\n", {}, interrupted)
+    assert all(hosts.verbs(host.name)[-1] == "stop" for host in plan.hosts)
+
+
+def test_hosts_that_share_the_run_directory_find_their_secrets_there(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, str]] = []
+
+    def start(words: list[str]) -> Reply:
+        path = RunDir(Path(words[1])).secrets(plan.node(int(words[2])).host)
+        found.append(json.loads(path.read_text()))
+        return dict(STARTED)
+
+    FakeHosts(monkeypatch, **{host.name: {"start": start} for host in plan.hosts})
+    launcher.start(plan, "a: 1\n", {"API_KEY": "geheim"})
+    assert found[0]["API_KEY"] == "geheim"
+    assert len({secrets[CHANNEL_SECRET] for secrets in found}) == 1
+    assert len(found[0][CHANNEL_SECRET]) == 64
+    left = [path.read_text() for path in Path(plan.exp_dir).rglob("*") if path.is_file()]
+    assert not [text for text in left if "geheim" in text or found[0][CHANNEL_SECRET] in text]
+
+
+def test_a_host_that_does_not_see_the_run_directory_is_sent_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "run"
+    plan = make_plan(here, 1, 1, no_shared_fs=True, host_paths={"node1": {str(tmp_path): "/there"}})
+    answers: dict[str, Any] = {"vacant": STARTED, "put": STARTED, "start": STARTED}
+    hosts = FakeHosts(monkeypatch, node0=answers, node1=answers)
+    launcher.start(plan, "a: 1\n", {"API_KEY": "geheim"})
+    assert hosts.verbs("node1") == ["vacant", *["put"] * 4, "start"]
+    (vacant, *puts, start) = (words for name, words in hosts.asked if name == "node1")
+    assert (vacant[1:], start[1:]) == (["/there/run"], ["/there/run", "1", plan.run_id])
+    assert {words[1] for words in puts} == {"/there/run"}
+    sent = {words[2]: (words[3], words[4]) for words in puts}
+    assert {name: mode for name, (mode, _) in sent.items()} == {
+        "logs/pids/host_1_node1.secrets.json": "600",
+        "logs/scripts/host_1_node1_run.sh": "755",
+        "logs/scripts/host_1_node1_stop.sh": "755",
+        "plan.json": "644",
+    }
+    # Secrets come after the plan, without which no stop would find and remove them.
+    assert [words[2] for words in puts[-2:]] == ["plan.json", "logs/pids/host_1_node1.secrets.json"]
+    # The same for all: a host reads it with its own paths.
+    assert LaunchPlan.from_json(sent["plan.json"][1]) == plan
+    assert not RunDir(here).secrets(plan.hosts[1]).exists()
+    assert "/there/run" in sent["logs/scripts/host_1_node1_run.sh"][1]
+    assert [name for name, (_, text) in sent.items() if "geheim" in text] == [
+        "logs/pids/host_1_node1.secrets.json"
+    ]
+
+
+def test_a_host_that_is_not_vacant_is_sent_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(tmp_path, 1, 1, no_shared_fs=True)
+    busy: Reply = {"ok": False, "message": "run other-1 still runs"}
+    answers = {"vacant": STARTED, "put": STARTED, **Waiting().answers()}
+    hosts = FakeHosts(monkeypatch, node0=answers, node1={"vacant": busy, "stop": STOPPED})
+    assert failing_start(plan) == [("node1", "run other-1 still runs")]
+    assert hosts.verbs("node1") == ["vacant", "stop"]
+
+
+def test_a_host_that_was_lost_hinders_only_a_start_that_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = make_plan(tmp_path, 1, 1, run_id="earlier")
+    RunDir(tmp_path).write_launch(earlier, {}, "", {})
+    FakeHosts(monkeypatch, node0={"status": {"processes": 0}, "start": STARTED}, node1={"status": LOST})
+    with pytest.raises(FlagScaleError, match=r"a job still runs .* cannot be told \(node1: no answer from"):
+        launcher.refuse_if_running(RunDir(tmp_path), make_plan(tmp_path, 1, 1))
+    alone = make_plan(tmp_path, 1)
+    assert [host.name for host in alone.hosts] == ["localhost"]
+    launcher.refuse_if_running(RunDir(tmp_path), alone)
+
+
+def recorded(plan: LaunchPlan, *phases: Phase) -> None:
+    """Write the states that the hosts of a plan would have written."""
+    for host, phase in zip(plan.hosts, phases, strict=True):
+        HostState(plan.run_id, phase).write(RunDir(Path(plan.exp_dir)).state(host))
+
+
+def asked_for_status(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, first: Phase = "running"
+) -> list[str]:
+    """Ask for the status of hosts of which the first is in this phase; return who was asked."""
+    replies = {host.name: first if host.rank == 0 else "running" for host in plan.hosts}
+    hosts = FakeHosts(
+        monkeypatch,
+        **{
+            name: {"status": {"run_id": plan.run_id, "phase": told, "processes": 3}}
+            for name, told in replies.items()
+        },
+    )
+    found = launcher.status(plan)
+    assert [host.state.phase for host in found if host.state] == list(replies.values())
+    assert [host.processes for host in found] == [None if len(hosts.asked) == 1 else 3] * len(found)
+    return sorted({name for name, _ in hosts.asked})
+
+
+def test_the_first_host_vouches_for_all_that_run(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(plan, "running", "running", "running")
+    assert asked_for_status(plan, monkeypatch) == ["node0"]
+
+
+@pytest.mark.parametrize("phases", [("running", "starting", "running"), ("running", "running", "failed")])
+def test_all_are_asked_where_not_all_run(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, phases: tuple[Phase, ...]
+) -> None:
+    recorded(plan, *phases)
+    assert asked_for_status(plan, monkeypatch) == ["node0", "node1", "node2"]
+
+
+def test_all_are_asked_where_the_first_supervisor_is_gone(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(plan, "running", "running", "running")
+    assert asked_for_status(plan, monkeypatch, "failed") == ["node0", "node1", "node2"]
+
+
+def test_all_are_asked_where_their_states_lie_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path / "run", 1, 1, no_shared_fs=True)
+    recorded(plan, "running", "running")
+    assert asked_for_status(plan, monkeypatch) == ["node0", "node1"]
+
+
+def test_all_are_asked_where_one_was_left_out(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been cut off while it ran, and says so for ever."""
+    recorded(plan, "running", "running", "running")
+    state: Reply = {"run_id": plan.run_id, "phase": "running", "processes": 3}
+    first = {**state, "members": [0, 1]}
+    hosts = FakeHosts(monkeypatch, node0={"status": first}, node1={"status": state}, node2={"status": LOST})
+    assert [host.trouble for host in launcher.status(plan)] == ["", "", LOST["message"]]
+    assert hosts.verbs("node2") == ["status"]
+
+
+def test_hosts_may_wait_for_each_other_however_many_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path / "run", *[1] * 300)
+    together = threading.Barrier(300)
+
+    def begin(words: list[str]) -> Reply:
+        together.wait(30)
+        return dict(STARTED)
+
+    FakeHosts(monkeypatch, **{host.name: {"start": begin} for host in plan.hosts})
+    launcher.start(plan, "", {})
+
+
+def test_states_of_another_run_count_for_nothing(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(replace(plan, run_id="earlier"), "running", "running", "running")
+    assert asked_for_status(plan, monkeypatch) == ["node0", "node1", "node2"]

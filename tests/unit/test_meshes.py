@@ -1,0 +1,376 @@
+"""Heterogeneous layouts: what is read, what each rank gets, and one message for each that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from flagscale.config.locate import Locator
+from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
+from flagscale.engines.megatron import MEGATRON
+from flagscale.errors import UserError
+from flagscale.job import Host, Job
+from flagscale.parallel.mesh_keys import read
+from flagscale.parallel.meshes import AXES, EXPERT_AXES, Mesh, Meshes, Place, groups
+from tests.unit.conftest import TASK
+
+Build = Callable[..., Job]
+Refused = Callable[..., list[str]]
+
+FLAT = [2, 1, 1, 1, 1, 1, 1, 1, 2, 1]
+THREE = [2, 1, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 2, 1]
+
+
+def layout(**given: Any) -> Meshes:
+    found, wrong = read({f"hetero_{name}": value for name, value in given.items()}, 4)
+    assert found is not None, wrong
+    return found
+
+
+def test_both_forms_read_alike() -> None:
+    flat = layout(process_meshes=FLAT, pipeline_layer_split=[3, 1], device_types=["A800", "BI150"])
+    named = layout(
+        process_meshes=[{"type": "A800", "tp": 2, "layers": [3]}, {"type": "BI150", "dp": 2, "layers": [1]}]
+    )
+    assert flat == named
+    assert str(flat) == "tp2 | dp2"
+    assert Meshes.from_json(flat.to_json()) == flat
+    with pytest.raises(ValueError, match="not a layout"):
+        Meshes.from_json('{"meshes": [{"tp": 2}]}')
+
+
+def test_micro_batches_ahead() -> None:
+    """One for each stage after it, and the extra ones for each border between meshes after it."""
+    three = [{"pp": 2, "layers": [1, 1]}, {"layers": [1]}, {"layers": [1]}]
+    plain = layout(process_meshes=three, extra_micro_batches=0)
+    assert [plain.warm_up(stage) for stage in range(4)] == [3, 2, 1, 0]
+    assert [layout(process_meshes=three).warm_up(stage) for stage in range(4)] == [5, 4, 2, 0]
+    most = layout(process_meshes=three, extra_micro_batches=3)
+    assert [most.warm_up(stage) for stage in range(4)] == [9, 8, 4, 0]
+    assert Meshes.from_json(most.to_json()) == most
+
+
+def test_places_and_arguments() -> None:
+    meshes = layout(process_meshes=[1, 2, 1, 2, 1, 2, 1, 1, 1, 2], pipeline_layer_split=[2, 1, 1])
+    assert [list(meshes.ranks(number)) for number in (0, 1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert meshes.place(3) == Place(mesh=0, stage=0, tp=0, cp=1, dp=1)
+    assert meshes.place(6) == Place(mesh=1, stage=2, tp=0, cp=0, dp=0)
+    with pytest.raises(ValueError, match="no rank 8"):
+        meshes.place(8)
+    values = {"micro_batch_size": 2, "make_vocab_size_divisible_by": 128, "sequence_parallel": True}
+    assert meshes.arguments(values, 0) == {
+        "tensor_model_parallel_size": 1,
+        "context_parallel_size": 2,
+        "expert_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 3,
+        "pipeline_model_parallel_layout": "Ett|t|tL",
+        "sequence_parallel": False,
+        "make_vocab_size_divisible_by": 256,
+        "micro_batch_size": 2,
+    }
+    second = meshes.arguments(values, 1)
+    assert second["micro_batch_size"] == 4
+    assert second["make_vocab_size_divisible_by"] == 128
+    assert second["sequence_parallel"] is True
+    assert [meshes.engine_world_size(number) for number in (0, 1)] == [12, 6]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"hetero_pipeline_layer_split": [4, 2], "num_virtual_stages_per_pipeline_rank": 2},
+        {"hetero_pipeline_layer_split": [[2, 2], 2], "num_virtual_stages_per_pipeline_rank": 2},
+        {"hetero_pipeline_layer_split": [[2, 2], [1, 1]]},
+        {"hetero_process_meshes": [{"tp": 2, "layers": [[2, 2]]}, {"dp": 2, "layers": [2]}]},
+    ],
+)
+def test_chunks_of_an_interleaved_pipeline(given: dict[str, Any]) -> None:
+    meshes, wrong = read({"hetero_process_meshes": FLAT, **given}, 6)
+    assert meshes is not None, wrong
+    assert [mesh.layers for mesh in meshes.meshes] == [((2, 2),), ((1, 1),)]
+    assert meshes.chunks == 2
+    assert meshes.pipeline_layout == "Ett|t|tt|tL"
+    assert [(source.index, target.index) for source, target in meshes.borders] == [(0, 1), (1, 0)]
+    assert Meshes.from_json(meshes.to_json()) == meshes
+
+
+def test_chunks_of_so_many_layers() -> None:
+    given = {"hetero_process_meshes": FLAT, "num_layers_per_virtual_pipeline_stage": 2}
+    meshes, wrong = read(given, 8)
+    assert meshes is not None, wrong
+    assert [mesh.layers for mesh in meshes.meshes] == [((2, 2),), ((2, 2),)]
+
+
+def test_the_picture_of_an_interleaved_pipeline(build: Build) -> None:
+    split = {"hetero_pipeline_layer_split": [[2, 1], 2], "num_virtual_stages_per_pipeline_rank": 2}
+    job = build({"hetero_process_meshes": FLAT, **split, "num_layers": 5}, ranks=4)
+    assert not [word for word in job.role.argv if "virtual" in word], "the layout says it"
+    lines = job.picture.splitlines()
+    assert "  0     any   0-1    2   1   1   1   1   2/1     2" in lines
+    assert lines[-5:] == [
+        "  stage 0  mesh 0  2/1 layers  [0 1]",
+        "           0 > 2, 1 > 3",
+        "  stage 1  mesh 1  1/1 layers  [2] [3]",
+        "           2 > 0 1, 3 > 0 1",
+        "  from the last stage on to the next of 2 chunks in the first",
+    ]
+
+
+def test_groups_are_those_of_megatron() -> None:
+    sizes = dict(zip(AXES, (2, 1, 2, 2), strict=True))
+    assert list(groups(10, sizes, ["tp"])) == [(10, 11), (12, 13), (14, 15), (16, 17)]
+    assert list(groups(0, sizes, ["cp", "dp"])) == [(0, 2), (1, 3), (4, 6), (5, 7)]
+    experts = dict(zip(EXPERT_AXES, (1, 2, 2, 1), strict=True))
+    assert list(groups(4, experts, ["ep"])) == [(4, 5), (6, 7)]
+    assert list(groups(4, experts, ["edp"])) == [(4, 6), (5, 7)]
+
+
+def test_the_job(build: Build) -> None:
+    job = build({"hetero": {"enable_hetero": True, "hetero_process_meshes": THREE}, "num_layers": 6}, ranks=8)
+    assert job.layout == "tp2 | tp2 x dp2 | dp2"
+    argv = job.role.argv
+    sent = Meshes.from_json(argv[argv.index("--hetero-layout") + 1])
+    assert [mesh.layers for mesh in sent.meshes] == [((2,),), ((2,),), ((2,),)]
+    assert not [word for word in argv if word.startswith("--hetero-process")]
+    assert "  1     any   2-5    2   1   1   2   1   2       1" in job.picture.splitlines()
+    assert "           0 > 2 4, 1 > 3 5" in job.picture.splitlines()
+
+
+def test_switched_off_the_keys_mean_nothing(build: Build) -> None:
+    job = build({"enable_hetero": False, "hetero_process_meshes": FLAT, "hetero_current_device_type": "A"})
+    assert job.layout == "one rank"
+    assert job.picture == ""
+    assert len(job.notices) == 2
+    assert all("heterogeneous meshes are off" in notice for notice in job.notices)
+
+
+def test_what_is_not_read_is_told(build: Build) -> None:
+    changes = {
+        "hetero_process_meshes": FLAT,
+        "hetero_current_device_type": "A800",
+        "tensor_model_parallel_size": 2,
+        "pipeline_model_parallel_size": 2,
+    }
+    job = build(changes, ranks=4)
+    assert len(job.notices) == 2
+    assert "the hostfile tells the type" in job.notices[0]
+    assert "not read, `hetero_process_meshes` says it" in job.notices[1]
+
+
+def on_hosts(types: list[str], changes: dict[str, Any]) -> Job:
+    experiment = Experiment(
+        name="demo",
+        exp_dir="/run",
+        task=Task(backend="megatron", entrypoint="megatron.flagscale.train_gpt"),
+        runner=Runner(),
+        envs=Environment(),
+        cmds=Commands(),
+        arguments={**TASK, **changes},
+    )
+    hosts = tuple(Host(rank, f"h{rank}", 2, kind) for rank, kind in enumerate(types))
+    return MEGATRON.build(experiment, hosts, Locator())
+
+
+TYPED = {"hetero_process_meshes": FLAT, "hetero_device_types": ["A800", "H800"]}
+
+
+def test_the_hostfile_gives_types() -> None:
+    assert on_hosts(["A800", "H800"], TYPED).world_size == 4
+    with pytest.raises(
+        UserError, match="mesh 0 is for type A800, but ranks 0 to 1 include hosts of type H800"
+    ):
+        on_hosts(["H800", "A800"], TYPED)
+    with pytest.raises(UserError, match="cannot hold ranks on host processors"):
+        on_hosts(["cpu", "H800"], {"hetero_process_meshes": FLAT})
+
+
+MOE = {"num_experts": 4, "moe_ffn_hidden_size": 64, "disable_bias_linear": True}
+
+WRONG: list[tuple[int, dict[str, Any], str]] = [
+    (4, {"hetero_process_meshes": None, "enable_hetero": True}, "`hetero_process_meshes` is required"),
+    (4, {"hetero_process_meshes": []}, "`hetero_process_meshes` is required"),
+    (4, {"enable_hetero": "yes"}, "`enable_hetero` is a switch: true or false, not 'yes'"),
+    (4, {"hetero_use_cpu_communication": 1}, "`hetero_use_cpu_communication` is a switch"),
+    (
+        4,
+        {"dataloader_type": "cyclic"},
+        "takes other samples for each dp, and meshes that read data have dp 1",
+    ),
+    (4, {"full_validation": True}, "`full_validation` takes other samples for each dp"),
+    (4, {"tp_comm_overlap": True, "sequence_parallel": True}, "cuts its buffers by one tp"),
+    (4, {"cuda_graph_impl": "transformer_engine"}, "captured in the order of a pipeline in one group"),
+    (4, {"use_mp_args_from_checkpoint_args": True}, "would give all meshes the degrees of the first rank"),
+    (4, {"pipeline_model_parallel_comm_backend": "ucc"}, "which does not read it"),
+    (4, {"create_all_gather_group": True}, "which does not read it"),
+    (
+        4,
+        {"optimizer": "muon", "use_distributed_optimizer": True},
+        "whose gradient norm sums over one mesh only: use adam or sgd",
+    ),
+    (4, {"optimizer": "dist_muon"}, "whose gradient norm sums over one mesh only: use adam or sgd"),
+    (4, {"hetero_extra_micro_batches": -1}, "`hetero_extra_micro_batches` is a whole number of at least 0"),
+    (4, {"hetero_extra_micro_batches": True}, "`hetero_extra_micro_batches` is a whole number of at least 0"),
+    (
+        4,
+        {"hetero_extra_micro_batches": 1, "num_virtual_stages_per_pipeline_rank": 2},
+        "an interleaved pipeline has its own order and takes no `hetero_extra_micro_batches`",
+    ),
+    (4, {"hetero_process_meshes": FLAT[:-1]}, "has 9 numbers, no multiple of 5"),
+    (4, {"hetero_process_meshes": [2, 1, 1, 1, 0, *FLAT[5:]]}, "; 0 is none"),
+    (4, {"hetero_process_meshes": [2, 1, 1, 1, 1.5, *FLAT[5:]]}, "; 1.5 is none"),
+    (4, {"hetero_process_meshes": [{"tp": 2}, 3]}, "is none"),
+    (4, {"hetero_process_meshes": [{"tp": 2}, {"ddp": 2}]}, "mesh 1: unknown name `ddp`; valid: tp, cp"),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 0}, {"dp": 2}]},
+        "mesh 0: `tp` is a whole number of at least 1, not 0",
+    ),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "layers": 3}, {}]},
+        "mesh 0: `layers` is a list of whole numbers",
+    ),
+    (4, {"hetero_process_meshes": [{"tp": 2, "type": 3}, {}]}, "mesh 0: `type` is a name of the hostfile"),
+    (4, {"hetero_process_meshes": [{"tp": 2, "sp": "on"}, {}]}, "`sp` (sequence parallel) is true or false"),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "layers": [3]}, {"dp": 2}]},
+        "mesh 1: `layers` has 0 numbers for 1",
+    ),
+    (4, {"hetero_process_meshes": FLAT[:5] * 1}, "one mesh is an ordinary layout"),
+    (8, {}, "the meshes have 2 + 2 = 4 ranks, the job has 8"),
+    (4, {"num_layers": 5}, "num_layers 5 cannot be shared out evenly between 2 stages"),
+    (4, {"hetero_pipeline_layer_split": [2, 1]}, "the stages have 2+1 = 3 layers, num_layers is 4"),
+    (4, {"hetero_pipeline_layer_split": [2, 1, 1]}, "has 3 numbers for 2 stages"),
+    (4, {"hetero_pipeline_layer_split": [4, 0]}, "(or a list of them, one a model chunk), not [4, 0]"),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "layers": [2]}, {"dp": 2, "layers": [2]}]}
+        | {"hetero_pipeline_layer_split": [2, 2]},
+        "give the layers in `hetero_pipeline_layer_split` or in `hetero_process_meshes`, not in both",
+    ),
+    (4, {"hetero_device_types": ["A800"]}, "names 1 types for 2 meshes"),
+    (4, {"hetero_device_types": "A800"}, "is a list of names, one a mesh, not 'A800'"),
+    (4, {"pipeline_model_parallel_size": 3}, "3 is not the sum of all meshes' pp (1 + 1 = 2)"),
+    (
+        4,
+        {"micro_batch_size": 1},
+        "micro_batch_size 1 x dp 1 of mesh 0 = 1 samples a step, no multiple of dp 2",
+    ),
+    (4, {"global_batch_size": 7}, "global_batch_size 7 must be a multiple of 2"),
+    (
+        9,
+        {"hetero_process_meshes": [8, 1, 1, 1, 1, 1, 1, 1, 1, 1]},
+        "num_attention_heads 4 must be a multiple of 8",
+    ),
+    (
+        4,
+        {"hetero_process_meshes": [1, 1, 1, 2, 1, 1, 2, 1, 1, 1], "seq_length": 62},
+        "must be a multiple of 4",
+    ),
+    (
+        4,
+        {"hetero_process_meshes": [1, 1, 2, 2, 1, 1, 1, 1, 2, 1]},
+        "expert_model_parallel_size > 1 needs num_exp",
+    ),
+    (
+        4,
+        {"hetero_process_meshes": [1, 1, 3, 2, 1, 1, 1, 1, 2, 1]} | MOE,
+        "num_experts 4 must be a multiple of 3",
+    ),
+    (4, {"num_virtual_stages_per_pipeline_rank": 0}, "is a whole number of at least 1, not 0"),
+    (4, {"num_virtual_stages_per_pipeline_rank": "two"}, "is a whole number of at least 1, not 'two'"),
+    (
+        4,
+        {"num_virtual_stages_per_pipeline_rank": 2, "num_layers_per_virtual_pipeline_stage": 1},
+        "num_layers_per_virtual_pipeline_stage exclude each other",
+    ),
+    (
+        4,
+        {"num_virtual_stages_per_pipeline_rank": 3},
+        "stage 0: 2 layers cannot be shared out between 3 model",
+    ),
+    (
+        4,
+        {"num_layers_per_virtual_pipeline_stage": 1, "hetero_pipeline_layer_split": [3, 1]},
+        "all stages have equally many model chunks, not 1 and 3",
+    ),
+    (
+        4,
+        {"num_layers_per_virtual_pipeline_stage": 2, "hetero_pipeline_layer_split": [3, 3], "num_layers": 6},
+        "stage 0: 3 layers cannot be shared out between 1 model chunks",
+    ),
+    (
+        4,
+        {"hetero_pipeline_layer_split": [[1, 1], [1, 1]], "num_virtual_stages_per_pipeline_rank": 3},
+        "all stages have equally many model chunks, not 2 and 3",
+    ),
+    (
+        4,
+        {"hetero_pipeline_layer_split": [[1, 1], [2]]},
+        "all stages have equally many model chunks, not 1 and 2",
+    ),
+    (
+        4,
+        {"hetero_pipeline_layer_split": [[2, 0], [1, 1]]},
+        "(or a list of them, one a model chunk), not [[2, 0]",
+    ),
+    (
+        4,
+        {"num_virtual_stages_per_pipeline_rank": 2, "global_batch_size": 6},
+        "an interleaved pipeline needs a multiple of 2 micro-batches a step, not 3",
+    ),
+    (
+        4,
+        {"num_virtual_stages_per_pipeline_rank": 2, "microbatch_group_size_per_virtual_pipeline_stage": 3}
+        | {"global_batch_size": 8},
+        "an interleaved pipeline needs a multiple of 3 micro-batches a step, not 4",
+    ),
+    (
+        4,
+        {"num_virtual_stages_per_pipeline_rank": 2, "overlap_p2p_comm": False},
+        "an interleaved pipeline of 2 stages needs overlap_p2p_comm: true",
+    ),
+    (4, {"overlap_moe_expert_parallel_comm": True}, "its schedule is not built for meshes"),
+    (4, {"pipeline_model_parallel_layout": "Et|tttL"}, "the layers of stages are given by `hetero_pipe"),
+    (4, {"decoder_first_pipeline_num_layers": 1}, "the layers of stages are given by"),
+    (4, {"ckpt_format": "torch"}, "needs `ckpt_format: torch_dist`"),
+    (4, {"log_num_zeros_in_grad": True}, "it sums over one mesh only"),
+    (4, {"mtp_num_layers": 1}, "multi-token prediction"),
+    (4, {"use_tp_pp_dp_mapping": True}, "made by FlagScale, which does not read it"),
+    (4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, "tied embeddings on two meshes"),
+]
+
+
+@pytest.mark.parametrize(("ranks", "changes", "message"), WRONG)
+def test_wrong_layouts(refused: Refused, ranks: int, changes: dict[str, Any], message: str) -> None:
+    told = refused({"hetero_process_meshes": FLAT, **changes}, ranks=ranks)
+    assert [line for line in told if message in line], told
+    assert len(told) == 1 or message in " ".join(told)
+
+
+def test_all_mistakes_at_once(refused: Refused) -> None:
+    told = refused(
+        {"hetero_process_meshes": FLAT, "log_params_norm": True, "hetero_pipeline_layer_split": [1, 1]},
+        ranks=8,
+    )
+    assert len(told) == 3, told
+
+
+def test_the_argument_of_workers_is_not_for_users(refused: Refused) -> None:
+    (told,) = refused({"hetero_layout": "{}"})
+    assert "write `hetero_process_meshes`" in told
+
+
+def test_a_rule_that_every_mesh_breaks_is_told_once(refused: Refused) -> None:
+    told = refused(
+        {"hetero_process_meshes": FLAT, "num_query_groups": 3, "group_query_attention": True}, ranks=4
+    )
+    assert told[0] == "train.num_query_groups: num_query_groups 3 must divide num_attention_heads 4"
+
+
+def test_one_mesh_alone() -> None:
+    assert Mesh().ranks == 1
+    assert str(Mesh()) == "1 rank"

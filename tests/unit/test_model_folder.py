@@ -1,0 +1,91 @@
+"""A model folder is judged without loading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flagscale.inputs.model_folder import folder_findings, is_path, problems
+
+Write = Callable[..., Path]
+
+
+def test_a_sound_folder(tmp_path: Path, write_model: Write) -> None:
+    assert list(problems(write_model(tmp_path / "m"))) == []
+
+
+def test_what_is_missing_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    told = "\n".join(problems(tmp_path / "m"))
+    assert "no config.json" in told
+    assert "holds no weights" in told
+    assert "holds no tokenizer" in told
+    assert list(problems(tmp_path / "m", weights=False, tokenizer=False)) == [
+        f"{tmp_path / 'm'}: is no model folder (no config.json)"
+    ]
+    assert list(problems(tmp_path / "absent")) == [
+        f"{tmp_path / 'absent'}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 20, 75])
+def test_a_truncated_shard(tmp_path: Path, write_model: Write, cut: int) -> None:
+    shard = write_model(tmp_path / "m") / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-cut])
+    (told,) = problems(tmp_path / "m")
+    assert told.startswith(str(shard))
+
+
+def test_a_shard_that_is_something_else(tmp_path: Path, write_model: Write) -> None:
+    shard = write_model(tmp_path / "m") / "model.safetensors"
+    shard.write_bytes((5).to_bytes(8, "little") + b"[1,2]")
+    assert list(problems(tmp_path / "m")) == [f"{shard}: its header cannot be read"]
+
+
+def test_a_shard_that_the_index_names_and_is_not_there(tmp_path: Path, write_model: Write) -> None:
+    folder = write_model(tmp_path / "m")
+    names = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert list(problems(folder)) == [f"{folder}: the shard model-2.safetensors and 1 more is missing"]
+    (folder / "model.safetensors.index.json").write_text("{")
+    assert "cannot be read" in next(problems(folder))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_config_that_is_none(tmp_path: Path, write_model: Write, text: str) -> None:
+    (write_model(tmp_path / "m") / "config.json").write_text(text)
+    (told,) = problems(tmp_path / "m")
+    assert "config.json" in told
+
+
+def test_names_on_a_hub_are_not_looked_for() -> None:
+    assert not is_path("owner/name")
+    assert not is_path("s3://bucket/a/b")
+    assert list(folder_findings({"model": "owner/name"})) == []
+    assert [dest for dest, _ in folder_findings({"model": "./absent", "tokenizer": "/absent"})] == [
+        "model",
+        "tokenizer",
+    ]
+
+
+def test_what_the_engine_would_not_find(tmp_path: Path, write_model: Write) -> None:
+    assert [dest for dest, _ in folder_findings({"model": "~/m"})] == ["model"]
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "absent")
+    assert list(problems(folder)) == [f"{folder / 'model.safetensors'}: No such file or directory"]
+
+
+def test_mistral_s_own_form(tmp_path: Path, write_model: Write) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "config.json").rename(folder / "params.json")
+    assert list(problems(folder)) == []
+
+
+def test_paths_are_relative_to_the_job(tmp_path: Path, write_model: Write) -> None:
+    write_model(tmp_path / "here" / "m")
+    assert list(folder_findings({"model": "./m"}, tmp_path / "here")) == []
+    assert list(folder_findings({"model": "./m"}, tmp_path)) != []

@@ -1,0 +1,251 @@
+"""What hosts answer before a start, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale import preflight as preflight_module
+from flagscale.errors import HostError
+from flagscale.job import Host, Meeting
+from flagscale.node.state import Reply
+from flagscale.preflight import Outcome, Survey, ask_hosts, preflight, require_ready
+from tests.unit.plans import GOOD, FakeHosts, make_experiment, make_job, make_plan
+
+NAMES = ("127.0.0.11", "127.0.0.12")
+"""Addresses: nothing is looked up."""
+ADDRESSES = dict(enumerate(NAMES))
+
+
+def good(**changes: Any) -> Callable[[list[str]], Reply]:
+    """A host that answers a probe; `ports` are those it is asked for unless it says otherwise."""
+
+    def answer(words: list[str]) -> Reply:
+        asked = json.loads(words[1])
+        ports = {"ports": asked["ports"], "taken": []} if asked["address"] else {}
+        return {**GOOD, "time": time.time(), **ports, **changes}
+
+    return answer
+
+
+class Cluster:
+    """Two hosts, ready for anything unless they are told otherwise."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, exp_dir: Path, names: tuple[str, ...] = NAMES
+    ) -> None:
+        self.hosts = FakeHosts(monkeypatch, **{name: {"probe": good()} for name in names})
+        hosts = tuple(Host(rank, name, 4, "nvidia") for rank, name in enumerate(names))
+        self.job = replace(make_job(*[4] * len(names)), hosts=hosts, inputs={"data_path": ["/d"]})
+        self.exp_dir = exp_dir
+
+    def arguments(self, **runner: Any) -> tuple[Any, ...]:
+        plan = make_plan(self.exp_dir, job=self.job, **runner)
+        return make_experiment(self.exp_dir, **runner), self.job, plan, ("engine-package",)
+
+    def answer(self, name: str, **changes: Any) -> None:
+        self.hosts.answers[name]["probe"] = good(**changes)
+
+    def survey(self, **runner: Any) -> Survey:
+        return ask_hosts(*self.arguments(**runner))
+
+    def bad(self, **runner: Any) -> list[Outcome]:
+        return [outcome for outcome in self.survey(**runner).outcomes if not outcome.ok]
+
+    def question(self, name: str) -> dict[str, Any]:
+        words = next(words for host, words in self.hosts.asked if host == name)
+        return dict(json.loads(words[1]))
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
+    return Cluster(monkeypatch, tmp_path / "run")
+
+
+def test_good_hosts_and_where_they_meet(cluster: Cluster) -> None:
+    survey = cluster.survey()
+    assert all(outcome.ok for outcome in survey.outcomes)
+    assert [outcome.text for outcome in survey.outcomes if outcome.host == NAMES[0]] == [
+        "engine-package 1.2.3 (wanted 1.2.3)",
+        "8 nvidia devices for 4 ranks",
+        "1024 GiB free in /r",
+    ]
+    assert survey.meeting == Meeting(NAMES[0], 29500, 29501, ADDRESSES)
+    first, second = (cluster.question(name) for name in NAMES)
+    assert (first["address"], first["ports"]) == (NAMES[0], [29500, 29501])
+    assert second["address"] == ""
+    assert first["inputs"] == second["inputs"] == {"data_path": ["/d"]}
+    assert require_ready(*cluster.arguments()) == survey.meeting
+
+
+def test_the_first_host_chooses_other_ports(cluster: Cluster) -> None:
+    cluster.answer(NAMES[0], ports=[20000, 29501], taken=[29500])
+    survey = cluster.survey()
+    assert survey.meeting == Meeting(NAMES[0], 20000, 29501, ADDRESSES)
+    assert all(outcome.ok for outcome in survey.outcomes)
+
+
+def test_a_port_that_was_named_must_be_free(cluster: Cluster) -> None:
+    assert cluster.survey(master_port=7000).meeting == Meeting(NAMES[0], 7000, 29501, ADDRESSES)
+    assert cluster.survey(master_port=29501).meeting == Meeting(NAMES[0], 29501, 29502, ADDRESSES)
+    cluster.answer(NAMES[0], ports=[20000, 29501], taken=[7000])
+    (outcome,) = cluster.bad(master_port=7000)
+    assert outcome.host == NAMES[0]
+    assert outcome.text.startswith("port 7000 is taken (experiment.runner.master_port)")
+    assert cluster.survey(master_port=7000).meeting is None
+    with pytest.raises(HostError, match="port 7000 is taken"):
+        require_ready(*cluster.arguments(master_port=7000))
+    # Of the supervisors' port nobody said anything.
+    cluster.answer(NAMES[0], ports=[7000, 20000], taken=[29501])
+    assert cluster.survey(master_port=7000).meeting == Meeting(NAMES[0], 7000, 20000, ADDRESSES)
+
+
+def test_an_address_that_is_not_the_first_hosts(cluster: Cluster) -> None:
+    cluster.answer(NAMES[0], no_address="10.9.9.9: Cannot assign requested address")
+    (outcome,) = cluster.bad(master_addr="10.9.9.9")
+    assert cluster.question(NAMES[0])["address"] == "10.9.9.9"
+    assert (outcome.host, outcome.is_advice) == (NAMES[0], False)
+    assert outcome.text.startswith("10.9.9.9: Cannot assign requested address")
+    assert "experiment.runner.master_addr" in outcome.text
+
+
+@pytest.mark.parametrize("seconds", [-100, 100])
+def test_a_clock_that_is_off_is_advice(cluster: Cluster, seconds: int) -> None:
+    cluster.answer(NAMES[1], time=time.time() + seconds)
+    (outcome,) = cluster.bad()
+    assert (outcome.host, outcome.is_advice) == (NAMES[1], True)
+    assert outcome.text in (f"its clock is {abs(seconds) + off} s off" for off in (-1, 0, 1))
+    assert require_ready(*cluster.arguments()) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_advice", "text"),
+    [
+        ({"engine": "1.2.2"}, False, "engine-package 1.2.2 (wanted 1.2.3)"),
+        ({"engine": ""}, False, "engine-package is not installed (wanted 1.2.3)"),
+        ({"devices": 3}, False, "3 nvidia devices for 4 ranks"),
+        ({"busy": 2}, True, "2 processes of somebody use its nvidia devices"),
+        ({"writable": False}, False, "1024 GiB free in /r, not writable"),
+        ({"disk_free": 2**30}, True, "only 1 GiB free in /r"),
+        ({"sees_mark": False}, False, "it does not see the run directory's file system"),
+        ({"wrong_inputs": ["no data file /d.bin"]}, False, "no data file /d.bin"),
+    ],
+)
+def test_one_thing_wrong(cluster: Cluster, changes: dict[str, Any], is_advice: bool, text: str) -> None:
+    cluster.answer(NAMES[1], **changes)
+    (outcome,) = cluster.bad()
+    assert (outcome.host, outcome.is_advice) == (NAMES[1], is_advice)
+    assert outcome.text.startswith(text)
+    if is_advice:
+        assert require_ready(*cluster.arguments()) is not None
+    else:
+        with pytest.raises(HostError) as raised:
+            require_ready(*cluster.arguments())
+        assert [problem.where for problem in raised.value.problems] == [NAMES[1]]
+
+
+def test_every_host_has_its_reason(cluster: Cluster) -> None:
+    other = "FlagScale 9.9 is there, 1.0 is here"
+    cluster.hosts.answers[NAMES[0]]["probe"] = {"ok": False, "message": other, "unreachable": True}
+    cluster.answer(NAMES[1], devices=0, engine="", wrong_inputs=["one", "two"])
+    with pytest.raises(HostError) as raised:
+        require_ready(*cluster.arguments())
+    told = [(problem.where, problem.what) for problem in raised.value.problems]
+    assert told[0] == (NAMES[0], other)
+    assert [where for where, _ in told] == [NAMES[0], *[NAMES[1]] * 4]
+
+
+def test_the_mark_is_there_while_the_hosts_look_for_it(cluster: Cluster, tmp_path: Path) -> None:
+    def look(words: list[str]) -> Reply:
+        mark = json.loads(words[1])["mark"]
+        return good(sees_mark=Path(mark).is_file() and Path(mark).parent == tmp_path)(words)
+
+    for name in NAMES:
+        cluster.hosts.answers[name]["probe"] = look
+    assert cluster.bad() == []
+    assert list(tmp_path.iterdir()) == []
+    # Where nothing is shared there is nothing to look for.
+    assert cluster.survey(no_shared_fs=True)
+    assert json.loads(cluster.hosts.asked[-1][1][1])["mark"] == ""
+
+
+def test_a_directory_in_which_no_mark_can_be_made(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def read_only(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(preflight_module.Path, "touch", read_only)
+    assert cluster.bad() == []
+    assert cluster.question(NAMES[0])["mark"] == ""
+    # What fails within is not about the mark.
+    cluster.hosts.answers[NAMES[0]]["probe"] = lambda words: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        cluster.survey()
+
+
+def test_one_host_needs_no_meeting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    alone = Cluster(monkeypatch, tmp_path, ("localhost",))
+    assert alone.survey().meeting is None
+    assert (alone.question("localhost")["address"], alone.question("localhost")["mark"]) == ("", "")
+    alone.answer("localhost", taken=[7000], ports=[20000])
+    (outcome,) = alone.bad(master_port=7000)
+    assert outcome.text.startswith("port 7000 is taken")
+
+
+def test_who_reaches_whom(cluster: Cluster) -> None:
+    answers = cluster.hosts.answers
+    for name, ports, reasons in (
+        (NAMES[0], [29500, 29501], ["", "", "no answer within 3 s"]),
+        (NAMES[1], [4000], ["", "", ""]),
+    ):
+        answers[name] |= {"listen": {"ports": ports}, "reach": {"reasons": reasons}}
+    told = [(outcome.ok, outcome.host, outcome.text) for outcome in preflight(*cluster.arguments())]
+    assert told[0] == (True, "configuration", "8 ranks, tp2 x dp2, megatron 1.2.3")
+    assert told[-2:] == [
+        (False, NAMES[0], f"does not reach {NAMES[1]} ({NAMES[1]} port 4000): no answer within 3 s"),
+        (True, NAMES[1], "reaches all 2 hosts"),
+    ]
+    asked = [words for host, words in cluster.hosts.asked if host == NAMES[1] and words[0] != "probe"]
+    assert [words[0] for words in asked] == ["listen", "reach"]
+    places = [[NAMES[0], 29500], [NAMES[0], 29501], [NAMES[1], 4000]]
+    assert (asked[0][1:3], json.loads(asked[1][1])) == ([NAMES[1], "[0]"], places)
+    # At the first host that is to the ports where the job will meet.
+    (first,) = (words for host, words in cluster.hosts.asked if host == NAMES[0] and words[0] == "listen")
+    assert first[1:3] == [NAMES[0], "[29500, 29501]"]
+
+
+def test_hosts_are_reached_where_the_job_will_meet(cluster: Cluster) -> None:
+    cluster.answer(NAMES[0], ports=[7000, 29501], taken=[])
+    for name in NAMES:
+        cluster.hosts.answers[name] |= {"listen": {"ports": [1]}, "reach": {"reasons": ["", ""]}}
+    preflight(*cluster.arguments(master_addr="10.9.9.9", master_port=7000))
+    (first,) = (words for host, words in cluster.hosts.asked if host == NAMES[0] and words[0] == "listen")
+    assert first[1:3] == ["10.9.9.9", "[7000, 29501]"]
+
+
+def test_a_host_that_cannot_listen_or_is_lost_meanwhile(cluster: Cluster) -> None:
+    lost = {"ok": False, "message": "the connection was lost"}
+    cluster.hosts.answers[NAMES[0]] |= {"listen": {"ports": [4000]}, "reach": lost}
+    cluster.hosts.answers[NAMES[1]] |= {
+        "listen": {"ok": False, "message": "cannot listen: no such address"},
+        "reach": {"reasons": [""]},
+    }
+    told = [(outcome.ok, outcome.host, outcome.text) for outcome in preflight(*cluster.arguments())]
+    assert told[-3:] == [
+        (False, NAMES[1], f"cannot listen on {NAMES[1]}: cannot listen: no such address"),
+        (False, NAMES[0], f"does not reach {NAMES[0]} ({NAMES[0]} port 4000): the connection was lost"),
+        (True, NAMES[1], "reaches all 1 hosts"),
+    ]
+
+
+def test_hosts_that_are_not_ready_are_not_asked_for_more(cluster: Cluster) -> None:
+    cluster.answer(NAMES[1], engine="")
+    assert [outcome.ok for outcome in preflight(*cluster.arguments())].count(False) == 1
+    assert {words[0] for _, words in cluster.hosts.asked} == {"probe"}

@@ -1,0 +1,72 @@
+"""With how many hosts a job may go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.config.locate import Locator
+from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
+from flagscale.engines.megatron import MEGATRON
+from flagscale.errors import UserError
+from flagscale.job import Host
+from flagscale.prepare import _fewer_hosts
+from tests.unit.conftest import TASK
+
+
+def fewer(nnodes: object, slots: tuple[int, ...] = (2, 2, 2, 2), **changes: Any) -> tuple[int, ...]:
+    experiment = Experiment(
+        name="demo",
+        exp_dir=Path("/r"),
+        task=Task(backend="megatron", entrypoint="megatron.flagscale.train_gpt"),
+        runner=Runner(nnodes=nnodes),  # type: ignore[arg-type]
+        envs=Environment(),
+        cmds=Commands(),
+        arguments={**TASK, **changes},
+    )
+    hosts = tuple(Host(rank, f"node{rank}", count, "nvidia") for rank, count in enumerate(slots))
+    job = MEGATRON.build(experiment, hosts, Locator())
+    return _fewer_hosts(experiment, MEGATRON, job, Locator())
+
+
+@pytest.mark.parametrize("nnodes", [None, 4, "4", "4:4"])
+def test_one_number_of_hosts_means_all_of_them(nnodes: object) -> None:
+    assert fewer(nnodes) == ()
+    # Then the hosts may differ.
+    assert fewer(nnodes, slots=(4, 2, 1, 1)) == ()
+
+
+@pytest.mark.parametrize(
+    ("nnodes", "changes", "expected"),
+    [
+        # A global batch of 16 by micro-batches of 2 does not divide by 6 ranks.
+        ("1:4", {}, (2, 1)),
+        ("2:4", {}, (2,)),
+        ("1:4", {"global_batch_size": 48}, (3, 2, 1)),
+        ("1:4", {"tensor_model_parallel_size": 4}, (2,)),
+        ("1:4", {"pipeline_model_parallel_size": 2, "global_batch_size": 48}, (3, 2, 1)),
+    ],
+)
+def test_the_degrees_have_to_fit(nnodes: str, changes: dict[str, Any], expected: tuple[int, ...]) -> None:
+    assert fewer(nnodes, **changes) == expected
+
+
+def refusal(*args: Any, **changes: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        fewer(*args, **changes)
+    (problem,) = raised.value.problems
+    assert problem.where == "experiment.runner.nnodes"
+    return problem.what
+
+
+def test_a_range_that_holds_nothing_is_a_mistake() -> None:
+    assert refusal("3:4") == "the parallel degrees fit no number of hosts from 3 to 3"
+    assert refusal("1:4", tensor_model_parallel_size=4, pipeline_model_parallel_size=2).endswith(
+        "from 1 to 3"
+    )
+
+
+def test_hosts_that_differ_cannot_stand_in_for_each_other() -> None:
+    assert "the same slots and type" in refusal("1:3", (2, 4, 2))

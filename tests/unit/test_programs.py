@@ -1,0 +1,90 @@
+"""How servers and batches are told, and when a job of them counts as running."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flagscale.job import LaunchPlan, Program
+from flagscale.node.program_state import ProgramPhase, ProgramState, from_json, to_json
+from flagscale.programs import change, program_lines
+from flagscale.report import job_status, plan_text, started_text, status_json
+from tests.unit.plans import host_status, make_plan
+
+
+@pytest.fixture
+def plan() -> LaunchPlan:
+    """Two servers on one host."""
+    plan = make_plan(Path("/runs/demo"), 2)
+    servers = tuple(
+        Program(f"one.{number}", ("python", "server"), f"http://127.0.0.1:{8000 + number}", "m")
+        for number in range(2)
+    )
+    return replace(plan, nodes=(replace(plan.nodes[0], programs=servers),))
+
+
+def state(number: int, phase: ProgramPhase, **more: object) -> tuple[str, ProgramState]:
+    one = ProgramState(f"one.{number}", phase, f"http://127.0.0.1:{8000 + number}", "m", since=time.time())
+    return "localhost", replace(one, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        (None, None, "starting"),
+        ("ready", None, "starting"),
+        ("ready", "starting", "starting"),
+        ("ready", "ready", "running"),
+        ("ready", "unhealthy", "running"),
+        ("ready", "failed", "stopping"),
+        ("failed", "starting", "stopping"),
+    ],
+)
+def test_servers_run_once_all_have_answered(
+    plan: LaunchPlan, first: ProgramPhase | None, second: ProgramPhase | None, together: str
+) -> None:
+    told = [state(number, phase) for number, phase in enumerate((first, second)) if phase]
+    assert job_status(plan, [host_status(plan, 0, "running")], None, told).phase == together
+    assert job_status(plan, [host_status(plan, 0, "failed")], None, told).phase == "failed"
+
+
+def test_a_line_a_program() -> None:
+    batch = ("gpu-1", ProgramState("generate", "running", done=3, total=8, tokens_per_s=1234.0))
+    ready = state(1, "ready", requests_running=2, requests_waiting=1, tokens_per_s=310.4)
+    loading = state(0, "starting", last_line="Loading weights: 40 %")
+    assert program_lines([loading, ready, batch]) == [
+        "one.0     http://127.0.0.1:8000  starting for 0s: Loading weights: 40 %",
+        "one.1     http://127.0.0.1:8001  ready  2 running, 1 waiting  310 tokens/s  model m",
+        "generate  gpu-1                  running  3/8 prompts  1.23k tokens/s",
+    ]
+    assert program_lines([]) == []
+
+
+def test_what_is_new_to_tell() -> None:
+    ready = state(0, "ready", tokens_per_s=1.0)
+    assert change([ready]) == change([(ready[0], replace(ready[1], tokens_per_s=2.0))])
+    assert change([ready]) != change([state(0, "unhealthy")])
+    assert change([state(0, "running", done=1)]) != change([state(0, "running", done=2)])
+
+
+def test_states_are_those_of_the_run_alone() -> None:
+    _, one = state(0, "ready")
+    text = to_json("run-1", [one]).encode()
+    assert from_json(text, "run-1") == (one,)
+    assert from_json(text, "run-2") == ()
+    for other in (b"", b"{", b"[]", b'{"run_id": "run-1"}', text.replace(b"phase", b"phrase")):
+        assert from_json(other, "run-1") == ()
+
+
+def test_what_is_printed_of_a_job_of_programs(plan: LaunchPlan) -> None:
+    assert "  m  http://127.0.0.1:8001/v1" in started_text(plan)
+    assert "checkpoints" not in started_text(plan)
+    text = plan_text(plan, "config")
+    assert "demo: 2 programs on 1 host" in text
+    assert "# program one.1\n#   python server\n" in text
+    told = status_json(job_status(plan, [host_status(plan, 0, "running")], None, [state(0, "ready")]))
+    assert told["programs"][0]["host"] == "localhost"
+    assert told["programs"][0]["url"] == "http://127.0.0.1:8000"

@@ -1,0 +1,344 @@
+"""An experiment to a job of vLLM: servers and batch inference, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.config.locate import Locator
+from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
+from flagscale.engines.vllm import VLLM
+from flagscale.errors import UserError
+from flagscale.job import Host, Job, Program, address_of
+
+ONE = (Host(0, "localhost", 1, "cpu"),)
+Build = Callable[..., Job]
+
+
+@pytest.fixture
+def model(tmp_path: Path, write_model: Callable[..., Path]) -> str:
+    return str(write_model(tmp_path / "m"))
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    def build(
+        kind: str,
+        arguments: Mapping[str, Any],
+        hosts: tuple[Host, ...] = ONE,
+        envs: Mapping[str, Any] | None = None,
+        **runner: Any,
+    ) -> Job:
+        experiment = Experiment(
+            name="demo",
+            exp_dir=tmp_path / "run",
+            task=Task(type=kind, backend="vllm"),  # type: ignore[arg-type]
+            runner=Runner(**runner),
+            envs=Environment.model_validate(dict(envs or {})),
+            cmds=Commands(),
+            arguments=dict(arguments),
+        )
+        return VLLM.build(experiment, hosts, Locator())
+
+    return build
+
+
+@pytest.fixture
+def refused(build: Build) -> Callable[..., str]:
+    def refused(*args: Any, **more: Any) -> str:
+        with pytest.raises(UserError) as raised:
+            build(*args, **more)
+        return str(raised.value)
+
+    return refused
+
+
+def gpus(*slots: int) -> tuple[Host, ...]:
+    return tuple(Host(rank, f"gpu-{rank}", count, "nvidia") for rank, count in enumerate(slots))
+
+
+def value(program: Program, option: str) -> str:
+    return program.argv[program.argv.index(option) + 1]
+
+
+def test_one_server(build: Build, model: str) -> None:
+    job = build("serve", {"model": model, "engine": {"dtype": "float32", "enforce_eager": True}})
+    (server,) = job.programs[0]
+    assert (server.name, server.url, server.model) == ("server", "http://127.0.0.1:8000", model)
+    assert server.argv == (
+        *("--model", model, "--dtype", "float32", "--enforce-eager"),
+        *("--host", "127.0.0.1", "--port", "8000"),
+    )
+    assert job.role.entrypoint == "vllm_flagscale.server"
+    assert job.role.env["SPT_NOENV"] == "1"
+    assert job.inputs == {"models": [{"model": model, "load_format": "auto", "skip_tokenizer_init": False}]}
+    assert job.notices == ()
+
+
+def test_several_models_share_the_keys_beside_them(build: Build, model: str) -> None:
+    several = {
+        "chat": {"model": model, "instances": 2},
+        "small": {"model": model, "dtype": "float32", "port": 9000},
+    }
+    job = build("serve", {"dtype": "bfloat16", "models": several}, gpus(3))
+    programs = job.programs[0]
+    assert [one.name for one in programs] == ["chat.0", "chat.1", "small"]
+    assert [one.url.rpartition(":")[2] for one in programs] == ["8000", "8001", "9000"]
+    assert [value(one, "--dtype") for one in programs] == ["bfloat16", "bfloat16", "float32"]
+    assert [one.model for one in programs] == ["chat", "chat", "small"]
+    assert [one.devices for one in programs] == [(0,), (1,), (2,)]
+
+
+def test_devices_are_shared_out_by_their_places(build: Build, model: str) -> None:
+    keys = {"model": model, "tensor_parallel_size": 2, "instances": 2}
+    job = build("serve", keys, gpus(4))
+    assert [one.devices for one in job.programs[0]] == [(0, 1), (2, 3)]
+    assert build("serve", {**keys, "instances": 1}, gpus(2)).programs[0][0].devices == ()
+    context = {**keys, "instances": 1, "prefill_context_parallel_size": 2}
+    assert build("serve", context, gpus(5)).programs[0][0].devices == (0, 1, 2, 3)
+
+
+def test_tensor_parallel_over_hosts(build: Build, model: str) -> None:
+    keys = {"model": model, "tensor_parallel_size": 4, "api_server_count": 2}
+    job = build("serve", keys, gpus(2, 2), master_port=7000)
+    (server,), (part,) = job.programs[0], job.programs[1]
+    assert (part.name, part.url) == ("server.part1", "")
+    for number, one in enumerate((server, part)):
+        assert value(one, "--nnodes") == "2"
+        assert value(one, "--node-rank") == str(number)
+        assert value(one, "--master-addr") == address_of(0)
+        assert value(one, "--master-port") == "7000"
+        assert one.env == {"VLLM_HOST_IP": address_of(number)}
+    assert (server.ports, part.ports) == ((7000,), ())
+    assert "--api-server-count" in server.argv
+    assert "--api-server-count" not in part.argv
+    assert "--headless" in part.argv
+    assert "--headless" not in server.argv
+    assert "--port" not in part.argv
+
+
+def test_data_parallel_over_hosts(build: Build, model: str) -> None:
+    job = build("serve", {"model": model, "data_parallel_size": 4}, gpus(2, 2))
+    server, part = job.programs[0][0], job.programs[1][0]
+    assert value(server, "--data-parallel-size-local") == value(part, "--data-parallel-size-local") == "2"
+    assert value(part, "--data-parallel-start-rank") == "2"
+    assert value(part, "--data-parallel-address") == address_of(0)
+    assert "--nnodes" not in part.argv
+
+
+def test_instances_on_several_hosts_answer_by_their_names(build: Build, model: str) -> None:
+    job = build("serve", {"model": model, "instances": 2, "host": "0.0.0.0"}, gpus(1, 1))
+    urls = [job.programs[rank][0].url for rank in (0, 1)]
+    assert urls == [f"http://{address_of(0)}:8000", f"http://{address_of(1)}:8001"]
+    assert "answers anybody" in job.notices[0]
+    with_key = build("serve", {"model": model, "host": "0.0.0.0", "api_key": "k"}, gpus(1))
+    assert with_key.notices == ()
+    apart = build("serve", {"model": model, "instances": 2}, gpus(1, 1))
+    assert "own host's loopback address only" in apart.notices[0]
+
+
+def test_nobody_is_let_in_by_an_empty_key_or_an_empty_host(
+    build: Build, refused: Callable[..., str], model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("\n")
+    file = str(tmp_path / "key")
+    assert "holds no key" in refused("serve", {"model": model, "api_key_file": file})
+    assert "not empty" in refused("serve", {"model": model, "api_key": ""})
+    assert build("serve", {"model": model, "api_key_file": None, "api_key": None}).secrets == {}
+    (tmp_path / "key").write_text("k")
+    both = {"model": model, "api_key_file": file, "api_key": "k"}
+    assert "one of them" in refused("serve", both)
+    assert build("serve", {"model": model, "host": None}).programs[0][0].url == "http://127.0.0.1:8000"
+
+
+def test_ports_count_up_from_the_one_beside_the_models(build: Build, model: str) -> None:
+    keys = {"port": 9000, "model": model, "models": {"a": {"instances": 2}, "b": {}, "c": {"port": 7000}}}
+    urls = [one.url for one in build("serve", keys, gpus(4)).programs[0]]
+    assert [url.rpartition(":")[2] for url in urls] == ["9000", "9001", "9002", "7000"]
+
+
+def test_values_of_vllm_s_own_types(build: Build, refused: Callable[..., str], model: str) -> None:
+    keys = {"model": model, "max_num_batched_tokens": "8k", "middleware": ["a.b", "c.d"]}
+    argv = build("serve", keys).programs[0][0].argv
+    assert argv[argv.index("--max-num-batched-tokens") + 1] == "8k"
+    assert [argv[at + 1] for at, word in enumerate(argv) if word == "--middleware"] == ["a.b", "c.d"]
+    for wrong in (128.0, "abc", "1.5"):
+        assert "takes a whole number" in refused("serve", {"model": model, "max_model_len": wrong})
+    assert "not 1024" in refused("serve", {"model": model, "max_model_len": "1K"})
+    assert "(JSON)" in refused("serve", {"model": model, "allowed_origins": "*"})
+
+
+def test_secrets_leave_argv(build: Build, model: str, tmp_path: Path) -> None:
+    job = build("serve", {"model": model, "api_key": "geheim", "hf_token": "hf"})
+    assert job.secrets == {"VLLM_API_KEY": "geheim", "HF_TOKEN": "hf"}
+    assert "geheim" not in str(job.programs)
+    (tmp_path / "key").write_text("from a file\n")
+    job = build("serve", {"model": model, "api_key_file": str(tmp_path / "key")})
+    assert job.secrets == {"VLLM_API_KEY": "from a file"}
+
+
+def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
+    job = build("serve", {"model": model, "compilation_config": {"mode": 3}})
+    assert json.loads(value(job.programs[0][0], "--compilation-config")) == {"mode": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tensor_paralel_size": 2}, "did you mean `tensor_parallel_size`?"),
+        ({"dtype": "float23"}, "`dtype` cannot be 'float23'"),
+        ({"port": "many"}, "`port` takes a whole number"),
+        ({"port": 70000}, "there is no port 70000"),
+        ({"port": 0}, "there is no port 0"),
+        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` is at least 1, not 0"),
+        ({"data_parallel_size": -1}, "`data_parallel_size` is at least 1, not -1"),
+        ({"data_parallel_hybrid_lb": True}, "`instances` starts several"),
+        ({"device_ids": "0,1"}, "FlagScale decides it"),
+        ({"headless": True}, "`headless` cannot be given here"),
+        ({"nnodes": 2}, "FlagScale decides it"),
+        ({"instances": 0}, "at least 1"),
+        ({"instances": True}, "at least 1"),
+        ({"tensor_parallel_size": 2}, "needs 2 devices; left are: localhost 1"),
+        ({"tensor_parallel_size": 3}, "the model's 4 attention heads cannot be cut into 3"),
+        ({"pipeline_parallel_size": 3}, "the model has 2 layers for 3 pipeline stages"),
+        ({"max_model_len": 512}, "the model's longest sequence has 256 tokens, not 512"),
+        ({"model": "./absent"}, "no such model folder"),
+        ({"model": None}, "a model is required here"),
+        ({"tokenizer": "./absent"}, "no such tokenizer"),
+        ({"chat_template": "./absent.jinja"}, "./absent.jinja: no such file"),
+        ({"api_key": 3}, "`api_key` takes one text"),
+        ({"api_key_file": "/absent"}, "No such file"),
+        ({"models": {}}, "models by name are expected here"),
+        ({"models": {"a/b": {}}}, "cannot be a model's name"),
+        ({"models": {"a": 3}}, "the keys of a model are expected here"),
+        ({"models": {"a": {"api_key": "k"}}}, "holds for all models"),
+        ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "is that of `a` too"),
+        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two servers would be called `a.0`"),
+    ],
+)
+def test_wrong_servers(refused: Callable[..., str], model: str, change: dict[str, Any], told: str) -> None:
+    hosts = (Host(0, "localhost", 3, "cpu"),) if "models" in change else ONE
+    assert told in refused("serve", {"model": model, **change}, hosts)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"architectures": ["LamaForCausalLM"]},
+            "does not know its architecture `LamaForCausalLM` (did you mean",
+        ),
+        ({"hidden_size": 64}, "attention heads of 16"),
+        ({"head_dim": 24}, "attention heads of 24"),
+    ],
+)
+def test_wrong_models(
+    refused: Callable[..., str],
+    write_model: Callable[..., Path],
+    tmp_path: Path,
+    config: dict[str, Any],
+    told: str,
+) -> None:
+    assert told in refused("serve", {"model": str(write_model(tmp_path / "n", **config))})
+
+
+@pytest.mark.parametrize("escape", [{"model_impl": "transformers"}, {"hf_overrides": {"a": 1}}])
+def test_an_unknown_architecture_may_be_meant(
+    build: Build, write_model: Callable[..., Path], tmp_path: Path, escape: dict[str, Any]
+) -> None:
+    folder = write_model(tmp_path / "n", architectures=["OwnForCausalLM"])
+    assert build("serve", {"model": str(folder), **escape})
+
+
+def test_positions_may_be_stretched(build: Build, write_model: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "n", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    assert build("serve", {"model": str(folder), "max_model_len": 1024})
+
+
+def test_aquila_is_known(build: Build, write_model: Callable[..., Path], tmp_path: Path) -> None:
+    assert build("serve", {"model": str(write_model(tmp_path / "n", architectures=["AquilaForCausalLM"]))})
+
+
+def test_hosts_that_do_not_suit(refused: Callable[..., str], model: str) -> None:
+    assert "no model runs on gpu-1" in refused("serve", {"model": model}, gpus(1, 1))
+    assert "needs all its hosts" in refused("serve", {"model": model}, gpus(1, 1), nnodes="1:2")
+    cloud = {"type": "cloud", "nnodes": 2}
+    assert "over SSH only" in refused("serve", {"model": model, "instances": 2}, gpus(1, 1), **cloud)
+
+
+def test_all_mistakes_at_once() -> None:
+    problems = VLLM.check(
+        "serve", {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}}, Locator()
+    )
+    assert len(problems) == 4  # the shared key is wrong for each of the two models
+
+
+def inference(model: str, generate: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
+    return {"llm": {"model": model, **llm}, "generate": {"prompts": ["a"], **(generate or {})}}
+
+
+def test_batch_inference(build: Build, model: str, tmp_path: Path) -> None:
+    sampling = {"temperature": 0, "stop": ["x"]}
+    keys = {"sampling": sampling, "batch_size": None, "output": None, "chat": True}
+    job = build("inference", inference(model, keys, dtype="float32"))
+    (program,) = job.programs[0]
+    assert program.url == ""
+    assert program.argv == (
+        *("--model", model, "--dtype", "float32", "--prompts", '["a"]'),
+        *("--sampling", '{"temperature": 0, "stop": ["x"]}', "--batch-size", "256"),
+        *("--output", str(tmp_path / "run" / "results.jsonl"), "--share", "0", "1", "--chat"),
+    )
+
+
+def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a\nb")
+    generate = {"prompts": None, "prompts_file": str(file), "output": str(tmp_path / "out.jsonl")}
+    job = build("inference", inference(model, generate), gpus(1, 2))
+    for rank in (0, 1):
+        argv = job.programs[rank][0].argv
+        assert argv[-3:] == ("--share", str(rank), "2")
+        assert value(job.programs[rank][0], "--output") == str(tmp_path / f"out_{rank}.jsonl")
+    assert job.inputs["prompts_file"] == str(file)
+    assert job.notices == ("gpu-1: the engine takes 1 of its 2 devices",)
+
+
+@pytest.mark.parametrize(
+    ("generate", "told"),
+    [
+        ({"promts": ["a"]}, "did you mean `prompts`?"),
+        ({"prompts": None}, "give `prompts` or `prompts_file`, one of them"),
+        ({"prompts_file": "x"}, "give `prompts` or `prompts_file`, one of them"),
+        ({"prompts": "a"}, "a list of texts is expected here"),
+        ({"prompts": ["a", 3]}, "prompt 1 is no text: 3"),
+        ({"prompts": ["a" * 200_000]}, "too long for a command line"),
+        ({"prompts": None, "prompts_file": "/absent.txt"}, "/absent.txt: No such file"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": "x"}, "`batch_size` takes a whole number"),
+        ({"chat": 1}, "`chat` takes true or false"),
+        ({"output": "a.txt"}, "name a .jsonl file"),
+        ({"sampling": 3}, "the fields of SamplingParams are expected here"),
+        (
+            {"sampling": {"temprature": 1}},
+            "SamplingParams has no field `temprature`; did you mean `temperature`?",
+        ),
+        ({"sampling": {"temperature": "hot"}}, "`temperature` takes float, not 'hot'"),
+        ({"sampling": {"max_tokens": True}}, "`max_tokens` takes int, not True"),
+    ],
+)
+def test_wrong_requests(refused: Callable[..., str], model: str, generate: dict[str, Any], told: str) -> None:
+    assert told in refused("inference", inference(model, generate))
+
+
+def test_wrong_engines_for_inference(refused: Callable[..., str], model: str) -> None:
+    assert "has no argument `port`" in refused("inference", inference(model, port=8000))
+    assert "shared out among hosts" in refused("inference", inference(model, data_parallel_size=2))
+    assert "`nnodes` cannot be given here" in refused("inference", inference(model, nnodes=2))
+    assert "api_key" in refused("inference", inference(model, api_key="k"))
+    assert "take 2 devices, localhost has 1" in refused("inference", inference(model, tensor_parallel_size=2))
+    assert "this section is required" in refused("inference", {"llm": {"model": model}})
+    assert "unknown key `lm`" in refused("inference", {**inference(model), "lm": {}})

@@ -1,0 +1,66 @@
+"""What a folder of tokenized text holds, and the names below it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagscale.inputs import indexed
+
+TRAIN, VALID = "train", "valid"
+SUFFIX = "text_document"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What lies in the output folder."""
+
+    splits: dict[str, indexed.Summary]
+    made_now: bool
+    """False if everything was up to date."""
+
+    def __str__(self) -> str:
+        parts = " + ".join(f"{name} {held.documents:,}" for name, held in self.splits.items())
+        documents, tokens, size = (
+            sum(getattr(held, field) for held in self.splits.values())
+            for field in ("documents", "tokens", "size")
+        )
+        return f"{documents:,} documents ({parts}), {tokens:,} tokens, {size / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The one place that knows the names below the output folder."""
+
+    output: Path
+
+    def prefix(self, split: str) -> Path:
+        return self.output / f"{split}_{SUFFIX}"
+
+    @property
+    def record(self) -> Path:
+        return self.output / f"{SUFFIX}.json"
+
+    @property
+    def parts(self) -> Path:
+        return self.output / f"{SUFFIX}.parts"
+
+    @property
+    def request(self) -> Path:
+        return self.parts / "request.json"
+
+    def part(self, number: int) -> Path:
+        return self.parts / f"{number:06d}"
+
+    def complete_parts(self) -> list[Path]:
+        """In order of their documents; an incomplete one has a suffix."""
+        return sorted(path for path in self.parts.iterdir() if path.is_dir() and not path.suffix)
+
+    def files(self) -> list[Path]:
+        """Everything final, in the order in which it may go: never an index whose tokens are gone."""
+        prefixes = [self.prefix(split) for split in (TRAIN, VALID)]
+        return [self.record, *map(indexed.idx_path, prefixes), *map(indexed.bin_path, prefixes)]
+
+    def discard(self) -> None:
+        for file in self.files():
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.parts, ignore_errors=True)

