@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.layouts import ALLTOALL, ETP1, FULL, GROUPED, NO_OVERLAP, OVERLAP, SP, ZERO, measure
 from flagscale.parallel.mesh_keys import read
-from tests.worker.layouts import MODELS, Layout, Run
+from tests.worker.layouts import MODELS, Layout
+from tests.worker.nursery import Run
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hetero.md"
 BEGIN, END = "<!-- hetero layouts: begin -->", "<!-- hetero layouts: end -->"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.layouts import DOCUMENT, write
 from tests.worker.harness import read_metrics
-from tests.worker.layouts import Run, run_all
+from tests.worker.nursery import Run, run_all
 
 if TYPE_CHECKING:
     import torch

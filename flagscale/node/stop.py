@@ -32,7 +32,6 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
     files = RunDir(Path(plan.exp_dir))
     _wake_holder(plan, node)
     with files.on_host(node.host):
-        files.secrets(node.host).unlink(missing_ok=True)
         state = _state(plan, node)
         # Another host's stop may have reached the supervisor first; it is still to be tidied up after.
         running = bool(processes.of_run(plan.run_id, node.host.rank, state.group)) or (
@@ -40,6 +39,8 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
         )
         died = state.supervisor is not None and state.supervisor.process() is None
         left = _end(plan, node, state)
+        # Not before: a supervisor that begins would miss them, and fail instead of being stopped.
+        files.secrets(node.host).unlink(missing_ok=True)
         if left:
             return _survived(left)
         _record_end(plan, node, died)

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from megatron.flagscale.convert.convert import TASK, convert
-from tests.worker.layouts import PP2, TP2, Curve, Run, run_all
+from tests.worker.layouts import PP2, TP2
+from tests.worker.nursery import Curve, Run, run_all
 
 VOCAB, LENGTH = 250, 64
 EP2 = "--expert-model-parallel-size 2"

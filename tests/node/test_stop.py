@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from flagscale.errors import FlagScaleError
 from flagscale.job import Machine
 from flagscale.launch import launcher
-from flagscale.node import commands
+from flagscale.node import commands, stop
 from flagscale.node.marks import marks
 from flagscale.node.processes import alive, of_run
 from flagscale.node.state import HostState, ProcessId
@@ -42,6 +43,25 @@ def test_a_stop_ends_all_of_the_run_and_nothing_else(make_job: MakeJob, decoys: 
     assert state.ended is not None
     assert job.stop() == {"ok": True, "ended": False, "message": "nothing was running"}
     assert job.state() == state
+
+
+def test_secrets_go_after_those_who_may_still_want_them(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor that begins and misses them has failed, and the start tells it instead of the cause."""
+    job = make_job("rank").start()
+    job.files.secrets(job.host).write_text("{}")
+    there: list[bool] = []
+
+    def end(*given: Any) -> list[psutil.Process]:
+        there.append(job.files.secrets(job.host).exists())
+        return original(*given)
+
+    original = stop._end
+    monkeypatch.setattr(stop, "_end", end)
+    assert job.stop()["ok"]
+    assert there == [True]
+    assert not job.files.secrets(job.host).exists()
 
 
 def test_a_stop_ends_a_run_whose_plan_is_gone(make_job: MakeJob, decoys: list[psutil.Process]) -> None:

@@ -44,7 +44,9 @@ class Ended:
 def environment(**more: str) -> dict[str, str]:
     """The environment a supervisor gives a run."""
     inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("COV_", "PYTEST_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COV_", "COVERAGE_", "PYTEST_"))
     }
     return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 

@@ -12,7 +12,8 @@ import pytest
 from benchmarks.hetero_layouts import DP2, LAYOUTS, ONE, TP2, Hetero, M
 from benchmarks.layouts import ZERO
 from tests.worker.harness import read_metrics
-from tests.worker.layouts import MUTATION, Curve, Difference, Layout, Run, compare, run_all
+from tests.worker.layouts import Difference, Layout, compare
+from tests.worker.nursery import Curve, Run, run_all
 
 # The fixtures run several jobs of up to 8 ranks, each for every test that reads it.
 pytestmark = pytest.mark.timeout(900)
@@ -53,12 +54,9 @@ def drop_gradient_scale() -> None:
     channel.Channel.__init__ = init  # type: ignore[method-assign]
 
 
-def test_without_the_gradient_scale_the_training_is_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(MUTATION, f"{__name__}:drop_gradient_scale")
+def test_without_the_gradient_scale_the_training_is_another_one(tmp_path: Path) -> None:
     layout = next(layout for layout in LAYOUTS if layout.name == "llama: tp2 > dp2")
-    found = compare([layout], tmp_path, STEPS)[layout.name]
+    found = compare([layout], tmp_path, STEPS, f"{__name__}:drop_gradient_scale")[layout.name]
     assert not found.error
     assert not found.is_small(layout.model), found
 

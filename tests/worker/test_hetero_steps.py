@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import pytest
 
 from benchmarks.hetero_layouts import DP2, ONE, TP2, Hetero
 from benchmarks.layouts import FULL, ZERO
-from flagscale.parallel.meshes import Mesh, Meshes
-from tests.worker.harness import MOCK_DATA, train
-from tests.worker.layouts import MUTATION, Layout, run_all
+from tests.worker.layouts import Layout
+from tests.worker.nursery import run_all
 
 STEPS = 6
 BROKEN = 3
@@ -39,12 +37,10 @@ def break_a_gradient() -> None:
 @pytest.mark.parametrize(
     "options", [pytest.param("", marks=pytest.mark.slow), ZERO], ids=["whole", "sharded"]
 )
-def test_an_overflow_in_one_mesh_skips_the_step_of_all(
-    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(MUTATION, f"{__name__}:break_a_gradient")
+def test_an_overflow_in_one_mesh_skips_the_step_of_all(options: str, tmp_path: Path) -> None:
     layouts = (Layout("one", "llama fp16", 1, ""), Hetero("meshes", "llama fp16", 4, options, TP2 + DP2))
-    one, meshes = run_all([layout.run(STEPS) for layout in layouts], tmp_path).values()
+    runs = [replace(layout.run(STEPS), mutation=f"{__name__}:break_a_gradient") for layout in layouts]
+    one, meshes = run_all(runs, tmp_path).values()
     assert not one.error
     assert not meshes.error
     assert len(one.losses) == STEPS - 1, "the broken step has no loss to tell"
@@ -62,13 +58,11 @@ def test_what_is_recomputed_has_the_same_dropout(tmp_path: Path) -> None:
     assert curves["without dropout"].losses != pytest.approx(curves["kept"].losses, abs=1e-3)
 
 
-NOTES = "NOTES_OF_THE_SCHEDULE"
-
-
 def note_the_warm_up() -> None:
     """Each rank notes how many micro-batches it computes forward before its first backward."""
     import torch.distributed as dist
     from megatron.core.pipeline_parallel import schedules
+    from megatron.training import get_args
 
     forward, backward = schedules.forward_step, schedules.backward_step
     ahead: list[None] = []
@@ -78,7 +72,7 @@ def note_the_warm_up() -> None:
         return forward(*positional, **named)
 
     def backward_step(*positional: Any, **named: Any) -> Any:
-        note = Path(os.environ[NOTES]) / f"rank_{dist.get_rank()}"
+        note = Path(get_args().metrics_file).with_name(f"rank_{dist.get_rank()}")
         if not note.exists():
             note.write_text(str(len(ahead)))
         return backward(*positional, **named)
@@ -86,38 +80,24 @@ def note_the_warm_up() -> None:
     schedules.forward_step, schedules.backward_step = forward_step, backward_step
 
 
-def test_more_micro_batches_are_under_way_between_meshes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(MUTATION, f"{__name__}:note_the_warm_up")
-    monkeypatch.setenv(NOTES, str(tmp_path))
+def test_more_micro_batches_are_under_way_between_meshes(tmp_path: Path) -> None:
     layout = Hetero("meshes", "llama", 3, "--micro-batch-size 1", ONE + ONE + ONE, (1, 2, 1))
-    assert not run_all([layout.run(1)], tmp_path)["meshes"].error
+    run = replace(layout.run(1), mutation=f"{__name__}:note_the_warm_up")
+    assert not run_all([run], tmp_path)["meshes"].error
+    noted = [int((tmp_path / "meshes" / f"rank_{rank}").read_text()) for rank in range(3)]
     # One for each later stage, an extra one for each border, and the one that it goes on with.
-    assert [int((tmp_path / f"rank_{rank}").read_text()) for rank in range(3)] == [2 + 2 + 1, 1 + 1 + 1, 1]
+    assert noted == [2 + 2 + 1, 1 + 1 + 1, 1]
 
 
 def test_a_checkpoint_of_meshes_is_written_beside_the_training(tmp_path: Path) -> None:
-    layout = Meshes((Mesh(tp=2, layers=((3,),)), Mesh(layers=((1,),))))
-    saved = tmp_path / "saved"
-    asked = (
-        "--hetero-layout",
-        layout.to_json(),
-        "--save",
-        str(saved),
-        "--save-interval",
-        "3",
-        "--async-save",
-        "--tensorboard-dir",
-        str(tmp_path / "tensorboard"),
-        "--distributed-timeout-seconds-after-init",
-        "300",
-    )
-    meshes = train(tmp_path / "meshes", 3, *MOCK_DATA, "--train-iters", str(STEPS), *asked)
-    assert meshes.code == 0, meshes.output[-4000:]
+    saved, events = tmp_path / "saved", tmp_path / "tensorboard"
+    meshes = Hetero("meshes", "llama", 3, ZERO, TP2 + ONE, (3, 1)).run(STEPS)
+    saving = ("--save", str(saved), "--save-interval", "3", "--async-save", "--tensorboard-dir", str(events))
+    one = Layout("one", "llama", 1, ZERO).run(STEPS)
+    resuming = ("--load", str(saved), "--ckpt-step", "3")
+    asked = [(meshes, (*saving, "--distributed-timeout-seconds-after-init", "300")), (one, resuming)]
+    curves = run_all([replace(run, argv=(*run.argv, *more)) for run, more in asked], tmp_path / "runs")
+    assert not [curve.error for curve in curves.values() if curve.error]
     # By the last rank, of which there is one: no mesh has as many ranks as the job.
-    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
-    resumed = ("--load", str(saved), "--ckpt-step", "3")
-    one = train(tmp_path / "one", 1, *MOCK_DATA, "--train-iters", str(STEPS), *resumed)
-    assert one.code == 0, one.output[-4000:]
-    assert one.losses() == pytest.approx({step: meshes.losses()[step] for step in (4, 5, 6)}, abs=2e-5)
+    assert len(list(events.glob("events.*"))) == 1
+    assert curves["one"].losses == pytest.approx(curves["meshes"].losses[3:], abs=2e-5)

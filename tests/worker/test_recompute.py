@@ -1,7 +1,6 @@
 """Recompute by stage and micro-batch: the same training, and exactly the activation memory asked for.
 
-Run as a module it is the nursery of `tests.worker.layouts` with a probe in it: every forward of a transformer
-block writes down the bytes that autograd keeps of it.
+A probe in every rank has each forward of a transformer block write down the bytes that autograd keeps of it.
 """
 
 from __future__ import annotations
@@ -9,11 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +19,8 @@ import pytest
 
 from flagscale.errors import UserError
 from flagscale.parallel.recompute import chunk_layers
-from tests.worker.harness import ROOT, environment
-from tests.worker.layouts import PP2, Layout, Run, _curve, _nursery
+from tests.worker.layouts import PP2, Layout
+from tests.worker.nursery import Run, read_curve, run_all
 
 STEPS, MICRO_BATCHES = 2, 4
 # Evaluated between the steps, with more micro-batches than a step has.
@@ -90,17 +87,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run(degree, "lists", f"{full('uniform', 1)} {REFINED[degree][0]}") for degree in REFINED
     ]
     where: Path = tmp_path_factory.mktemp("recompute")
-    work = json.dumps([asdict(one) for one in runs])
-    command = [sys.executable, "-m", "tests.worker.test_recompute", str(where)]
-    subprocess.run(command, input=work, text=True, env=environment(), cwd=ROOT, check=True)
-    for one in runs:
-        assert not _curve(where / one.name).error, _curve(where / one.name).error
+    curves = run_all(runs, where)
+    assert not [curve.error for curve in curves.values() if curve.error]
     return where
 
 
 def run(degree: str, kind: str, options: str) -> Run:
     ranks, how = DEGREES[degree]
-    return Layout(f"{degree} {kind}", "llama", ranks, f"{EVALUATED} {how} {options}").run(STEPS)
+    layout = Layout(f"{degree} {kind}", "llama", ranks, f"{EVALUATED} {how} {options}")
+    return replace(layout.run(STEPS), mutation=f"{__name__}:probe")
 
 
 def forwards(where: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
@@ -134,7 +129,7 @@ def test_every_micro_batch_keeps_the_bytes_of_the_recompute_it_was_given(degree:
 
 @pytest.mark.parametrize("degree", REFINED)
 def test_recompute_changes_no_loss(degree: str, folder: Path) -> None:
-    plain, refined = _curve(folder / f"{degree} off"), _curve(folder / f"{degree} lists")
+    plain, refined = read_curve(folder / f"{degree} off"), read_curve(folder / f"{degree} lists")
     assert len(plain.losses) == STEPS
     assert refined == plain
 
@@ -223,6 +218,13 @@ def test_the_layers_of_a_chunk_are_those_the_engine_builds(
     assert chunk_layers(values, pp, vpp) == built
 
 
+def probe() -> None:
+    """Every forward of a transformer block writes down what it is told and what is kept of it."""
+    from megatron.core.transformer.transformer_block import TransformerBlock
+
+    TransformerBlock.forward = _probed(TransformerBlock.forward)
+
+
 def _probed(original: Callable[..., Any]) -> Callable[..., Any]:
     """A block's forward that writes down the bytes saved for its backward, weights not counted."""
     import torch
@@ -254,17 +256,3 @@ def _probed(original: Callable[..., Any]) -> Callable[..., Any]:
         return output
 
     return forward
-
-
-def main(folder: Path) -> None:
-    from megatron.flagscale.platform import patch_engine
-
-    patch_engine()
-    from megatron.core.transformer.transformer_block import TransformerBlock
-
-    TransformerBlock.forward = _probed(TransformerBlock.forward)
-    _nursery(folder)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.layouts import MODELS, PP2, TP2, Curve, Run, run_all
+from tests.worker.layouts import MODELS, PP2, TP2
+from tests.worker.nursery import Curve, Run, run_all
 
 STEPS = 4
 SAVED_AT = 2

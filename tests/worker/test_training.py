@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
-from tests.worker.harness import TP2_PP2, TRAIN_ITERS, Base, Ended, saving, train
+from tests.worker.harness import MODEL, TP2_PP2, TRAIN_ITERS, Base, saving, train
+from tests.worker.nursery import Run, run_all
 
 SAME = pytest.approx
-
-
-def agree(ended: Ended, base: Base, iterations: range) -> None:
-    losses, expected = ended.losses(), base.ended.losses()
-    assert {i: losses[i] for i in iterations} == SAME({i: expected[i] for i in iterations}, abs=1e-5)
 
 
 def test_the_loss_falls(base: Base) -> None:
@@ -77,7 +73,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
     assert [line["iteration"] for line in ended.metrics if "lm_loss" in line] == list(
         range(1, TRAIN_ITERS + 1)
     )
-    agree(ended, base, range(4, TRAIN_ITERS + 1))
+    assert ended.losses() == SAME(base.ended.losses(), abs=1e-5)
     assert (folder / "checkpoints" / TRACKER).read_text() == "6"
     assert (damaged / MANIFEST).is_file()
     assert fault_of(damaged) == ""
@@ -91,7 +87,6 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
             2,
             ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"],
             id="interleaved",
-            marks=pytest.mark.slow,
         ),
         pytest.param(2, ["--overlap-grad-reduce", "--overlap-param-gather"], id="data parallel"),
     ],
@@ -99,21 +94,12 @@ def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
 def test_another_layout_continues_the_run(
     base: Base, tmp_path: Path, corpus: list[str], ranks: int, layout: list[str]
 ) -> None:
-    saved = base.folder / "checkpoints"
-    ended = train(
-        tmp_path,
-        ranks,
-        *layout,
-        *corpus,
-        "--train-iters",
-        str(TRAIN_ITERS),
-        "--load",
-        str(saved),
-        "--ckpt-step",
-        "3",
-    )
-    assert ended.code == 0, ended.output[-4000:]
-    agree(ended, base, range(4, TRAIN_ITERS + 1))
+    loading = ("--load", str(base.folder / "checkpoints"), "--ckpt-step", "3")
+    argv = (*MODEL, *layout, *corpus, "--train-iters", str(TRAIN_ITERS), *loading)
+    curve = run_all([Run("run", ranks, argv)], tmp_path)["run"]
+    assert not curve.error
+    expected = base.ended.losses()
+    assert curve.losses == SAME([expected[i] for i in range(4, TRAIN_ITERS + 1)], abs=1e-5)
 
 
 def test_a_finished_run_ends_at_once(copy_of_base: Callable[[], Path], corpus: list[str], base: Base) -> None:
