@@ -38,10 +38,11 @@ def main(kind: str, directory: Path) -> None:
     if kind == "namespaces":
         made = namespace_farm(directory, 2, [directory.with_name("private")])
     with made as farm:
-        subprocess.run(farm.ssh_command(farm.hosts[1], DAEMONS), check=True)
+        # Our own stdin is not theirs: ssh would have reads of it return before there is anything to read.
+        subprocess.run(farm.ssh_command(farm.hosts[1], DAEMONS), stdin=subprocess.DEVNULL, check=True)
         # The session's client is no process of the farm: it must see to its own end.
         session = ["setpriv", "--pdeathsig", "KILL", *farm.ssh_command(farm.hosts[0], "sleep 602")]
-        subprocess.Popen(session)
+        subprocess.Popen(session, stdin=subprocess.DEVNULL)
         wait_until(lambda: {"600", "601", "602"} <= sleepers(farm.keeper.processes()), "the sleepers")
         processes = [process.pid for process in farm.keeper.processes()]
         print(json.dumps([farm.tag, farm.keeper.pid, *processes]), flush=True)
