@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadlines: a machine that pauses is no mistake of ours. An example that fails can be tried again.
+settings.register_profile(
+    "flagscale", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("flagscale")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,7 +24,7 @@ Done = Callable[[int, int], None]
 File = tuple[str, str, str]
 """A file to be sent: its path below the run directory, its mode (octal), its text."""
 _POLL = 0.1
-_LEAVING = 2.0
+_LEAVING = 10.0
 """Seconds that the supervisor of a run that has just ended may take to go."""
 
 

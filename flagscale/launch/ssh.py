@@ -80,8 +80,9 @@ class Session:
             self._stdin, self._stdout, self._stderr = client.exec_command(
                 shlex.join(words), timeout=reach.connect_timeout
             )
-        except (paramiko.SSHException, OSError) as error:
-            raise ConnectionFailure(f"no session can be opened: {error}") from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            why = str(error) or "the connection was lost"
+            raise ConnectionFailure(f"no session can be opened: {why}") from None
         self._greet()
 
     def is_open(self) -> bool:

@@ -44,7 +44,7 @@ class Link:
         # The connection's own `poll` makes an object of this kind each time.
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
-        self._heard = self._spoke = time.monotonic()
+        self._looked = self._heard = self._spoke = time.monotonic()
 
     def send(self, message: Message) -> None:
         self._write(json.dumps(message).encode())
@@ -56,6 +56,10 @@ class Link:
             LinkLost: it closed the connection, or was silent for too long.
         """
         messages: list[Message] = []
+        now = time.monotonic()
+        # A side that was paused itself, with its whole machine perhaps, has heard nothing for that reason.
+        self._heard += max(0.0, now - self._looked - _ALIVE_EVERY)
+        self._looked = now
         try:
             while self._poll.poll(0):
                 self._heard = time.monotonic()
@@ -68,7 +72,8 @@ class Link:
             raise LinkLost(GONE, is_closed=True) from None
         if time.monotonic() - self._heard > SILENCE:
             raise LinkLost(f"nothing was heard of it for {SILENCE:g} s", is_closed=False)
-        if time.monotonic() - self._spoke > _ALIVE_EVERY:
+        # What has come is passed on first: the loss of the other side would hide it.
+        if not messages and time.monotonic() - self._spoke > _ALIVE_EVERY:
             self._write(_ALIVE)
         return messages
 

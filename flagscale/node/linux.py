@@ -16,8 +16,10 @@ def reap_adopted(own: Container[int]) -> None:
     """Take ended orphans out of the process table, but leave the children in `own` to who started them."""
     if not _IS_LINUX:
         return
-    while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in own:
-        os.waitpid(ended.si_pid, 0)
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    with suppress(ChildProcessError):  # there is no child at all
+        while (ended := os.waitid(os.P_ALL, 0, look)) and ended.si_pid not in own:
+            os.waitpid(ended.si_pid, 0)
 
 
 def birth(pid: int) -> str:

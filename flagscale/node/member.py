@@ -10,7 +10,7 @@ from flagscale.node.link import GONE, Link, LinkLost, Message, dial
 from flagscale.node.peers import COMING_BACK, Go, Pumped, Word, send_quietly, until
 
 _DIAL_TIMEOUT = 2.0
-_MARGIN = 5.0
+_MARGIN = 8.0
 """Seconds that a member waits longer than the hub, whose word it is waiting for."""
 
 

@@ -69,17 +69,22 @@ def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Pr
     `find` is asked again while waiting, so processes born meanwhile end too; what it found once is kept,
     because an orphan may not be recognisable any more. Returns those that survived KILL.
     """
-    left = find()
+
+    def look() -> set[psutil.Process]:
+        # Once more: a process that becomes another program has no environment for a moment.
+        return find() or find()
+
+    left = look()
     send(left, signal.SIGTERM)
     deadline = time.monotonic() + grace
     while left and time.monotonic() < deadline:
         time.sleep(_POLL)
-        left = {process for process in left if alive(process)} | find()
+        left = {process for process in left if alive(process)} | look()
     deadline = time.monotonic() + _KILL_WAIT
     while left and time.monotonic() < deadline:
         send(left, signal.SIGKILL)
         time.sleep(_POLL)
-        left = {process for process in left if alive(process)} | find()
+        left = {process for process in left if alive(process)} | look()
     return sorted(left, key=lambda process: process.pid)
 
 

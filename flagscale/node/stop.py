@@ -33,10 +33,11 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
     _wake_holder(plan, node)
     with files.on_host(node.host):
         state = _state(plan, node)
+        living = processes.of_run(plan.run_id, node.host.rank, state.group)
+        if not living:
+            state = _state(plan, node)  # its last one, where it has ended since
         # Another host's stop may have reached the supervisor first; it is still to be tidied up after.
-        running = bool(processes.of_run(plan.run_id, node.host.rank, state.group)) or (
-            state.phase == "stopped" and not state.is_tidied
-        )
+        running = bool(living) or (state.phase == "stopped" and not state.is_tidied)
         died = state.supervisor is not None and state.supervisor.process() is None
         left = _end(plan, node, state)
         # Not before: a supervisor that begins would miss them, and fail instead of being stopped.

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +19,18 @@ from flagscale.launch.rundir import RunDir
 from tests.e2e.conftest import Experiment, wait_until
 
 Make = Callable[..., Experiment]
+CLEAN_WITHIN = 30.0
+"""Seconds; torchrun gives the survivors three of them, and each command here imports anew."""
 LONG = "train.model.train_iters=100000"
 
 
 def rank_process(experiment: Experiment, rank: int) -> psutil.Process:
     """The rank itself: its data loaders carry the same environment, but are younger."""
-    named = [process for process in experiment.processes() if process.environ().get("RANK") == str(rank)]
+    named = []
+    for process in experiment.processes():
+        with suppress(psutil.Error):  # one that is just ending
+            if process.environ().get("RANK") == str(rank):
+                named.append(process)
     return min(named, key=lambda process: process.create_time())
 
 
@@ -73,7 +80,7 @@ def test_background_job_is_watched_refused_twice_stopped_and_resumed(
     assert status["state"] == "running"
     assert status["metrics"]["lm_loss"] > 0
     assert status["hosts"][0]["processes"] >= 3
-    assert "iteration 3/" in job("logs").out
+    wait_until(lambda: "iteration 3/" in job("logs").out, 30)  # written beside the metrics, not with them
 
     stopped = job("stop")
     assert stopped.code == 0, stopped.err
@@ -106,9 +113,8 @@ def test_killing_any_process_ends_the_run_and_query_tells(
     assert supervisor is not None
     chosen = {"rank": rank, "torchrun": torchrun, "supervisor": supervisor}[victim]
     chosen.kill()
-    took = wait_until(lambda: not any(alive(process) for process in {*running, supervisor}), 10)
-    assert took < 10
-    wait_until(lambda: job.status()["state"] == "failed", 10)
+    wait_until(lambda: not any(alive(process) for process in {*running, supervisor}), CLEAN_WITHIN)
+    wait_until(lambda: job.status()["state"] == "failed", CLEAN_WITHIN)
     told = job("query")
     assert told.code == 1
     expected = {"rank": "rank 1", "torchrun": "launcher was killed by SIGKILL", "supervisor": "supervisor"}

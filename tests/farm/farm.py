@@ -18,7 +18,7 @@ from tests.farm.credentials import FarmHost, write_credentials
 from tests.farm.keeper import Keeper
 
 _START_WAIT = 30.0
-_POLL = 0.01
+_POLL = 0.05
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def test_power_off_leaves_nothing_and_says_no_goodbye(namespaces: NamespaceFarm)
     ssh(namespaces, host, DAEMONS)
     wait_until(lambda: sleepers(namespaces.processes(host)) == {"600", "601"}, "the daemons")
     living = namespaces.processes(host)
-    with socket.create_connection((host.address, host.port), 1) as connection:
+    with socket.create_connection((host.address, host.port), 10) as connection:
         connection.recv(100)
         namespaces.power_off(host)
         connection.settimeout(0.5)

@@ -172,7 +172,7 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
             `engine_program` (a program instead of the fake engine).
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
-    run_id = f"test-{os.getpid()}-{next(_NUMBERS)}"
+    run_id = f"hosts-{os.getpid()}-{next(_NUMBERS)}"
     files = RunDir(exp_dir)
     env = changes.pop("env", {})
     argv: Callable[[int], tuple[str, ...]] = changes.pop("argv", lambda rank: ())

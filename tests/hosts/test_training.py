@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -89,7 +90,11 @@ def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path
 
 def rank_process(farm: NamespaceFarm, host: int, rank: int) -> psutil.Process:
     """The rank itself: its data loaders carry the same environment, but are younger."""
-    named = [one for one in farm.processes(farm.hosts[host]) if one.environ().get("RANK") == str(rank)]
+    named = []
+    for process in farm.processes(farm.hosts[host]):
+        with suppress(psutil.Error):  # one that is just ending
+            if process.environ().get("RANK") == str(rank):
+                named.append(process)
     return min(named, key=lambda process: process.create_time())
 
 

@@ -128,7 +128,9 @@ def test_output_metrics_and_state_are_read_back(farm: NamespaceFarm, make_unshar
     assert (status.phase, status.exit_code) == ("running", 0)
     assert status.progress is not None
     assert (status.progress.iteration, status.progress.record["lm_loss"]) == (4, 7.125)
-    assert [host.processes for host in status.hosts] == [4, 4, 4]
+    for rank in range(3):
+        job.told(rank)  # it has started them
+    assert [host.processes for host in job.status().hosts] == [4, 4, 4]
     logs = job.command("logs").stdout
     assert f"{job.plan.hosts[1].name}: a late line" in logs
     query = json.loads(job.command("query", "+output=json").stdout)

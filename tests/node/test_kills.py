@@ -38,9 +38,9 @@ def test_nothing_is_left(make_job: MakeJob, decoys: list[psutil.Process], victim
         seen.append(ended_state(job).phase)
         assert time.monotonic() - began < 10
         time.sleep(0.05)
-    wait_for(job.is_gone, 2)
+    wait_for(job.is_gone)
     # A process that is ending has no environment any more, but lives for a moment.
-    wait_for(lambda: not any(alive(process) for process in everything), 2)
+    wait_for(lambda: not any(alive(process) for process in everything))
     assert [phase for phase in seen if phase not in ("running", "stopping")] == ["failed"]
     failure = job.state().failure
     assert failure is not None
@@ -123,9 +123,9 @@ def test_a_finished_run_leaves_no_daemon(make_job: MakeJob) -> None:
     job.ranks()["rank"].kill()
     engine.send_signal(signal.SIGTERM)
     wait_for(lambda: job.state().phase == "finished")
-    wait_for(job.is_gone, 2)
+    wait_for(job.is_gone)
     # A process that is ending has no environment any more, but lives for a moment.
-    wait_for(lambda: not any(alive(process) for process in everything), 2)
+    wait_for(lambda: not any(alive(process) for process in everything))
     assert (job.state().exit_code, job.state().failure) == (0, None)
 
 
@@ -135,7 +135,7 @@ def test_the_launcher_does_not_outlive_its_supervisor(make_job: MakeJob) -> None
     engine = job.member("engine")
     job.member("guard").suspend()
     job.member("supervisor").kill()
-    wait_for(lambda: not alive(engine), 2)
+    wait_for(lambda: not alive(engine))
     status = job.status()
     assert status.state is not None
     assert status.state.phase == "stopping"

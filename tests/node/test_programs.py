@@ -78,7 +78,7 @@ def pid(job: FakeJob, number: int) -> int:
 def test_servers_run_once_all_have_answered(
     programs: Programs, capsys: pytest.CaptureFixture[str], decoys: list[psutil.Process]
 ) -> None:
-    job = programs([], ["late:1.5", "child"]).start({"VLLM_API_KEY": "geheim"})
+    job = programs([], ["late:5", "child"]).start({"VLLM_API_KEY": "geheim"})
     assert current_status(job.plan).phase == "starting"
     status = follow_programs(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
@@ -165,7 +165,7 @@ def test_servers_that_hang_are_ended(programs: Programs) -> None:
 
 
 def test_a_batch_tells_how_far_it_is_and_ends(programs: Programs, capsys: pytest.CaptureFixture[str]) -> None:
-    job = programs(["progress:3:8", "exit:0:2.5"], batch=True).start()
+    job = programs(["progress:3:8", "exit:0:8"], batch=True).start()
     status = follow_programs(job.plan, lambda status: status.ended)
     assert status.phase == "finished"
     assert status.exit_code == 0

@@ -53,6 +53,6 @@ def test_a_silent_address_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_listening_ends() -> None:
-    (port,) = listen_on(0, seconds=0.2)["ports"]
+    (port,) = listen_on(0, seconds=2)["ports"]
     assert reasons_for(port) == [""]
     wait_for(lambda: reasons_for(port) == ["Connection refused"])

@@ -272,7 +272,9 @@ def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:
 def test_a_plan_may_show_late(make_job: MakeJob) -> None:
     """As on a network file system that has just been asked for its directory."""
     job = make_job("rank")
-    late = threading.Timer(0.3, lambda: job.files.write_launch(job.plan, scripts(job.plan), "", {}))
+    job.files.write_launch(job.plan, scripts(job.plan), "", {})
+    away = job.files.plan.rename(job.files.path / "away")
+    late = threading.Timer(0.3, lambda: away.rename(job.files.plan))
     late.start()
     assert commands.execute(["start", job.plan.exp_dir, "0", job.plan.run_id]) == {
         "ok": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from flagscale.job import Machine
 from flagscale.launch import launcher
 from flagscale.node import commands, stop
 from flagscale.node.marks import marks
-from flagscale.node.processes import alive, of_run
+from flagscale.node.processes import alive, end, of_run
 from flagscale.node.state import HostState, ProcessId
 from tests.node.conftest import FakeJob, wait_for
 
@@ -36,7 +37,7 @@ def test_a_stop_ends_all_of_the_run_and_nothing_else(make_job: MakeJob, decoys: 
     began = time.monotonic()
     assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
     # The grace, then the two seconds of what is left after its launcher.
-    assert time.monotonic() - began < job.plan.nodes[0].stop_grace + 5
+    assert time.monotonic() - began < job.plan.nodes[0].stop_grace + 15
     assert not [process for process in everything if alive(process)]
     state = job.state()
     assert (state.phase, state.failure) == ("stopped", None)
@@ -126,6 +127,32 @@ def test_after_stop_runs_where_another_host_ended_the_run_first(make_job: MakeJo
     assert job.stop()["ended"]
     assert not job.stop()["ended"]
     assert (job.files.path / "after").read_text() == "x\n"
+
+
+def test_after_stop_runs_where_the_run_ends_while_it_is_looked_for(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state that the stop has read says "running" then, and no process lives any more."""
+    job = make_job("rank", after_stop="echo x >> after").start()
+    supervisor = job.member("supervisor")
+
+    def late(*which: Any) -> set[psutil.Process]:
+        if alive(supervisor):
+            supervisor.send_signal(signal.SIGTERM)
+            wait_for(job.is_gone)
+        return of_run(*which)
+
+    monkeypatch.setattr(stop.processes, "of_run", late)
+    assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
+    assert (job.files.path / "after").read_text() == "x\n"
+
+
+def test_what_is_not_to_be_seen_for_a_moment_is_ended(decoys: list[psutil.Process]) -> None:
+    """As a process that is just becoming another program."""
+    program = psutil.Popen(["sleep", "1000"])
+    looks = iter([set(), {program}])
+    assert end(lambda: next(looks, set()), 5.0) == []
+    assert program.wait(0) == -signal.SIGTERM
 
 
 def test_after_stop_that_fails_is_told(make_job: MakeJob) -> None:

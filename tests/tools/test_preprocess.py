@@ -134,25 +134,34 @@ def test_a_restart_reuses_complete_parts_and_mends_damaged_ones(
     assert "2 part(s) of an earlier run reused" in capsys.readouterr().err
 
 
+STUCK = """
+import signal, sys
+from tools.datasets import parts, preprocess
+write = parts._builder
+def builder(path, dtype):
+    if path.parent.name == "000003.tmp":
+        signal.pause()
+    return write(path, dtype)
+parts._builder = builder
+sys.exit(preprocess.main())
+"""
+"""A preparation that goes no further than the beginning of its fourth part."""
+
+
 def test_a_killed_process_is_continued_to_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text(
         "".join(json.dumps({"text": f"{number} naïve text\n" * 200}) + "\n" for number in range(600))
     )
     source, output = open_source(file), tmp_path / "out"
-    command = [
-        sys.executable,
-        str(ROOT / "tools/datasets/preprocess.py"),
-        "--documents-per-part",
-        "30",
-        "--threads",
-        "1",
-    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "stuck.py"), "--documents-per-part", "30", "--threads", "1"]
     command += ["--source", str(file), "--tokenizer", str(tokenizer), "--output", str(output)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while not (output / "text_document.parts" / "000002").exists():
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as process:
+        while not (output / "text_document.parts" / "000003.tmp").exists():
             assert process.poll() is None
-            time.sleep(0.002)
+            time.sleep(0.01)
         with pytest.raises(UserError, match="another process"):
             prepare(source, tokenizer, output, documents_per_part=30)
         process.send_signal(signal.SIGKILL)

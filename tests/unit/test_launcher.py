@@ -24,14 +24,19 @@ STOPPED: Reply = {"ok": True, "ended": True, "message": "stopped"}
 LOST: Reply = {"ok": False, "message": "no answer from node1 port 22 within 10 s", "unreachable": True}
 
 
+WAITED = 60.0
+"""Seconds that a host waits for the others in vain."""
+
+
 class Waiting:
     """A host that begins when the others do, or is stopped: its start lasts until then."""
 
     def __init__(self) -> None:
-        self.stopped = threading.Event()
+        self.asked, self.stopped = threading.Event(), threading.Event()
 
     def start(self, words: list[str]) -> Reply:
-        assert self.stopped.wait(10), "nobody stopped it"
+        self.asked.set()
+        assert self.stopped.wait(WAITED), "nobody stopped it"
         return {"ok": False, "message": "stopped before it began", "stopped": True}
 
     def stop(self, words: list[str]) -> Reply:
@@ -68,16 +73,22 @@ def test_a_start_tells_how_far_it_is(plan: LaunchPlan, monkeypatch: pytest.Monke
 def test_one_failure_stops_the_others_at_once(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, reply: Reply
 ) -> None:
+    others = Waiting(), Waiting()
+
+    def fail(words: list[str]) -> Reply:
+        assert all(other.asked.wait(WAITED) for other in others)
+        return reply
+
     hosts = FakeHosts(
         monkeypatch,
-        node0=Waiting().answers(),
-        node1={"start": reply, "stop": reply if "unreachable" in reply else STOPPED},
-        node2=Waiting().answers(),
+        node0=others[0].answers(),
+        node1={"start": fail, "stop": reply if "unreachable" in reply else STOPPED},
+        node2=others[1].answers(),
     )
     began, told = time.monotonic(), []
     # What the others were stopped for is no cause; and who cannot be reached is told once.
     assert failing_start(plan, lambda done, total: told.append(done)) == [("node1", reply["message"])]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < WAITED
     assert told == []
     for host in plan.hosts:
         assert hosts.verbs(host.name) == ["start", "stop"]
@@ -86,13 +97,19 @@ def test_one_failure_stops_the_others_at_once(
 def test_every_real_cause_is_told_in_the_order_of_the_hosts(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    second = threading.Event()
+    all_asked, second = threading.Barrier(3), threading.Event()
 
     def late(words: list[str]) -> Reply:
-        assert second.wait(10)
+        all_asked.wait(WAITED)
+        assert second.wait(WAITED)
         return {"ok": False, "message": "no such engine"}
 
+    def good(words: list[str]) -> Reply:
+        all_asked.wait(WAITED)
+        return dict(STARTED)
+
     def early(words: list[str]) -> Reply:
+        all_asked.wait(WAITED)
         return {"ok": False, "message": "no such directory"}
 
     def stop(words: list[str]) -> Reply:
@@ -103,7 +120,7 @@ def test_every_real_cause_is_told_in_the_order_of_the_hosts(
     FakeHosts(
         monkeypatch,
         node0={"start": late, "stop": stop},
-        node1={"start": STARTED, "stop": stuck},
+        node1={"start": good, "stop": stuck},
         node2={"start": early, "stop": STOPPED},
     )
     assert failing_start(plan) == [

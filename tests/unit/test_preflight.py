@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -120,7 +121,9 @@ def test_a_clock_that_is_off_is_advice(cluster: Cluster, seconds: int) -> None:
     cluster.answer(NAMES[1], time=time.time() + seconds)
     (outcome,) = cluster.bad()
     assert (outcome.host, outcome.is_advice) == (NAMES[1], True)
-    assert outcome.text in (f"its clock is {abs(seconds) + off} s off" for off in (-1, 0, 1))
+    found = re.fullmatch(r"its clock is (\d+) s off", outcome.text)
+    assert found, outcome.text
+    assert abs(int(found[1]) - abs(seconds)) < 30  # as long as this test may be paused
     assert require_ready(*cluster.arguments()) is not None
 
 

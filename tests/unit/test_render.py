@@ -128,7 +128,7 @@ def test_hostile_values_stay_in_comments(tmp_path: Path, value: str) -> None:
     assert not list(tmp_path.rglob("x"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 def test_command_lines_could_be_pasted(word: str) -> None:
     """What the comments show is what bash would make of it."""
