@@ -8,6 +8,9 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +86,24 @@ def train(folder: Path, ranks: int, *argv: str, timeout: float = PATIENCE) -> En
         json.loads(failure.read_text()) if failure.exists() else None,
         read_metrics(metrics),
     )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait until a condition holds; fail the test after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+@contextmanager
+def ended_at_last[Process: subprocess.Popen[bytes]](process: Process) -> Iterator[Process]:
+    """Whatever becomes of a test, its training goes on no longer than it."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

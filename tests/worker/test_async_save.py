@@ -5,26 +5,43 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from argparse import Namespace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from flagscale.node.processes import alive
 from megatron.flagscale.async_save import problems
 from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
-from tests.worker.harness import MOCK_DATA, MODEL, PATIENCE, environment, read_metrics, torchrun, train
+from tests.worker.harness import (
+    MOCK_DATA,
+    MODEL,
+    PATIENCE,
+    ended_at_last,
+    environment,
+    read_metrics,
+    torchrun,
+    train,
+    wait_for,
+)
 
-SLOW = """
+GATED = """
 import os, time
+from pathlib import Path
 from megatron.flagscale import async_save
 fsync, write = os.fsync, async_save._write
-def slowly(*args, **kwargs):
-    os.fsync = lambda file: (time.sleep(1.5), fsync(file))
-    time.sleep(1.5)
+def gated(*args, **kwargs):
+    gate = Path("gate of " + max(Path("saved").glob("iter_*")).name)
+    def wait(file):
+        while not gate.exists():
+            time.sleep(0.05)
+        fsync(file)
+    os.fsync = wait
     write(*args, **kwargs)
-async_save._write = slowly
+async_save._write = gated
 """
+"""No file of a checkpoint is on the disk before its gate was opened."""
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
 SAVED = f"successfully saved checkpoint from iteration {2:7d}"
 LAYOUT = ["--tensor-model-parallel-size", "2", "--train-iters", "6", "--save-interval", "2", "--async-save"]
@@ -52,27 +69,31 @@ def start(folder: Path, prelude: str, *argv: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for_iteration(folder: Path, iteration: int) -> None:
-    end = time.monotonic() + PATIENCE
-    while len(read_metrics(folder / "metrics.jsonl")) < iteration:
-        assert time.monotonic() < end, (folder / "output").read_text()[-4000:]
-        time.sleep(0.05)
+    try:
+        wait_for(lambda: len(read_metrics(folder / "metrics.jsonl")) >= iteration)
+    except AssertionError:
+        raise AssertionError((folder / "output").read_text()[-4000:]) from None
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> str:
-    """Wait for the end of a run, at most a minute, and return its output."""
-    try:
-        process.wait(PATIENCE)
-    finally:
-        process.kill()
+    """Wait for the end of a run, and return its output."""
+    process.wait(PATIENCE)
     return (folder / "output").read_text()
+
+
+def open_gate(folder: Path, iteration: int) -> None:
+    (folder / f"gate of iter_{iteration:07d}").touch()
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended well, though each file took it three seconds."""
+    """A run that ended well, though each checkpoint was on the disk one iteration later."""
     folder = tmp_path_factory.mktemp("slow")
-    process = start(folder, SLOW)
-    output = finish(process, folder)
+    with ended_at_last(start(folder, GATED)) as process:
+        for saved in (2, 4, 6):
+            wait_for_iteration(folder, min(saved + 1, 6))
+            open_gate(folder, saved)
+        output = finish(process, folder)
     assert process.returncode == 0, output[-4000:]
     return folder
 
@@ -97,15 +118,15 @@ def test_the_end_waits_for_the_last_save(slow: Path) -> None:
 
 
 def test_a_kill_while_files_are_written_costs_nothing_older(slow: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, SLOW)
-    wait_for_iteration(tmp_path, 5)
     partial = tmp_path / "saved" / "iter_0000004"
-    assert partial.is_dir()
-    assert not (partial / MANIFEST).exists()
-    assert (tmp_path / "saved" / TRACKER).read_text() == "2"
-    process.kill()
-    process.wait(10)
-    time.sleep(4)  # a writer that outlived its rank would have finished its file by now
+    with ended_at_last(start(tmp_path, GATED)) as process:
+        open_gate(tmp_path, 2)
+        wait_for_iteration(tmp_path, 5)
+        assert partial.is_dir()
+        assert not (partial / MANIFEST).exists()
+        assert (tmp_path / "saved" / TRACKER).read_text() == "2"
+        ranks_and_writers = psutil.Process(process.pid).children(recursive=True)
+    wait_for(lambda: not any(map(alive, ranks_and_writers)))
     (tmp_path / "metrics.jsonl").unlink()
 
     paths = ["--save", str(tmp_path / "saved"), "--load", str(tmp_path / "saved")]
@@ -120,10 +141,12 @@ def test_a_kill_while_files_are_written_costs_nothing_older(slow: Path, tmp_path
 
 
 def test_sigterm_waits_for_the_save_that_is_under_way(tmp_path: Path) -> None:
-    process = start(tmp_path, SLOW, "--train-iters", "100000", "--exit-signal-handler")
-    wait_for_iteration(tmp_path, 3)
-    process.send_signal(signal.SIGTERM)
-    output = finish(process, tmp_path)
+    with ended_at_last(start(tmp_path, GATED, "--train-iters", "100000", "--exit-signal-handler")) as process:
+        wait_for_iteration(tmp_path, 3)
+        process.send_signal(signal.SIGTERM)
+        for iteration in range(2, 10):  # whichever is its last
+            open_gate(tmp_path, iteration)
+        output = finish(process, tmp_path)
     assert process.returncode == 0, output[-4000:]
     last = max(losses(tmp_path))
     assert SAVED in output
@@ -133,8 +156,8 @@ def test_sigterm_waits_for_the_save_that_is_under_way(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_run_with_one_message(tmp_path: Path) -> None:
     """A file size limit stands for the full disk."""
-    process = start(tmp_path, SMALL_FILES)
-    finish(process, tmp_path)
+    with ended_at_last(start(tmp_path, SMALL_FILES)) as process:
+        finish(process, tmp_path)
     assert process.returncode == 1
     told = json.loads((tmp_path / "failure.json").read_text())
     assert told["exitcode"] == 2

@@ -7,23 +7,25 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from flagscale.node.processes import alive
 from megatron.flagscale.torchrun import Failure, first_failure
 from tests.worker.harness import (
     MOCK_DATA,
     MODEL,
     PATIENCE,
     ROOT,
+    ended_at_last,
     environment,
     read_metrics,
     saving,
     torchrun,
     train,
+    wait_for,
 )
 
 WORKER = """
@@ -65,6 +67,7 @@ def test_an_exception_is_told_with_its_rank_and_traceback(tmp_path: Path) -> Non
     assert "rank 1 (pid " in output
 
 
+@pytest.mark.slow  # tests/e2e kills a rank of a whole job
 def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
     code, failure, _ = run_worker(
         tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)"
@@ -75,19 +78,16 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) -> None:
-    ignores = "(signal.signal(15, signal.SIG_IGN), time.sleep(60))"
-    stubborn = f"sys.exit(3) if rank == 1 and not time.sleep(1) else {ignores}"
-    code, failure, _ = run_worker(tmp_path, stubborn)
+    ready = tmp_path / "ready"
+    ignores = f"(signal.signal(15, signal.SIG_IGN), open({str(ready)!r}, 'w'), time.sleep(60))"
+    waits = f"any(iter(lambda: time.sleep(0.05) or not os.path.exists({str(ready)!r}), False))"
+    code, failure, _ = run_worker(tmp_path, f"sys.exit(3) if rank == 1 and not {waits} else {ignores}")
     ended = time.time()
     assert code == 1
     assert failure is not None
     assert (failure["rank"], failure["exitcode"]) == (1, 3)
     # torchrun by itself waits 30 seconds for the survivor; imports before and after take theirs.
     assert ended - float(str(failure["time"])) < 25
-
-
-def test_success_writes_no_failure(tmp_path: Path) -> None:
-    assert run_worker(tmp_path, "pass")[:2] == (0, None)
 
 
 def failed(rank: int, exitcode: int = 1, message: str = "boom", at: float = 0.0) -> Failure:
@@ -115,13 +115,6 @@ def test_the_cause_comes_before_its_victims(failures: list[Failure], cause: int)
     assert first_failure(failures[::-1]).rank == cause
 
 
-def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
-
-
 def start_training(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
     command = torchrun(2, "-m", "megatron.flagscale.train_gpt", *MODEL, *MOCK_DATA)
     more = ["--metrics-file", str(folder / "metrics.jsonl"), *argv]
@@ -131,6 +124,7 @@ def start_training(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
         )
 
 
+@pytest.mark.slow  # tests/e2e stops a whole job
 def test_sigterm_saves_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
     saved = tmp_path / "checkpoints"
     long_run = [
@@ -143,10 +137,10 @@ def test_sigterm_saves_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
         "--save-interval",
         "100000",
     ]
-    process = start_training(tmp_path, *long_run, "--exit-signal-handler")
-    wait_for(lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 2)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE) == 0, (tmp_path / "output").read_text()[-4000:]
+    with ended_at_last(start_training(tmp_path, *long_run, "--exit-signal-handler")) as process:
+        wait_for(lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0, (tmp_path / "output").read_text()[-4000:]
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]["iteration"]
     assert (saved / "latest_checkpointed_iteration.txt").read_text() == str(last)
     assert (saved / f"iter_{last:07d}" / "manifest.json").is_file()
@@ -154,16 +148,12 @@ def test_sigterm_saves_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
 
 def test_no_rank_outlives_a_killed_torchrun(tmp_path: Path) -> None:
     saved = tmp_path / "checkpoints"
-    process = start_training(
-        tmp_path, "--train-iters", "100000", "--save", str(saved), "--save-interval", "2"
-    )
-    wait_for((saved / "iter_0000002" / "manifest.json").exists)
-    ranks = psutil.Process(process.pid).children(recursive=True)
-    assert len(ranks) > 2  # saving started helpers
-    process.kill()
-    process.wait(10)
-    _, alive = psutil.wait_procs(ranks, timeout=10)
-    assert not [rank for rank in alive if rank.status() != psutil.STATUS_ZOMBIE]
+    asked = ("--train-iters", "100000", "--save", str(saved), "--save-interval", "2")
+    with ended_at_last(start_training(tmp_path, *asked)) as process:
+        wait_for((saved / "iter_0000002" / "manifest.json").exists)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        assert len(ranks) > 2  # saving started helpers
+    wait_for(lambda: not any(map(alive, ranks)))
 
 
 def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_the_warm_up_does_not_count() -> None:
         outcome(lines[:5], ranks=1)
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "tiny", "--iterations", "8"]) == 0
     printed = capsys.readouterr().out

@@ -13,6 +13,7 @@ from benchmarks.layouts import FULL, ZERO
 from tests.worker.layouts import Layout
 from tests.worker.nursery import run_all
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS = 6
 BROKEN = 3
 

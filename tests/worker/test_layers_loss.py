@@ -64,7 +64,9 @@ def test_the_loss_is_exact(device: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed, which torch.compile needs")
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "device", [pytest.param(one, marks=pytest.mark.slow if one == "cpu" else ()) for one in DEVICES]
+)
 def test_compiled_it_is_exact(device: str) -> None:
     of_loss, of_grad = errors(torch.bfloat16, ALONE, device)
     assert of_loss <= 1e-6

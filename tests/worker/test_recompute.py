@@ -22,6 +22,7 @@ from flagscale.parallel.recompute import chunk_layers
 from tests.worker.layouts import PP2, Layout
 from tests.worker.nursery import Run, read_curve, run_all
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS, MICRO_BATCHES = 2, 4
 # Evaluated between the steps, with more micro-batches than a step has.
 EVALUATED = "--eval-iters 1 --eval-interval 1 --eval-global-batch-size 12"

@@ -14,6 +14,7 @@ import pytest
 from tests.worker.layouts import MODELS, PP2, TP2
 from tests.worker.nursery import Curve, Run, run_all
 
+pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS = 4
 SAVED_AT = 2
 ZERO = "--use-distributed-optimizer"

@@ -18,6 +18,7 @@ def test_the_loss_falls(base: Base) -> None:
     losses = base.ended.losses()
     assert sorted(losses) == list(range(1, TRAIN_ITERS + 1))
     assert losses[TRAIN_ITERS] < losses[1] - 0.5
+    assert base.ended.failure is None
 
 
 def test_every_logged_iteration_is_one_line_of_metrics(base: Base) -> None:

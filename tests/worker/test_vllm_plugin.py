@@ -14,13 +14,16 @@ from tests.e2e.test_serve import has_vllm
 ROOT = Path(__file__).resolve().parents[2]
 CATALOG = ROOT / "flagscale/engines/catalog/vllm.json"
 
-pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
+pytestmark = [
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
+    pytest.mark.timeout(600),
+]
 
 
 def python(*words: str) -> str:
     """Run a program in a process of its own: vLLM and the stand-ins for CUDA do not share one."""
     done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=560, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
