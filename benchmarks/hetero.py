@@ -9,7 +9,7 @@ where each stage's time went.
 Then an ordinary pipeline of two ranks, a core each: as it is, with the code of meshes taken away, and as two
 equal meshes.
 
-    python -m benchmarks.hetero [together] [homogeneous] [--rounds 2] [--layers 12] [--steps 4]
+    python -m benchmarks.hetero [together] [homogeneous] [--rounds 2] [--layers 24] [--hidden 256] [--steps 3]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.worker.harness import ROOT, environment, read_metrics
 MICRO_BATCHES, MICRO_BATCH = 64, 2
 MODEL = f"""
     --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --make-vocab-size-divisible-by 32
-    --seq-length 64 --max-position-embeddings 64 --hidden-size 128 --num-attention-heads 4 --swiglu
+    --seq-length 64 --max-position-embeddings 64 --num-attention-heads 4 --swiglu
     --attention-dropout 0 --hidden-dropout 0 --normalization RMSNorm --position-embedding-type rope
     --disable-bias-linear --untie-embeddings-and-output-weights --global-batch-size
     {MICRO_BATCHES * MICRO_BATCH} --lr 1e-3 --lr-decay-style constant --log-interval 1 --eval-iters 0
@@ -45,6 +45,21 @@ MODEL = f"""
 """
 WARM_UP = 1
 """The first steps of a run, which are not counted."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What every job of a measurement trains, and how long."""
+
+    layers: int
+    hidden: int
+    steps: int
+
+    def argv(self, micro_batch: int) -> list[str]:
+        return shlex.split(
+            f"--num-layers {self.layers} --hidden-size {self.hidden} --train-iters {self.steps + WARM_UP}"
+            f" --micro-batch-size {micro_batch}"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,22 +137,18 @@ def _outcome(folder: Path) -> Outcome:
     return Outcome(statistics.median(steps), ranks)
 
 
-def alone(chip: Chip, layers: int, steps: int) -> Job:
+def alone(chip: Chip, size: Size) -> Job:
     """A kind of chip trains the model by itself."""
-    return Job(f"alone_{chip.core}", [chip], _argv(layers, steps, MICRO_BATCH // chip.mesh.dp))
+    return Job(f"alone_{chip.core}", [chip], size.argv(MICRO_BATCH // chip.mesh.dp))
 
 
 def together(
-    chips: Sequence[Chip], split: Sequence[int], steps: int, extra: int = Meshes.extra_micro_batches
+    chips: Sequence[Chip], size: Size, split: Sequence[int], extra: int = Meshes.extra_micro_batches
 ) -> Job:
     """All chips train it as one pipeline."""
     meshes = tuple(replace(chip.mesh, layers=((layers,),)) for chip, layers in zip(chips, split, strict=True))
     layout = ["--hetero-layout", Meshes(meshes, extra_micro_batches=extra).to_json()]
-    return Job("together", chips, [*_argv(sum(split), steps, MICRO_BATCH), *layout])
-
-
-def _argv(layers: int, steps: int, micro_batch: int) -> list[str]:
-    return shlex.split(f"--num-layers {layers} --train-iters {steps} --micro-batch-size {micro_batch}")
+    return Job("together", chips, [*size.argv(MICRO_BATCH), *layout])
 
 
 def better_split(
@@ -152,19 +163,19 @@ def better_split(
     return split[0] + moved, split[1] - moved
 
 
-def measure_together(folder: Path, rounds: int, layers: int, steps: int) -> None:
+def measure_together(folder: Path, rounds: int, size: Size) -> None:
     """Print the throughput of both kinds of chips together over the sum of each alone."""
     chips = (FAST, SLOW)
     split, ratios = (0, 0), []
     for number in range(rounds):
-        parts = train(folder / f"alone_{number}", [alone(chip, layers, steps) for chip in chips])
-        per_layer = [part.step / layers for part in parts]
+        parts = train(folder / f"alone_{number}", [alone(chip, size) for chip in chips])
+        per_layer = [part.step / size.layers for part in parts]
         if not number:
-            first = round(layers * per_layer[1] / sum(per_layer))
-            split = (first, layers - first)
-            (trial,) = train(folder / "trial", [together(chips, split, 2)])
+            first = round(size.layers * per_layer[1] / sum(per_layer))
+            split = (first, size.layers - first)
+            (trial,) = train(folder / "trial", [together(chips, replace(size, steps=1), split)])
             split = better_split(split, [trial.ranks[0]["compute"], trial.ranks[1]["compute"]], per_layer)
-        (both,) = train(folder / f"together_{number}", [together(chips, split, steps)])
+        (both,) = train(folder / f"together_{number}", [together(chips, size, split)])
         ratios.append((1 / both.step) / sum(1 / part.step for part in parts))
         seconds = " and ".join(f"{part.step:.2f} s" for part in parts)
         print(f"a step alone {seconds}, together {both.step:.2f} s: {ratios[-1]:.4f} of the sum")
@@ -179,15 +190,15 @@ def measure_together(folder: Path, rounds: int, layers: int, steps: int) -> None
     print(f"together / sum of both alone: {statistics.median(ratios):.3f} (median of {rounds})")
 
 
-def measure_homogeneous(folder: Path, rounds: int, layers: int, steps: int) -> None:
+def measure_homogeneous(folder: Path, rounds: int, size: Size) -> None:
     """Print the step time of an ordinary pipeline, of one without the code of meshes, and of equal meshes."""
-    ordinary = ["--pipeline-model-parallel-size", "2", *_argv(layers, steps, MICRO_BATCH)]
+    ordinary = ["--pipeline-model-parallel-size", "2", *size.argv(MICRO_BATCH)]
     jobs = {
         "ordinary": Job("ordinary", EQUAL, ordinary),
         "without the code of meshes": Job(
             "without", EQUAL, ordinary, "benchmarks.hetero --worker-without-meshes"
         ),
-        "as two equal meshes": together(EQUAL, (layers // 2, layers // 2), steps),
+        "as two equal meshes": together(EQUAL, size, (size.layers // 2, size.layers // 2)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(rounds):
@@ -260,12 +271,14 @@ def main() -> None:
     measures = {"together": measure_together, "homogeneous": measure_homogeneous}
     parser.add_argument("what", nargs="*", choices=[[], *measures], help="default: both")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=3, help="those that count")
     asked = parser.parse_args()
+    size = Size(asked.layers, asked.hidden, asked.steps)
     for name in asked.what or measures:
         with tempfile.TemporaryDirectory() as folder:
-            measures[name](Path(folder), asked.rounds, asked.layers, asked.steps)
+            measures[name](Path(folder), asked.rounds, size)
 
 
 if __name__ == "__main__":

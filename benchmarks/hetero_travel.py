@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.hetero import EQUAL, Chip, Outcome, together, train, work
+from benchmarks.hetero import EQUAL, Chip, Outcome, Size, together, train, work
 
 DELAY = "MESSAGES_TRAVEL_SECONDS"
 
@@ -36,14 +36,15 @@ def main() -> None:
     parser.add_argument("--extra", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3, help="those that count")
     asked = parser.parse_args()
+    size = Size(asked.layers, hidden=128, steps=asked.steps)
     found: dict[tuple[float, int], list[Outcome]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(asked.rounds):
             for delay, extra in product(asked.milliseconds, asked.extra):
                 chips = [_slowly(chip, delay / 1000) for chip in EQUAL]
-                job = together(chips, (asked.layers // 2, asked.layers // 2), asked.steps, extra)
+                job = together(chips, size, (size.layers // 2, size.layers // 2), extra)
                 job = replace(job, worker="benchmarks.hetero_travel --worker")
                 found.setdefault((delay, extra), []).extend(
                     train(Path(folder) / f"{number}_{delay}_{extra}", [job])
