@@ -7,7 +7,7 @@ the speeds of a trial. Printed: the throughput together over the sum of both alo
 where each stage's time went.
 
 Then an ordinary pipeline of two ranks, a core each: as it is, with the code of meshes taken away, and as two
-equal meshes.
+equal meshes; and both cores alone, whose sum even an ordinary pipeline does not reach.
 
     python -m benchmarks.hetero [together] [homogeneous] [--rounds 2] [--layers 24] [--hidden 256] [--steps 3]
 """
@@ -191,7 +191,10 @@ def measure_together(folder: Path, rounds: int, size: Size) -> None:
 
 
 def measure_homogeneous(folder: Path, rounds: int, size: Size) -> None:
-    """Print the step time of an ordinary pipeline, of one without the code of meshes, and of equal meshes."""
+    """Print the step time of an ordinary pipeline, of one without the code of meshes, and of equal meshes.
+
+    And the throughput of each over the sum of both cores alone.
+    """
     ordinary = ["--pipeline-model-parallel-size", "2", *size.argv(MICRO_BATCH)]
     jobs = {
         "ordinary": Job("ordinary", EQUAL, ordinary),
@@ -201,12 +204,19 @@ def measure_homogeneous(folder: Path, rounds: int, size: Size) -> None:
         "as two equal meshes": together(EQUAL, size, (size.layers // 2, size.layers // 2)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    sums: list[float] = []
     for number in range(rounds):
+        parts = train(folder / f"alone_{number}", [alone(chip, size) for chip in EQUAL])
+        sums.append(sum(1 / part.step for part in parts))
         for name in sorted(jobs, reverse=bool(number % 2)):
             seconds[name] += [train(folder / f"round_{number}", [jobs[name]])[0].step]
     for name, found in seconds.items():
         ratios = [one / base for one, base in zip(found, seconds["ordinary"], strict=True)]
-        print(f"{name:28} {statistics.median(found):.3f} s a step, x {statistics.median(ratios):.3f}")
+        of_sum = [1 / (one * both) for one, both in zip(found, sums, strict=True)]
+        print(
+            f"{name:28} {statistics.median(found):.3f} s a step, x {statistics.median(ratios):.3f},"
+            f" {statistics.median(of_sum):.3f} of the sum of both alone"
+        )
 
 
 def work(folder: Path, argv: list[str]) -> None:
@@ -255,12 +265,14 @@ def work(folder: Path, argv: list[str]) -> None:
 
 
 def _take_meshes_away() -> None:
-    """Make an import of the code of meshes an error, but for the question whether a rank is part of one."""
-    arguments = ModuleType("megatron.flagscale.hetero.arguments")
+    """Make imports of the code of meshes errors, but for what every job asks of it."""
+    package = "megatron.flagscale.hetero"
+    arguments, patches = (ModuleType(f"{package}.{name}") for name in ("arguments", "patches"))
     arguments.own_part = lambda argv: None  # type: ignore[attr-defined]
-    package = ModuleType("megatron.flagscale.hetero")
-    package.__path__ = []
-    sys.modules |= {package.__name__: package, arguments.__name__: arguments}
+    patches.PATCHES = ()  # type: ignore[attr-defined]
+    sys.modules |= {module.__name__: module for module in (arguments, patches)}
+    for name in ("channel", "finalize", "groups", "p2p"):
+        sys.modules[f"{package}.{name}"] = None  # type: ignore[assignment]
 
 
 def main() -> None:
