@@ -1,15 +1,17 @@
 """What it costs to train on unequal chips together, and what it costs those who do not: `make bench-hetero`.
 
 Two kinds of chips are made of two processor cores. The fast one is core 0 as it is; on core 1 two ranks may
-use no vector instruction newer than SSE2, which is about half the speed. First each kind trains the model
-alone, both at the same time. Then both train it as one pipeline of unequal meshes, its layers shared out by
-the speeds of a trial. Printed: the throughput together over the sum of both alone (HETHUB's measure), and
-where each stage's time went.
+use no vector instruction newer than SSE2. Each kind trains the model alone, both at the same time; both train
+it together, as one pipeline of unequal meshes, its layers shared out by the speeds of a trial. Printed: the
+throughput together over the sum of both alone (HETHUB's measure), and where each stage's time went.
 
 Then an ordinary pipeline of two ranks, a core each: as it is, with the code of meshes taken away, and as two
-equal meshes; and both cores alone, whose sum even an ordinary pipeline does not reach.
+equal meshes; and both cores alone, whose sum no pipeline reaches: it has to fill and to empty.
 
-    python -m benchmarks.hetero [together] [homogeneous] [--rounds 2] [--layers 24] [--hidden 256] [--steps 3]
+A machine's speed changes within minutes, so all jobs of a comparison live at the same time and take turns,
+step by step.
+
+    python -m benchmarks.hetero [together] [homogeneous] [--layers 26] [--hidden 256] [--steps 4]
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from types import ModuleType
 from typing import Any
 
 from flagscale.parallel.meshes import Mesh, Meshes
-from tests.worker.harness import ROOT, environment, read_metrics
+from tests.worker.harness import ROOT, environment
 
 MICRO_BATCHES, MICRO_BATCH = 64, 2
 MODEL = f"""
@@ -45,6 +47,7 @@ MODEL = f"""
 """
 WARM_UP = 1
 """The first steps of a run, which are not counted."""
+_LOOK = 0.005
 
 
 @dataclass(frozen=True)
@@ -85,23 +88,44 @@ class Job:
     argv: Sequence[str]
     worker: str = "benchmarks.hetero --worker"
 
+    @property
+    def ranks(self) -> int:
+        return sum(chip.mesh.ranks for chip in self.chips)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """The seconds of a median step, and of each rank: what of them it computed, posted messages, waited."""
+    """The seconds of each step, and of each rank: what of a step it computed, posted messages, waited."""
 
-    step: float
+    steps: tuple[float, ...]
     ranks: list[dict[str, float]]
 
 
-def train(folder: Path, jobs: Sequence[Job]) -> list[Outcome]:
-    """Run jobs at the same time, each in a folder of its own."""
+def in_turns(folder: Path, turns: Sequence[Sequence[Job]], size: Size) -> list[Outcome]:
+    """Have jobs train by turns, a step each; the jobs of one turn at the same time. Each has a folder."""
+    jobs = [job for turn in turns for job in turn]
     processes = [process for job in jobs for process in _start(folder / job.name, job)]
-    codes = [process.wait() for process in processes]
-    if any(codes):
-        outputs = [file.read_text()[-3000:] for file in sorted(folder.glob("*/output_*"))]
-        raise SystemExit("\n\n".join(["a job failed:", *outputs]))
+    for step in range(WARM_UP + size.steps):
+        for turn in turns:
+            for job in turn:
+                (folder / job.name / f"go_{step}").touch()
+            awaited = {folder / job.name / f"done_{step}_{rank}" for job in turn for rank in range(job.ranks)}
+            while awaited := {path for path in awaited if not path.exists()}:
+                if any(process.poll() for process in processes):
+                    _give_up(folder, processes)
+                time.sleep(_LOOK)
+    for process in processes:
+        if process.wait():
+            _give_up(folder, processes)
     return [_outcome(folder / job.name) for job in jobs]
+
+
+def _give_up(folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+        process.wait()
+    outputs = [file.read_text()[-3000:] for file in sorted(folder.glob("*/output_*"))]
+    raise SystemExit("\n\n".join(["a job failed:", *outputs]))
 
 
 def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
@@ -116,11 +140,10 @@ def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
             --nnodes {len(job.chips)} --node-rank {rank} --nproc-per-node {chip.mesh.ranks}
             --master-addr 127.0.0.1 --master-port {port} -m {job.worker} {folder}
         """)
-        more = ["--metrics-file", str(folder / "metrics.jsonl")]
         with (folder / f"output_{rank}").open("w") as output:
             processes.append(
                 subprocess.Popen(
-                    [*command, *shlex.split(MODEL), *job.argv, *more],
+                    [*command, *shlex.split(MODEL), *job.argv],
                     cwd=ROOT,
                     env=environment(**chip.environment),
                     stdout=output,
@@ -131,10 +154,10 @@ def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
 
 
 def _outcome(folder: Path) -> Outcome:
-    steps = [line["iteration_ms"] / 1000 for line in read_metrics(folder / "metrics.jsonl")][WARM_UP:]
     notes = [json.loads(file.read_text())[WARM_UP:] for file in sorted(folder.glob("rank_*.json"))]
+    steps = tuple(max(one["step"] for one in step) for step in zip(*notes, strict=True))
     ranks = [{name: statistics.median(one[name] for one in note) for name in note[0]} for note in notes]
-    return Outcome(statistics.median(steps), ranks)
+    return Outcome(steps, ranks)
 
 
 def alone(chip: Chip, size: Size) -> Job:
@@ -163,34 +186,35 @@ def better_split(
     return split[0] + moved, split[1] - moved
 
 
-def measure_together(folder: Path, rounds: int, size: Size) -> None:
+def measure_together(folder: Path, size: Size) -> None:
     """Print the throughput of both kinds of chips together over the sum of each alone."""
     chips = (FAST, SLOW)
-    split, ratios = (0, 0), []
-    for number in range(rounds):
-        parts = train(folder / f"alone_{number}", [alone(chip, size) for chip in chips])
-        per_layer = [part.step / size.layers for part in parts]
-        if not number:
-            first = round(size.layers * per_layer[1] / sum(per_layer))
-            split = (first, size.layers - first)
-            (trial,) = train(folder / "trial", [together(chips, replace(size, steps=1), split)])
-            split = better_split(split, [trial.ranks[0]["compute"], trial.ranks[1]["compute"]], per_layer)
-        (both,) = train(folder / f"together_{number}", [together(chips, size, split)])
-        ratios.append((1 / both.step) / sum(1 / part.step for part in parts))
-        seconds = " and ".join(f"{part.step:.2f} s" for part in parts)
-        print(f"a step alone {seconds}, together {both.step:.2f} s: {ratios[-1]:.4f} of the sum")
-        for rank, spent in enumerate(both.ranks):
-            shares = ", ".join(
-                f"{name} {spent[name] / both.step:.1%}" for name in ("compute", "post", "wait")
-            )
-            print(f"  rank {rank}: {shares}", flush=True)
-    print(
-        f"layers {split[0]} + {split[1]}, {MICRO_BATCHES} micro-batches; bubble {1 / (MICRO_BATCHES + 1):.1%}"
-    )
-    print(f"together / sum of both alone: {statistics.median(ratios):.3f} (median of {rounds})")
+    each = [alone(chip, size) for chip in chips]
+    split = _split(folder / "trial", chips, replace(size, steps=1))
+    *parts, both = in_turns(folder / "measured", [each, [together(chips, size, split)]], size)
+    ratios = []
+    for fast, slow, joined in zip(*(one.steps for one in (*parts, both)), strict=True):
+        ratios.append((1 / joined) / (1 / fast + 1 / slow))
+        print(f"a step alone {fast:.2f} s and {slow:.2f} s, together {joined:.2f} s: {ratios[-1]:.3f}")
+    for rank, spent in enumerate(both.ranks):
+        shares = [f"{name} {spent[name] / spent['step']:.1%}" for name in ("compute", "post", "wait")]
+        print(f"rank {rank}: {', '.join(shares)}")
+    bubble = 1 / (MICRO_BATCHES + 1)
+    print(f"layers {split[0]} + {split[1]}, {MICRO_BATCHES} micro-batches; bubble {bubble:.1%}")
+    print(f"together / sum of both alone: {statistics.median(ratios):.3f} (median of {len(ratios)})")
 
 
-def measure_homogeneous(folder: Path, rounds: int, size: Size) -> None:
+def _split(folder: Path, chips: tuple[Chip, Chip], size: Size) -> tuple[int, int]:
+    """Share the layers out by the speeds of the chips alone, then by what the stages take."""
+    parts = in_turns(folder / "alone", [[alone(chip, size) for chip in chips]], size)
+    per_layer = [statistics.median(part.steps) / size.layers for part in parts]
+    first = round(size.layers * per_layer[1] / sum(per_layer))
+    split = (first, size.layers - first)
+    (trial,) = in_turns(folder / "together", [[together(chips, size, split)]], size)
+    return better_split(split, [trial.ranks[0]["compute"], trial.ranks[1]["compute"]], per_layer)
+
+
+def measure_homogeneous(folder: Path, size: Size) -> None:
     """Print the step time of an ordinary pipeline, of one without the code of meshes, and of equal meshes.
 
     And the throughput of each over the sum of both cores alone.
@@ -203,24 +227,21 @@ def measure_homogeneous(folder: Path, rounds: int, size: Size) -> None:
         ),
         "as two equal meshes": together(EQUAL, size, (size.layers // 2, size.layers // 2)),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    sums: list[float] = []
-    for number in range(rounds):
-        parts = train(folder / f"alone_{number}", [alone(chip, size) for chip in EQUAL])
-        sums.append(sum(1 / part.step for part in parts))
-        for name in sorted(jobs, reverse=bool(number % 2)):
-            seconds[name] += [train(folder / f"round_{number}", [jobs[name]])[0].step]
-    for name, found in seconds.items():
-        ratios = [one / base for one, base in zip(found, seconds["ordinary"], strict=True)]
-        of_sum = [1 / (one * both) for one, both in zip(found, sums, strict=True)]
+    turns = [[alone(chip, size) for chip in EQUAL], *([job] for job in jobs.values())]
+    one, other, *found = in_turns(folder, turns, size)
+    sums = [1 / a + 1 / b for a, b in zip(one.steps, other.steps, strict=True)]
+    for name, outcome in zip(jobs, found, strict=True):
+        steps = outcome.steps
+        ratios = [mine / base for mine, base in zip(steps, found[0].steps, strict=True)]
+        of_sum = [1 / (mine * both) for mine, both in zip(steps, sums, strict=True)]
         print(
-            f"{name:28} {statistics.median(found):.3f} s a step, x {statistics.median(ratios):.3f},"
+            f"{name:28} {statistics.median(steps):.3f} s a step, x {statistics.median(ratios):.3f},"
             f" {statistics.median(of_sum):.3f} of the sum of both alone"
         )
 
 
 def work(folder: Path, argv: list[str]) -> None:
-    """Train in this process; note what of every step went into posting messages and into waiting."""
+    """Train in this process, each step when it is this job's turn; note where its time went."""
     from megatron.flagscale.platform import patch_engine
 
     patch_engine()
@@ -244,10 +265,14 @@ def work(folder: Path, argv: list[str]) -> None:
     step = training.train_step
 
     def train_step(*positional: Any, **named: Any) -> Any:
+        while not (folder / f"go_{len(notes)}").exists():
+            time.sleep(_LOOK)
         spent.update(dict.fromkeys(spent, 0.0))
         begun = time.perf_counter()
         outcome = step(*positional, **named)
-        notes.append({**spent, "compute": time.perf_counter() - begun - sum(spent.values())})
+        took = time.perf_counter() - begun
+        (folder / f"done_{len(notes)}_{os.environ['RANK']}").touch()
+        notes.append({**spent, "compute": took - sum(spent.values()), "step": took})
         return outcome
 
     training.train_step = train_step
@@ -282,15 +307,14 @@ def main() -> None:
     )
     measures = {"together": measure_together, "homogeneous": measure_homogeneous}
     parser.add_argument("what", nargs="*", choices=[[], *measures], help="default: both")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--layers", type=int, default=26)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=3, help="those that count")
+    parser.add_argument("--steps", type=int, default=4, help="those that count")
     asked = parser.parse_args()
     size = Size(asked.layers, asked.hidden, asked.steps)
     for name in asked.what or measures:
         with tempfile.TemporaryDirectory() as folder:
-            measures[name](Path(folder), asked.rounds, size)
+            measures[name](Path(folder), size)
 
 
 if __name__ == "__main__":

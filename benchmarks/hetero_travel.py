@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.hetero import EQUAL, Chip, Outcome, Size, together, train, work
+from benchmarks.hetero import EQUAL, Chip, Outcome, Size, in_turns, together, work
 
 DELAY = "MESSAGES_TRAVEL_SECONDS"
 
@@ -47,15 +47,15 @@ def main() -> None:
                 job = together(chips, size, (size.layers // 2, size.layers // 2), extra)
                 job = replace(job, worker="benchmarks.hetero_travel --worker")
                 found.setdefault((delay, extra), []).extend(
-                    train(Path(folder) / f"{number}_{delay}_{extra}", [job])
+                    in_turns(Path(folder) / f"{number}_{delay}_{extra}", [[job]], size)
                 )
     print("| a message travels, ms | extra micro-batches | a step, s | waited, first stage | last stage |")
     print("|---|---|---|---|---|")
     for (delay, extra), outcomes in found.items():
-        step = statistics.median(outcome.step for outcome in outcomes)
+        step = statistics.median(step for outcome in outcomes for step in outcome.steps)
         waited = (
-            statistics.median(outcome.ranks[rank]["wait"] / outcome.step for outcome in outcomes)
-            for rank in (0, 1)
+            statistics.median(rank["wait"] / rank["step"] for rank in stage)
+            for stage in zip(*(outcome.ranks for outcome in outcomes), strict=True)
         )
         print(f"| {delay:g} | {extra} | {step:.2f} | {' | '.join(f'{share:.1%}' for share in waited)} |")
 
