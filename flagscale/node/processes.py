@@ -71,8 +71,11 @@ def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Pr
     """
 
     def look() -> set[psutil.Process]:
+        if found := find():
+            return found
         # Once more: a process that becomes another program has no environment for a moment.
-        return find() or find()
+        time.sleep(_POLL)
+        return find()
 
     left = look()
     send(left, signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -31,11 +32,17 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
         if read_state(path, plan.run_id) is not None:
             return {"ok": False, "message": "stopped before it began", "stopped": True}
         script = _start_script(plan, node)
-        first = HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time())
-        # Waited for, because a launcher that stays (action=test) would else keep its zombie; not before its
-        # birth was read, which one that ends at once would take with it.
-        threading.Thread(target=script.wait, daemon=True).start()
-        first.write(path)
+        try:
+            first = HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time())
+            first.write(path)
+        except BaseException:
+            # No state names it, and it waits for this lock: nobody knows it better.
+            os.killpg(script.pid, signal.SIGKILL)
+            raise
+        finally:
+            # Waited for, because a launcher that stays (action=test) would else keep its zombie; not before
+            # its birth was read, which one that ends at once would take with it.
+            threading.Thread(target=script.wait, daemon=True).start()
     deadline = time.monotonic() + plan.start_timeout + (_MARGIN if plan.channel else 0)
     state, seen = first, None
     while time.monotonic() < deadline:

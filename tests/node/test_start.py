@@ -24,6 +24,7 @@ from flagscale.launch.render import scripts
 from flagscale.node import commands
 from flagscale.node.marks import RUN_ID
 from flagscale.node.processes import of_run
+from flagscale.node.state import HostState
 from tests.disk import small_file_system
 from tests.node.conftest import FakeJob, wait_for
 
@@ -247,6 +248,22 @@ def test_whatever_cannot_be_written_nothing_is_left(
     assert not job.files.secrets(job.host).exists()
     assert not list(job.files.path.rglob(".writing*"))
     make_job("rank").start()
+
+
+def test_a_start_ends_what_it_cannot_record(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a state, a stop may miss it."""
+    job = make_job("rank")
+    job.files.write_launch(job.plan, scripts(job.plan), "", {})
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(HostState, "write", full)
+        reply = commands.execute(["start", job.plan.exp_dir, "0", job.plan.run_id])
+    assert reply == {"ok": False, "message": "cannot start: No space left on device"}
+    wait_for(job.is_gone)
+    assert not job.files.state(job.host).exists()
 
 
 def test_a_run_directory_that_cannot_be_written(make_job: MakeJob, tmp_path: Path) -> None:
