@@ -44,6 +44,7 @@ from flagscale.node.marks import marks
 from flagscale.node.network import free_port
 from tests.farm.credentials import FarmHost
 from tests.farm.loopback import LoopbackFarm, loopback_farm
+from tests.node.launching import fake_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "tests/node/fake_engine.py"
@@ -62,7 +63,7 @@ class Cost:
     megabytes: float
 
 
-def fake_plan(
+def plan_of(
     hosts: Sequence[FarmHost], exp_dir: Path, run_id: str, *behaviours: str, stop_grace: float = 1.0
 ) -> LaunchPlan:
     """Return the plan of a job of the fake engine on these hosts, with a channel where they are several."""
@@ -80,21 +81,11 @@ def fake_plan(
         for place in places
     )
     first = hosts[0].address
-    return LaunchPlan(
-        run_id=run_id,
-        name="fake",
-        task_type="train",
-        engine="fake",
-        engine_version="1",
-        layout="dp",
-        world_size=sum(place.slots for place in places),
-        exp_dir=str(exp_dir),
-        python=sys.executable,
-        source_root=str(ROOT),
-        before_start="",
-        after_stop="",
+    return fake_plan(
+        exp_dir,
+        run_id,
+        nodes,
         start_timeout=120.0,
-        nodes=nodes,
         channel=Channel(first, free_port(first, random.choice(_PORTS))) if len(hosts) > 1 else None,
         connect_timeout=60.0,
     )
@@ -197,7 +188,7 @@ def rounds(farm: LoopbackFarm, count: int, number: int) -> Iterator[dict[str, tu
     """Measure every step on `count` hosts `number` times, ours and theirs; who begins changes."""
     for attempt in range(number):
         with tempfile.TemporaryDirectory() as folder:
-            plan = fake_plan(farm.hosts[:count], Path(folder), f"fanout-{count}-{attempt}", "rank")
+            plan = plan_of(farm.hosts[:count], Path(folder), f"fanout-{count}-{attempt}", "rank")
             costs: dict[str, list[Cost]] = {}
             sides: list[Callable[[str], None]] = [
                 lambda step, plan=plan: ours(plan, step),  # type: ignore[misc]

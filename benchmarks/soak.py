@@ -32,7 +32,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.fanout import ENGINE, fake_plan, quick_farm
+from benchmarks.fanout import ENGINE, plan_of, quick_farm
 from flagscale.errors import FlagScaleError
 from flagscale.job import LaunchPlan, Recovery
 from flagscale.launch import launcher
@@ -112,7 +112,7 @@ def act(farm: Farm, plan: LaunchPlan, action: str) -> Child:
 def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> tuple[list[str], list[str]]:
     """Return what was done, and what is wrong after it."""
     done: list[str] = []
-    plan = fake_plan(farm.hosts, exp_dir, f"soak-{trial.seed}-{time.time_ns()}", *trial.kinds)
+    plan = plan_of(farm.hosts, exp_dir, f"soak-{trial.seed}-{time.time_ns()}", *trial.kinds)
     plan = replace(plan, recovery=Recovery(trial.restarts, restart_timeout=5.0), start_timeout=20.0)
     start = act(farm, plan, "start")
     start.join(trial.at)

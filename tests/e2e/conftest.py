@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,16 @@ class Experiment:
         """Every living process of the newest run."""
         plan = RunDir(self.exp_dir).read_plan()
         return processes.of_run(plan.run_id) if plan else set()
+
+
+def rank_process(processes: Iterable[psutil.Process], rank: int) -> psutil.Process:
+    """The rank itself: its data loaders carry the same environment, but are younger."""
+    named = []
+    for process in processes:
+        with suppress(psutil.Error):  # one that is just ending
+            if process.environ().get("RANK") == str(rank):
+                named.append(process)
+    return min(named, key=lambda process: process.create_time())
 
 
 def wait_until(holds: Callable[[], bool], seconds: float) -> float:

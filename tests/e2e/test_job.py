@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,22 +15,12 @@ import psutil
 import pytest
 
 from flagscale.launch.rundir import RunDir
-from tests.e2e.conftest import Experiment, wait_until
+from tests.e2e.conftest import Experiment, rank_process, wait_until
 
 Make = Callable[..., Experiment]
 CLEAN_WITHIN = 30.0
 """Seconds; torchrun gives the survivors three of them, and each command here imports anew."""
 LONG = "train.model.train_iters=100000"
-
-
-def rank_process(experiment: Experiment, rank: int) -> psutil.Process:
-    """The rank itself: its data loaders carry the same environment, but are younger."""
-    named = []
-    for process in experiment.processes():
-        with suppress(psutil.Error):  # one that is just ending
-            if process.environ().get("RANK") == str(rank):
-                named.append(process)
-    return min(named, key=lambda process: process.create_time())
 
 
 def test_foreground_job_trains_and_a_second_run_continues_from_its_checkpoint(make_experiment: Make) -> None:
@@ -106,7 +95,7 @@ def test_killing_any_process_ends_the_run_and_query_tells(
     assert job("run").code == 0
     job.wait_for_iteration(2)
     running = job.processes()
-    rank = rank_process(job, 1)
+    rank = rank_process(job.processes(), 1)
     torchrun = rank.parent()
     assert torchrun is not None
     supervisor = torchrun.parent()

@@ -31,7 +31,7 @@ from tests.farm.credentials import FarmHost
 from tests.farm.farm import Farm, alive, wait_until
 from tests.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
 from tests.farm.namespaces import NamespaceFarm
-from tests.node.launching import launch
+from tests.node.launching import fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = ROOT / "tests/node/fake_engine.py"
@@ -197,21 +197,11 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
                 stop_grace=stop_grace,
             )
         )
-    plan = LaunchPlan(
-        run_id=run_id,
-        name="fake",
-        task_type="train",
-        engine="fake",
-        engine_version="1",
-        layout="dp1",
-        world_size=sum(node.host.slots for node in nodes),
-        exp_dir=str(exp_dir),
-        python=sys.executable,
-        source_root=str(ROOT),
-        before_start="",
-        after_stop="",
+    plan = fake_plan(
+        exp_dir,
+        run_id,
+        nodes,
         start_timeout=30.0,
-        nodes=tuple(nodes),
         channel=Channel(farm.hosts[0].address, _channel_port(farm)),
         recovery=Recovery(restart_timeout=20.0),
         connect_timeout=20.0,

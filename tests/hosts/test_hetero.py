@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Experiment
+from tests.e2e.conftest import Experiment, rank_process
 from tests.farm.farm import wait_until
 from tests.farm.fixtures import MakeNamespaceFarm
 from tests.farm.namespaces import NamespaceFarm
 from tests.hosts.conftest import CLEAN_WITHIN, user_of
-from tests.hosts.test_training import LOCAL, rank_process
+from tests.hosts.test_training import LOCAL
 
 STEPS = 6
 MESHES = "[{type:cpu,tp:2,layers:[1]},{type:cpu,dp:2,layers:[1]}]"
@@ -64,7 +64,7 @@ def test_a_rank_that_dies_ends_the_other_mesh(farm: NamespaceFarm, tmp_path: Pat
     started = job("run")
     assert started.code == 0, started.err
     job.wait_for_iteration(2, seconds=300)
-    rank_process(farm, host=1, rank=3).kill()
+    rank_process(farm.processes(farm.hosts[1]), rank=3).kill()
     wait_until(lambda: not any(map(farm.processes, farm.hosts)), "the end of both meshes", CLEAN_WITHIN)
     status = job.status()
     assert status["state"] == "failed"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from flagscale.launch.rundir import RunDir
-from tests.e2e.conftest import SMALL, Experiment
+from tests.e2e.conftest import SMALL, Experiment, rank_process
 from tests.farm.farm import wait_until
 from tests.farm.fixtures import MakeNamespaceFarm
 from tests.farm.namespaces import NamespaceFarm
@@ -64,7 +62,7 @@ def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path
     wait_until(lambda: f"iteration {SAVE_INTERVAL}/" in job("logs").out, "the log", 20)
 
     reached = job.metrics()[-1]["iteration"]
-    victim = rank_process(farm, host=1, rank=1)
+    victim = rank_process(farm.processes(farm.hosts[1]), rank=1)
     victim.kill()
     # The second attempt cuts off what came after its checkpoint, then goes on.
     wait_until(lambda: bool(job.status()["attempts"]), "the end of the first attempt", CLEAN_WITHIN)
@@ -86,16 +84,6 @@ def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path
     assert job.status()["state"] == "stopped"
     # The stop has saved what was done.
     assert _checkpointed(job) == job.metrics()[-1]["iteration"]
-
-
-def rank_process(farm: NamespaceFarm, host: int, rank: int) -> psutil.Process:
-    """The rank itself: its data loaders carry the same environment, but are younger."""
-    named = []
-    for process in farm.processes(farm.hosts[host]):
-        with suppress(psutil.Error):  # one that is just ending
-            if process.environ().get("RANK") == str(rank):
-                named.append(process)
-    return min(named, key=lambda process: process.create_time())
 
 
 def _checkpointed(job: Experiment) -> int:

@@ -25,7 +25,7 @@ from flagscale.launch.rundir import RunDir
 from flagscale.node.marks import RUN_ID, marks
 from flagscale.node.processes import alive, of_run
 from flagscale.node.state import HostState, Reply, read_state
-from tests.node.launching import launch
+from tests.node.launching import fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -137,22 +137,7 @@ def fake_job(
         stop_grace=1.0,
     )
     of_node = {name: changes.pop(name) for name in ("argv", "cwd", "stop_grace") if name in changes}
-    plan = LaunchPlan(
-        run_id=run_id,
-        name="fake",
-        task_type="train",
-        engine="fake",
-        engine_version="1",
-        layout="dp1",
-        world_size=host.slots,
-        exp_dir=str(exp_dir),
-        python=sys.executable,
-        source_root=str(ROOT),
-        before_start="",
-        after_stop="",
-        start_timeout=20.0,
-        nodes=(replace(node, **of_node),),
-    )
+    plan = fake_plan(exp_dir, run_id, [replace(node, **of_node)], start_timeout=20.0)
     return FakeJob(replace(plan, **changes))
 
 

@@ -1,16 +1,36 @@
-"""A launcher in a process of its own, which a test can interrupt or kill."""
+"""The plan of a job without an engine, and a launcher in a process of its own, which a test may kill."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flagscale.job import LaunchPlan
+from flagscale.job import LaunchPlan, NodeCommand
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: Any) -> LaunchPlan:
+    """The plan of a job whose launchers are `fake_engine.py`; `more` are further fields of it."""
+    return LaunchPlan(
+        run_id=run_id,
+        name="fake",
+        task_type="train",
+        engine="fake",
+        engine_version="1",
+        layout="dp1",
+        world_size=sum(node.host.slots for node in nodes),
+        exp_dir=str(exp_dir),
+        python=sys.executable,
+        source_root=str(ROOT),
+        before_start="",
+        after_stop="",
+        nodes=tuple(nodes),
+        **more,
+    )
 
 
 def launch(
