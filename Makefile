@@ -2,7 +2,6 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 READY := .venv/.ready
-DEMO := --config-path ./examples/aquila/conf --config-name config
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 

@@ -102,7 +102,7 @@ def _worker(folder: Path, argv: list[str]) -> None:
     patch_engine()
     from megatron.training import training
 
-    from megatron.flagscale import checkpoint
+    from megatron.flagscale import saving
     from megatron.flagscale.train_gpt import train
 
     events: list[tuple[str, float, float]] = []
@@ -124,7 +124,7 @@ def _worker(folder: Path, argv: list[str]) -> None:
     targets = (("step", "train_step"), ("save", "save_checkpoint"), ("poll", "maybe_finalize_async_save"))
     for name, attribute in targets:
         setattr(training, attribute, noted(name, getattr(training, attribute)))
-    checkpoint.write_manifest = noted("done", checkpoint.write_manifest)
+    saving.write_manifest = noted("done", saving.write_manifest)
     train(argv)
     (folder / _EVENTS).write_text(json.dumps(events))
 

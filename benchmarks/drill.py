@@ -28,6 +28,7 @@ from tests.farm.namespaces import NamespaceFarm
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_INTERVAL = 10
 OVERRIDES = (
+    "experiment.runner.platform=cpu",
     "experiment.runner.nnodes=3",
     "experiment.runner.nproc_per_node=1",
     "train.system.tensor_model_parallel_size=1",
@@ -198,7 +199,7 @@ class Drill:
 
     def told(self) -> str:
         """The failure that a query shows."""
-        code, printed = self.do("query", "+output=json")
+        code, printed = self.do("query", "output=json")
         try:
             status = json.loads(printed)
         except ValueError:

@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ["--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config"]
 MODEL = [
+    "experiment.runner.platform=cpu",
     "experiment.runner.nproc_per_node=2",
     "train.system.tensor_model_parallel_size=1",
     "~train.data.train_data_path",

@@ -120,6 +120,10 @@ def write(document: Path, text: str, begin: str, end: str) -> None:
 
 def measure(chosen: Sequence[Layout], names: Sequence[str], document: Path, begin: str, end: str) -> int:
     """Run the named layouts, or all and write the document's table; 1 when one differs from one process."""
+    if unknown := {*names} - {layout.name for layout in chosen}:
+        raise SystemExit(
+            "\n".join(["no such layout:", *sorted(unknown), "known:", *(one.name for one in chosen)])
+        )
     layouts = [layout for layout in chosen if not names or layout.name in names]
     with tempfile.TemporaryDirectory() as folder:
         differences = compare(layouts, Path(folder))

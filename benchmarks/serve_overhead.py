@@ -1,7 +1,8 @@
 """What serving through FlagScale costs: the same server with the same flags, started by `run.py` and plainly.
 
 Both servers live at the same time and get the same requests in turn, so that whatever else the machine does
-hits both alike. Run: python -m benchmarks.serve_overhead [--model FOLDER] [--rounds N]
+hits both alike. On host processors only:
+python -m benchmarks.serve_overhead [--model FOLDER] [--rounds N]
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def check(request: Request) -> int:
 
 
 def query(request: Request) -> int:
-    """Print one status (or, with +follow=true, watch until the job ends)."""
+    """Print one status (or, with follow=true, watch until the job ends)."""
     as_json, watch = load_command_keys(request.config)
     plan = _recorded(request)
     if plan is None:
@@ -94,7 +94,7 @@ def query(request: Request) -> int:
 
 
 def logs(request: Request) -> int:
-    """Print what the newest run's hosts printed; with +follow=true go on until the job ends."""
+    """Print what the newest run's hosts printed; with follow=true go on until the job ends."""
     _, watch = load_command_keys(request.config)
     plan = _recorded(request)
     if plan is None:

@@ -33,7 +33,7 @@ _USAGE = f"""flagscale: train and serve large models on whatever chips you have
 
     FOLDER and FILE   an experiment, e.g. --config-path ./examples/aquila/conf --config-name config
     ACTION            one of {", ".join(ACTIONS)}
-    key=value         sets a key of the YAML, in the file or not (Hydra's overrides), e.g. train.model.lr=1e-3
+    key=value         sets a key of the YAML, in the file or not (Hydra's overrides), e.g. train.train_iters=9
 
 with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
 # Hydra's switch for raising what it would print in its own words.

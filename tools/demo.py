@@ -53,7 +53,7 @@ checkpoints  {OUTPUT / "checkpoints"}
 
 next: train it further, in the background, from its checkpoint:
   {shlex.join(again)}
-and look after it with action=query, action=logs +follow=true, action=stop"""
+and look after it with action=query, action=logs follow=true, action=stop"""
     )
     return 0
 

@@ -46,7 +46,7 @@ def main() -> int:
         stopped = step(*RUN, "action=stop")
     code = code or stopped
     told = subprocess.run(
-        [sys.executable, *RUN, "action=query", "+output=json"], capture_output=True, text=True
+        [sys.executable, *RUN, "action=query", "output=json"], capture_output=True, text=True
     )
     left = sum(host["processes"] for host in json.loads(told.stdout)["hosts"])
     print(f"\nmodel       {model} (opens in transformers and vLLM)\nleft over   {left} processes")

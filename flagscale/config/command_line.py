@@ -20,7 +20,7 @@ COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 _KEY_BELOW_A_GROUP = re.compile(r"(?!hydra\.)[A-Za-z_][\w-]*(\.[\w-]+)+=")
 _UNKNOWN_KEY = re.compile(r"Could not override '([\w-]+)'\.")
-_COMMAND_KEY = re.compile(rf"({'|'.join(COMMAND_KEYS)})=")
+_COMMAND_KEY = re.compile(rf"({'|'.join(('action', *COMMAND_KEYS))})=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:

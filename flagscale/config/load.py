@@ -19,7 +19,7 @@ from flagscale.config.secrets import is_secret
 from flagscale.errors import Problem, UserError, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}
-"""Keys that steer the command rather than the job: `+output=json`, `+follow=true`."""
+"""Keys that steer the command rather than the job: `output=json`, `follow=true`."""
 
 
 def load_experiment(config: DictConfig, locator: Locator) -> tuple[Experiment, list[str]]:
@@ -105,7 +105,7 @@ def load_action(config: DictConfig, locator: Locator) -> str:
 
 
 def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
-    """Return (JSON wanted, follow wanted) from `+output=` and `+follow=`."""
+    """Return (JSON wanted, follow wanted) from `output=` and `follow=`."""
     output, follow = (_top(config, key, default) for key, default in COMMAND_KEYS.items())
     problems = []
     if output not in ("text", "json"):

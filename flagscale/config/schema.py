@@ -134,7 +134,7 @@ class Runner(Section):
     nnodes: Annotated[int | str, PlainValidator(_hosts)] | None = None
     """How many hosts of the hostfile to use; default: all. `"min:max"`: a restart may do with fewer."""
     nproc_per_node: Ranks = "auto"
-    """Ranks on each host; `auto`: one for each device (on `cpu`: one)."""
+    """Ranks on each host; `auto`: the hostfile's `slots`; without one one a device (on `cpu`: one)."""
     platform: str = "auto"
     """The chip: `nvidia`, `cpu`, or an installed plugin's; `auto`: what this host has."""
     node_rank: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] | None = None
@@ -217,7 +217,7 @@ class Commands(Section):
     before_start: str = ""
     """Shell lines at the top of each host's script; the start fails if one of them does."""
     after_stop: str = ""
-    """Shell lines at the end of each host's stop script."""
+    """Shell lines that `stop` runs on each host where it has ended the job; it fails if one of them does."""
 
 
 class ExperimentSection(Section):

@@ -86,10 +86,14 @@ TASK: Mapping[str, Change] = {
     "save_when_num_microbatches_change": _refuse("set save_interval"),
     "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),
     "no_shared_fs": _refuse("set experiment.runner.no_shared_fs"),
-    "ulysses_sp_parallel_size": _refuse("use context_parallel_size with cp_comm_type: a2a", off=1),
+    "ulysses_sp_parallel_size": _refuse(
+        "use context_parallel_size (with cp_comm_type: a2a, where TransformerEngine is installed)", off=1
+    ),
     **_each("extra_valid_interval extra_valid_data_path", _refuse("give the sets with valid_data_path")),
     "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
-    "apply_sft_dataset_separated_loss_mask_if_existed": _refuse("use sft: true"),
+    "apply_sft_dataset_separated_loss_mask_if_existed": _refuse(
+        "training on instructions is not available in this version"
+    ),
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile"),
     "auto_tune": _refuse("the tuner is not available in this version"),
     "eval_metric": _refuse("the evaluation tasks are gone"),

@@ -19,6 +19,7 @@ from flagscale.engines.megatron_rules import remarks, rule_findings
 from flagscale.engines.megatron_torch import torch_findings
 from flagscale.errors import Problem, UserError
 from flagscale.inputs.findings import data_findings, inputs_of
+from flagscale.inputs.train_gpt import program_findings
 from flagscale.job import Host, Job, Role
 from flagscale.parallel.degrees import degrees, findings
 from flagscale.parallel.finding import Finding
@@ -35,7 +36,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
     """Return the training job; see `engines.base.Engine.build`."""
     catalog = load_catalog(CATALOG)
     problems: list[Problem] = []
-    group = experiment.task.type
+    group, entrypoint = experiment.task.type, experiment.task.entrypoint or TRAIN
     leaves = _flat(group, experiment.arguments, catalog, locator, problems)
     leaves, secrets, notices = translate_task(leaves, locator, problems)
     leaves, meshes = hetero.take(leaves, locator, problems, notices)
@@ -43,7 +44,10 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
         # A value that is not what it should be would be told again by every rule that uses it.
-        for dest, what in _findings(arguments, hosts, meshes.layout):
+        found = [*_findings(arguments, hosts, meshes.layout)]
+        if entrypoint == TRAIN:
+            found += program_findings(arguments.values)
+        for dest, what in found:
             problems.append(Problem(what, locator.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
@@ -59,7 +63,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
         engine_version=catalog.version,
         role=Role(
             name="train",
-            entrypoint=experiment.task.entrypoint or TRAIN,
+            entrypoint=entrypoint,
             argv=arguments.argv,
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
         ),

@@ -12,6 +12,19 @@ from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
 from flagscale.job import Host, Job
 
+_OF_TORCHRUN = {
+    "rdzv_id",
+    "rdzv_backend",
+    "rdzv_endpoint",
+    "rdzv_conf",
+    "redirects",
+    "tee",
+    "log_dir",
+    "local_addr",
+    "monitor_interval",
+}
+"""Keys of `experiment.runner` that a job of vLLM would ignore."""
+
 
 def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> Job:
     """Return the serving or inference job; see `engines.base.Engine.build`."""
@@ -26,6 +39,9 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
     if runner.hang_timeout and experiment.task.type == "inference":
         where = locator.where("experiment.runner.hang_timeout")
         problems.append(Problem("nothing tells whether a batch of prompts hangs", where, "remove the key"))
+    for key in sorted(_OF_TORCHRUN & runner.model_fields_set):
+        where = locator.where(f"experiment.runner.{key}")
+        problems.append(Problem("torchrun reads it, which starts no job of vLLM", where, "remove the key"))
     make = vllm_serve.job if experiment.task.type == "serve" else vllm_infer.job
     job = make(experiment, hosts, locator, problems)
     if problems or job is None:

@@ -25,7 +25,7 @@ class Generate:
     prompts_file: str = ""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 256
-    """Prompts between two writes of results."""
+    """Prompts that the engine gets at a time."""
     chat: bool = False
     """Whether each prompt is what a user says in a chat: the model's chat template is put around it."""
     output: str = ""

@@ -1,1 +1,1 @@
-"""Parallel arithmetic: pure functions, shared by the launcher, the workers and the planner."""
+"""Parallel arithmetic: pure functions, shared by the launcher and the workers."""

@@ -16,8 +16,6 @@ from itertools import pairwise
 from math import lcm, prod
 from typing import Any
 
-from flagscale.parallel.degrees import Degrees
-
 DEGREES = ("tp", "cp", "ep", "dp", "pp")
 """The order of FlagScale v0.6.0's flat list of five numbers a mesh."""
 
@@ -188,16 +186,11 @@ class Meshes:
         own = self.meshes[mesh]
         return own.tp * own.cp * own.dp * len(self.stages)
 
-    def degrees(self, mesh: int, etp: int | None = None) -> Degrees:
-        """Return a mesh's degrees as the engine sees them: with the stages of the whole pipeline."""
-        own = self.meshes[mesh]
-        return Degrees(tp=own.tp, pp=len(self.stages), cp=own.cp, dp=own.dp, ep=own.ep, etp=etp or own.tp)
-
     def __str__(self) -> str:
         return " | ".join(str(mesh) for mesh in self.meshes)
 
     def to_json(self) -> str:
-        """Return the layout as one word, for the workers' argument `--hetero`."""
+        """Return the layout as one word, for the workers' argument `--hetero-layout`."""
         meshes = [
             {name: value for name, value in asdict(mesh).items() if value not in ("", None)}
             for mesh in self.meshes

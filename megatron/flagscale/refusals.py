@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.errors import Problem
 from flagscale.inputs.findings import data_findings
+from flagscale.inputs.train_gpt import NOT_DONE
 from megatron.flagscale import async_save
 
 
@@ -31,17 +32,11 @@ def refusals(args: Any, cuda: bool, fused: bool) -> list[Problem]:
 
 def _not_for_gpt(args: Any) -> list[Problem]:
     """Refuse what this entry would ignore: the engine knows these arguments, its GPT batches here do not."""
-    refused = {
-        "--mtp-num-layers": args.mtp_num_layers,
-        "--hybrid-layer-pattern": args.hybrid_layer_pattern,
-        "--hybrid-context-parallel": args.hybrid_context_parallel,
-        "--dataloader-inter-document-masking": args.dataloader_inter_document_masking,
-        "--per-dataset-sequences-path": args.per_dataset_sequences_path,
-        "--sft": args.sft,
-        "--fim-data": args.fim_data,
-        "--perform-rl-step": args.perform_rl_step,
-    }
-    return [Problem(f"{name} is not supported by train_gpt") for name, is_on in refused.items() if is_on]
+    return [
+        Problem(f"--{name.replace('_', '-')} is not supported by train_gpt")
+        for name in NOT_DONE
+        if getattr(args, name)
+    ]
 
 
 def _not_installed(args: Any) -> list[Problem]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
 from megatron.flagscale.convert.convert import convert
+from megatron.flagscale.convert.upcycle import Upcycling
 from megatron.flagscale.manifest import MANIFEST, TRACKER
 from tests.disk import small_file_system
 
@@ -191,6 +192,25 @@ def test_what_a_killed_conversion_left_is_no_obstacle(copy: Copy, tmp_path: Path
     convert(folder, tmp_path / "target")
     assert not left.exists()
     assert not (tmp_path / "target" / "rest").exists()
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "told"),
+    [
+        (
+            "hf",
+            {"vocab_size": 9, "iteration": 3, "shard_bytes": 9},
+            ["--vocab-size", "--iteration", "--max-shard-"],
+        ),
+        ("megatron", {"to": "megatron", "verify": True}, ["--verify-logits"]),
+        ("hf", {"verify": True, "upcycling": Upcycling(2)}, ["--verify-logits"]),
+    ],
+)
+def test_options_that_say_nothing(
+    format: str, options: dict[str, object], told: list[str], copy: Copy
+) -> None:
+    message = refused(copy(MODEL, format), **options)
+    assert all(text in message for text in told)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ class Experiment:
         return Command(done.returncode, done.stdout, done.stderr)
 
     def status(self) -> dict:
-        return json.loads(self("query", "+output=json").out)
+        return json.loads(self("query", "output=json").out)
 
     def metrics(self) -> list[dict]:
         path = RunDir(self.exp_dir).metrics

@@ -62,7 +62,7 @@ class Run:
         )
 
     def status(self) -> dict[str, Any]:
-        return dict(json.loads(self("query", "+output=json").stdout))
+        return dict(json.loads(self("query", "output=json").stdout))
 
     def processes(self) -> set[psutil.Process]:
         plan = RunDir(self.exp_dir).read_plan()

@@ -133,7 +133,7 @@ def test_output_metrics_and_state_are_read_back(farm: NamespaceFarm, make_unshar
     assert [host.processes for host in job.status().hosts] == [4, 4, 4]
     logs = job.command("logs").stdout
     assert f"{job.plan.hosts[1].name}: a late line" in logs
-    query = json.loads(job.command("query", "+output=json").stdout)
+    query = json.loads(job.command("query", "output=json").stdout)
     assert (query["state"], query["metrics"]["iteration"]) == ("running", 4)
 
     stop = job.command("stop")

@@ -114,12 +114,17 @@ def build(tmp_path: Path) -> Callable[..., Job]:
     """Build the job of task keys (`TASK` and changes; `None` leaves a key out) on one host."""
 
     def build(
-        changes: Mapping[str, Any] | None = None, *, ranks: int = 1, platform: str = "nvidia", **runner: Any
+        changes: Mapping[str, Any] | None = None,
+        *,
+        ranks: int = 1,
+        platform: str = "nvidia",
+        entrypoint: str = "megatron.flagscale.train_gpt",
+        **runner: Any,
     ) -> Job:
         experiment = Experiment(
             name="demo",
             exp_dir=tmp_path / "run",
-            task=Task(backend="megatron", entrypoint="megatron.flagscale.train_gpt"),
+            task=Task(backend="megatron", entrypoint=entrypoint),
             runner=Runner(**runner),
             envs=Environment(),
             cmds=Commands(),

@@ -75,6 +75,16 @@ def test_dryrun_prints_everything_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_action_that_no_file_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("conf/config.yaml")
+    file.write_text(
+        "\n".join(line for line in file.read_text().splitlines() if not line.startswith("action"))
+    )
+    assert cli.main(words[:4]) == 2
+    assert "no action given" in capsys.readouterr().err
+    assert cli.main([*words[:4], "action=dryrun"]) == 0
+
+
 def test_both_forms_of_the_config_path_mean_the_current_directory(words: list[str]) -> None:
     assert cli.main(["--config-path=conf", *words[2:]]) == 0
     assert cli.main(["-cp", "conf", "-cn", "config"]) == 0

@@ -18,7 +18,6 @@ LAYERS: list[set[str]] = [
     {"cluster"},
     {"engines", "platforms"},
     {"launch", "node"},
-    {"planner"},
     {"actions", "cli", "follow", "preflight", "prepare", "programs", "progress", "report", "tail"},
 ]
 """A module imports from its own layer and those above it; `launch` and `node` share the run directory."""
@@ -111,7 +110,7 @@ def test_importing_the_command_loads_no_engine() -> None:
 
 def test_the_data_plane_takes_from_the_control_plane_only_what_is_shared() -> None:
     # Pure parts that need nothing beyond the standard library.
-    shared = ("config.describe", "errors", "files", "inputs", "lifetime", "parallel", "planner")
+    shared = ("config.describe", "errors", "files", "inputs", "lifetime", "parallel")
     allowed = tuple(f"flagscale.{name}" for name in shared)
     for path in sorted([*(ROOT / "megatron").rglob("*.py"), *(ROOT / "vllm").rglob("*.py")]):
         for name in imports(path):

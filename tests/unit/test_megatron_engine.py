@@ -201,6 +201,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"fp8_format": "hybrid", "fp4_format": "e2m1"}, "give `fp8_format` or `fp4_format`, not both"),
     ({"mock_data": False}, "no data: give `data_path`"),
     ({"vocab_size": None}, "the NullTokenizer needs `vocab_size`"),
+    ({"sft": True}, "`sft` is not done by FlagScale's training program"),
     ({"micro_batch_size": 3}, "global_batch_size 16 must be a multiple of 3"),
 ]
 
@@ -209,6 +210,10 @@ RULES: list[tuple[dict[str, Any], str]] = [
 def test_arguments_that_do_not_fit_together(refused: Refused, changes: dict[str, Any], says: str) -> None:
     (message,) = refused(changes, ranks=changes.get("tensor_model_parallel_size", 1))
     assert says in message
+
+
+def test_another_program_may_do_what_ours_does_not(build: Build) -> None:
+    assert "--sft" in build({"sft": True}, entrypoint="mine.py").role.argv
 
 
 REFINED = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}

@@ -270,6 +270,13 @@ def test_hosts_that_do_not_suit(refused: Callable[..., str], model: str) -> None
     assert "over SSH only" in refused("serve", {"model": model, "instances": 2}, gpus(1, 1), **cloud)
 
 
+def test_keys_of_the_launcher_of_ranks(refused: Callable[..., str], model: str) -> None:
+    told = refused("serve", {"model": model}, tee="1", log_dir="logs")
+    assert "experiment.runner.log_dir" in told
+    assert "experiment.runner.tee" in told
+    assert "torchrun reads it" in told
+
+
 def test_all_mistakes_at_once() -> None:
     problems = VLLM.check(
         "serve", {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}}, Locator()

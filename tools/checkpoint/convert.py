@@ -13,11 +13,14 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import FAMILIES
 from megatron.flagscale.convert.model import DTYPES
 from tools.command import run
 from tools.progress import Progress
 
+_EXPERTS = {"topk": "--topk", "std": "--router-std", "seed": "--seed"}
+"""How experts are made: fields of `Upcycling`, and their options."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -41,14 +44,14 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--vocab-size", type=int, help="true number of tokens (asked of source and tokenizer)"
     )
-    parser.add_argument("--max-shard-size", type=size, default="5GB", help="of safetensors (%(default)s)")
+    parser.add_argument("--max-shard-size", type=size, help="of a file of safetensors (5GB)")
     parser.add_argument("--verify-logits", action="store_true", help="run both models and compare")
     parser.add_argument("--overwrite", action="store_true", help="replace --save if it is there")
     experts = parser.add_argument_group("dense to mixture of experts")
     experts.add_argument("--experts", type=int, help="copy the MLP into this many experts")
-    experts.add_argument("--topk", type=int, default=2, help="experts of a token (%(default)s)")
-    experts.add_argument("--router-std", type=float, default=0.02, help="of its weights (%(default)s)")
-    experts.add_argument("--seed", type=int, default=0, help="of the router's weights (%(default)s)")
+    experts.add_argument("--topk", type=int, help="experts of a token (2)")
+    experts.add_argument("--router-std", dest="std", type=float, help="of its weights (0.02)")
+    experts.add_argument("--seed", type=int, help="of the router's weights (0)")
     return parser
 
 
@@ -58,9 +61,10 @@ def main() -> int:
     from megatron.flagscale.convert.convert import convert
     from megatron.flagscale.convert.upcycle import Upcycling
 
-    upcycling = None
-    if arguments.experts is not None:
-        upcycling = Upcycling(arguments.experts, arguments.topk, arguments.router_std, arguments.seed)
+    how = {name: getattr(arguments, name) for name in _EXPERTS if getattr(arguments, name) is not None}
+    if how and arguments.experts is None:
+        raise UserError([Problem("makes no experts", _EXPERTS[name], "add --experts N") for name in how])
+    upcycling = None if arguments.experts is None else Upcycling(arguments.experts, **how)
     made = convert(
         arguments.load,
         arguments.save,

@@ -53,7 +53,7 @@ def _names_of(mapping: Mapping[str, Any]) -> Iterator[str]:
 
 
 def sampling_fields() -> dict[str, dict[str, Any]]:
-    """Return the public fields of SamplingParams: {"kinds": JSON types that a value may have, "help"}."""
+    """Return the public fields of SamplingParams: {"kinds": JSON types that a value may have}."""
     from vllm.sampling_params import SamplingParams
 
     hints = typing.get_type_hints(SamplingParams)

@@ -62,7 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--prompts", type=json.loads, help="a JSON list of texts")
     given.add_argument("--prompts-file", help="see flagscale.inputs.prompts")
     parser.add_argument("--sampling", type=json.loads, default={}, help="fields of SamplingParams as JSON")
-    parser.add_argument("--batch-size", type=int, default=256, help="prompts between two writes")
+    parser.add_argument("--batch-size", type=int, default=256, help="prompts that the engine gets at a time")
     parser.add_argument("--chat", action="store_true", help="put the chat template around plain prompts")
     parser.add_argument("--output", required=True, help="where the results go")
     parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="which host this is, of how many")

@@ -21,6 +21,7 @@ from megatron.flagscale.convert.hf_config import write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
 from megatron.flagscale.convert.megatron_args import model_of, task_arguments
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.options import HUGGINGFACE, MEGATRON, asked_in_vain
 from megatron.flagscale.convert.source import Source
 from megatron.flagscale.convert.tokenizer import GENERATION, Tokenizer, is_tokenizer, open_tokenizer
 from megatron.flagscale.convert.torch_dist import (
@@ -35,7 +36,6 @@ from megatron.flagscale.convert.torch_dist import (
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 from megatron.flagscale.convert.verify import verify_logits
 
-HUGGINGFACE, MEGATRON = FORMATS = ("huggingface", "megatron")
 SHARD_BYTES = 5 * 10**9
 TASK, TOKENIZER = "model.yaml", "tokenizer"
 """Beside a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
@@ -77,7 +77,7 @@ def convert(
     tokenizer: Path | str | None = None,
     vocab_size: int | None = None,
     iteration: int | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
     upcycling: Upcycling | None = None,
     overwrite: bool = False,
     verify: bool = False,
@@ -87,18 +87,33 @@ def convert(
 
     `dtype` (torch's name) casts every tensor, else each keeps its precision. `tokenizer` goes with the model,
     else the source's own. `vocab_size` is the true number of tokens where the source does not say. `verify`
-    compares the logits of both sides. `progress` is made with the number of bytes once it is known.
+    compares the logits of both sides; `shard_bytes` (5 GB) is the most that one file of safetensors holds.
+    `progress` is made with the number of bytes once it is known.
 
     Raises:
-        UserError: the source is no model that can be converted, with every reason; `save` exists.
+        UserError: the source is no model that can be converted, with every reason; `save` exists; an option
+            that would say nothing.
     """
     load, save = Path(load), Path(save)
+    origin = format_of(load)
+    to = to or (MEGATRON if origin == HUGGINGFACE else HUGGINGFACE)
+    if in_vain := [
+        *asked_in_vain(
+            origin,
+            to,
+            vocab_size=vocab_size,
+            iteration=iteration,
+            shard_bytes=shard_bytes,
+            verify=verify,
+            is_upcycled=upcycling is not None,
+        )
+    ]:
+        raise UserError(in_vain)
     given = open_tokenizer(Path(tokenizer)) if tokenizer else None
-    if format_of(load) == HUGGINGFACE:
+    if origin == HUGGINGFACE:
         source, companion, notices = _open_huggingface(load, family, given)
     else:
         source, companion, notices = _open_megatron(load, family, given, vocab_size, iteration)
-    to = to or (MEGATRON if format_of(load) == HUGGINGFACE else HUGGINGFACE)
     if upcycling:
         source = Upcycled(source, upcycling)
     model = replace(source.model, dtype=dtype) if dtype else source.model
@@ -111,7 +126,8 @@ def convert(
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free there")
         if to == HUGGINGFACE:
             _write_config(folder, model, companion)
-            _stream(source, dtypes, HuggingFaceTarget(folder, model, dtypes, shard_bytes), total, progress)
+            target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
+            _stream(source, dtypes, target, total, progress)
         else:
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
@@ -121,14 +137,9 @@ def convert(
 
 
 def _verify(source: Source, made: Path, to: str, model: Model) -> str:
-    if to == HUGGINGFACE and isinstance(source, TorchDistSource):
-        difference = verify_logits(made, source.folder, model)
-    elif to == MEGATRON and isinstance(source, HuggingFaceSource):
-        difference = verify_logits(source.folder, made, model)
-    else:
-        raise UserError(
-            "logits are compared between a Hugging Face folder and a checkpoint of Megatron's only"
-        )
+    assert isinstance(source, TorchDistSource | HuggingFaceSource)  # `asked_in_vain` leaves no others
+    sides = (made, source.folder) if to == HUGGINGFACE else (source.folder, made)
+    difference = verify_logits(*sides, model)
     return f"logits of Megatron and transformers differ by {difference:.1e} of the greatest"
 
 
