@@ -8,156 +8,54 @@ throughput together over the sum of both alone (HETHUB's measure), and where eac
 Then an ordinary pipeline of two ranks, a core each: as it is, with the code of meshes taken away, and as two
 equal meshes; and both cores alone, whose sum no pipeline reaches: it has to fill and to empty.
 
-A machine's speed changes within minutes, so all jobs of a comparison live at the same time and take turns,
-step by step.
+All jobs of a comparison live at the same time and share the machine in slices (`benchmarks.turns`).
 
-    python -m benchmarks.hetero [together] [homogeneous] [--layers 26] [--hidden 256] [--steps 4]
+    python -m benchmarks.hetero [together] [homogeneous] [--layers 40] [--micro-batches 128] [--steps 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import os
 import shlex
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
+from benchmarks.turns import Chip, Job, Outcome, in_turns, work
 from flagscale.parallel.meshes import Mesh, Meshes
-from tests.worker.harness import ROOT, environment
 
-MICRO_BATCHES, MICRO_BATCH = 64, 2
-MODEL = f"""
+MICRO_BATCH = 2
+MODEL = """
     --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --make-vocab-size-divisible-by 32
     --seq-length 64 --max-position-embeddings 64 --num-attention-heads 4 --swiglu
     --attention-dropout 0 --hidden-dropout 0 --normalization RMSNorm --position-embedding-type rope
-    --disable-bias-linear --untie-embeddings-and-output-weights --global-batch-size
-    {MICRO_BATCHES * MICRO_BATCH} --lr 1e-3 --lr-decay-style constant --log-interval 1 --eval-iters 0
-    --num-workers 0
+    --disable-bias-linear --untie-embeddings-and-output-weights --lr 1e-3 --lr-decay-style constant
+    --log-interval 1 --eval-iters 0 --num-workers 0 --train-iters 1000
 """
-WARM_UP = 1
-"""The first steps of a run, which are not counted."""
-_LOOK = 0.005
 
 
 @dataclass(frozen=True)
 class Size:
-    """What every job of a measurement trains, and how long."""
+    """What every job of a measurement trains: the model, and the micro-batches of a step."""
 
     layers: int
     hidden: int
-    steps: int
+    micro_batches: int
 
     def argv(self, micro_batch: int) -> list[str]:
         return shlex.split(
-            f"--num-layers {self.layers} --hidden-size {self.hidden} --train-iters {self.steps + WARM_UP}"
-            f" --micro-batch-size {micro_batch}"
+            f"{MODEL} --num-layers {self.layers} --hidden-size {self.hidden} --micro-batch-size {micro_batch}"
+            f" --global-batch-size {self.micro_batches * MICRO_BATCH}"
         )
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A mesh on a kind of chip: its core, and what its ranks may use of it."""
-
-    mesh: Mesh
-    core: int
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 FAST = Chip(Mesh(), 0)
 SLOW = Chip(Mesh(dp=2), 1, {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default"})
 EQUAL = (Chip(Mesh(), 0), Chip(Mesh(), 1))
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training over some chips, each with a launcher of its own, as hosts have."""
-
-    name: str
-    chips: Sequence[Chip]
-    argv: Sequence[str]
-    worker: str = "benchmarks.hetero --worker"
-
-    @property
-    def ranks(self) -> int:
-        return sum(chip.mesh.ranks for chip in self.chips)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The seconds of each step, and of each rank: what of a step it computed, posted messages, waited."""
-
-    steps: tuple[float, ...]
-    ranks: list[dict[str, float]]
-
-
-def in_turns(folder: Path, turns: Sequence[Sequence[Job]], size: Size) -> list[Outcome]:
-    """Have jobs train by turns, a step each; the jobs of one turn at the same time. Each has a folder."""
-    jobs = [job for turn in turns for job in turn]
-    processes = [process for job in jobs for process in _start(folder / job.name, job)]
-    for step in range(WARM_UP + size.steps):
-        for turn in turns:
-            for job in turn:
-                (folder / job.name / f"go_{step}").touch()
-            awaited = {folder / job.name / f"done_{step}_{rank}" for job in turn for rank in range(job.ranks)}
-            while awaited := {path for path in awaited if not path.exists()}:
-                if any(process.poll() for process in processes):
-                    _give_up(folder, processes)
-                time.sleep(_LOOK)
-    for process in processes:
-        if process.wait():
-            _give_up(folder, processes)
-    return [_outcome(folder / job.name) for job in jobs]
-
-
-def _give_up(folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-        process.wait()
-    outputs = [file.read_text()[-3000:] for file in sorted(folder.glob("*/output_*"))]
-    raise SystemExit("\n\n".join(["a job failed:", *outputs]))
-
-
-def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
-    folder.mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank, chip in enumerate(job.chips):
-        command = shlex.split(f"""
-            taskset -c {chip.core} {sys.executable} -m megatron.flagscale.torchrun
-            --nnodes {len(job.chips)} --node-rank {rank} --nproc-per-node {chip.mesh.ranks}
-            --master-addr 127.0.0.1 --master-port {port} -m {job.worker} {folder}
-        """)
-        with (folder / f"output_{rank}").open("w") as output:
-            processes.append(
-                subprocess.Popen(
-                    [*command, *shlex.split(MODEL), *job.argv],
-                    cwd=ROOT,
-                    env=environment(**chip.environment),
-                    stdout=output,
-                    stderr=output,
-                )
-            )
-    return processes
-
-
-def _outcome(folder: Path) -> Outcome:
-    notes = [json.loads(file.read_text())[WARM_UP:] for file in sorted(folder.glob("rank_*.json"))]
-    steps = tuple(max(one["step"] for one in step) for step in zip(*notes, strict=True))
-    ranks = [{name: statistics.median(one[name] for one in note) for name in note[0]} for note in notes]
-    return Outcome(steps, ranks)
 
 
 def alone(chip: Chip, size: Size) -> Job:
@@ -186,35 +84,48 @@ def better_split(
     return split[0] + moved, split[1] - moved
 
 
-def measure_together(folder: Path, size: Size) -> None:
+def measure_together(folder: Path, size: Size, steps: int) -> None:
     """Print the throughput of both kinds of chips together over the sum of each alone."""
     chips = (FAST, SLOW)
     each = [alone(chip, size) for chip in chips]
-    split = _split(folder / "trial", chips, replace(size, steps=1))
-    *parts, both = in_turns(folder / "measured", [each, [together(chips, size, split)]], size)
-    ratios = []
-    for fast, slow, joined in zip(*(one.steps for one in (*parts, both)), strict=True):
-        ratios.append((1 / joined) / (1 / fast + 1 / slow))
-        print(f"a step alone {fast:.2f} s and {slow:.2f} s, together {joined:.2f} s: {ratios[-1]:.3f}")
+    split = _split(folder / "trial", chips, size)
+    fast, slow, both = in_turns(folder / "measured", [each, [together(chips, size, split)]], steps)
+    for name, outcome in (("fast chip alone", fast), ("slow chip alone", slow), ("together", both)):
+        print(_told(name, outcome))
     for rank, spent in enumerate(both.ranks):
         shares = [f"{name} {spent[name] / spent['step']:.1%}" for name in ("compute", "post", "wait")]
         print(f"rank {rank}: {', '.join(shares)}")
-    bubble = 1 / (MICRO_BATCHES + 1)
-    print(f"layers {split[0]} + {split[1]}, {MICRO_BATCHES} micro-batches; bubble {bubble:.1%}")
-    print(f"together / sum of both alone: {statistics.median(ratios):.3f} (median of {len(ratios)})")
+    rates = [layers * _mean(chip) / size.layers for layers, chip in zip(split, (fast, slow), strict=True)]
+    parts = 1 / _mean(fast) + 1 / _mean(slow)
+    print(f"layers {split[0]} + {split[1]}: whole layers leave {1 / (parts * max(rates)):.3f} of the sum,")
+    print(f"{size.micro_batches} micro-batches leave {1 - 1 / (size.micro_batches + 1):.3f} of that")
+    print(f"together / sum of both alone: {1 / (parts * _mean(both)):.3f}")
+
+
+def _mean(outcome: Outcome) -> float:
+    return statistics.mean(outcome.steps)
+
+
+def _told(name: str, outcome: Outcome) -> str:
+    error = statistics.pstdev(outcome.steps) / len(outcome.steps) ** 0.5
+    return f"{name:28} {_mean(outcome):.3f} s a step (± {error:.3f}, {len(outcome.steps)} steps)"
 
 
 def _split(folder: Path, chips: tuple[Chip, Chip], size: Size) -> tuple[int, int]:
-    """Share the layers out by the speeds of the chips alone, then by what the stages take."""
-    parts = in_turns(folder / "alone", [[alone(chip, size) for chip in chips]], size)
-    per_layer = [statistics.median(part.steps) / size.layers for part in parts]
+    """Share the layers out by the speeds of the chips alone, then by what the stages take.
+
+    A quarter of the micro-batches shows that as well.
+    """
+    size = replace(size, micro_batches=size.micro_batches // 4)
+    parts = in_turns(folder / "alone", [[alone(chip, size) for chip in chips]], 1)
+    per_layer = [_mean(part) / size.layers for part in parts]
     first = round(size.layers * per_layer[1] / sum(per_layer))
     split = (first, size.layers - first)
-    (trial,) = in_turns(folder / "together", [[together(chips, size, split)]], size)
+    (trial,) = in_turns(folder / "together", [[together(chips, size, split)]], 1)
     return better_split(split, [trial.ranks[0]["compute"], trial.ranks[1]["compute"]], per_layer)
 
 
-def measure_homogeneous(folder: Path, size: Size) -> None:
+def measure_homogeneous(folder: Path, size: Size, steps: int) -> None:
     """Print the step time of an ordinary pipeline, of one without the code of meshes, and of equal meshes.
 
     And the throughput of each over the sum of both cores alone.
@@ -228,65 +139,11 @@ def measure_homogeneous(folder: Path, size: Size) -> None:
         "as two equal meshes": together(EQUAL, size, (size.layers // 2, size.layers // 2)),
     }
     turns = [[alone(chip, size) for chip in EQUAL], *([job] for job in jobs.values())]
-    one, other, *found = in_turns(folder, turns, size)
-    sums = [1 / a + 1 / b for a, b in zip(one.steps, other.steps, strict=True)]
+    one, other, *found = in_turns(folder, turns, steps)
+    parts = 1 / _mean(one) + 1 / _mean(other)
     for name, outcome in zip(jobs, found, strict=True):
-        steps = outcome.steps
-        ratios = [mine / base for mine, base in zip(steps, found[0].steps, strict=True)]
-        of_sum = [1 / (mine * both) for mine, both in zip(steps, sums, strict=True)]
-        print(
-            f"{name:28} {statistics.median(steps):.3f} s a step, x {statistics.median(ratios):.3f},"
-            f" {statistics.median(of_sum):.3f} of the sum of both alone"
-        )
-
-
-def work(folder: Path, argv: list[str]) -> None:
-    """Train in this process, each step when it is this job's turn; note where its time went."""
-    from megatron.flagscale.platform import patch_engine
-
-    patch_engine()
-    from megatron.training import training
-
-    from megatron.flagscale.train_gpt import train as train_gpt
-
-    spent = {"post": 0.0, "wait": 0.0}
-    notes: list[dict[str, float]] = []
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*positional: Any, **named: Any) -> Any:
-            begun = time.perf_counter()
-            outcome = function(*positional, **named)
-            spent[name] += time.perf_counter() - begun
-            return outcome
-
-        return call
-
-    step = training.train_step
-
-    def train_step(*positional: Any, **named: Any) -> Any:
-        while not (folder / f"go_{len(notes)}").exists():
-            time.sleep(_LOOK)
-        spent.update(dict.fromkeys(spent, 0.0))
-        begun = time.perf_counter()
-        outcome = step(*positional, **named)
-        took = time.perf_counter() - begun
-        (folder / f"done_{len(notes)}_{os.environ['RANK']}").touch()
-        notes.append({**spent, "compute": took - sum(spent.values()), "step": took})
-        return outcome
-
-    training.train_step = train_step
-    if "--hetero-layout" in argv:
-        from megatron.flagscale.hetero.channel import Arrival, Channel
-
-        for owner, method, name in (
-            (Channel, "send", "post"),
-            (Channel, "expect", "post"),
-            (Arrival, "wait", "wait"),
-        ):
-            setattr(owner, method, timed(name, getattr(owner, method)))
-    train_gpt(argv)
-    (folder / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(notes))
+        ratio, share = _mean(outcome) / _mean(found[0]), 1 / (parts * _mean(outcome))
+        print(f"{_told(name, outcome)}, x {ratio:.3f}, {share:.3f} of the sum of both alone")
 
 
 def _take_meshes_away() -> None:
@@ -307,20 +164,21 @@ def main() -> None:
     )
     measures = {"together": measure_together, "homogeneous": measure_homogeneous}
     parser.add_argument("what", nargs="*", choices=[[], *measures], help="default: both")
-    parser.add_argument("--layers", type=int, default=26)
+    parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=4, help="those that count")
+    parser.add_argument("--micro-batches", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=2, help="that count, of the slowest job")
     asked = parser.parse_args()
-    size = Size(asked.layers, asked.hidden, asked.steps)
+    size = Size(asked.layers, asked.hidden, asked.micro_batches)
     for name in asked.what or measures:
         with tempfile.TemporaryDirectory() as folder:
-            measures[name](Path(folder), size)
+            measures[name](Path(folder), size, asked.steps)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker-without-meshes"]:
         _take_meshes_away()
     if sys.argv[1:2] and sys.argv[1].startswith("--worker"):
-        work(Path(sys.argv[2]), sys.argv[3:])
+        work(sys.argv[2], sys.argv[3], sys.argv[4:])
     else:
         main()

@@ -22,7 +22,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from benchmarks.hetero import EQUAL, Chip, Outcome, Size, in_turns, together, work
+from benchmarks.hetero import EQUAL, Size, together
+from benchmarks.turns import Chip, Outcome, in_turns, work
 
 DELAY = "MESSAGES_TRAVEL_SECONDS"
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--steps", type=int, default=3, help="those that count")
     asked = parser.parse_args()
-    size = Size(asked.layers, hidden=128, steps=asked.steps)
+    size = Size(asked.layers, hidden=128, micro_batches=64)
     found: dict[tuple[float, int], list[Outcome]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(asked.rounds):
@@ -47,7 +48,7 @@ def main() -> None:
                 job = together(chips, size, (size.layers // 2, size.layers // 2), extra)
                 job = replace(job, worker="benchmarks.hetero_travel --worker")
                 found.setdefault((delay, extra), []).extend(
-                    in_turns(Path(folder) / f"{number}_{delay}_{extra}", [[job]], size)
+                    in_turns(Path(folder) / f"{number}_{delay}_{extra}", [[job]], asked.steps)
                 )
     print("| a message travels, ms | extra micro-batches | a step, s | waited, first stage | last stage |")
     print("|---|---|---|---|---|")
@@ -91,6 +92,6 @@ if __name__ == "__main__":
 
         patch_engine()
         _hold_back(float(os.environ[DELAY]))
-        work(Path(sys.argv[2]), sys.argv[3:])
+        work(sys.argv[2], sys.argv[3], sys.argv[4:])
     else:
         main()
