@@ -33,6 +33,7 @@ from tests.worker.harness import ROOT, environment
 _DOOR = "door"
 
 _SLICE = 4.0
+"""Seconds of a turn: a pause costs some milliseconds of a pipeline that has to get going again."""
 
 Note = Mapping[str, float]
 """The seconds of one step of one rank, and what of it the rank computed, posted and waited."""
@@ -122,7 +123,7 @@ def in_turns(folder: Path, turns: Sequence[Sequence[Job]], steps: int) -> list[O
             ranks += _ranks(door, folder, jobs, processes)
             _stop(ranks)
             notes = _run(ranks, [[job.name for job in turn] for turn in turns], steps)
-        except (EOFError, OSError):
+        except (EOFError, ConnectionError, ProcessLookupError):
             outputs = [file.read_text()[-3000:] for file in sorted(folder.glob("*/output_*"))]
             raise SystemExit("\n\n".join(["a job failed:", *outputs])) from None
         finally:
