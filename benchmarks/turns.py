@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.parallel.meshes import Mesh
-from tests.worker.harness import ROOT, environment
+from tests.worker.harness import ROOT, environment, free_port
 
 _DOOR = "door"
 
@@ -187,9 +187,7 @@ def _ranks(
 
 def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
     (folder / job.name).mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     for rank, chip in enumerate(job.chips):
         command = shlex.split(f"""

@@ -171,6 +171,13 @@ def test_the_command_refuses_what_is_no_size(tmp_path: Path) -> None:
     assert "'5 GiB of' is no size; write 5GB or 500MB" in done.stderr
 
 
+def test_the_command_refuses_how_to_make_experts_where_none_are_made(tmp_path: Path) -> None:
+    done = run("--load", "a", "--save", "b", "--topk", 1, "--router-std", 0.1, folder=tmp_path)
+    assert done.returncode == 2
+    assert "error: --topk: makes no experts" in done.stderr
+    assert "error: --router-std: makes no experts" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_command_compares_logits(models: Models, tmp_path: Path) -> None:
     there = ("--load", models("Qwen3") / "hf", "--save", "there", "--verify-logits")

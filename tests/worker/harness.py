@@ -54,12 +54,17 @@ def environment(**more: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def torchrun(ranks: int, *argv: str) -> list[str]:
-    """The command of one host: our torchrun, on a port that is free."""
+def free_port() -> int:
+    """A port that is free, another one at each call: it need not be listened on before the next."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+        return int(probe.getsockname()[1])
+
+
+def torchrun(ranks: int, *argv: str) -> list[str]:
+    """The command of one host: our torchrun, on a port that is free."""
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    where = ["--nproc-per-node", str(ranks), *address]
     return [sys.executable, "-m", "megatron.flagscale.torchrun", *where, *argv]
 
 

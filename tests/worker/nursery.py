@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.worker.harness import PATIENCE, ROOT, environment, read_metrics
+from tests.worker.harness import PATIENCE, ROOT, environment, free_port, read_metrics
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,7 @@ def _train(run: Run, parent: Path) -> None:
 
 def _fork_ranks(run: Run, folder: Path) -> int:
     """Run all ranks to their end; the first exit code that is not zero, or -9 when one hangs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = {_fork_rank(run, rank, port, folder) for rank in range(run.ranks)}
     deadline = time.monotonic() + PATIENCE
     code = 0
