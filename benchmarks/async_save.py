@@ -24,7 +24,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.worker.harness import MOCK_DATA, ROOT, environment, torchrun
+from flagscale_testing.ranks.training import MOCK_DATA, ROOT, environment, torchrun
 
 _SAVE_INTERVAL = 12  # steps, long enough to write a checkpoint: a save waits for the one before it
 _STEPS = 2 * _SAVE_INTERVAL  # the first save is in mid-training, the last does not count
@@ -97,12 +97,12 @@ def _measured(events: list[tuple[str, float, float]]) -> Measured:
 
 def _worker(folder: Path, argv: list[str]) -> None:
     """Train in this process, and note when the trainer stepped, saved, and looked after pending saves."""
-    from megatron.flagscale.platform import patch_engine
+    from megatron.flagscale.bootstrap import patch_engine
 
     patch_engine()
     from megatron.training import training
 
-    from megatron.flagscale import saving
+    from megatron.flagscale.checkpoint import save as saving
     from megatron.flagscale.train_gpt import train
 
     events: list[tuple[str, float, float]] = []

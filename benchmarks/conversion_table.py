@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.layouts import write
-from tests.convert.chain import CASES, Outcome, run_chain
+from flagscale_testing.conversion import CASES, Outcome, run_chain
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "conversion.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import psutil
 
-from flagscale.launch.rundir import RunDir
-from flagscale.node.marks import RUN_ID
-from flagscale.node.state import HostState, read_state
-from tests.farm.credentials import FarmHost
-from tests.farm.namespaces import NamespaceFarm
+from flagscale.run.env import RUN_ID
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import HostState, read_state
+from flagscale_testing.farm.credentials import FarmHost
+from flagscale_testing.farm.namespaces import NamespaceFarm
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_INTERVAL = 10

@@ -36,18 +36,17 @@ from pathlib import Path
 
 import psutil
 
-from flagscale.job import Channel, Host, LaunchPlan, NodeCommand
-from flagscale.launch import launcher
-from flagscale.launch.connection import connect
-from flagscale.launch.rundir import RunDir
-from flagscale.node.marks import marks
 from flagscale.node.network import free_port
-from tests.farm.credentials import FarmHost
-from tests.farm.loopback import LoopbackFarm, loopback_farm
-from tests.node.launching import fake_plan
+from flagscale.remote import launcher
+from flagscale.remote.connection import connect
+from flagscale.run.env import marks
+from flagscale.run.rundir import RunDir
+from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
+from flagscale_testing.farm.credentials import FarmHost
+from flagscale_testing.farm.loopback import LoopbackFarm, loopback_farm
+from flagscale_testing.jobs.plans import ENGINE, fake_plan
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = ROOT / "tests/node/fake_engine.py"
 _PORTS = range(20000, 32000)
 """One is taken by chance, for other benchmarks and tests may run beside this one."""
 STEPS = ("login", "start", "query", "stop")

@@ -28,9 +28,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.drill import Drill, decoys, mounted, small_memory, wait
-from flagscale.node.marks import RUN_ID
-from tests.farm.farm import alive
-from tests.farm.namespaces import namespace_farm
+from flagscale.run.env import RUN_ID
+from flagscale_testing.farm.farm import alive
+from flagscale_testing.farm.namespaces import namespace_farm
 
 RESTART = ("+experiment.runner.max_restarts=1", "+experiment.runner.restart_timeout=60")
 HANG = "+experiment.runner.hang_timeout=20"

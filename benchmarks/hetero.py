@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.turns import Chip, Job, Outcome, in_turns, work
-from flagscale.parallel.meshes import Mesh, Meshes
+from flagscale.checks.hetero.layout import Mesh, Meshes
 
 MICRO_BATCH = 2
 MODEL = """

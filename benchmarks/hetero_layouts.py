@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.layouts import ALLTOALL, ETP1, FULL, GROUPED, NO_OVERLAP, OVERLAP, SP, ZERO, measure
-from flagscale.parallel.mesh_keys import read
-from tests.worker.layouts import MODELS, Layout
-from tests.worker.nursery import Run
+from flagscale.checks.hetero.keys import read
+from flagscale_testing.ranks.forked import Run
+from flagscale_testing.ranks.layouts import MODELS, Layout
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hetero.md"
 BEGIN, END = "<!-- hetero layouts: begin -->", "<!-- hetero layouts: end -->"

@@ -88,7 +88,7 @@ def _hold_back(seconds: float) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        from megatron.flagscale.platform import patch_engine
+        from megatron.flagscale.bootstrap import patch_engine
 
         patch_engine()
         _hold_back(float(os.environ[DELAY]))

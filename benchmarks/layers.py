@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.layouts import DOCUMENT, write
-from tests.worker.harness import read_metrics
-from tests.worker.nursery import Run, run_all
+from flagscale_testing.ranks.forked import Run, run_all
+from flagscale_testing.ranks.training import read_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def steps_table(times: dict[tuple[str, int], float], losses: dict[tuple[str, int
 
 def memory_table() -> str:
     """Return the Markdown table of the attention core's peak memory."""
-    from megatron.flagscale.platform import patch_engine
+    from megatron.flagscale.bootstrap import patch_engine
 
     patch_engine()
     import torch.distributed

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.worker.layouts import CP2, PP2, TP2, Difference, Layout, compare
+from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "layouts.md"
 BEGIN, END = "<!-- layouts: begin -->", "<!-- layouts: end -->"

@@ -34,12 +34,12 @@ from rich.progress import Progress
 
 from benchmarks.fanout import ENGINE, plan_of, quick_farm
 from flagscale.errors import FlagScaleError
-from flagscale.job import LaunchPlan, Recovery
-from flagscale.launch import launcher
-from flagscale.launch.rundir import RunDir
-from flagscale.node.marks import RUN_ID
-from flagscale.node.state import ENDED, read_state
-from tests.farm.farm import Farm, alive, is_sshd
+from flagscale.remote import launcher
+from flagscale.run.env import RUN_ID
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ENDED, read_state
+from flagscale.values import LaunchPlan, Recovery
+from flagscale_testing.farm.farm import Farm, alive, is_sshd
 
 HOSTS = 4
 KINDS = ("rank", "rank deaf", "rank daemon deaf", "rank bare")

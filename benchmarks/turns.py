@@ -27,8 +27,8 @@ from multiprocessing.connection import Client, Connection, wait
 from pathlib import Path
 from typing import Any
 
-from flagscale.parallel.meshes import Mesh
-from tests.worker.harness import ROOT, environment, free_port
+from flagscale.checks.hetero.layout import Mesh
+from flagscale_testing.ranks.training import ROOT, environment, free_port
 
 _DOOR = "door"
 
@@ -219,7 +219,7 @@ def _outcome(ranks: Sequence[Sequence[Note]]) -> Outcome:
 
 def work(door: str, job: str, argv: list[str]) -> None:
     """Train in this process until it is killed; tell of each step where its time went."""
-    from megatron.flagscale.platform import patch_engine
+    from megatron.flagscale.bootstrap import patch_engine
 
     patch_engine()
     from megatron.training import training

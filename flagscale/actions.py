@@ -10,19 +10,18 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flagscale.cluster.cloud import own_rank, run_dir
 from flagscale.config.load import load_command_keys, load_place
-from flagscale.follow import current_status, follow, follow_programs, statuses
-from flagscale.job import LaunchPlan
-from flagscale.launch import launcher
-from flagscale.launch.place import secrets
-from flagscale.launch.rundir import RunDir
-from flagscale.preflight import preflight, require_ready
-from flagscale.prepare import Prepared, Request, prepare
-from flagscale.programs import servers
-from flagscale.progress import counted
-from flagscale.report import JobStatus, plan_text, started_text, status_json, status_text, taking_part
-from flagscale.tail import LogTail
+from flagscale.plan.placement import secrets
+from flagscale.plan.prepare import Prepared, Request, prepare
+from flagscale.remote import launcher
+from flagscale.remote.preflight import preflight, require_ready
+from flagscale.run.rundir import RunDir
+from flagscale.runners.cloud import own_rank, run_dir
+from flagscale.status.log_tail import LogTail
+from flagscale.status.model import JobStatus, servers, status_json, taking_part
+from flagscale.status.text import plan_text, started_text, status_text
+from flagscale.status.watch import counted, current_status, follow, follow_programs, statuses
+from flagscale.values import LaunchPlan
 
 
 def run(request: Request) -> int:

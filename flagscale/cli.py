@@ -12,10 +12,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flagscale.config.command_line import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.load import load_action
-from flagscale.config.locate import Locator, locator
+from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.schema import ACTIONS
+from flagscale.config.source_map import Locator, locator
 from flagscale.errors import FlagScaleError, UserError
 
 # Hydra itself must write nothing: the run directory has one owner, and `dryrun` writes none at all.
@@ -86,7 +86,7 @@ def _names(words: Sequence[str], default: str) -> bool:
 
 def _perform(config: DictConfig) -> int:
     from flagscale.actions import ACTIONS
-    from flagscale.prepare import Request
+    from flagscale.plan.prepare import Request
 
     where = _locator()
     try:

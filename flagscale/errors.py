@@ -20,6 +20,10 @@ class Problem:
         return f"{place}{self.what}{mend}"
 
 
+Finding = tuple[str, str]
+"""A broken rule: (dest of the argument to blame, what is wrong)."""
+
+
 class FlagScaleError(Exception):
     """An expected failure, told by its message alone; the command ends with `exit_code`."""
 

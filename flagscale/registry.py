@@ -11,16 +11,16 @@ from flagscale.errors import Problem, UserError, nearest
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "engines": {
-        "megatron": "flagscale.engines.megatron:MEGATRON",
-        "vllm": "flagscale.engines.vllm:VLLM",
+        "megatron": "flagscale.engines.megatron.adapter:MEGATRON",
+        "vllm": "flagscale.engines.vllm.adapter:VLLM",
     },
     "platforms": {
         "cpu": "flagscale.platforms.cpu:CPU",
         "nvidia": "flagscale.platforms.nvidia:NVIDIA",
     },
     "transports": {
-        "local": "flagscale.launch.transport:LocalTransport",
-        "ssh": "flagscale.launch.ssh:SshTransport",
+        "local": "flagscale.remote.transport:LocalTransport",
+        "ssh": "flagscale.remote.ssh:SshTransport",
     },
 }
 """What FlagScale brings itself. A third party adds to it by the entry-point group `flagscale.<kind>`."""

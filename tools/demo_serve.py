@@ -8,7 +8,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flagscale.launch.rundir import RunDir
+from flagscale.run.rundir import RunDir
 
 TRAINED = Path("outputs/aquila_demo")
 RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config_serve")

@@ -1,4 +1,6 @@
-"""Task-level keys -> the engine's argv, checked against the engine's catalog of arguments.
+"""Task-level keys -> a flat list -> the engine's argv, checked against the engine's catalog of arguments.
+
+Sections of the task level are there for the reader only and are dropped at any depth.
 
 The engine parses the argv itself; this module only refuses what it would refuse, or would silently not
 understand, before any host is reached.
@@ -8,53 +10,64 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from flagscale.config.leaves import Leaf
-from flagscale.config.locate import Locator
+from flagscale.config.catalog import Catalog, Option
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem, nearest
 
 
 @dataclass(frozen=True)
-class Option:
-    """One argument of an engine, as its parser declares it (see `catalog/`)."""
+class Leaf:
+    """One engine argument as the user wrote it: `name` with `_`, the plain value, the full key path."""
 
     name: str
-    dest: str
-    kind: Literal["value", "append", "flag_true", "flag_false", "bool_pair"]
-    type: str
-    nargs: str | int | None
-    choices: tuple[str, ...]
-    default: Any
-    negative: str | None
-
-    @property
-    def takes_many(self) -> bool:
-        return self.kind == "value" and self.nargs is not None
+    value: Any
+    path: str
 
 
-@dataclass(frozen=True)
-class Catalog:
-    """Every argument of one engine version.
+def flatten(
+    group: str,
+    arguments: Mapping[str, Any],
+    is_option: Callable[[str], bool],
+    locator: Locator,
+    problems: list[Problem],
+) -> list[Leaf]:
+    """Return the leaves below the task group `group`, in the order written.
 
-    `switches`: by dest, the flags that turn off what is on by default.
+    A mapping is a section unless `is_option(name)` says that the engine has an argument of that name that
+    takes one (`model` with keys below it is a section all the same when it stands at the top level).
+    The same name with different values is a problem; with the same value it is given once.
     """
+    leaves: dict[str, Leaf] = {}
+    for leaf in _walk(arguments, group, is_option):
+        first = leaves.setdefault(leaf.name, leaf)
+        if not _same(first.value, leaf.value):
+            problems.append(
+                Problem(
+                    f"`{leaf.name}` is given twice with different values: {leaf.value!r} here, "
+                    f"{first.value!r} at {locator.where(first.path)}",
+                    locator.where(leaf.path),
+                    "keep one of them",
+                )
+            )
+    return list(leaves.values())
 
-    engine: str
-    version: str
-    options: Mapping[str, Option]
-    switches: Mapping[str, Option]
 
-    def find(self, name: str) -> Option | None:
-        """Return the option that `name`, written with `_`, means; also `add_bias_linear` for its switch."""
-        return self.options.get(name.replace("_", "-")) or self.switches.get(name)
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are written alike: `true` and `1` are equal in Python, and differ for an engine."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
-    def names(self) -> set[str]:
-        """Return every name a user can write, with `_`."""
-        return {name.replace("-", "_") for name in self.options} | self.switches.keys()
+
+def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[Leaf]:
+    for key, value in node.items():
+        name, child = str(key).replace("-", "_"), f"{path}.{key}"
+        if isinstance(value, Mapping) and not is_option(name):
+            yield from _walk(value, child, is_option)
+        else:
+            yield Leaf(name, value, child)
 
 
 @dataclass(frozen=True)
@@ -65,37 +78,6 @@ class EngineArguments:
     values: Mapping[str, Any]
     paths: Mapping[str, str]
     """dest -> key path of the arguments that the user gave."""
-
-
-def load_catalog(path: Path) -> Catalog:
-    """Read a catalog made by `make catalog`."""
-    return catalog_of(json.loads(path.read_text(encoding="utf-8")))
-
-
-def catalog_of(raw: Mapping[str, Any]) -> Catalog:
-    """Return a catalog from its JSON form: "engine", "version" and "arguments" by name (see `describe`)."""
-    options: dict[str, Option] = {}
-    for name, entry in raw["arguments"].items():
-        option = Option(
-            name=name,
-            dest=entry["dest"],
-            kind=entry["kind"],
-            type=entry["type"],
-            nargs=entry["nargs"],
-            choices=tuple(str(choice) for choice in entry["choices"] or ()),
-            default=entry["default"],
-            negative=entry.get("negative"),
-        )
-        options[name] = option
-        if option.kind == "bool_pair" and option.negative:
-            options[option.negative] = replace(option, name=option.negative, kind="flag_false", negative=None)
-    named = {name.replace("-", "_") for name in options}
-    switches = {
-        option.dest: option
-        for option in options.values()
-        if option.kind == "flag_false" and option.dest not in named
-    }
-    return Catalog(raw["engine"], raw["version"], options, switches)
 
 
 def render(

@@ -12,10 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from flagscale.config import v060
-from flagscale.config.locate import Locator
+from flagscale.config import compat_v060 as v060
 from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection
 from flagscale.config.secrets import is_secret
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem, UserError, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}

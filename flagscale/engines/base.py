@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.config.locate import Locator
 from flagscale.config.schema import Experiment
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem
-from flagscale.job import Host, Job
+from flagscale.values import Host, Job
 
 
 @dataclass(frozen=True)

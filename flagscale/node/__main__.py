@@ -17,14 +17,14 @@ def main(words: list[str]) -> int:
     """Perform a verb. Each imports only what it needs itself: the others' imports are half of a start."""
     verb, *arguments = words
     if verb == "serve":
-        from flagscale.node.serve import serve
+        from flagscale.node.commands import serve
 
         return serve()
     if verb in ("supervise", "programs"):
         try:
             plan, node = commands.load(*arguments)
             if verb == "programs":
-                from flagscale.node import programs
+                from flagscale.node import services as programs
 
                 return programs.run(plan, node)
             from flagscale.node.supervisor import Supervisor

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from flagscale import __version__
 from flagscale.errors import FlagScaleError
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.machine import elsewhere
-from flagscale.launch.rundir import RunDir
-from flagscale.node.state import Reply
+from flagscale.node import commands
+from flagscale.run.machine import elsewhere
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Reply
+from flagscale.values import LaunchPlan, NodeCommand
 
 
 def _later(module: str, name: str) -> Callable[..., Reply]:
@@ -121,3 +125,20 @@ def load(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]
         raise FlagScaleError(f"run {run_id} is one of {other.name}, not of this machine: do it there")
     there = plan.on_host(host.name)
     return there, there.node(host.rank)
+
+
+HELLO = "flagscale"
+"""The key that tells the first line from whatever the shell of the user prints before it."""
+
+
+def serve() -> int:
+    """Answer until the launcher goes."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="surrogateescape")
+    # What anything here prints must not be taken for an answer.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers.write(json.dumps({HELLO: __version__}) + "\n")
+    answers.flush()
+    for line in sys.stdin:
+        answers.write(json.dumps(commands.execute(json.loads(line))) + "\n")
+        answers.flush()
+    return 0

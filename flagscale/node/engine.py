@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from flagscale.job import Channel, NodeCommand
-from flagscale.lifetime import die_with
+from flagscale.linux import die_with
 from flagscale.node import processes
 from flagscale.node.network import interface_of, own_address
-from flagscale.node.peers import Go
+from flagscale.node.rendezvous import Go
+from flagscale.values import Channel, NodeCommand
 
 _NOTHING_TO_SAVE = 10.0
 """The longest grace of a launcher that has started no ranks yet."""
@@ -67,7 +67,7 @@ def end_engine(engine: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def write_stacks(engine: subprocess.Popen[bytes]) -> None:
-    """Have every rank write the stacks of its threads to its log (`megatron.flagscale.lifetime` listens)."""
+    """Have every rank write the stacks of its threads to its log (see `megatron.flagscale.supervision`)."""
     for rank in ranks(engine):
         print(f"flagscale: stacks of the rank with pid {rank.pid} ({rank.status()})", flush=True)
         processes.send([rank], signal.SIGUSR1)
@@ -92,3 +92,35 @@ def _network(channel: Channel | None) -> dict[str, str]:
         return {}
     name = interface_of(own_address(channel.address))
     return {"GLOO_SOCKET_IFNAME": name} if name else {}
+
+
+_FIRST_BEAT = 600.0
+"""Seconds that the ranks have to load and compile what they need, beyond the limit."""
+
+
+class Heartbeat:
+    """Watches the file that a rank touches whenever it goes on, from the start of an attempt.
+
+    By this host's own clock, from the moment at which the file is seen to have changed: the time that is
+    written in it is the file server's, and either may be set anew.
+    """
+
+    def __init__(self, beat: Path, limit: float | None) -> None:
+        self._beat, self._limit = beat, limit
+        self._seen = self._touched()
+        self._since = time.monotonic()
+        self._patience = (limit or 0.0) + _FIRST_BEAT
+
+    def is_overdue(self) -> bool:
+        """Whether they have not gone on for longer than the limit; never without one."""
+        if self._limit is None:
+            return False
+        if (touched := self._touched()) != self._seen:
+            self._seen, self._since, self._patience = touched, time.monotonic(), self._limit
+        return time.monotonic() - self._since > self._patience
+
+    def _touched(self) -> int:
+        try:
+            return self._beat.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0

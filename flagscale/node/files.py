@@ -7,10 +7,9 @@ from pathlib import Path
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.rundir import RunDir
-from flagscale.node.output import find_run
-from flagscale.node.state import Reply
+from flagscale.run.logs import find_run, path_of, read_piece
+from flagscale.run.state import Reply
+from flagscale.values import LaunchPlan, NodeCommand
 
 
 def put(directory: str, relative: str, mode: str, text: str) -> Reply:
@@ -35,23 +34,3 @@ def read(plan: LaunchPlan, node: NodeCommand, name: str, position: str, size: st
 def begin(plan: LaunchPlan, node: NodeCommand) -> Reply:
     """Reply: {"position": where this run's part of the host's log begins, None where it has none}."""
     return {"position": find_run(path_of(plan, node, "output"), plan.run_id)}
-
-
-def path_of(plan: LaunchPlan, node: NodeCommand, name: str) -> Path:
-    """Return one of a run's files: `output`, the host's log, `metrics`, or `programs`, how those are."""
-    if name == "programs":
-        return RunDir(Path(plan.exp_dir)).programs(node.host)
-    if name == "metrics":
-        return RunDir(Path(plan.job_dir or plan.exp_dir)).metrics
-    return RunDir(Path(plan.exp_dir)).output(node.host)
-
-
-def read_piece(path: Path, position: int, size: int) -> tuple[bytes, int]:
-    """Return up to `size` bytes from `position` on (negative: from the end), and the size of the file."""
-    try:
-        with path.open("rb") as file:
-            total = file.seek(0, 2)
-            file.seek(position if position >= 0 else max(0, total + position))
-            return file.read(size), total
-    except (FileNotFoundError, NotADirectoryError):
-        return b"", 0

@@ -8,10 +8,10 @@ import time
 import traceback
 from pathlib import Path
 
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
-from flagscale.node.state import ENDED, Failure, ProcessId, read_state
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ENDED, Failure, ProcessId, read_state
+from flagscale.values import LaunchPlan, NodeCommand
 
 _GRACE = 2.0
 _PAUSE = 5.0

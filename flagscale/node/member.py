@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from flagscale.node.link import GONE, Link, LinkLost, Message, dial
-from flagscale.node.peers import COMING_BACK, Go, Pumped, Word, send_quietly, until
+from flagscale.node.channel import GONE, Link, LinkLost, Message, dial
+from flagscale.node.rendezvous import COMING_BACK, Go, Pumped, Word, send_quietly, until
 
 _DIAL_TIMEOUT = 2.0
 _MARGIN = 8.0

@@ -12,11 +12,13 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import psutil
 
-from flagscale.node.linux import may_name, parent
-from flagscale.node.marks import HOST_RANK, RUN_ID
+from flagscale.linux import may_name, parent
+from flagscale.run.env import HOST_RANK, RUN_ID
+from flagscale.run.state import HostState, ProcessId
 
 _POLL = 0.1
 _KILL_WAIT = 10.0
@@ -29,6 +31,19 @@ def find(pid: int) -> psutil.Process | None:
     except psutil.NoSuchProcess:
         return None
     return process if alive(process) else None
+
+
+def living(identity: ProcessId | None) -> psutil.Process | None:
+    """Return the living process; None if it is gone (or a zombie, or another one has its pid now)."""
+    process = find(identity.pid) if identity else None
+    with suppress(ProcessLookupError):
+        return process if process and identity == ProcessId.of(process.pid) else None
+    return None
+
+
+def group_of(state: HostState) -> int | None:
+    """Return the process group of the supervisor while that lives: only then it is surely not another's."""
+    return state.supervisor.pid if state.supervisor and living(state.supervisor) else None
 
 
 def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> set[psutil.Process]:

@@ -9,11 +9,11 @@ import threading
 import time
 from pathlib import Path
 
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.rundir import RunDir
-from flagscale.node.marks import marks
-from flagscale.node.output import last_lines, write_header
-from flagscale.node.state import Failure, HostState, ProcessId, Reply, read_state
+from flagscale.run.env import marks
+from flagscale.run.logs import last_lines, write_header
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Failure, HostState, ProcessId, Reply, read_state
+from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.05
 _LAST_LINES = 20
@@ -77,9 +77,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def vacant(exp_dir: str) -> Reply:
     """Reply: {"ok": whether no job runs in this run directory, on this host}."""
+    from flagscale.node.processes import living  # with psutil, which a start does without
+
     for path in RunDir(Path(exp_dir)).states():
         state = read_state(path)
-        if state and state.supervisor and state.supervisor.process():
+        if state and living(state.supervisor):
             what = f"run {state.run_id} still runs in {exp_dir}"
             return {"ok": False, "message": f"{what}; stop it first, or use another experiment.exp_dir"}
     return {"ok": True, "message": "vacant"}

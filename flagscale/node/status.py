@@ -6,10 +6,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
-from flagscale.node.state import ENDED, Failure, HostState, Reply, read_state
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ENDED, Failure, HostState, Reply, read_state
+from flagscale.values import LaunchPlan, NodeCommand
 
 _GUARDED = "the supervisor was killed; its guard ends the processes of the run"
 
@@ -21,7 +21,8 @@ def status(plan: LaunchPlan, node: NodeCommand, count: str = "") -> Reply:
     the run live; 0 without `count`, because to look at all processes of a host takes tens of milliseconds.
     """
     state = _true_state(plan, node)
-    living = processes.of_run(plan.run_id, node.host.rank, state.group if state else None) if count else ()
+    group = processes.group_of(state) if state else None
+    living = processes.of_run(plan.run_id, node.host.rank, group) if count else ()
     return {**(asdict(state) if state else {}), "processes": len(living)}
 
 
@@ -32,7 +33,7 @@ def status_without_plan(run_id: str, rank: int) -> Reply:
 
 def orphaned(state: HostState) -> HostState:
     """Return the state of a run that neither its supervisor nor its guard could bring to an end."""
-    restarted = state.supervisor is not None and not state.supervisor.of_this_boot()
+    restarted = state.supervisor is not None and not state.supervisor.is_of_this_boot
     message = (
         "the host was restarted"
         if restarted
@@ -44,9 +45,9 @@ def orphaned(state: HostState) -> HostState:
 def _true_state(plan: LaunchPlan, node: NodeCommand) -> HostState | None:
     path = RunDir(Path(plan.exp_dir)).state(node.host)
     state = read_state(path, plan.run_id)
-    if state is None or state.phase in ENDED or (state.supervisor and state.supervisor.process()):
+    if state is None or state.phase in ENDED or processes.living(state.supervisor):
         return state
-    guarded = state.guard is not None and state.guard.process() is not None
+    guarded = processes.living(state.guard) is not None
     # The end may have been written since: by the supervisor before it went, or by its guard.
     state = read_state(path, plan.run_id) or state
     if state.phase in ENDED:

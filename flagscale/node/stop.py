@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 
 from flagscale.errors import FlagScaleError
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
-from flagscale.node.state import ENDED, HostState, Reply, read_state
 from flagscale.node.status import orphaned
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ENDED, HostState, Reply, read_state
+from flagscale.values import LaunchPlan, NodeCommand
 
 _STOP_SLACK = 15.0
 """Seconds beyond the grace after which a supervisor that was told to stop is taken to be stuck."""
@@ -33,12 +33,12 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
     _wake_holder(plan, node)
     with files.on_host(node.host):
         state = _state(plan, node)
-        living = processes.of_run(plan.run_id, node.host.rank, state.group)
+        living = processes.of_run(plan.run_id, node.host.rank, processes.group_of(state))
         if not living:
             state = _state(plan, node)  # its last one, where it has ended since
         # Another host's stop may have reached the supervisor first; it is still to be tidied up after.
         running = bool(living) or (state.phase == "stopped" and not state.is_tidied)
-        died = state.supervisor is not None and state.supervisor.process() is None
+        died = state.supervisor is not None and processes.living(state.supervisor) is None
         left = _end(plan, node, state)
         # Not before: a supervisor that begins would miss them, and fail instead of being stopped.
         files.secrets(node.host).unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def _state(plan: LaunchPlan, node: NodeCommand) -> HostState:
 
 def _end(plan: LaunchPlan, node: NodeCommand, state: HostState) -> list[psutil.Process]:
     """End a run through its supervisor where that lives, then whatever is left; return what survives."""
-    supervisor, group = state.supervisor and state.supervisor.process(), state.group
+    supervisor, group = processes.living(state.supervisor), processes.group_of(state)
     if supervisor:
         processes.send([supervisor], signal.SIGTERM)
         processes.wait_until_gone(supervisor, node.stop_grace + _STOP_SLACK)

@@ -20,21 +20,19 @@ from typing import Literal
 import psutil
 
 from flagscale.errors import FlagScaleError, UserError
-from flagscale.job import LaunchPlan, NodeCommand
-from flagscale.launch.ranklogs import has_error
-from flagscale.launch.rundir import RunDir
-from flagscale.lifetime import adopt_orphans
+from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
-from flagscale.node.engine import end_engine, start_engine, write_stacks
-from flagscale.node.failure import first_failure
+from flagscale.node.channel import CHANNEL_SECRET
+from flagscale.node.coordinator import Hub
+from flagscale.node.engine import Heartbeat, end_engine, start_engine, write_stacks
 from flagscale.node.guard import GuardKeeper
-from flagscale.node.heartbeat import Heartbeat
-from flagscale.node.hub import Hub
-from flagscale.node.link import CHANNEL_SECRET
-from flagscale.node.linux import oom_kills, reap_adopted
 from flagscale.node.member import Member
-from flagscale.node.peers import Alone, Go, Peers, Word
-from flagscale.node.state import Attempt, Failure, HostState, Phase, ProcessId
+from flagscale.node.rendezvous import Alone, Go, Peers, Word
+from flagscale.run.failure import first_failure
+from flagscale.run.logs import has_error
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Attempt, Failure, HostState, Phase, ProcessId
+from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0

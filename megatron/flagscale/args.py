@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from flagscale.errors import UserError
-from megatron.flagscale.patches import Patch
+from megatron.flagscale.patching import Patch
 
 
 def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from flagscale.config.describe import describe_actions, print_catalog
+from flagscale.config.catalog import describe_actions, print_catalog
 
 ENGINE = "megatron-core"
 

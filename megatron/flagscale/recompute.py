@@ -7,8 +7,8 @@ import copy
 import functools
 from typing import TYPE_CHECKING, Any
 
+from flagscale.checks.recompute import Refined, is_refined, recompute_findings, refined
 from flagscale.errors import Problem, UserError
-from flagscale.parallel.recompute import Refined, is_refined, recompute_findings, refined
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ import importlib.util
 import sys
 from typing import Any
 
+from flagscale.checks.data import data_findings
+from flagscale.checks.megatron import NOT_DONE
 from flagscale.errors import Problem
-from flagscale.inputs.findings import data_findings
-from flagscale.inputs.train_gpt import NOT_DONE
-from megatron.flagscale import async_save
+from megatron.flagscale.checkpoint import async_save
 
 
 def refusals(args: Any, cuda: bool, fused: bool) -> list[Problem]:

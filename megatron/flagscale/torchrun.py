@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
-from megatron.flagscale.patches import TORCH, Patch
+from megatron.flagscale.patching import TORCH, Patch
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from megatron.flagscale.lifetime import beat, die_with_parent, write_stacks_when_asked
+from megatron.flagscale.supervision import beat, die_with_parent, write_stacks_when_asked
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def train(argv: list[str]) -> None:
     """Train as the arguments say; `UserError` for what a user can mend."""
+    from megatron.flagscale.bootstrap import adapt, prepare_platform
     from megatron.flagscale.hetero.arguments import own_part
-    from megatron.flagscale.platform import adapt, prepare_platform
 
     part = own_part(argv)
     sys.argv[1:] = prepare_platform(part.argv if part else argv)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flagscale_testing.conversion import CASES, make_model
 from megatron.flagscale.convert.convert import convert
-from tests.convert.chain import CASES, make_model
 
 
 @pytest.fixture(scope="session")

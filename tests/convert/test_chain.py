@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert.chain import CASES, Outcome, run_chain
+from flagscale_testing.conversion import CASES, Outcome, run_chain
 
 # Of every family one, and both kinds of embeddings; the others differ from these in settings alone.
 pytestmark = pytest.mark.timeout(1200)  # one run of all ranks serves every test

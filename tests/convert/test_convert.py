@@ -13,10 +13,10 @@ import torch
 import yaml
 
 from flagscale.errors import UserError
+from flagscale_testing.conversion import same, tensors_of
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.huggingface import INDEX
 from megatron.flagscale.convert.upcycle import Upcycling
-from tests.convert.chain import same, tensors_of
 
 ROOT = Path(__file__).parents[2]
 Models = Callable[[str], Path]

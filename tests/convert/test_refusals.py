@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
+from flagscale_testing.disk import small_file_system
+from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.upcycle import Upcycling
-from megatron.flagscale.manifest import MANIFEST, TRACKER
-from tests.disk import small_file_system
 
 Copy = Callable[[str, str], Path]
 MODEL = "Llama 2"

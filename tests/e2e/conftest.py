@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
+from flagscale.run.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flagscale.launch.rundir import RunDir
+from flagscale.run.rundir import RunDir
 from tests.e2e.conftest import Experiment, rank_process, wait_until
 
 Make = Callable[..., Experiment]

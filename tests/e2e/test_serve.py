@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from flagscale.engines.vllm import VLLM
-from flagscale.launch.rundir import RunDir
+from flagscale.engines.vllm.adapter import VLLM
 from flagscale.node import processes
 from flagscale.node.network import free_port, is_free
+from flagscale.run.rundir import RunDir
 from tests.e2e.conftest import wait_until
 from tools.install_vllm import installed
 

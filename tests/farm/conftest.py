@@ -1,3 +1,3 @@
 """The farms themselves are what is tested here."""
 
-from tests.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
+from flagscale_testing.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.farm.credentials import FarmHost
-from tests.farm.farm import Farm, alive, wait_until
-from tests.farm.fixtures import MakeLoopbackFarm, MakeNamespaceFarm
-from tests.farm.loopback import LoopbackFarm
-from tests.farm.namespaces import NamespaceFarm
-from tests.farm.owner import DAEMONS, sleepers
-from tests.farm.requirements import missing_for_loopback, missing_for_namespaces
-from tests.farm.sshd import HOST_MARK, TAG_MARK
+from flagscale_testing.farm.credentials import FarmHost
+from flagscale_testing.farm.farm import Farm, alive, wait_until
+from flagscale_testing.farm.fixtures import MakeLoopbackFarm, MakeNamespaceFarm
+from flagscale_testing.farm.loopback import LoopbackFarm
+from flagscale_testing.farm.namespaces import NamespaceFarm
+from flagscale_testing.farm.owner import DAEMONS, sleepers
+from flagscale_testing.farm.requirements import missing_for_loopback, missing_for_namespaces
+from flagscale_testing.farm.sshd import HOST_MARK, TAG_MARK
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -225,7 +225,7 @@ def test_private_folders_differ_and_outlive_a_power_off(namespaces: NamespaceFar
 def test_nothing_is_left_of_a_farm_whose_owner_is_gone(kind: str, end: str, tmp_path: Path) -> None:
     if reason := missing_for_loopback() if kind == "loopback" else missing_for_namespaces():
         pytest.skip(reason)
-    words = [sys.executable, "-m", "tests.farm.owner", kind, str(tmp_path / "farm")]
+    words = [sys.executable, "-m", "flagscale_testing.farm.owner", kind, str(tmp_path / "farm")]
     (tmp_path / "farm").mkdir()
     with subprocess.Popen(
         words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -18,23 +18,22 @@ from typing import Any
 import psutil
 import pytest
 
-from flagscale.follow import current_status
-from flagscale.job import Channel, Host, LaunchPlan, NodeCommand, Recovery
-from flagscale.launch import launcher
-from flagscale.launch.rundir import RunDir
-from flagscale.launch.transport import transport
-from flagscale.node.marks import marks
 from flagscale.node.network import is_free
-from flagscale.node.state import HostState, Reply
-from flagscale.report import JobStatus
-from tests.farm.credentials import FarmHost
-from tests.farm.farm import Farm, alive, wait_until
-from tests.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
-from tests.farm.namespaces import NamespaceFarm
-from tests.node.launching import fake_plan, launch
+from flagscale.remote import launcher
+from flagscale.remote.transport import transport
+from flagscale.run.env import marks
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import HostState, Reply
+from flagscale.status.model import JobStatus
+from flagscale.status.watch import current_status
+from flagscale.values import Channel, Host, LaunchPlan, NodeCommand, Recovery
+from flagscale_testing.farm.credentials import FarmHost
+from flagscale_testing.farm.farm import Farm, alive, wait_until
+from flagscale_testing.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
+from flagscale_testing.farm.namespaces import NamespaceFarm
+from flagscale_testing.jobs.plans import ENGINE, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE = ROOT / "tests/node/fake_engine.py"
 HOSTILE = 'a b\'c"d $HOME $(touch hostile-x) `touch hostile-x`; touch hostile-x & #{}\\ \n ünï-中文 {"k": 1}'
 """Would make a file `hostile-x` in whatever directory it became shell."""
 CLEAN_WITHIN = 10.0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flagscale_testing.farm.farm import wait_until
+from flagscale_testing.farm.fixtures import MakeNamespaceFarm
+from flagscale_testing.farm.namespaces import NamespaceFarm
 from tests.e2e.conftest import Experiment, rank_process
-from tests.farm.farm import wait_until
-from tests.farm.fixtures import MakeNamespaceFarm
-from tests.farm.namespaces import NamespaceFarm
 from tests.hosts.conftest import CLEAN_WITHIN, user_of
 from tests.hosts.test_training import LOCAL
 

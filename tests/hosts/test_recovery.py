@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from flagscale.errors import HostError
-from flagscale.job import Recovery
-from flagscale.launch import launcher
-from flagscale.node.link import CHANNEL_SECRET, dial
-from flagscale.node.peers import COMING_BACK
-from flagscale.report import failed_attempts
-from tests.farm.farm import alive, wait_until
-from tests.farm.fixtures import MakeNamespaceFarm
-from tests.farm.namespaces import NamespaceFarm
+from flagscale.node.channel import CHANNEL_SECRET, dial
+from flagscale.node.rendezvous import COMING_BACK
+from flagscale.remote import launcher
+from flagscale.status.model import failed_attempts
+from flagscale.values import Recovery
+from flagscale_testing.farm.farm import alive, wait_until
+from flagscale_testing.farm.fixtures import MakeNamespaceFarm
+from flagscale_testing.farm.namespaces import NamespaceFarm
 from tests.hosts.conftest import (
     CLEAN_WITHIN,
     FarmJob,

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.follow import current_status, follow_programs
-from flagscale.job import Program
-from flagscale.report import status_text
+from flagscale.status.text import status_text
+from flagscale.status.watch import current_status, follow_programs
+from flagscale.values import Program
+from flagscale_testing.farm.farm import wait_until
+from flagscale_testing.farm.fixtures import MakeNamespaceFarm
+from flagscale_testing.farm.namespaces import NamespaceFarm
+from flagscale_testing.jobs.plans import SERVER
 from tests.e2e.test_serve import make_model
-from tests.farm.farm import wait_until
-from tests.farm.fixtures import MakeNamespaceFarm
-from tests.farm.namespaces import NamespaceFarm
 from tests.hosts.conftest import ROOT, FarmJob, MakeJob, user_of
 
-SERVER = ROOT / "tests/node/fake_server.py"
 PORT = 8000
 
 

@@ -18,15 +18,15 @@ import psutil
 import pytest
 
 from flagscale import __version__
-from flagscale.launch.connection import ConnectionFailure
-from flagscale.launch.render import scripts
-from flagscale.launch.ssh import Session, SshTransport
-from flagscale.launch.transport import Reach
-from flagscale.node.state import Reply
-from tests.farm.credentials import FarmHost, account
-from tests.farm.farm import Farm, is_sshd, wait_until
-from tests.farm.fixtures import MakeLoopbackFarm
-from tests.farm.loopback import LoopbackFarm
+from flagscale.plan.render import scripts
+from flagscale.remote.connection import ConnectionFailure
+from flagscale.remote.ssh import Session, SshTransport
+from flagscale.remote.transport import Reach
+from flagscale.run.state import Reply
+from flagscale_testing.farm.credentials import FarmHost, account
+from flagscale_testing.farm.farm import Farm, is_sshd, wait_until
+from flagscale_testing.farm.fixtures import MakeLoopbackFarm
+from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.conftest import HOSTILE, ROOT, MakeJob, command_line, logins, user_of
 
 TIMEOUT = 4.0
@@ -370,8 +370,8 @@ def test_paths_of_the_session_never_become_shell(farm: LoopbackFarm, tmp_path: P
 def test_nothing_is_left_when_the_launcher_goes(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     program = (
-        "import sys, time; from flagscale.launch.ssh import SshTransport\n"
-        "from flagscale.launch.transport import Reach\n"
+        "import sys, time; from flagscale.remote.ssh import SshTransport\n"
+        "from flagscale.remote.transport import Reach\n"
         "way = SshTransport(Reach(sys.argv[1], sys.executable, sys.argv[2]))\n"
         "print(way.call(['vacant', '/nowhere'], 20), flush=True); time.sleep(60)"
     )

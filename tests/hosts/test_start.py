@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import FlagScaleError, HostError
-from tests.disk import small_file_system
-from tests.farm.farm import wait_until
-from tests.farm.fixtures import MakeLoopbackFarm
-from tests.farm.loopback import LoopbackFarm
+from flagscale_testing.disk import small_file_system
+from flagscale_testing.farm.farm import wait_until
+from flagscale_testing.farm.fixtures import MakeLoopbackFarm
+from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.conftest import FarmJob, MakeJob, user_of
 
 SLOW_START = "sleep 60 || sleep 60"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.launch.rundir import RunDir
+from flagscale.run.rundir import RunDir
+from flagscale_testing.farm.farm import wait_until
+from flagscale_testing.farm.fixtures import MakeNamespaceFarm
+from flagscale_testing.farm.namespaces import NamespaceFarm
 from tests.e2e.conftest import SMALL, Experiment, rank_process
-from tests.farm.farm import wait_until
-from tests.farm.fixtures import MakeNamespaceFarm
-from tests.farm.namespaces import NamespaceFarm
 from tests.hosts.conftest import CLEAN_WITHIN, user_of
 
 SAVE_INTERVAL = 10

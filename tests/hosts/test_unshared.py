@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import FlagScaleError
-from flagscale.job import Recovery
-from flagscale.launch.rundir import RunDir
-from flagscale.launch.ssh import SshTransport
-from flagscale.node.state import Reply
-from flagscale.tail import LogTail
-from tests.farm.farm import wait_until
-from tests.farm.fixtures import MakeNamespaceFarm
-from tests.farm.namespaces import NamespaceFarm
+from flagscale.remote.ssh import SshTransport
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Reply
+from flagscale.status.log_tail import LogTail
+from flagscale.values import Recovery
+from flagscale_testing.farm.farm import wait_until
+from flagscale_testing.farm.fixtures import MakeNamespaceFarm
+from flagscale_testing.farm.namespaces import NamespaceFarm
 from tests.hosts.conftest import FarmJob, MakeJob, user_of
 
 METRICS = [

@@ -18,17 +18,16 @@ from typing import Any
 import psutil
 import pytest
 
-from flagscale.job import Host, LaunchPlan, NodeCommand
-from flagscale.launch import launcher
-from flagscale.launch.launcher import HostStatus
-from flagscale.launch.rundir import RunDir
-from flagscale.node.marks import RUN_ID, marks
-from flagscale.node.processes import alive, of_run
-from flagscale.node.state import HostState, Reply, read_state
-from tests.node.launching import fake_plan, launch
+from flagscale.node.processes import alive, living, of_run
+from flagscale.remote import launcher
+from flagscale.remote.launcher import HostStatus
+from flagscale.run.env import RUN_ID, marks
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import HostState, Reply, read_state
+from flagscale.values import Host, LaunchPlan, NodeCommand
+from flagscale_testing.jobs.plans import ENGINE, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE = Path(__file__).with_name("fake_engine.py")
 _NUMBERS = itertools.count()
 
 
@@ -79,14 +78,14 @@ class FakeJob:
         """The supervisor, guard or engine."""
         known = getattr(self.state(), name)
         assert known is not None
-        process = known.process()
+        process = living(known)
         assert process is not None
         return process
 
     def everything(self) -> list[psutil.Process]:
         """Every process of the job, also those that cannot be told by their environment."""
         state = self.state()
-        known = [found.process() for found in (state.supervisor, state.guard, state.engine) if found]
+        known = [living(found) for found in (state.supervisor, state.guard, state.engine) if found]
         return [*self.ranks().values(), *(process for process in known if process)]
 
     def stop(self) -> Reply:

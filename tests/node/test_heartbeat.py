@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.node import heartbeat
-from flagscale.node.heartbeat import Heartbeat
+from flagscale.node import engine as heartbeat
+from flagscale.node.engine import Heartbeat
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from flagscale.node.guard import GuardKeeper
-from flagscale.node.processes import alive
-from flagscale.node.state import HostState
+from flagscale.node.processes import alive, living
+from flagscale.run.state import HostState
 from tests.node.conftest import FakeJob, wait_for
 
 MakeJob = Callable[..., FakeJob]
@@ -55,7 +55,7 @@ def test_the_guard_comes_back(make_job: MakeJob) -> None:
     job = make_job("rank").start()
     first = job.member("guard")
     first.kill()
-    second = wait_for(lambda: (guard := job.state().guard) and guard.pid != first.pid and guard.process())
+    second = wait_for(lambda: (guard := job.state().guard) and guard.pid != first.pid and living(guard))
     assert ended_state(job).phase == "running"
     # Not over and over again: the next one waits.
     second.kill()

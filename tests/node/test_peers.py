@@ -16,12 +16,15 @@ from typing import Any, Literal
 
 import pytest
 
-from flagscale.node import hub, link, member, peers
-from flagscale.node.hub import Hub
-from flagscale.node.link import dial
+from flagscale.node import channel as link
+from flagscale.node import coordinator as hub
+from flagscale.node import member
+from flagscale.node import rendezvous as peers
+from flagscale.node.channel import dial
+from flagscale.node.coordinator import Hub
 from flagscale.node.member import Member
 from flagscale.node.network import free_port, is_free, listen
-from flagscale.node.peers import Go, Pumped, Word
+from flagscale.node.rendezvous import Go, Pumped, Word
 from tests.node.conftest import wait_for
 
 HERE = "127.0.0.1"

@@ -14,16 +14,17 @@ import psutil
 import pytest
 
 from flagscale.actions import _until_ready
-from flagscale.follow import current_status, follow_programs
-from flagscale.job import LaunchPlan, Program
-from flagscale.launch import launcher
-from flagscale.launch.rundir import RunDir
 from flagscale.node import processes
-from flagscale.node.program_state import ProgramState
-from flagscale.report import JobStatus, status_text
+from flagscale.remote import launcher
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ProgramState
+from flagscale.status.model import JobStatus
+from flagscale.status.text import status_text
+from flagscale.status.watch import current_status, follow_programs
+from flagscale.values import LaunchPlan, Program
+from flagscale_testing.jobs.plans import SERVER
 from tests.node.conftest import FakeJob, wait_for
 
-SERVER = Path(__file__).with_name("fake_server.py")
 MakeJob = Callable[..., FakeJob]
 Programs = Callable[..., FakeJob]
 
@@ -225,7 +226,7 @@ def test_a_full_disk_stops_no_server(programs: Programs) -> None:
 def test_devices_are_counted_among_those_that_the_host_shows(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flagscale.node.running import _devices
+    from flagscale.node.service import _devices
 
     host = replace(programs([]).host, platform="nvidia", slots=2)
     own = Program("one", (), devices=(1,))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from flagscale.node import commands, reach
+from flagscale.node import commands
+from flagscale.node import probe as reach
 from flagscale.node.network import free_port
 from tests.node.conftest import wait_for
 

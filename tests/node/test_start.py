@@ -19,13 +19,13 @@ import pytest
 
 from flagscale import files
 from flagscale.errors import FlagScaleError, HostError
-from flagscale.launch import launcher
-from flagscale.launch.render import scripts
 from flagscale.node import commands
-from flagscale.node.marks import RUN_ID
 from flagscale.node.processes import of_run
-from flagscale.node.state import HostState
-from tests.disk import small_file_system
+from flagscale.plan.render import scripts
+from flagscale.remote import launcher
+from flagscale.run.env import RUN_ID
+from flagscale.run.state import HostState
+from flagscale_testing.disk import small_file_system
 from tests.node.conftest import FakeJob, wait_for
 
 MakeJob = Callable[..., FakeJob]

@@ -17,12 +17,12 @@ import psutil
 import pytest
 
 from flagscale.errors import FlagScaleError
-from flagscale.job import Machine
-from flagscale.launch import launcher
 from flagscale.node import commands, stop
-from flagscale.node.marks import marks
 from flagscale.node.processes import alive, end, of_run
-from flagscale.node.state import HostState, ProcessId
+from flagscale.remote import launcher
+from flagscale.run.env import marks
+from flagscale.run.state import HostState, ProcessId
+from flagscale.values import Machine
 from tests.node.conftest import FakeJob, wait_for
 
 MakeJob = Callable[..., FakeJob]

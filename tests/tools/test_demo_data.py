@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flagscale.inputs import indexed
+from flagscale.checks import indexed
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = "torch", "transformers", "tokenizers", "megatron", "numpy", "rich"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.inputs import indexed
+from flagscale.checks import indexed
 
 LENGTHS = [3, 1, 5]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from flagscale.checks import indexed
 from flagscale.errors import UserError
-from flagscale.inputs import indexed
 from tools.datasets import parts
 from tools.datasets.documents import Document, Source, open_source
 from tools.datasets.preprocess import prepare

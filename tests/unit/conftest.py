@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from flagscale.config.engine_args import Catalog, load_catalog
+from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.load import load_experiment
-from flagscale.config.locate import Locator, locator
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.engines.megatron import CATALOG, MEGATRON
+from flagscale.config.source_map import Locator, locator
+from flagscale.engines.megatron.adapter import CATALOG, MEGATRON
 from flagscale.errors import Problem, UserError
-from flagscale.job import Host, Job
+from flagscale.values import Host, Job
 
 HOSTILE = [
     "two words",

@@ -11,12 +11,12 @@ import pytest
 
 from flagscale import __version__
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.job import Host, Job, LaunchPlan, NodeCommand, Role
-from flagscale.launch.launcher import HostStatus
-from flagscale.launch.place import place
-from flagscale.launch.rundir import RunDir
-from flagscale.node.state import Failure, HostState, Phase, Reply
+from flagscale.plan.placement import place
 from flagscale.platforms import Platform
+from flagscale.remote.launcher import HostStatus
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Failure, HostState, Phase, Reply
+from flagscale.values import Host, Job, LaunchPlan, NodeCommand, Role
 
 CHIP = Platform(
     "chip", lambda: 8, env={"CHIP_MODE": "fast", "SHARED": "platform"}, rank_env={"ORDER": "kept"}
@@ -96,9 +96,7 @@ class FakeHosts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
         self.answers = {name: dict(known) for name, known in answers.items()}
         self.asked: list[tuple[str, list[str]]] = []
-        monkeypatch.setattr(
-            "flagscale.launch.fanout.transport", lambda reach: FakeTransport(self, reach.host)
-        )
+        monkeypatch.setattr("flagscale.remote.hosts.transport", lambda reach: FakeTransport(self, reach.host))
 
     def verbs(self, name: str) -> list[str]:
         return [words[0] for host, words in self.asked if host == name]

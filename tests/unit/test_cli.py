@@ -12,7 +12,7 @@ from flagscale import cli
 from flagscale.actions import ACTIONS
 from flagscale.config.schema import ACTIONS as ACTION_NAMES
 from flagscale.node import commands
-from flagscale.prepare import Request
+from flagscale.plan.prepare import Request
 from tests.unit.plans import GOOD
 
 EXPERIMENT = """

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from flagscale.cluster.cloud import on_this_host, own_rank
 from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
+from flagscale.runners.cloud import on_this_host, own_rank
 
 TOLD = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"}
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flagscale.config.engine_args import Catalog
-from flagscale.parallel.degrees import Degrees, degrees, findings, model_size
+from flagscale.checks.degrees import Degrees, degrees, findings, model_size
+from flagscale.config.catalog import Catalog
 from tests.unit.conftest import TASK
 
 SHORT = {

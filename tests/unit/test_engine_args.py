@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.config.engine_args import Catalog, EngineArguments, Option, render
-from flagscale.config.leaves import Leaf
-from flagscale.config.locate import Locator
+from flagscale.config.catalog import Catalog, Option
+from flagscale.config.engine_args import EngineArguments, Leaf, render
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem
 from tests.unit.conftest import HOSTILE
 

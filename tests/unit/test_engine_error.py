@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagscale.node.engine_error import first_exception
+from flagscale.run.failure import first_exception
 
 FAILED = """\
 (APIServer pid=7) INFO 11-28 00:45:28 [model.py:733] Resolved architecture: LlamaForCausalLM

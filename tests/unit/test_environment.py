@@ -9,11 +9,11 @@ import pytest
 from omegaconf import DictConfig
 
 from flagscale.config.load import load_experiment
-from flagscale.config.locate import Locator
 from flagscale.config.schema import Environment, Experiment
 from flagscale.config.secrets import MASK
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem
-from flagscale.prepare import _config_text
+from flagscale.plan.prepare import _config_text
 from tests.unit.conftest import EXPERIMENT
 from tests.unit.plans import make_plan
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.job import LaunchPlan
-from flagscale.launch.ranklogs import has_error, rank_logs
-from flagscale.node.failure import first_failure
+from flagscale.run.failure import first_failure
+from flagscale.run.logs import has_error, rank_logs
+from flagscale.values import LaunchPlan
 from tests.unit.plans import make_plan, options, write_log
 
 TOLD = {

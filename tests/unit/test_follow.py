@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from flagscale import follow as follow_module
-from flagscale import tail as tail_module
-from flagscale.follow import current_status, follow, statuses
-from flagscale.job import LaunchPlan, Program
-from flagscale.launch.launcher import HostStatus
-from flagscale.node import output
-from flagscale.node.output import find_run, last_lines, write_header
-from flagscale.node.state import Failure, Phase, Reply
-from flagscale.report import status_json
-from flagscale.tail import LogTail
+from flagscale.remote.launcher import HostStatus
+from flagscale.run import logs as output
+from flagscale.run.logs import find_run, last_lines, write_header
+from flagscale.run.state import Failure, Phase, Reply
+from flagscale.status import log_tail as tail_module
+from flagscale.status import watch as follow_module
+from flagscale.status.log_tail import LogTail
+from flagscale.status.model import status_json
+from flagscale.status.watch import current_status, follow, statuses
+from flagscale.values import LaunchPlan, Program
 from tests.unit.plans import FakeHosts, host_status, make_plan, write_log
 
 

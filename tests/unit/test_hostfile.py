@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.cluster.hostfile import HostLine, parse_hostfile, read_hostfile
 from flagscale.errors import UserError
+from flagscale.plan.hostfile import HostLine, parse_hostfile, read_hostfile
 
 
 def bad(text: str) -> list[str]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from flagscale.cluster.hosts import is_local, select_hosts
-from flagscale.config.locate import Locator
 from flagscale.config.schema import Runner
+from flagscale.config.source_map import Locator
 from flagscale.errors import UserError
-from flagscale.job import Host
+from flagscale.plan.hosts import select_hosts
+from flagscale.run.machine import is_local
+from flagscale.values import Host
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.inputs.findings import data_findings, prefixes
+from flagscale.checks.data import data_findings, prefixes
 
 Write = Callable[..., str]
 NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}

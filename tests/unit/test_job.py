@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.job import PLAN_VERSION, Channel, Host, LaunchPlan, Machine, NodeCommand, Program, Recovery
+from flagscale.values import PLAN_VERSION, Channel, Host, LaunchPlan, Machine, NodeCommand, Program, Recovery
 from tests.unit.plans import make_job, make_plan
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

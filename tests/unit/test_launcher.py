@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from flagscale.errors import FlagScaleError, HostError
-from flagscale.job import LaunchPlan
-from flagscale.launch import launcher
-from flagscale.launch.rundir import RunDir
-from flagscale.node.link import CHANNEL_SECRET
-from flagscale.node.state import HostState, Phase, Reply
+from flagscale.node.channel import CHANNEL_SECRET
+from flagscale.remote import launcher
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import HostState, Phase, Reply
+from flagscale.values import LaunchPlan
 from tests.unit.plans import FakeHosts, make_plan
 
 STARTED: Reply = {"ok": True, "message": "running"}

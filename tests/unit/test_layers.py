@@ -1,10 +1,12 @@
-"""The import direction of the control plane, read from its source, and what it must never load."""
+"""Who may import whom, read from the sources: layers without an exemption, no cycle, nothing heavy."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,48 +14,64 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLAGSCALE = ROOT / "flagscale"
 
-LAYERS: list[set[str]] = [
-    {"__init__", "errors", "registry", "files", "lifetime"},
-    {"config", "parallel", "inputs", "job"},
-    {"cluster"},
-    {"engines", "platforms"},
-    {"launch", "node"},
-    {"actions", "cli", "follow", "preflight", "prepare", "programs", "progress", "report", "tail"},
-]
-"""A module imports from its own layer and those above it; `launch` and `node` share the run directory."""
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("__init__", "errors", "formats", "linux", "values"),
+    ("files", "registry"),
+    ("config", "checks", "run"),
+    ("platforms",),
+    ("engines",),
+    ("plan",),
+    ("node",),
+    ("remote",),
+    ("runners",),
+    ("status",),
+    ("actions",),
+    ("cli",),
+)
+"""From the bottom up: a module imports from lower layers and from its own package, and from nothing else."""
 
-APART = [
-    ("engines", "launch"),
-    ("engines", "node"),
-    ("launch", "engines"),
-    ("parallel", "config"),
-    ("config", "parallel"),
-]
-"""Pairs of one reach that must not know each other: (importer, imported)."""
+SHARED_WITH_WORKERS = ("errors", "files", "formats", "linux", "values", "checks", "run", "config.catalog")
+"""What the data plane may import: the standard library alone stands below these."""
 
 HEAVY = ("torch", "megatron", "vllm", "transformers", "numpy")
 
 EFFECTS = ("subprocess", "socket", "psutil", "paramiko")
-"""Only where hosts are reached, and questions for names, addresses and the driver's processes."""
 EFFECTS_IN = {
     "node",
-    "launch/transport.py",
-    "launch/ssh.py",
-    "launch/connection.py",
-    "launch/ssh_files.py",
-    "launch/meeting.py",
-    "cluster/hosts.py",
+    "remote",
+    "linux.py",
+    "plan/hosts.py",
     "platforms/nvidia.py",
+    "run/machine.py",
+}
+"""Where processes, sockets and hosts may be touched."""
+
+PACKAGES = {
+    "flagscale": FLAGSCALE,
+    "flagscale_testing": ROOT / "flagscale_testing",
+    "megatron.flagscale": ROOT / "megatron" / "flagscale",
+    "vllm_flagscale": ROOT / "vllm" / "vllm_flagscale",
+    "energon_flagscale": ROOT / "megatron-energon" / "energon_flagscale",
+    "tools": ROOT / "tools",
+    "benchmarks": ROOT / "benchmarks",
 }
 
 SOURCES = sorted(FLAGSCALE.rglob("*.py"))
 
 
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes of a file, those inside functions too, but not what is imported for types only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from nodes(node)
+
+
 def imports(path: Path) -> set[str]:
-    """Return the full names a file imports, also those inside functions (not those for types only)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """Return the full names a file imports."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -63,42 +81,66 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def part(name: str) -> str:
-    """Return the package or module below `flagscale` that a file or dotted name belongs to."""
-    pieces = name.split(".")
-    return pieces[1] if len(pieces) > 1 else "__init__"
+def layer_of(part: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if part in layer)
 
 
 def part_of(path: Path) -> str:
-    first = path.relative_to(FLAGSCALE).parts[0]
-    return first.removesuffix(".py")
+    """Return the package or module directly below `flagscale` that a file belongs to."""
+    return path.relative_to(FLAGSCALE).parts[0].removesuffix(".py")
 
 
-def rank(name: str) -> int:
-    return next(number for number, layer in enumerate(LAYERS) if name in layer)
+def label(path: Path) -> str:
+    return str(path.relative_to(FLAGSCALE))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(FLAGSCALE)))
-def test_imports_go_up_only(path: Path) -> None:
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_a_module_imports_from_lower_layers_only(path: Path) -> None:
+    known = {part for layer in LAYERS for part in layer}
     importer = part_of(path)
-    known = {name for layer in LAYERS for name in layer}
-    assert importer in known, f"say in LAYERS where {importer} belongs"
+    assert importer in known, f"add {importer} to LAYERS"
     for name in imports(path):
-        if name.split(".")[0] == "flagscale":
-            imported = part(name) if part(name) in known else "__init__"
-            assert rank(imported) <= rank(importer), f"{path.name} imports {name}"
-            assert (importer, imported) not in APART, f"{path.name} imports {name}"
+        top, *rest = name.split(".")
+        if top == "flagscale":
+            imported = rest[0] if rest and rest[0] in known else "__init__"
+            is_lower = layer_of(imported) < layer_of(importer)
+            assert is_lower or imported == importer, f"{label(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(FLAGSCALE)))
+def modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = modules()
+    graph = {
+        module: {
+            target
+            for name in imports(path)
+            for target in (name, name.rpartition(".")[0])
+            if target in known and target != module
+        }
+        for module, path in known.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=label)
 def test_the_control_plane_imports_no_engine(path: Path) -> None:
     assert {name.split(".")[0] for name in imports(path)}.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(FLAGSCALE)))
+@pytest.mark.parametrize("path", SOURCES, ids=label)
 def test_processes_and_sockets_are_touched_at_the_edge_only(path: Path) -> None:
-    place = str(path.relative_to(FLAGSCALE))
-    if place not in EFFECTS_IN and part_of(path) not in EFFECTS_IN:
+    if label(path) not in EFFECTS_IN and part_of(path) not in EFFECTS_IN:
         assert {name.split(".")[0] for name in imports(path)}.isdisjoint(EFFECTS)
 
 
@@ -108,18 +150,24 @@ def test_importing_the_command_loads_no_engine() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_data_plane_takes_from_the_control_plane_only_what_is_shared() -> None:
-    # Pure parts that need nothing beyond the standard library.
-    shared = ("config.describe", "errors", "files", "inputs", "lifetime", "parallel")
-    allowed = tuple(f"flagscale.{name}" for name in shared)
-    for path in sorted([*(ROOT / "megatron").rglob("*.py"), *(ROOT / "vllm").rglob("*.py")]):
-        for name in imports(path):
-            if name.split(".")[0] == "flagscale":
-                assert name.startswith(allowed), f"{path.relative_to(ROOT)} imports {name}"
+def test_the_data_plane_imports_only_what_is_shared() -> None:
+    allowed = tuple(f"flagscale.{name}" for name in SHARED_WITH_WORKERS)
+    for folder in ("megatron.flagscale", "vllm_flagscale", "energon_flagscale"):
+        for path in sorted(PACKAGES[folder].rglob("*.py")):
+            for name in imports(path):
+                if name.split(".")[0] == "flagscale":
+                    assert name.startswith(allowed), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_tests_and_benchmarks_share_helpers_through_their_own_package_only() -> None:
+    for folder, other in (("tests", "benchmarks"), ("benchmarks", "tests"), ("flagscale_testing", "tests")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tops = {name.split(".")[0] for name in imports(path)}
+            assert other not in tops, f"{path.relative_to(ROOT)} imports {other}"
 
 
 def test_a_session_that_starts_a_job_loads_little() -> None:
-    """Tens of hosts are started at once, and most of what that takes is imports."""
-    code = "import sys, flagscale.node.serve, flagscale.node.start; print('psutil' in sys.modules)"
+    """Tens of hosts are started at once, and imports take most of the time."""
+    code = "import sys, flagscale.node.commands, flagscale.node.start; print('psutil' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

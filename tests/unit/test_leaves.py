@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.leaves import Leaf, flatten
-from flagscale.config.locate import Locator
+from flagscale.config.engine_args import Leaf, flatten
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem
 
 

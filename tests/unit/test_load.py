@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale.config.load import load_action, load_command_keys, load_place, load_task
-from flagscale.config.locate import Locator
 from flagscale.config.schema import ACTIONS, Environment, Experiment
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem, UserError
 from tests.unit.conftest import EXPERIMENT
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from flagscale.config.locate import Locator, locator
+from flagscale.config.source_map import Locator, locator
 
 
 @pytest.fixture

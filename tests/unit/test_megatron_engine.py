@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.locate import Locator
-from flagscale.engines.megatron import MEGATRON
-from flagscale.job import Job
+from flagscale.config.source_map import Locator
+from flagscale.engines.megatron.adapter import MEGATRON
+from flagscale.values import Job
 
 Build = Callable[..., Job]
 Refused = Callable[..., list[str]]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.locate import Locator
+from flagscale.checks.hetero.keys import read
+from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, Mesh, Meshes, Place, groups
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.engines.megatron import MEGATRON
+from flagscale.config.source_map import Locator
+from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.errors import UserError
-from flagscale.job import Host, Job
-from flagscale.parallel.mesh_keys import read
-from flagscale.parallel.meshes import AXES, EXPERT_AXES, Mesh, Meshes, Place, groups
+from flagscale.values import Host, Job
 from tests.unit.conftest import TASK
 
 Build = Callable[..., Job]

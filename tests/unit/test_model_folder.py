@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.inputs.model_folder import folder_findings, is_path, problems
+from flagscale.checks.model_folder import folder_findings, is_path, problems
 
 Write = Callable[..., Path]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import FlagScaleError
-from flagscale.launch.rundir import RunDir
 from flagscale.node import commands
-from flagscale.node.files import put, read_piece
+from flagscale.node.files import put
+from flagscale.run.logs import read_piece
+from flagscale.run.rundir import RunDir
 from tests.unit.conftest import HOSTILE
 from tests.unit.plans import make_plan, write_log
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagscale.config.schema import Commands
-from flagscale.job import Program
-from flagscale.launch.place import new_run_id, secrets
+from flagscale.plan.placement import new_run_id, secrets
+from flagscale.values import Program
 from tests.unit.plans import make_experiment, make_job, make_plan, options
 
 RUN = Path("/runs/demo")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from flagscale import preflight as preflight_module
 from flagscale.errors import HostError
-from flagscale.job import Host, Meeting
-from flagscale.node.state import Reply
-from flagscale.preflight import Outcome, Survey, ask_hosts, preflight, require_ready
+from flagscale.remote import preflight as preflight_module
+from flagscale.remote.preflight import Outcome, Survey, ask_hosts, preflight, require_ready
+from flagscale.run.state import Reply
+from flagscale.values import Host, Meeting
 from tests.unit.plans import GOOD, FakeHosts, make_experiment, make_job, make_plan
 
 NAMES = ("127.0.0.11", "127.0.0.12")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.locate import Locator
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.engines.megatron import MEGATRON
+from flagscale.config.source_map import Locator
+from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.errors import UserError
-from flagscale.job import Host
-from flagscale.prepare import _fewer_hosts
+from flagscale.plan.prepare import _fewer_hosts
+from flagscale.values import Host
 from tests.unit.conftest import TASK
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.job import LaunchPlan, Program
-from flagscale.node.program_state import ProgramPhase, ProgramState, from_json, to_json
-from flagscale.programs import change, program_lines
-from flagscale.report import job_status, plan_text, started_text, status_json
+from flagscale.run.state import ProgramPhase, ProgramState, from_json, to_json
+from flagscale.status.model import change, job_status, status_json
+from flagscale.status.text import plan_text, program_lines, started_text
+from flagscale.values import LaunchPlan, Program
 from tests.unit.plans import host_status, make_plan
 
 

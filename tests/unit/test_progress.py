@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from flagscale.progress import TAIL_BYTES, Progress, duration, progress_text, quantity, read_progress
+from flagscale.formats import duration, quantity
+from flagscale.status.model import TAIL_BYTES, Progress, read_progress
+from flagscale.status.text import progress_text
 
 
 def line(iteration: int, **more: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flagscale.inputs.prompts import Prompt, inline_prompts, read_prompts
+from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 
 
 def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.parallel.recompute import (
+from flagscale.checks.recompute import (
     GRANULARITY,
     LISTS,
     METHOD,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagscale.job import LaunchPlan
-from flagscale.launch.render import command_lines, run_script, scripts, stop_script
+from flagscale.plan.render import command_lines, run_script, scripts, stop_script
+from flagscale.values import LaunchPlan
 from tests.unit.conftest import HOSTILE
 from tests.unit.plans import make_job, make_plan
 

@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.job import LaunchPlan
-from flagscale.node.state import Attempt, Failure, HostState, Phase, from_dict
-from flagscale.progress import Progress
-from flagscale.report import (
-    JobStatus,
-    failure_lines,
-    job_status,
-    plan_text,
-    started_text,
-    status_json,
-    status_text,
-)
+from flagscale.run.state import Attempt, Failure, HostState, Phase, from_dict
+from flagscale.status.model import JobStatus, Progress, job_status, status_json
+from flagscale.status.text import failure_lines, plan_text, started_text, status_text
+from flagscale.values import LaunchPlan
 from tests.unit.plans import host_status, make_plan
 
 PHASES: tuple[Phase | None, ...] = ("starting", "running", "stopping", "finished", "failed", "stopped", None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.parallel.routing import Exchange, Side, receives, sends
+from flagscale.checks.hetero.routing import Exchange, Side, receives, sends
 
 SIDES = [
     Side(tp, cp, dp, sp)

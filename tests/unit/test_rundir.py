@@ -10,9 +10,9 @@ import pytest
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
-from flagscale.job import Host
-from flagscale.launch import rundir
-from flagscale.launch.rundir import RunDir
+from flagscale.run import rundir
+from flagscale.run.rundir import RunDir
+from flagscale.values import Host
 from tests.unit.plans import make_plan
 
 

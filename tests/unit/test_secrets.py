@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flagscale.config.engine_args import Catalog
+from flagscale.config.catalog import Catalog
 from flagscale.config.secrets import MASK, is_secret, masked
 
 SECRET = """

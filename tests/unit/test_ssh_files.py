@@ -8,8 +8,8 @@ import pytest
 from paramiko import Ed25519Key
 from paramiko.hostkeys import HostKeys
 
-from flagscale.launch import ssh_files
-from flagscale.launch.ssh_files import ConfigError, known_keys, settings_of
+from flagscale.remote import ssh_files
+from flagscale.remote.ssh_files import ConfigError, known_keys, settings_of
 
 KEYS = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO7rJ8pQ2n0y1Wl2xkYo2D1Zb8m0b0r5m5yH2oS9i2kA",

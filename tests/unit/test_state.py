@@ -10,11 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flagscale import lifetime
+from flagscale import linux
+from flagscale import linux as lifetime
 from flagscale.errors import FlagScaleError
-from flagscale.launch.rundir import RunDir
-from flagscale.node import commands, linux
-from flagscale.node.state import Attempt, Failure, HostState, ProcessId, Reply, from_dict, read_state
+from flagscale.node import commands
+from flagscale.node.processes import group_of, living
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Attempt, Failure, HostState, ProcessId, Reply, from_dict, read_state
 from tests.unit.plans import make_plan
 
 FULL = HostState(
@@ -73,26 +75,26 @@ def test_no_state_is_a_value_error() -> None:
 
 def test_a_process_is_found_again_by_its_birth() -> None:
     own = ProcessId.of(os.getpid())
-    assert own.process() == psutil.Process()
-    assert own.of_this_boot()
+    assert living(own) == psutil.Process()
+    assert own.is_of_this_boot
     boot, _, ticks = own.birth.partition(":")
-    assert ProcessId(own.pid, f"{boot}:{int(ticks) + 1}").process() is None
-    assert ProcessId(own.pid, f"another:{ticks}").process() is None
-    assert not ProcessId(own.pid, f"another:{ticks}").of_this_boot()
+    assert living(ProcessId(own.pid, f"{boot}:{int(ticks) + 1}")) is None
+    assert living(ProcessId(own.pid, f"another:{ticks}")) is None
+    assert not ProcessId(own.pid, f"another:{ticks}").is_of_this_boot
 
 
 def test_a_gone_process_and_a_zombie_are_none() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     known = ProcessId.of(child.pid)
-    assert known.process() is not None
-    assert HostState("run", "running", known).group == child.pid
+    assert living(known) is not None
+    assert group_of(HostState("run", "running", known)) == child.pid
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
-    assert known.process() is None
-    assert HostState("run", "running", known).group is None
+    assert living(known) is None
+    assert group_of(HostState("run", "running", known)) is None
     child.wait()
-    assert known.process() is None
+    assert living(known) is None
     with pytest.raises(ProcessLookupError):
         ProcessId.of(child.pid)
 
@@ -102,7 +104,7 @@ def test_elsewhere_than_on_linux_less_is_promised(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(lifetime, "_LIBC", None)
     own = ProcessId.of(os.getpid())
     assert own.birth.endswith(f":{psutil.Process().create_time():.2f}")
-    assert own.process() is not None
+    assert living(own) is not None
     lifetime.die_with(os.getppid())
     lifetime.adopt_orphans()
     linux.reap_adopted(set())

@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.engine_args import Catalog
-from flagscale.config.leaves import Leaf
-from flagscale.config.locate import Locator
+from flagscale.checks.hetero.keys import KEYS
+from flagscale.config.catalog import Catalog
+from flagscale.config.compat_v060 import (
+    EXPERIMENT,
+    TASK,
+    TOKENIZERS,
+    WITH_OWN_RULES,
+    ffn_hidden_size,
+    translate_experiment,
+    translate_task,
+)
+from flagscale.config.engine_args import Leaf
 from flagscale.config.schema import Commands, ExperimentSection, Runner
-from flagscale.config.v060 import ffn_hidden_size, translate_experiment, translate_task
-from flagscale.config.v060_table import EXPERIMENT, TASK, TOKENIZERS, WITH_OWN_RULES
+from flagscale.config.source_map import Locator
 from flagscale.errors import Problem
-from flagscale.parallel.mesh_keys import KEYS
 
 ADDED_BY_V060 = """
 use_rotary_emb_implement rotary_interleaved_patch norm_init_weight multiple_of hidden_dim_multiplier

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.locate import Locator
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.engines.vllm import VLLM
+from flagscale.config.source_map import Locator
+from flagscale.engines.vllm.adapter import VLLM
 from flagscale.errors import UserError
-from flagscale.job import Host, Job, Program, address_of
+from flagscale.values import Host, Job, Program, address_of
 
 ONE = (Host(0, "localhost", 1, "cpu"),)
 Build = Callable[..., Job]

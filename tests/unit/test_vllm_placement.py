@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.engines.vllm_placement import Size, place_instances
-from flagscale.job import Host
+from flagscale.engines.vllm.placement import Size, place_instances
+from flagscale.values import Host
 
 
 def hosts(*slots: int) -> list[Host]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.harness import ROOT, TP2_PP2, Base, saving, train
+from flagscale_testing.ranks.training import ROOT, TP2_PP2, Base, saving, train
 
 
 @pytest.fixture(scope="session")

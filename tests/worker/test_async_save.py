@@ -12,9 +12,7 @@ import psutil
 import pytest
 
 from flagscale.node.processes import alive
-from megatron.flagscale.async_save import problems
-from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
-from tests.worker.harness import (
+from flagscale_testing.ranks.training import (
     MOCK_DATA,
     MODEL,
     PATIENCE,
@@ -25,11 +23,13 @@ from tests.worker.harness import (
     train,
     wait_for,
 )
+from megatron.flagscale.checkpoint.async_save import problems
+from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of
 
 GATED = """
 import os, time
 from pathlib import Path
-from megatron.flagscale import async_save
+from megatron.flagscale.checkpoint import async_save
 fsync, write = os.fsync, async_save._write
 def gated(*args, **kwargs):
     gate = Path("gate of " + max(Path("saved").glob("iter_*")).name)
@@ -53,7 +53,7 @@ def start(folder: Path, prelude: str, *argv: str) -> subprocess.Popen[bytes]:
     program = "import sys, runpy; sys.argv = ['train_gpt', *sys.argv[1:]]\n" + prelude
     program += "\nrunpy.run_module('megatron.flagscale.train_gpt', run_name='__main__')\n"
     (folder / "program.py").write_text(
-        "from megatron.flagscale.lifetime import die_with_parent\ndie_with_parent()\n"
+        "from megatron.flagscale.supervision import die_with_parent\ndie_with_parent()\n"
         f"if __name__ == '__main__':\n    exec({program!r})\n"
     )
     paths = ["--save", str(folder / "saved"), "--load", str(folder / "saved")]

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from flagscale.node.processes import alive
-from megatron.flagscale.torchrun import Failure, first_failure
-from tests.worker.harness import (
+from flagscale_testing.ranks.training import (
     MOCK_DATA,
     MODEL,
     PATIENCE,
@@ -27,11 +26,12 @@ from tests.worker.harness import (
     train,
     wait_for,
 )
+from megatron.flagscale.torchrun import Failure, first_failure
 
 WORKER = """
 import os, signal, sys, time
 from torch.distributed.elastic.multiprocessing.errors import record
-from megatron.flagscale.lifetime import die_with_parent
+from megatron.flagscale.supervision import die_with_parent
 die_with_parent()
 rank = int(os.environ["RANK"])
 @record
@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
         "runpy.run_module('megatron.flagscale.train_gpt', run_name='__main__')"
     )
     (tmp_path / "limited.py").write_text(
-        "from megatron.flagscale.lifetime import die_with_parent\ndie_with_parent()\n"
+        "from megatron.flagscale.supervision import die_with_parent\ndie_with_parent()\n"
         f"if __name__ == '__main__':\n    {program}\n"
     )
     failure = tmp_path / "failure.json"

@@ -10,9 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from flagscale.config.load import load_experiment
-from flagscale.config.locate import Locator
-from flagscale.engines.megatron import MEGATRON
-from flagscale.job import Host, Job
+from flagscale.config.source_map import Locator
+from flagscale.engines.megatron.adapter import MEGATRON
+from flagscale.values import Host, Job
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the engine's own: no TransformerEngine here
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
-from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of, write_manifest
-from megatron.flagscale.metrics import MetricsFile, progress_line
-from megatron.flagscale.resume import choose
-from megatron.flagscale.saving import write_fault
+from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of, write_manifest
+from megatron.flagscale.checkpoint.resume import choose
+from megatron.flagscale.checkpoint.save import write_fault
+from megatron.flagscale.metrics.recorder import MetricsFile, progress_line
 
 
 def checkpoint(directory: Path, iteration: int, sealed: bool = True, index: bool = True) -> Path:

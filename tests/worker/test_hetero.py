@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.hetero_layouts import DP2, LAYOUTS, ONE, TP2, Hetero, M
 from benchmarks.layouts import ZERO
-from tests.worker.harness import read_metrics
-from tests.worker.layouts import Difference, Layout, compare
-from tests.worker.nursery import Curve, Run, run_all
+from flagscale_testing.ranks.forked import Curve, Run, run_all
+from flagscale_testing.ranks.layouts import Difference, Layout, compare
+from flagscale_testing.ranks.training import read_metrics
 
 # The fixtures run several jobs of up to 8 ranks, each for every test that reads it.
 pytestmark = pytest.mark.timeout(900)

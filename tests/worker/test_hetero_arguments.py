@@ -6,10 +6,10 @@ import os
 
 import pytest
 
+from flagscale.checks.hetero.layout import Mesh, Meshes
 from flagscale.errors import UserError
-from flagscale.parallel.meshes import Mesh, Meshes
+from flagscale_testing.ranks.training import MOCK_DATA, MODEL
 from megatron.flagscale.hetero.arguments import OwnPart, own_part
-from tests.worker.harness import MOCK_DATA, MODEL
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.hetero_layouts import DP2, ONE, TP2, Hetero
 from benchmarks.layouts import FULL, ZERO
-from tests.worker.layouts import Layout
-from tests.worker.nursery import run_all
+from flagscale_testing.ranks.forked import run_all
+from flagscale_testing.ranks.layouts import Layout
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS = 6

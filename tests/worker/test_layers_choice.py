@@ -14,16 +14,17 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from flagscale.errors import Problem
+from flagscale_testing.ranks.training import MOCK_DATA
 from megatron.flagscale import args as our_args
+from megatron.flagscale import no_te
 from megatron.flagscale.args import engine_parser
+from megatron.flagscale.bootstrap import adapt
+from megatron.flagscale.chips import cpu
 from megatron.flagscale.layers import spec
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.loss import use_our_loss
-from megatron.flagscale.patches import has_te_or_apex
-from megatron.flagscale.platform import adapt
-from megatron.flagscale.platforms import cpu, no_te
+from megatron.flagscale.patching import has_te_or_apex
 from megatron.flagscale.refusals import refusals
-from tests.worker.harness import MOCK_DATA
 
 
 def parsed(text: str) -> Any:

@@ -16,8 +16,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.worker.harness import PATIENCE, ROOT, environment
-from tests.worker.ranks import on_ranks
+from flagscale_testing.ranks.functions import on_ranks
+from flagscale_testing.ranks.training import PATIENCE, ROOT, environment
 from tests.worker.test_layers import LIMITS, as_leaves, causal, config, documents, error, inputs, reference
 
 Case = tuple[int, str, int, torch.dtype]  # ranks, way of exchange or kind of mask, groups of keys, precision
@@ -113,7 +113,7 @@ def run_rank(rank: int, folder: Path) -> None:
 
 
 def main(folder: Path) -> int:
-    from megatron.flagscale.platform import patch_engine
+    from megatron.flagscale.bootstrap import patch_engine
 
     patch_engine()
     import megatron.flagscale.layers.attention  # noqa: F401  (once, before the ranks are forked)

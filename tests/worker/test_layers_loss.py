@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from flagscale_testing.ranks.functions import on_ranks
+from flagscale_testing.ranks.training import PATIENCE, ROOT, environment
 from megatron.flagscale.layers.loss import cross_entropy, use_our_loss
-from tests.worker.harness import PATIENCE, ROOT, environment
-from tests.worker.ranks import on_ranks
 from tests.worker.test_layers import DEVICES, LIMITS, as_leaves, error, inputs
 
 ALONE = SimpleNamespace(size=lambda: 1, rank=lambda: 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, ZERO
-from tests.worker.layouts import CP2, PP2, TP2, Difference, Layout, compare
-from tests.worker.nursery import Curve, Run, run_all
+from flagscale_testing.ranks.forked import Curve, Run, run_all
+from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each fixture waits for all its trainings
 STEPS = 6

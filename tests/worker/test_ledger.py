@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from megatron.flagscale.patches import Patch, PatchError, ledger, needed
-from tests.worker.harness import ROOT, environment
+from flagscale_testing.ranks.training import ROOT, environment
+from megatron.flagscale.ledger import ledger, needed
+from megatron.flagscale.patching import Patch, PatchError
 
 
 @pytest.mark.parametrize("patch", ledger(), ids=lambda patch: patch.target)

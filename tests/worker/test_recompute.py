@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from flagscale.checks.recompute import chunk_layers
 from flagscale.errors import UserError
-from flagscale.parallel.recompute import chunk_layers
-from tests.worker.layouts import PP2, Layout
-from tests.worker.nursery import Run, read_curve, run_all
+from flagscale_testing.ranks.forked import Run, read_curve, run_all
+from flagscale_testing.ranks.layouts import PP2, Layout
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS, MICRO_BATCHES = 2, 4

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.layouts import MODELS, PP2, TP2
-from tests.worker.nursery import Curve, Run, run_all
+from flagscale_testing.ranks.forked import Curve, Run, run_all
+from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS = 4

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.engine_args import load_catalog, render
-from flagscale.config.leaves import Leaf
-from flagscale.config.locate import Locator
-from flagscale.engines.megatron import CATALOG
+from flagscale.config.catalog import load_catalog
+from flagscale.config.engine_args import Leaf, render
+from flagscale.config.source_map import Locator
+from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import Problem
 from tests.unit.conftest import TASK
 from tests.unit.test_degrees import GOOD, SHORT

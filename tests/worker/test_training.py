@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron.flagscale.manifest import MANIFEST, TRACKER, fault_of
-from tests.worker.harness import MODEL, TP2_PP2, TRAIN_ITERS, Base, saving, train
-from tests.worker.nursery import Run, run_all
+from flagscale_testing.ranks.forked import Run, run_all
+from flagscale_testing.ranks.training import MODEL, TP2_PP2, TRAIN_ITERS, Base, saving, train
+from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of
 
 SAME = pytest.approx
 

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagscale.inputs import indexed
+from flagscale.checks import indexed
 
 TRAIN, VALID = "train", "valid"
 SUFFIX = "text_document"

@@ -15,8 +15,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flagscale.checks import indexed
 from flagscale.errors import UserError
-from flagscale.inputs import indexed
 from tools.datasets.documents import Document, Source, skipped_notice
 from tools.datasets.folders import commit
 from tools.datasets.layout import TRAIN, VALID, Layout

@@ -20,8 +20,8 @@ from typing import Any
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from flagscale.checks import indexed
 from flagscale.errors import UserError
-from flagscale.inputs import indexed
 from tools.command import run
 from tools.datasets.documents import Source, add_arguments, source_of
 from tools.datasets.folders import locked, read_json, refuse_other, write_json

@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from flagscale.inputs import indexed
+from flagscale.checks import indexed
 from tools.command import run
 
 

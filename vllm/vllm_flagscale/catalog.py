@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flagscale.config.describe import describe_actions, print_catalog
+from flagscale.config.catalog import describe_actions, print_catalog
 
 
 def build_catalog() -> dict[str, Any]:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.files import write_atomic
-from flagscale.inputs.prompts import Prompt, read_prompts
 
 _MISTAKE = 2
 
@@ -60,7 +60,7 @@ def main() -> int:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompts", type=json.loads, help="a JSON list of texts")
-    given.add_argument("--prompts-file", help="see flagscale.inputs.prompts")
+    given.add_argument("--prompts-file", help="see flagscale.checks.prompts")
     parser.add_argument("--sampling", type=json.loads, default={}, help="fields of SamplingParams as JSON")
     parser.add_argument("--batch-size", type=int, default=256, help="prompts that the engine gets at a time")
     parser.add_argument("--chat", action="store_true", help="put the chat template around plain prompts")
@@ -186,7 +186,7 @@ def _readable(results: Path) -> str:
 
 
 def _tell(done: int, total: int, tokens_per_s: float) -> None:
-    """Say how far it is, to whoever started this (see `flagscale.node.running`)."""
+    """Say how far it is, to whoever started this (see `flagscale.node.service`)."""
     if path := os.environ.get("FLAGSCALE_PROGRESS_FILE"):
         told = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
         write_atomic(Path(path), json.dumps(told))

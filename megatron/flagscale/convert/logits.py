@@ -62,7 +62,7 @@ def _environment() -> dict[str, str]:
 
 def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
     """Build the model that the worker's arguments describe, load it, run it on tokens without dropout."""
-    from megatron.flagscale.platform import adapt, prepare_platform
+    from megatron.flagscale.bootstrap import adapt, prepare_platform
 
     sys.argv[1:] = prepare_platform(argv)
 

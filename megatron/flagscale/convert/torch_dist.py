@@ -32,11 +32,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.errors import Problem, UserError
+from megatron.flagscale.checkpoint.manifest import TRACKER, candidates, fault_of, write_manifest
 from megatron.flagscale.convert import inert
 from megatron.flagscale.convert.families import Entry, entries
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.model import Model
-from megatron.flagscale.manifest import TRACKER, candidates, fault_of, write_manifest
 
 RELEASE = "release"
 """What the tracker file says, and the folder's name, of a checkpoint that no training has an iteration of."""

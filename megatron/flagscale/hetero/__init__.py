@@ -12,7 +12,7 @@ def parse_own(part: OwnPart) -> Any:
     """Return the engine's arguments of this rank, checked as if all stages were like those of its mesh."""
     from megatron.flagscale.args import parse
     from megatron.flagscale.hetero import patches
-    from megatron.flagscale.patches import apply
+    from megatron.flagscale.patching import apply
 
     apply(patches.PATCHES)
     with part.engine_world():

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from flagscale.checks.hetero.layout import Meshes
+from flagscale.checks.hetero.rules import mesh_findings
 from flagscale.errors import Problem, UserError
-from flagscale.parallel.mesh_rules import mesh_findings
-from flagscale.parallel.meshes import Meshes
 
 # No other layout could read a rank's random state, and ranks of unequal meshes would judge each by its own
 # degrees whether to read it: some would wait for the others for ever.

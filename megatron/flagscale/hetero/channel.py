@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from flagscale.parallel.routing import Block, Exchange
+from flagscale.checks.hetero.routing import Block, Exchange
 
 
 class Arrival:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import mpu
 from megatron.core.utils import get_attr_wrapped_model
 
-from flagscale.parallel.meshes import Meshes
+from flagscale.checks.hetero.layout import Meshes
 
 
 class Finalizer:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from flagscale.parallel.meshes import AXES, EXPERT_AXES, Meshes, groups
+from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, Meshes, groups
 
 # name in `parallel_state` (`_GROUP` and so on follow): the axes along which its ranks differ
 _DENSE = {

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 
-from flagscale.parallel.meshes import Stage
-from flagscale.parallel.routing import Exchange, receives, sends, side_of
+from flagscale.checks.hetero.layout import Stage
+from flagscale.checks.hetero.routing import Exchange, receives, sends, side_of
 from megatron.flagscale.hetero.arguments import OwnPart
 from megatron.flagscale.hetero.channel import Arrival, Channel
 from megatron.flagscale.hetero.groups import timeout_of

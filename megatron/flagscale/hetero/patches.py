@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from flagscale.parallel.meshes import Meshes
-from megatron.flagscale.patches import Patch
+from flagscale.checks.hetero.layout import Meshes
+from megatron.flagscale.patching import Patch
 
 
 def _count_each_gradient_once(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,96 @@
+"""What is wrong with the data (`.bin/.idx`) and the tokenizer that Megatron's arguments name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.indexed import problems
+from flagscale.checks.model_folder import folder_findings, is_path
+from flagscale.checks.prompts import read_prompts
+from flagscale.errors import Finding
+
+_SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+_LISTS = ("data_args_path", "per_split_data_args_path")
+_TOKENIZER_FILES = {"GPT2BPETokenizer": ("vocab_file", "merge_file")}
+_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZERS_WITH_MODEL = (
+    "HuggingFaceTokenizer",
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+    "TikTokenizer",
+)
+
+
+def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments (by dest) that `data_findings` reads."""
+    names = {*_SETS, *_LISTS, *sum(_TOKENIZER_FILES.values(), ()), "mock_data", "vocab_size"}
+    names |= {"tokenizer_type", "tokenizer_model"}
+    return {name: values[name] for name in sorted(names) if values.get(name) is not None}
+
+
+def input_findings(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+    """Yield what is wrong with the inputs of a job (`Job.inputs`): models, or data and tokenizer."""
+    if "models" in inputs:
+        for values in inputs["models"]:
+            yield from folder_findings(values, cwd)
+        if file := inputs.get("prompts_file"):
+            yield from (("prompts_file", wrong) for wrong in read_prompts(cwd / file)[1])
+    elif inputs:
+        yield from data_findings(inputs, cwd)
+
+
+def data_findings(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+    """Yield what is wrong with the data and tokenizer that arguments (by dest) name, relative to `cwd`."""
+    given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
+    if values.get("mock_data"):
+        for name in given:
+            yield name, f"give `mock_data` or `{name}`, not both"
+    elif not given:
+        yield "data_path", "no data: give `data_path` (a prefix of .bin/.idx files) or `mock_data: true`"
+    else:
+        for name in _SETS:
+            for prefix in prefixes(values.get(name) or ()):
+                for what in problems(cwd / prefix):
+                    yield name, what
+        for name in _LISTS:
+            if values.get(name) and not (cwd / values[name]).is_file():
+                yield name, f"{values[name]}: no such file"
+    yield from _tokenizer_findings(values, cwd)
+
+
+def prefixes(blend: Sequence[str]) -> list[str]:
+    """Return the data prefixes of a blend: `[prefix ...]` or `[weight prefix weight prefix ...]`."""
+    weighted = len(blend) % 2 == 0 and all(_is_number(weight) for weight in blend[::2])
+    return list(blend[1::2] if weighted else blend)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _tokenizer_findings(values: Mapping[str, Any], cwd: Path) -> Iterator[Finding]:
+    kind = values.get("tokenizer_type")
+    if kind == "NullTokenizer" and not values.get("vocab_size"):
+        yield "vocab_size", "the NullTokenizer needs `vocab_size`"
+    for name in _TOKENIZER_FILES.get(str(kind), ()):
+        if not values.get(name) or not (cwd / values[name]).is_file():
+            yield name, f"{kind} needs `{name}`: {values.get(name) or 'not given'}: no such file"
+    if kind in _TOKENIZERS_WITH_MODEL:
+        model = values.get("tokenizer_model")
+        if not model:
+            yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
+        elif is_path(model) and not (cwd / Path(model).expanduser()).exists():
+            yield "tokenizer_model", f"{model}: no such tokenizer"
+        elif kind == "HuggingFaceTokenizer" and (cwd / model).is_dir() and not _holds_tokenizer(cwd / model):
+            yield "tokenizer_model", f"{model}: this folder holds no tokenizer (no {_TOKENIZER_JSON[0]})"
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_JSON)

@@ -1,0 +1,264 @@
+"""Parallel degrees of a homogeneous job, and what must divide what.
+
+Names: tp tensor, pp pipeline, cp context, ep expert, etp expert-tensor, dp data parallel; world size =
+tp * cp * pp * dp. The rules are those of Megatron-core (`core/parallel_state.py`, `training/arguments.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flagscale.checks.recompute import recompute_findings
+from flagscale.errors import Finding
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """The degrees of one job; `vpp` is the number of model chunks of a stage (1: not interleaved)."""
+
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    dp: int = 1
+    ep: int = 1
+    etp: int = 1
+    vpp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+    def __str__(self) -> str:
+        named = {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp, "ep": self.ep, "vpp": self.vpp}
+        return " x ".join(f"{name}{size}" for name, size in named.items() if size > 1) or "one rank"
+
+
+def model_size(values: Mapping[str, Any]) -> int:
+    """Return the ranks that hold one copy of the model: tp * cp * pp."""
+    return (
+        int(values["tensor_model_parallel_size"])
+        * int(values["context_parallel_size"])
+        * int(values["pipeline_model_parallel_size"])
+    )
+
+
+def degrees(values: Mapping[str, Any], world_size: int) -> Degrees:
+    """Return the degrees that the engine derives from its arguments (by dest); call it on checked values."""
+    tp = int(values["tensor_model_parallel_size"])
+    pp = int(values["pipeline_model_parallel_size"])
+    return Degrees(
+        tp=tp,
+        pp=pp,
+        cp=int(values["context_parallel_size"]),
+        dp=world_size // model_size(values),
+        ep=int(values["expert_model_parallel_size"]),
+        etp=int(values["expert_tensor_parallel_size"] or tp),
+        vpp=model_chunks(values, pp),
+    )
+
+
+def findings(values: Mapping[str, Any], world_size: int) -> Iterator[Finding]:
+    """Yield every rule that arguments (by dest) break on `world_size` ranks."""
+    sizes = {name: values[f"{name}_size"] for name in _DEGREES if values[f"{name}_size"] is not None}
+    wrong = [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]
+    for name in wrong:
+        yield f"{name}_size", f"a degree is a whole number of at least 1, not {sizes[name]!r}"
+    if wrong:
+        return
+    model = model_size(values)
+    if world_size % model:
+        yield (
+            _largest(sizes),
+            f"tensor {sizes['tensor_model_parallel']} x pipeline {sizes['pipeline_model_parallel']} x "
+            f"context {sizes['context_parallel']} = {model} ranks hold one model, which does not divide "
+            f"the job's {world_size} ranks (hosts x nproc_per_node)",
+        )
+        return
+    found = degrees(values, world_size)
+    yield from _model_findings(values, found)
+    yield from _expert_findings(values, found)
+    yield from pipeline_findings(values, found.pp, found.vpp)
+    yield from _batch_findings(values, found)
+
+
+_DEGREES = (
+    "tensor_model_parallel",
+    "pipeline_model_parallel",
+    "context_parallel",
+    "expert_model_parallel",
+    "expert_tensor_parallel",
+)
+
+
+def _largest(sizes: Mapping[str, int]) -> str:
+    return f"{max(_DEGREES[:3], key=lambda name: sizes[name])}_size"
+
+
+def _model_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
+    heads, groups = values.get("num_attention_heads"), values.get("num_query_groups")
+    split = f"tensor_model_parallel_size {found.tp}"
+    if values.get("kv_channels") is None and isinstance(heads, int) and heads > 0:
+        yield from multiple(values, "hidden_size", heads, f"{heads} attention heads")
+    yield from multiple(values, "num_attention_heads", found.tp, split)
+    yield from multiple(values, "ffn_hidden_size", found.tp, split)
+    is_grouped = values.get("group_query_attention")
+    if is_grouped and isinstance(groups, int) and isinstance(heads, int) and groups > 0:
+        if heads % groups:
+            yield "num_query_groups", f"num_query_groups {groups} must divide num_attention_heads {heads}"
+        if groups % found.tp and found.tp % groups:
+            yield "num_query_groups", f"num_query_groups {groups} and {split} do not divide each other"
+    if found.cp > 1:
+        yield from multiple(values, "seq_length", 2 * found.cp, f"2 x context_parallel_size {found.cp}")
+    if values.get("sequence_parallel") and found.tp > 1:
+        why = f"sequence parallel: tensor {found.tp} x context {found.cp}"
+        yield from multiple(values, "seq_length", found.tp * found.cp, why)
+
+
+def _expert_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
+    experts = values.get("num_experts")
+    if found.ep > 1 and not experts:
+        yield "expert_model_parallel_size", "expert_model_parallel_size > 1 needs num_experts"
+    if not experts:
+        return
+    yield from multiple(values, "num_experts", found.ep, f"expert_model_parallel_size {found.ep}")
+    yield from multiple(values, "moe_ffn_hidden_size", found.etp, f"expert_tensor_parallel_size {found.etp}")
+    expert_ranks = found.etp * found.ep * found.pp
+    if found.world_size % expert_ranks:
+        yield (
+            "expert_model_parallel_size",
+            f"expert tensor {found.etp} x expert {found.ep} x pipeline {found.pp} = {expert_ranks} does not "
+            f"divide the job's {found.world_size} ranks",
+        )
+    topk = values.get("moe_router_topk")
+    if isinstance(topk, int) and topk > experts:
+        yield "moe_router_topk", f"moe_router_topk {topk} is larger than num_experts {experts}"
+
+
+def _recompute_findings(values: Mapping[str, Any], found: Degrees, micro_batches: int) -> Iterator[Finding]:
+    chunks = None if values.get("pipeline_model_parallel_layout") else found.vpp
+    yield from recompute_findings(values, found.pp, chunks, micro_batches)
+
+
+def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
+    micro, batch = values.get("micro_batch_size"), values.get("global_batch_size")
+    if not isinstance(micro, int) or micro < 1:
+        yield "micro_batch_size", "micro_batch_size is required: a whole number of at least 1"
+        return
+    if values.get("step_batch_size_schedule"):
+        if batch is not None:
+            yield "global_batch_size", "give global_batch_size or step_batch_size_schedule, not both"
+        yield from _recompute_findings(values, found, 1)
+        return
+    step = micro * found.dp
+    batch = step if batch is None else batch
+    if batch < 1 or (batch % step and not values.get("decrease_batch_size_if_needed")):
+        why = f"micro_batch_size {micro} x data parallel {found.dp}"
+        yield "global_batch_size", f"global_batch_size {batch} must be a multiple of {step} ({why})"
+        return
+    if wrong := schedule_finding(values, found.pp, found.vpp, batch // step):
+        yield "global_batch_size", wrong
+    yield from _recompute_findings(values, found, batch // step)
+    evaluated = values.get("eval_global_batch_size")
+    step = (values.get("eval_micro_batch_size") or micro) * found.dp
+    if (evaluated or batch) % step:
+        is_micro = evaluated is None and values.get("eval_micro_batch_size")
+        name = "eval_micro_batch_size" if is_micro else "eval_global_batch_size"
+        why = f"eval_micro_batch_size {step // found.dp} x data parallel {found.dp}"
+        yield name, f"an evaluation step of {evaluated or batch} samples must be a multiple of {step} ({why})"
+
+
+_CHUNKS = (
+    "num_layers_per_virtual_pipeline_stage",
+    "num_virtual_stages_per_pipeline_rank",
+    "pipeline_model_parallel_layout",
+)
+"""Three ways to cut a stage into model chunks; one of them at most."""
+
+_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
+_COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+
+
+def model_chunks(values: Mapping[str, Any], pp: int) -> int:
+    """Return the model chunks of a stage; a layout that is written with multiplications counts as one."""
+    layout = values.get("pipeline_model_parallel_layout")
+    if isinstance(layout, str) and "*" not in layout:
+        return max(1, (layout.count("|") + 1) // pp)
+    per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
+    if isinstance(per_chunk, int) and per_chunk > 0:
+        return max(1, _counted_layers(values) // pp // per_chunk)
+    return int(values.get("num_virtual_stages_per_pipeline_rank") or 1)
+
+
+def pipeline_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Finding]:
+    """Yield why the layers cannot be cut into `pp` stages of `vpp` chunks."""
+    given = [name for name in _CHUNKS if values.get(name) is not None]
+    small = [name for name in given if isinstance(values[name], int) and values[name] < 1]
+    for name in small:
+        yield name, f"{name} is a whole number of at least 1, not {values[name]}"
+    uneven = [name for name in _ENDS if values.get(name) is not None]
+    counted = [name for name in _COUNTED if values.get(name)]
+    groups = [given, [*uneven[:1], *counted[:1]], [*given[:1], *uneven[:1]] if _CHUNKS[0] in given else []]
+    if _CHUNKS[2] in given:
+        groups.append([_CHUNKS[2], *uneven, *counted])
+    clashes = [group for group in groups if len(group) > 1]
+    for group in clashes:
+        yield group[1], f"{' and '.join(group)} exclude each other"
+    if small or clashes:
+        return
+    if _CHUNKS[2] not in given:
+        yield from _uneven_findings(values, uneven, pp, vpp) if uneven else _even_findings(values, pp, vpp)
+    if vpp > 1 and pp == 1:
+        yield given[0], "an interleaved pipeline needs pipeline_model_parallel_size > 1"
+    elif vpp > 1 and pp == 2 and not values.get("overlap_p2p_comm", True):
+        yield given[0], "an interleaved pipeline of 2 stages needs overlap_p2p_comm: true"
+
+
+def _counted_layers(values: Mapping[str, Any]) -> int:
+    """Return the layers to share out: embedding and loss may count as one each."""
+    return int(values.get("num_layers") or 0) + sum(1 for name in _COUNTED if values.get(name))
+
+
+def _even_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Finding]:
+    layers, total = values.get("num_layers"), _counted_layers(values)
+    per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
+    unit = pp * (per_chunk or vpp)
+    if layers and total % unit:
+        counted = str(total) if total == layers else f"{layers} (counted as {total})"
+        chunks = (
+            f" x {per_chunk} layers a chunk" if per_chunk else f" x {vpp} chunks a stage" if vpp > 1 else ""
+        )
+        why = f"pipeline_model_parallel_size {pp}{chunks}"
+        yield "num_layers", f"num_layers {counted} must be a multiple of {unit} ({why})"
+
+
+def _uneven_findings(values: Mapping[str, Any], uneven: list[str], pp: int, vpp: int) -> Iterator[Finding]:
+    for name in uneven:
+        if values[name] < 1 or values[name] % vpp:
+            yield name, f"{name} {values[name]} must be a multiple of {vpp} of at least 1"
+            return
+    layers = int(values.get("num_layers") or 0)
+    left, stages = layers - sum(values[name] for name in uneven), pp - len(uneven)
+    fits = left > 0 and left % (stages * vpp) == 0 if stages > 0 else left == 0 and stages == 0
+    if not fits:
+        yield uneven[0], f"{left} layers are left for {stages} stages x {vpp} chunks between the uneven ends"
+
+
+def schedule_finding(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
+    """Return why an interleaved pipeline cannot run so many micro-batches a step; empty where it can."""
+    if vpp == 1 or pp == 1:
+        return ""
+    group = values.get("microbatch_group_size_per_vp_stage") or pp
+    if not pp <= group <= micro_batches or 0 < micro_batches % group < pp:
+        return (
+            f"an interleaved pipeline needs a multiple of {group} micro-batches a step, not {micro_batches}"
+        )
+    return ""
+
+
+def multiple(values: Mapping[str, Any], name: str, of: int, why: str) -> Iterator[Finding]:
+    """Yield a finding where the argument is a whole number and no multiple of `of`."""
+    value = values.get(name)
+    if isinstance(value, int) and value % of:
+        yield name, f"{name} {value} must be a multiple of {of} ({why})"

@@ -1,0 +1,1 @@
+"""Unequal meshes joined into one pipeline: the layout, its keys, its rules and its routing."""

@@ -1,0 +1,171 @@
+"""What a heterogeneous layout must keep: sums, divisibility, hosts, and what is not supported and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flagscale.checks.degrees import findings
+from flagscale.checks.hetero.keys import MESHES, SPLIT
+from flagscale.checks.hetero.layout import Meshes
+from flagscale.errors import Finding
+
+_OWN_GROUPS = "the process groups of meshes are made by FlagScale, which does not read it"
+_CUT = "the layers of stages are given by `hetero_pipeline_layer_split`"
+_SPANS = "it sums over one mesh only, and would tell a wrong number"
+
+UNSUPPORTED: Mapping[str, tuple[Any, str]] = {
+    "pipeline_model_parallel_layout": (None, _CUT),
+    "decoder_first_pipeline_num_layers": (None, _CUT),
+    "decoder_last_pipeline_num_layers": (None, _CUT),
+    "account_for_embedding_in_pipeline_split": (False, _CUT),
+    "account_for_loss_in_pipeline_split": (False, _CUT),
+    "mtp_num_layers": (None, "the layers of multi-token prediction have no place in it"),
+    "use_megatron_fsdp": (False, "sharded data parallel knows one mesh only"),
+    "use_torch_fsdp2": (False, "sharded data parallel knows one mesh only"),
+    "num_distributed_optimizer_instances": (1, "the optimizer is sharded inside each mesh"),
+    "hierarchical_context_parallel_sizes": (None, _OWN_GROUPS),
+    "use_tp_pp_dp_mapping": (False, _OWN_GROUPS),
+    "nccl_communicator_config_path": (None, _OWN_GROUPS),
+    "use_sharp": (False, _OWN_GROUPS),
+    "high_priority_stream_groups": (None, _OWN_GROUPS),
+    "log_num_zeros_in_grad": (False, _SPANS),
+    "log_params_norm": (False, _SPANS),
+    "overlap_moe_expert_parallel_comm": (False, "its schedule is not built for meshes"),
+    "data_parallel_random_init": (False, "all copies of a layer start from the same weights"),
+    "pipeline_model_parallel_comm_backend": (None, _OWN_GROUPS),
+    "create_all_gather_group": (False, _OWN_GROUPS),
+    "flight_recorder_dump_path": (None, _OWN_GROUPS),
+    "use_mp_args_from_checkpoint_args": (False, "it would give all meshes the degrees of the first rank"),
+}
+"""By dest: the value that asks for nothing, and why anything else is refused."""
+
+
+def mesh_findings(
+    layout: Meshes, values: Mapping[str, Any], world_size: int, given: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """Yield every rule that a layout breaks; `values` are the arguments by dest, as given for all meshes.
+
+    `given`: the arguments (by dest) that the user wrote.
+    """
+    if len(layout.meshes) < 2:
+        yield MESHES, "one mesh is an ordinary layout: use tensor_model_parallel_size and its like"
+        return
+    if layout.world_size != world_size:
+        sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
+        what = f"the meshes have {sizes} = {layout.world_size} ranks, the job has {world_size}"
+        yield MESHES, f"{what} (hosts x nproc_per_node)"
+    yield from _layer_findings(layout, values, given)
+    yield from _unsupported(values)
+    if values.get("tp_comm_overlap") and len({mesh.tp for mesh in layout.meshes}) > 1:
+        yield "tp_comm_overlap", "`tp_comm_overlap` cuts its buffers by one tp: not with meshes of unequal tp"
+    yield from _data_findings(layout, values)
+    if wrong := list(_batch_findings(layout, values)):
+        yield from wrong
+        return
+    yield from _findings_of_each(layout, values)
+
+
+def _layer_findings(layout: Meshes, values: Mapping[str, Any], given: Sequence[str]) -> Iterator[Finding]:
+    stages, layers = layout.stages, values.get("num_layers")
+    told = sum(stage.layers for stage in stages)
+    if isinstance(layers, int) and told != layers:
+        sizes = "+".join(str(stage.layers) for stage in stages)
+        yield SPLIT, f"the stages have {sizes} = {told} layers, num_layers is {layers}"
+    name = "pipeline_model_parallel_size"
+    if name in given and values[name] != len(stages):
+        sizes = " + ".join(str(mesh.pp) for mesh in layout.meshes)
+        yield name, f"{name} {values[name]} is not the sum of all meshes' pp ({sizes} = {len(stages)})"
+
+
+def _unsupported(values: Mapping[str, Any]) -> Iterator[Finding]:
+    for name, (neutral, why) in UNSUPPORTED.items():
+        if (value := values.get(name)) and value != neutral:
+            yield name, f"`{name}` does not go with `{MESHES}`: {why}"
+    saves = values.get("save") or values.get("load")
+    if saves and values.get("ckpt_format", "torch_dist") != "torch_dist":
+        yield "ckpt_format", f"`{MESHES}` needs `ckpt_format: torch_dist`, which any layout can read"
+    if values.get("cuda_graph_impl") == "transformer_engine":
+        yield (
+            "cuda_graph_impl",
+            "its graphs are captured in the order of a pipeline in one group: use `local`",
+        )
+    optimizer = str(values.get("optimizer") or "adam")
+    is_shared_out = values.get("use_distributed_optimizer") or optimizer.startswith("dist_")
+    if optimizer not in ("adam", "sgd") and is_shared_out:
+        what = f"`optimizer: {optimizer}` shares out whole weights"
+        yield "optimizer", f"{what}, whose gradient norm sums over one mesh only: use adam or sgd"
+    tied = not values.get("untie_embeddings_and_output_weights")
+    if tied and values.get("use_distributed_optimizer") and values.get("overlap_grad_reduce"):
+        what = "tied embeddings on two meshes need their gradients whole: not with a distributed optimizer"
+        yield "overlap_grad_reduce", f"{what} and `overlap_grad_reduce`; drop one of them"
+
+
+def _data_findings(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what would give the ends of the pipeline other samples: each reads them for its own dp."""
+    everywhere = values.get("reset_attention_mask") or values.get("reset_position_ids")
+    reading = layout.meshes if everywhere else (layout.meshes[0], layout.meshes[-1])
+    sizes = sorted({mesh.dp for mesh in reading})
+    if len(sizes) == 1:
+        return
+    why = (
+        f"takes other samples for each dp, and meshes that read data have dp {' and '.join(map(str, sizes))}"
+    )
+    if values.get("dataloader_type") not in (None, "single"):
+        yield "dataloader_type", f"`dataloader_type: {values['dataloader_type']}` {why}: use `single`"
+    if values.get("full_validation"):
+        yield "full_validation", f"`full_validation` {why}: use `eval_iters`"
+
+
+def _batch_findings(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Finding]:
+    for name in ("micro_batch_size", "eval_micro_batch_size"):
+        size = values.get(name)
+        if not isinstance(size, int) or size < 1:
+            continue
+        samples = layout.meshes[0].dp * size
+        for number, mesh in enumerate(layout.meshes):
+            if samples % mesh.dp:
+                what = f"{name} {size} x dp {layout.meshes[0].dp} of mesh 0 = {samples} samples a step"
+                yield name, f"{what}, no multiple of dp {mesh.dp} of mesh {number}"
+
+
+def _findings_of_each(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what the rules of an ordinary layout say of each mesh; what all meshes break is told once."""
+    found = [
+        list(findings(mesh_values(layout, values, number), layout.engine_world_size(number)))
+        for number in range(len(layout.meshes))
+    ]
+    for number, wrong in enumerate(found):
+        for dest, what in wrong:
+            if all((dest, what) in others for others in found):
+                if number == 0:
+                    yield dest, what
+            else:
+                name = MESHES if dest in _OF_MESHES else dest
+                yield name, f"mesh {number} ({layout.meshes[number]}): {what}"
+
+
+_OF_MESHES = ("tensor_model_parallel_size", "context_parallel_size", "expert_model_parallel_size")
+
+
+def mesh_values(layout: Meshes, values: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the arguments (by dest) as the ranks of one mesh have them."""
+    return {**values, **layout.arguments(values, number)}
+
+
+def host_findings(layout: Meshes, types: Sequence[str]) -> Iterator[Finding]:
+    """Yield where meshes and hosts do not fit; `types`: the type of the host of every rank, in rank order."""
+    if "cpu" in types and set(types) != {"cpu"}:
+        others = ", ".join(sorted(set(types) - {"cpu"}))
+        yield MESHES, f"one job cannot hold ranks on host processors (cpu) and on chips ({others})"
+    for number, mesh in enumerate(layout.meshes):
+        found = {types[rank].upper(): types[rank] for rank in layout.ranks(number) if rank < len(types)}
+        wrong = [name for key, name in found.items() if mesh.type and key != mesh.type.upper()]
+        if wrong:
+            ranks = layout.ranks(number)
+            yield (
+                MESHES,
+                f"mesh {number} is for type {mesh.type}, but ranks {ranks[0]} to {ranks[-1]} include hosts "
+                f"of type {', '.join(sorted(wrong))}: give `type=` in the hostfile, with the hosts in the "
+                "order of the meshes",
+            )

@@ -1,0 +1,213 @@
+"""Rules between Megatron's arguments beside degrees: length, schedule, model, precision, recompute, saving.
+
+They are those of `megatron/training/arguments.py:validate_args` that people meet, told before anything
+starts, and the combinations that it accepts and does something else with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flagscale.errors import Finding
+
+_REQUIRED = {
+    "num_layers": "the number of transformer layers",
+    "hidden_size": "the width of the model",
+    "num_attention_heads": "the number of attention heads",
+    "seq_length": "tokens in a sample",
+    "max_position_embeddings": "the longest sequence the model can read",
+    "lr": "the learning rate",
+    "tokenizer_type": "HuggingFaceTokenizer, NullTokenizer, ...",
+}
+
+
+def rule_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield every rule that the arguments (by dest, defaults included) break."""
+    for name, what in _REQUIRED.items():
+        if values.get(name) is None:
+            yield name, f"`{name}` is required: {what}"
+    yield from _length_findings(values)
+    yield from _schedule_findings(values)
+    yield from _model_findings(values)
+    yield from _precision_findings(values)
+    yield from _recompute_findings(values)
+    yield from _overlap_findings(values)
+    yield from _saving_findings(values)
+
+
+def remarks(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what the engine will quietly change; worth a notice, no mistake."""
+    if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
+        yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
+    if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
+        yield "num_experts", "moe_ffn_hidden_size is not given: the experts take ffn_hidden_size"
+    if (values.get("data_path") or values.get("data_args_path")) and values.get("split") is None:
+        yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
+
+
+def _length_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    iters, samples = values.get("train_iters"), values.get("train_samples")
+    if not iters and not samples:
+        yield "train_iters", "`train_iters` or `train_samples` is required: how long to train"
+    elif iters and samples:
+        yield "train_samples", "give `train_iters` or `train_samples`, not both"
+    else:
+        unit, other = ("iters", "samples") if iters else ("samples", "iters")
+        for name in (f"lr_decay_{other}", f"lr_warmup_{other}", f"lr_wsd_decay_{other}"):
+            if values.get(name):
+                instead = name.replace(other, unit)
+                yield name, f"the length of the training is given in {unit}: use `{instead}`, not `{name}`"
+    for name in ("train_iters", "train_samples", "log_interval", "eval_interval", "save_interval"):
+        value = values.get(name)
+        if isinstance(value, int) and value < 1:
+            yield name, f"`{name}` is at least 1, not {value}"
+    length, positions = values.get("seq_length"), values.get("max_position_embeddings")
+    if isinstance(length, int) and isinstance(positions, int) and length > positions:
+        yield "seq_length", f"seq_length {length} is larger than max_position_embeddings {positions}"
+
+
+def _schedule_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    unit = "samples" if values.get("train_samples") else "iters"
+    warmup, fraction = values.get(f"lr_warmup_{unit}") or 0, values.get("lr_warmup_fraction")
+    decay = values.get(f"lr_decay_{unit}") or values.get(f"train_{unit}")
+    if fraction is not None and warmup:
+        yield "lr_warmup_fraction", f"give `lr_warmup_fraction` or `lr_warmup_{unit}`, not both"
+    elif fraction is not None and not 0 <= fraction < 1:
+        yield "lr_warmup_fraction", f"`lr_warmup_fraction` is at least 0 and less than 1, not {fraction}"
+    elif decay and warmup >= decay > 0:
+        yield (
+            f"lr_warmup_{unit}",
+            f"the warm-up ({warmup} {unit}) must be shorter than the schedule ({decay})",
+        )
+    lr, least, first = values.get("lr"), values.get("min_lr") or 0.0, values.get("lr_warmup_init") or 0.0
+    if lr is not None and least > lr:
+        yield "min_lr", f"min_lr {least} is larger than lr {lr}"
+    if lr is not None and first > lr:
+        yield "lr_warmup_init", f"lr_warmup_init {first} is larger than lr {lr}"
+    if values.get("lr_decay_style") == "WSD" and not values.get(f"lr_wsd_decay_{unit}"):
+        yield (
+            "lr_decay_style",
+            f"lr_decay_style WSD needs `lr_wsd_decay_{unit}`: how long it decays at the end",
+        )
+    for name in ("start_weight_decay", "end_weight_decay"):
+        is_constant = values.get("weight_decay_incr_style") == "constant"
+        if is_constant and values.get(name) is not None:
+            yield name, f"`{name}` is read with weight_decay_incr_style: linear or cosine only"
+        elif not is_constant and values.get(name) is None:
+            yield name, f"weight_decay_incr_style {values.get('weight_decay_incr_style')} needs `{name}`"
+    if values.get("override_opt_param_scheduler") and values.get("use_checkpoint_opt_param_scheduler"):
+        what = "give `override_opt_param_scheduler` or `use_checkpoint_opt_param_scheduler`, not both"
+        yield "override_opt_param_scheduler", what
+
+
+def _model_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
+    if values.get("group_query_attention"):
+        if values.get("multi_latent_attention"):
+            yield (
+                "group_query_attention",
+                "give `group_query_attention` or `multi_latent_attention`, not both",
+            )
+    elif groups not in (None, 1, heads):
+        # The engine would silently build full attention.
+        yield "num_query_groups", "`num_query_groups` is read with `group_query_attention: true` only"
+    if not values.get("num_experts"):
+        if values.get("moe_ffn_hidden_size"):
+            yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
+        return
+    tp, etp = values.get("tensor_model_parallel_size") or 1, values.get("expert_tensor_parallel_size")
+    if tp > 1 and not values.get("sequence_parallel"):
+        yield "num_experts", "experts with tensor_model_parallel_size > 1 need `sequence_parallel: true`"
+    if values.get("add_bias_linear") and (etp or tp) > 1:
+        what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
+        yield "add_bias_linear", what
+    kinds, weights = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
+    if (
+        isinstance(kinds, list)
+        and len(kinds) > 1
+        and (not isinstance(weights, list) or len(weights) != len(kinds))
+    ):
+        yield (
+            "moe_aux_loss_coeff",
+            f"give one value for each of the {len(kinds)} moe_router_load_balancing_type",
+        )
+
+
+def _precision_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    fp16, bf16 = values.get("fp16"), values.get("bf16")
+    if fp16 and bf16:
+        yield "bf16", "give `fp16` or `bf16`, not both"
+    if values.get("fp16_lm_cross_entropy") and not fp16:
+        yield "fp16_lm_cross_entropy", "`fp16_lm_cross_entropy` needs `fp16: true`"
+    if values.get("fp32_residual_connection") and not (fp16 or bf16):
+        yield "fp32_residual_connection", "`fp32_residual_connection` needs `fp16` or `bf16`"
+    if values.get("fp8") and values.get("fp4"):
+        yield "fp4", "give `fp8_format` or `fp4_format`, not both"
+    if values.get("cross_entropy_loss_fusion"):
+        if values.get("cross_entropy_fusion_impl") == "te":
+            yield "cross_entropy_fusion_impl", "the engine refuses `te` as unstable: use `native`"
+        elif not (fp16 or bf16):
+            what = "`cross_entropy_loss_fusion` rounds gradients to bf16: not with a model in fp32"
+            yield "cross_entropy_loss_fusion", what
+
+
+def _recompute_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    selective = values.get("recompute_activations")
+    kind = "selective" if selective else values.get("recompute_granularity")
+    for name in ("recompute_method", "recompute_num_layers"):
+        if kind == "full" and values.get(name) is None:
+            yield name, f"recompute_granularity full needs `{name}`"
+        elif kind != "full" and values.get(name) is not None:
+            yield name, f"`{name}` is read with recompute_granularity: full only"
+    layers = values.get("recompute_num_layers")
+    if layers is not None and layers < 1:
+        yield "recompute_num_layers", f"recompute_num_layers is at least 1, not {layers}"
+    if values.get("distribute_saved_activations"):
+        if values.get("tensor_model_parallel_size") == 1 or kind != "full":
+            what = "needs tensor_model_parallel_size > 1 and recompute_granularity: full"
+            yield "distribute_saved_activations", f"`distribute_saved_activations` {what}"
+        elif values.get("sequence_parallel"):
+            yield "distribute_saved_activations", "not with sequence_parallel, which already distributes them"
+
+
+def _overlap_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    if values.get("overlap_param_gather"):
+        if not values.get("use_distributed_optimizer") and not values.get("use_megatron_fsdp"):
+            yield "overlap_param_gather", "`overlap_param_gather` needs `use_distributed_optimizer: true`"
+        if not values.get("overlap_grad_reduce"):
+            yield "overlap_param_gather", "`overlap_param_gather` needs `overlap_grad_reduce: true`"
+    if values.get("tp_comm_overlap") and not values.get("sequence_parallel"):
+        yield "tp_comm_overlap", "`tp_comm_overlap` needs `sequence_parallel: true`"
+
+
+def _saving_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    interval, keep = values.get("save_interval"), values.get("save_retain_interval")
+    if values.get("save") and interval is None:
+        yield "save_interval", "`save_interval` is required: iterations between checkpoints (or `save: null`)"
+    if keep and interval and keep % interval:
+        yield (
+            "save_retain_interval",
+            f"save_retain_interval {keep} must be a multiple of save_interval {interval}",
+        )
+
+
+NOT_DONE = (
+    "mtp_num_layers",
+    "hybrid_layer_pattern",
+    "hybrid_context_parallel",
+    "dataloader_inter_document_masking",
+    "per_dataset_sequences_path",
+    "sft",
+    "fim_data",
+    "perform_rl_step",
+)
+"""Arguments (by dest) that the program would ignore."""
+
+
+def program_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what the arguments (by dest) ask of the program in vain."""
+    for name in NOT_DONE:
+        if values.get(name):
+            what = "is not done by FlagScale's training program; leave it out, or name your own program"
+            yield name, f"`{name}` {what} as experiment.task.entrypoint"

@@ -1,0 +1,114 @@
+"""What is wrong with a model folder in Hugging Face's form, seen without loading it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flagscale.errors import Finding
+
+_INDEX = "model.safetensors.index.json"
+_MISTRAL_CONFIG = "params.json"
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
+_MOST_HEADER = 100 << 20
+"""Bytes; safetensors itself refuses longer headers."""
+
+
+def is_path(model: str) -> bool:
+    """Whether a model or tokenizer is a path on this host; `owner/name` is a name on a model hub."""
+    return "://" not in model and (model.startswith((".", "/", "~")) or model.count("/") != 1)
+
+
+def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments (by dest) that `folder_findings` reads."""
+    names = ("model", "tokenizer", "load_format", "skip_tokenizer_init")
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def folder_findings(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+    """Yield what is wrong with the model and tokenizer folders, relative to `cwd`."""
+    model, tokenizer = str(values["model"]), str(values.get("tokenizer") or "")
+    for name, path in (("model", model), ("tokenizer", tokenizer)):
+        if path.startswith("~"):
+            yield name, f"{path}: write the whole path, the engine does not know `~`"
+            return
+    if is_path(model) or (cwd / model).is_dir():
+        needs_tokenizer = not tokenizer and not values.get("skip_tokenizer_init")
+        weights = values.get("load_format") != "dummy"
+        for what in problems(cwd / model, weights=weights, tokenizer=needs_tokenizer):
+            yield "model", what
+    if tokenizer and is_path(tokenizer) and not (cwd / tokenizer).exists():
+        yield "tokenizer", f"{tokenizer}: no such tokenizer"
+
+
+def problems(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> Iterator[str]:
+    """Yield what keeps an engine from loading the folder; `weights`, `tokenizer`: whether it needs them."""
+    if not folder.is_dir():
+        yield f"{folder}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
+        return
+    try:
+        if not (folder / _MISTRAL_CONFIG).is_file():
+            read_config(folder)
+    except ValueError as error:
+        yield str(error)
+    if weights:
+        yield from _weights(folder)
+    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZERS):
+        yield f"{folder}: holds no tokenizer (no {_TOKENIZERS[0]}); name one by `tokenizer`"
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """Return the folder's `config.json`; ValueError where there is none, or it is no JSON object."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: is no model folder (no config.json)") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return config
+
+
+def _weights(folder: Path) -> Iterator[str]:
+    shards = sorted(folder.glob("*.safetensors"))
+    index = folder / _INDEX
+    if index.is_file():
+        try:
+            named = {
+                str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            yield f"{index}: cannot be read ({error})"
+            return
+        missing = sorted(named - {shard.name for shard in shards})
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            yield f"{folder}: the shard {missing[0]}{more} is missing"
+    elif not shards and not any(next(folder.glob(form), None) for form in _OTHER_WEIGHTS):
+        yield f"{folder}: holds no weights (no *.safetensors)"
+    for shard in shards:
+        if what := _damage(shard):
+            yield f"{shard}: {what}"
+
+
+def _damage(shard: Path) -> str:
+    """Return what is wrong with a safetensors file, judged by its header and size; "" for nothing."""
+    try:
+        size = shard.stat().st_size
+        with shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MOST_HEADER):
+                return "truncated, or no safetensors file"
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except OSError as error:
+        return error.strerror or "cannot be read"
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "its header cannot be read"
+    return "" if size == wanted else f"{size} bytes long, but its header says {wanted}"

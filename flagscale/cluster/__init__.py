@@ -1,1 +1,0 @@
-"""Which hosts a job runs on."""

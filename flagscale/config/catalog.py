@@ -1,0 +1,184 @@
+"""The catalog of an engine: the arguments of its parser as plain values."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import enum
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Option:
+    """One argument of an engine, as its parser declares it (see `catalog/`)."""
+
+    name: str
+    dest: str
+    kind: Literal["value", "append", "flag_true", "flag_false", "bool_pair"]
+    type: str
+    nargs: str | int | None
+    choices: tuple[str, ...]
+    default: Any
+    negative: str | None
+
+    @property
+    def takes_many(self) -> bool:
+        return self.kind == "value" and self.nargs is not None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every argument of one engine version.
+
+    `switches`: by dest, the flags that turn off what is on by default.
+    """
+
+    engine: str
+    version: str
+    options: Mapping[str, Option]
+    switches: Mapping[str, Option]
+
+    def find(self, name: str) -> Option | None:
+        """Return the option that `name`, written with `_`, means; also `add_bias_linear` for its switch."""
+        return self.options.get(name.replace("_", "-")) or self.switches.get(name)
+
+    def names(self) -> set[str]:
+        """Return every name a user can write, with `_`."""
+        return {name.replace("-", "_") for name in self.options} | self.switches.keys()
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Read a catalog made by `make catalog`."""
+    return catalog_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def catalog_of(raw: Mapping[str, Any]) -> Catalog:
+    """Return a catalog from its JSON form: "engine", "version" and "arguments" by name (see `describe`)."""
+    options: dict[str, Option] = {}
+    for name, entry in raw["arguments"].items():
+        option = Option(
+            name=name,
+            dest=entry["dest"],
+            kind=entry["kind"],
+            type=entry["type"],
+            nargs=entry["nargs"],
+            choices=tuple(str(choice) for choice in entry["choices"] or ()),
+            default=entry["default"],
+            negative=entry.get("negative"),
+        )
+        options[name] = option
+        if option.kind == "bool_pair" and option.negative:
+            options[option.negative] = replace(option, name=option.negative, kind="flag_false", negative=None)
+    named = {name.replace("-", "_") for name in options}
+    switches = {
+        option.dest: option
+        for option in options.values()
+        if option.kind == "flag_false" and option.dest not in named
+    }
+    return Catalog(raw["engine"], raw["version"], options, switches)
+
+
+_KINDS: dict[type[argparse.Action], str] = {
+    argparse._StoreAction: "value",
+    argparse._StoreTrueAction: "flag_true",
+    argparse._StoreFalseAction: "flag_false",
+    argparse._StoreConstAction: "const",
+    argparse._AppendAction: "append",
+    argparse._CountAction: "count",
+    argparse.BooleanOptionalAction: "bool_pair",
+}
+
+
+def describe_actions(actions: Iterable[argparse.Action]) -> dict[str, dict[str, Any]]:
+    """Describe parser actions that have a long option, keyed by its name without dashes.
+
+    A description holds `dest`, `kind` (value, flag_true, flag_false, bool_pair, const, append, count),
+    `type`, `nargs`, `choices` (as written on the command line), `default`, `required`, `help`, and
+    `negative`: the option that sets the same destination to false. Further option strings of the same action
+    say `alias_of`.
+    """
+    actions = [
+        action for action in actions if _names(action) and not isinstance(action, argparse._HelpAction)
+    ]
+    negatives = {a.dest: _names(a)[0] for a in actions if isinstance(a, argparse._StoreFalseAction)}
+    arguments: dict[str, dict[str, Any]] = {}
+    for action in actions:
+        name, *aliases = _names(action)
+        described = _describe(action)
+        if isinstance(action, argparse.BooleanOptionalAction):
+            described["negative"] = aliases.pop()
+        elif isinstance(action, argparse._StoreTrueAction) and action.dest in negatives:
+            described["negative"] = negatives[action.dest]
+        arguments[name] = described
+        for alias in aliases:
+            arguments[alias] = {**described, "alias_of": name}
+    return arguments
+
+
+def _names(action: argparse.Action) -> list[str]:
+    return [option.removeprefix("--") for option in action.option_strings if option.startswith("--")]
+
+
+def _describe(action: argparse.Action) -> dict[str, Any]:
+    # An action of the engine's own takes a value, as far as anybody can tell from outside.
+    kind = next((_KINDS[base] for base in type(action).__mro__ if base in _KINDS), "value")
+    enum_type = _enum_of(action.type)
+    choices = list(enum_type) if enum_type else action.choices
+    return {
+        "dest": action.dest,
+        "kind": kind,
+        "type": "bool" if kind in ("flag_true", "flag_false", "bool_pair") else _type_name(action, enum_type),
+        "nargs": action.nargs,
+        "choices": None if choices is None else [_plain(choice) for choice in choices],
+        "default": _plain(action.default),
+        "required": action.required,
+        "help": " ".join((action.help or "").replace("%%", "%").split()),
+    }
+
+
+def _enum_of(converter: Any) -> type[enum.Enum] | None:
+    """Return the enum a converter produces: an enum type itself, or a closure over one (upstream's way)."""
+    if isinstance(converter, type) and issubclass(converter, enum.Enum):
+        return converter
+    if inspect.isfunction(converter):
+        for captured in inspect.getclosurevars(converter).nonlocals.values():
+            if isinstance(captured, type) and issubclass(captured, enum.Enum):
+                return captured
+    return None
+
+
+def _type_name(action: argparse.Action, enum_type: type[enum.Enum] | None) -> str:
+    if enum_type:
+        return enum_type.__name__
+    converter: Callable[[str], Any] | str | None = action.type
+    while inspect.isfunction(converter):  # a converter to a type or None (vLLM's way) holds that type
+        inner = inspect.getclosurevars(converter).nonlocals.get("return_type")
+        if inner is None:
+            break
+        converter = inner
+    return "str" if converter is None else getattr(converter, "__name__", str(converter))
+
+
+def _plain(value: Any) -> Any:
+    """Turn a default or a choice into JSON; an enum member becomes its name, which is what a user writes."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def print_catalog(build: Callable[[], dict[str, Any]]) -> None:
+    """Write a catalog to standard output; what an engine prints while it is imported goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        catalog = build()
+    json.dump(catalog, sys.stdout, indent=1, sort_keys=True)
+    sys.stdout.write("\n")

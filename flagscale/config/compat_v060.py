@@ -1,0 +1,267 @@
+"""Read files written for FlagScale v0.6.0: translate what has a meaning today, refuse the rest by name.
+
+None of its keys is ignored in silence; the table is in `v060_table.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Literal
+
+from flagscale.config.engine_args import Leaf
+from flagscale.config.source_map import Locator
+from flagscale.errors import Problem
+
+
+def translate_experiment(tree: dict[str, Any], locator: Locator, problems: list[Problem]) -> list[str]:
+    """Change the experiment level of `tree` in place as the table says; return the notices."""
+    notices: list[str] = []
+    experiment = tree.get("experiment")
+    if not isinstance(experiment, dict):
+        return notices
+    for key, change in EXPERIMENT.items():
+        parent, _, name = key.rpartition(".")
+        node = experiment.get(parent) if parent else experiment
+        if not isinstance(node, dict) or name not in node:
+            continue
+        value, path = node.pop(name), f"experiment.{key}"
+        if change.act == "rename":
+            _move(experiment, change.text, value, locator.where(path), problems)
+            notices.append(f"{locator.where(path)}: is `experiment.{change.text}` now")
+        elif _is_on(value, change):
+            problems.append(_refusal(path, name, change, locator))
+        else:
+            notices.append(f"{locator.where(path)}: dropped, it switches nothing on")
+    _translate_entrypoint(experiment, locator, notices)
+    return notices
+
+
+def _move(experiment: dict[str, Any], target: str, value: Any, where: str, problems: list[Problem]) -> None:
+    """Put a value where its key is today, unless that is given too."""
+    group, _, name = target.rpartition(".")
+    node = experiment[group] = experiment.get(group) or {}
+    if not isinstance(node, dict):
+        return  # told as a wrong type
+    if node.setdefault(name, value) != value:
+        what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
+        problems.append(Problem(what, where, "keep the second"))
+
+
+def _translate_entrypoint(experiment: dict[str, Any], locator: Locator, notices: list[str]) -> None:
+    task = experiment.get("task")
+    if not isinstance(task, dict):
+        return
+    entrypoint = str(task.get("entrypoint")).removeprefix("./")
+    if entrypoint in ENTRYPOINTS:
+        where = locator.where("experiment.task.entrypoint")
+        notices.append(f"{where}: `{task['entrypoint']}` is `{ENTRYPOINTS[entrypoint]}` now")
+        task["entrypoint"] = ENTRYPOINTS[entrypoint]
+
+
+def translate_task(
+    leaves: list[Leaf], locator: Locator, problems: list[Problem]
+) -> tuple[list[Leaf], dict[str, str], list[str]]:
+    """Apply the table to the task level; return (leaves, environment that replaces keys, notices)."""
+    kept: list[Leaf] = []
+    notices: list[str] = []
+    environment: dict[str, str] = {}
+    for leaf in _with_ffn_size(leaves, locator, notices):
+        where, change = locator.where(leaf.path), TASK.get(leaf.name)
+        if leaf.name in ("wandb_api_key", "wandb_mode"):
+            if leaf.value:
+                environment[leaf.name.upper()] = str(leaf.value)
+        elif leaf.name == "tokenizer_type" and leaf.value in TOKENIZERS:
+            notices.append(f"{where}: `{leaf.value}` is `{TOKENIZERS[leaf.value]}` now")
+            kept.append(replace(leaf, value=TOKENIZERS[leaf.value]))
+        elif change is None:
+            kept.append(leaf)
+        elif change.act == "rename":
+            notices.append(f"{where}: is `{change.text}` now")
+            kept.append(replace(leaf, name=change.text))
+        elif change.act == "drop":
+            notices.append(f"{where}: dropped, {change.text}")
+        elif _is_on(leaf.value, change):
+            problems.append(_refusal(leaf.path, leaf.name, change, locator))
+        else:
+            notices.append(f"{where}: dropped, it switches nothing on")
+    return kept, environment, notices
+
+
+def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0) -> int:
+    """Return the width of a SwiGLU feed-forward layer by Llama's rule: 2/3 of 4h, scaled, rounded up."""
+    width = int(multiplier * int(2 * 4 * hidden_size / 3))
+    return multiple_of * ceil(width / multiple_of)
+
+
+def _with_ffn_size(leaves: list[Leaf], locator: Locator, notices: list[str]) -> Iterator[Leaf]:
+    """Replace `multiple_of` and `hidden_dim_multiplier` by the `ffn_hidden_size` they stand for.
+
+    As in v0.6.0 they mean something only with SwiGLU and without an explicit `ffn_hidden_size`.
+    """
+    named = {leaf.name: leaf for leaf in leaves}
+    values = {leaf.name: leaf.value for leaf in leaves}
+    rule, scale = values.get("multiple_of"), values.get("hidden_dim_multiplier")
+    unused = ""
+    if values.get("ffn_hidden_size") is not None:
+        unused = "ffn_hidden_size is given"
+    elif not values.get("swiglu"):
+        unused = "it is read with swiglu only"
+    elif rule is None:
+        unused = "it is read with multiple_of only"
+    for leaf in leaves:
+        if leaf.name not in ("multiple_of", "hidden_dim_multiplier"):
+            yield leaf
+        elif unused:
+            notices.append(f"{locator.where(leaf.path)}: dropped, {unused}")
+        elif leaf.name == "multiple_of":
+            hidden = values.get("hidden_size")
+            if not all(map(_is_positive, (rule, hidden, scale or 1.0))):
+                yield leaf  # told as an unknown argument
+                continue
+            size = ffn_hidden_size(int(values["hidden_size"]), int(leaf.value), float(scale or 1.0))
+            rules = [named[name].path for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
+            notices.append(f"{', '.join(map(locator.where, rules))}: is `ffn_hidden_size: {size}` now")
+            yield Leaf("ffn_hidden_size", size, leaf.path)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _is_on(value: Any, change: Change) -> bool:
+    if isinstance(value, bool):
+        return value
+    return bool(value) and value != change.off
+
+
+def _refusal(path: str, name: str, change: Change, locator: Locator) -> Problem:
+    return Problem(f"`{name}` of FlagScale v0.6.0 is not read any more", locator.where(path), change.text)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to a key: it has another name, it is dropped with a notice, or it is refused.
+
+    A refused key is dropped where its value switches nothing on: null, false, 0, an empty value, `off`.
+    """
+
+    act: Literal["rename", "drop", "refuse"]
+    text: str
+    off: Any = None
+
+
+def _rename(name: str) -> Change:
+    return Change("rename", name)
+
+
+def _drop(why: str) -> Change:
+    return Change("drop", why)
+
+
+def _refuse(instead: str, off: Any = None) -> Change:
+    return Change("refuse", instead, off)
+
+
+def _each(keys: str, change: Change) -> dict[str, Change]:
+    return dict.fromkeys(keys.split(), change)
+
+
+def _prefixed(prefix: str, endings: Iterable[str], change: Change) -> dict[str, Change]:
+    return {prefix + ending: change for ending in endings}
+
+
+TASK: Mapping[str, Change] = {
+    **_each(
+        "log_dir details_dir scripts_dir pids_dir",
+        _drop("this folder is always below experiment.exp_dir/logs"),
+    ),
+    **_each(
+        "use_rotary_emb_implement rampup_save_interval finetune_dataset_type server_port model_info",
+        _drop("nothing read it in v0.6.0"),
+    ),
+    **_each("rotary_interleaved_patch norm_init_weight", _drop("it did nothing on Megatron-core models")),
+    "no_async_tensor_model_parallel_allreduce": _drop("the engine decides by itself"),
+    **_each(
+        "log_batch_size_to_tensorboard log_learning_rate_to_tensorboard", _drop("the engine always logs it")
+    ),
+    "data_impl": _drop("the data is always read by memory mapping"),
+    "tokenizer_path": _rename("tokenizer_model"),
+    "rampup_batch_size": _refuse(
+        "Megatron ignores it now; use step_batch_size_schedule: '0:32 2M:64 ...' (tokens:batch) instead of "
+        "global_batch_size"
+    ),
+    **_each(
+        "apply_init_customized apply_init_norm_customized use_legacy_models"
+        " init_method_std_scaled_embed init_method_std_scaled_output"
+        " init_method_std_scaled_attn_q init_method_std_scaled_attn_k init_method_std_scaled_attn_v"
+        " init_method_std_scaled_ffn_w1 init_method_std_scaled_ffn_w2 init_method_std_scaled_ffn_w3"
+        " init_weight_attn_norm init_weight_ffn_norm init_weight_output_norm",
+        _refuse("only Megatron's legacy models read it; they are gone, remove the key"),
+    ),
+    "wandb_log_model": _refuse("set it through W&B's own environment variables in experiment.envs"),
+    "wandb_log_model_interval": _drop("wandb_log_model is gone"),
+    **_prefixed(
+        "lr_decay_stablelm2_",
+        (
+            "cosine_samples",
+            "cosine_max_lr",
+            "cosine_period_samples",
+            "rsqrt_samples",
+            "decay_samples",
+            "alpha",
+            "beta",
+        ),
+        _refuse("the stablelm2 schedule is gone; use lr_decay_style: WSD or cosine", off=1.0),
+    ),
+    "save_param_index_maps_only": _refuse("checkpoints carry their own index (torch_dist)"),
+    "save_when_num_microbatches_change": _refuse("set save_interval"),
+    "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),
+    "no_shared_fs": _refuse("set experiment.runner.no_shared_fs"),
+    "ulysses_sp_parallel_size": _refuse(
+        "use context_parallel_size (with cp_comm_type: a2a, where TransformerEngine is installed)", off=1
+    ),
+    **_each("extra_valid_interval extra_valid_data_path", _refuse("give the sets with valid_data_path")),
+    "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
+    "apply_sft_dataset_separated_loss_mask_if_existed": _refuse(
+        "training on instructions is not available in this version"
+    ),
+    "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile"),
+    "auto_tune": _refuse("the tuner is not available in this version"),
+    "eval_metric": _refuse("the evaluation tasks are gone"),
+    **_each(
+        "valid_path dataset_config prompt_path freeze_LM freeze_ViT language_model_type vision_model_type"
+        " disable_vision_class_token allow_missing_vision_projection_checkpoint use_te dataloader_save"
+        " interleaved_dataset training_dataset_only image_aspect_ratio mm_patch_merge_type"
+        " image_grid_pinpoints use_pos_skipping pos_skipping_range",
+        _refuse("training on images and text is not available in this version"),
+    ),
+}
+
+WITH_OWN_RULES = ("multiple_of", "hidden_dim_multiplier", "wandb_mode", "wandb_api_key")
+"""Task keys that are not simply renamed or dropped; see `v060.translate_task`."""
+
+EXPERIMENT: Mapping[str, Change] = {
+    "shell_cmds": _refuse("nothing read it in v0.6.0; use experiment.cmds.before_start"),
+    "ssh_port": _rename("runner.ssh_port"),
+    "auto_tuner": _refuse("the tuner is not available in this version"),
+    "runner.per_node_task": _refuse("start one experiment a host"),
+}
+
+TOKENIZERS: Mapping[str, str] = dict.fromkeys(
+    (
+        "AquilaTokenizerFS",
+        "HFTokenizerFS",
+        "HFTokenizersTokenizerFS",
+        "Llama3TokenizerFS",
+        "QwenTokenizerFS",
+        "Qwen2TokenizerFS",
+    ),
+    "HuggingFaceTokenizer",
+)
+
+ENTRYPOINTS: Mapping[str, str] = dict.fromkeys(
+    (f"flagscale/train/train_{model}.py" for model in ("aquila", "llama", "mixtral", "gpt")),
+    "megatron.flagscale.train_gpt",
+)

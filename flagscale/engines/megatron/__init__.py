@@ -1,0 +1,1 @@
+"""Megatron-core: an experiment becomes a training job."""

@@ -1,0 +1,164 @@
+"""Megatron-core with NVIDIA's own trainer (`megatron.training`), started through `megatron.flagscale`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.data import data_findings, inputs_of
+from flagscale.checks.degrees import degrees, findings
+from flagscale.checks.hetero.layout import Meshes
+from flagscale.checks.layers import cpu_findings, layers_on_cpu, torch_findings
+from flagscale.checks.megatron import program_findings, remarks, rule_findings
+from flagscale.config.catalog import Catalog, load_catalog
+from flagscale.config.compat_v060 import translate_task
+from flagscale.config.engine_args import EngineArguments, Leaf, flatten, render
+from flagscale.config.schema import Experiment
+from flagscale.config.source_map import Locator
+from flagscale.engines.base import Engine
+from flagscale.engines.megatron import hetero
+from flagscale.errors import Finding, Problem, UserError
+from flagscale.values import Host, Job, Role
+
+CATALOG = Path(__file__).parents[1] / "catalog" / "megatron.json"
+TRAIN = "megatron.flagscale.train_gpt"
+SAVE_GRACE = 120.0
+"""Seconds the ranks have after TERM where they save a checkpoint first (exit_signal_handler)."""
+STOP_GRACE = 10.0
+
+
+def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> Job:
+    """Return the training job; see `engines.base.Engine.build`."""
+    catalog = load_catalog(CATALOG)
+    problems: list[Problem] = []
+    group, entrypoint = experiment.task.type, experiment.task.entrypoint or TRAIN
+    leaves = _flat(group, experiment.arguments, catalog, locator, problems)
+    leaves, secrets, notices = translate_task(leaves, locator, problems)
+    leaves, meshes = hetero.take(leaves, locator, problems, notices)
+    arguments = render([*_defaults(experiment, leaves), *leaves], catalog, locator, problems)
+    arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
+    if not problems:
+        # A value that is not what it should be would be told again by every rule that uses it.
+        found = [*_findings(arguments, hosts, meshes.layout)]
+        if entrypoint == TRAIN:
+            found += program_findings(arguments.values)
+        for dest, what in found:
+            problems.append(Problem(what, locator.where(_path(arguments, dest, group, catalog))))
+    if problems:
+        raise UserError(problems)
+    told = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
+    for dest, what in (remark for remark in told[0] if all(remark in others for others in told)):
+        notices.append(f"{locator.where(_path(arguments, dest, group, catalog))}: {what}")
+    world_size = sum(host.slots for host in hosts)
+    saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
+    return Job(
+        name=experiment.name,
+        task_type=group,
+        engine="megatron",
+        engine_version=catalog.version,
+        role=Role(
+            name="train",
+            entrypoint=entrypoint,
+            argv=arguments.argv,
+            stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
+        ),
+        hosts=hosts,
+        layout=str(meshes.layout or degrees(arguments.values, world_size)),
+        picture=hetero.picture(meshes.layout, arguments.values),
+        inputs=inputs_of(arguments.values),
+        secrets=secrets,
+        notices=tuple(notices),
+    )
+
+
+def check(group: str, arguments: Mapping[str, Any], locator: Locator) -> list[Problem]:
+    """Return the mistakes of names and values; see `engines.base.Engine.check`."""
+    catalog = load_catalog(CATALOG)
+    problems: list[Problem] = []
+    leaves = _flat(group, arguments, catalog, locator, problems)
+    leaves, _, notices = translate_task(leaves, locator, problems)
+    leaves, _ = hetero.take(leaves, locator, problems, notices)
+    render(leaves, catalog, locator, problems)
+    return problems
+
+
+def _flat(
+    group: str, arguments: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
+) -> list[Leaf]:
+    return flatten(group, arguments, lambda name: _takes_mapping(catalog, name), locator, problems)
+
+
+def _takes_mapping(catalog: Catalog, name: str) -> bool:
+    """Whether a mapping under this name is a value (JSON for the engine) rather than a section of the YAML.
+
+    `optimizer:` is an argument with choices and also a natural section name: a mapping below it is a section.
+    """
+    option = catalog.find(name)
+    return (
+        option is not None
+        and option.kind == "value"
+        and not option.choices
+        and option.type not in ("int", "float")
+    )
+
+
+def _defaults(experiment: Experiment, leaves: list[Leaf]) -> list[Leaf]:
+    """The folders of the run directory and the run's name, unless the task level names others (or `null`).
+
+    A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
+    """
+    below = experiment.exp_dir
+    named = {leaf.name: leaf.value for leaf in leaves}
+    defaults: dict[str, Path | str] = {
+        "save": below / "checkpoints",
+        "load": named.get("save") or below / "checkpoints",
+        "tensorboard_dir": below / "tensorboard",
+        "metrics_file": below / "metrics.jsonl",
+    }
+    if named.get("wandb_project"):
+        defaults |= {"wandb_save_dir": below, "wandb_exp_name": experiment.name}
+    return [Leaf(name, str(value), name) for name, value in defaults.items() if name not in named]
+
+
+def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
+    """The key path to blame: what the user wrote, else the group with the argument's name."""
+    if dest in arguments.paths:
+        return arguments.paths[dest]
+    option = catalog.find(dest) or next((one for one in catalog.options.values() if one.dest == dest), None)
+    return f"{group}.{option.name.replace('-', '_')}" if option else group
+
+
+def _findings(
+    arguments: EngineArguments, hosts: tuple[Host, ...], layout: Meshes | None
+) -> Iterator[Finding]:
+    """Yield each mistake once, whatever number of meshes it is found on."""
+    told: dict[Finding, None] = {}
+    for values in hetero.variants(layout, arguments.values):
+        told |= dict.fromkeys(_platform_findings(values, arguments.paths.keys(), hosts))
+        told |= dict.fromkeys(rule_findings(values))
+    if layout is None:
+        told |= dict.fromkeys(findings(arguments.values, sum(host.slots for host in hosts)))
+    else:
+        given = [*arguments.paths]
+        told |= dict.fromkeys(hetero.findings(layout, arguments.values, hosts, given))
+    told |= dict.fromkeys(data_findings(arguments.values))
+    yield from told
+
+
+def _platform_findings(
+    values: Mapping[str, Any], given: Collection[str], hosts: tuple[Host, ...]
+) -> Iterator[Finding]:
+    layers, told = values["transformer_impl"], {}
+    if any(host.platform == "cpu" for host in hosts):
+        told = dict(cpu_findings(values, given))
+        yield from told.items()
+        layers = layers_on_cpu(values, given)
+    if layers == "torch":
+        yield from (finding for finding in torch_findings(values) if finding[0] not in told)
+
+
+MEGATRON = Engine(
+    name="megatron", task_types=("train",), distributions=("megatron-core",), build=build, check=check
+)

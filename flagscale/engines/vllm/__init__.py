@@ -1,0 +1,1 @@
+"""vLLM: an experiment becomes servers or batch inference."""

@@ -1,0 +1,188 @@
+"""Keys of vLLM that do not go to it as they are: secrets, and what FlagScale decides itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.model_folder import folder_findings, read_config
+from flagscale.config.catalog import Catalog
+from flagscale.config.engine_args import Leaf, flatten
+from flagscale.config.source_map import Locator
+from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.errors import Finding, Problem, nearest
+
+KEY_FILE = "api_key_file"
+SECRETS = {"api_key": "VLLM_API_KEY", "hf_token": "HF_TOKEN"}
+"""Key -> the environment variable in which vLLM, or the hub's client, looks for it."""
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("headless", "nnodes", "node_rank", "master_addr", "master_port", "device_ids"),
+            *("data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local"),
+            *("data_parallel_address", "data_parallel_rpc_port"),
+        ),
+        "FlagScale decides it from the hosts and the parallel degrees",
+    ),
+    **dict.fromkeys(
+        (
+            *("data_parallel_external_lb", "data_parallel_hybrid_lb"),
+            "data_parallel_multi_port_external_lb",
+        ),
+        "one server answers for all its data parallel ranks; `instances` starts several",
+    ),
+    "config": "the keys of that file belong here",
+    "grpc": "only HTTP servers are started",
+    "uds": "only HTTP servers with a port are started",
+}
+_DEGREES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+
+
+def flat(
+    path: str, keys: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
+) -> list[Leaf]:
+    """Return the leaves below a group; a mapping is a value where the engine has such an argument."""
+
+    def takes_mapping(name: str) -> bool:
+        option = catalog.find(name)
+        return option is not None and option.kind == "value" and option.type not in ("int", "float")
+
+    return flatten(path, keys, takes_mapping, locator, problems)
+
+
+def refuse(leaves: list[Leaf], locator: Locator, problems: list[Problem]) -> list[Leaf]:
+    """Return the leaves that a user may give; of the others those that say something go to `problems`."""
+    for leaf in leaves:
+        if leaf.name in REFUSED and leaf.value not in (None, False):
+            what = f"`{leaf.name}` cannot be given here"
+            problems.append(Problem(what, locator.where(leaf.path), REFUSED[leaf.name]))
+    return [leaf for leaf in leaves if leaf.name not in REFUSED]
+
+
+def take_secrets(
+    leaves: list[Leaf], locator: Locator, problems: list[Problem]
+) -> tuple[list[Leaf], dict[str, str]]:
+    """Return the leaves that are none, and the environment that holds those that are."""
+    secrets: dict[str, str] = {}
+    kept = []
+    for leaf in leaves:
+        if leaf.name not in (*SECRETS, KEY_FILE):
+            kept.append(leaf)
+        elif leaf.value is not None:
+            name = SECRETS.get(leaf.name, SECRETS["api_key"])
+            try:
+                text = _read_key(str(leaf.value)) if leaf.name == KEY_FILE else leaf.value
+                if not isinstance(text, str) or not text:
+                    raise ValueError(f"`{leaf.name}` takes one text that is not empty")
+                if name in secrets:
+                    raise ValueError(f"give `api_key` or `{KEY_FILE}`, one of them")
+                secrets[name] = text
+            except ValueError as error:
+                problems.append(Problem(str(error), locator.where(leaf.path)))
+    return kept, secrets
+
+
+def _read_key(path: str) -> str:
+    """Return what a key file holds; ValueError where it holds no key."""
+    try:
+        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file") from None
+    if not key:
+        raise ValueError(f"{path}: holds no key")
+    return key
+
+
+def devices_of(values: Mapping[str, Any]) -> int:
+    """Return how many devices one data parallel rank of an engine takes."""
+    return prod(int(values[name]) for name in _DEGREES)
+
+
+def degree_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield the degrees that are none."""
+    for name in (*_DEGREES, "data_parallel_size"):
+        if values[name] < 1:
+            yield name, f"`{name}` is at least 1, not {values[name]}"
+
+
+_PATHS = ("chat_template", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
+_OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
+"""Arguments by which the engine takes a folder for another model than its configuration says."""
+
+
+def findings(values: Mapping[str, Any], platform: str, given: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what is wrong with one model's arguments, by dest; `given` holds those that the user wrote."""
+    if "model" not in given:
+        yield "model", "a model is required here: its folder, or its name on a model hub"
+        return
+    yield from folder_findings(values)
+    for name in _PATHS:
+        value = values.get(name)
+        is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
+        if is_path and not Path(str(value)).exists():
+            yield name, f"{value}: no such file"
+    wrong = list(degree_findings(values))
+    yield from wrong
+    config = _config(values)
+    if wrong or config is None or "hf_overrides" in given:
+        return
+    heads, tensor = config.get("num_attention_heads"), values["tensor_parallel_size"]
+    if isinstance(heads, int) and heads % tensor:
+        yield "tensor_parallel_size", f"the model's {heads} attention heads cannot be cut into {tensor}"
+    layers, stages = config.get("num_hidden_layers"), values["pipeline_parallel_size"]
+    if isinstance(layers, int) and layers < stages:
+        yield "pipeline_parallel_size", f"the model has {layers} layers for {stages} pipeline stages"
+    longest, wanted = config.get("max_position_embeddings"), values.get("max_model_len")
+    if isinstance(longest, int) and isinstance(wanted, int) and wanted > longest and not _stretches(config):
+        yield "max_model_len", f"the model's longest sequence has {longest} tokens, not {wanted}"
+    yield from _architecture_findings(config, given)
+    if platform == "cpu":
+        yield from _cpu_findings(config)
+
+
+def remarks(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what is not wrong, but may not be meant."""
+    if values.get("trust_remote_code") and "trust_remote_code" in given:
+        yield "trust_remote_code", "code that comes with the model runs with your rights"
+
+
+def _config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the folder's configuration, that of its text model on top; None for a name on a hub."""
+    try:
+        config = read_config(Path(str(values["model"])))
+    except ValueError:
+        return None  # told already
+    text = config.get("text_config")
+    own = {name: config[name] for name in ("architectures", "auto_map") if name in config}
+    return {**config, **text, **own} if isinstance(text, dict) else config
+
+
+def _stretches(config: Mapping[str, Any]) -> bool:
+    """Whether rotary positions are scaled to longer sequences than the model was trained on."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    return kind != "default"
+
+
+def _architecture_findings(config: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Finding]:
+    known = vllm_catalog().architectures
+    named = [str(one) for one in config.get("architectures") or ()]
+    if config.get("auto_map") or any(name in given for name in _OTHER_MODEL):
+        return
+    if named and not any(one in known for one in named):
+        hint = nearest(named[0], known)
+        yield "model", f"vLLM does not know its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
+
+
+def _cpu_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+    heads, hidden, size = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
+    if size is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
+        size = hidden // heads
+    sizes = vllm_catalog().cpu_head_sizes
+    if isinstance(size, int) and size not in sizes:
+        listed = ", ".join(map(str, sizes))
+        yield "model", f"its attention heads of {size} are none that vLLM can do on processors ({listed})"

@@ -1,0 +1,215 @@
+"""Batch inference: an engine a host goes through its share of the prompts and writes what it generates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flagscale import platforms
+from flagscale.checks.model_folder import inputs_of
+from flagscale.checks.prompts import inline_prompts, read_prompts
+from flagscale.config.engine_args import EngineArguments, render
+from flagscale.config.schema import Experiment
+from flagscale.config.source_map import Locator
+from flagscale.engines.vllm.arguments import devices_of, findings, flat, refuse, remarks, take_secrets
+from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.serve import ENV
+from flagscale.errors import Problem, nearest
+from flagscale.values import Host, Job, Program, Role
+
+GENERATE = "vllm_flagscale.generate"
+STOP_GRACE = 10.0
+_SECTIONS = ("llm", "generate")
+
+
+def read(
+    group: str, raw: Mapping[str, Any], locator: Locator, problems: list[Problem]
+) -> tuple[EngineArguments | None, Generate | None, dict[str, str]]:
+    """Return the engine's arguments, what to generate, and the secrets as environment."""
+    for key in raw:
+        if key not in _SECTIONS:
+            hint = nearest(str(key), _SECTIONS)
+            problems.append(Problem(f"unknown key `{key}`", locator.where(f"{group}.{key}"), hint))
+    missing = [key for key in _SECTIONS if not isinstance(raw.get(key), Mapping)]
+    problems += [Problem("this section is required", locator.where(f"{group}.{key}")) for key in missing]
+    arguments, generate = None, None
+    secrets: dict[str, str] = {}
+    if "llm" not in missing:
+        catalog = vllm_catalog().engine
+        leaves = refuse(flat(f"{group}.llm", raw["llm"], catalog, locator, problems), locator, problems)
+        # A server's key means nothing to an engine without one: told as unknown.
+        keys = [leaf for leaf in leaves if leaf.name.startswith("api_key")]
+        others, secrets = take_secrets([leaf for leaf in leaves if leaf not in keys], locator, problems)
+        arguments = render([*others, *keys], catalog, locator, problems)
+    if "generate" not in missing:
+        generate = read_generate(f"{group}.generate", raw["generate"], locator, problems)
+    return arguments, generate, secrets
+
+
+def job(
+    experiment: Experiment, hosts: tuple[Host, ...], locator: Locator, problems: list[Problem]
+) -> Job | None:
+    """Return the job; None where `problems` says why not."""
+    arguments, generate, secrets = read("inference", experiment.arguments, locator, problems)
+    if problems or arguments is None or generate is None:
+        return None
+    values = arguments.values
+
+    def where(dest: str) -> str:
+        return locator.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
+
+    wrong = list(findings(values, hosts[0].platform, arguments.paths))
+    problems += [Problem(what, where(dest)) for dest, what in wrong]
+    if values["data_parallel_size"] > 1:
+        what = "prompts are shared out among hosts, an engine each"
+        problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
+    if problems:
+        return None
+    devices = devices_of(values)
+    short = [host for host in hosts if host.slots < devices]
+    for host in short:
+        what = f"the parallel degrees take {devices} devices, {host.name} has {host.slots}"
+        problems.append(Problem(what, locator.where("inference.llm")))
+    idle = [host for host in hosts if platforms.find(host.platform).visible_devices and host.slots > devices]
+    notices = [f"{where(dest)}: {what}" for dest, what in remarks(values, arguments.paths)]
+    notices += [f"{host.name}: the engine takes {devices} of its {host.slots} devices" for host in idle]
+    return Job(
+        name=experiment.name,
+        task_type="inference",
+        engine="vllm",
+        engine_version=vllm_catalog().server.version,
+        role=Role(
+            name="inference",
+            entrypoint=experiment.task.entrypoint or GENERATE,
+            argv=(),
+            env=ENV,
+            stop_grace=experiment.runner.stop_grace or STOP_GRACE,
+        ),
+        hosts=hosts,
+        layout=f"{values['model']} TP{values['tensor_parallel_size']} PP{values['pipeline_parallel_size']}",
+        programs={
+            host.rank: (
+                Program(
+                    name="generate",
+                    argv=(*arguments.argv, *_request(generate, experiment, rank, len(hosts))),
+                    model=str(values["model"]),
+                ),
+            )
+            for rank, host in enumerate(hosts)
+        },
+        inputs={"models": [inputs_of(values)], "prompts_file": _absolute(generate.prompts_file)},
+        secrets=secrets,
+        notices=tuple(notices),
+    )
+
+
+def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
+    """Return the words that `vllm_flagscale.generate` reads; a path is a word, as hosts may rename it."""
+    output = Path(_absolute(generate.output) or experiment.exp_dir / "results.jsonl")
+    if hosts > 1:
+        output = output.with_name(f"{output.stem}_{rank}{output.suffix}")
+    prompts = json.dumps(generate.prompts, ensure_ascii=False)
+    file = ("--prompts-file", _absolute(generate.prompts_file))
+    return (
+        *(file if generate.prompts_file else ("--prompts", prompts)),
+        *("--sampling", json.dumps(generate.sampling, ensure_ascii=False)),
+        *("--batch-size", str(generate.batch_size), "--output", str(output)),
+        *("--share", str(rank), str(hosts)),
+        *(("--chat",) if generate.chat else ()),
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+_MOST_INLINE = 100_000
+"""Bytes of one word of a command line that every kernel takes."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The section, checked."""
+
+    prompts: tuple[str, ...] = ()
+    prompts_file: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 256
+    """Prompts that the engine gets at a time."""
+    chat: bool = False
+    """Whether each prompt is what a user says in a chat: the model's chat template is put around it."""
+    output: str = ""
+    """Where the results go; default: `results.jsonl` in the run directory."""
+
+
+def read_generate(
+    path: str, raw: Mapping[str, Any], locator: Locator, problems: list[Problem]
+) -> Generate | None:
+    """Return the section at the key path `path`; None where `problems` says what is wrong with it."""
+    before = len(problems)
+
+    def tell(key: str, what: str, hint: str = "") -> None:
+        problems.append(Problem(what, locator.where(f"{path}.{key}" if key else path), hint))
+
+    given = {str(key): value for key, value in raw.items() if value is not None}
+    known = {name: type(default) for name, default in vars(Generate()).items()}
+    for key, value in given.items():
+        if key not in known:
+            tell(key, f"unknown key `{key}`", nearest(key, known))
+        elif known[key] in _TEXT and type(value) is not known[key]:
+            tell(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
+    if ("prompts" in given) == ("prompts_file" in given):
+        tell("", "give `prompts` or `prompts_file`, one of them")
+    for what, hint in _prompt_findings(given):
+        tell("prompts" if "prompts" in given else "prompts_file", what, hint)
+    if isinstance(given.get("batch_size"), int) and given["batch_size"] < 1:
+        tell("batch_size", "`batch_size` is at least 1")
+    if str(given.get("output", "")).endswith(".txt"):
+        tell("output", "the results are JSON lines; the text to read lies beside them", "name a .jsonl file")
+    sampling = given.get("sampling", {})
+    if isinstance(sampling, Mapping):
+        for key, what in _sampling_findings(sampling):
+            tell(f"sampling.{key}", what)
+    else:
+        tell("sampling", "the fields of SamplingParams are expected here")
+    if len(problems) > before:
+        return None
+    return Generate(**{**given, "prompts": tuple(given.get("prompts", ()))})
+
+
+def _prompt_findings(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (what is wrong with the prompts, how to mend it)."""
+    inline, file = given.get("prompts"), given.get("prompts_file")
+    if isinstance(inline, list) and inline:
+        yield from ((one, "") for one in inline_prompts(inline) if isinstance(one, str))
+        if len(json.dumps(inline).encode()) > _MOST_INLINE:
+            yield "too long for a command line", "put them into a file: `prompts_file`"
+    elif inline is not None:
+        yield "a list of texts is expected here", ""
+    elif isinstance(file, str):
+        yield from ((wrong, "") for wrong in read_prompts(Path(file).expanduser())[1])
+
+
+_TEXT = {int: "a whole number", bool: "true or false", str: "a text"}
+_JSON: Mapping[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "list": (list,),
+    "dict": (dict,),
+}
+
+
+def _sampling_findings(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    fields = vllm_catalog().sampling
+    for key, value in sampling.items():
+        kinds = fields.get(key)
+        if kinds is None:
+            hint = nearest(str(key), fields)
+            yield str(key), f"SamplingParams has no field `{key}`{f'; {hint}' if hint else ''}"
+        elif value is not None and type(value) not in sum((_JSON[kind] for kind in kinds), ()):
+            yield str(key), f"`{key}` takes {' or '.join(kinds)}, not {value!r}"

@@ -1,0 +1,46 @@
+"""What vLLM takes and knows, from the committed catalog (`make catalog`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from flagscale.config.catalog import Catalog, catalog_of
+
+_FILE = Path(__file__).parents[1] / "catalog" / "vllm.json"
+
+
+@dataclass(frozen=True)
+class VllmCatalog:
+    """Everything of one version of vLLM that can be checked without it."""
+
+    server: Catalog
+    """The arguments of a server."""
+    engine: Catalog
+    """Those that an engine without a server has too."""
+    sampling: Mapping[str, tuple[str, ...]]
+    """The fields of SamplingParams, and the JSON types that a value may have."""
+    architectures: tuple[str, ...]
+    cpu_head_sizes: tuple[int, ...]
+
+
+@cache
+def vllm_catalog() -> VllmCatalog:
+    """Return the catalog of the pinned version."""
+    raw = json.loads(_FILE.read_text(encoding="utf-8"))
+    server = catalog_of(raw)
+    names = set(raw["engine_arguments"])
+    negatives = {raw["arguments"][name].get("negative") for name in names}
+    options = {name: one for name, one in server.options.items() if name in names | negatives}
+    dests = {option.dest for option in options.values()}
+    switches = {dest: option for dest, option in server.switches.items() if dest in dests}
+    return VllmCatalog(
+        server=server,
+        engine=replace(server, options=options, switches=switches),
+        sampling={name: tuple(entry["kinds"]) for name, entry in raw["sampling"].items()},
+        architectures=tuple(raw["architectures"]),
+        cpu_head_sizes=tuple(raw["cpu_head_sizes"]),
+    )

@@ -1,0 +1,89 @@
+"""The models that a `serve` group names: one by the group's own keys, or several below `models`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flagscale.config.catalog import Catalog
+from flagscale.config.engine_args import EngineArguments, Leaf, render
+from flagscale.config.source_map import Locator
+from flagscale.engines.vllm.arguments import KEY_FILE, SECRETS, flat, refuse, take_secrets
+from flagscale.errors import Problem
+
+LOOPBACK = "127.0.0.1"
+_FIRST_PORT = 8000
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to serve: its name below `models` ("" where there is one only), and how often."""
+
+    name: str
+    path: str
+    """The key path of its group, for messages."""
+    arguments: EngineArguments
+    instances: int
+
+
+def read_models(
+    group: str, raw: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
+) -> tuple[list[Model], dict[str, str]]:
+    """Return the models, in the order written, and the secrets as environment."""
+    beside = {key: value for key, value in raw.items() if key != "models"}
+    shared, secrets = take_secrets(flat(group, beside, catalog, locator, problems), locator, problems)
+    if "models" not in raw:
+        return [_model("", group, shared, catalog, locator, problems)], secrets
+    named = raw["models"]
+    if not isinstance(named, Mapping) or not named:
+        problems.append(Problem("models by name are expected here", locator.where(f"{group}.models")))
+        return [], secrets
+    models = []
+    for index, (key, keys) in enumerate(named.items()):
+        name, path = str(key), f"{group}.models.{key}"
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            what = f"`{name}` cannot be a model's name: letters, digits, `.`, `_` and `-`"
+            problems.append(Problem(what, locator.where(path)))
+        elif not isinstance(keys, Mapping):
+            problems.append(Problem("the keys of a model are expected here", locator.where(path)))
+        else:
+            own = flat(path, keys, catalog, locator, problems)
+            for leaf in (leaf for leaf in own if leaf.name in (*SECRETS, KEY_FILE)):
+                what = f"`{leaf.name}` holds for all models: give it beside `models`"
+                problems.append(Problem(what, locator.where(leaf.path)))
+            # The port beside the models is where counting begins: the first one's.
+            given = {leaf.name for leaf in own} | ({"port"} if index else set())
+            leaves = [*own, *(leaf for leaf in shared if leaf.name not in given)]
+            models.append(_model(name, path, leaves, catalog, locator, problems))
+    return models, secrets
+
+
+def _model(
+    name: str, path: str, leaves: list[Leaf], catalog: Catalog, locator: Locator, problems: list[Problem]
+) -> Model:
+    instances = 1
+    kept = []
+    for leaf in refuse(leaves, locator, problems):
+        if leaf.name != "instances":
+            kept.append(leaf)
+        elif type(leaf.value) is int and leaf.value > 0:
+            instances = leaf.value
+        else:
+            what = f"`instances` takes a whole number of at least 1, not {leaf.value!r}"
+            problems.append(Problem(what, locator.where(leaf.path)))
+    defaults = {"host": LOOPBACK, **({"served_model_name": name} if name else {})}
+    given = {leaf.name for leaf in kept if leaf.value is not None}
+    kept += [Leaf(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
+    return Model(name, path, render(kept, catalog, locator, problems), instances)
+
+
+def first_ports(models: list[Model]) -> list[int]:
+    """Return the port of each model's first instance: what it names, else the next one from 8000 on."""
+    ports, following = [], _FIRST_PORT
+    for model in models:
+        port = int(model.arguments.values["port"]) if "port" in model.arguments.paths else following
+        ports.append(port)
+        following = port + model.instances
+    return ports

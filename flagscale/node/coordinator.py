@@ -1,0 +1,198 @@
+"""The first host's end of the star: gathers the others for each attempt, and passes every word on."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from queue import Empty, SimpleQueue
+
+from flagscale.files import room_for_files
+from flagscale.node.channel import GONE, Link, LinkLost, Message, accept
+from flagscale.node.network import listen
+from flagscale.node.rendezvous import COMING_BACK, Go, Pumped, Word, send_quietly, until
+
+_BREATH = 0.5
+
+
+class Hub(Pumped):
+    """Listens on one address for the supervisors of the other hosts, who must know the secret.
+
+    Args:
+        names: of all hosts by rank; the lowest rank is this host's.
+        fewer: with how many hosts a restart may do, most first.
+
+    Raises:
+        OSError: the port is taken, or the address is not this host's.
+    """
+
+    def __init__(
+        self, address: str, port: int, secret: bytes, names: Mapping[int, str], fewer: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self._secret, self._names, self._fewer = secret, names, fewer
+        self._rank = min(names)
+        self._links: dict[int, Link] = {}
+        self._ready: dict[int, int] = {}
+        self._taking_part: set[int] = set()
+        self._closed: dict[int, float] = {}
+        self._told: Message | None = None
+        self._strangers: SimpleQueue[Link] = SimpleQueue()
+        self._unnamed: list[Link] = []
+        room_for_files(len(names))
+        self._listener = listen(address, port)
+        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread.start()
+
+    def assemble(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> Go | Word:
+        with self._lock:
+            # Those whose loss ended the last attempt may be noticed only now.
+            self._taking_part.clear()
+            if self._begin(attempt):
+                self._told = None
+        deadline = time.monotonic() + seconds
+        is_late = False
+        while True:
+            if stopped():
+                return Word(attempt, "stopped", self._rank, "stopped")
+            with self._lock:
+                if self._word:
+                    return self._word
+                hosts = sorted(
+                    {self._rank, *(host for host, ready in self._ready.items() if ready == attempt)}
+                )
+                if len(hosts) == len(self._names):
+                    return self._go(attempt, hosts)
+                if is_late or len(hosts) + len(self._gone()) == len(self._names):
+                    return self._with_fewer(attempt, hosts, seconds)
+            is_late = not until(deadline)
+
+    def tell(self, word: Word) -> None:
+        with self._lock:
+            self._tell(word)
+
+    def _tell(self, word: Word) -> None:
+        self._take(word)
+        self._announce({"word": asdict(word)})
+
+    def _with_fewer(self, attempt: int, hosts: list[int], seconds: float) -> Go | Word:
+        """Go on with those who came, where that many do: the first attempt takes all or none."""
+        count = next((fewer for fewer in self._fewer if fewer <= len(hosts)), 0) if attempt else 0
+        if count:
+            return self._go(attempt, hosts[:count])
+        gone = self._gone()
+        late = [name for host, name in self._names.items() if host not in hosts and host not in gone]
+        told = [f"not heard of within {seconds:g} s: {', '.join(late)}"] if late else []
+        told += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
+        word = Word(attempt, "failed", self._rank, "; ".join(told))
+        self._tell(word)
+        return word
+
+    def _gone(self) -> set[int]:
+        """Return the hosts that nobody needs to wait for: their supervisors have ended."""
+        now = time.monotonic()
+        return {host for host, since in self._closed.items() if now - since > COMING_BACK}
+
+    def _go(self, attempt: int, hosts: list[int]) -> Go:
+        self._taking_part = {*hosts} - {self._rank}
+        self._announce({"go": attempt, "hosts": hosts})
+        return Go(attempt, tuple(hosts))
+
+    def _announce(self, message: Message) -> None:
+        """Tell all, also those who come later."""
+        self._told = message
+        self._outbox.append(message)
+        self._ring()
+
+    def _open_links(self) -> list[Link]:
+        return [*self._links.values(), *self._unnamed]
+
+    def _step(self) -> None:
+        self._welcome()
+        for host, link in list(self._links.items()):
+            try:
+                for message in link.receive():
+                    self._heard(host, message)
+            except LinkLost as lost:
+                self._lost(host, str(lost))
+                if lost.is_closed:
+                    self._closed[host] = time.monotonic()
+
+    def _lost(self, host: int, why: str) -> None:
+        self._links.pop(host).close()
+        self._ready.pop(host, None)
+        if host in self._taking_part:
+            self._pass_on(Word(self._attempt, "failed", host, f"{self._names[host]}: {why}"))
+
+    def _welcome(self) -> None:
+        """Take in the links that have told whose they are."""
+        while True:
+            try:
+                self._unnamed.append(self._strangers.get_nowait())
+            except Empty:
+                break
+        for link in list(self._unnamed):
+            try:
+                messages = link.receive()
+            except LinkLost:
+                self._unnamed.remove(link)
+                link.close()
+                continue
+            if messages:
+                self._unnamed.remove(link)
+                host = int(messages[0]["host"])
+                if host in self._links:
+                    self._lost(host, "its supervisor lost the connection")
+                self._links[host] = link
+                self._closed.pop(host, None)
+                for message in messages[1:]:
+                    self._heard(host, message)
+
+    def _heard(self, host: int, message: Message) -> None:
+        if "ready" in message:
+            self._ready[host] = message["ready"]
+            if message["ready"] == self._attempt and self._told:
+                send_quietly(self._links[host], self._told)
+        elif "word" in message:
+            word = Word(**message["word"])
+            if word.kind == "finished":
+                self._taking_part.discard(host)
+            else:
+                self._pass_on(word)
+
+    def _pass_on(self, word: Word) -> None:
+        if self._take(word):
+            self._announce({"word": asdict(word)})
+
+    def _flush(self) -> None:
+        for message in self._outbox:
+            for link in self._links.values():
+                send_quietly(link, message)
+        self._outbox.clear()
+
+    def _leave(self) -> None:
+        with suppress(OSError):
+            # Closing alone does not end a wait for connections, nor the listening with it.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for link in (*self._links.values(), *self._unnamed):
+            link.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                channel, _ = self._listener.accept()
+            except OSError:
+                if self._closing.is_set():
+                    return  # closed: this host leaves
+                time.sleep(_BREATH)  # no file or memory is left for it at the moment; it will try again
+                continue
+            threading.Thread(target=self._prove, args=(channel,), daemon=True).start()
+
+    def _prove(self, channel: socket.socket) -> None:
+        if link := accept(channel, self._secret):
+            self._strangers.put(link)
+            self._ring()

@@ -1,0 +1,202 @@
+"""One program of a host while it runs: started, listened to, asked how it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from threading import Lock, Thread
+from typing import Any, BinaryIO
+
+from flagscale import platforms
+from flagscale.linux import die_with
+from flagscale.node import health
+from flagscale.run.failure import first_exception, signal_name
+from flagscale.run.logs import read_piece
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import OVER, ProgramPhase, ProgramState
+from flagscale.values import Host, Program
+
+PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
+"""Names, to a program, the file in which it says how far it is: {"done", "total", "tokens_per_s"}."""
+_LOOK = 1.0
+"""Seconds between two looks at a program."""
+_LONGEST_LINE = 300
+_SHOWN_LINES = 20
+_SHOWN_BYTES = 64 << 10
+_SEARCHED = 4 << 20
+"""Bytes of a log in which its first exception is looked for."""
+_LOAD = ("requests_running", "requests_waiting", "tokens_per_s", "prompt_tokens_per_s")
+
+
+class Running:
+    """A program that was started, what it printed last, and how it is."""
+
+    def __init__(self, program: Program, files: RunDir, host: Host, serves: bool, with_name: bool) -> None:
+        """Start the program; OSError where that cannot be done.
+
+        Args:
+            serves: whether it has no end of its own.
+            with_name: whether its name stands before each line of it in the host's log.
+        """
+        self.program = program
+        self._log = files.program_log(host, program.name)
+        self._progress = files.program_progress(host, program.name)
+        self._lock = Lock()
+        self._last_load: health.Load | None = None
+        self._searched_from = 0
+        self.goes_on = not program.url
+        """Whether it was seen to go on at the last look; a server has to answer for that."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._progress.unlink(missing_ok=True)
+        self._log.write_bytes(b"")
+        self.process = subprocess.Popen(
+            program.argv,
+            env={**os.environ, **_devices(program, host), **program.env, PROGRESS_FILE: str(self._progress)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=partial(die_with, os.getpid()),
+        )
+        # A part of a server on another host has nobody to answer to.
+        phase: ProgramPhase = "running" if serves and not program.url else "starting"
+        self.state = ProgramState(
+            program.name, phase, program.url, program.model, self.process.pid, since=time.time()
+        )
+        self._pump = Thread(target=self._pass_on, args=(with_name,), daemon=True)
+        self._pump.start()
+        looking = self._look_at_server if program.url else self.look_at_progress
+        if program.url or not serves:
+            Thread(target=self._repeat, args=(looking,), daemon=True).start()
+
+    @property
+    def code(self) -> int | None:
+        return self.process.poll()
+
+    def end_by(self, deadline: float) -> None:
+        """Wait for the end of a program that was told to end; kill it where that takes too long."""
+        try:
+            self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self.settle("stopped")
+
+    def settle(self, phase: ProgramPhase) -> None:
+        """Enter the phase that it stays in."""
+        self._change(phase=phase, since=time.time(), last_line="", **dict.fromkeys(_LOAD))
+
+    def failure(self) -> dict[str, Any]:
+        """Return what the failure file tells (see `node.state.Failure`)."""
+        self._pump.join(_LOOK)  # what it was about to print explains its end
+        code = self.code or 0
+        name = signal_name(code)
+        ended = f"was killed by {name}" if name else f"ended with exit code {code}"
+        found = None if name else first_exception(self._printed(self._searched_from, _SEARCHED))
+        last = self._printed(-_SHOWN_BYTES, _SHOWN_BYTES).splitlines()[-_SHOWN_LINES:]
+        return {
+            "message": f"`{self.program.name}` {ended}{f': {found[0]}' if found else ''}",
+            "pid": self.process.pid,
+            "exitcode": code,
+            "signal": name,
+            "traceback": "" if name else found[1] if found else "\n".join(last),
+            "log": str(self._log),
+            "time": time.time(),
+        }
+
+    def look_at_progress(self) -> None:
+        """Take over what a program says, by a file, of how far it is."""
+        try:
+            told = json.loads(self._progress.read_text(encoding="utf-8"))
+            figures = {name: told[name] for name in ("done", "total", "tokens_per_s")}
+        except (OSError, ValueError, KeyError):
+            return  # it has not said anything yet
+        self._enter("running")
+        self._change(**figures)
+
+    def _printed(self, position: int, size: int) -> str:
+        return read_piece(self._log, position, size)[0].decode(errors="replace")
+
+    def _pass_on(self, with_name: bool) -> None:
+        """Read what it prints, for ever: a pipe that nobody reads would stop it."""
+        prefix = f"[{self.program.name}] ".encode() if with_name else b""
+        assert self.process.stdout is not None
+        is_full = False
+        with self._log.open("ab", buffering=0) as log:
+            for line in self.process.stdout:
+                try:
+                    _write(log, line)
+                    _write(sys.stdout.buffer, prefix + line)
+                    is_full = False
+                except OSError as error:
+                    if not is_full:
+                        print(f"flagscale: what programs print is lost: {error}", file=sys.stderr)
+                    is_full = True
+                shown = line.decode(errors="replace").strip()[:_LONGEST_LINE]
+                if shown and self.state.phase == "starting":
+                    self._change(last_line=shown)
+
+    def _repeat(self, look: Callable[[], None]) -> None:
+        while self.code is None:
+            look()
+            time.sleep(_LOOK)
+
+    def _look_at_server(self) -> None:
+        """Keep the state of a server: starting until it answers for the first time."""
+        self.goes_on = health.is_healthy(self.program.url)
+        if self.goes_on:
+            self._loaded(health.load(self.program.url))
+            if self.state.phase == "starting":
+                # What it printed on its way here were no errors.
+                self._searched_from = self._log.stat().st_size
+            self._enter("ready")
+        elif self.state.phase != "starting":
+            self._enter("unhealthy")
+
+    def _loaded(self, load: health.Load | None) -> None:
+        before, self._last_load = self._last_load, load
+        if load is None:
+            return
+        seconds = load.time - before.time if before else 0.0
+        rate = 1 / seconds if seconds > 0 else 0.0
+        self._change(
+            requests_running=load.running,
+            requests_waiting=load.waiting,
+            tokens_per_s=(load.generated - before.generated) * rate if before else 0.0,
+            prompt_tokens_per_s=(load.prompted - before.prompted) * rate if before else 0.0,
+        )
+
+    def _enter(self, phase: ProgramPhase) -> None:
+        if self.state.phase != phase:
+            self._change(phase=phase, since=time.time(), last_line="")
+
+    def _change(self, **values: Any) -> None:
+        """Change the state, but for that of a program that has ended meanwhile."""
+        with self._lock:
+            if self.state.phase not in OVER:
+                self.state = replace(self.state, **values)
+
+
+def _write(file: BinaryIO, line: bytes) -> None:
+    file.write(line)
+    file.flush()
+
+
+def _devices(program: Program, host: Host) -> dict[str, str]:
+    """Limit a program to its devices, counted among those that this host's processes may use.
+
+    Raises:
+        OSError: fewer are visible than the job was promised.
+    """
+    variable = platforms.find(host.platform).visible_devices
+    if not program.devices or not variable:
+        return {}
+    given = os.environ.get(variable)
+    visible = given.split(",") if given else [str(number) for number in range(host.slots)]
+    if max(program.devices) >= len(visible):
+        raise OSError(f"{variable}={given} shows {len(visible)} devices, not {host.slots}")
+    return {variable: ",".join(visible[number] for number in program.devices)}

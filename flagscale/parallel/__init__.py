@@ -1,1 +1,0 @@
-"""Parallel arithmetic: pure functions, shared by the launcher and the workers."""

@@ -1,0 +1,227 @@
+"""Decide what a job leaves open: ranks, rendezvous, environment and paths, by a pure function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from flagscale.config.schema import Experiment, Runner
+from flagscale.config.secrets import is_secret
+from flagscale.platforms import Platform
+from flagscale.run.env import marks
+from flagscale.run.rundir import RunDir
+from flagscale.runners import cloud
+from flagscale.values import (
+    DEFAULT_PORT,
+    Channel,
+    Host,
+    Job,
+    LaunchPlan,
+    Machine,
+    Meeting,
+    NodeCommand,
+    Program,
+    Recovery,
+    address_of,
+)
+
+TORCHRUN = "megatron.flagscale.torchrun"
+SHUTDOWN_SECONDS = 3
+"""How long torchrun lets the peers of a failed rank end by themselves; they can do no useful work then."""
+
+
+def place(
+    job: Job,
+    experiment: Experiment,
+    platforms: Mapping[str, Platform],
+    *,
+    run_id: str,
+    python: str,
+    source_root: Path,
+    cwd: Path,
+    meeting: Meeting | None = None,
+    fewer_hosts: tuple[int, ...] = (),
+    started_on: Machine | None = None,
+) -> LaunchPlan:
+    """Return the plan of one start of `job`.
+
+    `platforms` holds the platform of every host by name; `python` and `source_root` are where the hosts find
+    the interpreter and FlagScale; `cwd` is the directory that relative paths of the engine's arguments mean;
+    `meeting` is where several hosts meet, as they said themselves (default: as the configuration says);
+    `fewer_hosts` are the numbers of hosts that the job may go on with; `started_on` is this machine.
+    """
+    run_dir, runner = RunDir(experiment.exp_dir), experiment.runner
+    here = [host for host in job.hosts if runner.type != "cloud" or host.rank == runner.node_rank]
+    if runner.type == "cloud":
+        run_dir = RunDir(cloud.run_dir(experiment.exp_dir, here[0].rank))
+    meeting = meeting or _meeting(runner, job)
+    nodes = tuple(
+        NodeCommand(
+            host=host,
+            argv=(
+                _programs_launcher(python, run_dir, host, run_id)
+                if job.programs
+                else (
+                    python,
+                    "-m",
+                    TORCHRUN,
+                    *_torchrun(job, experiment, host, run_dir, run_id, meeting),
+                    *_ranks(job),
+                )
+            ),
+            env=_environment(job, experiment, platforms[host.platform], host, run_dir, run_id, source_root),
+            cwd=str(cwd),
+            failure_file=str(run_dir.failure(host)),
+            stop_grace=job.role.stop_grace,
+            programs=_programs(job, host, python, meeting),
+        )
+        for host in here
+    )
+    return LaunchPlan(
+        run_id=run_id,
+        name=job.name,
+        task_type=job.task_type,
+        engine=job.engine,
+        engine_version=job.engine_version,
+        layout=job.layout,
+        picture=job.picture,
+        world_size=job.world_size,
+        exp_dir=str(run_dir.path),
+        job_dir=str(experiment.exp_dir) if run_dir.path != experiment.exp_dir else "",
+        python=python,
+        source_root=str(source_root),
+        before_start=experiment.cmds.before_start,
+        after_stop=experiment.cmds.after_stop,
+        start_timeout=runner.start_timeout,
+        ready_timeout=runner.ready_timeout,
+        nodes=nodes,
+        channel=Channel(meeting.address, meeting.channel_port) if len(here) > 1 else None,
+        recovery=Recovery(runner.max_restarts, runner.restart_timeout, runner.hang_timeout, fewer_hosts),
+        transport=runner.transport,
+        ssh_port=runner.ssh_port,
+        connect_timeout=runner.connect_timeout,
+        shared_fs=not runner.no_shared_fs,
+        host_paths=runner.host_paths,
+        started_on=started_on,
+    )
+
+
+def new_run_id(name: str, stamp: str, salt: str) -> str:
+    """Return an id for one start: readable, and safe as a file name and as an environment value."""
+    return f"{_safe(name)}-{stamp}-{salt}"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:60]
+
+
+def secrets(job: Job, experiment: Experiment) -> dict[str, str]:
+    """Return the environment that must not be written into plan, scripts or logs."""
+    return {
+        **job.secrets,
+        **{name: value for name, value in experiment.envs.common().items() if is_secret(name)},
+    }
+
+
+def _environment(
+    job: Job,
+    experiment: Experiment,
+    platform: Platform,
+    host: Host,
+    run_dir: RunDir,
+    run_id: str,
+    source_root: Path,
+) -> dict[str, str]:
+    given = experiment.envs.on_host(host.name, host.platform)
+    named = {name: value for name, value in given.items() if not is_secret(name)}
+    if "PYTHONPATH" in named:
+        named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
+    return {
+        **platform.env,
+        **({} if job.programs else platform.rank_env),
+        **job.role.env,
+        **named,
+        **marks(run_id, host.rank),
+        "FLAGSCALE_FAILURE_FILE": str(run_dir.failure(host)),
+        "FLAGSCALE_BEAT_FILE": str(run_dir.beat(host)),
+    }
+
+
+def _programs_launcher(python: str, run_dir: RunDir, host: Host, run_id: str) -> tuple[str, ...]:
+    return (python, "-m", "flagscale.node", "programs", str(run_dir.path), str(host.rank), run_id)
+
+
+def _programs(job: Job, host: Host, python: str, meeting: Meeting) -> tuple[Program, ...]:
+    """Return the programs of a host with their whole command lines, and the hosts' addresses in them."""
+    entrypoint = job.role.entrypoint
+    start = (python, entrypoint) if entrypoint.endswith(".py") else (python, "-m", entrypoint)
+
+    def filled(text: str) -> str:
+        for rank, address in meeting.addresses.items():
+            text = text.replace(address_of(rank), address)
+        return text
+
+    return tuple(
+        replace(
+            one,
+            argv=(*start, *map(filled, one.argv)),
+            url=filled(one.url),
+            env={name: filled(value) for name, value in one.env.items()},
+        )
+        for one in job.programs.get(host.rank, ())
+    )
+
+
+def _ranks(job: Job) -> tuple[str, ...]:
+    entrypoint = job.role.entrypoint
+    return ((entrypoint,) if entrypoint.endswith(".py") else ("--module", entrypoint)) + job.role.argv
+
+
+def _meeting(runner: Runner, job: Job) -> Meeting:
+    """Where the configuration says that the hosts meet."""
+    address = runner.master_addr or ("127.0.0.1" if len(job.hosts) == 1 else job.hosts[0].name)
+    names = {host.rank: host.name for host in job.hosts}
+    return Meeting(address, runner.master_port or DEFAULT_PORT, addresses={**names, 0: address})
+
+
+def _torchrun(
+    job: Job, experiment: Experiment, host: Host, run_dir: RunDir, run_id: str, meeting: Meeting
+) -> list[str]:
+    runner = experiment.runner
+    words = {
+        "nnodes": len(job.hosts),
+        "nproc-per-node": host.slots,
+        "node-rank": host.rank if len(job.hosts) > 1 else None,
+        **_rendezvous(runner, len(job.hosts), meeting),
+        # On a platform every host makes a run id of its own.
+        "rdzv-id": runner.rdzv_id or (_safe(experiment.name) if runner.type == "cloud" else run_id),
+        "rdzv-conf": runner.rdzv_conf,
+        "max-restarts": 0,
+        "monitor-interval": runner.monitor_interval,
+        "shutdown-timeout": SHUTDOWN_SECONDS,
+        "log-dir": runner.log_dir or run_dir.details(host),
+        "redirects": runner.redirects,
+        "tee": runner.tee,
+    }
+    return [word for name, value in words.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def _rendezvous(runner: Runner, hosts: int, meeting: Meeting) -> dict[str, object]:
+    """How the launchers of all hosts find each other.
+
+    On one host torchrun itself picks a free port (0), which leaves no gap in which another program takes it.
+    """
+    address, port = meeting.address, meeting.port
+    backend, endpoint, local = runner.rdzv_backend, runner.rdzv_endpoint, runner.local_addr
+    named = endpoint or runner.master_addr or runner.master_port
+    if hosts == 1 and not named and backend in (None, "c10d"):
+        backend, endpoint, local = "c10d", "127.0.0.1:0", local or "127.0.0.1"
+    if endpoint is None and backend in (None, "static"):
+        return {"rdzv-backend": "static", "master-addr": address, "master-port": port, "local-addr": local}
+    return {
+        "rdzv-backend": backend or "c10d",
+        "rdzv-endpoint": endpoint or f"{address}:{port}",
+        "local-addr": local,
+    }

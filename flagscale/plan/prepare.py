@@ -1,0 +1,212 @@
+"""From a composed configuration to a plan: every check that this host can do, every mistake at once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig
+
+from flagscale import platforms, registry
+from flagscale.config.load import load_experiment, load_task
+from flagscale.config.schema import Experiment
+from flagscale.config.secrets import masked
+from flagscale.config.source_map import Locator
+from flagscale.engines.base import Engine
+from flagscale.errors import Problem, UserError, nearest
+from flagscale.plan.hosts import select_hosts
+from flagscale.plan.placement import new_run_id, place
+from flagscale.run.machine import this_machine
+from flagscale.runners.cloud import on_this_host
+from flagscale.values import Host, Job, LaunchPlan, Meeting
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+
+_PROGRAMS = {"megatron.flagscale": "megatron/flagscale", "vllm_flagscale": "vllm/vllm_flagscale"}
+"""Our packages that hold programs, and where."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command was asked: the composed configuration and where its keys were written."""
+
+    config: DictConfig
+    locator: Locator
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A configuration that passed every check on this host."""
+
+    experiment: Experiment
+    engine: Engine
+    job: Job
+    plan: LaunchPlan
+    """Where several hosts meet as the configuration says; `placed` takes where they said themselves."""
+    placed: Callable[[Meeting | None], LaunchPlan]
+    config: str
+    """The resolved configuration as YAML, secrets masked."""
+    notices: tuple[str, ...]
+
+
+def prepare(request: Request, run_id: str | None = None) -> Prepared:
+    """Check the configuration and decide everything about its start; `run_id` is made up unless given.
+
+    Raises:
+        UserError: with the mistakes of all levels.
+    """
+    locator = request.locator
+    try:
+        experiment, notices = load_experiment(request.config, locator)
+    except UserError as error:
+        told = {problem.where for problem in error.problems}
+        more = (problem for problem in _task_problems(request) if problem.where not in told)
+        raise UserError([*error.problems, *more]) from None
+    if experiment.runner.type == "cloud":
+        runner = on_this_host(experiment.runner, os.environ, locator.where)
+        experiment = experiment.model_copy(update={"runner": runner})
+    engine, job = _job(experiment, locator)
+    kinds = {host.platform: platforms.find(host.platform, _hostfile_type(experiment)) for host in job.hosts}
+    started = run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2))
+    fewer = _fewer_hosts(experiment, engine, job, locator)
+
+    def placed(meeting: Meeting | None) -> LaunchPlan:
+        return place(
+            job,
+            experiment,
+            kinds,
+            run_id=started,
+            python=experiment.runner.python or sys.executable,
+            source_root=SOURCE_ROOT,
+            cwd=Path.cwd(),
+            meeting=meeting,
+            fewer_hosts=fewer,
+            started_on=this_machine(),
+        )
+
+    all_notices = (*notices, *job.notices, *_unused(experiment, job, locator))
+    return Prepared(experiment, engine, job, placed(None), placed, _config_text(experiment), all_notices)
+
+
+def _unused(experiment: Experiment, job: Job, locator: Locator) -> Iterator[str]:
+    """Yield the keys that name a host or a type which this job does not have; a file may serve several."""
+    hosts, types = {host.name for host in job.hosts}, {host.platform for host in job.hosts}
+    for key, given, known in (
+        ("runner.host_paths", experiment.runner.host_paths, hosts),
+        ("envs.node_specific", experiment.envs.node_specific, hosts),
+        ("envs.device_type_specific", experiment.envs.device_type_specific, types),
+    ):
+        for name in given:
+            if name not in known:
+                yield f"{locator.where(f'experiment.{key}')}: this job has no `{name}`"
+
+
+def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, locator: Locator) -> tuple[int, ...]:
+    """With how many hosts, of those that `nnodes: min:max` allows, the parallel degrees fit as well."""
+    least, _ = experiment.runner.host_range(len(job.hosts))
+    where = locator.where("experiment.runner.nnodes")
+    if least < len(job.hosts) and len({(host.slots, host.platform) for host in job.hosts}) > 1:
+        what = "any host may be left out, so all of them need the same slots and type"
+        raise UserError([Problem(what, where, "name one number of hosts")])
+    fitting = []
+    for count in range(len(job.hosts) - 1, least - 1, -1):
+        with suppress(UserError):
+            engine.build(experiment, job.hosts[:count], Locator())
+            fitting.append(count)
+    if least < len(job.hosts) and not fitting:
+        what = f"the parallel degrees fit no number of hosts from {least} to {len(job.hosts) - 1}"
+        raise UserError([Problem(what, where, "name one number of hosts, or mend the degrees")])
+    return tuple(fitting)
+
+
+def _task_problems(request: Request) -> list[Problem]:
+    """The mistakes of the task level that can be seen although the experiment level has some."""
+    group, backend, arguments = load_task(request.config)
+    if backend not in registry.names("engines"):
+        return []
+    engine: Engine = registry.load("engines", backend)
+    return engine.check(group, arguments, request.locator)
+
+
+def _job(experiment: Experiment, locator: Locator) -> tuple[Engine, Job]:
+    """Build the job, gathering what the engine, the program, the hosts and the arguments have against it."""
+    problems: list[Problem] = []
+
+    def gathered[Value](make: Callable[[], Value]) -> Value | None:
+        try:
+            return make()
+        except UserError as error:
+            problems.extend(error.problems)
+            return None
+
+    engine = gathered(lambda: _engine(experiment, locator))
+    gathered(lambda: _check_entrypoint(experiment, locator))
+    hosts = gathered(lambda: _hosts(experiment, locator))
+    job = None
+    if engine and hosts:
+        job = gathered(lambda: engine.build(experiment, hosts, locator))
+    elif engine:
+        problems += engine.check(experiment.task.type, experiment.arguments, locator)
+    if problems or engine is None or job is None:
+        raise UserError(problems)
+    return engine, job
+
+
+def _engine(experiment: Experiment, locator: Locator) -> Engine:
+    engine: Engine = registry.load(
+        "engines", experiment.task.backend, locator.where("experiment.task.backend")
+    )
+    if experiment.task.type not in engine.task_types:
+        what = f"the engine `{engine.name}` does not do `{experiment.task.type}`"
+        hint = f"it does: {', '.join(engine.task_types)}"
+        raise UserError([Problem(what, locator.where("experiment.task.type"), hint)])
+    return engine
+
+
+def _hosts(experiment: Experiment, locator: Locator) -> tuple[Host, ...]:
+    runner = experiment.runner
+    platform = platforms.find(runner.platform, locator.where("experiment.runner.platform"))
+    registry.load("transports", runner.transport, locator.where("experiment.runner.transport"))
+    devices = platform.count_devices({**os.environ, **experiment.envs.common()})
+    hosts = select_hosts(runner, platform.name, devices, platform.shares_devices, locator)
+    for host in hosts:
+        platforms.find(host.platform, _hostfile_type(experiment))
+    return hosts
+
+
+def _hostfile_type(experiment: Experiment) -> str:
+    return f"{experiment.runner.hostfile}: type="
+
+
+def _check_entrypoint(experiment: Experiment, locator: Locator) -> None:
+    entrypoint = experiment.task.entrypoint
+    if not entrypoint:
+        return  # the engine's own
+    if entrypoint.endswith(".py"):
+        exists = Path(entrypoint).is_file()
+    else:
+        # Only our own modules can be looked up without importing an engine's package.
+        ours = next((folder for name, folder in _PROGRAMS.items() if entrypoint.startswith(f"{name}.")), None)
+        exists = ours is None or (SOURCE_ROOT / ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
+    if not exists:
+        programs = (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")
+        known = [f"megatron.flagscale.{path.stem}" for path in programs]
+        hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
+        where = locator.where("experiment.task.entrypoint")
+        raise UserError([Problem(f"no such program: `{entrypoint}`", where, hint)])
+
+
+def _config_text(experiment: Experiment) -> str:
+    section = experiment.model_dump(mode="json", exclude={"arguments", "name", "exp_dir"})
+    tree = {
+        "experiment": {"exp_name": experiment.name, "exp_dir": str(experiment.exp_dir), **section},
+        experiment.task.type: experiment.arguments,
+    }
+    return yaml.safe_dump(masked(tree), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,111 @@
+"""One readable bash script a host, rendered from the plan alone.
+
+Values never become shell: the supervisor reads argv and environment from `plan.json`. The script shows them
+in comments, for people, and holds only paths of ours (quoted) and the user's own shell lines.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from flagscale.run.rundir import RunDir
+from flagscale.values import LaunchPlan, NodeCommand
+
+
+def scripts(plan: LaunchPlan) -> dict[Path, str]:
+    """Return the run and stop script of every host, with paths as they are called there."""
+    run_dir = RunDir(Path(plan.exp_dir))
+    rendered: dict[Path, str] = {}
+    for host in plan.hosts:
+        there = plan.on_host(host.name)
+        node = there.node(host.rank)
+        rendered[run_dir.run_script(host)] = run_script(there, node)
+        rendered[run_dir.stop_script(host)] = stop_script(there, node)
+    return rendered
+
+
+def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
+    """Return the script that runs a host's share of the job in the foreground, under its supervisor."""
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {_one_line(plan.name)}: host {node.host.rank} of {len(plan.nodes)}, {node.host.name}, "
+        f"{node.host.slots} of {plan.world_size} {'slots' if node.programs else 'ranks'} ({plan.layout}) "
+        f"on {node.host.platform}",
+        f"# run {plan.run_id}",
+        "#",
+        "# What the supervisor starts (it reads plan.json; these lines are for people):",
+        *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
+        *[f"#   {line}" for line in command_lines(node.argv)],
+        *_program_lines(node),
+        "set -eo pipefail",
+        f"cd {shlex.quote(node.cwd)}",
+    ]
+    if plan.before_start:
+        lines += ["", "# experiment.cmds.before_start", plan.before_start.rstrip("\n"), ""]
+    # Last, because the user's lines may set PYTHONPATH, too.
+    lines.append(_pythonpath(plan))
+    lines.append(f"exec {_node(plan, node, 'supervise')}")
+    return "\n".join(lines) + "\n"
+
+
+def _program_lines(node: NodeCommand) -> list[str]:
+    """The programs that the launcher of programs starts in turn."""
+    lines: list[str] = []
+    for program in node.programs:
+        devices = f", devices {', '.join(map(str, program.devices))}" if program.devices else ""
+        lines += ["#", f"# program {program.name}{devices}"]
+        lines += [f"#   {name}={_one_line(value)}" for name, value in program.env.items()]
+        lines += [f"#   {line}" for line in command_lines(program.argv)]
+    return lines
+
+
+def stop_script(plan: LaunchPlan, node: NodeCommand) -> str:
+    """Return the script that ends everything of this run on a host, by hand or from another tool."""
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# Ends run {plan.run_id} on host {node.host.rank}, {node.host.name}, and nothing else;"
+        " runs experiment.cmds.after_stop.",
+        _pythonpath(plan),
+        f"exec {_node(plan, node, 'stop')}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def command_lines(argv: tuple[str, ...]) -> list[str]:
+    """Return argv as lines for people: an option and its values a line, quoted so that it could be pasted."""
+    lines: list[str] = []
+    for word in argv:
+        quoted = _one_line(word)
+        if not lines or word.startswith("--"):
+            lines.append(quoted)
+        else:
+            lines[-1] += f" {quoted}"
+    return lines
+
+
+def _one_line(word: str) -> str:
+    """Quote a word so that it stays on its line whatever it holds: a newline would leave the comment."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_ansi_c, word)) + "'"
+
+
+def _ansi_c(char: str) -> str:
+    if char in "\\'":
+        return "\\" + char
+    if char.isprintable():
+        return char
+    named = {"\n": "\\n", "\t": "\\t"}
+    return named.get(char) or "".join(f"\\x{byte:02x}" for byte in char.encode(errors="surrogateescape"))
+
+
+def _pythonpath(plan: LaunchPlan) -> str:
+    # The folder `vllm` holds our plugin, whose name is its own: vLLM's package is an installed one.
+    roots = f"{plan.source_root}:{plan.source_root}/vllm"
+    return f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"
+
+
+def _node(plan: LaunchPlan, node: NodeCommand, verb: str) -> str:
+    words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
+    return shlex.join(words)

@@ -1,0 +1,1 @@
+"""How hosts are reached: transports, the questions they are asked, starting and stopping on all of them."""

@@ -1,0 +1,222 @@
+"""Start, look at and stop a plan on all hosts at once; one host's trouble never hides the others' outcome."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from threading import Event
+
+from flagscale.errors import FlagScaleError, HostError, Problem
+from flagscale.node.channel import CHANNEL_SECRET
+from flagscale.plan.render import scripts
+from flagscale.remote.hosts import as_they_come, ask, call_all, sees_our_files
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
+from flagscale.values import Host, LaunchPlan
+
+Done = Callable[[int, int], None]
+"""Told how many of how many hosts have started."""
+File = tuple[str, str, str]
+"""A file to be sent: its path below the run directory, its mode (octal), its text."""
+_POLL = 0.1
+_LEAVING = 10.0
+"""Seconds that the supervisor of a run that has just ended may take to go."""
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """A host of a plan; `state` is None where it has none, `trouble` says why it could not be asked."""
+
+    host: Host
+    state: HostState | None
+    processes: int | None = None
+    """How many of the run live; None where they were not counted."""
+    trouble: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to wait for; a host that could not be asked may have something."""
+        if self.state is None:
+            return not self.trouble and not self.processes
+        return not self.trouble and self.state.phase in ENDED
+
+
+def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str], done: Done | None = None) -> None:
+    """Record the plan in its run directory and start it on every host; all run, or none does.
+
+    Args:
+        secrets: environment of the job that must not be written down.
+        done: told how many of how many hosts have started.
+
+    Raises:
+        FlagScaleError: a job still runs in the run directory, or another launcher is starting one.
+        HostError: a host could not start; the others were stopped again.
+    """
+    run_dir = RunDir(Path(plan.exp_dir))
+    if plan.channel:
+        secrets = {**secrets, CHANNEL_SECRET: token_hex(32)}
+    with run_dir.starting():
+        refuse_if_running(run_dir, plan)
+        try:
+            texts = scripts(plan)
+            ours = {host: secrets for host in plan.hosts if secrets and sees_our_files(plan, host)}
+            run_dir.write_launch(plan, texts, config, ours)
+            _start_hosts(plan, _unseen_files(plan, texts, secrets), done)
+        finally:
+            for host in plan.hosts:
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    run_dir.secrets(host).unlink()
+
+
+def _start_hosts(plan: LaunchPlan, unseen: Mapping[Host, Sequence[File]], done: Done | None) -> None:
+    replies: dict[Host, Reply] = {}
+    stopped: dict[Host, Reply] = {}
+    taken_back = Event()
+    try:
+        for host, reply in as_they_come(
+            plan, lambda host: _start_commands(plan, host, unseen.get(host), taken_back), plan.start_timeout
+        ):
+            replies[host] = reply
+            if not reply["ok"] and not stopped:
+                taken_back.set()
+                stopped = stop(plan)  # at once: the others wait for this host
+            if done and not stopped:
+                done(len(replies), len(plan.nodes))
+    except BaseException:  # Ctrl-C, too: the whole job runs, or nothing of it
+        taken_back.set()
+        stop(plan)
+        raise
+    if not stopped:
+        return
+    failed = {host: reply for host, reply in replies.items() if not (reply["ok"] or reply.get("stopped"))}
+    problems = [Problem(failed[host]["message"], host.name) for host in plan.hosts if host in failed]
+    for host, reply in stopped.items():
+        if not reply["ok"] and not replies[host].get("unreachable"):
+            problems.append(Problem(f"could not be stopped again: {reply['message']}", host.name))
+    raise HostError("the job did not start; hosts that had started were stopped again:", problems)
+
+
+def _unseen_files(
+    plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
+) -> dict[Host, list[File]]:
+    """Return what each host needs and does not see, for those that have a run directory of their own."""
+    run_dir, recorded = RunDir(Path(plan.exp_dir)), plan.to_json()
+    found: dict[Host, list[File]] = {}
+    for host in plan.hosts:
+        if sees_our_files(plan, host):
+            continue
+        mine = (run_dir.run_script(host), run_dir.stop_script(host))
+        files = [(path, "755", texts[path]) for path in mine]
+        files.append((run_dir.plan, "644", recorded))
+        if secrets:  # after the plan, without which no stop would find them
+            files.append((run_dir.secrets(host), "600", json.dumps(dict(secrets))))
+        found[host] = [(str(path.relative_to(run_dir.path)), mode, text) for path, mode, text in files]
+    return found
+
+
+def _start_commands(
+    plan: LaunchPlan, host: Host, unseen: Sequence[File] | None, taken_back: Event
+) -> Iterator[list[str]]:
+    """Send a host what it cannot see, then start it, unless the start was taken back meanwhile."""
+    directory = plan.path_on(host.name, plan.exp_dir)
+    if unseen is not None:
+        yield ["vacant", directory]
+        for file in unseen:
+            yield ["put", directory, *file]
+    # A stop that came before the plan has found nothing to stop.
+    verb = "stop" if taken_back.is_set() else "start"
+    yield [verb, directory, str(host.rank), plan.run_id]
+
+
+def refuse_if_running(run_dir: RunDir, new: LaunchPlan) -> None:
+    """Raise a FlagScaleError if a job of this run directory still runs, on any of its hosts.
+
+    A host of several that cannot be asked and is no part of the `new` plan does not count: its supervisor
+    ends what runs there when it has lost the others.
+    """
+    earlier = run_dir.read_plan()
+    if earlier is None:
+        return
+    wanted = {host.name for host in new.hosts}
+    deadline = time.monotonic() + _LEAVING
+    while unended := [host for host in status(earlier) if host.processes or not host.ended]:
+        if all(host.ended for host in unended) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+            continue
+        unended = [
+            host
+            for host in unended
+            if not host.trouble or earlier.channel is None or host.host.name in wanted
+        ]
+        if not unended:
+            return
+        found = unended[0]
+        told = f"a job still runs in {run_dir.path}"
+        living = "" if found.processes is None else f" with {found.processes} processes"
+        reason, hint = f"run {earlier.run_id}{living}", "stop it first, or use another experiment.exp_dir"
+        if found.trouble:
+            told, reason = f"whether a job still runs in {run_dir.path} cannot be told", found.trouble
+            hint += f", or remove {run_dir.plan} if nothing of it runs any more"
+        raise FlagScaleError(f"{told} ({found.host.name}: {reason}); {hint}")
+
+
+def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:
+    """Return the state of every host, in rank order; cheaper without `count`, the number of processes.
+
+    They are not counted either where one host vouches for all.
+    """
+    if running := _all_running(plan):
+        return running
+    found = []
+    for host, reply in call_all(plan, "status", *(["count"] if count else [])).items():
+        if reply.get("ok") is False:
+            state = _recorded_end(plan, host)
+            found.append(HostStatus(host, state, trouble="" if state else reply["message"]))
+        else:
+            living = reply.pop("processes")
+            state = from_dict(reply) if reply else None
+            found.append(HostStatus(host, state, living if count or state is None else None))
+    return found
+
+
+def _recorded_end(plan: LaunchPlan, host: Host) -> HostState | None:
+    """Return how a host's part has ended, where that can be read here; then it need not be asked."""
+    if not sees_our_files(plan, host):
+        return None
+    try:
+        state = read_state(RunDir(Path(plan.exp_dir)).state(host), plan.run_id)
+    except FlagScaleError:
+        return None
+    return state if state and state.phase in ENDED else None
+
+
+def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
+    """Return the states that the hosts have recorded, where the first one vouches for all that they run.
+
+    Its supervisor hears of the others' every second and ends the job where it does not. So one host is asked,
+    however many there are; None where that does not tell: the hosts share no files, or not all run.
+    """
+    if plan.channel is None or not all(sees_our_files(plan, host) for host in plan.hosts):
+        return None
+    files = RunDir(Path(plan.exp_dir))
+    try:
+        states = [read_state(files.state(host), plan.run_id) for host in plan.hosts]
+    except FlagScaleError:
+        return None  # that host says so itself
+    if not all(state and state.phase == "running" for state in states):
+        return None
+    told = ask(plan, plan.nodes[0], "status")
+    members = told.get("members") or plan.nodes
+    if told.get("phase") != "running" or len(members) < len(plan.nodes):
+        return None
+    return [HostStatus(*pair) for pair in zip(plan.hosts, states, strict=True)]
+
+
+def stop(plan: LaunchPlan) -> dict[Host, Reply]:
+    """End the run on every host; the reply of each says what happened there."""
+    return call_all(plan, "stop", seconds=max(node.stop_grace for node in plan.nodes))

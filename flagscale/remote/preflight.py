@@ -1,0 +1,247 @@
+"""What the hosts say before a job is trusted to them: all of it for `check`, a part for a start."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from urllib.parse import urlsplit
+
+from flagscale import platforms
+from flagscale.config.schema import Experiment
+from flagscale.errors import HostError, Problem
+from flagscale.node.network import own_address
+from flagscale.remote.hosts import each, in_order, sees_our_files
+from flagscale.run.machine import is_local
+from flagscale.run.state import Reply
+from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Meeting, Program
+
+_MIN_FREE = 5 * 2**30
+"""Bytes below which a checkpoint of even a small model may not fit."""
+_MAX_SKEW = 2.0
+_LISTEN = 120.0
+"""Seconds that a host listens: until the slowest one has come to connect."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check on one host (or of the configuration as a whole)."""
+
+    ok: bool
+    host: str
+    text: str
+    is_advice: bool = False
+    """A start goes on without it."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What all hosts said, and where they can meet (None for one host, or where the first did not say)."""
+
+    outcomes: tuple[Outcome, ...]
+    meeting: Meeting | None
+
+
+def preflight(
+    experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]
+) -> list[Outcome]:
+    """Ask every host of the job and return all outcomes, good and bad."""
+    size = sum(map(len, job.programs.values()))
+    what = f"{size} program{'s' if size > 1 else ''}" if size else f"{job.world_size} ranks"
+    title = f"{what}, {job.layout}, {job.engine} {job.engine_version}"
+    survey = ask_hosts(experiment, job, plan, distributions)
+    outcomes = [Outcome(True, "configuration", title), *survey.outcomes]
+    if survey.meeting and all(outcome.ok or outcome.is_advice for outcome in outcomes):
+        outcomes += _reachability(plan, survey.meeting)
+    return outcomes
+
+
+def require_ready(
+    experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]
+) -> Meeting | None:
+    """Return where the hosts meet; a HostError tells of every host that cannot do its part."""
+    survey = ask_hosts(experiment, job, plan, distributions)
+    bad = [outcome for outcome in survey.outcomes if not outcome.ok and not outcome.is_advice]
+    if bad:
+        raise HostError("the job was not started:", [Problem(one.text, one.host) for one in bad])
+    return survey.meeting
+
+
+def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]) -> Survey:
+    """Ask all hosts at once for what a start needs to know."""
+    first = plan.hosts[0]
+    runner = experiment.runner
+    several = len(plan.nodes) > 1
+    addresses = {host.rank: known for host, known in addresses_of(job.hosts).items()} if several else {}
+    if several and runner.master_addr:
+        addresses[first.rank] = runner.master_addr
+    address = addresses.get(first.rank, "")
+    named = runner.master_port
+    ports = [named or DEFAULT_PORT, DEFAULT_PORT + 1 if named != DEFAULT_PORT + 1 else DEFAULT_PORT + 2]
+    if not several:
+        # On one host, only a port that the user named can be taken; and it is the first host's alone.
+        named = named if first.rank == 0 else None
+        address, ports = ("127.0.0.1", [named]) if named else ("", [])
+
+    def question(host: Host, mark: str) -> list[str]:
+        there = plan.on_host(host.name)
+        asked = {
+            "directory": there.exp_dir,
+            "platform": host.platform,
+            "distributions": distributions,
+            "cwd": there.node(host.rank).cwd,
+            "inputs": {} if is_local(host.name) else dict(job.inputs),
+            "listens": [place for one in there.node(host.rank).programs for place in _listens(one)],
+            "mark": mark if sees_our_files(plan, host) else "",
+            "address": address if host == first else "",
+            "ports": ports,
+        }
+        return ["probe", json.dumps(asked)]
+
+    with _mark(Path(plan.exp_dir), len(plan.nodes)) as mark:
+        asked = time.time()
+        replies = each(plan, lambda host: [question(host, mark)])
+        answered = time.time()
+    outcomes: list[Outcome] = []
+    for host, reply in replies.items():
+        if reply.get("ok") is False:
+            outcomes.append(Outcome(False, host.name, reply["message"]))
+        else:
+            outcomes += _host(host, job, distributions, reply)
+            skew = max(asked - reply["time"], reply["time"] - answered)
+            if skew > _MAX_SKEW:
+                outcomes.append(Outcome(False, host.name, f"its clock is {skew:.0f} s off", is_advice=True))
+    meeting = None
+    told = replies[first]
+    if named and named in told.get("taken", ()):
+        text = f"port {named} is taken (experiment.runner.master_port); leave it out: a free one is found"
+        outcomes.append(Outcome(False, first.name, text))
+    elif several and "ports" in told:
+        port, channel_port = told["ports"]
+        meeting = Meeting(address, port, channel_port, addresses)
+    if "no_address" in told:
+        text = f"{told['no_address']} (experiment.runner.master_addr names an address of this host)"
+        outcomes.append(Outcome(False, first.name, text))
+    return Survey(tuple(outcomes), meeting)
+
+
+def _listens(program: Program) -> Iterator[tuple[str, int]]:
+    """Yield (address, port) of everything that a program will listen on."""
+    if program.url:
+        place = urlsplit(program.url)
+        yield place.hostname or "", place.port or 0
+    for port in program.ports:
+        yield "0.0.0.0", port
+
+
+@contextmanager
+def _mark(exp_dir: Path, hosts: int) -> Iterator[str]:
+    """A file, for a moment, that every host sees whose file system is this one; "" where it tells nothing."""
+    existing = next(path for path in (exp_dir, *exp_dir.parents) if path.is_dir())
+    path = existing / f".flagscale-{token_hex(8)}"
+    try:
+        if hosts > 1:
+            path.touch()
+    except OSError:
+        hosts = 1  # told as not writable, or by the start
+    try:
+        yield str(path) if hosts > 1 else ""
+    finally:
+        if hosts > 1:
+            path.unlink(missing_ok=True)
+
+
+def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) -> Iterator[Outcome]:
+    shared = platforms.find(host.platform).shares_devices
+    free, where = reply["disk_free"] / 2**30, reply["directory"]
+    room = f"{free:.0f} GiB free in {where}{'' if reply['writable'] else ', not writable'}"
+    yield Outcome(
+        reply["engine"] == job.engine_version,
+        host.name,
+        f"{distributions[0]} {reply['engine'] or 'is not installed'} (wanted {job.engine_version})",
+    )
+    yield Outcome(
+        shared or reply["devices"] >= host.slots,
+        host.name,
+        f"{reply['devices']} {host.platform} devices for {host.slots} {'slots' if job.programs else 'ranks'}",
+    )
+    if reply["busy"]:
+        text = f"{reply['busy']} processes of somebody use its {host.platform} devices"
+        yield Outcome(False, host.name, text, is_advice=True)
+    if reply["writable"] and reply["disk_free"] < _MIN_FREE:
+        yield Outcome(False, host.name, f"only {room}", is_advice=True)
+    else:
+        yield Outcome(reply["writable"], host.name, room)
+    if not reply["sees_mark"]:
+        text = "it does not see the run directory's file system; set experiment.runner.no_shared_fs: true"
+        yield Outcome(False, host.name, text)
+    for what in reply["wrong_inputs"]:
+        yield Outcome(False, host.name, what)
+    for port in reply["taken_ports"]:
+        yield Outcome(False, host.name, f"port {port} is taken: another program listens on it")
+
+
+def _reachability(plan: LaunchPlan, meeting: Meeting) -> Iterator[Outcome]:
+    """Every host connects to every other one, on the addresses that the ranks will use.
+
+    At the first one that is to the ports where all will meet, elsewhere to a port that is free.
+    """
+    addresses = {host: meeting.addresses[host.rank] for host in plan.hosts}
+
+    def listen(host: Host) -> list[str]:
+        ports = [meeting.port, meeting.channel_port] if host == plan.hosts[0] else [0]
+        return ["listen", addresses[host], json.dumps(ports), str(_LISTEN)]
+
+    listening = each(plan, lambda host: [listen(host)])
+    for host, reply in listening.items():
+        if "ports" not in reply:
+            yield Outcome(False, host.name, f"cannot listen on {addresses[host]}: {reply['message']}")
+    places = [
+        (host, addresses[host], port) for host, reply in listening.items() for port in reply.get("ports", ())
+    ]
+    words = json.dumps([[address, port] for _, address, port in places])
+    for host, reply in each(plan, lambda host: [["reach", words]]).items():
+        reasons = reply.get("reasons", [reply.get("message", "")] * len(places))
+        bad = [(to, port, why) for (to, _, port), why in zip(places, reasons, strict=True) if why]
+        for to, port, why in bad:
+            yield Outcome(False, host.name, f"does not reach {to.name} ({addresses[to]} port {port}): {why}")
+        if not bad:
+            yield Outcome(True, host.name, f"reaches all {len({to for to, *_ in places})} hosts")
+
+
+def addresses_of(hosts: tuple[Host, ...]) -> dict[Host, str]:
+    """Return the address of every host, as the hosts see each other.
+
+    Names are looked up here, where the user's SSH configuration knows them; a name that stays unknown is left
+    to the hosts. This host is told by its own address on the way to another one.
+    """
+    names = [host.name for host in hosts if not is_local(host.name)]
+    # At once: where the names have to be asked for, one that nobody answers takes seconds.
+    remote = dict(zip(names, in_order(_address, names), strict=True))
+    return {host: remote.get(host.name) or _own([*remote.values()]) for host in hosts}
+
+
+def _own(others: list[str]) -> str:
+    """Return this host's address on the way to the first one that there is a way to."""
+    for other in others:
+        with suppress(OSError):
+            return own_address(other)
+    return "127.0.0.1" if not others else _address(socket.gethostname())
+
+
+def _address(name: str) -> str:
+    # Not above: paramiko takes 0.3 s, and a job of one host does without.
+    from flagscale.remote.connection import ConnectionFailure, lookup
+
+    known = name
+    with suppress(ConnectionFailure):  # told when the host is connected to
+        known = str(lookup(name).get("hostname", name))
+    try:
+        return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
+    except OSError:
+        return known

@@ -1,0 +1,142 @@
+"""Remote hosts: one SSH connection each, one or more sessions of `python -m flagscale.node serve` on it.
+
+Nothing a user wrote becomes shell on the way: the command line holds only two quoted paths, all else travels
+as JSON on the session's standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import threading
+from contextlib import suppress
+
+import paramiko
+
+from flagscale import __version__
+from flagscale.node.commands import HELLO
+from flagscale.remote.connection import ConnectionFailure, connect
+from flagscale.remote.transport import Reach
+from flagscale.run.state import Reply
+
+_NOISE = 100
+"""Lines that a user's shell may print before the session's first one."""
+_LAST_LINES = 20
+_HANDSHAKES = threading.BoundedSemaphore(64)
+"""So many at once: each has a time limit, and all share what one Python computes."""
+_LAST_WORDS = 2.0
+"""Seconds to wait for the rest of what a session that has ended printed."""
+
+
+class SshTransport:
+    """Performs node commands on a remote host. A lost connection is opened again by the next command."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+        self._lock = threading.Lock()
+        self._client: paramiko.SSHClient | None = None
+        self._idle: list[Session] = []
+
+    def call(self, words: list[str], seconds: float) -> Reply:
+        try:
+            session = self._session()
+            reply = session.ask(words, seconds)
+        except ConnectionFailure as failure:
+            return {"ok": False, "message": str(failure), "unreachable": True}
+        with self._lock:
+            self._idle.append(session)
+        return reply
+
+    def _session(self) -> Session:
+        """Take a session that nobody uses, or open one more: a stop must not wait for a start."""
+        with self._lock:
+            while self._idle:
+                session = self._idle.pop()
+                if session.is_open():
+                    return session
+            try:
+                return Session(self._connected(), self._reach)
+            except ConnectionFailure:
+                if self._client is None or _is_active(self._client):
+                    raise
+            # Its sessions end a moment before a lost connection shows; what follows the loss comes that soon.
+            return Session(self._connected(), self._reach)
+
+    def _connected(self) -> paramiko.SSHClient:
+        if self._client is None or not _is_active(self._client):
+            self._client = None
+            with _HANDSHAKES:
+                self._client = connect(self._reach.host, self._reach.ssh_port, self._reach.connect_timeout)
+        return self._client
+
+
+class Session:
+    """One remote process that answers node commands, one after another."""
+
+    def __init__(self, client: paramiko.SSHClient, reach: Reach) -> None:
+        self._timeout = reach.connect_timeout
+        words = ["env", f"PYTHONPATH={reach.source_root}", reach.python, "-m", "flagscale.node", "serve"]
+        try:
+            self._stdin, self._stdout, self._stderr = client.exec_command(
+                shlex.join(words), timeout=reach.connect_timeout
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            why = str(error) or "the connection was lost"
+            raise ConnectionFailure(f"no session can be opened: {why}") from None
+        self._greet()
+
+    def is_open(self) -> bool:
+        return not (self._stdout.channel.closed or self._stdout.channel.exit_status_ready())
+
+    def ask(self, words: list[str], seconds: float) -> Reply:
+        """Return the answer to a command."""
+        self._stdout.channel.settimeout(seconds)
+        try:
+            # Of the file system's names, some are no UTF-8: JSON escapes those, too.
+            self._stdin.write(json.dumps(words) + "\n")
+            self._stdin.flush()
+            reply: Reply = json.loads(self._line())
+        except TimeoutError:
+            self._stdout.channel.close()
+            raise ConnectionFailure(f"no answer within {seconds:g} s") from None
+        except (OSError, EOFError, ValueError) as error:
+            raise ConnectionFailure(self._ended(f"the connection was lost ({error})")) from None
+        return reply
+
+    def _greet(self) -> None:
+        """Wait for the first line; where it does not come, say what the shell or Python said instead."""
+        try:
+            for _ in range(_NOISE):
+                with suppress(ValueError):
+                    told = json.loads(self._line())
+                    if isinstance(told, dict) and HELLO in told:
+                        break
+            else:
+                raise EOFError
+        except TimeoutError:
+            raise ConnectionFailure(f"connected, but it did not answer within {self._timeout:g} s") from None
+        except (OSError, EOFError):
+            raise ConnectionFailure(self._ended("FlagScale does not start there")) from None
+        if told[HELLO] != __version__:
+            self._stdout.channel.close()
+            raise ConnectionFailure(f"FlagScale {told[HELLO]} is there, {__version__} is here")
+
+    def _line(self) -> str:
+        line = self._stdout.readline()
+        if not line.endswith("\n"):
+            raise EOFError("it ended")
+        return str(line)
+
+    def _ended(self, what: str) -> str:
+        """Say what its shell or Python printed last."""
+        printed = ""
+        self._stdout.channel.settimeout(_LAST_WORDS)
+        with suppress(OSError):
+            printed = self._stderr.read().decode(errors="replace").strip()
+        self._stdout.channel.close()
+        return ": ".join(filter(None, (what, "\n".join(printed.splitlines()[-_LAST_LINES:]))))
+
+
+def _is_active(client: paramiko.SSHClient) -> bool:
+    transport = client.get_transport()
+    return transport is not None and transport.is_active()

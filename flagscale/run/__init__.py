@@ -1,0 +1,1 @@
+"""The files of a run: who owns each path, state file, log and environment variable."""

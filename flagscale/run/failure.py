@@ -1,0 +1,106 @@
+"""Why a host's share of a run ended: the first failing rank as its launcher tells it, else how that ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+from flagscale.run.logs import last_lines, rank_logs
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Failure
+from flagscale.values import LaunchPlan, NodeCommand
+
+_LAST_LINES = 20
+
+
+def first_failure(
+    plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
+) -> Failure:
+    """Return the cause to show: the rank that the failure file names, else how the launcher ended.
+
+    Args:
+        exit_code: the launcher's, negative for a signal.
+        out_of_memory: whether the kernel killed processes of this host meanwhile.
+    """
+    told = _told(Path(node.failure_file))
+    if told is not None:
+        if out_of_memory and told.signal == "SIGKILL":
+            told = replace(
+                told, message=f"{told.message}: this host ran out of memory and its kernel killed it"
+            )
+        return told if told.local_rank is None else _with_log(told, node)
+    name = signal_name(exit_code)
+    ended = f"was killed by {name}" if name else f"ended with exit code {exit_code}"
+    output = RunDir(Path(plan.exp_dir)).output(node.host)
+    return Failure(
+        message=f"the launcher {ended}",
+        exitcode=exit_code,
+        signal=name,
+        # A signal says it all; an exit code without a rank to blame is explained only by what was printed.
+        traceback="" if name else last_lines(output, plan.run_id, _LAST_LINES),
+        time=time.time(),
+    )
+
+
+def _told(file: Path) -> Failure | None:
+    """What `megatron.flagscale.torchrun` wrote when a rank failed; None where it did not."""
+    known = {field.name for field in fields(Failure)}
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Failure(**{name: value for name, value in told.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _with_log(failure: Failure, node: NodeCommand) -> Failure:
+    streams = rank_logs(node).get(failure.local_rank or 0, ())
+    return replace(failure, log=str(streams[-1])) if streams else failure
+
+
+def signal_name(exit_code: int) -> str | None:
+    """Return the name of the signal that ended a process, None for one that ended by itself."""
+    if exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"  # a real-time signal has no name
+
+
+_MARK = re.compile(
+    r"^(\(\w[\w ]* pid=\d+\) )?(?:(?:ERROR|WARNING|INFO|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
+)
+"""What vLLM puts in front of the lines of its processes, which print at the same time."""
+_DETAILS = " [type="
+"""Where pydantic begins to quote the values that it has looked at."""
+_TRACEBACK = "Traceback (most recent call last):"
+_FOLLOWING = 3
+"""Lines behind the one that names the exception, which belong to its message where they are indented."""
+
+
+def first_exception(text: str) -> tuple[str, str] | None:
+    """Return (what it says, its traceback), None where no exception was printed whole."""
+    lines = [(found, line) for line in text.splitlines() if (found := _MARK.match(line))]  # matches always
+    marked = [(found[1] or "", line[found.end() :]) for found, line in lines]
+    for begin, (process, line) in enumerate(marked):
+        if line.strip() == _TRACEBACK:
+            return _cut([line for other, line in marked[begin + 1 :] if other == process])
+    return None
+
+
+def _cut(lines: list[str]) -> tuple[str, str] | None:
+    """Cut the traceback that ends with the first line that is not indented, and the rest of its message."""
+    for end, line in enumerate(lines):
+        if line and not line.startswith((" ", "|", "+")):
+            more = []
+            for following in lines[end + 1 : end + 1 + _FOLLOWING]:
+                if not following.startswith(" ") or not following.strip():
+                    break
+                more.append(following)
+            said = line + (f" {more[0].strip().partition(_DETAILS)[0]}" if more else "")
+            return said, "\n".join([_TRACEBACK, *lines[: end + 1], *more])
+    return None

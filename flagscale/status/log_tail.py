@@ -1,0 +1,87 @@
+"""The logs of a job's hosts, read as they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from flagscale.errors import FlagScaleError
+from flagscale.remote.hosts import begin_of_run, in_order, read, sees_our_files
+from flagscale.values import Host, LaunchPlan, NodeCommand
+
+NOTICE = "flagscale: "
+"""Lines of the workers with this mark are meant for the user and are shown while following."""
+_CHUNK = 1 << 20
+
+
+class LogTail:
+    """Reads what the hosts' logs have grown by since the last time, line by line."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self._plan = plan
+        self._positions: dict[Host, int | None] = dict.fromkeys(plan.hosts, 0)
+        self.troubles: dict[Host, str] = {}
+        """Why the log of a host could not be read the last time; none where it could."""
+
+    def skip_earlier_runs(self) -> None:
+        """Begin at the header line of this run; where it has none yet, at the end."""
+        for host in self._plan.hosts:
+            self._positions[host] = None
+        of_all(self._plan, self._plan.nodes, self._find_beginning)
+
+    def lines(self, last: bool = False) -> Iterator[str]:
+        """Yield new lines, each with its host's name in front where there are several.
+
+        A line that has no end yet waits for it, unless this is the `last` look.
+        """
+        pending: Sequence[NodeCommand] = self._plan.nodes
+        while pending:
+            chunks = of_all(self._plan, pending, lambda node: self._next_chunk(node, last))
+            for node, grown in zip(pending, chunks, strict=True):
+                prefix = f"{node.host.name}: " if len(self._plan.nodes) > 1 else ""
+                for line in grown.decode(errors="replace").removesuffix("\n").split("\n") if grown else ():
+                    yield prefix + line
+            pending = [node for node, grown in zip(pending, chunks, strict=True) if grown]
+
+    def notices(self) -> Iterator[str]:
+        """Yield the new lines that are meant for the user."""
+        return (line[line.index(NOTICE) :] for line in self.lines() if NOTICE in line)
+
+    def _find_beginning(self, node: NodeCommand) -> int | None:
+        """Return where to read on; None where the host does not say it now."""
+        host = node.host
+        try:
+            if self._positions[host] is None:
+                begin = begin_of_run(self._plan, node)
+                self._positions[host] = read(self._plan, node, "output", 0, 0)[1] if begin is None else begin
+        except FlagScaleError as error:
+            self.troubles[host] = str(error)
+        return self._positions[host]
+
+    def _next_chunk(self, node: NodeCommand, last: bool) -> bytes:
+        """Read whole lines, or a piece of one that is longer than a chunk; b"" where there is none yet."""
+        position = self._find_beginning(node)
+        if position is None:
+            return b""
+        try:
+            grown, size = read(self._plan, node, "output", position, _CHUNK)
+            if size < position and size:
+                position = 0  # the user emptied or replaced the log
+                grown, _ = read(self._plan, node, "output", 0, _CHUNK)
+        except FlagScaleError as error:
+            self.troubles[node.host] = str(error)
+            return b""
+        self.troubles.pop(node.host, None)
+        whole = grown[: grown.rfind(b"\n") + 1]
+        if not whole and (last or len(grown) == _CHUNK):
+            whole = grown
+        self._positions[node.host] = position + len(whole)
+        return whole
+
+
+def of_all[Value](
+    plan: LaunchPlan, nodes: Sequence[NodeCommand], look: Callable[[NodeCommand], Value]
+) -> list[Value]:
+    """Look at files of several hosts: at once where they have to be asked for."""
+    if all(sees_our_files(plan, node.host) for node in nodes):
+        return [look(node) for node in nodes]
+    return in_order(look, nodes)

@@ -1,0 +1,241 @@
+"""The status of a job, made of its hosts' states, its metrics and its programs; as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from statistics import fmean
+from typing import Any, Literal
+
+from flagscale.remote.launcher import HostStatus
+from flagscale.run.state import Attempt, Failure, ProgramState
+from flagscale.values import LaunchPlan
+
+JobPhase = Literal["starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """One status of a whole job, made of its hosts' states."""
+
+    plan: LaunchPlan
+    phase: JobPhase
+    hosts: tuple[HostStatus, ...]
+    progress: Progress | None
+    failure: tuple[str, Failure] | None
+    """The host and the cause of the first failure."""
+    programs: tuple[Placed, ...] = ()
+    is_given_up: bool = False
+    """Whether hosts that cannot be asked are waited for no more."""
+
+    @property
+    def exit_code(self) -> int:
+        failing = self.failure is not None and self.phase != "stopped"
+        return 1 if failing or self.phase in ("failed", "unknown") else 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether no host has anything left to wait for."""
+        return self.is_given_up or all(host.ended for host in taking_part(self.hosts))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the job has ended on some host, and all that have not said so cannot be asked.
+
+        Hosts that each run a program to its end may go on when one of them has finished.
+        """
+        hosts = taking_part(self.hosts)
+        over = ("failed", "stopped", *(() if has_programs(self.plan) else ("finished",)))
+        is_over = any(host.state and host.state.phase in over for host in hosts)
+        return is_over and all(host.ended or host.trouble for host in hosts)
+
+
+def job_status(
+    plan: LaunchPlan,
+    hosts: Sequence[HostStatus],
+    progress: Progress | None,
+    programs: Sequence[Placed] = (),
+) -> JobStatus:
+    """Sum up the hosts: the job fails with its first host, runs while one runs, and is well when all are.
+
+    Servers run once all of them have answered.
+    """
+    counted = taking_part(hosts)
+    phases = Counter(host.state.phase if host.state else "unknown" for host in counted)
+    order: tuple[JobPhase, ...] = (
+        "failed",
+        "unknown",
+        "stopping",
+        "starting",
+        "running",
+        "stopped",
+        "finished",
+    )
+    failures = [(host.host.name, host.state.failure) for host in counted if host.state and host.state.failure]
+    phase = next(phase for phase in order if phases[phase])
+    return JobStatus(
+        plan=plan,
+        phase=phase_of_running(plan, programs) if phase == "running" else phase,
+        hosts=tuple(hosts),
+        progress=progress,
+        failure=failures[_cause([failure for _, failure in failures])] if failures else None,
+        programs=tuple(programs),
+    )
+
+
+def taking_part(hosts: Sequence[HostStatus]) -> list[HostStatus]:
+    """Return the hosts that the job runs on: a restart may have left some out, as the first host tells."""
+    members = next((host.state.members for host in hosts if host.state and host.state.members), ())
+    return [host for host in hosts if not members or host.host.rank in members]
+
+
+def _cause(failures: Sequence[Failure]) -> int:
+    """Return which of the failures that hosts tell is the first one.
+
+    What was caused elsewhere comes last, and a rank's before its launcher's. Where hosts have lost each
+    other, most of them name the one that is away: that one, which may still live, has lost the others. Then
+    the earliest.
+    """
+    votes = Counter(failure.message for failure in failures if failure.is_victim)
+
+    def order(number: int) -> tuple[bool, bool, int, float]:
+        failure = failures[number]
+        return failure.is_victim, failure.rank is None, -votes[failure.message], failure.time
+
+    return min(range(len(failures)), key=order)
+
+
+def failed_attempts(status: JobStatus) -> list[tuple[str, Attempt]]:
+    """Return the attempts before the present one, each as the host tells it where it failed first."""
+    told: dict[int, list[tuple[str, Attempt]]] = defaultdict(list)
+    for host in status.hosts:
+        for attempt in host.state.attempts if host.state else ():
+            told[attempt.number].append((host.host.name, attempt))
+    attempts = [told[number] for number in sorted(told)]
+    return [one[_cause([attempt.failure for _, attempt in one])] for one in attempts]
+
+
+def status_json(status: JobStatus) -> dict[str, Any]:
+    """Return the status for programs."""
+    name, failure = status.failure or ("", None)
+    counted = taking_part(status.hosts)
+    return {
+        "state": status.phase,
+        "name": status.plan.name,
+        "run_id": status.plan.run_id,
+        "exp_dir": status.plan.exp_dir,
+        "metrics": _finite(status.progress.record) if status.progress else None,
+        "seconds_left": status.progress.seconds_left if status.progress else None,
+        "failure": {"host": name, **asdict(failure)} if failure else None,
+        "attempts": [{"host": host, **asdict(attempt)} for host, attempt in failed_attempts(status)],
+        "programs": [{"host": host, **asdict(state)} for host, state in status.programs],
+        "hosts": [
+            {
+                "rank": host.host.rank,
+                "name": host.host.name,
+                "state": phase_of(host, counted),
+                "processes": host.processes,
+                "trouble": host.trouble,
+            }
+            for host in status.hosts
+        ],
+    }
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN, which a diverged loss is."""
+    return {
+        key: None if isinstance(value, float) and not isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+TAIL_BYTES = 32768
+_RECENT = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The newest logged iteration, and the seconds left at the recent pace (None where no end is known)."""
+
+    record: dict[str, Any]
+    seconds_left: float | None
+
+    @property
+    def iteration(self) -> int:
+        return int(self.record["iteration"])
+
+    @property
+    def train_iters(self) -> int | None:
+        total = self.record.get("train_iters")
+        return int(total) if total else None
+
+
+def read_progress(tail: bytes, since: float = 0.0) -> Progress | None:
+    """Return the progress told by the last `TAIL_BYTES` of a metrics file (all of it, where it is shorter).
+
+    None before its first line at or after the time `since`; a line being written at this moment is left for
+    the next time.
+    """
+    records = [record for record in _records(tail) if record.get("time", 0.0) >= since]
+    if not records:
+        return None
+    last = records[-1]
+    total = last.get("train_iters")
+    pace = fmean(float(record["iteration_ms"]) for record in records[-_RECENT:]) / 1000
+    return Progress(last, max(0, int(total) - int(last["iteration"])) * pace if total else None)
+
+
+def _records(tail: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the records of training iterations, oldest first; validation has lines of its own."""
+    # The first piece may be the end of a line, the last one is a line that is not complete yet.
+    for line in tail.split(b"\n")[1 if len(tail) >= TAIL_BYTES else 0 : -1]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "iteration" in record and "iteration_ms" in record:
+            yield record
+
+
+Placed = tuple[str, ProgramState]
+"""A host's name and the state of a program there."""
+
+
+def has_programs(plan: LaunchPlan) -> bool:
+    """Whether the job runs programs rather than ranks."""
+    return any(node.programs for node in plan.nodes)
+
+
+def servers(plan: LaunchPlan) -> list[tuple[str, str]]:
+    """Return (model, address) of every server that the plan starts."""
+    programs = (program for node in plan.nodes for program in node.programs)
+    return [(program.model, program.url) for program in programs if program.url]
+
+
+def phase_of_running(
+    plan: LaunchPlan, programs: Sequence[Placed]
+) -> Literal["starting", "running", "stopping"]:
+    """Return what a job is whose hosts run: starting until all servers have answered, stopping once a program
+    has failed (its host has not said so yet).
+    """
+    phases = [state.phase for _, state in programs]
+    if "failed" in phases:
+        return "stopping"
+    answered = sum(phase in ("ready", "unhealthy") for phase in phases)
+    return "starting" if answered < len(servers(plan)) else "running"
+
+
+def change(programs: Sequence[Placed]) -> object:
+    """Return what is different once there is something new to tell; the speed of a server is not."""
+    return [(host, state.name, state.phase, state.done) for host, state in programs]
+
+
+def phase_of(host: HostStatus, counted: Sequence[HostStatus]) -> str:
+    """Return the phase of a host; `counted` are those that the job runs on."""
+    if host not in counted:
+        return "left out"
+    return host.state.phase if host.state else "unknown"

@@ -1,0 +1,149 @@
+"""What the commands print for people: a plan, a started job, a status, a progress line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flagscale.formats import count, duration, quantity
+from flagscale.plan.render import scripts
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import ProgramState
+from flagscale.status.model import (
+    JobStatus,
+    Placed,
+    Progress,
+    failed_attempts,
+    has_programs,
+    phase_of,
+    servers,
+    taking_part,
+)
+from flagscale.values import LaunchPlan
+
+
+def plan_text(plan: LaunchPlan, config: str) -> str:
+    """Return everything that `run` would do: the resolved configuration, the scripts, the commands."""
+    run_dir = _run_dir(plan)
+    lines = [f"{plan.name}: {_size(plan)} on {_hosts(plan)}, {plan.layout}"]
+    for node in plan.nodes:
+        slots = count(node.host.slots, "slot" if node.programs else "rank")
+        lines.append(f"  host {node.host.rank}  {node.host.name}  {slots}  {node.host.platform}")
+        lines += [f"    {program.name}  {program.url}".rstrip() for program in node.programs]
+    lines += ["", plan.picture] if plan.picture else []
+    lines += ["", f"# {run_dir.config}", config.rstrip("\n")]
+    for path, text in scripts(plan).items():
+        lines += ["", f"# {path}", text.rstrip("\n")]
+    return "\n".join(lines)
+
+
+def started_text(plan: LaunchPlan) -> str:
+    """Return where a started job is and what to type next."""
+    run_dir, job_dir = _run_dir(plan), RunDir(Path(plan.job_dir or plan.exp_dir))
+    hosts = _hosts(plan)
+    lines = [
+        f"{plan.name}: {_size(plan)} on {hosts} ({plan.layout}), run {plan.run_id}",
+        f"  logs         {run_dir.logs}",
+    ]
+    if not has_programs(plan):
+        lines += [f"  metrics      {job_dir.metrics}", f"  checkpoints  {job_dir.checkpoints}"]
+    lines += [f"  {model}  {url}/v1" for model, url in servers(plan)]
+    return "\n".join([*lines, "  the same command with action=query, logs or stop looks after it"])
+
+
+def status_text(status: JobStatus) -> str:
+    """Return the status of a job for people."""
+    plan = status.plan
+    lines = [
+        f"{plan.name}: {status.phase}  ({_size(plan)} on {_hosts(plan)}, {plan.layout}, run {plan.run_id})"
+    ]
+    lines += [f"  {line}" for line in program_lines(status.programs)]
+    if status.progress:
+        lines.append(f"  {progress_text(status.progress)}")
+    counted = taking_part(status.hosts)
+    for host in status.hosts:
+        phase = phase_of(host, counted)
+        living = f"  {count(host.processes, 'process')}" if host.processes else ""
+        unseen = "the run's plan is not to be seen here" if host.processes else "nothing was started here yet"
+        trouble = host.trouble or ("" if host.state else unseen)
+        lines.append(f"  host {host.host.rank}  {host.host.name}  {phase}{living}  {trouble}".rstrip())
+    for number, (name, attempt) in enumerate(failed_attempts(status), start=1):
+        ended = time.strftime("%H:%M:%S", time.localtime(attempt.ended))
+        lines.append(f"  attempt {number} ended at {ended}: host {name}: {attempt.failure.message}")
+    if status.failure:
+        lines += failure_lines(status)
+    return "\n".join(lines)
+
+
+def failure_lines(status: JobStatus) -> list[str]:
+    """Return the first failure with its traceback and where the log is."""
+    if status.failure is None:
+        return []
+    name, failure = status.failure
+    rank = f", rank {failure.rank}" if failure.rank is not None else ""
+    lines = [f"  first failure: host {name}{rank}: {failure.message}"]
+    lines += [f"    {line}" for line in failure.traceback.rstrip().splitlines()]
+    host = next(node.host for node in status.plan.nodes if node.host.name == name)
+    if failure.log:
+        whose = "program" if has_programs(status.plan) else "rank"
+        lines.append(f"  log of the {whose}: {failure.log}")
+    return [*lines, f"  log of the host: {_run_dir(status.plan).output(host)}"]
+
+
+def progress_text(progress: Progress) -> str:
+    """Return one line: `iteration 120/160  loss 5.912  3.1k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
+    record = progress.record
+    total = f"/{progress.train_iters}" if progress.train_iters else ""
+    parts = [f"iteration {progress.iteration}{total}"]
+    if isinstance(record.get("lm_loss"), int | float):
+        parts.append(f"loss {record['lm_loss']:.4f}")
+    if isinstance(record.get("tokens_per_s"), int | float):
+        parts.append(f"{quantity(record['tokens_per_s'])} tokens/s")
+    if isinstance(record.get("tflops_per_gpu"), int | float):
+        parts.append(f"{record['tflops_per_gpu']:.3g} TFLOP/s a device")
+    if record.get("skipped"):
+        parts.append(f"{record['skipped']} skipped")
+    if progress.seconds_left:
+        parts.append(f"{duration(progress.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def program_lines(programs: Sequence[Placed]) -> list[str]:
+    """Return a line a program, names and addresses in columns."""
+    rows = [(state.name, state.url or host, _text(state)) for host, state in programs]
+    wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return [f"{name:{wide[0]}}  {place:{wide[1]}}  {text}".rstrip() for name, place, text in rows]
+
+
+def _text(state: ProgramState) -> str:
+    if state.phase == "starting":
+        waited = duration(max(0.0, time.time() - state.since))
+        return f"starting for {waited}{f': {state.last_line}' if state.last_line else ''}"
+    parts: list[str] = [state.phase]
+    if state.total is not None:
+        parts.append(f"{state.done}/{state.total} prompts")
+    if state.requests_running is not None:
+        parts.append(f"{state.requests_running} running, {state.requests_waiting} waiting")
+    if state.tokens_per_s is not None:
+        parts.append(f"{quantity(state.tokens_per_s)} tokens/s")
+    if state.url and state.model:
+        parts.append(f"model {state.model}")
+    return "  ".join(parts)
+
+
+def _hosts(plan: LaunchPlan) -> str:
+    """`3 hosts`, or which of a platform's hosts this is."""
+    if plan.job_dir:
+        return f"the platform's hosts, this is host {plan.hosts[0].rank}"
+    return count(len(plan.nodes), "host")
+
+
+def _size(plan: LaunchPlan) -> str:
+    """`4 ranks`, or how many programs a job has that runs those."""
+    programs = sum(len(node.programs) for node in plan.nodes)
+    return count(programs, "program") if programs else count(plan.world_size, "rank")
+
+
+def _run_dir(plan: LaunchPlan) -> RunDir:
+    return RunDir(Path(plan.exp_dir))

@@ -1,0 +1,190 @@
+"""Watch a running job: a bar in a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from flagscale.errors import FlagScaleError
+from flagscale.remote import launcher
+from flagscale.remote.hosts import read, sees_our_files
+from flagscale.remote.launcher import Done, HostStatus
+from flagscale.run.state import OVER, from_json
+from flagscale.status.log_tail import LogTail, of_all
+from flagscale.status.model import (
+    TAIL_BYTES,
+    JobStatus,
+    Placed,
+    change,
+    has_programs,
+    job_status,
+    read_progress,
+    taking_part,
+)
+from flagscale.status.text import program_lines, progress_text
+from flagscale.values import LaunchPlan, NodeCommand
+
+_POLL = 0.5
+_GIVE_UP = 15.0
+"""Seconds after which hosts that cannot be asked do not keep up a job that has ended on others."""
+_CHUNK = 1 << 20
+
+
+def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
+    """Ask the hosts once and read the metrics of this run; `count` as in `launcher.status`."""
+    hosts = launcher.status(plan, count=count)
+    started = min((host.state.started for host in hosts if host.state), default=0.0)
+    # The last rank writes the metrics, so they lie on the last host where the hosts share no file system.
+    last = taking_part(hosts)[-1]
+    node = plan.node(last.host.rank)
+    tail = _read(plan, node, "metrics", -TAIL_BYTES, TAIL_BYTES) if _is_readable(plan, last) else b""
+    return job_status(plan, hosts, read_progress(tail, started), _programs(plan, hosts))
+
+
+def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:
+    """Whether a host's files need no question to a host that has just not answered."""
+    return not host.trouble or sees_our_files(plan, host.host)
+
+
+def _read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> bytes:
+    """Read a piece of a file of the run; b"" where it is not there, or its host has gone this moment."""
+    try:
+        return read(plan, node, name, position, size)[0]
+    except FlagScaleError:
+        return b""  # the status tells of a host that cannot be asked
+
+
+def _programs(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[Placed]:
+    """Return how the programs of all hosts are, as far as they have said it."""
+    asked = [
+        (node, host)
+        for node, host in zip(plan.nodes, hosts, strict=True)
+        if node.programs and _is_readable(plan, host)
+    ]
+    texts = of_all(plan, [node for node, _ in asked], lambda node: _read(plan, node, "programs", 0, _CHUNK))
+    found: list[Placed] = []
+    for (node, host), text in zip(asked, texts, strict=True):
+        for state in from_json(text, plan.run_id):
+            # Their launcher had no last word where it was killed.
+            over = host.ended and state.phase not in OVER
+            found.append((node.host.name, replace(state, phase="stopped") if over else state))
+    return found
+
+
+def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobStatus]:
+    """Yield the status of a job twice a second until it has ended; that is the last one.
+
+    Where the job has ended on some hosts and the others cannot be asked any more, they are given up after a
+    while: a host that lost its power never answers.
+
+    Args:
+        tell: given a line for every host that cannot be asked, once.
+    """
+    told: dict[str, str] = {}
+    since: float | None = None
+    while True:
+        status = current_status(plan, count=False)
+        for host in status.hosts:
+            if host.trouble and told.get(host.host.name) != host.trouble:
+                tell(f"{host.host.name}: {host.trouble}")
+            told[host.host.name] = host.trouble
+        since = (since or time.monotonic()) if status.is_lost else None
+        if since and time.monotonic() - since > _GIVE_UP:
+            status = replace(status, is_given_up=True)
+        yield status
+        if status.ended:
+            return
+        time.sleep(_POLL)
+
+
+def follow(plan: LaunchPlan) -> JobStatus:
+    """Show the job's progress until it ends; return its last status. Ctrl-C is the caller's to handle."""
+    if has_programs(plan):
+        return follow_programs(plan, lambda status: status.ended)
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    if sys.stdout.isatty():
+        return _follow_in_terminal(plan, tail)
+    shown = -1
+    for status in statuses(plan, _say):
+        for line in tail.notices():
+            _say(line)
+        if status.progress and status.progress.iteration != shown:
+            shown = status.progress.iteration
+            _say(progress_text(status.progress))
+    return status
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def follow_programs(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
+    """Show how a job's programs are until that is enough, or the job has ended; return its last status."""
+    tail = LogTail(plan)
+    tail.skip_earlier_runs()
+    shown: object = None
+    # A picture that is drawn over in a terminal; otherwise lines, only where something has changed.
+    with Live(console=Console(), transient=True) if sys.stdout.isatty() else nullcontext() as live:
+        for status in statuses(plan, _say):
+            for line in tail.notices():
+                _say(line)
+            if live:
+                live.update("\n".join(map(escape, program_lines(status.programs))))
+            elif change(status.programs) != shown:
+                shown = change(status.programs)
+                _say("\n".join(program_lines(status.programs)))
+            if is_enough(status):
+                break
+    return status
+
+
+def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Bar(*columns, console=Console(), transient=False) as bar:
+        task = bar.add_task(plan.name, total=None, text="starting the ranks")
+
+        def say(line: str) -> None:
+            bar.console.print(line, markup=False, highlight=False)
+
+        for status in statuses(plan, say):
+            for line in tail.notices():
+                say(line)
+            if status.progress:
+                progress = status.progress
+                bar.update(
+                    task,
+                    total=progress.train_iters,
+                    completed=progress.iteration,
+                    text=progress_text(progress),
+                )
+    return status
+
+
+@contextmanager
+def counted(what: str, hosts: int) -> Iterator[Done | None]:
+    """Show how many of many hosts have done something: a bar in a terminal, a line a second otherwise."""
+    if hosts == 1:
+        yield None
+    elif sys.stderr.isatty():
+        with Bar(TextColumn(what), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=hosts)
+            yield lambda done, total: bar.update(task, completed=done)
+    else:
+        told = [time.monotonic()]
+
+        def tell(done: int, total: int) -> None:
+            if done == total or time.monotonic() - told[0] >= 1:
+                told[0] = time.monotonic()
+                print(f"{what}: {done} of {total} hosts", file=sys.stderr, flush=True)
+
+        yield tell

@@ -1,0 +1,201 @@
+"""Small random models of every family, and what becomes of them: converted, trained in a layout, and back.
+
+Used by the tests, and by `benchmarks/conversion_table.py` for the table in docs/conversion.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from flagscale_testing.ranks.forked import Curve, Run, run_all
+from flagscale_testing.ranks.layouts import PP2, TP2
+from megatron.flagscale.convert.convert import TASK, convert
+
+VOCAB, LENGTH = 250, 64
+EP2 = "--expert-model-parallel-size 2"
+_CUT = f"{TP2} {PP2} {EP2} --expert-tensor-parallel-size 1 --sequence-parallel"
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model as transformers configures it, and the layout of the training that it goes through.
+
+    `options` are more of the training's arguments; `padded` says that they give the vocabulary more rows.
+    """
+
+    config: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ranks: int = 4
+    layout: str = f"{TP2} {PP2}"
+    layout_name: str = "TP2 PP2"
+    dtype: str = "float32"
+    padded: bool = False
+
+
+def _llama3(factor: float) -> dict[str, Any]:
+    where = {"rope_theta": 500000.0, "original_max_position_embeddings": 8192}
+    return {"rope_parameters": {**LLAMA3, **where, "factor": factor}, "max_position_embeddings": 131072}
+
+
+CASES = {
+    "Aquila": Case("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}, padded=True),
+    "Llama 2": Case("Llama"),
+    "Llama 3.1": Case("Llama", _llama3(8.0)),
+    "Llama 3.2, tied": Case("Llama", {**_llama3(32.0), "tie_word_embeddings": True}),
+    "Llama 2, bf16": Case("Llama", dtype="bfloat16"),
+    "Mixtral": Case("Mixtral", {"num_local_experts": 4}, 2, EP2, "EP2"),
+    "Mixtral, more cut": Case("Mixtral", {"num_local_experts": 4}, 4, _CUT, "TP2 SP PP2 EP2"),
+    "Qwen2, 2.5": Case("Qwen2", {"rope_theta": 1000000.0}),
+    "Qwen2, 2.5, tied": Case("Qwen2", {"tie_word_embeddings": True}),
+    "Qwen3": Case("Qwen3", {"head_dim": 32}),
+    "Qwen3, tied": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a model.
+
+    `round_trip`: Hugging Face -> Megatron -> Hugging Face is bitwise; `trained`: also with a training in
+    between that loads it in the layout, does a step at learning rate 0, and saves. `logits` is the greatest
+    difference of Megatron's logits from those of transformers, `loss` that of the first step's loss. None:
+    not tried.
+    """
+
+    round_trip: bool
+    logits: float
+    trained: bool | None
+    loss: float | None
+    error: str = ""
+
+
+def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
+    """Save a random model of the case; norms and biases are drawn too, or a mix-up of them would not show."""
+    import transformers
+
+    torch.manual_seed(seed)
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = getattr(transformers, f"{case.config}Config")(**{**common, **case.settings})
+    model = getattr(transformers, f"{case.config}ForCausalLM")(config).to(getattr(torch, case.dtype)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the safetensors files of a folder."""
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same tensors, bit for bit."""
+    a, b = tensors_of(one), tensors_of(other)
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
+
+
+def write_data(folder: Path) -> tuple[str, torch.Tensor]:
+    """Write data of which every sample is the same `LENGTH` tokens and the first again; prefix, sample."""
+    import numpy
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    tokens = torch.randint(3, VOCAB - 1, (LENGTH,), generator=torch.Generator().manual_seed(1))
+    builder = IndexedDatasetBuilder(str(folder / "text.bin"), dtype=numpy.uint16)
+    builder.add_document(tokens.repeat(64), [LENGTH * 64])
+    builder.finalize(str(folder / "text.idx"))
+    return str(folder / "text"), torch.cat([tokens, tokens[:1]])[None]
+
+
+def task_argv(folder: Path, case: Case) -> list[str]:
+    """The worker's arguments that a converted checkpoint brings along."""
+    task = yaml.safe_load((folder / TASK).read_text())
+    if case.padded:
+        del task["padded_vocab_size"]
+        task["make_vocab_size_divisible_by"] = 64
+    options = [(f"--{name.replace('_', '-')}", value) for name, value in task.items()]
+    return [part for name, value in options for part in ([name] if value is True else [name, str(value)])]
+
+
+def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
+    """A real training of one step at learning rate 0: it loads, computes a loss, and saves."""
+    return [
+        *task_argv(folder, case),
+        *shlex.split(f"{case.layout} --seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4"),
+        *shlex.split("--train-iters 1 --lr 0 --lr-decay-style constant --log-interval 1 --eval-iters 0"),
+        *shlex.split("--tokenizer-type NullTokenizer --split 100,0,0 --use-distributed-optimizer"),
+        *("--data-path", data, "--load", str(folder), "--save", str(saved), "--save-interval", "1"),
+    ]
+
+
+def run_chain(names: Iterable[str], folder: Path, trained: Iterable[str] = CASES) -> dict[str, Outcome]:
+    """Take the models of the named cases all the way, below `folder`; through a training those `trained`."""
+    data, tokens = write_data(folder)
+    torch.save(tokens, folder / "tokens.pt")
+    runs, models = [], {}
+    for name in names:
+        case, where = CASES[name], folder / name
+        models[name] = make_model(case, where / "hf")
+        convert(where / "hf", where / "megatron")
+        runs.append(_forward(name, case, where, tokens))
+        if name in trained:
+            argv = training(where / "megatron", case, data, where / "trained")
+            runs.append(Run(f"{name}: training", case.ranks, tuple(argv)))
+    curves = run_all(runs, folder / "runs")
+    return {name: _outcome(name, folder / name, model, tokens, curves) for name, model in models.items()}
+
+
+def _forward(name: str, case: Case, where: Path, tokens: torch.Tensor) -> Run:
+    files = [str(where.parent / "tokens.pt"), str(where / "logits.pt")]
+    steps = f"--seq-length {tokens.shape[1]} --micro-batch-size 1 --train-iters 1 --skip-train"
+    loading = ["--load", str(where / "megatron"), "--mock-data", "--tokenizer-type", "NullTokenizer"]
+    argv = (*files, *task_argv(where / "megatron", case), *shlex.split(steps), *loading)
+    return Run(f"{name}: logits", 1, argv, "megatron.flagscale.convert.logits:main")
+
+
+def _outcome(
+    name: str, where: Path, model: Any, tokens: torch.Tensor, curves: Mapping[str, Curve]
+) -> Outcome:
+    training = curves.get(f"{name}: training")
+    error = curves[f"{name}: logits"].error or (training.error if training else "")
+    if error:
+        return Outcome(False, float("inf"), False, None, error)
+    with torch.no_grad():
+        expected = model(tokens).logits.float()
+    logits = torch.load(where / "logits.pt", weights_only=True)[..., :VOCAB]
+    difference = (logits - expected).abs().max().item()
+    convert(where / "megatron", where / "back")
+    came_back = same(where / "hf", where / "back")
+    if training is None:
+        return Outcome(came_back, difference, None, None)
+    convert(where / "trained", where / "after")
+    loss = torch.nn.functional.cross_entropy(expected[0, :-1], tokens[0, 1:]).item()
+    after = same(where / "hf", where / "after")
+    return Outcome(came_back, difference, after, abs(training.losses[0] - loss))

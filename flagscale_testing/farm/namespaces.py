@@ -1,0 +1,153 @@
+"""A farm of hosts that can lose their network and their power: each is a set of namespaces on one switch.
+
+A host has its own network, process table, host name, `/etc/hosts` (it knows all hosts by name), mounts and
+sshd on port 22; it shares the machine's file system, but for the folders that are to be private.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from flagscale_testing.farm.credentials import FarmHost
+from flagscale_testing.farm.farm import Farm, alive, is_sshd, wait_until
+from flagscale_testing.farm.keeper import Keeper
+from flagscale_testing.farm.switch import Switch, free_subnet, switch_on
+
+_SSH_PORT = 22
+# Ignoring SIGCHLD is all that an init must do: the kernel then buries the orphans that it adopts.
+_INIT = ["env", "--ignore-signal=CHLD", "sleep", "infinity"]
+UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--mount-proc", "--kill-child", "--"]
+
+
+@dataclass(frozen=True)
+class NamespaceFarm(Farm):
+    """Hosts 1, 2, ... of a private subnet, in which this machine (the launcher) has `switch.launcher`.
+
+    Attributes:
+        private: folders that every host has for itself.
+    """
+
+    switch: Switch
+    private: tuple[Path, ...]
+    _init: dict[FarmHost, psutil.Process] = field(default_factory=dict, init=False, repr=False)
+
+    def backing(self, host: FarmHost, path: Path) -> Path:
+        """Return where a path in a private folder of the host lies on this machine; power-offs leave it."""
+        assert any(path.is_relative_to(folder) for folder in self.private), f"{path} is not private"
+        return host.directory / "private" / path.relative_to("/")
+
+    def cut(self, host: FarmHost) -> None:
+        """Have the network lose every packet from and to a host, which itself goes on."""
+        self.switch.set_link(host, "down")
+
+    def restore(self, host: FarmHost) -> None:
+        """Undo `cut`."""
+        self.switch.set_link(host, "up")
+
+    def power_off(self, host: FarmHost) -> None:
+        """Kill a host: its peers hear no goodbye, and no process of it is left."""
+        self.switch.unplug(host)  # first, or the dying sockets would still tell their peers
+        self._sshd.pop(host, None)
+        init = self._init.pop(host)
+        table = _process_table(init.pid)
+        init.kill()
+        wait_until(lambda: not _living_in(table), f"the end of {host.name}")
+
+    def power_on(self, host: FarmHost) -> None:
+        """Boot a host that is off: new namespaces, its sshd, and what was on its private folders."""
+        started = self.keeper.start([*UNSHARE, *_INIT], host.log)
+        wait_until(lambda: [child.name() for child in started.children()] == ["sleep"], host.name)
+        self._init[host] = started.children()[0]
+        self.switch.plug_in(host, self._init[host].pid)
+        self._check(host, ["hostname", host.name])
+        self._check(host, ["mount", "--bind", str(self._names), "/etc/hosts"])
+        for folder in self.private:
+            backing = self.backing(host, folder)
+            backing.mkdir(parents=True, exist_ok=True)
+            self._check(host, ["mount", "--bind", str(backing), str(folder)])
+        self.start_sshd(host)
+
+    def inside(self, host: FarmHost, words: Sequence[str]) -> list[str]:
+        target = str(self._init[host].pid)
+        return ["nsenter", "--target", target, "--net", "--pid", "--mount", "--uts", "--", *words]
+
+    def processes(self, host: FarmHost) -> list[psutil.Process]:
+        init = self._init.get(host)
+        if init is None or not alive(init):
+            return []
+        return [
+            process
+            for process in _living_in(_process_table(init.pid))
+            if process != init and not is_sshd(process)
+        ]
+
+    def write_files(self) -> None:
+        super().write_files()
+        lines = [f"{host.address} {host.name}\n" for host in self.hosts]
+        self._names.write_text("".join(["127.0.0.1 localhost\n", *lines]))
+        for folder in self.private:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _names(self) -> Path:
+        return self.directory / "hosts"
+
+    def _check(self, host: FarmHost, words: Sequence[str]) -> None:
+        subprocess.run(self.inside(host, words), check=True)
+
+    def _listener(self, started: psutil.Process) -> psutil.Process:
+        return started.children()[0]  # nsenter waits for it outside of the host
+
+
+@contextmanager
+def namespace_farm(directory: Path, count: int = 3, private: Sequence[Path] = ()) -> Iterator[NamespaceFarm]:
+    """Make a farm of `count` hosts in an empty folder; at the end, nothing of it is left but that folder.
+
+    Args:
+        private: absolute folders that each host shall have for itself, empty at first; made here if missing.
+    """
+    assert 1 <= count <= 250
+    directory = directory.resolve()
+    # The farm's own files must be seen on every host: its sshd reads them there.
+    assert not any(directory.is_relative_to(folder) for folder in private), "the farm's folder is private"
+    tag, subnet = secrets.token_hex(4), free_subnet()
+    hosts = tuple(
+        FarmHost(f"node-{n}", str(subnet[n]), _SSH_PORT, directory / f"node-{n}") for n in range(1, count + 1)
+    )
+    uplink = f"farm-{tag}"
+    try:
+        with Keeper() as keeper:
+            switch = switch_on(keeper, uplink, subnet, directory / "switch.log")
+            farm = NamespaceFarm(directory, tag, hosts, keeper, switch, tuple(private))
+            farm.write_files()
+            for host in hosts:
+                farm.power_on(host)
+            yield farm
+    finally:
+        # Not deleted by us: so the hosts' dying sockets can still tell their peers.
+        wait_until(lambda: uplink not in psutil.net_if_addrs(), "the end of the farm's interface")
+
+
+def _process_table(pid: int) -> int:
+    """Return the number of the PID namespace of a process."""
+    return os.stat(f"/proc/{pid}/ns/pid").st_ino
+
+
+def _living_in(table: int) -> list[psutil.Process]:
+    """Return the processes of a PID namespace."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if _process_table(process.pid) == table and alive(process):
+                found.append(process)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended, or is the machine's: a farm's processes are always ours to look at
+    return found

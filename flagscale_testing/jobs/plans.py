@@ -1,0 +1,58 @@
+"""The plan of a job without an engine, and a launcher in a process of its own, which a test may kill."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flagscale.values import LaunchPlan, NodeCommand
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE, SERVER = (Path(__file__).with_name(name) for name in ("fake_engine.py", "fake_server.py"))
+"""What stands for an engine's launcher, and for a server."""
+
+
+def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: Any) -> LaunchPlan:
+    """The plan of a job whose launchers are `fake_engine.py`; `more` are further fields of it."""
+    return LaunchPlan(
+        run_id=run_id,
+        name="fake",
+        task_type="train",
+        engine="fake",
+        engine_version="1",
+        layout="dp1",
+        world_size=sum(node.host.slots for node in nodes),
+        exp_dir=str(exp_dir),
+        python=sys.executable,
+        source_root=str(ROOT),
+        before_start="",
+        after_stop="",
+        nodes=tuple(nodes),
+        **more,
+    )
+
+
+def launch(
+    plan: LaunchPlan, folder: Path, environment: Mapping[str, str], **changes: Any
+) -> subprocess.Popen[str]:
+    """Start a plan, which is written below `folder`, from a process of its own."""
+    file = folder / f"plan {plan.run_id}"
+    file.write_text(plan.to_json())
+    program = (
+        "import signal, sys\n"
+        "from flagscale.values import LaunchPlan; from flagscale.launch import launcher\n"
+        # A shell that puts the tests into the background has them ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "plan = LaunchPlan.from_json(open(sys.argv[1]).read()); launcher.start(plan, '', {})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(file)],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **changes,
+    )

@@ -1,0 +1,101 @@
+"""One small model under many parallel layouts, each against the training of one process."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flagscale_testing.ranks.forked import Curve, Run, run_all
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to spread a model over ranks; `model` names what is trained, which has its own reference."""
+
+    name: str
+    model: str
+    ranks: int
+    options: str
+
+    def run(self, steps: int) -> Run:
+        argv = (*MODELS[self.model], "--train-iters", str(steps), *shlex.split(self.options))
+        return Run(self.name, self.ranks, argv)
+
+
+COMMON = """
+    --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --seq-length 64 --max-position-embeddings 64
+    --num-layers 4 --hidden-size 64 --num-attention-heads 4 --attention-dropout 0 --hidden-dropout 0
+    --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --lr-decay-style constant
+    --weight-decay 0.1 --log-interval 1 --eval-iters 0 --make-vocab-size-divisible-by 32
+"""
+GPT = "--position-embedding-type learned_absolute"
+LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
+    --untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2"""
+MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
+    --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
+PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
+MODELS: dict[str, Sequence[str]] = {
+    name: shlex.split(f"{COMMON} {options}")
+    for name, options in {
+        "llama": LLAMA,
+        "llama, 8 layers": f"{LLAMA} --num-layers 8",
+        "gpt": GPT,
+        "moe": f"{LLAMA} {MOE}",
+        "moe unbalanced": f"{LLAMA} {MOE} --moe-router-load-balancing-type none --moe-aux-loss-coeff 0",
+        "packed": f"{LLAMA} {PACKED}",
+        "packed, per token": f"{LLAMA} {PACKED} --calculate-per-token-loss",
+        "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
+        "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
+        "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",
+        "llama bf16": f"{LLAMA} --bf16",
+        "llama fp16": f"{LLAMA} --fp16 --initial-loss-scale 65536 --hysteresis 1",
+    }.items()
+}
+
+TP2, PP2, CP2 = (f"--{kind}-parallel-size 2" for kind in ("tensor-model", "pipeline-model", "context"))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layout's training is from one process: greatest differences over all iterations."""
+
+    loss: float
+    grad_norm: float
+    error: str = ""
+
+    def is_small(self, model: str) -> bool:
+        rough = model.endswith("16")
+        loss, norm = (5e-3, 5e-3) if rough else (2e-5, 1e-4)
+        return not self.error and self.loss <= loss and self.grad_norm <= norm
+
+
+def compare(
+    layouts: Sequence[Layout], folder: Path, steps: int = 20, mutation: str = ""
+) -> dict[str, Difference]:
+    """Train every layout, with a mutation (see `Run`), and its model's single process: their differences."""
+    runs = [replace(layout.run(steps), mutation=mutation) for layout in layouts]
+    curves = run_all(runs, folder)
+    return {
+        layout.name: _difference(_one_process(layout.model, steps), curves[layout.name], steps)
+        for layout in layouts
+    }
+
+
+@functools.cache
+def _one_process(model: str, steps: int) -> Curve:
+    with tempfile.TemporaryDirectory() as folder:
+        (curve,) = run_all([Layout("one process", model, 1, "").run(steps)], Path(folder)).values()
+    return curve
+
+
+def _difference(base: Curve, curve: Curve, steps: int) -> Difference:
+    error = base.error or curve.error
+    if error or not len(base.losses) == len(curve.losses) == steps:
+        return Difference(float("inf"), float("inf"), error or "not every iteration was logged")
+    loss = max(abs(a - b) for a, b in zip(base.losses, curve.losses, strict=True))
+    norm = max(abs(a - b) / a for a, b in zip(base.grad_norms, curve.grad_norms, strict=True))
+    return Difference(loss, norm)

@@ -1,0 +1,92 @@
+"""Fit the worker to the machine: argument defaults before the user's, patches, and what has no argument."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from flagscale.errors import UserError
+
+_DEFAULTS = (
+    "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
+    "--eval-interval=1000",  # the engine divides by it but has no default
+    "--logging-level=30",  # warnings; hundreds of lines of information otherwise
+    "--no-one-logger",  # NVIDIA's internal metrics service
+)
+
+
+def prepare_platform(argv: Sequence[str]) -> list[str]:
+    """Make the engine run here: apply the patches this machine needs and return the whole argument list.
+
+    Must be called before the engine is imported. `UserError` when an argument asks for what this machine
+    lacks.
+    """
+    import torch
+
+    from megatron.flagscale import no_te
+    from megatron.flagscale.args import engine_parser
+    from megatron.flagscale.checkpoint import async_save
+    from megatron.flagscale.chips import cpu
+    from megatron.flagscale.patching import has_te_or_apex
+    from megatron.flagscale.refusals import refusals
+
+    cuda, fused = torch.cuda.is_available(), has_te_or_apex()
+    patch_engine()
+    # Megatron asserts it where tensor or context parallel is on; sharded data parallel asserts the contrary.
+    if not any("fsdp" in argument for argument in argv):
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    whole = [
+        *_DEFAULTS,
+        *async_save.arguments(cuda),
+        *(() if fused else no_te.DEFAULTS),
+        *(() if cuda else cpu.DEFAULTS),
+        *argv,
+    ]
+    args = engine_parser().parse_args(whole)
+    problems = refusals(args, cuda, fused)
+    if problems:
+        raise UserError(problems)
+    if args.transformer_impl == "torch":
+        # The layers know what comes before, in sample or document: a matrix of it is memory and time.
+        whole.insert(0, "--no-create-attention-mask-in-dataloader")
+    return whole
+
+
+@functools.cache
+def patch_engine() -> None:
+    """Apply the patches this machine needs, once in a process, and before the engine is imported."""
+    import torch
+
+    from megatron.flagscale import log_filters as noise
+    from megatron.flagscale.ledger import needed
+    from megatron.flagscale.patching import apply, has_te_or_apex
+
+    noise.quiet()
+    patches = needed(torch.cuda.is_available(), has_te_or_apex())
+    apply(patch for patch in patches if patch.target.startswith("torch:"))
+    apply(patch for patch in patches if not patch.target.startswith("torch:"))
+
+
+def adapt(model_config: Any, args: Any) -> None:
+    """Set what has no argument: layers, loss, initial weights, one checkpoint key a layer."""
+    import torch
+
+    transformer = model_config.transformer
+    if args.transformer_impl != "transformer_engine" and not args.init_by_rank:
+        from megatron.flagscale.initialization import draw_by_name
+
+        draw_by_name(model_config, args.seed)
+    if args.transformer_impl == "torch" and args.spec is None:
+        from megatron.flagscale.layers.spec import layer_spec
+
+        model_config.transformer_layer_spec = layer_spec
+        if torch.cuda.is_available() and not (args.cross_entropy_loss_fusion or args.disable_jit_fuser):
+            # Not compiled it is slower than Megatron's plain one.
+            from megatron.flagscale.layers.loss import use_our_loss
+
+            model_config.pre_wrap_hooks.append(use_our_loss)
+        transformer.transformer_impl = "local"  # for the engine: Megatron's own linear layers
+    transformer.hetereogenous_dist_checkpoint = True
+    model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine parses it, and leaves it there

@@ -1,0 +1,103 @@
+"""The common state of optimizers in a checkpoint: one form with expert parallel, another without."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron.flagscale.patching import Patch
+
+
+def _experts_join_or_leave(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        original(self, regroup(state_dict, len(self.chained_optimizers)))
+
+    return load_state_dict
+
+
+def regroup(state: dict[Any, Any], wanted: int) -> dict[Any, Any]:
+    """Turn the state of as many optimizers as a checkpoint was saved with into that of `wanted` ones.
+
+    One optimizer is `{...}`, a chain `{0: {...}, 1: {...}}`. What the model that loads asked for (tensors,
+    the parameters of each group) is already where it wants it. What is common to all ranks is as it was
+    saved; it differs between the optimizers in the mark of groups of experts alone.
+    """
+    whole = {key: value for key, value in state.items() if not isinstance(key, int)}
+    if wanted == 1 and 0 in state:
+        merged: dict[Any, Any] = _merged(state[0], whole)
+        return merged
+    if wanted > 1 and _inner(whole).get("param_groups"):
+        return {index: _merged(_of_chain(whole), state.get(index, {})) for index in range(wanted)}
+    return state
+
+
+def _of_chain(whole: dict[str, Any]) -> dict[str, Any]:
+    """Return the common state of one of a chain; its groups are told by their marks, not by their places."""
+    groups = [
+        {"params": [], **group, "is_expert_parallel": is_expert}
+        for group in _inner(whole)["param_groups"]
+        for is_expert in (False, True)
+    ]
+    inner = {**_inner(whole), "param_groups": groups}
+    return {**whole, "optimizer": inner} if "optimizer" in whole else inner
+
+
+def _inner(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an optimizer's state that torch's own has; mixed precision wraps it."""
+    inner: dict[str, Any] = state.get("optimizer", state)
+    return inner
+
+
+def _merged(common: Any, own: Any) -> Any:
+    """Return what was saved for all ranks with what this rank asked for in it, at any depth."""
+    if isinstance(common, dict) and isinstance(own, dict):
+        return {**common, **{key: _merged(common.get(key, value), value) for key, value in own.items()}}
+    if isinstance(own, list) and common and all(isinstance(one, dict) for one in common):
+        return [*map(_merged, common, own), *common[len(own) :]]
+    return own
+
+
+def _all_tell_the_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def sharded_state_dict(self: Any, *positional: Any, **named: Any) -> Any:
+        state = original(self, *positional, **named)
+        if len(self.chained_optimizers) > 1:
+            share_step([state[index] for index in range(len(self.chained_optimizers))])
+        return state
+
+    return sharded_state_dict
+
+
+def share_step(states: Sequence[dict[str, Any]]) -> None:
+    """Let the states of a chain of optimizers tell one step: that of those which have parameters.
+
+    A plain optimizer tells it once (`common_step`), a sharded one in every group.
+    """
+    plain = [_inner(one)["state"] for one in states if "state" in _inner(one)]
+    groups = [group for one in states for group in _inner(one)["param_groups"]]
+    for told, name in ((plain, "common_step"), (groups, "step")):
+        steps = [one[name] for one in told if name in one]
+        for one in told if steps else ():
+            one[name] = max(steps)
+
+
+PATCHES = (
+    Patch(
+        "megatron.core.optimizer.optimizer:ChainedOptimizer.sharded_state_dict",
+        _all_tell_the_step,
+        "Rank 0 writes the step of every optimizer; that of experts has no parameters on a mesh without "
+        "expert parallel, and then no step: the ranks of another one cannot go on from it.",
+        "worker",
+        until="the step is saved once for all optimizers",
+    ),
+    Patch(
+        "megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",
+        _experts_join_or_leave,
+        "With expert parallel, experts have an optimizer of their own, and a checkpoint saved with it cannot "
+        "be loaded without, nor the reverse.",
+        "worker",
+        until="the common state of optimizers is saved in one form",
+    ),
+)

@@ -1,0 +1,1 @@
+"""What a run reports: metrics.jsonl and the progress line."""

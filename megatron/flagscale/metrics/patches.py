@@ -1,0 +1,138 @@
+"""Where the trainer is tapped for metrics.jsonl and the progress line: it has no callback for what it logs.
+
+One rank writes: the last one, which owns the loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megatron.flagscale.metrics.recorder import Recorder
+from megatron.flagscale.patching import Patch
+
+
+@functools.cache
+def recorder() -> Recorder | None:
+    """Return this process's recorder; None on the ranks that do not report."""
+    from megatron.training import get_args, is_last_rank
+
+    return Recorder(get_args().metrics_file) if is_last_rank() else None
+
+
+def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def training_log(
+        loss_dict: Mapping[str, Any],
+        total_loss_dict: dict[str, Any],
+        learning_rate: float | None,
+        iteration: int,
+        loss_scale: float,
+        report_memory_flag: bool,
+        skipped_iter: int,
+        grad_norm: float | None,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        from megatron.core.num_microbatches_calculator import get_current_global_batch_size
+        from megatron.training import get_args, get_timers
+        from megatron.training.training import num_floating_point_operations
+
+        report = recorder()
+        if report:
+            report.start(iteration - 1)
+            report.meter.add(loss_dict, bool(skipped_iter))
+        outcome = original(
+            loss_dict,
+            total_loss_dict,
+            learning_rate,
+            iteration,
+            loss_scale,
+            False,  # no memory report of twenty lines: each metrics line holds the memory
+            skipped_iter,
+            grad_norm,
+            *rest,
+            **named,
+        )
+        args = get_args()
+        if report and (iteration % args.log_interval == 0 or named.get("is_first_iteration")):
+            batch_size = get_current_global_batch_size()
+            figures = {
+                "batch_size": batch_size,
+                "flops": num_floating_point_operations(args, batch_size),
+                "learning_rate": learning_rate,
+                "grad_norm": None if grad_norm is None else float(grad_norm),
+                "loss_scale": float(loss_scale),
+            }
+            report.iteration(args, iteration, get_timers()("interval-time").active_time(), figures)
+        return outcome
+
+    return training_log
+
+
+# The split and iteration of the evaluation that is going on, told by the outer function to the inner one.
+_evaluating: tuple[str, int] = ("validation", 0)
+
+
+def _name_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def evaluate_and_print_results(
+        prefix: str, forward_step: Any, data: Any, model: Any, iteration: int, *rest: Any, **named: Any
+    ) -> Any:
+        global _evaluating
+        _evaluating = ("test" if "test set" in prefix else "validation", iteration)
+        return original(prefix, forward_step, data, model, iteration, *rest, **named)
+
+    return evaluate_and_print_results
+
+
+def _record_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def evaluate(*positional: Any, **named: Any) -> Any:
+        from megatron.training import get_args
+
+        losses, collected, time_is_up = original(*positional, **named)
+        report = recorder()
+        if report and losses:
+            split, iteration = _evaluating
+            report.evaluation(
+                get_args(), iteration, split, {name: float(loss) for name, loss in losses.items()}
+            )
+        return losses, collected, time_is_up
+
+    return evaluate
+
+
+_UNTIL = "the trainer takes a callback for what it logs"
+
+PATCHES = (
+    Patch(
+        "megatron.training.training:training_log",
+        _record_training,
+        "The one place that sees loss, norm and speed of every iteration; it has no callback.",
+        "worker",
+        until=_UNTIL,
+    ),
+    Patch(
+        "megatron.training.training:evaluate_and_print_results",
+        _name_evaluation,
+        "Knows which data and iteration an evaluation is about.",
+        "worker",
+        until=_UNTIL,
+    ),
+    Patch(
+        "megatron.training.training:evaluate",
+        _record_evaluation,
+        "Returns the validation losses.",
+        "worker",
+        until=_UNTIL,
+    ),
+    Patch(
+        "megatron.training.training:print_rank_last",
+        lambda original: lambda message: None,
+        "It prints nothing but the trainer's own lines of what the recorder tells in one.",
+        "worker",
+        until=_UNTIL,
+    ),
+)

@@ -1,0 +1,97 @@
+"""A machine without TransformerEngine and Apex: plain torch layers and torch's own AdamW."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from megatron.flagscale.patching import Patch
+
+# What the engine turns on by default but only those packages provide.
+DEFAULTS = (
+    "--transformer-impl=torch",
+    "--no-masked-softmax-fusion",
+    "--no-persist-layer-norm",
+    "--no-gradient-accumulation-fusion",
+    "--no-rope-fusion",
+)
+
+
+def _allocate_before_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def state_dict(self: Any) -> Any:
+        import torch
+
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    for key in self.optimizer_state_keys:
+                        state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        groups = self.optimizer.param_groups
+        if any(group["params"] for group in groups):
+            return original(self)
+        # Experts of a mesh without expert parallel: the step is told by the others (see optimizer_state.py).
+        stand_in = torch.zeros(())
+        groups[0]["params"].append(stand_in)
+        self.optimizer.state[stand_in] = {"step": torch.zeros(())}
+        try:
+            return original(self)
+        finally:
+            groups[0]["params"].clear()
+            del self.optimizer.state[stand_in]
+
+    return state_dict
+
+
+def _own_step_per_parameter(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+        original(self, state_dict)
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].detach().clone()
+
+    return load_state_dict
+
+
+def _step_is_not_loaded_per_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        original(self, model_param, {"step": state.get("step"), **tensors})
+
+    return set_states
+
+
+_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
+_UNTIL = "the distributed optimizer loads its own checkpoints with torch's AdamW"
+
+PATCHES = (
+    Patch(
+        f"{_OPTIMIZER}.state_dict",
+        _allocate_before_state_dict,
+        "It reads the step count from the optimizer's state, which torch's AdamW makes at the first step "
+        "only, and not without parameters: loading a checkpoint fails on the empty list.",
+        "no-te",
+        until=_UNTIL,
+    ),
+    Patch(
+        f"{_OPTIMIZER}.load_state_dict",
+        _own_step_per_parameter,
+        "It stores one step tensor in every parameter's state; AdamW then counts it up once a parameter, "
+        "and the resumed run goes on silently wrong.",
+        "no-te",
+        until=_UNTIL,
+    ),
+    Patch(
+        f"{_OPTIMIZER}._set_main_param_and_optimizer_states",
+        _step_is_not_loaded_per_tensor,
+        "It asks the checkpoint for a step tensor of each parameter, but the step is saved once a group.",
+        "no-te",
+        until=_UNTIL,
+    ),
+)

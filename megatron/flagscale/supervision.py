@@ -1,0 +1,39 @@
+"""What a rank and those who started it know of each other: its end, its progress, where it is stuck."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from contextlib import suppress
+
+from flagscale.linux import die_with
+
+_BEAT_FILE = "FLAGSCALE_BEAT_FILE"
+_BEAT_EVERY = 1.0
+_last_beat = 0.0
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies; does nothing where that cannot be asked."""
+    die_with(os.getppid())
+
+
+def write_stacks_when_asked() -> None:
+    """Write the stacks of all threads to stderr on SIGUSR1, which the supervisor sends to ranks that hang."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def beat() -> None:
+    """Tell the supervisor that this host's ranks go on: touch the file that it watches, once a second.
+
+    The first rank of a host does it for all: a rank that hangs soon stops the others.
+    """
+    global _last_beat
+    now = time.monotonic()
+    if now - _last_beat < _BEAT_EVERY or os.environ.get("LOCAL_RANK") != "0" or _BEAT_FILE not in os.environ:
+        return
+    _last_beat = now
+    with suppress(OSError), open(os.environ[_BEAT_FILE], "a"):  # a full disk must not end a job
+        os.utime(os.environ[_BEAT_FILE])
