@@ -39,7 +39,7 @@ import psutil
 from flagscale.node.network import free_port
 from flagscale.remote import launcher
 from flagscale.remote.connection import connect
-from flagscale.run.env import marks
+from flagscale.run.env import run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
 from flagscale_testing.farm.credentials import FarmHost
@@ -72,7 +72,7 @@ def plan_of(
         NodeCommand(
             host=place,
             argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report-{place.rank}"), *behaviours),
-            env=marks(run_id, place.rank),
+            env=run_tags(run_id, place.rank),
             cwd=str(exp_dir),
             failure_file=str(files.failure(place)),
             stop_grace=stop_grace,

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 
 from benchmarks.turns import Chip, Job, Outcome, in_turns, work
-from flagscale.checks.hetero.layout import Mesh, Meshes
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 
 MICRO_BATCH = 2
 MODEL = """
@@ -64,11 +64,11 @@ def alone(chip: Chip, size: Size) -> Job:
 
 
 def together(
-    chips: Sequence[Chip], size: Size, split: Sequence[int], extra: int = Meshes.extra_micro_batches
+    chips: Sequence[Chip], size: Size, split: Sequence[int], extra: int = HeteroLayout.extra_micro_batches
 ) -> Job:
     """All chips train it as one pipeline."""
     meshes = tuple(replace(chip.mesh, layers=((layers,),)) for chip, layers in zip(chips, split, strict=True))
-    layout = ["--hetero-layout", Meshes(meshes, extra_micro_batches=extra).to_json()]
+    layout = ["--hetero-layout", HeteroLayout(meshes, extra_micro_batches=extra).to_json()]
     return Job("together", chips, [*size.argv(MICRO_BATCH), *layout])
 
 

@@ -1,4 +1,4 @@
-"""What slow links between meshes cost, and what more micro-batches under way save of it.
+"""What slow links between meshes cost, and what more micro-batches in flight save of it.
 
 Two equal meshes, a processor core each, train one pipeline. Every message between them is held back for a
 while before it is posted, by a thread, as if it took that long to travel; the ranks go on meanwhile. Printed:

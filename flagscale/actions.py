@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flagscale.config.load import load_command_keys, load_place
+from flagscale.config.load import load_command_keys, load_run_location
 from flagscale.plan.placement import secrets
 from flagscale.plan.prepare import Prepared, Request, prepare
 from flagscale.remote import launcher
@@ -20,7 +20,7 @@ from flagscale.runners.cloud import own_rank, run_dir
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import JobStatus, servers, status_json, taking_part
 from flagscale.status.text import plan_text, started_text, status_text
-from flagscale.status.watch import counted, current_status, follow, follow_programs, statuses
+from flagscale.status.watch import counted, current_status, follow, follow_services, statuses
 from flagscale.values import LaunchPlan
 
 
@@ -30,7 +30,7 @@ def run(request: Request) -> int:
     On a platform that runs this command on every host it stays in the foreground: the command's end is the
     host's.
     """
-    if load_place(request.config).is_cloud:
+    if load_run_location(request.config).is_cloud:
         return test(request)
     plan = _start(request)
     print(started_text(plan), flush=True)
@@ -65,13 +65,13 @@ def dryrun(request: Request) -> int:
 
 
 def check(request: Request) -> int:
-    """Perform every check, also those that ask the hosts, and tell the outcome of each."""
+    """Perform every check, also those that ask the hosts, and tell the result of each."""
     prepared = _prepare(request, run_id="check")
-    outcomes = preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
-    for outcome in outcomes:
-        grade = "ok    " if outcome.ok else "beware" if outcome.is_advice else "FAILED"
-        print(f"{grade}  {outcome.host}  {outcome.text}")
-    return 0 if all(outcome.ok or outcome.is_advice for outcome in outcomes) else 1
+    results = preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
+    for result in results:
+        grade = "ok    " if result.ok else "beware" if result.is_advice else "FAILED"
+        print(f"{grade}  {result.host}  {result.text}")
+    return 0 if all(result.ok or result.is_advice for result in results) else 1
 
 
 def query(request: Request) -> int:
@@ -137,8 +137,10 @@ def _start(request: Request) -> LaunchPlan:
     if servers(prepared.plan):
         # Before their ports are found taken, by themselves.
         launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan)
-    meeting = require_ready(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
-    plan = prepared.placed(meeting)
+    rendezvous = require_ready(
+        prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions
+    )
+    plan = prepared.plan_at(rendezvous)
     with counted("starting", len(plan.nodes)) as done:
         launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done)
     return plan
@@ -152,7 +154,7 @@ def _until_ready(plan: LaunchPlan) -> int:
         return status.phase == "running" or time.monotonic() > deadline
 
     try:
-        status = follow_programs(plan, is_enough)
+        status = follow_services(plan, is_enough)
     except KeyboardInterrupt:
         print("\nstopping the job ...", flush=True)
         _stop(plan)
@@ -180,10 +182,10 @@ def _stop(plan: LaunchPlan) -> int:
 
 def _recorded(request: Request) -> LaunchPlan | None:
     """The plan of the newest start; tells where it looked when there is none."""
-    place = load_place(request.config)
-    exp_dir = place.exp_dir
-    if place.is_cloud:
-        exp_dir = run_dir(exp_dir, own_rank(place.node_rank, os.environ))
+    location = load_run_location(request.config)
+    exp_dir = location.exp_dir
+    if location.is_cloud:
+        exp_dir = run_dir(exp_dir, own_rank(location.node_rank, os.environ))
     plan = RunDir(exp_dir).read_plan()
     if plan is None:
         print(f"nothing was started in {exp_dir}", file=sys.stderr)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from flagscale.config.load import load_action
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.schema import ACTIONS
-from flagscale.config.source_map import Locator, locator
+from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.errors import FlagScaleError, UserError
 
 # Hydra itself must write nothing: the run directory has one owner, and `dryrun` writes none at all.
@@ -88,7 +88,7 @@ def _perform(config: DictConfig) -> int:
     from flagscale.actions import ACTIONS
     from flagscale.plan.prepare import Request
 
-    where = _locator()
+    where = _source_map()
     try:
         action = load_action(config, where)
         return ACTIONS[action](Request(config, where))
@@ -112,7 +112,7 @@ def _tell(error: UserError) -> int:
     return error.exit_code
 
 
-def _locator() -> Locator:
+def _source_map() -> SourceMap:
     """Find the YAML files that Hydra merged: the experiment file and the chosen file of each group."""
     settings = HydraConfig.get()
     folders = [Path(source.path) for source in settings.runtime.config_sources if source.schema == "file"]
@@ -124,4 +124,4 @@ def _locator() -> Locator:
                 files.append((folder / name / f"{choice}.yaml", package or name.replace("/", ".")))
         name = str(settings.job.config_name or "").removesuffix(".yaml")
         files.append((folder / f"{name}.yaml", ""))
-    return locator(files, settings.overrides.task)
+    return index_sources(files, settings.overrides.task)

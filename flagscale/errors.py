@@ -20,7 +20,7 @@ class Problem:
         return f"{place}{self.what}{mend}"
 
 
-Finding = tuple[str, str]
+Violation = tuple[str, str]
 """A broken rule: (dest of the argument to blame, what is wrong)."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORT = 29500
 """torchrun's own, for the rendezvous of the ranks; the next one for the supervisors."""
@@ -39,8 +39,8 @@ class Host:
 
 @dataclass(frozen=True)
 class Role:
-    """A program that the job runs on its hosts: one rank a slot, started by torchrun, unless the job says
-    which `programs` run where.
+    """A service that the job runs on its hosts: one rank a slot, started by torchrun, unless the job says
+    which `services` run where.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Program:
+class Service:
     """One process tree of a host that is no rank: an engine with its server, or a part of one.
 
     `argv` is what follows the role's entrypoint; in a plan it is the whole command line.
@@ -72,7 +72,7 @@ class Program:
 
 
 def address_of(rank: int) -> str:
-    """Return what stands, in a job's programs, for the address of a host that only the launch will know."""
+    """Return what stands, in a job's services, for the address of a host that only the launch will know."""
     return f"{{address of host {rank}}}"
 
 
@@ -88,7 +88,7 @@ class Job:
     hosts: tuple[Host, ...]
     layout: str
     """The parallel degrees, for people."""
-    programs: Mapping[int, tuple[Program, ...]] = field(default_factory=dict)
+    services: Mapping[int, tuple[Service, ...]] = field(default_factory=dict)
     """By host rank: what runs there in place of ranks; empty for a job of ranks."""
     picture: str = ""
     """A layout that takes more than a line to tell; empty for others."""
@@ -113,12 +113,12 @@ class NodeCommand:
     cwd: str
     failure_file: str
     stop_grace: float
-    programs: tuple[Program, ...] = ()
-    """What `argv` starts where that is the launcher of programs (`flagscale.node.services`)."""
+    services: tuple[Service, ...] = ()
+    """What `argv` starts where that is the launcher of services (`flagscale.node.services`)."""
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where hosts meet: an address of the first one, the port of the ranks, and that of the supervisors."""
 
     address: str
@@ -241,12 +241,12 @@ class LaunchPlan:
 
 
 def _node_from(raw: dict[str, Any]) -> NodeCommand:
-    programs = tuple(
-        Program(**{**one, **{name: tuple(one[name]) for name in ("argv", "devices", "ports")}})
-        for one in raw["programs"]
+    services = tuple(
+        Service(**{**one, **{name: tuple(one[name]) for name in ("argv", "devices", "ports")}})
+        for one in raw["services"]
     )
     return NodeCommand(
-        **{**raw, "host": Host(**raw["host"]), "argv": tuple(raw["argv"]), "programs": programs}
+        **{**raw, "host": Host(**raw["host"]), "argv": tuple(raw["argv"]), "services": services}
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.indexed import problems
-from flagscale.checks.model_folder import folder_findings, is_path
+from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.prompts import read_prompts
-from flagscale.errors import Finding
+from flagscale.errors import Violation
 
 _SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 _LISTS = ("data_args_path", "per_split_data_args_path")
@@ -25,24 +25,24 @@ _TOKENIZERS_WITH_MODEL = (
 
 
 def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the arguments (by dest) that `data_findings` reads."""
+    """Return those of the arguments (by dest) that `data_violations` reads."""
     names = {*_SETS, *_LISTS, *sum(_TOKENIZER_FILES.values(), ()), "mock_data", "vocab_size"}
     names |= {"tokenizer_type", "tokenizer_model"}
     return {name: values[name] for name in sorted(names) if values.get(name) is not None}
 
 
-def input_findings(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
     """Yield what is wrong with the inputs of a job (`Job.inputs`): models, or data and tokenizer."""
     if "models" in inputs:
         for values in inputs["models"]:
-            yield from folder_findings(values, cwd)
+            yield from folder_violations(values, cwd)
         if file := inputs.get("prompts_file"):
             yield from (("prompts_file", wrong) for wrong in read_prompts(cwd / file)[1])
     elif inputs:
-        yield from data_findings(inputs, cwd)
+        yield from data_violations(inputs, cwd)
 
 
-def data_findings(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+def data_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
     """Yield what is wrong with the data and tokenizer that arguments (by dest) name, relative to `cwd`."""
     given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
     if values.get("mock_data"):
@@ -58,7 +58,7 @@ def data_findings(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Fin
         for name in _LISTS:
             if values.get(name) and not (cwd / values[name]).is_file():
                 yield name, f"{values[name]}: no such file"
-    yield from _tokenizer_findings(values, cwd)
+    yield from _tokenizer_violations(values, cwd)
 
 
 def prefixes(blend: Sequence[str]) -> list[str]:
@@ -75,7 +75,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _tokenizer_findings(values: Mapping[str, Any], cwd: Path) -> Iterator[Finding]:
+def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Violation]:
     kind = values.get("tokenizer_type")
     if kind == "NullTokenizer" and not values.get("vocab_size"):
         yield "vocab_size", "the NullTokenizer needs `vocab_size`"

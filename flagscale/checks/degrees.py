@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.checks.recompute import recompute_findings
-from flagscale.errors import Finding
+from flagscale.checks.recompute import recompute_violations
+from flagscale.errors import Violation
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def degrees(values: Mapping[str, Any], world_size: int) -> Degrees:
     )
 
 
-def findings(values: Mapping[str, Any], world_size: int) -> Iterator[Finding]:
+def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield every rule that arguments (by dest) break on `world_size` ranks."""
     sizes = {name: values[f"{name}_size"] for name in _DEGREES if values[f"{name}_size"] is not None}
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]
@@ -77,10 +77,10 @@ def findings(values: Mapping[str, Any], world_size: int) -> Iterator[Finding]:
         )
         return
     found = degrees(values, world_size)
-    yield from _model_findings(values, found)
-    yield from _expert_findings(values, found)
-    yield from pipeline_findings(values, found.pp, found.vpp)
-    yield from _batch_findings(values, found)
+    yield from _model_violations(values, found)
+    yield from _expert_violations(values, found)
+    yield from pipeline_violations(values, found.pp, found.vpp)
+    yield from _batch_violations(values, found)
 
 
 _DEGREES = (
@@ -96,7 +96,7 @@ def _largest(sizes: Mapping[str, int]) -> str:
     return f"{max(_DEGREES[:3], key=lambda name: sizes[name])}_size"
 
 
-def _model_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
+def _model_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Violation]:
     heads, groups = values.get("num_attention_heads"), values.get("num_query_groups")
     split = f"tensor_model_parallel_size {found.tp}"
     if values.get("kv_channels") is None and isinstance(heads, int) and heads > 0:
@@ -116,7 +116,7 @@ def _model_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Findi
         yield from multiple(values, "seq_length", found.tp * found.cp, why)
 
 
-def _expert_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
+def _expert_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Violation]:
     experts = values.get("num_experts")
     if found.ep > 1 and not experts:
         yield "expert_model_parallel_size", "expert_model_parallel_size > 1 needs num_experts"
@@ -136,12 +136,14 @@ def _expert_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Find
         yield "moe_router_topk", f"moe_router_topk {topk} is larger than num_experts {experts}"
 
 
-def _recompute_findings(values: Mapping[str, Any], found: Degrees, micro_batches: int) -> Iterator[Finding]:
+def _recompute_violations(
+    values: Mapping[str, Any], found: Degrees, micro_batches: int
+) -> Iterator[Violation]:
     chunks = None if values.get("pipeline_model_parallel_layout") else found.vpp
-    yield from recompute_findings(values, found.pp, chunks, micro_batches)
+    yield from recompute_violations(values, found.pp, chunks, micro_batches)
 
 
-def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Finding]:
+def _batch_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Violation]:
     micro, batch = values.get("micro_batch_size"), values.get("global_batch_size")
     if not isinstance(micro, int) or micro < 1:
         yield "micro_batch_size", "micro_batch_size is required: a whole number of at least 1"
@@ -149,7 +151,7 @@ def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Findi
     if values.get("step_batch_size_schedule"):
         if batch is not None:
             yield "global_batch_size", "give global_batch_size or step_batch_size_schedule, not both"
-        yield from _recompute_findings(values, found, 1)
+        yield from _recompute_violations(values, found, 1)
         return
     step = micro * found.dp
     batch = step if batch is None else batch
@@ -157,9 +159,9 @@ def _batch_findings(values: Mapping[str, Any], found: Degrees) -> Iterator[Findi
         why = f"micro_batch_size {micro} x data parallel {found.dp}"
         yield "global_batch_size", f"global_batch_size {batch} must be a multiple of {step} ({why})"
         return
-    if wrong := schedule_finding(values, found.pp, found.vpp, batch // step):
+    if wrong := schedule_violation(values, found.pp, found.vpp, batch // step):
         yield "global_batch_size", wrong
-    yield from _recompute_findings(values, found, batch // step)
+    yield from _recompute_violations(values, found, batch // step)
     evaluated = values.get("eval_global_batch_size")
     step = (values.get("eval_micro_batch_size") or micro) * found.dp
     if (evaluated or batch) % step:
@@ -191,7 +193,7 @@ def model_chunks(values: Mapping[str, Any], pp: int) -> int:
     return int(values.get("num_virtual_stages_per_pipeline_rank") or 1)
 
 
-def pipeline_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Finding]:
+def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Violation]:
     """Yield why the layers cannot be cut into `pp` stages of `vpp` chunks."""
     given = [name for name in _CHUNKS if values.get(name) is not None]
     small = [name for name in given if isinstance(values[name], int) and values[name] < 1]
@@ -208,7 +210,9 @@ def pipeline_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[
     if small or clashes:
         return
     if _CHUNKS[2] not in given:
-        yield from _uneven_findings(values, uneven, pp, vpp) if uneven else _even_findings(values, pp, vpp)
+        yield from (
+            _uneven_violations(values, uneven, pp, vpp) if uneven else _even_violations(values, pp, vpp)
+        )
     if vpp > 1 and pp == 1:
         yield given[0], "an interleaved pipeline needs pipeline_model_parallel_size > 1"
     elif vpp > 1 and pp == 2 and not values.get("overlap_p2p_comm", True):
@@ -220,7 +224,7 @@ def _counted_layers(values: Mapping[str, Any]) -> int:
     return int(values.get("num_layers") or 0) + sum(1 for name in _COUNTED if values.get(name))
 
 
-def _even_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Finding]:
+def _even_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Violation]:
     layers, total = values.get("num_layers"), _counted_layers(values)
     per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
     unit = pp * (per_chunk or vpp)
@@ -233,7 +237,9 @@ def _even_findings(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Fin
         yield "num_layers", f"num_layers {counted} must be a multiple of {unit} ({why})"
 
 
-def _uneven_findings(values: Mapping[str, Any], uneven: list[str], pp: int, vpp: int) -> Iterator[Finding]:
+def _uneven_violations(
+    values: Mapping[str, Any], uneven: list[str], pp: int, vpp: int
+) -> Iterator[Violation]:
     for name in uneven:
         if values[name] < 1 or values[name] % vpp:
             yield name, f"{name} {values[name]} must be a multiple of {vpp} of at least 1"
@@ -245,7 +251,7 @@ def _uneven_findings(values: Mapping[str, Any], uneven: list[str], pp: int, vpp:
         yield uneven[0], f"{left} layers are left for {stages} stages x {vpp} chunks between the uneven ends"
 
 
-def schedule_finding(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
+def schedule_violation(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
     """Return why an interleaved pipeline cannot run so many micro-batches a step; empty where it can."""
     if vpp == 1 or pp == 1:
         return ""
@@ -257,8 +263,8 @@ def schedule_finding(values: Mapping[str, Any], pp: int, vpp: int, micro_batches
     return ""
 
 
-def multiple(values: Mapping[str, Any], name: str, of: int, why: str) -> Iterator[Finding]:
-    """Yield a finding where the argument is a whole number and no multiple of `of`."""
+def multiple(values: Mapping[str, Any], name: str, of: int, why: str) -> Iterator[Violation]:
+    """Yield a violation where the argument is a whole number and no multiple of `of`."""
     value = values.get(name)
     if isinstance(value, int) and value % of:
         yield name, f"{name} {value} must be a multiple of {of} ({why})"

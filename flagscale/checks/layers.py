@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from flagscale.errors import Finding
+from flagscale.errors import Violation
 
 _NEEDS_CUDA = {
     "fp8": "FP8 arithmetic",
@@ -20,7 +20,7 @@ def layers_on_cpu(values: Mapping[str, Any], given: Collection[str]) -> str:
     return str(values["transformer_impl"]) if "transformer_impl" in given else "torch"
 
 
-def cpu_findings(values: Mapping[str, Any], given: Collection[str]) -> Iterator[Finding]:
+def cpu_violations(values: Mapping[str, Any], given: Collection[str]) -> Iterator[Violation]:
     """Yield what the arguments (by dest) ask for and another platform has; `given`: what the user wrote."""
     for name, what in _NEEDS_CUDA.items():
         if values.get(name):
@@ -66,7 +66,7 @@ _NOT_DONE = {
 _CONTEXT = ("p2p", "all_gather")
 
 
-def torch_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what the arguments (by dest) ask of the portable layers in vain."""
     for name, neutral in _NOT_DONE.items():
         value = values.get(name)

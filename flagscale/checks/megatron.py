@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flagscale.errors import Finding
+from flagscale.errors import Violation
 
 _REQUIRED = {
     "num_layers": "the number of transformer layers",
@@ -22,21 +22,21 @@ _REQUIRED = {
 }
 
 
-def rule_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield every rule that the arguments (by dest, defaults included) break."""
     for name, what in _REQUIRED.items():
         if values.get(name) is None:
             yield name, f"`{name}` is required: {what}"
-    yield from _length_findings(values)
-    yield from _schedule_findings(values)
-    yield from _model_findings(values)
-    yield from _precision_findings(values)
-    yield from _recompute_findings(values)
-    yield from _overlap_findings(values)
-    yield from _saving_findings(values)
+    yield from _length_violations(values)
+    yield from _schedule_violations(values)
+    yield from _model_violations(values)
+    yield from _precision_violations(values)
+    yield from _recompute_violations(values)
+    yield from _overlap_violations(values)
+    yield from _saving_violations(values)
 
 
-def remarks(values: Mapping[str, Any]) -> Iterator[Finding]:
+def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what the engine will quietly change; worth a notice, no mistake."""
     if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
         yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
@@ -46,7 +46,7 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
 
 
-def _length_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _length_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     iters, samples = values.get("train_iters"), values.get("train_samples")
     if not iters and not samples:
         yield "train_iters", "`train_iters` or `train_samples` is required: how long to train"
@@ -67,7 +67,7 @@ def _length_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield "seq_length", f"seq_length {length} is larger than max_position_embeddings {positions}"
 
 
-def _schedule_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     unit = "samples" if values.get("train_samples") else "iters"
     warmup, fraction = values.get(f"lr_warmup_{unit}") or 0, values.get("lr_warmup_fraction")
     decay = values.get(f"lr_decay_{unit}") or values.get(f"train_{unit}")
@@ -101,7 +101,7 @@ def _schedule_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield "override_opt_param_scheduler", what
 
 
-def _model_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _model_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
     if values.get("group_query_attention"):
         if values.get("multi_latent_attention"):
@@ -134,7 +134,7 @@ def _model_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _precision_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _precision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     fp16, bf16 = values.get("fp16"), values.get("bf16")
     if fp16 and bf16:
         yield "bf16", "give `fp16` or `bf16`, not both"
@@ -152,7 +152,7 @@ def _precision_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
             yield "cross_entropy_loss_fusion", what
 
 
-def _recompute_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     selective = values.get("recompute_activations")
     kind = "selective" if selective else values.get("recompute_granularity")
     for name in ("recompute_method", "recompute_num_layers"):
@@ -171,7 +171,7 @@ def _recompute_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
             yield "distribute_saved_activations", "not with sequence_parallel, which already distributes them"
 
 
-def _overlap_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _overlap_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("overlap_param_gather"):
         if not values.get("use_distributed_optimizer") and not values.get("use_megatron_fsdp"):
             yield "overlap_param_gather", "`overlap_param_gather` needs `use_distributed_optimizer: true`"
@@ -181,7 +181,7 @@ def _overlap_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield "tp_comm_overlap", "`tp_comm_overlap` needs `sequence_parallel: true`"
 
 
-def _saving_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _saving_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     interval, keep = values.get("save_interval"), values.get("save_retain_interval")
     if values.get("save") and interval is None:
         yield "save_interval", "`save_interval` is required: iterations between checkpoints (or `save: null`)"
@@ -205,7 +205,7 @@ NOT_DONE = (
 """Arguments (by dest) that the program would ignore."""
 
 
-def program_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def program_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what the arguments (by dest) ask of the program in vain."""
     for name in NOT_DONE:
         if values.get(name):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.errors import Finding
+from flagscale.errors import Violation
 
 _INDEX = "model.safetensors.index.json"
 _MISTRAL_CONFIG = "params.json"
@@ -23,12 +23,12 @@ def is_path(model: str) -> bool:
 
 
 def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the arguments (by dest) that `folder_findings` reads."""
+    """Return those of the arguments (by dest) that `folder_violations` reads."""
     names = ("model", "tokenizer", "load_format", "skip_tokenizer_init")
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
-def folder_findings(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Finding]:
+def folder_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
     """Yield what is wrong with the model and tokenizer folders, relative to `cwd`."""
     model, tokenizer = str(values["model"]), str(values.get("tokenizer") or "")
     for name, path in (("model", model), ("tokenizer", tokenizer)):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import batched
 from typing import Any, NamedTuple
 
-from flagscale.errors import Finding
+from flagscale.errors import Violation
 
 GRANULARITY, METHOD, NUM_LAYERS = LISTS = (
     "recompute_granularity_per_stage_micro_batch",
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Refined:
+class RecomputeSchedule:
     """The lists, read and found right; `default` stands in for those that are not given."""
 
     tables: Mapping[str, Table]
@@ -57,21 +57,21 @@ class Refined:
         )
 
 
-def is_refined(values: Mapping[str, Any]) -> bool:
+def has_recompute_schedule(values: Mapping[str, Any]) -> bool:
     """Say whether any of the lists is given."""
     return any(values.get(name) is not None for name in LISTS)
 
 
-def refined(values: Mapping[str, Any]) -> Refined:
-    """Return the lists of arguments (by dest) in which `recompute_findings` finds nothing wrong."""
+def recompute_schedule(values: Mapping[str, Any]) -> RecomputeSchedule:
+    """Return the lists of arguments (by dest) in which `recompute_violations` finds nothing wrong."""
     tables = {name: _expand(_rows(values[name])) for name in LISTS if values.get(name) is not None}
     default = Setting("full", values["recompute_method"], values["recompute_num_layers"])
-    return Refined(tables, default)
+    return RecomputeSchedule(tables, default)
 
 
-def recompute_findings(
+def recompute_violations(
     values: Mapping[str, Any], pp: int, vpp: int | None, micro_batches: int
-) -> Iterator[Finding]:
+) -> Iterator[Violation]:
     """Yield every mistake of the lists for `pp` stages of `vpp` chunks and the micro-batches of a step.
 
     `vpp` None: the chunks are not known (a pipeline layout given as text is left to the engine).
@@ -92,12 +92,12 @@ def recompute_findings(
         except ValueError as error:
             yield name, f"`{name}` {error}"
             continue
-        wrong = [*_row_findings(name, rows, micro_batches), *_stage_findings(name, rows, pp, vpp)]
+        wrong = [*_row_violations(name, rows, micro_batches), *_stage_violations(name, rows, pp, vpp)]
         yield from wrong
         if not wrong:
             tables[name] = _expand(rows)
     if vpp is not None and NUM_LAYERS in tables and tables.keys() >= set(names) - {METHOD}:
-        yield from _layer_findings(tables, chunk_layers(values, pp, vpp))
+        yield from _layer_violations(tables, chunk_layers(values, pp, vpp))
 
 
 def chunk_layers(values: Mapping[str, Any], pp: int, vpp: int) -> tuple[int, ...] | None:
@@ -148,7 +148,7 @@ def _json(text: str) -> Any:
         return text
 
 
-def _row_findings(name: str, rows: list[list[int]], micro_batches: int) -> Iterator[Finding]:
+def _row_violations(name: str, rows: list[list[int]], micro_batches: int) -> Iterator[Violation]:
     for index, (stages, *pairs) in enumerate(rows, start=1):
         counts, settings = pairs[::2], pairs[1::2]
         row = f"`{name}` row {index}"
@@ -164,7 +164,7 @@ def _row_findings(name: str, rows: list[list[int]], micro_batches: int) -> Itera
             yield name, f"{row}: a value is {meaning}, not {min(set(settings) - {0, 1})}"
 
 
-def _stage_findings(name: str, rows: list[list[int]], pp: int, vpp: int | None) -> Iterator[Finding]:
+def _stage_violations(name: str, rows: list[list[int]], pp: int, vpp: int | None) -> Iterator[Violation]:
     told = sum(row[0] for row in rows)
     if vpp is None:
         if told % pp:
@@ -174,7 +174,7 @@ def _stage_findings(name: str, rows: list[list[int]], pp: int, vpp: int | None) 
         yield name, f"`{name}` tells of {told} stages, not pipeline_model_parallel_size {pp}{chunks}"
 
 
-def _layer_findings(tables: Mapping[str, Table], layers: tuple[int, ...] | None) -> Iterator[Finding]:
+def _layer_violations(tables: Mapping[str, Table], layers: tuple[int, ...] | None) -> Iterator[Violation]:
     """Look at numbers of layers where they count: a micro-batch that recomputes nothing may have any."""
     granularity = tables.get(GRANULARITY)
     for stage, numbers in enumerate(tables[NUM_LAYERS]):

@@ -26,31 +26,20 @@ class Option:
     choices: tuple[str, ...]
     default: Any
     negative: str | None
-
-    @property
-    def takes_many(self) -> bool:
-        return self.kind == "value" and self.nargs is not None
+    takes_many: bool
+    """Whether a list gives several values."""
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """Every argument of one engine version.
-
-    `switches`: by dest, the flags that turn off what is on by default.
-    """
+    """Every argument of one engine version."""
 
     engine: str
     version: str
     options: Mapping[str, Option]
-    switches: Mapping[str, Option]
-
-    def find(self, name: str) -> Option | None:
-        """Return the option that `name`, written with `_`, means; also `add_bias_linear` for its switch."""
-        return self.options.get(name.replace("_", "-")) or self.switches.get(name)
-
-    def names(self) -> set[str]:
-        """Return every name a user can write, with `_`."""
-        return {name.replace("-", "_") for name in self.options} | self.switches.keys()
+    by_name: Mapping[str, Option]
+    """By every name that a user can write, with `_`; a flag that turns off what is on by default also has the
+    name of what it turns off (`add_bias_linear`)."""
 
 
 def load_catalog(path: Path) -> Catalog:
@@ -71,17 +60,25 @@ def catalog_of(raw: Mapping[str, Any]) -> Catalog:
             choices=tuple(str(choice) for choice in entry["choices"] or ()),
             default=entry["default"],
             negative=entry.get("negative"),
+            takes_many=entry["kind"] == "value" and entry["nargs"] is not None,
         )
         options[name] = option
         if option.kind == "bool_pair" and option.negative:
             options[option.negative] = replace(option, name=option.negative, kind="flag_false", negative=None)
-    named = {name.replace("-", "_") for name in options}
+    return catalog_from(raw["engine"], raw["version"], options)
+
+
+def catalog_from(engine: str, version: str, options: Mapping[str, Option]) -> Catalog:
+    """Return a catalog of these options (by name without dashes)."""
+    # Some options have a second spelling with `_` inside: the one with dashes alone comes last and counts.
+    spelt = sorted(options, key=lambda name: "_" not in name)
+    named = {name.replace("-", "_"): options[name] for name in spelt}
     switches = {
         option.dest: option
         for option in options.values()
         if option.kind == "flag_false" and option.dest not in named
     }
-    return Catalog(raw["engine"], raw["version"], options, switches)
+    return Catalog(engine, version, options, {**switches, **named})
 
 
 _KINDS: dict[type[argparse.Action], str] = {

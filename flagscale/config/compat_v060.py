@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
-from flagscale.config.engine_args import Leaf
-from flagscale.config.source_map import Locator
+from flagscale.config.engine_args import FlatKey
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 
 
-def translate_experiment(tree: dict[str, Any], locator: Locator, problems: list[Problem]) -> list[str]:
+def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: list[Problem]) -> list[str]:
     """Change the experiment level of `tree` in place as the table says; return the notices."""
     notices: list[str] = []
     experiment = tree.get("experiment")
@@ -28,13 +28,13 @@ def translate_experiment(tree: dict[str, Any], locator: Locator, problems: list[
             continue
         value, path = node.pop(name), f"experiment.{key}"
         if change.act == "rename":
-            _move(experiment, change.text, value, locator.where(path), problems)
-            notices.append(f"{locator.where(path)}: is `experiment.{change.text}` now")
+            _move(experiment, change.text, value, source_map.where(path), problems)
+            notices.append(f"{source_map.where(path)}: is `experiment.{change.text}` now")
         elif _is_on(value, change):
-            problems.append(_refusal(path, name, change, locator))
+            problems.append(_refusal(path, name, change, source_map))
         else:
-            notices.append(f"{locator.where(path)}: dropped, it switches nothing on")
-    _translate_entrypoint(experiment, locator, notices)
+            notices.append(f"{source_map.where(path)}: dropped, it has no effect")
+    _translate_entrypoint(experiment, source_map, notices)
     return notices
 
 
@@ -49,43 +49,43 @@ def _move(experiment: dict[str, Any], target: str, value: Any, where: str, probl
         problems.append(Problem(what, where, "keep the second"))
 
 
-def _translate_entrypoint(experiment: dict[str, Any], locator: Locator, notices: list[str]) -> None:
+def _translate_entrypoint(experiment: dict[str, Any], source_map: SourceMap, notices: list[str]) -> None:
     task = experiment.get("task")
     if not isinstance(task, dict):
         return
     entrypoint = str(task.get("entrypoint")).removeprefix("./")
     if entrypoint in ENTRYPOINTS:
-        where = locator.where("experiment.task.entrypoint")
+        where = source_map.where("experiment.task.entrypoint")
         notices.append(f"{where}: `{task['entrypoint']}` is `{ENTRYPOINTS[entrypoint]}` now")
         task["entrypoint"] = ENTRYPOINTS[entrypoint]
 
 
 def translate_task(
-    leaves: list[Leaf], locator: Locator, problems: list[Problem]
-) -> tuple[list[Leaf], dict[str, str], list[str]]:
-    """Apply the table to the task level; return (leaves, environment that replaces keys, notices)."""
-    kept: list[Leaf] = []
+    flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
+) -> tuple[list[FlatKey], dict[str, str], list[str]]:
+    """Apply the table to the task level; return (flat_keys, environment that replaces keys, notices)."""
+    kept: list[FlatKey] = []
     notices: list[str] = []
     environment: dict[str, str] = {}
-    for leaf in _with_ffn_size(leaves, locator, notices):
-        where, change = locator.where(leaf.path), TASK.get(leaf.name)
-        if leaf.name in ("wandb_api_key", "wandb_mode"):
-            if leaf.value:
-                environment[leaf.name.upper()] = str(leaf.value)
-        elif leaf.name == "tokenizer_type" and leaf.value in TOKENIZERS:
-            notices.append(f"{where}: `{leaf.value}` is `{TOKENIZERS[leaf.value]}` now")
-            kept.append(replace(leaf, value=TOKENIZERS[leaf.value]))
+    for flat_key in [*_with_ffn_size(flat_keys, source_map, notices)]:
+        change = TASK.get(flat_key.name)
+        if flat_key.name in ("wandb_api_key", "wandb_mode"):
+            if flat_key.value:
+                environment[flat_key.name.upper()] = str(flat_key.value)
+        elif flat_key.name == "tokenizer_type" and flat_key.value in TOKENIZERS:
+            instead = TOKENIZERS[flat_key.value]
+            notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is `{instead}` now")
+            kept.append(replace(flat_key, value=instead))
         elif change is None:
-            kept.append(leaf)
+            kept.append(flat_key)
         elif change.act == "rename":
-            notices.append(f"{where}: is `{change.text}` now")
-            kept.append(replace(leaf, name=change.text))
-        elif change.act == "drop":
-            notices.append(f"{where}: dropped, {change.text}")
-        elif _is_on(leaf.value, change):
-            problems.append(_refusal(leaf.path, leaf.name, change, locator))
+            notices.append(f"{source_map.where(flat_key.path)}: is `{change.text}` now")
+            kept.append(replace(flat_key, name=change.text))
+        elif change.act == "refuse" and _is_on(flat_key.value, change):
+            problems.append(_refusal(flat_key.path, flat_key.name, change, source_map))
         else:
-            notices.append(f"{where}: dropped, it switches nothing on")
+            why = change.text if change.act == "drop" else "it has no effect"
+            notices.append(f"{source_map.where(flat_key.path)}: dropped, {why}")
     return kept, environment, notices
 
 
@@ -95,13 +95,13 @@ def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0)
     return multiple_of * ceil(width / multiple_of)
 
 
-def _with_ffn_size(leaves: list[Leaf], locator: Locator, notices: list[str]) -> Iterator[Leaf]:
+def _with_ffn_size(flat_keys: list[FlatKey], source_map: SourceMap, notices: list[str]) -> Iterator[FlatKey]:
     """Replace `multiple_of` and `hidden_dim_multiplier` by the `ffn_hidden_size` they stand for.
 
     As in v0.6.0 they mean something only with SwiGLU and without an explicit `ffn_hidden_size`.
     """
-    named = {leaf.name: leaf for leaf in leaves}
-    values = {leaf.name: leaf.value for leaf in leaves}
+    named = {flat_key.name: flat_key for flat_key in flat_keys}
+    values = {flat_key.name: flat_key.value for flat_key in flat_keys}
     rule, scale = values.get("multiple_of"), values.get("hidden_dim_multiplier")
     unused = ""
     if values.get("ffn_hidden_size") is not None:
@@ -110,20 +110,20 @@ def _with_ffn_size(leaves: list[Leaf], locator: Locator, notices: list[str]) -> 
         unused = "it is read with swiglu only"
     elif rule is None:
         unused = "it is read with multiple_of only"
-    for leaf in leaves:
-        if leaf.name not in ("multiple_of", "hidden_dim_multiplier"):
-            yield leaf
+    for flat_key in flat_keys:
+        if flat_key.name not in ("multiple_of", "hidden_dim_multiplier"):
+            yield flat_key
         elif unused:
-            notices.append(f"{locator.where(leaf.path)}: dropped, {unused}")
-        elif leaf.name == "multiple_of":
+            notices.append(f"{source_map.where(flat_key.path)}: dropped, {unused}")
+        elif flat_key.name == "multiple_of":
             hidden = values.get("hidden_size")
             if not all(map(_is_positive, (rule, hidden, scale or 1.0))):
-                yield leaf  # told as an unknown argument
+                yield flat_key  # told as an unknown argument
                 continue
-            size = ffn_hidden_size(int(values["hidden_size"]), int(leaf.value), float(scale or 1.0))
+            size = ffn_hidden_size(int(values["hidden_size"]), int(flat_key.value), float(scale or 1.0))
             rules = [named[name].path for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
-            notices.append(f"{', '.join(map(locator.where, rules))}: is `ffn_hidden_size: {size}` now")
-            yield Leaf("ffn_hidden_size", size, leaf.path)
+            notices.append(f"{', '.join(map(source_map.where, rules))}: is `ffn_hidden_size: {size}` now")
+            yield FlatKey("ffn_hidden_size", size, flat_key.path)
 
 
 def _is_positive(value: Any) -> bool:
@@ -136,8 +136,8 @@ def _is_on(value: Any, change: Change) -> bool:
     return bool(value) and value != change.off
 
 
-def _refusal(path: str, name: str, change: Change, locator: Locator) -> Problem:
-    return Problem(f"`{name}` of FlagScale v0.6.0 is not read any more", locator.where(path), change.text)
+def _refusal(path: str, name: str, change: Change, source_map: SourceMap) -> Problem:
+    return Problem(f"`{name}` of FlagScale v0.6.0 is not read any more", source_map.where(path), change.text)
 
 
 @dataclass(frozen=True)

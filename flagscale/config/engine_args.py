@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.config.catalog import Catalog, Option
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, nearest
 
 
 @dataclass(frozen=True)
-class Leaf:
+class FlatKey:
     """One engine argument as the user wrote it: `name` with `_`, the plain value, the full key path."""
 
     name: str
@@ -32,28 +32,28 @@ def flatten(
     group: str,
     arguments: Mapping[str, Any],
     is_option: Callable[[str], bool],
-    locator: Locator,
+    source_map: SourceMap,
     problems: list[Problem],
-) -> list[Leaf]:
-    """Return the leaves below the task group `group`, in the order written.
+) -> list[FlatKey]:
+    """Return the flat_keys below the task group `group`, in the order written.
 
     A mapping is a section unless `is_option(name)` says that the engine has an argument of that name that
     takes one (`model` with keys below it is a section all the same when it stands at the top level).
     The same name with different values is a problem; with the same value it is given once.
     """
-    leaves: dict[str, Leaf] = {}
-    for leaf in _walk(arguments, group, is_option):
-        first = leaves.setdefault(leaf.name, leaf)
-        if not _same(first.value, leaf.value):
+    flat_keys: dict[str, FlatKey] = {}
+    for flat_key in _walk(arguments, group, is_option):
+        first = flat_keys.setdefault(flat_key.name, flat_key)
+        if not _same(first.value, flat_key.value):
             problems.append(
                 Problem(
-                    f"`{leaf.name}` is given twice with different values: {leaf.value!r} here, "
-                    f"{first.value!r} at {locator.where(first.path)}",
-                    locator.where(leaf.path),
+                    f"`{flat_key.name}` is given twice with different values: {flat_key.value!r} here, "
+                    f"{first.value!r} at {source_map.where(first.path)}",
+                    source_map.where(flat_key.path),
                     "keep one of them",
                 )
             )
-    return list(leaves.values())
+    return list(flat_keys.values())
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -61,13 +61,13 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[Leaf]:
+def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[FlatKey]:
     for key, value in node.items():
         name, child = str(key).replace("-", "_"), f"{path}.{key}"
         if isinstance(value, Mapping) and not is_option(name):
             yield from _walk(value, child, is_option)
         else:
-            yield Leaf(name, value, child)
+            yield FlatKey(name, value, child)
 
 
 @dataclass(frozen=True)
@@ -81,63 +81,62 @@ class EngineArguments:
 
 
 def render(
-    leaves: Iterable[Leaf], catalog: Catalog, locator: Locator, problems: list[Problem]
+    flat_keys: Iterable[FlatKey], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> EngineArguments:
-    """Turn checked leaves into argv; unknown names, wrong types and choices go to `problems`."""
+    """Turn checked flat_keys into argv; unknown names, wrong types and choices go to `problems`."""
     argv: list[str] = []
     values = {option.dest: option.default for option in catalog.options.values()}
     paths: dict[str, str] = {}
-    for leaf in leaves:
-        where = locator.where(leaf.path)
-        option = catalog.find(leaf.name)
+    for flat_key in flat_keys:
+        option = catalog.by_name.get(flat_key.name)
         if option is None:
-            problems.append(_unknown(leaf, catalog, where))
+            problems.append(_unknown(flat_key, catalog, source_map.where(flat_key.path)))
             continue
-        if leaf.value is None:
+        if flat_key.value is None:
             continue
         if option.dest in paths:
-            what = f"`{leaf.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
-            problems.append(Problem(what, where, "keep one of them"))
+            what = f"`{flat_key.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
+            problems.append(Problem(what, source_map.where(flat_key.path), "keep one of them"))
             continue
-        paths[option.dest] = leaf.path
+        paths[option.dest] = flat_key.path
         try:
-            words, values[option.dest] = _words(option, leaf)
+            words, values[option.dest] = _words(option, flat_key)
         except ValueError as error:
-            problems.append(Problem(str(error), where))
+            problems.append(Problem(str(error), source_map.where(flat_key.path)))
             continue
         argv += words
     return EngineArguments(tuple(argv), values, paths)
 
 
-def _unknown(leaf: Leaf, catalog: Catalog, where: str) -> Problem:
-    hints = [nearest(leaf.name, catalog.names())]
-    if leaf.value is None:
+def _unknown(flat_key: FlatKey, catalog: Catalog, where: str) -> Problem:
+    hints = [nearest(flat_key.name, catalog.by_name)]
+    if flat_key.value is None:
         hints.append("if it is an empty section, remove it")
-    what = f"{catalog.engine} {catalog.version} has no argument `{leaf.name}`"
+    what = f"{catalog.engine} {catalog.version} has no argument `{flat_key.name}`"
     return Problem(what, where, "; ".join(filter(None, hints)))
 
 
-def _words(option: Option, leaf: Leaf) -> tuple[list[str], Any]:
-    """Return the argv words of one leaf and its value as the engine will hold it; ValueError if it cannot."""
+def _words(option: Option, flat_key: FlatKey) -> tuple[list[str], Any]:
+    """Return the argv words of a key and its value as the engine will hold it; ValueError if it cannot."""
     flag = f"--{option.name}"
     if option.kind == "append":
-        pairs = [_scalar(option, leaf.name, item) for item in _items(leaf.value)]
+        pairs = [_scalar(option, flat_key.name, item) for item in _items(flat_key.value)]
         return [word for text, _ in pairs for word in (flag, text)], [typed for _, typed in pairs]
     if option.kind != "value":
-        return _switch(option, leaf)
+        return _switch(option, flat_key)
     if not option.takes_many:
-        text, typed = _scalar(option, leaf.name, leaf.value)
+        text, typed = _scalar(option, flat_key.name, flat_key.value)
         # `--lr=-1e-5`: a value that begins with a dash would be read as an option of its own.
         return ([f"{flag}={text}"] if text.startswith("-") else [flag, text]), typed
-    items = _items(leaf.value)
+    items = _items(flat_key.value)
     if isinstance(option.nargs, int) and len(items) != option.nargs:
-        raise ValueError(f"`{leaf.name}` takes {option.nargs} values, not {len(items)}")
+        raise ValueError(f"`{flat_key.name}` takes {option.nargs} values, not {len(items)}")
     if option.nargs == "+" and not items:
-        raise ValueError(f"`{leaf.name}` takes one or more values; remove the key for none")
-    pairs = [_scalar(option, leaf.name, item) for item in items]
+        raise ValueError(f"`{flat_key.name}` takes one or more values; remove the key for none")
+    pairs = [_scalar(option, flat_key.name, item) for item in items]
     for text, _ in pairs:
         if text.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(text):
-            raise ValueError(f"`{leaf.name}`: a value in a list cannot begin with a dash ({text!r})")
+            raise ValueError(f"`{flat_key.name}`: a value in a list cannot begin with a dash ({text!r})")
     return [flag, *(text for text, _ in pairs)], [typed for _, typed in pairs]
 
 
@@ -149,13 +148,13 @@ def _items(value: Any) -> list[Any]:
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+", re.ASCII)
 
 
-def _switch(option: Option, leaf: Leaf) -> tuple[list[str], bool]:
-    """Return the flag that says what the leaf says (none where the default does), and the value."""
-    flag, value = f"--{option.name}", leaf.value
+def _switch(option: Option, flat_key: FlatKey) -> tuple[list[str], bool]:
+    """Return the flag that says what the flat_key says (none where the default does), and the value."""
+    flag, value = f"--{option.name}", flat_key.value
     if not isinstance(value, bool):
-        raise ValueError(f"`{leaf.name}` is a switch: true or false, not {value!r}")
+        raise ValueError(f"`{flat_key.name}` is a switch: true or false, not {value!r}")
     if option.kind == "flag_false":
-        named_itself = leaf.name.replace("_", "-") == option.name
+        named_itself = flat_key.name.replace("_", "-") == option.name
         is_off = value if named_itself else not value
         return ([flag], False) if is_off else ([], True)
     if value:

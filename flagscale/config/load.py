@@ -15,26 +15,26 @@ from pydantic_core import ErrorDetails
 from flagscale.config import compat_v060 as v060
 from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection
 from flagscale.config.secrets import is_secret
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}
 """Keys that steer the command rather than the job: `output=json`, `follow=true`."""
 
 
-def load_experiment(config: DictConfig, locator: Locator) -> tuple[Experiment, list[str]]:
+def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experiment, list[str]]:
     """Return the checked experiment and notices about translated v0.6.0 keys.
 
     Raises:
         UserError: with every unknown key, wrong type, missing key and unresolvable interpolation at once.
     """
     problems: list[Problem] = []
-    tree = _resolved(config, "", (), locator, problems)
-    problems += _base60(tree, locator)
-    notices = v060.translate_experiment(tree, locator, problems)
+    tree = _resolved(config, "", (), source_map, problems)
+    problems += _base60(tree, source_map)
+    notices = v060.translate_experiment(tree, source_map, problems)
     told = {problem.where for problem in problems}
-    section, found = _section(tree.get("experiment"), locator)
-    found += _other_groups(tree, locator)
+    section, found = _section(tree.get("experiment"), source_map)
+    found += _other_groups(tree, source_map)
     # A key whose interpolation failed, or that is `???`, is told once: not as missing too.
     problems += [problem for problem in found if problem.where not in told]
     if problems or section is None:
@@ -47,26 +47,26 @@ def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
 
     For telling the mistakes of the task level too where the experiment level has some; tells none itself.
     """
-    tree = _resolved(config, "", (), Locator(), [])
+    tree = _resolved(config, "", (), SourceMap(), [])
     task = _mapping(_mapping(tree.get("experiment")).get("task"))
     group, backend = task.get("type") or "train", task.get("backend")
     arguments = _mapping(tree.get(group)) if isinstance(group, str) else {}
     return str(group), str(backend or ""), arguments
 
 
-def _section(raw: object, locator: Locator) -> tuple[ExperimentSection | None, list[Problem]]:
+def _section(raw: object, source_map: SourceMap) -> tuple[ExperimentSection | None, list[Problem]]:
     """Return the group `experiment`, checked, or what is wrong with it."""
     if not isinstance(raw, dict):
         return None, [
-            Problem("this group is missing", locator.where("experiment"), "copy one from examples/")
+            Problem("this group is missing", source_map.where("experiment"), "copy one from examples/")
         ]
     try:
         return ExperimentSection.model_validate(raw), []
     except ValidationError as error:
-        return None, [_problem(entry, locator) for entry in error.errors()]
+        return None, [_problem(entry, source_map) for entry in error.errors()]
 
 
-def _other_groups(tree: dict[str, Any], locator: Locator) -> list[Problem]:
+def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return what is wrong at the top level: keys nobody reads, and a task group that is missing."""
     experiment = _mapping(tree.get("experiment"))
     task_type = _mapping(experiment.get("task")).get("type") or "train"
@@ -74,13 +74,13 @@ def _other_groups(tree: dict[str, Any], locator: Locator) -> list[Problem]:
     groups = [task_type] if experiment and task_type in TASK_TYPES else list(TASK_TYPES)
     valid = top_keys(groups)
     problems = [
-        Problem(f"unknown key `{key}`", locator.where(str(key)), nearest(str(key), valid))
+        Problem(f"unknown key `{key}`", source_map.where(str(key)), nearest(str(key), valid))
         for key in tree
         if key not in valid
     ]
     if len(groups) == 1 and not isinstance(tree.get(task_type), dict):
         hint = f"add it (defaults: - {task_type}: NAME), or mend experiment.task.type"
-        problems.append(Problem("this task group is missing", locator.where(task_type), hint))
+        problems.append(Problem("this task group is missing", source_map.where(task_type), hint))
     return problems
 
 
@@ -93,14 +93,14 @@ def _mapping(value: object) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def load_action(config: DictConfig, locator: Locator) -> str:
+def load_action(config: DictConfig, source_map: SourceMap) -> str:
     """Return the action to perform; a `UserError` names the valid ones."""
     action = _top(config, "action", None)
     if action is None:
         raise UserError([Problem("no action given", hint=f"action=A with A one of {', '.join(ACTIONS)}")])
     if action not in ACTIONS:
         hint = nearest(str(action), ACTIONS)
-        raise UserError([Problem(f"unknown action `{action}`", locator.where("action"), hint)])
+        raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])
     return str(action)
 
 
@@ -125,7 +125,7 @@ def _top(config: DictConfig, key: str, default: object) -> object:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocation:
     """Where a run is: all that query, logs and stop need, also when the rest of the YAML is broken."""
 
     exp_dir: Path
@@ -133,14 +133,14 @@ class Place:
     node_rank: int | None
 
 
-def load_place(config: DictConfig) -> Place:
+def load_run_location(config: DictConfig) -> RunLocation:
     """Return where the run of a configuration is; a `UserError` where that cannot be read."""
     exp_dir = _selected(config, "experiment.exp_dir")
     if not isinstance(exp_dir, str) or not exp_dir:
         raise UserError([Problem("a path is needed here", "experiment.exp_dir")])
     kind = _selected(config, "experiment.runner.type")
     rank = _selected(config, "experiment.runner.node_rank") if kind == "cloud" else None
-    return Place(_absolute(exp_dir), kind == "cloud", rank if isinstance(rank, int) else None)
+    return RunLocation(_absolute(exp_dir), kind == "cloud", rank if isinstance(rank, int) else None)
 
 
 def _selected(config: DictConfig, key: str) -> object:
@@ -170,17 +170,17 @@ def _absolute(path: str) -> Path:
 
 
 def _resolved(
-    node: Any, path: str, parents: tuple[Any, ...], locator: Locator, problems: list[Problem]
+    node: Any, path: str, parents: tuple[Any, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Any:
-    """Turn a config node into plain values, leaf by leaf, so that every failing interpolation is told."""
+    """Turn a config node into plain values, one by one, so that every failing interpolation is told."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
     if node._is_none():
         return None
     if any(node is parent for parent in parents):
-        problems.append(Problem("the interpolation holds itself", locator.where(path)))
+        problems.append(Problem("the interpolation holds itself", source_map.where(path)))
         return None
-    values = dict(_children(node, path, (*parents, node), locator, problems))
+    values = dict(_children(node, path, (*parents, node), source_map, problems))
     return values if isinstance(node, DictConfig) else list(values.values())
 
 
@@ -188,7 +188,7 @@ def _children(
     node: DictConfig | ListConfig,
     path: str,
     parents: tuple[Any, ...],
-    locator: Locator,
+    source_map: SourceMap,
     problems: list[Problem],
 ) -> Iterator[tuple[Any, Any]]:
     keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
@@ -196,25 +196,25 @@ def _children(
         child = f"{path}.{key}" if path else str(key)
         try:
             if OmegaConf.is_missing(node, key):
-                problems.append(Problem("a value is required here (it is `???`)", locator.where(child)))
+                problems.append(Problem("a value is required here (it is `???`)", source_map.where(child)))
                 continue
             value = node[key]
         except OmegaConfBaseException as error:
-            problems.append(Problem(_first_line(error), locator.where(child)))
+            problems.append(Problem(_first_line(error), source_map.where(child)))
             continue
-        yield key, _resolved(value, child, parents, locator, problems)
+        yield key, _resolved(value, child, parents, source_map, problems)
 
 
-def _base60(tree: dict[str, Any], locator: Locator) -> Iterator[Problem]:
+def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:
     """Yield the values that YAML 1.1 understands to base 60 where people mean a range or a time."""
-    for path, text in locator.base60.items():
+    for path, text in source_map.base60.items():
         value: Any = tree
         for part in path.split("."):
             if isinstance(value, list) and part.isdigit() and int(part) < len(value):
                 value = value[int(part)]
             else:
                 value = _mapping(value).get(part)
-        where = locator.where(path)
+        where = source_map.where(path)
         if isinstance(value, int) and not where.startswith("command line"):
             yield Problem(f"YAML reads `{text}` as the number {value}", where, f'as text it is "{text}"')
 
@@ -223,10 +223,10 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _problem(entry: ErrorDetails, locator: Locator) -> Problem:
+def _problem(entry: ErrorDetails, source_map: SourceMap) -> Problem:
     """Turn one pydantic error into a message with file, line and the nearest valid name."""
     keys = [str(part) for part in entry["loc"] if part != "[key]"]
-    where = locator.where(".".join(["experiment", *keys]))
+    where = source_map.where(".".join(["experiment", *keys]))
     match entry["type"]:
         case "extra_forbidden":
             return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(keys[:-1])))

@@ -16,7 +16,7 @@ from omegaconf import ListConfig, OmegaConf
 
 
 @dataclass(frozen=True)
-class Locator:
+class SourceMap:
     """Key path (`experiment.runner.nnodes`) -> "file:line" for the files that made one configuration."""
 
     lines: Mapping[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Locator:
         return key_path
 
 
-def locator(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = ()) -> Locator:
+def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = ()) -> SourceMap:
     """Index `files`, pairs of a YAML file and the package (key-path prefix) its content is placed under.
 
     Later files win, except over keys of a file whose defaults list puts `_self_` before other entries. A file
@@ -63,7 +63,7 @@ def locator(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = ()) ->
             written[key] = value
             if value.startswith("{"):
                 _index(_parsed(value), key, "", written, {})
-    return Locator(lines, frozenset(written), base60)
+    return SourceMap(lines, frozenset(written), base60)
 
 
 def _as_written(overrides: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.config.schema import Experiment
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 from flagscale.values import Host, Job
 
@@ -23,6 +23,6 @@ class Engine:
     task_types: tuple[str, ...]
     distributions: tuple[str, ...]
     """The package-index names of the engine, any of which will do; its version is compared between hosts."""
-    build: Callable[[Experiment, tuple[Host, ...], Locator], Job]
-    check: Callable[[str, Mapping[str, Any], Locator], list[Problem]]
+    build: Callable[[Experiment, tuple[Host, ...], SourceMap], Job]
+    check: Callable[[str, Mapping[str, Any], SourceMap], list[Problem]]
     """The mistakes of the task group `str` that need nothing else: names, types, choices, duplicates."""

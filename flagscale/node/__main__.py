@@ -1,6 +1,6 @@
 """`python -m flagscale.node VERB ...`: the entry of the scripts and of remote transports.
 
-`supervise` and `programs` run until the job ends, `serve` until its launcher goes; the other verbs print one
+`supervise` and `services` run until the job ends, `serve` until its launcher goes; the other verbs print one
 JSON object.
 """
 
@@ -20,13 +20,13 @@ def main(words: list[str]) -> int:
         from flagscale.node.commands import serve
 
         return serve()
-    if verb in ("supervise", "programs"):
+    if verb in ("supervise", "services"):
         try:
             plan, node = commands.load(*arguments)
-            if verb == "programs":
-                from flagscale.node import services as programs
+            if verb == "services":
+                from flagscale.node import services as services
 
-                return programs.run(plan, node)
+                return services.run(plan, node)
             from flagscale.node.supervisor import Supervisor
 
             return Supervisor(plan, node).run()

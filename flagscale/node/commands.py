@@ -34,8 +34,8 @@ _OF_A_HOST: Mapping[str, Callable[..., Reply]] = {
     "probe": _later("probe", "probe"),
     "put": _later("files", "put"),
     "vacant": _later("start", "vacant"),
-    "listen": _later("reach", "listen_for"),
-    "reach": _later("reach", "reach"),
+    "listen": _later("probe", "listen_for"),
+    "dial": _later("probe", "dial"),
 }
 """Called with the words."""
 _OF_A_PLAN: Mapping[str, Callable[..., Reply]] = {

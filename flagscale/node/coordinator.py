@@ -1,4 +1,4 @@
-"""The first host's end of the star: gathers the others for each attempt, and passes every word on."""
+"""The first host's end of the star: gathers the others for each attempt, and passes every verdict on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from queue import Empty, SimpleQueue
 from flagscale.files import room_for_files
 from flagscale.node.channel import GONE, Link, LinkLost, Message, accept
 from flagscale.node.network import listen
-from flagscale.node.rendezvous import COMING_BACK, Go, Pumped, Word, send_quietly, until
+from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Verdict, send_quietly, until
 
 _BREATH = 0.5
 
 
-class Hub(Pumped):
+class Coordinator(ChannelEnd):
     """Listens on one address for the supervisors of the other hosts, who must know the secret.
 
     Args:
@@ -47,7 +47,7 @@ class Hub(Pumped):
         threading.Thread(target=self._accept, daemon=True).start()
         self._thread.start()
 
-    def assemble(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> Go | Word:
+    def rendezvous(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> AttemptStart | Verdict:
         with self._lock:
             # Those whose loss ended the last attempt may be noticed only now.
             self._taking_part.clear()
@@ -57,49 +57,49 @@ class Hub(Pumped):
         is_late = False
         while True:
             if stopped():
-                return Word(attempt, "stopped", self._rank, "stopped")
+                return Verdict(attempt, "stopped", self._rank, "stopped")
             with self._lock:
-                if self._word:
-                    return self._word
+                if self._verdict:
+                    return self._verdict
                 hosts = sorted(
                     {self._rank, *(host for host, ready in self._ready.items() if ready == attempt)}
                 )
                 if len(hosts) == len(self._names):
-                    return self._go(attempt, hosts)
+                    return self._begun(attempt, hosts)
                 if is_late or len(hosts) + len(self._gone()) == len(self._names):
                     return self._with_fewer(attempt, hosts, seconds)
             is_late = not until(deadline)
 
-    def tell(self, word: Word) -> None:
+    def tell(self, verdict: Verdict) -> None:
         with self._lock:
-            self._tell(word)
+            self._tell(verdict)
 
-    def _tell(self, word: Word) -> None:
-        self._take(word)
-        self._announce({"word": asdict(word)})
+    def _tell(self, verdict: Verdict) -> None:
+        self._take(verdict)
+        self._announce({"verdict": asdict(verdict)})
 
-    def _with_fewer(self, attempt: int, hosts: list[int], seconds: float) -> Go | Word:
-        """Go on with those who came, where that many do: the first attempt takes all or none."""
+    def _with_fewer(self, attempt: int, hosts: list[int], seconds: float) -> AttemptStart | Verdict:
+        """AttemptStart on with those who came, where that many do: the first attempt takes all or none."""
         count = next((fewer for fewer in self._fewer if fewer <= len(hosts)), 0) if attempt else 0
         if count:
-            return self._go(attempt, hosts[:count])
+            return self._begun(attempt, hosts[:count])
         gone = self._gone()
         late = [name for host, name in self._names.items() if host not in hosts and host not in gone]
         told = [f"not heard of within {seconds:g} s: {', '.join(late)}"] if late else []
         told += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
-        word = Word(attempt, "failed", self._rank, "; ".join(told))
-        self._tell(word)
-        return word
+        verdict = Verdict(attempt, "failed", self._rank, "; ".join(told))
+        self._tell(verdict)
+        return verdict
 
     def _gone(self) -> set[int]:
         """Return the hosts that nobody needs to wait for: their supervisors have ended."""
         now = time.monotonic()
         return {host for host, since in self._closed.items() if now - since > COMING_BACK}
 
-    def _go(self, attempt: int, hosts: list[int]) -> Go:
+    def _begun(self, attempt: int, hosts: list[int]) -> AttemptStart:
         self._taking_part = {*hosts} - {self._rank}
-        self._announce({"go": attempt, "hosts": hosts})
-        return Go(attempt, tuple(hosts))
+        self._announce({"begin": attempt, "hosts": hosts})
+        return AttemptStart(attempt, tuple(hosts))
 
     def _announce(self, message: Message) -> None:
         """Tell all, also those who come later."""
@@ -125,7 +125,7 @@ class Hub(Pumped):
         self._links.pop(host).close()
         self._ready.pop(host, None)
         if host in self._taking_part:
-            self._pass_on(Word(self._attempt, "failed", host, f"{self._names[host]}: {why}"))
+            self._pass_on(Verdict(self._attempt, "failed", host, f"{self._names[host]}: {why}"))
 
     def _welcome(self) -> None:
         """Take in the links that have told whose they are."""
@@ -156,16 +156,16 @@ class Hub(Pumped):
             self._ready[host] = message["ready"]
             if message["ready"] == self._attempt and self._told:
                 send_quietly(self._links[host], self._told)
-        elif "word" in message:
-            word = Word(**message["word"])
-            if word.kind == "finished":
+        elif "verdict" in message:
+            verdict = Verdict(**message["verdict"])
+            if verdict.kind == "finished":
                 self._taking_part.discard(host)
             else:
-                self._pass_on(word)
+                self._pass_on(verdict)
 
-    def _pass_on(self, word: Word) -> None:
-        if self._take(word):
-            self._announce({"word": asdict(word)})
+    def _pass_on(self, verdict: Verdict) -> None:
+        if self._take(verdict):
+            self._announce({"verdict": asdict(verdict)})
 
     def _flush(self) -> None:
         for message in self._outbox:

@@ -15,7 +15,7 @@ import psutil
 from flagscale.linux import die_with
 from flagscale.node import processes
 from flagscale.node.network import interface_of, own_address
-from flagscale.node.rendezvous import Go
+from flagscale.node.rendezvous import AttemptStart
 from flagscale.values import Channel, NodeCommand
 
 _NOTHING_TO_SAVE = 10.0
@@ -25,12 +25,12 @@ _STACKS = 1.0
 
 
 def start_engine(
-    node: NodeCommand, go: Go, channel: Channel | None, secrets: Mapping[str, str]
+    node: NodeCommand, begin: AttemptStart, channel: Channel | None, secrets: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start the launcher of this host's ranks; it dies with the calling thread. OSError where it cannot."""
     Path(node.failure_file).unlink(missing_ok=True)
     return subprocess.Popen(
-        argv_of(node, go.hosts),
+        argv_of(node, begin.hosts),
         env={**os.environ, **_network(channel), **node.env, **secrets},
         cwd=node.cwd,
         stdin=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ def _network(channel: Channel | None) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": name} if name else {}
 
 
-_FIRST_BEAT = 600.0
+_FIRST_HEARTBEAT = 600.0
 """Seconds that the ranks have to load and compile what they need, beyond the limit."""
 
 
@@ -105,11 +105,11 @@ class Heartbeat:
     written in it is the file server's, and either may be set anew.
     """
 
-    def __init__(self, beat: Path, limit: float | None) -> None:
-        self._beat, self._limit = beat, limit
+    def __init__(self, heartbeat: Path, limit: float | None) -> None:
+        self._heartbeat, self._limit = heartbeat, limit
         self._seen = self._touched()
         self._since = time.monotonic()
-        self._patience = (limit or 0.0) + _FIRST_BEAT
+        self._patience = (limit or 0.0) + _FIRST_HEARTBEAT
 
     def is_overdue(self) -> bool:
         """Whether they have not gone on for longer than the limit; never without one."""
@@ -121,6 +121,6 @@ class Heartbeat:
 
     def _touched(self) -> int:
         try:
-            return self._beat.stat().st_mtime_ns
+            return self._heartbeat.stat().st_mtime_ns
         except FileNotFoundError:
             return 0

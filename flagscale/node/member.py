@@ -7,60 +7,62 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from flagscale.node.channel import GONE, Link, LinkLost, Message, dial
-from flagscale.node.rendezvous import COMING_BACK, Go, Pumped, Word, send_quietly, until
+from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Verdict, send_quietly, until
 
 _DIAL_TIMEOUT = 2.0
 _MARGIN = 8.0
-"""Seconds that a member waits longer than the hub, whose word it is waiting for."""
+"""Seconds that a member waits longer than the coordinator, whose verdict it is waiting for."""
 
 
-class Member(Pumped):
-    """Connects to the hub, and again whenever the connection is lost."""
+class Member(ChannelEnd):
+    """Connects to the coordinator, and again whenever the connection is lost."""
 
-    def __init__(self, address: str, port: int, secret: bytes, rank: int, hub_name: str) -> None:
+    def __init__(self, address: str, port: int, secret: bytes, rank: int, coordinator_name: str) -> None:
         super().__init__()
         self._address, self._port, self._secret = address, port, secret
-        self._rank, self._hub_name = rank, hub_name
+        self._rank, self._coordinator_name = rank, coordinator_name
         self._link: Link | None = None
         self._ready = -1
-        self._go: Go | None = None
-        self._hub_finished = False
+        self._begun: AttemptStart | None = None
+        self._coordinator_finished = False
         self._closed_at: float | None = None
         self._thread.start()
 
-    def assemble(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> Go | Word:
+    def rendezvous(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> AttemptStart | Verdict:
         with self._lock:
             self._begin(attempt)
-            self._ready, self._go = attempt, None
+            self._ready, self._begun = attempt, None
             self._outbox.append({"ready": attempt})
             self._ring()
         deadline = time.monotonic() + seconds + _MARGIN
         while True:
             if stopped():
-                return Word(attempt, "stopped", self._rank, "stopped")
+                return Verdict(attempt, "stopped", self._rank, "stopped")
             with self._lock:
-                if self._word:
-                    return self._word
-                if self._go:
-                    return self._go if self._rank in self._go.hosts else self._left_out(attempt)
-                if self._hub_finished:
-                    return Word(attempt, "failed", self._rank, f"the job has ended on {self._hub_name}")
+                if self._verdict:
+                    return self._verdict
+                if self._begun:
+                    return self._begun if self._rank in self._begun.hosts else self._left_out(attempt)
+                if self._coordinator_finished:
+                    return Verdict(
+                        attempt, "failed", self._rank, f"the job has ended on {self._coordinator_name}"
+                    )
                 if self._closed_at and time.monotonic() - self._closed_at > COMING_BACK:
-                    return Word(attempt, "failed", 0, f"{self._hub_name}: {GONE}")
+                    return Verdict(attempt, "failed", 0, f"{self._coordinator_name}: {GONE}")
             if not until(deadline):
-                return Word(attempt, "failed", self._rank, self._why_not(seconds))
+                return Verdict(attempt, "failed", self._rank, self._why_not(seconds))
 
-    def tell(self, word: Word) -> None:
+    def tell(self, verdict: Verdict) -> None:
         with self._lock:
-            self._take(word)
-            self._outbox.append({"word": asdict(word)})
+            self._take(verdict)
+            self._outbox.append({"verdict": asdict(verdict)})
             self._ring()
 
-    def _left_out(self, attempt: int) -> Word:
-        return Word(attempt, "failed", self._rank, "this host came too late: the job goes on without it")
+    def _left_out(self, attempt: int) -> Verdict:
+        return Verdict(attempt, "failed", self._rank, "this host came too late: the job goes on without it")
 
     def _why_not(self, seconds: float) -> str:
-        place = f"{self._hub_name} at {self._address} port {self._port}"
+        place = f"{self._coordinator_name} at {self._address} port {self._port}"
         if self._link:
             return f"{place} did not begin within {seconds:g} s"
         hint = "experiment.runner.master_addr names its address"
@@ -80,13 +82,13 @@ class Member(Pumped):
             self._link.close()
             self._link = None
             self._closed_at = time.monotonic() if lost.is_closed else None
-            if self._go and not self._hub_finished:
-                self._take(Word(self._attempt, "failed", 0, f"{self._hub_name}: {lost}"))
+            if self._begun and not self._coordinator_finished:
+                self._take(Verdict(self._attempt, "failed", 0, f"{self._coordinator_name}: {lost}"))
 
     def _dial(self) -> None:
-        if self._hub_finished or self._ready < 0:
+        if self._coordinator_finished or self._ready < 0:
             return
-        # Others may ask for the word meanwhile.
+        # Others may ask for the verdict meanwhile.
         self._lock.release()
         try:
             link = dial(self._address, self._port, self._secret, _DIAL_TIMEOUT)
@@ -100,14 +102,14 @@ class Member(Pumped):
             self._outbox = [{"ready": self._ready}]
 
     def _heard(self, message: Message) -> None:
-        if message.get("go") == self._attempt:
-            self._go = Go(self._attempt, tuple(message["hosts"]))
-        elif "word" in message:
-            word = Word(**message["word"])
-            if word.kind == "finished":
-                self._hub_finished = True
+        if message.get("begin") == self._attempt:
+            self._begun = AttemptStart(self._attempt, tuple(message["hosts"]))
+        elif "verdict" in message:
+            verdict = Verdict(**message["verdict"])
+            if verdict.kind == "finished":
+                self._coordinator_finished = True
             else:
-                self._take(word)
+                self._take(verdict)
 
     def _flush(self) -> None:
         if self._link:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale import __version__, platforms
-from flagscale.checks.data import input_findings
+from flagscale.checks.data import input_violations
 from flagscale.node.network import free_port, is_free, listen
 from flagscale.run.state import Reply
 
@@ -47,7 +47,7 @@ def probe(question: str) -> Reply:
         "writable": os.access(existing, os.W_OK),
         "directory": str(existing),
         "sees_mark": not asked["mark"] or Path(asked["mark"]).exists(),
-        "wrong_inputs": [what for _, what in input_findings(asked["inputs"], Path(asked["cwd"]))],
+        "wrong_inputs": [what for _, what in input_violations(asked["inputs"], Path(asked["cwd"]))],
         "taken_ports": [port for address, port in asked["listens"] if not _can_listen(address, port)],
         **(_ports(asked) if asked["address"] else {}),
     }
@@ -107,7 +107,7 @@ def _accept(listener: socket.socket, deadline: float) -> None:
             listener.accept()[0].close()
 
 
-def reach(places: str) -> Reply:
+def dial(places: str) -> Reply:
     """Connect to every `[address, port]` of a JSON list. Reply: {"reasons": why not, "" where it worked}."""
 
     def attempt(place: tuple[str, int]) -> str:

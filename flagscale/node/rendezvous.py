@@ -1,8 +1,8 @@
 """What the supervisors of a run's hosts tell each other, so that all begin together and none outlives it.
 
-A star: the supervisor of the first host listens (`Hub`), the others connect to it (`Member`). Each attempt of
-the job begins when every host is ready; when one host's part fails, is stopped, or is not heard of any more,
-all others are told and end theirs.
+A star: the supervisor of the first host listens (`Coordinator`), the others connect to it (`Member`). Each
+attempt of the job begins when every host is ready; when one host's part fails, is stopped, or is not heard of
+any more, all others are told and end theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMING_BACK = 10.0
 
 
 @dataclass(frozen=True)
-class Go:
+class AttemptStart:
     """An attempt begins; `hosts` are the ranks of those that take part, in order; empty: as planned."""
 
     attempt: int
@@ -35,7 +35,7 @@ class Go:
 
 
 @dataclass(frozen=True)
-class Word:
+class Verdict:
     """Why a host's part in an attempt has ended, or cannot begin."""
 
     attempt: int
@@ -49,15 +49,15 @@ class Word:
 class Peers(Protocol):
     """The other hosts of the run, as a supervisor sees them."""
 
-    def assemble(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> Go | Word:
-        """Wait until all hosts are ready for an attempt; a `Word` says why it cannot begin."""
+    def rendezvous(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> AttemptStart | Verdict:
+        """Wait until all hosts are ready for an attempt; a `Verdict` says why it cannot begin."""
         ...
 
-    def word(self) -> Word | None:
+    def verdict(self) -> Verdict | None:
         """Return what ends the present attempt on all hosts, None while nothing does."""
         ...
 
-    def tell(self, word: Word) -> None:
+    def tell(self, verdict: Verdict) -> None:
         """Let all other hosts know how this host's part has ended."""
         ...
 
@@ -69,26 +69,26 @@ class Peers(Protocol):
 class Alone:
     """One host: there is nobody to wait for."""
 
-    def assemble(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> Go | Word:
-        return Go(attempt, ())
+    def rendezvous(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> AttemptStart | Verdict:
+        return AttemptStart(attempt, ())
 
-    def word(self) -> Word | None:
+    def verdict(self) -> Verdict | None:
         return None
 
-    def tell(self, word: Word) -> None:
+    def tell(self, verdict: Verdict) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-class Pumped(ABC):
-    """What both ends of the star have: a thread that owns the links, and the word that was given."""
+class ChannelEnd(ABC):
+    """What both ends of the star have: a thread that owns the links, and the verdict that was given."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._attempt = -1
-        self._word: Word | None = None
+        self._verdict: Verdict | None = None
         self._outbox: list[Message] = []
         self._closing = threading.Event()
         self._bell, self._cord = socket.socketpair()
@@ -96,9 +96,9 @@ class Pumped(ABC):
             end.setblocking(False)
         self._thread = threading.Thread(target=self._pump, daemon=True)
 
-    def word(self) -> Word | None:
+    def verdict(self) -> Verdict | None:
         with self._lock:
-            return self._word
+            return self._verdict
 
     def close(self) -> None:
         self._closing.set()
@@ -106,25 +106,25 @@ class Pumped(ABC):
         self._thread.join()
 
     def _begin(self, attempt: int) -> bool:
-        """Forget the word of the last attempt (lock held); False where that was a stop, which stays."""
+        """Forget the verdict of the last attempt (lock held); False where that was a stop, which stays."""
         self._attempt = attempt
         if self._is_stopped():
             return False
-        self._word = None
+        self._verdict = None
         return True
 
-    def _take(self, word: Word) -> bool:
-        """Keep the first word of the present attempt, and a stop at any time; False where nothing changes."""
-        if word.kind == "stopped":
+    def _take(self, verdict: Verdict) -> bool:
+        """Keep the first verdict of this attempt, and a stop at any time; False if nothing changes."""
+        if verdict.kind == "stopped":
             is_new = not self._is_stopped()
         else:
-            is_new = self._word is None and word.attempt == self._attempt
+            is_new = self._verdict is None and verdict.attempt == self._attempt
         if is_new:
-            self._word = word
+            self._verdict = verdict
         return is_new
 
     def _is_stopped(self) -> bool:
-        return self._word is not None and self._word.kind == "stopped"
+        return self._verdict is not None and self._verdict.kind == "stopped"
 
     def _ring(self) -> None:
         """Have the thread look at once."""

@@ -1,4 +1,4 @@
-"""One program of a host while it runs: started, listened to, asked how it is."""
+"""One service of a host while it runs: started, listened to, asked how it is."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from flagscale.node import health
 from flagscale.run.failure import first_exception, signal_name
 from flagscale.run.logs import read_piece
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import OVER, ProgramPhase, ProgramState
-from flagscale.values import Host, Program
+from flagscale.run.state import OVER, ServicePhase, ServiceState
+from flagscale.values import Host, Service
 
 PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
-"""Names, to a program, the file in which it says how far it is: {"done", "total", "tokens_per_s"}."""
+"""Names, to a service, the file in which it says how far it is: {"done", "total", "tokens_per_s"}."""
 _LOOK = 1.0
-"""Seconds between two looks at a program."""
+"""Seconds between two looks at a service."""
 _LONGEST_LINE = 300
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 << 10
@@ -34,44 +34,44 @@ _SEARCHED = 4 << 20
 _LOAD = ("requests_running", "requests_waiting", "tokens_per_s", "prompt_tokens_per_s")
 
 
-class Running:
-    """A program that was started, what it printed last, and how it is."""
+class ServiceMonitor:
+    """A service that was started, what it printed last, and how it is."""
 
-    def __init__(self, program: Program, files: RunDir, host: Host, serves: bool, with_name: bool) -> None:
-        """Start the program; OSError where that cannot be done.
+    def __init__(self, service: Service, files: RunDir, host: Host, serves: bool, with_name: bool) -> None:
+        """Start the service; OSError where that cannot be done.
 
         Args:
             serves: whether it has no end of its own.
             with_name: whether its name stands before each line of it in the host's log.
         """
-        self.program = program
-        self._log = files.program_log(host, program.name)
-        self._progress = files.program_progress(host, program.name)
+        self.service = service
+        self._log = files.service_log(host, service.name)
+        self._progress = files.service_progress(host, service.name)
         self._lock = Lock()
         self._last_load: health.Load | None = None
         self._searched_from = 0
-        self.goes_on = not program.url
+        self.goes_on = not service.url
         """Whether it was seen to go on at the last look; a server has to answer for that."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._progress.unlink(missing_ok=True)
         self._log.write_bytes(b"")
         self.process = subprocess.Popen(
-            program.argv,
-            env={**os.environ, **_devices(program, host), **program.env, PROGRESS_FILE: str(self._progress)},
+            service.argv,
+            env={**os.environ, **_devices(service, host), **service.env, PROGRESS_FILE: str(self._progress)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             preexec_fn=partial(die_with, os.getpid()),
         )
         # A part of a server on another host has nobody to answer to.
-        phase: ProgramPhase = "running" if serves and not program.url else "starting"
-        self.state = ProgramState(
-            program.name, phase, program.url, program.model, self.process.pid, since=time.time()
+        phase: ServicePhase = "running" if serves and not service.url else "starting"
+        self.state = ServiceState(
+            service.name, phase, service.url, service.model, self.process.pid, since=time.time()
         )
         self._pump = Thread(target=self._pass_on, args=(with_name,), daemon=True)
         self._pump.start()
-        looking = self._look_at_server if program.url else self.look_at_progress
-        if program.url or not serves:
+        looking = self._look_at_server if service.url else self.look_at_progress
+        if service.url or not serves:
             Thread(target=self._repeat, args=(looking,), daemon=True).start()
 
     @property
@@ -79,19 +79,19 @@ class Running:
         return self.process.poll()
 
     def end_by(self, deadline: float) -> None:
-        """Wait for the end of a program that was told to end; kill it where that takes too long."""
+        """Wait for the end of a service that was told to end; kill it where that takes too long."""
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
         self.settle("stopped")
 
-    def settle(self, phase: ProgramPhase) -> None:
+    def settle(self, phase: ServicePhase) -> None:
         """Enter the phase that it stays in."""
         self._change(phase=phase, since=time.time(), last_line="", **dict.fromkeys(_LOAD))
 
     def failure(self) -> dict[str, Any]:
-        """Return what the failure file tells (see `node.state.Failure`)."""
+        """Return what the failure file tells (see `run.state.Failure`)."""
         self._pump.join(_LOOK)  # what it was about to print explains its end
         code = self.code or 0
         name = signal_name(code)
@@ -99,7 +99,7 @@ class Running:
         found = None if name else first_exception(self._printed(self._searched_from, _SEARCHED))
         last = self._printed(-_SHOWN_BYTES, _SHOWN_BYTES).splitlines()[-_SHOWN_LINES:]
         return {
-            "message": f"`{self.program.name}` {ended}{f': {found[0]}' if found else ''}",
+            "message": f"`{self.service.name}` {ended}{f': {found[0]}' if found else ''}",
             "pid": self.process.pid,
             "exitcode": code,
             "signal": name,
@@ -109,7 +109,7 @@ class Running:
         }
 
     def look_at_progress(self) -> None:
-        """Take over what a program says, by a file, of how far it is."""
+        """Take over what a service says, by a file, of how far it is."""
         try:
             told = json.loads(self._progress.read_text(encoding="utf-8"))
             figures = {name: told[name] for name in ("done", "total", "tokens_per_s")}
@@ -123,7 +123,7 @@ class Running:
 
     def _pass_on(self, with_name: bool) -> None:
         """Read what it prints, for ever: a pipe that nobody reads would stop it."""
-        prefix = f"[{self.program.name}] ".encode() if with_name else b""
+        prefix = f"[{self.service.name}] ".encode() if with_name else b""
         assert self.process.stdout is not None
         is_full = False
         with self._log.open("ab", buffering=0) as log:
@@ -134,7 +134,7 @@ class Running:
                     is_full = False
                 except OSError as error:
                     if not is_full:
-                        print(f"flagscale: what programs print is lost: {error}", file=sys.stderr)
+                        print(f"flagscale: what services print is lost: {error}", file=sys.stderr)
                     is_full = True
                 shown = line.decode(errors="replace").strip()[:_LONGEST_LINE]
                 if shown and self.state.phase == "starting":
@@ -147,9 +147,9 @@ class Running:
 
     def _look_at_server(self) -> None:
         """Keep the state of a server: starting until it answers for the first time."""
-        self.goes_on = health.is_healthy(self.program.url)
+        self.goes_on = health.is_healthy(self.service.url)
         if self.goes_on:
-            self._loaded(health.load(self.program.url))
+            self._loaded(health.load(self.service.url))
             if self.state.phase == "starting":
                 # What it printed on its way here were no errors.
                 self._searched_from = self._log.stat().st_size
@@ -170,12 +170,12 @@ class Running:
             prompt_tokens_per_s=(load.prompted - before.prompted) * rate if before else 0.0,
         )
 
-    def _enter(self, phase: ProgramPhase) -> None:
+    def _enter(self, phase: ServicePhase) -> None:
         if self.state.phase != phase:
             self._change(phase=phase, since=time.time(), last_line="")
 
     def _change(self, **values: Any) -> None:
-        """Change the state, but for that of a program that has ended meanwhile."""
+        """Change the state, but for that of a service that has ended meanwhile."""
         with self._lock:
             if self.state.phase not in OVER:
                 self.state = replace(self.state, **values)
@@ -186,17 +186,17 @@ def _write(file: BinaryIO, line: bytes) -> None:
     file.flush()
 
 
-def _devices(program: Program, host: Host) -> dict[str, str]:
-    """Limit a program to its devices, counted among those that this host's processes may use.
+def _devices(service: Service, host: Host) -> dict[str, str]:
+    """Limit a service to its devices, counted among those that this host's processes may use.
 
     Raises:
         OSError: fewer are visible than the job was promised.
     """
     variable = platforms.find(host.platform).visible_devices
-    if not program.devices or not variable:
+    if not service.devices or not variable:
         return {}
     given = os.environ.get(variable)
     visible = given.split(",") if given else [str(number) for number in range(host.slots)]
-    if max(program.devices) >= len(visible):
+    if max(service.devices) >= len(visible):
         raise OSError(f"{variable}={given} shows {len(visible)} devices, not {host.slots}")
-    return {variable: ",".join(visible[number] for number in program.devices)}
+    return {variable: ",".join(visible[number] for number in service.devices)}

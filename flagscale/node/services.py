@@ -1,6 +1,6 @@
-"""The launcher of a host's programs, as torchrun is that of its ranks: all of them run, or none does.
+"""The launcher of a host's services, as torchrun is that of its ranks: all of them run, or none does.
 
-It passes on what they print, asks servers how they are, and ends when a program has ended that should not
+It passes on what they print, asks servers how they are, and ends when a service has ended that should not
 have, telling why in the host's failure file; or when all that have an end have reached it.
 """
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from types import FrameType
 
 from flagscale.files import write_atomic
-from flagscale.node.service import Running
+from flagscale.node.service import ServiceMonitor
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import to_json
 from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.2
 _WRITE = 2.0
-"""Seconds between two records of how the programs are, where no phase has changed."""
+"""Seconds between two records of how the services are, where no phase has changed."""
 _LAST_WORDS = 2.0
 """Seconds of the grace that are left for the launcher to record how it went."""
 
 
 def run(plan: LaunchPlan, node: NodeCommand) -> int:
-    """Run the programs of this host until they end, or a TERM tells it to; return the exit code."""
+    """Run the services of this host until they end, or a TERM tells it to; return the exit code."""
     return _Launcher(plan, node).run()
 
 
@@ -34,7 +34,7 @@ class _Launcher:
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node, self._files = plan, node, RunDir(Path(plan.exp_dir))
         self._serves = plan.task_type == "serve"
-        self._programs: list[Running] = []
+        self._services: list[ServiceMonitor] = []
         self._begun = time.time()
         self._told_to_stop = False
         self._written, self._due = "", 0.0
@@ -42,9 +42,11 @@ class _Launcher:
     def run(self) -> int:
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with_name = len(self._node.programs) > 1
-        for program in self._node.programs:
-            self._programs.append(Running(program, self._files, self._node.host, self._serves, with_name))
+        with_name = len(self._node.services) > 1
+        for service in self._node.services:
+            self._services.append(
+                ServiceMonitor(service, self._files, self._node.host, self._serves, with_name)
+            )
         while True:
             code = self._step()
             self._record(is_last=code is not None)
@@ -57,7 +59,7 @@ class _Launcher:
         if self._told_to_stop:
             self._end()
             return 0
-        ended = [one for one in self._programs if one.code is not None]
+        ended = [one for one in self._services if one.code is not None]
         bad = next((one for one in ended if self._serves or one.code != 0), None)
         if bad is not None:
             write_atomic(Path(self._node.failure_file), json.dumps(bad.failure()))
@@ -67,19 +69,19 @@ class _Launcher:
         for one in ended:
             one.look_at_progress()
             one.settle("finished")
-        if len(ended) == len(self._programs):
+        if len(ended) == len(self._services):
             return 0
-        if all(one.goes_on or self._is_loading(one) for one in self._programs):
-            self._files.beat(self._node.host).touch()
+        if all(one.goes_on or self._is_loading(one) for one in self._services):
+            self._files.heartbeat(self._node.host).touch()
         return None
 
-    def _is_loading(self, one: Running) -> bool:
+    def _is_loading(self, one: ServiceMonitor) -> bool:
         """Whether it is too early to call a server that does not answer hung."""
         return one.state.phase == "starting" and time.time() < self._begun + self._plan.ready_timeout
 
     def _end(self) -> None:
-        """Tell the programs to end; what they leave behind is the supervisor's."""
-        living = [one for one in self._programs if one.code is None]
+        """Tell the services to end; what they leave behind is the supervisor's."""
+        living = [one for one in self._services if one.code is None]
         for one in living:
             one.process.terminate()
         deadline = time.monotonic() + max(0.0, self._node.stop_grace - _LAST_WORDS)
@@ -87,16 +89,16 @@ class _Launcher:
             one.end_by(deadline)
 
     def _record(self, is_last: bool) -> None:
-        """Write down how the programs are: at once where a phase has changed, else every two seconds."""
-        states = [one.state for one in self._programs]
+        """Write down how the services are: at once where a phase has changed, else every two seconds."""
+        states = [one.state for one in self._services]
         phases = str([state.phase for state in states])
         if not is_last and phases == self._written and time.monotonic() < self._due:
             return
         self._written, self._due = phases, time.monotonic() + _WRITE
         try:
-            write_atomic(self._files.programs(self._node.host), to_json(self._plan.run_id, states))
+            write_atomic(self._files.services(self._node.host), to_json(self._plan.run_id, states))
         except OSError as error:  # a full disk must not end servers
-            print(f"flagscale: cannot write how the programs are: {error}", flush=True)
+            print(f"flagscale: cannot write how the services are: {error}", flush=True)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         self._told_to_stop = True

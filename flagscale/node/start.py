@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from flagscale.run.env import marks
+from flagscale.run.env import run_tags
 from flagscale.run.logs import last_lines, write_header
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Failure, HostState, ProcessId, Reply, read_state
@@ -94,7 +94,7 @@ def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes
         return subprocess.Popen(
             ["bash", str(files.run_script(node.host))],
             # From its first moment on it can be told as a process of this run.
-            env={**os.environ, **marks(plan.run_id, node.host.rank)},
+            env={**os.environ, **run_tags(plan.run_id, node.host.rank)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

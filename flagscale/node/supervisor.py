@@ -23,11 +23,11 @@ from flagscale.errors import FlagScaleError, UserError
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
 from flagscale.node.channel import CHANNEL_SECRET
-from flagscale.node.coordinator import Hub
+from flagscale.node.coordinator import Coordinator
 from flagscale.node.engine import Heartbeat, end_engine, start_engine, write_stacks
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
-from flagscale.node.rendezvous import Alone, Go, Peers, Word
+from flagscale.node.rendezvous import Alone, AttemptStart, Peers, Verdict
 from flagscale.run.failure import first_failure
 from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir
@@ -43,7 +43,7 @@ _EXPLAINING = 5.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptOutcome:
     """How an attempt ended on this host."""
 
     phase: Phase
@@ -83,18 +83,18 @@ class Supervisor:
         finally:
             peers.close()
 
-    def _attempts(self, peers: Peers, secrets: dict[str, str]) -> Outcome:
+    def _attempts(self, peers: Peers, secrets: dict[str, str]) -> AttemptOutcome:
         """Run the job until it ends well or is stopped, or has failed too often."""
         recovery = self._plan.recovery
         number, patience = 0, self._plan.start_timeout
         while True:
             begun = time.time()
-            go = peers.assemble(number, patience, self._is_over)
-            if isinstance(go, Word):
-                if go.kind == "stopped" and go.host == self._node.host.rank:
-                    peers.tell(go)
-                return self._refused(go)
-            outcome = self._attempt(go, peers, secrets)
+            begin = peers.rendezvous(number, patience, self._is_over)
+            if isinstance(begin, Verdict):
+                if begin.kind == "stopped" and begin.host == self._node.host.rank:
+                    peers.tell(begin)
+                return self._refused(begin)
+            outcome = self._attempt(begin, peers, secrets)
             if outcome.failure is None or outcome.is_final or number == recovery.max_restarts:
                 return outcome
             attempts = (*self._state.attempts, Attempt(number, begun, time.time(), outcome.failure))
@@ -105,72 +105,74 @@ class Supervisor:
             print(f"flagscale: restart {number} of {recovery.max_restarts} in {pause:g} s", flush=True)
             self._pause(pause)
 
-    def _attempt(self, go: Go, peers: Peers, secrets: dict[str, str]) -> Outcome:
+    def _attempt(self, begin: AttemptStart, peers: Peers, secrets: dict[str, str]) -> AttemptOutcome:
         """Run the engine's launcher once; nothing of it is left when this returns."""
         kills = oom_kills()
         try:
-            engine = start_engine(self._node, go, self._plan.channel, secrets)
-            self._record(phase="running", engine=ProcessId.of(engine.pid), members=go.hosts)
+            engine = start_engine(self._node, begin, self._plan.channel, secrets)
+            self._record(phase="running", engine=ProcessId.of(engine.pid), members=begin.hosts)
         except (OSError, ValueError) as error:
             self._end_leftovers()
             why = f"the engine cannot be started: {error}"
-            peers.tell(self._word(go, "failed", why))  # another attempt may do without this host
+            peers.tell(self._verdict(begin, "failed", why))  # another attempt may do without this host
             return replace(_failed(why), is_final=True)
-        word = self._watch(engine, go, peers)
-        if word is None:
-            return self._ended_by_itself(engine, go, peers, kills)
-        if word.host == self._node.host.rank:
-            peers.tell(word)
-        if word.kind == "stopped":
+        verdict = self._watch(engine, begin, peers)
+        if verdict is None:
+            return self._ended_by_itself(engine, begin, peers, kills)
+        if verdict.host == self._node.host.rank:
+            peers.tell(verdict)
+        if verdict.kind == "stopped":
             self._note(phase="stopping")
             end_engine(engine, self._node.stop_grace)
-        elif word.kind == "hung":
+        elif verdict.kind == "hung":
             write_stacks(engine)
         self._end_leftovers()
-        if word.kind == "stopped":
-            return Outcome("stopped", _exit_code(engine))
-        is_victim = word.host != self._node.host.rank
-        outcome = _failed(f"ended because of {word.text}" if is_victim else word.text, is_victim)
-        return replace(outcome, is_final=word.is_final)
+        if verdict.kind == "stopped":
+            return AttemptOutcome("stopped", _exit_code(engine))
+        is_victim = verdict.host != self._node.host.rank
+        outcome = _failed(f"ended because of {verdict.text}" if is_victim else verdict.text, is_victim)
+        return replace(outcome, is_final=verdict.is_final)
 
-    def _ended_by_itself(self, engine: subprocess.Popen[bytes], go: Go, peers: Peers, kills: int) -> Outcome:
+    def _ended_by_itself(
+        self, engine: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers, kills: int
+    ) -> AttemptOutcome:
         code = _exit_code(engine)
         if code == 0:
-            peers.tell(self._word(go, "finished", "finished"))
+            peers.tell(self._verdict(begin, "finished", "finished"))
             self._end_leftovers()
-            return Outcome("finished", 0)
+            return AttemptOutcome("finished", 0)
         failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
         who = "" if failure.rank is None else f"rank {failure.rank}: "
         # What the user has to mend, no restart mends.
         is_final = failure.exitcode == UserError.exit_code
-        peers.tell(self._word(go, "failed", f"{who}{failure.message}", is_final))
+        peers.tell(self._verdict(begin, "failed", f"{who}{failure.message}", is_final))
         self._end_leftovers()
-        return Outcome("failed", code, failure, is_final)
+        return AttemptOutcome("failed", code, failure, is_final)
 
-    def _watch(self, engine: subprocess.Popen[bytes], go: Go, peers: Peers) -> Word | None:
+    def _watch(self, engine: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers) -> Verdict | None:
         """Return what ends the attempt; None where the engine has ended by itself."""
         limit = self._plan.recovery.hang_timeout
-        heartbeat = Heartbeat(self._files.beat(self._node.host), limit)
+        heartbeat = Heartbeat(self._files.heartbeat(self._node.host), limit)
         while engine.poll() is None:
             if self._told_to_stop:
-                return self._word(go, "stopped", "it was stopped")
-            if (word := peers.word()) and not self._explains_itself(engine, word):
-                return word
+                return self._verdict(begin, "stopped", "it was stopped")
+            if (verdict := peers.verdict()) and not self._explains_itself(engine, verdict):
+                return verdict
             if heartbeat.is_overdue():
-                what = "answer" if self._node.programs else "iteration"
-                return self._word(go, "hung", f"no {what} for {limit:g} s")
+                what = "answer" if self._node.services else "iteration"
+                return self._verdict(begin, "hung", f"no {what} for {limit:g} s")
             self._keep_guard()
             reap_adopted({engine.pid, self._guard.pid})
             time.sleep(_POLL)
         # Where a stop found no readable state, it has told everything at once to end.
-        return self._word(go, "stopped", "it was stopped") if self._told_to_stop else None
+        return self._verdict(begin, "stopped", "it was stopped") if self._told_to_stop else None
 
-    def _explains_itself(self, engine: subprocess.Popen[bytes], word: Word) -> bool:
+    def _explains_itself(self, engine: subprocess.Popen[bytes], verdict: Verdict) -> bool:
         """Whether a rank of this host has failed as well, and the launcher has come to tell of it.
 
-        A rank that loses its peer fails within milliseconds, and its host's word may be the first to come.
+        A rank that loses its peer fails within milliseconds, and its host's verdict may be the first to come.
         """
-        if word.kind != "failed" or not has_error(self._node):
+        if verdict.kind != "failed" or not has_error(self._node):
             return False
         try:
             engine.wait(_EXPLAINING)
@@ -178,21 +180,21 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             return False
 
-    def _word(
+    def _verdict(
         self,
-        go: Go,
+        begin: AttemptStart,
         kind: Literal["failed", "hung", "stopped", "finished"],
         text: str,
         is_final: bool = False,
-    ) -> Word:
+    ) -> Verdict:
         host = self._node.host
-        return Word(go.attempt, kind, host.rank, f"{host.name}: {text}", is_final)
+        return Verdict(begin.attempt, kind, host.rank, f"{host.name}: {text}", is_final)
 
-    def _refused(self, word: Word) -> Outcome:
+    def _refused(self, verdict: Verdict) -> AttemptOutcome:
         """An attempt that never began."""
-        if word.kind == "stopped":
-            return Outcome("stopped", 0)
-        return _failed(word.text, word.host != self._node.host.rank)
+        if verdict.kind == "stopped":
+            return AttemptOutcome("stopped", 0)
+        return _failed(verdict.text, verdict.host != self._node.host.rank)
 
     def _is_over(self) -> bool:
         """Whether the wait for the other hosts is over; keeps the guard meanwhile."""
@@ -241,7 +243,7 @@ class Supervisor:
 
         processes.end(leftovers, _LEFTOVER_GRACE)
 
-    def _finish(self, outcome: Outcome) -> int:
+    def _finish(self, outcome: AttemptOutcome) -> int:
         self._note(
             phase=outcome.phase, exit_code=outcome.exit_code, failure=outcome.failure, ended=time.time()
         )
@@ -263,12 +265,12 @@ def _peers(plan: LaunchPlan, node: NodeCommand, secret: str) -> Peers:
     address, port, key = plan.channel.address, plan.channel.port, secret.encode()
     names = {host.rank: host.name for host in plan.hosts}
     if node.host.rank == min(names):
-        return Hub(address, port, key, names, plan.recovery.fewer_hosts)
+        return Coordinator(address, port, key, names, plan.recovery.fewer_hosts)
     return Member(address, port, key, node.host.rank, names[min(names)])
 
 
-def _failed(message: str, is_victim: bool = False) -> Outcome:
-    return Outcome("failed", 1, Failure(message, time=time.time(), is_victim=is_victim))
+def _failed(message: str, is_victim: bool = False) -> AttemptOutcome:
+    return AttemptOutcome("failed", 1, Failure(message, time=time.time(), is_victim=is_victim))
 
 
 def _exit_code(engine: subprocess.Popen[bytes]) -> int:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flagscale.config.schema import Runner
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.plan.hostfile import HostLine, read_hostfile
 from flagscale.values import Host
 
 
 def select_hosts(
-    runner: Runner, platform: str, devices: int, shares_devices: bool, locator: Locator | None = None
+    runner: Runner, platform: str, devices: int, shares_devices: bool, source_map: SourceMap | None = None
 ) -> tuple[Host, ...]:
     """Return the hosts of the job.
 
@@ -24,7 +24,7 @@ def select_hosts(
     Raises:
         UserError: a bad hostfile, fewer hosts or devices than asked for.
     """
-    where = (locator or Locator()).where
+    where = (source_map or SourceMap()).where
     if runner.node_rank is not None and runner.type != "cloud":
         what, hint = "`node_rank` means nothing here", "ranks follow the order of the hostfile"
         raise UserError([Problem(what, where("experiment.runner.node_rank"), hint)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.platforms import Platform
-from flagscale.run.env import marks
+from flagscale.run.env import run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.runners import cloud
 from flagscale.values import (
@@ -20,10 +20,10 @@ from flagscale.values import (
     Job,
     LaunchPlan,
     Machine,
-    Meeting,
     NodeCommand,
-    Program,
     Recovery,
+    Rendezvous,
+    Service,
     address_of,
 )
 
@@ -32,7 +32,7 @@ SHUTDOWN_SECONDS = 3
 """How long torchrun lets the peers of a failed rank end by themselves; they can do no useful work then."""
 
 
-def place(
+def build_plan(
     job: Job,
     experiment: Experiment,
     platforms: Mapping[str, Platform],
@@ -41,7 +41,7 @@ def place(
     python: str,
     source_root: Path,
     cwd: Path,
-    meeting: Meeting | None = None,
+    rendezvous: Rendezvous | None = None,
     fewer_hosts: tuple[int, ...] = (),
     started_on: Machine | None = None,
 ) -> LaunchPlan:
@@ -49,25 +49,25 @@ def place(
 
     `platforms` holds the platform of every host by name; `python` and `source_root` are where the hosts find
     the interpreter and FlagScale; `cwd` is the directory that relative paths of the engine's arguments mean;
-    `meeting` is where several hosts meet, as they said themselves (default: as the configuration says);
+    `rendezvous` is where several hosts meet, as they said themselves (default: as the configuration says);
     `fewer_hosts` are the numbers of hosts that the job may go on with; `started_on` is this machine.
     """
     run_dir, runner = RunDir(experiment.exp_dir), experiment.runner
     here = [host for host in job.hosts if runner.type != "cloud" or host.rank == runner.node_rank]
     if runner.type == "cloud":
         run_dir = RunDir(cloud.run_dir(experiment.exp_dir, here[0].rank))
-    meeting = meeting or _meeting(runner, job)
+    rendezvous = rendezvous or _configured_rendezvous(runner, job)
     nodes = tuple(
         NodeCommand(
             host=host,
             argv=(
                 _programs_launcher(python, run_dir, host, run_id)
-                if job.programs
+                if job.services
                 else (
                     python,
                     "-m",
                     TORCHRUN,
-                    *_torchrun(job, experiment, host, run_dir, run_id, meeting),
+                    *_torchrun(job, experiment, host, run_dir, run_id, rendezvous),
                     *_ranks(job),
                 )
             ),
@@ -75,7 +75,7 @@ def place(
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
             stop_grace=job.role.stop_grace,
-            programs=_programs(job, host, python, meeting),
+            services=_services(job, host, python, rendezvous),
         )
         for host in here
     )
@@ -97,7 +97,7 @@ def place(
         start_timeout=runner.start_timeout,
         ready_timeout=runner.ready_timeout,
         nodes=nodes,
-        channel=Channel(meeting.address, meeting.channel_port) if len(here) > 1 else None,
+        channel=Channel(rendezvous.address, rendezvous.channel_port) if len(here) > 1 else None,
         recovery=Recovery(runner.max_restarts, runner.restart_timeout, runner.hang_timeout, fewer_hosts),
         transport=runner.transport,
         ssh_port=runner.ssh_port,
@@ -140,26 +140,26 @@ def _environment(
         named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
     return {
         **platform.env,
-        **({} if job.programs else platform.rank_env),
+        **({} if job.services else platform.rank_env),
         **job.role.env,
         **named,
-        **marks(run_id, host.rank),
+        **run_tags(run_id, host.rank),
         "FLAGSCALE_FAILURE_FILE": str(run_dir.failure(host)),
-        "FLAGSCALE_BEAT_FILE": str(run_dir.beat(host)),
+        "FLAGSCALE_HEARTBEAT_FILE": str(run_dir.heartbeat(host)),
     }
 
 
 def _programs_launcher(python: str, run_dir: RunDir, host: Host, run_id: str) -> tuple[str, ...]:
-    return (python, "-m", "flagscale.node", "programs", str(run_dir.path), str(host.rank), run_id)
+    return (python, "-m", "flagscale.node", "services", str(run_dir.path), str(host.rank), run_id)
 
 
-def _programs(job: Job, host: Host, python: str, meeting: Meeting) -> tuple[Program, ...]:
-    """Return the programs of a host with their whole command lines, and the hosts' addresses in them."""
+def _services(job: Job, host: Host, python: str, rendezvous: Rendezvous) -> tuple[Service, ...]:
+    """Return the services of a host with their whole command lines, and the hosts' addresses in them."""
     entrypoint = job.role.entrypoint
     start = (python, entrypoint) if entrypoint.endswith(".py") else (python, "-m", entrypoint)
 
     def filled(text: str) -> str:
-        for rank, address in meeting.addresses.items():
+        for rank, address in rendezvous.addresses.items():
             text = text.replace(address_of(rank), address)
         return text
 
@@ -170,7 +170,7 @@ def _programs(job: Job, host: Host, python: str, meeting: Meeting) -> tuple[Prog
             url=filled(one.url),
             env={name: filled(value) for name, value in one.env.items()},
         )
-        for one in job.programs.get(host.rank, ())
+        for one in job.services.get(host.rank, ())
     )
 
 
@@ -179,22 +179,22 @@ def _ranks(job: Job) -> tuple[str, ...]:
     return ((entrypoint,) if entrypoint.endswith(".py") else ("--module", entrypoint)) + job.role.argv
 
 
-def _meeting(runner: Runner, job: Job) -> Meeting:
+def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
     """Where the configuration says that the hosts meet."""
     address = runner.master_addr or ("127.0.0.1" if len(job.hosts) == 1 else job.hosts[0].name)
     names = {host.rank: host.name for host in job.hosts}
-    return Meeting(address, runner.master_port or DEFAULT_PORT, addresses={**names, 0: address})
+    return Rendezvous(address, runner.master_port or DEFAULT_PORT, addresses={**names, 0: address})
 
 
 def _torchrun(
-    job: Job, experiment: Experiment, host: Host, run_dir: RunDir, run_id: str, meeting: Meeting
+    job: Job, experiment: Experiment, host: Host, run_dir: RunDir, run_id: str, rendezvous: Rendezvous
 ) -> list[str]:
     runner = experiment.runner
     words = {
         "nnodes": len(job.hosts),
         "nproc-per-node": host.slots,
         "node-rank": host.rank if len(job.hosts) > 1 else None,
-        **_rendezvous(runner, len(job.hosts), meeting),
+        **_rendezvous(runner, len(job.hosts), rendezvous),
         # On a platform every host makes a run id of its own.
         "rdzv-id": runner.rdzv_id or (_safe(experiment.name) if runner.type == "cloud" else run_id),
         "rdzv-conf": runner.rdzv_conf,
@@ -208,12 +208,12 @@ def _torchrun(
     return [word for name, value in words.items() if value is not None for word in (f"--{name}", str(value))]
 
 
-def _rendezvous(runner: Runner, hosts: int, meeting: Meeting) -> dict[str, object]:
+def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:
     """How the launchers of all hosts find each other.
 
-    On one host torchrun itself picks a free port (0), which leaves no gap in which another program takes it.
+    On one host torchrun itself picks a free port (0), which leaves no gap in which another service takes it.
     """
-    address, port = meeting.address, meeting.port
+    address, port = rendezvous.address, rendezvous.port
     backend, endpoint, local = runner.rdzv_backend, runner.rdzv_endpoint, runner.local_addr
     named = endpoint or runner.master_addr or runner.master_port
     if hosts == 1 and not named and backend in (None, "c10d"):

@@ -18,14 +18,14 @@ from flagscale import platforms, registry
 from flagscale.config.load import load_experiment, load_task
 from flagscale.config.schema import Experiment
 from flagscale.config.secrets import masked
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.plan.hosts import select_hosts
-from flagscale.plan.placement import new_run_id, place
+from flagscale.plan.placement import build_plan, new_run_id
 from flagscale.run.machine import this_machine
 from flagscale.runners.cloud import on_this_host
-from flagscale.values import Host, Job, LaunchPlan, Meeting
+from flagscale.values import Host, Job, LaunchPlan, Rendezvous
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ class Request:
     """What a command was asked: the composed configuration and where its keys were written."""
 
     config: DictConfig
-    locator: Locator
+    source_map: SourceMap
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Prepared:
     engine: Engine
     job: Job
     plan: LaunchPlan
-    """Where several hosts meet as the configuration says; `placed` takes where they said themselves."""
-    placed: Callable[[Meeting | None], LaunchPlan]
+    """Where several hosts meet as the configuration says; `plan_at` takes where they said themselves."""
+    plan_at: Callable[[Rendezvous | None], LaunchPlan]
     config: str
     """The resolved configuration as YAML, secrets masked."""
     notices: tuple[str, ...]
@@ -62,23 +62,23 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
     Raises:
         UserError: with the mistakes of all levels.
     """
-    locator = request.locator
+    source_map = request.source_map
     try:
-        experiment, notices = load_experiment(request.config, locator)
+        experiment, notices = load_experiment(request.config, source_map)
     except UserError as error:
         told = {problem.where for problem in error.problems}
         more = (problem for problem in _task_problems(request) if problem.where not in told)
         raise UserError([*error.problems, *more]) from None
     if experiment.runner.type == "cloud":
-        runner = on_this_host(experiment.runner, os.environ, locator.where)
+        runner = on_this_host(experiment.runner, os.environ, source_map.where)
         experiment = experiment.model_copy(update={"runner": runner})
-    engine, job = _job(experiment, locator)
+    engine, job = _job(experiment, source_map)
     kinds = {host.platform: platforms.find(host.platform, _hostfile_type(experiment)) for host in job.hosts}
     started = run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2))
-    fewer = _fewer_hosts(experiment, engine, job, locator)
+    fewer = _fewer_hosts(experiment, engine, job, source_map)
 
-    def placed(meeting: Meeting | None) -> LaunchPlan:
-        return place(
+    def plan_at(rendezvous: Rendezvous | None) -> LaunchPlan:
+        return build_plan(
             job,
             experiment,
             kinds,
@@ -86,16 +86,16 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
             python=experiment.runner.python or sys.executable,
             source_root=SOURCE_ROOT,
             cwd=Path.cwd(),
-            meeting=meeting,
+            rendezvous=rendezvous,
             fewer_hosts=fewer,
             started_on=this_machine(),
         )
 
-    all_notices = (*notices, *job.notices, *_unused(experiment, job, locator))
-    return Prepared(experiment, engine, job, placed(None), placed, _config_text(experiment), all_notices)
+    all_notices = (*notices, *job.notices, *_unused(experiment, job, source_map))
+    return Prepared(experiment, engine, job, plan_at(None), plan_at, _config_text(experiment), all_notices)
 
 
-def _unused(experiment: Experiment, job: Job, locator: Locator) -> Iterator[str]:
+def _unused(experiment: Experiment, job: Job, source_map: SourceMap) -> Iterator[str]:
     """Yield the keys that name a host or a type which this job does not have; a file may serve several."""
     hosts, types = {host.name for host in job.hosts}, {host.platform for host in job.hosts}
     for key, given, known in (
@@ -105,20 +105,20 @@ def _unused(experiment: Experiment, job: Job, locator: Locator) -> Iterator[str]
     ):
         for name in given:
             if name not in known:
-                yield f"{locator.where(f'experiment.{key}')}: this job has no `{name}`"
+                yield f"{source_map.where(f'experiment.{key}')}: this job has no `{name}`"
 
 
-def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, locator: Locator) -> tuple[int, ...]:
+def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: SourceMap) -> tuple[int, ...]:
     """With how many hosts, of those that `nnodes: min:max` allows, the parallel degrees fit as well."""
     least, _ = experiment.runner.host_range(len(job.hosts))
-    where = locator.where("experiment.runner.nnodes")
+    where = source_map.where("experiment.runner.nnodes")
     if least < len(job.hosts) and len({(host.slots, host.platform) for host in job.hosts}) > 1:
         what = "any host may be left out, so all of them need the same slots and type"
         raise UserError([Problem(what, where, "name one number of hosts")])
     fitting = []
     for count in range(len(job.hosts) - 1, least - 1, -1):
         with suppress(UserError):
-            engine.build(experiment, job.hosts[:count], Locator())
+            engine.build(experiment, job.hosts[:count], SourceMap())
             fitting.append(count)
     if least < len(job.hosts) and not fitting:
         what = f"the parallel degrees fit no number of hosts from {least} to {len(job.hosts) - 1}"
@@ -132,10 +132,10 @@ def _task_problems(request: Request) -> list[Problem]:
     if backend not in registry.names("engines"):
         return []
     engine: Engine = registry.load("engines", backend)
-    return engine.check(group, arguments, request.locator)
+    return engine.check(group, arguments, request.source_map)
 
 
-def _job(experiment: Experiment, locator: Locator) -> tuple[Engine, Job]:
+def _job(experiment: Experiment, source_map: SourceMap) -> tuple[Engine, Job]:
     """Build the job, gathering what the engine, the program, the hosts and the arguments have against it."""
     problems: list[Problem] = []
 
@@ -146,36 +146,36 @@ def _job(experiment: Experiment, locator: Locator) -> tuple[Engine, Job]:
             problems.extend(error.problems)
             return None
 
-    engine = gathered(lambda: _engine(experiment, locator))
-    gathered(lambda: _check_entrypoint(experiment, locator))
-    hosts = gathered(lambda: _hosts(experiment, locator))
+    engine = gathered(lambda: _engine(experiment, source_map))
+    gathered(lambda: _check_entrypoint(experiment, source_map))
+    hosts = gathered(lambda: _hosts(experiment, source_map))
     job = None
     if engine and hosts:
-        job = gathered(lambda: engine.build(experiment, hosts, locator))
+        job = gathered(lambda: engine.build(experiment, hosts, source_map))
     elif engine:
-        problems += engine.check(experiment.task.type, experiment.arguments, locator)
+        problems += engine.check(experiment.task.type, experiment.arguments, source_map)
     if problems or engine is None or job is None:
         raise UserError(problems)
     return engine, job
 
 
-def _engine(experiment: Experiment, locator: Locator) -> Engine:
+def _engine(experiment: Experiment, source_map: SourceMap) -> Engine:
     engine: Engine = registry.load(
-        "engines", experiment.task.backend, locator.where("experiment.task.backend")
+        "engines", experiment.task.backend, source_map.where("experiment.task.backend")
     )
     if experiment.task.type not in engine.task_types:
         what = f"the engine `{engine.name}` does not do `{experiment.task.type}`"
         hint = f"it does: {', '.join(engine.task_types)}"
-        raise UserError([Problem(what, locator.where("experiment.task.type"), hint)])
+        raise UserError([Problem(what, source_map.where("experiment.task.type"), hint)])
     return engine
 
 
-def _hosts(experiment: Experiment, locator: Locator) -> tuple[Host, ...]:
+def _hosts(experiment: Experiment, source_map: SourceMap) -> tuple[Host, ...]:
     runner = experiment.runner
-    platform = platforms.find(runner.platform, locator.where("experiment.runner.platform"))
-    registry.load("transports", runner.transport, locator.where("experiment.runner.transport"))
+    platform = platforms.find(runner.platform, source_map.where("experiment.runner.platform"))
+    registry.load("transports", runner.transport, source_map.where("experiment.runner.transport"))
     devices = platform.count_devices({**os.environ, **experiment.envs.common()})
-    hosts = select_hosts(runner, platform.name, devices, platform.shares_devices, locator)
+    hosts = select_hosts(runner, platform.name, devices, platform.shares_devices, source_map)
     for host in hosts:
         platforms.find(host.platform, _hostfile_type(experiment))
     return hosts
@@ -185,7 +185,7 @@ def _hostfile_type(experiment: Experiment) -> str:
     return f"{experiment.runner.hostfile}: type="
 
 
-def _check_entrypoint(experiment: Experiment, locator: Locator) -> None:
+def _check_entrypoint(experiment: Experiment, source_map: SourceMap) -> None:
     entrypoint = experiment.task.entrypoint
     if not entrypoint:
         return  # the engine's own
@@ -199,7 +199,7 @@ def _check_entrypoint(experiment: Experiment, locator: Locator) -> None:
         programs = (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")
         known = [f"megatron.flagscale.{path.stem}" for path in programs]
         hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
-        where = locator.where("experiment.task.entrypoint")
+        where = source_map.where("experiment.task.entrypoint")
         raise UserError([Problem(f"no such program: `{entrypoint}`", where, hint)])
 
 

@@ -30,14 +30,14 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     lines = [
         "#!/usr/bin/env bash",
         f"# {_one_line(plan.name)}: host {node.host.rank} of {len(plan.nodes)}, {node.host.name}, "
-        f"{node.host.slots} of {plan.world_size} {'slots' if node.programs else 'ranks'} ({plan.layout}) "
+        f"{node.host.slots} of {plan.world_size} {'slots' if node.services else 'ranks'} ({plan.layout}) "
         f"on {node.host.platform}",
         f"# run {plan.run_id}",
         "#",
         "# What the supervisor starts (it reads plan.json; these lines are for people):",
         *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
         *[f"#   {line}" for line in command_lines(node.argv)],
-        *_program_lines(node),
+        *_service_lines(node),
         "set -eo pipefail",
         f"cd {shlex.quote(node.cwd)}",
     ]
@@ -49,14 +49,14 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _program_lines(node: NodeCommand) -> list[str]:
-    """The programs that the launcher of programs starts in turn."""
+def _service_lines(node: NodeCommand) -> list[str]:
+    """The services that the launcher of services starts in turn."""
     lines: list[str] = []
-    for program in node.programs:
-        devices = f", devices {', '.join(map(str, program.devices))}" if program.devices else ""
-        lines += ["#", f"# program {program.name}{devices}"]
-        lines += [f"#   {name}={_one_line(value)}" for name, value in program.env.items()]
-        lines += [f"#   {line}" for line in command_lines(program.argv)]
+    for service in node.services:
+        devices = f", devices {', '.join(map(str, service.devices))}" if service.devices else ""
+        lines += ["#", f"# service {service.name}{devices}"]
+        lines += [f"#   {name}={_one_line(value)}" for name, value in service.env.items()]
+        lines += [f"#   {line}" for line in command_lines(service.argv)]
     return lines
 
 

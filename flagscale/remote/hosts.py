@@ -9,7 +9,7 @@ from threading import Thread
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
-from flagscale.remote.transport import Reach, transport
+from flagscale.remote.transport import HostAccess, transport
 from flagscale.run.logs import find_run, path_of, read_piece
 from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
@@ -48,7 +48,7 @@ def as_they_come(
 
     def perform(host: Host) -> Reply:
         reply: Reply = {}
-        way = transport(reach(plan, host))
+        way = transport(access(plan, host))
         for words in commands_of(host):
             reply = way.call(words, seconds + _PATIENCE)
             if reply.get("ok") is False:
@@ -86,11 +86,11 @@ def in_order[Item, Value](work: Callable[[Item], Value], items: Sequence[Item]) 
     return [found[place] for place in range(len(items))]
 
 
-def reach(plan: LaunchPlan, host: Host) -> Reach:
+def access(plan: LaunchPlan, host: Host) -> HostAccess:
     """Return how a host of the plan is reached."""
     python, source = (plan.path_on(host.name, path) for path in (plan.python, plan.source_root))
     name = name_from_here(plan, host)
-    return Reach(name, python, source, plan.transport, plan.ssh_port, plan.connect_timeout)
+    return HostAccess(name, python, source, plan.transport, plan.ssh_port, plan.connect_timeout)
 
 
 def sees_our_files(plan: LaunchPlan, host: Host) -> bool:
@@ -126,7 +126,7 @@ def begin_of_run(plan: LaunchPlan, node: NodeCommand) -> int | None:
 
 def ask(plan: LaunchPlan, node: NodeCommand, verb: str, *more: str) -> Reply:
     """Perform a node command of this plan on one host."""
-    return transport(reach(plan, node.host)).call(_words(plan, node.host, verb, more), _PATIENCE)
+    return transport(access(plan, node.host)).call(_words(plan, node.host, verb, more), _PATIENCE)
 
 
 def _words(plan: LaunchPlan, host: Host, verb: str, more: Sequence[str]) -> list[str]:

@@ -19,9 +19,9 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan
 
-Done = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told how many of how many hosts have started."""
-File = tuple[str, str, str]
+FileToSend = tuple[str, str, str]
 """A file to be sent: its path below the run directory, its mode (octal), its text."""
 _POLL = 0.1
 _LEAVING = 10.0
@@ -46,7 +46,7 @@ class HostStatus:
         return not self.trouble and self.state.phase in ENDED
 
 
-def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str], done: Done | None = None) -> None:
+def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str], done: OnProgress | None = None) -> None:
     """Record the plan in its run directory and start it on every host; all run, or none does.
 
     Args:
@@ -73,7 +73,9 @@ def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str], done: Done 
                     run_dir.secrets(host).unlink()
 
 
-def _start_hosts(plan: LaunchPlan, unseen: Mapping[Host, Sequence[File]], done: Done | None) -> None:
+def _start_hosts(
+    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], done: OnProgress | None
+) -> None:
     replies: dict[Host, Reply] = {}
     stopped: dict[Host, Reply] = {}
     taken_back = Event()
@@ -103,10 +105,10 @@ def _start_hosts(plan: LaunchPlan, unseen: Mapping[Host, Sequence[File]], done: 
 
 def _unseen_files(
     plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
-) -> dict[Host, list[File]]:
+) -> dict[Host, list[FileToSend]]:
     """Return what each host needs and does not see, for those that have a run directory of their own."""
     run_dir, recorded = RunDir(Path(plan.exp_dir)), plan.to_json()
-    found: dict[Host, list[File]] = {}
+    found: dict[Host, list[FileToSend]] = {}
     for host in plan.hosts:
         if sees_our_files(plan, host):
             continue
@@ -120,7 +122,7 @@ def _unseen_files(
 
 
 def _start_commands(
-    plan: LaunchPlan, host: Host, unseen: Sequence[File] | None, taken_back: Event
+    plan: LaunchPlan, host: Host, unseen: Sequence[FileToSend] | None, taken_back: Event
 ) -> Iterator[list[str]]:
     """Send a host what it cannot see, then start it, unless the start was taken back meanwhile."""
     directory = plan.path_on(host.name, plan.exp_dir)

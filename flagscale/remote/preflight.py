@@ -19,7 +19,7 @@ from flagscale.node.network import own_address
 from flagscale.remote.hosts import each, in_order, sees_our_files
 from flagscale.run.machine import is_local
 from flagscale.run.state import Reply
-from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Meeting, Program
+from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Service
 
 _MIN_FREE = 5 * 2**30
 """Bytes below which a checkpoint of even a small model may not fit."""
@@ -29,7 +29,7 @@ _LISTEN = 120.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """One check on one host (or of the configuration as a whole)."""
 
     ok: bool
@@ -43,33 +43,33 @@ class Outcome:
 class Survey:
     """What all hosts said, and where they can meet (None for one host, or where the first did not say)."""
 
-    outcomes: tuple[Outcome, ...]
-    meeting: Meeting | None
+    results: tuple[CheckResult, ...]
+    rendezvous: Rendezvous | None
 
 
 def preflight(
     experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]
-) -> list[Outcome]:
-    """Ask every host of the job and return all outcomes, good and bad."""
-    size = sum(map(len, job.programs.values()))
-    what = f"{size} program{'s' if size > 1 else ''}" if size else f"{job.world_size} ranks"
+) -> list[CheckResult]:
+    """Ask every host of the job and return all results, good and bad."""
+    size = sum(map(len, job.services.values()))
+    what = f"{size} service{'s' if size > 1 else ''}" if size else f"{job.world_size} ranks"
     title = f"{what}, {job.layout}, {job.engine} {job.engine_version}"
     survey = ask_hosts(experiment, job, plan, distributions)
-    outcomes = [Outcome(True, "configuration", title), *survey.outcomes]
-    if survey.meeting and all(outcome.ok or outcome.is_advice for outcome in outcomes):
-        outcomes += _reachability(plan, survey.meeting)
-    return outcomes
+    results = [CheckResult(True, "configuration", title), *survey.results]
+    if survey.rendezvous and all(result.ok or result.is_advice for result in results):
+        results += _reachability(plan, survey.rendezvous)
+    return results
 
 
 def require_ready(
     experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]
-) -> Meeting | None:
+) -> Rendezvous | None:
     """Return where the hosts meet; a HostError tells of every host that cannot do its part."""
     survey = ask_hosts(experiment, job, plan, distributions)
-    bad = [outcome for outcome in survey.outcomes if not outcome.ok and not outcome.is_advice]
+    bad = [result for result in survey.results if not result.ok and not result.is_advice]
     if bad:
         raise HostError("the job was not started:", [Problem(one.text, one.host) for one in bad])
-    return survey.meeting
+    return survey.rendezvous
 
 
 def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]) -> Survey:
@@ -96,7 +96,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
             "distributions": distributions,
             "cwd": there.node(host.rank).cwd,
             "inputs": {} if is_local(host.name) else dict(job.inputs),
-            "listens": [place for one in there.node(host.rank).programs for place in _listens(one)],
+            "listens": [place for one in there.node(host.rank).services for place in _listens(one)],
             "mark": mark if sees_our_files(plan, host) else "",
             "address": address if host == first else "",
             "ports": ports,
@@ -107,35 +107,37 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
         asked = time.time()
         replies = each(plan, lambda host: [question(host, mark)])
         answered = time.time()
-    outcomes: list[Outcome] = []
+    results: list[CheckResult] = []
     for host, reply in replies.items():
         if reply.get("ok") is False:
-            outcomes.append(Outcome(False, host.name, reply["message"]))
+            results.append(CheckResult(False, host.name, reply["message"]))
         else:
-            outcomes += _host(host, job, distributions, reply)
+            results += _host(host, job, distributions, reply)
             skew = max(asked - reply["time"], reply["time"] - answered)
             if skew > _MAX_SKEW:
-                outcomes.append(Outcome(False, host.name, f"its clock is {skew:.0f} s off", is_advice=True))
-    meeting = None
+                results.append(
+                    CheckResult(False, host.name, f"its clock is {skew:.0f} s off", is_advice=True)
+                )
+    rendezvous = None
     told = replies[first]
     if named and named in told.get("taken", ()):
         text = f"port {named} is taken (experiment.runner.master_port); leave it out: a free one is found"
-        outcomes.append(Outcome(False, first.name, text))
+        results.append(CheckResult(False, first.name, text))
     elif several and "ports" in told:
         port, channel_port = told["ports"]
-        meeting = Meeting(address, port, channel_port, addresses)
+        rendezvous = Rendezvous(address, port, channel_port, addresses)
     if "no_address" in told:
         text = f"{told['no_address']} (experiment.runner.master_addr names an address of this host)"
-        outcomes.append(Outcome(False, first.name, text))
-    return Survey(tuple(outcomes), meeting)
+        results.append(CheckResult(False, first.name, text))
+    return Survey(tuple(results), rendezvous)
 
 
-def _listens(program: Program) -> Iterator[tuple[str, int]]:
-    """Yield (address, port) of everything that a program will listen on."""
-    if program.url:
-        place = urlsplit(program.url)
+def _listens(service: Service) -> Iterator[tuple[str, int]]:
+    """Yield (address, port) of everything that a service will listen on."""
+    if service.url:
+        place = urlsplit(service.url)
         yield place.hostname or "", place.port or 0
-    for port in program.ports:
+    for port in service.ports:
         yield "0.0.0.0", port
 
 
@@ -156,62 +158,64 @@ def _mark(exp_dir: Path, hosts: int) -> Iterator[str]:
             path.unlink(missing_ok=True)
 
 
-def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) -> Iterator[Outcome]:
+def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) -> Iterator[CheckResult]:
     shared = platforms.find(host.platform).shares_devices
     free, where = reply["disk_free"] / 2**30, reply["directory"]
     room = f"{free:.0f} GiB free in {where}{'' if reply['writable'] else ', not writable'}"
-    yield Outcome(
+    yield CheckResult(
         reply["engine"] == job.engine_version,
         host.name,
         f"{distributions[0]} {reply['engine'] or 'is not installed'} (wanted {job.engine_version})",
     )
-    yield Outcome(
+    yield CheckResult(
         shared or reply["devices"] >= host.slots,
         host.name,
-        f"{reply['devices']} {host.platform} devices for {host.slots} {'slots' if job.programs else 'ranks'}",
+        f"{reply['devices']} {host.platform} devices for {host.slots} {'slots' if job.services else 'ranks'}",
     )
     if reply["busy"]:
         text = f"{reply['busy']} processes of somebody use its {host.platform} devices"
-        yield Outcome(False, host.name, text, is_advice=True)
+        yield CheckResult(False, host.name, text, is_advice=True)
     if reply["writable"] and reply["disk_free"] < _MIN_FREE:
-        yield Outcome(False, host.name, f"only {room}", is_advice=True)
+        yield CheckResult(False, host.name, f"only {room}", is_advice=True)
     else:
-        yield Outcome(reply["writable"], host.name, room)
+        yield CheckResult(reply["writable"], host.name, room)
     if not reply["sees_mark"]:
         text = "it does not see the run directory's file system; set experiment.runner.no_shared_fs: true"
-        yield Outcome(False, host.name, text)
+        yield CheckResult(False, host.name, text)
     for what in reply["wrong_inputs"]:
-        yield Outcome(False, host.name, what)
+        yield CheckResult(False, host.name, what)
     for port in reply["taken_ports"]:
-        yield Outcome(False, host.name, f"port {port} is taken: another program listens on it")
+        yield CheckResult(False, host.name, f"port {port} is taken: another service listens on it")
 
 
-def _reachability(plan: LaunchPlan, meeting: Meeting) -> Iterator[Outcome]:
+def _reachability(plan: LaunchPlan, rendezvous: Rendezvous) -> Iterator[CheckResult]:
     """Every host connects to every other one, on the addresses that the ranks will use.
 
     At the first one that is to the ports where all will meet, elsewhere to a port that is free.
     """
-    addresses = {host: meeting.addresses[host.rank] for host in plan.hosts}
+    addresses = {host: rendezvous.addresses[host.rank] for host in plan.hosts}
 
     def listen(host: Host) -> list[str]:
-        ports = [meeting.port, meeting.channel_port] if host == plan.hosts[0] else [0]
+        ports = [rendezvous.port, rendezvous.channel_port] if host == plan.hosts[0] else [0]
         return ["listen", addresses[host], json.dumps(ports), str(_LISTEN)]
 
     listening = each(plan, lambda host: [listen(host)])
     for host, reply in listening.items():
         if "ports" not in reply:
-            yield Outcome(False, host.name, f"cannot listen on {addresses[host]}: {reply['message']}")
+            yield CheckResult(False, host.name, f"cannot listen on {addresses[host]}: {reply['message']}")
     places = [
         (host, addresses[host], port) for host, reply in listening.items() for port in reply.get("ports", ())
     ]
     words = json.dumps([[address, port] for _, address, port in places])
-    for host, reply in each(plan, lambda host: [["reach", words]]).items():
+    for host, reply in each(plan, lambda host: [["dial", words]]).items():
         reasons = reply.get("reasons", [reply.get("message", "")] * len(places))
         bad = [(to, port, why) for (to, _, port), why in zip(places, reasons, strict=True) if why]
         for to, port, why in bad:
-            yield Outcome(False, host.name, f"does not reach {to.name} ({addresses[to]} port {port}): {why}")
+            yield CheckResult(
+                False, host.name, f"does not reach {to.name} ({addresses[to]} port {port}): {why}"
+            )
         if not bad:
-            yield Outcome(True, host.name, f"reaches all {len({to for to, *_ in places})} hosts")
+            yield CheckResult(True, host.name, f"reaches all {len({to for to, *_ in places})} hosts")
 
 
 def addresses_of(hosts: tuple[Host, ...]) -> dict[Host, str]:

@@ -16,7 +16,7 @@ import paramiko
 from flagscale import __version__
 from flagscale.node.commands import HELLO
 from flagscale.remote.connection import ConnectionFailure, connect
-from flagscale.remote.transport import Reach
+from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
 
 _NOISE = 100
@@ -31,8 +31,8 @@ _LAST_WORDS = 2.0
 class SshTransport:
     """Performs node commands on a remote host. A lost connection is opened again by the next command."""
 
-    def __init__(self, reach: Reach) -> None:
-        self._reach = reach
+    def __init__(self, access: HostAccess) -> None:
+        self._access = access
         self._lock = threading.Lock()
         self._client: paramiko.SSHClient | None = None
         self._idle: list[Session] = []
@@ -55,30 +55,30 @@ class SshTransport:
                 if session.is_open():
                     return session
             try:
-                return Session(self._connected(), self._reach)
+                return Session(self._connected(), self._access)
             except ConnectionFailure:
                 if self._client is None or _is_active(self._client):
                     raise
             # Its sessions end a moment before a lost connection shows; what follows the loss comes that soon.
-            return Session(self._connected(), self._reach)
+            return Session(self._connected(), self._access)
 
     def _connected(self) -> paramiko.SSHClient:
         if self._client is None or not _is_active(self._client):
             self._client = None
             with _HANDSHAKES:
-                self._client = connect(self._reach.host, self._reach.ssh_port, self._reach.connect_timeout)
+                self._client = connect(self._access.host, self._access.ssh_port, self._access.connect_timeout)
         return self._client
 
 
 class Session:
     """One remote process that answers node commands, one after another."""
 
-    def __init__(self, client: paramiko.SSHClient, reach: Reach) -> None:
-        self._timeout = reach.connect_timeout
-        words = ["env", f"PYTHONPATH={reach.source_root}", reach.python, "-m", "flagscale.node", "serve"]
+    def __init__(self, client: paramiko.SSHClient, access: HostAccess) -> None:
+        self._timeout = access.connect_timeout
+        words = ["env", f"PYTHONPATH={access.source_root}", access.python, "-m", "flagscale.node", "serve"]
         try:
             self._stdin, self._stdout, self._stderr = client.exec_command(
-                shlex.join(words), timeout=reach.connect_timeout
+                shlex.join(words), timeout=access.connect_timeout
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
             why = str(error) or "the connection was lost"

@@ -13,7 +13,7 @@ from flagscale.run.state import Reply
 
 
 @dataclass(frozen=True)
-class Reach:
+class HostAccess:
     """What must be known of a host to perform a node command there."""
 
     host: str
@@ -29,7 +29,7 @@ class Reach:
 
 
 class Transport(Protocol):
-    """Performs node commands on one host; made from a `Reach`; entry-point group `flagscale.transports`."""
+    """Performs node commands on one host; made from a `HostAccess` (entry points: `flagscale.transports`)."""
 
     def call(self, words: list[str], seconds: float) -> Reply:
         """Return the command's reply; a host that cannot be reached, or does not answer within `seconds`, is
@@ -43,7 +43,7 @@ class Transport(Protocol):
 class LocalTransport:
     """This host: the command runs in this process, through the same code that a remote host would run."""
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: HostAccess) -> None:
         pass
 
     def call(self, words: list[str], seconds: float) -> Reply:
@@ -51,7 +51,9 @@ class LocalTransport:
 
 
 @cache
-def transport(reach: Reach) -> Transport:
+def transport(access: HostAccess) -> Transport:
     """Return the way to a host, the same one again for the same host."""
-    made: Transport = registry.load("transports", "local" if is_local(reach.host) else reach.transport)(reach)
+    made: Transport = registry.load("transports", "local" if is_local(access.host) else access.transport)(
+        access
+    )
     return made

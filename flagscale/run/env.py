@@ -7,6 +7,6 @@ HOST_RANK = "FLAGSCALE_HOST_RANK"
 """Told apart as well, because several hosts of a job may be containers that share one table of processes."""
 
 
-def marks(run_id: str, rank: int) -> dict[str, str]:
+def run_tags(run_id: str, rank: int) -> dict[str, str]:
     """Return the environment that makes a process one of a run, on the host with this rank."""
     return {RUN_ID: run_id, HOST_RANK: str(rank)}

@@ -80,7 +80,7 @@ def find_run(path: Path, run_id: str) -> int | None:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             while end > 0:
-                # Each chunk overlaps the one after it, so that a header across their border is seen.
+                # Each chunk overlaps the one after it, so that a header across their boundary is seen.
                 start = max(0, end - _CHUNK)
                 file.seek(start)
                 found = file.read(end - start + len(mark) - 1).rfind(mark)
@@ -107,9 +107,9 @@ def last_lines(path: Path, run_id: str, lines: int) -> str:
 
 
 def path_of(plan: LaunchPlan, node: NodeCommand, name: str) -> Path:
-    """Return one of a run's files: `output`, the host's log, `metrics`, or `programs`, how those are."""
-    if name == "programs":
-        return RunDir(Path(plan.exp_dir)).programs(node.host)
+    """Return one of a run's files: `output`, the host's log, `metrics`, or `services`, how those are."""
+    if name == "services":
+        return RunDir(Path(plan.exp_dir)).services(node.host)
     if name == "metrics":
         return RunDir(Path(plan.job_dir or plan.exp_dir)).metrics
     return RunDir(Path(plan.exp_dir)).output(node.host)

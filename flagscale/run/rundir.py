@@ -43,16 +43,16 @@ class RunDir:
         """torchrun's folder for the streams of each rank."""
         return self.logs / "details" / host.label
 
-    def programs(self, host: Host) -> Path:
-        """How the programs of a host are, where it runs programs rather than ranks."""
-        return self.details(host) / "programs.json"
+    def services(self, host: Host) -> Path:
+        """How the services of a host are, where it runs services rather than ranks."""
+        return self.details(host) / "services.json"
 
-    def program_log(self, host: Host, name: str) -> Path:
-        """Everything that one program prints."""
+    def service_log(self, host: Host, name: str) -> Path:
+        """Everything that one service prints."""
         return self.details(host) / f"{name}.log"
 
-    def program_progress(self, host: Host, name: str) -> Path:
-        """How far a program says it is."""
+    def service_progress(self, host: Host, name: str) -> Path:
+        """How far a service says it is."""
         return self.details(host) / f"{name}.progress.json"
 
     def run_script(self, host: Host) -> Path:
@@ -77,9 +77,9 @@ class RunDir:
         """What the launcher of the ranks tells of the rank that failed first."""
         return self.logs / "pids" / f"{host.label}.failure.json"
 
-    def beat(self, host: Host) -> Path:
+    def heartbeat(self, host: Host) -> Path:
         """Touched by a rank of the host whenever it goes on."""
-        return self.logs / "pids" / f"{host.label}.beat"
+        return self.logs / "pids" / f"{host.label}.heartbeat"
 
     def secrets(self, host: Host) -> Path:
         """Secret environment on its way to the supervisor, which deletes it when read."""

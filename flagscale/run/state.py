@@ -125,17 +125,17 @@ def read_state(path: Path, run_id: str | None = None) -> HostState | None:
     return state if run_id in (None, state.run_id) else None
 
 
-ProgramPhase = Literal["starting", "ready", "unhealthy", "running", "finished", "failed", "stopped"]
-"""`ready` and `unhealthy` are a server's, `finished` is that of a program that has an end."""
-OVER: tuple[ProgramPhase, ...] = ("finished", "failed", "stopped")
+ServicePhase = Literal["starting", "ready", "unhealthy", "running", "finished", "failed", "stopped"]
+"""`ready` and `unhealthy` are a server's, `finished` is that of a service that has an end."""
+OVER: tuple[ServicePhase, ...] = ("finished", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class ProgramState:
-    """One program as its launcher sees it. Times are seconds since the epoch on that host."""
+class ServiceState:
+    """One service as its launcher sees it. Times are seconds since the epoch on that host."""
 
     name: str
-    phase: ProgramPhase
+    phase: ServicePhase
     url: str = ""
     model: str = ""
     pid: int = 0
@@ -148,19 +148,19 @@ class ProgramState:
     prompt_tokens_per_s: float | None = None
     done: int | None = None
     total: int | None = None
-    """How much of what a program with an end has to do."""
+    """How much of what a service with an end has to do."""
     last_line: str = ""
     """What it printed last, while it starts."""
 
 
-def to_json(run_id: str, states: Iterable[ProgramState]) -> str:
-    return json.dumps({"run_id": run_id, "programs": [asdict(state) for state in states]}) + "\n"
+def to_json(run_id: str, states: Iterable[ServiceState]) -> str:
+    return json.dumps({"run_id": run_id, "services": [asdict(state) for state in states]}) + "\n"
 
 
-def from_json(text: bytes, run_id: str) -> tuple[ProgramState, ...]:
+def from_json(text: bytes, run_id: str) -> tuple[ServiceState, ...]:
     """Return the states that this very run wrote; none where the text is another run's, or none yet."""
     try:
         raw = json.loads(text)
-        return tuple(ProgramState(**state) for state in raw["programs"]) if raw["run_id"] == run_id else ()
+        return tuple(ServiceState(**state) for state in raw["services"]) if raw["run_id"] == run_id else ()
     except (ValueError, TypeError, KeyError):
         return ()

@@ -1,1 +1,1 @@
-"""What a person or a program is shown of a job."""
+"""What a person or a service is shown of a job."""

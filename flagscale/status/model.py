@@ -1,4 +1,4 @@
-"""The status of a job, made of its hosts' states, its metrics and its programs; as JSON."""
+"""The status of a job, made of its hosts' states, its metrics and its services; as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from flagscale.remote.launcher import HostStatus
-from flagscale.run.state import Attempt, Failure, ProgramState
+from flagscale.run.state import Attempt, Failure, ServiceState
 from flagscale.values import LaunchPlan
 
 JobPhase = Literal["starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]
@@ -27,7 +27,7 @@ class JobStatus:
     progress: Progress | None
     failure: tuple[str, Failure] | None
     """The host and the cause of the first failure."""
-    programs: tuple[Placed, ...] = ()
+    services: tuple[HostedService, ...] = ()
     is_given_up: bool = False
     """Whether hosts that cannot be asked are waited for no more."""
 
@@ -45,10 +45,10 @@ class JobStatus:
     def is_lost(self) -> bool:
         """Whether the job has ended on some host, and all that have not said so cannot be asked.
 
-        Hosts that each run a program to its end may go on when one of them has finished.
+        Hosts that each run a service to its end may go on when one of them has finished.
         """
         hosts = taking_part(self.hosts)
-        over = ("failed", "stopped", *(() if has_programs(self.plan) else ("finished",)))
+        over = ("failed", "stopped", *(() if has_services(self.plan) else ("finished",)))
         is_over = any(host.state and host.state.phase in over for host in hosts)
         return is_over and all(host.ended or host.trouble for host in hosts)
 
@@ -57,7 +57,7 @@ def job_status(
     plan: LaunchPlan,
     hosts: Sequence[HostStatus],
     progress: Progress | None,
-    programs: Sequence[Placed] = (),
+    services: Sequence[HostedService] = (),
 ) -> JobStatus:
     """Sum up the hosts: the job fails with its first host, runs while one runs, and is well when all are.
 
@@ -78,11 +78,11 @@ def job_status(
     phase = next(phase for phase in order if phases[phase])
     return JobStatus(
         plan=plan,
-        phase=phase_of_running(plan, programs) if phase == "running" else phase,
+        phase=phase_of_running(plan, services) if phase == "running" else phase,
         hosts=tuple(hosts),
         progress=progress,
         failure=failures[_cause([failure for _, failure in failures])] if failures else None,
-        programs=tuple(programs),
+        services=tuple(services),
     )
 
 
@@ -119,7 +119,7 @@ def failed_attempts(status: JobStatus) -> list[tuple[str, Attempt]]:
 
 
 def status_json(status: JobStatus) -> dict[str, Any]:
-    """Return the status for programs."""
+    """Return the status for services."""
     name, failure = status.failure or ("", None)
     counted = taking_part(status.hosts)
     return {
@@ -131,7 +131,8 @@ def status_json(status: JobStatus) -> dict[str, Any]:
         "seconds_left": status.progress.seconds_left if status.progress else None,
         "failure": {"host": name, **asdict(failure)} if failure else None,
         "attempts": [{"host": host, **asdict(attempt)} for host, attempt in failed_attempts(status)],
-        "programs": [{"host": host, **asdict(state)} for host, state in status.programs],
+        # Named as in 0.1: programs read it.
+        "programs": [{"host": host, **asdict(state)} for host, state in status.services],
         "hosts": [
             {
                 "rank": host.host.rank,
@@ -201,37 +202,37 @@ def _records(tail: bytes) -> Iterator[dict[str, Any]]:
             yield record
 
 
-Placed = tuple[str, ProgramState]
-"""A host's name and the state of a program there."""
+HostedService = tuple[str, ServiceState]
+"""A host's name and the state of a service there."""
 
 
-def has_programs(plan: LaunchPlan) -> bool:
-    """Whether the job runs programs rather than ranks."""
-    return any(node.programs for node in plan.nodes)
+def has_services(plan: LaunchPlan) -> bool:
+    """Whether the job runs services rather than ranks."""
+    return any(node.services for node in plan.nodes)
 
 
 def servers(plan: LaunchPlan) -> list[tuple[str, str]]:
     """Return (model, address) of every server that the plan starts."""
-    programs = (program for node in plan.nodes for program in node.programs)
-    return [(program.model, program.url) for program in programs if program.url]
+    services = (service for node in plan.nodes for service in node.services)
+    return [(service.model, service.url) for service in services if service.url]
 
 
 def phase_of_running(
-    plan: LaunchPlan, programs: Sequence[Placed]
+    plan: LaunchPlan, services: Sequence[HostedService]
 ) -> Literal["starting", "running", "stopping"]:
-    """Return what a job is whose hosts run: starting until all servers have answered, stopping once a program
+    """Return what a job is whose hosts run: starting until all servers have answered, stopping once a service
     has failed (its host has not said so yet).
     """
-    phases = [state.phase for _, state in programs]
+    phases = [state.phase for _, state in services]
     if "failed" in phases:
         return "stopping"
     answered = sum(phase in ("ready", "unhealthy") for phase in phases)
     return "starting" if answered < len(servers(plan)) else "running"
 
 
-def change(programs: Sequence[Placed]) -> object:
+def change(services: Sequence[HostedService]) -> object:
     """Return what is different once there is something new to tell; the speed of a server is not."""
-    return [(host, state.name, state.phase, state.done) for host, state in programs]
+    return [(host, state.name, state.phase, state.done) for host, state in services]
 
 
 def phase_of(host: HostStatus, counted: Sequence[HostStatus]) -> str:

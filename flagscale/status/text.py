@@ -9,13 +9,13 @@ from pathlib import Path
 from flagscale.formats import count, duration, quantity
 from flagscale.plan.render import scripts
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import ProgramState
+from flagscale.run.state import ServiceState
 from flagscale.status.model import (
+    HostedService,
     JobStatus,
-    Placed,
     Progress,
     failed_attempts,
-    has_programs,
+    has_services,
     phase_of,
     servers,
     taking_part,
@@ -28,9 +28,9 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
     run_dir = _run_dir(plan)
     lines = [f"{plan.name}: {_size(plan)} on {_hosts(plan)}, {plan.layout}"]
     for node in plan.nodes:
-        slots = count(node.host.slots, "slot" if node.programs else "rank")
+        slots = count(node.host.slots, "slot" if node.services else "rank")
         lines.append(f"  host {node.host.rank}  {node.host.name}  {slots}  {node.host.platform}")
-        lines += [f"    {program.name}  {program.url}".rstrip() for program in node.programs]
+        lines += [f"    {service.name}  {service.url}".rstrip() for service in node.services]
     lines += ["", plan.picture] if plan.picture else []
     lines += ["", f"# {run_dir.config}", config.rstrip("\n")]
     for path, text in scripts(plan).items():
@@ -46,7 +46,7 @@ def started_text(plan: LaunchPlan) -> str:
         f"{plan.name}: {_size(plan)} on {hosts} ({plan.layout}), run {plan.run_id}",
         f"  logs         {run_dir.logs}",
     ]
-    if not has_programs(plan):
+    if not has_services(plan):
         lines += [f"  metrics      {job_dir.metrics}", f"  checkpoints  {job_dir.checkpoints}"]
     lines += [f"  {model}  {url}/v1" for model, url in servers(plan)]
     return "\n".join([*lines, "  the same command with action=query, logs or stop looks after it"])
@@ -58,7 +58,7 @@ def status_text(status: JobStatus) -> str:
     lines = [
         f"{plan.name}: {status.phase}  ({_size(plan)} on {_hosts(plan)}, {plan.layout}, run {plan.run_id})"
     ]
-    lines += [f"  {line}" for line in program_lines(status.programs)]
+    lines += [f"  {line}" for line in service_lines(status.services)]
     if status.progress:
         lines.append(f"  {progress_text(status.progress)}")
     counted = taking_part(status.hosts)
@@ -86,7 +86,7 @@ def failure_lines(status: JobStatus) -> list[str]:
     lines += [f"    {line}" for line in failure.traceback.rstrip().splitlines()]
     host = next(node.host for node in status.plan.nodes if node.host.name == name)
     if failure.log:
-        whose = "program" if has_programs(status.plan) else "rank"
+        whose = "service" if has_services(status.plan) else "rank"
         lines.append(f"  log of the {whose}: {failure.log}")
     return [*lines, f"  log of the host: {_run_dir(status.plan).output(host)}"]
 
@@ -109,14 +109,14 @@ def progress_text(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def program_lines(programs: Sequence[Placed]) -> list[str]:
-    """Return a line a program, names and addresses in columns."""
-    rows = [(state.name, state.url or host, _text(state)) for host, state in programs]
+def service_lines(services: Sequence[HostedService]) -> list[str]:
+    """Return a line a service, names and addresses in columns."""
+    rows = [(state.name, state.url or host, _text(state)) for host, state in services]
     wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return [f"{name:{wide[0]}}  {place:{wide[1]}}  {text}".rstrip() for name, place, text in rows]
 
 
-def _text(state: ProgramState) -> str:
+def _text(state: ServiceState) -> str:
     if state.phase == "starting":
         waited = duration(max(0.0, time.time() - state.since))
         return f"starting for {waited}{f': {state.last_line}' if state.last_line else ''}"
@@ -140,9 +140,9 @@ def _hosts(plan: LaunchPlan) -> str:
 
 
 def _size(plan: LaunchPlan) -> str:
-    """`4 ranks`, or how many programs a job has that runs those."""
-    programs = sum(len(node.programs) for node in plan.nodes)
-    return count(programs, "program") if programs else count(plan.world_size, "rank")
+    """`4 ranks`, or how many services a job has that runs those."""
+    services = sum(len(node.services) for node in plan.nodes)
+    return count(services, "service") if services else count(plan.world_size, "rank")
 
 
 def _run_dir(plan: LaunchPlan) -> RunDir:

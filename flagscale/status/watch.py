@@ -17,20 +17,20 @@ from rich.progress import Progress as Bar
 from flagscale.errors import FlagScaleError
 from flagscale.remote import launcher
 from flagscale.remote.hosts import read, sees_our_files
-from flagscale.remote.launcher import Done, HostStatus
+from flagscale.remote.launcher import HostStatus, OnProgress
 from flagscale.run.state import OVER, from_json
 from flagscale.status.log_tail import LogTail, of_all
 from flagscale.status.model import (
     TAIL_BYTES,
+    HostedService,
     JobStatus,
-    Placed,
     change,
-    has_programs,
+    has_services,
     job_status,
     read_progress,
     taking_part,
 )
-from flagscale.status.text import program_lines, progress_text
+from flagscale.status.text import progress_text, service_lines
 from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.5
@@ -47,7 +47,7 @@ def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
     last = taking_part(hosts)[-1]
     node = plan.node(last.host.rank)
     tail = _read(plan, node, "metrics", -TAIL_BYTES, TAIL_BYTES) if _is_readable(plan, last) else b""
-    return job_status(plan, hosts, read_progress(tail, started), _programs(plan, hosts))
+    return job_status(plan, hosts, read_progress(tail, started), _services(plan, hosts))
 
 
 def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:
@@ -63,15 +63,15 @@ def _read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: i
         return b""  # the status tells of a host that cannot be asked
 
 
-def _programs(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[Placed]:
-    """Return how the programs of all hosts are, as far as they have said it."""
+def _services(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[HostedService]:
+    """Return how the services of all hosts are, as far as they have said it."""
     asked = [
         (node, host)
         for node, host in zip(plan.nodes, hosts, strict=True)
-        if node.programs and _is_readable(plan, host)
+        if node.services and _is_readable(plan, host)
     ]
-    texts = of_all(plan, [node for node, _ in asked], lambda node: _read(plan, node, "programs", 0, _CHUNK))
-    found: list[Placed] = []
+    texts = of_all(plan, [node for node, _ in asked], lambda node: _read(plan, node, "services", 0, _CHUNK))
+    found: list[HostedService] = []
     for (node, host), text in zip(asked, texts, strict=True):
         for state in from_json(text, plan.run_id):
             # Their launcher had no last word where it was killed.
@@ -108,8 +108,8 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
 
 def follow(plan: LaunchPlan) -> JobStatus:
     """Show the job's progress until it ends; return its last status. Ctrl-C is the caller's to handle."""
-    if has_programs(plan):
-        return follow_programs(plan, lambda status: status.ended)
+    if has_services(plan):
+        return follow_services(plan, lambda status: status.ended)
     tail = LogTail(plan)
     tail.skip_earlier_runs()
     if sys.stdout.isatty():
@@ -128,8 +128,8 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def follow_programs(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
-    """Show how a job's programs are until that is enough, or the job has ended; return its last status."""
+def follow_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
+    """Show how a job's services are until that is enough, or the job has ended; return its last status."""
     tail = LogTail(plan)
     tail.skip_earlier_runs()
     shown: object = None
@@ -139,10 +139,10 @@ def follow_programs(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) ->
             for line in tail.notices():
                 _say(line)
             if live:
-                live.update("\n".join(map(escape, program_lines(status.programs))))
-            elif change(status.programs) != shown:
-                shown = change(status.programs)
-                _say("\n".join(program_lines(status.programs)))
+                live.update("\n".join(map(escape, service_lines(status.services))))
+            elif change(status.services) != shown:
+                shown = change(status.services)
+                _say("\n".join(service_lines(status.services)))
             if is_enough(status):
                 break
     return status
@@ -171,7 +171,7 @@ def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
 
 
 @contextmanager
-def counted(what: str, hosts: int) -> Iterator[Done | None]:
+def counted(what: str, hosts: int) -> Iterator[OnProgress | None]:
     """Show how many of many hosts have done something: a bar in a terminal, a line a second otherwise."""
     if hosts == 1:
         yield None

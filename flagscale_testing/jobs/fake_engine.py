@@ -39,7 +39,7 @@ def rank(behaviour: str, marker: str, told: int) -> None:
 
 def main() -> None:
     report, *behaviours = sys.argv[1:]
-    children = []
+    children: list[int] = []
     pids: dict[str, int] = {}
 
     ending = False

@@ -41,15 +41,15 @@ def launch(
     """Start a plan, which is written below `folder`, from a process of its own."""
     file = folder / f"plan {plan.run_id}"
     file.write_text(plan.to_json())
-    program = (
+    service = (
         "import signal, sys\n"
-        "from flagscale.values import LaunchPlan; from flagscale.launch import launcher\n"
+        "from flagscale.values import LaunchPlan; from flagscale.remote import launcher\n"
         # A shell that puts the tests into the background has them ignore it.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "plan = LaunchPlan.from_json(open(sys.argv[1]).read()); launcher.start(plan, '', {})"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", program, str(file)],
+        [sys.executable, "-c", service, str(file)],
         env={**environment, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

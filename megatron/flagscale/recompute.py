@@ -7,14 +7,19 @@ import copy
 import functools
 from typing import TYPE_CHECKING, Any
 
-from flagscale.checks.recompute import Refined, is_refined, recompute_findings, refined
+from flagscale.checks.recompute import (
+    RecomputeSchedule,
+    has_recompute_schedule,
+    recompute_schedule,
+    recompute_violations,
+)
 from flagscale.errors import Problem, UserError
 
 if TYPE_CHECKING:
     import torch
 
 
-def refine_recompute(model_config: Any, args: argparse.Namespace) -> None:
+def schedule_recompute(model_config: Any, args: argparse.Namespace) -> None:
     """Make a model that is built from `model_config` recompute as the lists say, if any is given.
 
     Call it on validated arguments; `UserError` with all mistakes of the lists. Megatron's block asks its
@@ -22,16 +27,16 @@ def refine_recompute(model_config: Any, args: argparse.Namespace) -> None:
     from the lists before every forward. So nothing can be left of the micro-batch before.
     """
     values = vars(args)
-    if not is_refined(values):
+    if not has_recompute_schedule(values):
         return
     pp, vpp = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size or 1
     micro_batches = args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
-    if found := list(recompute_findings(values, pp, vpp, micro_batches)):
+    if found := list(recompute_violations(values, pp, vpp, micro_batches)):
         raise UserError([Problem(what) for _, what in found])
-    model_config.pre_wrap_hooks.append(functools.partial(_refine_all, refined(values), pp))
+    model_config.pre_wrap_hooks.append(functools.partial(_schedule_all, recompute_schedule(values), pp))
 
 
-def _refine_all(lists: Refined, pp: int, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+def _schedule_all(lists: RecomputeSchedule, pp: int, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
     from megatron.core import mpu
 
     for chunk in chunks:
@@ -44,7 +49,7 @@ def _refine_all(lists: Refined, pp: int, chunks: list[torch.nn.Module]) -> list[
     return chunks
 
 
-def _set(lists: Refined, stage: int, block: Any, _: Any) -> None:
+def _set(lists: RecomputeSchedule, stage: int, block: Any, _: Any) -> None:
     # An evaluation recomputes nothing, and may have more micro-batches than the lists.
     if block.training:
         # Every schedule notes it at the layers before a forward (`cuda_graphs.py:set_current_microbatch`).

@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from typing import Any
 
-from flagscale.checks.data import data_findings
+from flagscale.checks.data import data_violations
 from flagscale.checks.megatron import NOT_DONE
 from flagscale.errors import Problem
 from megatron.flagscale.checkpoint import async_save
@@ -26,7 +26,7 @@ def refusals(args: Any, cuda: bool, fused: bool) -> list[Problem]:
         *(() if fused else _impossible_without_te(args)),
         *(_impossible_with_torch_layers(args) if args.transformer_impl == "torch" else ()),
         *_rounded_gradients(args),
-        *(Problem(what, f"--{name.replace('_', '-')}") for name, what in data_findings(vars(args))),
+        *(Problem(what, f"--{name.replace('_', '-')}") for name, what in data_violations(vars(args))),
     ]
 
 

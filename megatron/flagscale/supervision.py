@@ -10,9 +10,9 @@ from contextlib import suppress
 
 from flagscale.linux import die_with
 
-_BEAT_FILE = "FLAGSCALE_BEAT_FILE"
-_BEAT_EVERY = 1.0
-_last_beat = 0.0
+_HEARTBEAT_FILE = "FLAGSCALE_HEARTBEAT_FILE"
+_HEARTBEAT_EVERY = 1.0
+_last_heartbeat = 0.0
 
 
 def die_with_parent() -> None:
@@ -25,15 +25,19 @@ def write_stacks_when_asked() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def beat() -> None:
+def heartbeat() -> None:
     """Tell the supervisor that this host's ranks go on: touch the file that it watches, once a second.
 
     The first rank of a host does it for all: a rank that hangs soon stops the others.
     """
-    global _last_beat
+    global _last_heartbeat
     now = time.monotonic()
-    if now - _last_beat < _BEAT_EVERY or os.environ.get("LOCAL_RANK") != "0" or _BEAT_FILE not in os.environ:
+    if (
+        now - _last_heartbeat < _HEARTBEAT_EVERY
+        or os.environ.get("LOCAL_RANK") != "0"
+        or _HEARTBEAT_FILE not in os.environ
+    ):
         return
-    _last_beat = now
-    with suppress(OSError), open(os.environ[_BEAT_FILE], "a"):  # a full disk must not end a job
-        os.utime(os.environ[_BEAT_FILE])
+    _last_heartbeat = now
+    with suppress(OSError), open(os.environ[_HEARTBEAT_FILE], "a"):  # a full disk must not end a job
+        os.utime(os.environ[_HEARTBEAT_FILE])

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from megatron.flagscale.supervision import beat, die_with_parent, write_stacks_when_asked
+from megatron.flagscale.supervision import die_with_parent, heartbeat, write_stacks_when_asked
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +33,12 @@ def train(argv: list[str]) -> None:
     from megatron.flagscale.args import parse
     from megatron.flagscale.data import build_datasets
     from megatron.flagscale.hetero import join, parse_own
-    from megatron.flagscale.recompute import refine_recompute
+    from megatron.flagscale.recompute import schedule_recompute
 
     args = parse_own(part) if part else parse()
     model_config = gpt_config_from_args(args)
     adapt(model_config, args)
-    refine_recompute(model_config, args)
+    schedule_recompute(model_config, args)
     seams = {}
     if part:
         seams = join(part, args, model_config)
@@ -60,7 +60,7 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch
 
     from megatron.flagscale.data import get_batch
 
-    beat()
+    heartbeat()
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))

@@ -136,10 +136,10 @@ def test_a_served_model_answers_and_leaves_nothing(make_run: Callable[..., Run],
     assert KEY not in every + kept
 
     status = run.status()
-    (server,) = status["programs"]
+    (server,) = status["services"]
     assert (status["state"], server["phase"], server["model"]) == ("running", "ready", "aquila")
     # What is told is some seconds old: of the request above, perhaps.
-    wait_until(lambda: run.status()["programs"][0]["requests_running"] == 0, 30)
+    wait_until(lambda: run.status()["services"][0]["requests_running"] == 0, 30)
     assert "Resolved architecture" in run("logs").stdout
     again = run("run")
     assert again.returncode == 1

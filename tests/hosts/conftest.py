@@ -21,7 +21,7 @@ import pytest
 from flagscale.node.network import is_free
 from flagscale.remote import launcher
 from flagscale.remote.transport import transport
-from flagscale.run.env import marks
+from flagscale.run.env import run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Reply
 from flagscale.status.model import JobStatus
@@ -153,7 +153,7 @@ class FarmJob:
         )
 
     def left(self, host: FarmHost) -> list[psutil.Process]:
-        """What lives on a host of this run; the marks tell it from decoys."""
+        """What lives on a host of this run; the run_tags tell it from decoys."""
         return [process for process in left(self.farm, host) if run_of(process) == self.plan.run_id]
 
     def _there(self, rank: int) -> LaunchPlan:
@@ -186,9 +186,9 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
                 host=host,
                 argv=(*program, report, *behaviours, *argv(rank)),
                 env={
-                    **marks(run_id, rank),
+                    **run_tags(run_id, rank),
                     "LOCAL_RANK": "0",
-                    "FLAGSCALE_BEAT_FILE": str(files.beat(host)),
+                    "FLAGSCALE_HEARTBEAT_FILE": str(files.heartbeat(host)),
                     **env,
                 },
                 cwd=str(exp_dir),
@@ -269,7 +269,7 @@ def decoys(farm: Farm, tmp_path: Path) -> Iterator[list[psutil.Process]]:
                 str(tmp_path / f"report {host.name} {run_id}"),
                 "rank",
             ]
-            mark = [f"{name}={value}" for name, value in marks(run_id, 0).items()] if run_id else []
+            mark = [f"{name}={value}" for name, value in run_tags(run_id, 0).items()] if run_id else []
             started.append(
                 farm.keeper.start(farm.inside(host, ["env", *mark, *words]), tmp_path / "decoys.log")
             )

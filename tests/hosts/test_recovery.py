@@ -96,7 +96,7 @@ def test_a_supervisor_that_is_stuck(
     assert f"{name(job, 1)}: nothing was heard of it" in job.first_failure()[1]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, run_tags=pytest.mark.slow)])
 def test_a_host_that_is_cut_off(
     farm: NamespaceFarm,
     make_job: MakeJob,
@@ -215,7 +215,7 @@ def test_a_host_that_stays_away_ends_the_restart(farm: NamespaceFarm, make_job: 
         assert job.first_failure()[1] == f"not heard of within 2 s: {name(job, 2)}"
 
 
-@pytest.mark.parametrize("loss", [pytest.param("power", marks=pytest.mark.slow), "network"])
+@pytest.mark.parametrize("loss", [pytest.param("power", run_tags=pytest.mark.slow), "network"])
 def test_a_job_goes_on_without_a_host(farm: NamespaceFarm, make_job: MakeJob, loss: str) -> None:
     job = make_job(
         farm,
@@ -245,11 +245,11 @@ def test_a_job_goes_on_without_a_host(farm: NamespaceFarm, make_job: MakeJob, lo
 def test_a_hang_on_one_host_ends_all(farm: NamespaceFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", "rank deaf", recovery=Recovery(hang_timeout=3)).start()
     begun = time.monotonic()
-    job.files.beat(job.plan.hosts[1]).touch()
+    job.files.heartbeat(job.plan.hosts[1]).touch()
 
     def beat_elsewhere() -> bool:
         for rank in (0, 2):
-            job.files.beat(job.plan.hosts[rank]).touch()
+            job.files.heartbeat(job.plan.hosts[rank]).touch()
         return not job.engines()
 
     wait_until(beat_elsewhere, "the end of the hanging job", 3 + CLEAN_WITHIN)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from flagscale.status.text import status_text
-from flagscale.status.watch import current_status, follow_programs
-from flagscale.values import Program
+from flagscale.status.watch import current_status, follow_services
+from flagscale.values import Service
 from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
@@ -58,20 +58,20 @@ def make_servers(
             words = (
                 "-m",
                 "flagscale.node",
-                "programs",
+                "services",
                 job.plan.exp_dir,
                 str(node.host.rank),
                 job.plan.run_id,
             )
             address = node.host.name
-            program = Program(
+            service = Service(
                 name=f"one.{node.host.rank}",
                 argv=(sys.executable, "-S", str(SERVER), str(PORT), f"bind:{address}", *behaviours),
                 url=f"http://{address}:{PORT}",
                 model="m",
             )
             env = {**node.env, "PYTHONPATH": str(ROOT)}
-            nodes.append(replace(node, argv=(sys.executable, *words), env=env, programs=(program,)))
+            nodes.append(replace(node, argv=(sys.executable, *words), env=env, services=(service,)))
         return replace(job, plan=replace(job.plan, nodes=tuple(nodes)))
 
     return make
@@ -79,7 +79,7 @@ def make_servers(
 
 def test_servers_of_unshared_hosts_are_told_and_ended(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
-    status = follow_programs(job.plan, lambda status: status.phase != "starting")
+    status = follow_services(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
     text = status_text(current_status(job.plan))
     for host in job.plan.hosts:
@@ -91,9 +91,9 @@ def test_servers_of_unshared_hosts_are_told_and_ended(make_servers: Callable[...
 
 def test_a_server_that_dies_ends_those_of_the_other_host(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
-    follow_programs(job.plan, lambda status: status.phase != "starting")
-    wait_until(lambda: len(current_status(job.plan).programs) == 2, "both hosts' words")
-    (victim,) = [state.pid for _, state in current_status(job.plan).programs if state.name == "one.1"]
+    follow_services(job.plan, lambda status: status.phase != "starting")
+    wait_until(lambda: len(current_status(job.plan).services) == 2, "both hosts' words")
+    (victim,) = [state.pid for _, state in current_status(job.plan).services if state.name == "one.1"]
     inside = next(one for one in job.farm.processes(job.hosts[1]) if _pid_inside(one.pid) == victim)
     os.kill(inside.pid, signal.SIGKILL)
     job.wait_until_clean()

@@ -21,7 +21,7 @@ from flagscale import __version__
 from flagscale.plan.render import scripts
 from flagscale.remote.connection import ConnectionFailure
 from flagscale.remote.ssh import Session, SshTransport
-from flagscale.remote.transport import Reach
+from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
 from flagscale_testing.farm.credentials import FarmHost, account
 from flagscale_testing.farm.farm import Farm, is_sshd, wait_until
@@ -44,8 +44,8 @@ def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
 
 
 def way(host: str, **changes: object) -> SshTransport:
-    reach = {"python": sys.executable, "source_root": str(ROOT), "connect_timeout": TIMEOUT}
-    return SshTransport(Reach(host, **{**reach, **changes}))  # type: ignore[arg-type]
+    access = {"python": sys.executable, "source_root": str(ROOT), "connect_timeout": TIMEOUT}
+    return SshTransport(HostAccess(host, **{**access, **changes}))  # type: ignore[arg-type]
 
 
 def ask(transport: SshTransport, directory: str = "/nowhere") -> Reply:
@@ -312,7 +312,7 @@ def test_a_connection_that_is_lost_while_a_session_opens() -> None:
     def lost(*words: object, **named: object) -> None:
         raise EOFError
 
-    reach = Reach("node1", sys.executable, str(ROOT), connect_timeout=TIMEOUT)
+    reach = HostAccess("node1", sys.executable, str(ROOT), connect_timeout=TIMEOUT)
     with pytest.raises(ConnectionFailure, match="no session can be opened: the connection was lost"):
         Session(SimpleNamespace(exec_command=lost), reach)  # type: ignore[arg-type]
 
@@ -371,8 +371,8 @@ def test_nothing_is_left_when_the_launcher_goes(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     program = (
         "import sys, time; from flagscale.remote.ssh import SshTransport\n"
-        "from flagscale.remote.transport import Reach\n"
-        "way = SshTransport(Reach(sys.argv[1], sys.executable, sys.argv[2]))\n"
+        "from flagscale.remote.transport import HostAccess\n"
+        "way = SshTransport(HostAccess(sys.argv[1], sys.executable, sys.argv[2]))\n"
         "print(way.call(['vacant', '/nowhere'], 20), flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -178,7 +178,7 @@ def test_a_start_that_is_taken_back_while_files_are_sent(
     slow, send = farm.hosts[2].address, SshTransport.call
 
     def call(way: SshTransport, words: list[str], seconds: float) -> Reply:
-        if words[0] == "put" and way._reach.host == slow:
+        if words[0] == "put" and way._access.host == slow:
             time.sleep(1)
         return send(way, words, seconds)
 

@@ -21,7 +21,7 @@ import pytest
 from flagscale.node.processes import alive, living, of_run
 from flagscale.remote import launcher
 from flagscale.remote.launcher import HostStatus
-from flagscale.run.env import RUN_ID, marks
+from flagscale.run.env import RUN_ID, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Reply, read_state
 from flagscale.values import Host, LaunchPlan, NodeCommand
@@ -130,7 +130,7 @@ def fake_job(
     node = NodeCommand(
         host=host,
         argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report {run_id}"), *behaviours),
-        env={**marks(run_id, 0), **(env or {})},
+        env={**run_tags(run_id, 0), **(env or {})},
         cwd=str(exp_dir),
         failure_file=str(files.failure(host)),
         stop_grace=1.0,

@@ -18,34 +18,34 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return clock
 
 
-def touch(beat: Path, written: float) -> None:
+def touch(heartbeat: Path, written: float) -> None:
     """As a file server does whose clock says so."""
-    beat.touch()
-    os.utime(beat, (written, written))
+    heartbeat.touch()
+    os.utime(heartbeat, (written, written))
 
 
 @pytest.mark.parametrize("server", [0.0, 1e9, 4e9])
 def test_only_what_changes_counts(tmp_path: Path, now: list[float], server: float) -> None:
     """Whatever the file server takes the time to be."""
-    beat = tmp_path / "beat"
-    watched = Heartbeat(beat, 5.0)
+    heartbeat = tmp_path / "heartbeat"
+    watched = Heartbeat(heartbeat, 5.0)
     now[0] += 604
     assert not watched.is_overdue(), "the first iteration takes its time"
     for step in range(1, 4):
-        touch(beat, server + step)
+        touch(heartbeat, server + step)
         assert not watched.is_overdue()
         now[0] += 4
     assert not watched.is_overdue()
     now[0] += 2
     assert watched.is_overdue()
-    touch(beat, server)  # it was set back
+    touch(heartbeat, server)  # it was set back
     assert not watched.is_overdue()
 
 
 def test_the_beats_of_an_earlier_attempt_are_none(tmp_path: Path, now: list[float]) -> None:
-    beat = tmp_path / "beat"
-    touch(beat, 1e9)
-    watched = Heartbeat(beat, 5.0)
+    heartbeat = tmp_path / "heartbeat"
+    touch(heartbeat, 1e9)
+    watched = Heartbeat(heartbeat, 5.0)
     now[0] += 6
     assert not watched.is_overdue()
     now[0] += 600
@@ -53,6 +53,6 @@ def test_the_beats_of_an_earlier_attempt_are_none(tmp_path: Path, now: list[floa
 
 
 def test_without_a_limit_nothing_is_overdue(tmp_path: Path, now: list[float]) -> None:
-    watched = Heartbeat(tmp_path / "beat", None)
+    watched = Heartbeat(tmp_path / "heartbeat", None)
     now[0] += 1e9
     assert not watched.is_overdue()

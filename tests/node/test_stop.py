@@ -20,7 +20,7 @@ from flagscale.errors import FlagScaleError
 from flagscale.node import commands, stop
 from flagscale.node.processes import alive, end, of_run
 from flagscale.remote import launcher
-from flagscale.run.env import marks
+from flagscale.run.env import run_tags
 from flagscale.run.state import HostState, ProcessId
 from flagscale.values import Machine
 from tests.node.conftest import FakeJob, wait_for
@@ -202,7 +202,7 @@ def test_a_stopped_holder_of_the_lock(make_job: MakeJob) -> None:
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", program], env={**os.environ, **marks(job.plan.run_id, job.host.rank)}
+        [sys.executable, "-c", program], env={**os.environ, **run_tags(job.plan.run_id, job.host.rank)}
     )
     wait_for(lambda: psutil.Process(holder.pid).status() == psutil.STATUS_STOPPED)
     with ThreadPoolExecutor() as pool:
@@ -262,7 +262,7 @@ def test_one_host_of_several_does_not_hide_the_others(make_job: MakeJob, tmp_pat
     job = make_job("rank")
     (node,) = job.plan.nodes
     second = replace(
-        node, host=replace(node.host, rank=1), env=marks(job.plan.run_id, 1), argv=("/no/such/engine",)
+        node, host=replace(node.host, rank=1), env=run_tags(job.plan.run_id, 1), argv=("/no/such/engine",)
     )
     plan = replace(job.plan, nodes=(node, second), world_size=2)
     with pytest.raises(FlagScaleError) as failure:

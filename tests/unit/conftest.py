@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.load import load_experiment
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.config.source_map import Locator, locator
+from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.engines.megatron.adapter import CATALOG, MEGATRON
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
@@ -77,28 +77,28 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture
-def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[DictConfig, Locator]]:
-    """Write text as `config.yaml`, apply overrides `a.b=c`, and return the configuration and its locator."""
+def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[DictConfig, SourceMap]]:
+    """Write text as `config.yaml`, apply overrides `a.b=c`, and return it with its source map."""
     monkeypatch.chdir(tmp_path)
 
-    def compose(text: str = EXPERIMENT, *overrides: str) -> tuple[DictConfig, Locator]:
+    def compose(text: str = EXPERIMENT, *overrides: str) -> tuple[DictConfig, SourceMap]:
         path = tmp_path / "config.yaml"
         path.write_text(text, encoding="utf-8")
         config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         assert isinstance(config, DictConfig)
-        return config, locator([(path, "")], overrides)
+        return config, index_sources([(path, "")], overrides)
 
     return compose
 
 
 @pytest.fixture
-def load(compose: Callable[..., tuple[DictConfig, Locator]]) -> Callable[..., Experiment]:
+def load(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> Callable[..., Experiment]:
     """Load text (default: `EXPERIMENT`) with overrides."""
     return lambda *args: load_experiment(*compose(*args))[0]
 
 
 @pytest.fixture
-def mistakes(compose: Callable[..., tuple[DictConfig, Locator]]) -> Callable[..., list[Problem]]:
+def mistakes(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> Callable[..., list[Problem]]:
     """Load text that has mistakes and return all of them."""
 
     def mistakes(*args: str) -> list[Problem]:
@@ -130,7 +130,7 @@ def build(tmp_path: Path) -> Callable[..., Job]:
             cmds=Commands(),
             arguments={**TASK, **(changes or {})},
         )
-        return MEGATRON.build(experiment, (Host(0, "localhost", ranks, platform),), Locator())
+        return MEGATRON.build(experiment, (Host(0, "localhost", ranks, platform),), SourceMap())
 
     return build
 

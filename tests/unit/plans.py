@@ -11,7 +11,7 @@ import pytest
 
 from flagscale import __version__
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.plan.placement import place
+from flagscale.plan.placement import build_plan
 from flagscale.platforms import Platform
 from flagscale.remote.launcher import HostStatus
 from flagscale.run.rundir import RunDir
@@ -61,7 +61,7 @@ def make_job(*slots: int, argv: tuple[str, ...] = ("--lr", "1e-3"), entrypoint: 
 def make_plan(
     exp_dir: Path, *slots: int, job: Job | None = None, run_id: str = "demo-1", **settings: Any
 ) -> LaunchPlan:
-    return place(
+    return build_plan(
         job or make_job(*slots),
         make_experiment(exp_dir, **settings),
         {host.platform: CHIP for host in (job or make_job(*slots)).hosts},

@@ -24,22 +24,22 @@ def mistakes(environ: Mapping[str, str], **keys: object) -> tuple[Problem, ...]:
     return failure.value.problems
 
 
-def place(found: Runner) -> tuple[object, ...]:
+def build_plan(found: Runner) -> tuple[object, ...]:
     return found.nnodes, found.node_rank, found.master_addr, found.master_port
 
 
 def test_the_platform_says_it_all() -> None:
-    assert place(runner(TOLD)) == (2, 1, "10.0.0.1", 4000)
-    assert place(runner({**TOLD, "PET_NODE_RANK": "0"})) == (2, 0, "10.0.0.1", 4000)
+    assert build_plan(runner(TOLD)) == (2, 1, "10.0.0.1", 4000)
+    assert build_plan(runner({**TOLD, "PET_NODE_RANK": "0"})) == (2, 0, "10.0.0.1", 4000)
 
 
 def test_keys_come_first() -> None:
     keys = {"nnodes": 3, "node_rank": 0, "master_addr": "node0", "master_port": 1234}
-    assert place(runner(TOLD, **keys)) == (3, 0, "node0", 1234)
+    assert build_plan(runner(TOLD, **keys)) == (3, 0, "node0", 1234)
 
 
 def test_one_host_needs_nothing() -> None:
-    assert place(runner({})) == (1, 0, None, None)
+    assert build_plan(runner({})) == (1, 0, None, None)
 
 
 def test_what_is_missing_is_told_together() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flagscale.checks.degrees import Degrees, degrees, findings, model_size
+from flagscale.checks.degrees import Degrees, degrees, model_size, violations
 from flagscale.config.catalog import Catalog
 from tests.unit.conftest import TASK
 
@@ -85,7 +85,7 @@ GOOD: list[tuple[int, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("ranks", "short", "shown"), GOOD)
 def test_layouts_that_fit(defaults: dict[str, Any], ranks: int, short: dict[str, Any], shown: str) -> None:
     values = values_of(defaults, short)
-    assert list(findings(values, ranks)) == []
+    assert list(violations(values, ranks)) == []
     found = degrees(values, ranks)
     assert str(found) == shown
     assert found.world_size == ranks
@@ -217,7 +217,7 @@ def test_layouts_that_do_not_fit(
     values = values_of(defaults, short)
     if blamed == "decoder_first_pipeline_num_layers" and "3 stages" in says:
         values["num_layers"] = 6
-    found = list(findings(values, ranks))
+    found = list(violations(values, ranks))
     assert [name for name, _ in found] == [blamed], found
     assert says in found[0][1]
 
@@ -226,7 +226,7 @@ def test_every_broken_rule_is_told(defaults: dict[str, Any]) -> None:
     values = values_of(
         defaults, {"tp": 2, "pp": 3, "heads": 3, "hidden_size": 65, "gbs": 1, "cp": 1, "experts": 3, "ep": 2}
     )
-    assert {name for name, _ in findings(values, 6)} == {
+    assert {name for name, _ in violations(values, 6)} == {
         "num_attention_heads",
         "hidden_size",
         "num_layers",
@@ -255,7 +255,7 @@ def test_degrees_multiply_to_the_world(tp: int, pp: int, cp: int, dp: int) -> No
         "global_batch_size": 3 * dp * 2,
     }
     world = tp * pp * cp * dp
-    assert list(findings(values, world)) == []
+    assert list(violations(values, world)) == []
     found = degrees(values, world)
     assert found == Degrees(tp=tp, pp=pp, cp=cp, dp=dp, etp=tp)
     assert found.world_size == world
@@ -274,6 +274,6 @@ def test_a_world_that_the_model_does_not_divide_is_the_only_thing_told(
         "expert_model_parallel_size": 1,
         "expert_tensor_parallel_size": None,
     }
-    ((blamed, what),) = findings(values, world)
+    ((blamed, what),) = violations(values, world)
     assert values[blamed] == max(tp, pp, cp)
     assert f"{world} ranks" in what

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.config.catalog import Catalog, Option
-from flagscale.config.engine_args import EngineArguments, Leaf, render
-from flagscale.config.source_map import Locator
+from flagscale.config.catalog import Catalog, Option, catalog_from
+from flagscale.config.engine_args import EngineArguments, FlatKey, render
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 from tests.unit.conftest import HOSTILE
 
@@ -41,8 +41,8 @@ def engine(catalog: Catalog) -> argparse.ArgumentParser:
 
 def rendered(catalog: Catalog, tree: dict[str, Any]) -> EngineArguments:
     problems: list[Problem] = []
-    leaves = [Leaf(name, value, f"train.{name}") for name, value in tree.items()]
-    arguments = render(leaves, catalog, Locator(), problems)
+    flat_keys = [FlatKey(name, value, f"train.{name}") for name, value in tree.items()]
+    arguments = render(flat_keys, catalog, SourceMap(), problems)
     assert problems == []
     return arguments
 
@@ -53,7 +53,12 @@ def argv(catalog: Catalog, tree: dict[str, Any]) -> list[str]:
 
 def refusals(catalog: Catalog, tree: dict[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
-    render([Leaf(name, value, f"train.{name}") for name, value in tree.items()], catalog, Locator(), problems)
+    render(
+        [FlatKey(name, value, f"train.{name}") for name, value in tree.items()],
+        catalog,
+        SourceMap(),
+        problems,
+    )
     return problems
 
 
@@ -182,11 +187,11 @@ def test_hostile_texts_arrive_verbatim(catalog: Catalog, engine: argparse.Argume
     real=st.floats(),
 )
 def test_any_value_arrives_verbatim(value: str, items: list[str], number: int, real: float) -> None:
-    catalog = Catalog(
+    catalog = catalog_from(
         "engine",
         "1",
         {
-            name: Option(name, name, "value", kind, nargs, (), None, None)
+            name: Option(name, name, "value", kind, nargs, (), None, None, nargs is not None)
             for name, kind, nargs in [
                 ("text", "str", None),
                 ("items", "str", "*"),
@@ -194,7 +199,6 @@ def test_any_value_arrives_verbatim(value: str, items: list[str], number: int, r
                 ("real", "float", None),
             ]
         },
-        {},
     )
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--text")
@@ -227,7 +231,12 @@ def test_every_argument_of_the_engine_can_be_given(catalog: Catalog, engine: arg
 
 
 def test_every_switch_can_be_given_by_what_it_turns_off(catalog: Catalog) -> None:
-    assert "add_bias_linear" in catalog.switches
-    for dest, option in catalog.switches.items():
+    switches = {
+        name: option
+        for name, option in catalog.by_name.items()
+        if option.kind == "flag_false" and name == option.dest != option.name.replace("-", "_")
+    }
+    assert "add_bias_linear" in switches
+    for dest, option in switches.items():
         assert argv(catalog, {dest: False}) == [f"--{option.name}"]
         assert argv(catalog, {dest: True}) == []

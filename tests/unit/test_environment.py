@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from flagscale.config.load import load_experiment
 from flagscale.config.schema import Environment, Experiment
 from flagscale.config.secrets import MASK
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 from flagscale.plan.prepare import _config_text
 from tests.unit.conftest import EXPERIMENT
@@ -70,7 +70,7 @@ def test_every_wrong_name_is_told(mistakes: Callable[..., list[Problem]]) -> Non
 
 
 def test_it_is_written_down_as_it_was_given(
-    load: Callable[..., Experiment], compose: Callable[..., tuple[DictConfig, Locator]]
+    load: Callable[..., Experiment], compose: Callable[..., tuple[DictConfig, SourceMap]]
 ) -> None:
     """The `config.yaml` of a run directory is a configuration again: the same one but for the secrets."""
     experiment = load(TEXT, "experiment.runner.nnodes='2:4'", "experiment.runner.host_paths={a: {/x: /y}}")

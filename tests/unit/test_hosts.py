@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flagscale.config.schema import Runner
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
 from flagscale.plan.hosts import select_hosts
 from flagscale.run.machine import is_local
@@ -118,7 +118,7 @@ def test_several_hosts_need_a_hostfile() -> None:
 
 
 def test_a_missing_hostfile_is_blamed_on_its_key(tmp_path: Path) -> None:
-    where = Locator({"experiment.runner.hostfile": "conf.yaml:9"})
+    where = SourceMap({"experiment.runner.hostfile": "conf.yaml:9"})
     (message,) = problems(Runner(hostfile=str(tmp_path / "hosts")), "cpu", 1, True, where)
     assert message.startswith("conf.yaml:9: experiment.runner.hostfile: there is no hostfile")
 

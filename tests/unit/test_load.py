@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from flagscale.config.load import load_action, load_command_keys, load_place, load_task
+from flagscale.config.load import load_action, load_command_keys, load_run_location, load_task
 from flagscale.config.schema import ACTIONS, Environment, Experiment
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
 from tests.unit.conftest import EXPERIMENT
 
@@ -266,7 +266,7 @@ def test_no_task_group(mistakes: Mistakes) -> None:
     assert {one.what, two.what} == {"unknown key `train`", "this task group is missing"}
 
 
-def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, Locator]]) -> None:
+def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> None:
     from flagscale.config.load import load_experiment
 
     _, notices = load_experiment(
@@ -287,14 +287,14 @@ def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, Loca
     ],
 )
 def test_the_task_can_be_read_from_a_broken_configuration(
-    compose: Callable[..., tuple[DictConfig, Locator]], overrides: list[str], expected: object
+    compose: Callable[..., tuple[DictConfig, SourceMap]], overrides: list[str], expected: object
 ) -> None:
     assert load_task(compose(EXPERIMENT, *overrides)[0]) == expected
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_actions(action: str) -> None:
-    assert load_action(OmegaConf.create({"action": action}), Locator()) == action
+    assert load_action(OmegaConf.create({"action": action}), SourceMap()) == action
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_actions(action: str) -> None:
 )
 def test_no_or_a_wrong_action(config: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        load_action(OmegaConf.create(config), Locator())
+        load_action(OmegaConf.create(config), SourceMap())
 
 
 def test_command_keys() -> None:
@@ -324,7 +324,7 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
     broken = OmegaConf.create(
         {"experiment": {"exp_dir": "/x/${experiment.name}", "name": "y", "wrong": "${nowhere}"}}
     )
-    assert load_place(broken).exp_dir == Path("/x/y")
+    assert load_run_location(broken).exp_dir == Path("/x/y")
 
 
 @pytest.mark.parametrize(
@@ -332,4 +332,4 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
 )
 def test_no_run_directory_is_a_mistake(config: dict[str, object]) -> None:
     with pytest.raises(UserError):
-        load_place(OmegaConf.create(config))
+        load_run_location(OmegaConf.create(config))

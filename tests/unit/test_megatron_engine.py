@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.values import Job
 
@@ -79,9 +79,9 @@ def test_mistakes_of_names_and_values_are_told_together_and_before_the_rules(ref
 
 def test_names_and_values_can_be_checked_alone() -> None:
     arguments = {"a": {"num_layer": 1, "lr": "fast"}, "device_type": "x", "hidden_size": 65}
-    found = MEGATRON.check("train", arguments, Locator())
+    found = MEGATRON.check("train", arguments, SourceMap())
     assert {problem.where for problem in found} == {"train.a.num_layer", "train.a.lr", "train.device_type"}
-    assert MEGATRON.check("train", {}, Locator()) == []
+    assert MEGATRON.check("train", {}, SourceMap()) == []
 
 
 def test_what_is_left_out_is_blamed_on_the_group(refused: Refused) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.checks.model_folder import folder_findings, is_path, problems
+from flagscale.checks.model_folder import folder_violations, is_path, problems
 
 Write = Callable[..., Path]
 
@@ -64,15 +64,15 @@ def test_a_config_that_is_none(tmp_path: Path, write_model: Write, text: str) ->
 def test_names_on_a_hub_are_not_looked_for() -> None:
     assert not is_path("owner/name")
     assert not is_path("s3://bucket/a/b")
-    assert list(folder_findings({"model": "owner/name"})) == []
-    assert [dest for dest, _ in folder_findings({"model": "./absent", "tokenizer": "/absent"})] == [
+    assert list(folder_violations({"model": "owner/name"})) == []
+    assert [dest for dest, _ in folder_violations({"model": "./absent", "tokenizer": "/absent"})] == [
         "model",
         "tokenizer",
     ]
 
 
 def test_what_the_engine_would_not_find(tmp_path: Path, write_model: Write) -> None:
-    assert [dest for dest, _ in folder_findings({"model": "~/m"})] == ["model"]
+    assert [dest for dest, _ in folder_violations({"model": "~/m"})] == ["model"]
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "absent")
@@ -87,5 +87,5 @@ def test_mistral_s_own_form(tmp_path: Path, write_model: Write) -> None:
 
 def test_paths_are_relative_to_the_job(tmp_path: Path, write_model: Write) -> None:
     write_model(tmp_path / "here" / "m")
-    assert list(folder_findings({"model": "./m"}, tmp_path / "here")) == []
-    assert list(folder_findings({"model": "./m"}, tmp_path)) != []
+    assert list(folder_violations({"model": "./m"}, tmp_path / "here")) == []
+    assert list(folder_violations({"model": "./m"}, tmp_path)) != []

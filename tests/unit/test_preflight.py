@@ -14,9 +14,9 @@ import pytest
 
 from flagscale.errors import HostError
 from flagscale.remote import preflight as preflight_module
-from flagscale.remote.preflight import Outcome, Survey, ask_hosts, preflight, require_ready
+from flagscale.remote.preflight import CheckResult, Survey, ask_hosts, preflight, require_ready
 from flagscale.run.state import Reply
-from flagscale.values import Host, Meeting
+from flagscale.values import Host, Rendezvous
 from tests.unit.plans import GOOD, FakeHosts, make_experiment, make_job, make_plan
 
 NAMES = ("127.0.0.11", "127.0.0.12")
@@ -56,8 +56,8 @@ class Cluster:
     def survey(self, **runner: Any) -> Survey:
         return ask_hosts(*self.arguments(**runner))
 
-    def bad(self, **runner: Any) -> list[Outcome]:
-        return [outcome for outcome in self.survey(**runner).outcomes if not outcome.ok]
+    def bad(self, **runner: Any) -> list[CheckResult]:
+        return [result for result in self.survey(**runner).results if not result.ok]
 
     def question(self, name: str) -> dict[str, Any]:
         words = next(words for host, words in self.hosts.asked if host == name)
@@ -71,58 +71,58 @@ def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cluster:
 
 def test_good_hosts_and_where_they_meet(cluster: Cluster) -> None:
     survey = cluster.survey()
-    assert all(outcome.ok for outcome in survey.outcomes)
-    assert [outcome.text for outcome in survey.outcomes if outcome.host == NAMES[0]] == [
+    assert all(result.ok for result in survey.results)
+    assert [result.text for result in survey.results if result.host == NAMES[0]] == [
         "engine-package 1.2.3 (wanted 1.2.3)",
         "8 nvidia devices for 4 ranks",
         "1024 GiB free in /r",
     ]
-    assert survey.meeting == Meeting(NAMES[0], 29500, 29501, ADDRESSES)
+    assert survey.rendezvous == Rendezvous(NAMES[0], 29500, 29501, ADDRESSES)
     first, second = (cluster.question(name) for name in NAMES)
     assert (first["address"], first["ports"]) == (NAMES[0], [29500, 29501])
     assert second["address"] == ""
     assert first["inputs"] == second["inputs"] == {"data_path": ["/d"]}
-    assert require_ready(*cluster.arguments()) == survey.meeting
+    assert require_ready(*cluster.arguments()) == survey.rendezvous
 
 
 def test_the_first_host_chooses_other_ports(cluster: Cluster) -> None:
     cluster.answer(NAMES[0], ports=[20000, 29501], taken=[29500])
     survey = cluster.survey()
-    assert survey.meeting == Meeting(NAMES[0], 20000, 29501, ADDRESSES)
-    assert all(outcome.ok for outcome in survey.outcomes)
+    assert survey.rendezvous == Rendezvous(NAMES[0], 20000, 29501, ADDRESSES)
+    assert all(result.ok for result in survey.results)
 
 
 def test_a_port_that_was_named_must_be_free(cluster: Cluster) -> None:
-    assert cluster.survey(master_port=7000).meeting == Meeting(NAMES[0], 7000, 29501, ADDRESSES)
-    assert cluster.survey(master_port=29501).meeting == Meeting(NAMES[0], 29501, 29502, ADDRESSES)
+    assert cluster.survey(master_port=7000).rendezvous == Rendezvous(NAMES[0], 7000, 29501, ADDRESSES)
+    assert cluster.survey(master_port=29501).rendezvous == Rendezvous(NAMES[0], 29501, 29502, ADDRESSES)
     cluster.answer(NAMES[0], ports=[20000, 29501], taken=[7000])
-    (outcome,) = cluster.bad(master_port=7000)
-    assert outcome.host == NAMES[0]
-    assert outcome.text.startswith("port 7000 is taken (experiment.runner.master_port)")
-    assert cluster.survey(master_port=7000).meeting is None
+    (result,) = cluster.bad(master_port=7000)
+    assert result.host == NAMES[0]
+    assert result.text.startswith("port 7000 is taken (experiment.runner.master_port)")
+    assert cluster.survey(master_port=7000).rendezvous is None
     with pytest.raises(HostError, match="port 7000 is taken"):
         require_ready(*cluster.arguments(master_port=7000))
     # Of the supervisors' port nobody said anything.
     cluster.answer(NAMES[0], ports=[7000, 20000], taken=[29501])
-    assert cluster.survey(master_port=7000).meeting == Meeting(NAMES[0], 7000, 20000, ADDRESSES)
+    assert cluster.survey(master_port=7000).rendezvous == Rendezvous(NAMES[0], 7000, 20000, ADDRESSES)
 
 
 def test_an_address_that_is_not_the_first_hosts(cluster: Cluster) -> None:
     cluster.answer(NAMES[0], no_address="10.9.9.9: Cannot assign requested address")
-    (outcome,) = cluster.bad(master_addr="10.9.9.9")
+    (result,) = cluster.bad(master_addr="10.9.9.9")
     assert cluster.question(NAMES[0])["address"] == "10.9.9.9"
-    assert (outcome.host, outcome.is_advice) == (NAMES[0], False)
-    assert outcome.text.startswith("10.9.9.9: Cannot assign requested address")
-    assert "experiment.runner.master_addr" in outcome.text
+    assert (result.host, result.is_advice) == (NAMES[0], False)
+    assert result.text.startswith("10.9.9.9: Cannot assign requested address")
+    assert "experiment.runner.master_addr" in result.text
 
 
 @pytest.mark.parametrize("seconds", [-100, 100])
 def test_a_clock_that_is_off_is_advice(cluster: Cluster, seconds: int) -> None:
     cluster.answer(NAMES[1], time=time.time() + seconds)
-    (outcome,) = cluster.bad()
-    assert (outcome.host, outcome.is_advice) == (NAMES[1], True)
-    found = re.fullmatch(r"its clock is (\d+) s off", outcome.text)
-    assert found, outcome.text
+    (result,) = cluster.bad()
+    assert (result.host, result.is_advice) == (NAMES[1], True)
+    found = re.fullmatch(r"its clock is (\d+) s off", result.text)
+    assert found, result.text
     assert abs(int(found[1]) - abs(seconds)) < 30  # as long as this test may be paused
     assert require_ready(*cluster.arguments()) is not None
 
@@ -142,9 +142,9 @@ def test_a_clock_that_is_off_is_advice(cluster: Cluster, seconds: int) -> None:
 )
 def test_one_thing_wrong(cluster: Cluster, changes: dict[str, Any], is_advice: bool, text: str) -> None:
     cluster.answer(NAMES[1], **changes)
-    (outcome,) = cluster.bad()
-    assert (outcome.host, outcome.is_advice) == (NAMES[1], is_advice)
-    assert outcome.text.startswith(text)
+    (result,) = cluster.bad()
+    assert (result.host, result.is_advice) == (NAMES[1], is_advice)
+    assert result.text.startswith(text)
     if is_advice:
         assert require_ready(*cluster.arguments()) is not None
     else:
@@ -195,11 +195,11 @@ def test_a_directory_in_which_no_mark_can_be_made(
 
 def test_one_host_needs_no_meeting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     alone = Cluster(monkeypatch, tmp_path, ("localhost",))
-    assert alone.survey().meeting is None
+    assert alone.survey().rendezvous is None
     assert (alone.question("localhost")["address"], alone.question("localhost")["mark"]) == ("", "")
     alone.answer("localhost", taken=[7000], ports=[20000])
-    (outcome,) = alone.bad(master_port=7000)
-    assert outcome.text.startswith("port 7000 is taken")
+    (result,) = alone.bad(master_port=7000)
+    assert result.text.startswith("port 7000 is taken")
 
 
 def test_who_reaches_whom(cluster: Cluster) -> None:
@@ -208,15 +208,15 @@ def test_who_reaches_whom(cluster: Cluster) -> None:
         (NAMES[0], [29500, 29501], ["", "", "no answer within 3 s"]),
         (NAMES[1], [4000], ["", "", ""]),
     ):
-        answers[name] |= {"listen": {"ports": ports}, "reach": {"reasons": reasons}}
-    told = [(outcome.ok, outcome.host, outcome.text) for outcome in preflight(*cluster.arguments())]
+        answers[name] |= {"listen": {"ports": ports}, "dial": {"reasons": reasons}}
+    told = [(result.ok, result.host, result.text) for result in preflight(*cluster.arguments())]
     assert told[0] == (True, "configuration", "8 ranks, tp2 x dp2, megatron 1.2.3")
     assert told[-2:] == [
         (False, NAMES[0], f"does not reach {NAMES[1]} ({NAMES[1]} port 4000): no answer within 3 s"),
         (True, NAMES[1], "reaches all 2 hosts"),
     ]
     asked = [words for host, words in cluster.hosts.asked if host == NAMES[1] and words[0] != "probe"]
-    assert [words[0] for words in asked] == ["listen", "reach"]
+    assert [words[0] for words in asked] == ["listen", "dial"]
     places = [[NAMES[0], 29500], [NAMES[0], 29501], [NAMES[1], 4000]]
     assert (asked[0][1:3], json.loads(asked[1][1])) == ([NAMES[1], "[0]"], places)
     # At the first host that is to the ports where the job will meet.
@@ -227,7 +227,7 @@ def test_who_reaches_whom(cluster: Cluster) -> None:
 def test_hosts_are_reached_where_the_job_will_meet(cluster: Cluster) -> None:
     cluster.answer(NAMES[0], ports=[7000, 29501], taken=[])
     for name in NAMES:
-        cluster.hosts.answers[name] |= {"listen": {"ports": [1]}, "reach": {"reasons": ["", ""]}}
+        cluster.hosts.answers[name] |= {"listen": {"ports": [1]}, "dial": {"reasons": ["", ""]}}
     preflight(*cluster.arguments(master_addr="10.9.9.9", master_port=7000))
     (first,) = (words for host, words in cluster.hosts.asked if host == NAMES[0] and words[0] == "listen")
     assert first[1:3] == ["10.9.9.9", "[7000, 29501]"]
@@ -235,12 +235,12 @@ def test_hosts_are_reached_where_the_job_will_meet(cluster: Cluster) -> None:
 
 def test_a_host_that_cannot_listen_or_is_lost_meanwhile(cluster: Cluster) -> None:
     lost = {"ok": False, "message": "the connection was lost"}
-    cluster.hosts.answers[NAMES[0]] |= {"listen": {"ports": [4000]}, "reach": lost}
+    cluster.hosts.answers[NAMES[0]] |= {"listen": {"ports": [4000]}, "dial": lost}
     cluster.hosts.answers[NAMES[1]] |= {
         "listen": {"ok": False, "message": "cannot listen: no such address"},
-        "reach": {"reasons": [""]},
+        "dial": {"reasons": [""]},
     }
-    told = [(outcome.ok, outcome.host, outcome.text) for outcome in preflight(*cluster.arguments())]
+    told = [(result.ok, result.host, result.text) for result in preflight(*cluster.arguments())]
     assert told[-3:] == [
         (False, NAMES[1], f"cannot listen on {NAMES[1]}: cannot listen: no such address"),
         (False, NAMES[0], f"does not reach {NAMES[0]} ({NAMES[0]} port 4000): the connection was lost"),
@@ -250,5 +250,5 @@ def test_a_host_that_cannot_listen_or_is_lost_meanwhile(cluster: Cluster) -> Non
 
 def test_hosts_that_are_not_ready_are_not_asked_for_more(cluster: Cluster) -> None:
     cluster.answer(NAMES[1], engine="")
-    assert [outcome.ok for outcome in preflight(*cluster.arguments())].count(False) == 1
+    assert [result.ok for result in preflight(*cluster.arguments())].count(False) == 1
     assert {words[0] for _, words in cluster.hosts.asked} == {"probe"}

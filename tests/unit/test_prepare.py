@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.errors import UserError
 from flagscale.plan.prepare import _fewer_hosts
@@ -27,8 +27,8 @@ def fewer(nnodes: object, slots: tuple[int, ...] = (2, 2, 2, 2), **changes: Any)
         arguments={**TASK, **changes},
     )
     hosts = tuple(Host(rank, f"node{rank}", count, "nvidia") for rank, count in enumerate(slots))
-    job = MEGATRON.build(experiment, hosts, Locator())
-    return _fewer_hosts(experiment, MEGATRON, job, Locator())
+    job = MEGATRON.build(experiment, hosts, SourceMap())
+    return _fewer_hosts(experiment, MEGATRON, job, SourceMap())
 
 
 @pytest.mark.parametrize("nnodes", [None, 4, "4", "4:4"])

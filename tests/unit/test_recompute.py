@@ -17,9 +17,9 @@ from flagscale.checks.recompute import (
     NUM_LAYERS,
     Setting,
     chunk_layers,
-    is_refined,
-    recompute_findings,
-    refined,
+    has_recompute_schedule,
+    recompute_schedule,
+    recompute_violations,
 )
 
 FULL = {
@@ -32,31 +32,31 @@ BLOCK, UNIFORM = Setting("full", "block", 1), Setting("full", "uniform", 1)
 
 
 def found(pp: int = 1, vpp: int | None = 1, micro_batches: int = 4, **values: Any) -> list[tuple[str, str]]:
-    return list(recompute_findings(FULL | values, pp, vpp, micro_batches))
+    return list(recompute_violations(FULL | values, pp, vpp, micro_batches))
 
 
 def test_without_lists_there_is_nothing_to_say() -> None:
-    assert not is_refined(FULL)
+    assert not has_recompute_schedule(FULL)
     assert not found()
-    assert not list(recompute_findings({}, 2, 1, 4))
+    assert not list(recompute_violations({}, 2, 1, 4))
 
 
 def test_the_example_of_the_reference() -> None:
     """`[1, 30, 0, 2, 0]` = one stage, 30 micro-batches with 0, then 2 with 0."""
     values = FULL | {GRANULARITY: [[1, 30, 0, 2, 0], [1, 30, 1, 2, 0]], METHOD: [[2, 31, 0, 1, 1]]}
-    assert not list(recompute_findings(values, 2, 1, 32))
-    lists = refined(values)
+    assert not list(recompute_violations(values, 2, 1, 32))
+    lists = recompute_schedule(values)
     assert {lists.resolve(0, i).granularity for i in range(32)} == {None}
     assert [lists.resolve(1, i).granularity for i in range(32)] == ["full"] * 30 + [None] * 2
     assert [lists.resolve(1, i).method for i in (30, 31)] == ["uniform", "block"]
 
 
 def test_a_list_that_is_not_given_leaves_the_setting_as_it_is() -> None:
-    assert refined(FULL | {METHOD: [[1, 1, 1, 3, 0]]}).resolve(0, 0) == BLOCK
-    assert refined(FULL | {METHOD: [[1, 1, 1, 3, 0]]}).resolve(0, 3) == UNIFORM
+    assert recompute_schedule(FULL | {METHOD: [[1, 1, 1, 3, 0]]}).resolve(0, 0) == BLOCK
+    assert recompute_schedule(FULL | {METHOD: [[1, 1, 1, 3, 0]]}).resolve(0, 3) == UNIFORM
     block = FULL | {"recompute_method": "block", "recompute_num_layers": 3}
-    assert refined(block | {GRANULARITY: [[1, 4, 1]]}).resolve(0, 0) == Setting("full", "block", 3)
-    assert refined(block | {NUM_LAYERS: [[1, 4, 2]]}).resolve(0, 0) == Setting("full", "block", 2)
+    assert recompute_schedule(block | {GRANULARITY: [[1, 4, 1]]}).resolve(0, 0) == Setting("full", "block", 3)
+    assert recompute_schedule(block | {NUM_LAYERS: [[1, 4, 2]]}).resolve(0, 0) == Setting("full", "block", 2)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_list_that_is_not_given_leaves_the_setting_as_it_is() -> None:
 )
 def test_the_lists_may_be_lists_or_text(value: Any) -> None:
     assert not found(pp=2, **{GRANULARITY: value})
-    lists = refined(FULL | {GRANULARITY: value})
+    lists = recompute_schedule(FULL | {GRANULARITY: value})
     assert [lists.resolve(0, i).granularity for i in range(4)] == [None, "full", "full", "full"]
 
 
@@ -99,8 +99,8 @@ def test_rows_mean_their_table(drawn: tuple[list[list[int]], list[list[int]]], v
     rows, table = drawn
     values = FULL | {"num_layers": None, GRANULARITY: json.dumps(rows), METHOD: rows}
     if len(table) % vpp == 0:
-        assert not list(recompute_findings(values, len(table) // vpp, vpp, len(table[0])))
-    lists = refined(values)
+        assert not list(recompute_violations(values, len(table) // vpp, vpp, len(table[0])))
+    lists = recompute_schedule(values)
     for stage, plain in enumerate(table):
         for micro_batch, value in enumerate(plain):
             setting = lists.resolve(stage, micro_batch)

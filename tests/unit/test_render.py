@@ -36,7 +36,7 @@ def test_the_run_script_reads_like_this() -> None:
 #   FLAGSCALE_RUN_ID=demo-1
 #   FLAGSCALE_HOST_RANK=0
 #   FLAGSCALE_FAILURE_FILE='/runs/my demo/logs/pids/host_0_localhost.failure.json'
-#   FLAGSCALE_BEAT_FILE='/runs/my demo/logs/pids/host_0_localhost.beat'
+#   FLAGSCALE_HEARTBEAT_FILE='/runs/my demo/logs/pids/host_0_localhost.heartbeat'
 #   /usr/bin/python3 -m megatron.flagscale.torchrun
 #   --nnodes 1
 #   --nproc-per-node 2

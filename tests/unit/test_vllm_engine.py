@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.adapter import VLLM
 from flagscale.errors import UserError
-from flagscale.values import Host, Job, Program, address_of
+from flagscale.values import Host, Job, Service, address_of
 
 ONE = (Host(0, "localhost", 1, "cpu"),)
 Build = Callable[..., Job]
@@ -42,7 +42,7 @@ def build(tmp_path: Path) -> Build:
             cmds=Commands(),
             arguments=dict(arguments),
         )
-        return VLLM.build(experiment, hosts, Locator())
+        return VLLM.build(experiment, hosts, SourceMap())
 
     return build
 
@@ -61,13 +61,13 @@ def gpus(*slots: int) -> tuple[Host, ...]:
     return tuple(Host(rank, f"gpu-{rank}", count, "nvidia") for rank, count in enumerate(slots))
 
 
-def value(program: Program, option: str) -> str:
-    return program.argv[program.argv.index(option) + 1]
+def value(service: Service, option: str) -> str:
+    return service.argv[service.argv.index(option) + 1]
 
 
 def test_one_server(build: Build, model: str) -> None:
     job = build("serve", {"model": model, "engine": {"dtype": "float32", "enforce_eager": True}})
-    (server,) = job.programs[0]
+    (server,) = job.services[0]
     assert (server.name, server.url, server.model) == ("server", "http://127.0.0.1:8000", model)
     assert server.argv == (
         *("--model", model, "--dtype", "float32", "--enforce-eager"),
@@ -85,27 +85,27 @@ def test_several_models_share_the_keys_beside_them(build: Build, model: str) -> 
         "small": {"model": model, "dtype": "float32", "port": 9000},
     }
     job = build("serve", {"dtype": "bfloat16", "models": several}, gpus(3))
-    programs = job.programs[0]
-    assert [one.name for one in programs] == ["chat.0", "chat.1", "small"]
-    assert [one.url.rpartition(":")[2] for one in programs] == ["8000", "8001", "9000"]
-    assert [value(one, "--dtype") for one in programs] == ["bfloat16", "bfloat16", "float32"]
-    assert [one.model for one in programs] == ["chat", "chat", "small"]
-    assert [one.devices for one in programs] == [(0,), (1,), (2,)]
+    services = job.services[0]
+    assert [one.name for one in services] == ["chat.0", "chat.1", "small"]
+    assert [one.url.rpartition(":")[2] for one in services] == ["8000", "8001", "9000"]
+    assert [value(one, "--dtype") for one in services] == ["bfloat16", "bfloat16", "float32"]
+    assert [one.model for one in services] == ["chat", "chat", "small"]
+    assert [one.devices for one in services] == [(0,), (1,), (2,)]
 
 
 def test_devices_are_shared_out_by_their_places(build: Build, model: str) -> None:
     keys = {"model": model, "tensor_parallel_size": 2, "instances": 2}
     job = build("serve", keys, gpus(4))
-    assert [one.devices for one in job.programs[0]] == [(0, 1), (2, 3)]
-    assert build("serve", {**keys, "instances": 1}, gpus(2)).programs[0][0].devices == ()
+    assert [one.devices for one in job.services[0]] == [(0, 1), (2, 3)]
+    assert build("serve", {**keys, "instances": 1}, gpus(2)).services[0][0].devices == ()
     context = {**keys, "instances": 1, "prefill_context_parallel_size": 2}
-    assert build("serve", context, gpus(5)).programs[0][0].devices == (0, 1, 2, 3)
+    assert build("serve", context, gpus(5)).services[0][0].devices == (0, 1, 2, 3)
 
 
 def test_tensor_parallel_over_hosts(build: Build, model: str) -> None:
     keys = {"model": model, "tensor_parallel_size": 4, "api_server_count": 2}
     job = build("serve", keys, gpus(2, 2), master_port=7000)
-    (server,), (part,) = job.programs[0], job.programs[1]
+    (server,), (part,) = job.services[0], job.services[1]
     assert (part.name, part.url) == ("server.part1", "")
     for number, one in enumerate((server, part)):
         assert value(one, "--nnodes") == "2"
@@ -123,7 +123,7 @@ def test_tensor_parallel_over_hosts(build: Build, model: str) -> None:
 
 def test_data_parallel_over_hosts(build: Build, model: str) -> None:
     job = build("serve", {"model": model, "data_parallel_size": 4}, gpus(2, 2))
-    server, part = job.programs[0][0], job.programs[1][0]
+    server, part = job.services[0][0], job.services[1][0]
     assert value(server, "--data-parallel-size-local") == value(part, "--data-parallel-size-local") == "2"
     assert value(part, "--data-parallel-start-rank") == "2"
     assert value(part, "--data-parallel-address") == address_of(0)
@@ -132,7 +132,7 @@ def test_data_parallel_over_hosts(build: Build, model: str) -> None:
 
 def test_instances_on_several_hosts_answer_by_their_names(build: Build, model: str) -> None:
     job = build("serve", {"model": model, "instances": 2, "host": "0.0.0.0"}, gpus(1, 1))
-    urls = [job.programs[rank][0].url for rank in (0, 1)]
+    urls = [job.services[rank][0].url for rank in (0, 1)]
     assert urls == [f"http://{address_of(0)}:8000", f"http://{address_of(1)}:8001"]
     assert "answers anybody" in job.notices[0]
     with_key = build("serve", {"model": model, "host": "0.0.0.0", "api_key": "k"}, gpus(1))
@@ -152,18 +152,18 @@ def test_nobody_is_let_in_by_an_empty_key_or_an_empty_host(
     (tmp_path / "key").write_text("k")
     both = {"model": model, "api_key_file": file, "api_key": "k"}
     assert "one of them" in refused("serve", both)
-    assert build("serve", {"model": model, "host": None}).programs[0][0].url == "http://127.0.0.1:8000"
+    assert build("serve", {"model": model, "host": None}).services[0][0].url == "http://127.0.0.1:8000"
 
 
 def test_ports_count_up_from_the_one_beside_the_models(build: Build, model: str) -> None:
     keys = {"port": 9000, "model": model, "models": {"a": {"instances": 2}, "b": {}, "c": {"port": 7000}}}
-    urls = [one.url for one in build("serve", keys, gpus(4)).programs[0]]
+    urls = [one.url for one in build("serve", keys, gpus(4)).services[0]]
     assert [url.rpartition(":")[2] for url in urls] == ["9000", "9001", "9002", "7000"]
 
 
 def test_values_of_vllm_s_own_types(build: Build, refused: Callable[..., str], model: str) -> None:
     keys = {"model": model, "max_num_batched_tokens": "8k", "middleware": ["a.b", "c.d"]}
-    argv = build("serve", keys).programs[0][0].argv
+    argv = build("serve", keys).services[0][0].argv
     assert argv[argv.index("--max-num-batched-tokens") + 1] == "8k"
     assert [argv[at + 1] for at, word in enumerate(argv) if word == "--middleware"] == ["a.b", "c.d"]
     for wrong in (128.0, "abc", "1.5"):
@@ -175,7 +175,7 @@ def test_values_of_vllm_s_own_types(build: Build, refused: Callable[..., str], m
 def test_secrets_leave_argv(build: Build, model: str, tmp_path: Path) -> None:
     job = build("serve", {"model": model, "api_key": "geheim", "hf_token": "hf"})
     assert job.secrets == {"VLLM_API_KEY": "geheim", "HF_TOKEN": "hf"}
-    assert "geheim" not in str(job.programs)
+    assert "geheim" not in str(job.services)
     (tmp_path / "key").write_text("from a file\n")
     job = build("serve", {"model": model, "api_key_file": str(tmp_path / "key")})
     assert job.secrets == {"VLLM_API_KEY": "from a file"}
@@ -183,7 +183,7 @@ def test_secrets_leave_argv(build: Build, model: str, tmp_path: Path) -> None:
 
 def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
     job = build("serve", {"model": model, "compilation_config": {"mode": 3}})
-    assert json.loads(value(job.programs[0][0], "--compilation-config")) == {"mode": 3}
+    assert json.loads(value(job.services[0][0], "--compilation-config")) == {"mode": 3}
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_keys_of_the_launcher_of_ranks(refused: Callable[..., str], model: str) 
 
 def test_all_mistakes_at_once() -> None:
     problems = VLLM.check(
-        "serve", {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}}, Locator()
+        "serve", {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}}, SourceMap()
     )
     assert len(problems) == 4  # the shared key is wrong for each of the two models
 
@@ -292,9 +292,9 @@ def test_batch_inference(build: Build, model: str, tmp_path: Path) -> None:
     sampling = {"temperature": 0, "stop": ["x"]}
     keys = {"sampling": sampling, "batch_size": None, "output": None, "chat": True}
     job = build("inference", inference(model, keys, dtype="float32"))
-    (program,) = job.programs[0]
-    assert program.url == ""
-    assert program.argv == (
+    (service,) = job.services[0]
+    assert service.url == ""
+    assert service.argv == (
         *("--model", model, "--dtype", "float32", "--prompts", '["a"]'),
         *("--sampling", '{"temperature": 0, "stop": ["x"]}', "--batch-size", "256"),
         *("--output", str(tmp_path / "run" / "results.jsonl"), "--share", "0", "1", "--chat"),
@@ -307,9 +307,9 @@ def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> No
     generate = {"prompts": None, "prompts_file": str(file), "output": str(tmp_path / "out.jsonl")}
     job = build("inference", inference(model, generate), gpus(1, 2))
     for rank in (0, 1):
-        argv = job.programs[rank][0].argv
+        argv = job.services[rank][0].argv
         assert argv[-3:] == ("--share", str(rank), "2")
-        assert value(job.programs[rank][0], "--output") == str(tmp_path / f"out_{rank}.jsonl")
+        assert value(job.services[rank][0], "--output") == str(tmp_path / f"out_{rank}.jsonl")
     assert job.inputs["prompts_file"] == str(file)
     assert job.notices == ("gpu-1: the engine takes 1 of its 2 devices",)
 

@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from flagscale.config.load import load_experiment
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.values import Host, Job
 
@@ -43,9 +43,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def job_of(size: str, ranks: int) -> Job:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        experiment, _ = load_experiment(compose(f"config_{size}"), Locator())
+        experiment, _ = load_experiment(compose(f"config_{size}"), SourceMap())
     hosts = tuple(Host(rank, f"worker{rank}", 8, "nvidia") for rank in range(ranks // 8))
-    return MEGATRON.build(experiment, hosts, Locator())
+    return MEGATRON.build(experiment, hosts, SourceMap())
 
 
 def option(job: Job, name: str, default: int | None = None) -> int:

@@ -6,14 +6,14 @@ import os
 
 import pytest
 
-from flagscale.checks.hetero.layout import Mesh, Meshes
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.errors import UserError
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL
 from megatron.flagscale.hetero.arguments import OwnPart, own_part
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LAYOUT = Meshes((Mesh(tp=2, layers=((3,),)), Mesh(cp=2, dp=2, layers=((1,),))))
+LAYOUT = HeteroLayout((Mesh(tp=2, layers=((3,),)), Mesh(cp=2, dp=2, layers=((1,),))))
 
 
 def part(monkeypatch: pytest.MonkeyPatch, rank: int, *more: str, ranks: int = 6) -> OwnPart | None:

@@ -86,7 +86,7 @@ def test_more_micro_batches_are_under_way_between_meshes(tmp_path: Path) -> None
     run = replace(layout.run(1), mutation=f"{__name__}:note_the_warm_up")
     assert not run_all([run], tmp_path)["meshes"].error
     noted = [int((tmp_path / "meshes" / f"rank_{rank}").read_text()) for rank in range(3)]
-    # One for each later stage, an extra one for each border, and the one that it goes on with.
+    # One for each later stage, an extra one for each boundary, and the one that it goes on with.
     assert noted == [2 + 2 + 1, 1 + 1 + 1, 1]
 
 

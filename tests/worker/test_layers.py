@@ -187,7 +187,7 @@ def test_bias_and_thd_batches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("attend_", "back"), [(attend, attend_backward), (plain_attend, plain_attend_backward)]
 )
-def test_a_kernel_knows_its_denominators(
+def test_a_kernel_knows_its_lse(
     device: str, dtype: torch.dtype, is_causal: bool, attend_: Any, back: Any
 ) -> None:
     q, k, v, grad = (
@@ -195,11 +195,11 @@ def test_a_kernel_knows_its_denominators(
         for tensor in inputs((2, 4, 24, 16), (2, 2, 24, 16), (2, 2, 24, 16), (2, 4, 24, 16))
     )
     placed = [tensor.to(device, dtype) for tensor in (q, k, v)]
-    out, denominators = attend_(*placed, is_causal, 0.3)
-    grads = back(grad.to(device, dtype), *placed, out, denominators, is_causal, 0.3)
-    exact, exact_denominators = plain_exact(q, k, v, is_causal)
+    out, lse = attend_(*placed, is_causal, 0.3)
+    grads = back(grad.to(device, dtype), *placed, out, lse, is_causal, 0.3)
+    exact, exact_lse = plain_exact(q, k, v, is_causal)
     assert error(out, exact.detach()) <= LIMITS[dtype]
-    assert error(denominators, exact_denominators.detach()) <= 1e-4
+    assert error(lse, exact_lse.detach()) <= 1e-4
     for found, leaf in zip(grads, plain_grads(q, k, v, grad, is_causal), strict=True):
         assert error(found, leaf) <= LIMITS[dtype]
 

@@ -159,7 +159,7 @@ def arguments(**changes: Any) -> argparse.Namespace:
 
 
 def test_a_worker_refuses_all_mistakes_of_the_lists() -> None:
-    from megatron.flagscale.recompute import refine_recompute
+    from megatron.flagscale.recompute import schedule_recompute
 
     model = SimpleNamespace(pre_wrap_hooks=[])
     wrong = arguments(
@@ -168,12 +168,12 @@ def test_a_worker_refuses_all_mistakes_of_the_lists() -> None:
         recompute_num_layers_per_stage_micro_batch="[[2, 4, 5]]",
     )
     with pytest.raises(UserError) as refused:
-        refine_recompute(model, wrong)
+        schedule_recompute(model, wrong)
     assert len(refused.value.problems) == 3
     assert not model.pre_wrap_hooks
-    refine_recompute(model, arguments())
+    schedule_recompute(model, arguments())
     assert not model.pre_wrap_hooks
-    refine_recompute(model, arguments(recompute_granularity_per_stage_micro_batch="[[2, 4, 0]]"))
+    schedule_recompute(model, arguments(recompute_granularity_per_stage_micro_batch="[[2, 4, 0]]"))
     assert len(model.pre_wrap_hooks) == 1
 
 

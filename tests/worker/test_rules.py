@@ -11,7 +11,7 @@ import pytest
 
 from flagscale.config.catalog import load_catalog
 from flagscale.config.engine_args import Leaf, render
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import Problem
 from tests.unit.conftest import TASK
@@ -40,7 +40,7 @@ def engine_accepts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any],
 
         problems: list[Problem] = []
         leaves = [Leaf(name, value, name) for name, value in tree.items()]
-        argv = render(leaves, load_catalog(CATALOG), Locator(), problems).argv
+        argv = render(leaves, load_catalog(CATALOG), SourceMap(), problems).argv
         assert problems == []
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
         monkeypatch.setattr(sys, "argv", ["train", *argv])

@@ -117,7 +117,8 @@ def _generated(
     size, begun, tokens = arguments.batch_size, time.monotonic(), 0
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
-        texts, chats = [], []
+        texts: list[tuple[int, Prompt]] = []
+        chats: list[tuple[int, Prompt]] = []
         for one in batch:
             is_chat = one[1].messages or (arguments.chat and one[1].text)
             (chats if is_chat else texts).append(one)

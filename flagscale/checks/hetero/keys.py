@@ -15,8 +15,8 @@ from dataclasses import replace
 from itertools import batched
 from typing import Any
 
-from flagscale.checks.hetero.layout import DEGREES, Mesh, Meshes, with_layers
-from flagscale.errors import Finding
+from flagscale.checks.hetero.layout import DEGREES, HeteroLayout, Mesh, with_layers
+from flagscale.errors import Violation
 
 ENABLE, MESHES, SPLIT, TYPES, CURRENT, CPU, EXTRA = KEYS = (
     "enable_hetero",
@@ -47,9 +47,9 @@ def is_asked(given: Mapping[str, Any]) -> bool:
     return given.get(MESHES) is not None if enabled is None else enabled is not False
 
 
-def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[Meshes | None, list[Finding]]:
+def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[HeteroLayout | None, list[Violation]]:
     """Return the layout that the keys describe, or None and every mistake in their form."""
-    found: list[Finding] = []
+    found: list[Violation] = []
     for name in (ENABLE, CPU):
         if not isinstance(given.get(name), bool | None):
             found.append((name, f"`{name}` is a switch: true or false, not {given[name]!r}"))
@@ -66,7 +66,7 @@ def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[Meshes | Non
     chunks = None if found or split is None else _chunks(split, given, found)
     if found or chunks is None:
         return None, found
-    layout = Meshes(with_layers(meshes, chunks), bool(given.get(CPU)))
+    layout = HeteroLayout(with_layers(meshes, chunks), bool(given.get(CPU)))
     if extra is None:
         return layout, []
     if layout.chunks > 1:
@@ -74,13 +74,15 @@ def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[Meshes | Non
     return replace(layout, extra_micro_batches=extra), []
 
 
-def _meshes(raw: Any, found: list[Finding]) -> list[Mesh] | None:
+def _meshes(raw: Any, found: list[Violation]) -> list[Mesh] | None:
     if not isinstance(raw, list) or not raw:
         found.append((MESHES, f"`{MESHES}` is required: {_FORM}"))
         return None
     if all(isinstance(item, Mapping) for item in raw):
         before = len(found)
-        found += [finding for number, item in enumerate(raw) for finding in _named_findings(number, item)]
+        found += [
+            violation for number, item in enumerate(raw) for violation in _named_violations(number, item)
+        ]
         if len(found) > before:
             return None
         return [Mesh(**{name: value for name, value in item.items() if name != "layers"}) for item in raw]
@@ -95,7 +97,7 @@ def _meshes(raw: Any, found: list[Finding]) -> list[Mesh] | None:
     return [Mesh(*numbers) for numbers in batched(raw, len(DEGREES))]
 
 
-def _named_findings(number: int, item: Mapping[str, Any]) -> Iterator[Finding]:
+def _named_violations(number: int, item: Mapping[str, Any]) -> Iterator[Violation]:
     for name, value in item.items():
         where = f"`{MESHES}` mesh {number}"
         if name not in _NAMES:
@@ -113,7 +115,7 @@ def _named_findings(number: int, item: Mapping[str, Any]) -> Iterator[Finding]:
             yield MESHES, f"{where}: `sp` (sequence parallel) is true or false, not {value!r}"
 
 
-def _with_types(meshes: list[Mesh], types: Any, found: list[Finding]) -> list[Mesh]:
+def _with_types(meshes: list[Mesh], types: Any, found: list[Violation]) -> list[Mesh]:
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
         found.append((TYPES, f"`{TYPES}` is a list of names, one a mesh, not {types!r}"))
         return meshes
@@ -127,7 +129,7 @@ def _with_types(meshes: list[Mesh], types: Any, found: list[Finding]) -> list[Me
 
 
 def _split(
-    meshes: Sequence[Mesh], given: Mapping[str, Any], num_layers: int | None, found: list[Finding]
+    meshes: Sequence[Mesh], given: Mapping[str, Any], num_layers: int | None, found: list[Violation]
 ) -> Sequence[Any] | None:
     """Return what is told of the layers of every stage of the pipeline: a number, or one for each chunk."""
     stages = sum(mesh.pp for mesh in meshes)
@@ -161,7 +163,7 @@ def _split(
 
 
 def _chunks(
-    split: Sequence[Any], given: Mapping[str, Any], found: list[Finding]
+    split: Sequence[Any], given: Mapping[str, Any], found: list[Violation]
 ) -> list[tuple[int, ...]] | None:
     """Return the layers of every chunk of every stage."""
     asked = {name: given[name] for name in CHUNK_KEYS if given.get(name) is not None}

@@ -53,7 +53,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPosition:
     """Where a rank stands: its mesh, its stage in the whole pipeline, and its indices inside the stage."""
 
     mesh: int
@@ -85,14 +85,14 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Meshes:
+class HeteroLayout:
     """The whole layout."""
 
     meshes: tuple[Mesh, ...]
     cpu_communication: bool = False
     """Between stages of different meshes, copy through host memory."""
     extra_micro_batches: int = 1
-    """More micro-batches under way than 1F1B has, for each border between meshes."""
+    """More micro-batches in flight than 1F1B has, for each boundary between meshes."""
 
     @property
     def world_size(self) -> int:
@@ -119,7 +119,7 @@ class Meshes:
         return len(self.stages[0].chunks)
 
     @property
-    def borders(self) -> tuple[tuple[Stage, Stage], ...]:
+    def boundaries(self) -> tuple[tuple[Stage, Stage], ...]:
         """The pairs of stages between which activations go; interleaved, also from the last to the first."""
         crossed = tuple(pairwise(self.stages))
         return (*crossed, (self.stages[-1], self.stages[0])) if self.chunks > 1 else crossed
@@ -134,13 +134,13 @@ class Meshes:
         crossings = sum(source.mesh != target.mesh for source, target in pairwise(after))
         return len(after) - 1 + crossings * self.extra_micro_batches
 
-    def place(self, rank: int) -> Place:
+    def position(self, rank: int) -> RankPosition:
         """Return where a global rank stands; ValueError where there is no such rank."""
         for stage in self.stages:
             if rank in stage.ranks:
                 rest, tp = divmod(rank - stage.first_rank, stage.tp)
                 dp, cp = divmod(rest, stage.cp)
-                return Place(stage.mesh, stage.index, tp, cp, dp)
+                return RankPosition(stage.mesh, stage.index, tp, cp, dp)
         raise ValueError(f"the layout has {self.world_size} ranks, no rank {rank}")
 
     @property
@@ -199,14 +199,14 @@ class Meshes:
         return json.dumps(tree, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> Meshes:
+    def from_json(text: str) -> HeteroLayout:
         """Read a layout back. Raises ValueError for text that is none."""
         try:
             tree = json.loads(text)
             meshes = tuple(
                 Mesh(**{**mesh, "layers": tuple(map(tuple, mesh["layers"]))}) for mesh in tree["meshes"]
             )
-            return Meshes(**{**tree, "meshes": meshes})
+            return HeteroLayout(**{**tree, "meshes": meshes})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a layout of meshes: {error}") from None
 

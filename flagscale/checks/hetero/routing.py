@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import lcm
 
-from flagscale.checks.hetero.layout import Meshes, Stage
+from flagscale.checks.hetero.layout import HeteroLayout, Stage
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Exchange:
     messages: tuple[Message, ...]
 
 
-def side_of(layout: Meshes, stage: Stage, sequence_parallel: bool) -> Side:
+def side_of(layout: HeteroLayout, stage: Stage, sequence_parallel: bool) -> Side:
     """Return how a stage cuts activations; `sequence_parallel`: what meshes do that do not say otherwise."""
     mesh = layout.meshes[stage.mesh]
     is_cut = sequence_parallel if mesh.sp is None else mesh.sp

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flagscale.checks.degrees import findings
+from flagscale.checks.degrees import violations
 from flagscale.checks.hetero.keys import MESHES, SPLIT
-from flagscale.checks.hetero.layout import Meshes
-from flagscale.errors import Finding
+from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.errors import Violation
 
 _OWN_GROUPS = "the process groups of meshes are made by FlagScale, which does not read it"
 _CUT = "the layers of stages are given by `hetero_pipeline_layer_split`"
@@ -41,9 +41,9 @@ UNSUPPORTED: Mapping[str, tuple[Any, str]] = {
 """By dest: the value that asks for nothing, and why anything else is refused."""
 
 
-def mesh_findings(
-    layout: Meshes, values: Mapping[str, Any], world_size: int, given: Sequence[str] = ()
-) -> Iterator[Finding]:
+def mesh_violations(
+    layout: HeteroLayout, values: Mapping[str, Any], world_size: int, given: Sequence[str] = ()
+) -> Iterator[Violation]:
     """Yield every rule that a layout breaks; `values` are the arguments by dest, as given for all meshes.
 
     `given`: the arguments (by dest) that the user wrote.
@@ -55,18 +55,20 @@ def mesh_findings(
         sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
         what = f"the meshes have {sizes} = {layout.world_size} ranks, the job has {world_size}"
         yield MESHES, f"{what} (hosts x nproc_per_node)"
-    yield from _layer_findings(layout, values, given)
+    yield from _layer_violations(layout, values, given)
     yield from _unsupported(values)
     if values.get("tp_comm_overlap") and len({mesh.tp for mesh in layout.meshes}) > 1:
         yield "tp_comm_overlap", "`tp_comm_overlap` cuts its buffers by one tp: not with meshes of unequal tp"
-    yield from _data_findings(layout, values)
-    if wrong := list(_batch_findings(layout, values)):
+    yield from _data_violations(layout, values)
+    if wrong := list(_batch_violations(layout, values)):
         yield from wrong
         return
-    yield from _findings_of_each(layout, values)
+    yield from _violations_of_each(layout, values)
 
 
-def _layer_findings(layout: Meshes, values: Mapping[str, Any], given: Sequence[str]) -> Iterator[Finding]:
+def _layer_violations(
+    layout: HeteroLayout, values: Mapping[str, Any], given: Sequence[str]
+) -> Iterator[Violation]:
     stages, layers = layout.stages, values.get("num_layers")
     told = sum(stage.layers for stage in stages)
     if isinstance(layers, int) and told != layers:
@@ -78,7 +80,7 @@ def _layer_findings(layout: Meshes, values: Mapping[str, Any], given: Sequence[s
         yield name, f"{name} {values[name]} is not the sum of all meshes' pp ({sizes} = {len(stages)})"
 
 
-def _unsupported(values: Mapping[str, Any]) -> Iterator[Finding]:
+def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name, (neutral, why) in UNSUPPORTED.items():
         if (value := values.get(name)) and value != neutral:
             yield name, f"`{name}` does not go with `{MESHES}`: {why}"
@@ -101,7 +103,7 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Finding]:
         yield "overlap_grad_reduce", f"{what} and `overlap_grad_reduce`; drop one of them"
 
 
-def _data_findings(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _data_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what would give the ends of the pipeline other samples: each reads them for its own dp."""
     everywhere = values.get("reset_attention_mask") or values.get("reset_position_ids")
     reading = layout.meshes if everywhere else (layout.meshes[0], layout.meshes[-1])
@@ -117,7 +119,7 @@ def _data_findings(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Findin
         yield "full_validation", f"`full_validation` {why}: use `eval_iters`"
 
 
-def _batch_findings(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _batch_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in ("micro_batch_size", "eval_micro_batch_size"):
         size = values.get(name)
         if not isinstance(size, int) or size < 1:
@@ -129,10 +131,10 @@ def _batch_findings(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Findi
                 yield name, f"{what}, no multiple of dp {mesh.dp} of mesh {number}"
 
 
-def _findings_of_each(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Finding]:
+def _violations_of_each(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what the rules of an ordinary layout say of each mesh; what all meshes break is told once."""
     found = [
-        list(findings(mesh_values(layout, values, number), layout.engine_world_size(number)))
+        list(violations(mesh_values(layout, values, number), layout.engine_world_size(number)))
         for number in range(len(layout.meshes))
     ]
     for number, wrong in enumerate(found):
@@ -148,12 +150,12 @@ def _findings_of_each(layout: Meshes, values: Mapping[str, Any]) -> Iterator[Fin
 _OF_MESHES = ("tensor_model_parallel_size", "context_parallel_size", "expert_model_parallel_size")
 
 
-def mesh_values(layout: Meshes, values: Mapping[str, Any], number: int) -> dict[str, Any]:
+def mesh_values(layout: HeteroLayout, values: Mapping[str, Any], number: int) -> dict[str, Any]:
     """Return the arguments (by dest) as the ranks of one mesh have them."""
     return {**values, **layout.arguments(values, number)}
 
 
-def host_findings(layout: Meshes, types: Sequence[str]) -> Iterator[Finding]:
+def host_violations(layout: HeteroLayout, types: Sequence[str]) -> Iterator[Violation]:
     """Yield where meshes and hosts do not fit; `types`: the type of the host of every rank, in rank order."""
     if "cpu" in types and set(types) != {"cpu"}:
         others = ", ".join(sorted(set(types) - {"cpu"}))

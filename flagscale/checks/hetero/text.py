@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from flagscale.checks.hetero.layout import Meshes, Stage
+from flagscale.checks.hetero.layout import HeteroLayout, Stage
 from flagscale.checks.hetero.routing import receivers, side_of
 
 
-def layout_text(layout: Meshes, micro_batch_size: int, sequence_parallel: bool) -> str:
+def layout_text(layout: HeteroLayout, micro_batch_size: int, sequence_parallel: bool) -> str:
     """Return the table of the meshes and the picture of the pipeline, without a line break at the end."""
     return "\n".join([*_table(layout, micro_batch_size), "", *_picture(layout, sequence_parallel)])
 
 
-def _table(layout: Meshes, micro_batch_size: int) -> Iterator[str]:
+def _table(layout: HeteroLayout, micro_batch_size: int) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [
         ("mesh", "type", "ranks", "tp", "cp", "ep", "dp", "pp", "layers", "micro-batch")
     ]
@@ -29,10 +29,10 @@ def _table(layout: Meshes, micro_batch_size: int) -> Iterator[str]:
         yield "  " + "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _picture(layout: Meshes, sequence_parallel: bool) -> Iterator[str]:
+def _picture(layout: HeteroLayout, sequence_parallel: bool) -> Iterator[str]:
     """Yield a line a stage, and between two stages a line that names who sends activations to whom."""
     yield "  [ ]: ranks that share one part of the batch (tensor and context parallel)"
-    next_of = {source.index: target for source, target in layout.borders}
+    next_of = {source.index: target for source, target in layout.boundaries}
     for stage in layout.stages:
         width = stage.tp * stage.cp
         cells = (stage.ranks[first : first + width] for first in range(0, len(stage.ranks), width))
@@ -49,7 +49,7 @@ def _chunks(layers: Sequence[int]) -> str:
     return "/".join(map(str, layers))
 
 
-def _arrows(layout: Meshes, here: Stage, there: Stage, sequence_parallel: bool) -> Iterator[str]:
+def _arrows(layout: HeteroLayout, here: Stage, there: Stage, sequence_parallel: bool) -> Iterator[str]:
     sides = side_of(layout, here, sequence_parallel), side_of(layout, there, sequence_parallel)
     arrows = []
     for rank in here.ranks:

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.data import data_findings, inputs_of
-from flagscale.checks.degrees import degrees, findings
-from flagscale.checks.hetero.layout import Meshes
-from flagscale.checks.layers import cpu_findings, layers_on_cpu, torch_findings
-from flagscale.checks.megatron import program_findings, remarks, rule_findings
+from flagscale.checks.data import data_violations, inputs_of
+from flagscale.checks.degrees import degrees, violations
+from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.checks.layers import cpu_violations, layers_on_cpu, torch_violations
+from flagscale.checks.megatron import program_violations, remarks, rule_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
-from flagscale.config.engine_args import EngineArguments, Leaf, flatten, render
+from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
 from flagscale.config.schema import Experiment
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero
-from flagscale.errors import Finding, Problem, UserError
+from flagscale.errors import Problem, UserError, Violation
 from flagscale.values import Host, Job, Role
 
 CATALOG = Path(__file__).parents[1] / "catalog" / "megatron.json"
@@ -29,28 +29,28 @@ SAVE_GRACE = 120.0
 STOP_GRACE = 10.0
 
 
-def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> Job:
+def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the training job; see `engines.base.Engine.build`."""
     catalog = load_catalog(CATALOG)
     problems: list[Problem] = []
     group, entrypoint = experiment.task.type, experiment.task.entrypoint or TRAIN
-    leaves = _flat(group, experiment.arguments, catalog, locator, problems)
-    leaves, secrets, notices = translate_task(leaves, locator, problems)
-    leaves, meshes = hetero.take(leaves, locator, problems, notices)
-    arguments = render([*_defaults(experiment, leaves), *leaves], catalog, locator, problems)
+    flat_keys = _flat(group, experiment.arguments, catalog, source_map, problems)
+    flat_keys, secrets, notices = translate_task(flat_keys, source_map, problems)
+    flat_keys, meshes = hetero.take(flat_keys, source_map, problems, notices)
+    arguments = render([*_defaults(experiment, flat_keys), *flat_keys], catalog, source_map, problems)
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
         # A value that is not what it should be would be told again by every rule that uses it.
-        found = [*_findings(arguments, hosts, meshes.layout)]
+        found = [*_violations(arguments, hosts, meshes.layout)]
         if entrypoint == TRAIN:
-            found += program_findings(arguments.values)
+            found += program_violations(arguments.values)
         for dest, what in found:
-            problems.append(Problem(what, locator.where(_path(arguments, dest, group, catalog))))
+            problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
     told = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
     for dest, what in (remark for remark in told[0] if all(remark in others for others in told)):
-        notices.append(f"{locator.where(_path(arguments, dest, group, catalog))}: {what}")
+        notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
     world_size = sum(host.slots for host in hosts)
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
@@ -73,21 +73,21 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> 
     )
 
 
-def check(group: str, arguments: Mapping[str, Any], locator: Locator) -> list[Problem]:
+def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return the mistakes of names and values; see `engines.base.Engine.check`."""
     catalog = load_catalog(CATALOG)
     problems: list[Problem] = []
-    leaves = _flat(group, arguments, catalog, locator, problems)
-    leaves, _, notices = translate_task(leaves, locator, problems)
-    leaves, _ = hetero.take(leaves, locator, problems, notices)
-    render(leaves, catalog, locator, problems)
+    flat_keys = _flat(group, arguments, catalog, source_map, problems)
+    flat_keys, _, notices = translate_task(flat_keys, source_map, problems)
+    flat_keys, _ = hetero.take(flat_keys, source_map, problems, notices)
+    render(flat_keys, catalog, source_map, problems)
     return problems
 
 
 def _flat(
-    group: str, arguments: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
-) -> list[Leaf]:
-    return flatten(group, arguments, lambda name: _takes_mapping(catalog, name), locator, problems)
+    group: str, arguments: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
+) -> list[FlatKey]:
+    return flatten(group, arguments, lambda name: _takes_mapping(catalog, name), source_map, problems)
 
 
 def _takes_mapping(catalog: Catalog, name: str) -> bool:
@@ -95,7 +95,7 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
 
     `optimizer:` is an argument with choices and also a natural section name: a mapping below it is a section.
     """
-    option = catalog.find(name)
+    option = catalog.by_name.get(name)
     return (
         option is not None
         and option.kind == "value"
@@ -104,13 +104,13 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
     )
 
 
-def _defaults(experiment: Experiment, leaves: list[Leaf]) -> list[Leaf]:
+def _defaults(experiment: Experiment, flat_keys: list[FlatKey]) -> list[FlatKey]:
     """The folders of the run directory and the run's name, unless the task level names others (or `null`).
 
     A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
     """
     below = experiment.exp_dir
-    named = {leaf.name: leaf.value for leaf in leaves}
+    named = {flat_key.name: flat_key.value for flat_key in flat_keys}
     defaults: dict[str, Path | str] = {
         "save": below / "checkpoints",
         "load": named.get("save") or below / "checkpoints",
@@ -119,44 +119,46 @@ def _defaults(experiment: Experiment, leaves: list[Leaf]) -> list[Leaf]:
     }
     if named.get("wandb_project"):
         defaults |= {"wandb_save_dir": below, "wandb_exp_name": experiment.name}
-    return [Leaf(name, str(value), name) for name, value in defaults.items() if name not in named]
+    return [FlatKey(name, str(value), name) for name, value in defaults.items() if name not in named]
 
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
     """The key path to blame: what the user wrote, else the group with the argument's name."""
     if dest in arguments.paths:
         return arguments.paths[dest]
-    option = catalog.find(dest) or next((one for one in catalog.options.values() if one.dest == dest), None)
+    option = catalog.by_name.get(dest) or next(
+        (one for one in catalog.options.values() if one.dest == dest), None
+    )
     return f"{group}.{option.name.replace('-', '_')}" if option else group
 
 
-def _findings(
-    arguments: EngineArguments, hosts: tuple[Host, ...], layout: Meshes | None
-) -> Iterator[Finding]:
+def _violations(
+    arguments: EngineArguments, hosts: tuple[Host, ...], layout: HeteroLayout | None
+) -> Iterator[Violation]:
     """Yield each mistake once, whatever number of meshes it is found on."""
-    told: dict[Finding, None] = {}
+    told: dict[Violation, None] = {}
     for values in hetero.variants(layout, arguments.values):
-        told |= dict.fromkeys(_platform_findings(values, arguments.paths.keys(), hosts))
-        told |= dict.fromkeys(rule_findings(values))
+        told |= dict.fromkeys(_platform_violations(values, arguments.paths.keys(), hosts))
+        told |= dict.fromkeys(rule_violations(values))
     if layout is None:
-        told |= dict.fromkeys(findings(arguments.values, sum(host.slots for host in hosts)))
+        told |= dict.fromkeys(violations(arguments.values, sum(host.slots for host in hosts)))
     else:
         given = [*arguments.paths]
-        told |= dict.fromkeys(hetero.findings(layout, arguments.values, hosts, given))
-    told |= dict.fromkeys(data_findings(arguments.values))
+        told |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, given))
+    told |= dict.fromkeys(data_violations(arguments.values))
     yield from told
 
 
-def _platform_findings(
+def _platform_violations(
     values: Mapping[str, Any], given: Collection[str], hosts: tuple[Host, ...]
-) -> Iterator[Finding]:
+) -> Iterator[Violation]:
     layers, told = values["transformer_impl"], {}
     if any(host.platform == "cpu" for host in hosts):
-        told = dict(cpu_findings(values, given))
+        told = dict(cpu_violations(values, given))
         yield from told.items()
         layers = layers_on_cpu(values, given)
     if layers == "torch":
-        yield from (finding for finding in torch_findings(values) if finding[0] not in told)
+        yield from (violation for violation in torch_violations(values) if violation[0] not in told)
 
 
 MEGATRON = Engine(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.checks.hetero.keys import CHUNK_KEYS, CURRENT, KEYS, MESHES, is_asked, read
-from flagscale.checks.hetero.layout import Meshes
-from flagscale.checks.hetero.rules import host_findings, mesh_findings, mesh_values
+from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.checks.hetero.rules import host_violations, mesh_values, mesh_violations
 from flagscale.checks.hetero.text import layout_text
-from flagscale.config.engine_args import Leaf
-from flagscale.config.source_map import Locator
-from flagscale.errors import Finding, Problem
+from flagscale.config.engine_args import FlatKey
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import Problem, Violation
 from flagscale.values import Host
 
 ARGUMENT = "hetero_layout"
@@ -25,66 +25,70 @@ _SET_BY_MESHES = ("tensor_model_parallel_size", "context_parallel_size", "expert
 class Hetero:
     """What the task file says of meshes: the layout, if it asks for one, and the key paths to blame."""
 
-    layout: Meshes | None
+    layout: HeteroLayout | None
     paths: Mapping[str, str]
 
 
 def take(
-    leaves: Sequence[Leaf], locator: Locator, problems: list[Problem], notices: list[str]
-) -> tuple[list[Leaf], Hetero]:
-    """Return the leaves with the keys of meshes replaced by the workers' argument, and the layout."""
-    ours = {leaf.name: leaf for leaf in leaves if leaf.name in KEYS}
-    asked = is_asked({name: leaf.value for name, leaf in ours.items()})
+    flat_keys: Sequence[FlatKey], source_map: SourceMap, problems: list[Problem], notices: list[str]
+) -> tuple[list[FlatKey], Hetero]:
+    """Return the flat_keys with the keys of meshes replaced by the workers' argument, and the layout."""
+    ours = {flat_key.name: flat_key for flat_key in flat_keys if flat_key.name in KEYS}
+    asked = is_asked({name: flat_key.value for name, flat_key in ours.items()})
     if asked:
-        ours |= {leaf.name: leaf for leaf in leaves if leaf.name in CHUNK_KEYS}
-    rest = [leaf for leaf in leaves if leaf.name not in ours]
-    given = {name: leaf.value for name, leaf in ours.items()}
-    paths = {name: leaf.path for name, leaf in ours.items()}
-    group = leaves[0].path.partition(".")[0] if leaves else ""
-    for leaf in rest:
-        if leaf.name == ARGUMENT:
+        ours |= {flat_key.name: flat_key for flat_key in flat_keys if flat_key.name in CHUNK_KEYS}
+    rest = [flat_key for flat_key in flat_keys if flat_key.name not in ours]
+    given = {name: flat_key.value for name, flat_key in ours.items()}
+    paths = {name: flat_key.path for name, flat_key in ours.items()}
+    group = flat_keys[0].path.partition(".")[0] if flat_keys else ""
+    for flat_key in rest:
+        if flat_key.name == ARGUMENT:
             what = f"`{ARGUMENT}` is how workers are told: write `{MESHES}`"
-            problems.append(Problem(what, locator.where(leaf.path)))
+            problems.append(Problem(what, source_map.where(flat_key.path)))
             return rest, Hetero(None, paths)
     if not asked:
-        for leaf in ours.values():
-            if leaf.value not in (None, False):
-                notices.append(f"{locator.where(leaf.path)}: not read, heterogeneous meshes are off")
+        for flat_key in ours.values():
+            if flat_key.value not in (None, False):
+                notices.append(f"{source_map.where(flat_key.path)}: not read, heterogeneous meshes are off")
         return rest, Hetero(None, paths)
     if given.get(CURRENT) is not None:
-        notices.append(f"{locator.where(paths[CURRENT])}: dropped, the hostfile tells the type of each host")
-    layers = next((leaf.value for leaf in rest if leaf.name == "num_layers"), None)
+        notices.append(
+            f"{source_map.where(paths[CURRENT])}: dropped, the hostfile tells the type of each host"
+        )
+    layers = next((flat_key.value for flat_key in rest if flat_key.name == "num_layers"), None)
     layout, found = read(given, layers if isinstance(layers, int) else None)
     for dest, what in found:
-        problems.append(Problem(what, locator.where(paths.get(dest, f"{group}.{dest}"))))
+        problems.append(Problem(what, source_map.where(paths.get(dest, f"{group}.{dest}"))))
     if layout is not None:
         path = paths.get(MESHES, group)
-        rest.append(Leaf(ARGUMENT, layout.to_json(), path))
-        for leaf in rest:
-            if leaf.name in _SET_BY_MESHES and leaf.value not in (None, 1):
-                notices.append(f"{locator.where(leaf.path)}: not read, `{MESHES}` says it for each mesh")
+        rest.append(FlatKey(ARGUMENT, layout.to_json(), path))
+        for flat_key in rest:
+            if flat_key.name in _SET_BY_MESHES and flat_key.value not in (None, 1):
+                notices.append(
+                    f"{source_map.where(flat_key.path)}: not read, `{MESHES}` says it for each mesh"
+                )
     return rest, Hetero(layout, paths)
 
 
-def variants(layout: Meshes | None, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def variants(layout: HeteroLayout | None, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the arguments (by dest) as the ranks of each mesh have them; without a layout, as they are."""
     if layout is None:
         return [values]
     return [mesh_values(layout, values, number) for number in range(len(layout.meshes))]
 
 
-def findings(
-    layout: Meshes, values: Mapping[str, Any], hosts: Sequence[Host], given: Sequence[str]
-) -> Iterator[Finding]:
+def violations(
+    layout: HeteroLayout, values: Mapping[str, Any], hosts: Sequence[Host], given: Sequence[str]
+) -> Iterator[Violation]:
     """Yield every rule that a layout breaks, those of the hosts included."""
     types = [host.platform for host in hosts for _ in range(host.slots)]
-    wrong = list(mesh_findings(layout, values, len(types), given))
+    wrong = list(mesh_violations(layout, values, len(types), given))
     yield from wrong
     if layout.world_size == len(types):
-        yield from host_findings(layout, types)
+        yield from host_violations(layout, types)
 
 
-def picture(layout: Meshes | None, values: Mapping[str, Any]) -> str:
+def picture(layout: HeteroLayout | None, values: Mapping[str, Any]) -> str:
     """Return the layout as a table and a picture; empty where there is none."""
     if layout is None:
         return ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flagscale.config.schema import Experiment
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.vllm import batch, serve
 from flagscale.errors import Problem, UserError
@@ -26,33 +26,33 @@ _OF_TORCHRUN = {
 """Keys of `experiment.runner` that a job of vLLM would ignore."""
 
 
-def build(experiment: Experiment, hosts: tuple[Host, ...], locator: Locator) -> Job:
+def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the serving or inference job; see `engines.base.Engine.build`."""
     problems: list[Problem] = []
     runner = experiment.runner
     if ":" in str(runner.nnodes or ""):
-        where = locator.where("experiment.runner.nnodes")
+        where = source_map.where("experiment.runner.nnodes")
         problems.append(Problem("a job of vLLM needs all its hosts: name one number", where))
     if runner.type == "cloud" and len(hosts) > 1:
-        where = locator.where("experiment.runner.type")
+        where = source_map.where("experiment.runner.type")
         problems.append(Problem("vLLM is started on several hosts over SSH only", where, "type: ssh"))
     if runner.hang_timeout and experiment.task.type == "inference":
-        where = locator.where("experiment.runner.hang_timeout")
+        where = source_map.where("experiment.runner.hang_timeout")
         problems.append(Problem("nothing tells whether a batch of prompts hangs", where, "remove the key"))
     for key in sorted(_OF_TORCHRUN & runner.model_fields_set):
-        where = locator.where(f"experiment.runner.{key}")
+        where = source_map.where(f"experiment.runner.{key}")
         problems.append(Problem("torchrun reads it, which starts no job of vLLM", where, "remove the key"))
     make = serve.job if experiment.task.type == "serve" else batch.job
-    job = make(experiment, hosts, locator, problems)
+    job = make(experiment, hosts, source_map, problems)
     if problems or job is None:
         raise UserError(problems)
     return job
 
 
-def check(group: str, arguments: Mapping[str, Any], locator: Locator) -> list[Problem]:
+def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return the mistakes of names and values; see `engines.base.Engine.check`."""
     problems: list[Problem] = []
-    (serve if group == "serve" else batch).read(group, arguments, locator, problems)
+    (serve if group == "serve" else batch).read(group, arguments, source_map, problems)
     return problems
 
 

@@ -7,12 +7,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.model_folder import folder_findings, read_config
+from flagscale.checks.model_folder import folder_violations, read_config
 from flagscale.config.catalog import Catalog
-from flagscale.config.engine_args import Leaf, flatten
-from flagscale.config.source_map import Locator
+from flagscale.config.engine_args import FlatKey, flatten
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
-from flagscale.errors import Finding, Problem, nearest
+from flagscale.errors import Problem, Violation, nearest
 
 KEY_FILE = "api_key_file"
 SECRETS = {"api_key": "VLLM_API_KEY", "hf_token": "HF_TOKEN"}
@@ -41,46 +41,46 @@ _DEGREES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_p
 
 
 def flat(
-    path: str, keys: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
-) -> list[Leaf]:
-    """Return the leaves below a group; a mapping is a value where the engine has such an argument."""
+    path: str, keys: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
+) -> list[FlatKey]:
+    """Return the flat_keys below a group; a mapping is a value where the engine has such an argument."""
 
     def takes_mapping(name: str) -> bool:
-        option = catalog.find(name)
+        option = catalog.by_name.get(name)
         return option is not None and option.kind == "value" and option.type not in ("int", "float")
 
-    return flatten(path, keys, takes_mapping, locator, problems)
+    return flatten(path, keys, takes_mapping, source_map, problems)
 
 
-def refuse(leaves: list[Leaf], locator: Locator, problems: list[Problem]) -> list[Leaf]:
-    """Return the leaves that a user may give; of the others those that say something go to `problems`."""
-    for leaf in leaves:
-        if leaf.name in REFUSED and leaf.value not in (None, False):
-            what = f"`{leaf.name}` cannot be given here"
-            problems.append(Problem(what, locator.where(leaf.path), REFUSED[leaf.name]))
-    return [leaf for leaf in leaves if leaf.name not in REFUSED]
+def refuse(flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]) -> list[FlatKey]:
+    """Return the flat_keys that a user may give; of the others those that say something go to `problems`."""
+    for flat_key in flat_keys:
+        if flat_key.name in REFUSED and flat_key.value not in (None, False):
+            what = f"`{flat_key.name}` cannot be given here"
+            problems.append(Problem(what, source_map.where(flat_key.path), REFUSED[flat_key.name]))
+    return [flat_key for flat_key in flat_keys if flat_key.name not in REFUSED]
 
 
 def take_secrets(
-    leaves: list[Leaf], locator: Locator, problems: list[Problem]
-) -> tuple[list[Leaf], dict[str, str]]:
-    """Return the leaves that are none, and the environment that holds those that are."""
+    flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
+) -> tuple[list[FlatKey], dict[str, str]]:
+    """Return the flat_keys that are none, and the environment that holds those that are."""
     secrets: dict[str, str] = {}
     kept = []
-    for leaf in leaves:
-        if leaf.name not in (*SECRETS, KEY_FILE):
-            kept.append(leaf)
-        elif leaf.value is not None:
-            name = SECRETS.get(leaf.name, SECRETS["api_key"])
+    for flat_key in flat_keys:
+        if flat_key.name not in (*SECRETS, KEY_FILE):
+            kept.append(flat_key)
+        elif flat_key.value is not None:
+            name = SECRETS.get(flat_key.name, SECRETS["api_key"])
             try:
-                text = _read_key(str(leaf.value)) if leaf.name == KEY_FILE else leaf.value
+                text = _read_key(str(flat_key.value)) if flat_key.name == KEY_FILE else flat_key.value
                 if not isinstance(text, str) or not text:
-                    raise ValueError(f"`{leaf.name}` takes one text that is not empty")
+                    raise ValueError(f"`{flat_key.name}` takes one text that is not empty")
                 if name in secrets:
                     raise ValueError(f"give `api_key` or `{KEY_FILE}`, one of them")
                 secrets[name] = text
             except ValueError as error:
-                problems.append(Problem(str(error), locator.where(leaf.path)))
+                problems.append(Problem(str(error), source_map.where(flat_key.path)))
     return kept, secrets
 
 
@@ -102,7 +102,7 @@ def devices_of(values: Mapping[str, Any]) -> int:
     return prod(int(values[name]) for name in _DEGREES)
 
 
-def degree_findings(values: Mapping[str, Any]) -> Iterator[Finding]:
+def degree_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the degrees that are none."""
     for name in (*_DEGREES, "data_parallel_size"):
         if values[name] < 1:
@@ -114,18 +114,18 @@ _OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
 """Arguments by which the engine takes a folder for another model than its configuration says."""
 
 
-def findings(values: Mapping[str, Any], platform: str, given: Mapping[str, str]) -> Iterator[Finding]:
+def violations(values: Mapping[str, Any], platform: str, given: Mapping[str, str]) -> Iterator[Violation]:
     """Yield what is wrong with one model's arguments, by dest; `given` holds those that the user wrote."""
     if "model" not in given:
         yield "model", "a model is required here: its folder, or its name on a model hub"
         return
-    yield from folder_findings(values)
+    yield from folder_violations(values)
     for name in _PATHS:
         value = values.get(name)
         is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
         if is_path and not Path(str(value)).exists():
             yield name, f"{value}: no such file"
-    wrong = list(degree_findings(values))
+    wrong = list(degree_violations(values))
     yield from wrong
     config = _config(values)
     if wrong or config is None or "hf_overrides" in given:
@@ -139,12 +139,12 @@ def findings(values: Mapping[str, Any], platform: str, given: Mapping[str, str])
     longest, wanted = config.get("max_position_embeddings"), values.get("max_model_len")
     if isinstance(longest, int) and isinstance(wanted, int) and wanted > longest and not _stretches(config):
         yield "max_model_len", f"the model's longest sequence has {longest} tokens, not {wanted}"
-    yield from _architecture_findings(config, given)
+    yield from _architecture_violations(config, given)
     if platform == "cpu":
-        yield from _cpu_findings(config)
+        yield from _cpu_violations(config)
 
 
-def remarks(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Finding]:
+def remarks(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
     """Yield what is not wrong, but may not be meant."""
     if values.get("trust_remote_code") and "trust_remote_code" in given:
         yield "trust_remote_code", "code that comes with the model runs with your rights"
@@ -168,7 +168,7 @@ def _stretches(config: Mapping[str, Any]) -> bool:
     return kind != "default"
 
 
-def _architecture_findings(config: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Finding]:
+def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
     known = vllm_catalog().architectures
     named = [str(one) for one in config.get("architectures") or ()]
     if config.get("auto_map") or any(name in given for name in _OTHER_MODEL):
@@ -178,7 +178,7 @@ def _architecture_findings(config: Mapping[str, Any], given: Mapping[str, str]) 
         yield "model", f"vLLM does not know its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
 
 
-def _cpu_findings(config: Mapping[str, Any]) -> Iterator[Finding]:
+def _cpu_violations(config: Mapping[str, Any]) -> Iterator[Violation]:
     heads, hidden, size = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
     if size is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
         size = hidden // heads

@@ -13,12 +13,12 @@ from flagscale.checks.model_folder import inputs_of
 from flagscale.checks.prompts import inline_prompts, read_prompts
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
-from flagscale.config.source_map import Locator
-from flagscale.engines.vllm.arguments import devices_of, findings, flat, refuse, remarks, take_secrets
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.vllm.arguments import devices_of, flat, refuse, remarks, take_secrets, violations
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.serve import ENV
 from flagscale.errors import Problem, nearest
-from flagscale.values import Host, Job, Program, Role
+from flagscale.values import Host, Job, Role, Service
 
 GENERATE = "vllm_flagscale.generate"
 STOP_GRACE = 10.0
@@ -26,42 +26,46 @@ _SECTIONS = ("llm", "generate")
 
 
 def read(
-    group: str, raw: Mapping[str, Any], locator: Locator, problems: list[Problem]
+    group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[EngineArguments | None, Generate | None, dict[str, str]]:
     """Return the engine's arguments, what to generate, and the secrets as environment."""
     for key in raw:
         if key not in _SECTIONS:
             hint = nearest(str(key), _SECTIONS)
-            problems.append(Problem(f"unknown key `{key}`", locator.where(f"{group}.{key}"), hint))
+            problems.append(Problem(f"unknown key `{key}`", source_map.where(f"{group}.{key}"), hint))
     missing = [key for key in _SECTIONS if not isinstance(raw.get(key), Mapping)]
-    problems += [Problem("this section is required", locator.where(f"{group}.{key}")) for key in missing]
+    problems += [Problem("this section is required", source_map.where(f"{group}.{key}")) for key in missing]
     arguments, generate = None, None
     secrets: dict[str, str] = {}
     if "llm" not in missing:
         catalog = vllm_catalog().engine
-        leaves = refuse(flat(f"{group}.llm", raw["llm"], catalog, locator, problems), locator, problems)
+        flat_keys = refuse(
+            flat(f"{group}.llm", raw["llm"], catalog, source_map, problems), source_map, problems
+        )
         # A server's key means nothing to an engine without one: told as unknown.
-        keys = [leaf for leaf in leaves if leaf.name.startswith("api_key")]
-        others, secrets = take_secrets([leaf for leaf in leaves if leaf not in keys], locator, problems)
-        arguments = render([*others, *keys], catalog, locator, problems)
+        keys = [flat_key for flat_key in flat_keys if flat_key.name.startswith("api_key")]
+        others, secrets = take_secrets(
+            [flat_key for flat_key in flat_keys if flat_key not in keys], source_map, problems
+        )
+        arguments = render([*others, *keys], catalog, source_map, problems)
     if "generate" not in missing:
-        generate = read_generate(f"{group}.generate", raw["generate"], locator, problems)
+        generate = read_generate(f"{group}.generate", raw["generate"], source_map, problems)
     return arguments, generate, secrets
 
 
 def job(
-    experiment: Experiment, hosts: tuple[Host, ...], locator: Locator, problems: list[Problem]
+    experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
     """Return the job; None where `problems` says why not."""
-    arguments, generate, secrets = read("inference", experiment.arguments, locator, problems)
+    arguments, generate, secrets = read("inference", experiment.arguments, source_map, problems)
     if problems or arguments is None or generate is None:
         return None
     values = arguments.values
 
     def where(dest: str) -> str:
-        return locator.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
+        return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
 
-    wrong = list(findings(values, hosts[0].platform, arguments.paths))
+    wrong = list(violations(values, hosts[0].platform, arguments.paths))
     problems += [Problem(what, where(dest)) for dest, what in wrong]
     if values["data_parallel_size"] > 1:
         what = "prompts are shared out among hosts, an engine each"
@@ -72,7 +76,7 @@ def job(
     short = [host for host in hosts if host.slots < devices]
     for host in short:
         what = f"the parallel degrees take {devices} devices, {host.name} has {host.slots}"
-        problems.append(Problem(what, locator.where("inference.llm")))
+        problems.append(Problem(what, source_map.where("inference.llm")))
     idle = [host for host in hosts if platforms.find(host.platform).visible_devices and host.slots > devices]
     notices = [f"{where(dest)}: {what}" for dest, what in remarks(values, arguments.paths)]
     notices += [f"{host.name}: the engine takes {devices} of its {host.slots} devices" for host in idle]
@@ -90,9 +94,9 @@ def job(
         ),
         hosts=hosts,
         layout=f"{values['model']} TP{values['tensor_parallel_size']} PP{values['pipeline_parallel_size']}",
-        programs={
+        services={
             host.rank: (
-                Program(
+                Service(
                     name="generate",
                     argv=(*arguments.argv, *_request(generate, experiment, rank, len(hosts))),
                     model=str(values["model"]),
@@ -146,13 +150,13 @@ class Generate:
 
 
 def read_generate(
-    path: str, raw: Mapping[str, Any], locator: Locator, problems: list[Problem]
+    path: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> Generate | None:
     """Return the section at the key path `path`; None where `problems` says what is wrong with it."""
     before = len(problems)
 
     def tell(key: str, what: str, hint: str = "") -> None:
-        problems.append(Problem(what, locator.where(f"{path}.{key}" if key else path), hint))
+        problems.append(Problem(what, source_map.where(f"{path}.{key}" if key else path), hint))
 
     given = {str(key): value for key, value in raw.items() if value is not None}
     known = {name: type(default) for name, default in vars(Generate()).items()}
@@ -163,7 +167,7 @@ def read_generate(
             tell(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
     if ("prompts" in given) == ("prompts_file" in given):
         tell("", "give `prompts` or `prompts_file`, one of them")
-    for what, hint in _prompt_findings(given):
+    for what, hint in _prompt_violations(given):
         tell("prompts" if "prompts" in given else "prompts_file", what, hint)
     if isinstance(given.get("batch_size"), int) and given["batch_size"] < 1:
         tell("batch_size", "`batch_size` is at least 1")
@@ -171,7 +175,7 @@ def read_generate(
         tell("output", "the results are JSON lines; the text to read lies beside them", "name a .jsonl file")
     sampling = given.get("sampling", {})
     if isinstance(sampling, Mapping):
-        for key, what in _sampling_findings(sampling):
+        for key, what in _sampling_violations(sampling):
             tell(f"sampling.{key}", what)
     else:
         tell("sampling", "the fields of SamplingParams are expected here")
@@ -180,7 +184,7 @@ def read_generate(
     return Generate(**{**given, "prompts": tuple(given.get("prompts", ()))})
 
 
-def _prompt_findings(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _prompt_violations(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (what is wrong with the prompts, how to mend it)."""
     inline, file = given.get("prompts"), given.get("prompts_file")
     if isinstance(inline, list) and inline:
@@ -204,7 +208,7 @@ _JSON: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _sampling_findings(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _sampling_violations(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     fields = vllm_catalog().sampling
     for key, value in sampling.items():
         kinds = fields.get(key)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from flagscale.config.catalog import Catalog, catalog_of
+from flagscale.config.catalog import Catalog, catalog_from, catalog_of
 
 _FILE = Path(__file__).parents[1] / "catalog" / "vllm.json"
 
@@ -35,11 +35,9 @@ def vllm_catalog() -> VllmCatalog:
     names = set(raw["engine_arguments"])
     negatives = {raw["arguments"][name].get("negative") for name in names}
     options = {name: one for name, one in server.options.items() if name in names | negatives}
-    dests = {option.dest for option in options.values()}
-    switches = {dest: option for dest, option in server.switches.items() if dest in dests}
     return VllmCatalog(
         server=server,
-        engine=replace(server, options=options, switches=switches),
+        engine=catalog_from(server.engine, server.version, options),
         sampling={name: tuple(entry["kinds"]) for name, entry in raw["sampling"].items()},
         architectures=tuple(raw["architectures"]),
         cpu_head_sizes=tuple(raw["cpu_head_sizes"]),

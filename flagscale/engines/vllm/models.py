@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.config.catalog import Catalog
-from flagscale.config.engine_args import EngineArguments, Leaf, render
-from flagscale.config.source_map import Locator
+from flagscale.config.engine_args import EngineArguments, FlatKey, render
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.arguments import KEY_FILE, SECRETS, flat, refuse, take_secrets
 from flagscale.errors import Problem
 
@@ -29,54 +29,59 @@ class Model:
 
 
 def read_models(
-    group: str, raw: Mapping[str, Any], catalog: Catalog, locator: Locator, problems: list[Problem]
+    group: str, raw: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[Model], dict[str, str]]:
     """Return the models, in the order written, and the secrets as environment."""
     beside = {key: value for key, value in raw.items() if key != "models"}
-    shared, secrets = take_secrets(flat(group, beside, catalog, locator, problems), locator, problems)
+    shared, secrets = take_secrets(flat(group, beside, catalog, source_map, problems), source_map, problems)
     if "models" not in raw:
-        return [_model("", group, shared, catalog, locator, problems)], secrets
+        return [_model("", group, shared, catalog, source_map, problems)], secrets
     named = raw["models"]
     if not isinstance(named, Mapping) or not named:
-        problems.append(Problem("models by name are expected here", locator.where(f"{group}.models")))
+        problems.append(Problem("models by name are expected here", source_map.where(f"{group}.models")))
         return [], secrets
     models = []
     for index, (key, keys) in enumerate(named.items()):
         name, path = str(key), f"{group}.models.{key}"
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             what = f"`{name}` cannot be a model's name: letters, digits, `.`, `_` and `-`"
-            problems.append(Problem(what, locator.where(path)))
+            problems.append(Problem(what, source_map.where(path)))
         elif not isinstance(keys, Mapping):
-            problems.append(Problem("the keys of a model are expected here", locator.where(path)))
+            problems.append(Problem("the keys of a model are expected here", source_map.where(path)))
         else:
-            own = flat(path, keys, catalog, locator, problems)
-            for leaf in (leaf for leaf in own if leaf.name in (*SECRETS, KEY_FILE)):
-                what = f"`{leaf.name}` holds for all models: give it beside `models`"
-                problems.append(Problem(what, locator.where(leaf.path)))
+            own = flat(path, keys, catalog, source_map, problems)
+            for flat_key in (flat_key for flat_key in own if flat_key.name in (*SECRETS, KEY_FILE)):
+                what = f"`{flat_key.name}` holds for all models: give it beside `models`"
+                problems.append(Problem(what, source_map.where(flat_key.path)))
             # The port beside the models is where counting begins: the first one's.
-            given = {leaf.name for leaf in own} | ({"port"} if index else set())
-            leaves = [*own, *(leaf for leaf in shared if leaf.name not in given)]
-            models.append(_model(name, path, leaves, catalog, locator, problems))
+            given = {flat_key.name for flat_key in own} | ({"port"} if index else set())
+            flat_keys = [*own, *(flat_key for flat_key in shared if flat_key.name not in given)]
+            models.append(_model(name, path, flat_keys, catalog, source_map, problems))
     return models, secrets
 
 
 def _model(
-    name: str, path: str, leaves: list[Leaf], catalog: Catalog, locator: Locator, problems: list[Problem]
+    name: str,
+    path: str,
+    flat_keys: list[FlatKey],
+    catalog: Catalog,
+    source_map: SourceMap,
+    problems: list[Problem],
 ) -> Model:
     instances = 1
     kept = []
-    for leaf in refuse(leaves, locator, problems):
-        if leaf.name != "instances":
-            kept.append(leaf)
-        elif type(leaf.value) is int and leaf.value > 0:
-            instances = leaf.value
+    for flat_key in refuse(flat_keys, source_map, problems):
+        if flat_key.name != "instances":
+            kept.append(flat_key)
+        elif type(flat_key.value) is int and flat_key.value > 0:
+            instances = flat_key.value
         else:
-            what = f"`instances` takes a whole number of at least 1, not {leaf.value!r}"
-            problems.append(Problem(what, locator.where(leaf.path)))
+            what = f"`instances` takes a whole number of at least 1, not {flat_key.value!r}"
+            problems.append(Problem(what, source_map.where(flat_key.path)))
     defaults = {"host": LOOPBACK, **({"served_model_name": name} if name else {})}
-    given = {leaf.name for leaf in kept if leaf.value is not None}
-    kept += [Leaf(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
-    return Model(name, path, render(kept, catalog, locator, problems), instances)
+    given = {flat_key.name for flat_key in kept if flat_key.value is not None}
+    kept += [FlatKey(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
+    return Model(name, path, render(kept, catalog, source_map, problems), instances)
 
 
 def first_ports(models: list[Model]) -> list[int]:

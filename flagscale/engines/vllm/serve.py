@@ -1,4 +1,4 @@
-"""An instance of a served model as programs: one that answers clients, and its parts on other hosts."""
+"""An instance of a served model as services: one that answers clients, and its parts on other hosts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from flagscale import platforms
 from flagscale.checks.model_folder import inputs_of
 from flagscale.config.schema import Experiment
-from flagscale.config.source_map import Locator
-from flagscale.engines.vllm.arguments import devices_of, findings, remarks
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.vllm.arguments import devices_of, remarks, violations
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.models import Model, first_ports, read_models
 from flagscale.engines.vllm.placement import Part, Size, place_instances
 from flagscale.errors import Problem
-from flagscale.values import LOCAL_NAMES, Host, Job, Program, Role, address_of
+from flagscale.values import LOCAL_NAMES, Host, Job, Role, Service, address_of
 
 _OPEN_HOSTS = ("0.0.0.0", "::", "")
 
@@ -44,8 +44,8 @@ class Instance:
         return str(self.model.arguments.values["host"] or "") in _OPEN_HOSTS
 
 
-def programs_of(instance: Instance) -> Iterator[tuple[int, Program]]:
-    """Yield (host rank, program) of each part: the first one answers clients, the others do as it says."""
+def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
+    """Yield (host rank, service) of each part: the first one answers clients, the others do as it says."""
     argv, several = instance.model.arguments.argv, len(instance.parts) > 1
     for number, part in enumerate(instance.parts):
         words = [*argv, *_port(instance)]
@@ -53,9 +53,9 @@ def programs_of(instance: Instance) -> Iterator[tuple[int, Program]]:
             words = [*_without_servers(argv), *_headless(instance, number)]
         yield (
             part.host.rank,
-            Program(
+            Service(
                 name=f"{instance.name}.part{number}" if number else instance.name,
-                argv=(*words, *(_meeting(instance, number) if several else ())),
+                argv=(*words, *(_rendezvous(instance, number) if several else ())),
                 url="" if number else _url(instance, part.host),
                 model=served_name(instance.model),
                 # vLLM would guess it, by a way to the internet that a cluster need not have.
@@ -94,7 +94,7 @@ def _without_servers(argv: tuple[str, ...]) -> list[str]:
     return words
 
 
-def _meeting(instance: Instance, number: int) -> tuple[str, ...]:
+def _rendezvous(instance: Instance, number: int) -> tuple[str, ...]:
     """Return the words by which the parts of an instance find each other."""
     address, port = address_of(instance.parts[0].host.rank), str(instance.inner_port)
     if instance.size.data == 1:
@@ -113,7 +113,7 @@ def _url(instance: Instance, host: Host) -> str:
 
 
 def _devices(part: Part) -> tuple[int, ...]:
-    """The devices of a program that does not have all of its host's, by their places there."""
+    """The devices of a service that does not have all of its host's, by their places there."""
     if not platforms.find(part.host.platform).visible_devices or part.devices == part.host.slots:
         return ()
     return tuple(range(part.first, part.first + part.devices))
@@ -132,36 +132,36 @@ _PORTS_APART = 10
 
 
 def read(
-    group: str, raw: Mapping[str, Any], locator: Locator, problems: list[Problem]
+    group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[Model], dict[str, str]]:
     """Return the models and secrets of the task group; see `vllm_models.read_models`."""
-    return read_models(group, raw, vllm_catalog().server, locator, problems)
+    return read_models(group, raw, vllm_catalog().server, source_map, problems)
 
 
 def job(
-    experiment: Experiment, hosts: tuple[Host, ...], locator: Locator, problems: list[Problem]
+    experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
     """Return the job; None where `problems` says why not."""
-    models, secrets = read("serve", experiment.arguments, locator, problems)
+    models, secrets = read("serve", experiment.arguments, source_map, problems)
     if problems:
         return None
 
     def where(model: Model, dest: str) -> str:
-        return locator.where(model.arguments.paths.get(dest, f"{model.path}.{dest}"))
+        return source_map.where(model.arguments.paths.get(dest, f"{model.path}.{dest}"))
 
     for model in models:
-        for dest, what in findings(model.arguments.values, hosts[0].platform, model.arguments.paths):
+        for dest, what in violations(model.arguments.values, hosts[0].platform, model.arguments.paths):
             problems.append(Problem(what, where(model, dest)))
     if problems:
         return None
-    instances = _placed(models, hosts, experiment, locator, problems)
-    problems += _instance_problems(instances, locator)
+    instances = _placed(models, hosts, experiment, source_map, problems)
+    problems += _instance_problems(instances, source_map)
     if problems:
         return None
-    programs: dict[int, list[Program]] = defaultdict(list)
+    services: dict[int, list[Service]] = defaultdict(list)
     for instance in instances:
-        for rank, program in programs_of(instance):
-            programs[rank].append(program)
+        for rank, service in services_of(instance):
+            services[rank].append(service)
     notices = [
         f"{where(model, dest)}: {what}"
         for model in models
@@ -176,12 +176,12 @@ def job(
             name="serve",
             entrypoint=experiment.task.entrypoint or SERVER,
             argv=(),
-            env={**ENV, **_cpu_env(programs, hosts)},
+            env={**ENV, **_cpu_env(services, hosts)},
             stop_grace=experiment.runner.stop_grace or STOP_GRACE,
         ),
         hosts=hosts,
         layout=", ".join(_layout(model) for model in models),
-        programs={rank: tuple(found) for rank, found in programs.items()},
+        services={rank: tuple(found) for rank, found in services.items()},
         inputs={"models": [inputs_of(model.arguments.values) for model in models]},
         secrets=secrets,
         notices=(*notices, *_notices(instances, hosts, experiment, secrets)),
@@ -192,7 +192,7 @@ def _placed(
     models: list[Model],
     hosts: tuple[Host, ...],
     experiment: Experiment,
-    locator: Locator,
+    source_map: SourceMap,
     problems: list[Problem],
 ) -> list[Instance]:
     wanted = [(model, number) for model in models for number in range(model.instances)]
@@ -205,7 +205,7 @@ def _placed(
     except ValueError as error:
         what = f"the models do not fit the hosts: one {error}"
         hint = "lower the degrees or `instances`; slots: experiment.runner.nproc_per_node, hostfile"
-        problems.append(Problem(what, locator.where("serve"), hint))
+        problems.append(Problem(what, source_map.where("serve"), hint))
         return []
     ports = dict(zip((model.path for model in models), first_ports(models), strict=True))
     first_inner = experiment.runner.master_port or _INNER_PORT
@@ -216,29 +216,29 @@ def _placed(
     idle = {host.rank for host in hosts} - {part.host.rank for one in found for part in one.parts}
     if idle:
         what = f"no model runs on {', '.join(host.name for host in hosts if host.rank in idle)}"
-        problems.append(Problem(what, locator.where("experiment.runner.nnodes"), "lower it"))
+        problems.append(Problem(what, source_map.where("experiment.runner.nnodes"), "lower it"))
     return found
 
 
-def _instance_problems(instances: list[Instance], locator: Locator) -> Iterator[Problem]:
+def _instance_problems(instances: list[Instance], source_map: SourceMap) -> Iterator[Problem]:
     taken: dict[tuple[int, int], str] = {}
     names: set[str] = set()
     for one in instances:
         place = (one.parts[0].host.rank, one.port)
-        where = locator.where(one.model.arguments.paths.get("port", f"{one.model.path}.port"))
+        where = source_map.where(one.model.arguments.paths.get("port", f"{one.model.path}.port"))
         if not 1 <= one.port <= 65535:
             yield Problem(f"there is no port {one.port}", where)
         elif place in taken:
             yield Problem(f"port {one.port} of `{one.name}` is that of `{taken[place]}` too", where)
         taken[place] = one.name
         if one.name in names:
-            yield Problem(f"two servers would be called `{one.name}`", locator.where(one.model.path))
+            yield Problem(f"two servers would be called `{one.name}`", source_map.where(one.model.path))
         names.add(one.name)
 
 
-def _cpu_env(programs: Mapping[int, list[Program]], hosts: tuple[Host, ...]) -> dict[str, str]:
+def _cpu_env(services: Mapping[int, list[Service]], hosts: tuple[Host, ...]) -> dict[str, str]:
     """Several engines on the processors of one host must not all take the same cores."""
-    crowded = any(len(programs.get(host.rank, ())) > 1 and host.platform == "cpu" for host in hosts)
+    crowded = any(len(services.get(host.rank, ())) > 1 and host.platform == "cpu" for host in hosts)
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if crowded else {}
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.checks.hetero.layout import Meshes
-from flagscale.checks.hetero.rules import mesh_findings
+from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.checks.hetero.rules import mesh_violations
 from flagscale.errors import Problem, UserError
 
 # No other layout could read a rank's random state, and ranks of unequal meshes would judge each by its own
@@ -21,7 +21,7 @@ _WITHOUT_RANDOM_STATE = ("--no-save-rng", "--no-load-rng")
 class OwnPart:
     """A rank's part in a heterogeneous layout."""
 
-    layout: Meshes
+    layout: HeteroLayout
     rank: int
     argv: tuple[str, ...]
     """The engine's arguments for this rank."""
@@ -32,7 +32,7 @@ class OwnPart:
 
     @property
     def mesh(self) -> int:
-        return self.layout.place(self.rank).mesh
+        return self.layout.position(self.rank).mesh
 
     @contextmanager
     def engine_world(self) -> Iterator[None]:
@@ -57,12 +57,12 @@ def own_part(argv: Sequence[str]) -> OwnPart | None:
     values = vars(engine_parser().parse_args(list(argv)))
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
-        layout = Meshes.from_json(values["hetero_layout"])
+        layout = HeteroLayout.from_json(values["hetero_layout"])
     except ValueError as error:
         raise UserError(f"--hetero-layout: {error}") from None
-    if found := list(mesh_findings(layout, values, ranks)):
+    if found := list(mesh_violations(layout, values, ranks)):
         raise UserError([Problem(what, "--hetero-layout") for _, what in found])
-    place = layout.place(rank)
+    place = layout.position(rank)
     argv = _own_words(argv, layout.arguments(values, place.mesh))
     etp = values["expert_tensor_parallel_size"]
     return OwnPart(layout, rank, tuple(argv), bool(values["sequence_parallel"]), etp)

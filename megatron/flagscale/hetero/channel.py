@@ -1,4 +1,4 @@
-"""One direction over one border of the pipeline: activations to the next stage, or gradients back."""
+"""One direction over one boundary of the pipeline: activations to the next stage, or gradients back."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Channel:
     receive that is posted early must hold up nothing else.
 
     Args:
-        under_way: how many sends may be before the oldest is waited for. With `a` of them on both channels
-            of a border no stage waits for the other in a circle while the warm-ups of its stages differ by
+        in_flight: how many sends may be before the oldest is waited for. With `a` of them on both channels
+            of a boundary no stage waits for the other in a circle while the warm-ups of its stages differ by
             `2 * a + 1` micro-batches at most: the later stage posts a receive one activation ahead, and
             blocks at its gradient `a` until the earlier one, behind its warm-up, has posted for the first.
         scale: what a tensor that arrives is multiplied by.
@@ -54,17 +54,17 @@ class Channel:
         first_rank: int,
         *,
         via_host: bool,
-        under_way: int,
+        in_flight: int,
         scale: float = 1.0,
     ) -> None:
         self.group, self.exchange, self.first_rank = group, exchange, first_rank
-        self.via_host, self.under_way, self.scale = via_host, under_way, scale
+        self.via_host, self.in_flight, self.scale = via_host, in_flight, scale
         # Their buffers must live until they have arrived.
         self._sent: deque[tuple[Any, list[torch.Tensor]]] = deque()
 
     def send(self, tensor: torch.Tensor) -> None:
         """Post what this rank sends of an activation `[s, b, h]`; it is on its way when this returns."""
-        while len(self._sent) >= self.under_way:
+        while len(self._sent) >= self.in_flight:
             for work in self._sent.popleft()[0]:
                 work.wait()
         whole = tensor.detach()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core import mpu
 from megatron.core.utils import get_attr_wrapped_model
 
-from flagscale.checks.hetero.layout import Meshes
+from flagscale.checks.hetero.layout import HeteroLayout
 
 
 class Finalizer:
@@ -19,7 +19,7 @@ class Finalizer:
     Megatron sums both over groups of one rank a stage, which unequal meshes do not have.
     """
 
-    def __init__(self, layout: Meshes, timeout: timedelta) -> None:
+    def __init__(self, layout: HeteroLayout, timeout: timedelta) -> None:
         ends = layout.stages[0].ranks, layout.stages[-1].ranks
         # Made on all ranks; only the first and the last stage are in it.
         self.ends = dist.new_group([*ends[0], *ends[1]], timeout=timeout)
@@ -93,7 +93,7 @@ class Finalizer:
             chunk.scale_gradients(1.0 / total.clamp(min=1))
 
 
-def use_finalizer(model_config: Any, layout: Meshes, timeout: timedelta) -> None:
+def use_finalizer(model_config: Any, layout: HeteroLayout, timeout: timedelta) -> None:
     """Make a model that is built from `model_config` take its sums over all meshes."""
     finalizer = Finalizer(layout, timeout)
     model_config.transformer.finalize_model_grads_func = finalizer

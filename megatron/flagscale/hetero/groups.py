@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, Meshes, groups
+from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, HeteroLayout, groups
 
 # name in `parallel_state` (`_GROUP` and so on follow): the axes along which its ranks differ
 _DENSE = {
@@ -92,7 +92,7 @@ class StageView(dist.ProcessGroup):
     send = recv = barrier = _allgather_base = _reduce_scatter_base = reduce = _refuse
 
 
-class Maker:
+class GroupFactory:
     """Makes each group once, in the same order on all ranks, and keeps those that this rank is in."""
 
     def __init__(self, backend: str | None, timeout: timedelta) -> None:
@@ -120,7 +120,7 @@ def list_for_engine() -> None:
     _set("_global_process_group_list", list(dist.distributed_c10d._world.pg_map))
 
 
-def start(layout: Meshes, args: Any, etp: int | None) -> None:
+def start(layout: HeteroLayout, args: Any, etp: int | None) -> None:
     """Join the job's ranks and fill the groups of `parallel_state`; call it on checked arguments.
 
     `etp`: the expert tensor parallel size as the user gave it for all meshes; None: each mesh's own tp.
@@ -134,13 +134,13 @@ def start(layout: Meshes, args: Any, etp: int | None) -> None:
             named["device_id"] = torch.device("cuda", args.local_rank)
     # What spans meshes goes through host memory then; groups inside a mesh name their own backend.
     dist.init_process_group("gloo" if layout.cpu_communication else backend, **named)
-    gloo = Maker("gloo", timeout) if args.use_gloo_process_groups else None
-    install(layout, Maker(backend, timeout), gloo, etp)
+    gloo = GroupFactory("gloo", timeout) if args.use_gloo_process_groups else None
+    install(layout, GroupFactory(backend, timeout), gloo, etp)
 
 
-def install(layout: Meshes, maker: Maker, gloo: Maker | None, etp: int | None) -> None:
+def install(layout: HeteroLayout, factory: GroupFactory, gloo: GroupFactory | None, etp: int | None) -> None:
     """Fill the globals of `parallel_state` with this rank's groups."""
-    place = layout.place(dist.get_rank())
+    place = layout.position(dist.get_rank())
     for number, mesh in enumerate(layout.meshes):
         first = layout.ranks(number)[0]
         dense = dict(zip(AXES, (mesh.tp, mesh.cp, mesh.dp, mesh.pp), strict=True))
@@ -150,12 +150,12 @@ def install(layout: Meshes, maker: Maker, gloo: Maker | None, etp: int | None) -
         for names, sizes in ((_DENSE, dense), (_EXPERT, expert)):
             for name, along in names.items():
                 every = list(groups(first, sizes, along))
-                _fill(name, *maker.make(every))
+                _fill(name, *factory.make(every))
                 if gloo is not None and name in _GLOO:
-                    copy, _ = (maker if maker.backend == "gloo" else gloo).make(every)
+                    copy, _ = (factory if factory.backend == "gloo" else gloo).make(every)
                     for one in _GLOO[name] if copy is not None else ():
                         _set(one, copy)
-    alone, _ = maker.make((rank,) for rank in range(layout.world_size))
+    alone, _ = factory.make((rank,) for rank in range(layout.world_size))
     for name in _ALONE:
         _set(name, alone)
         _set(name.replace("_GROUP", "_GLOBAL_RANKS"), [dist.get_rank()])

@@ -16,8 +16,8 @@ from megatron.flagscale.hetero.arguments import OwnPart
 from megatron.flagscale.hetero.channel import Arrival, Channel
 from megatron.flagscale.hetero.groups import timeout_of
 
-_UNDER_WAY = 2
-"""Sends that may be under way; the receiver has posted for at least one."""
+_IN_FLIGHT = 2
+"""Sends that may be in flight; the receiver has posted for at least one."""
 
 
 class Inbox:
@@ -50,12 +50,12 @@ class Communicator:
     """One rank's ends of all channels; shapes are this rank's own.
 
     Gradients that come from the next stage are multiplied by a weight: each mesh averages over its own data
-    and context parallel ranks, so the sum of a sample's gradients must be weighed anew at each border.
+    and context parallel ranks, so the sum of a sample's gradients must be weighed anew at each boundary.
     """
 
     def __init__(self, part: OwnPart, config: Any, args: Any) -> None:
         layout = part.layout
-        stage = layout.place(part.rank).stage
+        stage = layout.position(part.rank).stage
         self.config = config
         self.pp_group = parallel_state.get_pipeline_model_parallel_group()
         self.virtual_pipeline_model_parallel_size = layout.chunks if layout.chunks > 1 else None
@@ -66,10 +66,10 @@ class Communicator:
         self.is_pp_last_stage = stage == self.total_stages - 1
         timeout = timeout_of(args)
         ahead = layout.chunks == 1
-        for source, target in layout.borders:
+        for source, target in layout.boundaries:
             via_host = layout.cpu_communication and source.mesh != target.mesh
             ahead_by = layout.extra_micro_batches if source.mesh != target.mesh else 0
-            how: dict[str, Any] = {"via_host": via_host, "under_way": _UNDER_WAY + ahead_by}
+            how: dict[str, Any] = {"via_host": via_host, "in_flight": _IN_FLIGHT + ahead_by}
             backend = "gloo" if via_host else args.distributed_backend
             # Made on all ranks; only those of the two stages are in them.
             forth, back = (
@@ -127,7 +127,7 @@ class Communicator:
         return self.recv_forward(_like(input_tensor_grads, tensor_shapes), is_first_stage)
 
     # Interleaved: the schedule itself posts early, and waits by handle. No handle is given for what is sent:
-    # a channel keeps what is under way.
+    # a channel keeps what is in flight.
 
     def send_forward_recv_forward(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from flagscale.checks.hetero.layout import Meshes
+from flagscale.checks.hetero.layout import HeteroLayout
 from megatron.flagscale.patching import Patch
 
 
@@ -89,7 +89,7 @@ def _make_writers_on_the_last_rank(original: Callable[..., Any]) -> Callable[...
     @functools.wraps(original)
     def set_global_variables(args: Any, *positional: Any, **named: Any) -> Any:
         pretended = args.world_size
-        args.world_size = Meshes.from_json(args.hetero_layout).world_size
+        args.world_size = HeteroLayout.from_json(args.hetero_layout).world_size
         try:
             return original(args, *positional, **named)
         finally:

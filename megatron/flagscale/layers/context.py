@@ -47,24 +47,22 @@ class _Zigzag(torch.autograd.Function):
         ring: bool,
     ) -> torch.Tensor:
         kv = torch.stack((k, v))
-        out = denominators = torch.empty(0)
+        out = lse = torch.empty(0)
         for source, (keys, values) in (_Ring if ring else _Gathered)(kv, group):
             queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
-            part, part_denominators = attend(
-                q[:, :, queries], keys[:, :, seen], values[:, :, seen], causal, scale
-            )
+            part, part_lse = attend(q[:, :, queries], keys[:, :, seen], values[:, :, seen], causal, scale)
             if causal:  # the first step, with this rank's own keys
-                out, denominators = part.float(), part_denominators
+                out, lse = part.float(), part_lse
             else:
-                merge(out[:, :, queries], denominators[:, :, queries], part, part_denominators)
+                merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, kv, out, denominators)
+        ctx.save_for_backward(q, kv, out, lse)
         ctx.settings = scale, group, ring
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, kv, out, denominators = ctx.saved_tensors
+        q, kv, out, lse = ctx.saved_tensors
         scale, group, ring = ctx.settings
         (grad,) = grads
         dq = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -77,7 +75,7 @@ class _Zigzag(torch.autograd.Function):
                 keys[:, :, seen],
                 values[:, :, seen],
                 out[:, :, queries],
-                denominators[:, :, queries],
+                lse[:, :, queries],
                 causal,
                 scale,
             )
@@ -96,11 +94,11 @@ def _share(rank: int, source: int, chunk: int) -> tuple[slice, slice, bool]:
     return slice(chunk, None), slice(None), False
 
 
-def merge(out: torch.Tensor, denominators: torch.Tensor, part: torch.Tensor, more: torch.Tensor) -> None:
-    """Add, in place, attention over more keys to the attention so far, each with its log denominators."""
-    total = torch.logaddexp(denominators, more)
-    out.mul_(torch.exp(denominators - total)[..., None]).add_(part * torch.exp(more - total)[..., None])
-    denominators.copy_(total)
+def merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, more: torch.Tensor) -> None:
+    """Add, in place, attention over more keys to the attention so far, each with its log lse."""
+    total = torch.logaddexp(lse, more)
+    out.mul_(torch.exp(lse - total)[..., None]).add_(part * torch.exp(more - total)[..., None])
+    lse.copy_(total)
 
 
 class _Gathered:

@@ -77,22 +77,22 @@ class _ByDocument(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: tuple[_Piece, ...], scale: float
     ) -> torch.Tensor:
         out = torch.empty_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
-        denominators = torch.empty(q.shape[:3], dtype=out.dtype, device=q.device)
+        lse = torch.empty(q.shape[:3], dtype=out.dtype, device=q.device)
         for piece in pieces:
             own, seen = (piece.sample, slice(None), piece.queries), (piece.sample, slice(None), piece.keys)
-            part, part_denominators = attend(q[own], k[seen], v[seen], piece.causal, scale)
+            part, part_lse = attend(q[own], k[seen], v[seen], piece.causal, scale)
             if piece.causal:
-                out[own], denominators[own] = part, part_denominators
+                out[own], lse[own] = part, part_lse
             else:
-                merge(out[own], denominators[own], part, part_denominators)
+                merge(out[own], lse[own], part, part_lse)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, denominators)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.settings = pieces, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, denominators = ctx.saved_tensors
+        q, k, v, out, lse = ctx.saved_tensors
         pieces, scale = ctx.settings
         (grad,) = grads
         total = torch.promote_types(q.dtype, torch.float32)
@@ -100,7 +100,7 @@ class _ByDocument(torch.autograd.Function):
         for piece in pieces:
             own, seen = (piece.sample, slice(None), piece.queries), (piece.sample, slice(None), piece.keys)
             d_q, d_k, d_v = attend_backward(
-                grad[own], q[own], k[seen], v[seen], out[own], denominators[own], piece.causal, scale
+                grad[own], q[own], k[seen], v[seen], out[own], lse[own], piece.causal, scale
             )
             dq[own] += d_q
             dk[seen] += d_k

@@ -15,15 +15,13 @@ _aten = torch.ops.aten
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax(scale q k^T) v, shaped like `q`, and log denominators `[batch, heads, queries]`."""
+    """Return softmax(scale q k^T) v, shaped like `q`, and log lse `[batch, heads, queries]`."""
     if q.device.type == "cpu":
-        out, denominators = _aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, scale=scale
-        )
-        return out, denominators
+        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        return out, lse
     if _cuda_flash(q):
-        out, denominators, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
-        return out, denominators
+        out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+        return out, lse
     return plain_attend(q, k, v, causal, scale)
 
 
@@ -33,28 +31,28 @@ def attend_backward(
     k: torch.Tensor,
     v: torch.Tensor,
     out: torch.Tensor,
-    denominators: torch.Tensor,
+    lse: torch.Tensor,
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of `q`, `k`, `v` that come through this block of keys.
 
-    `grad`, `out` and `denominators` are those of the attention over *all* blocks, for these queries.
+    `grad`, `out` and `lse` are those of the attention over *all* blocks, for these queries.
     """
     if q.device.type == "cpu":
         grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, denominators, 0.0, causal, scale=scale
+            grad, q, k, v, out, lse, 0.0, causal, scale=scale
         )
         return grads[0], grads[1], grads[2]
     if _cuda_flash(q):
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
         grads = _aten._scaled_dot_product_flash_attention_backward(
-            *(grad, q, k, v, out, denominators, None, None, q.size(2), k.size(2), 0.0, causal),
+            *(grad, q, k, v, out, lse, None, None, q.size(2), k.size(2), 0.0, causal),
             *(no_dropout, no_dropout),
             scale=scale,
         )
         return grads[0], grads[1], grads[2]
-    return plain_attend_backward(grad, q, k, v, out, denominators, causal, scale)
+    return plain_attend_backward(grad, q, k, v, out, lse, causal, scale)
 
 
 def _cuda_flash(q: torch.Tensor) -> bool:
@@ -67,9 +65,9 @@ def plain_attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `attend`, in plain operations: for devices without a kernel, and to check the kernels against."""
     scores = _scores(q, k, causal, scale)
-    denominators = scores.logsumexp(-1)
-    probabilities = torch.exp(scores - denominators[..., None])
-    return (probabilities @ v.float()[:, :, None]).flatten(1, 2).to(q.dtype), denominators.flatten(1, 2)
+    lse = scores.logsumexp(-1)
+    probabilities = torch.exp(scores - lse[..., None])
+    return (probabilities @ v.float()[:, :, None]).flatten(1, 2).to(q.dtype), lse.flatten(1, 2)
 
 
 def plain_attend_backward(
@@ -78,7 +76,7 @@ def plain_attend_backward(
     k: torch.Tensor,
     v: torch.Tensor,
     out: torch.Tensor,
-    denominators: torch.Tensor,
+    lse: torch.Tensor,
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -86,7 +84,7 @@ def plain_attend_backward(
     groups = k.size(1)
     grad, out, queries = (_by_group(tensor.float(), groups) for tensor in (grad, out, q))
     keys, values = k.float()[:, :, None], v.float()[:, :, None]
-    p = torch.exp(_scores(q, k, causal, scale) - denominators.unflatten(1, (groups, -1))[..., None])
+    p = torch.exp(_scores(q, k, causal, scale) - lse.unflatten(1, (groups, -1))[..., None])
     d_p = grad @ values.transpose(-1, -2)
     d_scores = p * (d_p - (grad * out).sum(-1, keepdim=True)) * scale
     d_k = (d_scores.transpose(-1, -2) @ queries).sum(2)

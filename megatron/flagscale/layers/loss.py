@@ -43,7 +43,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup
     ) -> torch.Tensor:
         targets = labels - group.rank() * logits.size(-1)
-        parts = _denominator_and_target(logits, targets)
+        parts = _lse_and_target(logits, targets)
         if group.size() > 1:
             gathered = parts.new_empty(group.size() * 2, *labels.shape)
             dist.all_gather_into_tensor(gathered, parts, group=group)
@@ -58,7 +58,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 @jit_fuser
-def _denominator_and_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _lse_and_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the log of the softmax denominator, and the target's logit (0: not in this part), stacked."""
     logits = logits.float()
     found = torch.where(_is_target(logits, targets), logits, 0).sum(-1)
@@ -67,10 +67,10 @@ def _denominator_and_target(logits: torch.Tensor, targets: torch.Tensor) -> torc
 
 @jit_fuser
 def _gradient(
-    logits: torch.Tensor, targets: torch.Tensor, denominators: torch.Tensor, grad: torch.Tensor
+    logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
 ) -> torch.Tensor:
     """Return the gradient of the logits: the softmax less one at the target, times `grad`."""
-    softmax = torch.exp(logits.float() - denominators.unsqueeze(-1))
+    softmax = torch.exp(logits.float() - lse.unsqueeze(-1))
     difference = softmax - _is_target(logits, targets).float()
     return (difference * grad.unsqueeze(-1)).to(logits.dtype)
 

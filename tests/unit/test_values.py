@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.values import PLAN_VERSION, Channel, Host, LaunchPlan, Machine, NodeCommand, Program, Recovery
+from flagscale.values import PLAN_VERSION, Channel, Host, LaunchPlan, Machine, NodeCommand, Recovery, Service
 from tests.unit.plans import make_job, make_plan
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -22,9 +22,9 @@ NODES = st.builds(
     cwd=TEXT,
     failure_file=TEXT,
     stop_grace=st.floats(0, 1e6),
-    programs=st.lists(
+    services=st.lists(
         st.builds(
-            Program,
+            Service,
             name=TEXT,
             argv=st.lists(TEXT).map(tuple),
             url=TEXT,
@@ -141,7 +141,7 @@ def test_paths_are_called_otherwise_on_a_host() -> None:
     env = there.nodes[1].env
     # The longest beginning wins, and a beginning ends where a name ends.
     assert (env["DATA"], env["LIKE"], env["PLAIN"]) == ("/fast", "/a/bc", "x")
-    assert env["FLAGSCALE_BEAT_FILE"] == "/elsewhere/run/logs/pids/host_1_node1.beat"
+    assert env["FLAGSCALE_HEARTBEAT_FILE"] == "/elsewhere/run/logs/pids/host_1_node1.heartbeat"
     assert "/elsewhere/run/logs/details/host_1_node1" in there.nodes[1].argv
     assert there.host_paths == FULL.host_paths
     assert (there.run_id, there.channel, there.recovery) == (FULL.run_id, FULL.channel, FULL.recovery)

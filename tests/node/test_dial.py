@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.node import commands
-from flagscale.node import probe as reach
+from flagscale.node import commands, probe
 from flagscale.node.network import free_port
 from tests.node.conftest import wait_for
 
@@ -22,7 +21,7 @@ def listen_on(*ports: int, seconds: float = 20) -> dict[str, Any]:
 
 def reasons_for(*ports: int) -> list[str]:
     places = json.dumps([[HERE, port] for port in ports])
-    told: list[str] = commands.execute(["reach", places])["reasons"]
+    told: list[str] = commands.execute(["dial", places])["reasons"]
     return told
 
 
@@ -45,7 +44,7 @@ def test_a_port_that_is_taken_is_told_and_the_others_are_given_back() -> None:
 
 
 def test_a_silent_address_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(probe, "_TIMEOUT", 0.3)
     with socket.create_server((HERE, 0), backlog=0) as full:
         place = full.getsockname()
         with socket.create_connection(place):  # the only place in its queue

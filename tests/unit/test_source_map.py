@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from flagscale.config.source_map import Locator, locator
+from flagscale.config.source_map import SourceMap, index_sources
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ Write = Callable[[str, str], Path]
 
 def test_keys_of_a_file_and_their_nearest_parent(write: Write) -> None:
     path = write("c.yaml", "a:\n  b: 1\n  'quoted key': 2\n\n  c:\n  - x\n  - d: 3\n")
-    found = locator([(path, "")])
+    found = index_sources([(path, "")])
     assert found.where("a.b") == "c.yaml:2: a.b"
     assert found.where("a.quoted key") == "c.yaml:3: a.quoted key"
     assert found.where("a.c.1.d") == "c.yaml:7: a.c.1.d"
@@ -40,7 +40,7 @@ def test_keys_of_a_file_and_their_nearest_parent(write: Write) -> None:
 
 def test_a_group_file_stands_below_its_package(write: Write) -> None:
     path = write("train/demo.yaml", "model:\n  n: 1\n")
-    assert locator([(path, "train")]).where("train.model.n") == "train/demo.yaml:2: train.model.n"
+    assert index_sources([(path, "train")]).where("train.model.n") == "train/demo.yaml:2: train.model.n"
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_a_group_file_stands_below_its_package(write: Write) -> None:
 )
 def test_hydras_package_header(write: Write, header: str, key: str) -> None:
     path = write("train/demo.yaml", f"# a comment\n# @package {header}\nn: 1\n")
-    assert locator([(path, "train")]).where(key) == f"train/demo.yaml:3: {key}"
+    assert index_sources([(path, "train")]).where(key) == f"train/demo.yaml:3: {key}"
 
 
 def test_files_of_the_same_folder_in_the_defaults_list(write: Write) -> None:
     write("base.yaml", "a: 1\nb: 1\n")
     path = write("c.yaml", "defaults:\n- base\n- _self_\na: 2\n")
-    found = locator([(path, "")])
+    found = index_sources([(path, "")])
     assert found.where("a") == "c.yaml:4: a"
     assert found.where("b") == "base.yaml:2: b"
 
@@ -69,7 +69,7 @@ def test_files_of_the_same_folder_in_the_defaults_list(write: Write) -> None:
 def test_files_that_name_each_other_end(write: Write) -> None:
     first = write("a.yaml", "defaults: [b]\nx: 1\n")
     write("b.yaml", "defaults: [a]\ny: 1\n")
-    assert locator([(first, "")]).where("y") == "b.yaml:2: y"
+    assert index_sources([(first, "")]).where("y") == "b.yaml:2: y"
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_files_that_name_each_other_end(write: Write) -> None:
 def test_the_file_that_wins_is_blamed(write: Write, order: str, winner: str) -> None:
     group = write("train/demo.yaml", "n: 1\n")
     path = write("c.yaml", f"defaults: {order}\ntrain:\n  n: 2\n")
-    assert locator([(group, "train"), (path, "")]).where("train.n") == f"{winner}: train.n"
+    assert index_sources([(group, "train"), (path, "")]).where("train.n") == f"{winner}: train.n"
 
 
 def test_the_command_line_is_blamed_for_what_it_sets(write: Write) -> None:
     path = write("c.yaml", "a:\n  b: 1\n  c: {d: 1}\n")
-    found = locator([(path, "")], ["a.b=2", "+a.new=1", "~a.gone", "++a.c={d: 2}", "+top.x=1"])
+    found = index_sources([(path, "")], ["a.b=2", "+a.new=1", "~a.gone", "++a.c={d: 2}", "+top.x=1"])
     assert found.where("a.b") == "command line: a.b"
     assert found.where("a.new") == "command line: a.new"
     assert found.where("a.gone") == "command line: a.gone"
@@ -99,26 +99,26 @@ def test_the_command_line_is_blamed_for_what_it_sets(write: Write) -> None:
 
 def test_overrides_as_hydra_keeps_them(write: Write) -> None:
     path = write("c.yaml", "a: 1\n")
-    found = locator([(path, "")], OmegaConf.create(["a=${nowhere}", "+b=1"]))
+    found = index_sources([(path, "")], OmegaConf.create(["a=${nowhere}", "+b=1"]))
     assert found.where("a") == "command line: a"
     assert found.where("b") == "command line: b"
 
 
 def test_choosing_a_group_file_sets_no_key(write: Write) -> None:
     path = write("train/other.yaml", "n: 1\n")
-    assert locator([(path, "train")], ["train=other"]).where("train.n") == "train/other.yaml:1: train.n"
+    assert index_sources([(path, "train")], ["train=other"]).where("train.n") == "train/other.yaml:1: train.n"
 
 
 def test_unreadable_files_only_make_messages_poorer(write: Write, tmp_path: Path) -> None:
     broken = write("broken.yaml", "a: [1\n")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe")
-    found = locator(
+    found = index_sources(
         [(tmp_path / "missing.yaml", ""), (broken, ""), (binary, ""), (write("empty.yaml", ""), "")]
     )
-    assert found == Locator()
+    assert found == SourceMap()
 
 
 def test_numbers_to_base_60_are_remembered(write: Write) -> None:
-    found = locator([(write("c.yaml", "a: 1:4\nb: '1:4'\nc: [2:30]\nd: 14\n"), "")])
+    found = index_sources([(write("c.yaml", "a: 1:4\nb: '1:4'\nc: [2:30]\nd: 14\n"), "")])
     assert found.base60 == {"a": "1:4", "c.0": "2:30"}

@@ -1,4 +1,4 @@
-"""What people and programs are told."""
+"""What people and services are told."""
 
 from __future__ import annotations
 

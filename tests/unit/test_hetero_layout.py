@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from flagscale.checks.hetero.keys import read
-from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, Mesh, Meshes, Place, groups
+from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, HeteroLayout, Mesh, RankPosition, groups
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.errors import UserError
 from flagscale.values import Host, Job
@@ -23,7 +23,7 @@ FLAT = [2, 1, 1, 1, 1, 1, 1, 1, 2, 1]
 THREE = [2, 1, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1, 2, 1]
 
 
-def layout(**given: Any) -> Meshes:
+def layout(**given: Any) -> HeteroLayout:
     found, wrong = read({f"hetero_{name}": value for name, value in given.items()}, 4)
     assert found is not None, wrong
     return found
@@ -36,29 +36,29 @@ def test_both_forms_read_alike() -> None:
     )
     assert flat == named
     assert str(flat) == "tp2 | dp2"
-    assert Meshes.from_json(flat.to_json()) == flat
+    assert HeteroLayout.from_json(flat.to_json()) == flat
     with pytest.raises(ValueError, match="not a layout"):
-        Meshes.from_json('{"meshes": [{"tp": 2}]}')
+        HeteroLayout.from_json('{"meshes": [{"tp": 2}]}')
 
 
 def test_micro_batches_ahead() -> None:
-    """One for each stage after it, and the extra ones for each border between meshes after it."""
+    """One for each stage after it, and the extra ones for each boundary between meshes after it."""
     three = [{"pp": 2, "layers": [1, 1]}, {"layers": [1]}, {"layers": [1]}]
     plain = layout(process_meshes=three, extra_micro_batches=0)
     assert [plain.warm_up(stage) for stage in range(4)] == [3, 2, 1, 0]
     assert [layout(process_meshes=three).warm_up(stage) for stage in range(4)] == [5, 4, 2, 0]
     most = layout(process_meshes=three, extra_micro_batches=3)
     assert [most.warm_up(stage) for stage in range(4)] == [9, 8, 4, 0]
-    assert Meshes.from_json(most.to_json()) == most
+    assert HeteroLayout.from_json(most.to_json()) == most
 
 
 def test_places_and_arguments() -> None:
     meshes = layout(process_meshes=[1, 2, 1, 2, 1, 2, 1, 1, 1, 2], pipeline_layer_split=[2, 1, 1])
     assert [list(meshes.ranks(number)) for number in (0, 1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert meshes.place(3) == Place(mesh=0, stage=0, tp=0, cp=1, dp=1)
-    assert meshes.place(6) == Place(mesh=1, stage=2, tp=0, cp=0, dp=0)
+    assert meshes.position(3) == RankPosition(mesh=0, stage=0, tp=0, cp=1, dp=1)
+    assert meshes.position(6) == RankPosition(mesh=1, stage=2, tp=0, cp=0, dp=0)
     with pytest.raises(ValueError, match="no rank 8"):
-        meshes.place(8)
+        meshes.position(8)
     values = {"micro_batch_size": 2, "make_vocab_size_divisible_by": 128, "sequence_parallel": True}
     assert meshes.arguments(values, 0) == {
         "tensor_model_parallel_size": 1,
@@ -92,8 +92,8 @@ def test_chunks_of_an_interleaved_pipeline(given: dict[str, Any]) -> None:
     assert [mesh.layers for mesh in meshes.meshes] == [((2, 2),), ((1, 1),)]
     assert meshes.chunks == 2
     assert meshes.pipeline_layout == "Ett|t|tt|tL"
-    assert [(source.index, target.index) for source, target in meshes.borders] == [(0, 1), (1, 0)]
-    assert Meshes.from_json(meshes.to_json()) == meshes
+    assert [(source.index, target.index) for source, target in meshes.boundaries] == [(0, 1), (1, 0)]
+    assert HeteroLayout.from_json(meshes.to_json()) == meshes
 
 
 def test_chunks_of_so_many_layers() -> None:
@@ -131,7 +131,7 @@ def test_the_job(build: Build) -> None:
     job = build({"hetero": {"enable_hetero": True, "hetero_process_meshes": THREE}, "num_layers": 6}, ranks=8)
     assert job.layout == "tp2 | tp2 x dp2 | dp2"
     argv = job.role.argv
-    sent = Meshes.from_json(argv[argv.index("--hetero-layout") + 1])
+    sent = HeteroLayout.from_json(argv[argv.index("--hetero-layout") + 1])
     assert [mesh.layers for mesh in sent.meshes] == [((2,),), ((2,),), ((2,),)]
     assert not [word for word in argv if word.startswith("--hetero-process")]
     assert "  1     any   2-5    2   1   1   2   1   2       1" in job.picture.splitlines()
@@ -170,7 +170,7 @@ def on_hosts(types: list[str], changes: dict[str, Any]) -> Job:
         arguments={**TASK, **changes},
     )
     hosts = tuple(Host(rank, f"h{rank}", 2, kind) for rank, kind in enumerate(types))
-    return MEGATRON.build(experiment, hosts, Locator())
+    return MEGATRON.build(experiment, hosts, SourceMap())
 
 
 TYPED = {"hetero_process_meshes": FLAT, "hetero_device_types": ["A800", "H800"]}

@@ -17,9 +17,9 @@ from flagscale.config.compat_v060 import (
     translate_experiment,
     translate_task,
 )
-from flagscale.config.engine_args import Leaf
+from flagscale.config.engine_args import FlatKey
 from flagscale.config.schema import Commands, ExperimentSection, Runner
-from flagscale.config.source_map import Locator
+from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 
 ADDED_BY_V060 = """
@@ -69,14 +69,14 @@ context_parallel_size distributed_backend exit_interval
 
 def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list[str], list[Problem]]:
     problems: list[Problem] = []
-    leaves = [Leaf(name, value, f"train.{name}") for name, value in tree.items()]
-    kept, environment, notices = translate_task(leaves, Locator(), problems)
-    return {leaf.name: leaf.value for leaf in kept}, environment, notices, problems
+    flat_keys = [FlatKey(name, value, f"train.{name}") for name, value in tree.items()]
+    kept, environment, notices = translate_task(flat_keys, SourceMap(), problems)
+    return {flat_key.name: flat_key.value for flat_key in kept}, environment, notices, problems
 
 
 @pytest.mark.parametrize("key", [*ADDED_BY_V060.split(), *IN_ITS_EXAMPLES.split()])
 def test_every_key_has_a_meaning_today_or_an_explanation(catalog: Catalog, key: str) -> None:
-    assert catalog.find(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS)
+    assert catalog.by_name.get(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS)
 
 
 @pytest.mark.parametrize("key", TASK)
@@ -96,7 +96,7 @@ def test_no_key_is_ignored_in_silence(catalog: Catalog, key: str) -> None:
 
 @pytest.mark.parametrize("key", [key for key, change in TASK.items() if change.act == "rename"])
 def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> None:
-    assert catalog.find(TASK[key].text)
+    assert catalog.by_name.get(TASK[key].text)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> No
 def test_a_key_that_switches_nothing_on_is_dropped_with_a_notice(key: str, value: object) -> None:
     kept, _, notices, problems = translate({key: value})
     assert (kept, problems) == ({}, [])
-    assert notices == [f"train.{key}: dropped, it switches nothing on"]
+    assert notices == [f"train.{key}: dropped, it has no effect"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_its_tokenizers_are_those_of_hugging_face(catalog: Catalog, name: str) -
     )
     assert kept == {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "./tokenizer"}
     assert name in notice
-    option = catalog.find("tokenizer_type")
+    option = catalog.by_name.get("tokenizer_type")
     assert option
     assert "HuggingFaceTokenizer" in option.choices
 
@@ -201,7 +201,7 @@ def test_a_rule_without_numbers_is_told_as_unknown() -> None:
 def experiment(**keys: Any) -> tuple[dict[str, Any], list[str], list[Problem]]:
     problems: list[Problem] = []
     tree = {"experiment": keys}
-    notices = translate_experiment(tree, Locator(), problems)
+    notices = translate_experiment(tree, SourceMap(), problems)
     return tree["experiment"], notices, problems
 
 
@@ -271,4 +271,4 @@ def test_other_programs_are_left_alone() -> None:
     "tree", [{}, {"experiment": None}, {"experiment": {"task": 4, "runner": [1], "ssh_port": 22}}]
 )
 def test_broken_trees_are_left_for_the_checks(tree: dict[str, Any]) -> None:
-    translate_experiment(tree, Locator(), [])
+    translate_experiment(tree, SourceMap(), [])

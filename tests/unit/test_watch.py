@@ -17,7 +17,7 @@ from flagscale.status import watch as follow_module
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import status_json
 from flagscale.status.watch import current_status, follow, statuses
-from flagscale.values import LaunchPlan, Program
+from flagscale.values import LaunchPlan, Service
 from tests.unit.plans import FakeHosts, host_status, make_plan, write_log
 
 
@@ -206,12 +206,12 @@ def test_a_host_that_never_answers_is_given_up(
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_host_may_finish_its_own_program_long_before_others(
+def test_a_host_may_finish_its_own_service_long_before_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tmp_path, 1, 1)
-    programs = (Program("engine", ("generate",)),)
-    plan = replace(plan, nodes=tuple(replace(node, programs=programs) for node in plan.nodes))
+    services = (Service("engine", ("generate",)),)
+    plan = replace(plan, nodes=tuple(replace(node, services=services) for node in plan.nodes))
     one = [host_status(plan, 0, "finished"), host_status(plan, 1, None, trouble=LOST)]
     both = [host_status(plan, rank, "finished") for rank in (0, 1)]
     looks = iter([*[one] * 100, both])

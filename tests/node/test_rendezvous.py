@@ -17,14 +17,14 @@ from typing import Any, Literal
 import pytest
 
 from flagscale.node import channel as link
-from flagscale.node import coordinator as hub
+from flagscale.node import coordinator as coordinator
 from flagscale.node import member
 from flagscale.node import rendezvous as peers
 from flagscale.node.channel import dial
-from flagscale.node.coordinator import Hub
+from flagscale.node.coordinator import Coordinator
 from flagscale.node.member import Member
 from flagscale.node.network import free_port, is_free, listen
-from flagscale.node.rendezvous import Go, Pumped, Word
+from flagscale.node.rendezvous import AttemptStart, ChannelEnd, Verdict
 from tests.node.conftest import wait_for
 
 HERE = "127.0.0.1"
@@ -40,7 +40,7 @@ class Star:
     def __init__(self, hosts: int, fewer: tuple[int, ...] = ()) -> None:
         self.port = free_port(HERE)
         names = {rank: f"node{rank}" for rank in range(hosts)}
-        self.ends: dict[int, Pumped] = {0: Hub(HERE, self.port, SECRET, names, fewer)}
+        self.ends: dict[int, ChannelEnd] = {0: Coordinator(HERE, self.port, SECRET, names, fewer)}
         for rank in range(1, hosts):
             self.join(rank)
         self._held = ExitStack()
@@ -48,29 +48,31 @@ class Star:
     def join(self, rank: int, secret: bytes = SECRET) -> None:
         self.ends[rank] = Member(HERE, self.port, secret, rank, "node0")
 
-    def assemble(self, attempt: int, *ranks: int, seconds: float = 10) -> dict[int, Go | Word]:
+    def rendezvous(self, attempt: int, *ranks: int, seconds: float = 10) -> dict[int, AttemptStart | Verdict]:
         """Have these (default: all) wait for each other."""
         taking_part = ranks or tuple(self.ends)
         with ThreadPoolExecutor() as pool:
             waits = {
-                rank: pool.submit(self.ends[rank].assemble, attempt, seconds, lambda: False)  # type: ignore[attr-defined]
+                rank: pool.submit(self.ends[rank].rendezvous, attempt, seconds, lambda: False)  # type: ignore[attr-defined]
                 for rank in taking_part
             }
             return {rank: wait.result() for rank, wait in waits.items()}
 
     def begin(self, attempt: int, *ranks: int) -> None:
         everybody = ranks or tuple(self.ends)
-        go = Go(attempt, tuple(sorted(everybody)))
-        assert self.assemble(attempt, *everybody) == dict.fromkeys(everybody, go)
+        begin = AttemptStart(attempt, tuple(sorted(everybody)))
+        assert self.rendezvous(attempt, *everybody) == dict.fromkeys(everybody, begin)
 
-    def tell(self, rank: int, attempt: int, kind: Literal["failed", "hung", "stopped", "finished"]) -> Word:
-        word = Word(attempt, kind, rank, f"node{rank}: {kind}")
-        self.ends[rank].tell(word)  # type: ignore[attr-defined]
-        return word
+    def tell(
+        self, rank: int, attempt: int, kind: Literal["failed", "hung", "stopped", "finished"]
+    ) -> Verdict:
+        verdict = Verdict(attempt, kind, rank, f"node{rank}: {kind}")
+        self.ends[rank].tell(verdict)  # type: ignore[attr-defined]
+        return verdict
 
-    def words(self, *ranks: int) -> list[Word]:
-        """Wait until each of these has a word."""
-        return [wait_for(self.ends[rank].word, TOLD) for rank in ranks]  # type: ignore[misc]
+    def words(self, *ranks: int) -> list[Verdict]:
+        """Wait until each of these has a verdict."""
+        return [wait_for(self.ends[rank].verdict, TOLD) for rank in ranks]  # type: ignore[misc]
 
     def lose(self, rank: int, how: str) -> None:
         """`closed`: its process ends; `silent`: the host is cut off; `cut`: only the connection is."""
@@ -113,7 +115,7 @@ def star(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Star]]:
 def test_all_begin_together_and_nothing_is_left_listening(star: Callable[..., Star]) -> None:
     stars = star(4)
     stars.begin(0)
-    assert [end.word() for end in stars.ends.values()] == [None] * 4
+    assert [end.verdict() for end in stars.ends.values()] == [None] * 4
     stars.close()
     assert is_free(HERE, stars.port)
 
@@ -124,11 +126,11 @@ def test_members_may_come_before_the_hub(star: Callable[..., Star]) -> None:
     for rank in (1, 2):
         stars.join(rank)
     with ThreadPoolExecutor() as pool:
-        early = pool.submit(stars.assemble, 0, 1, 2)
+        early = pool.submit(stars.rendezvous, 0, 1, 2)
         time.sleep(0.15)
-        stars.ends[0] = Hub(HERE, stars.port, SECRET, {0: "node0", 1: "node1", 2: "node2"}, ())
-        assert stars.assemble(0, 0) == {0: Go(0, (0, 1, 2))}
-        assert set(early.result().values()) == {Go(0, (0, 1, 2))}
+        stars.ends[0] = Coordinator(HERE, stars.port, SECRET, {0: "node0", 1: "node1", 2: "node2"}, ())
+        assert stars.rendezvous(0, 0) == {0: AttemptStart(0, (0, 1, 2))}
+        assert set(early.result().values()) == {AttemptStart(0, (0, 1, 2))}
 
 
 def test_who_does_not_know_the_secret_never_joins(star: Callable[..., Star]) -> None:
@@ -139,35 +141,35 @@ def test_who_does_not_know_the_secret_never_joins(star: Callable[..., Star]) -> 
     over = threading.Event()
     with ThreadPoolExecutor() as pool:
         outsiders = [
-            pool.submit(stars.ends[rank].assemble, 0, 60, over.is_set)  # type: ignore[attr-defined]
+            pool.submit(stars.ends[rank].rendezvous, 0, 60, over.is_set)  # type: ignore[attr-defined]
             for rank in (2, 3)
         ]
-        found = stars.assemble(0, 0, 1, seconds=2)
+        found = stars.rendezvous(0, 0, 1, seconds=2)
         assert not [outsider for outsider in outsiders if outsider.done()]
         over.set()
     # Both who know it tell the same.
-    assert set(found.values()) == {Word(0, "failed", 0, "not heard of within 2 s: node2")}
+    assert set(found.values()) == {Verdict(0, "failed", 0, "not heard of within 2 s: node2")}
     assert dial(HERE, stars.port, b"of another run", 1.0) is None
 
 
 def test_one_who_listens_without_the_secret_is_not_believed(star: Callable[..., Star]) -> None:
-    """Whoever has got hold of the hub's port cannot give the members orders."""
+    """Whoever has got hold of the coordinator's port cannot give the members orders."""
     stars = star(1)
     stars.ends.pop(0).close()
     stars.join(1)
     with listen(HERE, stars.port) as impostor, ThreadPoolExecutor() as pool:
-        waiting = pool.submit(stars.assemble, 0, 1, seconds=1 - member._MARGIN)
+        waiting = pool.submit(stars.rendezvous, 0, 1, seconds=1 - member._MARGIN)
         channel, _ = impostor.accept()
         with channel:
             challenge = b"#CHALLENGE#{sha256}" + bytes(40)
             channel.sendall(struct.pack("!i", len(challenge)) + challenge)
             channel.recv(1000)
-            for answer in (b"#WELCOME#", b'{"go": 0, "hosts": [0, 1]}'):
+            for answer in (b"#WELCOME#", b'{"begin": 0, "hosts": [0, 1]}'):
                 channel.sendall(struct.pack("!i", len(answer)) + answer)
-            (word,) = waiting.result().values()
-    assert isinstance(word, Word)
-    assert "node0 at 127.0.0.1 port" in word.text
-    assert "cannot be reached" in word.text
+            (verdict,) = waiting.result().values()
+    assert isinstance(verdict, Verdict)
+    assert "node0 at 127.0.0.1 port" in verdict.text
+    assert "cannot be reached" in verdict.text
 
 
 def test_who_was_paused_blames_nobody_for_the_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +201,7 @@ def test_strangers_do_not_disturb(star: Callable[..., Star]) -> None:
         stars.begin(0)
         assert time.monotonic() - began < TOLD
         time.sleep(SILENCE + 0.5)
-        assert [end.word() for end in stars.ends.values()] == [None] * 3
+        assert [end.verdict() for end in stars.ends.values()] == [None] * 3
         # Nobody waits for them for ever.
         stranger = strangers.enter_context(socket.create_connection((HERE, stars.port)))
         stranger.settimeout(TOLD)
@@ -232,8 +234,8 @@ def test_the_hub_is_lost(star: Callable[..., Star], how: str) -> None:
     stars.lose(0, how)
     told = stars.words(1, 2)
     assert time.monotonic() - began < TOLD
-    assert {(word.attempt, word.kind, word.host) for word in told} == {(0, "failed", 0)}
-    assert all(word.text.startswith("node0: ") for word in told)
+    assert {(verdict.attempt, verdict.kind, verdict.host) for verdict in told} == {(0, "failed", 0)}
+    assert all(verdict.text.startswith("node0: ") for verdict in told)
 
 
 def test_a_member_that_connects_anew_before_its_loss_shows(star: Callable[..., Star]) -> None:
@@ -243,7 +245,7 @@ def test_a_member_that_connects_anew_before_its_loss_shows(star: Callable[..., S
     first = stars.ends[2]
     stars.join(2)
     stars.ends[2]._ready = 0  # type: ignore[attr-defined]
-    assert {word.host for word in stars.words(0, 1)} == {2}
+    assert {verdict.host for verdict in stars.words(0, 1)} == {2}
     first.close()
 
 
@@ -254,12 +256,12 @@ def test_a_word_reaches_all(
 ) -> None:
     stars = star(3)
     stars.begin(0)
-    word = stars.tell(rank, 0, kind)
-    assert stars.words(0, 1, 2) == [word] * 3
+    verdict = stars.tell(rank, 0, kind)
+    assert stars.words(0, 1, 2) == [verdict] * 3
     # The first one counts.
     stars.tell(2, 0, "failed")
     time.sleep(0.15)
-    assert stars.words(0, 1, 2) == [word] * 3
+    assert stars.words(0, 1, 2) == [verdict] * 3
 
 
 def test_the_end_of_a_host_that_has_finished_is_no_failure(star: Callable[..., Star]) -> None:
@@ -269,7 +271,7 @@ def test_the_end_of_a_host_that_has_finished_is_no_failure(star: Callable[..., S
         stars.tell(rank, 0, "finished")
         stars.lose(rank, "closed")
     time.sleep(0.3)
-    assert [stars.ends[rank].word() for rank in (0, 3)] == [None, None]
+    assert [stars.ends[rank].verdict() for rank in (0, 3)] == [None, None]
     # Those who have not finished are watched still.
     stars.lose(3, "closed")
     assert stars.words(0)[0].host == 3
@@ -281,11 +283,11 @@ def test_the_hub_may_finish_first(star: Callable[..., Star]) -> None:
     stars.tell(0, 0, "finished")
     stars.lose(0, "closed")
     time.sleep(0.3)
-    assert [stars.ends[rank].word() for rank in (1, 2)] == [None, None]
+    assert [stars.ends[rank].verdict() for rank in (1, 2)] == [None, None]
     # There is no next attempt without it.
-    (word,) = stars.assemble(1, 1).values()
-    assert isinstance(word, Word)
-    assert word.text == "the job has ended on node0"
+    (verdict,) = stars.rendezvous(1, 1).values()
+    assert isinstance(verdict, Verdict)
+    assert verdict.text == "the job has ended on node0"
 
 
 def test_the_next_attempt_begins_with_all_of_them(star: Callable[..., Star]) -> None:
@@ -294,11 +296,11 @@ def test_the_next_attempt_begins_with_all_of_them(star: Callable[..., Star]) -> 
     stars.lose(1, "cut")
     stars.words(0, 1, 2)
     stars.begin(1)
-    assert [end.word() for end in stars.ends.values()] == [None] * 3
+    assert [end.verdict() for end in stars.ends.values()] == [None] * 3
     # What is said of an attempt that is over counts no more.
     stars.tell(2, 0, "failed")
     time.sleep(0.15)
-    assert [end.word() for end in stars.ends.values()] == [None] * 3
+    assert [end.verdict() for end in stars.ends.values()] == [None] * 3
     stars.lose(2, "closed")
     stars.words(0, 1)
     stars.join(2)
@@ -322,30 +324,33 @@ def test_a_loss_that_shows_late_does_not_end_the_next_attempt(star: Callable[...
     stars.lose(2, "silent")
     stars.tell(1, 0, "failed")
     stars.words(0, 1)
-    assert stars.assemble(1, 0, 1, seconds=SILENCE + 1) == {0: Go(1, (0, 1)), 1: Go(1, (0, 1))}
-    assert [stars.ends[rank].word() for rank in (0, 1)] == [None, None]
+    assert stars.rendezvous(1, 0, 1, seconds=SILENCE + 1) == {
+        0: AttemptStart(1, (0, 1)),
+        1: AttemptStart(1, (0, 1)),
+    }
+    assert [stars.ends[rank].verdict() for rank in (0, 1)] == [None, None]
 
 
 def test_with_fewer_hosts_when_some_stay_away(star: Callable[..., Star]) -> None:
     stars = star(4, (2, 1))
     # The first attempt takes all or none.
     stars.ends.pop(3).close()
-    missing = Word(0, "failed", 0, "not heard of within 2 s: node3")
-    assert set(stars.assemble(0, seconds=2).values()) == {missing}
+    missing = Verdict(0, "failed", 0, "not heard of within 2 s: node3")
+    assert set(stars.rendezvous(0, seconds=2).values()) == {missing}
     stars.join(3)
     stars.begin(1)
     stars.lose(3, "closed")
     stars.words(0, 1, 2)
     # Three would not fit: one that is there is left out as well, and told.
-    found = stars.assemble(2, seconds=2)
-    assert found[0] == found[1] == Go(2, (0, 1))
-    assert found[2] == Word(2, "failed", 2, "this host came too late: the job goes on without it")
-    # It may go, and so may one that comes later; neither disturbs.
+    found = stars.rendezvous(2, seconds=2)
+    assert found[0] == found[1] == AttemptStart(2, (0, 1))
+    assert found[2] == Verdict(2, "failed", 2, "this host came too late: the job goes on without it")
+    # It may begin, and so may one that comes later; neither disturbs.
     stars.lose(2, "closed")
     stars.join(3)
-    (late,) = stars.assemble(2, 3).values()
-    assert late == Word(2, "failed", 3, "this host came too late: the job goes on without it")
-    assert [stars.ends[rank].word() for rank in (0, 1)] == [None, None]
+    (late,) = stars.rendezvous(2, 3).values()
+    assert late == Verdict(2, "failed", 3, "this host came too late: the job goes on without it")
+    assert [stars.ends[rank].verdict() for rank in (0, 1)] == [None, None]
 
 
 def test_too_few_hosts_are_told_who_is_missing(star: Callable[..., Star]) -> None:
@@ -354,16 +359,16 @@ def test_too_few_hosts_are_told_who_is_missing(star: Callable[..., Star]) -> Non
     for rank in (2, 3):
         stars.lose(rank, "closed")
     stars.words(0, 1)
-    missing = Word(1, "failed", 0, "not heard of within 2 s: node2, node3")
-    assert set(stars.assemble(1, 0, 1, seconds=2).values()) == {missing}
+    missing = Verdict(1, "failed", 0, "not heard of within 2 s: node2, node3")
+    assert set(stars.rendezvous(1, 0, 1, seconds=2).values()) == {missing}
     # Who comes after that need not wait.
     stars.join(2)
-    assert stars.assemble(1, 2) == {2: missing}
+    assert stars.rendezvous(1, 2) == {2: missing}
 
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (hub, member):
+    for module in (coordinator, member):
         monkeypatch.setattr(module, "COMING_BACK", 0.5)
 
 
@@ -374,17 +379,17 @@ def test_nobody_waits_for_members_that_are_gone(star: Callable[..., Star]) -> No
     stars.lose(3, "closed")
     stars.words(0, 1, 2)
     begun = time.monotonic()
-    left_out = Word(1, "failed", 2, "this host came too late: the job goes on without it")
-    assert stars.assemble(1, seconds=60) == {**dict.fromkeys((0, 1), Go(1, (0, 1))), 2: left_out}
+    left_out = Verdict(1, "failed", 2, "this host came too late: the job goes on without it")
+    assert stars.rendezvous(1, seconds=60) == {**dict.fromkeys((0, 1), AttemptStart(1, (0, 1))), 2: left_out}
     # And so in every later attempt.
     stars.lose(2, "closed")
     stars.tell(1, 1, "failed")
     stars.words(0, 1)
-    assert stars.assemble(2, seconds=60) == dict.fromkeys((0, 1), Go(2, (0, 1)))
+    assert stars.rendezvous(2, seconds=60) == dict.fromkeys((0, 1), AttemptStart(2, (0, 1)))
     stars.lose(1, "closed")
     stars.words(0)
     gone = "; ".join(f"node{rank}: its supervisor is gone" for rank in (1, 2, 3))
-    assert stars.assemble(3, seconds=60) == {0: Word(3, "failed", 0, gone)}
+    assert stars.rendezvous(3, seconds=60) == {0: Verdict(3, "failed", 0, gone)}
     assert time.monotonic() - begun < 20
 
 
@@ -405,8 +410,8 @@ def test_nobody_waits_for_a_hub_that_is_gone(star: Callable[..., Star]) -> None:
     stars.lose(0, "closed")
     stars.words(1, 2)
     begun = time.monotonic()
-    gone = Word(1, "failed", 0, "node0: its supervisor is gone")
-    assert stars.assemble(1, seconds=60) == {1: gone, 2: gone}
+    gone = Verdict(1, "failed", 0, "node0: its supervisor is gone")
+    assert stars.rendezvous(1, seconds=60) == {1: gone, 2: gone}
     assert time.monotonic() - begun < 10
 
 
@@ -414,6 +419,6 @@ def test_a_stop_ends_the_wait(star: Callable[..., Star]) -> None:
     stars = star(3)
     for rank in (0, 1):
         began = time.monotonic()
-        word = stars.ends[rank].assemble(0, 60, lambda: True)  # type: ignore[attr-defined]
-        assert (word.kind, word.host) == ("stopped", rank)
+        verdict = stars.ends[rank].rendezvous(0, 60, lambda: True)  # type: ignore[attr-defined]
+        assert (verdict.kind, verdict.host) == ("stopped", rank)
         assert time.monotonic() - began < 1

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.run.state import ProgramPhase, ProgramState, from_json, to_json
+from flagscale.run.state import ServicePhase, ServiceState, from_json, to_json
 from flagscale.status.model import change, job_status, status_json
-from flagscale.status.text import plan_text, program_lines, started_text
-from flagscale.values import LaunchPlan, Program
+from flagscale.status.text import plan_text, service_lines, started_text
+from flagscale.values import LaunchPlan, Service
 from tests.unit.plans import host_status, make_plan
 
 
@@ -20,14 +20,14 @@ def plan() -> LaunchPlan:
     """Two servers on one host."""
     plan = make_plan(Path("/runs/demo"), 2)
     servers = tuple(
-        Program(f"one.{number}", ("python", "server"), f"http://127.0.0.1:{8000 + number}", "m")
+        Service(f"one.{number}", ("python", "server"), f"http://127.0.0.1:{8000 + number}", "m")
         for number in range(2)
     )
-    return replace(plan, nodes=(replace(plan.nodes[0], programs=servers),))
+    return replace(plan, nodes=(replace(plan.nodes[0], services=servers),))
 
 
-def state(number: int, phase: ProgramPhase, **more: object) -> tuple[str, ProgramState]:
-    one = ProgramState(f"one.{number}", phase, f"http://127.0.0.1:{8000 + number}", "m", since=time.time())
+def state(number: int, phase: ServicePhase, **more: object) -> tuple[str, ServiceState]:
+    one = ServiceState(f"one.{number}", phase, f"http://127.0.0.1:{8000 + number}", "m", since=time.time())
     return "localhost", replace(one, **more)  # type: ignore[arg-type]
 
 
@@ -44,23 +44,23 @@ def state(number: int, phase: ProgramPhase, **more: object) -> tuple[str, Progra
     ],
 )
 def test_servers_run_once_all_have_answered(
-    plan: LaunchPlan, first: ProgramPhase | None, second: ProgramPhase | None, together: str
+    plan: LaunchPlan, first: ServicePhase | None, second: ServicePhase | None, together: str
 ) -> None:
     told = [state(number, phase) for number, phase in enumerate((first, second)) if phase]
     assert job_status(plan, [host_status(plan, 0, "running")], None, told).phase == together
     assert job_status(plan, [host_status(plan, 0, "failed")], None, told).phase == "failed"
 
 
-def test_a_line_a_program() -> None:
-    batch = ("gpu-1", ProgramState("generate", "running", done=3, total=8, tokens_per_s=1234.0))
+def test_a_line_a_service() -> None:
+    batch = ("gpu-1", ServiceState("generate", "running", done=3, total=8, tokens_per_s=1234.0))
     ready = state(1, "ready", requests_running=2, requests_waiting=1, tokens_per_s=310.4)
     loading = state(0, "starting", last_line="Loading weights: 40 %")
-    assert program_lines([loading, ready, batch]) == [
+    assert service_lines([loading, ready, batch]) == [
         "one.0     http://127.0.0.1:8000  starting for 0s: Loading weights: 40 %",
         "one.1     http://127.0.0.1:8001  ready  2 running, 1 waiting  310 tokens/s  model m",
         "generate  gpu-1                  running  3/8 prompts  1.23k tokens/s",
     ]
-    assert program_lines([]) == []
+    assert service_lines([]) == []
 
 
 def test_what_is_new_to_tell() -> None:
@@ -79,12 +79,12 @@ def test_states_are_those_of_the_run_alone() -> None:
         assert from_json(other, "run-1") == ()
 
 
-def test_what_is_printed_of_a_job_of_programs(plan: LaunchPlan) -> None:
+def test_what_is_printed_of_a_job_of_services(plan: LaunchPlan) -> None:
     assert "  m  http://127.0.0.1:8001/v1" in started_text(plan)
     assert "checkpoints" not in started_text(plan)
     text = plan_text(plan, "config")
-    assert "demo: 2 programs on 1 host" in text
-    assert "# program one.1\n#   python server\n" in text
+    assert "demo: 2 services on 1 host" in text
+    assert "# service one.1\n#   python server\n" in text
     told = status_json(job_status(plan, [host_status(plan, 0, "running")], None, [state(0, "ready")]))
     assert told["programs"][0]["host"] == "localhost"
     assert told["programs"][0]["url"] == "http://127.0.0.1:8000"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flagscale.config.schema import Commands
 from flagscale.plan.placement import new_run_id, secrets
-from flagscale.values import Program
+from flagscale.values import Service
 from tests.unit.plans import make_experiment, make_job, make_plan, options
 
 RUN = Path("/runs/demo")
@@ -48,14 +48,14 @@ def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -
     found = [options(node) for node in plan.nodes]
     assert [int(option["--nproc-per-node"]) for option in found] == slots
     assert [int(option["--node-rank"]) for option in found] == list(range(len(slots)))
-    meeting = {
+    rendezvous = {
         tuple(
             option[f"--{name}"]
             for name in ("nnodes", "rdzv-backend", "master-addr", "master-port", "rdzv-id")
         )
         for option in found
     }
-    assert meeting == {(str(len(slots)), "static", "node0", "29500", "demo-1")}
+    assert rendezvous == {(str(len(slots)), "static", "node0", "29500", "demo-1")}
     for field in ("failure_file", "host"):
         assert len({getattr(node, field) for node in plan.nodes}) == len(slots)
     assert len({option["--log-dir"] for option in found}) == len(slots)
@@ -126,7 +126,7 @@ def test_the_user_has_the_last_word_in_the_environment_but_for_the_marks_of_the_
         "FLAGSCALE_RUN_ID": "demo-1",
         "FLAGSCALE_HOST_RANK": "0",
         "FLAGSCALE_FAILURE_FILE": "/runs/demo/logs/pids/host_0_localhost.failure.json",
-        "FLAGSCALE_BEAT_FILE": "/runs/demo/logs/pids/host_0_localhost.beat",
+        "FLAGSCALE_HEARTBEAT_FILE": "/runs/demo/logs/pids/host_0_localhost.heartbeat",
     }
 
 
@@ -139,7 +139,7 @@ def test_secrets_are_no_part_of_the_plan() -> None:
     assert "geheim" not in make_plan(RUN, job=job, envs=envs).to_json()
 
 
-def test_a_script_is_a_program_too() -> None:
+def test_a_script_is_a_service_too() -> None:
     plan = make_plan(RUN, job=make_job(2, entrypoint="/path with/train.py"))
     assert plan.nodes[0].argv[-3:] == ("/path with/train.py", "--lr", "1e-3")
     assert "--module" not in plan.nodes[0].argv
@@ -155,11 +155,11 @@ def test_a_run_id_is_safe_everywhere(name: str) -> None:
 
 def test_programs_run_in_place_of_ranks_without_what_only_ranks_need() -> None:
     job = make_job(2, entrypoint="a.server")
-    server = Program("one", ("--port", "8000"), "http://127.0.0.1:8000", "m", {"DEVICES": "0"})
-    ranks, servers = make_plan(RUN, job=job), make_plan(RUN, job=replace(job, programs={0: (server,)}))
+    server = Service("one", ("--port", "8000"), "http://127.0.0.1:8000", "m", {"DEVICES": "0"})
+    ranks, servers = make_plan(RUN, job=job), make_plan(RUN, job=replace(job, services={0: (server,)}))
     node = servers.nodes[0]
-    assert node.argv == ("/usr/bin/python3", "-m", "flagscale.node", "programs", str(RUN), "0", "demo-1")
-    assert node.programs == (replace(server, argv=("/usr/bin/python3", "-m", "a.server", "--port", "8000")),)
+    assert node.argv == ("/usr/bin/python3", "-m", "flagscale.node", "services", str(RUN), "0", "demo-1")
+    assert node.services == (replace(server, argv=("/usr/bin/python3", "-m", "a.server", "--port", "8000")),)
     assert ranks.nodes[0].env["ORDER"] == "kept"
     assert "ORDER" not in node.env
     assert node.env["CHIP_MODE"] == "fast"

@@ -17,11 +17,11 @@ from flagscale.actions import _until_ready
 from flagscale.node import processes
 from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import ProgramState
+from flagscale.run.state import ServiceState
 from flagscale.status.model import JobStatus
 from flagscale.status.text import status_text
-from flagscale.status.watch import current_status, follow_programs
-from flagscale.values import LaunchPlan, Program
+from flagscale.status.watch import current_status, follow_services
+from flagscale.values import LaunchPlan, Service
 from flagscale_testing.jobs.plans import SERVER
 from tests.node.conftest import FakeJob, wait_for
 
@@ -38,14 +38,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture
-def programs(make_job: MakeJob) -> Programs:
-    """Make a job of servers, one for each list of behaviours; `batch` makes it one of programs that end."""
+def services(make_job: MakeJob) -> Programs:
+    """Make a job of servers, one for each list of behaviours; `batch` makes it one of services that end."""
 
     def make(*behaviours: list[str], batch: bool = False, **changes: object) -> FakeJob:
         job = make_job(task_type="inference" if batch else "serve", **changes)
         names = [f"one.{number}" for number in range(len(behaviours))]
         made = [
-            Program(
+            Service(
                 name=name,
                 argv=(sys.executable, "-S", str(SERVER), str(port), *told),
                 url="" if batch else f"http://127.0.0.1:{port}",
@@ -57,15 +57,15 @@ def programs(make_job: MakeJob) -> Programs:
             )
         ]
         plan = job.plan
-        words = ("-m", "flagscale.node", "programs", plan.exp_dir, "0", plan.run_id)
-        node = replace(plan.nodes[0], argv=(sys.executable, *words), programs=tuple(made))
+        words = ("-m", "flagscale.node", "services", plan.exp_dir, "0", plan.run_id)
+        node = replace(plan.nodes[0], argv=(sys.executable, *words), services=tuple(made))
         return replace(job, plan=replace(plan, nodes=(node,)))
 
     return make
 
 
-def states(plan: LaunchPlan) -> list[ProgramState]:
-    return [state for _, state in current_status(plan).programs]
+def states(plan: LaunchPlan) -> list[ServiceState]:
+    return [state for _, state in current_status(plan).services]
 
 
 def is_ready(plan: LaunchPlan) -> bool:
@@ -77,11 +77,11 @@ def pid(job: FakeJob, number: int) -> int:
 
 
 def test_servers_run_once_all_have_answered(
-    programs: Programs, capsys: pytest.CaptureFixture[str], decoys: list[psutil.Process]
+    services: Programs, capsys: pytest.CaptureFixture[str], decoys: list[psutil.Process]
 ) -> None:
-    job = programs([], ["late:5", "child"]).start({"VLLM_API_KEY": "geheim"})
+    job = services([], ["late:5", "child"]).start({"VLLM_API_KEY": "geheim"})
     assert current_status(job.plan).phase == "starting"
-    status = follow_programs(job.plan, lambda status: status.phase != "starting")
+    status = follow_services(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
     assert "starting" in capsys.readouterr().out
     wait_for(lambda: states(job.plan)[0].tokens_per_s, 15)
@@ -94,7 +94,7 @@ def test_servers_run_once_all_have_answered(
     log = job.log()
     assert "[one.0] key geheim device 0\n" in log
     assert "[one.1] key geheim device 1\n" in log
-    assert RunDir(Path(job.plan.exp_dir)).program_log(job.host, "one.1").read_text() in log.replace(
+    assert RunDir(Path(job.plan.exp_dir)).service_log(job.host, "one.1").read_text() in log.replace(
         "[one.1] ", ""
     )
     assert job.stop()["ok"]
@@ -103,8 +103,8 @@ def test_servers_run_once_all_have_answered(
     assert [state.phase for state in states(job.plan)] == ["stopped", "stopped"]
 
 
-def test_a_killed_server_ends_all_of_them(programs: Programs, decoys: list[psutil.Process]) -> None:
-    job = programs(["child"], []).start()
+def test_a_killed_server_ends_all_of_them(services: Programs, decoys: list[psutil.Process]) -> None:
+    job = services(["child"], []).start()
     wait_for(lambda: is_ready(job.plan), 20)
     os.kill(pid(job, 0), signal.SIGKILL)
     wait_for(lambda: job.state().phase == "failed", 20)
@@ -116,8 +116,8 @@ def test_a_killed_server_ends_all_of_them(programs: Programs, decoys: list[psuti
 
 
 @pytest.mark.parametrize("member", ["engine", "supervisor"])
-def test_whoever_is_killed_nothing_is_left(programs: Programs, member: str) -> None:
-    job = programs(["child"]).start()
+def test_whoever_is_killed_nothing_is_left(services: Programs, member: str) -> None:
+    job = services(["child"]).start()
     wait_for(lambda: is_ready(job.plan), 20)
     job.member(member).kill()
     wait_for(job.is_gone, 20)
@@ -125,18 +125,18 @@ def test_whoever_is_killed_nothing_is_left(programs: Programs, member: str) -> N
     assert states(job.plan)[0].phase in ("stopped", "failed")
 
 
-def test_the_engine_s_own_error_is_told(programs: Programs) -> None:
-    job = programs(["raise"]).start()
+def test_the_engine_s_own_error_is_told(services: Programs) -> None:
+    job = services(["raise"]).start()
     status = wait_for(lambda: (now := current_status(job.plan)).phase == "failed" and now, 20)
     assert isinstance(status, JobStatus)
     text = status_text(status)
     assert "`one.0` ended with exit code 1: ValueError: no such weights" in text
-    assert "log of the program" in text
+    assert "log of the service" in text
     assert status.exit_code == 1
 
 
-def test_a_server_that_ends_well_has_failed_all_the_same(programs: Programs) -> None:
-    job = programs(["exit:0:0.5"], []).start()
+def test_a_server_that_ends_well_has_failed_all_the_same(services: Programs) -> None:
+    job = services(["exit:0:0.5"], []).start()
     wait_for(lambda: job.state().phase == "failed", 20)
     failure = job.state().failure
     assert failure is not None
@@ -145,15 +145,15 @@ def test_a_server_that_ends_well_has_failed_all_the_same(programs: Programs) -> 
     assert job.state().exit_code == 1
 
 
-def test_a_server_that_answers_no_more_is_told(programs: Programs) -> None:
-    job = programs(["sick"]).start()
+def test_a_server_that_answers_no_more_is_told(services: Programs) -> None:
+    job = services(["sick"]).start()
     wait_for(lambda: states(job.plan) and states(job.plan)[0].phase == "unhealthy", 20)
     assert current_status(job.plan).phase == "running"
     assert "unhealthy" in status_text(current_status(job.plan))
 
 
-def test_servers_that_hang_are_ended(programs: Programs) -> None:
-    job = programs([])
+def test_servers_that_hang_are_ended(services: Programs) -> None:
+    job = services([])
     recovery = replace(job.plan.recovery, hang_timeout=2.0)
     job = replace(job, plan=replace(job.plan, recovery=recovery)).start()
     wait_for(lambda: is_ready(job.plan), 20)
@@ -165,35 +165,35 @@ def test_servers_that_hang_are_ended(programs: Programs) -> None:
     wait_for(job.is_gone)
 
 
-def test_a_batch_tells_how_far_it_is_and_ends(programs: Programs, capsys: pytest.CaptureFixture[str]) -> None:
-    job = programs(["progress:3:8", "exit:0:8"], batch=True).start()
-    status = follow_programs(job.plan, lambda status: status.ended)
+def test_a_batch_tells_how_far_it_is_and_ends(services: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    job = services(["progress:3:8", "exit:0:8"], batch=True).start()
+    status = follow_services(job.plan, lambda status: status.ended)
     assert status.phase == "finished"
     assert status.exit_code == 0
     assert "running  3/8 prompts  7.5 tokens/s" in capsys.readouterr().out
     assert [state.phase for state in states(job.plan)] == ["finished"]
 
 
-def test_a_batch_that_fails(programs: Programs) -> None:
-    job = programs(["exit:2:0"], ["exit:0:60"], batch=True).start()
+def test_a_batch_that_fails(services: Programs) -> None:
+    job = services(["exit:2:0"], ["exit:0:60"], batch=True).start()
     wait_for(lambda: job.state().phase == "failed", 20)
     assert job.state().exit_code == 2
     wait_for(job.is_gone)
 
 
-def test_what_an_earlier_run_wrote_is_not_told(programs: Programs) -> None:
-    job = programs([]).start()
+def test_what_an_earlier_run_wrote_is_not_told(services: Programs) -> None:
+    job = services([]).start()
     wait_for(lambda: is_ready(job.plan), 20)
     job.stop()
-    again = programs(["late:60"]).start()
+    again = services(["late:60"]).start()
     assert again.plan.exp_dir == job.plan.exp_dir
     assert current_status(again.plan).phase == "starting"
     launcher.stop(again.plan)
     assert not processes.of_run(again.plan.run_id)
 
 
-def test_servers_that_hang_while_they_load_are_ended(programs: Programs) -> None:
-    job = programs(["late:60"])
+def test_servers_that_hang_while_they_load_are_ended(services: Programs) -> None:
+    job = services(["late:60"])
     recovery = replace(job.plan.recovery, hang_timeout=1.0)
     job = replace(job, plan=replace(job.plan, recovery=recovery, ready_timeout=2.0)).start()
     wait_for(lambda: job.state().phase == "failed", 30)
@@ -203,33 +203,33 @@ def test_servers_that_hang_while_they_load_are_ended(programs: Programs) -> None
 
 
 def test_a_server_that_fails_after_days_is_told_by_what_it_printed_since_it_answered(
-    programs: Programs,
+    services: Programs,
 ) -> None:
-    job = programs(["harmless", "raise_when_asked:3"]).start()
+    job = services(["harmless", "raise_when_asked:3"]).start()
     wait_for(lambda: job.state().phase == "failed", 30)
     failure = job.state().failure
     assert failure is not None
     assert failure.message == "`one.0` ended with exit code 1: RuntimeError: asked too often"
 
 
-def test_a_full_disk_stops_no_server(programs: Programs) -> None:
-    job = programs(["noisy"])
-    log = job.files.program_log(job.host, "one.0")
+def test_a_full_disk_stops_no_server(services: Programs) -> None:
+    job = services(["noisy"])
+    log = job.files.service_log(job.host, "one.0")
     log.parent.mkdir(parents=True)
     log.symlink_to("/dev/full")
     job.start()
     wait_for(lambda: is_ready(job.plan), 20)
-    assert "what programs print is lost: " in job.log()
+    assert "what services print is lost: " in job.log()
     assert job.stop()["ok"]
 
 
 def test_devices_are_counted_among_those_that_the_host_shows(
-    programs: Programs, monkeypatch: pytest.MonkeyPatch
+    services: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flagscale.node.service import _devices
 
-    host = replace(programs([]).host, platform="nvidia", slots=2)
-    own = Program("one", (), devices=(1,))
+    host = replace(services([]).host, platform="nvidia", slots=2)
+    own = Service("one", (), devices=(1,))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert _devices(own, host) == {"CUDA_VISIBLE_DEVICES": "1"}
     assert _devices(replace(own, devices=()), host) == {}
@@ -240,26 +240,26 @@ def test_devices_are_counted_among_those_that_the_host_shows(
         _devices(own, host)
 
 
-def test_a_start_waits_until_servers_answer(programs: Programs, capsys: pytest.CaptureFixture[str]) -> None:
-    job = programs([]).start()
+def test_a_start_waits_until_servers_answer(services: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    job = services([]).start()
     assert _until_ready(job.plan) == 0
     assert is_ready(job.plan)
     capsys.readouterr()
 
 
 def test_a_start_that_takes_too_long_is_taken_back(
-    programs: Programs, capsys: pytest.CaptureFixture[str]
+    services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = programs(["late:60"], ready_timeout=1.0).start()
+    job = services(["late:60"], ready_timeout=1.0).start()
     assert _until_ready(job.plan) == 1
     assert "no answer within 1 s (experiment.runner.ready_timeout)" in capsys.readouterr().err
     assert job.is_gone()
 
 
 def test_a_start_that_fails_is_told_with_the_engine_s_error(
-    programs: Programs, capsys: pytest.CaptureFixture[str]
+    services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = programs([], ["raise"]).start()
+    job = services([], ["raise"]).start()
     assert _until_ready(job.plan) == 1
     assert "`one.1` ended with exit code 1: ValueError: no such weights" in capsys.readouterr().err
     wait_for(job.is_gone)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks.data import data_findings, prefixes
+from flagscale.checks.data import data_violations, prefixes
 
 Write = Callable[..., str]
 NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}
 
 
 def told(**values: Any) -> list[tuple[str, str]]:
-    return list(data_findings({**NULL, **values}))
+    return list(data_violations({**NULL, **values}))
 
 
 def test_sound_files(write_data: Write, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_lists_of_data_are_files(tmp_path: Path) -> None:
 
 def test_tokenizers(tmp_path: Path) -> None:
     def tokenizer(kind: str, **values: Any) -> list[tuple[str, str]]:
-        return list(data_findings({"mock_data": True, "tokenizer_type": kind, **values}))
+        return list(data_violations({"mock_data": True, "tokenizer_type": kind, **values}))
 
     assert [name for name, _ in tokenizer("NullTokenizer")] == ["vocab_size"]
     assert [name for name, _ in tokenizer("HuggingFaceTokenizer")] == ["tokenizer_model"]
