@@ -1,4 +1,4 @@
-"""Extensions as other people would write them: each folder here is a package of its own, installed for a test."""
+"""Extensions as others would write them: each folder here is a package of its own, installed for a test."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installed]:
-    """`install("runner")` installs `tests/outside/runner` (or another folder) once and returns where it is."""
+    """`install("runner")` installs `tests/outside/runner` (or another folder) once; returns where it is."""
     known: dict[Path, Installed] = {}
 
     def install(name: str, source: Path | None = None) -> Installed:
