@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"cluster"},
     {"engines", "platforms"},
     {"launch", "node"},
-    {"actions", "cli", "follow", "preflight", "prepare", "programs", "progress", "report", "tail"},
+    {"actions", "bundled", "cli", "follow", "preflight", "prepare", "programs", "progress", "report", "tail"},
 ]
 """A module imports from its own layer and those above it; `launch` and `node` share the run directory."""
 
