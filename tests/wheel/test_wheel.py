@@ -116,6 +116,8 @@ def test_an_example_is_copied_and_planned(installed: Path, tmp_path: Path) -> No
     assert f"-m flagscale.node supervise {tmp_path}" in planned.stdout
     assert "PYTHONPATH" not in planned.stdout, "beside the package `vllm` is vLLM"
     assert str(ROOT) not in planned.stdout.replace(sys.executable, "")
+    own = run(installed, tmp_path, *where, "action=dryrun", "experiment.envs.PYTHONPATH=/mine")
+    assert "#   PYTHONPATH=/mine\n" in own.stdout, own.stderr
 
 
 @pytest.mark.parametrize(
