@@ -6,7 +6,7 @@ DOCS := build/docs-venv
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 
-.PHONY: demo demo-serve test test-all lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak catalog lock clean
+.PHONY: demo demo-serve test test-all coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -14,11 +14,18 @@ demo: $(READY)        ## train the demo model on real text and draw its loss
 demo-serve: $(READY)  ## train it where that was not done, convert it, serve it, ask it, and stop
 	$(BIN)/python tools/demo_serve.py
 
-test: lint ssh        ## what CI runs: lint, types, all tests that fit in minutes, coverage of flagscale/
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+test: lint ssh        ## what CI runs: lint, types, all tests that fit in minutes, coverage
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(MAKE) --no-print-directory coverage
 
 test-all: lint ssh    ## the slow ones too
-	$(BIN)/python -m pytest --slow --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest --slow --cov --cov-report=
+	$(MAKE) --no-print-directory coverage
+
+# Ranks and engines run untraced, because tracing would double their start: the second figure is a lower bound.
+coverage:             ## of the last tests: control plane (at least 90 %), then data plane
+	$(BIN)/coverage report --include='flagscale/*' --skip-covered --fail-under=90
+	$(BIN)/coverage report --include='megatron/*,vllm/*' --skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .
