@@ -206,7 +206,7 @@ def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterato
         groups.append([_CHUNKS[2], *uneven, *counted])
     clashes = [group for group in groups if len(group) > 1]
     for group in clashes:
-        yield group[1], f"{' and '.join(group)} exclude each other"
+        yield group[1], f"{' and '.join(group)} cannot be combined"
     if small or clashes:
         return
     if _CHUNKS[2] not in given:
@@ -231,7 +231,11 @@ def _even_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[V
     if layers and total % unit:
         counted = str(total) if total == layers else f"{layers} (counted as {total})"
         chunks = (
-            f" x {per_chunk} layers a chunk" if per_chunk else f" x {vpp} chunks a stage" if vpp > 1 else ""
+            f" x {per_chunk} layers per chunk"
+            if per_chunk
+            else f" x {vpp} chunks per stage"
+            if vpp > 1
+            else ""
         )
         why = f"pipeline_model_parallel_size {pp}{chunks}"
         yield "num_layers", f"num_layers {counted} must be a multiple of {unit} ({why})"
@@ -252,19 +256,19 @@ def _uneven_violations(
 
 
 def schedule_violation(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
-    """Return why an interleaved pipeline cannot run so many micro-batches a step; empty where it can."""
+    """Return why an interleaved pipeline cannot run so many micro-batches per step; empty if it can."""
     if vpp == 1 or pp == 1:
         return ""
     group = values.get("microbatch_group_size_per_vp_stage") or pp
     if not pp <= group <= micro_batches or 0 < micro_batches % group < pp:
         return (
-            f"an interleaved pipeline needs a multiple of {group} micro-batches a step, not {micro_batches}"
+            f"an interleaved pipeline needs a multiple of {group} micro-batches per step, not {micro_batches}"
         )
     return ""
 
 
 def multiple(values: Mapping[str, Any], name: str, of: int, why: str) -> Iterator[Violation]:
-    """Yield a violation where the argument is a whole number and no multiple of `of`."""
+    """Yield a violation if the argument is a whole number but not a multiple of `of`."""
     value = values.get(name)
     if isinstance(value, int) and value % of:
         yield name, f"{name} {value} must be a multiple of {of} ({why})"

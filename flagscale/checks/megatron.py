@@ -1,7 +1,7 @@
 """Rules between Megatron's arguments beside degrees: length, schedule, model, precision, recompute, saving.
 
-They are those of `megatron/training/arguments.py:validate_args` that people meet, told before anything
-starts, and the combinations that it accepts and does something else with.
+`rule_violations` are those of `megatron/training/arguments.py:validate_args` that people meet, reported
+before anything starts; the others are what the engine accepts and then ignores or computes differently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REQUIRED = {
 
 
 def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield every rule that the arguments (by dest, defaults included) break."""
+    """Yield every rule of the engine's own that the arguments (by dest, defaults included) break."""
     for name, what in _REQUIRED.items():
         if values.get(name) is None:
             yield name, f"`{name}` is required: {what}"
@@ -37,7 +37,7 @@ def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the engine will quietly change; worth a notice, no mistake."""
+    """Yield what the engine will quietly change: worth a notice, not an error."""
     if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
         yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
@@ -102,16 +102,8 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _model_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
-    if values.get("group_query_attention"):
-        if values.get("multi_latent_attention"):
-            yield (
-                "group_query_attention",
-                "give `group_query_attention` or `multi_latent_attention`, not both",
-            )
-    elif groups not in (None, 1, heads):
-        # The engine would silently build full attention.
-        yield "num_query_groups", "`num_query_groups` is read with `group_query_attention: true` only"
+    if values.get("group_query_attention") and values.get("multi_latent_attention"):
+        yield "group_query_attention", "give `group_query_attention` or `multi_latent_attention`, not both"
     if not values.get("num_experts"):
         if values.get("moe_ffn_hidden_size"):
             yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
@@ -144,12 +136,9 @@ def _precision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "fp32_residual_connection", "`fp32_residual_connection` needs `fp16` or `bf16`"
     if values.get("fp8") and values.get("fp4"):
         yield "fp4", "give `fp8_format` or `fp4_format`, not both"
-    if values.get("cross_entropy_loss_fusion"):
-        if values.get("cross_entropy_fusion_impl") == "te":
-            yield "cross_entropy_fusion_impl", "the engine refuses `te` as unstable: use `native`"
-        elif not (fp16 or bf16):
-            what = "`cross_entropy_loss_fusion` rounds gradients to bf16: not with a model in fp32"
-            yield "cross_entropy_loss_fusion", what
+    if values.get("cross_entropy_loss_fusion") and values.get("cross_entropy_fusion_impl") == "te":
+        what = "`cross_entropy_fusion_impl: te` is refused by the engine as unstable: use `native`"
+        yield "cross_entropy_fusion_impl", what
 
 
 def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -168,7 +157,8 @@ def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             what = "needs tensor_model_parallel_size > 1 and recompute_granularity: full"
             yield "distribute_saved_activations", f"`distribute_saved_activations` {what}"
         elif values.get("sequence_parallel"):
-            yield "distribute_saved_activations", "not with sequence_parallel, which already distributes them"
+            what = "cannot be combined with `sequence_parallel`, which already distributes them"
+            yield "distribute_saved_activations", f"`distribute_saved_activations` {what}"
 
 
 def _overlap_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -192,7 +182,23 @@ def _saving_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         )
 
 
-NOT_DONE = (
+def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield what the engine accepts in the arguments (by dest) and then computes as something else."""
+    groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
+    if not values.get("group_query_attention") and groups not in (None, 1, heads):
+        # The engine would build full attention.
+        yield "num_query_groups", "`num_query_groups` needs `group_query_attention: true`"
+    is_native = values.get("cross_entropy_fusion_impl") != "te"
+    if (
+        values.get("cross_entropy_loss_fusion")
+        and is_native
+        and not (values.get("fp16") or values.get("bf16"))
+    ):
+        what = "rounds gradients to bf16 and cannot be combined with an fp32 model; remove it"
+        yield "cross_entropy_loss_fusion", f"`cross_entropy_loss_fusion` {what}"
+
+
+NOT_SUPPORTED = (
     "mtp_num_layers",
     "hybrid_layer_pattern",
     "hybrid_context_parallel",
@@ -202,12 +208,12 @@ NOT_DONE = (
     "fim_data",
     "perform_rl_step",
 )
-"""Arguments (by dest) that the program would ignore."""
+"""Arguments (by dest) that `train_gpt` would ignore."""
 
 
 def program_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) ask of the program in vain."""
-    for name in NOT_DONE:
+    """Yield the arguments (by dest) that FlagScale's own training program would ignore."""
+    for name in NOT_SUPPORTED:
         if values.get(name):
-            what = "is not done by FlagScale's training program; leave it out, or name your own program"
-            yield name, f"`{name}` {what} as experiment.task.entrypoint"
+            what = "is not supported by FlagScale's training program; remove it, or set"
+            yield name, f"`{name}` {what} experiment.task.entrypoint to a program of your own"

@@ -34,11 +34,9 @@ OF_CHUNKS, IN_CHUNK = CHUNK_KEYS = (
 )
 """Keys of the engine that ask for an interleaved pipeline; a layout holds what they say."""
 
-_LAYERS = "of at least 1, one a stage (or a list of them, one a model chunk)"
+_LAYERS = "of at least 1, one per stage (or a list of them, one per model chunk)"
 _NAMES = (*DEGREES, "layers", "type", "sp")
-_FORM = (
-    "five whole numbers (tp, cp, ep, dp, pp) a mesh, or a list of mappings {type, tp, cp, ep, dp, pp, layers}"
-)
+_FORM = "five whole numbers (tp, cp, ep, dp, pp) per mesh, or a list of {type, tp, cp, ep, dp, pp, layers}"
 
 
 def is_asked(given: Mapping[str, Any]) -> bool:
@@ -70,7 +68,9 @@ def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[HeteroLayout
     if extra is None:
         return layout, []
     if layout.chunks > 1:
-        return None, [(EXTRA, f"an interleaved pipeline has its own order and takes no `{EXTRA}`")]
+        return None, [
+            (EXTRA, f"an interleaved pipeline has its own order and cannot be combined with `{EXTRA}`")
+        ]
     return replace(layout, extra_micro_batches=extra), []
 
 
@@ -88,10 +88,10 @@ def _meshes(raw: Any, found: list[Violation]) -> list[Mesh] | None:
         return [Mesh(**{name: value for name, value in item.items() if name != "layers"}) for item in raw]
     if any(not _is_size(item) for item in raw):
         wrong = next(item for item in raw if not _is_size(item))
-        found.append((MESHES, f"`{MESHES}` takes {_FORM}; {wrong!r} is none"))
+        found.append((MESHES, f"`{MESHES}` takes {_FORM}, not {wrong!r}"))
         return None
     if len(raw) % len(DEGREES):
-        what = f"`{MESHES}` has {len(raw)} numbers, no multiple of 5 (tp, cp, ep, dp, pp of each mesh)"
+        what = f"`{MESHES}` has {len(raw)} numbers, not a multiple of 5 (tp, cp, ep, dp, pp of each mesh)"
         found.append((MESHES, what))
         return None
     return [Mesh(*numbers) for numbers in batched(raw, len(DEGREES))]
@@ -117,10 +117,12 @@ def _named_violations(number: int, item: Mapping[str, Any]) -> Iterator[Violatio
 
 def _with_types(meshes: list[Mesh], types: Any, found: list[Violation]) -> list[Mesh]:
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
-        found.append((TYPES, f"`{TYPES}` is a list of names, one a mesh, not {types!r}"))
+        found.append((TYPES, f"`{TYPES}` is a list of names, one per mesh, not {types!r}"))
         return meshes
     if len(types) != len(meshes):
-        found.append((TYPES, f"`{TYPES}` names {len(types)} types for {len(meshes)} meshes: one a mesh"))
+        found.append(
+            (TYPES, f"`{TYPES}` names {len(types)} types for {len(meshes)} meshes: give one per mesh")
+        )
         return meshes
     if any(mesh.type for mesh in meshes):
         found.append((TYPES, f"give the types in `{TYPES}` or in `{MESHES}`, not in both"))
@@ -156,7 +158,7 @@ def _split(
     if not num_layers:
         return None
     if num_layers % stages:
-        what = f"num_layers {num_layers} cannot be shared out evenly between {stages} stages: give `{SPLIT}`"
+        what = f"num_layers {num_layers} cannot be divided evenly between {stages} stages: give `{SPLIT}`"
         found.append((MESHES, what))
         return None
     return [num_layers // stages] * stages
@@ -171,7 +173,7 @@ def _chunks(
         found += [(name, f"{name} is a whole number of at least 1, not {value!r}") for name, value in wrong]
         return None
     if len(asked) == len(CHUNK_KEYS):
-        found.append((OF_CHUNKS, f"{OF_CHUNKS} and {IN_CHUNK} exclude each other"))
+        found.append((OF_CHUNKS, f"{OF_CHUNKS} and {IN_CHUNK} cannot be combined"))
         return None
     where = SPLIT if given.get(SPLIT) is not None else MESHES
     counts = {len(stage) for stage in split if isinstance(stage, list)}
@@ -183,10 +185,10 @@ def _chunks(
     count = min(counts, default=1)
     if len(counts) > 1:
         told = " and ".join(map(str, sorted(counts)))
-        found.append((where, f"all stages have equally many model chunks, not {told}"))
+        found.append((where, f"all stages must have equally many model chunks, not {told}"))
     else:
         found += [
-            (where, f"stage {number}: {stage} layers cannot be shared out between {count} model chunks")
+            (where, f"stage {number}: {stage} layers cannot be divided between {count} model chunks")
             for number, stage in enumerate(split)
             if isinstance(stage, int) and (stage % count or (IN_CHUNK in asked and stage % asked[IN_CHUNK]))
         ]
