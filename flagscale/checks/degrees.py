@@ -64,7 +64,7 @@ def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation
     sizes = {name: values[f"{name}_size"] for name in _DEGREES if values[f"{name}_size"] is not None}
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]
     for name in wrong:
-        yield f"{name}_size", f"a degree is a whole number of at least 1, not {sizes[name]!r}"
+        yield f"{name}_size", f"a degree must be a whole number of at least 1, not {sizes[name]!r}"
     if wrong:
         return
     model = model_size(values)
@@ -176,7 +176,7 @@ _CHUNKS = (
     "num_virtual_stages_per_pipeline_rank",
     "pipeline_model_parallel_layout",
 )
-"""Three ways to cut a stage into model chunks; one of them at most."""
+"""Three ways to cut a stage into model chunks; at most one may be given."""
 
 _ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
@@ -198,7 +198,7 @@ def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterato
     given = [name for name in _CHUNKS if values.get(name) is not None]
     small = [name for name in given if isinstance(values[name], int) and values[name] < 1]
     for name in small:
-        yield name, f"{name} is a whole number of at least 1, not {values[name]}"
+        yield name, f"{name} must be a whole number of at least 1, not {values[name]}"
     uneven = [name for name in _ENDS if values.get(name) is not None]
     counted = [name for name in _COUNTED if values.get(name)]
     groups = [given, [*uneven[:1], *counted[:1]], [*given[:1], *uneven[:1]] if _CHUNKS[0] in given else []]

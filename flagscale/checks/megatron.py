@@ -15,7 +15,7 @@ _REQUIRED = {
     "num_layers": "the number of transformer layers",
     "hidden_size": "the width of the model",
     "num_attention_heads": "the number of attention heads",
-    "seq_length": "tokens in a sample",
+    "seq_length": "tokens per sample",
     "max_position_embeddings": "the longest sequence the model can read",
     "lr": "the learning rate",
     "tokenizer_type": "HuggingFaceTokenizer, NullTokenizer, ...",
@@ -61,7 +61,7 @@ def _length_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in ("train_iters", "train_samples", "log_interval", "eval_interval", "save_interval"):
         value = values.get(name)
         if isinstance(value, int) and value < 1:
-            yield name, f"`{name}` is at least 1, not {value}"
+            yield name, f"`{name}` must be at least 1, not {value}"
     length, positions = values.get("seq_length"), values.get("max_position_embeddings")
     if isinstance(length, int) and isinstance(positions, int) and length > positions:
         yield "seq_length", f"seq_length {length} is larger than max_position_embeddings {positions}"
@@ -74,7 +74,7 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if fraction is not None and warmup:
         yield "lr_warmup_fraction", f"give `lr_warmup_fraction` or `lr_warmup_{unit}`, not both"
     elif fraction is not None and not 0 <= fraction < 1:
-        yield "lr_warmup_fraction", f"`lr_warmup_fraction` is at least 0 and less than 1, not {fraction}"
+        yield "lr_warmup_fraction", f"`lr_warmup_fraction` must be at least 0 and less than 1, not {fraction}"
     elif decay and warmup >= decay > 0:
         yield (
             f"lr_warmup_{unit}",
@@ -93,7 +93,7 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in ("start_weight_decay", "end_weight_decay"):
         is_constant = values.get("weight_decay_incr_style") == "constant"
         if is_constant and values.get(name) is not None:
-            yield name, f"`{name}` is read with weight_decay_incr_style: linear or cosine only"
+            yield name, f"`{name}` needs `weight_decay_incr_style: linear` or `cosine`"
         elif not is_constant and values.get(name) is None:
             yield name, f"weight_decay_incr_style {values.get('weight_decay_incr_style')} needs `{name}`"
     if values.get("override_opt_param_scheduler") and values.get("use_checkpoint_opt_param_scheduler"):
@@ -146,12 +146,12 @@ def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     kind = "selective" if selective else values.get("recompute_granularity")
     for name in ("recompute_method", "recompute_num_layers"):
         if kind == "full" and values.get(name) is None:
-            yield name, f"recompute_granularity full needs `{name}`"
+            yield name, f"`recompute_granularity: full` needs `{name}`"
         elif kind != "full" and values.get(name) is not None:
-            yield name, f"`{name}` is read with recompute_granularity: full only"
+            yield name, f"`{name}` needs `recompute_granularity: full`"
     layers = values.get("recompute_num_layers")
     if layers is not None and layers < 1:
-        yield "recompute_num_layers", f"recompute_num_layers is at least 1, not {layers}"
+        yield "recompute_num_layers", f"`recompute_num_layers` must be at least 1, not {layers}"
     if values.get("distribute_saved_activations"):
         if values.get("tensor_model_parallel_size") == 1 or kind != "full":
             what = "needs tensor_model_parallel_size > 1 and recompute_granularity: full"

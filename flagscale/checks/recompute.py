@@ -130,7 +130,7 @@ def _rows(value: Any) -> list[list[int]]:
     """Return a list of rows, given as such or as JSON text; v0.6.0 also took each row as text: `1, 4, 0`."""
     rows = _json(value) if isinstance(value, str) else value
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"is a list of rows [stages, n0, v0, n1, v1, ...], not {value!r}")
+        raise ValueError(f"must be a list of rows [stages, n0, v0, n1, v1, ...], not {value!r}")
     rows = [_json(f"[{row.strip(' []()')}]") if isinstance(row, str) else row for row in rows]
     for index, row in enumerate(rows):
         # A bool is an int for Python, and no number for people.
@@ -153,15 +153,15 @@ def _row_violations(name: str, rows: list[list[int]], micro_batches: int) -> Ite
         counts, settings = pairs[::2], pairs[1::2]
         row = f"`{name}` row {index}"
         if (least := min(stages, *counts)) < 1:
-            yield name, f"{row}: numbers of stages and of micro-batches are at least 1, not {least}"
+            yield name, f"{row}: numbers of stages and micro-batches must be at least 1, not {least}"
         elif sum(counts) != micro_batches:
             told = f"{sum(counts)} micro-batches, but a step has {micro_batches}"
             yield name, f"{row} covers {told} (global_batch_size / micro_batch_size / data parallel)"
         if name == NUM_LAYERS and min(settings) < 0:
-            yield name, f"{row}: a number of layers is at least 0, not {min(settings)}"
+            yield name, f"{row}: a number of layers must be at least 0, not {min(settings)}"
         elif name != NUM_LAYERS and set(settings) - {0, 1}:
             meaning = "0 (off) or 1 (full)" if name == GRANULARITY else "0 (uniform) or 1 (block)"
-            yield name, f"{row}: a value is {meaning}, not {min(set(settings) - {0, 1})}"
+            yield name, f"{row}: a value must be {meaning}, not {min(set(settings) - {0, 1})}"
 
 
 def _stage_violations(name: str, rows: list[list[int]], pp: int, vpp: int | None) -> Iterator[Violation]:

@@ -69,10 +69,10 @@ OF_THE_ENGINE = [
     Example({"lr_warmup_samples": 10}, "use `lr_warmup_iters`, not `lr_warmup_samples`"),
     Example({"lr_decay_samples": 10}, "use `lr_decay_iters`, not `lr_decay_samples`"),
     Example({"train_iters": None, "train_samples": 64, "lr_warmup_iters": 1}, "use `lr_warmup_samples`"),
-    Example({"eval_interval": 0}, "`eval_interval` is at least 1, not 0"),
-    Example({"save_interval": 0}, "`save_interval` is at least 1, not 0"),
-    Example({"log_interval": 0}, "`log_interval` is at least 1, not 0"),
-    Example({"train_iters": -1}, "`train_iters` is at least 1, not -1"),
+    Example({"eval_interval": 0}, "`eval_interval` must be at least 1, not 0"),
+    Example({"save_interval": 0}, "`save_interval` must be at least 1, not 0"),
+    Example({"log_interval": 0}, "`log_interval` must be at least 1, not 0"),
+    Example({"train_iters": -1}, "`train_iters` must be at least 1, not -1"),
     Example({"seq_length": 128}, "seq_length 128 is larger than max_position_embeddings 64"),
     Example(
         {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 1},
@@ -89,7 +89,7 @@ OF_THE_ENGINE = [
     Example({"lr_decay_style": "WSD"}, "lr_decay_style WSD needs `lr_wsd_decay_iters`"),
     Example(
         {"start_weight_decay": 0.1},
-        "`start_weight_decay` is read with weight_decay_incr_style: linear or cosine only",
+        "`start_weight_decay` needs `weight_decay_incr_style: linear` or `cosine`",
     ),
     Example(
         {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1},
@@ -135,16 +135,16 @@ OF_THE_ENGINE = [
     Example({"recompute_granularity": "full", "recompute_num_layers": 1}, "needs `recompute_method`"),
     Example(
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 0},
-        "recompute_num_layers is at least 1, not 0",
+        "`recompute_num_layers` must be at least 1, not 0",
     ),
     Example({"recompute_granularity": "full", "recompute_method": "block"}, "needs `recompute_num_layers`"),
     Example(
         {"recompute_granularity": "selective", "recompute_num_layers": 1},
-        "is read with recompute_granularity: full only",
+        "needs `recompute_granularity: full`",
     ),
     Example(
         {"recompute_activations": True, "recompute_method": "block"},
-        "is read with recompute_granularity: full only",
+        "needs `recompute_granularity: full`",
     ),
     Example(
         {"distribute_saved_activations": True},

@@ -211,8 +211,8 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     ),
     (4, {"hetero_process_meshes": None, "enable_hetero": True}, "`hetero_process_meshes` is required"),
     (4, {"hetero_process_meshes": []}, "`hetero_process_meshes` is required"),
-    (4, {"enable_hetero": "yes"}, "`enable_hetero` is a switch: true or false, not 'yes'"),
-    (4, {"hetero_use_cpu_communication": 1}, "`hetero_use_cpu_communication` is a switch"),
+    (4, {"enable_hetero": "yes"}, "`enable_hetero` must be true or false, not 'yes'"),
+    (4, {"hetero_use_cpu_communication": 1}, "`hetero_use_cpu_communication` must be true or false"),
     (
         4,
         {"dataloader_type": "cyclic"},
@@ -220,7 +220,7 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     ),
     (4, {"full_validation": True}, "`full_validation` takes other samples for each dp"),
     (4, {"tp_comm_overlap": True, "sequence_parallel": True}, "is not supported with meshes of unequal tp"),
-    (4, {"cuda_graph_impl": "transformer_engine"}, "captured in the order of a pipeline in one group"),
+    (4, {"cuda_graph_impl": "transformer_engine"}, "it captures the order of a pipeline in one group"),
     (4, {"use_mp_args_from_checkpoint_args": True}, "would give all meshes the degrees of the first rank"),
     (4, {"pipeline_model_parallel_comm_backend": "ucc"}, "which does not read it"),
     (4, {"create_all_gather_group": True}, "which does not read it"),
@@ -230,8 +230,16 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         "whose gradient norm sums over one mesh only: use adam or sgd",
     ),
     (4, {"optimizer": "dist_muon"}, "whose gradient norm sums over one mesh only: use adam or sgd"),
-    (4, {"hetero_extra_micro_batches": -1}, "`hetero_extra_micro_batches` is a whole number of at least 0"),
-    (4, {"hetero_extra_micro_batches": True}, "`hetero_extra_micro_batches` is a whole number of at least 0"),
+    (
+        4,
+        {"hetero_extra_micro_batches": -1},
+        "`hetero_extra_micro_batches` must be a whole number of at least 0",
+    ),
+    (
+        4,
+        {"hetero_extra_micro_batches": True},
+        "`hetero_extra_micro_batches` must be a whole number of at least 0",
+    ),
     (
         4,
         {"hetero_extra_micro_batches": 1, "num_virtual_stages_per_pipeline_rank": 2},
@@ -245,15 +253,23 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     (
         4,
         {"hetero_process_meshes": [{"tp": 0}, {"dp": 2}]},
-        "mesh 0: `tp` is a whole number of at least 1, not 0",
+        "mesh 0: `tp` must be a whole number of at least 1, not 0",
     ),
     (
         4,
         {"hetero_process_meshes": [{"tp": 2, "layers": 3}, {}]},
-        "mesh 0: `layers` is a list of whole numbers",
+        "mesh 0: `layers` must be a list of whole numbers",
     ),
-    (4, {"hetero_process_meshes": [{"tp": 2, "type": 3}, {}]}, "mesh 0: `type` is a name of the hostfile"),
-    (4, {"hetero_process_meshes": [{"tp": 2, "sp": "on"}, {}]}, "`sp` (sequence parallel) is true or false"),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "type": 3}, {}]},
+        "mesh 0: `type` must be a name in the hostfile",
+    ),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "sp": "on"}, {}]},
+        "`sp` (sequence parallel) must be true or false",
+    ),
     (
         4,
         {"hetero_process_meshes": [{"tp": 2, "layers": [3]}, {"dp": 2}]},
@@ -272,7 +288,11 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         "give the layers in `hetero_pipeline_layer_split` or in `hetero_process_meshes`, not in both",
     ),
     (4, {"hetero_device_types": ["A800"]}, "names 1 types for 2 meshes"),
-    (4, {"hetero_device_types": "A800"}, "is a list of names, one per mesh, not 'A800'"),
+    (
+        4,
+        {"hetero_device_types": "A800"},
+        "`hetero_device_types` must be a list of names, one per mesh, not 'A800'",
+    ),
     (4, {"pipeline_model_parallel_size": 3}, "3 is not the sum of all meshes' pp (1 + 1 = 2)"),
     (
         4,
@@ -300,8 +320,8 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         {"hetero_process_meshes": [1, 1, 3, 2, 1, 1, 1, 1, 2, 1]} | MOE,
         "num_experts 4 must be a multiple of 3",
     ),
-    (4, {"num_virtual_stages_per_pipeline_rank": 0}, "is a whole number of at least 1, not 0"),
-    (4, {"num_virtual_stages_per_pipeline_rank": "two"}, "is a whole number of at least 1, not 'two'"),
+    (4, {"num_virtual_stages_per_pipeline_rank": 0}, "must be a whole number of at least 1, not 0"),
+    (4, {"num_virtual_stages_per_pipeline_rank": "two"}, "must be a whole number of at least 1, not 'two'"),
     (
         4,
         {"num_virtual_stages_per_pipeline_rank": 2, "num_layers_per_virtual_pipeline_stage": 1},

@@ -109,9 +109,9 @@ def test_rows_mean_their_table(drawn: tuple[list[list[int]], list[list[int]]], v
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({}, "is a list of rows [stages, n0, v0, n1, v1, ...], not"),
-    ({"value": "1"}, "is a list of rows"),
-    ({"value": "[[1, 4, 0]"}, "is a list of rows"),
+    ({}, "must be a list of rows [stages, n0, v0, n1, v1, ...], not"),
+    ({"value": "1"}, "must be a list of rows"),
+    ({"value": "[[1, 4, 0]"}, "must be a list of rows"),
     ({"value": [[]]}, "row 1 is []"),
     ({"value": [[1]]}, "row 1 is [1]"),
     ({"value": [[1, 4]]}, "row 1 is [1, 4]"),
@@ -124,8 +124,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"value": [[1, 5, 0, -1, 0]]}, "at least 1, not -1"),
     ({"value": [[1, 3, 0]]}, "row 1 covers 3 micro-batches, but a step has 4"),
     ({"value": [[1, 4, 0, 1, 1]]}, "row 1 covers 5 micro-batches, but a step has 4"),
-    ({"value": [[1, 4, 2]]}, "a value is 0 (off) or 1 (full), not 2"),
-    ({"value": [[1, 4, -1]]}, "a value is 0 (off) or 1 (full), not -1"),
+    ({"value": [[1, 4, 2]]}, "a value must be 0 (off) or 1 (full), not 2"),
+    ({"value": [[1, 4, -1]]}, "a value must be 0 (off) or 1 (full), not -1"),
     ({"value": [[2, 4, 0]]}, "covers 2 stages, not pipeline_model_parallel_size 1"),
     (
         {"value": [[2, 4, 0]], "pp": 2, "vpp": 2},
@@ -173,7 +173,7 @@ def test_numbers_of_layers_count_where_something_is_recomputed() -> None:
         "stage 1 has only 4 layers, not 5",
     ]
     assert [what for _, what in found(**{NUM_LAYERS: [[1, 4, -1]]})] == [
-        f"`{NUM_LAYERS}` row 1: a number of layers is at least 0, not -1"
+        f"`{NUM_LAYERS}` row 1: a number of layers must be at least 0, not -1"
     ]
 
 

@@ -50,10 +50,10 @@ def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[HeteroLayout
     found: list[Violation] = []
     for name in (ENABLE, CPU):
         if not isinstance(given.get(name), bool | None):
-            found.append((name, f"`{name}` is a switch: true or false, not {given[name]!r}"))
+            found.append((name, f"`{name}` must be true or false, not {given[name]!r}"))
     extra = given.get(EXTRA)
     if extra is not None and (type(extra) is not int or extra < 0):
-        found.append((EXTRA, f"`{EXTRA}` is a whole number of at least 0, not {extra!r}"))
+        found.append((EXTRA, f"`{EXTRA}` must be a whole number of at least 0, not {extra!r}"))
     meshes = _meshes(given.get(MESHES), found)
     if meshes is None:
         return None, found
@@ -103,21 +103,21 @@ def _named_violations(number: int, item: Mapping[str, Any]) -> Iterator[Violatio
         if name not in _NAMES:
             yield MESHES, f"{where}: unknown name `{name}`; valid: {', '.join(_NAMES)}"
         elif name in DEGREES and not _is_size(value):
-            yield MESHES, f"{where}: `{name}` is a whole number of at least 1, not {value!r}"
+            yield MESHES, f"{where}: `{name}` must be a whole number of at least 1, not {value!r}"
         elif name == "layers" and not _is_split(value):
             yield (
                 MESHES,
-                f"{where}: `layers` is a list of whole numbers {_LAYERS}, not {value!r}",
+                f"{where}: `layers` must be a list of whole numbers {_LAYERS}, not {value!r}",
             )
         elif name == "type" and not isinstance(value, str):
-            yield MESHES, f"{where}: `type` is a name of the hostfile, not {value!r}"
+            yield MESHES, f"{where}: `type` must be a name in the hostfile, not {value!r}"
         elif name == "sp" and not isinstance(value, bool):
-            yield MESHES, f"{where}: `sp` (sequence parallel) is true or false, not {value!r}"
+            yield MESHES, f"{where}: `sp` (sequence parallel) must be true or false, not {value!r}"
 
 
 def _with_types(meshes: list[Mesh], types: Any, found: list[Violation]) -> list[Mesh]:
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
-        found.append((TYPES, f"`{TYPES}` is a list of names, one per mesh, not {types!r}"))
+        found.append((TYPES, f"`{TYPES}` must be a list of names, one per mesh, not {types!r}"))
         return meshes
     if len(types) != len(meshes):
         found.append(
@@ -141,7 +141,7 @@ def _split(
         if told:
             found.append((SPLIT, f"give the layers in `{SPLIT}` or in `{MESHES}`, not in both"))
         elif not _is_split(split):
-            found.append((SPLIT, f"`{SPLIT}` is a list of whole numbers {_LAYERS}, not {split!r}"))
+            found.append((SPLIT, f"`{SPLIT}` must be a list of whole numbers {_LAYERS}, not {split!r}"))
         elif len(split) != stages:
             found.append(
                 (SPLIT, f"`{SPLIT}` has {len(split)} numbers for {stages} stages (the sum of all pp)")
@@ -170,7 +170,9 @@ def _chunks(
     """Return the layers of every chunk of every stage."""
     asked = {name: given[name] for name in CHUNK_KEYS if given.get(name) is not None}
     if wrong := [(name, value) for name, value in asked.items() if not _is_size(value)]:
-        found += [(name, f"{name} is a whole number of at least 1, not {value!r}") for name, value in wrong]
+        found += [
+            (name, f"{name} must be a whole number of at least 1, not {value!r}") for name, value in wrong
+        ]
         return None
     if len(asked) == len(CHUNK_KEYS):
         found.append((OF_CHUNKS, f"{OF_CHUNKS} and {IN_CHUNK} cannot be combined"))

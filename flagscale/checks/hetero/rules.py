@@ -49,7 +49,7 @@ def mesh_violations(
     `given`: the arguments (by dest) that the user wrote.
     """
     if len(layout.meshes) < 2:
-        yield MESHES, "one mesh is an ordinary layout: use tensor_model_parallel_size and its like"
+        yield MESHES, "one mesh is an ordinary layout: use tensor_model_parallel_size and the other degrees"
         return
     if layout.world_size != world_size:
         sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
@@ -91,10 +91,8 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
     if saves and values.get("ckpt_format", "torch_dist") != "torch_dist":
         yield "ckpt_format", f"`{MESHES}` needs `ckpt_format: torch_dist`, which any layout can read"
     if values.get("cuda_graph_impl") == "transformer_engine":
-        yield (
-            "cuda_graph_impl",
-            "its graphs are captured in the order of a pipeline in one group: use `local`",
-        )
+        what = f"`cuda_graph_impl: transformer_engine` is not supported with `{MESHES}`"
+        yield "cuda_graph_impl", f"{what}: it captures the order of a pipeline in one group; use `local`"
     optimizer = str(values.get("optimizer") or "adam")
     is_shared_out = values.get("use_distributed_optimizer") or optimizer.startswith("dist_")
     if optimizer not in ("adam", "sgd") and is_shared_out:
