@@ -230,13 +230,9 @@ def _even_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[V
     unit = pp * (per_chunk or vpp)
     if layers and total % unit:
         counted = str(total) if total == layers else f"{layers} (counted as {total})"
-        chunks = (
-            f" x {per_chunk} layers per chunk"
-            if per_chunk
-            else f" x {vpp} chunks per stage"
-            if vpp > 1
-            else ""
-        )
+        chunks = f" x {vpp} chunks per stage" if vpp > 1 else ""
+        if per_chunk:
+            chunks = f" x {per_chunk} layers per chunk"
         why = f"pipeline_model_parallel_size {pp}{chunks}"
         yield "num_layers", f"num_layers {counted} must be a multiple of {unit} ({why})"
 
