@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from flagscale.checks.worker import Machine
 from flagscale.errors import UserError
 
 _DEFAULTS = (
@@ -20,17 +21,17 @@ _DEFAULTS = (
 def prepare_platform(argv: Sequence[str]) -> list[str]:
     """Make the engine run here: apply the patches this machine needs and return the whole argument list.
 
-    Must be called before the engine is imported. `UserError` when an argument asks for what this machine
-    lacks.
+    Must be called before the engine is imported. Raises `UserError` if the arguments break a rule of
+    `flagscale.checks.worker` on this machine.
     """
     import torch
 
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
     from megatron.flagscale.checkpoint import async_save
+    from megatron.flagscale.checks import argument_problems
     from megatron.flagscale.chips import cpu
     from megatron.flagscale.patching import has_te_or_apex
-    from megatron.flagscale.refusals import refusals
 
     cuda, fused = torch.cuda.is_available(), has_te_or_apex()
     patch_engine()
@@ -45,7 +46,7 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         *argv,
     ]
     args = engine_parser().parse_args(whole)
-    problems = refusals(args, cuda, fused)
+    problems = argument_problems(args, Machine(has_chip=cuda, has_fused_layers=cuda and fused))
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":
