@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale.config import compat_v060 as v060
-from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection
+from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -129,7 +129,8 @@ class RunLocation:
     """Where a run is: all that query, logs and stop need, also when the rest of the YAML is broken."""
 
     exp_dir: Path
-    is_cloud: bool
+    runner: str
+    """The name of its runner, whose rules turn all of this into the run directory of this host."""
     node_rank: int | None
 
 
@@ -138,9 +139,9 @@ def load_run_location(config: DictConfig) -> RunLocation:
     exp_dir = _selected(config, "experiment.exp_dir")
     if not isinstance(exp_dir, str) or not exp_dir:
         raise UserError([Problem("a path is needed here", "experiment.exp_dir")])
-    kind = _selected(config, "experiment.runner.type")
-    rank = _selected(config, "experiment.runner.node_rank") if kind == "cloud" else None
-    return RunLocation(_absolute(exp_dir), kind == "cloud", rank if isinstance(rank, int) else None)
+    runner = _selected(config, "experiment.runner.type") or Runner().type
+    rank = _selected(config, "experiment.runner.node_rank")
+    return RunLocation(_absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
 
 
 def _selected(config: DictConfig, key: str) -> object:
