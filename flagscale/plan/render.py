@@ -44,8 +44,7 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     if plan.before_start:
         lines += ["", "# experiment.cmds.before_start", plan.before_start.rstrip("\n"), ""]
     # Last, because the user's lines may set PYTHONPATH, too.
-    lines.append(_pythonpath(plan))
-    lines.append(f"exec {_node(plan, node, 'supervise')}")
+    lines += node_lines(plan, node, "supervise")
     return "\n".join(lines) + "\n"
 
 
@@ -66,8 +65,7 @@ def stop_script(plan: LaunchPlan, node: NodeCommand) -> str:
         "#!/usr/bin/env bash",
         f"# Ends run {plan.run_id} on host {node.host.rank}, {node.host.name}, and nothing else;"
         " runs experiment.cmds.after_stop.",
-        _pythonpath(plan),
-        f"exec {_node(plan, node, 'stop')}",
+        *node_lines(plan, node, "stop"),
     ]
     return "\n".join(lines) + "\n"
 
@@ -100,12 +98,12 @@ def _ansi_c(char: str) -> str:
     return named.get(char) or "".join(f"\\x{byte:02x}" for byte in char.encode(errors="surrogateescape"))
 
 
-def _pythonpath(plan: LaunchPlan) -> str:
+def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
+    """Return the shell lines that turn a script, or a subshell of one, into a node command of this plan."""
     # The folder `vllm` holds our plugin, whose name is its own: vLLM's package is an installed one.
     roots = f"{plan.source_root}:{plan.source_root}/vllm"
-    return f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"
-
-
-def _node(plan: LaunchPlan, node: NodeCommand, verb: str) -> str:
     words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
-    return shlex.join(words)
+    return [
+        f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"exec {shlex.join(words)}",
+    ]
