@@ -100,10 +100,14 @@ def _ansi_c(char: str) -> str:
 
 def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
     """Return the shell lines that turn a script, or a subshell of one, into a node command of this plan."""
-    # The folder `vllm` holds our plugin, whose name is its own: vLLM's package is an installed one.
-    roots = f"{plan.source_root}:{plan.source_root}/vllm"
     words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
-    return [
-        f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}",
-        f"exec {shlex.join(words)}",
-    ]
+    return [*_pythonpath(plan), f"exec {shlex.join(words)}"]
+
+
+def _pythonpath(plan: LaunchPlan) -> list[str]:
+    if not plan.source_root:
+        return []
+    # A clone's folder `vllm` holds our plugin, whose name is its own. Among installed packages `vllm` is vLLM
+    # itself, whose modules would hide others: `vllm/tokenizers` the package `tokenizers`.
+    roots = f"{plan.source_root}:{plan.source_root}/vllm"
+    return [f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"]
