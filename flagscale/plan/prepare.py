@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig
 
 from flagscale import platforms, registry
-from flagscale.config.load import load_experiment, load_task
+from flagscale.config.load import load_experiment, load_task, read_section
 from flagscale.config.schema import Experiment
 from flagscale.config.secrets import masked
 from flagscale.config.source_map import SourceMap
@@ -150,6 +150,8 @@ def _with_runner(experiment: Experiment, source_map: SourceMap) -> tuple[RunnerR
         "runners", experiment.runner.type, where("experiment.runner.type")
     ).rules
     problems = rules.refusals(experiment.runner, where)
+    _, found = read_section(rules.options, experiment.runner.options, "experiment.runner.options", source_map)
+    problems += found
     try:
         runner = rules.resolve(experiment.runner, os.environ, where)
     except UserError as error:
@@ -230,6 +232,8 @@ def _check_entrypoint(experiment: Experiment, source_map: SourceMap) -> None:
 
 def _config_text(experiment: Experiment) -> str:
     section = experiment.model_dump(mode="json", exclude={"arguments", "name", "exp_dir"})
+    if not experiment.runner.options:
+        del section["runner"]["options"]  # few runners have any
     tree = {
         "experiment": {"exp_name": experiment.name, "exp_dir": str(experiment.exp_dir), **section},
         experiment.task.type: experiment.arguments,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flagscale.config.schema import Runner
+from flagscale.config.schema import Runner, Section
 from flagscale.errors import Problem
 from flagscale.plan.hostfile import HostLine
 from flagscale.values import LaunchPlan
@@ -62,6 +62,8 @@ class RunnerRules:
     """
     refused: Mapping[str, str] = field(default_factory=dict)
     """Keys of `experiment.runner` that have no effect with this runner, and why."""
+    options: type[Section] = Section
+    """The keys of `experiment.runner.options`, which are checked like all others; default: there are none."""
     resolve: Callable[[Runner, Mapping[str, str], Where], Runner] = _as_given
     """Return the keys, completed from the environment. Raises UserError for values missing or wrong there."""
     share: Callable[[Path, int | None, Mapping[str, str]], Share] = _whole

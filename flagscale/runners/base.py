@@ -120,7 +120,10 @@ def all_scripts(plan: LaunchPlan) -> dict[Path, str]:
 
 def queued(plan: LaunchPlan) -> str:
     """Return what a job waits for in its runner's queue; "" if it does not wait in one."""
-    report = runner_of(plan).report(plan, False)
+    runner = runner_of(plan)
+    if runner.report is ask_hosts:
+        return ""  # it has no queue, and its hosts need not be asked for that
+    report = runner.report(plan, False)
     return (report.reason or "its turn") if report.phase == "queued" else ""
 
 

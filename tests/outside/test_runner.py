@@ -21,6 +21,7 @@ experiment:
   runner:
     type: toy_queue
     platform: cpu
+    options: {{label: Ada}}
   envs: {{TOY_TOKEN: do-not-tell}}
 action: dryrun
 inference: {{until: {folder}/end}}
@@ -78,8 +79,8 @@ def queue(
 def test_a_job_is_queued_then_runs_then_finishes(queue: Queue) -> None:
     assert f"submitted to the queue in {queue.folder}/queue" in queue.command("run")
     assert "toy: queued" in (status := queue.command("query"))
-    assert "  the queue is busy\n  host 0  localhost  queued" in status
-    assert "is queued (the queue is busy); stop it first" in queue.command("run", code=1)
+    assert "  the queue is busy, Ada waits\n  host 0  localhost  queued" in status
+    assert "is queued (the queue is busy, Ada waits); stop it first" in queue.command("run", code=1)
     assert queue.printed() == ""
     (queue.folder / "queue" / "busy").unlink()
     queue.wait_for(lambda: "the toy job runs" in queue.printed())
@@ -131,12 +132,17 @@ def test_its_own_checks(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mistakes_name_their_line(queue: Queue) -> None:
     config = queue.folder / "conf" / "config.yaml"
-    config.write_text(config.read_text().replace("    platform", "    hostfile: hosts\n    platform"))
+    config.write_text(
+        config.read_text()
+        .replace("    platform", "    hostfile: hosts\n    platform")
+        .replace("label", "lable")
+    )
     told = queue.command("dryrun", code=2)
     assert "config.yaml:8: experiment.runner.hostfile: `hostfile` has no effect with type: toy_queue" in told
     assert "the queue runs jobs on its own host" in told
+    assert "config.yaml:10: experiment.runner.options.lable: unknown key `lable`" in told
+    assert "did you mean `label`?" in told
     config.write_text(config.read_text().replace("toy_queue", "toy_quue"))
-    for action in ("dryrun", "query"):
-        told = queue.command(action, code=2)
-        assert "config.yaml:7: experiment.runner.type: unknown runner `toy_quue`" in told
-        assert "did you mean `toy_queue`?" in told
+    told = queue.command("dryrun", code=2)
+    assert "config.yaml:7: experiment.runner.type: unknown runner `toy_quue`" in told
+    assert "did you mean `toy_queue`?" in told

@@ -10,8 +10,10 @@ import os
 import shlex
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from flagscale.config.schema import Section
 from flagscale.errors import HostError, Problem
 from flagscale.plan.hosts import named_hosts
 from flagscale.plan.prepare import Prepared
@@ -22,6 +24,13 @@ from flagscale.remote.preflight import CheckResult
 from flagscale.run.state import Reply
 from flagscale.runners.base import JobRunner, RunReport, ask_hosts, recorded, stop_hosts
 from flagscale.values import Host, LaunchPlan
+
+
+class Options(Section):
+    """The keys of `experiment.runner.options`."""
+
+    label: str = "anyone"
+    """Who waits, as `query` shows it."""
 
 
 def script_path(plan: LaunchPlan) -> Path:
@@ -66,7 +75,8 @@ def require(prepared: Prepared) -> LaunchPlan:
 
 def start(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
     with recorded(prepared, plan):
-        ticket(plan, "waiting").touch()
+        options = Options.model_validate(prepared.experiment.runner.options)
+        ticket(plan, "waiting").write_text(options.label)
         with Path(plan.exp_dir, "logs", "queue.output").open("ab") as output:
             subprocess.Popen(
                 ["bash", str(script_path(plan))],
@@ -80,8 +90,9 @@ def start(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
 
 def report(plan: LaunchPlan, count: bool) -> RunReport:
     # In the order in which a ticket changes, so that a change between two looks is not missed.
-    if ticket(plan, "waiting").exists():
-        return RunReport(plan, [HostStatus(host, None) for host in plan.hosts], "queued", "the queue is busy")
+    with suppress(FileNotFoundError):
+        reason = f"the queue is busy, {ticket(plan, 'waiting').read_text()} waits"
+        return RunReport(plan, [HostStatus(host, None) for host in plan.hosts], "queued", reason)
     found = ask_hosts(plan, count)
     if any(host.state for host in found.hosts):
         return found
@@ -104,6 +115,7 @@ QUEUE = JobRunner(
         "toy_queue",
         named_hosts,
         refused={"hostfile": "the queue runs jobs on its own host"},
+        options=Options,
         scripts=scripts,
     ),
     check=check,
