@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from flagscale.checks.data import data_violations
@@ -16,17 +17,21 @@ from flagscale.errors import Problem
 from megatron.flagscale.checkpoint import async_save
 
 
-def refusals(args: Any, cuda: bool, fused: bool) -> list[Problem]:
-    """Return what is wrong with the arguments on a machine with CUDA, with fused layers, or without."""
+def refusals(args: Any, cuda: bool, fused: bool, own: Collection[str] = ()) -> list[Problem]:
+    """Return what is wrong with the arguments on a machine with CUDA, with fused layers, or without.
+
+    Rules about `own` parts of a program ("datasets", "forward_step") are the program's business.
+    """
+    data = data_violations(vars(args), has_own_data="datasets" in own)
     return [
-        *_not_for_gpt(args),
+        *(() if own else _not_for_gpt(args)),
         *_not_installed(args),
         *(() if cuda else _impossible_on_cpu(args)),
         *async_save.problems(args, cuda),
         *(() if fused else _impossible_without_te(args)),
         *(_impossible_with_torch_layers(args) if args.transformer_impl == "torch" else ()),
         *_rounded_gradients(args),
-        *(Problem(what, f"--{name.replace('_', '-')}") for name, what in data_violations(vars(args))),
+        *(Problem(what, f"--{name.replace('_', '-')}") for name, what in data),
     ]
 
 
