@@ -40,6 +40,7 @@ EFFECTS_IN = {
     "node",
     "remote",
     "linux.py",
+    "engines/megatron/own_arguments.py",  # the arguments of a user's own program
     "plan/hosts.py",
     "platforms/nvidia.py",
     "run/machine.py",

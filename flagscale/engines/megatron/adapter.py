@@ -15,10 +15,11 @@ from flagscale.checks.megatron import program_violations, remarks, rule_violatio
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
-from flagscale.config.schema import Experiment
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero
+from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.values import Host, Job, Role
 
@@ -31,9 +32,9 @@ STOP_GRACE = 10.0
 
 def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the training job; see `engines.base.Engine.build`."""
-    catalog = load_catalog(CATALOG)
+    program, catalog = _program(experiment.task, source_map)
     problems: list[Problem] = []
-    group, entrypoint = experiment.task.type, experiment.task.entrypoint or TRAIN
+    group = experiment.task.type
     flat_keys = _flat(group, experiment.arguments, catalog, source_map, problems)
     flat_keys, secrets, notices = translate_task(flat_keys, source_map, problems)
     flat_keys, meshes = hetero.take(flat_keys, source_map, problems, notices)
@@ -41,9 +42,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
         # A value that is not what it should be would be told again by every rule that uses it.
-        found = [*_violations(arguments, hosts, meshes.layout)]
-        if entrypoint == TRAIN:
-            found += program_violations(arguments.values)
+        found = [*_violations(arguments, hosts, meshes.layout), *_program_violations(program, arguments)]
         for dest, what in found:
             problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
     if problems:
@@ -60,28 +59,39 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         engine_version=catalog.version,
         role=Role(
             name="train",
-            entrypoint=entrypoint,
+            entrypoint=program.name,
             argv=arguments.argv,
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
         ),
         hosts=hosts,
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
-        inputs=inputs_of(arguments.values),
+        inputs=inputs_of(arguments.values, has_own_data=not program.reads_data_path),
         secrets=secrets,
         notices=tuple(notices),
     )
 
 
-def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
+def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return the mistakes of names and values; see `engines.base.Engine.check`."""
-    catalog = load_catalog(CATALOG)
+    try:
+        _, catalog = _program(task, source_map)
+    except UserError as error:
+        return list(error.problems)
     problems: list[Problem] = []
-    flat_keys = _flat(group, arguments, catalog, source_map, problems)
+    flat_keys = _flat(task.type, arguments, catalog, source_map, problems)
     flat_keys, _, notices = translate_task(flat_keys, source_map, problems)
     flat_keys, _ = hetero.take(flat_keys, source_map, problems, notices)
     render(flat_keys, catalog, source_map, problems)
     return problems
+
+
+def _program(task: Task, source_map: SourceMap) -> tuple[TrainingProgram, Catalog]:
+    """Return the training program, and every argument that a key can name: the engine's and the program's."""
+    catalog = load_catalog(CATALOG)
+    where = source_map.where("experiment.task.entrypoint")
+    program = read_program(task.entrypoint or TRAIN, catalog, where)
+    return program, catalog if program.name == TRAIN else program.extend(catalog)
 
 
 def _flat(
@@ -145,8 +155,17 @@ def _violations(
     else:
         given = [*arguments.paths]
         told |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, given))
-    told |= dict.fromkeys(data_violations(arguments.values))
     yield from told
+
+
+def _program_violations(program: TrainingProgram, arguments: EngineArguments) -> Iterator[Violation]:
+    """Yield what is wrong with the data, and with what is asked of the program."""
+    yield from data_violations(arguments.values, has_own_data=not program.reads_data_path)
+    if program.name == TRAIN:
+        yield from program_violations(arguments.values)
+    for option in program.arguments.values():
+        if option.required and option.dest not in arguments.paths:
+            yield option.dest, f"`{option.name.replace('-', '_')}` is required by `{program.name}`"
 
 
 def _platform_violations(

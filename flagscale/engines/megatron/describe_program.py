@@ -1,6 +1,6 @@
 """The child process that imports a training program and prints the arguments it adds, as JSON.
 
-`python -m flagscale.engines.megatron.describe_program ENTRYPOINT FILE SECONDS`. No engine can be imported here.
+`python -m flagscale.engines.megatron.describe_program ENTRYPOINT FILE SECONDS`; no engine can be imported.
 """
 
 from __future__ import annotations
@@ -29,12 +29,7 @@ class _NoEngine(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if is_engine(name) and name != "megatron":
-            raise ImportError(f"imports `{name.partition('.')[0]}`", name=name)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ValueError(message)
+            raise ImportError("not imported by the launcher", name=name)
 
 
 def describe(entrypoint: str, source: str) -> dict[str, Any]:
@@ -46,13 +41,11 @@ def describe(entrypoint: str, source: str) -> dict[str, Any]:
     else:
         sys.path.insert(0, os.getcwd())
         program = runpy.run_module(entrypoint, run_name="__mp_main__", alter_sys=True)
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     program["add_arguments"](parser)
     for action in parser._actions:
         if not any(option.startswith("--") for option in action.option_strings):
             raise ValueError(f"the argument `{action.dest}` needs a name that begins with `--`")
-        if action.required:
-            raise ValueError(f"`--{action.dest}` is required: give it a default, and check it when you read it")
     files = {str(Path(source).resolve()), *_files_of_the_user()}
     return {"arguments": describe_actions(parser._actions), "files": sorted(files)}
 
@@ -72,7 +65,8 @@ def failure(error: BaseException, source: str) -> dict[str, Any]:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
     what, hint = f"{type(error).__name__}: {error}", ""
     if isinstance(error, ImportError) and is_engine(error.name or ""):
-        what, hint = str(error), "import it in the functions that use it: the launcher reads the arguments without it"
+        what = f"leads to an import of `{error.name}`"
+        hint = "import it in the functions that use it: the launcher imports no engine"
     elif isinstance(error, SystemExit):
         what, hint = "ends the process when it is imported", 'put it under `if __name__ == "__main__":`'
     elif isinstance(error, ValueError) and not lines:
@@ -90,7 +84,7 @@ def main() -> None:
     sys.meta_path.insert(0, _NoEngine())
     try:
         answer = describe(entrypoint, source)
-    except BaseException as error:  # noqa: BLE001  the program may raise anything, and it is reported
+    except BaseException as error:
         answer = failure(error, source)
     json.dump(answer, out)
     out.flush()

@@ -25,7 +25,7 @@ from flagscale.files import write_atomic
 TIME_LIMIT = 20.0
 """Seconds that a program has to be imported and to add its arguments."""
 
-_SOURCE_ROOT = Path(__file__).resolve().parents[3]
+SOURCE_ROOT = Path(__file__).resolve().parents[3]
 _ENGINES = ("torch", "megatron", "vllm", "transformers")
 _FORMAT = 1
 """Of a cache entry; another number makes older entries unread."""
@@ -72,7 +72,7 @@ def _options(arguments: Mapping[str, Any]) -> dict[str, Option]:
 
 def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
     """Start the child process (`describe_program`) and return its answer."""
-    paths = [str(_SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: the ranks do not see the working directory unless the program is a module, and then it is added.
     command = [sys.executable, "-P", "-B", "-m", "flagscale.engines.megatron.describe_program"]
     child = subprocess.Popen(
@@ -89,11 +89,10 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         # The child ends by itself and says where it was; this is for one that does not even do that.
         printed, complained = child.communicate(timeout=TIME_LIMIT + 2)
     except subprocess.TimeoutExpired:
-        printed, complained = "", ""
+        _end(child)
+        printed, complained = child.communicate()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        _end(child)
     if "Timeout (" in complained or child.returncode == -signal.SIGKILL:
         line = re.search(rf'File "{re.escape(str(source))}", line (\d+)', complained)
         what = f"is still running after {TIME_LIMIT:g} s, when it is imported to read its arguments"
@@ -109,3 +108,9 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         at = f"{source}:{answer['line']}" if answer["line"] else str(source)
         raise UserError([Problem(answer["error"], at, answer["hint"])])
     return answer
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End the child and whatever it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """A training program as the launcher sees it: what its file declares, and its own arguments.
 
-The file is read, not imported. Only a program that has its own `add_arguments` is imported, in a child process
-(`own_arguments`), which is why such a program may not import an engine at its top.
+The file is read, not imported. Only a program that has its own `add_arguments` is imported, in a child
+process (`own_arguments`), which is why such a program may not import an engine at its top.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from flagscale.config.catalog import Catalog, Option, catalog_from
-from flagscale.engines.megatron.own_arguments import is_engine, own_arguments
+from flagscale.engines.megatron.own_arguments import SOURCE_ROOT, is_engine, own_arguments
 from flagscale.errors import Problem, UserError
 
 ADD_ARGUMENTS = "add_arguments"
@@ -67,7 +67,7 @@ def find_source(entrypoint: str) -> Path | None:
     """Return the file of an entrypoint without importing anything, None if it is not found."""
     if entrypoint.endswith(".py"):
         return Path(entrypoint) if Path(entrypoint).is_file() else None
-    folders: list[str] | None = [os.getcwd(), *sys.path]
+    folders: list[str] | None = [str(SOURCE_ROOT), os.getcwd(), *sys.path]
     name, spec = "", None
     with suppress(KeyError):  # a namespace package inside another one cannot be searched without an import
         for part in entrypoint.split("."):
@@ -88,10 +88,10 @@ def _parsed(source: Path) -> ast.Module:
 
 
 def _statements_at_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a file that run when it is imported, not those for `__main__` or for types only."""
+    """Yield the nodes outside functions and classes, but not those for `__main__` or for types only."""
     for child in ast.iter_child_nodes(node):
         yield child
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             continue
         if isinstance(child, ast.If) and _is_skipped(child.test):
             for other in child.orelse:
@@ -140,7 +140,7 @@ def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
         if engine := next(filter(is_engine, names), None):
             assert isinstance(node, ast.stmt)
             what = f"imports `{engine.partition('.')[0]}` at the top of a program with `{ADD_ARGUMENTS}`"
-            hint = "move this line into the functions that use it: the launcher reads the arguments without it"
+            hint = "move this line into the functions that use it: the launcher imports no engine"
             problems.append(Problem(what, f"{source}:{node.lineno}", hint))
     if problems:
         raise UserError(problems)
@@ -164,7 +164,8 @@ def _refuse_clashes(
 
 def _line_of(text: str, tree: ast.Module) -> int:
     """Return the line where a file writes this text, else the line of its `add_arguments`."""
-    written = (node.lineno for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == text)
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    written = (node.lineno for node in constants if node.value == text)
     defined = (
         node.lineno for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == ADD_ARGUMENTS
     )
