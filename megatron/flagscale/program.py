@@ -12,7 +12,6 @@ and this module imports nothing heavy. See docs/programs.md.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import sys
 import traceback
@@ -126,6 +125,6 @@ def _with_heartbeat(forward_step: ForwardStep) -> ForwardStep:
     return step
 
 
-if multiprocessing.parent_process() is not None:
+if "--multiprocessing-fork" in sys.orig_argv:
     # A process that the trainer spawned, which imports the program again: it ends with its rank.
     die_with_parent()
