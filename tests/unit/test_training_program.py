@@ -111,6 +111,11 @@ def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: P
             ARGUMENTS.replace("--mine", "mine"),
             "mine.py: the argument `mine` needs a name",
         ),
+        (ARGUMENTS.replace("mine", "enable-hetero"), "mine.py:2: `--enable-hetero` clashes with the key"),
+        (
+            ARGUMENTS.replace("mine", "hub-token").replace("int", "str"),
+            "mine.py:2: `--hub-token` is a secret",
+        ),
         (ARGUMENTS + "import sys\nsys.exit(3)\n", "mine.py:4: ends the process when it is imported"),
         (ARGUMENTS + "import os\nos._exit(3)\n", "here: `mine.py` ended when it was imported"),
         (ARGUMENTS + "{}['a']\n", "mine.py:3: KeyError: 'a'"),
@@ -126,6 +131,8 @@ def test_imports_for_types_and_inside_functions_are_fine(read: Read) -> None:
 
 
 def test_what_the_program_prints_does_no_harm(read: Read) -> None:
+    text = "import sys; print('Timeout (', file=sys.stderr)\n"
+    assert set(read(text + ARGUMENTS).arguments) == {"mine"}
     assert set(read("print('{}')\nimport os; os.system('echo []')\n" + ARGUMENTS).arguments) == {"mine"}
 
 

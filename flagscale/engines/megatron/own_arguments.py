@@ -93,7 +93,7 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         printed, complained = child.communicate()
     finally:
         _end(child)
-    if "Timeout (" in complained or child.returncode == -signal.SIGKILL:
+    if not printed and ("Timeout (" in complained or child.returncode == -signal.SIGKILL):
         line = re.search(rf'File "{re.escape(str(source))}", line (\d+)', complained)
         what = f"is still running after {TIME_LIMIT:g} s, when it is imported to read its arguments"
         hint = 'put what it does under `if __name__ == "__main__":`'

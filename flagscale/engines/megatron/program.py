@@ -15,7 +15,10 @@ from dataclasses import dataclass, field, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from flagscale.checks.hetero.keys import KEYS
 from flagscale.config.catalog import Catalog, Option, catalog_from
+from flagscale.config.compat_v060 import TASK
+from flagscale.config.secrets import is_secret
 from flagscale.engines.megatron.own_arguments import SOURCE_ROOT, is_engine, own_arguments
 from flagscale.errors import Problem, UserError
 
@@ -47,7 +50,7 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
 
     Raises:
         UserError: with file and line if the program cannot be read, imports an engine at its top, or has an
-            argument that is the engine's too. `where` is where the entrypoint is named.
+            argument whose name is taken or a secret's. `where` is where the entrypoint is named.
     """
     source = find_source(entrypoint)
     if source is None:
@@ -59,7 +62,7 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
         return TrainingProgram(entrypoint, reads_data_path)
     _refuse_engine_imports(top, source)
     arguments = own_arguments(entrypoint, source, where)
-    _refuse_clashes(arguments, catalog, tree, source)
+    _refuse_names(arguments, catalog, tree, source)
     return TrainingProgram(entrypoint, reads_data_path, arguments)
 
 
@@ -146,18 +149,23 @@ def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
         raise UserError(problems)
 
 
-def _refuse_clashes(
-    arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path
-) -> None:
-    """Refuse an argument with the name, or the destination, of an argument of the engine."""
+def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path) -> None:
+    """Refuse names that the engine or FlagScale has, and those of secrets, which argv would show."""
     dests = {option.dest: option.name for option in catalog.options.values()}
     problems = []
     for name, option in arguments.items():
+        key = name.replace("-", "_")
         taken = name if name in catalog.options else dests.get(option.dest)
+        what, hint = "", "give it another name"
         if taken is not None:
             what = f"`--{name}` clashes with `--{taken}` of {catalog.engine} {catalog.version}"
-            line = _line_of(f"--{name}", tree)
-            problems.append(Problem(what, f"{source}:{line}", "give it another name"))
+        elif key in TASK or key in KEYS:
+            what = f"`--{name}` clashes with the key `{key}`, which FlagScale reads itself"
+        elif is_secret(key) and option.type not in ("int", "float", "bool"):
+            what = f"`--{name}` is a secret by its name, and arguments are shown"
+            hint = "read it from the environment (experiment.envs), or give it another name"
+        if what:
+            problems.append(Problem(what, f"{source}:{_line_of(f'--{name}', tree)}", hint))
     if problems:
         raise UserError(problems)
 
