@@ -224,7 +224,7 @@ def work(door: str, job: str, argv: list[str]) -> None:
     patch_engine()
     from megatron.training import training
 
-    from megatron.flagscale.train_gpt import train as train_gpt
+    from megatron.flagscale.program import train as train_gpt
 
     spent = {"post": 0.0, "wait": 0.0}
     rank = int(os.environ["RANK"])

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale.config import compat_v060 as v060
-from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection, Runner
+from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection, Runner, Task
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -42,8 +42,8 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experime
     return _experiment(section, tree[section.task.type]), notices
 
 
-def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
-    """Return (task type, backend, engine arguments) as far as they can be read, empty where they cannot.
+def load_task(config: DictConfig) -> tuple[Task, dict[str, Any]]:
+    """Return the task, unchecked, and the engine arguments as far as they can be read, else empty.
 
     For telling the mistakes of the task level too where the experiment level has some; tells none itself.
     """
@@ -51,7 +51,8 @@ def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
     task = _mapping(_mapping(tree.get("experiment")).get("task"))
     group, backend = task.get("type") or "train", task.get("backend")
     arguments = _mapping(tree.get(group)) if isinstance(group, str) else {}
-    return str(group), str(backend or ""), arguments
+    entrypoint = str(task.get("entrypoint") or "")
+    return Task.model_construct(type=str(group), backend=str(backend or ""), entrypoint=entrypoint), arguments
 
 
 def read_section[Keys: BaseModel](

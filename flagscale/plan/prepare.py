@@ -20,21 +20,13 @@ from flagscale.config.schema import Experiment
 from flagscale.config.secrets import masked
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
-from flagscale.errors import Problem, UserError, nearest
+from flagscale.errors import Problem, UserError
+from flagscale.plan.entrypoint import CLONE, check_entrypoint
 from flagscale.plan.hosts import select_hosts
 from flagscale.plan.placement import build_plan, new_run_id
 from flagscale.plan.runner import LocalDevices, RunnerRules
 from flagscale.run.machine import this_machine
 from flagscale.values import Host, Job, LaunchPlan, Rendezvous
-
-_ROOT = Path(__file__).resolve().parents[2]
-CLONE = _ROOT if (_ROOT / "vllm" / "vllm_flagscale").is_dir() else None
-"""The clone that this package runs from; None if it is installed."""
-_PROGRAMS = {
-    "megatron.flagscale": _ROOT / "megatron" / "flagscale",
-    "vllm_flagscale": (_ROOT / "vllm" if CLONE else _ROOT) / "vllm_flagscale",
-}
-"""Our packages that hold programs, and where."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +128,11 @@ def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: S
 
 def _task_problems(request: Request) -> list[Problem]:
     """The mistakes of the task level that can be seen although the experiment level has some."""
-    group, backend, arguments = load_task(request.config)
-    if backend not in registry.names("engines"):
+    task, arguments = load_task(request.config)
+    if task.backend not in registry.names("engines"):
         return []
-    engine: Engine = registry.load("engines", backend)
-    return engine.check(group, arguments, request.source_map)
+    engine: Engine = registry.load("engines", task.backend)
+    return engine.check(task, arguments, request.source_map)
 
 
 def _with_runner(experiment: Experiment, source_map: SourceMap) -> tuple[RunnerRules, Experiment]:
@@ -173,13 +165,13 @@ def _job(experiment: Experiment, rules: RunnerRules, source_map: SourceMap) -> t
             return None
 
     engine = gathered(lambda: _engine(experiment, source_map))
-    gathered(lambda: _check_entrypoint(experiment, source_map))
+    gathered(lambda: check_entrypoint(experiment.task.entrypoint, source_map))
     hosts = gathered(lambda: _hosts(experiment, rules, source_map))
     job = None
     if engine and hosts:
         job = gathered(lambda: engine.build(experiment, hosts, source_map))
     elif engine:
-        problems += engine.check(experiment.task.type, experiment.arguments, source_map)
+        problems += engine.check(experiment.task, experiment.arguments, source_map)
     if problems or engine is None or job is None:
         raise UserError(problems)
     return engine, job
@@ -210,24 +202,6 @@ def _hosts(experiment: Experiment, rules: RunnerRules, source_map: SourceMap) ->
 
 def _hostfile_type(experiment: Experiment) -> str:
     return f"{experiment.runner.hostfile}: type="
-
-
-def _check_entrypoint(experiment: Experiment, source_map: SourceMap) -> None:
-    entrypoint = experiment.task.entrypoint
-    if not entrypoint:
-        return  # the engine's own
-    if entrypoint.endswith(".py"):
-        exists = Path(entrypoint).is_file()
-    else:
-        # Only our own modules can be looked up without importing an engine's package.
-        ours = next((folder for name, folder in _PROGRAMS.items() if entrypoint.startswith(f"{name}.")), None)
-        exists = ours is None or (ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
-    if not exists:
-        programs = _PROGRAMS["megatron.flagscale"].glob("train_*.py")
-        known = [f"megatron.flagscale.{path.stem}" for path in programs]
-        hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
-        where = source_map.where("experiment.task.entrypoint")
-        raise UserError([Problem(f"no such program: `{entrypoint}`", where, hint)])
 
 
 def _config_text(experiment: Experiment) -> str:

@@ -33,7 +33,7 @@ class Run:
     name: str
     ranks: int
     argv: tuple[str, ...]
-    program: str = "megatron.flagscale.train_gpt:train"
+    program: str = "megatron.flagscale.program:train"
     mutation: str = ""
 
 
@@ -100,7 +100,7 @@ def _import_all() -> None:
     import megatron.flagscale.hetero.p2p
     import megatron.flagscale.initialization
     import megatron.flagscale.layers.spec
-    import megatron.flagscale.train_gpt  # noqa: F401
+    import megatron.flagscale.program  # noqa: F401
 
 
 def _train(run: Run, parent: Path) -> None:

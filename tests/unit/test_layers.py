@@ -42,6 +42,7 @@ EFFECTS_IN = {
     "node",
     "remote",
     "linux.py",
+    "engines/megatron/own_arguments.py",  # the arguments of a user's own program
     "platforms/nvidia.py",
     "run/machine.py",
 }

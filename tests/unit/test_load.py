@@ -294,7 +294,8 @@ def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, Sour
 def test_the_task_can_be_read_from_a_broken_configuration(
     compose: Callable[..., tuple[DictConfig, SourceMap]], overrides: list[str], expected: object
 ) -> None:
-    assert load_task(compose(EXPERIMENT, *overrides)[0]) == expected
+    task, arguments = load_task(compose(EXPERIMENT, *overrides)[0])
+    assert (task.type, task.backend, arguments) == expected
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -277,7 +277,9 @@ def test_keys_of_the_launcher_of_ranks(refused: Callable[..., str], model: str) 
 
 def test_all_mistakes_at_once() -> None:
     problems = VLLM.check(
-        "serve", {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}}, SourceMap()
+        Task(type="serve", backend="vllm"),
+        {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}},
+        SourceMap(),
     )
     assert len(problems) == 4  # the shared key is wrong for each of the two models
 
