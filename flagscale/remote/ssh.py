@@ -29,7 +29,7 @@ _LAST_WORDS = 2.0
 
 
 class SshTransport:
-    """Performs node commands on a remote host. A lost connection is opened again by the next command."""
+    """Performs verbs on a remote host. A lost connection is opened again by the next command."""
 
     def __init__(self, access: HostAccess) -> None:
         self._access = access
@@ -71,7 +71,7 @@ class SshTransport:
 
 
 class Session:
-    """One remote process that answers node commands, one after another."""
+    """One remote process that performs verbs, one after another."""
 
     def __init__(self, client: paramiko.SSHClient, access: HostAccess) -> None:
         self._timeout = access.connect_timeout
