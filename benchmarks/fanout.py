@@ -44,7 +44,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.loopback import LoopbackFarm, loopback_farm
-from flagscale_testing.jobs.plans import ENGINE, fake_plan
+from flagscale_testing.jobs.plans import AGENT, fake_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _PORTS = range(20000, 32000)
@@ -71,7 +71,7 @@ def plan_of(
     nodes = tuple(
         NodeCommand(
             host=place,
-            argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report-{place.rank}"), *behaviours),
+            argv=(sys.executable, "-S", str(AGENT), str(exp_dir / f"report-{place.rank}"), *behaviours),
             env=run_tags(run_id, place.rank),
             cwd=str(exp_dir),
             failure_file=str(files.failure(place)),

@@ -1,4 +1,8 @@
-"""One short function an action; each returns the exit code that README promises."""
+"""One short function per action; each returns the exit code that README promises.
+
+They are registered in `flagscale.registry`. A third party adds one by the entry-point group
+`flagscale.actions`: a function of a `Request` that returns an exit code.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
 
 from flagscale import registry
 from flagscale.config.load import load_command_keys, load_run_location
@@ -115,17 +118,6 @@ def stop(request: Request) -> int:
     """End every process of the run on every host; again is harmless."""
     plan = _recorded(request)
     return 0 if plan is None else _stop(plan)
-
-
-ACTIONS: Mapping[str, Callable[[Request], int]] = {
-    "run": run,
-    "test": test,
-    "dryrun": dryrun,
-    "check": check,
-    "query": query,
-    "logs": logs,
-    "stop": stop,
-}
 
 
 def _prepare(request: Request, run_id: str | None = None) -> Prepared:

@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flagscale import registry
 from flagscale.config import compat_v060 as v060
-from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection, Runner, Task
+from flagscale.config.schema import Experiment, ExperimentSection, Runner, Task
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -68,26 +69,47 @@ def read_section[Keys: BaseModel](
 
 
 def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return what is wrong at the top level: keys nobody reads, and a task group that is missing."""
+    """Return what is wrong at the top level: a task type that the engine does not have, a task group that is
+    missing, and unknown keys.
+    """
     experiment = _mapping(tree.get("experiment"))
-    task_type = _mapping(experiment.get("task")).get("type") or "train"
-    # A task type that is not known is told as such; what group it needs is then anybody's guess.
-    groups = [task_type] if experiment and task_type in TASK_TYPES else list(TASK_TYPES)
-    valid = top_keys(groups)
-    problems = [
+    task = _mapping(experiment.get("task"))
+    group, engine = task.get("type") or "train", task.get("backend")
+    problems: list[Problem] = []
+    is_group_known = bool(experiment) and isinstance(group, str)
+    if is_group_known and _is_engine(engine) and group not in (types := _task_types(engine)):
+        what, hint = f"the engine `{engine}` does not do `{group}`", f"it does: {', '.join(types)}"
+        problems.append(Problem(what, source_map.where("experiment.task.type"), hint))
+        is_group_known = False
+    if is_group_known and not isinstance(tree.get(group), dict):
+        hint = f"add it (defaults: - {group}: NAME), or fix experiment.task.type"
+        problems.append(Problem("this task group is missing", source_map.where(group), hint))
+    # If the task type is wrong, any group may be the one that was meant.
+    valid = top_keys([group] if is_group_known else [*_task_types(), *_task_types(engine), str(group)])
+    problems += [
         Problem(f"unknown key `{key}`", source_map.where(str(key)), nearest(str(key), valid))
         for key in tree
         if key not in valid
     ]
-    if len(groups) == 1 and not isinstance(tree.get(task_type), dict):
-        hint = f"add it (defaults: - {task_type}: NAME), or mend experiment.task.type"
-        problems.append(Problem("this task group is missing", source_map.where(task_type), hint))
     return problems
 
 
-def top_keys(groups: Iterable[str] = TASK_TYPES) -> list[str]:
-    """Return the names that may stand at the top level beside or as a task group."""
-    return ["experiment", "action", *groups, *COMMAND_KEYS]
+def top_keys(groups: Iterable[str] | None = None) -> list[str]:
+    """Return the valid names at the top level; `groups` are the task groups (default: the built-in ones)."""
+    return ["experiment", "action", *(_task_types() if groups is None else groups), *COMMAND_KEYS]
+
+
+def _is_engine(name: object) -> bool:
+    return isinstance(name, str) and registry.is_known("engines", name)
+
+
+def _task_types(engine: object = None) -> list[str]:
+    """Return the task types of an engine; of all built-in engines if it is not known.
+
+    Engines state their task types themselves, so a start imports the one it uses and no other.
+    """
+    names = [str(engine)] if _is_engine(engine) else registry.BUILT_IN["engines"]
+    return [kind for name in names for kind in registry.load("engines", name).task_types]
 
 
 def _mapping(value: object) -> dict[Any, Any]:
@@ -95,12 +117,17 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def load_action(config: DictConfig, source_map: SourceMap) -> str:
-    """Return the action to perform; a `UserError` names the valid ones."""
+    """Return the name of the action to perform, those of installed packages included.
+
+    Raises:
+        UserError: no such action; names the valid ones.
+    """
     action = _top(config, "action", None)
     if action is None:
-        raise UserError([Problem("no action given", hint=f"action=A with A one of {', '.join(ACTIONS)}")])
-    if action not in ACTIONS:
-        hint = nearest(str(action), ACTIONS)
+        valid = ", ".join(registry.names("actions"))
+        raise UserError([Problem("no action given", hint=f"action=A with A one of {valid}")])
+    if not registry.is_known("actions", str(action)):
+        hint = nearest(str(action), registry.names("actions"))
         raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])
     return str(action)
 

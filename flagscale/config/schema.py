@@ -21,9 +21,6 @@ from pydantic import (
 
 from flagscale.config.secrets import is_secret
 
-ACTIONS = ("run", "test", "dryrun", "check", "query", "logs", "stop")
-TASK_TYPES = ("train", "inference", "serve")
-
 
 def _not_bool(value: object) -> object:
     if isinstance(value, bool):
@@ -115,10 +112,10 @@ class Section(BaseModel):
 
 
 class Task(Section):
-    type: Literal["train", "inference", "serve"] = "train"
-    """What is done; also the name of the group that holds the engine's arguments."""
+    type: str = "train"
+    """One of the engine's task types; also the name of the group that holds the engine's arguments."""
     backend: str
-    """The engine: `megatron` trains, `vllm` infers and serves."""
+    """The engine: `megatron` (train), `vllm` (inference, serve), or an installed package's."""
     entrypoint: str = ""
     """The program: a module (`megatron.flagscale.train_gpt`) or a path to a `.py`; default: the engine's."""
 

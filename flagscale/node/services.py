@@ -1,4 +1,4 @@
-"""The launcher of a host's services, as torchrun is that of its ranks: all of them run, or none does.
+"""The agent of a host's services, as torchrun is that of its ranks: all of them run, or none does.
 
 It passes on what they print, asks servers how they are, and ends when a service has ended that should not
 have, telling why in the host's failure file; or when all that have an end have reached it.
@@ -22,15 +22,15 @@ _POLL = 0.2
 _WRITE = 2.0
 """Seconds between two records of how the services are, where no phase has changed."""
 _LAST_WORDS = 2.0
-"""Seconds of the grace that are left for the launcher to record how it went."""
+"""Seconds of the grace that are left for the agent to record how it went."""
 
 
 def run(plan: LaunchPlan, node: NodeCommand) -> int:
     """Run the services of this host until they end, or a TERM tells it to; return the exit code."""
-    return _Launcher(plan, node).run()
+    return _Agent(plan, node).run()
 
 
-class _Launcher:
+class _Agent:
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node, self._files = plan, node, RunDir(Path(plan.exp_dir))
         self._serves = plan.task_type == "serve"

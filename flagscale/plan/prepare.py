@@ -129,7 +129,7 @@ def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: S
 def _task_problems(request: Request) -> list[Problem]:
     """The mistakes of the task level that can be seen although the experiment level has some."""
     task, arguments = load_task(request.config)
-    if task.backend not in registry.names("engines"):
+    if not registry.is_known("engines", task.backend):
         return []
     engine: Engine = registry.load("engines", task.backend)
     return engine.check(task, arguments, request.source_map)
@@ -178,13 +178,8 @@ def _job(experiment: Experiment, rules: RunnerRules, source_map: SourceMap) -> t
 
 
 def _engine(experiment: Experiment, source_map: SourceMap) -> Engine:
-    engine: Engine = registry.load(
-        "engines", experiment.task.backend, source_map.where("experiment.task.backend")
-    )
-    if experiment.task.type not in engine.task_types:
-        what = f"the engine `{engine.name}` does not do `{experiment.task.type}`"
-        hint = f"it does: {', '.join(engine.task_types)}"
-        raise UserError([Problem(what, source_map.where("experiment.task.type"), hint)])
+    where = source_map.where("experiment.task.backend")
+    engine: Engine = registry.load("engines", experiment.task.backend, where)
     return engine
 
 

@@ -240,10 +240,10 @@ def _own(others: list[str]) -> str:
 
 def _address(name: str) -> str:
     # Not above: paramiko takes 0.3 s, and a job of one host does without.
-    from flagscale.remote.connection import ConnectionFailure, lookup
+    from flagscale.remote.connection import Unreachable, lookup
 
     known = name
-    with suppress(ConnectionFailure):  # told when the host is connected to
+    with suppress(Unreachable):  # told when the host is connected to
         known = str(lookup(name).get("hostname", name))
     try:
         return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]

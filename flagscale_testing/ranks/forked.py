@@ -1,4 +1,4 @@
-"""Trainings whose ranks are forks of a process that has all imports: the nursery.
+"""Trainings whose ranks are forks of a process that has all imports: a fork server.
 
 It imports torch and the engine once, when the first training is asked for, and ends with the process that
 asked. A rank costs a fraction of a second instead of ten.
@@ -49,17 +49,17 @@ class Curve:
 def run_all(runs: Iterable[Run], folder: Path) -> dict[str, Curve]:
     """Do the runs one after another below `folder`; each leaves its metrics and output in `folder/NAME`."""
     asked = [*runs]
-    nursery = _nursery()
-    assert nursery.stdin
-    assert nursery.stdout
-    print(json.dumps([str(folder), [asdict(run) for run in asked]]), file=nursery.stdin, flush=True)
-    if not nursery.stdout.readline():
-        raise RuntimeError(f"the nursery ended with {nursery.wait()}")
+    server = _fork_server()
+    assert server.stdin
+    assert server.stdout
+    print(json.dumps([str(folder), [asdict(run) for run in asked]]), file=server.stdin, flush=True)
+    if not server.stdout.readline():
+        raise RuntimeError(f"the fork server ended with {server.wait()}")
     return {run.name: read_curve(folder / run.name) for run in asked}
 
 
 @functools.cache
-def _nursery() -> subprocess.Popen[str]:
+def _fork_server() -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flagscale_testing.ranks.forked"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment(), cwd=ROOT)

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from flagscale import cli
-from flagscale.actions import ACTIONS
-from flagscale.config.schema import ACTIONS as ACTION_NAMES
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
@@ -54,10 +52,6 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (conf / "config.yaml").write_text(EXPERIMENT.format(exp_dir=tmp_path / "out"))
     monkeypatch.chdir(tmp_path)
     return ["--config-path", "conf", "--config-name", "config"]
-
-
-def test_every_action_has_a_function() -> None:
-    assert tuple(ACTIONS) == ACTION_NAMES
 
 
 def test_without_an_experiment_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +187,7 @@ def test_a_bug_keeps_its_traceback(
     def broken(request: Request) -> int:
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setitem(ACTIONS, "dryrun", broken)  # type: ignore[arg-type]
+    monkeypatch.setattr("flagscale.actions.dryrun", broken)
     assert cli.main(words) == 1
     told = capfd.readouterr().err
     assert "Traceback" in told

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from flagscale import registry
 from flagscale.config.load import (
     RunLocation,
     load_action,
@@ -15,7 +16,7 @@ from flagscale.config.load import (
     load_run_location,
     load_task,
 )
-from flagscale.config.schema import ACTIONS, Environment, Experiment
+from flagscale.config.schema import Environment, Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
 from tests.unit.conftest import EXPERIMENT
@@ -196,8 +197,8 @@ def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> Non
         ("experiment.envs={A-B: 1}", "letters, digits and `_`"),
         ("experiment.envs={1A: 1}", "letters, digits and `_`"),
         ("experiment.cmds.before_start=[a, b]", "valid string"),
-        ("experiment.task.type=trian", "'train', 'inference' or 'serve'"),
-        ("experiment.task.type=[train]", "'train', 'inference' or 'serve'"),
+        ("experiment.task.type=trian", "the engine `megatron` does not do `trian`"),
+        ("experiment.task.type=[train]", "input should be a valid string"),
     ],
 )
 def test_a_wrong_value_is_one_mistake_blamed_on_the_command_line(
@@ -267,7 +268,7 @@ def test_no_task_group(mistakes: Mistakes) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("train:\n  model:\n    num_layers: 4\n", ""))
     assert problem.what == "this task group is missing"
     assert problem.where == "train"
-    (one, two) = mistakes(EXPERIMENT.replace("type: train", "type: serve"))
+    (one, two) = mistakes(EXPERIMENT.replace("type: train", "type: serve").replace("megatron", "vllm", 1))
     assert {one.what, two.what} == {"unknown key `train`", "this task group is missing"}
 
 
@@ -298,7 +299,7 @@ def test_the_task_can_be_read_from_a_broken_configuration(
     assert (task.type, task.backend, arguments) == expected
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", registry.BUILT_IN["actions"])
 def test_actions(action: str) -> None:
     assert load_action(OmegaConf.create({"action": action}), SourceMap()) == action
 

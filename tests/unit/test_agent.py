@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.node.engine import argv_of
+from flagscale.node.agent import argv_of
 from tests.unit.plans import make_job, make_plan, options
 
 PLAN = make_plan(Path("/r"), 2, 2, 2, 2)
