@@ -13,6 +13,7 @@ import psutil
 from flagscale.errors import FlagScaleError
 from flagscale.node import processes
 from flagscale.node.status import orphaned
+from flagscale.run.failure import how_it_ended
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.values import LaunchPlan, NodeCommand
@@ -128,4 +129,4 @@ def _after_stop(plan: LaunchPlan, node: NodeCommand) -> str:
     if after.returncode == 0:
         return ""
     printed = after.stdout.strip() or "it printed nothing"
-    return f"stopped, but experiment.cmds.after_stop ended with exit code {after.returncode}: {printed}"
+    return f"stopped, but experiment.cmds.after_stop {how_it_ended(after.returncode)}: {printed}"
