@@ -76,7 +76,7 @@ def _survived(left: list[psutil.Process]) -> Reply:
 def _wake_holder(plan: LaunchPlan, node: NodeCommand) -> None:
     """Have a process of the run that somebody stopped (SIGSTOP) give back the lock that it may hold."""
     try:
-        with RunDir(Path(plan.exp_dir)).on_host(node.host, wait=False):
+        with RunDir(Path(plan.exp_dir)).on_host(node.host, busy=BlockingIOError()):
             pass
     except BlockingIOError:
         processes.send(processes.of_run(plan.run_id, node.host.rank), signal.SIGCONT)
