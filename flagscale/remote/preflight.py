@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from flagscale import platforms
 from flagscale.config.schema import Experiment
 from flagscale.errors import HostError, Problem
+from flagscale.formats import count
 from flagscale.node.network import own_address
 from flagscale.remote.hosts import each, in_order, sees_our_files
 from flagscale.run.machine import is_local
@@ -52,7 +53,7 @@ def preflight(
 ) -> list[CheckResult]:
     """Ask every host of the job and return all results, good and bad."""
     size = sum(map(len, job.services.values()))
-    what = f"{size} service{'s' if size > 1 else ''}" if size else f"{job.world_size} ranks"
+    what = count(size, "service") if size else count(job.world_size, "rank")
     title = f"{what}, {job.layout}, {job.engine} {job.engine_version}"
     survey = ask_hosts(experiment, job, plan, distributions)
     results = [CheckResult(True, "configuration", title), *survey.results]
