@@ -36,6 +36,19 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def results(self) -> Path:
+        """What batch inference generates, unless the configuration names another file."""
+        return self.path / "results.jsonl"
+
+    def share_of(self, rank: int) -> RunDir:
+        """Return the run directory of one host's own share, for hosts that each start it by themselves."""
+        return RunDir(self.path / "cloud" / f"host_{rank}")
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
+from flagscale.run.rundir import RunDir
 
 _NAMES = {
     "nnodes": ("PET_NNODES", "NNODES", "WORLD_SIZE"),
@@ -79,4 +80,4 @@ def own_rank(given: int | None, environ: Mapping[str, str]) -> int:
 
 def run_dir(exp_dir: Path, rank: int) -> Path:
     """Return where a host of a platform keeps its part of a run: the hosts may share the run directory."""
-    return exp_dir / "cloud" / f"host_{rank}"
+    return RunDir(exp_dir).share_of(rank).path
