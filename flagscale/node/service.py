@@ -16,14 +16,13 @@ from typing import Any, BinaryIO
 from flagscale import platforms
 from flagscale.linux import die_with
 from flagscale.node import health
+from flagscale.run.env import PROGRESS_FILE
 from flagscale.run.failure import Failure, first_exception, how_it_ended, signal_name
 from flagscale.run.logs import read_piece
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import OVER, ServicePhase, ServiceState
 from flagscale.values import Host, Service
 
-PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
-"""Names, to a service, the file in which it says how far it is: {"done", "total", "tokens_per_s"}."""
 _LOOK = 1.0
 """Seconds between two looks at a service."""
 _LONGEST_LINE = 300

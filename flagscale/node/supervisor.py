@@ -22,12 +22,12 @@ import psutil
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
-from flagscale.node.channel import CHANNEL_SECRET
 from flagscale.node.coordinator import Coordinator
 from flagscale.node.engine import Heartbeat, end_engine, start_engine, write_stacks
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
 from flagscale.node.rendezvous import Alone, AttemptStart, Peers, Verdict
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.failure import Failure, first_failure
 from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir

@@ -10,7 +10,7 @@ from pathlib import Path
 from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.platforms import Platform
-from flagscale.run.env import run_tags
+from flagscale.run.env import FAILURE_FILE, HEARTBEAT_FILE, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.runners import cloud
 from flagscale.values import (
@@ -144,8 +144,8 @@ def _environment(
         **job.role.env,
         **named,
         **run_tags(run_id, host.rank),
-        "FLAGSCALE_FAILURE_FILE": str(run_dir.failure(host)),
-        "FLAGSCALE_HEARTBEAT_FILE": str(run_dir.heartbeat(host)),
+        FAILURE_FILE: str(run_dir.failure(host)),
+        HEARTBEAT_FILE: str(run_dir.heartbeat(host)),
     }
 
 

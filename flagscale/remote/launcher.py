@@ -12,9 +12,9 @@ from secrets import token_hex
 from threading import Event
 
 from flagscale.errors import FlagScaleError, HostError, Problem
-from flagscale.node.channel import CHANNEL_SECRET
 from flagscale.plan.render import scripts
 from flagscale.remote.hosts import as_they_come, ask, call_all, sees_our_files
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagscale.errors import UserError
+from flagscale.run.env import FAILURE_FILE
 from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
 from megatron.flagscale.patching import TORCH, Patch
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-FAILURE_FILE = "FLAGSCALE_FAILURE_FILE"
 SURVIVORS_SECONDS = 3
 
 # What a rank says when a peer went away: it is a victim, not the cause.

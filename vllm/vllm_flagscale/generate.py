@@ -17,6 +17,7 @@ from typing import Any
 
 from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.files import put_in_place, write_atomic
+from flagscale.run.env import PROGRESS_FILE
 
 _MISTAKE = 2
 
@@ -186,7 +187,7 @@ def _readable(results: Path) -> str:
 
 def _tell(done: int, total: int, tokens_per_s: float) -> None:
     """Say how far it is, to whoever started this (see `flagscale.node.service`)."""
-    if path := os.environ.get("FLAGSCALE_PROGRESS_FILE"):
+    if path := os.environ.get(PROGRESS_FILE):
         told = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
         write_atomic(Path(path), json.dumps(told))
 
