@@ -63,14 +63,10 @@ def build_plan(
             argv=(
                 _programs_launcher(python, run_dir, host, run_id)
                 if job.services
-                else (
-                    python,
-                    "-m",
-                    TORCHRUN,
-                    *_torchrun(job, experiment, host, run_dir, run_id, rendezvous),
-                    *_ranks(job),
-                )
+                else (python, "-m", TORCHRUN)
             ),
+            options={} if job.services else _torchrun(job, experiment, host, run_dir, run_id, rendezvous),
+            program=() if job.services else _ranks(job),
             env=_environment(job, experiment, platforms[host.platform], host, run_dir, run_id, source_root),
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
@@ -188,9 +184,9 @@ def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
 
 def _torchrun(
     job: Job, experiment: Experiment, host: Host, run_dir: RunDir, run_id: str, rendezvous: Rendezvous
-) -> list[str]:
+) -> dict[str, str]:
     runner = experiment.runner
-    words = {
+    options = {
         "nnodes": len(job.hosts),
         "nproc-per-node": host.slots,
         "node-rank": host.rank if len(job.hosts) > 1 else None,
@@ -205,7 +201,7 @@ def _torchrun(
         "redirects": runner.redirects,
         "tee": runner.tee,
     }
-    return [word for name, value in words.items() if value is not None for word in (f"--{name}", str(value))]
+    return {name: str(value) for name, value in options.items() if value is not None}
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import locked, write_atomic
-from flagscale.values import Host, LaunchPlan
+from flagscale.values import Host, LaunchPlan, PlanVersionError
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,17 @@ class RunDir:
         """Return the plan of the newest start, None where nothing was started.
 
         Raises:
-            FlagScaleError: there is a plan, but it cannot be read.
+            FlagScaleError: there is a plan, but it cannot be read, or another version of FlagScale wrote it.
         """
         try:
             return LaunchPlan.from_json(self.plan.read_text(encoding="utf-8", errors="surrogateescape"))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PlanVersionError as error:
+            raise FlagScaleError(
+                f"{self.plan}: the run was started by another version of FlagScale ({error}): use that "
+                "version to query or stop it, or remove the file if nothing of it runs any more"
+            ) from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise FlagScaleError(
