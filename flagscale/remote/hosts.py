@@ -1,16 +1,19 @@
-"""Node commands on the hosts of a plan: `ask` one of them, or `ask_all` at the same time."""
+"""Node commands on the hosts of a plan, `ask` one or `ask_all` at the same time; and the files of its run."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 
+from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
 from flagscale.remote.transport import HostAccess, transport
+from flagscale.run.logs import find_run, path_of, read_piece
 from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
-from flagscale.values import Host, LaunchPlan
+from flagscale.values import Host, LaunchPlan, NodeCommand
 
 _PATIENCE = 60.0
 """Seconds for a command's answer, beyond what the command itself may take."""
@@ -98,3 +101,29 @@ def sees_our_files(plan: LaunchPlan, host: Host) -> bool:
     """Whether a host's run directory is the one that this launcher sees."""
     is_named_alike = plan.path_on(host.name, plan.exp_dir) == plan.exp_dir
     return is_named_alike and (plan.shared_fs or is_local(name_from_here(plan, host)))
+
+
+def read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> tuple[bytes, int]:
+    """Return what `logs.read_piece` reads of a host's file; `name` as in `logs.path_of`.
+
+    Raises:
+        FlagScaleError: the host cannot be asked; says why.
+    """
+    if sees_our_files(plan, node.host):
+        return read_piece(path_of(plan, node, name), position, size)
+    words = run_command(plan, node.host, "read", name, str(position), str(size))
+    reply = ask(plan, node.host, words)
+    if "data" not in reply:
+        raise FlagScaleError(reply["message"])
+    return base64.b64decode(reply["data"]), reply["size"]
+
+
+def begin_of_run(plan: LaunchPlan, node: NodeCommand) -> int | None:
+    """Return where this run begins in a host's log, None if it has not begun; raises as `read`."""
+    if sees_our_files(plan, node.host):
+        return find_run(path_of(plan, node, "output"), plan.run_id)
+    reply = ask(plan, node.host, run_command(plan, node.host, "begin"))
+    if "position" not in reply:
+        raise FlagScaleError(reply["message"])
+    position: int | None = reply["position"]
+    return position

@@ -1,44 +1,16 @@
-"""Files of a job's hosts: read here if this host sees them, else by asking; logs are read as they grow."""
+"""The logs of a job's hosts, read as they grow."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Sequence
 
 from flagscale.errors import FlagScaleError
-from flagscale.remote.hosts import ask, at_once, run_command, sees_our_files
-from flagscale.run.logs import find_run, path_of, read_piece
+from flagscale.remote.hosts import at_once, begin_of_run, read, sees_our_files
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
 NOTICE = "flagscale: "
 """Lines of the workers with this mark are meant for the user and are shown while following."""
 _CHUNK = 1 << 20
-
-
-def read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> tuple[bytes, int]:
-    """Return what `logs.read_piece` reads of a host's file; `name` as in `logs.path_of`.
-
-    Raises:
-        FlagScaleError: the host cannot be asked; says why.
-    """
-    if sees_our_files(plan, node.host):
-        return read_piece(path_of(plan, node, name), position, size)
-    words = run_command(plan, node.host, "read", name, str(position), str(size))
-    reply = ask(plan, node.host, words)
-    if "data" not in reply:
-        raise FlagScaleError(reply["message"])
-    return base64.b64decode(reply["data"]), reply["size"]
-
-
-def _begin_of_run(plan: LaunchPlan, node: NodeCommand) -> int | None:
-    """Return where this run begins in a host's log, None if it has not begun; raises as `read`."""
-    if sees_our_files(plan, node.host):
-        return find_run(path_of(plan, node, "output"), plan.run_id)
-    reply = ask(plan, node.host, run_command(plan, node.host, "begin"))
-    if "position" not in reply:
-        raise FlagScaleError(reply["message"])
-    position: int | None = reply["position"]
-    return position
 
 
 class LogTail:
@@ -79,7 +51,7 @@ class LogTail:
         host = node.host
         try:
             if self._positions[host] is None:
-                begin = _begin_of_run(self._plan, node)
+                begin = begin_of_run(self._plan, node)
                 self._positions[host] = read(self._plan, node, "output", 0, 0)[1] if begin is None else begin
         except FlagScaleError as error:
             self.troubles[host] = str(error)

@@ -16,10 +16,10 @@ from rich.progress import Progress as Bar
 
 from flagscale.errors import FlagScaleError
 from flagscale.remote import launcher
-from flagscale.remote.hosts import sees_our_files
+from flagscale.remote.hosts import read, sees_our_files
 from flagscale.remote.launcher import HostStatus, OnProgress
 from flagscale.run.state import OVER, from_json
-from flagscale.status.log_tail import LogTail, of_all, read
+from flagscale.status.log_tail import LogTail, of_all
 from flagscale.status.model import (
     TAIL_BYTES,
     HostedService,
