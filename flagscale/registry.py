@@ -18,6 +18,10 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "cpu": "flagscale.platforms.cpu:CPU",
         "nvidia": "flagscale.platforms.nvidia:NVIDIA",
     },
+    "runners": {
+        "cloud": "flagscale.runners.cloud:CLOUD",
+        "ssh": "flagscale.runners.ssh:SSH",
+    },
     "transports": {
         "local": "flagscale.remote.transport:LocalTransport",
         "ssh": "flagscale.remote.ssh:SshTransport",

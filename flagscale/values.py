@@ -201,6 +201,8 @@ class LaunchPlan:
     recovery: Recovery = Recovery()
     ready_timeout: float = 1800.0
     """Seconds that servers have to load their models and answer."""
+    runner: str = "ssh"
+    """The registered name of the runner that has started it, and that is asked about it."""
     transport: str = "ssh"
     ssh_port: int | None = None
     connect_timeout: float = 10.0

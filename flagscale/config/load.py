@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale.config import compat_v060 as v060
-from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection
+from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -33,7 +33,7 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experime
     problems += _base60(tree, source_map)
     notices = v060.translate_experiment(tree, source_map, problems)
     told = {problem.where for problem in problems}
-    section, found = _section(tree.get("experiment"), source_map)
+    section, found = read_section(ExperimentSection, tree.get("experiment"), "experiment", source_map)
     found += _other_groups(tree, source_map)
     # A key whose interpolation failed, or that is `???`, is told once: not as missing too.
     problems += [problem for problem in found if problem.where not in told]
@@ -54,16 +54,16 @@ def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
     return str(group), str(backend or ""), arguments
 
 
-def _section(raw: object, source_map: SourceMap) -> tuple[ExperimentSection | None, list[Problem]]:
-    """Return the group `experiment`, checked, or what is wrong with it."""
+def read_section[Keys: BaseModel](
+    model: type[Keys], raw: object, path: str, source_map: SourceMap
+) -> tuple[Keys | None, list[Problem]]:
+    """Return the group of keys at a path, checked, or everything that is wrong with it."""
     if not isinstance(raw, dict):
-        return None, [
-            Problem("this group is missing", source_map.where("experiment"), "copy one from examples/")
-        ]
+        return None, [Problem("this group is missing", source_map.where(path), "copy one from examples/")]
     try:
-        return ExperimentSection.model_validate(raw), []
+        return model.model_validate(raw), []
     except ValidationError as error:
-        return None, [_problem(entry, source_map) for entry in error.errors()]
+        return None, [_problem(entry, model, path, source_map) for entry in error.errors()]
 
 
 def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
@@ -129,7 +129,8 @@ class RunLocation:
     """Where a run is: all that query, logs and stop need, also when the rest of the YAML is broken."""
 
     exp_dir: Path
-    is_cloud: bool
+    runner: str
+    """The name of its runner, whose rules turn all of this into the run directory of this host."""
     node_rank: int | None
 
 
@@ -138,9 +139,9 @@ def load_run_location(config: DictConfig) -> RunLocation:
     exp_dir = _selected(config, "experiment.exp_dir")
     if not isinstance(exp_dir, str) or not exp_dir:
         raise UserError([Problem("a path is needed here", "experiment.exp_dir")])
-    kind = _selected(config, "experiment.runner.type")
-    rank = _selected(config, "experiment.runner.node_rank") if kind == "cloud" else None
-    return RunLocation(_absolute(exp_dir), kind == "cloud", rank if isinstance(rank, int) else None)
+    runner = _selected(config, "experiment.runner.type") or Runner().type
+    rank = _selected(config, "experiment.runner.node_rank")
+    return RunLocation(_absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
 
 
 def _selected(config: DictConfig, key: str) -> object:
@@ -223,13 +224,13 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _problem(entry: ErrorDetails, source_map: SourceMap) -> Problem:
+def _problem(entry: ErrorDetails, model: type[BaseModel], path: str, source_map: SourceMap) -> Problem:
     """Turn one pydantic error into a message with file, line and the nearest valid name."""
     keys = [str(part) for part in entry["loc"] if part != "[key]"]
-    where = source_map.where(".".join(["experiment", *keys]))
+    where = source_map.where(".".join([path, *keys]))
     match entry["type"]:
         case "extra_forbidden":
-            return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(keys[:-1])))
+            return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(model, keys[:-1])))
         case "missing":
             return Problem(f"the key `{keys[-1]}` is required", where)
         case "model_type" | "dict_type":
@@ -241,9 +242,8 @@ def _problem(entry: ErrorDetails, source_map: SourceMap) -> Problem:
     return Problem(f"{message} (it is {value!r})" if is_shown else message, where)
 
 
-def _fields(keys: list[str]) -> list[str]:
-    """Return the valid names of the section at `keys` below `experiment`."""
-    model: type[BaseModel] = ExperimentSection
+def _fields(model: type[BaseModel], keys: list[str]) -> list[str]:
+    """Return the valid names of the section at `keys` below a model."""
     for key in keys:
         annotation = model.model_fields[key].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

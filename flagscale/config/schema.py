@@ -124,9 +124,11 @@ class Task(Section):
 
 
 class Runner(Section):
-    type: Literal["ssh", "cloud"] = "ssh"
-    """How hosts are reached. `ssh`: hosts of the hostfile; without a hostfile, this host. `cloud`: a platform
-    runs this command on every host."""
+    type: str = "ssh"
+    """Who gives and starts the hosts. `ssh`: hosts of the hostfile; without a hostfile, this host. `cloud`: a
+    platform runs this command on every host. Or an installed plugin's name."""
+    options: dict[str, Any] = {}
+    """Keys of the runner's own, if it has any: the partition and the time limit of a batch system."""
     backend: Literal["torchrun"] = "torchrun"
     """The launcher that starts a host's ranks."""
     hostfile: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from flagscale.values import Host, LaunchPlan
 
 OnProgress = Callable[[int, int], None]
 """Told how many of how many hosts have started."""
+Queued = Callable[[LaunchPlan], str]
 FileToSend = tuple[str, str, str]
 """A file to be sent: its path below the run directory, its mode (octal), its text."""
 _POLL = 0.1
@@ -47,31 +48,66 @@ class HostStatus:
         return not self.trouble and self.state.phase in ENDED
 
 
-def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str], done: OnProgress | None = None) -> None:
+def _never_queued(plan: LaunchPlan) -> str:
+    return ""
+
+
+def start(
+    plan: LaunchPlan,
+    config: str,
+    secrets: Mapping[str, str],
+    done: OnProgress | None = None,
+    queued: Queued = _never_queued,
+) -> None:
     """Record the plan in its run directory and start it on every host; all run, or none does.
 
     Args:
         secrets: environment of the job that must not be written down.
         done: told how many of how many hosts have started.
+        queued: as in `refuse_if_running`.
 
     Raises:
         FlagScaleError: a job still runs in the run directory, or another launcher is starting one.
         HostError: a host could not start; the others were stopped again.
     """
-    run_dir = RunDir(Path(plan.exp_dir))
     if plan.channel:
         secrets = {**secrets, CHANNEL_SECRET: token_hex(32)}
-    with run_dir.starting():
-        refuse_if_running(run_dir, plan)
+    texts = scripts(plan)
+    with recorded(plan, texts, config, secrets, queued):
         try:
-            texts = scripts(plan)
-            ours = {host: secrets for host in plan.hosts if secrets and sees_our_files(plan, host)}
-            run_dir.write_launch(plan, texts, config, ours)
             _start_hosts(plan, _unseen_files(plan, texts, secrets), done)
         finally:
-            for host in plan.hosts:
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    run_dir.secrets(host).unlink()
+            _forget_secrets(plan)
+
+
+@contextmanager
+def recorded(
+    plan: LaunchPlan, texts: Mapping[Path, str], config: str, secrets: Mapping[str, str], queued: Queued
+) -> Iterator[None]:
+    """Hold the run directory, with one start recorded in it; its secrets are removed again if that fails.
+
+    Args:
+        texts: the scripts by path.
+
+    Raises:
+        FlagScaleError: as `start`.
+    """
+    run_dir = RunDir(Path(plan.exp_dir))
+    with run_dir.starting():
+        refuse_if_running(run_dir, plan, queued)
+        try:
+            ours = {host: secrets for host in plan.hosts if secrets and sees_our_files(plan, host)}
+            run_dir.write_launch(plan, texts, config, ours)
+            yield
+        except BaseException:
+            _forget_secrets(plan)
+            raise
+
+
+def _forget_secrets(plan: LaunchPlan) -> None:
+    for host in plan.hosts:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            RunDir(Path(plan.exp_dir)).secrets(host).unlink()
 
 
 def _start_hosts(
@@ -137,15 +173,21 @@ def _start_commands(
     yield run_command(plan, host, "stop" if taken_back.is_set() else "start")
 
 
-def refuse_if_running(run_dir: RunDir, new: LaunchPlan) -> None:
-    """Raise a FlagScaleError if a job of this run directory still runs, on any of its hosts.
+def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
+    """Raise a FlagScaleError if a job of this run directory still runs, on any of its hosts, or is queued.
 
     A host of several that cannot be asked and is no part of the `new` plan does not count: its supervisor
     ends what runs there when it has lost the others.
+
+    Args:
+        queued: returns what an earlier job waits for in a queue; "" if it does not wait in one.
     """
     earlier = run_dir.read_plan()
     if earlier is None:
         return
+    if waits_for := queued(earlier):
+        what = f"run {earlier.run_id} of {run_dir.path} is queued ({waits_for})"
+        raise FlagScaleError(f"{what}; stop it first, or use another experiment.exp_dir")
     wanted = {host.name for host in new.hosts}
     deadline = time.monotonic() + _LEAVING
     while unended := [host for host in status(earlier) if host.processes or not host.ended]:

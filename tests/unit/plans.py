@@ -12,6 +12,7 @@ import pytest
 from flagscale import __version__
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.plan.placement import build_plan
+from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
 from flagscale.remote.launcher import HostStatus
 from flagscale.run.failure import Failure
@@ -70,6 +71,7 @@ def make_plan(
         python="/usr/bin/python3",
         source_root=Path("/source"),
         cwd=Path("/"),
+        share=Share(exp_dir),
     )
 
 

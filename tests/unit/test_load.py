@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from flagscale.config.load import load_action, load_command_keys, load_run_location, load_task
+from flagscale.config.load import (
+    RunLocation,
+    load_action,
+    load_command_keys,
+    load_run_location,
+    load_task,
+)
 from flagscale.config.schema import ACTIONS, Environment, Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
@@ -184,7 +190,6 @@ def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> Non
         ("experiment.runner.rdzv_conf='timeout'", "key=value"),
         ("experiment.runner.start_timeout=0", "greater than 0"),
         ("experiment.runner.backend=mpirun", "'torchrun'"),
-        ("experiment.runner.type=slurm", "'ssh'"),
         ("experiment.runner=4", "group of keys"),
         ("experiment.envs=[A]", "group of keys"),
         ("experiment.envs={A: {b: 1}}", "valid string"),
@@ -324,7 +329,9 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
     broken = OmegaConf.create(
         {"experiment": {"exp_dir": "/x/${experiment.name}", "name": "y", "wrong": "${nowhere}"}}
     )
-    assert load_run_location(broken).exp_dir == Path("/x/y")
+    assert load_run_location(broken) == RunLocation(Path("/x/y"), "ssh", None)
+    broken.experiment.runner = {"type": "cloud", "node_rank": 2, "hostfile": "${nowhere}"}
+    assert load_run_location(broken) == RunLocation(Path("/x/y"), "cloud", 2)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,7 @@ def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
     told = status_json(job_status(plan, hosts, Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5)))
     assert json.loads(json.dumps(told, allow_nan=False)) == {
         "state": "unknown",
+        "reason": "",
         "name": "demo",
         "run_id": "demo-1",
         "exp_dir": "/runs/demo",

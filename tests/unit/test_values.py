@@ -75,6 +75,7 @@ FULL = replace(
     make_plan(Path("/a/b/run"), 2, 2, envs={"DATA": "/a/b/data", "LIKE": "/a/bc", "PLAIN": "x"}),
     before_start="cd /a/b",
     after_stop="true",
+    runner="carrier_pigeon",
     transport="telepathy",
     job_dir="/a/b/job",
     channel=Channel("10.0.0.1", 29501),

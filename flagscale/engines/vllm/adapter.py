@@ -33,9 +33,6 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     if ":" in str(runner.nnodes or ""):
         where = source_map.where("experiment.runner.nnodes")
         problems.append(Problem("a job of vLLM needs all its hosts: name one number", where))
-    if runner.type == "cloud" and len(hosts) > 1:
-        where = source_map.where("experiment.runner.type")
-        problems.append(Problem("vLLM is started on several hosts over SSH only", where, "type: ssh"))
     if runner.hang_timeout and experiment.task.type == "inference":
         where = source_map.where("experiment.runner.hang_timeout")
         problems.append(Problem("nothing tells whether a batch of prompts hangs", where, "remove the key"))
