@@ -30,26 +30,12 @@ def start_agent(
     """Start the agent of this host; it dies with the calling thread. OSError where it cannot."""
     Path(node.failure_file).unlink(missing_ok=True)
     return subprocess.Popen(
-        argv_of(node, begin.hosts),
+        node.command(begin.hosts),
         env={**os.environ, **_network(channel), **node.env, **secrets},
         cwd=node.cwd,
         stdin=subprocess.DEVNULL,
         preexec_fn=partial(die_with, os.getpid()),
     )
-
-
-def argv_of(node: NodeCommand, hosts: tuple[int, ...]) -> tuple[str, ...]:
-    """Return torchrun's command line where only these hosts take part: their number, the place among them.
-
-    torchrun's own options come first, so the first one of a name is torchrun's.
-    """
-    if not hosts:
-        return node.argv
-    words = list(node.argv)
-    for name, value in (("--nnodes", len(hosts)), ("--node-rank", hosts.index(node.host.rank))):
-        if name in words:
-            words[words.index(name) + 1] = str(value)
-    return tuple(words)
 
 
 def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:

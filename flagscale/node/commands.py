@@ -94,7 +94,7 @@ def _load_late(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCo
             return load(exp_dir, rank, run_id)
         except NotStarted:
             time.sleep(pause)
-            for above in reversed(Path(exp_dir, "plan.json").parents):
+            for above in reversed(RunDir(Path(exp_dir)).plan.parents):
                 with suppress(OSError), os.scandir(above) as entries:
                     next(entries, None)
     return load(exp_dir, rank, run_id)

@@ -23,15 +23,15 @@ from flagscale.errors import FlagScaleError, UserError
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
 from flagscale.node.agent import Heartbeat, end_agent, start_agent, write_stacks
-from flagscale.node.channel import CHANNEL_SECRET
 from flagscale.node.coordinator import Coordinator
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
 from flagscale.node.rendezvous import Alone, AttemptStart, Peers, Verdict
-from flagscale.run.failure import first_failure
+from flagscale.run.env import CHANNEL_SECRET
+from flagscale.run.failure import Failure, first_failure
 from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Attempt, Failure, HostState, Phase, ProcessId
+from flagscale.run.state import Attempt, HostState, Phase, ProcessId
 from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.1

@@ -11,7 +11,7 @@ from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
-from flagscale.run.env import run_tags
+from flagscale.run.env import FAILURE_FILE, HEARTBEAT_FILE, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.values import (
     DEFAULT_PORT,
@@ -66,14 +66,10 @@ def build_plan(
             argv=(
                 _programs_launcher(python, run_dir, host, run_id)
                 if job.services
-                else (
-                    python,
-                    "-m",
-                    TORCHRUN,
-                    *_torchrun(job, runner, host, run_dir, rendezvous_id, rendezvous),
-                    *_ranks(job),
-                )
+                else (python, "-m", TORCHRUN)
             ),
+            options={} if job.services else _torchrun(job, runner, host, run_dir, rendezvous_id, rendezvous),
+            program=() if job.services else _ranks(job),
             env=_environment(job, experiment, platforms[host.platform], host, run_dir, run_id, source_root),
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
@@ -148,8 +144,8 @@ def _environment(
         **job.role.env,
         **named,
         **run_tags(run_id, host.rank),
-        "FLAGSCALE_FAILURE_FILE": str(run_dir.failure(host)),
-        "FLAGSCALE_HEARTBEAT_FILE": str(run_dir.heartbeat(host)),
+        FAILURE_FILE: str(run_dir.failure(host)),
+        HEARTBEAT_FILE: str(run_dir.heartbeat(host)),
     }
 
 
@@ -192,8 +188,8 @@ def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
 
 def _torchrun(
     job: Job, runner: Runner, host: Host, run_dir: RunDir, rendezvous_id: str, rendezvous: Rendezvous
-) -> list[str]:
-    words = {
+) -> dict[str, str]:
+    options = {
         "nnodes": len(job.hosts),
         "nproc-per-node": host.slots,
         "node-rank": host.rank if len(job.hosts) > 1 else None,
@@ -207,7 +203,7 @@ def _torchrun(
         "redirects": runner.redirects,
         "tee": runner.tee,
     }
-    return [word for name, value in words.items() if value is not None for word in (f"--{name}", str(value))]
+    return {name: str(value) for name, value in options.items() if value is not None}
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:

@@ -200,11 +200,19 @@ def _hostfile_type(experiment: Experiment) -> str:
 
 
 def _config_text(experiment: Experiment) -> str:
-    section = experiment.model_dump(mode="json", exclude={"arguments", "name", "exp_dir"})
-    if not experiment.runner.options:
-        del section["runner"]["options"]  # few runners have any
+    """Return YAML that loads as this experiment, except for secrets; keys that hold defaults are left out."""
+    given = experiment.model_dump(
+        mode="json", exclude={"arguments", "name", "exp_dir"}, exclude_defaults=True
+    )
+    task = {"type": experiment.task.type, **given.pop("task")}
+    sections = {name: section for name, section in given.items() if section}
     tree = {
-        "experiment": {"exp_name": experiment.name, "exp_dir": str(experiment.exp_dir), **section},
+        "experiment": {
+            "exp_name": experiment.name,
+            "exp_dir": str(experiment.exp_dir),
+            "task": task,
+            **sections,
+        },
         experiment.task.type: experiment.arguments,
     }
     return yaml.safe_dump(masked(tree), sort_keys=False, allow_unicode=True)

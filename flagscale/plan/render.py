@@ -36,7 +36,7 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
         "#",
         "# What the supervisor starts (it reads plan.json; these lines are for people):",
         *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
-        *[f"#   {line}" for line in command_lines(node.argv)],
+        *[f"#   {line}" for line in command_lines(node.command())],
         *_service_lines(node),
         "set -eo pipefail",
         f"cd {shlex.quote(node.cwd)}",

@@ -7,14 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from threading import Event
 
 from flagscale.errors import FlagScaleError, HostError, Problem
-from flagscale.node.channel import CHANNEL_SECRET
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import as_they_come, ask, call_all, sees_our_files
+from flagscale.remote.hosts import ask, ask_all, run_command, sees_our_files
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan
@@ -115,16 +116,18 @@ def _start_hosts(
     replies: dict[Host, Reply] = {}
     stopped: dict[Host, Reply] = {}
     taken_back = Event()
+
+    def note(host: Host, reply: Reply) -> None:
+        replies[host] = reply
+        if not reply["ok"] and not stopped:
+            taken_back.set()
+            stopped.update(stop(plan))  # at once: the others wait for this host
+        if done and not stopped:
+            done(len(replies), len(plan.nodes))
+
     try:
-        for host, reply in as_they_come(
-            plan, lambda host: _start_commands(plan, host, unseen.get(host), taken_back), plan.start_timeout
-        ):
-            replies[host] = reply
-            if not reply["ok"] and not stopped:
-                taken_back.set()
-                stopped = stop(plan)  # at once: the others wait for this host
-            if done and not stopped:
-                done(len(replies), len(plan.nodes))
+        commands = partial(_start_commands, plan, unseen, taken_back)
+        ask_all(plan, commands, plan.start_timeout, note)
     except BaseException:  # Ctrl-C, too: the whole job runs, or nothing of it
         taken_back.set()
         stop(plan)
@@ -158,17 +161,16 @@ def _unseen_files(
 
 
 def _start_commands(
-    plan: LaunchPlan, host: Host, unseen: Sequence[FileToSend] | None, taken_back: Event
+    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], taken_back: Event, host: Host
 ) -> Iterator[list[str]]:
     """Send a host what it cannot see, then start it, unless the start was taken back meanwhile."""
-    directory = plan.path_on(host.name, plan.exp_dir)
-    if unseen is not None:
+    if host in unseen:
+        directory = plan.path_on(host.name, plan.exp_dir)
         yield ["vacant", directory]
-        for file in unseen:
+        for file in unseen[host]:
             yield ["put", directory, *file]
     # A stop that came before the plan has found nothing to stop.
-    verb = "stop" if taken_back.is_set() else "start"
-    yield [verb, directory, str(host.rank), plan.run_id]
+    yield run_command(plan, host, "stop" if taken_back.is_set() else "start")
 
 
 def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
@@ -217,7 +219,8 @@ def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:
     if running := _all_running(plan):
         return running
     found = []
-    for host, reply in call_all(plan, "status", *(["count"] if count else [])).items():
+    more = ["count"] if count else []
+    for host, reply in ask_all(plan, lambda host: [run_command(plan, host, "status", *more)]).items():
         if reply.get("ok") is False:
             state = _recorded_end(plan, host)
             found.append(HostStatus(host, state, trouble="" if state else reply["message"]))
@@ -254,7 +257,7 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
         return None  # that host says so itself
     if not all(state and state.phase == "running" for state in states):
         return None
-    told = ask(plan, plan.nodes[0], "status")
+    told = ask(plan, plan.hosts[0], run_command(plan, plan.hosts[0], "status"))
     members = told.get("members") or plan.nodes
     if told.get("phase") != "running" or len(members) < len(plan.nodes):
         return None
@@ -263,4 +266,5 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
 
 def stop(plan: LaunchPlan) -> dict[Host, Reply]:
     """End the run on every host; the reply of each says what happened there."""
-    return call_all(plan, "stop", seconds=max(node.stop_grace for node in plan.nodes))
+    longest = max(node.stop_grace for node in plan.nodes)
+    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest)

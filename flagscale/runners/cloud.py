@@ -11,6 +11,7 @@ from flagscale.errors import Problem, UserError
 from flagscale.plan.hostfile import HostLine
 from flagscale.plan.hosts import slots_here
 from flagscale.plan.runner import LocalDevices, RunnerRules, Share, Where
+from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner
 
 _NAMES = {
@@ -85,7 +86,7 @@ def share(exp_dir: Path, node_rank: int | None, environ: Mapping[str, str]) -> S
     """Return this host's share: its rank (0 if unknown), and its own folder: hosts may share `exp_dir`."""
     said = (environ.get(name, "") for name in _NAMES["node_rank"])
     rank = node_rank if node_rank is not None else next((int(one) for one in said if one.isdigit()), 0)
-    return Share(exp_dir / "cloud" / f"host_{rank}", rank)
+    return Share(RunDir(exp_dir).share_of(rank).path, rank)
 
 
 CLOUD = JobRunner(

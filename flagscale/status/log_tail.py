@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from flagscale.errors import FlagScaleError
-from flagscale.remote.hosts import in_order, sees_our_files
+from flagscale.remote.hosts import at_once, sees_our_files
 from flagscale.runners.base import runner_of
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
@@ -86,7 +86,7 @@ class LogTail:
 def of_all[Value](
     plan: LaunchPlan, nodes: Sequence[NodeCommand], look: Callable[[NodeCommand], Value]
 ) -> list[Value]:
-    """Look at files of several hosts: at once where they have to be asked for."""
+    """Look at files of several hosts, at the same time if some of these hosts have to be asked."""
     if all(sees_our_files(plan, node.host) for node in nodes):
         return [look(node) for node in nodes]
-    return in_order(look, nodes)
+    return at_once(look, nodes)

@@ -91,7 +91,7 @@ def failure_lines(status: JobStatus) -> list[str]:
 
 
 def progress_text(progress: Progress) -> str:
-    """Return one line: `iteration 120/160  loss 5.912  3.1k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
+    """Return one line: `iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
     record = progress.record
     total = f"/{progress.train_iters}" if progress.train_iters else ""
     parts = [f"iteration {progress.iteration}{total}"]

@@ -22,6 +22,7 @@ from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import Problem, UserError, Violation
+from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role
 
 CATALOG = Path(__file__).parents[1] / "catalog" / "megatron.json"
@@ -119,16 +120,16 @@ def _defaults(experiment: Experiment, flat_keys: list[FlatKey]) -> list[FlatKey]
 
     A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
     """
-    below = experiment.exp_dir
+    run_dir = RunDir(experiment.exp_dir)
     named = {flat_key.name: flat_key.value for flat_key in flat_keys}
     defaults: dict[str, Path | str] = {
-        "save": below / "checkpoints",
-        "load": named.get("save") or below / "checkpoints",
-        "tensorboard_dir": below / "tensorboard",
-        "metrics_file": below / "metrics.jsonl",
+        "save": run_dir.checkpoints,
+        "load": named.get("save") or run_dir.checkpoints,
+        "tensorboard_dir": run_dir.tensorboard,
+        "metrics_file": run_dir.metrics,
     }
     if named.get("wandb_project"):
-        defaults |= {"wandb_save_dir": below, "wandb_exp_name": experiment.name}
+        defaults |= {"wandb_save_dir": run_dir.path, "wandb_exp_name": experiment.name}
     return [FlatKey(name, str(value), name) for name, value in defaults.items() if name not in named]
 
 
