@@ -168,7 +168,7 @@ def test_the_command(models: Models, tmp_path: Path) -> None:
 def test_the_command_refuses_what_is_no_size(tmp_path: Path) -> None:
     done = run("--load", "a", "--save", "b", "--max-shard-size", "5 GiB of", folder=tmp_path)
     assert done.returncode == 2
-    assert "'5 GiB of' is no size; write 5GB or 500MB" in done.stderr
+    assert "'5 GiB of' is not a size; write 5GB or 500MB" in done.stderr
 
 
 def test_the_command_refuses_how_to_make_experts_where_none_are_made(tmp_path: Path) -> None:

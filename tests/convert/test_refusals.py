@@ -103,7 +103,7 @@ def test_an_unknown_architecture(copy: Copy) -> None:
 
 
 def test_another_family_than_named(copy: Copy) -> None:
-    assert "the model is LlamaForCausalLM, no qwen3" in refused(copy(MODEL, "hf"), family="qwen3")
+    assert "the model is LlamaForCausalLM, not qwen3" in refused(copy(MODEL, "hf"), family="qwen3")
 
 
 def test_a_configuration_that_is_no_json(copy: Copy) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
-from megatron.flagscale.convert.families import FAMILIES, entries
 from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of
 from megatron.flagscale.convert.model import Model, Rope
+from megatron.flagscale.convert.tensors import entries
 
 LLAMA = Model(
     family="llama",
@@ -90,7 +90,7 @@ def test_both_ways_to_write_a_configuration_are_read() -> None:
         ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu', only 'silu'"),
         ({"attention_bias": True}, "`attention_bias` is True"),
         ({"hidden_size": None}, "`hidden_size` is missing"),
-        ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', no positive number"),
+        ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', not a positive number"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1000.5}}, "no whole number"),

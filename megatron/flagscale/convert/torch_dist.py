@@ -33,17 +33,16 @@ from torch.distributed.checkpoint.metadata import (
 
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.checkpoint.manifest import TRACKER, candidates, fault_of, write_manifest
-from megatron.flagscale.convert import inert
-from megatron.flagscale.convert.families import Entry, entries
+from megatron.flagscale.convert import safe_unpickle
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
 RELEASE = "release"
 """What the tracker file says, and the folder's name, of a checkpoint that no training has an iteration of."""
 
 _COMMON = "common_state/shard_0_1"
 _FILE_BYTES = 4 * 2**30
-_OUTPUT = "output_layer.weight"
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -89,11 +88,11 @@ def read_arguments(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{checkpoint}: not in the format torch_dist")
     try:
         if (checkpoint / "common.pt").is_file():  # of an older Megatron
-            common = inert.load((checkpoint / "common.pt").read_bytes())
+            common = safe_unpickle.load((checkpoint / "common.pt").read_bytes())
         else:
             metadata = FileSystemReader(checkpoint).read_metadata()
             where = metadata.storage_data[MetadataIndex(_COMMON)]
-            (common,) = inert.load(_read(checkpoint, where))
+            (common,) = safe_unpickle.load(_read(checkpoint, where))
         arguments: dict[str, Any] = vars(common["args"])
         return arguments
     except (KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
@@ -127,12 +126,12 @@ class TorchDistSource:
             raise UserError(problems)
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """The precision of a tensor as it is stored."""
+        """Return the precision of a tensor as it is stored."""
         dtype: torch.dtype = self._tensors[self._keys[entry]].properties.dtype
         return dtype
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """The tensor of an entry of `entries(self.model)`, put together of its pieces."""
+        """Return the tensor of an entry of `entries(self.model)`, put together from its pieces."""
         key = self._keys[entry]
         whole = torch.empty(entry.shape, dtype=self.dtype(entry))
         first = () if entry.expert is None else (entry.expert,)
@@ -165,12 +164,12 @@ class TorchDistSource:
         tensors = {name: tuple(found.size) for name, found in self._tensors.items()}
         own = {name for name in tensors if not name.startswith("optimizer.")}
         known = {name for entry in self._keys for name in (entry.megatron, entry.also)}
-        # A tied output is stored once more where the last pipeline stage holds a copy.
-        known |= {_OUTPUT} if self.model.tied else set()
+        # A tied output is stored once more if the last pipeline stage holds a copy.
+        known |= {OUTPUT} if self.model.tied else set()
         missing = sorted({key for key in self._keys.values() if key not in tensors})
         if missing:
             stacked = any(name.startswith("decoder.layers.self_attention") for name in own)
-            hint = " (all layers in one tensor: save it with one key a layer)" if stacked else ""
+            hint = " (all layers in one tensor: save it with one key per layer)" if stacked else ""
             yield f"{len(missing)} tensors are missing{hint}: {', '.join(missing[:3])}"
         if extra := sorted(own - known):
             yield f"{len(extra)} tensors do not belong to a {self.model.family}: {', '.join(extra[:3])}"
@@ -197,9 +196,9 @@ class TorchDistSource:
 def stored_rows(checkpoint: Path) -> int:
     """Return the rows of the embedding as stored: tokens and what pads them."""
     found = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    embedding = found.get("embedding.word_embeddings.weight")
+    embedding = found.get(EMBEDDING)
     if embedding is None:
-        raise UserError(f"{checkpoint}: it holds no embedding, so it is no GPT model of Megatron's")
+        raise UserError(f"{checkpoint}: it holds no embedding, so it is not a GPT model of Megatron")
     rows: int = embedding.size[0]
     return rows
 
@@ -255,7 +254,7 @@ class TorchDistTarget:
         try:
             torch.save(value, self._file)
         except RuntimeError as error:
-            # Where the file refuses a write, torch fails once more while closing its archive.
+            # If the file refuses a write, torch fails once more while closing its archive.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         self._places[index] = _StorageInfo(Path(self._file.name).name, start, self._file.tell() - start)
 
@@ -266,7 +265,7 @@ class TorchDistTarget:
         return (self._folder / f"__0_{self._files - 1}.distcp").open("wb")
 
     def finish(self) -> None:
-        """Write what makes the pieces a checkpoint: common state, metadata, manifest, tracker."""
+        """Write whatever makes the pieces a checkpoint: common state, metadata, manifest, tracker."""
         self._write_object(_COMMON, [_common_state(self._model)])
         self._file.close()
         metadata = Metadata(self._tensors, storage_data=self._places, version="1.0.0")
@@ -279,7 +278,7 @@ class TorchDistTarget:
         (self._root / TRACKER).write_text(RELEASE)
 
     def close(self) -> None:
-        """Close the open file; also where the conversion failed."""
+        """Close the open file; also after a failure."""
         self._file.close()
 
 
