@@ -210,7 +210,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--login", type=float, default=0.0)
     asked = parser.parse_args(words)
-    print("| hosts | step | ours, s | theirs, s | faster | ours, CPU s | theirs, CPU s | launcher, MB |")
+    print("| hosts | step | FlagScale, s | ssh loop, s | speedup ", end="")
+    print("| FlagScale, CPU s | ssh loop, CPU s | command, MB |")
     print("|---|---|---|---|---|---|---|---|")
     with quick_farm(max(asked.hosts), asked.login) as farm:
         for count in asked.hosts:

@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMULA = (
-    "FLOP a token = 6 x weights of matrix products (with the vocabulary's) + attention: "
+    "FLOP per token = 6 x weights of matrix products (including the vocabulary's) + attention: "
     "12 x layers x hidden x tokens (full) or half of it (causal)"
 )
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
@@ -158,7 +158,7 @@ def device() -> str:
 def table(results: dict[str, tuple[Size, Outcome]]) -> str:
     """Return the Markdown table, one row a model."""
     lines = [
-        "| model | weights | device | optimizer | micro-batch x number x tokens | s a step | tokens/s "
+        "| model | weights | device | optimizer | micro-batch x number x tokens | s per step | tokens/s "
         "| MFU full | MFU causal | GB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -50,7 +50,7 @@ def main() -> None:
                 found.setdefault((delay, extra), []).extend(
                     in_turns(Path(folder) / f"{number}_{delay}_{extra}", [[job]], asked.steps)
                 )
-    print("| a message travels, ms | extra micro-batches | a step, s | waited, first stage | last stage |")
+    print("| message delay, ms | extra micro-batches | s per step | wait, first stage | wait, last stage |")
     print("|---|---|---|---|---|")
     for (delay, extra), outcomes in found.items():
         step = statistics.median(step for outcome in outcomes for step in outcome.steps)

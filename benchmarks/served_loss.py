@@ -78,7 +78,7 @@ def main() -> None:
         trained = megatron_loss(Path(folder, "trained"))
         Path(folder, "served").mkdir()
         served = vllm_loss(Path(folder, "served"))
-    print("\n| | loss a token | perplexity |\n|---|---|---|")
+    print("\n| | loss per token | perplexity |\n|---|---|---|")
     for name, loss in (("Megatron's validation", trained), ("vLLM, by prompt logprobs", served)):
         print(f"| {name} | {loss:.4f} | {math.exp(loss):.2f} |")
     print(f"\nratio of the perplexities: {math.exp(served - trained):.4f}")

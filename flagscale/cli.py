@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,9 +36,15 @@ _USAGE = f"""flagscale: train and serve large models on whatever chips you have
     ACTION            one of {", ".join(ACTIONS)}
     key=value         sets a key of the YAML, in the file or not (Hydra's overrides), e.g. train.train_iters=9
 
+    flagscale examples [NAME]                   lists the examples, or copies one to ./examples
+    flagscale tools                             lists the tools
+    flagscale tools/NAME.py [ARGUMENT ...]      runs one
+
 with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
 # Hydra's switch for raising what it would print in its own words.
 _RAISE = "HYDRA_FULL_ERROR"
+# The first word of a command that needs no experiment; `=` makes an override of it.
+_BUNDLED = re.compile(r"examples|tools(/[^=]*)?")
 # One of these is needed: the experiment's name, or a question that Hydra answers without one.
 _SUBJECTS = ("--config-name", "-cn", "--version", "--hydra-help", "--shell-completion", "-sc")
 
@@ -49,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and _BUNDLED.fullmatch(words[0]):
+        from flagscale import bundled
+
+        return bundled.main(words)
     codes: list[int] = []
 
     def perform(config: DictConfig) -> None:

@@ -171,6 +171,7 @@ class LaunchPlan:
     exp_dir: str
     python: str
     source_root: str
+    """The clone that the hosts import FlagScale from; empty if each interpreter has it installed."""
     before_start: str
     after_stop: str
     start_timeout: float

@@ -39,7 +39,7 @@ def build_plan(
     *,
     run_id: str,
     python: str,
-    source_root: Path,
+    source_root: Path | None,
     cwd: Path,
     rendezvous: Rendezvous | None = None,
     fewer_hosts: tuple[int, ...] = (),
@@ -47,10 +47,11 @@ def build_plan(
 ) -> LaunchPlan:
     """Return the plan of one start of `job`.
 
-    `platforms` holds the platform of every host by name; `python` and `source_root` are where the hosts find
-    the interpreter and FlagScale; `cwd` is the directory that relative paths of the engine's arguments mean;
-    `rendezvous` is where several hosts meet, as they said themselves (default: as the configuration says);
-    `fewer_hosts` are the numbers of hosts that the job may go on with; `started_on` is this machine.
+    `platforms` holds the platform of every host by name; `python` is the interpreter of the hosts and
+    `source_root` the clone that it imports FlagScale from (None: it is installed there); `cwd` is the
+    directory that relative paths of the engine's arguments mean; `rendezvous` is where several hosts meet, as
+    they said themselves (default: as the configuration says); `fewer_hosts` are the numbers of hosts that the
+    job may go on with; `started_on` is this machine.
     """
     run_dir, runner = RunDir(experiment.exp_dir), experiment.runner
     here = [host for host in job.hosts if runner.type != "cloud" or host.rank == runner.node_rank]
@@ -91,7 +92,7 @@ def build_plan(
         exp_dir=str(run_dir.path),
         job_dir=str(experiment.exp_dir) if run_dir.path != experiment.exp_dir else "",
         python=python,
-        source_root=str(source_root),
+        source_root=str(source_root or ""),
         before_start=experiment.cmds.before_start,
         after_stop=experiment.cmds.after_stop,
         start_timeout=runner.start_timeout,
@@ -132,11 +133,11 @@ def _environment(
     host: Host,
     run_dir: RunDir,
     run_id: str,
-    source_root: Path,
+    source_root: Path | None,
 ) -> dict[str, str]:
     given = experiment.envs.on_host(host.name, host.platform)
     named = {name: value for name, value in given.items() if not is_secret(name)}
-    if "PYTHONPATH" in named:
+    if source_root and "PYTHONPATH" in named:
         named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
     return {
         **platform.env,

@@ -27,9 +27,13 @@ from flagscale.run.machine import this_machine
 from flagscale.runners.cloud import on_this_host
 from flagscale.values import Host, Job, LaunchPlan, Rendezvous
 
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
-
-_PROGRAMS = {"megatron.flagscale": "megatron/flagscale", "vllm_flagscale": "vllm/vllm_flagscale"}
+_ROOT = Path(__file__).resolve().parents[2]
+CLONE = _ROOT if (_ROOT / "vllm" / "vllm_flagscale").is_dir() else None
+"""The clone that this package runs from; None if it is installed."""
+_PROGRAMS = {
+    "megatron.flagscale": _ROOT / "megatron" / "flagscale",
+    "vllm_flagscale": (_ROOT / "vllm" if CLONE else _ROOT) / "vllm_flagscale",
+}
 """Our packages that hold programs, and where."""
 
 
@@ -84,7 +88,7 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
             kinds,
             run_id=started,
             python=experiment.runner.python or sys.executable,
-            source_root=SOURCE_ROOT,
+            source_root=CLONE,
             cwd=Path.cwd(),
             rendezvous=rendezvous,
             fewer_hosts=fewer,
@@ -194,9 +198,9 @@ def _check_entrypoint(experiment: Experiment, source_map: SourceMap) -> None:
     else:
         # Only our own modules can be looked up without importing an engine's package.
         ours = next((folder for name, folder in _PROGRAMS.items() if entrypoint.startswith(f"{name}.")), None)
-        exists = ours is None or (SOURCE_ROOT / ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
+        exists = ours is None or (ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
     if not exists:
-        programs = (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")
+        programs = _PROGRAMS["megatron.flagscale"].glob("train_*.py")
         known = [f"megatron.flagscale.{path.stem}" for path in programs]
         hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
         where = source_map.where("experiment.task.entrypoint")

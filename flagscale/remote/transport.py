@@ -20,7 +20,7 @@ class HostAccess:
     python: str
     """The interpreter, on that host."""
     source_root: str
-    """The directory that holds FlagScale, on that host."""
+    """The clone of FlagScale on that host; empty if its interpreter has it installed."""
     transport: str = "ssh"
     """The registered name of the way to a host that is not this one."""
     ssh_port: int | None = None

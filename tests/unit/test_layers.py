@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("remote",),
     ("runners",),
     ("status",),
-    ("actions",),
+    ("actions", "bundled"),
     ("cli",),
 )
 """From the bottom up: a module imports from lower layers and from its own package, and from nothing else."""
