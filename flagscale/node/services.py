@@ -6,7 +6,6 @@ have, telling why in the host's failure file; or when all that have an end have 
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import FrameType
 
 from flagscale.files import write_atomic
 from flagscale.node.service import ServiceMonitor
+from flagscale.run.failure import write_failure
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import to_json
 from flagscale.values import LaunchPlan, NodeCommand
@@ -62,7 +62,7 @@ class _Launcher:
         ended = [one for one in self._services if one.code is not None]
         bad = next((one for one in ended if self._serves or one.code != 0), None)
         if bad is not None:
-            write_atomic(Path(self._node.failure_file), json.dumps(bad.failure()))
+            write_failure(Path(self._node.failure_file), bad.failure())
             bad.settle("failed")
             self._end()
             return bad.code if bad.code and bad.code > 0 else 1

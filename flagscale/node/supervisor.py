@@ -28,10 +28,10 @@ from flagscale.node.engine import Heartbeat, end_engine, start_engine, write_sta
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
 from flagscale.node.rendezvous import Alone, AttemptStart, Peers, Verdict
-from flagscale.run.failure import first_failure
+from flagscale.run.failure import Failure, first_failure
 from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Attempt, Failure, HostState, Phase, ProcessId
+from flagscale.run.state import Attempt, HostState, Phase, ProcessId
 from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.1

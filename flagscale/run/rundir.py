@@ -109,23 +109,20 @@ class RunDir:
         Raises:
             FlagScaleError: another launcher holds it, or the directory cannot be written.
         """
+        busy = FlagScaleError(f"another command is starting a job in {self.path}; wait for it")
         with ExitStack() as held:
             try:
-                held.enter_context(locked(self.path / ".lock", wait=False))
-            except BlockingIOError:
-                raise FlagScaleError(
-                    f"another command is starting a job in {self.path}; wait for it"
-                ) from None
+                held.enter_context(locked(self.path / ".lock", busy=busy))
             except OSError as error:
                 raise self.unwritable(error) from None
             yield
 
-    def on_host(self, host: Host, *, wait: bool = True) -> AbstractContextManager[None]:
+    def on_host(self, host: Host, *, busy: Exception | None = None) -> AbstractContextManager[None]:
         """Hold a host's part of the run, on that host: one command at a time starts or stops processes.
 
-        Without `wait`, a BlockingIOError is raised where another one holds it.
+        `busy` is raised if another command holds it; default: wait for that command.
         """
-        return locked(self.logs / "pids" / f"{host.label}.lock", wait=wait)
+        return locked(self.logs / "pids" / f"{host.label}.lock", busy=busy)
 
     def write_launch(
         self,

@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from flagscale.remote.launcher import HostStatus
-from flagscale.run.state import Attempt, Failure, ServiceState
+from flagscale.run.failure import Failure
+from flagscale.run.state import Attempt, ServiceState
 from flagscale.values import LaunchPlan
 
 JobPhase = Literal["starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]

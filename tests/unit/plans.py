@@ -14,8 +14,9 @@ from flagscale.config.schema import Commands, Environment, Experiment, Runner, T
 from flagscale.plan.placement import build_plan
 from flagscale.platforms import Platform
 from flagscale.remote.launcher import HostStatus
+from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Failure, HostState, Phase, Reply
+from flagscale.run.state import HostState, Phase, Reply
 from flagscale.values import Host, Job, LaunchPlan, NodeCommand, Role
 
 CHIP = Platform(

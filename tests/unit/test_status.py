@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.run.state import Attempt, Failure, HostState, Phase, from_dict
+from flagscale.run.failure import Failure
+from flagscale.run.state import Attempt, HostState, Phase, from_dict
 from flagscale.status.model import JobStatus, Progress, job_status, status_json
 from flagscale.status.text import failure_lines, plan_text, started_text, status_text
 from flagscale.values import LaunchPlan

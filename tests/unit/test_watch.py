@@ -10,8 +10,9 @@ import pytest
 
 from flagscale.remote.launcher import HostStatus
 from flagscale.run import logs as output
+from flagscale.run.failure import Failure
 from flagscale.run.logs import find_run, last_lines, write_header
-from flagscale.run.state import Failure, Phase, Reply
+from flagscale.run.state import Phase, Reply
 from flagscale.status import log_tail as tail_module
 from flagscale.status import watch as follow_module
 from flagscale.status.log_tail import LogTail

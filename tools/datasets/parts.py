@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from flagscale.checks import indexed
 from flagscale.errors import UserError
+from flagscale.files import put_in_place
 from tools.datasets.documents import Document, Source, skipped_notice
-from tools.datasets.folders import commit
 from tools.datasets.layout import TRAIN, VALID, Layout
 from tools.progress import Progress
 
@@ -146,8 +146,8 @@ def _merge_split(layout: Layout, split: str, parts: list[Path]) -> indexed.Summa
     builder.finalize(str(indexed.idx_path(merged)))
     if problems := indexed.problems(merged, thorough=True):
         raise RuntimeError("the merged data is not sound: " + "; ".join(problems))
-    commit(indexed.bin_path(merged), indexed.bin_path(final))
-    commit(indexed.idx_path(merged), indexed.idx_path(final))
+    put_in_place(indexed.bin_path(merged), indexed.bin_path(final))
+    put_in_place(indexed.idx_path(merged), indexed.idx_path(final))
     return indexed.summary(final)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.prompts import Prompt, read_prompts
-from flagscale.files import write_atomic
+from flagscale.files import put_in_place, write_atomic
 
 _MISTAKE = 2
 
@@ -48,11 +48,9 @@ def main() -> int:
             return _refused(error)
         for record in _generated(engine, prompts, sampling, arguments):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     readable = output.with_suffix(".txt")
     write_atomic(readable, _readable(partial))
-    partial.rename(output)
+    put_in_place(partial, output)
     print(f"flagscale: {len(prompts)} results in {output} (to read: {readable})", flush=True)
     return 0
 

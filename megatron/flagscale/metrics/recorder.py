@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flagscale.files import write_atomic
+
 
 class MetricsFile:
     """An append-only file of JSON lines, readable at any time.
@@ -42,9 +44,7 @@ class MetricsFile:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _iteration_of(line) <= iteration]
         if kept != lines:
-            scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-            scratch.write_bytes(b"".join(kept))
-            os.replace(scratch, self.path)
+            write_atomic(self.path, b"".join(kept))
 
 
 def _iteration_of(line: bytes) -> float:
