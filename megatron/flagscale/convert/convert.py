@@ -33,12 +33,12 @@ from megatron.flagscale.convert.tokenizer import (
 from megatron.flagscale.convert.torch_dist import (
     RELEASE,
     TorchDistSource,
-    TorchDistTarget,
     find_checkpoint,
     is_checkpoint,
     read_arguments,
     stored_rows,
 )
+from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
@@ -97,18 +97,18 @@ def convert(
     load, save = Path(load), Path(save)
     origin = format_of(load)
     to = to or (MEGATRON if origin == HUGGINGFACE else HUGGINGFACE)
-    from_huggingface = origin == HUGGINGFACE
-    ineffective = {
-        "a Hugging Face folder says how many tokens it has": ("--vocab-size", from_huggingface and vocab_size),
-        "a Hugging Face folder holds one model": ("--iteration", from_huggingface and iteration is not None),
-        "Megatron's checkpoints have no shards": ("--max-shard-size", to == MEGATRON and shard_bytes),
-        "logits are compared only between a Hugging Face folder and a Megatron checkpoint": (
-            "--verify-logits",
-            verify and (upcycling or origin == to),
-        ),
-    }
-    if problems := [Problem(what, name, "leave it out") for what, (name, used) in ineffective.items() if used]:
-        raise UserError(problems)
+    ineffective = {}
+    if origin == HUGGINGFACE and vocab_size is not None:
+        ineffective["--vocab-size"] = "a Hugging Face folder says how many tokens it has"
+    if origin == HUGGINGFACE and iteration is not None:
+        ineffective["--iteration"] = "a Hugging Face folder holds one model"
+    if to == MEGATRON and shard_bytes is not None:
+        ineffective["--max-shard-size"] = "Megatron's checkpoints have no shards"
+    if verify and (upcycling or origin == to):
+        what = "logits are compared only between a Hugging Face folder and a Megatron checkpoint"
+        ineffective["--verify-logits"] = what
+    if ineffective:
+        raise UserError(Problem(what, option, "leave it out") for option, what in ineffective.items())
     given = open_tokenizer(Path(tokenizer)) if tokenizer else None
     if origin == HUGGINGFACE:
         source, companion, notices = _open_huggingface(load, family, given)

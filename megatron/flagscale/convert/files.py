@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,8 @@ def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.converting")
     temporary.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(temporary, wait=False))
-        except BlockingIOError:
-            raise UserError(f"{path}: another conversion is writing it; wait until it ends") from None
+    busy = UserError(f"{path}: another conversion is writing it; wait until it ends")
+    with locked(temporary, busy=busy):
         for left in temporary.iterdir():  # of a conversion that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:

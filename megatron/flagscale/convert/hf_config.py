@@ -15,7 +15,7 @@ from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Family, Setting
 from megatron.flagscale.convert.model import DTYPES, Model, Rope
 
-# Settings of `config.json` that change what a model computes, and the value of families that do not name them.
+# Keys of `config.json` that change what a model computes, with their value in families that do not name them.
 _EXPECTED = {
     "attention_bias": False,
     "mlp_bias": False,

@@ -26,7 +26,7 @@ _LENGTH = 64
 
 
 def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
-    """Compare logits on random tokens, in fp32; return their largest difference, relative to the largest logit.
+    """Return the largest difference of logits on random tokens, in fp32, relative to the largest logit.
 
     `checkpoint` is the folder of an iteration, or of a release.
 
@@ -45,8 +45,8 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
     difference: float = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
         raise UserError(
-            f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the largest, "
-            f"more than {TOLERANCE:.0e}: nothing was written"
+            f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
+            f"largest logit, more than {TOLERANCE:.0e}: nothing was written"
         )
     return difference
 

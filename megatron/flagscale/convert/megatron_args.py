@@ -169,12 +169,11 @@ def _rope(args: Mapping[str, Any]) -> Rope:
 
 def task_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments of a training of this model, named as in a task file."""
-    return dict(
-        _option(argument, value) for argument, value in _arguments(model) if not _is_off(argument, value)
-    )
+    return dict(_option(name, value) for name, value in _arguments(model) if not _is_default(name, value))
 
 
-def _is_off(argument: str, value: Any) -> bool:
+def _is_default(argument: str, value: Any) -> bool:
+    """Whether no flag is needed; sizes and choices are always written."""
     return isinstance(value, bool | None) and value == _default(argument)
 
 

@@ -52,7 +52,7 @@ class _Gated:
         return torch.cat(list(parts))
 
     def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
-        return tensor.split(model.ffn)
+        return list(tensor.split(model.ffn))
 
 
 class _Qkv:
@@ -67,9 +67,8 @@ class _Qkv:
     def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
         queries = model.heads // model.groups * model.head_dim
         grouped = tensor.unflatten(0, (model.groups, -1))
-        return [
-            part.flatten(0, 1) for part in grouped.split([queries, model.head_dim, model.head_dim], dim=1)
-        ]
+        parts = grouped.split([queries, model.head_dim, model.head_dim], dim=1)
+        return [part.flatten(0, 1) for part in parts]
 
 
 COPY: Join = _Copy()
