@@ -20,7 +20,7 @@ from tools.command import run
 from tools.progress import Progress
 
 _EXPERTS = {"topk": "--topk", "std": "--router-std", "seed": "--seed"}
-"""How experts are made: fields of `Upcycling`, and their options."""
+"""Fields of `Upcycling` and their options."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -37,7 +37,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--load", type=Path, required=True, help="folder of the model or of its checkpoints")
     parser.add_argument("--save", type=Path, required=True, help="folder to make")
     parser.add_argument("--to", choices=("huggingface", "megatron"), help="format of --save (the other one)")
-    parser.add_argument("--model", choices=sorted(names()), help="family (detected if not given)")
+    parser.add_argument("--model", choices=sorted(names()), help="family (detected)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="cast all tensors (each keeps its precision)")
     parser.add_argument("--iteration", type=int, help="which checkpoint of --load (the newest complete one)")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (the one of the source)")
@@ -63,7 +63,9 @@ def main() -> int:
 
     how = {name: getattr(arguments, name) for name in _EXPERTS if getattr(arguments, name) is not None}
     if how and arguments.experts is None:
-        raise UserError([Problem("makes no experts", _EXPERTS[name], "add --experts N") for name in how])
+        raise UserError(
+            [Problem("has no effect without --experts", _EXPERTS[name], "add --experts N") for name in how]
+        )
     upcycling = None if arguments.experts is None else Upcycling(arguments.experts, **how)
     made = convert(
         arguments.load,

@@ -123,7 +123,7 @@ def convert(
     with complete_folder(save, overwrite) as folder:
         free = shutil.disk_usage(folder).free
         if free < total:
-            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free there")
+            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
         if to == HUGGINGFACE:
             _write_config(folder, model, companion)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
@@ -179,7 +179,7 @@ def _open_megatron(
     tokens = vocab_size or args.get("vocab_size") or (companion.size if companion else None)
     rows = stored_rows(checkpoint)
     if tokens is not None and tokens > rows:
-        raise UserError(f"{checkpoint}: {tokens} tokens, but only {rows} rows of the embedding")
+        raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
     if tokens is None:
@@ -194,14 +194,14 @@ def _stream(
     total: int,
     progress: Callable[[int], Progress] | None,
 ) -> None:
-    with closing(target), progress(total) if progress else nullcontext() as told:
+    with closing(target), progress(total) if progress else nullcontext() as shown:
         for entry, dtype in dtypes.items():
             tensor = source.read(entry)
             assert tensor.shape == entry.shape
             target.write(entry, tensor.to(dtype))
-            if told:
+            if shown:
                 size = entry.elements * dtype.itemsize
-                told.advance(size, MB=size / 1e6)
+                shown.advance(size, MB=size / 1e6)
         target.finish()
 
 

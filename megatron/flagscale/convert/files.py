@@ -32,7 +32,7 @@ def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         UserError: `path` exists and `overwrite` is false, or another process is writing it.
     """
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: is there already; --overwrite replaces it")
+        raise UserError(f"{path}: already exists; --overwrite replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.converting")
     temporary.mkdir(exist_ok=True)

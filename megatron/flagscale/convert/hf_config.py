@@ -46,10 +46,10 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
             report(f"`{name}` is {config[name]!r}, only {value!r} can be converted")
     known = _sizes(config, found, report)
     if known["heads"] % known["groups"]:
-        report(f"{known['heads']} attention heads in {known['groups']} groups")
+        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups")
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES.values():
-        report(f"`dtype` {dtype} is none of {', '.join(DTYPES.values())}")
+        report(f"`dtype` {dtype} is not supported; known: {', '.join(DTYPES.values())}")
     norm_eps = _value(config, found, "norm_eps", known)
     if not isinstance(norm_eps, float | int):
         report(f"`{found.keys['norm_eps']}` is missing")
@@ -127,7 +127,7 @@ def _rope(config: Mapping[str, Any], report: Callable[[str], None]) -> Rope:
     parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     if not theta.is_integer():
-        report(f"`rope_theta` {theta} is no whole number, which is what Megatron takes")
+        report(f"`rope_theta` {theta} is not a whole number, as Megatron requires")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     factor = float(parameters.get("factor", 1.0))
     if kind == "default":
@@ -137,7 +137,8 @@ def _rope(config: Mapping[str, Any], report: Callable[[str], None]) -> Rope:
     if kind == "llama3":
         for name, value in _LLAMA3.items():
             if parameters.get(name) != value:
-                report(f"`{name}` of the rotary scaling is {parameters.get(name)!r}, Megatron has {value:g}")
+                found = parameters.get(name)
+                report(f"`{name}` of the rotary scaling is {found!r}, only {value:g} can be converted")
         return Rope(theta, "llama3", factor)
     report(f"rotary scaling {kind!r} with factor {factor:g} is not supported by Megatron")
     return Rope(theta)

@@ -37,7 +37,7 @@ class HuggingFaceSource:
     """A folder whose tensors were compared with its `config.json`: names, number, shapes.
 
     Raises:
-        UserError: with everything that does not fit.
+        UserError: with all differences.
     """
 
     def __init__(self, folder: Path, family: str | None = None) -> None:
@@ -90,7 +90,7 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
         raise UserError(problems)
     misplaced = [name for name, file in index.items() if name not in stored or stored[name].file.name != file]
     if misplaced:
-        what = f"names {_some(misplaced)}, which the files do not hold"
+        what = f"names {_some(misplaced)}, which the files do not contain"
         raise UserError([Problem(what, str(folder / INDEX))])
     return stored
 
@@ -117,7 +117,7 @@ def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Proble
         yield Problem(f"{len(extra)} tensors do not belong to a {model.family}: {_some(extra)}")
     for name, shape in expected.items():
         if name in stored and stored[name].shape != shape:
-            yield Problem(f"{name} is {list(stored[name].shape)}, {CONFIG} says {list(shape)}")
+            yield Problem(f"{name} has shape {list(stored[name].shape)}, but {CONFIG} gives {list(shape)}")
         elif name in stored and stored[name].dtype not in _NAMES:
             yield Problem(f"{name} is {stored[name].dtype}: only {', '.join(_NAMES)} can be converted")
 

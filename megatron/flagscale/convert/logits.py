@@ -69,7 +69,7 @@ def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torc
         command = [sys.executable, "-m", __name__, str(given), str(answer), *argv]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment())
         if not answer.exists():
-            raise RuntimeError(f"Megatron's model does not run:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+            raise RuntimeError(f"Megatron's model failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
         logits: torch.Tensor = torch.load(answer, weights_only=True)
         return logits
 

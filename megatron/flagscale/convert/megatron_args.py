@@ -5,13 +5,13 @@ An argument that a checkpoint does not hold has the engine's default, as the eng
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
-import flagscale
-from flagscale.config.catalog import Option, load_catalog
+from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Family
@@ -68,9 +68,9 @@ _ALSO_STORED = (
 @cache
 def _options() -> dict[str, list[Option]]:
     """The engine's options by the argument that they set."""
-    file = Path(flagscale.__file__).parent / "engines" / "catalog" / "megatron.json"
+    catalog = files("flagscale").joinpath("engines", "catalog", "megatron.json")
     found: dict[str, list[Option]] = {}
-    for option in load_catalog(file).options.values():
+    for option in catalog_of(json.loads(catalog.read_text(encoding="utf-8"))).options.values():
         found.setdefault(option.dest, []).append(option)
     return found
 

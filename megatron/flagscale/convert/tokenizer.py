@@ -64,11 +64,11 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     if not is_tokenizer(folder):
-        raise UserError(f"{folder}: no tokenizer here (tokenizer.json, tokenizer.model or vocab.json)")
+        raise UserError(f"{folder}: no tokenizer found (tokenizer.json, tokenizer.model or vocab.json)")
     try:
         opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: the tokenizer does not open: {error}") from error
+        raise UserError(f"{folder}: the tokenizer cannot be opened: {error}") from error
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may end at more tokens than its tokenizer names.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
@@ -86,9 +86,9 @@ def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:
 
 
 def check_tokens(tokenizer: Tokenizer | None, vocab: int) -> tuple[str, ...]:
-    """Return a notice if no tokenizer goes with a model of `vocab` tokens; `UserError` if it has more."""
+    """Return a notice if there is no tokenizer; `UserError` if it has more than `vocab` tokens."""
     if tokenizer is None or tokenizer.folder is None:
-        return ("no tokenizer goes with the model: --tokenizer FOLDER names one",)
+        return ("no tokenizer is included: name one with --tokenizer FOLDER",)
     if tokenizer.size is not None and tokenizer.size > vocab:
-        raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model knows {vocab}")
+        raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model has only {vocab}")
     return ()

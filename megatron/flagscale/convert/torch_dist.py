@@ -56,7 +56,7 @@ def find_checkpoint(folder: Path, iteration: int | None = None) -> Path:
         usable = [one for one in found if one.usable]
         if not found:
             which = "" if iteration is None else f" of iteration {iteration}"
-            raise UserError(f"{folder}: no checkpoint{which} here")
+            raise UserError(f"{folder}: no checkpoint{which} found")
         if iteration is None and usable:
             return usable[0].path
         chosen, fault = found[0].path, found[0].fault
@@ -76,7 +76,7 @@ def read_arguments(checkpoint: Path) -> dict[str, Any]:
         UserError: another format than `torch_dist`, or damaged.
     """
     if not (checkpoint / ".metadata").is_file():
-        raise UserError(f"{checkpoint}: not in the format torch_dist")
+        raise UserError(f"{checkpoint}: not a checkpoint in the torch_dist format")
     try:
         if (checkpoint / "common.pt").is_file():  # of an older Megatron
             common = safe_unpickle.load((checkpoint / "common.pt").read_bytes())
@@ -171,7 +171,7 @@ class TorchDistSource:
             found = tensors[key]
             padded = entry.has_vocabulary and found[0] > shape[0] and found[1:] == shape[1:]
             if found != shape and not padded:
-                yield f"{key} is {list(found)}, its arguments say {list(shape)}"
+                yield f"{key} has shape {list(found)}, but its arguments give {list(shape)}"
 
     def _cut_files(self) -> Iterator[str]:
         ends: dict[str, int] = defaultdict(int)
@@ -189,6 +189,6 @@ def stored_rows(checkpoint: Path) -> int:
     found = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     embedding = found.get(EMBEDDING)
     if embedding is None:
-        raise UserError(f"{checkpoint}: it holds no embedding, so it is not a GPT model of Megatron")
+        raise UserError(f"{checkpoint}: it has no embedding, so it is not a GPT model of Megatron")
     rows: int = embedding.size[0]
     return rows

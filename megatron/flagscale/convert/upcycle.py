@@ -20,7 +20,7 @@ from megatron.flagscale.convert.tensors import Entry, Source, entries
 
 @dataclass(frozen=True)
 class Upcycling:
-    """How many experts, how many of them for a token, and how the router is drawn."""
+    """The number of experts, how many of them each token uses, and how the router is drawn."""
 
     experts: int
     topk: int = 2
@@ -35,7 +35,7 @@ class Upcycled:
         family = registry.load(dense.model.family)
         problems = []
         if family.has_experts:
-            problems.append(Problem("the model has experts already", "--experts"))
+            problems.append(Problem("the model already has experts", "--experts"))
         elif not family.mixture:
             known = ", ".join(f"{one.name} to {one.mixture}" for one in registry.families() if one.mixture)
             what = f"no family is a {family.name} with experts; supported: {known}"
