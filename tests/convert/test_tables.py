@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
+from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.registry import families, names
 from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of
@@ -95,6 +96,7 @@ def test_both_ways_to_write_a_configuration_are_read() -> None:
         ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1000.5}}, "not a whole number"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "`partial_rotary_factor` is 0.5, only 1.0"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor`"),
         ({"dtype": "int8"}, "`dtype` int8"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot be divided into 3 groups"),
@@ -150,6 +152,20 @@ def test_the_task_file_of_a_family_knows_only_arguments_of_the_engine(
     for name in ("Llama 3.2, tied", "Mixtral", "Qwen3"):
         task = yaml.safe_load((models(name) / "megatron" / "model.yaml").read_text())
         assert set(task) <= known
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("no_such_module:FAMILY", "no_such_module:FAMILY cannot be imported"),
+        ("json:FAMILY", "json:FAMILY cannot be imported"),
+        ("megatron.flagscale.convert.families.llama:LLAMA", "is not a `Family` of this name"),
+    ],
+)
+def test_a_broken_entry_point_is_reported(target: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "names", lambda: {"outside": target})
+    with pytest.raises(UserError, match=message):
+        list(registry.families())
 
 
 def test_nothing_but_its_own_file_names_a_family() -> None:

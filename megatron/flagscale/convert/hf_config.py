@@ -35,6 +35,8 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
     """
     found = _family(config, where, family)
     problems: list[Problem] = []
+    # Version 5 keeps some keys, such as `partial_rotary_factor`, with the rotary positions.
+    config = {**(config.get("rope_parameters") or {}), **config}
 
     def report(what: str) -> None:
         problems.append(Problem(what, where))

@@ -20,6 +20,8 @@ from megatron.flagscale.convert.model import Model, Rope
 ARCHITECTURE = (
     "normalization",
     "swiglu",
+    "quick_geglu",
+    "squared_relu",
     "position_embedding_type",
     "add_bias_linear",
     "add_qkv_bias",
@@ -179,9 +181,12 @@ def _is_default(argument: str, value: Any) -> bool:
 
 def _option(argument: str, value: Any) -> tuple[str, Any]:
     """Return the option that sets an argument, and its value; True for a flag."""
-    kind = {True: "flag_true", False: "flag_false"}[value] if isinstance(value, bool) else "value"
-    named = [option.name for option in _options()[argument] if option.kind == kind]
-    return named[0].replace("-", "_"), True if isinstance(value, bool) else value
+    is_flag = isinstance(value, bool)
+    kinds = ("value", "append") if not is_flag else ("flag_true", "bool_pair") if value else ("flag_false",)
+    for option in _options().get(argument, ()):
+        if option.kind in kinds:
+            return option.name.replace("-", "_"), True if is_flag else value
+    raise UserError(f"a family has {argument} = {value!r}, but no option of Megatron sets it")
 
 
 def checkpoint_arguments(model: Model) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def load(name: str) -> Family:
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"family `{name}`: {target} cannot be imported: {error}") from error
+        what = f"family `{name}`: {target} cannot be imported: {error}"
+        raise UserError([Problem(what, hint="fix or uninstall its package")]) from error
     if not isinstance(found, Family) or found.name != name:
         raise UserError(f"family `{name}`: {target} is not a `Family` of this name")
     return found
