@@ -61,7 +61,7 @@ def how_it_ended(exit_code: int) -> str:
 def first_failure(
     plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
 ) -> Failure:
-    """Return the cause to show: the rank that the failure file names, else how the launcher ended.
+    """Return the cause to show: the rank that the failure file names, else how the agent ended.
 
     Args:
         exit_code: the launcher's, negative for a signal.
