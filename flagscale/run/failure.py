@@ -77,7 +77,7 @@ def first_failure(
     name = signal_name(exit_code)
     output = RunDir(Path(plan.exp_dir)).output(node.host)
     return Failure(
-        message=f"the launcher {how_it_ended(exit_code)}",
+        message=f"the agent {how_it_ended(exit_code)}",
         exitcode=exit_code,
         signal=name,
         # A signal says it all; an exit code without a rank to blame is explained only by what was printed.

@@ -18,8 +18,6 @@ from flagscale.errors import Problem, Violation
 def argument_problems(
     args: argparse.Namespace, machine: Capabilities, own: Collection[str] = ()
 ) -> list[Problem]:
-    args: argparse.Namespace, machine: Capabilities, own: Collection[str] = ()
-) -> list[Problem]:
     """Return what is wrong with parsed arguments, not yet validated by the engine, on a machine.
 
     `own` names the parts that a user's program brings ("datasets", "forward_step"): they have no rules here.
