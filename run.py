@@ -1,4 +1,4 @@
-"""The entry of the README: `python run.py --config-path FOLDER --config-name FILE action=run`."""
+"""The command of the README: `python run.py --config-path FOLDER --config-name FILE action=run`."""
 
 import sys
 
@@ -7,5 +7,5 @@ if __name__ == "__main__":
         from flagscale.cli import main
 
         sys.exit(main())
-    except KeyboardInterrupt:  # while importing: `main` answers to it by itself
+    except KeyboardInterrupt:  # while importing; `main` handles later ones
         sys.exit(130)

@@ -27,7 +27,7 @@ from flagscale.values import LaunchPlan
 def run(request: Request) -> int:
     """Start the job in the background and confirm that every host runs it, or that it is queued.
 
-    With a runner whose `run` stays in the foreground, the end of this command is that of the host.
+    If the runner keeps `run` in the foreground, wait for the job: a platform frees the host afterwards.
     """
     prepared = _prepare(request)
     if runner_of(prepared.plan).rules.foreground:
@@ -37,13 +37,13 @@ def run(request: Request) -> int:
 
 
 def test(request: Request) -> int:
-    """Run the job in the foreground: progress until it ends; Ctrl-C stops it on all hosts."""
+    """Run the job in the foreground and show its progress until it ends; Ctrl-C stops it on all hosts."""
     return _run_in_foreground(_prepare(request))
 
 
 def _run_in_foreground(prepared: Prepared) -> int:
     plan = _start(prepared)
-    # A platform, or a queue, ends a job by TERM.
+    # A cloud platform or a queue ends a job with SIGTERM.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = watch_job(plan)
@@ -67,17 +67,17 @@ def dryrun(request: Request) -> int:
 
 
 def check(request: Request) -> int:
-    """Perform every check, also those that ask the hosts, and tell the result of each."""
+    """Perform every check, including those that ask the hosts, and print each result."""
     prepared = _prepare(request, run_id="check")
     results = runner_of(prepared.plan).check(prepared)
     for result in results:
-        grade = "ok    " if result.ok else "beware" if result.is_advice else "FAILED"
+        grade = "ok    " if result.ok else "warn  " if result.is_advice else "FAILED"
         print(f"{grade}  {result.host}  {result.text}")
     return 0 if all(result.ok or result.is_advice for result in results) else 1
 
 
 def query(request: Request) -> int:
-    """Print one status (or, with follow=true, watch until the job ends)."""
+    """Print the status once or, with follow=true, until the job ends."""
     as_json, watch = load_command_keys(request.config)
     plan = _recorded(request)
     if plan is None:
@@ -95,7 +95,7 @@ def query(request: Request) -> int:
 
 
 def logs(request: Request) -> int:
-    """Print what the newest run's hosts printed; with follow=true go on until the job ends."""
+    """Print the output of the newest run's hosts; with follow=true, continue until the job ends."""
     _, watch = load_command_keys(request.config)
     plan = _recorded(request)
     if plan is None:
@@ -115,7 +115,7 @@ def logs(request: Request) -> int:
 
 
 def stop(request: Request) -> int:
-    """End every process of the run on every host; again is harmless."""
+    """End every process of the run on every host; safe to repeat."""
     plan = _recorded(request)
     return 0 if plan is None else _stop(plan)
 
@@ -140,7 +140,7 @@ def _start(prepared: Prepared) -> LaunchPlan:
 
 
 def _until_ready(plan: LaunchPlan) -> int:
-    """Wait for servers to answer, unless they are queued; where they do not, the job is stopped again."""
+    """Wait until the servers answer or the job is queued; stop the job if they do not answer in time."""
     deadline = time.monotonic() + plan.ready_timeout
 
     def is_enough(status: JobStatus) -> bool:
@@ -174,7 +174,7 @@ def _stop(plan: LaunchPlan) -> int:
 
 
 def _recorded(request: Request) -> LaunchPlan | None:
-    """The plan of the newest start; tells where it looked when there is none."""
+    """Return the plan of the newest start; if there is none, print which folder was searched."""
     location = load_run_location(request.config)
     where = request.source_map.where("experiment.runner.type")
     runner: JobRunner = registry.load("runners", location.runner, where)

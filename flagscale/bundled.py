@@ -1,7 +1,7 @@
-"""What FlagScale brings besides its packages: examples to copy, and tools to run.
+"""Files that FlagScale ships besides its packages: examples to copy and tools to run.
 
-In a clone both are folders at its root. A wheel has them in `flagscale/share`, where `setup.py` puts them,
-and its user types `flagscale tools/NAME.py` where the documentation says `python tools/NAME.py`.
+In a clone, both are folders at its root. In a wheel, `setup.py` puts them into `flagscale/share`, and its
+user types `flagscale tools/NAME.py` instead of the documentation's `python tools/NAME.py`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def copy_example(name: str, folder: Path) -> list[Path]:
     """Copy an example to `folder/name` and return the new files.
 
     Raises:
-        UserError: no such example, or the target exists: files of a user are never overwritten.
+        UserError: if there is no such example, or if the target exists: a user's files are never overwritten.
     """
     source, target = ROOT / "examples" / name, folder / name
     if name not in example_names():
-        raise UserError([Problem(f"no example `{name}`", hint=nearest(name, example_names()))])
+        raise UserError([Problem(f"unknown example `{name}`", hint=nearest(name, example_names()))])
     if os.path.lexists(target):
-        raise UserError([Problem("already exists", str(target), "name another folder: --to FOLDER")])
+        raise UserError([Problem("already exists", str(target), "choose another folder with --to FOLDER")])
     try:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:
@@ -67,14 +67,14 @@ def tool_names() -> list[str]:
 def _examples(words: Sequence[str]) -> int:
     about = f"Copy an example into FOLDER/NAME. Examples: {', '.join(example_names())}."
     parser = ArgumentParser("flagscale examples", description=about)
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the example; without it, list all")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the example; if omitted, all are listed")
     parser.add_argument("--to", type=Path, default=Path("examples"), metavar="FOLDER", help="(%(default)s)")
     try:
         arguments = parser.parse_args(words)
     except SystemExit as stop:
         return int(stop.code or 0)
     if arguments.name is None:
-        print(*example_names(), "", "copy one:  flagscale examples NAME [--to FOLDER]", sep="\n")
+        print(*example_names(), "", "To copy one:  flagscale examples NAME [--to FOLDER]", sep="\n")
         return 0
     copied = copy_example(arguments.name, arguments.to)
     conf = arguments.to / arguments.name / "conf"
@@ -95,13 +95,13 @@ def _list_tools() -> int:
     for name in names:
         text = ast.get_docstring(ast.parse((ROOT / name).read_text("utf-8"))) or ""
         print(f"{name:{width}}  {text.partition(chr(10))[0]}")
-    print("\nrun one:  flagscale tools/NAME.py [ARGUMENT ...]      (--help for its arguments)")
+    print("\nTo run one:  flagscale tools/NAME.py [ARGUMENT ...]      (--help for its arguments)")
     return 0
 
 
 def _run(name: str, words: Sequence[str]) -> int:
-    """Replace this process by a tool, as `python tools/NAME.py` would start it."""
+    """Replace this process with a tool, started as `python tools/NAME.py` would start it."""
     if name not in tool_names():
-        raise UserError([Problem(f"no such tool: `{name}`", hint=nearest(name, tool_names()))])
+        raise UserError([Problem(f"unknown tool `{name}`", hint=nearest(name, tool_names()))])
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, str(ROOT / name), *words])

@@ -19,7 +19,7 @@ from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_fol
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.errors import FlagScaleError, UserError
 
-# Hydra itself must write nothing: the run directory has one owner, and `dryrun` writes none at all.
+# Hydra must not write anything: FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
 _QUIET = (
     "hydra.job.name=flagscale",
     "hydra.help.app_name=FlagScale",
@@ -34,26 +34,26 @@ _USAGE = """flagscale: train and serve large models on whatever chips you have
 
     FOLDER and FILE   an experiment, e.g. --config-path ./examples/aquila/conf --config-name config
     ACTION            one of {actions}
-    key=value         sets a key of the YAML, in the file or not (Hydra's overrides), e.g. train.train_iters=9
+    key=value         sets a key, whether or not the file has it (a Hydra override), e.g. train.train_iters=9
 
     flagscale examples [NAME]                   lists the examples, or copies one to ./examples
     flagscale tools                             lists the tools
     flagscale tools/NAME.py [ARGUMENT ...]      runs one
 
 with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
-# Hydra's switch for raising what it would print in its own words.
+# With this variable set, Hydra raises its errors instead of printing them in its own words.
 _RAISE = "HYDRA_FULL_ERROR"
-# The first word of a command that needs no experiment; `=` makes an override of it.
+# The first word of a command that needs no experiment; a word with `=` is an override.
 _BUNDLED = re.compile(r"examples|tools(/[^=]*)?")
-# One of these is needed: the experiment's name, or a question that Hydra answers without one.
+# One of these is needed: the experiment's name, or a request that Hydra answers without one.
 _SUBJECTS = ("--config-name", "-cn", "--version", "--hydra-help", "--shell-completion", "-sc")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Perform the action of a command line (default: of this process) and return the exit code.
 
-    0 done; 1 failed, or a bug (with its traceback); 2 the user's mistake; 3 nothing started here;
-    130 interrupted.
+    0: success; 1: a failure, or a bug (with its traceback); 2: a user's mistake; 3: nothing was started here;
+    130: interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and _BUNDLED.fullmatch(words[0]):
@@ -63,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     codes: list[int] = []
 
     def perform(config: DictConfig) -> None:
-        os.environ.pop(_RAISE, None)  # it is none of the job's business
+        os.environ.pop(_RAISE, None)  # it does not concern the job
         codes.append(_perform(config))
 
     if not any(word.partition("=")[0] in _SUBJECTS for word in words):
         asked = bool({"--help", "-h"} & {*words}) or not words
         usage = _USAGE.format(actions=", ".join(registry.names("actions")))
-        message = usage if asked else f"no experiment named\n\n{usage}"
+        message = usage if asked else f"no experiment given\n\n{usage}"
         print(message, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else UserError.exit_code
     words = as_hydra_takes_it(words)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.argv = [sys.argv[0], *words, *(default for default in _QUIET if not _names(words, default))]
     try:
         hydra.main(version_base="1.3", config_path=None)(perform)()
-    except SystemExit as stop:  # an unknown flag, or a question that is answered
+    except SystemExit as stop:  # an unknown flag, or a request that has been answered
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
     except COMPLAINTS as error:
         return _tell(UserError([problem_of(error, config_folder(words))]))
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `... action=logs | head`: the reader has enough. Python would complain again while flushing at exit.
+        # `... action=logs | head`: the pipe is closed. Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return max(codes, default=0)
@@ -112,7 +112,7 @@ def _perform(config: DictConfig) -> int:
     except BrokenPipeError:
         raise
     except Exception:
-        # A bug of ours: the whole traceback, which Hydra would cut.
+        # A bug of ours: print the whole traceback, which Hydra would shorten.
         traceback.print_exc()
         return 1
 
@@ -125,7 +125,7 @@ def _tell(error: UserError) -> int:
 
 
 def _source_map() -> SourceMap:
-    """Find the YAML files that Hydra merged: the experiment file and the chosen file of each group."""
+    """Return where keys are written in the files that Hydra merged: the experiment's and each group's."""
     settings = HydraConfig.get()
     folders = [Path(source.path) for source in settings.runtime.config_sources if source.schema == "file"]
     files: list[tuple[Path, str]] = []

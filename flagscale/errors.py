@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: what is wrong, where (file and line, key path, host), and how to mend it."""
+    """One mistake: what is wrong, where (file and line, key path, host), and how to fix it."""
 
     what: str
     where: str = ""
@@ -16,8 +16,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        mend = f"\n    {self.hint}" if self.hint else ""
-        return f"{place}{self.what}{mend}"
+        fix = f"\n    {self.hint}" if self.hint else ""
+        return f"{place}{self.what}{fix}"
 
 
 Violation = tuple[str, str]
@@ -25,13 +25,13 @@ Violation = tuple[str, str]
 
 
 class FlagScaleError(Exception):
-    """An expected failure, told by its message alone; the command ends with `exit_code`."""
+    """An expected failure, reported by its message alone; the command ends with `exit_code`."""
 
     exit_code = 1
 
 
 class UserError(FlagScaleError):
-    """What the user wrote cannot be run: carries every mistake found, not only the first one."""
+    """A configuration or command that cannot be run; carries every mistake found, not only the first."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class UserError(FlagScaleError):
 
 
 class HostError(FlagScaleError):
-    """One or more hosts could not do what they were asked to; one problem a host."""
+    """One or more hosts failed to do what they were asked; one problem per host."""
 
     def __init__(self, summary: str, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -51,8 +51,8 @@ class HostError(FlagScaleError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint with the valid name closest to `name`, else, for a short list, all valid names."""
-    import difflib  # here, because the hosts, which start many at once, never ask
+    """Return a hint: the valid name closest to `name`; if none is close, all valid names if they are few."""
+    import difflib  # imported here, because hosts start many processes at once and never need it
 
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, and locks that die with their holder."""
+"""Atomic file writes, and locks that the kernel releases when their holder ends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _FILES_EACH, _OTHER_FILES = 4, 256
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
-    """Write `content` under a temporary name beside `path`, then give it its name by `put_in_place`.
+    """Write `content` to a temporary file beside `path`, then rename it with `put_in_place`.
 
     File names that are not UTF-8 (Python holds them as surrogates) are written as they were.
     """
     if isinstance(content, str):
         content = content.encode(errors="surrogateescape")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # By hand, because every process of a start pays for the imports of `tempfile`.
+    # Without `tempfile`, whose imports would slow down every process of a start.
     temporary = path.parent / f".writing.{os.urandom(8).hex()}"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -44,7 +44,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
 
 
 def room_for_files(connections: int) -> None:
-    """Let this process have so many connections open, as far as the host lets it: often 1024 are a start."""
+    """Raise the limit of open files (often 1024) for this many connections, as far as the host allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OTHER_FILES + _FILES_EACH * connections
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -54,9 +54,9 @@ def room_for_files(connections: int) -> None:
 
 @contextmanager
 def locked(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
-    """Hold the lock of a folder, or of a file, which is made if it is missing.
+    """Hold the lock of a folder or of a file; a missing file is created.
 
-    The kernel drops the lock with its process, so none is left behind.
+    The kernel releases the lock when its process ends, so none is left behind.
 
     Args:
         busy: raised if another process holds the lock; default: wait for that process.

@@ -1,10 +1,10 @@
-"""Numbers, durations and counts as people read them."""
+"""Format numbers, durations and counts for people."""
 
 from __future__ import annotations
 
 
 def quantity(number: float) -> str:
-    """Return 3120.0 as `3.12k`: three significant digits at most, with a decimal prefix up to T."""
+    """Return 3120.0 as `3.12k`: at most three significant digits, with a decimal prefix up to T."""
     for prefix in ("", "k", "M", "G"):
         if abs(number) < 999.5:
             return f"{number:.3g}{prefix}"

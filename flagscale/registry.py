@@ -1,4 +1,4 @@
-"""Name -> "module:attribute" tables, extended by entry points; nothing is imported before it is asked for."""
+"""Name -> "module:attribute" tables, extended by entry points; nothing is imported until it is requested."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "local": "flagscale.remote.transport:LocalTransport",
         "ssh": "flagscale.remote.ssh:SshTransport",
     },
-    # Only the names are used: those that vLLM knows itself are in its catalog.
+    # Only the names are used; the architectures that vLLM itself supports are in its catalog.
     "vllm_architectures": {},
 }
 """What FlagScale brings itself. A third party adds to it by the entry-point group `flagscale.<kind>`."""
@@ -48,7 +48,7 @@ def names(kind: str) -> dict[str, str]:
 
 
 def is_known(kind: str, name: str) -> bool:
-    """Whether `name` is registered; installed packages are searched only if it is not built in."""
+    """Return whether `name` is registered; installed packages are searched only if it is not built in."""
     return name in BUILT_IN[kind] or name in names(kind)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 PLAN_VERSION = 5
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORT = 29500
-"""torchrun's own, for the rendezvous of the ranks; the next one for the supervisors."""
+"""torchrun's default, for the rendezvous of the ranks; the supervisors use the next port."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host of the job: its rank in the job (0: the master), its name, and the processes it runs."""
+    """A host of the job: its rank in the job (0: the first host), its name, and how many ranks it runs."""
 
     rank: int
     name: str
@@ -28,19 +28,19 @@ class Host:
 
     @property
     def is_localhost(self) -> bool:
-        """Whether the name means whichever machine it is spoken on."""
+        """Whether the name means the machine that resolves it, whichever that is."""
         return self.name in LOCAL_NAMES
 
     @property
     def label(self) -> str:
-        """The host in file names: `host_0_localhost`. A host name holds no `/` (see `cluster.hostfile`)."""
+        """The host in file names: `host_0_localhost`. A host name contains no `/` (see `plan.hostfile`)."""
         return f"host_{self.rank}_{self.name}"
 
 
 @dataclass(frozen=True)
 class Role:
-    """A service that the job runs on its hosts: one rank a slot, started by torchrun, unless the job says
-    which `services` run where.
+    """The program that a job runs on its hosts: one rank per slot, started by torchrun, unless the job lists
+    `services` per host.
     """
 
     name: str
@@ -48,37 +48,37 @@ class Role:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     stop_grace: float = 10.0
-    """Seconds the ranks have to end by themselves after TERM."""
+    """Seconds that the ranks have to exit after SIGTERM."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process tree of a host that is no rank: an engine with its server, or a part of one.
+    """One process tree on a host that is not a rank: an engine with its server, or a part of one.
 
-    `argv` is what follows the role's entrypoint; in a plan it is the whole command line.
+    `argv` follows the role's entrypoint; in a plan it is the whole command line.
     """
 
     name: str
     argv: tuple[str, ...]
     url: str = ""
-    """Where it answers `/health` on its host, and clients; empty for one that has to end well by itself."""
+    """Where it answers `/health` and clients; empty for a service that runs until its work is done."""
     model: str = ""
-    """What clients call the model."""
+    """The model's name for clients."""
     env: Mapping[str, str] = field(default_factory=dict)
     devices: tuple[int, ...] = ()
-    """Which of the devices that its host lets it see are its own, by place; empty: all."""
+    """The devices that it uses, as indices into those that its host makes visible; empty: all of them."""
     ports: tuple[int, ...] = ()
-    """What it listens on besides the port of `url`."""
+    """The ports on which it listens besides that of `url`."""
 
 
 def address_of(rank: int) -> str:
-    """Return what stands, in a job's services, for the address of a host that only the launch will know."""
+    """Return the placeholder, in a job's services, for a host's address that is known only at launch."""
     return f"{{address of host {rank}}}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to run on which hosts; says nothing yet about addresses, ports and paths of the launch."""
+    """What to run on which hosts, before addresses, ports and paths are decided."""
 
     name: str
     task_type: str
@@ -87,15 +87,15 @@ class Job:
     role: Role
     hosts: tuple[Host, ...]
     layout: str
-    """The parallel degrees, for people."""
+    """The parallel degrees as text for people."""
     services: Mapping[int, tuple[Service, ...]] = field(default_factory=dict)
-    """By host rank: what runs there in place of ranks; empty for a job of ranks."""
+    """By host rank: the services that run there instead of ranks; empty for a job of ranks."""
     picture: str = ""
-    """A layout that takes more than a line to tell; empty for others."""
+    """The layout as a picture, if it needs more than one line; otherwise empty."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    """The arguments that name data and tokenizer; every host must be able to read those."""
+    """The arguments that name data and tokenizer, which every host must be able to read."""
     secrets: Mapping[str, str] = field(default_factory=dict)
-    """Environment that must not be written down; never part of a plan."""
+    """Environment variables that must not be written to a file; never part of a plan."""
     notices: tuple[str, ...] = ()
 
     @property
@@ -109,23 +109,23 @@ class NodeCommand:
 
     host: Host
     argv: tuple[str, ...]
-    """The launcher of the host's ranks or services."""
+    """The agent that starts the host's ranks or services."""
     env: Mapping[str, str]
     cwd: str
     failure_file: str
     stop_grace: float
     options: Mapping[str, str] = field(default_factory=dict)
-    """torchrun's options by name, if the launcher is torchrun."""
+    """torchrun's options by name, if the agent is torchrun."""
     program: tuple[str, ...] = ()
-    """The program of the ranks and its arguments, which follow torchrun's options."""
+    """The ranks' program and its arguments, which follow torchrun's options."""
     services: tuple[Service, ...] = ()
-    """The services, if the launcher is that of services (`flagscale.node.services`)."""
+    """The services, if the agent is the one of services (`flagscale.node.services`)."""
 
     def command(self, hosts: tuple[int, ...] = ()) -> tuple[str, ...]:
-        """Return the whole command line; `hosts` are the ranks of those that take part (default: as planned).
+        """Return the whole command line; `hosts`: ranks of the hosts that take part (default: as planned).
 
         Raises:
-            ValueError: this host is not one of them.
+            ValueError: if this host is not one of them.
         """
         place = {"nnodes": len(hosts), "node-rank": hosts.index(self.host.rank)} if hosts else {}
         options = {name: str(place.get(name, value)) for name, value in self.options.items()}
@@ -135,18 +135,18 @@ class NodeCommand:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where hosts meet: an address of the first one, the port of the ranks, and that of the supervisors."""
+    """Where the hosts find each other: the first one's address, the ranks' port and the supervisors' port."""
 
     address: str
     port: int = DEFAULT_PORT
     channel_port: int = DEFAULT_PORT + 1
     addresses: Mapping[int, str] = field(default_factory=dict)
-    """By host rank: where the other hosts reach it."""
+    """By host rank: the address at which the other hosts reach it."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """Where the supervisor of the first host listens for those of the others."""
+    """Where the first host's supervisor listens for those of the other hosts."""
 
     address: str
     port: int
@@ -154,7 +154,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that a plan calls `localhost`: its name, and what tells this boot of it from all others."""
+    """The machine that a plan calls `localhost`: its name, and an identifier of its current boot."""
 
     name: str
     boot: str
@@ -162,19 +162,19 @@ class Machine:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What happens when a rank, an agent or a host dies."""
+    """How the job recovers when a rank, an agent or a host dies."""
 
     max_restarts: int = 0
     restart_timeout: float = 300.0
     """Seconds that a restart waits for all hosts."""
     hang_timeout: float | None = None
-    """Seconds without an iteration that count as a death; None: for ever."""
+    """Seconds without an iteration after which the job counts as dead; None: no limit."""
     fewer_hosts: tuple[int, ...] = ()
-    """With how many hosts the job may go on where some stay away; most first."""
+    """With how many hosts the job may continue if some do not return; largest number first."""
 
 
 class PlanVersionError(ValueError):
-    """A plan of another version of FlagScale; says which version it has and which one is read."""
+    """A plan was written by another version of FlagScale; the message names both plan versions."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +197,12 @@ class LaunchPlan:
     start_timeout: float
     nodes: tuple[NodeCommand, ...]
     channel: Channel | None = None
-    """None where there is one host only."""
+    """None if there is only one host."""
     recovery: Recovery = Recovery()
     ready_timeout: float = 1800.0
     """Seconds that servers have to load their models and answer."""
     runner: str = "ssh"
-    """The registered name of the runner that has started it, and that is asked about it."""
+    """The registered name of the runner that started the job and reports on it."""
     transport: str = "ssh"
     ssh_port: int | None = None
     connect_timeout: float = 10.0
@@ -211,11 +211,11 @@ class LaunchPlan:
     job_dir: str = ""
     """Where the job writes metrics and checkpoints, if not in the run directory itself."""
     picture: str = ""
-    """A layout that takes more than a line to tell; empty for others."""
+    """The layout as a picture, if it needs more than one line; otherwise empty."""
     host_paths: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By host name: what the beginnings of paths are called there instead."""
+    """By host name: prefixes of paths, and what replaces them there."""
     started_on: Machine | None = None
-    """None where that was not recorded."""
+    """None if that was not recorded."""
     version: int = PLAN_VERSION
 
     @property
@@ -223,19 +223,19 @@ class LaunchPlan:
         return [node.host for node in self.nodes]
 
     def node(self, rank: int) -> NodeCommand:
-        """Return the part of the host with this rank; ValueError where the plan has none."""
+        """Return the command of the host with this rank; raises ValueError if the plan has no such host."""
         for node in self.nodes:
             if node.host.rank == rank:
                 return node
         raise ValueError(f"host {rank} is not part of the plan")
 
     def on_host(self, name: str) -> LaunchPlan:
-        """Return the plan as a host takes it: every path as it is called there."""
+        """Return the plan for a host, with every path as it is named there."""
         renamed = self.host_paths.get(name)
         return LaunchPlan.from_json(json.dumps(_renamed(asdict(self), renamed))) if renamed else self
 
     def path_on(self, name: str, path: str) -> str:
-        """Return what a path of this plan is called on a host."""
+        """Return the name that a path of this plan has on a host."""
         return str(_renamed(path, self.host_paths.get(name, {})))
 
     def to_json(self) -> str:
@@ -246,8 +246,8 @@ class LaunchPlan:
         """Read a plan back.
 
         Raises:
-            PlanVersionError: another version of FlagScale wrote it.
-            ValueError: it is not a plan.
+            PlanVersionError: if another version of FlagScale wrote it.
+            ValueError: if it is not a plan.
         """
         raw: dict[str, Any] = json.loads(text)
         if not isinstance(raw, dict) or not isinstance(version := raw.get("version"), int):
@@ -287,7 +287,7 @@ def _node_from(raw: dict[str, Any]) -> NodeCommand:
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace the beginnings of all paths in plain values, the longest that fits."""
+    """Replace the prefixes of all paths in plain values; the longest matching prefix wins."""
     if isinstance(value, dict):
         return {key: item if key == "host_paths" else _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,1 +1,1 @@
-"""Every rule of a job, once: pure functions that the launcher and the worker call; no engine is imported."""
+"""The rules of a job, each stated once: pure functions for launcher and worker that import no engine."""

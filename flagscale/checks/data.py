@@ -1,4 +1,4 @@
-"""What is wrong with the data (`.bin/.idx`) and the tokenizer that Megatron's arguments name."""
+"""Check the data (`.bin/.idx`) and the tokenizer that Megatron's arguments name."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _TOKENIZERS_WITH_MODEL = (
 
 
 HAS_OWN_DATA = "has_own_data"
-"""In a job's inputs: its program reads data of its own, about which there are no rules here."""
+"""A key of a job's inputs: its program reads data of its own, which is not checked here."""
 
 
 def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
-    """Return those of the arguments (by dest) that `data_violations` reads."""
+    """Return the arguments (by dest) that `data_violations` reads."""
     names = {*_SETS, *_LISTS, *sum(_TOKENIZER_FILES.values(), ()), "mock_data", "vocab_size"}
     names |= {"tokenizer_type", "tokenizer_model"}
     inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
@@ -37,7 +37,7 @@ def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[
 
 
 def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
-    """Yield what is wrong with the inputs of a job (`Job.inputs`): models, or data and tokenizer."""
+    """Yield every violation in the inputs of a job (`Job.inputs`): models, or data and tokenizer."""
     if "models" in inputs:
         for values in inputs["models"]:
             yield from folder_violations(values, cwd)
@@ -51,9 +51,9 @@ def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
 def data_violations(
     values: Mapping[str, Any], cwd: Path = Path(), *, has_own_data: bool = False
 ) -> Iterator[Violation]:
-    """Yield what is wrong with the data and tokenizer that arguments (by dest) name, relative to `cwd`.
+    """Yield every violation in the data and tokenizer that arguments (by dest) name, relative to `cwd`.
 
-    A program that has its own data gets its tokenizer checked only.
+    For a program with its own data, only the tokenizer is checked.
     """
     if not has_own_data:
         yield from _data_violations(values, cwd)
@@ -94,10 +94,11 @@ def _is_number(text: str) -> bool:
 def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Violation]:
     kind = values.get("tokenizer_type")
     if kind == "NullTokenizer" and not values.get("vocab_size"):
-        yield "vocab_size", "the NullTokenizer needs `vocab_size`"
+        yield "vocab_size", "NullTokenizer needs `vocab_size`"
     for name in _TOKENIZER_FILES.get(str(kind), ()):
         if not values.get(name) or not (cwd / values[name]).is_file():
-            yield name, f"{kind} needs `{name}`: {values.get(name) or 'not given'}: no such file"
+            path = values.get(name)
+            yield name, f"{kind} needs `{name}`{f': {path}: no such file' if path else ''}"
     if kind in _TOKENIZERS_WITH_MODEL:
         model = values.get("tokenizer_model")
         if not model:

@@ -1,4 +1,4 @@
-"""Parallel degrees of a homogeneous job, and what must divide what.
+"""Parallel degrees of a homogeneous job, and the divisibility rules between them and the model.
 
 Names: tp tensor, pp pipeline, cp context, ep expert, etp expert-tensor, dp data parallel; world size =
 tp * cp * pp * dp. The rules are those of Megatron-core (`core/parallel_state.py`, `training/arguments.py`).
@@ -16,7 +16,7 @@ from flagscale.errors import Violation
 
 @dataclass(frozen=True)
 class Degrees:
-    """The degrees of one job; `vpp` is the number of model chunks of a stage (1: not interleaved)."""
+    """The degrees of one job; `vpp` is the number of model chunks per stage (1: not interleaved)."""
 
     tp: int = 1
     pp: int = 1
@@ -36,7 +36,7 @@ class Degrees:
 
 
 def model_size(values: Mapping[str, Any]) -> int:
-    """Return the ranks that hold one copy of the model: tp * cp * pp."""
+    """Return the number of ranks that hold one copy of the model: tp * cp * pp."""
     return (
         int(values["tensor_model_parallel_size"])
         * int(values["context_parallel_size"])
@@ -183,7 +183,7 @@ _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipe
 
 
 def model_chunks(values: Mapping[str, Any], pp: int) -> int:
-    """Return the model chunks of a stage; a layout that is written with multiplications counts as one."""
+    """Return the number of model chunks per stage; 1 for a layout that is written with multiplications."""
     layout = values.get("pipeline_model_parallel_layout")
     if isinstance(layout, str) and "*" not in layout:
         return max(1, (layout.count("|") + 1) // pp)
@@ -220,7 +220,7 @@ def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterato
 
 
 def _counted_layers(values: Mapping[str, Any]) -> int:
-    """Return the layers to share out: embedding and loss may count as one each."""
+    """Return the number of layers to distribute: embedding and loss may count as one each."""
     return int(values.get("num_layers") or 0) + sum(1 for name in _COUNTED if values.get(name))
 
 
@@ -242,17 +242,17 @@ def _uneven_violations(
 ) -> Iterator[Violation]:
     for name in uneven:
         if values[name] < 1 or values[name] % vpp:
-            yield name, f"{name} {values[name]} must be a multiple of {vpp} of at least 1"
+            yield name, f"{name} {values[name]} must be a multiple of {vpp} and at least 1"
             return
     layers = int(values.get("num_layers") or 0)
     left, stages = layers - sum(values[name] for name in uneven), pp - len(uneven)
     fits = left > 0 and left % (stages * vpp) == 0 if stages > 0 else left == 0 and stages == 0
     if not fits:
-        yield uneven[0], f"{left} layers are left for {stages} stages x {vpp} chunks between the uneven ends"
+        yield uneven[0], f"{left} layers cannot fill {stages} stages x {vpp} chunks between the uneven ends"
 
 
 def schedule_violation(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
-    """Return why an interleaved pipeline cannot run so many micro-batches per step; empty if it can."""
+    """Return why an interleaved pipeline cannot run this many micro-batches per step; empty if it can."""
     if vpp == 1 or pp == 1:
         return ""
     group = values.get("microbatch_group_size_per_vp_stage") or pp

@@ -1,4 +1,4 @@
-"""Check Megatron's `.bin/.idx` pair with nothing but the standard library, before anything heavy opens it.
+"""Check Megatron's `.bin/.idx` pair with the standard library only, before an engine opens it.
 
 The `.idx` file (little-endian): 9 bytes of magic, version u64 = 1, dtype u8, sequences S u64,
 documents + 1 = D u64, then S lengths i32, S byte offsets i64, D document bounds i64 and, for multimodal data,
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Summary:
-    """What a pair holds."""
+    """The contents of a pair."""
 
     documents: int
     sequences: int
@@ -36,17 +36,17 @@ class Summary:
 
 
 def bin_path(prefix: Path) -> Path:
-    """The tokens' file of a prefix (which may itself hold dots)."""
+    """Return the token file of a prefix (which may itself contain dots)."""
     return prefix.with_name(prefix.name + ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
-    """The index file of a prefix."""
+    """Return the index file of a prefix."""
     return prefix.with_name(prefix.name + ".idx")
 
 
 def problems(prefix: Path, *, thorough: bool = False) -> list[str]:
-    """Why `<prefix>.bin` and `<prefix>.idx` cannot be trained on, a message each; empty when sound.
+    """Return why `<prefix>.bin` and `<prefix>.idx` cannot be used, one message each; empty if sound.
 
     Reads a few bytes, whatever the size of the data; `thorough` also reads every length and offset.
     """
@@ -63,7 +63,7 @@ def problems(prefix: Path, *, thorough: bool = False) -> list[str]:
 
 
 def summary(prefix: Path) -> Summary:
-    """What a sound pair holds (ask `problems` first)."""
+    """Return the contents of a sound pair (call `problems` first)."""
     with idx_path(prefix).open("rb") as idx:
         _, _, code, sequences, bounds = _HEADER.unpack(idx.read(_HEADER.size))
     dtype, itemsize = _DTYPES[code]
@@ -73,7 +73,7 @@ def summary(prefix: Path) -> Summary:
 
 
 def _problem(prefix: Path, thorough: bool) -> str | None:
-    """The first problem of two files that can be read: each check stands on those before it."""
+    """Return the first problem of two readable files: each check relies on those before it."""
     bin_file, idx_file = bin_path(prefix), idx_path(prefix)
     idx_size, bin_size = idx_file.stat().st_size, bin_file.stat().st_size
     with idx_file.open("rb") as idx:
@@ -81,20 +81,20 @@ def _problem(prefix: Path, thorough: bool) -> str | None:
         if header[: len(MAGIC)] != MAGIC[: len(header)]:
             if _starts_with_magic(bin_file):
                 return f"{idx_file}: this is the .bin file: the two files are swapped"
-            return f"{idx_file}: not an index of Megatron (it does not start with {MAGIC!r})"
+            return f"{idx_file}: not a Megatron index (it does not start with {MAGIC!r})"
         if len(header) < _HEADER.size:
-            return f"{idx_file}: truncated: {idx_size} bytes, the header alone takes {_HEADER.size}"
+            return f"{idx_file}: truncated: {idx_size} bytes, but the header alone takes {_HEADER.size}"
 
         _, version, code, sequences, bounds = _HEADER.unpack(header)
         if version != 1:
-            return f"{idx_file}: version {version}, only 1 is known"
+            return f"{idx_file}: version {version} is not supported, only version 1"
         if code not in _DTYPES:
             return f"{idx_file}: unknown dtype code {code} (known: {', '.join(map(str, _DTYPES))})"
         expected = _HEADER.size + sequences * (4 + 8) + bounds * 8
         if idx_size not in (expected, expected + sequences):  # the second: with the modes of multimodal data
-            return f"{idx_file}: {_cut(idx_size, expected)}: {idx_size} bytes, its header tells of {expected}"
+            return f"{idx_file}: {_cut(idx_size, expected)}: {idx_size} bytes, but its header says {expected}"
         if sequences == 0 or bounds < 2:
-            return f"{idx_file}: holds no document"
+            return f"{idx_file}: contains no documents"
 
         lengths_at, offsets_at = _HEADER.size, _HEADER.size + sequences * 4
         bounds_at = offsets_at + sequences * 8
@@ -105,15 +105,15 @@ def _problem(prefix: Path, thorough: bool) -> str | None:
             return f"{idx_file}: damaged: documents span {first_bound} to {last_bound}, not 0 to {sequences}"
         itemsize = _DTYPES[code][1]
         if thorough and (torn := _first_torn_sequence(idx, sequences, itemsize)) is not None:
-            return f"{idx_file}: damaged: sequence {torn} does not start where the one before it ends"
+            return f"{idx_file}: damaged: sequence {torn} does not start where the previous one ends"
 
     expected = last_offset + last_length * itemsize
     if last_length < 0 or last_offset < 0:
         return f"{idx_file}: damaged: the last sequence has length {last_length} at byte {last_offset}"
     if bin_size != expected:
-        return f"{bin_file}: {_cut(bin_size, expected)}: {bin_size} bytes, the index tells of {expected}"
+        return f"{bin_file}: {_cut(bin_size, expected)}: {bin_size} bytes, but the index says {expected}"
     if bin_size == 0:
-        return f"{bin_file}: holds no token"
+        return f"{bin_file}: contains no tokens"
     return None
 
 
@@ -133,7 +133,7 @@ def _read(file: BinaryIO, typecode: str, position: int) -> int:
 
 
 def _first_torn_sequence(idx: BinaryIO, sequences: int, itemsize: int) -> int | None:
-    """The first sequence that does not start where the one before it ends, or has a negative length."""
+    """Return the first sequence that has a negative length or does not start where the previous one ends."""
     position = 0
     for start in range(0, sequences, _CHUNK):
         count = min(_CHUNK, sequences - start)

@@ -1,4 +1,4 @@
-"""What Megatron does not support, or computes wrong, on CPU, with `local` layers and with `torch` layers."""
+"""Rules for CPU, `local` layers and `torch` layers, where Megatron ignores arguments or computes wrongly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEEDS_CHIP = {
     "tp_comm_overlap": "tp_comm_overlap",
     "nccl_ub": "use_nccl_ub",
 }
-"""Arguments (by dest) that have no meaning on CPU, and their keys."""
+"""Arguments (by dest) that are not supported on CPU, and their keys."""
 
 
 def cpu_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -35,12 +35,12 @@ def cpu_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         what = f"`cuda_graph_impl: {values['cuda_graph_impl']}` is not supported on CPU; remove it"
         yield "cuda_graph_impl", what
     if values.get("num_experts") and values.get("add_bias_linear"):
-        what = "experts with biases are computed wrong on CPU: set `disable_bias_linear: true`"
+        what = "experts with biases are computed wrongly on CPU: set `disable_bias_linear: true`"
         yield "add_bias_linear", what
 
 
 def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) ask of Megatron's `local` layers without TransformerEngine."""
+    """Yield the arguments (by dest) that Megatron's `local` layers need TransformerEngine for."""
     asked = {
         "sequence_parallel": values.get("sequence_parallel") and values["tensor_model_parallel_size"] > 1,
         "context_parallel_size": values["context_parallel_size"] > 1,
@@ -64,13 +64,13 @@ TORCH_IGNORES = {
     "attention_backend": "auto",
     "softmax_type": "vanilla",
 }
-"""Arguments (by dest) that only other layers read, and the value that asks for nothing (None: not set)."""
+"""Arguments (by dest) that only other layers read, and the value that has no effect (None: not set)."""
 
 _CONTEXT = ("p2p", "all_gather")
 
 
 def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) ask of the `torch` layers that these would ignore."""
+    """Yield the arguments (by dest) that the `torch` layers would ignore."""
     with_torch = "not supported with `transformer_impl: torch`"
     for name, neutral in TORCH_IGNORES.items():
         value = values.get(name)

@@ -1,7 +1,7 @@
-"""Rules between Megatron's arguments beside degrees: length, schedule, model, precision, recompute, saving.
+"""Rules between Megatron's arguments besides degrees: length, schedule, model, precision, recompute, saving.
 
-`rule_violations` are those of `megatron/training/arguments.py:validate_args` that people meet, reported
-before anything starts; the others are what the engine accepts and then ignores or computes differently.
+`rule_violations` covers the rules of `megatron/training/arguments.py:validate_args` that users run into; the
+others cover arguments that the engine accepts and then ignores, or computes differently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REQUIRED = {
 
 
 def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield every rule of the engine's own that the arguments (by dest, defaults included) break."""
+    """Yield every rule of the engine that the arguments (by dest, defaults included) break."""
     for name, what in _REQUIRED.items():
         if values.get(name) is None:
             yield name, f"`{name}` is required: {what}"
@@ -37,11 +37,11 @@ def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the engine will quietly change: worth a notice, not an error."""
+    """Yield changes that the engine makes silently: they deserve a notice, not an error."""
     if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
         yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
-        yield "num_experts", "moe_ffn_hidden_size is not given: the experts take ffn_hidden_size"
+        yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
     if (values.get("data_path") or values.get("data_args_path")) and values.get("split") is None:
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
 
@@ -122,7 +122,7 @@ def _model_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     ):
         yield (
             "moe_aux_loss_coeff",
-            f"give one value for each of the {len(kinds)} moe_router_load_balancing_type",
+            f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
         )
 
 
@@ -137,7 +137,7 @@ def _precision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("fp8") and values.get("fp4"):
         yield "fp4", "give `fp8_format` or `fp4_format`, not both"
     if values.get("cross_entropy_loss_fusion") and values.get("cross_entropy_fusion_impl") == "te":
-        what = "`cross_entropy_fusion_impl: te` is refused by the engine as unstable: use `native`"
+        what = "`cross_entropy_fusion_impl: te` is rejected by the engine as unstable: use `native`"
         yield "cross_entropy_fusion_impl", what
 
 
@@ -183,7 +183,7 @@ def _saving_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the engine accepts in the arguments (by dest) and then computes as something else."""
+    """Yield the arguments (by dest) that the engine accepts but computes as something else."""
     groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
     if not values.get("group_query_attention") and groups not in (None, 1, heads):
         # The engine would build full attention.

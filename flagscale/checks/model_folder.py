@@ -1,4 +1,4 @@
-"""What is wrong with a model folder in Hugging Face's form, seen without loading it."""
+"""Check a model folder in Hugging Face's format without loading it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _MOST_HEADER = 100 << 20
 
 
 def is_path(model: str) -> bool:
-    """Whether a model or tokenizer is a path on this host; `owner/name` is a name on a model hub."""
+    """Return whether a model or tokenizer is a path on this host; `owner/name` is a name on a model hub."""
     return "://" not in model and (model.startswith((".", "/", "~")) or model.count("/") != 1)
 
 
 def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the arguments (by dest) that `folder_violations` reads."""
+    """Return the arguments (by dest) that `folder_violations` reads."""
     names = ("model", "tokenizer", "load_format", "skip_tokenizer_init")
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def folder_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
-    """Yield what is wrong with the model and tokenizer folders, relative to `cwd`."""
+    """Yield every violation in the model and tokenizer folders, relative to `cwd`."""
     model, tokenizer = str(values["model"]), str(values.get("tokenizer") or "")
     for name, path in (("model", model), ("tokenizer", tokenizer)):
         if path.startswith("~"):
-            yield name, f"{path}: write the whole path, the engine does not know `~`"
+            yield name, f"{path}: write the full path: the engine does not expand `~`"
             return
     if is_path(model) or (cwd / model).is_dir():
         needs_tokenizer = not tokenizer and not values.get("skip_tokenizer_init")
@@ -45,7 +45,7 @@ def folder_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator
 
 
 def problems(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> Iterator[str]:
-    """Yield what keeps an engine from loading the folder; `weights`, `tokenizer`: whether it needs them."""
+    """Yield why an engine cannot load the folder; `weights`, `tokenizer`: whether it needs them."""
     if not folder.is_dir():
         yield f"{folder}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
         return
@@ -57,16 +57,16 @@ def problems(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> I
     if weights:
         yield from _weights(folder)
     if tokenizer and not any((folder / name).is_file() for name in _TOKENIZERS):
-        yield f"{folder}: holds no tokenizer (no {_TOKENIZERS[0]}); name one by `tokenizer`"
+        yield f"{folder}: contains no tokenizer (no {_TOKENIZERS[0]}); name one with `tokenizer`"
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Return the folder's `config.json`; ValueError where there is none, or it is no JSON object."""
+    """Return the folder's `config.json`; raises ValueError if it is missing or not a JSON object."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{folder}: is no model folder (no config.json)") from None
+        raise ValueError(f"{folder}: not a model folder (no config.json)") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if not isinstance(config, dict):
@@ -88,22 +88,22 @@ def _weights(folder: Path) -> Iterator[str]:
         missing = sorted(named - {shard.name for shard in shards})
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            yield f"{folder}: the shard {missing[0]}{more} is missing"
+            yield f"{folder}: missing shard {missing[0]}{more}"
     elif not shards and not any(next(folder.glob(form), None) for form in _OTHER_WEIGHTS):
-        yield f"{folder}: holds no weights (no *.safetensors)"
+        yield f"{folder}: contains no weights (no *.safetensors)"
     for shard in shards:
         if what := _damage(shard):
             yield f"{shard}: {what}"
 
 
 def _damage(shard: Path) -> str:
-    """Return what is wrong with a safetensors file, judged by its header and size; "" for nothing."""
+    """Return the damage in a safetensors file, judged by its header and size; "" if there is none."""
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER):
-                return "truncated, or no safetensors file"
+                return "truncated, or not a safetensors file"
             header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         wanted = 8 + length + max(ends, default=0)

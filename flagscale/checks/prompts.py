@@ -10,12 +10,12 @@ from typing import Any
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
 OF_RESULTS = ("index", "prompt_tokens", "outputs", "prompt_logprobs")
-"""What inference adds to the object of a line."""
+"""The keys that inference adds to the object of a line."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: text, token ids, or the messages of a chat; `line` is what the user gave with it."""
+    """One prompt: text, token ids, or the messages of a chat; `line` is the object it came from."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -25,17 +25,17 @@ class Prompt:
 
     @property
     def shown(self) -> str:
-        """The prompt for people."""
+        """The prompt as text for people."""
         if self.messages:
             return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
         return self.text or f"{len(self.token_ids)} token ids"
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
-    """Return the prompts of a file, and what is wrong with it, each with its line.
+    """Return the prompts of a file, and its problems, each with its line.
 
-    A `.jsonl` file holds an object a line with one of `prompt`, `prompt_token_ids` and `messages`; any other
-    file a prompt a line. Empty lines are skipped.
+    A `.jsonl` file holds one object per line, with one of `prompt`, `prompt_token_ids` and `messages`; any
+    other file holds one prompt per line. Empty lines are skipped.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -53,14 +53,14 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         except ValueError as error:
             wrong.append(f"{path}:{number}: {error}")
     if not prompts and not wrong:
-        wrong.append(f"{path}: holds no prompt")
+        wrong.append(f"{path}: contains no prompts")
     return prompts, wrong
 
 
 def inline_prompts(given: Sequence[object]) -> Iterator[Prompt | str]:
     """Yield each prompt of a list in the YAML, or what is wrong with it."""
     for number, one in enumerate(given):
-        yield Prompt(one) if isinstance(one, str) and one else f"prompt {number} is no text: {one!r}"
+        yield Prompt(one) if isinstance(one, str) and one else f"prompt {number} is not a text: {one!r}"
 
 
 def _prompt(line: str) -> Prompt:
@@ -72,14 +72,14 @@ def _prompt(line: str) -> Prompt:
         raise ValueError("not a JSON object")
     taken = [key for key in OF_RESULTS if key in raw]
     if taken:
-        raise ValueError(f"`{taken[0]}` is a name of the results: call it otherwise")
+        raise ValueError(f"`{taken[0]}` is reserved for the results: rename it")
     given = [key for key in _KEYS if key in raw]
     if len(given) != 1:
-        raise ValueError(f"needs one of {', '.join(_KEYS)}, and has {', '.join(given) or 'none'}")
+        raise ValueError(f"needs exactly one of {', '.join(_KEYS)}, but has {', '.join(given) or 'none'}")
     value = raw[given[0]]
     if given[0] == "prompt":
         if not isinstance(value, str) or not value:
-            raise ValueError("`prompt` is a text that is not empty")
+            raise ValueError("`prompt` must be non-empty text")
         return Prompt(text=value, line=raw)
     if given[0] == "prompt_token_ids":
         if (
@@ -87,10 +87,10 @@ def _prompt(line: str) -> Prompt:
             or not value
             or not all(type(one) is int and one >= 0 for one in value)
         ):
-            raise ValueError("`prompt_token_ids` is a list of whole numbers that is not empty")
+            raise ValueError("`prompt_token_ids` must be a non-empty list of whole numbers")
         return Prompt(token_ids=tuple(value), line=raw)
     if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-        raise ValueError("`messages` is a list of {role, content}")
+        raise ValueError("`messages` must be a non-empty list of {role, content}")
     return Prompt(messages=tuple(value), line=raw)
 
 

@@ -1,8 +1,8 @@
 """Recompute that differs between pipeline stages and micro-batches: FlagScale's three lists of lists.
 
 Each list has one row for a run of stages, `[stages, n0, v0, n1, v1, ...]`: in those stages the first `n0`
-micro-batches of a step take the value `v0`, the next `n1` take `v1`, and so on. The rows cover all stages; of
-an interleaved pipeline all model chunks, in the order of the layers (number of the chunk in its stage * pp +
+micro-batches of a step take the value `v0`, the next `n1` take `v1`, and so on. The rows cover all stages; in
+an interleaved pipeline, all model chunks in the order of the layers (number of the chunk in its stage * pp +
 stage). Values: granularity 0 off, 1 full; method 0 uniform, 1 block; num_layers as in `recompute_num_layers`.
 A list that is not given leaves that setting as `recompute_granularity`, `_method` and `_num_layers` say.
 (Meaning and order: FlagScale v0.6.0, `_parse_recompute_refined_config`.)
@@ -33,7 +33,7 @@ Table = tuple[tuple[int, ...], ...]
 
 
 class Setting(NamedTuple):
-    """What one stage does with one micro-batch; `granularity` None: it recomputes nothing."""
+    """What one stage does with one micro-batch; nothing is recomputed if `granularity` is None."""
 
     granularity: str | None
     method: str
@@ -48,7 +48,7 @@ class RecomputeSchedule:
     default: Setting
 
     def resolve(self, stage: int, micro_batch: int) -> Setting:
-        """Return what `stage` (of an interleaved pipeline: chunk) does with a micro-batch of a step."""
+        """Return what `stage` (in an interleaved pipeline: chunk) does with a micro-batch of a step."""
         given = {name: table[stage][micro_batch] for name, table in self.tables.items()}
         return Setting(
             _GRANULARITIES[given[GRANULARITY]] if GRANULARITY in given else self.default.granularity,
@@ -58,12 +58,12 @@ class RecomputeSchedule:
 
 
 def has_recompute_schedule(values: Mapping[str, Any]) -> bool:
-    """Say whether any of the lists is given."""
+    """Return whether any of the lists is given."""
     return any(values.get(name) is not None for name in LISTS)
 
 
 def recompute_schedule(values: Mapping[str, Any]) -> RecomputeSchedule:
-    """Return the lists of arguments (by dest) in which `recompute_violations` finds nothing wrong."""
+    """Return the lists in arguments (by dest) for which `recompute_violations` yields nothing."""
     tables = {name: _expand(_rows(values[name])) for name in LISTS if values.get(name) is not None}
     default = Setting("full", values["recompute_method"], values["recompute_num_layers"])
     return RecomputeSchedule(tables, default)
@@ -82,7 +82,7 @@ def recompute_violations(
     if values.get("recompute_activations") or values.get("recompute_granularity") != "full":
         yield names[0], f"`{names[0]}` needs recompute_granularity: full"
     if values.get("step_batch_size_schedule"):
-        what = "cannot be combined with `step_batch_size_schedule`: every step needs as many micro-batches"
+        what = "cannot be combined with `step_batch_size_schedule`: all steps need equally many micro-batches"
         yield names[0], f"`{names[0]}` {what}"
         return
     tables: dict[str, Table] = {}
@@ -110,7 +110,7 @@ def chunk_layers(values: Mapping[str, Any], pp: int, vpp: int) -> tuple[int, ...
         return None
     first = values.get("decoder_first_pipeline_num_layers")
     last = values.get("decoder_last_pipeline_num_layers")
-    # What the embedding and the loss count for, they take away from the first and the last chunk.
+    # Embedding and loss count as layers: the first and the last chunk hold that many fewer.
     embedding = bool(values.get("account_for_embedding_in_pipeline_split"))
     loss = bool(values.get("account_for_loss_in_pipeline_split"))
     given = [count for count in (first, last) if count is not None]
@@ -127,17 +127,17 @@ def chunk_layers(values: Mapping[str, Any], pp: int, vpp: int) -> tuple[int, ...
 
 
 def _rows(value: Any) -> list[list[int]]:
-    """Return a list of rows, given as such or as JSON text; v0.6.0 also took each row as text: `1, 4, 0`."""
+    """Return a list of rows, given as such or as JSON text; v0.6.0 also accepted a row as text: `1, 4, 0`."""
     rows = _json(value) if isinstance(value, str) else value
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"must be a list of rows [stages, n0, v0, n1, v1, ...], not {value!r}")
     rows = [_json(f"[{row.strip(' []()')}]") if isinstance(row, str) else row for row in rows]
     for index, row in enumerate(rows):
-        # A bool is an int for Python, and no number for people.
+        # A bool is an int in Python, but not a number here.
         is_whole = isinstance(row, list) and all(type(number) is int for number in row)
         if not is_whole or len(row) < 3 or len(row) % 2 == 0:
-            what = "[stages, n0, v0, n1, v1, ...] in whole numbers"
-            raise ValueError(f"has rows {what}; row {index + 1} is {json.dumps(row, default=str)}")
+            what = "[stages, n0, v0, n1, v1, ...] of whole numbers"
+            raise ValueError(f"needs rows {what}; row {index + 1} is {json.dumps(row, default=str)}")
     return rows
 
 
@@ -155,8 +155,8 @@ def _row_violations(name: str, rows: list[list[int]], micro_batches: int) -> Ite
         if (least := min(stages, *counts)) < 1:
             yield name, f"{row}: numbers of stages and micro-batches must be at least 1, not {least}"
         elif sum(counts) != micro_batches:
-            told = f"{sum(counts)} micro-batches, but a step has {micro_batches}"
-            yield name, f"{row} covers {told} (global_batch_size / micro_batch_size / data parallel)"
+            covered = f"{sum(counts)} micro-batches, but a step has {micro_batches}"
+            yield name, f"{row} covers {covered} (global_batch_size / micro_batch_size / data parallel)"
         if name == NUM_LAYERS and min(settings) < 0:
             yield name, f"{row}: a number of layers must be at least 0, not {min(settings)}"
         elif name != NUM_LAYERS and set(settings) - {0, 1}:
@@ -165,17 +165,17 @@ def _row_violations(name: str, rows: list[list[int]], micro_batches: int) -> Ite
 
 
 def _stage_violations(name: str, rows: list[list[int]], pp: int, vpp: int | None) -> Iterator[Violation]:
-    told = sum(row[0] for row in rows)
+    total = sum(row[0] for row in rows)
     if vpp is None:
-        if told % pp:
-            yield name, f"`{name}` covers {told} stages, not a multiple of pipeline_model_parallel_size {pp}"
-    elif told != pp * vpp:
+        if total % pp:
+            yield name, f"`{name}` covers {total} stages, not a multiple of pipeline_model_parallel_size {pp}"
+    elif total != pp * vpp:
         chunks = f" x {vpp} chunks per stage = {pp * vpp}" if vpp > 1 else ""
-        yield name, f"`{name}` covers {told} stages, not pipeline_model_parallel_size {pp}{chunks}"
+        yield name, f"`{name}` covers {total} stages, not pipeline_model_parallel_size {pp}{chunks}"
 
 
 def _layer_violations(tables: Mapping[str, Table], layers: tuple[int, ...] | None) -> Iterator[Violation]:
-    """Look at numbers of layers where they count: a micro-batch that recomputes nothing may have any."""
+    """Yield wrong numbers of layers; a micro-batch that recomputes nothing may have any number."""
     granularity = tables.get(GRANULARITY)
     for stage, numbers in enumerate(tables[NUM_LAYERS]):
         used = {number for i, number in enumerate(numbers) if granularity is None or granularity[stage][i]}
@@ -186,7 +186,7 @@ def _layer_violations(tables: Mapping[str, Table], layers: tuple[int, ...] | Non
                     NUM_LAYERS,
                     f"`{NUM_LAYERS}`: stage {stage} must recompute at least 1 layer, not {number}",
                 )
-            # A chunk without layers has nothing to recompute, whatever is asked of it.
+            # A chunk without layers has nothing to recompute, whatever its number is.
             elif 0 < most < number:
                 yield NUM_LAYERS, f"`{NUM_LAYERS}`: stage {stage} has only {most} layers, not {number}"
 

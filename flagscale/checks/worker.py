@@ -1,7 +1,7 @@
-"""The rules that the worker enforces too, with the facts of its own machine; the launcher asks them first.
+"""The rules that the worker enforces too, with the facts of its own machine; the launcher checks them first.
 
-They are those that the engine does not state itself: what it accepts and then ignores or computes wrong, what
-a machine lacks, and broken inputs.
+The engine itself does not have these rules: they cover arguments that it accepts and then ignores or computes
+wrongly, features that a machine lacks, and broken inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from flagscale.errors import Violation
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the rules need to know about the machine that a job's ranks run on."""
+    """The facts about the machine of a job's ranks that the rules need."""
 
     has_chip: bool
     """Whether the ranks compute on chips rather than on the host's CPU."""
@@ -51,7 +51,7 @@ def worker_violations(
         variants: the arguments as the ranks of each mesh have them; one variant without meshes.
         machine: where the ranks run.
         trains_gpt: whether the training program is FlagScale's own.
-        has_own_data: whether it reads data of its own, for which there are no rules here.
+        has_own_data: whether it reads data of its own, which is not checked here.
     """
     found: dict[Violation, None] = {}
     for values in variants:
@@ -73,6 +73,6 @@ def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
             what = "`transformer_impl: transformer_engine` needs TransformerEngine, which is not installed"
             yield "transformer_impl", f"{what}; use `torch`, or remove the key"
     if layers == "torch":
-        # What no layers support on CPU is reported once.
+        # Arguments that no layers support on CPU are reported once.
         blamed = {name for name, _ in on_cpu}
         yield from (violation for violation in torch_violations(values) if violation[0] not in blamed)

@@ -39,8 +39,8 @@ class Catalog:
     version: str
     options: Mapping[str, Option]
     by_name: Mapping[str, Option]
-    """By every name that a user can write, with `_`; a flag that turns off what is on by default also has the
-    name of what it turns off (`add_bias_linear`)."""
+    """Keyed by every name that a user can write, with `_`; a flag that turns off a default also has
+    the name of what it turns off (`add_bias_linear`)."""
     program: str = ""
     """The training program whose own arguments are among the options, if it is not ours."""
 
@@ -74,7 +74,7 @@ def catalog_of(raw: Mapping[str, Any]) -> Catalog:
 
 def catalog_from(engine: str, version: str, options: Mapping[str, Option]) -> Catalog:
     """Return a catalog of these options (by name without dashes)."""
-    # Some options have a second spelling with `_` inside: the one with dashes alone comes last and counts.
+    # Some options have a second spelling with `_`; the one with dashes only comes last and wins.
     spelt = sorted(options, key=lambda name: "_" not in name)
     named = {name.replace("-", "_"): options[name] for name in spelt}
     switches = {
@@ -102,7 +102,7 @@ def describe_actions(actions: Iterable[argparse.Action]) -> dict[str, dict[str, 
     A description holds `dest`, `kind` (value, flag_true, flag_false, bool_pair, const, append, count),
     `type`, `nargs`, `choices` (as written on the command line), `default`, `required`, `help`, and
     `negative`: the option that sets the same destination to false. Further option strings of the same action
-    say `alias_of`.
+    have `alias_of`.
     """
     actions = [
         action for action in actions if _names(action) and not isinstance(action, argparse._HelpAction)
@@ -127,7 +127,7 @@ def _names(action: argparse.Action) -> list[str]:
 
 
 def _describe(action: argparse.Action) -> dict[str, Any]:
-    # An action of the engine's own takes a value, as far as anybody can tell from outside.
+    # An action class of the engine's own is assumed to take a value.
     kind = next((_KINDS[base] for base in type(action).__mro__ if base in _KINDS), "value")
     enum_type = _enum_of(action.type)
     choices = list(enum_type) if enum_type else action.choices
@@ -144,7 +144,7 @@ def _describe(action: argparse.Action) -> dict[str, Any]:
 
 
 def _enum_of(converter: Any) -> type[enum.Enum] | None:
-    """Return the enum a converter produces: an enum type itself, or a closure over one (upstream's way)."""
+    """Return the enum a converter produces: an enum type itself, or a closure over one (as upstream does)."""
     if isinstance(converter, type) and issubclass(converter, enum.Enum):
         return converter
     if inspect.isfunction(converter):
@@ -158,7 +158,7 @@ def _type_name(action: argparse.Action, enum_type: type[enum.Enum] | None) -> st
     if enum_type:
         return enum_type.__name__
     converter: Callable[[str], Any] | str | None = action.type
-    while inspect.isfunction(converter):  # a converter to a type or None (vLLM's way) holds that type
+    while inspect.isfunction(converter):  # vLLM's converters to "a type or None" hold that type
         inner = inspect.getclosurevars(converter).nonlocals.get("return_type")
         if inner is None:
             break
@@ -167,7 +167,7 @@ def _type_name(action: argparse.Action, enum_type: type[enum.Enum] | None) -> st
 
 
 def _plain(value: Any) -> Any:
-    """Turn a default or a choice into JSON; an enum member becomes its name, which is what a user writes."""
+    """Return a default or a choice as JSON; an enum member becomes its name, which is what a user writes."""
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, (list, tuple)):
@@ -178,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_catalog(build: Callable[[], dict[str, Any]]) -> None:
-    """Write a catalog to standard output; what an engine prints while it is imported goes to stderr."""
+    """Write a catalog to standard output; anything that an engine prints when imported goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         catalog = build()
     json.dump(catalog, sys.stdout, indent=1, sort_keys=True)

@@ -1,6 +1,6 @@
-"""Read files written for FlagScale v0.6.0: translate what has a meaning today, refuse the rest by name.
+"""Read files written for FlagScale v0.6.0: translate keys that still have an effect, refuse others by name.
 
-None of its keys is ignored in silence; the table is in `v060_table.py`.
+No key is ignored silently; the tables are at the end of this file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flagscale.errors import Problem
 
 
 def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: list[Problem]) -> list[str]:
-    """Change the experiment level of `tree` in place as the table says; return the notices."""
+    """Change the experiment level of `tree` in place by the table; return the notices."""
     notices: list[str] = []
     experiment = tree.get("experiment")
     if not isinstance(experiment, dict):
@@ -29,24 +29,24 @@ def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: 
         value, path = node.pop(name), f"experiment.{key}"
         if change.act == "rename":
             _move(experiment, change.text, value, source_map.where(path), problems)
-            notices.append(f"{source_map.where(path)}: is `experiment.{change.text}` now")
+            notices.append(f"{source_map.where(path)}: renamed to `experiment.{change.text}`")
         elif _is_on(value, change):
             problems.append(_refusal(path, name, change, source_map))
         else:
-            notices.append(f"{source_map.where(path)}: dropped, it has no effect")
+            notices.append(f"{source_map.where(path)}: dropped because it has no effect")
     _translate_entrypoint(experiment, source_map, notices)
     return notices
 
 
 def _move(experiment: dict[str, Any], target: str, value: Any, where: str, problems: list[Problem]) -> None:
-    """Put a value where its key is today, unless that is given too."""
+    """Move a value to the current place of its key, unless that is given too."""
     group, _, name = target.rpartition(".")
     node = experiment[group] = experiment.get(group) or {}
     if not isinstance(node, dict):
-        return  # told as a wrong type
+        return  # reported as a wrong type
     if node.setdefault(name, value) != value:
         what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
-        problems.append(Problem(what, where, "keep the second"))
+        problems.append(Problem(what, where, "remove the key here"))
 
 
 def _translate_entrypoint(experiment: dict[str, Any], source_map: SourceMap, notices: list[str]) -> None:
@@ -56,14 +56,14 @@ def _translate_entrypoint(experiment: dict[str, Any], source_map: SourceMap, not
     entrypoint = str(task.get("entrypoint")).removeprefix("./")
     if entrypoint in ENTRYPOINTS:
         where = source_map.where("experiment.task.entrypoint")
-        notices.append(f"{where}: `{task['entrypoint']}` is `{ENTRYPOINTS[entrypoint]}` now")
+        notices.append(f"{where}: `{task['entrypoint']}` is now `{ENTRYPOINTS[entrypoint]}`")
         task["entrypoint"] = ENTRYPOINTS[entrypoint]
 
 
 def translate_task(
     flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[FlatKey], dict[str, str], list[str]]:
-    """Apply the table to the task level; return (flat_keys, environment that replaces keys, notices)."""
+    """Apply the table to the task level; return (flat keys, environment that replaces keys, notices)."""
     kept: list[FlatKey] = []
     notices: list[str] = []
     environment: dict[str, str] = {}
@@ -74,18 +74,18 @@ def translate_task(
                 environment[flat_key.name.upper()] = str(flat_key.value)
         elif flat_key.name == "tokenizer_type" and flat_key.value in TOKENIZERS:
             instead = TOKENIZERS[flat_key.value]
-            notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is `{instead}` now")
+            notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is now `{instead}`")
             kept.append(replace(flat_key, value=instead))
         elif change is None:
             kept.append(flat_key)
         elif change.act == "rename":
-            notices.append(f"{source_map.where(flat_key.path)}: is `{change.text}` now")
+            notices.append(f"{source_map.where(flat_key.path)}: renamed to `{change.text}`")
             kept.append(replace(flat_key, name=change.text))
         elif change.act == "refuse" and _is_on(flat_key.value, change):
             problems.append(_refusal(flat_key.path, flat_key.name, change, source_map))
         else:
             why = change.text if change.act == "drop" else "it has no effect"
-            notices.append(f"{source_map.where(flat_key.path)}: dropped, {why}")
+            notices.append(f"{source_map.where(flat_key.path)}: dropped because {why}")
     return kept, environment, notices
 
 
@@ -96,9 +96,9 @@ def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0)
 
 
 def _with_ffn_size(flat_keys: list[FlatKey], source_map: SourceMap, notices: list[str]) -> Iterator[FlatKey]:
-    """Replace `multiple_of` and `hidden_dim_multiplier` by the `ffn_hidden_size` they stand for.
+    """Replace `multiple_of` and `hidden_dim_multiplier` with the `ffn_hidden_size` that they stand for.
 
-    As in v0.6.0 they mean something only with SwiGLU and without an explicit `ffn_hidden_size`.
+    As in v0.6.0, they have an effect only with SwiGLU and without an explicit `ffn_hidden_size`.
     """
     named = {flat_key.name: flat_key for flat_key in flat_keys}
     values = {flat_key.name: flat_key.value for flat_key in flat_keys}
@@ -107,22 +107,22 @@ def _with_ffn_size(flat_keys: list[FlatKey], source_map: SourceMap, notices: lis
     if values.get("ffn_hidden_size") is not None:
         unused = "ffn_hidden_size is given"
     elif not values.get("swiglu"):
-        unused = "it is read with swiglu only"
+        unused = "it is used only with swiglu"
     elif rule is None:
-        unused = "it is read with multiple_of only"
+        unused = "it is used only with multiple_of"
     for flat_key in flat_keys:
         if flat_key.name not in ("multiple_of", "hidden_dim_multiplier"):
             yield flat_key
         elif unused:
-            notices.append(f"{source_map.where(flat_key.path)}: dropped, {unused}")
+            notices.append(f"{source_map.where(flat_key.path)}: dropped because {unused}")
         elif flat_key.name == "multiple_of":
             hidden = values.get("hidden_size")
             if not all(map(_is_positive, (rule, hidden, scale or 1.0))):
-                yield flat_key  # told as an unknown argument
+                yield flat_key  # reported as an unknown argument
                 continue
             size = ffn_hidden_size(int(values["hidden_size"]), int(flat_key.value), float(scale or 1.0))
             rules = [named[name].path for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
-            notices.append(f"{', '.join(map(source_map.where, rules))}: is `ffn_hidden_size: {size}` now")
+            notices.append(f"{', '.join(map(source_map.where, rules))}: is now `ffn_hidden_size: {size}`")
             yield FlatKey("ffn_hidden_size", size, flat_key.path)
 
 
@@ -137,14 +137,16 @@ def _is_on(value: Any, change: Change) -> bool:
 
 
 def _refusal(path: str, name: str, change: Change, source_map: SourceMap) -> Problem:
-    return Problem(f"`{name}` of FlagScale v0.6.0 is not read any more", source_map.where(path), change.text)
+    return Problem(
+        f"`{name}` of FlagScale v0.6.0 is no longer supported", source_map.where(path), change.text
+    )
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to a key: it has another name, it is dropped with a notice, or it is refused.
+    """The treatment of a key: it is renamed, dropped with a notice, or refused.
 
-    A refused key is dropped where its value switches nothing on: null, false, 0, an empty value, `off`.
+    A refused key is dropped if its value has no effect: null, false, 0, an empty value, `off`.
     """
 
     act: Literal["rename", "drop", "refuse"]
@@ -179,14 +181,14 @@ TASK: Mapping[str, Change] = {
     ),
     **_each(
         "use_rotary_emb_implement rampup_save_interval finetune_dataset_type server_port model_info",
-        _drop("nothing read it in v0.6.0"),
+        _drop("v0.6.0 did not read it"),
     ),
-    **_each("rotary_interleaved_patch norm_init_weight", _drop("it did nothing on Megatron-core models")),
-    "no_async_tensor_model_parallel_allreduce": _drop("the engine decides by itself"),
+    **_each("rotary_interleaved_patch norm_init_weight", _drop("it had no effect on Megatron-core models")),
+    "no_async_tensor_model_parallel_allreduce": _drop("the engine decides it"),
     **_each(
         "log_batch_size_to_tensorboard log_learning_rate_to_tensorboard", _drop("the engine always logs it")
     ),
-    "data_impl": _drop("the data is always read by memory mapping"),
+    "data_impl": _drop("data is always read by memory mapping"),
     "tokenizer_path": _rename("tokenizer_model"),
     "rampup_batch_size": _refuse(
         "Megatron ignores it now; use step_batch_size_schedule: '0:32 2M:64 ...' (tokens:batch) instead of "
@@ -198,10 +200,10 @@ TASK: Mapping[str, Change] = {
         " init_method_std_scaled_attn_q init_method_std_scaled_attn_k init_method_std_scaled_attn_v"
         " init_method_std_scaled_ffn_w1 init_method_std_scaled_ffn_w2 init_method_std_scaled_ffn_w3"
         " init_weight_attn_norm init_weight_ffn_norm init_weight_output_norm",
-        _refuse("only Megatron's legacy models read it; they are gone, remove the key"),
+        _refuse("only Megatron's legacy models read it, which no longer exist; remove the key"),
     ),
-    "wandb_log_model": _refuse("set it through W&B's own environment variables in experiment.envs"),
-    "wandb_log_model_interval": _drop("wandb_log_model is gone"),
+    "wandb_log_model": _refuse("set W&B's own environment variables in experiment.envs instead"),
+    "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
     **_prefixed(
         "lr_decay_stablelm2_",
         (
@@ -213,23 +215,23 @@ TASK: Mapping[str, Change] = {
             "alpha",
             "beta",
         ),
-        _refuse("the stablelm2 schedule is gone; use lr_decay_style: WSD or cosine", off=1.0),
+        _refuse("the stablelm2 schedule is no longer supported; use lr_decay_style: WSD or cosine", off=1.0),
     ),
-    "save_param_index_maps_only": _refuse("checkpoints carry their own index (torch_dist)"),
-    "save_when_num_microbatches_change": _refuse("set save_interval"),
+    "save_param_index_maps_only": _refuse("remove the key: checkpoints contain their own index (torch_dist)"),
+    "save_when_num_microbatches_change": _refuse("use save_interval instead"),
     "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),
-    "no_shared_fs": _refuse("set experiment.runner.no_shared_fs"),
+    "no_shared_fs": _refuse("set experiment.runner.no_shared_fs instead"),
     "ulysses_sp_parallel_size": _refuse(
-        "use context_parallel_size (with cp_comm_type: a2a, where TransformerEngine is installed)", off=1
+        "use context_parallel_size (with cp_comm_type: a2a, if TransformerEngine is installed)", off=1
     ),
-    **_each("extra_valid_interval extra_valid_data_path", _refuse("give the sets with valid_data_path")),
+    **_each("extra_valid_interval extra_valid_data_path", _refuse("name the data sets in valid_data_path")),
     "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
     "apply_sft_dataset_separated_loss_mask_if_existed": _refuse(
-        "training on instructions is not available in this version"
+        "instruction tuning is not available in this version"
     ),
-    "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile"),
+    "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
     "auto_tune": _refuse("the tuner is not available in this version"),
-    "eval_metric": _refuse("the evaluation tasks are gone"),
+    "eval_metric": _refuse("evaluation tasks are no longer supported"),
     **_each(
         "valid_path dataset_config prompt_path freeze_LM freeze_ViT language_model_type vision_model_type"
         " disable_vision_class_token allow_missing_vision_projection_checkpoint use_te dataloader_save"
@@ -240,13 +242,13 @@ TASK: Mapping[str, Change] = {
 }
 
 WITH_OWN_RULES = ("multiple_of", "hidden_dim_multiplier", "wandb_mode", "wandb_api_key")
-"""Task keys that are not simply renamed or dropped; see `v060.translate_task`."""
+"""Task keys that are not simply renamed or dropped; see `translate_task`."""
 
 EXPERIMENT: Mapping[str, Change] = {
-    "shell_cmds": _refuse("nothing read it in v0.6.0; use experiment.cmds.before_start"),
+    "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
     "ssh_port": _rename("runner.ssh_port"),
     "auto_tuner": _refuse("the tuner is not available in this version"),
-    "runner.per_node_task": _refuse("start one experiment a host"),
+    "runner.per_node_task": _refuse("start one experiment per host"),
 }
 
 TOKENIZERS: Mapping[str, str] = dict.fromkeys(

@@ -1,9 +1,9 @@
 """Task-level keys -> a flat list -> the engine's argv, checked against the engine's catalog of arguments.
 
-Sections of the task level are there for the reader only and are dropped at any depth.
+Sections of the task level exist only for the reader and are dropped at any depth.
 
-The engine parses the argv itself; this module only refuses what it would refuse, or would silently not
-understand, before any host is reached.
+The engine parses the argv itself. Before any host is reached, this module refuses only what the engine would
+refuse or silently misread.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def flatten(
     source_map: SourceMap,
     problems: list[Problem],
 ) -> list[FlatKey]:
-    """Return the flat_keys below the task group `group`, in the order written.
+    """Return the flat keys below the task group `group`, in the order written.
 
     A mapping is a section unless `is_option(name)` says that the engine has an argument of that name that
-    takes one (`model` with keys below it is a section all the same when it stands at the top level).
-    The same name with different values is a problem; with the same value it is given once.
+    takes a mapping.
+    The same name with different values is a problem; with the same value, it is returned once.
     """
     flat_keys: dict[str, FlatKey] = {}
     for flat_key in _walk(arguments, group, is_option):
@@ -57,7 +57,7 @@ def flatten(
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are written alike: `true` and `1` are equal in Python, and differ for an engine."""
+    """Return whether an engine sees two values as equal: `true` and `1` are equal only in Python."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
@@ -83,7 +83,7 @@ class EngineArguments:
 def render(
     flat_keys: Iterable[FlatKey], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> EngineArguments:
-    """Turn checked flat_keys into argv; unknown names, wrong types and choices go to `problems`."""
+    """Return flat keys as argv; add unknown names, wrong types and wrong choices to `problems`."""
     argv: list[str] = []
     values = {option.dest: option.default for option in catalog.options.values()}
     paths: dict[str, str] = {}
@@ -122,7 +122,7 @@ def _unknown(flat_key: FlatKey, catalog: Catalog, where: str) -> Problem:
 
 
 def _words(option: Option, flat_key: FlatKey) -> tuple[list[str], Any]:
-    """Return the argv words of a key and its value as the engine will hold it; ValueError if it cannot."""
+    """Return the argv words of a key and its value in the engine; raises ValueError if it is not valid."""
     flag = f"--{option.name}"
     if option.kind == "append":
         pairs = [_scalar(option, flat_key.name, item) for item in _items(flat_key.value)]
@@ -137,7 +137,7 @@ def _words(option: Option, flat_key: FlatKey) -> tuple[list[str], Any]:
     if isinstance(option.nargs, int) and len(items) != option.nargs:
         raise ValueError(f"`{flat_key.name}` takes {option.nargs} values, not {len(items)}")
     if option.nargs == "+" and not items:
-        raise ValueError(f"`{flat_key.name}` takes one or more values; remove the key for none")
+        raise ValueError(f"`{flat_key.name}` takes at least one value; if there is none, remove the key")
     pairs = [_scalar(option, flat_key.name, item) for item in items]
     for text, _ in pairs:
         if text.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(text):
@@ -149,15 +149,15 @@ def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-# What argparse takes for a value rather than an option, where no option looks like a number.
+# argparse reads these as values rather than options, if no option looks like a number.
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+", re.ASCII)
 
 
 def _switch(option: Option, flat_key: FlatKey) -> tuple[list[str], bool]:
-    """Return the flag that says what the flat_key says (none where the default does), and the value."""
+    """Return the flag that sets the value of a key (none if it is the default), and the value."""
     flag, value = f"--{option.name}", flat_key.value
     if not isinstance(value, bool):
-        raise ValueError(f"`{flat_key.name}` is a switch: true or false, not {value!r}")
+        raise ValueError(f"`{flat_key.name}` is a switch: use true or false, not {value!r}")
     if option.kind == "flag_false":
         named_itself = flat_key.name.replace("_", "-") == option.name
         is_off = value if named_itself else not value
@@ -168,17 +168,17 @@ def _switch(option: Option, flat_key: FlatKey) -> tuple[list[str], bool]:
 
 
 def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
-    """Return one value as the engine's text and as what it will be there; ValueError if it cannot."""
+    """Return one value as text for the engine and as typed there; raises ValueError if it is not valid."""
     text: str
     typed: Any
     expected = _EXPECTED.get(option.type, "text")
     if value is None:
         raise ValueError(f"`{name}`: a value in the list is empty")
     if isinstance(value, bool) != (option.type == "bool"):
-        quote = f' (as text, quote it: "{str(value).lower()}")' if expected == "text" else ""
+        quote = f' (to give it as text, quote it: "{str(value).lower()}")' if expected == "text" else ""
         raise ValueError(f"`{name}` takes {expected}, not {_yaml(value)}{quote}")
     if isinstance(value, bool):
-        # The engine's `type=bool` calls every text true but the empty one.
+        # The engine's `type=bool` reads every text except the empty one as true.
         return ("true" if value else ""), value
     if isinstance(value, list | dict):
         if option.type in ("int", "float"):
@@ -200,11 +200,11 @@ def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
 
 
 _JSON_TYPES = ("loads", "parse_dataclass")
-"""Converters of vLLM's that read JSON and nothing else."""
+"""vLLM's converters that read JSON only."""
 
 
 def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, Any]:
-    """Return what vLLM takes for a whole number: `8192`, `8k` (thousands), `8K` (1024s), maybe `auto`."""
+    """Return a whole number in vLLM's notation: `8192`, `8k` (thousands), `8K` (1024s), sometimes `auto`."""
     text = str(value)
     found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)", text)
     if option.type.endswith("or_auto") and text in ("auto", "-1"):
@@ -214,7 +214,7 @@ def _readable_number(option: Option, name: str, value: int | float | str) -> tup
         base = 1000 if found[2].islower() else 1024
         return text, int(float(found[1]) * base**power)
     if not found or "." in found[1]:
-        raise ValueError(f"`{name}` takes a whole number, maybe with a unit (8k), not {value!r}")
+        raise ValueError(f"`{name}` takes a whole number, with or without a unit (8k), not {value!r}")
     return text, int(text)
 
 
@@ -240,7 +240,7 @@ def _number(kind: str, name: str, value: int | float | str) -> int | float:
 
 
 def _structure(kind: str, value: list[Any] | dict[str, Any]) -> str:
-    """Return a list or mapping as one word: JSON without spaces, which the engine's patterns refuse."""
+    """Return a list or mapping as one word: JSON without spaces, which the engine's patterns do not allow."""
     if kind == "tuple_type" and isinstance(value, list):
         return ",".join(map(str, value))
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -20,7 +20,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}
-"""Keys that steer the command rather than the job: `output=json`, `follow=true`."""
+"""Keys that control the command rather than the job: `output=json`, `follow=true`."""
 
 
 def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experiment, list[str]]:
@@ -33,20 +33,20 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experime
     tree = _resolved(config, "", (), source_map, problems)
     problems += _base60(tree, source_map)
     notices = v060.translate_experiment(tree, source_map, problems)
-    told = {problem.where for problem in problems}
+    reported = {problem.where for problem in problems}
     section, found = read_section(ExperimentSection, tree.get("experiment"), "experiment", source_map)
     found += _other_groups(tree, source_map)
-    # A key whose interpolation failed, or that is `???`, is told once: not as missing too.
-    problems += [problem for problem in found if problem.where not in told]
+    # A key whose interpolation failed, or that is `???`, is reported once: not as missing too.
+    problems += [problem for problem in found if problem.where not in reported]
     if problems or section is None:
         raise UserError(problems)
     return _experiment(section, tree[section.task.type]), notices
 
 
 def load_task(config: DictConfig) -> tuple[Task, dict[str, Any]]:
-    """Return the task, unchecked, and the engine arguments as far as they can be read, else empty.
+    """Return the task, unchecked, and the engine arguments, empty if they cannot be read.
 
-    For telling the mistakes of the task level too where the experiment level has some; tells none itself.
+    Used to report mistakes of both levels at once if the experiment level has some; reports none itself.
     """
     tree = _resolved(config, "", (), SourceMap(), [])
     task = _mapping(_mapping(tree.get("experiment")).get("task"))
@@ -59,7 +59,7 @@ def load_task(config: DictConfig) -> tuple[Task, dict[str, Any]]:
 def read_section[Keys: BaseModel](
     model: type[Keys], raw: object, path: str, source_map: SourceMap
 ) -> tuple[Keys | None, list[Problem]]:
-    """Return the group of keys at a path, checked, or everything that is wrong with it."""
+    """Return the checked group of keys at a path, or None and every problem in it."""
     if not isinstance(raw, dict):
         return None, [Problem("this group is missing", source_map.where(path), "copy one from examples/")]
     try:
@@ -69,8 +69,8 @@ def read_section[Keys: BaseModel](
 
 
 def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return what is wrong at the top level: a task type that the engine does not have, a task group that is
-    missing, and unknown keys.
+    """Return the problems at the top level: a task type that the engine does not support, a missing task
+    group, and unknown keys.
     """
     experiment = _mapping(tree.get("experiment"))
     task = _mapping(experiment.get("task"))
@@ -78,13 +78,13 @@ def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
     problems: list[Problem] = []
     is_group_known = bool(experiment) and isinstance(group, str)
     if is_group_known and _is_engine(engine) and group not in (types := _task_types(engine)):
-        what, hint = f"the engine `{engine}` does not do `{group}`", f"it does: {', '.join(types)}"
+        what, hint = f"the engine `{engine}` does not support `{group}`", f"supported: {', '.join(types)}"
         problems.append(Problem(what, source_map.where("experiment.task.type"), hint))
         is_group_known = False
     if is_group_known and not isinstance(tree.get(group), dict):
         hint = f"add it (defaults: - {group}: NAME), or fix experiment.task.type"
         problems.append(Problem("this task group is missing", source_map.where(group), hint))
-    # If the task type is wrong, any group may be the one that was meant.
+    # If the task type is wrong, any group may be the intended one.
     valid = top_keys([group] if is_group_known else [*_task_types(), *_task_types(engine), str(group)])
     problems += [
         Problem(f"unknown key `{key}`", source_map.where(str(key)), nearest(str(key), valid))
@@ -106,7 +106,7 @@ def _is_engine(name: object) -> bool:
 def _task_types(engine: object = None) -> list[str]:
     """Return the task types of an engine; of all built-in engines if it is not known.
 
-    Engines state their task types themselves, so a start imports the one it uses and no other.
+    Engines state their task types themselves, so a start imports only the one that it uses.
     """
     names = [str(engine)] if _is_engine(engine) else registry.BUILT_IN["engines"]
     return [kind for name in names for kind in registry.load("engines", name).task_types]
@@ -117,15 +117,15 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def load_action(config: DictConfig, source_map: SourceMap) -> str:
-    """Return the name of the action to perform, those of installed packages included.
+    """Return the name of the action to perform, which may come from an installed package.
 
     Raises:
-        UserError: no such action; names the valid ones.
+        UserError: if there is no such action; names the valid ones.
     """
     action = _top(config, "action", None)
     if action is None:
         valid = ", ".join(registry.names("actions"))
-        raise UserError([Problem("no action given", hint=f"action=A with A one of {valid}")])
+        raise UserError([Problem("no action given", hint=f"add action=ACTION, one of: {valid}")])
     if not registry.is_known("actions", str(action)):
         hint = nearest(str(action), registry.names("actions"))
         raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])
@@ -139,7 +139,7 @@ def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
     if output not in ("text", "json"):
         problems.append(Problem(f"unknown output `{output}`", "output", "valid: text, json"))
     if not isinstance(follow, bool):
-        problems.append(Problem("follow is true or false", "follow"))
+        problems.append(Problem("`follow` must be true or false", "follow"))
     if problems:
         raise UserError(problems)
     return output == "json", bool(follow)
@@ -154,19 +154,19 @@ def _top(config: DictConfig, key: str, default: object) -> object:
 
 @dataclass(frozen=True)
 class RunLocation:
-    """Where a run is: all that query, logs and stop need, also when the rest of the YAML is broken."""
+    """Where a run is: all that query, logs and stop need, even if the rest of the YAML is broken."""
 
     exp_dir: Path
     runner: str
-    """The name of its runner, whose rules turn all of this into the run directory of this host."""
+    """The name of its runner, whose rules derive this host's run directory from all of this."""
     node_rank: int | None
 
 
 def load_run_location(config: DictConfig) -> RunLocation:
-    """Return where the run of a configuration is; a `UserError` where that cannot be read."""
+    """Return where the run of a configuration is; raises UserError if that cannot be read."""
     exp_dir = _selected(config, "experiment.exp_dir")
     if not isinstance(exp_dir, str) or not exp_dir:
-        raise UserError([Problem("a path is needed here", "experiment.exp_dir")])
+        raise UserError([Problem("a path is required here", "experiment.exp_dir")])
     runner = _selected(config, "experiment.runner.type") or Runner().type
     rank = _selected(config, "experiment.runner.node_rank")
     return RunLocation(_absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
@@ -201,13 +201,13 @@ def _absolute(path: str) -> Path:
 def _resolved(
     node: Any, path: str, parents: tuple[Any, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Any:
-    """Turn a config node into plain values, one by one, so that every failing interpolation is told."""
+    """Return a config node as plain values, resolved one by one so that every failure is reported."""
     if not isinstance(node, DictConfig | ListConfig):
         return node
     if node._is_none():
         return None
     if any(node is parent for parent in parents):
-        problems.append(Problem("the interpolation holds itself", source_map.where(path)))
+        problems.append(Problem("the interpolation refers to itself", source_map.where(path)))
         return None
     values = dict(_children(node, path, (*parents, node), source_map, problems))
     return values if isinstance(node, DictConfig) else list(values.values())
@@ -235,7 +235,7 @@ def _children(
 
 
 def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:
-    """Yield the values that YAML 1.1 understands to base 60 where people mean a range or a time."""
+    """Yield a problem for each value that YAML 1.1 reads as base 60, although a range or a time is meant."""
     for path, text in source_map.base60.items():
         value: Any = tree
         for part in path.split("."):
@@ -245,7 +245,7 @@ def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:
                 value = _mapping(value).get(part)
         where = source_map.where(path)
         if isinstance(value, int) and not where.startswith("command line"):
-            yield Problem(f"YAML reads `{text}` as the number {value}", where, f'as text it is "{text}"')
+            yield Problem(f"YAML reads `{text}` as the number {value}", where, f'quote it: "{text}"')
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What FlagScale makes of a Hydra command line, and of Hydra's own complaints about it."""
+"""Translate command lines for Hydra, and Hydra's own errors for the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flagscale.config.load import COMMAND_KEYS, top_keys
 from flagscale.errors import Problem, nearest
 
 COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
-"""What Hydra raises for a user's mistake while it reads the command line and the files."""
+"""The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 _KEY_BELOW_A_GROUP = re.compile(r"(?!hydra\.)[A-Za-z_][\w-]*(\.[\w-]+)+=")
@@ -29,7 +29,7 @@ def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
 
 
 def _absolute_config_path(words: Sequence[str]) -> list[str]:
-    """Make --config-path mean a path below the current directory, like every other path a user types.
+    """Resolve --config-path against the current directory, like every other path that a user types.
 
     Hydra would look for it beside the module that holds the task function.
     """
@@ -43,7 +43,7 @@ def _absolute_config_path(words: Sequence[str]) -> list[str]:
 
 
 def config_folder(words: Sequence[str]) -> Path | None:
-    """Return the folder that --config-path names, in words as Hydra takes them."""
+    """Return the folder that --config-path names in a translated command line; None if there is none."""
     flags = (word.partition("=") for word in words)
     return next((Path(value) for flag, equals, value in flags if equals and flag in _PATH_FLAGS), None)
 
@@ -51,19 +51,19 @@ def config_folder(words: Sequence[str]) -> Path | None:
 def _set_or_add(word: str) -> str:
     """Make `a.b=value` set the key whether or not a file has it.
 
-    Hydra wants a `+` for a key that is in no file, so that none is misspelt. Here every key is checked
-    against what is known, wherever it is written.
+    Hydra requires a `+` for a key that no file has, to catch misspellings. Here every key is checked against
+    the known ones, wherever it is written.
     """
     key = word.removeprefix("+")
     return f"++{key}" if _KEY_BELOW_A_GROUP.match(key) or _COMMAND_KEY.match(key) else word
 
 
 def problem_of(error: Exception, folder: Path | None) -> Problem:
-    """Return one of the `COMPLAINTS` in our form; `folder` holds the experiment files, where it is known."""
+    """Return one of the `COMPLAINTS` as a problem; `folder` holds the experiment files, if it is known."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         what = " ".join(filter(None, (error.context, error.problem)))
-        return Problem(f"no valid YAML: {what}", f"{os.path.relpath(mark.name)}:{mark.line + 1}")
+        return Problem(f"not valid YAML: {what}", f"{os.path.relpath(mark.name)}:{mark.line + 1}")
     if isinstance(error.__cause__, OmegaConfBaseException) and not str(error):
         error = error.__cause__
     if isinstance(error, OmegaConfBaseException):
@@ -75,7 +75,7 @@ def problem_of(error: Exception, folder: Path | None) -> Problem:
         key = unknown[1]
         return Problem(f"unknown key `{key}`", f"command line: {key}", nearest(key, top_keys()))
     if isinstance(error, OverrideParseException):
-        return Problem(f"not understood: {what}", f"command line: {error.override.removeprefix('++')}")
+        return Problem(f"not a valid override: {what}", f"command line: {error.override.removeprefix('++')}")
     if isinstance(error, MissingConfigException):
         wanted = Path(error.missing_cfg_file or "").stem
         beside = [path.stem for path in folder.glob("*.yaml")] if folder else []

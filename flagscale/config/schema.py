@@ -29,7 +29,7 @@ def _not_bool(value: object) -> object:
 
 
 def _ranks(value: object) -> object:
-    """Check by hand: pydantic would tell one mistake once for each member of the union."""
+    """Check by hand, because pydantic would report one mistake once per member of the union."""
     if value == "auto":
         return value
     try:
@@ -42,7 +42,7 @@ def _ranks(value: object) -> object:
 
 
 def _hosts(value: object) -> object:
-    """A number, or a range `min:max` as text."""
+    """Return a number of hosts, or a range `min:max` as text."""
     numbers = str(value).split(":") if isinstance(value, str | int) and not isinstance(value, bool) else []
     if not 1 <= len(numbers) <= 2 or not all(number.strip().isdigit() for number in numbers):
         raise ValueError('input should be a whole number of hosts, or "min:max"')
@@ -54,18 +54,18 @@ def _hosts(value: object) -> object:
 
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ValueError("an environment variable's name holds letters, digits and `_` only")
+        raise ValueError("an environment variable's name may contain only letters, digits and `_`")
     return value
 
 
 def _no_secret(value: str) -> str:
     if is_secret(value):
-        raise ValueError(f"`{value}` is a secret: it can be given for all hosts only")
+        raise ValueError(f"`{value}` is a secret: it can only be set for all hosts")
     return value
 
 
 def _text(value: object) -> object:
-    """YAML reads `VALUE: 0` as a number; the environment holds text only."""
+    """Return a value as text: YAML reads `VALUE: 0` as a number, but the environment holds text only."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value
@@ -93,14 +93,14 @@ OpenName = Annotated[Name, AfterValidator(_no_secret)]
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, and a key that is not listed is a mistake."""
+    """A frozen group of keys; a key that is not listed is a mistake."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_default(cls, values: object) -> object:
-        """Take `key:` with nothing behind it as not given, where there is a default."""
+        """Treat `key:` without a value as not given if the key has a default."""
         if not isinstance(values, dict):
             return values
         fields = cls.model_fields
@@ -122,60 +122,60 @@ class Task(Section):
 
 class Runner(Section):
     type: str = "ssh"
-    """Who gives and starts the hosts. `ssh`: hosts of the hostfile; without a hostfile, this host. `cloud`: a
-    platform runs this command on every host. Or an installed plugin's name."""
+    """How the job gets its hosts and starts on them. `ssh`: hosts of the hostfile; without a hostfile, this
+    host. `cloud`: a platform runs this command on every host. Or an installed plugin's name."""
     options: dict[str, Any] = {}
-    """Keys of the runner's own, if it has any: the partition and the time limit of a batch system."""
+    """The runner's own keys, if it has any, such as the partition and the time limit of a batch system."""
     backend: Literal["torchrun"] = "torchrun"
     """The agent that starts the ranks of a host."""
     hostfile: str | None = None
-    """Path of a file with a line `host slots=N [type=NAME]` for every host."""
+    """Path of a file with a line `host slots=N [type=NAME]` per host."""
     nnodes: Annotated[int | str, PlainValidator(_hosts)] | None = None
-    """How many hosts of the hostfile to use; default: all. `"min:max"`: a restart may do with fewer."""
+    """How many hosts of the hostfile to use; default: all. `"min:max"`: a restart may use fewer."""
     nproc_per_node: Ranks = "auto"
-    """Ranks on each host; `auto`: the hostfile's `slots`; without one one a device (on `cpu`: one)."""
+    """Ranks per host; `auto`: the hostfile's `slots`, otherwise one per device (on `cpu`: one)."""
     platform: str = "auto"
-    """The chip: `nvidia`, `cpu`, or an installed plugin's; `auto`: what this host has."""
+    """The chip: `nvidia`, `cpu`, or an installed plugin's name; `auto`: the chip of this host."""
     node_rank: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] | None = None
-    """The place of this host among the hosts, with `type: cloud` only; default: what the platform says."""
+    """The rank of this host among the hosts, with `type: cloud` only; default: the platform's value."""
     master_addr: str | None = None
-    """Address of the first host as the others reach it."""
+    """The address at which the other hosts reach the first one."""
     master_port: Port | None = None
     """Rendezvous port on the first host; default: one that is free there."""
     rdzv_id: Text | None = None
     rdzv_backend: str | None = None
     rdzv_endpoint: str | None = None
     rdzv_conf: Annotated[str, AfterValidator(_pairs)] | None = None
-    """torchrun's rendezvous, where the default does not fit."""
+    """torchrun's rendezvous, if the default does not fit."""
     redirects: Streams = "3"
     tee: Streams = "3"
-    """torchrun's: which of a rank's streams go to files and to the host's log (3: both)."""
+    """torchrun's options: which streams of a rank go to files and to the host's log (3: both)."""
     log_dir: str | None = None
-    """Where torchrun keeps the streams of each rank; default: `logs/details` in the run directory."""
+    """Where torchrun stores the streams of each rank; default: `logs/details` in the run directory."""
     local_addr: str | None = None
     monitor_interval: Seconds | None = None
-    """torchrun's, passed on."""
+    """torchrun's options, passed on unchanged."""
     max_restarts: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] = 0
-    """How often the job is started again on all its hosts, from the newest checkpoint, after a part died."""
+    """How often the job is restarted on all hosts, from the newest checkpoint, after a part of it died."""
     restart_timeout: Seconds = 300.0
-    """Seconds that a restart waits for all hosts; then it takes fewer (`nnodes: "min:max"`) or fails."""
+    """Seconds that a restart waits for all hosts; then it uses fewer (`nnodes: "min:max"`) or fails."""
     hang_timeout: Seconds | None = None
-    """Seconds without an iteration that count as a death of the job (ten minutes more before the first one);
-    default: never."""
+    """Seconds without an iteration after which the job counts as dead (before the first one, ten minutes
+    more); default: no limit."""
     no_shared_fs: bool = False
-    """Whether the hosts do not see the same run directory: then scripts are sent, and logs read back."""
+    """Whether the hosts do not share the run directory: scripts are then sent, and logs read back."""
     host_paths: dict[str, dict[str, str]] = {}
-    """By host of the hostfile: beginnings of paths, and what they are called there instead."""
+    """By host of the hostfile: prefixes of paths, and what replaces them there."""
     include: list[str] = []
     """Use only these hosts of the hostfile; default: all."""
     exclude: list[str] = []
     """Do not use these hosts of the hostfile."""
     transport: str = "ssh"
-    """How a host is reached that is not this one: `ssh`, or an installed plugin's name."""
+    """How hosts other than this one are reached: `ssh`, or an installed plugin's name."""
     ssh_port: Port | None = None
     """Default: what `~/.ssh/config` says, else 22."""
     connect_timeout: Seconds = 10.0
-    """Seconds that a host has to answer when it is connected to."""
+    """Seconds that a host has to answer a connection."""
     python: str | None = None
     """The interpreter on the hosts; default: the one that runs this command."""
     start_timeout: Seconds = 60.0
@@ -183,31 +183,31 @@ class Runner(Section):
     ready_timeout: Seconds = 1800.0
     """Seconds that servers have to load their models and answer."""
     stop_grace: Seconds | None = None
-    """Seconds the ranks have to end by themselves when stopped; default: the engine's, longer if it saves."""
+    """Seconds that the ranks have to exit after SIGTERM; default: the engine's, longer if it saves then."""
 
     def host_range(self, available: int) -> tuple[int, int]:
-        """Return the least and the largest number of hosts; both are `available` where none is named."""
+        """Return the smallest and largest number of hosts; both are `available` if `nnodes` is not given."""
         least, _, most = str(self.nnodes or available).partition(":")
         return int(least), int(most or least)
 
 
 class Environment(Section):
-    """Environment of every process of the job; the more special one wins."""
+    """Environment variables of every process of the job; the more specific setting wins."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[Name, Text] = Field(init=False)
 
     device_type_specific: dict[str, dict[OpenName, Text]] = {}
-    """By the `type=` of the hostfile."""
+    """Variables by the `type=` of the hostfile."""
     node_specific: dict[str, dict[OpenName, Text]] = {}
-    """By the name of the host in the hostfile."""
+    """Variables by the name of the host in the hostfile."""
 
     def common(self) -> dict[str, str]:
-        """What all hosts have."""
+        """Return the variables of all hosts."""
         return dict(self.__pydantic_extra__)
 
     def on_host(self, name: str, kind: str) -> dict[str, str]:
-        """What one host has."""
+        """Return the variables of one host."""
         special = (self.device_type_specific.get(kind, {}), self.node_specific.get(name, {}))
         return {**self.common(), **special[0], **special[1]}
 
@@ -216,7 +216,7 @@ class Commands(Section):
     before_start: str = ""
     """Shell lines at the top of each host's script; the start fails if one of them does."""
     after_stop: str = ""
-    """Shell lines that `stop` runs on each host where it has ended the job; it fails if one of them does."""
+    """Shell lines that `stop` runs on each host after ending the job; `stop` fails if one of them does."""
 
 
 class ExperimentSection(Section):
@@ -233,7 +233,7 @@ class ExperimentSection(Section):
 
 
 class Experiment(BaseModel):
-    """A configuration that passed every check of the experiment level; paths absolute, all resolved."""
+    """A configuration that passed every check of the experiment level, with absolute paths."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Secrets: they travel in the environment only, never in argv, plans, logs or a printed configuration."""
+"""Recognize secrets, which travel in the environment only, never in argv, plans, logs or printed files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ MASK = "********"
 
 _SECRET = re.compile(r"(^|_)(key|apikey|token|secret|password|passwd|credentials?)$")
 _SPECIAL_TOKEN = re.compile(r"^fim_\w+_token$")
-"""The engine's fill-in-the-middle markers, which are no secrets whatever their names end in."""
+"""The engine's fill-in-the-middle tokens, which are not secrets although their names end in `token`."""
 
 
 def is_secret(name: str) -> bool:
-    """Whether a key or environment variable holds a secret, by its name (`*_KEY`, `*_TOKEN`, ...)."""
+    """Return whether a key or environment variable has the name of a secret (`*_KEY`, `*_TOKEN`, ...)."""
     plain = name.lower().replace("-", "_")
     return bool(_SECRET.search(plain)) and not _SPECIAL_TOKEN.match(plain)
 

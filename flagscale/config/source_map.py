@@ -22,10 +22,10 @@ class SourceMap:
     lines: Mapping[str, str] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
     base60: Mapping[str, str] = field(default_factory=dict)
-    """Key path -> text of the plain values like `1:4`, which YAML takes for a number to base 60."""
+    """Key path -> text of values such as `1:4` without quotes, which YAML reads as a base-60 number."""
 
     def where(self, key_path: str) -> str:
-        """Return `file:line: key.path`, or the place of the nearest parent where the key itself is absent."""
+        """Return `file:line: key.path`, or the place of the nearest parent if the key is not written."""
         parts = key_path.split(".")
         for length in range(len(parts), 0, -1):
             parent = ".".join(parts[:length])
@@ -42,7 +42,7 @@ def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = 
     """Index `files`, pairs of a YAML file and the package (key-path prefix) its content is placed under.
 
     Later files win, except over keys of a file whose defaults list puts `_self_` before other entries. A file
-    that cannot be read is left out: it only makes messages poorer.
+    that cannot be read is skipped: messages then only lack its lines.
     """
     lines: dict[str, str] = {}
     base60: dict[str, str] = {}
@@ -67,7 +67,7 @@ def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = 
 
 
 def _as_written(overrides: Iterable[str]) -> list[str]:
-    """Return Hydra's list with its interpolations left alone: one that fails is told later, with its key."""
+    """Return Hydra's list with interpolations unresolved: one that fails is reported later, with its key."""
     if isinstance(overrides, ListConfig):
         return [str(text) for text in OmegaConf.to_container(overrides, resolve=False) or ()]
     return list(overrides)
@@ -116,7 +116,7 @@ def _defaults(root: yaml.Node | None) -> list[yaml.Node]:
 
 
 def _yields(root: yaml.Node | None) -> bool:
-    """Whether what a file's defaults list names wins over the file itself: `_self_` is not the last entry."""
+    """Return whether the files of a defaults list win over the file itself: `_self_` does not come last."""
     entries = _defaults(root)
     return bool(entries) and entries[-1].value != "_self_"
 

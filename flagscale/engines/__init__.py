@@ -1,1 +1,1 @@
-"""Engine adapters: each turns an `Experiment` into a `Job`, and refuses what its engine could not run."""
+"""Engine adapters: each turns an `Experiment` into a `Job`, and refuses what its engine cannot run."""

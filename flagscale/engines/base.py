@@ -1,4 +1,4 @@
-"""What an engine adapter is. A third party adds one by the entry-point group `flagscale.engines`."""
+"""The contract of an engine adapter. Packages add one through the entry-point group `flagscale.engines`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flagscale.values import Host, Job
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine: the task types it does, and the pure function that makes a job of an experiment.
+    """One engine: its task types, and the pure function that turns an experiment into a job.
 
-    `build` raises `UserError` with every mistake of the task level that can be seen without the engine.
+    `build` raises `UserError` with every mistake of the task level that can be found without the engine.
     """
 
     name: str
     task_types: tuple[str, ...]
     distributions: tuple[str, ...]
-    """The package-index names of the engine, any of which will do; its version is compared between hosts."""
+    """The engine's names on the package index, one of which is installed; hosts must have equal versions."""
     build: Callable[[Experiment, tuple[Host, ...], SourceMap], Job]
     check: Callable[[Task, Mapping[str, Any], SourceMap], list[Problem]]
-    """The mistakes of the task group that need nothing else: names, types, choices, duplicates."""
+    """Returns the mistakes that the task group alone shows: names, types, choices, duplicates."""

@@ -71,14 +71,14 @@ def test_a_mistake_in_the_file_names_its_line(
 def test_a_task_type_that_it_does_not_have(evaluator: Callable[..., tuple[int, str]]) -> None:
     code, printed = evaluator("action=dryrun", "experiment.task.type=evaluat")
     assert code == 2
-    assert "the engine `toy_evaluator` does not do `evaluat`" in printed
-    assert "it does: evaluate" in printed
+    assert "the engine `toy_evaluator` does not support `evaluat`" in printed
+    assert "supported: evaluate" in printed
 
 
 def test_another_engine_does_not_have_its_task_type(evaluator: Callable[..., tuple[int, str]]) -> None:
     code, printed = evaluator("action=dryrun", "experiment.task.backend=megatron")
     assert code == 2
-    assert "the engine `megatron` does not do `evaluate`" in printed
+    assert "the engine `megatron` does not support `evaluate`" in printed
 
 
 def test_a_job_runs_and_ends(evaluator: Callable[..., tuple[int, str]]) -> None:

@@ -80,8 +80,8 @@ def test_a_misspelt_key_is_reported_with_the_nearest_name(command: Command, fold
         ("train.rows.row_digits=seven", "`row_digits` takes a whole number, not 'seven'"),
         ("train.rows.row_task=revers", "`row_task` cannot be 'revers'; did you mean `reverse`?"),
         ("train.rows.row_values=[1,x]", "`row_values` takes a whole number, not 'x'"),
-        ("train.rows.score_question=2", "`score_question` is a switch: true or false, not 2"),
-        ("train.model.vocab_size=null", "the NullTokenizer needs `vocab_size`"),
+        ("train.rows.score_question=2", "`score_question` is a switch: use true or false, not 2"),
+        ("train.model.vocab_size=null", "NullTokenizer needs `vocab_size`"),
     ],
 )
 def test_a_wrong_value_is_refused_before_the_start(command: Command, override: str, reported: str) -> None:

@@ -43,7 +43,7 @@ def test_the_launcher_accepts_its_architecture(install: Callable[..., Installed]
     # Without the package it is a mistake: another one is installed here.
     done = install("action").flagscale(*words)
     assert done.returncode == 2
-    assert "vLLM does not know its architecture `ToyForCausalLM`" in done.stderr
+    assert "vLLM does not support its architecture `ToyForCausalLM`" in done.stderr
 
 
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")

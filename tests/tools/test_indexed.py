@@ -66,27 +66,27 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no idx": (lambda prefix: indexed.idx_path(prefix).unlink(), "p.idx: no such file"),
     "cut bin": (
         lambda prefix: _cut(indexed.bin_path(prefix), 17),
-        "p.bin: truncated: 17 bytes, the index tells of 18",
+        "p.bin: truncated: 17 bytes, but the index says 18",
     ),
     "long bin": (lambda prefix: indexed.bin_path(prefix).write_bytes(bytes(19)), "p.bin: too long"),
     "cut idx": (
         lambda prefix: _cut(indexed.idx_path(prefix), 99),
-        "p.idx: truncated: 99 bytes, its header tells of 102",
+        "p.idx: truncated: 99 bytes, but its header says 102",
     ),
     "cut header": (
         lambda prefix: _cut(indexed.idx_path(prefix), 33),
-        "p.idx: truncated: 33 bytes, the header alone",
+        "p.idx: truncated: 33 bytes, but the header alone",
     ),
     "empty idx": (lambda prefix: _cut(indexed.idx_path(prefix), 0), "p.idx: truncated: 0 bytes"),
     "magic": (
         lambda prefix: indexed.idx_path(prefix).write_bytes(bytes(200)),
-        "p.idx: not an index of Megatron",
+        "p.idx: not a Megatron index",
     ),
     "swapped": (_swap, "p.idx: this is the .bin file: the two files are swapped"),
     "version": (lambda prefix: write_pair(prefix, version=2), "p.idx: version 2"),
     "dtype": (lambda prefix: write_pair(prefix, code=9), "p.idx: unknown dtype code 9"),
-    "no document": (lambda prefix: write_pair(prefix, []), "p.idx: holds no document"),
-    "no token": (lambda prefix: write_pair(prefix, [0, 0]), "p.bin: holds no token"),
+    "no document": (lambda prefix: write_pair(prefix, []), "p.idx: contains no documents"),
+    "no token": (lambda prefix: write_pair(prefix, [0, 0]), "p.bin: contains no tokens"),
     "negative": (lambda prefix: write_pair(prefix, [3, -1]), "p.idx: damaged: the last sequence"),
 }
 

@@ -78,7 +78,7 @@ def catalog() -> Catalog:
 
 @pytest.fixture
 def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[DictConfig, SourceMap]]:
-    """Write text as `config.yaml`, apply overrides `a.b=c`, and return it with its source map."""
+    """Write text as `config.yaml`, apply overrides `a.b=c`, and return the result with its source map."""
     monkeypatch.chdir(tmp_path)
 
     def compose(text: str = EXPERIMENT, *overrides: str) -> tuple[DictConfig, SourceMap]:
@@ -173,7 +173,7 @@ def write_data() -> Callable[..., str]:
 
 @pytest.fixture
 def write_model() -> Callable[..., Path]:
-    """Write a small sound model folder in Hugging Face's form and return it; keywords change its config."""
+    """Write a small sound model folder in Hugging Face's format and return it; keywords change its config."""
 
     def write_model(folder: Path, **config: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

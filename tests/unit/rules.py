@@ -1,4 +1,4 @@
-"""One example per rule between Megatron's arguments: task keys that break it, and what is then reported."""
+"""One example per rule between Megatron's arguments: task keys that break it, and part of its message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Example:
         return self.meshes * prod(self.changes.get(name, 1) for name in _DEGREES)
 
     def report(self) -> list[Problem]:
-        """Return what the launcher reports."""
+        """Return the problems that the launcher reports."""
         experiment = Experiment(
             name="demo",
             exp_dir=Path("/nowhere"),
@@ -124,13 +124,13 @@ OF_THE_ENGINE = [
             "moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"],
             "moe_aux_loss_coeff": 0.1,
         },
-        "give one value for each of the 2 moe_router_load_balancing_type",
+        "give one value for each of the 2 values of moe_router_load_balancing_type",
     ),
     Example({"fp16": True, "bf16": True}, "give `fp16` or `bf16`, not both"),
     Example({"fp16_lm_cross_entropy": True}, "`fp16_lm_cross_entropy` needs `fp16: true`"),
     Example({"fp32_residual_connection": True}, "`fp32_residual_connection` needs `fp16` or `bf16`"),
     Example(
-        {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "is refused by the engine"
+        {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "is rejected by the engine"
     ),
     Example({"recompute_granularity": "full", "recompute_num_layers": 1}, "needs `recompute_method`"),
     Example(
@@ -221,7 +221,7 @@ SHARED = [
     Example({"async_save": True, "async_strategy": "nvrx"}, "`async_strategy: nvrx` is not", "cpu"),
     Example({"async_save": True, "ckpt_format": "torch_dcp"}, "needs `ckpt_format: torch_dist`", "cpu"),
     Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
-    Example(_EXPERTS, "experts with biases are computed wrong on CPU", "cpu"),
+    Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
     # Megatron's local layers without TransformerEngine.
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
     Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with", "cpu"),
@@ -242,7 +242,7 @@ SHARED = [
     Example({"data_path": ["nowhere"]}, "give `mock_data` or `data_path`, not both"),
     Example({"mock_data": False, "data_path": ["nowhere"]}, "no such file"),
     Example({"mock_data": False, "data_args_path": "nowhere.txt"}, "nowhere.txt: no such file"),
-    Example({"vocab_size": None}, "the NullTokenizer needs `vocab_size`"),
+    Example({"vocab_size": None}, "NullTokenizer needs `vocab_size`"),
     Example(_BPE | {"vocab_file": __file__}, "GPT2BPETokenizer needs `merge_file`"),
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
     Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),

@@ -1,4 +1,4 @@
-"""Examples that a command copies, and tools that it runs; in a clone both lie at its root."""
+"""The commands that copy examples and run tools; in a clone, both are at its root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagscale import bundled, cli
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_example_is_copied_whole(
+def test_an_example_is_copied_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,7 +28,7 @@ def test_an_example_is_copied_whole(
     assert "--config-path ./examples/aquila/conf --config-name config action=dryrun" in printed
 
 
-def test_what_the_user_has_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_the_user_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "aquila" / "mine"
     mine.mkdir(parents=True)
     assert cli.main(["examples", "aquila", "--to", str(tmp_path)]) == 2
@@ -37,25 +37,27 @@ def test_what_the_user_has_is_not_overwritten(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["examples", "aquila", "--to", str(mine)]) == 0
 
 
-def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:
+def test_a_dangling_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "aquila").symlink_to(tmp_path / "elsewhere")
     assert cli.main(["examples", "aquila", "--to", str(tmp_path)]) == 2
     assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["examples", "aqila"], "did you mean `aquila`?"),
-        (["examples", "../examples/aquila"], "no example"),
+        (["examples", "../examples/aquila"], "unknown example"),
         (["tools/datasets/dmo.py"], "did you mean `tools/datasets/demo.py`?"),
-        (["tools/command.py"], "no such tool"),
+        (["tools/command.py"], "unknown tool"),
         (["examples", "--frm", "x"], "unrecognized arguments"),
     ],
 )
-def test_a_wrong_name_is_reported(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_name_is_reported(
+    words: list[str], reported: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
 def test_names_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,11 +76,11 @@ def test_a_tool_ends_with_its_own_exit_code(tmp_path: Path) -> None:
     assert "none" in done.stderr
 
 
-def test_an_override_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_is_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tools/of=mine", "action=run"]) == 2
-    assert "no experiment named" in capsys.readouterr().err
+    assert "no experiment given" in capsys.readouterr().err
 
 
-def test_every_tool_says_first_what_it_does() -> None:
+def test_every_tool_begins_with_a_docstring() -> None:
     for name in bundled.tool_names():
         assert (ROOT / name).read_text().startswith(('"""', "#!"))

@@ -1,4 +1,4 @@
-"""The command line in this process: exit codes, messages, and that asking writes nothing."""
+"""The command line in this process: exit codes, messages, and actions that must not write files."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["--config-path", "conf", "--config-name", "config"]
 
 
-def test_without_an_experiment_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_an_experiment_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 0
     assert "--config-path" in capsys.readouterr().out
     assert cli.main(["action=run"]) == 2
-    assert "no experiment named" in capsys.readouterr().err
+    assert "no experiment given" in capsys.readouterr().err
 
 
 def test_dryrun_prints_everything_and_writes_nothing(
@@ -74,7 +74,7 @@ def test_dryrun_prints_everything_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_action_that_no_file_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_action_that_is_not_in_a_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     file = Path("conf/config.yaml")
     file.write_text(
         "\n".join(line for line in file.read_text().splitlines() if not line.startswith("action"))
@@ -115,7 +115,7 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["actoin=run"], "did you mean `action`?"),
         (["trian.model.num_layers=3"], "did you mean `train`?"),
         (["hydra.verbos=1"], "hydra.verbos"),
-        (["train.model.num_layers=[1"], "not understood"),
+        (["train.model.num_layers=[1"], "not a valid override"),
         (["train.model.num_layers=2,4"], "add --multirun"),
         (["~train.model.num_layer"], "does not exist"),
         (["action=query", "+output=yaml"], "valid: text, json"),
@@ -126,21 +126,21 @@ def test_a_users_mistake_is_a_message_and_exit_code_2(
     words: list[str], more: list[str], expected: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*words, *more]) == 2
-    told = capfd.readouterr()
-    assert expected in told.err
-    assert "Traceback" not in told.err + told.out
+    reported = capfd.readouterr()
+    assert expected in reported.err
+    assert "Traceback" not in reported.err + reported.out
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
-def test_mistakes_of_both_levels_are_told_together(
+def test_mistakes_of_both_levels_are_reported_together(
     plus: str, words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     mistakes = ["experiment.runner.hostfil=x", "experiment.runer.x=1", "train.model.num_layer=3"]
     assert cli.main([*words, *(plus + mistake for mistake in mistakes), "train.model.lr=fast"]) == 2
-    told = capfd.readouterr().err
-    assert told.startswith("4 mistakes")
+    reported = capfd.readouterr().err
+    assert reported.startswith("4 mistakes")
     for name in ("hostfil`", "runer`", "num_layer`", "`lr`"):
-        assert name in told
+        assert name in reported
 
 
 def test_a_key_is_set_whether_or_not_a_file_has_it(
@@ -170,15 +170,15 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
         ("defaults: [_self_, {train: absent}]", "train/absent"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_told_with_its_line(
+def test_a_file_that_is_not_a_configuration_is_reported_with_its_line(
     text: str, expected: str, words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     Path("conf/broken.yaml").write_text(text)
     assert cli.main([*words[:3], "broken"]) == 2
-    told = capfd.readouterr().err
-    assert told.startswith("1 mistake")
-    assert expected in told
-    assert "Traceback" not in told
+    reported = capfd.readouterr().err
+    assert reported.startswith("1 mistake")
+    assert expected in reported
+    assert "Traceback" not in reported
 
 
 def test_a_bug_keeps_its_traceback(
@@ -189,12 +189,12 @@ def test_a_bug_keeps_its_traceback(
 
     monkeypatch.setattr("flagscale.actions.dryrun", broken)
     assert cli.main(words) == 1
-    told = capfd.readouterr().err
-    assert "Traceback" in told
-    assert "a bug of ours" in told
+    reported = capfd.readouterr().err
+    assert "Traceback" in reported
+    assert "a bug of ours" in reported
 
 
-def test_nothing_started_is_3_and_stop_is_harmless(
+def test_without_a_run_query_and_logs_return_3_and_stop_succeeds(
     words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert [cli.main([*words, f"action={name}"]) for name in ("query", "logs", "stop")] == [3, 3, 0]
@@ -206,7 +206,7 @@ def test_query_logs_and_stop_need_only_the_run_directory(words: list[str]) -> No
     assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
 
 
-def test_mistakes_of_the_runner_and_the_task_are_told_together(
+def test_mistakes_of_the_runner_and_the_task_are_reported_together(
     words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     runner = [
@@ -215,13 +215,13 @@ def test_mistakes_of_the_runner_and_the_task_are_told_together(
         "+experiment.runner.nnodes=2",
     ]
     assert cli.main([*words, *runner, "train.model.no_such_key=3"]) == 2
-    told = capfd.readouterr().err
-    assert told.startswith("4 mistakes")
+    reported = capfd.readouterr().err
+    assert reported.startswith("4 mistakes")
     for expected in ("`include` has no effect", "`node_rank` is needed", "`master_addr` is", "no_such_key"):
-        assert expected in told
+        assert expected in reported
 
 
-def test_on_a_platform_each_host_has_its_own_part(
+def test_on_a_cloud_platform_each_host_has_its_own_part(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}.items():
@@ -232,7 +232,7 @@ def test_on_a_platform_each_host_has_its_own_part(
     assert f"# {tmp_path}/out/cloud/host_1/logs/scripts/host_1_{os.uname().nodename}_run.sh" in printed
     assert "--rdzv-id tiny" in printed
     assert "host_0_" not in printed
-    # Whatever else is broken, the run of this very host is meant.
+    # The run of this host is found even if other keys are broken.
     assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
     assert f"nothing was started in {tmp_path}/out/cloud/host_1\n" in capsys.readouterr().err
 
@@ -259,44 +259,44 @@ def test_services_on_several_hosts_need_a_command_that_starts_them_all(
     assert cli.main([*words, "+experiment.runner.nnodes=1", "experiment.runner.node_rank=0"]) == 0
 
 
-def test_check_tells_every_outcome(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_every_result(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main([*words, "action=check"])
-    told = capsys.readouterr().out
-    assert "megatron-core" in told
-    assert "GiB free" in told
-    assert code == (1 if "FAILED" in told else 0)
+    reported = capsys.readouterr().out
+    assert "megatron-core" in reported
+    assert "GiB free" in reported
+    assert code == (1 if "FAILED" in reported else 0)
 
 
-def test_check_fails_on_too_few_devices_and_a_taken_port(
+def test_check_fails_on_a_missing_engine_and_a_port_in_use(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reply = {"engine": "", "writable": False, "ports": [20000], "taken": [29511]}
     monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
     assert cli.main([*words, "action=check", "+experiment.runner.master_port=29511"]) == 1
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for expected in ("is not installed", "not writable", "port 29511 is taken"):
-        assert any(line.startswith("FAILED") and expected in line for line in told.splitlines()), expected
+        assert any(line.startswith("FAILED") and expected in line for line in reported.splitlines()), expected
 
 
-def test_a_check_that_has_only_advice_is_no_failure(
+def test_a_check_with_only_advice_is_not_a_failure(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reply = {"disk_free": 2**20, "time": 0.0, "engine": version("megatron-core")}
     monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
     assert cli.main([*words, "action=check"]) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for expected in ("only 0 GiB free", "its clock is "):
-        assert any(line.startswith("beware") and expected in line for line in told.splitlines()), expected
+        assert any(line.startswith("warn") and expected in line for line in reported.splitlines()), expected
 
 
-def test_an_unwritable_run_directory_is_one_message(
+def test_an_unwritable_run_directory_is_reported_in_one_message(
     words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     assert cli.main([*words, "action=run", f"experiment.exp_dir={tmp_path}/file/out"]) == 1
-    told = capfd.readouterr().err
-    assert "Traceback" not in told
-    assert "file/out" in told
+    reported = capfd.readouterr().err
+    assert "Traceback" not in reported
+    assert "file/out" in reported
 
 
 def test_relative_config_sources_do_not_change_the_directory(words: list[str]) -> None:

@@ -75,17 +75,17 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], lis
 
 
 @pytest.mark.parametrize("key", [*ADDED_BY_V060.split(), *IN_ITS_EXAMPLES.split()])
-def test_every_key_has_a_meaning_today_or_an_explanation(catalog: Catalog, key: str) -> None:
+def test_every_key_is_supported_or_explained(catalog: Catalog, key: str) -> None:
     assert catalog.by_name.get(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS)
 
 
 @pytest.mark.parametrize("key", TASK)
-def test_no_key_is_ignored_in_silence(catalog: Catalog, key: str) -> None:
+def test_no_key_is_ignored_silently(catalog: Catalog, key: str) -> None:
     kept, _, notices, problems = translate({key: "a value"})
     change = TASK[key]
     if change.act == "refuse":
         (problem,) = problems
-        assert problem.what == f"`{key}` of FlagScale v0.6.0 is not read any more"
+        assert problem.what == f"`{key}` of FlagScale v0.6.0 is no longer supported"
         assert problem.hint == change.text
         assert kept == {}
     else:
@@ -111,16 +111,16 @@ def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> No
         ("lr_decay_stablelm2_alpha", 1.0),
     ],
 )
-def test_a_key_that_switches_nothing_on_is_dropped_with_a_notice(key: str, value: object) -> None:
+def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: object) -> None:
     kept, _, notices, problems = translate({key: value})
     assert (kept, problems) == ({}, [])
-    assert notices == [f"train.{key}: dropped, it has no effect"]
+    assert notices == [f"train.{key}: dropped because it has no effect"]
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("auto_tune", True), ("extra_valid_interval", 1), ("ulysses_sp_parallel_size", 2)]
 )
-def test_a_key_that_switches_something_on_is_refused(key: str, value: object) -> None:
+def test_a_key_with_an_effect_is_refused(key: str, value: object) -> None:
     assert len(translate({key: value})[3]) == 1
 
 
@@ -130,7 +130,7 @@ def test_batch_ramp_up_is_refused_because_the_engine_ignores_it() -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_its_tokenizers_are_those_of_hugging_face(catalog: Catalog, name: str) -> None:
+def test_its_tokenizers_become_hugging_face_tokenizers(catalog: Catalog, name: str) -> None:
     kept, _, (notice,), _ = (
         translate({"tokenizer_type": name, "tokenizer_path": "./tokenizer"})[:1]
         + translate({"tokenizer_type": name})[1:]
@@ -165,11 +165,11 @@ def test_the_width_of_a_swiglu_layer(hidden: int, multiple: int, multiplier: flo
     assert ffn_hidden_size(hidden, multiple, multiplier) == size
 
 
-def test_the_rule_becomes_the_size_it_stands_for() -> None:
+def test_the_rule_becomes_the_size_that_it_stands_for() -> None:
     tree = {"hidden_size": 8192, "swiglu": True, "multiple_of": 4096, "hidden_dim_multiplier": 1.3}
     kept, _, notices, _ = translate(tree)
     assert kept == {"hidden_size": 8192, "swiglu": True, "ffn_hidden_size": 28672}
-    assert notices == ["train.multiple_of, train.hidden_dim_multiplier: is `ffn_hidden_size: 28672` now"]
+    assert notices == ["train.multiple_of, train.hidden_dim_multiplier: is now `ffn_hidden_size: 28672`"]
 
 
 @pytest.mark.parametrize(
@@ -179,20 +179,20 @@ def test_the_rule_becomes_the_size_it_stands_for() -> None:
             {"hidden_size": 64, "swiglu": True, "multiple_of": 8, "ffn_hidden_size": 96},
             "ffn_hidden_size is given",
         ),
-        ({"hidden_size": 64, "multiple_of": 8}, "it is read with swiglu only"),
+        ({"hidden_size": 64, "multiple_of": 8}, "it is used only with swiglu"),
         (
             {"hidden_size": 64, "swiglu": True, "hidden_dim_multiplier": 1.3},
-            "it is read with multiple_of only",
+            "it is used only with multiple_of",
         ),
     ],
 )
-def test_the_rule_where_v060_did_not_read_it(tree: dict[str, Any], why: str) -> None:
+def test_the_rule_is_dropped_if_v060_did_not_use_it(tree: dict[str, Any], why: str) -> None:
     kept, _, (notice,), _ = translate(tree)
-    assert notice.endswith(f"dropped, {why}")
+    assert notice.endswith(f"dropped because {why}")
     assert kept == {name: value for name, value in tree.items() if name not in WITH_OWN_RULES}
 
 
-def test_a_rule_without_numbers_is_told_as_unknown() -> None:
+def test_a_rule_without_numbers_is_reported_as_unknown() -> None:
     kept, _, notices, _ = translate({"swiglu": True, "multiple_of": "x", "hidden_size": 64})
     assert kept["multiple_of"] == "x"
     assert notices == []
@@ -239,7 +239,7 @@ def test_experiment_keys_that_are_off_are_dropped_with_a_notice() -> None:
 def test_the_ssh_port_moves_to_the_runner(runner: dict[str, Any] | None) -> None:
     tree, notices, problems = experiment(ssh_port=44, runner=runner)
     assert tree == {"runner": {"ssh_port": 44}}
-    assert notices == ["experiment.ssh_port: is `experiment.runner.ssh_port` now"]
+    assert notices == ["experiment.ssh_port: renamed to `experiment.runner.ssh_port`"]
     assert problems == []
 
 
@@ -255,7 +255,7 @@ def test_the_cloud_runner_keeps_its_keys() -> None:
 
 
 @pytest.mark.parametrize("path", ["flagscale/train/train_aquila.py", "./flagscale/train/train_llama.py"])
-def test_its_programs_are_ours(path: str) -> None:
+def test_its_programs_become_ours(path: str) -> None:
     tree, notices, _ = experiment(task={"entrypoint": path})
     assert tree["task"]["entrypoint"] == "megatron.flagscale.train_gpt"
     assert len(notices) == 1

@@ -1,4 +1,4 @@
-"""The files a job reads, checked before anything starts: data pairs, blends, tokenizers."""
+"""The files that a job reads, checked before it starts: data pairs, blends, tokenizers."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Write = Callable[..., str]
 NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}
 
 
-def told(**values: Any) -> list[tuple[str, str]]:
+def reported(**values: Any) -> list[tuple[str, str]]:
     return list(data_violations({**NULL, **values}))
 
 
 def test_sound_files(write_data: Write, tmp_path: Path) -> None:
     prefix = write_data(tmp_path / "with.dots and space" / "text")
-    assert told(data_path=[prefix]) == []
-    assert told(data_path=["0.3", prefix, "0.7", prefix]) == []
-    assert told(train_data_path=[prefix], valid_data_path=[prefix]) == []
+    assert reported(data_path=[prefix]) == []
+    assert reported(data_path=["0.3", prefix, "0.7", prefix]) == []
+    assert reported(train_data_path=[prefix], valid_data_path=[prefix]) == []
 
 
-def test_mock_data_needs_no_files_and_takes_none(write_data: Write, tmp_path: Path) -> None:
-    assert told(mock_data=True) == []
-    ((name, what),) = told(mock_data=True, data_path=["x"])
+def test_mock_data_cannot_be_combined_with_files(write_data: Write, tmp_path: Path) -> None:
+    assert reported(mock_data=True) == []
+    ((name, what),) = reported(mock_data=True, data_path=["x"])
     assert name == "data_path"
     assert what == "give `mock_data` or `data_path`, not both"
 
 
-def test_no_data_at_all() -> None:
-    ((name, what),) = told()
+def test_missing_data() -> None:
+    ((name, what),) = reported()
     assert name == "data_path"
     assert "mock_data: true" in what
 
 
-def test_every_missing_file_is_told(tmp_path: Path) -> None:
-    found = told(
+def test_every_missing_file_is_reported(tmp_path: Path) -> None:
+    found = reported(
         train_data_path=[str(tmp_path / "a"), str(tmp_path / "b")], test_data_path=[str(tmp_path / "c")]
     )
     assert {name for name, _ in found} == {"train_data_path", "test_data_path"}
@@ -52,7 +52,7 @@ def test_a_truncated_index(write_data: Write, tmp_path: Path, cut: int) -> None:
     prefix = write_data(tmp_path / "text")
     index = tmp_path / "text.idx"
     index.write_bytes(index.read_bytes()[:-cut])
-    ((_, what),) = told(data_path=[prefix])
+    ((_, what),) = reported(data_path=[prefix])
     assert "text.idx" in what
     assert "truncated" in what
 
@@ -61,7 +61,7 @@ def test_truncated_tokens(write_data: Write, tmp_path: Path) -> None:
     prefix = write_data(tmp_path / "text")
     tokens = tmp_path / "text.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    ((_, what),) = told(data_path=[prefix])
+    ((_, what),) = reported(data_path=[prefix])
     assert "text.bin" in what
     assert "truncated" in what
 
@@ -72,13 +72,13 @@ def test_swapped_files(write_data: Write, tmp_path: Path) -> None:
     one, other = tokens.read_bytes(), index.read_bytes()
     tokens.write_bytes(other)
     index.write_bytes(one)
-    ((_, what),) = told(data_path=[prefix])
+    ((_, what),) = reported(data_path=[prefix])
     assert "swapped" in what
 
 
 def test_a_suffix_in_the_prefix_is_a_missing_file(write_data: Write, tmp_path: Path) -> None:
     prefix = write_data(tmp_path / "text")
-    assert told(data_path=[prefix + ".bin"]) != []
+    assert reported(data_path=[prefix + ".bin"]) != []
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_prefixes_of_a_blend(blend: list[str], expected: list[str]) -> None:
 
 def test_lists_of_data_are_files(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("1.0 a")
-    assert told(data_args_path=str(tmp_path / "list.txt")) == []
-    ((name, what),) = told(per_split_data_args_path=str(tmp_path / "missing.json"))
+    assert reported(data_args_path=str(tmp_path / "list.txt")) == []
+    ((name, what),) = reported(per_split_data_args_path=str(tmp_path / "missing.json"))
     assert name == "per_split_data_args_path"
     assert "no such file" in what
 

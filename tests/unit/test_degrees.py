@@ -177,15 +177,15 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
         "decoder_first_pipeline_num_layers",
         "cannot be combined",
     ),
-    (2, {"pp": 2, "first": 0}, "decoder_first_pipeline_num_layers", "must be a multiple of 1 of at least 1"),
-    (2, {"pp": 2, "first": 4}, "decoder_first_pipeline_num_layers", "0 layers are left for 1 stages"),
+    (2, {"pp": 2, "first": 0}, "decoder_first_pipeline_num_layers", "must be a multiple of 1 and at least 1"),
+    (2, {"pp": 2, "first": 4}, "decoder_first_pipeline_num_layers", "0 layers cannot fill 1 stages"),
     (
         2,
         {"pp": 2, "first": 1, "last": 2},
         "decoder_first_pipeline_num_layers",
-        "1 layers are left for 0 stages",
+        "1 layers cannot fill 0 stages",
     ),
-    (4, {"pp": 4, "first": 1}, "decoder_first_pipeline_num_layers", "layers are left for 3 stages"),
+    (4, {"pp": 4, "first": 1}, "decoder_first_pipeline_num_layers", "layers cannot fill 3 stages"),
     (1, {"mbs": None}, "micro_batch_size", "is required"),
     (1, {"mbs": 0}, "micro_batch_size", "is required"),
     (4, {"gbs": 12}, "global_batch_size", "must be a multiple of 8 (micro_batch_size 2 x data parallel 4)"),
@@ -222,7 +222,7 @@ def test_layouts_that_do_not_fit(
     assert says in found[0][1]
 
 
-def test_every_broken_rule_is_told(defaults: dict[str, Any]) -> None:
+def test_every_broken_rule_is_reported(defaults: dict[str, Any]) -> None:
     values = values_of(
         defaults, {"tp": 2, "pp": 3, "heads": 3, "hidden_size": 65, "gbs": 1, "cp": 1, "experts": 3, "ep": 2}
     )
@@ -240,7 +240,7 @@ SIZES = st.sampled_from([1, 2, 3, 4, 8])
 
 
 @given(tp=SIZES, pp=SIZES, cp=SIZES, dp=SIZES)
-def test_degrees_multiply_to_the_world(tp: int, pp: int, cp: int, dp: int) -> None:
+def test_degrees_multiply_to_the_world_size(tp: int, pp: int, cp: int, dp: int) -> None:
     values = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
@@ -263,7 +263,7 @@ def test_degrees_multiply_to_the_world(tp: int, pp: int, cp: int, dp: int) -> No
 
 
 @given(tp=SIZES, pp=SIZES, cp=SIZES, world=st.integers(1, 64))
-def test_a_world_that_the_model_does_not_divide_is_the_only_thing_told(
+def test_a_world_size_that_the_model_does_not_divide_is_reported_alone(
     tp: int, pp: int, cp: int, world: int
 ) -> None:
     assume(world % (tp * pp * cp))

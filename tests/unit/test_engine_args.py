@@ -1,4 +1,4 @@
-"""Task keys to the engine's argv: what is refused, and that everything else arrives as it was written."""
+"""Task keys to the engine's argv: some values are refused, all others arrive as written."""
 
 from __future__ import annotations
 
@@ -114,30 +114,32 @@ def test_values_to_words(catalog: Catalog, tree: dict[str, Any], words: list[str
         ({"lr": "fast"}, "`lr` takes a number, not 'fast'"),
         ({"lr": 10**400}, "`lr` takes a number, not 1"),
         ({"lr": {"a": 1}}, "`lr` takes a number, not {"),
-        ({"bf16": "true"}, "`bf16` is a switch: true or false, not 'true'"),
-        ({"bf16": 1}, "`bf16` is a switch: true or false, not 1"),
+        ({"bf16": "true"}, "`bf16` is a switch: use true or false, not 'true'"),
+        ({"bf16": 1}, "`bf16` is a switch: use true or false, not 1"),
         ({"add_bias_linear": 0}, "`add_bias_linear` is a switch"),
-        ({"split": True}, '`split` takes text, not true (as text, quote it: "true")'),
+        ({"split": True}, '`split` takes text, not true (to give it as text, quote it: "true")'),
         ({"onnx_safe": "yes"}, '`onnx_safe` takes true or false, not "yes"'),
         ({"optimizer": "adamw"}, "`optimizer` cannot be 'adamw'; did you mean `adam`?"),
         ({"ckpt_format": "zarr"}, "`ckpt_format` cannot be 'zarr'; valid: "),
         ({"exit_signal": "SIGTREM"}, "did you mean `SIGTERM`?"),
         ({"rampup_batch_size": [1, 2]}, "`rampup_batch_size` takes 3 values, not 2"),
         ({"rampup_batch_size": 5}, "`rampup_batch_size` takes 3 values, not 1"),
-        ({"iterations_to_skip": []}, "`iterations_to_skip` takes one or more values"),
+        ({"iterations_to_skip": []}, "`iterations_to_skip` takes at least one value"),
         ({"iterations_to_skip": [1, "x"]}, "`iterations_to_skip` takes a whole number, not 'x'"),
         ({"data_path": ["a", None]}, "`data_path`: a value in the list is empty"),
         ({"data_path": ["-prefix"]}, "`data_path`: a value in a list cannot begin with a dash"),
         ({"moe_aux_loss_coeff": [-1e-5]}, "cannot begin with a dash"),
     ],
 )
-def test_what_the_engine_would_refuse_or_misread(catalog: Catalog, tree: dict[str, Any], says: str) -> None:
+def test_values_that_the_engine_would_refuse_or_misread(
+    catalog: Catalog, tree: dict[str, Any], says: str
+) -> None:
     (problem,) = refusals(catalog, tree)
     assert says in problem.what
     assert problem.where == f"train.{next(iter(tree))}"
 
 
-def test_unknown_names_are_told_with_the_nearest_argument(catalog: Catalog) -> None:
+def test_unknown_names_are_reported_with_the_nearest_argument(catalog: Catalog) -> None:
     (problem,) = refusals(catalog, {"num_layer": 4})
     assert problem.what == f"megatron-core {catalog.version} has no argument `num_layer`"
     assert problem.hint == "did you mean `num_layers`?"
@@ -159,7 +161,7 @@ def test_all_mistakes_at_once(catalog: Catalog) -> None:
     assert len(refusals(catalog, {"num_layer": 1, "lr": "x", "optimizer": "y", "bf16": 2, "seed": 1})) == 4
 
 
-def test_values_hold_the_defaults_and_what_was_given(catalog: Catalog) -> None:
+def test_values_hold_the_defaults_and_the_given_ones(catalog: Catalog) -> None:
     arguments = rendered(catalog, {"num_layers": "4", "add_bias_linear": False, "data_path": ["a"]})
     assert arguments.values["num_layers"] == 4
     assert arguments.values["add_bias_linear"] is False
@@ -230,7 +232,7 @@ def test_every_argument_of_the_engine_can_be_given(catalog: Catalog, engine: arg
         assert getattr(engine.parse_args(list(arguments.argv)), option.dest) == expected, name
 
 
-def test_every_switch_can_be_given_by_what_it_turns_off(catalog: Catalog) -> None:
+def test_every_switch_can_be_named_by_what_it_turns_off(catalog: Catalog) -> None:
     switches = {
         name: option
         for name, option in catalog.by_name.items()

@@ -1,4 +1,4 @@
-"""Sections are dropped at any depth; what is given twice is told."""
+"""Sections are dropped at any depth; keys given twice are reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_dashes_and_underscores_name_the_same_key() -> None:
     assert flat_keys == [FlatKey("seq_length", 5, "train.seq-length")]
 
 
-def test_a_mapping_is_a_value_where_the_engine_has_such_an_argument() -> None:
+def test_a_mapping_is_a_value_if_the_engine_has_such_an_argument() -> None:
     flat_keys, _ = flat({"overrides": {"a": 1}, "section": {"b": 2}}, "overrides")
     assert flat_keys == [
         FlatKey("overrides", {"a": 1}, "train.overrides"),
@@ -39,11 +39,11 @@ def test_a_mapping_is_a_value_where_the_engine_has_such_an_argument() -> None:
     ]
 
 
-def test_an_empty_section_is_nothing() -> None:
+def test_an_empty_section_has_no_keys() -> None:
     assert flat({"section": {}}) == ([], [])
 
 
-def test_the_same_value_twice_is_given_once() -> None:
+def test_the_same_value_twice_is_returned_once() -> None:
     flat_keys, problems = flat({"a": {"lr": 0.1}, "b": {"lr": 0.1}})
     assert flat_keys == [FlatKey("lr", 0.1, "train.a.lr")]
     assert problems == []
@@ -52,7 +52,7 @@ def test_the_same_value_twice_is_given_once() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [(0.1, 0.2), (True, 1), (False, 0), (None, 1), ([1], [1, 2]), ("1", 1)]
 )
-def test_different_values_are_told_with_both_places(one: object, other: object) -> None:
+def test_different_values_are_reported_with_both_places(one: object, other: object) -> None:
     _, (problem,) = flat({"a": {"lr": one}, "b": {"lr": other}})
     assert problem.where == "train.b.lr"
     assert "train.a.lr" in problem.what

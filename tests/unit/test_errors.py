@@ -1,14 +1,12 @@
-"""Messages: one line a mistake, where it is, how to mend it."""
+"""Messages: one line per mistake, where it is, how to fix it."""
 
 from __future__ import annotations
 
 from flagscale.errors import FlagScaleError, HostError, Problem, UserError, nearest
 
 
-def test_a_problem_tells_place_mistake_and_remedy() -> None:
-    assert (
-        str(Problem("it is wrong", "a.yaml:3: x.y", "mend it")) == "a.yaml:3: x.y: it is wrong\n    mend it"
-    )
+def test_a_problem_names_place_mistake_and_fix() -> None:
+    assert str(Problem("it is wrong", "a.yaml:3: x.y", "fix it")) == "a.yaml:3: x.y: it is wrong\n    fix it"
     assert str(Problem("it is wrong")) == "it is wrong"
 
 
@@ -19,7 +17,7 @@ def test_a_user_error_holds_every_problem() -> None:
     assert UserError("plain").problems == (Problem("plain"),)
 
 
-def test_exit_codes_tell_mistakes_from_failures() -> None:
+def test_exit_codes_distinguish_mistakes_from_failures() -> None:
     assert FlagScaleError("x").exit_code == 1
     assert HostError("x", []).exit_code == 1
     assert UserError("x").exit_code == 2

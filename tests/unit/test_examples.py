@@ -1,6 +1,6 @@
-"""Every shipped configuration goes through dryrun, and what it prints is compared with a golden file.
+"""Every shipped configuration goes through dryrun, and its output is compared with a golden file.
 
-`UPDATE_GOLDEN=1 pytest tests/unit/test_examples.py` writes them anew; read the difference before committing.
+`UPDATE_GOLDEN=1 pytest tests/unit/test_examples.py` rewrites them; read the difference before committing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MISSPELT = {
     "serve": ("serve.tensor_paralel_size", "serve.port=wide", "tensor_parallel_size"),
     "inference": ("inference.llm.max_model_length", "inference.llm.dtype=wide", "max_model_len"),
 }
-"""By task type: a key that is none, a key with a value that is none, and the name that was meant."""
+"""By task type: a key that does not exist, a key with a wrong value, and the intended name."""
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
 
 
@@ -39,7 +39,7 @@ def fresh_clone(
     write_data: Callable[..., str],
     write_model: Callable[..., Path],
 ) -> Path:
-    """A directory like the root of a clone where the demo's data and model were made; no GPU to be seen."""
+    """A directory like the root of a clone with the demo's data and model, and without visible GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(sys, "argv", ["run.py"])
     (tmp_path / "examples").symlink_to(ROOT / "examples")
@@ -58,7 +58,7 @@ def dryrun(config: Path, *overrides: str) -> int:
 
 
 def portable(text: str, directory: Path) -> str:
-    """Replace what differs from machine to machine by placeholders."""
+    """Replace the paths of this machine with placeholders."""
     for path, placeholder in ((sys.executable, "PYTHON"), (str(directory), "DIR"), (str(ROOT), "ROOT")):
         text = text.replace(path, placeholder)
     return text
@@ -100,7 +100,7 @@ def test_every_golden_file_belongs_to_an_example() -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
-def test_no_path_of_a_machine_stands_in_golden_files_and_examples(config: Path) -> None:
+def test_golden_files_and_examples_contain_no_path_of_a_machine(config: Path) -> None:
     texts = [path.read_text() for path in (config, GOLDEN / f"{name_of(config)}.txt")]
     texts += [path.read_text() for path in config.parent.glob("*/*.yaml")]
     for text in texts:
@@ -120,7 +120,7 @@ def test_a_misspelt_key_is_found_in_every_example(
     assert f"did you mean `{meant}`?" in error
 
 
-def test_a_mistake_in_a_file_is_told_with_its_line(
+def test_a_mistake_in_a_file_is_reported_with_its_line(
     fresh_clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conf = fresh_clone / "mine" / "conf"

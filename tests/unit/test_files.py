@@ -1,4 +1,4 @@
-"""Files are complete or not there; locks die with their holder."""
+"""Files are complete or missing; locks are released when their holder ends."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_a_file_is_written_with_its_folders_and_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_names_that_are_no_utf8_are_written_as_they_were(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     write_atomic(tmp_path / name / "file", name)
     assert (tmp_path / name / "file").read_bytes() == b"caf\xe9"
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace", "fchmod"])
-def test_an_error_leaves_the_old_file_and_no_other(
+def test_an_error_leaves_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     path = tmp_path / "file"
@@ -70,7 +70,7 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_a_lock_is_held_by_one_and_let_go_after_an_error(tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_and_is_released_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "lock"
     busy = FlagScaleError("wait for it")
     for held in (path, path.parent):

@@ -1,4 +1,4 @@
-"""Numbers, durations and counts as people read them."""
+"""Numbers, durations and counts for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heterogeneous layouts: what is read, what each rank gets, and one message for each that cannot be."""
+"""Heterogeneous layouts: how they are read, what each rank gets, and one message per wrong layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def layout(**given: Any) -> HeteroLayout:
     return found
 
 
-def test_both_forms_read_alike() -> None:
+def test_both_forms_give_the_same_layout() -> None:
     flat = layout(process_meshes=FLAT, pipeline_layer_split=[3, 1], device_types=["A800", "BI150"])
     named = layout(
         process_meshes=[{"type": "A800", "tp": 2, "layers": [3]}, {"type": "BI150", "dp": 2, "layers": [1]}]
@@ -42,7 +42,7 @@ def test_both_forms_read_alike() -> None:
 
 
 def test_micro_batches_ahead() -> None:
-    """One for each stage after it, and the extra ones for each boundary between meshes after it."""
+    """One for each later stage, and the extra ones for each later boundary between meshes."""
     three = [{"pp": 2, "layers": [1, 1]}, {"layers": [1]}, {"layers": [1]}]
     plain = layout(process_meshes=three, extra_micro_batches=0)
     assert [plain.warm_up(stage) for stage in range(4)] == [3, 2, 1, 0]
@@ -52,12 +52,12 @@ def test_micro_batches_ahead() -> None:
     assert HeteroLayout.from_json(most.to_json()) == most
 
 
-def test_places_and_arguments() -> None:
+def test_positions_and_arguments() -> None:
     meshes = layout(process_meshes=[1, 2, 1, 2, 1, 2, 1, 1, 1, 2], pipeline_layer_split=[2, 1, 1])
     assert [list(meshes.ranks(number)) for number in (0, 1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert meshes.position(3) == RankPosition(mesh=0, stage=0, tp=0, cp=1, dp=1)
     assert meshes.position(6) == RankPosition(mesh=1, stage=2, tp=0, cp=0, dp=0)
-    with pytest.raises(ValueError, match="no rank 8"):
+    with pytest.raises(ValueError, match="not a rank 8"):
         meshes.position(8)
     values = {"micro_batch_size": 2, "make_vocab_size_divisible_by": 128, "sequence_parallel": True}
     assert meshes.arguments(values, 0) == {
@@ -96,7 +96,7 @@ def test_chunks_of_an_interleaved_pipeline(given: dict[str, Any]) -> None:
     assert HeteroLayout.from_json(meshes.to_json()) == meshes
 
 
-def test_chunks_of_so_many_layers() -> None:
+def test_chunks_given_by_their_layers() -> None:
     given = {"hetero_process_meshes": FLAT, "num_layers_per_virtual_pipeline_stage": 2}
     meshes, wrong = read(given, 8)
     assert meshes is not None, wrong
@@ -106,7 +106,7 @@ def test_chunks_of_so_many_layers() -> None:
 def test_the_picture_of_an_interleaved_pipeline(build: Build) -> None:
     split = {"hetero_pipeline_layer_split": [[2, 1], 2], "num_virtual_stages_per_pipeline_rank": 2}
     job = build({"hetero_process_meshes": FLAT, **split, "num_layers": 5}, ranks=4)
-    assert not [word for word in job.role.argv if "virtual" in word], "the layout says it"
+    assert not [word for word in job.role.argv if "virtual" in word], "it is part of the layout"
     lines = job.picture.splitlines()
     assert "  0     any   0-1    2   1   1   1   1   2/1     2" in lines
     assert lines[-5:] == [
@@ -114,7 +114,7 @@ def test_the_picture_of_an_interleaved_pipeline(build: Build) -> None:
         "           0 > 2, 1 > 3",
         "  stage 1  mesh 1  1/1 layers  [2] [3]",
         "           2 > 0 1, 3 > 0 1",
-        "  from the last stage on to the next of 2 chunks in the first",
+        "  from the last stage back to the first, for the next of 2 chunks",
     ]
 
 
@@ -138,7 +138,7 @@ def test_the_job(build: Build) -> None:
     assert "           0 > 2 4, 1 > 3 5" in job.picture.splitlines()
 
 
-def test_switched_off_the_keys_mean_nothing(build: Build) -> None:
+def test_the_keys_have_no_effect_if_meshes_are_off(build: Build) -> None:
     job = build({"enable_hetero": False, "hetero_process_meshes": FLAT, "hetero_current_device_type": "A"})
     assert job.layout == "one rank"
     assert job.picture == ""
@@ -146,7 +146,7 @@ def test_switched_off_the_keys_mean_nothing(build: Build) -> None:
     assert all("heterogeneous meshes are off" in notice for notice in job.notices)
 
 
-def test_what_is_not_read_is_told(build: Build) -> None:
+def test_ignored_keys_are_reported(build: Build) -> None:
     changes = {
         "hetero_process_meshes": FLAT,
         "hetero_current_device_type": "A800",
@@ -155,8 +155,8 @@ def test_what_is_not_read_is_told(build: Build) -> None:
     }
     job = build(changes, ranks=4)
     assert len(job.notices) == 2
-    assert "the hostfile tells the type" in job.notices[0]
-    assert "not read, `hetero_process_meshes` says it" in job.notices[1]
+    assert "the hostfile gives the type" in job.notices[0]
+    assert "ignored because `hetero_process_meshes` sets it" in job.notices[1]
 
 
 def on_hosts(types: list[str], changes: dict[str, Any]) -> Job:
@@ -216,20 +216,20 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     (
         4,
         {"dataloader_type": "cyclic"},
-        "takes other samples for each dp, and meshes that read data have dp 1",
+        "draws other samples for each dp, and meshes that read data have dp 1",
     ),
-    (4, {"full_validation": True}, "`full_validation` takes other samples for each dp"),
+    (4, {"full_validation": True}, "`full_validation` draws other samples for each dp"),
     (4, {"tp_comm_overlap": True, "sequence_parallel": True}, "is not supported with meshes of unequal tp"),
     (4, {"cuda_graph_impl": "transformer_engine"}, "it captures the order of a pipeline in one group"),
     (4, {"use_mp_args_from_checkpoint_args": True}, "would give all meshes the degrees of the first rank"),
-    (4, {"pipeline_model_parallel_comm_backend": "ucc"}, "which does not read it"),
-    (4, {"create_all_gather_group": True}, "which does not read it"),
+    (4, {"pipeline_model_parallel_comm_backend": "ucc"}, "and does not read it"),
+    (4, {"create_all_gather_group": True}, "and does not read it"),
     (
         4,
         {"optimizer": "muon", "use_distributed_optimizer": True},
-        "whose gradient norm sums over one mesh only: use adam or sgd",
+        "and its gradient norm covers one mesh only: use adam or sgd",
     ),
-    (4, {"optimizer": "dist_muon"}, "whose gradient norm sums over one mesh only: use adam or sgd"),
+    (4, {"optimizer": "dist_muon"}, "and its gradient norm covers one mesh only: use adam or sgd"),
     (
         4,
         {"hetero_extra_micro_batches": -1},
@@ -276,9 +276,9 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         "mesh 1: `layers` has 0 numbers for 1",
     ),
     (4, {"hetero_process_meshes": FLAT[:5] * 1}, "one mesh is an ordinary layout"),
-    (8, {}, "the meshes have 2 + 2 = 4 ranks, the job has 8"),
+    (8, {}, "the meshes have 2 + 2 = 4 ranks, but the job has 8"),
     (4, {"num_layers": 5}, "num_layers 5 cannot be divided evenly between 2 stages"),
-    (4, {"hetero_pipeline_layer_split": [2, 1]}, "the stages have 2+1 = 3 layers, num_layers is 4"),
+    (4, {"hetero_pipeline_layer_split": [2, 1]}, "the stages have 2+1 = 3 layers, but num_layers is 4"),
     (4, {"hetero_pipeline_layer_split": [2, 1, 1]}, "has 3 numbers for 2 stages"),
     (4, {"hetero_pipeline_layer_split": [4, 0]}, "(or a list of them, one per model chunk), not [4, 0]"),
     (
@@ -330,27 +330,27 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     (
         4,
         {"num_virtual_stages_per_pipeline_rank": 3},
-        "stage 0: 2 layers cannot be divided between 3 model",
+        "stage 0: 2 layers cannot be divided evenly between 3 model",
     ),
     (
         4,
         {"num_layers_per_virtual_pipeline_stage": 1, "hetero_pipeline_layer_split": [3, 1]},
-        "all stages must have equally many model chunks, not 1 and 3",
+        "all stages must have the same number of model chunks, not 1 and 3",
     ),
     (
         4,
         {"num_layers_per_virtual_pipeline_stage": 2, "hetero_pipeline_layer_split": [3, 3], "num_layers": 6},
-        "stage 0: 3 layers cannot be divided between 1 model chunks",
+        "stage 0: 3 layers cannot be divided evenly between 1 model chunks",
     ),
     (
         4,
         {"hetero_pipeline_layer_split": [[1, 1], [1, 1]], "num_virtual_stages_per_pipeline_rank": 3},
-        "all stages must have equally many model chunks, not 2 and 3",
+        "all stages must have the same number of model chunks, not 2 and 3",
     ),
     (
         4,
         {"hetero_pipeline_layer_split": [[1, 1], [2]]},
-        "all stages must have equally many model chunks, not 1 and 2",
+        "all stages must have the same number of model chunks, not 1 and 2",
     ),
     (
         4,
@@ -373,48 +373,52 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         {"num_virtual_stages_per_pipeline_rank": 2, "overlap_p2p_comm": False},
         "an interleaved pipeline of 2 stages needs overlap_p2p_comm: true",
     ),
-    (4, {"overlap_moe_expert_parallel_comm": True}, "its schedule is not built for meshes"),
+    (4, {"overlap_moe_expert_parallel_comm": True}, "its schedule does not support meshes"),
     (4, {"pipeline_model_parallel_layout": "Et|tttL"}, "the layers of stages are given by `hetero_pipe"),
     (4, {"decoder_first_pipeline_num_layers": 1}, "the layers of stages are given by"),
     (4, {"ckpt_format": "torch"}, "needs `ckpt_format: torch_dist`"),
     (4, {"log_num_zeros_in_grad": True}, "it sums over one mesh only"),
-    (4, {"mtp_num_layers": 1}, "the layers of multi-token prediction have no place in it"),
-    (4, {"use_tp_pp_dp_mapping": True}, "made by FlagScale, which does not read it"),
+    (4, {"mtp_num_layers": 1}, "the layout has no place for the layers of multi-token prediction"),
+    (
+        4,
+        {"use_tp_pp_dp_mapping": True},
+        "FlagScale creates the process groups of meshes and does not read it",
+    ),
     (4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, "tied embeddings on two meshes"),
 ]
 
 
 @pytest.mark.parametrize(("ranks", "changes", "message"), WRONG)
 def test_wrong_layouts(refused: Refused, ranks: int, changes: dict[str, Any], message: str) -> None:
-    told = refused({"hetero_process_meshes": FLAT, **changes}, ranks=ranks)
-    assert [line for line in told if message in line], told
-    assert len(told) == 1 or message in " ".join(told)
+    reported = refused({"hetero_process_meshes": FLAT, **changes}, ranks=ranks)
+    assert [line for line in reported if message in line], reported
+    assert len(reported) == 1 or message in " ".join(reported)
 
 
-def test_an_argument_without_a_place_in_meshes_is_reported_once(refused: Refused) -> None:
+def test_an_argument_that_nothing_supports_is_reported_once(refused: Refused) -> None:
     """`mtp_num_layers` is not supported by the training program either."""
-    (told,) = refused({"hetero_process_meshes": FLAT, "mtp_num_layers": 1}, ranks=4)
-    assert "`mtp_num_layers` is not supported with `hetero_process_meshes`" in told
+    (reported,) = refused({"hetero_process_meshes": FLAT, "mtp_num_layers": 1}, ranks=4)
+    assert "`mtp_num_layers` is not supported with `hetero_process_meshes`" in reported
 
 
 def test_all_mistakes_at_once(refused: Refused) -> None:
-    told = refused(
+    reported = refused(
         {"hetero_process_meshes": FLAT, "log_params_norm": True, "hetero_pipeline_layer_split": [1, 1]},
         ranks=8,
     )
-    assert len(told) == 3, told
+    assert len(reported) == 3, reported
 
 
 def test_the_argument_of_workers_is_not_for_users(refused: Refused) -> None:
-    (told,) = refused({"hetero_layout": "{}"})
-    assert "write `hetero_process_meshes`" in told
+    (reported,) = refused({"hetero_layout": "{}"})
+    assert "use `hetero_process_meshes`" in reported
 
 
-def test_a_rule_that_every_mesh_breaks_is_told_once(refused: Refused) -> None:
-    told = refused(
+def test_a_rule_that_every_mesh_breaks_is_reported_once(refused: Refused) -> None:
+    reported = refused(
         {"hetero_process_meshes": FLAT, "num_query_groups": 3, "group_query_attention": True}, ranks=4
     )
-    assert told[0] == "train.num_query_groups: num_query_groups 3 must divide num_attention_heads 4"
+    assert reported[0] == "train.num_query_groups: num_query_groups 3 must divide num_attention_heads 4"
 
 
 def test_one_mesh_alone() -> None:

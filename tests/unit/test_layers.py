@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources: layers without an exemption, no cycle, nothing heavy."""
+"""The imports of the sources: layers without an exemption, no cycles, no heavy packages."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_cycle() -> None:
     known = modules()
     graph = {
         module: {

@@ -1,4 +1,4 @@
-"""The experiment level: every mistake at once, each with its place, and nothing silently wrong."""
+"""The experiment level: every mistake at once, each with its place, and none accepted silently."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_environment_values_become_text(load: Load) -> None:
     assert experiment.envs.common() == {"A": "1", "B": "true", "C": "0.5", "D": "", "e_f": "x"}
 
 
-def test_every_mistake_is_told_at_once_with_file_line_and_nearest_name(mistakes: Mistakes) -> None:
+def test_every_mistake_is_reported_at_once_with_file_line_and_nearest_name(mistakes: Mistakes) -> None:
     text = """\
 experiment:
   exp_dir: ./outputs
@@ -101,12 +101,12 @@ trian: {}
 
 
 @pytest.mark.parametrize("value", ["abc", "true", "0", "-1", "1.5", "[1]", "{a: 1}", "auto8", "8 GPUs"])
-def test_ranks_that_are_no_number_are_told_once(mistakes: Mistakes, value: str) -> None:
+def test_ranks_that_are_not_a_number_are_reported_once(mistakes: Mistakes, value: str) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", f"nproc_per_node: {value}"))
     assert "`auto` or a whole number of at least 1" in problem.what
 
 
-def test_what_torchrun_takes_is_kept(load: Load) -> None:
+def test_options_of_torchrun_are_kept(load: Load) -> None:
     given = ["redirects='0:3,1:0'", "tee=1", "rdzv_conf='timeout=30,last_call_timeout=5'"]
     runner = load(EXPERIMENT, *(f"experiment.runner.{key}" for key in given)).runner
     assert (runner.redirects, runner.tee) == ("0:3,1:0", "1")
@@ -167,13 +167,13 @@ def test_numbers_of_hosts(load: Load, value: str, nnodes: object, of_eight: tupl
         *[(value, "at least 1") for value in ("0", '"0:4"', '"4:2"')],
     ],
 )
-def test_what_is_no_number_of_hosts_is_told_once(mistakes: Mistakes, value: str, says: str) -> None:
+def test_a_wrong_number_of_hosts_is_reported_once(mistakes: Mistakes, value: str, says: str) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("nproc_per_node: 4", f"nnodes: {value}"))
     assert problem.where == "config.yaml:9: experiment.runner.nnodes"
     assert says in problem.what
 
 
-def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> None:
+def test_a_base_60_number_that_is_overridden_is_not_a_mistake(load: Load) -> None:
     text = EXPERIMENT.replace("nproc_per_node: 4", "nnodes: 1:4")
     assert load(text, "experiment.runner.nnodes=2").runner.nnodes == 2
 
@@ -197,7 +197,7 @@ def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> Non
         ("experiment.envs={A-B: 1}", "letters, digits and `_`"),
         ("experiment.envs={1A: 1}", "letters, digits and `_`"),
         ("experiment.cmds.before_start=[a, b]", "valid string"),
-        ("experiment.task.type=trian", "the engine `megatron` does not do `trian`"),
+        ("experiment.task.type=trian", "the engine `megatron` does not support `trian`"),
         ("experiment.task.type=[train]", "input should be a valid string"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_wrong_value_is_one_mistake_blamed_on_the_command_line(
     assert problem.where.startswith("command line: experiment.")
 
 
-def test_a_bad_environment_name_is_told_with_its_key(mistakes: Mistakes) -> None:
+def test_a_bad_environment_name_is_reported_with_its_key(mistakes: Mistakes) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("  runner:", "  envs:\n    int-eger: 1\n  runner:"))
     assert problem.where == "config.yaml:9: experiment.envs.int-eger"
 
@@ -225,7 +225,7 @@ def test_the_value_of_a_secret_is_not_shown(mistakes: Mistakes) -> None:
     assert "hf_secret" not in str(problem)
 
 
-def test_required_values_left_open(mistakes: Mistakes) -> None:
+def test_missing_required_values(mistakes: Mistakes) -> None:
     found = mistakes(
         EXPERIMENT.replace("exp_name: demo", "exp_name: ???").replace("num_layers: 4", "num_layers: ???")
     )
@@ -235,7 +235,7 @@ def test_required_values_left_open(mistakes: Mistakes) -> None:
     ]
 
 
-def test_failing_interpolations_are_told_once_each(mistakes: Mistakes) -> None:
+def test_failing_interpolations_are_reported_once_each(mistakes: Mistakes) -> None:
     found = mistakes(
         EXPERIMENT.replace("exp_name: demo", "exp_name: ${nowhere}").replace(
             "num_layers: 4", "num_layers: ${oc.env:NOT_SET_1}"
@@ -250,12 +250,12 @@ def test_failing_interpolations_are_told_once_each(mistakes: Mistakes) -> None:
 
 
 @pytest.mark.parametrize("value", ["${train}", "${train.model}", "${train.model.num_layers}"])
-def test_an_interpolation_that_holds_itself_ends(mistakes: Mistakes, value: str) -> None:
+def test_an_interpolation_that_refers_to_itself(mistakes: Mistakes, value: str) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("num_layers: 4", f"num_layers: {value}"))
     assert problem.where.startswith("config.yaml:12: train.model.num_layers")
 
 
-def test_no_experiment(mistakes: Mistakes) -> None:
+def test_a_missing_experiment(mistakes: Mistakes) -> None:
     assert texts(mistakes("train: {}\n")) == ["experiment: this group is missing"]
     assert texts(mistakes("experiment: 4\nserve: {}\n")) == [
         "config.yaml:1: experiment: this group is missing"
@@ -264,7 +264,7 @@ def test_no_experiment(mistakes: Mistakes) -> None:
     assert len(mistakes("{}\n")) == 1
 
 
-def test_no_task_group(mistakes: Mistakes) -> None:
+def test_a_missing_task_group(mistakes: Mistakes) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("train:\n  model:\n    num_layers: 4\n", ""))
     assert problem.what == "this task group is missing"
     assert problem.where == "train"
@@ -314,7 +314,7 @@ def test_actions(action: str) -> None:
         ({"action": "${nowhere}"}, "nowhere"),
     ],
 )
-def test_no_or_a_wrong_action(config: dict[str, object], says: str) -> None:
+def test_a_missing_or_wrong_action(config: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         load_action(OmegaConf.create(config), SourceMap())
 
@@ -339,6 +339,6 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
 @pytest.mark.parametrize(
     "config", [{}, {"experiment": 4}, {"experiment": {"exp_dir": "???"}}, {"experiment": {"exp_dir": ""}}]
 )
-def test_no_run_directory_is_a_mistake(config: dict[str, object]) -> None:
+def test_a_missing_run_directory_is_a_mistake(config: dict[str, object]) -> None:
     with pytest.raises(UserError):
         load_run_location(OmegaConf.create(config))

@@ -1,4 +1,4 @@
-"""An experiment to a Megatron job: argv and run-directory defaults (its rules: test_rules.py)."""
+"""A Megatron job from an experiment: argv and run-directory defaults (its rules: test_rules.py)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_section_named_like_an_argument(build: Build) -> None:
     assert value(build({"optimizer": "sgd"}), "--optimizer") == "sgd"
 
 
-def test_a_stop_leaves_time_to_save_where_the_job_saves(build: Build) -> None:
+def test_a_stop_leaves_time_to_save_if_the_job_saves(build: Build) -> None:
     assert build().role.stop_grace == 10
     assert build({"exit_signal_handler": True}).role.stop_grace == 120
     assert build({"exit_signal_handler": True}, stop_grace=7).role.stop_grace == 7
@@ -63,7 +63,7 @@ def test_secrets_leave_argv(build: Build) -> None:
     assert not any("sk-123" in word for word in job.role.argv)
 
 
-def test_mistakes_of_names_and_values_are_told_together_and_before_the_rules(refused: Refused) -> None:
+def test_mistakes_of_names_and_values_are_reported_together_and_before_the_rules(refused: Refused) -> None:
     found = refused(
         {
             "num_layer": 1,
@@ -85,12 +85,12 @@ def test_names_and_values_can_be_checked_alone() -> None:
     assert MEGATRON.check(Task(backend="megatron"), {}, SourceMap()) == []
 
 
-def test_what_is_left_out_is_blamed_on_the_group(refused: Refused) -> None:
+def test_a_missing_argument_is_blamed_on_the_group(refused: Refused) -> None:
     (message,) = refused({"lr": None})
     assert message == "train.lr: `lr` is required: the learning rate"
 
 
-def test_another_program_may_do_what_ours_does_not(build: Build) -> None:
+def test_another_program_may_support_more_than_ours(build: Build) -> None:
     assert "--sft" in build({"sft": True}, entrypoint="mine.py").role.argv
 
 
@@ -109,12 +109,12 @@ def test_recompute_can_differ_between_stages_and_micro_batches(build: Build, ref
     assert "at least 1" in message
 
 
-def test_the_portable_layers_do_every_parallelism_on_processors(build: Build) -> None:
+def test_the_portable_layers_support_every_parallelism_on_cpu(build: Build) -> None:
     layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2}
     assert build(layout, ranks=4, platform="cpu").layout == "tp2 x cp2"
 
 
-def test_experts_are_cut_on_processors_as_elsewhere(build: Build) -> None:
+def test_experts_are_split_on_cpu_as_elsewhere(build: Build) -> None:
     experts = {
         "num_experts": 4,
         "moe_ffn_hidden_size": 64,
@@ -136,10 +136,10 @@ def test_experts_are_cut_on_processors_as_elsewhere(build: Build) -> None:
             "train.sequence_parallel: has no effect with tensor_model_parallel_size 1",
         ),
         ({"num_experts": 2, "add_bias_linear": False}, "train.num_experts: moe_ffn_hidden_size is not given"),
-        ({"tokenizer_path": "./nowhere"}, "train.tokenizer_path: is `tokenizer_model` now"),
+        ({"tokenizer_path": "./nowhere"}, "train.tokenizer_path: renamed to `tokenizer_model`"),
     ],
 )
-def test_what_the_engine_changes_is_a_notice(build: Build, changes: dict[str, Any], says: str) -> None:
+def test_a_change_by_the_engine_is_a_notice(build: Build, changes: dict[str, Any], says: str) -> None:
     (notice,) = build(changes).notices
     assert says in notice
 

@@ -1,4 +1,4 @@
-"""A model folder is judged without loading it."""
+"""Model folders are checked without loading them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def test_a_sound_folder(tmp_path: Path, write_model: Write) -> None:
     assert list(problems(write_model(tmp_path / "m"))) == []
 
 
-def test_what_is_missing_is_told_at_once(tmp_path: Path) -> None:
+def test_missing_files_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
-    told = "\n".join(problems(tmp_path / "m"))
-    assert "no config.json" in told
-    assert "holds no weights" in told
-    assert "holds no tokenizer" in told
+    reported = "\n".join(problems(tmp_path / "m"))
+    assert "no config.json" in reported
+    assert "contains no weights" in reported
+    assert "contains no tokenizer" in reported
     assert list(problems(tmp_path / "m", weights=False, tokenizer=False)) == [
-        f"{tmp_path / 'm'}: is no model folder (no config.json)"
+        f"{tmp_path / 'm'}: not a model folder (no config.json)"
     ]
     assert list(problems(tmp_path / "absent")) == [
         f"{tmp_path / 'absent'}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
@@ -35,33 +35,33 @@ def test_what_is_missing_is_told_at_once(tmp_path: Path) -> None:
 def test_a_truncated_shard(tmp_path: Path, write_model: Write, cut: int) -> None:
     shard = write_model(tmp_path / "m") / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:-cut])
-    (told,) = problems(tmp_path / "m")
-    assert told.startswith(str(shard))
+    (reported,) = problems(tmp_path / "m")
+    assert reported.startswith(str(shard))
 
 
-def test_a_shard_that_is_something_else(tmp_path: Path, write_model: Write) -> None:
+def test_a_shard_of_another_format(tmp_path: Path, write_model: Write) -> None:
     shard = write_model(tmp_path / "m") / "model.safetensors"
     shard.write_bytes((5).to_bytes(8, "little") + b"[1,2]")
     assert list(problems(tmp_path / "m")) == [f"{shard}: its header cannot be read"]
 
 
-def test_a_shard_that_the_index_names_and_is_not_there(tmp_path: Path, write_model: Write) -> None:
+def test_a_missing_shard_of_the_index(tmp_path: Path, write_model: Write) -> None:
     folder = write_model(tmp_path / "m")
     names = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert list(problems(folder)) == [f"{folder}: the shard model-2.safetensors and 1 more is missing"]
+    assert list(problems(folder)) == [f"{folder}: missing shard model-2.safetensors and 1 more"]
     (folder / "model.safetensors.index.json").write_text("{")
     assert "cannot be read" in next(problems(folder))
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_config_that_is_none(tmp_path: Path, write_model: Write, text: str) -> None:
+def test_a_broken_config(tmp_path: Path, write_model: Write, text: str) -> None:
     (write_model(tmp_path / "m") / "config.json").write_text(text)
-    (told,) = problems(tmp_path / "m")
-    assert "config.json" in told
+    (reported,) = problems(tmp_path / "m")
+    assert "config.json" in reported
 
 
-def test_names_on_a_hub_are_not_looked_for() -> None:
+def test_names_on_a_hub_are_not_checked() -> None:
     assert not is_path("owner/name")
     assert not is_path("s3://bucket/a/b")
     assert list(folder_violations({"model": "owner/name"})) == []
@@ -71,7 +71,7 @@ def test_names_on_a_hub_are_not_looked_for() -> None:
     ]
 
 
-def test_what_the_engine_would_not_find(tmp_path: Path, write_model: Write) -> None:
+def test_paths_that_the_engine_would_not_find(tmp_path: Path, write_model: Write) -> None:
     assert [dest for dest, _ in folder_violations({"model": "~/m"})] == ["model"]
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").unlink()
@@ -79,7 +79,7 @@ def test_what_the_engine_would_not_find(tmp_path: Path, write_model: Write) -> N
     assert list(problems(folder)) == [f"{folder / 'model.safetensors'}: No such file or directory"]
 
 
-def test_mistral_s_own_form(tmp_path: Path, write_model: Write) -> None:
+def test_mistrals_own_format(tmp_path: Path, write_model: Write) -> None:
     folder = write_model(tmp_path / "m")
     (folder / "config.json").rename(folder / "params.json")
     assert list(problems(folder)) == []

@@ -1,4 +1,4 @@
-"""Prompts of a file: every line that is none is told, with its number."""
+"""Prompts of a file: every wrong line is reported with its number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from flagscale.checks.prompts import Prompt, inline_prompts, read_prompts
 
 
-def test_a_text_file_holds_a_prompt_a_line(tmp_path: Path) -> None:
+def test_a_text_file_holds_one_prompt_per_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\n  two \r\nthrée")
     assert read_prompts(file) == ([Prompt("one"), Prompt("  two "), Prompt("thrée")], [])
@@ -28,7 +28,7 @@ def test_json_lines(tmp_path: Path) -> None:
     assert [prompt.shown for prompt in prompts] == ["one", "2 token ids", "user: hello"]
 
 
-def test_every_bad_line_is_told(tmp_path: Path) -> None:
+def test_every_bad_line_is_reported(tmp_path: Path) -> None:
     bad = [
         "{",
         "[]",
@@ -49,10 +49,10 @@ def test_every_bad_line_is_told(tmp_path: Path) -> None:
 def test_files_without_prompts(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\xe8")
-    assert "holds no prompt" in read_prompts(tmp_path / "empty.txt")[1][0]
+    assert "contains no prompts" in read_prompts(tmp_path / "empty.txt")[1][0]
     assert "not UTF-8" in read_prompts(tmp_path / "latin.txt")[1][0]
     assert "No such file" in read_prompts(tmp_path / "absent.txt")[1][0]
 
 
 def test_inline() -> None:
-    assert list(inline_prompts(["a", 3])) == [Prompt("a"), "prompt 1 is no text: 3"]
+    assert list(inline_prompts(["a", 3])) == [Prompt("a"), "prompt 1 is not a text: 3"]

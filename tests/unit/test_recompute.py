@@ -1,4 +1,4 @@
-"""Recompute by stage and micro-batch: what the lists mean, and every mistake in them at once."""
+"""Recompute by stage and micro-batch: the meaning of the lists, and every mistake in them at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def found(pp: int = 1, vpp: int | None = 1, micro_batches: int = 4, **values: An
     return list(recompute_violations(FULL | values, pp, vpp, micro_batches))
 
 
-def test_without_lists_there_is_nothing_to_say() -> None:
+def test_without_lists_nothing_is_reported() -> None:
     assert not has_recompute_schedule(FULL)
     assert not found()
     assert not list(recompute_violations({}, 2, 1, 4))
@@ -51,7 +51,7 @@ def test_the_example_of_the_reference() -> None:
     assert [lists.resolve(1, i).method for i in (30, 31)] == ["uniform", "block"]
 
 
-def test_a_list_that_is_not_given_leaves_the_setting_as_it_is() -> None:
+def test_a_list_that_is_not_given_leaves_the_setting_unchanged() -> None:
     assert recompute_schedule(FULL | {METHOD: [[1, 1, 1, 3, 0]]}).resolve(0, 0) == BLOCK
     assert recompute_schedule(FULL | {METHOD: [[1, 1, 1, 3, 0]]}).resolve(0, 3) == UNIFORM
     block = FULL | {"recompute_method": "block", "recompute_num_layers": 3}
@@ -144,14 +144,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("case", "message"), BAD)
 def test_a_mistake_has_one_message(case: dict[str, Any], message: str) -> None:
     case = {"value": []} | case
-    told = found(**{GRANULARITY if name == "value" else name: value for name, value in case.items()})
-    assert len(told) == 1, told
-    assert told[0][0] == GRANULARITY
-    assert message in told[0][1]
+    reported = found(**{GRANULARITY if name == "value" else name: value for name, value in case.items()})
+    assert len(reported) == 1, reported
+    assert reported[0][0] == GRANULARITY
+    assert message in reported[0][1]
 
 
-def test_all_mistakes_of_all_lists_are_told_at_once() -> None:
-    told = found(
+def test_all_mistakes_of_all_lists_are_reported_at_once() -> None:
+    reported = found(
         pp=2,
         **{
             "recompute_granularity": None,
@@ -160,15 +160,15 @@ def test_all_mistakes_of_all_lists_are_told_at_once() -> None:
             NUM_LAYERS: [[2, 4]],
         },
     )
-    assert [dest for dest, _ in told] == [GRANULARITY] * 3 + [METHOD] * 2 + [NUM_LAYERS]
-    assert set(LISTS) == {dest for dest, _ in told}
+    assert [dest for dest, _ in reported] == [GRANULARITY] * 3 + [METHOD] * 2 + [NUM_LAYERS]
+    assert set(LISTS) == {dest for dest, _ in reported}
 
 
-def test_numbers_of_layers_count_where_something_is_recomputed() -> None:
+def test_numbers_of_layers_matter_only_if_something_is_recomputed() -> None:
     granularity = [[1, 4, 0], [1, 2, 0, 2, 1]]
     assert not found(pp=2, **{GRANULARITY: granularity, NUM_LAYERS: [[1, 4, 9], [1, 2, 0, 2, 4]]})
-    told = found(pp=2, **{GRANULARITY: granularity, NUM_LAYERS: [[1, 4, 9], [1, 2, 0, 1, 0, 1, 5]]})
-    assert [what.partition("`: ")[2] for _, what in told] == [
+    reported = found(pp=2, **{GRANULARITY: granularity, NUM_LAYERS: [[1, 4, 9], [1, 2, 0, 1, 0, 1, 5]]})
+    assert [what.partition("`: ")[2] for _, what in reported] == [
         "stage 1 must recompute at least 1 layer, not 0",
         "stage 1 has only 4 layers, not 5",
     ]
@@ -182,8 +182,8 @@ def test_layers_are_those_of_the_chunk() -> None:
     assert chunk_layers(FULL | uneven, 2, 1) == (2, 6)
     assert chunk_layers(FULL | uneven, 2, 2) == (1, 3, 1, 3)
     assert not found(pp=2, vpp=2, **uneven, **{NUM_LAYERS: [[1, 4, 1], [1, 4, 3]] * 2})
-    told = found(pp=2, vpp=2, **uneven, **{NUM_LAYERS: [[4, 4, 3]]})
-    assert [what.partition("`: ")[2] for _, what in told] == [
+    reported = found(pp=2, vpp=2, **uneven, **{NUM_LAYERS: [[4, 4, 3]]})
+    assert [what.partition("`: ")[2] for _, what in reported] == [
         "stage 0 has only 1 layers, not 3",
         "stage 2 has only 1 layers, not 3",
     ]

@@ -13,7 +13,7 @@ from flagscale.errors import UserError
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Install a package that brings a platform and tries to replace one of ours; return its module's name."""
+    """Install a package that adds a platform and tries to replace one of ours; return its module's name."""
     (tmp_path / "thirdparty_chips.py").write_text(
         "from flagscale.platforms import Platform\n"
         "NPU = Platform('npu', lambda environ: 3, chips=('X910',))\n"

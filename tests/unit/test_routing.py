@@ -18,7 +18,7 @@ LENGTH, SAMPLES = 48, 2
 
 
 def own(side: Side, index: int) -> list[list[tuple[int, int]]]:
-    """What a rank holds, by Megatron's own rules: rows of (position, sample)."""
+    """Return what a rank holds by Megatron's own rules: rows of (position, sample)."""
     tp, cp, dp = index % side.tp, index // side.tp % side.cp, index // side.tp // side.cp
     positions = list(range(LENGTH))
     if side.cp > 1:
@@ -33,7 +33,7 @@ def own(side: Side, index: int) -> list[list[tuple[int, int]]]:
 
 
 def cells(rows: list[list[Any]], exchange: Exchange, peer: int) -> list[tuple[int, int]]:
-    """The cells (row, column) of a rank's own activation that one message holds, in order."""
+    """Return the cells (row, column) of a rank's own activation that one message holds, in order."""
     long, wide = len(rows) // exchange.sequence, len(rows[0]) // exchange.batch
     (message,) = [message for message in exchange.messages if message.peer == peer]
     return [
@@ -45,7 +45,7 @@ def cells(rows: list[list[Any]], exchange: Exchange, peer: int) -> list[tuple[in
 
 
 @pytest.mark.parametrize("source", SIDES, ids=str)
-def test_what_arrives_is_what_the_receiver_would_hold(source: Side) -> None:
+def test_every_receiver_gets_what_it_would_hold(source: Side) -> None:
     for target in SIDES:
         for receiver in range(target.size):
             wanted = own(target, receiver)

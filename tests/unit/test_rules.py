@@ -34,11 +34,11 @@ def test_a_broken_rule_is_reported_once(example: Example) -> None:
 
 
 @pytest.mark.parametrize("example", [one for one in SHARED if one.platform == "cpu"], ids=str)
-def test_rules_of_the_cpu_hold_there_alone(example: Example) -> None:
+def test_rules_of_the_cpu_apply_only_there(example: Example) -> None:
     assert Example(example.changes, "").report() == []
 
 
-def test_how_to_save_in_the_background_counts_if_asked_for() -> None:
+def test_the_async_strategy_matters_only_with_async_save() -> None:
     assert Example({"async_strategy": "nvrx", "ckpt_format": "torch_dcp"}, "", "cpu").report() == []
 
 

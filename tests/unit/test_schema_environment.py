@@ -1,4 +1,4 @@
-"""The environment of a job: of all hosts, of a type, of one host."""
+"""The environment of a job: for all hosts, for a type, for one host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENVS = """\
 TEXT = EXPERIMENT.replace("  runner:", ENVS)
 
 
-def test_the_more_special_one_wins(load: Callable[..., Experiment]) -> None:
+def test_the_more_specific_setting_wins(load: Callable[..., Experiment]) -> None:
     envs = load(TEXT).envs
     assert envs.common() == {"PLACE": "all", "COMMON": "1"}
     assert envs.on_host("node0", "cpu") == envs.common()
@@ -52,28 +52,28 @@ def test_every_host_of_the_plan_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("section", ["device_type_specific", "node_specific"])
-def test_what_is_wrong_is_told_with_its_key(mistakes: Callable[..., list[Problem]], section: str) -> None:
+def test_a_mistake_is_reported_with_its_key(mistakes: Callable[..., list[Problem]], section: str) -> None:
     (problem,) = mistakes(TEXT, f"experiment.envs.{section}.x.A-B=1")
     assert problem.where == f"command line: experiment.envs.{section}.x.A-B"
     assert "letters, digits and `_`" in problem.what
     (problem,) = mistakes(TEXT, f"experiment.envs.{section}.x.HF_TOKEN=hf_secret")
     assert problem.where == f"command line: experiment.envs.{section}.x.HF_TOKEN"
-    assert problem.what == "`HF_TOKEN` is a secret: it can be given for all hosts only"
+    assert problem.what == "`HF_TOKEN` is a secret: it can only be set for all hosts"
     (problem,) = mistakes(TEXT, f"experiment.envs.{section}=x")
     assert problem.what == "a group of keys is expected here"
     (problem,) = mistakes(TEXT, f"experiment.envs.{section}.x={{A: {{b: 1}}}}")
     assert "valid string" in problem.what
 
 
-def test_every_wrong_name_is_told(mistakes: Callable[..., list[Problem]]) -> None:
+def test_every_wrong_name_is_reported(mistakes: Callable[..., list[Problem]]) -> None:
     found = mistakes(TEXT, "experiment.envs.A-B=1", "experiment.envs.C-D=1")
     assert [problem.where.rpartition(".")[2] for problem in found] == ["A-B", "C-D"]
 
 
-def test_it_is_written_down_as_it_was_given(
+def test_it_is_recorded_as_given(
     load: Callable[..., Experiment], compose: Callable[..., tuple[DictConfig, SourceMap]]
 ) -> None:
-    """The `config.yaml` of a run directory is a configuration again: the same one but for the secrets."""
+    """The `config.yaml` of a run directory is a configuration again, the same except for secrets."""
     experiment = load(TEXT, "experiment.runner.nnodes='2:4'", "experiment.runner.host_paths={a: {/x: /y}}")
     assert load_experiment(*compose(_config_text(experiment)))[0] == experiment
     plain = load()
@@ -85,8 +85,8 @@ def test_it_is_written_down_as_it_was_given(
     assert again.envs == Environment(**{**secret.envs.model_dump(), "HF_TOKEN": MASK})
 
 
-def test_only_keys_that_say_something_are_written_down(load: Callable[..., Experiment]) -> None:
-    """Then a new key with a default changes nothing in the recorded configurations of others."""
+def test_only_keys_that_differ_from_their_default_are_recorded(load: Callable[..., Experiment]) -> None:
+    """So that a new key with a default does not change recorded configurations."""
     experiment = load(EXPERIMENT, "experiment.runner.max_restarts=0", "experiment.cmds.after_stop=''")
     text = _config_text(experiment)
     section = yaml.safe_load(text)["experiment"]

@@ -1,4 +1,4 @@
-"""Secrets are known by their names and masked wherever a configuration is shown."""
+"""Secrets are recognized by their names and masked wherever a configuration is shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_plain_names(name: str) -> None:
     assert not is_secret(name)
 
 
-def test_no_value_of_the_engine_is_taken_for_a_secret(catalog: Catalog) -> None:
+def test_no_value_of_the_engine_is_mistaken_for_a_secret(catalog: Catalog) -> None:
     assert [
         name for name, option in catalog.options.items() if is_secret(name) and option.kind == "value"
     ] == []

@@ -38,7 +38,7 @@ def test_keys_of_a_file_and_their_nearest_parent(write: Write) -> None:
     assert found.where("nowhere.x") == "nowhere.x"
 
 
-def test_a_group_file_stands_below_its_package(write: Write) -> None:
+def test_keys_of_a_group_file_are_below_its_package(write: Write) -> None:
     path = write("train/demo.yaml", "model:\n  n: 1\n")
     assert index_sources([(path, "train")]).where("train.model.n") == "train/demo.yaml:2: train.model.n"
 
@@ -66,7 +66,7 @@ def test_files_of_the_same_folder_in_the_defaults_list(write: Write) -> None:
     assert found.where("b") == "base.yaml:2: b"
 
 
-def test_files_that_name_each_other_end(write: Write) -> None:
+def test_files_that_name_each_other_are_read_once(write: Write) -> None:
     first = write("a.yaml", "defaults: [b]\nx: 1\n")
     write("b.yaml", "defaults: [a]\ny: 1\n")
     assert index_sources([(first, "")]).where("y") == "b.yaml:2: y"
@@ -104,12 +104,12 @@ def test_overrides_as_hydra_keeps_them(write: Write) -> None:
     assert found.where("b") == "command line: b"
 
 
-def test_choosing_a_group_file_sets_no_key(write: Write) -> None:
+def test_choosing_a_group_file_does_not_set_a_key(write: Write) -> None:
     path = write("train/other.yaml", "n: 1\n")
     assert index_sources([(path, "train")], ["train=other"]).where("train.n") == "train/other.yaml:1: train.n"
 
 
-def test_unreadable_files_only_make_messages_poorer(write: Write, tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped(write: Write, tmp_path: Path) -> None:
     broken = write("broken.yaml", "a: [1\n")
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe")
@@ -119,6 +119,6 @@ def test_unreadable_files_only_make_messages_poorer(write: Write, tmp_path: Path
     assert found == SourceMap()
 
 
-def test_numbers_to_base_60_are_remembered(write: Write) -> None:
+def test_base_60_numbers_are_recorded(write: Write) -> None:
     found = index_sources([(write("c.yaml", "a: 1:4\nb: '1:4'\nc: [2:30]\nd: 14\n"), "")])
     assert found.base60 == {"a": "1:4", "c.0": "2:30"}

@@ -1,4 +1,4 @@
-"""What the launcher reads of a training program's file, and the child that describes its arguments."""
+"""The launcher's reading of a training program's file, and the child that describes its arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def read(catalog: Catalog) -> Read:
-    """Read a program of this text, or an entrypoint that is there."""
+    """Read a program of this text, or an entrypoint that exists."""
 
     def read(text: str | None, entrypoint: str = "mine.py") -> TrainingProgram:
         if text is not None:
@@ -95,7 +95,7 @@ def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: P
     ("text", "expected"),
     [
         ("def f(:\n", "mine.py:1: not valid Python"),
-        ("READS_DATA_PATH = 1 > 0\n", "mine.py:1: `READS_DATA_PATH` is read without running"),
+        ("READS_DATA_PATH = 1 > 0\n", "mine.py:1: `READS_DATA_PATH` must be a constant"),
         (
             "try:\n    import vllm\nfinally: pass\n" + ARGUMENTS,
             "mine.py:2: imports `vllm` at the top",
@@ -114,7 +114,7 @@ def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: P
         (ARGUMENTS.replace("mine", "enable-hetero"), "mine.py:2: `--enable-hetero` clashes with the key"),
         (
             ARGUMENTS.replace("mine", "hub-token").replace("int", "str"),
-            "mine.py:2: `--hub-token` is a secret",
+            "mine.py:2: `--hub-token` is the name of a secret",
         ),
         (ARGUMENTS + "import sys\nsys.exit(3)\n", "mine.py:4: ends the process when it is imported"),
         (ARGUMENTS + "import os\nos._exit(3)\n", "here: `mine.py` ended when it was imported"),
@@ -130,7 +130,7 @@ def test_imports_for_types_and_inside_functions_are_fine(read: Read) -> None:
     assert set(read(text + ARGUMENTS).arguments) == {"mine"}
 
 
-def test_what_the_program_prints_does_no_harm(read: Read) -> None:
+def test_output_of_the_program_is_harmless(read: Read) -> None:
     text = "import sys; print('Timeout (', file=sys.stderr)\n"
     assert set(read(text + ARGUMENTS).arguments) == {"mine"}
     assert set(read("print('{}')\nimport os; os.system('echo []')\n" + ARGUMENTS).arguments) == {"mine"}
@@ -143,11 +143,11 @@ def test_a_program_that_hangs_is_refused_within_the_limit(
     monkeypatch.setattr(own_arguments, "TIME_LIMIT", 1.0)
     begun = time.monotonic()
     reported = refusal(read, "\n" + text + ARGUMENTS)
-    assert reported.startswith(f"mine.py:{3 if 'sleep' in text else 2}: `mine.py` is still running after 1 s")
+    assert reported.startswith(f"mine.py:{3 if 'sleep' in text else 2}: `mine.py` is still running 1 s after")
     assert time.monotonic() - begun < 10
 
 
-def test_a_broken_cache_is_written_again(read: Read, cache: Path) -> None:
+def test_a_broken_cache_is_rewritten(read: Read, cache: Path) -> None:
     arguments = read(ARGUMENTS).arguments
     (entry,) = cache.rglob("*.json")
     whole = entry.read_text()
@@ -157,12 +157,12 @@ def test_a_broken_cache_is_written_again(read: Read, cache: Path) -> None:
         assert entry.read_text() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(read: Read, cache: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_not_needed(read: Read, cache: Path) -> None:
     cache.write_text("a file in its place")
     assert set(read(ARGUMENTS).arguments) == {"mine"}
 
 
-def test_a_required_argument_is_asked_for(refused: Callable[..., list[str]]) -> None:
+def test_a_missing_required_argument_is_reported(refused: Callable[..., list[str]]) -> None:
     Path("mine.py").write_text(ARGUMENTS.replace("int", "int, required=True"))
     (message,) = refused(entrypoint="mine.py")
     assert message == "train.mine: `mine` is required by `mine.py`"

@@ -113,12 +113,12 @@ def test_every_field_of_a_plan_survives_its_json() -> None:
         *(f'{{"version": {PLAN_VERSION}, "nodes": {nodes}}}' for nodes in ("[]", "[{}]", "3")),
     ],
 )
-def test_text_that_is_no_plan_is_a_value_error(text: str) -> None:
+def test_text_that_is_not_a_plan_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"plan|Expecting"):
         LaunchPlan.from_json(text)
 
 
-def test_a_plan_with_another_field_is_of_another_version(tmp_path: Path) -> None:
+def test_a_plan_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
     raw = json.loads(make_plan(tmp_path).to_json())
     with pytest.raises(ValueError, match="not a launch plan"):
         LaunchPlan.from_json(json.dumps({**raw, "more": 1}))
@@ -131,22 +131,22 @@ def test_host_and_job() -> None:
     assert replace(job, hosts=job.hosts[:1]).world_size == 2
 
 
-def test_a_host_without_paths_of_its_own_reads_the_plan_as_it_is() -> None:
+def test_a_host_without_paths_of_its_own_reads_the_plan_unchanged() -> None:
     assert FULL.on_host("node0") is FULL
     assert make_plan(Path("/r"), 2).on_host("localhost").host_paths == {}
 
 
-def test_paths_are_called_otherwise_on_a_host() -> None:
+def test_paths_have_other_names_on_a_host() -> None:
     there = FULL.on_host("node1")
     assert (there.exp_dir, there.source_root) == ("/elsewhere/run", "/opt/flagscale")
     env = there.nodes[1].env
-    # The longest beginning wins, and a beginning ends where a name ends.
+    # The longest prefix wins, and a prefix ends where a name ends.
     assert (env["DATA"], env["LIKE"], env["PLAIN"]) == ("/fast", "/a/bc", "x")
     assert env["FLAGSCALE_HEARTBEAT_FILE"] == "/elsewhere/run/logs/pids/host_1_node1.heartbeat"
     assert there.nodes[1].options["log-dir"] == "/elsewhere/run/logs/details/host_1_node1"
     assert there.host_paths == FULL.host_paths
     assert (there.run_id, there.channel, there.recovery) == (FULL.run_id, FULL.channel, FULL.recovery)
-    # Words for a shell are no paths.
+    # Shell commands are not paths.
     assert there.before_start == "cd /a/b"
 
 
@@ -166,10 +166,10 @@ def test_paths_are_called_otherwise_on_a_host() -> None:
         ({"/a": "/"}, "/a", "/"),
         ({"/a": "/"}, "/a/b", "/b"),
         ({"/": "/x"}, "", ""),
-        # Once only: what a path has become is not looked at again.
+        # Once only: a replaced path is not replaced again.
         ({"/a": "/b", "/b": "/c"}, "/a/d", "/b/d"),
     ],
 )
-def test_the_beginnings_of_paths(names: dict[str, str], path: str, there: str) -> None:
+def test_prefixes_of_paths(names: dict[str, str], path: str, there: str) -> None:
     plan = replace(FULL, exp_dir=path, host_paths={"node1": names})
     assert plan.on_host("node1").exp_dir == plan.path_on("node1", path) == there

@@ -1,4 +1,4 @@
-"""An experiment to a job of vLLM: servers and batch inference, and what is refused before anything starts."""
+"""A vLLM job from an experiment: servers and batch inference, and what is refused before they start."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_several_models_share_the_keys_beside_them(build: Build, model: str) -> 
     assert [one.devices for one in services] == [(0,), (1,), (2,)]
 
 
-def test_devices_are_shared_out_by_their_places(build: Build, model: str) -> None:
+def test_devices_are_assigned_by_index(build: Build, model: str) -> None:
     keys = {"model": model, "tensor_parallel_size": 2, "instances": 2}
     job = build("serve", keys, gpus(4))
     assert [one.devices for one in job.services[0]] == [(0, 1), (2, 3)]
@@ -130,28 +130,28 @@ def test_data_parallel_over_hosts(build: Build, model: str) -> None:
     assert "--nnodes" not in part.argv
 
 
-def test_instances_on_several_hosts_answer_by_their_names(build: Build, model: str) -> None:
+def test_instances_on_several_hosts_have_the_addresses_of_their_hosts(build: Build, model: str) -> None:
     job = build("serve", {"model": model, "instances": 2, "host": "0.0.0.0"}, gpus(1, 1))
     urls = [job.services[rank][0].url for rank in (0, 1)]
     assert urls == [f"http://{address_of(0)}:8000", f"http://{address_of(1)}:8001"]
-    assert "answers anybody" in job.notices[0]
+    assert "answers everyone" in job.notices[0]
     with_key = build("serve", {"model": model, "host": "0.0.0.0", "api_key": "k"}, gpus(1))
     assert with_key.notices == ()
     apart = build("serve", {"model": model, "instances": 2}, gpus(1, 1))
-    assert "own host's loopback address only" in apart.notices[0]
+    assert "only on its host's loopback address" in apart.notices[0]
 
 
-def test_nobody_is_let_in_by_an_empty_key_or_an_empty_host(
+def test_an_empty_key_or_host_does_not_open_a_server(
     build: Build, refused: Callable[..., str], model: str, tmp_path: Path
 ) -> None:
     (tmp_path / "key").write_text("\n")
     file = str(tmp_path / "key")
-    assert "holds no key" in refused("serve", {"model": model, "api_key_file": file})
-    assert "not empty" in refused("serve", {"model": model, "api_key": ""})
+    assert "contains no key" in refused("serve", {"model": model, "api_key_file": file})
+    assert "non-empty" in refused("serve", {"model": model, "api_key": ""})
     assert build("serve", {"model": model, "api_key_file": None, "api_key": None}).secrets == {}
     (tmp_path / "key").write_text("k")
     both = {"model": model, "api_key_file": file, "api_key": "k"}
-    assert "one of them" in refused("serve", both)
+    assert "not both" in refused("serve", both)
     assert build("serve", {"model": model, "host": None}).services[0][0].url == "http://127.0.0.1:8000"
 
 
@@ -187,53 +187,55 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"tensor_paralel_size": 2}, "did you mean `tensor_parallel_size`?"),
         ({"dtype": "float23"}, "`dtype` cannot be 'float23'"),
         ({"port": "many"}, "`port` takes a whole number"),
-        ({"port": 70000}, "there is no port 70000"),
-        ({"port": 0}, "there is no port 0"),
-        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` is at least 1, not 0"),
-        ({"data_parallel_size": -1}, "`data_parallel_size` is at least 1, not -1"),
-        ({"data_parallel_hybrid_lb": True}, "`instances` starts several"),
-        ({"device_ids": "0,1"}, "FlagScale decides it"),
+        ({"port": 70000}, "port 70000 must be between 1 and 65535"),
+        ({"port": 0}, "port 0 must be between 1 and 65535"),
+        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` must be at least 1, not 0"),
+        ({"data_parallel_size": -1}, "`data_parallel_size` must be at least 1, not -1"),
+        ({"data_parallel_hybrid_lb": True}, "use `instances` for several"),
+        ({"device_ids": "0,1"}, "FlagScale derives it"),
         ({"headless": True}, "`headless` cannot be given here"),
-        ({"nnodes": 2}, "FlagScale decides it"),
+        ({"nnodes": 2}, "FlagScale derives it"),
         ({"instances": 0}, "at least 1"),
         ({"instances": True}, "at least 1"),
-        ({"tensor_parallel_size": 2}, "needs 2 devices; left are: localhost 1"),
-        ({"tensor_parallel_size": 3}, "the model's 4 attention heads cannot be cut into 3"),
-        ({"pipeline_parallel_size": 3}, "the model has 2 layers for 3 pipeline stages"),
-        ({"max_model_len": 512}, "the model's longest sequence has 256 tokens, not 512"),
+        ({"tensor_parallel_size": 2}, "needs 2 devices; free: localhost 1"),
+        ({"tensor_parallel_size": 3}, "the model's 4 attention heads cannot be divided evenly by 3"),
+        ({"pipeline_parallel_size": 3}, "the model has only 2 layers for 3 pipeline stages"),
+        ({"max_model_len": 512}, "the model supports sequences of at most 256 tokens, not 512"),
         ({"model": "./absent"}, "no such model folder"),
         ({"model": None}, "a model is required here"),
         ({"tokenizer": "./absent"}, "no such tokenizer"),
         ({"chat_template": "./absent.jinja"}, "./absent.jinja: no such file"),
-        ({"api_key": 3}, "`api_key` takes one text"),
+        ({"api_key": 3}, "`api_key` takes one non-empty text"),
         ({"api_key_file": "/absent"}, "No such file"),
-        ({"models": {}}, "models by name are expected here"),
-        ({"models": {"a/b": {}}}, "cannot be a model's name"),
+        ({"models": {}}, "a mapping of names to models is expected here"),
+        ({"models": {"a/b": {}}}, "is not a valid model name"),
         ({"models": {"a": 3}}, "the keys of a model are expected here"),
-        ({"models": {"a": {"api_key": "k"}}}, "holds for all models"),
-        ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "is that of `a` too"),
-        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two servers would be called `a.0`"),
+        ({"models": {"a": {"api_key": "k"}}}, "applies to all models"),
+        ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "is also used by `a`"),
+        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two servers would have the name `a.0`"),
     ],
 )
-def test_wrong_servers(refused: Callable[..., str], model: str, change: dict[str, Any], told: str) -> None:
+def test_wrong_servers(
+    refused: Callable[..., str], model: str, change: dict[str, Any], reported: str
+) -> None:
     hosts = (Host(0, "localhost", 3, "cpu"),) if "models" in change else ONE
-    assert told in refused("serve", {"model": model, **change}, hosts)
+    assert reported in refused("serve", {"model": model, **change}, hosts)
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "reported"),
     [
         (
             {"architectures": ["LamaForCausalLM"]},
-            "does not know its architecture `LamaForCausalLM` (did you mean",
+            "does not support its architecture `LamaForCausalLM` (did you mean",
         ),
-        ({"hidden_size": 64}, "attention heads of 16"),
-        ({"head_dim": 24}, "attention heads of 24"),
+        ({"hidden_size": 64}, "attention head size 16"),
+        ({"head_dim": 24}, "attention head size 24"),
     ],
 )
 def test_wrong_models(
@@ -241,13 +243,13 @@ def test_wrong_models(
     write_model: Callable[..., Path],
     tmp_path: Path,
     config: dict[str, Any],
-    told: str,
+    reported: str,
 ) -> None:
-    assert told in refused("serve", {"model": str(write_model(tmp_path / "n", **config))})
+    assert reported in refused("serve", {"model": str(write_model(tmp_path / "n", **config))})
 
 
 @pytest.mark.parametrize("escape", [{"model_impl": "transformers"}, {"hf_overrides": {"a": 1}}])
-def test_an_unknown_architecture_may_be_meant(
+def test_an_unknown_architecture_may_be_intended(
     build: Build, write_model: Callable[..., Path], tmp_path: Path, escape: dict[str, Any]
 ) -> None:
     folder = write_model(tmp_path / "n", architectures=["OwnForCausalLM"])
@@ -263,16 +265,16 @@ def test_aquila_is_known(build: Build, write_model: Callable[..., Path], tmp_pat
     assert build("serve", {"model": str(write_model(tmp_path / "n", architectures=["AquilaForCausalLM"]))})
 
 
-def test_hosts_that_do_not_suit(refused: Callable[..., str], model: str) -> None:
+def test_hosts_that_do_not_fit(refused: Callable[..., str], model: str) -> None:
     assert "no model runs on gpu-1" in refused("serve", {"model": model}, gpus(1, 1))
     assert "needs all its hosts" in refused("serve", {"model": model}, gpus(1, 1), nnodes="1:2")
 
 
-def test_keys_of_the_launcher_of_ranks(refused: Callable[..., str], model: str) -> None:
-    told = refused("serve", {"model": model}, tee="1", log_dir="logs")
-    assert "experiment.runner.log_dir" in told
-    assert "experiment.runner.tee" in told
-    assert "torchrun reads it" in told
+def test_keys_of_torchrun_are_refused(refused: Callable[..., str], model: str) -> None:
+    reported = refused("serve", {"model": model}, tee="1", log_dir="logs")
+    assert "experiment.runner.log_dir" in reported
+    assert "experiment.runner.tee" in reported
+    assert "torchrun reads it" in reported
 
 
 def test_all_mistakes_at_once() -> None:
@@ -311,17 +313,17 @@ def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> No
         assert argv[-3:] == ("--share", str(rank), "2")
         assert value(job.services[rank][0], "--output") == str(tmp_path / f"out_{rank}.jsonl")
     assert job.inputs["prompts_file"] == str(file)
-    assert job.notices == ("gpu-1: the engine takes 1 of its 2 devices",)
+    assert job.notices == ("gpu-1: the engine uses 1 of its 2 devices",)
 
 
 @pytest.mark.parametrize(
-    ("generate", "told"),
+    ("generate", "reported"),
     [
         ({"promts": ["a"]}, "did you mean `prompts`?"),
-        ({"prompts": None}, "give `prompts` or `prompts_file`, one of them"),
-        ({"prompts_file": "x"}, "give `prompts` or `prompts_file`, one of them"),
+        ({"prompts": None}, "give either `prompts` or `prompts_file`"),
+        ({"prompts_file": "x"}, "give either `prompts` or `prompts_file`"),
         ({"prompts": "a"}, "a list of texts is expected here"),
-        ({"prompts": ["a", 3]}, "prompt 1 is no text: 3"),
+        ({"prompts": ["a", 3]}, "prompt 1 is not a text: 3"),
         ({"prompts": ["a" * 200_000]}, "too long for a command line"),
         ({"prompts": None, "prompts_file": "/absent.txt"}, "/absent.txt: No such file"),
         ({"batch_size": 0}, "at least 1"),
@@ -337,15 +339,19 @@ def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> No
         ({"sampling": {"max_tokens": True}}, "`max_tokens` takes int, not True"),
     ],
 )
-def test_wrong_requests(refused: Callable[..., str], model: str, generate: dict[str, Any], told: str) -> None:
-    assert told in refused("inference", inference(model, generate))
+def test_wrong_requests(
+    refused: Callable[..., str], model: str, generate: dict[str, Any], reported: str
+) -> None:
+    assert reported in refused("inference", inference(model, generate))
 
 
 def test_wrong_engines_for_inference(refused: Callable[..., str], model: str) -> None:
     assert "has no argument `port`" in refused("inference", inference(model, port=8000))
-    assert "shared out among hosts" in refused("inference", inference(model, data_parallel_size=2))
+    assert "distributed over the hosts" in refused("inference", inference(model, data_parallel_size=2))
     assert "`nnodes` cannot be given here" in refused("inference", inference(model, nnodes=2))
     assert "api_key" in refused("inference", inference(model, api_key="k"))
-    assert "take 2 devices, localhost has 1" in refused("inference", inference(model, tensor_parallel_size=2))
+    assert "need 2 devices, but localhost has 1" in refused(
+        "inference", inference(model, tensor_parallel_size=2)
+    )
     assert "this section is required" in refused("inference", {"llm": {"model": model}})
     assert "unknown key `lm`" in refused("inference", {**inference(model), "lm": {}})

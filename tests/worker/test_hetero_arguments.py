@@ -46,7 +46,7 @@ def test_without_a_layout_there_is_no_part(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{}", "not a layout of meshes"), (LAYOUT.to_json(), "6 ranks, the job has 8")]
+    ("text", "message"), [("{}", "not a layout of meshes"), (LAYOUT.to_json(), "6 ranks, but the job has 8")]
 )
 def test_a_wrong_layout_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

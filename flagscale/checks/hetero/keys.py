@@ -1,11 +1,11 @@
 """The keys of a heterogeneous layout: FlagScale v0.6.0's, and a readable form of the same.
 
 hetero_process_meshes: [2,1,1,1,1, 1,1,1,2,1]      # tp, cp, ep, dp, pp of one mesh after the other
-hetero_process_meshes:                             # the same with names; what is left out is 1
+hetero_process_meshes:                             # the same with names; omitted degrees are 1
   - {type: H800, tp: 2, layers: [3]}
   - {type: A800, dp: 2, layers: [1]}
 
-Of an interleaved pipeline, the layers of a stage are those of its model chunks: `[2, 1]` instead of `3`.
+In an interleaved pipeline, the layers of a stage are given per model chunk: `[2, 1]` instead of `3`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OF_CHUNKS, IN_CHUNK = CHUNK_KEYS = (
     "num_virtual_stages_per_pipeline_rank",
     "num_layers_per_virtual_pipeline_stage",
 )
-"""Keys of the engine that ask for an interleaved pipeline; a layout holds what they say."""
+"""Keys of the engine that ask for an interleaved pipeline; a layout holds their effect."""
 
 _LAYERS = "of at least 1, one per stage (or a list of them, one per model chunk)"
 _NAMES = (*DEGREES, "layers", "type", "sp")
@@ -40,7 +40,7 @@ _FORM = "five whole numbers (tp, cp, ep, dp, pp) per mesh, or a list of {type, t
 
 
 def is_asked(given: Mapping[str, Any]) -> bool:
-    """Whether the keys ask for a heterogeneous layout; `enable_hetero: false` switches all of them off."""
+    """Return whether the keys ask for a heterogeneous layout; `enable_hetero: false` turns all off."""
     enabled = given.get(ENABLE)
     return given.get(MESHES) is not None if enabled is None else enabled is not False
 
@@ -133,12 +133,12 @@ def _with_types(meshes: list[Mesh], types: Any, found: list[Violation]) -> list[
 def _split(
     meshes: Sequence[Mesh], given: Mapping[str, Any], num_layers: int | None, found: list[Violation]
 ) -> Sequence[Any] | None:
-    """Return what is told of the layers of every stage of the pipeline: a number, or one for each chunk."""
+    """Return the layers of every stage of the pipeline as given: a number, or a list with one per chunk."""
     stages = sum(mesh.pp for mesh in meshes)
     split, items = given.get(SPLIT), given[MESHES]
-    told = {number: item["layers"] for number, item in enumerate(items) if _has_layers(item)}
+    named = {number: item["layers"] for number, item in enumerate(items) if _has_layers(item)}
     if split is not None:
-        if told:
+        if named:
             found.append((SPLIT, f"give the layers in `{SPLIT}` or in `{MESHES}`, not in both"))
         elif not _is_split(split):
             found.append((SPLIT, f"`{SPLIT}` must be a list of whole numbers {_LAYERS}, not {split!r}"))
@@ -149,12 +149,12 @@ def _split(
         else:
             return list(split)
         return None
-    if told:
+    if named:
         for number, mesh in enumerate(meshes):
-            if (size := len(told.get(number, ()))) != mesh.pp:
+            if (size := len(named.get(number, ()))) != mesh.pp:
                 what = f"`layers` has {size} numbers for {mesh.pp} stages (pp)"
                 found.append((MESHES, f"`{MESHES}` mesh {number}: {what}"))
-        return [layers for number in sorted(told) for layers in told[number]]
+        return [layers for number in sorted(named) for layers in named[number]]
     if not num_layers:
         return None
     if num_layers % stages:
@@ -186,11 +186,11 @@ def _chunks(
         counts |= {_layers(stage) // asked[IN_CHUNK] for stage in split}
     count = min(counts, default=1)
     if len(counts) > 1:
-        told = " and ".join(map(str, sorted(counts)))
-        found.append((where, f"all stages must have equally many model chunks, not {told}"))
+        numbers = " and ".join(map(str, sorted(counts)))
+        found.append((where, f"all stages must have the same number of model chunks, not {numbers}"))
     else:
         found += [
-            (where, f"stage {number}: {stage} layers cannot be divided between {count} model chunks")
+            (where, f"stage {number}: {stage} layers cannot be divided evenly between {count} model chunks")
             for number, stage in enumerate(split)
             if isinstance(stage, int) and (stage % count or (IN_CHUNK in asked and stage % asked[IN_CHUNK]))
         ]
@@ -212,7 +212,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_split(value: Any) -> bool:
-    """Whether a value tells of the layers of stages: a number for each, or a list of those of its chunks."""
+    """Return whether a value lists the layers per stage: each a number, or a list with one per chunk."""
     return (
         isinstance(value, list)
         and all(

@@ -1,5 +1,5 @@
 """Heterogeneous layouts: unequal meshes joined end to end into one pipeline. Values only; the rules that a
-layout must keep are in `mesh_rules.py`.
+layout must keep are in `rules.py`.
 
 A mesh is an ordinary block of ranks with its own tensor (tp), context (cp), expert (ep), data (dp) and
 pipeline (pp) degrees. Ranks are numbered mesh after mesh and, inside a mesh, as Megatron does: tp fastest,
@@ -17,7 +17,7 @@ from math import lcm, prod
 from typing import Any
 
 DEGREES = ("tp", "cp", "ep", "dp", "pp")
-"""The order of FlagScale v0.6.0's flat list of five numbers a mesh."""
+"""The order of FlagScale v0.6.0's flat list of five numbers per mesh."""
 
 AXES = ("tp", "cp", "dp", "pp")
 EXPERT_AXES = ("etp", "ep", "edp", "pp")
@@ -28,7 +28,7 @@ EXPERT_AXES = ("etp", "ep", "edp", "pp")
 class Mesh:
     """One block of equal ranks; `layers` holds, for each of its pipeline stages, the layers of every chunk.
 
-    A stage of an interleaved pipeline has several chunks of the model, any other one.
+    A stage of an interleaved pipeline has several chunks of the model; other stages have one.
     """
 
     tp: int = 1
@@ -54,7 +54,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class RankPosition:
-    """Where a rank stands: its mesh, its stage in the whole pipeline, and its indices inside the stage."""
+    """The position of a rank: its mesh, its stage in the whole pipeline, and its indices inside the stage."""
 
     mesh: int
     stage: int
@@ -120,28 +120,28 @@ class HeteroLayout:
 
     @property
     def boundaries(self) -> tuple[tuple[Stage, Stage], ...]:
-        """The pairs of stages between which activations go; interleaved, also from the last to the first."""
+        """The pairs of stages that exchange activations; if interleaved, also the last and the first."""
         crossed = tuple(pairwise(self.stages))
         return (*crossed, (self.stages[-1], self.stages[0])) if self.chunks > 1 else crossed
 
     def warm_up(self, stage: int) -> int:
         """Return how many micro-batches a stage of a pipeline that is not interleaved computes ahead.
 
-        In 1F1B that is one for each stage after it: then every stage has its next micro-batch at the moment
-        it needs it, if messages take no time. They do between meshes; an extra one hides that.
+        In 1F1B that is one for each later stage: every stage then has its next micro-batch at the moment it
+        needs it, if messages take no time. Between meshes they do take time; an extra micro-batch hides it.
         """
         after = self.stages[stage:]
         crossings = sum(source.mesh != target.mesh for source, target in pairwise(after))
         return len(after) - 1 + crossings * self.extra_micro_batches
 
     def position(self, rank: int) -> RankPosition:
-        """Return where a global rank stands; ValueError where there is no such rank."""
+        """Return the position of a global rank; raises ValueError if there is no such rank."""
         for stage in self.stages:
             if rank in stage.ranks:
                 rest, tp = divmod(rank - stage.first_rank, stage.tp)
                 dp, cp = divmod(rest, stage.cp)
                 return RankPosition(stage.mesh, stage.index, tp, cp, dp)
-        raise ValueError(f"the layout has {self.world_size} ranks, no rank {rank}")
+        raise ValueError(f"the layout has only {self.world_size} ranks, not a rank {rank}")
 
     @property
     def pipeline_layout(self) -> str:
@@ -153,7 +153,7 @@ class HeteroLayout:
         return f"E{'|'.join(parts)}L"
 
     def micro_batch_size(self, mesh: int, of_first: int) -> int:
-        """Return the micro-batch size of a mesh, given that of the first one: all meshes take equal steps."""
+        """Return the micro-batch size of a mesh, given that of the first one: all steps are equal."""
         return self.meshes[0].dp * of_first // self.meshes[mesh].dp
 
     def arguments(self, values: Mapping[str, Any], mesh: int) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class HeteroLayout:
 
     @staticmethod
     def from_json(text: str) -> HeteroLayout:
-        """Read a layout back. Raises ValueError for text that is none."""
+        """Read a layout back; raises ValueError if the text is not a layout."""
         try:
             tree = json.loads(text)
             meshes = tuple(
@@ -231,7 +231,7 @@ def groups(first_rank: int, sizes: Mapping[str, int], along: Sequence[str]) -> I
 
 
 def with_layers(meshes: Sequence[Mesh], split: Sequence[tuple[int, ...]]) -> tuple[Mesh, ...]:
-    """Return the meshes with the layers of all stages, given as one list, shared out between them."""
+    """Return the meshes with the layers of all stages, given as one list, distributed over them."""
     found, taken = [], 0
     for mesh in meshes:
         found.append(replace(mesh, layers=tuple(split[taken : taken + mesh.pp])))

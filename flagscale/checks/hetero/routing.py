@@ -1,10 +1,10 @@
-"""Who sends which part of an activation to whom between two pipeline stages that cut it differently.
+"""Compute which rank sends which part of an activation to which, between stages that cut it differently.
 
 A micro-step's activation is `[sequence, batch, hidden]`. Data parallel cuts the batch; context parallel cuts
 the sequence in Megatron's zigzag (rank r of n holds the chunks r and 2n - 1 - r); sequence parallel cuts a
 rank's sequence once more, in equal parts. Positions and samples are counted in units, fractions of the whole,
-so that the answer does not depend on lengths. What both sides' parts have in common is every message, in both
-directions.
+so that the answer does not depend on lengths. Each message is what the parts of two ranks have in common,
+in either direction.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Side:
 
     @property
     def parts(self) -> int:
-        """Into how many equal runs the sequence is cut at the finest."""
+        """The number of equal runs in the finest cut of the sequence."""
         chunks = 2 * self.cp if self.cp > 1 else 1
         return chunks * self.tp if self.sp else chunks
 
     @property
     def held(self) -> int:
-        """The ranks that share one copy of the sequence: a rank holds one part of so many."""
+        """The number of ranks that share one copy of the sequence, each holding one part."""
         return self.cp * self.tp if self.sp else self.cp
 
 
@@ -55,7 +55,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Message:
-    """What two ranks exchange: the other's index in its stage, and my blocks in the order they travel."""
+    """The exchange of two ranks: the other's index in its stage, and my blocks in the order they are sent."""
 
     peer: int
     blocks: tuple[Block, ...]
@@ -74,7 +74,7 @@ class Exchange:
 
 
 def side_of(layout: HeteroLayout, stage: Stage, sequence_parallel: bool) -> Side:
-    """Return how a stage cuts activations; `sequence_parallel`: what meshes do that do not say otherwise."""
+    """Return how a stage cuts activations; `sequence_parallel`: the default of meshes."""
     mesh = layout.meshes[stage.mesh]
     is_cut = sequence_parallel if mesh.sp is None else mesh.sp
     return Side(stage.tp, stage.cp, stage.dp, is_cut and stage.tp > 1)
@@ -98,7 +98,7 @@ def receivers(mine: Side, other: Side, index: int) -> list[int]:
 
 
 def _is_pair(source: Side, sender: int, receiver: int) -> bool:
-    """Say whether, of the source ranks that hold the same, this one serves this receiver: they take turns."""
+    """Return whether a sender serves a receiver: source ranks that hold the same data take turns."""
     return source.sp or sender % source.tp == receiver % source.tp
 
 

@@ -1,4 +1,4 @@
-"""What a heterogeneous layout must keep: sums, divisibility, hosts, and what is not supported and why."""
+"""The rules of a heterogeneous layout: sums, divisibility, hosts, and arguments that are not supported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flagscale.checks.hetero.keys import MESHES, SPLIT
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.errors import Violation
 
-_OWN_GROUPS = "the process groups of meshes are made by FlagScale, which does not read it"
+_OWN_GROUPS = "FlagScale creates the process groups of meshes and does not read it"
 _CUT = "the layers of stages are given by `hetero_pipeline_layer_split`"
 _SPANS = "it sums over one mesh only, and would report a wrong number"
 
@@ -20,9 +20,9 @@ UNSUPPORTED: Mapping[str, tuple[Any, str]] = {
     "decoder_last_pipeline_num_layers": (None, _CUT),
     "account_for_embedding_in_pipeline_split": (False, _CUT),
     "account_for_loss_in_pipeline_split": (False, _CUT),
-    "mtp_num_layers": (None, "the layers of multi-token prediction have no place in it"),
-    "use_megatron_fsdp": (False, "sharded data parallel knows one mesh only"),
-    "use_torch_fsdp2": (False, "sharded data parallel knows one mesh only"),
+    "mtp_num_layers": (None, "the layout has no place for the layers of multi-token prediction"),
+    "use_megatron_fsdp": (False, "sharded data parallel supports one mesh only"),
+    "use_torch_fsdp2": (False, "sharded data parallel supports one mesh only"),
     "num_distributed_optimizer_instances": (1, "the optimizer is sharded inside each mesh"),
     "hierarchical_context_parallel_sizes": (None, _OWN_GROUPS),
     "use_tp_pp_dp_mapping": (False, _OWN_GROUPS),
@@ -31,14 +31,14 @@ UNSUPPORTED: Mapping[str, tuple[Any, str]] = {
     "high_priority_stream_groups": (None, _OWN_GROUPS),
     "log_num_zeros_in_grad": (False, _SPANS),
     "log_params_norm": (False, _SPANS),
-    "overlap_moe_expert_parallel_comm": (False, "its schedule is not built for meshes"),
+    "overlap_moe_expert_parallel_comm": (False, "its schedule does not support meshes"),
     "data_parallel_random_init": (False, "all copies of a layer start from the same weights"),
     "pipeline_model_parallel_comm_backend": (None, _OWN_GROUPS),
     "create_all_gather_group": (False, _OWN_GROUPS),
     "flight_recorder_dump_path": (None, _OWN_GROUPS),
     "use_mp_args_from_checkpoint_args": (False, "it would give all meshes the degrees of the first rank"),
 }
-"""By dest: the value that asks for nothing, and why anything else is refused."""
+"""By dest: the value that has no effect, and why any other value is refused."""
 
 
 def mesh_violations(
@@ -53,7 +53,7 @@ def mesh_violations(
         return
     if layout.world_size != world_size:
         sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
-        what = f"the meshes have {sizes} = {layout.world_size} ranks, the job has {world_size}"
+        what = f"the meshes have {sizes} = {layout.world_size} ranks, but the job has {world_size}"
         yield MESHES, f"{what} (hosts x nproc_per_node)"
     yield from _layer_violations(layout, values, given)
     yield from _unsupported(values)
@@ -73,10 +73,10 @@ def _layer_violations(
     layout: HeteroLayout, values: Mapping[str, Any], given: Sequence[str]
 ) -> Iterator[Violation]:
     stages, layers = layout.stages, values.get("num_layers")
-    told = sum(stage.layers for stage in stages)
-    if isinstance(layers, int) and told != layers:
+    total = sum(stage.layers for stage in stages)
+    if isinstance(layers, int) and total != layers:
         sizes = "+".join(str(stage.layers) for stage in stages)
-        yield SPLIT, f"the stages have {sizes} = {told} layers, num_layers is {layers}"
+        yield SPLIT, f"the stages have {sizes} = {total} layers, but num_layers is {layers}"
     name = "pipeline_model_parallel_size"
     if name in given and values[name] != len(stages):
         sizes = " + ".join(str(mesh.pp) for mesh in layout.meshes)
@@ -96,8 +96,8 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
     optimizer = str(values.get("optimizer") or "adam")
     is_shared_out = values.get("use_distributed_optimizer") or optimizer.startswith("dist_")
     if optimizer not in ("adam", "sgd") and is_shared_out:
-        what = f"`optimizer: {optimizer}` shares out whole weights"
-        yield "optimizer", f"{what}, whose gradient norm sums over one mesh only: use adam or sgd"
+        what = f"`optimizer: {optimizer}` distributes whole weights"
+        yield "optimizer", f"{what}, and its gradient norm covers one mesh only: use adam or sgd"
     tied = not values.get("untie_embeddings_and_output_weights")
     if tied and values.get("use_distributed_optimizer") and values.get("overlap_grad_reduce"):
         what = "tied embeddings on two meshes cannot be combined with a distributed optimizer and"
@@ -108,14 +108,14 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _data_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what would give the ends of the pipeline other samples: each reads them for its own dp."""
+    """Yield arguments that would give the pipeline's ends different samples: each reads for its own dp."""
     everywhere = values.get("reset_attention_mask") or values.get("reset_position_ids")
     reading = layout.meshes if everywhere else (layout.meshes[0], layout.meshes[-1])
     sizes = sorted({mesh.dp for mesh in reading})
     if len(sizes) == 1:
         return
     why = (
-        f"takes other samples for each dp, and meshes that read data have dp {' and '.join(map(str, sizes))}"
+        f"draws other samples for each dp, and meshes that read data have dp {' and '.join(map(str, sizes))}"
     )
     if values.get("dataloader_type") not in (None, "single"):
         yield "dataloader_type", f"`dataloader_type: {values['dataloader_type']}` {why}: use `single`"
@@ -136,7 +136,7 @@ def _batch_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterat
 
 
 def _violations_of_each(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the rules of an ordinary layout say of each mesh; what all meshes break is reported once."""
+    """Yield the rules of an ordinary layout that each mesh breaks; those broken by all are reported once."""
     found = [
         list(violations(mesh_values(layout, values, number), layout.engine_world_size(number)))
         for number in range(len(layout.meshes))

@@ -1,4 +1,4 @@
-"""A heterogeneous layout for people: a table, and a picture of who sends to whom."""
+"""Show a heterogeneous layout: a table of its meshes, and a picture of which rank sends to which."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _table(layout: HeteroLayout, micro_batch_size: int) -> Iterator[str]:
 
 
 def _picture(layout: HeteroLayout, sequence_parallel: bool) -> Iterator[str]:
-    """Yield a line a stage, and between two stages a line that names who sends activations to whom."""
+    """Yield one line per stage, and between two stages one that shows which rank sends to which."""
     yield "  [ ]: ranks that share one part of the batch (tensor and context parallel)"
     next_of = {source.index: target for source, target in layout.boundaries}
     for stage in layout.stages:
@@ -42,7 +42,7 @@ def _picture(layout: HeteroLayout, sequence_parallel: bool) -> Iterator[str]:
         if stage.index in next_of:
             yield from _arrows(layout, stage, next_of[stage.index], sequence_parallel)
     if layout.chunks > 1:
-        yield f"  from the last stage on to the next of {layout.chunks} chunks in the first"
+        yield f"  from the last stage back to the first, for the next of {layout.chunks} chunks"
 
 
 def _chunks(layers: Sequence[int]) -> str:

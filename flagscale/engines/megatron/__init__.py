@@ -1,1 +1,1 @@
-"""Megatron-core: an experiment becomes a training job."""
+"""Megatron-core: turn an experiment into a training job."""

@@ -28,7 +28,7 @@ from flagscale.values import Host, Job, Role
 CATALOG = Path(__file__).parents[1] / "catalog" / "megatron.json"
 TRAIN = "megatron.flagscale.train_gpt"
 SAVE_GRACE = 120.0
-"""Seconds the ranks have after TERM where they save a checkpoint first (exit_signal_handler)."""
+"""Seconds that the ranks have after SIGTERM if they save a checkpoint first (exit_signal_handler)."""
 STOP_GRACE = 10.0
 
 
@@ -43,13 +43,13 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     arguments = render([*_defaults(experiment, flat_keys), *flat_keys], catalog, source_map, problems)
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
-        # A value that is not what it should be would be told again by every rule that uses it.
+        # A wrong value would be reported again by every rule that uses it.
         for dest, what in _violations(arguments, hosts, meshes.layout, program):
             problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
-    told = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
-    for dest, what in (remark for remark in told[0] if all(remark in others for others in told)):
+    remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
+    for dest, what in (remark for remark in remarked[0] if all(remark in others for others in remarked)):
         notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
     world_size = sum(host.slots for host in hosts)
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
@@ -74,7 +74,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return the mistakes of names and values; see `engines.base.Engine.check`."""
+    """Return the mistakes in names and values; see `engines.base.Engine.check`."""
     try:
         _, catalog = _program(task, source_map)
     except UserError as error:
@@ -102,7 +102,7 @@ def _flat(
 
 
 def _takes_mapping(catalog: Catalog, name: str) -> bool:
-    """Whether a mapping under this name is a value (JSON for the engine) rather than a section of the YAML.
+    """Return whether a mapping under this name is a value (JSON for the engine) rather than a YAML section.
 
     `optimizer:` is an argument with choices and also a natural section name: a mapping below it is a section.
     """
@@ -116,7 +116,7 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
 
 
 def _defaults(experiment: Experiment, flat_keys: list[FlatKey]) -> list[FlatKey]:
-    """The folders of the run directory and the run's name, unless the task level names others (or `null`).
+    """Return the run directory's folders and the run's name, unless the task level sets others (or `null`).
 
     A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
     """
@@ -134,7 +134,7 @@ def _defaults(experiment: Experiment, flat_keys: list[FlatKey]) -> list[FlatKey]
 
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
-    """The key path to blame: what the user wrote, else the group with the argument's name."""
+    """Return the key path to blame: the user's, else the group with the argument's name."""
     if dest in arguments.paths:
         return arguments.paths[dest]
     option = catalog.by_name.get(dest) or next(
@@ -165,7 +165,7 @@ def _violations(
     for violation in worker_violations(
         variants, machine, trains_gpt=is_ours, has_own_data=not program.reads_data_path
     ):
-        # With meshes no program supports these arguments: reported by the rules of meshes alone.
+        # No program supports these arguments with meshes: only the rules of meshes report them.
         if layout is None or violation[0] not in UNSUPPORTED:
             found[violation] = None
     yield from found

@@ -25,7 +25,7 @@ _LAUNCHER = Path(__file__).resolve().parents[2]
 
 
 class _NoEngine(importlib.abc.MetaPathFinder):
-    """Refuses to import an engine, also one that is imported by what the program imports."""
+    """Refuse to import an engine, even one that the program imports indirectly."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if is_engine(name) and name != "megatron":
@@ -33,8 +33,8 @@ class _NoEngine(importlib.abc.MetaPathFinder):
 
 
 def describe(entrypoint: str, source: str) -> dict[str, Any]:
-    """Return `arguments` (see `describe_actions`) and `files` (those of the user that were imported)."""
-    # As a process that the trainer spawns imports it.
+    """Return `arguments` (see `describe_actions`) and `files` (the user's files that were imported)."""
+    # Import it as a process that the trainer spawns does.
     if entrypoint.endswith(".py"):
         sys.path.insert(0, str(Path(source).resolve().parent))
         program = runpy.run_path(source, run_name="__mp_main__")
@@ -66,7 +66,7 @@ def failure(error: BaseException, source: str) -> dict[str, Any]:
     what, hint = f"{type(error).__name__}: {error}", ""
     if isinstance(error, ImportError) and is_engine(error.name or ""):
         what = f"leads to an import of `{error.name}`"
-        hint = "import it in the functions that use it: the launcher imports no engine"
+        hint = "import it in the functions that use it: the launcher does not import engines"
     elif isinstance(error, SystemExit):
         what, hint = "ends the process when it is imported", 'put it under `if __name__ == "__main__":`'
     elif isinstance(error, ValueError) and not lines:
@@ -75,7 +75,7 @@ def failure(error: BaseException, source: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the answer on the stream that was standard output; what the program prints goes to stderr."""
+    """Print the answer to the original standard output; the program's own output goes to stderr."""
     entrypoint, source, seconds = sys.argv[1:]
     faulthandler.dump_traceback_later(float(seconds), exit=True)
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -88,7 +88,7 @@ def main() -> None:
         answer = failure(error, source)
     json.dump(answer, out)
     out.flush()
-    os._exit(0)  # at once, whatever threads the program has started
+    os._exit(0)  # at once, even if the program has started threads
 
 
 if __name__ == "__main__":

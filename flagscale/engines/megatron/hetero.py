@@ -1,4 +1,4 @@
-"""A heterogeneous layout in the task file: read, checked, and handed to the workers as one argument."""
+"""Read a heterogeneous layout from the task file, check it, and hand it to the workers as one argument."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SET_BY_MESHES = ("tensor_model_parallel_size", "context_parallel_size", "expert
 
 @dataclass(frozen=True)
 class Hetero:
-    """What the task file says of meshes: the layout, if it asks for one, and the key paths to blame."""
+    """The meshes in the task file: the layout, if it asks for one, and the key paths to blame."""
 
     layout: HeteroLayout | None
     paths: Mapping[str, str]
@@ -32,7 +32,7 @@ class Hetero:
 def take(
     flat_keys: Sequence[FlatKey], source_map: SourceMap, problems: list[Problem], notices: list[str]
 ) -> tuple[list[FlatKey], Hetero]:
-    """Return the flat_keys with the keys of meshes replaced by the workers' argument, and the layout."""
+    """Return the flat keys with the keys of meshes replaced by the workers' argument, and the layout."""
     ours = {flat_key.name: flat_key for flat_key in flat_keys if flat_key.name in KEYS}
     asked = is_asked({name: flat_key.value for name, flat_key in ours.items()})
     if asked:
@@ -43,17 +43,17 @@ def take(
     group = flat_keys[0].path.partition(".")[0] if flat_keys else ""
     for flat_key in rest:
         if flat_key.name == ARGUMENT:
-            what = f"`{ARGUMENT}` is how workers are told: write `{MESHES}`"
+            what = f"`{ARGUMENT}` is set by FlagScale: use `{MESHES}`"
             problems.append(Problem(what, source_map.where(flat_key.path)))
             return rest, Hetero(None, paths)
     if not asked:
         for flat_key in ours.values():
             if flat_key.value not in (None, False):
-                notices.append(f"{source_map.where(flat_key.path)}: not read, heterogeneous meshes are off")
+                notices.append(f"{source_map.where(flat_key.path)}: ignored: heterogeneous meshes are off")
         return rest, Hetero(None, paths)
     if given.get(CURRENT) is not None:
         notices.append(
-            f"{source_map.where(paths[CURRENT])}: dropped, the hostfile tells the type of each host"
+            f"{source_map.where(paths[CURRENT])}: dropped because the hostfile gives the type of each host"
         )
     layers = next((flat_key.value for flat_key in rest if flat_key.name == "num_layers"), None)
     layout, found = read(given, layers if isinstance(layers, int) else None)
@@ -65,7 +65,7 @@ def take(
         for flat_key in rest:
             if flat_key.name in _SET_BY_MESHES and flat_key.value not in (None, 1):
                 notices.append(
-                    f"{source_map.where(flat_key.path)}: not read, `{MESHES}` says it for each mesh"
+                    f"{source_map.where(flat_key.path)}: ignored because `{MESHES}` sets it for each mesh"
                 )
     return rest, Hetero(layout, paths)
 
@@ -89,7 +89,7 @@ def violations(
 
 
 def picture(layout: HeteroLayout | None, values: Mapping[str, Any]) -> str:
-    """Return the layout as a table and a picture; empty where there is none."""
+    """Return the layout as a table and a picture; empty if there is none."""
     if layout is None:
         return ""
     return layout_text(layout, int(values["micro_batch_size"]), bool(values.get("sequence_parallel")))

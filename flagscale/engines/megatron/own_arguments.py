@@ -1,6 +1,6 @@
-"""The arguments of a training program, as its own parser declares them: asked in a child process, cached.
+"""Read the arguments that a training program's own parser declares, in a child process, and cache them.
 
-A cache entry holds for one program file and one Python version, and as long as the program and every file of
+A cache entry is valid for one program file and one Python version, as long as the program and every file of
 the user's that it imported have the same content.
 """
 
@@ -28,11 +28,11 @@ TIME_LIMIT = 20.0
 SOURCE_ROOT = Path(__file__).resolve().parents[3]
 _ENGINES = ("torch", "megatron", "vllm", "transformers")
 _FORMAT = 1
-"""Of a cache entry; another number makes older entries unread."""
+"""The format of a cache entry; entries of another format are not read."""
 
 
 def is_engine(module: str) -> bool:
-    """Whether a module belongs to an engine. Our own modules are judged by what they import."""
+    """Return whether a module belongs to an engine. Our own modules are judged by what they import."""
     return module.split(".")[0] in _ENGINES and not f"{module}.".startswith("megatron.flagscale.")
 
 
@@ -40,7 +40,7 @@ def own_arguments(entrypoint: str, source: Path, where: str) -> dict[str, Option
     """Return the arguments that a program's `add_arguments` adds, by name without dashes.
 
     Raises:
-        UserError: if the program fails or takes longer than `TIME_LIMIT`; `where` is where it is named.
+        UserError: if the program fails or takes longer than `TIME_LIMIT`; `where` is the place that names it.
     """
     path = cache_file(source)
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -50,13 +50,13 @@ def own_arguments(entrypoint: str, source: Path, where: str) -> dict[str, Option
     answer = _ask(entrypoint, source, where)
     options = _options(answer["arguments"])
     entry = {"files": _hashes(answer["files"]), "arguments": answer["arguments"]}
-    with suppress(OSError):  # a home that cannot be written only costs time
+    with suppress(OSError):  # a home that is not writable only costs time
         write_atomic(path, json.dumps(entry, indent=1))
     return options
 
 
 def cache_file(source: Path) -> Path:
-    """Return where the arguments of a program are kept: in the user's cache, not in a run directory."""
+    """Return the cache file of a program's arguments: in the user's cache, not in a run directory."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = f"{_FORMAT} {sys.version} {source.resolve()}"
     return cache / "flagscale" / "programs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
@@ -86,7 +86,7 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         start_new_session=True,
     )
     try:
-        # The child ends by itself and says where it was; this is for one that does not even do that.
+        # The child ends itself and prints where it was; this is for one that cannot even do that.
         printed, complained = child.communicate(timeout=TIME_LIMIT + 2)
     except subprocess.TimeoutExpired:
         _end(child)
@@ -95,8 +95,8 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         _end(child)
     if not printed and ("Timeout (" in complained or child.returncode == -signal.SIGKILL):
         line = re.search(rf'File "{re.escape(str(source))}", line (\d+)', complained)
-        what = f"is still running after {TIME_LIMIT:g} s, when it is imported to read its arguments"
-        hint = 'put what it does under `if __name__ == "__main__":`'
+        what = f"is still running {TIME_LIMIT:g} s after it was imported to read its arguments"
+        hint = 'put its work under `if __name__ == "__main__":`'
         raise UserError([Problem(f"`{entrypoint}` {what}", f"{source}:{line[1]}" if line else where, hint)])
     try:
         answer: dict[str, Any] = json.loads(printed)
@@ -111,6 +111,6 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """End the child and whatever it has started."""
+    """End the child and every process that it has started."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A training program as the launcher sees it: what its file declares, and its own arguments.
+"""A training program as the launcher sees it: the declarations in its file, and its own arguments.
 
 The file is read, not imported. Only a program that has its own `add_arguments` is imported, in a child
 process (`own_arguments`), which is why such a program may not import an engine at its top.
@@ -28,7 +28,7 @@ READS_DATA_PATH = "READS_DATA_PATH"
 
 @dataclass(frozen=True)
 class TrainingProgram:
-    """What is known of an entrypoint without starting it."""
+    """The facts about an entrypoint that are known without starting it."""
 
     name: str
     """The entrypoint, as the user wrote it."""
@@ -50,7 +50,7 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
 
     Raises:
         UserError: with file and line if the program cannot be read, imports an engine at its top, or has an
-            argument whose name is taken or a secret's. `where` is where the entrypoint is named.
+            argument whose name is in use or is a secret's. `where` is the place that names the entrypoint.
     """
     source = find_source(entrypoint)
     if source is None:
@@ -127,7 +127,7 @@ def _reads_data_path(top: list[ast.AST], source: Path) -> bool:
             assert isinstance(node, ast.Assign)
             if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
                 return node.value.value
-            what = f"`{READS_DATA_PATH}` is read without running the program"
+            what = f"`{READS_DATA_PATH}` must be a constant: it is read without running the program"
             raise UserError([Problem(what, f"{source}:{node.lineno}", "write True or False")])
     return False
 
@@ -143,26 +143,26 @@ def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
         if engine := next(filter(is_engine, names), None):
             assert isinstance(node, ast.stmt)
             what = f"imports `{engine.partition('.')[0]}` at the top of a program with `{ADD_ARGUMENTS}`"
-            hint = "move this line into the functions that use it: the launcher imports no engine"
+            hint = "move this line into the functions that use it: the launcher does not import engines"
             problems.append(Problem(what, f"{source}:{node.lineno}", hint))
     if problems:
         raise UserError(problems)
 
 
 def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path) -> None:
-    """Refuse names that the engine or FlagScale has, and those of secrets, which argv would show."""
+    """Refuse names that the engine or FlagScale uses, and those of secrets, which argv would show."""
     dests = {option.dest: option.name for option in catalog.options.values()}
     problems = []
     for name, option in arguments.items():
         key = name.replace("-", "_")
-        taken = name if name in catalog.options else dests.get(option.dest)
+        used = name if name in catalog.options else dests.get(option.dest)
         what, hint = "", "give it another name"
-        if taken is not None:
-            what = f"`--{name}` clashes with `--{taken}` of {catalog.engine} {catalog.version}"
+        if used is not None:
+            what = f"`--{name}` clashes with `--{used}` of {catalog.engine} {catalog.version}"
         elif key in TASK or key in KEYS:
             what = f"`--{name}` clashes with the key `{key}`, which FlagScale reads itself"
         elif is_secret(key) and option.type not in ("int", "float", "bool"):
-            what = f"`--{name}` is a secret by its name, and arguments are shown"
+            what = f"`--{name}` is the name of a secret, and arguments are visible"
             hint = "read it from the environment (experiment.envs), or give it another name"
         if what:
             problems.append(Problem(what, f"{source}:{_line_of(f'--{name}', tree)}", hint))

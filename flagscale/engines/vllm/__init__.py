@@ -1,1 +1,1 @@
-"""vLLM: an experiment becomes servers or batch inference."""
+"""vLLM: turn an experiment into servers or batch inference."""

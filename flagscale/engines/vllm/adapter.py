@@ -23,7 +23,7 @@ _OF_TORCHRUN = {
     "local_addr",
     "monitor_interval",
 }
-"""Keys of `experiment.runner` that a job of vLLM would ignore."""
+"""Keys of `experiment.runner` that a vLLM job would ignore."""
 
 
 def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
@@ -32,13 +32,15 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     runner = experiment.runner
     if ":" in str(runner.nnodes or ""):
         where = source_map.where("experiment.runner.nnodes")
-        problems.append(Problem("a job of vLLM needs all its hosts: name one number", where))
+        problems.append(Problem("a vLLM job needs all its hosts: give one number", where))
     if runner.hang_timeout and experiment.task.type == "inference":
         where = source_map.where("experiment.runner.hang_timeout")
-        problems.append(Problem("nothing tells whether a batch of prompts hangs", where, "remove the key"))
+        problems.append(Problem("a hang of batch inference cannot be detected", where, "remove the key"))
     for key in sorted(_OF_TORCHRUN & runner.model_fields_set):
         where = source_map.where(f"experiment.runner.{key}")
-        problems.append(Problem("torchrun reads it, which starts no job of vLLM", where, "remove the key"))
+        problems.append(
+            Problem("only torchrun reads it, and vLLM jobs do not use torchrun", where, "remove the key")
+        )
     make = serve.job if experiment.task.type == "serve" else batch.job
     job = make(experiment, hosts, source_map, problems)
     if problems or job is None:
@@ -47,7 +49,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return the mistakes of names and values; see `engines.base.Engine.check`."""
+    """Return the mistakes in names and values; see `engines.base.Engine.check`."""
     problems: list[Problem] = []
     (serve if task.type == "serve" else batch).read(task.type, arguments, source_map, problems)
     return problems

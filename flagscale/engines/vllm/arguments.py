@@ -1,4 +1,4 @@
-"""Keys of vLLM that do not go to it as they are: secrets, and what FlagScale decides itself."""
+"""vLLM keys that are not passed on as they are: secrets, and those that FlagScale sets itself."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ REFUSED: Mapping[str, str] = {
             *("data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local"),
             *("data_parallel_address", "data_parallel_rpc_port"),
         ),
-        "FlagScale decides it from the hosts and the parallel degrees",
+        "FlagScale derives it from the hosts and the parallel degrees",
     ),
     **dict.fromkeys(
         (
             *("data_parallel_external_lb", "data_parallel_hybrid_lb"),
             "data_parallel_multi_port_external_lb",
         ),
-        "one server answers for all its data parallel ranks; `instances` starts several",
+        "one server answers for all its data parallel ranks; use `instances` for several",
     ),
-    "config": "the keys of that file belong here",
+    "config": "write the keys of that file here",
     "grpc": "only HTTP servers are started",
     "uds": "only HTTP servers with a port are started",
 }
@@ -44,7 +44,7 @@ _DEGREES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_p
 def flat(
     path: str, keys: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> list[FlatKey]:
-    """Return the flat_keys below a group; a mapping is a value where the engine has such an argument."""
+    """Return the flat keys below a group; a mapping is a value if the engine has such an argument."""
 
     def takes_mapping(name: str) -> bool:
         option = catalog.by_name.get(name)
@@ -54,7 +54,7 @@ def flat(
 
 
 def refuse(flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]) -> list[FlatKey]:
-    """Return the flat_keys that a user may give; of the others those that say something go to `problems`."""
+    """Return the flat keys that a user may give; add the others, if they have a value, to `problems`."""
     for flat_key in flat_keys:
         if flat_key.name in REFUSED and flat_key.value not in (None, False):
             what = f"`{flat_key.name}` cannot be given here"
@@ -65,7 +65,7 @@ def refuse(flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Probl
 def take_secrets(
     flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[FlatKey], dict[str, str]]:
-    """Return the flat_keys that are none, and the environment that holds those that are."""
+    """Return the flat keys that are not secrets, and the environment variables of those that are."""
     secrets: dict[str, str] = {}
     kept = []
     for flat_key in flat_keys:
@@ -76,9 +76,9 @@ def take_secrets(
             try:
                 text = _read_key(str(flat_key.value)) if flat_key.name == KEY_FILE else flat_key.value
                 if not isinstance(text, str) or not text:
-                    raise ValueError(f"`{flat_key.name}` takes one text that is not empty")
+                    raise ValueError(f"`{flat_key.name}` takes one non-empty text")
                 if name in secrets:
-                    raise ValueError(f"give `api_key` or `{KEY_FILE}`, one of them")
+                    raise ValueError(f"give `api_key` or `{KEY_FILE}`, not both")
                 secrets[name] = text
             except ValueError as error:
                 problems.append(Problem(str(error), source_map.where(flat_key.path)))
@@ -86,7 +86,7 @@ def take_secrets(
 
 
 def _read_key(path: str) -> str:
-    """Return what a key file holds; ValueError where it holds no key."""
+    """Return the key in a file; raises ValueError if it contains no key."""
     try:
         key = Path(path).expanduser().read_text(encoding="utf-8").strip()
     except OSError as error:
@@ -94,25 +94,25 @@ def _read_key(path: str) -> str:
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file") from None
     if not key:
-        raise ValueError(f"{path}: holds no key")
+        raise ValueError(f"{path}: contains no key")
     return key
 
 
 def devices_of(values: Mapping[str, Any]) -> int:
-    """Return how many devices one data parallel rank of an engine takes."""
+    """Return how many devices one data parallel rank of an engine uses."""
     return prod(int(values[name]) for name in _DEGREES)
 
 
 def degree_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the degrees that are none."""
+    """Yield the degrees that are less than 1."""
     for name in (*_DEGREES, "data_parallel_size"):
         if values[name] < 1:
-            yield name, f"`{name}` is at least 1, not {values[name]}"
+            yield name, f"`{name}` must be at least 1, not {values[name]}"
 
 
 _PATHS = ("chat_template", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 _OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
-"""Arguments by which the engine takes a folder for another model than its configuration says."""
+"""Arguments that make the engine read a folder as another model than its configuration names."""
 
 
 def violations(values: Mapping[str, Any], platform: str, given: Mapping[str, str]) -> Iterator[Violation]:
@@ -133,37 +133,40 @@ def violations(values: Mapping[str, Any], platform: str, given: Mapping[str, str
         return
     heads, tensor = config.get("num_attention_heads"), values["tensor_parallel_size"]
     if isinstance(heads, int) and heads % tensor:
-        yield "tensor_parallel_size", f"the model's {heads} attention heads cannot be cut into {tensor}"
+        yield (
+            "tensor_parallel_size",
+            f"the model's {heads} attention heads cannot be divided evenly by {tensor}",
+        )
     layers, stages = config.get("num_hidden_layers"), values["pipeline_parallel_size"]
     if isinstance(layers, int) and layers < stages:
-        yield "pipeline_parallel_size", f"the model has {layers} layers for {stages} pipeline stages"
+        yield "pipeline_parallel_size", f"the model has only {layers} layers for {stages} pipeline stages"
     longest, wanted = config.get("max_position_embeddings"), values.get("max_model_len")
     if isinstance(longest, int) and isinstance(wanted, int) and wanted > longest and not _stretches(config):
-        yield "max_model_len", f"the model's longest sequence has {longest} tokens, not {wanted}"
+        yield "max_model_len", f"the model supports sequences of at most {longest} tokens, not {wanted}"
     yield from _architecture_violations(config, given)
     if platform == "cpu":
         yield from _cpu_violations(config)
 
 
 def remarks(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
-    """Yield what is not wrong, but may not be meant."""
+    """Yield settings that are valid, but may not be intended."""
     if values.get("trust_remote_code") and "trust_remote_code" in given:
-        yield "trust_remote_code", "code that comes with the model runs with your rights"
+        yield "trust_remote_code", "code that comes with the model runs with your permissions"
 
 
 def _config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the folder's configuration, that of its text model on top; None for a name on a hub."""
+    """Return the folder's configuration, updated by its text model's; None for a name on a hub."""
     try:
         config = read_config(Path(str(values["model"])))
     except ValueError:
-        return None  # told already
+        return None  # already reported
     text = config.get("text_config")
     own = {name: config[name] for name in ("architectures", "auto_map") if name in config}
     return {**config, **text, **own} if isinstance(text, dict) else config
 
 
 def _stretches(config: Mapping[str, Any]) -> bool:
-    """Whether rotary positions are scaled to longer sequences than the model was trained on."""
+    """Return whether rotary positions are scaled to longer sequences than the model was trained on."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     return kind != "default"
@@ -176,8 +179,8 @@ def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]
     known = vllm_catalog().architectures
     if named and not any(one in known or registry.is_known("vllm_architectures", one) for one in named):
         hint = nearest(named[0], known)
-        what = f"vLLM does not know its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
-        yield "model", f"{what}; a plugin of vLLM that adds it names it in `flagscale.vllm_architectures`"
+        what = f"vLLM does not support its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
+        yield "model", f"{what}; a vLLM plugin that adds it must list it in `flagscale.vllm_architectures`"
 
 
 def _cpu_violations(config: Mapping[str, Any]) -> Iterator[Violation]:
@@ -187,4 +190,4 @@ def _cpu_violations(config: Mapping[str, Any]) -> Iterator[Violation]:
     sizes = vllm_catalog().cpu_head_sizes
     if isinstance(size, int) and size not in sizes:
         listed = ", ".join(map(str, sizes))
-        yield "model", f"its attention heads of {size} are none that vLLM can do on processors ({listed})"
+        yield "model", f"its attention head size {size} is not supported by vLLM on CPU (supported: {listed})"

@@ -1,4 +1,4 @@
-"""Batch inference: an engine a host goes through its share of the prompts and writes what it generates."""
+"""Batch inference: one engine per host processes its share of the prompts and writes the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECTIONS = ("llm", "generate")
 def read(
     group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[EngineArguments | None, Generate | None, dict[str, str]]:
-    """Return the engine's arguments, what to generate, and the secrets as environment."""
+    """Return the engine's arguments, what to generate, and the secrets as environment variables."""
     for key in raw:
         if key not in _SECTIONS:
             hint = nearest(str(key), _SECTIONS)
@@ -43,7 +43,7 @@ def read(
         flat_keys = refuse(
             flat(f"{group}.llm", raw["llm"], catalog, source_map, problems), source_map, problems
         )
-        # A server's key means nothing to an engine without one: told as unknown.
+        # A server's key has no effect in an engine without a server: it is reported as unknown.
         keys = [flat_key for flat_key in flat_keys if flat_key.name.startswith("api_key")]
         others, secrets = take_secrets(
             [flat_key for flat_key in flat_keys if flat_key not in keys], source_map, problems
@@ -57,7 +57,7 @@ def read(
 def job(
     experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
-    """Return the job; None where `problems` says why not."""
+    """Return the job; None if there are `problems`."""
     arguments, generate, secrets = read("inference", experiment.arguments, source_map, problems)
     if problems or arguments is None or generate is None:
         return None
@@ -69,18 +69,18 @@ def job(
     wrong = list(violations(values, hosts[0].platform, arguments.paths))
     problems += [Problem(what, where(dest)) for dest, what in wrong]
     if values["data_parallel_size"] > 1:
-        what = "prompts are shared out among hosts, an engine each"
+        what = "prompts are distributed over the hosts, with one engine each"
         problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
     if problems:
         return None
     devices = devices_of(values)
     short = [host for host in hosts if host.slots < devices]
     for host in short:
-        what = f"the parallel degrees take {devices} devices, {host.name} has {host.slots}"
+        what = f"the parallel degrees need {devices} devices, but {host.name} has {host.slots}"
         problems.append(Problem(what, source_map.where("inference.llm")))
     idle = [host for host in hosts if platforms.find(host.platform).visible_devices and host.slots > devices]
     notices = [f"{where(dest)}: {what}" for dest, what in remarks(values, arguments.paths)]
-    notices += [f"{host.name}: the engine takes {devices} of its {host.slots} devices" for host in idle]
+    notices += [f"{host.name}: the engine uses {devices} of its {host.slots} devices" for host in idle]
     return Job(
         name=experiment.name,
         task_type="inference",
@@ -112,7 +112,7 @@ def job(
 
 
 def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
-    """Return the words that `vllm_flagscale.generate` reads; a path is a word, as hosts may rename it."""
+    """Return the arguments of `vllm_flagscale.generate`; a path is a word of its own: hosts may rename it."""
     output = Path(_absolute(generate.output) or RunDir(experiment.exp_dir).results)
     if hosts > 1:
         output = output.with_name(f"{output.stem}_{rank}{output.suffix}")
@@ -132,28 +132,28 @@ def _absolute(path: str) -> str:
 
 
 _MOST_INLINE = 100_000
-"""Bytes of one word of a command line that every kernel takes."""
+"""Bytes of one word of a command line that every kernel accepts."""
 
 
 @dataclass(frozen=True)
 class Generate:
-    """The section, checked."""
+    """The checked section."""
 
     prompts: tuple[str, ...] = ()
     prompts_file: str = ""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 256
-    """Prompts that the engine gets at a time."""
+    """Prompts that the engine gets per call."""
     chat: bool = False
-    """Whether each prompt is what a user says in a chat: the model's chat template is put around it."""
+    """Whether each prompt is a user's message in a chat: the model's chat template is applied to it."""
     output: str = ""
-    """Where the results go; default: `results.jsonl` in the run directory."""
+    """The file of the results; default: `results.jsonl` in the run directory."""
 
 
 def read_generate(
     path: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> Generate | None:
-    """Return the section at the key path `path`; None where `problems` says what is wrong with it."""
+    """Return the section at the key path `path`; None if it adds to `problems`."""
     before = len(problems)
 
     def tell(key: str, what: str, hint: str = "") -> None:
@@ -167,13 +167,17 @@ def read_generate(
         elif known[key] in _TEXT and type(value) is not known[key]:
             tell(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
     if ("prompts" in given) == ("prompts_file" in given):
-        tell("", "give `prompts` or `prompts_file`, one of them")
+        tell("", "give either `prompts` or `prompts_file`")
     for what, hint in _prompt_violations(given):
         tell("prompts" if "prompts" in given else "prompts_file", what, hint)
     if isinstance(given.get("batch_size"), int) and given["batch_size"] < 1:
-        tell("batch_size", "`batch_size` is at least 1")
+        tell("batch_size", "`batch_size` must be at least 1")
     if str(given.get("output", "")).endswith(".txt"):
-        tell("output", "the results are JSON lines; the text to read lies beside them", "name a .jsonl file")
+        tell(
+            "output",
+            "the results are JSON lines; a text for people is written beside them",
+            "name a .jsonl file",
+        )
     sampling = given.get("sampling", {})
     if isinstance(sampling, Mapping):
         for key, what in _sampling_violations(sampling):
@@ -186,12 +190,12 @@ def read_generate(
 
 
 def _prompt_violations(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (what is wrong with the prompts, how to mend it)."""
+    """Yield (what is wrong with the prompts, how to fix it)."""
     inline, file = given.get("prompts"), given.get("prompts_file")
     if isinstance(inline, list) and inline:
         yield from ((one, "") for one in inline_prompts(inline) if isinstance(one, str))
         if len(json.dumps(inline).encode()) > _MOST_INLINE:
-            yield "too long for a command line", "put them into a file: `prompts_file`"
+            yield "the prompts are too long for a command line", "put them into a file: `prompts_file`"
     elif inline is not None:
         yield "a list of texts is expected here", ""
     elif isinstance(file, str):

@@ -1,4 +1,4 @@
-"""What vLLM takes and knows, from the committed catalog (`make catalog`)."""
+"""The arguments and models that vLLM supports, from the committed catalog (`make catalog`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FILE = Path(__file__).parents[1] / "catalog" / "vllm.json"
 
 @dataclass(frozen=True)
 class VllmCatalog:
-    """Everything of one version of vLLM that can be checked without it."""
+    """Everything about one version of vLLM that can be checked without it."""
 
     server: Catalog
     """The arguments of a server."""
     engine: Catalog
-    """Those that an engine without a server has too."""
+    """The arguments of an engine without a server."""
     sampling: Mapping[str, tuple[str, ...]]
     """The fields of SamplingParams, and the JSON types that a value may have."""
     architectures: tuple[str, ...]

@@ -19,7 +19,7 @@ _FIRST_PORT = 8000
 
 @dataclass(frozen=True)
 class Model:
-    """A model to serve: its name below `models` ("" where there is one only), and how often."""
+    """A model to serve: its name below `models` ("" if there is only one), and its number of instances."""
 
     name: str
     path: str
@@ -31,29 +31,31 @@ class Model:
 def read_models(
     group: str, raw: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[Model], dict[str, str]]:
-    """Return the models, in the order written, and the secrets as environment."""
+    """Return the models, in the order written, and the secrets as environment variables."""
     beside = {key: value for key, value in raw.items() if key != "models"}
     shared, secrets = take_secrets(flat(group, beside, catalog, source_map, problems), source_map, problems)
     if "models" not in raw:
         return [_model("", group, shared, catalog, source_map, problems)], secrets
     named = raw["models"]
     if not isinstance(named, Mapping) or not named:
-        problems.append(Problem("models by name are expected here", source_map.where(f"{group}.models")))
+        problems.append(
+            Problem("a mapping of names to models is expected here", source_map.where(f"{group}.models"))
+        )
         return [], secrets
     models = []
     for index, (key, keys) in enumerate(named.items()):
         name, path = str(key), f"{group}.models.{key}"
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            what = f"`{name}` cannot be a model's name: letters, digits, `.`, `_` and `-`"
+            what = f"`{name}` is not a valid model name: use letters, digits, `.`, `_` and `-`"
             problems.append(Problem(what, source_map.where(path)))
         elif not isinstance(keys, Mapping):
             problems.append(Problem("the keys of a model are expected here", source_map.where(path)))
         else:
             own = flat(path, keys, catalog, source_map, problems)
             for flat_key in (flat_key for flat_key in own if flat_key.name in (*SECRETS, KEY_FILE)):
-                what = f"`{flat_key.name}` holds for all models: give it beside `models`"
+                what = f"`{flat_key.name}` applies to all models: give it beside `models`"
                 problems.append(Problem(what, source_map.where(flat_key.path)))
-            # The port beside the models is where counting begins: the first one's.
+            # The port beside `models` is the first one's; the others count on from it.
             given = {flat_key.name for flat_key in own} | ({"port"} if index else set())
             flat_keys = [*own, *(flat_key for flat_key in shared if flat_key.name not in given)]
             models.append(_model(name, path, flat_keys, catalog, source_map, problems))
@@ -85,7 +87,7 @@ def _model(
 
 
 def first_ports(models: list[Model]) -> list[int]:
-    """Return the port of each model's first instance: what it names, else the next one from 8000 on."""
+    """Return the port of each model's first instance: the one it names, else the next free one from 8000."""
     ports, following = [], _FIRST_PORT
     for model in models:
         port = int(model.arguments.values["port"]) if "port" in model.arguments.paths else following

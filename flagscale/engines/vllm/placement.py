@@ -1,4 +1,4 @@
-"""Which host runs which instance of which model, on which of its devices: arithmetic only."""
+"""Place instances of models on hosts and on their devices: arithmetic only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flagscale.values import Host
 
 @dataclass(frozen=True)
 class Size:
-    """The devices that one instance of a model takes: tensor x pipeline parallel, times data parallel."""
+    """The devices that one instance of a model needs: tensor x pipeline parallel, times data parallel."""
 
     tensor_pipeline: int
     data: int = 1
@@ -30,10 +30,10 @@ class Part:
 
 
 def place_instances(sizes: Sequence[Size], hosts: Sequence[Host]) -> list[tuple[Part, ...]]:
-    """Return the parts of each instance, in order: on one host where one has room, else on several alike.
+    """Return the parts of each instance, in order: on one host if one has room, else equally on several.
 
     Raises:
-        ValueError: an instance finds no room; the message says how much it needs.
+        ValueError: if an instance does not fit; the message says how much it needs.
     """
     used = {host.rank: 0 for host in hosts}
     placed = []
@@ -41,7 +41,7 @@ def place_instances(sizes: Sequence[Size], hosts: Sequence[Host]) -> list[tuple[
         parts = _on_one(size, hosts, used) or _on_several(size, hosts, used)
         if not parts:
             left = ", ".join(f"{host.name} {host.slots - used[host.rank]}" for host in hosts)
-            raise ValueError(f"needs {size.devices} devices; left are: {left}")
+            raise ValueError(f"needs {size.devices} devices; free: {left}")
         for part in parts:
             used[part.host.rank] += part.devices
         placed.append(parts)
@@ -56,10 +56,10 @@ def _on_one(size: Size, hosts: Sequence[Host], used: dict[int, int]) -> tuple[Pa
 
 
 def _on_several(size: Size, hosts: Sequence[Host], used: dict[int, int]) -> tuple[Part, ...]:
-    """Share an instance out over the fewest hosts that each take the same number of devices.
+    """Distribute an instance over the fewest hosts that each provide the same number of devices.
 
-    vLLM cuts the processes of tensor and pipeline parallelism into equal blocks a host, or gives each host
-    whole data parallel ranks.
+    vLLM divides the processes of tensor and pipeline parallelism into equal blocks per host, or gives each
+    host whole data parallel ranks.
     """
     for count in range(2, len(hosts) + 1):
         share, rest = divmod(size.devices, count)

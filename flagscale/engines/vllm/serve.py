@@ -30,7 +30,7 @@ class Instance:
     size: Size
     port: int
     inner_port: int
-    """By which its parts on several hosts find each other."""
+    """The port by which its parts on several hosts find each other."""
     parts: tuple[Part, ...]
 
     @property
@@ -45,7 +45,7 @@ class Instance:
 
 
 def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
-    """Yield (host rank, service) of each part: the first one answers clients, the others do as it says."""
+    """Yield (host rank, service) of each part: the first one answers clients and directs the others."""
     argv, several = instance.model.arguments.argv, len(instance.parts) > 1
     for number, part in enumerate(instance.parts):
         words = [*argv, *_port(instance)]
@@ -58,7 +58,7 @@ def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
                 argv=(*words, *(_rendezvous(instance, number) if several else ())),
                 url="" if number else _url(instance, part.host),
                 model=served_name(instance.model),
-                # vLLM would guess it, by a way to the internet that a cluster need not have.
+                # vLLM would guess it from the route to the internet, which a cluster may not have.
                 env={"VLLM_HOST_IP": address_of(part.host.rank)} if several else {},
                 devices=_devices(part),
                 ports=(instance.inner_port,) if several and not number else (),
@@ -67,7 +67,7 @@ def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
 
 
 def served_name(model: Model) -> str:
-    """Return what clients call the model."""
+    """Return the model's name for clients."""
     values = model.arguments.values
     names = values.get("served_model_name")
     return str(names[0] if names else values["model"])
@@ -86,7 +86,7 @@ def _headless(instance: Instance, number: int) -> list[str]:
 
 
 def _without_servers(argv: tuple[str, ...]) -> list[str]:
-    """Return the words for a part that answers no client: how many servers there are is not its business."""
+    """Return the words for a part that does not answer clients: it must not start servers of its own."""
     words = list(argv)
     if "--api-server-count" in words:
         at = words.index("--api-server-count")
@@ -113,7 +113,7 @@ def _url(instance: Instance, host: Host) -> str:
 
 
 def _devices(part: Part) -> tuple[int, ...]:
-    """The devices of a service that does not have all of its host's, by their places there."""
+    """Return a service's devices, as indices into its host's; empty if it may use all of them."""
     if not platforms.find(part.host.platform).visible_devices or part.devices == part.host.slots:
         return ()
     return tuple(range(part.first, part.first + part.devices))
@@ -121,27 +121,27 @@ def _devices(part: Part) -> tuple[int, ...]:
 
 SERVER = "vllm_flagscale.server"
 ENV = {
-    # vLLM renames its processes, which would overwrite the environment by which they are known as ours.
+    # vLLM renames its processes, which would overwrite the environment variables that mark them as ours.
     "SPT_NOENV": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
 STOP_GRACE = 15.0
 _INNER_PORT = 29600
-"""Default of the first port by which parts on several hosts meet (`experiment.runner.master_port`)."""
+"""Default of the first port of instances with parts on several hosts (`experiment.runner.master_port`)."""
 _PORTS_APART = 10
 
 
 def read(
     group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[Model], dict[str, str]]:
-    """Return the models and secrets of the task group; see `vllm_models.read_models`."""
+    """Return the models and secrets of the task group; see `models.read_models`."""
     return read_models(group, raw, vllm_catalog().server, source_map, problems)
 
 
 def job(
     experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
-    """Return the job; None where `problems` says why not."""
+    """Return the job; None if there are `problems`."""
     models, secrets = read("serve", experiment.arguments, source_map, problems)
     if problems:
         return None
@@ -203,7 +203,7 @@ def _placed(
     try:
         places = place_instances(sizes, hosts)
     except ValueError as error:
-        what = f"the models do not fit the hosts: one {error}"
+        what = f"the models do not fit on the hosts: one {error}"
         hint = "lower the degrees or `instances`; slots: experiment.runner.nproc_per_node, hostfile"
         problems.append(Problem(what, source_map.where("serve"), hint))
         return []
@@ -221,18 +221,18 @@ def _placed(
 
 
 def _instance_problems(instances: list[Instance], source_map: SourceMap) -> Iterator[Problem]:
-    taken: dict[tuple[int, int], str] = {}
+    used: dict[tuple[int, int], str] = {}
     names: set[str] = set()
     for one in instances:
         place = (one.parts[0].host.rank, one.port)
         where = source_map.where(one.model.arguments.paths.get("port", f"{one.model.path}.port"))
         if not 1 <= one.port <= 65535:
-            yield Problem(f"there is no port {one.port}", where)
-        elif place in taken:
-            yield Problem(f"port {one.port} of `{one.name}` is that of `{taken[place]}` too", where)
-        taken[place] = one.name
+            yield Problem(f"port {one.port} must be between 1 and 65535", where)
+        elif place in used:
+            yield Problem(f"port {one.port} of `{one.name}` is also used by `{used[place]}`", where)
+        used[place] = one.name
         if one.name in names:
-            yield Problem(f"two servers would be called `{one.name}`", source_map.where(one.model.path))
+            yield Problem(f"two servers would have the name `{one.name}`", source_map.where(one.model.path))
         names.add(one.name)
 
 
@@ -256,6 +256,6 @@ def _notices(
     local = [one.name for one in instances if str(one.model.arguments.values["host"]) in LOCAL_NAMES]
     reached = [one.name for one in instances if one.name not in local]
     if local and len(hosts) > 1:
-        yield f"{', '.join(local)}: answers on its own host's loopback address only; `host` says where else"
+        yield f"{', '.join(local)}: answers only on its host's loopback address; set `host` to change that"
     if reached and not secrets.get("VLLM_API_KEY") and not experiment.envs.common().get("VLLM_API_KEY"):
-        yield f"{', '.join(reached)}: answers anybody who reaches it; `api_key_file` asks clients for a key"
+        yield f"{', '.join(reached)}: answers everyone who can reach it; set `api_key_file` to require a key"
