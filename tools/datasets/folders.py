@@ -1,4 +1,4 @@
-"""Write into a folder so that no kill and no second process leaves half a file under a final name."""
+"""Write into a folder so that no kill and no second process leaves a partial file under a final name."""
 
 import fcntl
 import json
@@ -13,16 +13,16 @@ from flagscale.errors import UserError
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make `folder` and keep others out of it; the lock goes with the process, however that ends."""
+    """Create `folder` and lock out other processes; the lock ends with the process, however that ends."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file is in the way; name another --output")
+        raise UserError(f"{folder}: is a file, not a folder; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise UserError(f"{folder}: another process prepares data here; wait for it") from None
+        raise UserError(f"{folder}: another process is preparing data here; wait until it ends") from None
     try:
         yield
     finally:
@@ -40,31 +40,31 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content, or None where there is no file."""
+    """Return the content, or None if the file does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UserError(f"{path}: not readable JSON; --overwrite makes everything anew") from None
+        raise UserError(f"{path}: not readable JSON; --overwrite rebuilds everything") from None
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Bring a finished file under its final name, its bytes on the disk first."""
+    """Rename a finished file to its final name, after its bytes have reached the disk."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def refuse_other(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
-    """UserError that names what differs, unless what is there was made as it is asked for now."""
+    """Raise UserError, which lists the differences, unless the folder was made with the same settings."""
     changed = [name for name in sorted({*made, *asked}) if made.get(name) != asked.get(name)]
     if changed:
         told = ", ".join(
             f"{name} {_short(made.get(name))} (now {_short(asked.get(name))})" for name in changed
         )
         raise UserError(
-            f"{folder}: made with other settings: {told}; --overwrite replaces it, or name another --output"
+            f"{folder}: made with other settings: {told}; choose another --output, or --overwrite it"
         )
 
 
