@@ -75,7 +75,7 @@ class Star:
         return [wait_for(self.ends[rank].verdict, TOLD) for rank in ranks]  # type: ignore[misc]
 
     def lose(self, rank: int, how: str) -> None:
-        """Lose a rank: its process ends (`closed`), its host is cut off (`silent`), its connection ends (`cut`)."""
+        """Lose a rank: its process ends (`closed`), its host goes silent or its connection is cut."""
         end = self.ends[rank]
         if how == "closed":
             self.ends.pop(rank).close()
