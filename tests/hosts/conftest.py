@@ -123,7 +123,7 @@ class FarmJob:
             for process in left(self.farm, self.hosts[rank])
             if mark in (line := command_line(process)) and self.plan.run_id in line
         ]
-        # A fork that has not executed its program yet has the same command line but is younger, like the guard.
+        # A fork that has not yet run its program has the same command line but is younger, like the guard.
         found.sort(key=_age)
         return found[1:2] if name == "guard" else found[:1]
 

@@ -96,7 +96,7 @@ def test_a_supervisor_that_hangs_does_not_delay_the_others(
     assert f"{name(job, 1)}: nothing was heard of it" in job.first_failure()[1]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(2, run_tags=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_host_that_is_cut_off_ends_the_run_on_all_hosts(
     farm: NamespaceFarm,
     make_job: MakeJob,
@@ -217,7 +217,7 @@ def test_a_host_that_stays_away_fails_the_restart(farm: NamespaceFarm, make_job:
         assert job.first_failure()[1] == f"not heard of within 2 s: {name(job, 2)}"
 
 
-@pytest.mark.parametrize("loss", [pytest.param("power", run_tags=pytest.mark.slow), "network"])
+@pytest.mark.parametrize("loss", [pytest.param("power", marks=pytest.mark.slow), "network"])
 def test_a_job_continues_without_a_lost_host(farm: NamespaceFarm, make_job: MakeJob, loss: str) -> None:
     job = make_job(
         farm,

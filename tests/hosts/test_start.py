@@ -155,7 +155,7 @@ def test_a_host_that_hangs_is_named(farm: LoopbackFarm, make_job: MakeJob) -> No
     assert_nothing_is_left(job)
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, run_tags=pytest.mark.slow), 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_start_whose_launcher_was_killed_runs_everywhere_or_nowhere(
     farm: LoopbackFarm, make_job: MakeJob, seed: int
 ) -> None:

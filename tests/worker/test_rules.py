@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flagscale.config.catalog import load_catalog
-from flagscale.config.engine_args import Leaf, render
+from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import Problem
@@ -39,7 +39,7 @@ def engine_accepts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any],
         from megatron.flagscale.args import add_flagscale_args
 
         problems: list[Problem] = []
-        leaves = [Leaf(name, value, name) for name, value in tree.items()]
+        leaves = [FlatKey(name, value, name) for name, value in tree.items()]
         argv = render(leaves, load_catalog(CATALOG), SourceMap(), problems).argv
         assert problems == []
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
