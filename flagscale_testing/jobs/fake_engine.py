@@ -1,7 +1,7 @@
-"""A launcher of ranks without an engine: `fake_engine.py REPORT BEHAVIOUR...`, one process a behaviour.
+"""A launcher of ranks without an engine: `fake_engine.py REPORT BEHAVIOUR...`, one process per behaviour.
 
-It writes its argv, environment and the pids of its ranks to the file REPORT, passes TERM on to its children,
-waits for them and ends; `exit:N` ends the launcher itself at once.
+It writes its argv, its environment and the pids of its ranks to the file REPORT, forwards TERM to its
+children, waits for them and ends; `exit:N` ends the launcher itself at once.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ def become(marker: str, program: str, environment: dict[str, str]) -> None:
 
 
 def rank(behaviour: str, marker: str, told: int) -> None:
-    """What a forked child becomes; writes the pid of the process that is to be found in the end."""
+    """Turn a forked child into a rank; report the pid of the process that remains."""
     environment = dict(os.environ)
     program = DEAF if "deaf" in behaviour else "pass"
     if "daemon" in behaviour:
@@ -72,7 +72,7 @@ def main() -> None:
     os.replace(report + ".writing", report)
     for child in children:
         os.waitpid(child, 0)
-    # A rank that turned itself into a daemon keeps the job going.
+    # A rank that has become a daemon keeps the job running.
     while not ending and (not children or any("daemon" in behaviour for behaviour in behaviours)):
         time.sleep(0.05)
 

@@ -1,9 +1,10 @@
-"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; answers `/health` and `/metrics`.
+"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; it answers `/health` and `/metrics`.
 
-Behaviours: `late:S` answers after S seconds; `raise` fails as an engine does; `child` has a process that
-hears no TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` says that D of T are done; `sick`
-is unhealthy from its second answer on; `bind:ADDRESS` listens there; `noisy` prints more than a pipe holds;
-`harmless` prints a traceback of an error that it gets over; `raise_when_asked:N` fails at the Nth question.
+Behaviours: `late:S` answers after S seconds; `raise` fails like an engine; `child` starts a process that
+ignores TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` reports that D of T are done; `sick`
+is unhealthy from its second answer on; `bind:ADDRESS` listens on that address; `noisy` prints more than a
+pipe holds; `harmless` prints the traceback of an error and goes on; `raise_when_asked:N` fails at the Nth
+health check.
 """
 
 import json
