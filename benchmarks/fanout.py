@@ -160,11 +160,11 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        reply = pipe.read()
     os.waitpid(pid, 0)
-    if not told:
+    if not reply:
         raise SystemExit("the step failed")
-    seconds, cpu, megabytes = json.loads(told)
+    seconds, cpu, megabytes = json.loads(reply)
     return Cost(seconds, cpu + _cpu(farm) - before, megabytes)
 
 

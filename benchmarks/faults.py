@@ -49,10 +49,10 @@ class Row:
     lost: int | None = None
     unsaved: int | None = None
     """Iterations behind the newest checkpoint when the fault was detected."""
-    told: str = ""
+    reported: str = ""
 
 
-def hurt(drill: Drill, fault: Callable[[], object], mend: Callable[[], object] = bool) -> Row:
+def hurt(drill: Drill, fault: Callable[[], object], undo: Callable[[], object] = bool) -> Row:
     """Start, inject the fault, undo it once detected, and wait until the run goes on or has to end."""
     drill.start()
     victims = drill.training()
@@ -61,16 +61,16 @@ def hurt(drill: Drill, fault: Callable[[], object], mend: Callable[[], object] =
     row = Row(detected=wait(drill.has_noticed, "the fault is not detected"))
     iteration = drill.iteration()
     row.unsaved = iteration - drill.saved()
-    mend()
+    undo()
     if set(RESTART) <= set(drill.overrides):
         wait(lambda: bool(drill.iterations_again()), "it does not go on")
         row.again = time.monotonic() - begun
         row.lost = iteration - drill.iterations_again()[0] + 1
         assert not [process for process in victims if alive(process)], "old ranks are still alive"
     else:
-        wait(lambda: not drill.processes(), "something lives")
+        wait(lambda: not drill.processes(), "processes are left")
         row.clean = time.monotonic() - begun
-    row.told = drill.told()
+    row.reported = drill.reported()
     return row
 
 
@@ -141,8 +141,8 @@ def sshd_stopped(drill: Drill) -> Row:
     drill.find(1, "serve").kill()
     printed, _ = command.communicate()
     assert command.returncode == 1, printed
-    row = Row(detected=time.monotonic() - begun, told=printed.strip().splitlines()[-1])
-    wait(lambda: not drill.processes(), "something lives")
+    row = Row(detected=time.monotonic() - begun, reported=printed.strip().splitlines()[-1])
+    wait(lambda: not drill.processes(), "processes are left")
     row.clean = time.monotonic() - begun
     return row
 
@@ -158,8 +158,8 @@ def launcher_killed(drill: Drill, action: str) -> Row:
     command.communicate()
     code, printed = drill.do("stop")
     assert code == 0, printed
-    wait(lambda: not drill.processes(), "something lives")
-    return Row(clean=time.monotonic() - begun, told=drill.told())
+    wait(lambda: not drill.processes(), "processes are left")
+    return Row(clean=time.monotonic() - begun, reported=drill.reported())
 
 
 def two_launchers(drill: Drill) -> Row:
@@ -171,7 +171,7 @@ def two_launchers(drill: Drill) -> Row:
     drill.go_on()
     runs = {process.environ()[RUN_ID] for process in drill.training()}
     assert len(runs) == 1, runs
-    return Row(told=printed[codes.index(1)].strip().splitlines()[-1])
+    return Row(reported=printed[codes.index(1)].strip().splitlines()[-1])
 
 
 def stale(drill: Drill, reused: bool) -> Row:
@@ -179,7 +179,7 @@ def stale(drill: Drill, reused: bool) -> Row:
     drill.start()
     iteration = drill.iteration()
     drill.clean_up()
-    wait(lambda: not drill.processes(), "something lives")
+    wait(lambda: not drill.processes(), "processes are left")
     unsaved = iteration - drill.saved()
     for number, path in enumerate(drill.files.states()):
         state = json.loads(path.read_text())
@@ -192,8 +192,8 @@ def stale(drill: Drill, reused: bool) -> Row:
                 state[name]["birth"] = "another-boot:" + state[name]["birth"].partition(":")[2]
         path.write_text(json.dumps(state))
     begun = time.monotonic()
-    told = drill.told()
-    row = Row(detected=time.monotonic() - begun, told=told, unsaved=unsaved)
+    reported = drill.reported()
+    row = Row(detected=time.monotonic() - begun, reported=reported, unsaved=unsaved)
     code, printed = drill.do("stop")
     assert code == 0, printed
     resume(drill, row, iteration)
@@ -251,19 +251,19 @@ def line(name: str) -> str:
         try:
             row = FAULTS[name][1](drill)
         except Exception as error:  # the other faults must still be measured
-            row = Row(told=f"**{type(error).__name__}: {error}**; {drill.told()}")
+            row = Row(reported=f"**{type(error).__name__}: {error}**; {drill.reported()}")
         for host in drill.farm.hosts:
             drill.farm.restore(host)
         drill.farm.start_sshd(*drill.farm.hosts)
         drill.do("stop")
         with suppress(TimeoutError):
-            wait(lambda: not drill.processes(), "something lives", 10)
+            wait(lambda: not drill.processes(), "processes are left", 10)
         left = len(drill.processes())
         living = sum(alive(process) for process in drill.decoys)
         times = [f"{seconds:.1f}" if seconds else "" for seconds in (row.detected, row.clean, row.again)]
         lost = "" if row.lost is None else f"{row.lost} ({row.unsaved})"
-        told = " ".join(row.told.split()).replace("|", "/")
-        cells = (name, *times, lost, str(left), f"{living} of {len(drill.decoys)}", told[:200])
+        reported = " ".join(row.reported.split()).replace("|", "/")
+        cells = (name, *times, lost, str(left), f"{living} of {len(drill.decoys)}", reported[:200])
         return f"| {' | '.join(cells)} |"
 
 

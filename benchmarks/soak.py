@@ -86,8 +86,8 @@ class Trial:
 
 def act(farm: Farm, plan: LaunchPlan, action: str) -> Child:
     """Begin to start or stop the job in a separate process; its output goes to a file."""
-    told = Path(plan.exp_dir) / f"{action}.told"
-    told.unlink(missing_ok=True)
+    result = Path(plan.exp_dir) / f"{action}.result"
+    result.unlink(missing_ok=True)
 
     def work() -> None:
         logging.disable()
@@ -96,13 +96,13 @@ def act(farm: Farm, plan: LaunchPlan, action: str) -> Child:
         try:
             if action == "start":
                 launcher.start(plan, "", {})
-                told.write_text("ok")
+                result.write_text("ok")
             else:
                 replies = launcher.stop(plan).values()
                 wrong = [reply["message"] for reply in replies if not reply["ok"]]
-                told.write_text("; ".join(wrong) or "ok")
+                result.write_text("; ".join(wrong) or "ok")
         except FlagScaleError as error:
-            told.write_text(str(error))
+            result.write_text(str(error))
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
@@ -139,13 +139,13 @@ def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> t
             wrong.append(f"{name} did not end within {PATIENCE:g} s")
             child.kill()
             child.join()
-        told = exp_dir / f"{name}.told"
-        said = told.read_text() if told.exists() else "nothing"
-        done.append(f"{name}: {said}")
+        result = exp_dir / f"{name}.result"
+        reported = result.read_text() if result.exists() else "nothing"
+        done.append(f"{name}: {reported}")
         # A start whose session we killed may report that an earlier job may still be running.
-        refused = "a job still runs" in said and "whether a job still runs" not in said
-        if refused or "another command" in said or (name == "stop" and said != "ok"):
-            wrong.append(f"{name} said: {said}")
+        refused = "a job still runs" in reported and "whether a job still runs" not in reported
+        if refused or "another command" in reported or (name == "stop" and reported != "ok"):
+            wrong.append(f"{name} reported: {reported}")
     return done, wrong + _left(farm, plan)
 
 

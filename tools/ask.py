@@ -42,8 +42,8 @@ def main() -> int:
         model = arguments.model or client.models.list().data[0].id
         settings = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature, "stream": True}
         if arguments.chat:
-            said = [{"role": "user", "content": arguments.prompt}]
-            for chunk in client.chat.completions.create(model=model, messages=said, **settings):
+            messages = [{"role": "user", "content": arguments.prompt}]
+            for chunk in client.chat.completions.create(model=model, messages=messages, **settings):
                 print(chunk.choices[0].delta.content or "", end="", flush=True)
         else:
             print(arguments.prompt, end="")

@@ -51,10 +51,10 @@ def needed(requirements: list[str]) -> list[str]:
 def has_gpu() -> bool:
     """Return whether NVIDIA's driver lists a GPU."""
     try:
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return False
-    return told.returncode == 0 and "GPU" in told.stdout
+    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def installed(name: str) -> str:

@@ -19,7 +19,7 @@ def become(marker: str, program: str, environment: dict[str, str]) -> None:
     os.execve(sys.executable, [sys.executable, "-S", "-c", SLEEPER, program, marker], environment)
 
 
-def rank(behaviour: str, marker: str, told: int) -> None:
+def rank(behaviour: str, marker: str, pid_pipe: int) -> None:
     """Turn a forked child into a rank; report the pid of the process that remains."""
     environment = dict(os.environ)
     program = DEAF if "deaf" in behaviour else "pass"
@@ -31,7 +31,7 @@ def rank(behaviour: str, marker: str, told: int) -> None:
             os._exit(0)
     if "bare" in behaviour:
         environment = {}
-    os.write(told, f"{os.getpid()}\n".encode())
+    os.write(pid_pipe, f"{os.getpid()}\n".encode())
     if "stopped" in behaviour:
         os.kill(os.getpid(), signal.SIGSTOP)
     become(marker, program, environment)
@@ -66,9 +66,9 @@ def main() -> None:
         children.append(child)
         os.close(writing)
         pids[behaviour] = int(os.read(reading, 32))
-    told = {"argv": sys.argv, "environ": dict(os.environ), "cwd": os.getcwd(), "pids": pids}
+    content = {"argv": sys.argv, "environ": dict(os.environ), "cwd": os.getcwd(), "pids": pids}
     with open(report + ".writing", "w") as file:
-        json.dump(told, file)
+        json.dump(content, file)
     os.replace(report + ".writing", report)
     for child in children:
         os.waitpid(child, 0)

@@ -41,7 +41,7 @@ def test_any_killed_process_ends_the_whole_run(
         assert time.monotonic() - began < 10
         time.sleep(0.05)
     wait_for(job.is_gone)
-    # A process that is ending has no environment any more, but lives for a moment.
+    # A process that is ending no longer has an environment, but is still alive for a moment.
     wait_for(lambda: not any(alive(process) for process in everything))
     assert [phase for phase in seen if phase not in ("running", "stopping")] == ["failed"]
     failure = job.state().failure
@@ -126,7 +126,7 @@ def test_a_finished_run_leaves_no_daemons(make_job: MakeJob) -> None:
     engine.send_signal(signal.SIGTERM)
     wait_for(lambda: job.state().phase == "finished")
     wait_for(job.is_gone)
-    # A process that is ending has no environment any more, but lives for a moment.
+    # A process that is ending no longer has an environment, but is still alive for a moment.
     wait_for(lambda: not any(alive(process) for process in everything))
     assert (job.state().exit_code, job.state().failure) == (0, None)
 

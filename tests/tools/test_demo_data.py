@@ -52,9 +52,9 @@ def test_demo_data_is_prepared_from_a_folder_and_reused(
 
 def test_each_tool_prints_help(tool: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     for name in ("demo", "preprocess", "train_tokenizer", "verify"):
-        told = tool(f"datasets/{name}.py", "--help")
-        assert (told.returncode, told.stderr) == (0, "")
-        assert "usage:" in told.stdout
+        done = tool(f"datasets/{name}.py", "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "usage:" in done.stdout
         module = [sys.executable, "-m", f"tools.datasets.{name}", "--help"]
         assert subprocess.run(module, cwd=ROOT, capture_output=True, check=False).returncode == 0
 

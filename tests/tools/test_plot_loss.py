@@ -110,7 +110,7 @@ def test_the_command_line_plots_and_reports_mistakes_in_one_line(
     assert tool("plot_loss.py", "run", "--output", "a.png").returncode == 0
     assert picture_size(tmp_path / "a.png") == (1200, 700)
     for wrong in (["absent"], ["run", "--output", "absent/a.png"], ["run", "--output", "a.xyz"]):
-        told = tool("plot_loss.py", *wrong)
-        assert told.returncode == 2
-        assert told.stderr.startswith("error: ")
-        assert told.stderr.count("\n") == 1
+        done = tool("plot_loss.py", *wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1

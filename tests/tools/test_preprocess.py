@@ -265,8 +265,8 @@ def test_the_command_line_reports_a_mistake_in_one_line(
     tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nbad\n')
-    told = tool("datasets/train_tokenizer.py", "--source", tmp_path / "bad.jsonl", "--output", tmp_path / "t")
-    assert told.returncode == 2
-    assert told.stderr.startswith(f"error: {tmp_path / 'bad.jsonl'}:2: not JSON")
-    assert told.stderr.count("\n") == 1
+    done = tool("datasets/train_tokenizer.py", "--source", tmp_path / "bad.jsonl", "--output", tmp_path / "t")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'bad.jsonl'}:2: not JSON")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "t").exists()

@@ -121,7 +121,7 @@ def test_an_example_can_be_copied_and_planned(installed: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "hint"),
     [
         ("vllm_flagscale.server", ""),
         ("vllm_flagscale.servr", "did you mean `vllm_flagscale.server`?"),
@@ -129,12 +129,12 @@ def test_an_example_can_be_copied_and_planned(installed: Path, tmp_path: Path) -
     ],
 )
 def test_programs_are_found_among_the_installed_packages(
-    installed: Path, tmp_path: Path, program: str, told: str
+    installed: Path, tmp_path: Path, program: str, hint: str
 ) -> None:
     assert run(installed, tmp_path, "examples", "aquila").returncode == 0
     where = ("--config-path", "./examples/aquila/conf", "--config-name", "config_7b", "action=dryrun")
     done = run(installed, tmp_path, *where, f"experiment.task.entrypoint={program}")
-    assert (done.returncode, told in done.stderr) == (2 if told else 0, True), done.stderr
+    assert (done.returncode, hint in done.stderr) == (2 if hint else 0, True), done.stderr
 
 
 def test_the_tools_prepare_data(installed: Path, tmp_path: Path) -> None:

@@ -60,11 +60,11 @@ def refuse_other(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> N
     """Raise UserError, which lists the differences, unless the folder was made with the same settings."""
     changed = [name for name in sorted({*made, *asked}) if made.get(name) != asked.get(name)]
     if changed:
-        told = ", ".join(
+        changes = ", ".join(
             f"{name} {_short(made.get(name))} (now {_short(asked.get(name))})" for name in changed
         )
         raise UserError(
-            f"{folder}: made with other settings: {told}; choose another --output, or --overwrite it"
+            f"{folder}: made with other settings: {changes}; choose another --output, or --overwrite it"
         )
 
 
