@@ -197,7 +197,7 @@ class Drill:
             return bool(self.find(host, kind))
         return False
 
-    def reported(self) -> str:
+    def told(self) -> str:
         """Return the failure that a query shows."""
         code, printed = self.do("query", "output=json")
         try:
