@@ -1,6 +1,6 @@
 """Compare start, query and stop on many hosts: our launcher against a plain loop of `ssh`, host by host.
 
-Every host is an sshd on a loopback address; the job is the fake engine of the tests. Our side does what the
+Every host is an sshd on a loopback address; the job is the fake agent of the tests. Our side does what the
 actions do, each with new connections like separate commands: supervisors guard the job, find each other and
 begin together, and a stop returns when nothing is left. The other side does what the reference does: three
 `ssh` calls per host to start (create the folder, send a script, run it in the background), one to query and
@@ -44,7 +44,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.loopback import LoopbackFarm, loopback_farm
-from flagscale_testing.jobs.plans import ENGINE, fake_plan
+from flagscale_testing.jobs.plans import AGENT, fake_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _PORTS = range(20000, 32000)
@@ -65,13 +65,13 @@ class Cost:
 def plan_of(
     hosts: Sequence[FarmHost], exp_dir: Path, run_id: str, *behaviours: str, stop_grace: float = 1.0
 ) -> LaunchPlan:
-    """Return the plan of a fake engine's job on these hosts, with a channel if there are several hosts."""
+    """Return the plan of a job of the fake agent on these hosts, with a channel if there are several hosts."""
     files = RunDir(exp_dir)
     places = [Host(rank, host.address, len(behaviours), "cpu") for rank, host in enumerate(hosts)]
     nodes = tuple(
         NodeCommand(
             host=place,
-            argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report-{place.rank}"), *behaviours),
+            argv=(sys.executable, "-S", str(AGENT), str(exp_dir / f"report-{place.rank}"), *behaviours),
             env=run_tags(run_id, place.rank),
             cwd=str(exp_dir),
             failure_file=str(files.failure(place)),

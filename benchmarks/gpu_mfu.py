@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flagscale.run.rundir import RunDir
+
 ROOT = Path(__file__).resolve().parents[1]
 FORMULA = (
     "FLOP per token = 6 x weights of matrix products (including the vocabulary's) + attention: "
@@ -127,7 +129,7 @@ def measure(size: Size, ranks: int, iterations: int) -> Outcome:
         words = ["--config-path", str(folder), "--config-name", "config"]
         # Its progress goes to stderr, so that stdout has the table only.
         subprocess.run([sys.executable, str(ROOT / "run.py"), *words], cwd=folder, stdout=2, check=True)
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in RunDir(folder / "run").metrics.read_text().splitlines()]
     return outcome([line for line in lines if "iteration_ms" in line], ranks)
 
 

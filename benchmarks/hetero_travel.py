@@ -69,22 +69,22 @@ def _slowly(chip: Chip, seconds: float) -> Chip:
 
 def _hold_back(seconds: float) -> None:
     """Make one thread post every message that much later, in the order in which they were sent."""
-    from megatron.flagscale.hetero.channel import Channel
+    from megatron.flagscale.hetero.lane import Lane
 
-    post = Channel.send
-    held: SimpleQueue[tuple[float, Channel, Any]] = SimpleQueue()
+    post = Lane.send
+    held: SimpleQueue[tuple[float, Lane, Any]] = SimpleQueue()
 
-    def send(self: Channel, tensor: Any) -> None:
+    def send(self: Lane, tensor: Any) -> None:
         # A copy, because the schedule frees the memory of sent tensors.
         held.put((time.monotonic() + seconds, self, tensor.detach().clone()))
 
     def deliver() -> None:
         while True:
-            due, channel, tensor = held.get()
+            due, lane, tensor = held.get()
             time.sleep(max(0.0, due - time.monotonic()))
-            post(channel, tensor)
+            post(lane, tensor)
 
-    Channel.send = send  # type: ignore[method-assign]
+    Lane.send = send  # type: ignore[method-assign]
     threading.Thread(target=deliver, daemon=True).start()
 
 

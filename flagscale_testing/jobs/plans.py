@@ -11,12 +11,12 @@ from typing import Any
 from flagscale.values import LaunchPlan, NodeCommand
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE, SERVER = (Path(__file__).with_name(name) for name in ("fake_engine.py", "fake_server.py"))
-"""The fake launcher of ranks, and the fake server."""
+AGENT, SERVER = (Path(__file__).with_name(name) for name in ("fake_agent.py", "fake_server.py"))
+"""The fake agent and the fake server."""
 
 
 def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: Any) -> LaunchPlan:
-    """Return the plan of a job whose launchers are `fake_engine.py`, with `more` as further fields."""
+    """Return the plan of a job whose agents are `fake_agent.py`, with `more` as further fields."""
     return LaunchPlan(
         run_id=run_id,
         name="fake",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
+from flagscale.checks.worker import Machine
 from flagscale.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron.flagscale.args import AddArguments
 
 _DEFAULTS = (
     "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
@@ -17,20 +21,23 @@ _DEFAULTS = (
 )
 
 
-def prepare_platform(argv: Sequence[str]) -> list[str]:
+def prepare_platform(
+    argv: Sequence[str], add_arguments: AddArguments | None = None, own: Collection[str] = ()
+) -> list[str]:
     """Make the engine run here: apply the patches this machine needs and return the whole argument list.
 
-    Must be called before the engine is imported. `UserError` when an argument asks for what this machine
-    lacks.
+    Must be called before the engine is imported. `add_arguments` adds a program's arguments; `own` names what
+    else it brings: "datasets", "forward_step". Raises `UserError` if the arguments break a rule of
+    `flagscale.checks.worker` on this machine.
     """
     import torch
 
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
     from megatron.flagscale.checkpoint import async_save
+    from megatron.flagscale.checks import argument_problems
     from megatron.flagscale.chips import cpu
     from megatron.flagscale.patching import has_te_or_apex
-    from megatron.flagscale.refusals import refusals
 
     cuda, fused = torch.cuda.is_available(), has_te_or_apex()
     patch_engine()
@@ -44,8 +51,8 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         *(() if cuda else cpu.DEFAULTS),
         *argv,
     ]
-    args = engine_parser().parse_args(whole)
-    problems = refusals(args, cuda, fused)
+    args = engine_parser(add_arguments).parse_args(whole)
+    problems = argument_problems(args, Machine(has_chip=cuda, has_fused_layers=cuda and fused), own)
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":

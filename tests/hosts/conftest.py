@@ -1,4 +1,4 @@
-"""Jobs on the hosts of a farm: real connections and supervisors around the fake engine."""
+"""Jobs on the hosts of a farm: real connections and supervisors around the fake agent."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.farm import Farm, alive, wait_until
 from flagscale_testing.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
 from flagscale_testing.farm.namespaces import NamespaceFarm
-from flagscale_testing.jobs.plans import ENGINE, fake_plan, launch
+from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = 'a b\'c"d $HOME $(touch hostile-x) `touch hostile-x`; touch hostile-x & #{}\\ \n ünï-中文 {"k": 1}'
 """Creates a file `hostile-x` in the current directory if a shell interprets it."""
 CLEAN_WITHIN = 10.0
 """Seconds after a death within which all processes of the run must end on the remaining hosts."""
-_FAKE_ENGINE = [sys.executable, "-S", str(ENGINE)]
+_FAKE_AGENT = [sys.executable, "-S", str(AGENT)]
 _NUMBERS = itertools.count()
 
 
@@ -98,7 +98,7 @@ class FarmJob:
         return self._read(rank, str(RunDir(Path(self._there(rank).exp_dir)).output(self.plan.hosts[rank])))
 
     def told(self, rank: int) -> dict[str, Any]:
-        """Return what the fake engine of a host found and started in the current attempt."""
+        """Return what the fake agent of a host found and started in the current attempt."""
         report = next(word for word in self._there(rank).node(rank).argv if "report " in word)
         told: dict[str, Any] = {}
 
@@ -117,7 +117,7 @@ class FarmJob:
 
     def members(self, rank: int, name: str) -> list[psutil.Process]:
         """Return the same as a list, which is empty if there is no such process."""
-        mark = f"{ENGINE} " if name == "engine" else "flagscale.node supervise"
+        mark = f"{AGENT} " if name == "engine" else "flagscale.node supervise"
         found = [
             process
             for process in left(self.farm, self.hosts[rank])
@@ -164,11 +164,11 @@ class FarmJob:
 
 
 def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **changes: Any) -> FarmJob:
-    """Return a job of the fake engine on the first hosts of a farm.
+    """Return a job of the fake agent on the first hosts of a farm.
 
     Args:
         changes: fields of the plan, or `env`, `argv` (a function of the rank: more words), `stop_grace` and
-            `engine_program` (replaces the fake engine).
+            `engine_program` (replaces the fake agent).
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"hosts-{os.getpid()}-{next(_NUMBERS)}"
@@ -176,7 +176,7 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
     env = changes.pop("env", {})
     argv: Callable[[int], tuple[str, ...]] = changes.pop("argv", lambda rank: ())
     stop_grace = changes.pop("stop_grace", 1.0)
-    program = [changes.pop("engine_program")] if "engine_program" in changes else _FAKE_ENGINE
+    program = [changes.pop("engine_program")] if "engine_program" in changes else _FAKE_AGENT
     nodes = []
     for rank, farm_host in enumerate(farm.hosts[:hosts]):
         host = Host(rank=rank, name=farm_host.address, slots=max(1, len(behaviours)), platform="cpu")
@@ -265,7 +265,7 @@ def decoys(farm: Farm, tmp_path: Path) -> Iterator[list[psutil.Process]]:
             words = [
                 sys.executable,
                 "-S",
-                str(ENGINE),
+                str(AGENT),
                 str(tmp_path / f"report {host.name} {run_id}"),
                 "rank",
             ]

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from flagscale.errors import HostError
-from flagscale.node.channel import CHANNEL_SECRET, dial
+from flagscale.node.channel import dial
 from flagscale.node.rendezvous import COMING_BACK
 from flagscale.remote import launcher
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.status.model import failed_attempts
 from flagscale.values import Recovery
 from flagscale_testing.farm.farm import alive, wait_until

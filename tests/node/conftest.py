@@ -1,4 +1,4 @@
-"""Fixtures for jobs without an engine: a plan whose launcher is `fake_engine.py`, in real processes."""
+"""Fixtures for jobs without an engine: a plan whose agent is `fake_agent.py`, in real processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flagscale.run.env import RUN_ID, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Reply, read_state
 from flagscale.values import Host, LaunchPlan, NodeCommand
-from flagscale_testing.jobs.plans import ENGINE, fake_plan, launch
+from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 _NUMBERS = itertools.count()
@@ -63,7 +63,7 @@ class FakeJob:
         return self
 
     def told(self) -> dict[str, Any]:
-        """Return what the fake engine found and started."""
+        """Return what the fake agent found and started."""
         return dict(wait_for(lambda: self.report.exists() and json.loads(self.report.read_text())))
 
     def ranks(self) -> dict[str, psutil.Process]:
@@ -129,7 +129,7 @@ def fake_job(
     files = RunDir(exp_dir)
     node = NodeCommand(
         host=host,
-        argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report {run_id}"), *behaviours),
+        argv=(sys.executable, "-S", str(AGENT), str(exp_dir / f"report {run_id}"), *behaviours),
         env={**run_tags(run_id, 0), **(env or {})},
         cwd=str(exp_dir),
         failure_file=str(files.failure(host)),
@@ -159,7 +159,7 @@ def decoys(tmp_path: Path) -> Iterator[list[psutil.Process]]:
     """Processes of the same user and command, of another run or of none; all must survive the test."""
     others = [
         subprocess.Popen(
-            [sys.executable, "-S", str(ENGINE), str(tmp_path / f"report {run_id}"), "rank", "rank deaf"],
+            [sys.executable, "-S", str(AGENT), str(tmp_path / f"report {run_id}"), "rank", "rank deaf"],
             env={**os.environ, **({RUN_ID: run_id} if run_id else {})},
             start_new_session=True,
         )

@@ -111,7 +111,7 @@ def test_a_stop_ends_the_ranks_after_supervisor_and_guard_were_killed(make_job: 
     assert status.state.phase == "failed"
     assert status.state.failure is not None
     assert "left no word" in status.state.failure.message
-    # The kernel ends the launcher with its supervisor; the ranks of the fake launcher outlive it.
+    # The kernel ends the agent with its supervisor; the ranks of the fake agent outlive it.
     wait_for(lambda: job.status().processes == 2)
     assert job.stop()["ok"]
     assert not [process for process in everything if alive(process)]
@@ -131,8 +131,8 @@ def test_a_finished_run_leaves_no_daemons(make_job: MakeJob) -> None:
     assert (job.state().exit_code, job.state().failure) == (0, None)
 
 
-def test_the_launcher_does_not_outlive_its_supervisor(make_job: MakeJob) -> None:
-    """Even if the guard is late, because the kernel ends the launcher."""
+def test_the_agent_does_not_outlive_its_supervisor(make_job: MakeJob) -> None:
+    """Even if the guard is late, because the kernel ends the agent."""
     job = make_job().start()
     engine = job.member("engine")
     job.member("guard").suspend()

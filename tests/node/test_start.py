@@ -25,6 +25,7 @@ from flagscale.plan.render import scripts
 from flagscale.remote import launcher
 from flagscale.run.env import RUN_ID
 from flagscale.run.state import HostState
+from flagscale.values import PLAN_VERSION
 from flagscale_testing.disk import small_file_system
 from tests.node.conftest import FakeJob, wait_for
 
@@ -281,7 +282,8 @@ def test_an_unwritable_run_directory_is_reported(make_job: MakeJob, tmp_path: Pa
 
 def test_an_unreadable_plan_is_reported(make_job: MakeJob) -> None:
     job = make_job("rank")
-    for text in ("", "{", "[]", '{"version": 1}', '{"version": 1, "nodes": [3]}', "\udcff"):
+    version = f'"version": {PLAN_VERSION}'
+    for text in ("", "{", "[]", f"{{{version}}}", f'{{{version}, "nodes": [3]}}', "\udcff"):
         job.files.plan.write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read .*remove the file"):
             job.start()
@@ -311,16 +313,16 @@ def test_the_starting_process_leaves_no_zombie(make_job: MakeJob) -> None:
 
 
 def test_an_engine_that_ends_at_once_is_reported_with_its_output(make_job: MakeJob) -> None:
-    """The start succeeded; the status reports the end, with the output of the launcher."""
+    """The start succeeded; the status reports the end, with the output of the agent."""
     job = make_job("exit:2")
     # It depends on milliseconds whether the start already sees the end.
     told = _error_of(job.start)
-    assert not told or "the launcher ended with exit code 2\nthe last words of the launcher" in told
+    assert not told or "the launcher ended with exit code 2\nthe last words of the agent" in told
     wait_for(lambda: job.state().phase == "failed")
     failure = job.state().failure
     assert failure is not None
     assert (failure.message, failure.exitcode) == ("the launcher ended with exit code 2", 2)
-    assert failure.traceback == "the last words of the launcher\n"
+    assert failure.traceback == "the last words of the agent\n"
     wait_for(job.is_gone)
 
 

@@ -36,7 +36,7 @@ def test_a_stop_ends_the_whole_run_and_nothing_else(make_job: MakeJob, decoys: l
     assert job.status().processes == len(everything)
     began = time.monotonic()
     assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
-    # The grace period, then two seconds for what is left after the launcher.
+    # The grace period, then two seconds for what is left after the agent.
     assert time.monotonic() - began < job.plan.nodes[0].stop_grace + 15
     assert not [process for process in everything if alive(process)]
     state = job.state()
@@ -167,7 +167,7 @@ def test_a_failing_after_stop_is_reported(make_job: MakeJob) -> None:
     assert job.stop()["ok"]
 
 
-def test_a_suspended_supervisor_and_a_suspended_launcher_are_ended(make_job: MakeJob) -> None:
+def test_a_suspended_supervisor_and_a_suspended_agent_are_ended(make_job: MakeJob) -> None:
     job = make_job("rank").start()
     everything = job.everything()
     job.member("engine").suspend()
@@ -200,7 +200,7 @@ def test_a_suspended_lock_holder_does_not_block_a_stop(make_job: MakeJob) -> Non
     job = make_job("rank").start()
     program = (
         "import os, signal; from pathlib import Path; from flagscale.files import locked\n"
-        f"with locked(Path({str(job.files.logs / 'pids' / f'{job.host.label}.lock')!r}), wait=True):\n"
+        f"with locked(Path({str(job.files.logs / 'pids' / f'{job.host.label}.lock')!r})):\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
     holder = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Which layers a machine uses, and what each kind refuses."""
+"""Which layers a machine uses, and what they support."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from flagscale.errors import Problem
+from flagscale.checks.worker import CPU
 from flagscale_testing.ranks.training import MOCK_DATA
 from megatron.flagscale import args as our_args
 from megatron.flagscale import no_te
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.bootstrap import adapt
+from megatron.flagscale.checks import argument_problems
 from megatron.flagscale.chips import cpu
 from megatron.flagscale.layers import spec
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.loss import use_our_loss
-from megatron.flagscale.patching import has_te_or_apex
-from megatron.flagscale.refusals import refusals
 
 
 def parsed(text: str) -> Any:
@@ -32,67 +31,17 @@ def parsed(text: str) -> Any:
     return engine_parser().parse_args([*no_te.DEFAULTS, *cpu.DEFAULTS, *MOCK_DATA, *shlex.split(text)])
 
 
-def refused(text: str, cuda: bool = False) -> list[Problem]:
-    return refusals(parsed(text), cuda, fused=False)
-
-
 def test_without_transformer_engine_the_default_is_torch() -> None:
     assert parsed("").transformer_impl == "torch"
     assert parsed("--transformer-impl local").transformer_impl == "local"
 
 
-def test_torch_layers_refuse_nothing_that_is_common() -> None:
+def test_torch_layers_support_what_is_common() -> None:
     usual = """--tensor-model-parallel-size 2 --sequence-parallel --context-parallel-size 2 --qk-layernorm
         --apply-layernorm-1p --reset-attention-mask --cp-comm-type all_gather --window-size 128,0"""
-    assert refused(usual) == []
-    assert refused(f"{usual} --num-experts 4 --disable-bias-linear --moe-grouped-gemm") == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "--cp-comm-type a2a --context-parallel-size 2",
-        "--attention-backend flash",
-        "--softmax-type learnable",
-        "--qk-clip",
-        "--multi-latent-attention",
-        "--fp8-format hybrid",
-        "--tp-comm-overlap",
-        "--use-cpu-initialization",
-        "--moe-grouped-gemm",
-        "--recompute-modules moe_act",
-    ],
-)
-def test_torch_layers_refuse_what_they_would_ignore(text: str) -> None:
-    (problem,) = refused(text, cuda=True)
-    assert text.split()[0] in str(problem)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("--num-experts 4", "experts with biases are not computed right on CPU"),
-        ("--cross-entropy-loss-fusion", "rounds gradients to bf16"),
-        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl native", "rounds gradients to bf16"),
-    ],
-)
-def test_what_would_be_silently_wrong_is_refused(text: str, told: str) -> None:
-    (problem,) = refused(text)
-    assert told in str(problem)
-
-
-@pytest.mark.skipif(has_te_or_apex(), reason="tests what holds without TransformerEngine, which is here")
-@pytest.mark.parametrize(
-    "text",
-    [
-        "--sequence-parallel --tensor-model-parallel-size 2",
-        "--context-parallel-size 2",
-        "--moe-grouped-gemm",
-    ],
-)
-def test_what_megatrons_local_layers_do_not_do(text: str) -> None:
-    (problem,) = refused(f"--transformer-impl local {text}")
-    assert "--transformer-impl torch does not need it" in str(problem)
+    experts = "--num-experts 4 --disable-bias-linear --moe-grouped-gemm"
+    assert argument_problems(parsed(usual), CPU) == []
+    assert argument_problems(parsed(f"{usual} {experts}"), CPU) == []
 
 
 @pytest.mark.parametrize(

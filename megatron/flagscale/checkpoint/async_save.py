@@ -14,7 +14,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from flagscale.errors import Problem
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.supervision import die_with_parent
 
@@ -24,22 +23,6 @@ def arguments(cuda: bool) -> tuple[str, ...]:
     built_in = not cuda or importlib.util.find_spec("nvidia_resiliency_ext") is None
     # Without the first the trainer saves synchronously, and says so only in a warning.
     return ("--use-persistent-ckpt-worker", *(("--async-strategy=mcore",) if built_in else ()))
-
-
-def problems(args: Any, cuda: bool) -> list[Problem]:
-    """Refuse an asynchronous save that would be switched off or could not be finished."""
-    if not args.async_save:
-        return []
-    found = []
-    if not cuda and args.async_strategy != "mcore":
-        found.append(Problem(f"--async-strategy {args.async_strategy} needs a CUDA device: leave it out"))
-    if not cuda and args.ckpt_format != "torch_dist":
-        found.append(
-            Problem(
-                f"--async-save without a CUDA device needs --ckpt-format torch_dist, not {args.ckpt_format}"
-            )
-        )
-    return found
 
 
 def _write(priority: int, async_fn: Callable[..., Any], *positional: Any, **named: Any) -> None:

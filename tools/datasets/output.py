@@ -28,7 +28,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputFolder:
     """The only place that knows the file names below the output folder."""
 
     output: Path

@@ -1,0 +1,163 @@
+"""An experiment to a Megatron job: argv and run-directory defaults (its rules: test_rules.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.config.schema import Task
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.megatron.adapter import MEGATRON
+from flagscale.values import Job
+
+Build = Callable[..., Job]
+Refused = Callable[..., list[str]]
+
+
+def value(job: Job, option: str) -> str:
+    return job.role.argv[job.role.argv.index(option) + 1]
+
+
+def test_the_job(build: Build, tmp_path: Path) -> None:
+    job = build({"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}, ranks=4)
+    assert (job.name, job.engine, job.task_type, job.world_size) == ("demo", "megatron", "train", 4)
+    assert job.layout == "tp2 x pp2"
+    assert job.role.entrypoint == "megatron.flagscale.train_gpt"
+    assert value(job, "--save") == value(job, "--load") == str(tmp_path / "run" / "checkpoints")
+    assert value(job, "--tensorboard-dir") == str(tmp_path / "run" / "tensorboard")
+    assert value(job, "--metrics-file") == str(tmp_path / "run" / "metrics.jsonl")
+    assert "--wandb-save-dir" not in job.role.argv
+    assert job.notices == ()
+
+
+def test_folders_that_the_user_names_or_leaves_out(build: Build, tmp_path: Path) -> None:
+    job = build({"checkpoint": {"save": "/elsewhere", "load": None}, "wandb_project": "p"})
+    assert value(job, "--save") == "/elsewhere"
+    assert "--load" not in job.role.argv
+    assert value(job, "--wandb-save-dir") == str(tmp_path / "run")  # W&B makes a folder `wandb` in it
+    assert value(job, "--wandb-exp-name") == job.name
+    assert value(build({"save": "/elsewhere"}), "--load") == "/elsewhere"
+    assert "--save" not in build({"save": None, "save_interval": None}).role.argv
+
+
+def test_a_section_named_like_an_argument(build: Build) -> None:
+    job = build({"optimizer": {"weight_decay": 0.5, "adam_beta1": 0.8}})
+    assert value(job, "--weight-decay") == "0.5"
+    assert "--optimizer" not in job.role.argv
+    assert value(build({"optimizer": "sgd"}), "--optimizer") == "sgd"
+
+
+def test_a_stop_leaves_time_to_save_where_the_job_saves(build: Build) -> None:
+    assert build().role.stop_grace == 10
+    assert build({"exit_signal_handler": True}).role.stop_grace == 120
+    assert build({"exit_signal_handler": True}, stop_grace=7).role.stop_grace == 7
+    assert build({"exit_signal_handler": True, "save": None, "save_interval": None}).role.stop_grace == 10
+
+
+def test_secrets_leave_argv(build: Build) -> None:
+    job = build({"wandb_api_key": "sk-123", "wandb_project": "p"})
+    assert job.secrets == {"WANDB_API_KEY": "sk-123"}
+    assert not any("sk-123" in word for word in job.role.argv)
+
+
+def test_mistakes_of_names_and_values_are_told_together_and_before_the_rules(refused: Refused) -> None:
+    found = refused(
+        {
+            "num_layer": 1,
+            "lr": "fast",
+            "device_type": "x",
+            "a": {"seed": 1},
+            "b": {"seed": 2},
+            "hidden_size": 65,
+        }
+    )
+    assert len(found) == 4
+    assert not any("hidden_size" in text for text in found)
+
+
+def test_names_and_values_can_be_checked_alone() -> None:
+    arguments = {"a": {"num_layer": 1, "lr": "fast"}, "device_type": "x", "hidden_size": 65}
+    found = MEGATRON.check(Task(backend="megatron"), arguments, SourceMap())
+    assert {problem.where for problem in found} == {"train.a.num_layer", "train.a.lr", "train.device_type"}
+    assert MEGATRON.check(Task(backend="megatron"), {}, SourceMap()) == []
+
+
+def test_what_is_left_out_is_blamed_on_the_group(refused: Refused) -> None:
+    (message,) = refused({"lr": None})
+    assert message == "train.lr: `lr` is required: the learning rate"
+
+
+def test_another_program_may_do_what_ours_does_not(build: Build) -> None:
+    assert "--sft" in build({"sft": True}, entrypoint="mine.py").role.argv
+
+
+REFINED = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+
+
+def test_recompute_can_differ_between_stages_and_micro_batches(build: Build, refused: Refused) -> None:
+    name = "recompute_granularity_per_stage_micro_batch"
+    layout = {**REFINED, "pipeline_model_parallel_size": 2, "global_batch_size": 4, "num_layers": 4}
+    layout["micro_batch_size"] = 1
+    job = build({**layout, name: [[1, 3, 0, 1, 1], [1, 4, 1]]}, ranks=2)
+    assert value(job, "--recompute-granularity-per-stage-micro-batch") == "[[1,3,0,1,1],[1,4,1]]"
+    wrong = refused({**layout, name: [[1, 3, 0], [2, 4, 2]]}, ranks=2)
+    assert len(wrong) >= 2
+    (message,) = refused({**REFINED, "recompute_num_layers": 0})
+    assert "at least 1" in message
+
+
+def test_the_portable_layers_do_every_parallelism_on_processors(build: Build) -> None:
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2}
+    assert build(layout, ranks=4, platform="cpu").layout == "tp2 x cp2"
+
+
+def test_experts_are_cut_on_processors_as_elsewhere(build: Build) -> None:
+    experts = {
+        "num_experts": 4,
+        "moe_ffn_hidden_size": 64,
+        "disable_bias_linear": True,
+        "moe_grouped_gemm": True,
+        "expert_model_parallel_size": 2,
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+    }
+    assert build(experts, ranks=4, platform="cpu").world_size == 4
+    assert build({**experts, "expert_tensor_parallel_size": 1}, ranks=2, platform="cpu").world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"sequence_parallel": True},
+            "train.sequence_parallel: has no effect with tensor_model_parallel_size 1",
+        ),
+        ({"num_experts": 2, "add_bias_linear": False}, "train.num_experts: moe_ffn_hidden_size is not given"),
+        ({"tokenizer_path": "./nowhere"}, "train.tokenizer_path: is `tokenizer_model` now"),
+    ],
+)
+def test_what_the_engine_changes_is_a_notice(build: Build, changes: dict[str, Any], says: str) -> None:
+    (notice,) = build(changes).notices
+    assert says in notice
+
+
+def test_data_without_a_split_is_a_notice(
+    build: Build, write_data: Callable[..., str], tmp_path: Path
+) -> None:
+    prefix = write_data(tmp_path / "text")
+    (notice,) = build({"mock_data": None, "data_path": prefix}).notices
+    assert "`split` is not given" in notice
+
+
+def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
+    from tests.unit.conftest import HOSTILE
+
+    for text in HOSTILE:
+        argv = build({"wandb_exp_name": text, "wandb_project": "p"}).role.argv
+        assert (
+            f"--wandb-exp-name={text}" in argv
+            or value(build({"wandb_exp_name": text}), "--wandb-exp-name") == text
+        )
