@@ -65,7 +65,7 @@ class Cost:
 def plan_of(
     hosts: Sequence[FarmHost], exp_dir: Path, run_id: str, *behaviours: str, stop_grace: float = 1.0
 ) -> LaunchPlan:
-    """Return the plan of a job of the fake agent on these hosts, with a channel if there are several hosts."""
+    """Return the plan of a job of the fake agent on these hosts, with a channel if there are several."""
     files = RunDir(exp_dir)
     places = [Host(rank, host.address, len(behaviours), "cpu") for rank, host in enumerate(hosts)]
     nodes = tuple(
