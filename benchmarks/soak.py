@@ -3,7 +3,7 @@
 After each trial, no process of the job may be alive, every host's state must be final, the start must not
 have been blocked (the run directory is always the same), and unrelated processes (decoys: same program, same
 user, another run or none) must be alive. Hosts are sshd servers on loopback addresses; the job is the fake
-engine of the tests with ranks that ignore TERM, are daemons, or have no environment.
+agent of the tests with ranks that ignore TERM, are daemons, or have no environment.
 
     python -m benchmarks.soak [--trials 200] [--seed 0]
 

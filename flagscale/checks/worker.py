@@ -17,7 +17,7 @@ from flagscale.errors import Violation
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capabilities:
     """What the rules need to know about the machine that a job's ranks run on."""
 
     has_chip: bool
@@ -26,13 +26,13 @@ class Machine:
     """Whether TransformerEngine (or Apex) is installed and of use."""
 
 
-CPU = Machine(has_chip=False, has_fused_layers=False)
+CPU = Capabilities(has_chip=False, has_fused_layers=False)
 
 CPU_DEFAULTS = {"distributed_backend": "gloo", "transformer_impl": "torch", "async_strategy": "mcore"}
 """By dest: the defaults of a worker on CPU where they differ from the engine's."""
 
 
-def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Machine) -> dict[str, Any]:
+def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Capabilities) -> dict[str, Any]:
     """Return the arguments (by dest) with a worker's own defaults for those that the user has not `given`."""
     own = {} if machine.has_chip else CPU_DEFAULTS
     return {**values, **{name: value for name, value in own.items() if name not in given}}
@@ -40,7 +40,7 @@ def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Ma
 
 def worker_violations(
     variants: Sequence[Mapping[str, Any]],
-    machine: Machine,
+    machine: Capabilities,
     *,
     trains_gpt: bool = True,
     has_own_data: bool = False,
@@ -63,7 +63,7 @@ def worker_violations(
     yield from found
 
 
-def _machine_violations(values: Mapping[str, Any], machine: Machine) -> Iterator[Violation]:
+def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Iterator[Violation]:
     layers, on_cpu = values["transformer_impl"], [] if machine.has_chip else list(cpu_violations(values))
     yield from on_cpu
     if not machine.has_fused_layers:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
-from flagscale.checks.worker import CPU, CPU_DEFAULTS, Machine
+from flagscale.checks.worker import CPU, CPU_DEFAULTS, Capabilities
 from flagscale.config.catalog import load_catalog
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
@@ -36,7 +36,7 @@ FOR_THE_ENGINE = {"save": "checkpoints", "eval_interval": 100, "apply_rope_fusio
 ON_CPU = (*async_save.arguments(False), *no_te.DEFAULTS, *cpu.DEFAULTS)
 """What the worker puts before a user's arguments on a CPU."""
 
-CHIP = Machine(has_chip=True, has_fused_layers=True)
+CHIP = Capabilities(has_chip=True, has_fused_layers=True)
 
 
 def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ def test_the_launcher_knows_the_workers_defaults_on_a_cpu() -> None:
 
 
 def test_only_the_worker_sees_what_is_not_installed() -> None:
-    machine = Machine(has_chip=True, has_fused_layers=False)
+    machine = Capabilities(has_chip=True, has_fused_layers=False)
     (problem,) = argument_problems(engine_parser().parse_args(argv_of(TASK)), machine)
     assert problem.where == "--transformer-impl"
     assert "needs TransformerEngine, which is not installed" in problem.what

@@ -12,7 +12,7 @@ from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import UNSUPPORTED
 from flagscale.checks.megatron import remarks, rule_violations
-from flagscale.checks.worker import CPU, Machine, with_defaults, worker_violations
+from flagscale.checks.worker import CPU, Capabilities, with_defaults, worker_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
@@ -151,7 +151,7 @@ def _violations(
 ) -> Iterator[Violation]:
     """Yield each mistake once, whatever the number of meshes it is found on."""
     # Only the worker can see whether fused layers are installed; where there are chips, it is assumed.
-    machine = CPU if any(host.platform == "cpu" for host in hosts) else Machine(True, True)
+    machine = CPU if any(host.platform == "cpu" for host in hosts) else Capabilities(True, True)
     given = arguments.paths.keys()
     variants = [with_defaults(one, given, machine) for one in hetero.variants(layout, arguments.values)]
     found: dict[Violation, None] = {}
