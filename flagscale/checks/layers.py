@@ -20,13 +20,17 @@ def layers_on_cpu(values: Mapping[str, Any], given: Collection[str]) -> str:
     return str(values["transformer_impl"]) if "transformer_impl" in given else "torch"
 
 
-def cpu_violations(values: Mapping[str, Any], given: Collection[str]) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) ask for and another platform has; `given`: what the user wrote."""
+def cpu_violations(values: Mapping[str, Any], given: Collection[str], backend: str) -> Iterator[Violation]:
+    """Yield what the arguments (by dest) ask for and host processors do not have.
+
+    `given`: what the user wrote; `backend`: the collective backend of the platform.
+    """
     for name, what in _NEEDS_CUDA.items():
         if values.get(name):
             yield name, f"{what} needs a GPU; leave it out on the platform cpu"
-    if "distributed_backend" in given and values["distributed_backend"] != "gloo":
-        yield "distributed_backend", f"{values['distributed_backend']} needs GPUs; the platform cpu uses gloo"
+    if "distributed_backend" in given and values["distributed_backend"] != backend:
+        what = f"{values['distributed_backend']} needs GPUs; the platform cpu uses {backend}"
+        yield "distributed_backend", what
     layers = layers_on_cpu(values, given)
     if layers not in ("torch", "local"):
         yield "transformer_impl", f"`{layers}` needs a GPU; on the platform cpu use `torch`, or leave it out"

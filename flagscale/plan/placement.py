@@ -10,7 +10,7 @@ from pathlib import Path
 from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.platforms import Platform
-from flagscale.run.env import run_tags
+from flagscale.run.env import CHIP, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.runners import cloud
 from flagscale.values import (
@@ -140,7 +140,7 @@ def _environment(
         named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
     return {
         **platform.env,
-        **({} if job.services else platform.rank_env),
+        **({} if job.services else {CHIP: platform.name, **platform.rank_env}),
         **job.role.env,
         **named,
         **run_tags(run_id, host.rank),

@@ -14,6 +14,7 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.megatron import NOT_DONE
 from flagscale.errors import Problem
 from megatron.flagscale.checkpoint import async_save
+from megatron.flagscale.chips import chip
 
 
 def refusals(args: Any, cuda: bool, fused: bool) -> list[Problem]:
@@ -50,7 +51,7 @@ def _not_installed(args: Any) -> list[Problem]:
 
 def _impossible_on_cpu(args: Any) -> list[Problem]:
     refused = {
-        f"--distributed-backend {args.distributed_backend}": args.distributed_backend != "gloo",
+        f"--distributed-backend {args.distributed_backend}": args.distributed_backend != chip().backend,
         "--fp8-format": args.fp8 is not None,
         "--fp4-format": args.fp4 is not None,
         f"--cuda-graph-impl {args.cuda_graph_impl}": args.cuda_graph_impl != "none",

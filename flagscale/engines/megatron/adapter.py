@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flagscale import platforms
 from flagscale.checks.data import data_violations, inputs_of
 from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
@@ -153,8 +154,9 @@ def _platform_violations(
     values: Mapping[str, Any], given: Collection[str], hosts: tuple[Host, ...]
 ) -> Iterator[Violation]:
     layers, told = values["transformer_impl"], {}
-    if any(host.platform == "cpu" for host in hosts):
-        told = dict(cpu_violations(values, given))
+    kinds = (platforms.find(host.platform) for host in hosts)
+    if on_host := next((kind for kind in kinds if kind.is_host_processor), None):
+        told = dict(cpu_violations(values, given, on_host.backend))
         yield from told.items()
         layers = layers_on_cpu(values, given)
     if layers == "torch":

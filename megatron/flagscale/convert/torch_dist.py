@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.checkpoint.manifest import TRACKER, candidates, fault_of, write_manifest
+from megatron.flagscale.chips import HOST
 from megatron.flagscale.convert import inert
 from megatron.flagscale.convert.families import Entry, entries
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
@@ -152,7 +153,7 @@ class TorchDistSource:
         where = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
         data = io.BytesIO(_read(self.folder, where))
         try:
-            piece: torch.Tensor = torch.load(data, map_location="cpu", weights_only=True)
+            piece: torch.Tensor = torch.load(data, map_location=HOST, weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise UserError(f"{self.folder / where.relative_path}: damaged at {key}: {error}") from error
         return piece

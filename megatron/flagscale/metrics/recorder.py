@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from megatron.flagscale.chips import chip
 
 
 class MetricsFile:
@@ -116,7 +117,7 @@ class Recorder:
             "iteration_ms": seconds * 1000,
             "tokens_per_s": figures["batch_size"] * args.seq_length / seconds,
             "tflops_per_gpu": figures["flops"] / seconds / 1e12 / args.world_size,
-            "mem_bytes": memory_bytes(),
+            "mem_bytes": chip().memory_bytes(),
             "skipped": self.meter.skipped,
             "time": time.time(),
         }
@@ -174,12 +175,3 @@ def _clock(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
-
-
-def memory_bytes() -> int:
-    """Return the most memory this rank held: on its CUDA device, else in the process."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
