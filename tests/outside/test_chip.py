@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.run.rundir import RunDir
-from flagscale_testing.ranks.training import read_metrics
+from flagscale_testing.ranks.training import PATIENCE, read_metrics
 from tests.outside.conftest import ROOT, Installed
 
 DEMO = [
@@ -45,6 +45,7 @@ def losses(exp_dir: Path) -> list[float]:
     return [line["lm_loss"] for line in read_metrics(exp_dir / "metrics.jsonl") if "lm_loss" in line]
 
 
+@pytest.mark.timeout(2 * PATIENCE + 30)
 def test_two_ranks_train_on_it_with_the_loss_of_the_cpu(abacus: Installed, tmp_path: Path) -> None:
     record, on_abacus, on_cpu = (tmp_path / name for name in ("record", "abacus", "cpu"))
     done = abacus.flagscale(
@@ -53,6 +54,7 @@ def test_two_ranks_train_on_it_with_the_loss_of_the_cpu(abacus: Installed, tmp_p
         # By the model of the chip; two of its four devices are visible, so there are two ranks.
         *("+experiment.runner.platform=suanpan", "+experiment.envs.ABACUS_VISIBLE_DEVICES='1,3'"),
         f"+experiment.envs.ABACUS_RECORD={record}",
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     plan = RunDir(on_abacus).read_plan()
@@ -73,12 +75,14 @@ def test_two_ranks_train_on_it_with_the_loss_of_the_cpu(abacus: Installed, tmp_p
         *DEMO,
         *(f"experiment.exp_dir={on_cpu}", "action=test", "experiment.runner.nproc_per_node=2"),
         "+experiment.runner.platform=cpu",
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(losses(on_cpu)) == 4
     assert losses(on_abacus) == pytest.approx(losses(on_cpu), rel=1e-6)
 
 
+@pytest.mark.timeout(PATIENCE + 30)
 def test_unequal_meshes_and_attention_by_blocks_take_its_devices_and_kernels(
     abacus: Installed, tmp_path: Path
 ) -> None:
@@ -90,6 +94,7 @@ def test_unequal_meshes_and_attention_by_blocks_take_its_devices_and_kernels(
         *("+experiment.runner.platform=abacus", f"+experiment.envs.ABACUS_RECORD={record}"),
         f"+train.system.hetero={{enable_hetero: true, hetero_process_meshes: {meshes}}}",
         *("train.system.tensor_model_parallel_size=null", "train.system.pipeline_model_parallel_size=null"),
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     noted = set(record.read_text().splitlines())

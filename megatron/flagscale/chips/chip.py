@@ -36,8 +36,11 @@ class AttentionKernels:
 
 @dataclass(frozen=True)
 class Chip:
-    """One kind of chip, as a rank uses it. Nothing is asked before `patches` and `defaults`, which fit the
-    engine to the chip before the engine is imported."""
+    """One kind of chip, as a rank uses it.
+
+    The module of a chip is imported before the engine, and `patches` are applied before it too: it may import
+    torch and a vendor's extension of torch, but not the engine.
+    """
 
     name: str
     """The name of the platform as well: what `runner.platform` and `type=` in a hostfile say."""
