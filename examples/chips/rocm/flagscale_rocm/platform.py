@@ -71,7 +71,7 @@ def gpu_of(properties: str) -> int | None:
 
 
 def count_gpu_users(kfd: Path = KFD) -> int:
-    """Return how many processes use GPUs now: the driver shows a folder per process that opened `/dev/kfd`."""
+    """Return how many processes use GPUs now: the driver shows a folder for each that opened /dev/kfd."""
     return sum(1 for process in kfd.glob("proc/*") if process.name.isdigit())
 
 
