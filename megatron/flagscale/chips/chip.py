@@ -38,8 +38,8 @@ class AttentionKernels:
 class Chip:
     """One kind of chip, as a rank uses it.
 
-    The module of a chip is imported before the engine, and `patches` are applied before it too: it may import
-    torch and a vendor's extension of torch, but not the engine.
+    Its module is imported, and its patches of torch are applied, before the engine is imported: it may
+    import torch and a vendor's extension of torch, but not the engine.
     """
 
     name: str
