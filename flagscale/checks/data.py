@@ -37,7 +37,8 @@ def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
         for values in inputs["models"]:
             yield from folder_violations(values, cwd)
         if file := inputs.get("prompts_file"):
-            yield from (("prompts_file", wrong) for wrong in read_prompts(cwd / file)[1])
+            for wrong in read_prompts(cwd / file)[1]:
+                yield "prompts_file", wrong
     elif inputs:
         yield from data_violations(inputs, cwd)
 
@@ -89,7 +90,7 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
         elif is_path(model) and not (cwd / Path(model).expanduser()).exists():
             yield "tokenizer_model", f"{model}: no such tokenizer"
         elif kind == "HuggingFaceTokenizer" and (cwd / model).is_dir() and not _holds_tokenizer(cwd / model):
-            yield "tokenizer_model", f"{model}: this folder holds no tokenizer (no {_TOKENIZER_JSON[0]})"
+            yield "tokenizer_model", f"{model}: this folder has no {_TOKENIZER_JSON[0]}"
 
 
 def _holds_tokenizer(folder: Path) -> bool:

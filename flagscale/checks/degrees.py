@@ -64,7 +64,7 @@ def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation
     sizes = {name: values[f"{name}_size"] for name in _DEGREES if values[f"{name}_size"] is not None}
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]
     for name in wrong:
-        yield f"{name}_size", f"a degree is a whole number of at least 1, not {sizes[name]!r}"
+        yield f"{name}_size", f"a degree must be a whole number of at least 1, not {sizes[name]!r}"
     if wrong:
         return
     model = model_size(values)
@@ -176,7 +176,7 @@ _CHUNKS = (
     "num_virtual_stages_per_pipeline_rank",
     "pipeline_model_parallel_layout",
 )
-"""Three ways to cut a stage into model chunks; one of them at most."""
+"""Three ways to cut a stage into model chunks; at most one may be given."""
 
 _ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
@@ -198,7 +198,7 @@ def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterato
     given = [name for name in _CHUNKS if values.get(name) is not None]
     small = [name for name in given if isinstance(values[name], int) and values[name] < 1]
     for name in small:
-        yield name, f"{name} is a whole number of at least 1, not {values[name]}"
+        yield name, f"{name} must be a whole number of at least 1, not {values[name]}"
     uneven = [name for name in _ENDS if values.get(name) is not None]
     counted = [name for name in _COUNTED if values.get(name)]
     groups = [given, [*uneven[:1], *counted[:1]], [*given[:1], *uneven[:1]] if _CHUNKS[0] in given else []]
@@ -206,7 +206,7 @@ def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterato
         groups.append([_CHUNKS[2], *uneven, *counted])
     clashes = [group for group in groups if len(group) > 1]
     for group in clashes:
-        yield group[1], f"{' and '.join(group)} exclude each other"
+        yield group[1], f"{' and '.join(group)} cannot be combined"
     if small or clashes:
         return
     if _CHUNKS[2] not in given:
@@ -230,9 +230,9 @@ def _even_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[V
     unit = pp * (per_chunk or vpp)
     if layers and total % unit:
         counted = str(total) if total == layers else f"{layers} (counted as {total})"
-        chunks = (
-            f" x {per_chunk} layers a chunk" if per_chunk else f" x {vpp} chunks a stage" if vpp > 1 else ""
-        )
+        chunks = f" x {vpp} chunks per stage" if vpp > 1 else ""
+        if per_chunk:
+            chunks = f" x {per_chunk} layers per chunk"
         why = f"pipeline_model_parallel_size {pp}{chunks}"
         yield "num_layers", f"num_layers {counted} must be a multiple of {unit} ({why})"
 
@@ -252,19 +252,19 @@ def _uneven_violations(
 
 
 def schedule_violation(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
-    """Return why an interleaved pipeline cannot run so many micro-batches a step; empty where it can."""
+    """Return why an interleaved pipeline cannot run so many micro-batches per step; empty if it can."""
     if vpp == 1 or pp == 1:
         return ""
     group = values.get("microbatch_group_size_per_vp_stage") or pp
     if not pp <= group <= micro_batches or 0 < micro_batches % group < pp:
         return (
-            f"an interleaved pipeline needs a multiple of {group} micro-batches a step, not {micro_batches}"
+            f"an interleaved pipeline needs a multiple of {group} micro-batches per step, not {micro_batches}"
         )
     return ""
 
 
 def multiple(values: Mapping[str, Any], name: str, of: int, why: str) -> Iterator[Violation]:
-    """Yield a violation where the argument is a whole number and no multiple of `of`."""
+    """Yield a violation if the argument is a whole number but not a multiple of `of`."""
     value = values.get(name)
     if isinstance(value, int) and value % of:
         yield name, f"{name} {value} must be a multiple of {of} ({why})"

@@ -1,7 +1,7 @@
 """Rules between Megatron's arguments beside degrees: length, schedule, model, precision, recompute, saving.
 
-They are those of `megatron/training/arguments.py:validate_args` that people meet, told before anything
-starts, and the combinations that it accepts and does something else with.
+`rule_violations` are those of `megatron/training/arguments.py:validate_args` that people meet, reported
+before anything starts; the others are what the engine accepts and then ignores or computes differently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _REQUIRED = {
     "num_layers": "the number of transformer layers",
     "hidden_size": "the width of the model",
     "num_attention_heads": "the number of attention heads",
-    "seq_length": "tokens in a sample",
+    "seq_length": "tokens per sample",
     "max_position_embeddings": "the longest sequence the model can read",
     "lr": "the learning rate",
     "tokenizer_type": "HuggingFaceTokenizer, NullTokenizer, ...",
@@ -23,7 +23,7 @@ _REQUIRED = {
 
 
 def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield every rule that the arguments (by dest, defaults included) break."""
+    """Yield every rule of the engine's own that the arguments (by dest, defaults included) break."""
     for name, what in _REQUIRED.items():
         if values.get(name) is None:
             yield name, f"`{name}` is required: {what}"
@@ -37,7 +37,7 @@ def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the engine will quietly change; worth a notice, no mistake."""
+    """Yield what the engine will quietly change: worth a notice, not an error."""
     if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
         yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
@@ -61,7 +61,7 @@ def _length_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in ("train_iters", "train_samples", "log_interval", "eval_interval", "save_interval"):
         value = values.get(name)
         if isinstance(value, int) and value < 1:
-            yield name, f"`{name}` is at least 1, not {value}"
+            yield name, f"`{name}` must be at least 1, not {value}"
     length, positions = values.get("seq_length"), values.get("max_position_embeddings")
     if isinstance(length, int) and isinstance(positions, int) and length > positions:
         yield "seq_length", f"seq_length {length} is larger than max_position_embeddings {positions}"
@@ -74,7 +74,7 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if fraction is not None and warmup:
         yield "lr_warmup_fraction", f"give `lr_warmup_fraction` or `lr_warmup_{unit}`, not both"
     elif fraction is not None and not 0 <= fraction < 1:
-        yield "lr_warmup_fraction", f"`lr_warmup_fraction` is at least 0 and less than 1, not {fraction}"
+        yield "lr_warmup_fraction", f"`lr_warmup_fraction` must be at least 0 and less than 1, not {fraction}"
     elif decay and warmup >= decay > 0:
         yield (
             f"lr_warmup_{unit}",
@@ -93,7 +93,7 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in ("start_weight_decay", "end_weight_decay"):
         is_constant = values.get("weight_decay_incr_style") == "constant"
         if is_constant and values.get(name) is not None:
-            yield name, f"`{name}` is read with weight_decay_incr_style: linear or cosine only"
+            yield name, f"`{name}` needs `weight_decay_incr_style: linear` or `cosine`"
         elif not is_constant and values.get(name) is None:
             yield name, f"weight_decay_incr_style {values.get('weight_decay_incr_style')} needs `{name}`"
     if values.get("override_opt_param_scheduler") and values.get("use_checkpoint_opt_param_scheduler"):
@@ -102,16 +102,8 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _model_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
-    if values.get("group_query_attention"):
-        if values.get("multi_latent_attention"):
-            yield (
-                "group_query_attention",
-                "give `group_query_attention` or `multi_latent_attention`, not both",
-            )
-    elif groups not in (None, 1, heads):
-        # The engine would silently build full attention.
-        yield "num_query_groups", "`num_query_groups` is read with `group_query_attention: true` only"
+    if values.get("group_query_attention") and values.get("multi_latent_attention"):
+        yield "group_query_attention", "give `group_query_attention` or `multi_latent_attention`, not both"
     if not values.get("num_experts"):
         if values.get("moe_ffn_hidden_size"):
             yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
@@ -144,12 +136,9 @@ def _precision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "fp32_residual_connection", "`fp32_residual_connection` needs `fp16` or `bf16`"
     if values.get("fp8") and values.get("fp4"):
         yield "fp4", "give `fp8_format` or `fp4_format`, not both"
-    if values.get("cross_entropy_loss_fusion"):
-        if values.get("cross_entropy_fusion_impl") == "te":
-            yield "cross_entropy_fusion_impl", "the engine refuses `te` as unstable: use `native`"
-        elif not (fp16 or bf16):
-            what = "`cross_entropy_loss_fusion` rounds gradients to bf16: not with a model in fp32"
-            yield "cross_entropy_loss_fusion", what
+    if values.get("cross_entropy_loss_fusion") and values.get("cross_entropy_fusion_impl") == "te":
+        what = "`cross_entropy_fusion_impl: te` is refused by the engine as unstable: use `native`"
+        yield "cross_entropy_fusion_impl", what
 
 
 def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -157,18 +146,19 @@ def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     kind = "selective" if selective else values.get("recompute_granularity")
     for name in ("recompute_method", "recompute_num_layers"):
         if kind == "full" and values.get(name) is None:
-            yield name, f"recompute_granularity full needs `{name}`"
+            yield name, f"`recompute_granularity: full` needs `{name}`"
         elif kind != "full" and values.get(name) is not None:
-            yield name, f"`{name}` is read with recompute_granularity: full only"
+            yield name, f"`{name}` needs `recompute_granularity: full`"
     layers = values.get("recompute_num_layers")
     if layers is not None and layers < 1:
-        yield "recompute_num_layers", f"recompute_num_layers is at least 1, not {layers}"
+        yield "recompute_num_layers", f"`recompute_num_layers` must be at least 1, not {layers}"
     if values.get("distribute_saved_activations"):
         if values.get("tensor_model_parallel_size") == 1 or kind != "full":
             what = "needs tensor_model_parallel_size > 1 and recompute_granularity: full"
             yield "distribute_saved_activations", f"`distribute_saved_activations` {what}"
         elif values.get("sequence_parallel"):
-            yield "distribute_saved_activations", "not with sequence_parallel, which already distributes them"
+            what = "cannot be combined with `sequence_parallel`, which already distributes them"
+            yield "distribute_saved_activations", f"`distribute_saved_activations` {what}"
 
 
 def _overlap_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -192,7 +182,23 @@ def _saving_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         )
 
 
-NOT_DONE = (
+def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield what the engine accepts in the arguments (by dest) and then computes as something else."""
+    groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
+    if not values.get("group_query_attention") and groups not in (None, 1, heads):
+        # The engine would build full attention.
+        yield "num_query_groups", "`num_query_groups` needs `group_query_attention: true`"
+    is_native = values.get("cross_entropy_fusion_impl") != "te"
+    if (
+        values.get("cross_entropy_loss_fusion")
+        and is_native
+        and not (values.get("fp16") or values.get("bf16"))
+    ):
+        what = "rounds gradients to bf16 and cannot be combined with an fp32 model; remove it"
+        yield "cross_entropy_loss_fusion", f"`cross_entropy_loss_fusion` {what}"
+
+
+NOT_SUPPORTED = (
     "mtp_num_layers",
     "hybrid_layer_pattern",
     "hybrid_context_parallel",
@@ -202,12 +208,12 @@ NOT_DONE = (
     "fim_data",
     "perform_rl_step",
 )
-"""Arguments (by dest) that the program would ignore."""
+"""Arguments (by dest) that `train_gpt` would ignore."""
 
 
 def program_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) ask of the program in vain."""
-    for name in NOT_DONE:
+    """Yield the arguments (by dest) that FlagScale's own training program would ignore."""
+    for name in NOT_SUPPORTED:
         if values.get(name):
-            what = "is not done by FlagScale's training program; leave it out, or name your own program"
-            yield name, f"`{name}` {what} as experiment.task.entrypoint"
+            what = "is not supported by FlagScale's training program; remove it, or set"
+            yield name, f"`{name}` {what} experiment.task.entrypoint to a program of your own"

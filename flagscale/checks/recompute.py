@@ -42,7 +42,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class RecomputeSchedule:
-    """The lists, read and found right; `default` stands in for those that are not given."""
+    """The checked lists; `default` stands in for those that are not given."""
 
     tables: Mapping[str, Table]
     default: Setting
@@ -82,7 +82,7 @@ def recompute_violations(
     if values.get("recompute_activations") or values.get("recompute_granularity") != "full":
         yield names[0], f"`{names[0]}` needs recompute_granularity: full"
     if values.get("step_batch_size_schedule"):
-        what = "needs the same number of micro-batches in every step: not with step_batch_size_schedule"
+        what = "cannot be combined with `step_batch_size_schedule`: every step needs as many micro-batches"
         yield names[0], f"`{names[0]}` {what}"
         return
     tables: dict[str, Table] = {}
@@ -101,7 +101,7 @@ def recompute_violations(
 
 
 def chunk_layers(values: Mapping[str, Any], pp: int, vpp: int) -> tuple[int, ...] | None:
-    """Return the layers of each chunk in their order; None where the arguments do not tell.
+    """Return the layers of each chunk in their order; None if the arguments do not say.
 
     The rule is Megatron-core's `transformer_block.py:get_num_layers_to_build`.
     """
@@ -130,7 +130,7 @@ def _rows(value: Any) -> list[list[int]]:
     """Return a list of rows, given as such or as JSON text; v0.6.0 also took each row as text: `1, 4, 0`."""
     rows = _json(value) if isinstance(value, str) else value
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"is a list of rows [stages, n0, v0, n1, v1, ...], not {value!r}")
+        raise ValueError(f"must be a list of rows [stages, n0, v0, n1, v1, ...], not {value!r}")
     rows = [_json(f"[{row.strip(' []()')}]") if isinstance(row, str) else row for row in rows]
     for index, row in enumerate(rows):
         # A bool is an int for Python, and no number for people.
@@ -153,25 +153,25 @@ def _row_violations(name: str, rows: list[list[int]], micro_batches: int) -> Ite
         counts, settings = pairs[::2], pairs[1::2]
         row = f"`{name}` row {index}"
         if (least := min(stages, *counts)) < 1:
-            yield name, f"{row}: numbers of stages and of micro-batches are at least 1, not {least}"
+            yield name, f"{row}: numbers of stages and micro-batches must be at least 1, not {least}"
         elif sum(counts) != micro_batches:
             told = f"{sum(counts)} micro-batches, but a step has {micro_batches}"
-            yield name, f"{row} tells of {told} (global_batch_size / micro_batch_size / data parallel)"
+            yield name, f"{row} covers {told} (global_batch_size / micro_batch_size / data parallel)"
         if name == NUM_LAYERS and min(settings) < 0:
-            yield name, f"{row}: a number of layers is not {min(settings)}"
+            yield name, f"{row}: a number of layers must be at least 0, not {min(settings)}"
         elif name != NUM_LAYERS and set(settings) - {0, 1}:
             meaning = "0 (off) or 1 (full)" if name == GRANULARITY else "0 (uniform) or 1 (block)"
-            yield name, f"{row}: a value is {meaning}, not {min(set(settings) - {0, 1})}"
+            yield name, f"{row}: a value must be {meaning}, not {min(set(settings) - {0, 1})}"
 
 
 def _stage_violations(name: str, rows: list[list[int]], pp: int, vpp: int | None) -> Iterator[Violation]:
     told = sum(row[0] for row in rows)
     if vpp is None:
         if told % pp:
-            yield name, f"`{name}` tells of {told} stages, no multiple of pipeline_model_parallel_size {pp}"
+            yield name, f"`{name}` covers {told} stages, not a multiple of pipeline_model_parallel_size {pp}"
     elif told != pp * vpp:
-        chunks = f" x {vpp} chunks a stage = {pp * vpp}" if vpp > 1 else ""
-        yield name, f"`{name}` tells of {told} stages, not pipeline_model_parallel_size {pp}{chunks}"
+        chunks = f" x {vpp} chunks per stage = {pp * vpp}" if vpp > 1 else ""
+        yield name, f"`{name}` covers {told} stages, not pipeline_model_parallel_size {pp}{chunks}"
 
 
 def _layer_violations(tables: Mapping[str, Table], layers: tuple[int, ...] | None) -> Iterator[Violation]:
@@ -182,10 +182,13 @@ def _layer_violations(tables: Mapping[str, Table], layers: tuple[int, ...] | Non
         most = layers[stage] if layers else 0
         for number in sorted(used):
             if number < 1:
-                yield NUM_LAYERS, f"`{NUM_LAYERS}`: stage {stage} is to recompute {number} layers: at least 1"
+                yield (
+                    NUM_LAYERS,
+                    f"`{NUM_LAYERS}`: stage {stage} must recompute at least 1 layer, not {number}",
+                )
             # A chunk without layers has nothing to recompute, whatever is asked of it.
             elif 0 < most < number:
-                yield NUM_LAYERS, f"`{NUM_LAYERS}`: stage {stage} has {most} layers, less than {number}"
+                yield NUM_LAYERS, f"`{NUM_LAYERS}`: stage {stage} has only {most} layers, not {number}"
 
 
 def _expand(rows: list[list[int]]) -> Table:

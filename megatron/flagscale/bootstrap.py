@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from flagscale.checks.worker import Machine
 from flagscale.errors import UserError
 
 _DEFAULTS = (
@@ -20,17 +21,18 @@ _DEFAULTS = (
 def prepare_platform(argv: Sequence[str]) -> list[str]:
     """Make the engine run here: apply the patches this machine needs and return the whole argument list.
 
-    Must be called before the engine is imported. `UserError` when an argument asks for what this machine
-    lacks.
+    Must be called before the engine is imported. Raises `UserError` if the arguments break a rule of
+    `flagscale.checks.worker` on this machine.
     """
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
     from megatron.flagscale.checkpoint import async_save
+    from megatron.flagscale.checks import argument_problems
     from megatron.flagscale.chips import chip
     from megatron.flagscale.patching import has_te_or_apex
-    from megatron.flagscale.refusals import refusals
 
     here, fused = chip(), has_te_or_apex()
+    has_chip = not here.is_host_processor
     patch_engine()
     # Megatron asserts it where tensor or context parallel is on; sharded data parallel asserts the contrary.
     if not any("fsdp" in argument for argument in argv):
@@ -44,7 +46,7 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         *argv,
     ]
     args = engine_parser().parse_args(whole)
-    problems = refusals(args, not here.is_host_processor, fused)
+    problems = argument_problems(args, Machine(has_chip, has_chip and fused, here.backend))
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":

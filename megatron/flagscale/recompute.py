@@ -13,7 +13,8 @@ from flagscale.checks.recompute import (
     recompute_schedule,
     recompute_violations,
 )
-from flagscale.errors import Problem, UserError
+from flagscale.errors import UserError
+from megatron.flagscale.checks import worker_problems
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 def schedule_recompute(model_config: Any, args: argparse.Namespace) -> None:
     """Make a model that is built from `model_config` recompute as the lists say, if any is given.
 
-    Call it on validated arguments; `UserError` with all mistakes of the lists. Megatron's block asks its
-    config at each forward whether and how to recompute: each block gets a config of its own, which is set
-    from the lists before every forward. So nothing can be left of the micro-batch before.
+    Call it on validated arguments; raises `UserError` with all mistakes of the lists. Megatron's block asks
+    its config at each forward whether and how to recompute: each block gets a config of its own, which is
+    set from the lists before every forward. So nothing can be left of the micro-batch before.
     """
     values = vars(args)
     if not has_recompute_schedule(values):
@@ -32,7 +33,7 @@ def schedule_recompute(model_config: Any, args: argparse.Namespace) -> None:
     pp, vpp = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size or 1
     micro_batches = args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
     if found := list(recompute_violations(values, pp, vpp, micro_batches)):
-        raise UserError([Problem(what) for _, what in found])
+        raise UserError(worker_problems(found))
     model_config.pre_wrap_hooks.append(functools.partial(_schedule_all, recompute_schedule(values), pp))
 
 

@@ -117,7 +117,7 @@ def test_tokenizers(tmp_path: Path) -> None:
         assert what == f"{missing}: no such tokenizer"
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model="owner/name-on-a-hub") == []
     ((_, what),) = tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path))
-    assert "holds no tokenizer" in what
+    assert "has no tokenizer.json" in what
     (tmp_path / "tokenizer.json").touch()
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path)) == []
     found = tokenizer("GPT2BPETokenizer", vocab_file=str(tmp_path / "vocab.json"))

@@ -188,19 +188,39 @@ def test_the_hostfile_gives_types() -> None:
 
 MOE = {"num_experts": 4, "moe_ffn_hidden_size": 64, "disable_bias_linear": True}
 
+UNSUPPORTED: dict[str, Any] = {
+    "account_for_embedding_in_pipeline_split": True,
+    "account_for_loss_in_pipeline_split": True,
+    "decoder_last_pipeline_num_layers": 1,
+    "use_megatron_fsdp": True,
+    "use_torch_fsdp2": True,
+    "num_distributed_optimizer_instances": 2,
+    "hierarchical_context_parallel_sizes": [1, 2],
+    "nccl_communicator_config_path": "nccl.yaml",
+    "use_sharp": True,
+    "high_priority_stream_groups": ["tp"],
+    "log_params_norm": True,
+    "data_parallel_random_init": True,
+    "flight_recorder_dump_path": "recorded",
+}
+
 WRONG: list[tuple[int, dict[str, Any], str]] = [
+    *(
+        (4, {name: value}, f"`{name}` is not supported with `hetero_process_meshes`")
+        for name, value in UNSUPPORTED.items()
+    ),
     (4, {"hetero_process_meshes": None, "enable_hetero": True}, "`hetero_process_meshes` is required"),
     (4, {"hetero_process_meshes": []}, "`hetero_process_meshes` is required"),
-    (4, {"enable_hetero": "yes"}, "`enable_hetero` is a switch: true or false, not 'yes'"),
-    (4, {"hetero_use_cpu_communication": 1}, "`hetero_use_cpu_communication` is a switch"),
+    (4, {"enable_hetero": "yes"}, "`enable_hetero` must be true or false, not 'yes'"),
+    (4, {"hetero_use_cpu_communication": 1}, "`hetero_use_cpu_communication` must be true or false"),
     (
         4,
         {"dataloader_type": "cyclic"},
         "takes other samples for each dp, and meshes that read data have dp 1",
     ),
     (4, {"full_validation": True}, "`full_validation` takes other samples for each dp"),
-    (4, {"tp_comm_overlap": True, "sequence_parallel": True}, "cuts its buffers by one tp"),
-    (4, {"cuda_graph_impl": "transformer_engine"}, "captured in the order of a pipeline in one group"),
+    (4, {"tp_comm_overlap": True, "sequence_parallel": True}, "is not supported with meshes of unequal tp"),
+    (4, {"cuda_graph_impl": "transformer_engine"}, "it captures the order of a pipeline in one group"),
     (4, {"use_mp_args_from_checkpoint_args": True}, "would give all meshes the degrees of the first rank"),
     (4, {"pipeline_model_parallel_comm_backend": "ucc"}, "which does not read it"),
     (4, {"create_all_gather_group": True}, "which does not read it"),
@@ -210,30 +230,46 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         "whose gradient norm sums over one mesh only: use adam or sgd",
     ),
     (4, {"optimizer": "dist_muon"}, "whose gradient norm sums over one mesh only: use adam or sgd"),
-    (4, {"hetero_extra_micro_batches": -1}, "`hetero_extra_micro_batches` is a whole number of at least 0"),
-    (4, {"hetero_extra_micro_batches": True}, "`hetero_extra_micro_batches` is a whole number of at least 0"),
+    (
+        4,
+        {"hetero_extra_micro_batches": -1},
+        "`hetero_extra_micro_batches` must be a whole number of at least 0",
+    ),
+    (
+        4,
+        {"hetero_extra_micro_batches": True},
+        "`hetero_extra_micro_batches` must be a whole number of at least 0",
+    ),
     (
         4,
         {"hetero_extra_micro_batches": 1, "num_virtual_stages_per_pipeline_rank": 2},
-        "an interleaved pipeline has its own order and takes no `hetero_extra_micro_batches`",
+        "an interleaved pipeline has its own order and cannot be combined with `hetero_extra_micro_batches`",
     ),
-    (4, {"hetero_process_meshes": FLAT[:-1]}, "has 9 numbers, no multiple of 5"),
-    (4, {"hetero_process_meshes": [2, 1, 1, 1, 0, *FLAT[5:]]}, "; 0 is none"),
-    (4, {"hetero_process_meshes": [2, 1, 1, 1, 1.5, *FLAT[5:]]}, "; 1.5 is none"),
-    (4, {"hetero_process_meshes": [{"tp": 2}, 3]}, "is none"),
+    (4, {"hetero_process_meshes": FLAT[:-1]}, "has 9 numbers, not a multiple of 5"),
+    (4, {"hetero_process_meshes": [2, 1, 1, 1, 0, *FLAT[5:]]}, ", not 0"),
+    (4, {"hetero_process_meshes": [2, 1, 1, 1, 1.5, *FLAT[5:]]}, ", not 1.5"),
+    (4, {"hetero_process_meshes": [{"tp": 2}, 3]}, "not {'tp': 2}"),
     (4, {"hetero_process_meshes": [{"tp": 2}, {"ddp": 2}]}, "mesh 1: unknown name `ddp`; valid: tp, cp"),
     (
         4,
         {"hetero_process_meshes": [{"tp": 0}, {"dp": 2}]},
-        "mesh 0: `tp` is a whole number of at least 1, not 0",
+        "mesh 0: `tp` must be a whole number of at least 1, not 0",
     ),
     (
         4,
         {"hetero_process_meshes": [{"tp": 2, "layers": 3}, {}]},
-        "mesh 0: `layers` is a list of whole numbers",
+        "mesh 0: `layers` must be a list of whole numbers",
     ),
-    (4, {"hetero_process_meshes": [{"tp": 2, "type": 3}, {}]}, "mesh 0: `type` is a name of the hostfile"),
-    (4, {"hetero_process_meshes": [{"tp": 2, "sp": "on"}, {}]}, "`sp` (sequence parallel) is true or false"),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "type": 3}, {}]},
+        "mesh 0: `type` must be a name in the hostfile",
+    ),
+    (
+        4,
+        {"hetero_process_meshes": [{"tp": 2, "sp": "on"}, {}]},
+        "`sp` (sequence parallel) must be true or false",
+    ),
     (
         4,
         {"hetero_process_meshes": [{"tp": 2, "layers": [3]}, {"dp": 2}]},
@@ -241,10 +277,10 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     ),
     (4, {"hetero_process_meshes": FLAT[:5] * 1}, "one mesh is an ordinary layout"),
     (8, {}, "the meshes have 2 + 2 = 4 ranks, the job has 8"),
-    (4, {"num_layers": 5}, "num_layers 5 cannot be shared out evenly between 2 stages"),
+    (4, {"num_layers": 5}, "num_layers 5 cannot be divided evenly between 2 stages"),
     (4, {"hetero_pipeline_layer_split": [2, 1]}, "the stages have 2+1 = 3 layers, num_layers is 4"),
     (4, {"hetero_pipeline_layer_split": [2, 1, 1]}, "has 3 numbers for 2 stages"),
-    (4, {"hetero_pipeline_layer_split": [4, 0]}, "(or a list of them, one a model chunk), not [4, 0]"),
+    (4, {"hetero_pipeline_layer_split": [4, 0]}, "(or a list of them, one per model chunk), not [4, 0]"),
     (
         4,
         {"hetero_process_meshes": [{"tp": 2, "layers": [2]}, {"dp": 2, "layers": [2]}]}
@@ -252,12 +288,16 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         "give the layers in `hetero_pipeline_layer_split` or in `hetero_process_meshes`, not in both",
     ),
     (4, {"hetero_device_types": ["A800"]}, "names 1 types for 2 meshes"),
-    (4, {"hetero_device_types": "A800"}, "is a list of names, one a mesh, not 'A800'"),
+    (
+        4,
+        {"hetero_device_types": "A800"},
+        "`hetero_device_types` must be a list of names, one per mesh, not 'A800'",
+    ),
     (4, {"pipeline_model_parallel_size": 3}, "3 is not the sum of all meshes' pp (1 + 1 = 2)"),
     (
         4,
         {"micro_batch_size": 1},
-        "micro_batch_size 1 x dp 1 of mesh 0 = 1 samples a step, no multiple of dp 2",
+        "micro_batch_size 1 x dp 1 of mesh 0 = 1 samples per step, not a multiple of dp 2",
     ),
     (4, {"global_batch_size": 7}, "global_batch_size 7 must be a multiple of 2"),
     (
@@ -280,53 +320,53 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         {"hetero_process_meshes": [1, 1, 3, 2, 1, 1, 1, 1, 2, 1]} | MOE,
         "num_experts 4 must be a multiple of 3",
     ),
-    (4, {"num_virtual_stages_per_pipeline_rank": 0}, "is a whole number of at least 1, not 0"),
-    (4, {"num_virtual_stages_per_pipeline_rank": "two"}, "is a whole number of at least 1, not 'two'"),
+    (4, {"num_virtual_stages_per_pipeline_rank": 0}, "must be a whole number of at least 1, not 0"),
+    (4, {"num_virtual_stages_per_pipeline_rank": "two"}, "must be a whole number of at least 1, not 'two'"),
     (
         4,
         {"num_virtual_stages_per_pipeline_rank": 2, "num_layers_per_virtual_pipeline_stage": 1},
-        "num_layers_per_virtual_pipeline_stage exclude each other",
+        "num_layers_per_virtual_pipeline_stage cannot be combined",
     ),
     (
         4,
         {"num_virtual_stages_per_pipeline_rank": 3},
-        "stage 0: 2 layers cannot be shared out between 3 model",
+        "stage 0: 2 layers cannot be divided between 3 model",
     ),
     (
         4,
         {"num_layers_per_virtual_pipeline_stage": 1, "hetero_pipeline_layer_split": [3, 1]},
-        "all stages have equally many model chunks, not 1 and 3",
+        "all stages must have equally many model chunks, not 1 and 3",
     ),
     (
         4,
         {"num_layers_per_virtual_pipeline_stage": 2, "hetero_pipeline_layer_split": [3, 3], "num_layers": 6},
-        "stage 0: 3 layers cannot be shared out between 1 model chunks",
+        "stage 0: 3 layers cannot be divided between 1 model chunks",
     ),
     (
         4,
         {"hetero_pipeline_layer_split": [[1, 1], [1, 1]], "num_virtual_stages_per_pipeline_rank": 3},
-        "all stages have equally many model chunks, not 2 and 3",
+        "all stages must have equally many model chunks, not 2 and 3",
     ),
     (
         4,
         {"hetero_pipeline_layer_split": [[1, 1], [2]]},
-        "all stages have equally many model chunks, not 1 and 2",
+        "all stages must have equally many model chunks, not 1 and 2",
     ),
     (
         4,
         {"hetero_pipeline_layer_split": [[2, 0], [1, 1]]},
-        "(or a list of them, one a model chunk), not [[2, 0]",
+        "(or a list of them, one per model chunk), not [[2, 0]",
     ),
     (
         4,
         {"num_virtual_stages_per_pipeline_rank": 2, "global_batch_size": 6},
-        "an interleaved pipeline needs a multiple of 2 micro-batches a step, not 3",
+        "an interleaved pipeline needs a multiple of 2 micro-batches per step, not 3",
     ),
     (
         4,
         {"num_virtual_stages_per_pipeline_rank": 2, "microbatch_group_size_per_virtual_pipeline_stage": 3}
         | {"global_batch_size": 8},
-        "an interleaved pipeline needs a multiple of 3 micro-batches a step, not 4",
+        "an interleaved pipeline needs a multiple of 3 micro-batches per step, not 4",
     ),
     (
         4,
@@ -338,7 +378,7 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     (4, {"decoder_first_pipeline_num_layers": 1}, "the layers of stages are given by"),
     (4, {"ckpt_format": "torch"}, "needs `ckpt_format: torch_dist`"),
     (4, {"log_num_zeros_in_grad": True}, "it sums over one mesh only"),
-    (4, {"mtp_num_layers": 1}, "multi-token prediction"),
+    (4, {"mtp_num_layers": 1}, "the layers of multi-token prediction have no place in it"),
     (4, {"use_tp_pp_dp_mapping": True}, "made by FlagScale, which does not read it"),
     (4, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, "tied embeddings on two meshes"),
 ]
@@ -349,6 +389,12 @@ def test_wrong_layouts(refused: Refused, ranks: int, changes: dict[str, Any], me
     told = refused({"hetero_process_meshes": FLAT, **changes}, ranks=ranks)
     assert [line for line in told if message in line], told
     assert len(told) == 1 or message in " ".join(told)
+
+
+def test_an_argument_without_a_place_in_meshes_is_reported_once(refused: Refused) -> None:
+    """`mtp_num_layers` is not supported by the training program either."""
+    (told,) = refused({"hetero_process_meshes": FLAT, "mtp_num_layers": 1}, ranks=4)
+    assert "`mtp_num_layers` is not supported with `hetero_process_meshes`" in told
 
 
 def test_all_mistakes_at_once(refused: Refused) -> None:

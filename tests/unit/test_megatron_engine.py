@@ -1,4 +1,4 @@
-"""An experiment to a Megatron job: argv, run-directory defaults, and every rule between arguments."""
+"""An experiment to a Megatron job: argv and run-directory defaults (its rules: test_rules.py)."""
 
 from __future__ import annotations
 
@@ -89,129 +89,6 @@ def test_what_is_left_out_is_blamed_on_the_group(refused: Refused) -> None:
     assert message == "train.lr: `lr` is required: the learning rate"
 
 
-RULES: list[tuple[dict[str, Any], str]] = [
-    *(
-        ({name: None}, f"train.{name}: `{name}` is required")
-        for name in (
-            "num_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "seq_length",
-            "max_position_embeddings",
-            "lr",
-        )
-    ),
-    ({"tokenizer_type": None}, "train.tokenizer_type: `tokenizer_type` is required"),
-    ({"train_iters": None}, "`train_iters` or `train_samples` is required"),
-    ({"train_samples": 100}, "give `train_iters` or `train_samples`, not both"),
-    ({"lr_warmup_samples": 10}, "use `lr_warmup_iters`, not `lr_warmup_samples`"),
-    ({"lr_decay_samples": 10}, "use `lr_decay_iters`, not `lr_decay_samples`"),
-    ({"train_iters": None, "train_samples": 64, "lr_warmup_iters": 1}, "use `lr_warmup_samples`"),
-    ({"eval_interval": 0}, "`eval_interval` is at least 1, not 0"),
-    ({"save_interval": 0}, "`save_interval` is at least 1, not 0"),
-    ({"log_interval": 0}, "`log_interval` is at least 1, not 0"),
-    ({"train_iters": -1}, "`train_iters` is at least 1, not -1"),
-    ({"seq_length": 128}, "seq_length 128 is larger than max_position_embeddings 64"),
-    (
-        {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 1},
-        "give `lr_warmup_fraction` or `lr_warmup_iters`, not both",
-    ),
-    ({"lr_warmup_fraction": 1.0}, "at least 0 and less than 1, not 1.0"),
-    ({"lr_warmup_iters": 10}, "the warm-up (10 iters) must be shorter than the schedule (10)"),
-    (
-        {"lr_warmup_iters": 5, "lr_decay_iters": 5},
-        "the warm-up (5 iters) must be shorter than the schedule (5)",
-    ),
-    ({"min_lr": 0.1}, "min_lr 0.1 is larger than lr 0.001"),
-    ({"lr_warmup_init": 0.1}, "lr_warmup_init 0.1 is larger than lr 0.001"),
-    ({"lr_decay_style": "WSD"}, "lr_decay_style WSD needs `lr_wsd_decay_iters`"),
-    (
-        {"start_weight_decay": 0.1},
-        "`start_weight_decay` is read with weight_decay_incr_style: linear or cosine only",
-    ),
-    (
-        {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1},
-        "weight_decay_incr_style cosine needs `end_weight_decay`",
-    ),
-    ({"override_opt_param_scheduler": True, "use_checkpoint_opt_param_scheduler": True}, "not both"),
-    ({"num_query_groups": 2}, "`num_query_groups` is read with `group_query_attention: true` only"),
-    ({"group_query_attention": True, "multi_latent_attention": True}, "`multi_latent_attention`, not both"),
-    ({"moe_ffn_hidden_size": 8}, "`moe_ffn_hidden_size` needs `num_experts`"),
-    (
-        {
-            "num_experts": 4,
-            "moe_ffn_hidden_size": 64,
-            "tensor_model_parallel_size": 2,
-            "add_bias_linear": False,
-        },
-        "experts with tensor_model_parallel_size > 1 need `sequence_parallel: true`",
-    ),
-    (
-        {
-            "num_experts": 4,
-            "moe_ffn_hidden_size": 64,
-            "tensor_model_parallel_size": 2,
-            "sequence_parallel": True,
-        },
-        "experts with biases need expert_tensor_parallel_size 1",
-    ),
-    (
-        {
-            "num_experts": 4,
-            "moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"],
-            "moe_aux_loss_coeff": 0.1,
-        },
-        "give one value for each of the 2 moe_router_load_balancing_type",
-    ),
-    ({"fp16": True, "bf16": True}, "give `fp16` or `bf16`, not both"),
-    ({"fp16_lm_cross_entropy": True}, "`fp16_lm_cross_entropy` needs `fp16: true`"),
-    ({"fp32_residual_connection": True}, "`fp32_residual_connection` needs `fp16` or `bf16`"),
-    ({"cross_entropy_loss_fusion": True}, "rounds gradients to bf16"),
-    ({"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "the engine refuses `te`"),
-    ({"recompute_granularity": "full", "recompute_num_layers": 1}, "needs `recompute_method`"),
-    ({"recompute_granularity": "full", "recompute_method": "block"}, "needs `recompute_num_layers`"),
-    (
-        {"recompute_granularity": "selective", "recompute_num_layers": 1},
-        "is read with recompute_granularity: full only",
-    ),
-    (
-        {"recompute_activations": True, "recompute_method": "block"},
-        "is read with recompute_granularity: full only",
-    ),
-    (
-        {"distribute_saved_activations": True},
-        "needs tensor_model_parallel_size > 1 and recompute_granularity: full",
-    ),
-    (
-        {
-            "distribute_saved_activations": True,
-            "tensor_model_parallel_size": 2,
-            "sequence_parallel": True,
-            "recompute_granularity": "full",
-            "recompute_method": "block",
-            "recompute_num_layers": 1,
-        },
-        "not with sequence_parallel",
-    ),
-    ({"overlap_param_gather": True, "overlap_grad_reduce": True}, "needs `use_distributed_optimizer: true`"),
-    ({"overlap_param_gather": True, "use_distributed_optimizer": True}, "needs `overlap_grad_reduce: true`"),
-    ({"tp_comm_overlap": True}, "`tp_comm_overlap` needs `sequence_parallel: true`"),
-    ({"save_interval": None}, "`save_interval` is required"),
-    ({"save_retain_interval": 7}, "save_retain_interval 7 must be a multiple of save_interval 5"),
-    ({"fp8_format": "hybrid", "fp4_format": "e2m1"}, "give `fp8_format` or `fp4_format`, not both"),
-    ({"mock_data": False}, "no data: give `data_path`"),
-    ({"vocab_size": None}, "the NullTokenizer needs `vocab_size`"),
-    ({"sft": True}, "`sft` is not done by FlagScale's training program"),
-    ({"micro_batch_size": 3}, "global_batch_size 16 must be a multiple of 3"),
-]
-
-
-@pytest.mark.parametrize(("changes", "says"), RULES)
-def test_arguments_that_do_not_fit_together(refused: Refused, changes: dict[str, Any], says: str) -> None:
-    (message,) = refused(changes, ranks=changes.get("tensor_model_parallel_size", 1))
-    assert says in message
-
-
 def test_another_program_may_do_what_ours_does_not(build: Build) -> None:
     assert "--sft" in build({"sft": True}, entrypoint="mine.py").role.argv
 
@@ -231,65 +108,9 @@ def test_recompute_can_differ_between_stages_and_micro_batches(build: Build, ref
     assert "at least 1" in message
 
 
-ON_CPU: list[tuple[dict[str, Any], str]] = [
-    (
-        {"tensor_model_parallel_size": 2, "sequence_parallel": True, "transformer_impl": "local"},
-        "sequence parallelism is not done by Megatron's local layers",
-    ),
-    ({"context_parallel_size": 2, "transformer_impl": "local"}, "use `transformer_impl: torch`"),
-    (
-        {"num_experts": 2, "moe_ffn_hidden_size": 64},
-        "experts with biases are computed wrong on the platform cpu",
-    ),
-    (
-        {"moe_grouped_gemm": True, "transformer_impl": "local"},
-        "the grouped product of experts is not done by Megatron's local layers",
-    ),
-    ({"fp8_format": "hybrid"}, "FP8 arithmetic needs a GPU"),
-    ({"async_save": True, "async_strategy": "nvrx"}, "`nvrx` needs a GPU"),
-    ({"async_save": True, "ckpt_format": "torch_dcp"}, "needs `ckpt_format: torch_dist`"),
-    ({"distributed_backend": "nccl"}, "nccl needs GPUs"),
-    ({"transformer_impl": "transformer_engine"}, "`transformer_engine` needs a GPU"),
-    ({"cuda_graph_impl": "local"}, "CUDA graphs need a GPU"),
-]
-
-
-@pytest.mark.parametrize(("changes", "says"), ON_CPU)
-def test_what_host_processors_cannot_do(
-    refused: Refused, build: Build, changes: dict[str, Any], says: str
-) -> None:
-    ranks = 1
-    for name in ("tensor", "pipeline"):
-        ranks *= changes.get(f"{name}_model_parallel_size", 1)
-    ranks *= changes.get("context_parallel_size", 1)
-    (message,) = refused(changes, ranks=ranks, platform="cpu")
-    assert says in message
-    assert build(changes, ranks=ranks, platform="nvidia").world_size == ranks
-
-
 def test_the_portable_layers_do_every_parallelism_on_processors(build: Build) -> None:
     layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "context_parallel_size": 2}
     assert build(layout, ranks=4, platform="cpu").layout == "tp2 x cp2"
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"cp_comm_type": ["a2a"], "context_parallel_size": 2}, "knows cp_comm_type p2p and all_gather"),
-        ({"attention_backend": "flash"}, "does not go with transformer_impl torch"),
-        ({"softmax_type": "learnable"}, "does not go with transformer_impl torch"),
-        ({"use_cpu_initialization": True}, "add `init_by_rank: true`"),
-        ({"moe_grouped_gemm": True}, "takes experts without biases"),
-    ],
-)
-def test_what_the_portable_layers_do_not_do(
-    refused: Refused, build: Build, changes: dict[str, Any], says: str
-) -> None:
-    ranks = changes.get("context_parallel_size", 1)
-    for platform, chosen in (("cpu", {}), ("nvidia", {"transformer_impl": "torch"})):
-        (message,) = refused({**changes, **chosen}, ranks=ranks, platform=platform)
-        assert says in message
-    assert build(changes, ranks=ranks, platform="nvidia").world_size == ranks
 
 
 def test_experts_are_cut_on_processors_as_elsewhere(build: Build) -> None:

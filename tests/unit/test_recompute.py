@@ -109,9 +109,9 @@ def test_rows_mean_their_table(drawn: tuple[list[list[int]], list[list[int]]], v
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({}, "is a list of rows [stages, n0, v0, n1, v1, ...], not"),
-    ({"value": "1"}, "is a list of rows"),
-    ({"value": "[[1, 4, 0]"}, "is a list of rows"),
+    ({}, "must be a list of rows [stages, n0, v0, n1, v1, ...], not"),
+    ({"value": "1"}, "must be a list of rows"),
+    ({"value": "[[1, 4, 0]"}, "must be a list of rows"),
     ({"value": [[]]}, "row 1 is []"),
     ({"value": [[1]]}, "row 1 is [1]"),
     ({"value": [[1, 4]]}, "row 1 is [1, 4]"),
@@ -122,16 +122,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"value": ["1; 4; 0"]}, "row 1 is"),
     ({"value": [[0, 4, 0], [1, 4, 0]]}, "at least 1, not 0"),
     ({"value": [[1, 5, 0, -1, 0]]}, "at least 1, not -1"),
-    ({"value": [[1, 3, 0]]}, "row 1 tells of 3 micro-batches, but a step has 4"),
-    ({"value": [[1, 4, 0, 1, 1]]}, "row 1 tells of 5 micro-batches, but a step has 4"),
-    ({"value": [[1, 4, 2]]}, "a value is 0 (off) or 1 (full), not 2"),
-    ({"value": [[1, 4, -1]]}, "a value is 0 (off) or 1 (full), not -1"),
-    ({"value": [[2, 4, 0]]}, "tells of 2 stages, not pipeline_model_parallel_size 1"),
-    ({"value": [[2, 4, 0]], "pp": 2, "vpp": 2}, "not pipeline_model_parallel_size 2 x 2 chunks a stage = 4"),
-    ({"value": [[3, 4, 0]], "pp": 2, "vpp": None}, "no multiple of pipeline_model_parallel_size 2"),
+    ({"value": [[1, 3, 0]]}, "row 1 covers 3 micro-batches, but a step has 4"),
+    ({"value": [[1, 4, 0, 1, 1]]}, "row 1 covers 5 micro-batches, but a step has 4"),
+    ({"value": [[1, 4, 2]]}, "a value must be 0 (off) or 1 (full), not 2"),
+    ({"value": [[1, 4, -1]]}, "a value must be 0 (off) or 1 (full), not -1"),
+    ({"value": [[2, 4, 0]]}, "covers 2 stages, not pipeline_model_parallel_size 1"),
+    (
+        {"value": [[2, 4, 0]], "pp": 2, "vpp": 2},
+        "not pipeline_model_parallel_size 2 x 2 chunks per stage = 4",
+    ),
+    ({"value": [[3, 4, 0]], "pp": 2, "vpp": None}, "not a multiple of pipeline_model_parallel_size 2"),
     ({"value": [[1, 4, 0]], "recompute_granularity": "selective"}, "needs recompute_granularity: full"),
     ({"value": [[1, 4, 0]], "recompute_activations": True}, "needs recompute_granularity: full"),
-    ({"value": [[1, 4, 0]], "step_batch_size_schedule": "0:4 8:8"}, "not with step_batch_size_schedule"),
+    (
+        {"value": [[1, 4, 0]], "step_batch_size_schedule": "0:4 8:8"},
+        "cannot be combined with `step_batch_size_schedule`",
+    ),
 ]
 
 
@@ -163,11 +169,11 @@ def test_numbers_of_layers_count_where_something_is_recomputed() -> None:
     assert not found(pp=2, **{GRANULARITY: granularity, NUM_LAYERS: [[1, 4, 9], [1, 2, 0, 2, 4]]})
     told = found(pp=2, **{GRANULARITY: granularity, NUM_LAYERS: [[1, 4, 9], [1, 2, 0, 1, 0, 1, 5]]})
     assert [what.partition("`: ")[2] for _, what in told] == [
-        "stage 1 is to recompute 0 layers: at least 1",
-        "stage 1 has 4 layers, less than 5",
+        "stage 1 must recompute at least 1 layer, not 0",
+        "stage 1 has only 4 layers, not 5",
     ]
     assert [what for _, what in found(**{NUM_LAYERS: [[1, 4, -1]]})] == [
-        f"`{NUM_LAYERS}` row 1: a number of layers is not -1"
+        f"`{NUM_LAYERS}` row 1: a number of layers must be at least 0, not -1"
     ]
 
 
@@ -178,8 +184,8 @@ def test_layers_are_those_of_the_chunk() -> None:
     assert not found(pp=2, vpp=2, **uneven, **{NUM_LAYERS: [[1, 4, 1], [1, 4, 3]] * 2})
     told = found(pp=2, vpp=2, **uneven, **{NUM_LAYERS: [[4, 4, 3]]})
     assert [what.partition("`: ")[2] for _, what in told] == [
-        "stage 0 has 1 layers, less than 3",
-        "stage 2 has 1 layers, less than 3",
+        "stage 0 has only 1 layers, not 3",
+        "stage 2 has only 1 layers, not 3",
     ]
     layout = {"pipeline_model_parallel_layout": "Et|ttttttt|L"}
     assert chunk_layers(FULL | layout, 3, 1) is None

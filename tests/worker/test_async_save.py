@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from argparse import Namespace
 from pathlib import Path
 
 import psutil
@@ -23,7 +22,6 @@ from flagscale_testing.ranks.training import (
     train,
     wait_for,
 )
-from megatron.flagscale.checkpoint.async_save import problems
 from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of
 
 GATED = """
@@ -164,15 +162,3 @@ def test_a_full_disk_ends_the_run_with_one_message(tmp_path: Path) -> None:
     assert "the checkpoint of iteration 2 could not be written" in told["message"]
     assert "File too large" in told["message"]
     assert list((tmp_path / "saved").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [({"async_strategy": "nvrx"}, "--async-strategy nvrx"), ({"ckpt_format": "torch_dcp"}, "not torch_dcp")],
-)
-def test_what_a_cpu_cannot_save_asynchronously_is_refused(asked: dict[str, str], told: str) -> None:
-    possible = {"async_save": True, "async_strategy": "mcore", "ckpt_format": "torch_dist"}
-    assert problems(Namespace(**possible), cuda=False) == []
-    (problem,) = problems(Namespace(**{**possible, **asked}), cuda=False)
-    assert told in str(problem)
-    assert problems(Namespace(**{**possible, **asked, "async_save": False}), cuda=False) == []

@@ -187,8 +187,8 @@ def test_what_a_cpu_cannot_do_is_refused_at_once(tmp_path: Path) -> None:
     ended = train(tmp_path, 1, *MOCK_DATA, *asked)
     assert ended.failure is not None
     assert "the package `wandb` is not installed in" in ended.output
-    assert "--distributed-backend nccl needs a CUDA device" in ended.output
-    assert "--transformer-impl transformer_engine needs TransformerEngine" in ended.output
+    assert "`distributed_backend: nccl` is not supported on CPU" in ended.output
+    assert "`transformer_impl: transformer_engine` is not supported on CPU" in ended.output
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:

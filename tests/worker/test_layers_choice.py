@@ -1,4 +1,4 @@
-"""Which layers a machine uses, and what each kind refuses."""
+"""Which layers a machine uses, and what they support."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from flagscale.errors import Problem, UserError
+from flagscale.checks.worker import Machine
+from flagscale.errors import UserError
 from flagscale.run import env
 from flagscale_testing.ranks.training import MOCK_DATA
 from megatron.flagscale import args as our_args
 from megatron.flagscale import no_te
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.bootstrap import adapt
+from megatron.flagscale.checks import argument_problems
 from megatron.flagscale.chips import chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.chips.cuda import CUDA
 from megatron.flagscale.layers import spec
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.loss import use_our_loss
-from megatron.flagscale.patching import has_te_or_apex
-from megatron.flagscale.refusals import refusals
+
+MACHINE = Machine(has_chip=False, has_fused_layers=False, backend=CPU.backend)
 
 
 def parsed(text: str) -> Any:
     """The arguments as a CPU without TransformerEngine takes them."""
     defaults = (*no_te.DEFAULTS, *CPU.defaults, f"--distributed-backend={CPU.backend}")
     return engine_parser().parse_args([*defaults, *MOCK_DATA, *shlex.split(text)])
-
-
-def refused(text: str, cuda: bool = False) -> list[Problem]:
-    return refusals(parsed(text), cuda, fused=False)
 
 
 @pytest.fixture
@@ -71,58 +69,12 @@ def test_without_transformer_engine_the_default_is_torch() -> None:
     assert parsed("--transformer-impl local").transformer_impl == "local"
 
 
-def test_torch_layers_refuse_nothing_that_is_common() -> None:
+def test_torch_layers_support_what_is_common() -> None:
     usual = """--tensor-model-parallel-size 2 --sequence-parallel --context-parallel-size 2 --qk-layernorm
         --apply-layernorm-1p --reset-attention-mask --cp-comm-type all_gather --window-size 128,0"""
-    assert refused(usual) == []
-    assert refused(f"{usual} --num-experts 4 --disable-bias-linear --moe-grouped-gemm") == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "--cp-comm-type a2a --context-parallel-size 2",
-        "--attention-backend flash",
-        "--softmax-type learnable",
-        "--qk-clip",
-        "--multi-latent-attention",
-        "--fp8-format hybrid",
-        "--tp-comm-overlap",
-        "--use-cpu-initialization",
-        "--moe-grouped-gemm",
-        "--recompute-modules moe_act",
-    ],
-)
-def test_torch_layers_refuse_what_they_would_ignore(text: str) -> None:
-    (problem,) = refused(text, cuda=True)
-    assert text.split()[0] in str(problem)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("--num-experts 4", "experts with biases are not computed right on CPU"),
-        ("--cross-entropy-loss-fusion", "rounds gradients to bf16"),
-        ("--cross-entropy-loss-fusion --cross-entropy-fusion-impl native", "rounds gradients to bf16"),
-    ],
-)
-def test_what_would_be_silently_wrong_is_refused(text: str, told: str) -> None:
-    (problem,) = refused(text)
-    assert told in str(problem)
-
-
-@pytest.mark.skipif(has_te_or_apex(), reason="tests what holds without TransformerEngine, which is here")
-@pytest.mark.parametrize(
-    "text",
-    [
-        "--sequence-parallel --tensor-model-parallel-size 2",
-        "--context-parallel-size 2",
-        "--moe-grouped-gemm",
-    ],
-)
-def test_what_megatrons_local_layers_do_not_do(text: str) -> None:
-    (problem,) = refused(f"--transformer-impl local {text}")
-    assert "--transformer-impl torch does not need it" in str(problem)
+    experts = "--num-experts 4 --disable-bias-linear --moe-grouped-gemm"
+    assert argument_problems(parsed(usual), MACHINE) == []
+    assert argument_problems(parsed(f"{usual} {experts}"), MACHINE) == []
 
 
 @pytest.mark.parametrize(

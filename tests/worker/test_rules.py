@@ -1,7 +1,8 @@
-"""The rules that the launcher checks, held against the engine's own: what passes here is accepted there."""
+"""The launcher's rules: the worker reports them in the same words, and the engine accepts what they allow."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,18 +10,48 @@ from typing import Any
 
 import pytest
 
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
+from flagscale.checks.worker import Machine, cpu_defaults
 from flagscale.config.catalog import load_catalog
-from flagscale.config.engine_args import Leaf, render
+from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
-from flagscale.errors import Problem
+from flagscale.errors import Problem, UserError
+from megatron.flagscale import no_te
+from megatron.flagscale.args import engine_parser
+from megatron.flagscale.checkpoint import async_save
+from megatron.flagscale.checks import argument_problems
+from megatron.flagscale.chips.cpu import CPU
+from megatron.flagscale.hetero.arguments import own_part
+from megatron.flagscale.recompute import schedule_recompute
 from tests.unit.conftest import TASK
+from tests.unit.rules import SHARED, Example
 from tests.unit.test_degrees import GOOD, SHORT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FOR_THE_ENGINE = {"save": "checkpoints", "eval_interval": 100, "apply_rope_fusion": False}
 """What the launcher and the worker add; no TransformerEngine, so no fused rotary embedding."""
+
+ON_CPU = (
+    *async_save.arguments(),
+    *no_te.DEFAULTS,
+    f"--distributed-backend={CPU.backend}",
+    *CPU.defaults,
+)
+"""What the worker puts before a user's arguments on a CPU."""
+
+HOST = Machine(has_chip=False, has_fused_layers=False, backend=CPU.backend)
+CHIP = Machine(has_chip=True, has_fused_layers=True, backend="nccl")
+
+
+def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
+    """The engine's arguments of task keys."""
+    problems: list[Problem] = []
+    flat_keys = [FlatKey(name, value, name) for name, value in tree.items()]
+    argv = render(flat_keys, load_catalog(CATALOG), SourceMap(), problems).argv
+    assert problems == []
+    return argv
 
 
 @pytest.fixture
@@ -38,12 +69,8 @@ def engine_accepts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any],
 
         from megatron.flagscale.args import add_flagscale_args
 
-        problems: list[Problem] = []
-        leaves = [Leaf(name, value, name) for name, value in tree.items()]
-        argv = render(leaves, load_catalog(CATALOG), SourceMap(), problems).argv
-        assert problems == []
         monkeypatch.setenv("WORLD_SIZE", str(ranks))
-        monkeypatch.setattr(sys, "argv", ["train", *argv])
+        monkeypatch.setattr(sys, "argv", ["train", *argv_of(tree)])
         gpt_config_from_args(validate_args(parse_args(extra_args_provider=add_flagscale_args)))
 
     return validate
@@ -55,3 +82,59 @@ def test_layouts_that_pass_are_accepted_by_the_engine(
 ) -> None:
     keys = {SHORT.get(name, name): value for name, value in short.items()}
     engine_accepts({**TASK, **FOR_THE_ENGINE, **keys}, ranks)
+
+
+def by_option(problems: list[Problem]) -> list[tuple[str, str]]:
+    """What is wrong and the option it is about, whether it was named as a key (`train.x_y`) or as `--x-y`."""
+    keys = [(problem.where.rpartition(".")[2].lstrip("-"), problem.what) for problem in problems]
+    return [(key.replace("_", "-"), what) for key, what in keys]
+
+
+@pytest.mark.parametrize("example", SHARED, ids=str)
+def test_launcher_and_worker_report_a_broken_rule_alike(example: Example) -> None:
+    machine, defaults = (HOST, ON_CPU) if example.platform == "cpu" else (CHIP, ())
+    args = engine_parser().parse_args([*defaults, *argv_of({**TASK, **example.changes})])
+    found = argument_problems(args, machine)
+    assert found
+    assert by_option(found) == by_option(example.report())
+
+
+def test_the_launcher_knows_the_workers_defaults_on_a_cpu() -> None:
+    args, engines = engine_parser().parse_args(ON_CPU), engine_parser().parse_args([])
+    known = cpu_defaults(HOST)
+    assert {name: getattr(args, name) for name in known} == known
+    assert all(getattr(engines, name) != value for name, value in known.items())
+
+
+def test_only_the_worker_sees_what_is_not_installed() -> None:
+    machine = Machine(has_chip=True, has_fused_layers=False, backend="nccl")
+    (problem,) = argument_problems(engine_parser().parse_args(argv_of(TASK)), machine)
+    assert problem.where == "--transformer-impl"
+    assert "needs TransformerEngine, which is not installed" in problem.what
+    local = {"transformer_impl": "local", "moe_grouped_gemm": True}
+    (problem,) = argument_problems(engine_parser().parse_args(argv_of({**TASK, **local})), machine)
+    assert "without TransformerEngine" in problem.what
+
+
+def test_launcher_and_worker_report_lists_of_recompute_alike() -> None:
+    name = "recompute_granularity_per_stage_micro_batch"
+    refined = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
+    changes = {**refined, name: [[1, 3, 0]]}
+    parsed = vars(engine_parser().parse_args(argv_of({**TASK, **changes})))
+    validated = {"virtual_pipeline_model_parallel_size": None, "data_parallel_size": 1}
+    with pytest.raises(UserError) as raised:
+        schedule_recompute(None, argparse.Namespace(**{**parsed, **validated}))
+    assert by_option(list(raised.value.problems)) == by_option(Example(changes, "").report())
+
+
+def test_launcher_and_worker_report_unequal_meshes_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = HeteroLayout((Mesh(layers=((3,),)), Mesh(layers=((1,),))))
+    meshes = {"hetero_process_meshes": [1] * 10, "hetero_pipeline_layer_split": [3, 1]}
+    # What no program supports with meshes is reported once, not again as what this one does not support.
+    changes = {"mtp_num_layers": 1}
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError) as raised:
+        own_part(argv_of({**TASK, **changes, "hetero_layout": layout.to_json()}))
+    (problem,) = raised.value.problems
+    assert by_option([problem]) == by_option(Example({**changes, **meshes}, "", meshes=2).report())

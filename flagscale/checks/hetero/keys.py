@@ -34,11 +34,9 @@ OF_CHUNKS, IN_CHUNK = CHUNK_KEYS = (
 )
 """Keys of the engine that ask for an interleaved pipeline; a layout holds what they say."""
 
-_LAYERS = "of at least 1, one a stage (or a list of them, one a model chunk)"
+_LAYERS = "of at least 1, one per stage (or a list of them, one per model chunk)"
 _NAMES = (*DEGREES, "layers", "type", "sp")
-_FORM = (
-    "five whole numbers (tp, cp, ep, dp, pp) a mesh, or a list of mappings {type, tp, cp, ep, dp, pp, layers}"
-)
+_FORM = "five whole numbers (tp, cp, ep, dp, pp) per mesh, or a list of {type, tp, cp, ep, dp, pp, layers}"
 
 
 def is_asked(given: Mapping[str, Any]) -> bool:
@@ -52,10 +50,10 @@ def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[HeteroLayout
     found: list[Violation] = []
     for name in (ENABLE, CPU):
         if not isinstance(given.get(name), bool | None):
-            found.append((name, f"`{name}` is a switch: true or false, not {given[name]!r}"))
+            found.append((name, f"`{name}` must be true or false, not {given[name]!r}"))
     extra = given.get(EXTRA)
     if extra is not None and (type(extra) is not int or extra < 0):
-        found.append((EXTRA, f"`{EXTRA}` is a whole number of at least 0, not {extra!r}"))
+        found.append((EXTRA, f"`{EXTRA}` must be a whole number of at least 0, not {extra!r}"))
     meshes = _meshes(given.get(MESHES), found)
     if meshes is None:
         return None, found
@@ -70,7 +68,9 @@ def read(given: Mapping[str, Any], num_layers: int | None) -> tuple[HeteroLayout
     if extra is None:
         return layout, []
     if layout.chunks > 1:
-        return None, [(EXTRA, f"an interleaved pipeline has its own order and takes no `{EXTRA}`")]
+        return None, [
+            (EXTRA, f"an interleaved pipeline has its own order and cannot be combined with `{EXTRA}`")
+        ]
     return replace(layout, extra_micro_batches=extra), []
 
 
@@ -88,10 +88,10 @@ def _meshes(raw: Any, found: list[Violation]) -> list[Mesh] | None:
         return [Mesh(**{name: value for name, value in item.items() if name != "layers"}) for item in raw]
     if any(not _is_size(item) for item in raw):
         wrong = next(item for item in raw if not _is_size(item))
-        found.append((MESHES, f"`{MESHES}` takes {_FORM}; {wrong!r} is none"))
+        found.append((MESHES, f"`{MESHES}` takes {_FORM}, not {wrong!r}"))
         return None
     if len(raw) % len(DEGREES):
-        what = f"`{MESHES}` has {len(raw)} numbers, no multiple of 5 (tp, cp, ep, dp, pp of each mesh)"
+        what = f"`{MESHES}` has {len(raw)} numbers, not a multiple of 5 (tp, cp, ep, dp, pp of each mesh)"
         found.append((MESHES, what))
         return None
     return [Mesh(*numbers) for numbers in batched(raw, len(DEGREES))]
@@ -103,24 +103,26 @@ def _named_violations(number: int, item: Mapping[str, Any]) -> Iterator[Violatio
         if name not in _NAMES:
             yield MESHES, f"{where}: unknown name `{name}`; valid: {', '.join(_NAMES)}"
         elif name in DEGREES and not _is_size(value):
-            yield MESHES, f"{where}: `{name}` is a whole number of at least 1, not {value!r}"
+            yield MESHES, f"{where}: `{name}` must be a whole number of at least 1, not {value!r}"
         elif name == "layers" and not _is_split(value):
             yield (
                 MESHES,
-                f"{where}: `layers` is a list of whole numbers {_LAYERS}, not {value!r}",
+                f"{where}: `layers` must be a list of whole numbers {_LAYERS}, not {value!r}",
             )
         elif name == "type" and not isinstance(value, str):
-            yield MESHES, f"{where}: `type` is a name of the hostfile, not {value!r}"
+            yield MESHES, f"{where}: `type` must be a name in the hostfile, not {value!r}"
         elif name == "sp" and not isinstance(value, bool):
-            yield MESHES, f"{where}: `sp` (sequence parallel) is true or false, not {value!r}"
+            yield MESHES, f"{where}: `sp` (sequence parallel) must be true or false, not {value!r}"
 
 
 def _with_types(meshes: list[Mesh], types: Any, found: list[Violation]) -> list[Mesh]:
     if not isinstance(types, list) or not all(isinstance(one, str) for one in types):
-        found.append((TYPES, f"`{TYPES}` is a list of names, one a mesh, not {types!r}"))
+        found.append((TYPES, f"`{TYPES}` must be a list of names, one per mesh, not {types!r}"))
         return meshes
     if len(types) != len(meshes):
-        found.append((TYPES, f"`{TYPES}` names {len(types)} types for {len(meshes)} meshes: one a mesh"))
+        found.append(
+            (TYPES, f"`{TYPES}` names {len(types)} types for {len(meshes)} meshes: give one per mesh")
+        )
         return meshes
     if any(mesh.type for mesh in meshes):
         found.append((TYPES, f"give the types in `{TYPES}` or in `{MESHES}`, not in both"))
@@ -139,7 +141,7 @@ def _split(
         if told:
             found.append((SPLIT, f"give the layers in `{SPLIT}` or in `{MESHES}`, not in both"))
         elif not _is_split(split):
-            found.append((SPLIT, f"`{SPLIT}` is a list of whole numbers {_LAYERS}, not {split!r}"))
+            found.append((SPLIT, f"`{SPLIT}` must be a list of whole numbers {_LAYERS}, not {split!r}"))
         elif len(split) != stages:
             found.append(
                 (SPLIT, f"`{SPLIT}` has {len(split)} numbers for {stages} stages (the sum of all pp)")
@@ -156,7 +158,7 @@ def _split(
     if not num_layers:
         return None
     if num_layers % stages:
-        what = f"num_layers {num_layers} cannot be shared out evenly between {stages} stages: give `{SPLIT}`"
+        what = f"num_layers {num_layers} cannot be divided evenly between {stages} stages: give `{SPLIT}`"
         found.append((MESHES, what))
         return None
     return [num_layers // stages] * stages
@@ -168,10 +170,12 @@ def _chunks(
     """Return the layers of every chunk of every stage."""
     asked = {name: given[name] for name in CHUNK_KEYS if given.get(name) is not None}
     if wrong := [(name, value) for name, value in asked.items() if not _is_size(value)]:
-        found += [(name, f"{name} is a whole number of at least 1, not {value!r}") for name, value in wrong]
+        found += [
+            (name, f"{name} must be a whole number of at least 1, not {value!r}") for name, value in wrong
+        ]
         return None
     if len(asked) == len(CHUNK_KEYS):
-        found.append((OF_CHUNKS, f"{OF_CHUNKS} and {IN_CHUNK} exclude each other"))
+        found.append((OF_CHUNKS, f"{OF_CHUNKS} and {IN_CHUNK} cannot be combined"))
         return None
     where = SPLIT if given.get(SPLIT) is not None else MESHES
     counts = {len(stage) for stage in split if isinstance(stage, list)}
@@ -183,10 +187,10 @@ def _chunks(
     count = min(counts, default=1)
     if len(counts) > 1:
         told = " and ".join(map(str, sorted(counts)))
-        found.append((where, f"all stages have equally many model chunks, not {told}"))
+        found.append((where, f"all stages must have equally many model chunks, not {told}"))
     else:
         found += [
-            (where, f"stage {number}: {stage} layers cannot be shared out between {count} model chunks")
+            (where, f"stage {number}: {stage} layers cannot be divided between {count} model chunks")
             for number, stage in enumerate(split)
             if isinstance(stage, int) and (stage % count or (IN_CHUNK in asked and stage % asked[IN_CHUNK]))
         ]

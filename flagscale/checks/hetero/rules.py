@@ -12,7 +12,7 @@ from flagscale.errors import Violation
 
 _OWN_GROUPS = "the process groups of meshes are made by FlagScale, which does not read it"
 _CUT = "the layers of stages are given by `hetero_pipeline_layer_split`"
-_SPANS = "it sums over one mesh only, and would tell a wrong number"
+_SPANS = "it sums over one mesh only, and would report a wrong number"
 
 UNSUPPORTED: Mapping[str, tuple[Any, str]] = {
     "pipeline_model_parallel_layout": (None, _CUT),
@@ -49,7 +49,7 @@ def mesh_violations(
     `given`: the arguments (by dest) that the user wrote.
     """
     if len(layout.meshes) < 2:
-        yield MESHES, "one mesh is an ordinary layout: use tensor_model_parallel_size and its like"
+        yield MESHES, "one mesh is an ordinary layout: use tensor_model_parallel_size and the other degrees"
         return
     if layout.world_size != world_size:
         sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
@@ -58,7 +58,10 @@ def mesh_violations(
     yield from _layer_violations(layout, values, given)
     yield from _unsupported(values)
     if values.get("tp_comm_overlap") and len({mesh.tp for mesh in layout.meshes}) > 1:
-        yield "tp_comm_overlap", "`tp_comm_overlap` cuts its buffers by one tp: not with meshes of unequal tp"
+        yield (
+            "tp_comm_overlap",
+            "`tp_comm_overlap` is not supported with meshes of unequal tp: all share one buffer size",
+        )
     yield from _data_violations(layout, values)
     if wrong := list(_batch_violations(layout, values)):
         yield from wrong
@@ -83,15 +86,13 @@ def _layer_violations(
 def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name, (neutral, why) in UNSUPPORTED.items():
         if (value := values.get(name)) and value != neutral:
-            yield name, f"`{name}` does not go with `{MESHES}`: {why}"
+            yield name, f"`{name}` is not supported with `{MESHES}`: {why}"
     saves = values.get("save") or values.get("load")
     if saves and values.get("ckpt_format", "torch_dist") != "torch_dist":
         yield "ckpt_format", f"`{MESHES}` needs `ckpt_format: torch_dist`, which any layout can read"
     if values.get("cuda_graph_impl") == "transformer_engine":
-        yield (
-            "cuda_graph_impl",
-            "its graphs are captured in the order of a pipeline in one group: use `local`",
-        )
+        what = f"`cuda_graph_impl: transformer_engine` is not supported with `{MESHES}`"
+        yield "cuda_graph_impl", f"{what}: it captures the order of a pipeline in one group; use `local`"
     optimizer = str(values.get("optimizer") or "adam")
     is_shared_out = values.get("use_distributed_optimizer") or optimizer.startswith("dist_")
     if optimizer not in ("adam", "sgd") and is_shared_out:
@@ -99,8 +100,11 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "optimizer", f"{what}, whose gradient norm sums over one mesh only: use adam or sgd"
     tied = not values.get("untie_embeddings_and_output_weights")
     if tied and values.get("use_distributed_optimizer") and values.get("overlap_grad_reduce"):
-        what = "tied embeddings on two meshes need their gradients whole: not with a distributed optimizer"
-        yield "overlap_grad_reduce", f"{what} and `overlap_grad_reduce`; drop one of them"
+        what = "tied embeddings on two meshes cannot be combined with a distributed optimizer and"
+        yield (
+            "overlap_grad_reduce",
+            f"{what} `overlap_grad_reduce`: their gradients must be whole; remove one",
+        )
 
 
 def _data_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -127,12 +131,12 @@ def _batch_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterat
         samples = layout.meshes[0].dp * size
         for number, mesh in enumerate(layout.meshes):
             if samples % mesh.dp:
-                what = f"{name} {size} x dp {layout.meshes[0].dp} of mesh 0 = {samples} samples a step"
-                yield name, f"{what}, no multiple of dp {mesh.dp} of mesh {number}"
+                what = f"{name} {size} x dp {layout.meshes[0].dp} of mesh 0 = {samples} samples per step"
+                yield name, f"{what}, not a multiple of dp {mesh.dp} of mesh {number}"
 
 
 def _violations_of_each(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the rules of an ordinary layout say of each mesh; what all meshes break is told once."""
+    """Yield what the rules of an ordinary layout say of each mesh; what all meshes break is reported once."""
     found = [
         list(violations(mesh_values(layout, values, number), layout.engine_world_size(number)))
         for number in range(len(layout.meshes))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flagscale import platforms
-from flagscale.checks.data import data_violations, inputs_of
+from flagscale.checks.data import inputs_of
 from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
-from flagscale.checks.layers import cpu_violations, layers_on_cpu, torch_violations
-from flagscale.checks.megatron import program_violations, remarks, rule_violations
+from flagscale.checks.hetero.rules import UNSUPPORTED
+from flagscale.checks.megatron import remarks, rule_violations
+from flagscale.checks.worker import Machine, with_defaults, worker_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
@@ -42,10 +43,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
         # A value that is not what it should be would be told again by every rule that uses it.
-        found = [*_violations(arguments, hosts, meshes.layout)]
-        if entrypoint == TRAIN:
-            found += program_violations(arguments.values)
-        for dest, what in found:
+        for dest, what in _violations(arguments, hosts, meshes.layout, entrypoint == TRAIN):
             problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
@@ -134,33 +132,32 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
 
 
 def _violations(
-    arguments: EngineArguments, hosts: tuple[Host, ...], layout: HeteroLayout | None
+    arguments: EngineArguments, hosts: tuple[Host, ...], layout: HeteroLayout | None, trains_gpt: bool
 ) -> Iterator[Violation]:
-    """Yield each mistake once, whatever number of meshes it is found on."""
-    told: dict[Violation, None] = {}
-    for values in hetero.variants(layout, arguments.values):
-        told |= dict.fromkeys(_platform_violations(values, arguments.paths.keys(), hosts))
-        told |= dict.fromkeys(rule_violations(values))
+    """Yield each mistake once, whatever the number of meshes it is found on."""
+    machine = _machine(hosts)
+    given = arguments.paths.keys()
+    variants = [with_defaults(one, given, machine) for one in hetero.variants(layout, arguments.values)]
+    found: dict[Violation, None] = {}
+    for values in variants:
+        found |= dict.fromkeys(rule_violations(values))
     if layout is None:
-        told |= dict.fromkeys(violations(arguments.values, sum(host.slots for host in hosts)))
+        found |= dict.fromkeys(violations(arguments.values, sum(host.slots for host in hosts)))
     else:
-        given = [*arguments.paths]
-        told |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, given))
-    told |= dict.fromkeys(data_violations(arguments.values))
-    yield from told
+        found |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, [*given]))
+    for violation in worker_violations(variants, machine, trains_gpt=trains_gpt):
+        # With meshes no program supports these arguments: reported by the rules of meshes alone.
+        if layout is None or violation[0] not in UNSUPPORTED:
+            found[violation] = None
+    yield from found
 
 
-def _platform_violations(
-    values: Mapping[str, Any], given: Collection[str], hosts: tuple[Host, ...]
-) -> Iterator[Violation]:
-    layers, told = values["transformer_impl"], {}
-    kinds = (platforms.find(host.platform) for host in hosts)
-    if on_host := next((kind for kind in kinds if kind.is_host_processor), None):
-        told = dict(cpu_violations(values, given, on_host.backend))
-        yield from told.items()
-        layers = layers_on_cpu(values, given)
-    if layers == "torch":
-        yield from (violation for violation in torch_violations(values) if violation[0] not in told)
+def _machine(hosts: tuple[Host, ...]) -> Machine:
+    """Return what the launcher knows of the ranks' machines; all are alike, or the rules of meshes say so."""
+    kinds = [platforms.find(host.platform) for host in hosts]
+    kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
+    # Only the worker can see whether fused layers are installed; where there are chips, it is assumed.
+    return Machine(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
 
 
 MEGATRON = Engine(

@@ -10,7 +10,8 @@ from typing import Any
 
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import mesh_violations
-from flagscale.errors import Problem, UserError
+from flagscale.errors import UserError
+from megatron.flagscale.checks import worker_problems
 
 # No other layout could read a rank's random state, and ranks of unequal meshes would judge each by its own
 # degrees whether to read it: some would wait for the others for ever.
@@ -48,7 +49,7 @@ class OwnPart:
 def own_part(argv: Sequence[str]) -> OwnPart | None:
     """Return this rank's part of the layout that a command line holds, None if it holds none.
 
-    `UserError` for a layout that cannot be. The rank and the number of ranks come from the environment.
+    Rank and world size are read from the environment. Raises `UserError` if the layout breaks a rule.
     """
     if not any(word.partition("=")[0] == "--hetero-layout" for word in argv):
         return None
@@ -61,7 +62,7 @@ def own_part(argv: Sequence[str]) -> OwnPart | None:
     except ValueError as error:
         raise UserError(f"--hetero-layout: {error}") from None
     if found := list(mesh_violations(layout, values, ranks)):
-        raise UserError([Problem(what, "--hetero-layout") for _, what in found])
+        raise UserError(worker_problems(found))
     place = layout.position(rank)
     argv = _own_words(argv, layout.arguments(values, place.mesh))
     etp = values["expert_tensor_parallel_size"]

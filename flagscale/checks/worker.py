@@ -1,0 +1,81 @@
+"""The rules that the worker enforces too, with the facts of its own machine; the launcher asks them first.
+
+They are those that the engine does not state itself: what it accepts and then ignores or computes wrong, what
+a machine lacks, and broken inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flagscale.checks.data import data_violations
+from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
+from flagscale.checks.megatron import program_violations, silent_violations
+from flagscale.errors import Violation
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the rules need to know about the machine that a job's ranks run on."""
+
+    has_chip: bool
+    """Whether the ranks compute on chips rather than on the host's CPU."""
+    has_fused_layers: bool
+    """Whether TransformerEngine (or Apex) is installed and of use."""
+    backend: str
+    """The ranks' collective backend; on CPU no other is supported."""
+
+
+def cpu_defaults(machine: Machine) -> dict[str, str]:
+    """Return the defaults (by dest) of a worker on CPU where they differ from the engine's."""
+    return {
+        "distributed_backend": machine.backend,
+        "transformer_impl": "torch",
+        "async_strategy": "mcore",
+    }
+
+
+def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Machine) -> dict[str, Any]:
+    """Return the arguments (by dest) with a worker's own defaults for those that the user has not `given`."""
+    own = {} if machine.has_chip else cpu_defaults(machine)
+    return {**values, **{name: value for name, value in own.items() if name not in given}}
+
+
+def worker_violations(
+    variants: Sequence[Mapping[str, Any]], machine: Machine, *, trains_gpt: bool = True
+) -> Iterator[Violation]:
+    """Yield each rule that a job's arguments (by dest) break on a machine, once.
+
+    Args:
+        variants: the arguments as the ranks of each mesh have them; one variant without meshes.
+        machine: where the ranks run.
+        trains_gpt: whether the training program is FlagScale's own.
+    """
+    found: dict[Violation, None] = {}
+    for values in variants:
+        if trains_gpt:
+            found |= dict.fromkeys(program_violations(values))
+        found |= dict.fromkeys(silent_violations(values))
+        found |= dict.fromkeys(_machine_violations(values, machine))
+    found |= dict.fromkeys(data_violations(variants[0]))
+    yield from found
+
+
+def _machine_violations(values: Mapping[str, Any], machine: Machine) -> Iterator[Violation]:
+    layers, on_cpu = (
+        values["transformer_impl"],
+        [] if machine.has_chip else list(cpu_violations(values, machine.backend)),
+    )
+    yield from on_cpu
+    if not machine.has_fused_layers:
+        if layers == "local":
+            yield from local_violations(values)
+        elif layers == "transformer_engine" and machine.has_chip:
+            what = "`transformer_impl: transformer_engine` needs TransformerEngine, which is not installed"
+            yield "transformer_impl", f"{what}; use `torch`, or remove the key"
+    if layers == "torch":
+        # What no layers support on CPU is reported once.
+        blamed = {name for name, _ in on_cpu}
+        yield from (violation for violation in torch_violations(values) if violation[0] not in blamed)

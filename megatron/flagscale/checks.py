@@ -1,0 +1,43 @@
+"""The rules of `flagscale.checks` on a rank's own arguments and machine, and those that need the worker.
+
+The launcher enforces the same rules before a start; the worker also serves those who start it without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+from flagscale.checks.worker import Machine, worker_violations
+from flagscale.errors import Problem, Violation
+
+
+def argument_problems(args: argparse.Namespace, machine: Machine) -> list[Problem]:
+    """Return what is wrong with parsed arguments, not yet validated by the engine, on a machine."""
+    # The rules know plain values; the launcher has no enums of the engine's.
+    values = {name: value.name if isinstance(value, Enum) else value for name, value in vars(args).items()}
+    return [*worker_problems(worker_violations([values], machine)), *_not_installed(args)]
+
+
+def worker_problems(found: Iterable[Violation]) -> list[Problem]:
+    """Return broken rules as problems, each with the option that it is about."""
+    from megatron.flagscale.args import engine_parser
+
+    if not (violations := list(found)):
+        return []
+    options: dict[str, str] = {}
+    for action in engine_parser()._actions:
+        options.setdefault(action.dest, action.option_strings[0])
+    # The keys of meshes reach the worker as one argument.
+    return [Problem(what, options.get(dest, "--hetero-layout")) for dest, what in violations]
+
+
+def _not_installed(args: argparse.Namespace) -> Iterator[Problem]:
+    """Yield a missing package; a run's folder `wandb`, which Python would import, is not the package."""
+    spec = importlib.util.find_spec("wandb") if args.wandb_project else None
+    if args.wandb_project and (spec is None or spec.origin is None):
+        what = f"the package `wandb` is not installed in {sys.prefix}"
+        yield Problem(what, "--wandb-project", "install it there, or remove wandb_project")

@@ -1,0 +1,251 @@
+"""One example per rule between Megatron's arguments: task keys that break it, and what is then reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.megatron.adapter import MEGATRON, TRAIN
+from flagscale.errors import Problem, UserError
+from flagscale.values import Host
+from tests.unit.conftest import TASK
+
+_DEGREES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Changes to `TASK` that break one rule on a platform; `says` is part of its message."""
+
+    changes: dict[str, Any]
+    says: str
+    platform: str = "nvidia"
+    meshes: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.platform}: {self.changes}"
+
+    @property
+    def ranks(self) -> int:
+        return self.meshes * prod(self.changes.get(name, 1) for name in _DEGREES)
+
+    def report(self) -> list[Problem]:
+        """Return what the launcher reports."""
+        experiment = Experiment(
+            name="demo",
+            exp_dir=Path("/nowhere"),
+            task=Task(backend="megatron", entrypoint=TRAIN),
+            runner=Runner(),
+            envs=Environment(),
+            cmds=Commands(),
+            arguments={**TASK, **self.changes},
+        )
+        try:
+            MEGATRON.build(experiment, (Host(0, "localhost", self.ranks, self.platform),), SourceMap())
+        except UserError as error:
+            return list(error.problems)
+        return []
+
+
+OF_THE_ENGINE = [
+    *(
+        Example({name: None}, f"`{name}` is required")
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "seq_length",
+            "max_position_embeddings",
+            "lr",
+            "tokenizer_type",
+        )
+    ),
+    Example({"train_iters": None}, "`train_iters` or `train_samples` is required"),
+    Example({"train_samples": 100}, "give `train_iters` or `train_samples`, not both"),
+    Example({"lr_warmup_samples": 10}, "use `lr_warmup_iters`, not `lr_warmup_samples`"),
+    Example({"lr_decay_samples": 10}, "use `lr_decay_iters`, not `lr_decay_samples`"),
+    Example({"train_iters": None, "train_samples": 64, "lr_warmup_iters": 1}, "use `lr_warmup_samples`"),
+    Example({"eval_interval": 0}, "`eval_interval` must be at least 1, not 0"),
+    Example({"save_interval": 0}, "`save_interval` must be at least 1, not 0"),
+    Example({"log_interval": 0}, "`log_interval` must be at least 1, not 0"),
+    Example({"train_iters": -1}, "`train_iters` must be at least 1, not -1"),
+    Example({"seq_length": 128}, "seq_length 128 is larger than max_position_embeddings 64"),
+    Example(
+        {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 1},
+        "give `lr_warmup_fraction` or `lr_warmup_iters`, not both",
+    ),
+    Example({"lr_warmup_fraction": 1.0}, "at least 0 and less than 1, not 1.0"),
+    Example({"lr_warmup_iters": 10}, "the warm-up (10 iters) must be shorter than the schedule (10)"),
+    Example(
+        {"lr_warmup_iters": 5, "lr_decay_iters": 5},
+        "the warm-up (5 iters) must be shorter than the schedule (5)",
+    ),
+    Example({"min_lr": 0.1}, "min_lr 0.1 is larger than lr 0.001"),
+    Example({"lr_warmup_init": 0.1}, "lr_warmup_init 0.1 is larger than lr 0.001"),
+    Example({"lr_decay_style": "WSD"}, "lr_decay_style WSD needs `lr_wsd_decay_iters`"),
+    Example(
+        {"start_weight_decay": 0.1},
+        "`start_weight_decay` needs `weight_decay_incr_style: linear` or `cosine`",
+    ),
+    Example(
+        {"weight_decay_incr_style": "cosine", "start_weight_decay": 0.1},
+        "weight_decay_incr_style cosine needs `end_weight_decay`",
+    ),
+    Example({"override_opt_param_scheduler": True, "use_checkpoint_opt_param_scheduler": True}, "not both"),
+    Example(
+        {"group_query_attention": True, "multi_latent_attention": True}, "`multi_latent_attention`, not both"
+    ),
+    Example({"moe_ffn_hidden_size": 8}, "`moe_ffn_hidden_size` needs `num_experts`"),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_ffn_hidden_size": 64,
+            "tensor_model_parallel_size": 2,
+            "add_bias_linear": False,
+        },
+        "experts with tensor_model_parallel_size > 1 need `sequence_parallel: true`",
+    ),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_ffn_hidden_size": 64,
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+        },
+        "experts with biases need expert_tensor_parallel_size 1",
+    ),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_router_load_balancing_type": ["aux_loss", "seq_aux_loss"],
+            "moe_aux_loss_coeff": 0.1,
+        },
+        "give one value for each of the 2 moe_router_load_balancing_type",
+    ),
+    Example({"fp16": True, "bf16": True}, "give `fp16` or `bf16`, not both"),
+    Example({"fp16_lm_cross_entropy": True}, "`fp16_lm_cross_entropy` needs `fp16: true`"),
+    Example({"fp32_residual_connection": True}, "`fp32_residual_connection` needs `fp16` or `bf16`"),
+    Example(
+        {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "is refused by the engine"
+    ),
+    Example({"recompute_granularity": "full", "recompute_num_layers": 1}, "needs `recompute_method`"),
+    Example(
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 0},
+        "`recompute_num_layers` must be at least 1, not 0",
+    ),
+    Example({"recompute_granularity": "full", "recompute_method": "block"}, "needs `recompute_num_layers`"),
+    Example(
+        {"recompute_granularity": "selective", "recompute_num_layers": 1},
+        "needs `recompute_granularity: full`",
+    ),
+    Example(
+        {"recompute_activations": True, "recompute_method": "block"},
+        "needs `recompute_granularity: full`",
+    ),
+    Example(
+        {"distribute_saved_activations": True},
+        "needs tensor_model_parallel_size > 1 and recompute_granularity: full",
+    ),
+    Example(
+        {
+            "distribute_saved_activations": True,
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "recompute_num_layers": 1,
+        },
+        "cannot be combined with `sequence_parallel`",
+    ),
+    Example(
+        {"overlap_param_gather": True, "overlap_grad_reduce": True}, "needs `use_distributed_optimizer: true`"
+    ),
+    Example(
+        {"overlap_param_gather": True, "use_distributed_optimizer": True}, "needs `overlap_grad_reduce: true`"
+    ),
+    Example({"tp_comm_overlap": True}, "`tp_comm_overlap` needs `sequence_parallel: true`"),
+    Example({"save_interval": None}, "`save_interval` is required"),
+    Example({"save_retain_interval": 7}, "save_retain_interval 7 must be a multiple of save_interval 5"),
+    Example({"fp8_format": "hybrid", "fp4_format": "e2m1"}, "give `fp8_format` or `fp4_format`, not both"),
+    Example({"micro_batch_size": 3}, "global_batch_size 16 must be a multiple of 3"),
+]
+"""Rules that the engine enforces in the worker, in its own words."""
+
+_EXPERTS = {"num_experts": 4, "moe_ffn_hidden_size": 64}
+_CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+_LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
+_BPE = {"tokenizer_type": "GPT2BPETokenizer"}
+_HF = {"tokenizer_type": "HuggingFaceTokenizer"}
+
+_IGNORED = {
+    "mtp_num_layers": 1,
+    "hybrid_layer_pattern": "M-M-",
+    "hybrid_context_parallel": True,
+    "dataloader_inter_document_masking": True,
+    "per_dataset_sequences_path": "sequences.json",
+    "sft": True,
+    "fim_data": True,
+    "perform_rl_step": True,
+}
+
+_OTHER_LAYERS: dict[str, Any] = {
+    "qk_clip": True,
+    "log_max_attention_logit": True,
+    "multi_latent_attention": True,
+    "heterogeneous_layers_config_path": "layers.json",
+    "experimental_attention_variant": "dsa",
+    "fp8_format": "hybrid",
+    "fp4_format": "e2m1",
+    "attention_backend": "flash",
+    "softmax_type": "learnable",
+}
+
+SHARED = [
+    *(
+        Example({name: value}, f"`{name}` is not supported by FlagScale's training program")
+        for name, value in _IGNORED.items()
+    ),
+    Example({"num_query_groups": 2}, "`num_query_groups` needs `group_query_attention: true`"),
+    Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
+    # On CPU.
+    Example({"fp8_format": "hybrid"}, "`fp8_format` is not supported on CPU", "cpu"),
+    Example({"fp4_format": "e2m1"}, "`fp4_format` is not supported on CPU", "cpu"),
+    Example({"tp_comm_overlap": True, **_CUT}, "`tp_comm_overlap` is not supported on CPU", "cpu"),
+    Example({"use_nccl_ub": True}, "`use_nccl_ub` is not supported on CPU", "cpu"),
+    Example({"distributed_backend": "nccl"}, "`distributed_backend: nccl` is not supported on CPU", "cpu"),
+    Example({"transformer_impl": "transformer_engine"}, "use `torch`, or remove the key", "cpu"),
+    Example({"async_save": True, "async_strategy": "nvrx"}, "`async_strategy: nvrx` is not", "cpu"),
+    Example({"async_save": True, "ckpt_format": "torch_dcp"}, "needs `ckpt_format: torch_dist`", "cpu"),
+    Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
+    Example(_EXPERTS, "experts with biases are computed wrong on CPU", "cpu"),
+    # Megatron's local layers without TransformerEngine.
+    Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
+    Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with", "cpu"),
+    Example(_LOCAL | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` is not supported with", "cpu"),
+    # The layers on torch's kernels.
+    *(
+        Example(_TORCH | {name: value}, f"`{name}` is not supported with `transformer_impl: torch`")
+        for name, value in _OTHER_LAYERS.items()
+    ),
+    Example(_TORCH | _CUT | {"tp_comm_overlap": True}, "`tp_comm_overlap` is not supported with"),
+    Example(_TORCH | {"context_parallel_size": 2, "cp_comm_type": ["a2a"]}, "use p2p or all_gather"),
+    Example(_TORCH | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` with biases is not supported with"),
+    Example(_TORCH | {"recompute_modules": ["moe_act"]}, "`recompute_modules: moe_act` is not supported"),
+    Example(_TORCH | {"use_cpu_initialization": True}, "add `init_by_rank: true`"),
+    Example(_TORCH | {"init_model_with_meta_device": True}, "add `init_by_rank: true`"),
+    # Data and tokenizer.
+    Example({"mock_data": False}, "no data: give `data_path`"),
+    Example({"data_path": ["nowhere"]}, "give `mock_data` or `data_path`, not both"),
+    Example({"mock_data": False, "data_path": ["nowhere"]}, "no such file"),
+    Example({"mock_data": False, "data_args_path": "nowhere.txt"}, "nowhere.txt: no such file"),
+    Example({"vocab_size": None}, "the NullTokenizer needs `vocab_size`"),
+    Example(_BPE | {"vocab_file": __file__}, "GPT2BPETokenizer needs `merge_file`"),
+    Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
+    Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),
+    Example(_HF | {"tokenizer_model": str(Path(__file__).parent)}, "has no tokenizer.json"),
+]
+"""Rules that the worker enforces as well, in the same words."""

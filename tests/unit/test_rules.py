@@ -1,0 +1,112 @@
+"""The rules between Megatron's arguments: each has an example, and reports it in one message."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+
+from flagscale.checks import data, degrees, layers, megatron, recompute, worker
+from flagscale.checks.hetero import rules as hetero
+from flagscale.config.catalog import Catalog
+from flagscale.errors import UserError
+from tests.unit import test_degrees, test_hetero_layout, test_recompute
+from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
+
+REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
+MODULES = (data, degrees, layers, megatron, recompute, worker, hetero)
+"""The modules whose every rule must have an example."""
+
+
+@pytest.mark.parametrize("example", [*OF_THE_ENGINE, *SHARED], ids=str)
+def test_a_broken_rule_is_reported_once(example: Example) -> None:
+    problems = example.report()
+    assert len({problem.where for problem in problems}) == 1
+    # Twice for the two files of a data prefix.
+    assert all(example.says in problem.what for problem in problems)
+
+
+@pytest.mark.parametrize("example", [one for one in SHARED if one.platform == "cpu"], ids=str)
+def test_rules_of_the_cpu_hold_there_alone(example: Example) -> None:
+    assert Example(example.changes, "").report() == []
+
+
+def test_how_to_save_in_the_background_counts_if_asked_for() -> None:
+    assert Example({"async_strategy": "nvrx", "ckpt_format": "torch_dcp"}, "", "cpu").report() == []
+
+
+@contextmanager
+def reported() -> Iterator[tuple[set[tuple[Path, int]], dict[str, set[str]]]]:
+    """Record what is yielded meanwhile: the lines in `MODULES`, and the blamed arguments by function."""
+    lines: set[tuple[Path, int]] = set()
+    blamed: dict[str, set[str]] = defaultdict(set)
+    files = {str(module.__file__) for module in MODULES}
+
+    def record(code: CodeType, offset: int, value: object) -> object:
+        if code.co_filename not in files:
+            return sys.monitoring.DISABLE
+        line = [*code.co_positions()][offset // 2][0]
+        lines.add((Path(code.co_filename), line or 0))
+        if isinstance(value, tuple):
+            blamed[code.co_name].add(value[0])
+        return None
+
+    tool, event = 4, sys.monitoring.events.PY_YIELD
+    sys.monitoring.use_tool_id(tool, __name__)
+    sys.monitoring.register_callback(tool, event, record)
+    sys.monitoring.set_events(tool, event)
+    try:
+        yield lines, blamed
+    finally:
+        sys.monitoring.set_events(tool, 0)
+        sys.monitoring.free_tool_id(tool)
+
+
+def test_every_rule_has_an_example(catalog: Catalog, build: test_hetero_layout.Build) -> None:
+    defaults = {option.dest: option.default for option in catalog.options.values()} | test_degrees.TASK
+    with reported() as (lines, blamed):
+        for example in (*OF_THE_ENGINE, *SHARED):
+            example.report()
+        for ranks, short, *_ in test_degrees.BAD:
+            list(degrees.violations(test_degrees.values_of(defaults, short), ranks))
+        for case, _ in test_recompute.BAD:
+            changes = {"value": []} | case
+            test_recompute.found(**{test_recompute.GRANULARITY: changes.pop("value")}, **changes)
+        for ranks, changes, _ in test_hetero_layout.WRONG:
+            with pytest.raises(UserError):
+                build({"hetero_process_meshes": test_hetero_layout.FLAT, **changes}, ranks=ranks)
+        for number in ("[[1, 4, 0]]", "[[1, 4, 9]]", "[[1, 4, -1]]"):
+            test_recompute.found(**{test_recompute.NUM_LAYERS: number})
+        typed = test_hetero_layout.layout(
+            process_meshes=test_hetero_layout.FLAT, device_types=["A800", "H800"]
+        )
+        list(hetero.host_violations(typed, ["cpu", "cpu", "A800", "A800"], {"cpu"}))
+        without_fused = worker.Machine(has_chip=True, has_fused_layers=False, backend="nccl")
+        list(worker.worker_violations([defaults], without_fused))
+        list(data.input_violations({"models": [], "prompts_file": "nowhere"}))
+        for changes in REMARKED:
+            list(megatron.remarks(defaults | changes))
+    rules = {
+        (Path(str(module.__file__)), node.lineno)
+        for module in MODULES
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
+        if isinstance(node, ast.Yield)
+    }
+    missing = [f"{path.name}:{line}" for path, line in sorted(rules - lines)]
+    assert not missing, f"rules without an example in tests/unit/rules.py: {missing}"
+    # Rules that are rows of a table share a line.
+    for function, table in (
+        ("rule_violations", megatron._REQUIRED),
+        ("program_violations", megatron.NOT_SUPPORTED),
+        ("cpu_violations", layers.NEEDS_CHIP),
+        ("torch_violations", layers.TORCH_IGNORES),
+        ("_unsupported", hetero.UNSUPPORTED),
+    ):
+        assert not set(table) - blamed[function], function
