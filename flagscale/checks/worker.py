@@ -64,10 +64,8 @@ def worker_violations(
 
 
 def _machine_violations(values: Mapping[str, Any], machine: Machine) -> Iterator[Violation]:
-    layers, on_cpu = (
-        values["transformer_impl"],
-        [] if machine.has_chip else list(cpu_violations(values, machine.backend)),
-    )
+    layers = values["transformer_impl"]
+    on_cpu = [] if machine.has_chip else list(cpu_violations(values, machine.backend))
     yield from on_cpu
     if not machine.has_fused_layers:
         if layers == "local":
