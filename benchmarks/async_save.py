@@ -103,7 +103,7 @@ def _worker(folder: Path, argv: list[str]) -> None:
     from megatron.training import training
 
     from megatron.flagscale.checkpoint import save as saving
-    from megatron.flagscale.train_gpt import train
+    from megatron.flagscale.program import train
 
     events: list[tuple[str, float, float]] = []
     open_calls: list[str] = []

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 def table(outcomes: Mapping[str, Outcome]) -> str:
     """Return the Markdown table of what was found."""
     lines = [
-        "| family | there and back | trained in | through the training | max logits difference "
+        "| family | round trip | training layout | round trip with training | max logit difference "
         "| first loss difference |",
         "|---|---|---|---|---|---|",
     ]

@@ -91,7 +91,7 @@ def measure(source: Path, target: Path, kind: str) -> dict[str, float]:
 def table() -> str:
     """Measure every model and return the table."""
     lines = [
-        "| layers | MB | copy MB/s | to Megatron MB/s | to Hugging Face MB/s | of the copy's speed "
+        "| layers | MB | copy MB/s | to Megatron MB/s | to Hugging Face MB/s | speed relative to copy "
         "| memory MB: copy | to Megatron | to Hugging Face |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

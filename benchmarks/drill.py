@@ -24,6 +24,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, read_state
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.namespaces import NamespaceFarm
+from megatron.flagscale.checkpoint.manifest import TRACKER
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_INTERVAL = 10
@@ -155,7 +156,7 @@ class Drill:
     def saved(self) -> int:
         """The iteration of the newest complete checkpoint."""
         with suppress(OSError, ValueError):
-            return int((self.checkpoints / "latest_checkpointed_iteration.txt").read_text())
+            return int((self.checkpoints / TRACKER).read_text())
         return 0
 
     @property

@@ -44,7 +44,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.loopback import LoopbackFarm, loopback_farm
-from flagscale_testing.jobs.plans import ENGINE, fake_plan
+from flagscale_testing.jobs.plans import AGENT, fake_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _PORTS = range(20000, 32000)
@@ -71,7 +71,7 @@ def plan_of(
     nodes = tuple(
         NodeCommand(
             host=place,
-            argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report-{place.rank}"), *behaviours),
+            argv=(sys.executable, "-S", str(AGENT), str(exp_dir / f"report-{place.rank}"), *behaviours),
             env=run_tags(run_id, place.rank),
             cwd=str(exp_dir),
             failure_file=str(files.failure(place)),
@@ -210,7 +210,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--login", type=float, default=0.0)
     asked = parser.parse_args(words)
-    print("| hosts | step | ours, s | theirs, s | faster | ours, CPU s | theirs, CPU s | launcher, MB |")
+    print("| hosts | step | FlagScale, s | ssh loop, s | speedup ", end="")
+    print("| FlagScale, CPU s | ssh loop, CPU s | command, MB |")
     print("|---|---|---|---|---|---|---|---|")
     with quick_farm(max(asked.hosts), asked.login) as farm:
         for count in asked.hosts:

@@ -36,7 +36,7 @@ RESTART = ("+experiment.runner.max_restarts=1", "+experiment.runner.restart_time
 HANG = "+experiment.runner.hang_timeout=20"
 AWAY = 8.0
 """Seconds that a host is cut off before it comes back."""
-HEAD = "| fault | detected, s | clean, s | runs again, s | lost (unsaved) | left | decoys | told |"
+HEAD = "| fault | detected, s | clean, s | runs again, s | lost (unsaved) | left | decoys | reported |"
 
 
 @dataclass

@@ -21,9 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flagscale.run.rundir import RunDir
+
 ROOT = Path(__file__).resolve().parents[1]
 FORMULA = (
-    "FLOP a token = 6 x weights of matrix products (with the vocabulary's) + attention: "
+    "FLOP per token = 6 x weights of matrix products (including the vocabulary's) + attention: "
     "12 x layers x hidden x tokens (full) or half of it (causal)"
 )
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
@@ -127,7 +129,7 @@ def measure(size: Size, ranks: int, iterations: int) -> Outcome:
         words = ["--config-path", str(folder), "--config-name", "config"]
         # Its progress goes to the standard error: the table alone is the output.
         subprocess.run([sys.executable, str(ROOT / "run.py"), *words], cwd=folder, stdout=2, check=True)
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in RunDir(folder / "run").metrics.read_text().splitlines()]
     return outcome([line for line in lines if "iteration_ms" in line], ranks)
 
 
@@ -158,7 +160,7 @@ def device() -> str:
 def table(results: dict[str, tuple[Size, Outcome]]) -> str:
     """Return the Markdown table, one row a model."""
     lines = [
-        "| model | weights | device | optimizer | micro-batch x number x tokens | s a step | tokens/s "
+        "| model | weights | device | optimizer | micro-batch x number x tokens | s per step | tokens/s "
         "| MFU full | MFU causal | GB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -153,7 +153,7 @@ def _take_meshes_away() -> None:
     arguments.own_part = lambda argv: None  # type: ignore[attr-defined]
     patches.PATCHES = ()  # type: ignore[attr-defined]
     sys.modules |= {module.__name__: module for module in (arguments, patches)}
-    for name in ("channel", "finalize", "groups", "p2p"):
+    for name in ("finalize", "groups", "lane", "p2p"):
         sys.modules[f"{package}.{name}"] = None  # type: ignore[assignment]
 
 

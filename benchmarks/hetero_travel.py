@@ -50,7 +50,7 @@ def main() -> None:
                 found.setdefault((delay, extra), []).extend(
                     in_turns(Path(folder) / f"{number}_{delay}_{extra}", [[job]], asked.steps)
                 )
-    print("| a message travels, ms | extra micro-batches | a step, s | waited, first stage | last stage |")
+    print("| message delay, ms | extra micro-batches | s per step | wait, first stage | wait, last stage |")
     print("|---|---|---|---|---|")
     for (delay, extra), outcomes in found.items():
         step = statistics.median(step for outcome in outcomes for step in outcome.steps)
@@ -67,22 +67,22 @@ def _slowly(chip: Chip, seconds: float) -> Chip:
 
 def _hold_back(seconds: float) -> None:
     """Have every message posted so much later, by one thread, in the order in which they were sent."""
-    from megatron.flagscale.hetero.channel import Channel
+    from megatron.flagscale.hetero.lane import Lane
 
-    post = Channel.send
-    held: SimpleQueue[tuple[float, Channel, Any]] = SimpleQueue()
+    post = Lane.send
+    held: SimpleQueue[tuple[float, Lane, Any]] = SimpleQueue()
 
-    def send(self: Channel, tensor: Any) -> None:
+    def send(self: Lane, tensor: Any) -> None:
         # A copy: the schedule gives back the memory of what it has sent.
         held.put((time.monotonic() + seconds, self, tensor.detach().clone()))
 
     def deliver() -> None:
         while True:
-            due, channel, tensor = held.get()
+            due, lane, tensor = held.get()
             time.sleep(max(0.0, due - time.monotonic()))
-            post(channel, tensor)
+            post(lane, tensor)
 
-    Channel.send = send  # type: ignore[method-assign]
+    Lane.send = send  # type: ignore[method-assign]
     threading.Thread(target=deliver, daemon=True).start()
 
 

@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from flagscale.run.rundir import RunDir
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ["--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config"]
 MODEL = [
@@ -52,7 +54,7 @@ def ours(folder: Path, iterations: int) -> Timing:
     """Time `run.py action=test`."""
     begun = time.time()
     subprocess.run(_command(folder, iterations, "test"), check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in RunDir(folder).metrics.read_text().splitlines()]
     return _timing(begun, [line["time"] for line in lines if "iteration_ms" in line])
 
 

@@ -82,7 +82,7 @@ def step_times() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], fl
 def steps_table(times: dict[tuple[str, int], float], losses: dict[tuple[str, int], float]) -> str:
     """Return the Markdown table of step times."""
     lines = [
-        "| tokens | local, ms a step | torch, ms a step | faster | loss difference |",
+        "| tokens | local, ms per step | torch, ms per step | speedup | loss difference |",
         "|---|---|---|---|---|",
     ]
     for length in LENGTHS:
@@ -108,7 +108,7 @@ def memory_table() -> str:
         parallel_state.initialize_model_parallel()
         model_parallel_cuda_manual_seed(1)
         lines = [
-            "| tokens | local, MB at the peak | torch, MB at the peak | local, packed | torch, packed |",
+            "| tokens | local, peak MB | torch, peak MB | local, packed | torch, packed |",
             "|---|---|---|---|---|",
         ]
         for length in LENGTHS:

@@ -129,7 +129,7 @@ def measure(command: list[str], urls: dict[str, str], rounds: int) -> None:
         server.terminate()
         server.wait()
     print("\n| | FlagScale | plain vLLM | ratio |\n|---|---|---|---|")
-    for what, field in (("tokens a second", "tokens_per_s"), ("ms to the first token", "first_token_ms")):
+    for what, field in (("tokens per second", "tokens_per_s"), ("ms to the first token", "first_token_ms")):
         ours, theirs = ([getattr(one, field) for one in found[name]] for name in urls)
         ratio = statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
         print(f"| {what} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} | {ratio:.3f} |")

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from flagscale.run.rundir import RunDir
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = (sys.executable, "run.py", "--config-path", "./examples/aquila/conf", "--config-name")
 DATA = ROOT / "data" / "demo" / "valid_text_document"
@@ -28,13 +30,13 @@ def megatron_loss(folder: Path) -> float:
     run(
         "config",
         f"experiment.exp_dir={folder}",
-        f"+train.system.checkpoint.load={TRAINED / 'checkpoints'}",
+        f"+train.system.checkpoint.load={RunDir(TRAINED).checkpoints}",
         "train.model.train_iters=1000000",  # or it would say that there is nothing left to do
         "+train.model.skip_train=true",
         # In place of `full_validation`, which Megatron 0.19.2 cannot do with a number of evaluations given.
         f"train.model.eval_iters={len(windows()) * WINDOW // BATCH_TOKENS}",
     )
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in RunDir(folder).metrics.read_text().splitlines()]
     return float(next(one["validation_loss"] for one in reversed(records) if "validation_loss" in one))
 
 
@@ -50,7 +52,7 @@ def vllm_loss(folder: Path) -> float:
         "inference.generate.sampling={temperature: 0, max_tokens: 1, prompt_logprobs: 0}",
     )
     losses: list[float] = []
-    with (folder / "results.jsonl").open() as results:
+    with RunDir(folder).results.open() as results:
         for record in map(json.loads, results):
             scored = zip(record["prompt_token_ids"], record["prompt_logprobs"], strict=True)
             losses += [-choices[str(token)] for token, choices in scored if choices]
@@ -78,7 +80,7 @@ def main() -> None:
         trained = megatron_loss(Path(folder, "trained"))
         Path(folder, "served").mkdir()
         served = vllm_loss(Path(folder, "served"))
-    print("\n| | loss a token | perplexity |\n|---|---|---|")
+    print("\n| | loss per token | perplexity |\n|---|---|---|")
     for name, loss in (("Megatron's validation", trained), ("vLLM, by prompt logprobs", served)):
         print(f"| {name} | {loss:.4f} | {math.exp(loss):.2f} |")
     print(f"\nratio of the perplexities: {math.exp(served - trained):.4f}")

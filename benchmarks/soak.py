@@ -32,7 +32,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.fanout import ENGINE, plan_of, quick_farm
+from benchmarks.fanout import AGENT, plan_of, quick_farm
 from flagscale.errors import FlagScaleError
 from flagscale.remote import launcher
 from flagscale.run.env import RUN_ID
@@ -205,7 +205,7 @@ def decoys(folder: Path) -> Iterator[list[psutil.Process]]:
             start_new_session=True,
         )
         for run_id in ("", "another-run")
-        for words in ([str(ENGINE)], ["rank"])
+        for words in ([str(AGENT)], ["rank"])
     ]
     try:
         yield [psutil.Process(other.pid) for other in others]

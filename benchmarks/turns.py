@@ -224,7 +224,7 @@ def work(door: str, job: str, argv: list[str]) -> None:
     patch_engine()
     from megatron.training import training
 
-    from megatron.flagscale.train_gpt import train as train_gpt
+    from megatron.flagscale.program import train as train_gpt
 
     spent = {"post": 0.0, "wait": 0.0}
     rank = int(os.environ["RANK"])
@@ -259,11 +259,11 @@ def work(door: str, job: str, argv: list[str]) -> None:
 
     training.train_step = train_step
     if "--hetero-layout" in argv:
-        from megatron.flagscale.hetero.channel import Arrival, Channel
+        from megatron.flagscale.hetero.lane import Arrival, Lane
 
         for owner, method, name in (
-            (Channel, "send", "post"),
-            (Channel, "expect", "post"),
+            (Lane, "send", "post"),
+            (Lane, "expect", "post"),
             (Arrival, "wait", "wait"),
         ):
             setattr(owner, method, timed(name, getattr(owner, method)))

@@ -3,4 +3,4 @@
 Nothing in this package imports torch, megatron, vllm or transformers, so that `run.py` answers at once.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

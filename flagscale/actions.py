@@ -1,4 +1,8 @@
-"""One short function an action; each returns the exit code that README promises."""
+"""One short function per action; each returns the exit code that README promises.
+
+They are registered in `flagscale.registry`. A third party adds one by the entry-point group
+`flagscale.actions`: a function of a `Request` that returns an exit code.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from flagscale import registry
 from flagscale.config.load import load_command_keys, load_run_location
-from flagscale.plan.placement import secrets
 from flagscale.plan.prepare import Prepared, Request, prepare
-from flagscale.remote import launcher
-from flagscale.remote.preflight import preflight, require_ready
 from flagscale.run.rundir import RunDir
-from flagscale.runners.cloud import own_rank, run_dir
+from flagscale.runners.base import JobRunner, runner_of
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import JobStatus, servers, status_json, taking_part
 from flagscale.status.text import plan_text, started_text, status_text
@@ -25,22 +25,24 @@ from flagscale.values import LaunchPlan
 
 
 def run(request: Request) -> int:
-    """Start the job in the background and confirm that every host runs it.
+    """Start the job in the background and confirm that every host runs it, or that it is queued.
 
-    On a platform that runs this command on every host it stays in the foreground: the command's end is the
-    host's.
+    With a runner whose `run` stays in the foreground, the end of this command is that of the host.
     """
-    if load_run_location(request.config).is_cloud:
-        return test(request)
-    plan = _start(request)
-    print(started_text(plan), flush=True)
+    prepared = _prepare(request)
+    if runner_of(prepared.plan).rules.foreground:
+        return _run_in_foreground(prepared)
+    plan = _start(prepared)
     return _until_ready(plan) if servers(plan) else 0
 
 
 def test(request: Request) -> int:
     """Run the job in the foreground: progress until it ends; Ctrl-C stops it on all hosts."""
-    plan = _start(request)
-    print(started_text(plan), flush=True)
+    return _run_in_foreground(_prepare(request))
+
+
+def _run_in_foreground(prepared: Prepared) -> int:
+    plan = _start(prepared)
     # A platform, or a queue, ends a job by TERM.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -67,7 +69,7 @@ def dryrun(request: Request) -> int:
 def check(request: Request) -> int:
     """Perform every check, also those that ask the hosts, and tell the result of each."""
     prepared = _prepare(request, run_id="check")
-    results = preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
+    results = runner_of(prepared.plan).check(prepared)
     for result in results:
         grade = "ok    " if result.ok else "beware" if result.is_advice else "FAILED"
         print(f"{grade}  {result.host}  {result.text}")
@@ -100,9 +102,13 @@ def logs(request: Request) -> int:
         return 3
     tail = LogTail(plan)
     tail.skip_earlier_runs()
-    for ended in (status.ended for status in statuses(plan, _complain)) if watch else (True,):
-        for line in tail.lines(last=ended):
-            print(line, flush=watch)
+    for status in statuses(plan, _complain) if watch else ():
+        tail.plan = status.plan
+        for line in tail.lines(last=status.ended):
+            print(line, flush=True)
+    if not watch:
+        for line in tail.lines(last=True):
+            print(line)
     for host, trouble in tail.troubles.items():
         _complain(f"{host.name}: its log cannot be read: {trouble}")
     return 1 if tail.troubles else 0
@@ -114,17 +120,6 @@ def stop(request: Request) -> int:
     return 0 if plan is None else _stop(plan)
 
 
-ACTIONS: Mapping[str, Callable[[Request], int]] = {
-    "run": run,
-    "test": test,
-    "dryrun": dryrun,
-    "check": check,
-    "query": query,
-    "logs": logs,
-    "stop": stop,
-}
-
-
 def _prepare(request: Request, run_id: str | None = None) -> Prepared:
     prepared = prepare(request, run_id)
     for notice in prepared.notices:
@@ -132,26 +127,24 @@ def _prepare(request: Request, run_id: str | None = None) -> Prepared:
     return prepared
 
 
-def _start(request: Request) -> LaunchPlan:
-    prepared = _prepare(request)
-    if servers(prepared.plan):
-        # Before their ports are found taken, by themselves.
-        launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan)
-    rendezvous = require_ready(
-        prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions
-    )
-    plan = prepared.plan_at(rendezvous)
+def _start(prepared: Prepared) -> LaunchPlan:
+    """Start or submit the job, and print where it is."""
+    runner = runner_of(prepared.plan)
+    plan = runner.require(prepared)
     with counted("starting", len(plan.nodes)) as done:
-        launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done)
+        note = runner.start(prepared, plan, done)
+    print(started_text(plan), flush=True)
+    if note:
+        print(note, flush=True)
     return plan
 
 
 def _until_ready(plan: LaunchPlan) -> int:
-    """Wait for servers to answer; where they do not, the job is stopped again."""
+    """Wait for servers to answer, unless they are queued; where they do not, the job is stopped again."""
     deadline = time.monotonic() + plan.ready_timeout
 
     def is_enough(status: JobStatus) -> bool:
-        return status.phase == "running" or time.monotonic() > deadline
+        return status.phase in ("running", "queued") or time.monotonic() > deadline
 
     try:
         status = follow_services(plan, is_enough)
@@ -159,7 +152,7 @@ def _until_ready(plan: LaunchPlan) -> int:
         print("\nstopping the job ...", flush=True)
         _stop(plan)
         return 130
-    if status.phase == "running":
+    if status.phase in ("running", "queued"):
         return 0
     print(status_text(status), file=sys.stderr)
     if not status.ended:
@@ -174,7 +167,7 @@ def _complain(line: str) -> None:
 
 
 def _stop(plan: LaunchPlan) -> int:
-    replies = launcher.stop(plan)
+    replies = runner_of(plan).stop(plan)
     for host, reply in replies.items():
         print(f"host {host.rank}  {host.name}  {reply['message']}")
     return 0 if all(reply["ok"] for reply in replies.values()) else 1
@@ -183,10 +176,10 @@ def _stop(plan: LaunchPlan) -> int:
 def _recorded(request: Request) -> LaunchPlan | None:
     """The plan of the newest start; tells where it looked when there is none."""
     location = load_run_location(request.config)
-    exp_dir = location.exp_dir
-    if location.is_cloud:
-        exp_dir = run_dir(exp_dir, own_rank(location.node_rank, os.environ))
-    plan = RunDir(exp_dir).read_plan()
+    where = request.source_map.where("experiment.runner.type")
+    runner: JobRunner = registry.load("runners", location.runner, where)
+    run_dir = runner.rules.share(location.exp_dir, location.node_rank, os.environ).run_dir
+    plan = RunDir(run_dir).read_plan()
     if plan is None:
-        print(f"nothing was started in {exp_dir}", file=sys.stderr)
+        print(f"nothing was started in {run_dir}", file=sys.stderr)
     return plan

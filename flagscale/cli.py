@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from flagscale import registry
 from flagscale.config.load import load_action
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
-from flagscale.config.schema import ACTIONS
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.errors import FlagScaleError, UserError
 
@@ -27,17 +28,23 @@ _QUIET = (
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )
-_USAGE = f"""flagscale: train and serve large models on whatever chips you have
+_USAGE = """flagscale: train and serve large models on whatever chips you have
 
     python run.py --config-path FOLDER --config-name FILE action=ACTION [key=value ...]
 
     FOLDER and FILE   an experiment, e.g. --config-path ./examples/aquila/conf --config-name config
-    ACTION            one of {", ".join(ACTIONS)}
+    ACTION            one of {actions}
     key=value         sets a key of the YAML, in the file or not (Hydra's overrides), e.g. train.train_iters=9
+
+    flagscale examples [NAME]                   lists the examples, or copies one to ./examples
+    flagscale tools                             lists the tools
+    flagscale tools/NAME.py [ARGUMENT ...]      runs one
 
 with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
 # Hydra's switch for raising what it would print in its own words.
 _RAISE = "HYDRA_FULL_ERROR"
+# The first word of a command that needs no experiment; `=` makes an override of it.
+_BUNDLED = re.compile(r"examples|tools(/[^=]*)?")
 # One of these is needed: the experiment's name, or a question that Hydra answers without one.
 _SUBJECTS = ("--config-name", "-cn", "--version", "--hydra-help", "--shell-completion", "-sc")
 
@@ -49,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and _BUNDLED.fullmatch(words[0]):
+        from flagscale import bundled
+
+        return bundled.main(words)
     codes: list[int] = []
 
     def perform(config: DictConfig) -> None:
@@ -57,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not any(word.partition("=")[0] in _SUBJECTS for word in words):
         asked = bool({"--help", "-h"} & {*words}) or not words
-        message = _USAGE if asked else f"no experiment named\n\n{_USAGE}"
+        usage = _USAGE.format(actions=", ".join(registry.names("actions")))
+        message = usage if asked else f"no experiment named\n\n{usage}"
         print(message, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else UserError.exit_code
     words = as_hydra_takes_it(words)
@@ -85,13 +97,13 @@ def _names(words: Sequence[str], default: str) -> bool:
 
 
 def _perform(config: DictConfig) -> int:
-    from flagscale.actions import ACTIONS
     from flagscale.plan.prepare import Request
 
     where = _source_map()
     try:
         action = load_action(config, where)
-        return ACTIONS[action](Request(config, where))
+        code: int = registry.load("actions", action)(Request(config, where))
+        return code
     except UserError as error:
         return _tell(error)
     except FlagScaleError as error:

@@ -12,25 +12,35 @@ from pathlib import Path
 _FILES_EACH, _OTHER_FILES = 4, 256
 
 
-def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write `text` under a temporary name beside `path`, flush it to disk, and rename it to `path`.
+def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Write `content` under a temporary name beside `path`, then give it its name by `put_in_place`.
 
-    Names of the file system that are no UTF-8 (Python holds them as surrogates) are written as they were.
+    File names that are not UTF-8 (Python holds them as surrogates) are written as they were.
     """
+    if isinstance(content, str):
+        content = content.encode(errors="surrogateescape")
     path.parent.mkdir(parents=True, exist_ok=True)
     # By hand, because every process of a start pays for the imports of `tempfile`.
     temporary = path.parent / f".writing.{os.urandom(8).hex()}"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, mode)
+            file.write(content)
+        put_in_place(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Flush a finished file to disk, then rename it to `path`: a crash leaves the old file or the new one."""
+    handle = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(temporary, path)
 
 
 def room_for_files(connections: int) -> None:
@@ -43,16 +53,25 @@ def room_for_files(connections: int) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock that a file stands for; the kernel drops it with its process, so none is left behind.
+def locked(path: Path, *, busy: Exception | None = None) -> Iterator[None]:
+    """Hold the lock of a folder, or of a file, which is made if it is missing.
 
-    Raises:
-        BlockingIOError: another process holds it and `wait` is false.
+    The kernel drops the lock with its process, so none is left behind.
+
+    Args:
+        busy: raised if another process holds the lock; default: wait for that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if busy is None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        else:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
         yield
     finally:
         os.close(handle)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 def quantity(number: float) -> str:
-    """Return 3120.0 as `3.12k`: three significant digits."""
-    for unit in ("", "k", "M"):
+    """Return 3120.0 as `3.12k`: three significant digits at most, with a decimal prefix up to T."""
+    for prefix in ("", "k", "M", "G"):
         if abs(number) < 999.5:
-            return f"{number:.3g}{unit}"
+            return f"{number:.3g}{prefix}"
         number /= 1000
-    return f"{number:.3g}G"
+    return f"{number:.3g}T"
 
 
 def duration(seconds: float) -> str:

@@ -10,14 +10,29 @@ from typing import Any
 from flagscale.errors import Problem, UserError, nearest
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    "actions": {
+        "run": "flagscale.actions:run",
+        "test": "flagscale.actions:test",
+        "dryrun": "flagscale.actions:dryrun",
+        "check": "flagscale.actions:check",
+        "query": "flagscale.actions:query",
+        "logs": "flagscale.actions:logs",
+        "stop": "flagscale.actions:stop",
+    },
     "engines": {
         "megatron": "flagscale.engines.megatron.adapter:MEGATRON",
         "vllm": "flagscale.engines.vllm.adapter:VLLM",
+    },
+    "runners": {
+        "cloud": "flagscale.runners.cloud:CLOUD",
+        "ssh": "flagscale.runners.ssh:SSH",
     },
     "transports": {
         "local": "flagscale.remote.transport:LocalTransport",
         "ssh": "flagscale.remote.ssh:SshTransport",
     },
+    # Only the names are used: those that vLLM knows itself are in its catalog.
+    "vllm_architectures": {},
 }
 """What FlagScale brings itself. A third party adds to it by the entry-point group `flagscale.<kind>`.
 
@@ -32,6 +47,11 @@ def names(kind: str, built_in: Mapping[str, str] | None = None) -> dict[str, str
     """
     added = {point.name: point.value for point in entry_points(group=f"flagscale.{kind}")}
     return {**added, **(BUILT_IN[kind] if built_in is None else built_in)}
+
+
+def is_known(kind: str, name: str) -> bool:
+    """Whether `name` is registered; installed packages are searched only if it is not built in."""
+    return name in BUILT_IN[kind] or name in names(kind)
 
 
 def load(kind: str, name: str, where: str = "", built_in: Mapping[str, str] | None = None) -> Any:

@@ -109,12 +109,28 @@ class NodeCommand:
 
     host: Host
     argv: tuple[str, ...]
+    """The launcher of the host's ranks or services."""
     env: Mapping[str, str]
     cwd: str
     failure_file: str
     stop_grace: float
+    options: Mapping[str, str] = field(default_factory=dict)
+    """torchrun's options by name, if the launcher is torchrun."""
+    program: tuple[str, ...] = ()
+    """The program of the ranks and its arguments, which follow torchrun's options."""
     services: tuple[Service, ...] = ()
-    """What `argv` starts where that is the launcher of services (`flagscale.node.services`)."""
+    """The services, if the launcher is that of services (`flagscale.node.services`)."""
+
+    def command(self, hosts: tuple[int, ...] = ()) -> tuple[str, ...]:
+        """Return the whole command line; `hosts` are the ranks of those that take part (default: as planned).
+
+        Raises:
+            ValueError: this host is not one of them.
+        """
+        place = {"nnodes": len(hosts), "node-rank": hosts.index(self.host.rank)} if hosts else {}
+        options = {name: str(place.get(name, value)) for name, value in self.options.items()}
+        words = (word for name, value in options.items() for word in (f"--{name}", value))
+        return (*self.argv, *words, *self.program)
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,10 @@ class Recovery:
     """With how many hosts the job may go on where some stay away; most first."""
 
 
+class PlanVersionError(ValueError):
+    """A plan of another version of FlagScale; says which version it has and which one is read."""
+
+
 @dataclass(frozen=True)
 class LaunchPlan:
     """One start of a job: what `dryrun` prints and `run` runs."""
@@ -171,6 +191,7 @@ class LaunchPlan:
     exp_dir: str
     python: str
     source_root: str
+    """The clone that the hosts import FlagScale from; empty if each interpreter has it installed."""
     before_start: str
     after_stop: str
     start_timeout: float
@@ -180,6 +201,8 @@ class LaunchPlan:
     recovery: Recovery = Recovery()
     ready_timeout: float = 1800.0
     """Seconds that servers have to load their models and answer."""
+    runner: str = "ssh"
+    """The registered name of the runner that has started it, and that is asked about it."""
     transport: str = "ssh"
     ssh_port: int | None = None
     connect_timeout: float = 10.0
@@ -220,10 +243,17 @@ class LaunchPlan:
 
     @staticmethod
     def from_json(text: str) -> LaunchPlan:
-        """Read a plan back. Raises ValueError for text that is no plan of this version."""
+        """Read a plan back.
+
+        Raises:
+            PlanVersionError: another version of FlagScale wrote it.
+            ValueError: it is not a plan.
+        """
         raw: dict[str, Any] = json.loads(text)
-        if not isinstance(raw, dict) or raw.get("version") != PLAN_VERSION:
-            raise ValueError(f"not a launch plan of version {PLAN_VERSION}")
+        if not isinstance(raw, dict) or not isinstance(version := raw.get("version"), int):
+            raise ValueError("not a launch plan")
+        if version != PLAN_VERSION:
+            raise PlanVersionError(f"plan version {version}, this one reads {PLAN_VERSION}")
         try:
             nodes = tuple(map(_node_from, raw["nodes"]))
             recovery = raw["recovery"]
@@ -246,7 +276,13 @@ def _node_from(raw: dict[str, Any]) -> NodeCommand:
         for one in raw["services"]
     )
     return NodeCommand(
-        **{**raw, "host": Host(**raw["host"]), "argv": tuple(raw["argv"]), "services": services}
+        **{
+            **raw,
+            "host": Host(**raw["host"]),
+            "argv": tuple(raw["argv"]),
+            "program": tuple(raw["program"]),
+            "services": services,
+        }
     )
 
 

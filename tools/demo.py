@@ -10,6 +10,7 @@ if not __package__:  # run as a file: import from the root of the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from flagscale.platforms import find
+from flagscale.run.rundir import RunDir
 
 RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config")
 OUTPUT = Path("outputs/aquila_demo")
@@ -48,8 +49,8 @@ def main() -> int:
     print(
         f"""
 loss curve   {OUTPUT / "loss.png"}
-metrics      {OUTPUT / "metrics.jsonl"}
-checkpoints  {OUTPUT / "checkpoints"}
+metrics      {RunDir(OUTPUT).metrics}
+checkpoints  {RunDir(OUTPUT).checkpoints}
 
 next: train it further, in the background, from its checkpoint:
   {shlex.join(again)}

@@ -9,6 +9,7 @@ if not __package__:  # run as a file: import from the root of the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from flagscale.run.rundir import RunDir
+from megatron.flagscale.checkpoint.manifest import TRACKER
 
 TRAINED = Path("outputs/aquila_demo")
 RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config_serve")
@@ -23,7 +24,7 @@ def step(*words: str) -> int:
 
 def is_trained() -> bool:
     """Whether the demo's checkpoints hold a complete one."""
-    return (RunDir(TRAINED).checkpoints / "latest_checkpointed_iteration.txt").is_file()
+    return (RunDir(TRAINED).checkpoints / TRACKER).is_file()
 
 
 def main() -> int:

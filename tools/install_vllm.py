@@ -14,9 +14,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[1]
-CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
-CATALOG = ROOT / "flagscale" / "engines" / "catalog" / "vllm.json"
+if not __package__:  # run as a file: import from the root of the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import flagscale
+
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "requirements" / "constraints.txt"
+CATALOG = Path(flagscale.__file__).parent / "engines" / "catalog" / "vllm.json"
 TORCHVISION = "torchvision"
 OF_TORCH = ("torch", "torchaudio", TORCHVISION, "torchcodec")
 

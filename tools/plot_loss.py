@@ -16,12 +16,13 @@ if not __package__:  # run as a file: import from the root of the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from flagscale.errors import UserError
+from flagscale.run.rundir import RunDir
 from tools.command import run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-METRICS = "metrics.jsonl"
+METRICS = RunDir(Path()).metrics.name
 
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2")
 _INK, _GREY = "#1f2937", "#6b7280"

@@ -4,6 +4,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self
 
+from flagscale.formats import duration, quantity
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -63,9 +65,11 @@ class Progress:
     def _tell(self) -> None:
         self._told = time.monotonic()
         elapsed = max(self._told - self._started, 1e-3)
-        rates = [f"{count / elapsed:,.0f} {unit}/s" for unit, count in self._counts.items()]
+        rates = [f"{quantity(count / elapsed)} {unit}/s" for unit, count in self._counts.items()]
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, description=", ".join(rates))
         else:
             share = 100 * self._done / max(self._total, 1)
-            print(", ".join([f"{share:3.0f} % after {elapsed:.0f} s", *rates]), file=sys.stderr, flush=True)
+            print(
+                ", ".join([f"{share:3.0f} % after {duration(elapsed)}", *rates]), file=sys.stderr, flush=True
+            )

@@ -24,11 +24,16 @@ _TOKENIZERS_WITH_MODEL = (
 )
 
 
-def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
+HAS_OWN_DATA = "has_own_data"
+"""In a job's inputs: its program reads data of its own, about which there are no rules here."""
+
+
+def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
     """Return those of the arguments (by dest) that `data_violations` reads."""
     names = {*_SETS, *_LISTS, *sum(_TOKENIZER_FILES.values(), ()), "mock_data", "vocab_size"}
     names |= {"tokenizer_type", "tokenizer_model"}
-    return {name: values[name] for name in sorted(names) if values.get(name) is not None}
+    inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
+    return {**inputs, HAS_OWN_DATA: True} if has_own_data else inputs
 
 
 def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
@@ -40,11 +45,22 @@ def input_violations(inputs: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
             for wrong in read_prompts(cwd / file)[1]:
                 yield "prompts_file", wrong
     elif inputs:
-        yield from data_violations(inputs, cwd)
+        yield from data_violations(inputs, cwd, has_own_data=HAS_OWN_DATA in inputs)
 
 
-def data_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
-    """Yield what is wrong with the data and tokenizer that arguments (by dest) name, relative to `cwd`."""
+def data_violations(
+    values: Mapping[str, Any], cwd: Path = Path(), *, has_own_data: bool = False
+) -> Iterator[Violation]:
+    """Yield what is wrong with the data and tokenizer that arguments (by dest) name, relative to `cwd`.
+
+    A program that has its own data gets its tokenizer checked only.
+    """
+    if not has_own_data:
+        yield from _data_violations(values, cwd)
+    yield from _tokenizer_violations(values, cwd)
+
+
+def _data_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Violation]:
     given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
     if values.get("mock_data"):
         for name in given:
@@ -59,7 +75,6 @@ def data_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[V
         for name in _LISTS:
             if values.get(name) and not (cwd / values[name]).is_file():
                 yield name, f"{values[name]}: no such file"
-    yield from _tokenizer_violations(values, cwd)
 
 
 def prefixes(blend: Sequence[str]) -> list[str]:

@@ -44,7 +44,11 @@ def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Ma
 
 
 def worker_violations(
-    variants: Sequence[Mapping[str, Any]], machine: Machine, *, trains_gpt: bool = True
+    variants: Sequence[Mapping[str, Any]],
+    machine: Machine,
+    *,
+    trains_gpt: bool = True,
+    has_own_data: bool = False,
 ) -> Iterator[Violation]:
     """Yield each rule that a job's arguments (by dest) break on a machine, once.
 
@@ -52,6 +56,7 @@ def worker_violations(
         variants: the arguments as the ranks of each mesh have them; one variant without meshes.
         machine: where the ranks run.
         trains_gpt: whether the training program is FlagScale's own.
+        has_own_data: whether it reads data of its own, for which there are no rules here.
     """
     found: dict[Violation, None] = {}
     for values in variants:
@@ -59,7 +64,7 @@ def worker_violations(
             found |= dict.fromkeys(program_violations(values))
         found |= dict.fromkeys(silent_violations(values))
         found |= dict.fromkeys(_machine_violations(values, machine))
-    found |= dict.fromkeys(data_violations(variants[0]))
+    found |= dict.fromkeys(data_violations(variants[0], has_own_data=has_own_data))
     yield from found
 
 

@@ -28,6 +28,7 @@ class Option:
     negative: str | None
     takes_many: bool
     """Whether a list gives several values."""
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Catalog:
     by_name: Mapping[str, Option]
     """By every name that a user can write, with `_`; a flag that turns off what is on by default also has the
     name of what it turns off (`add_bias_linear`)."""
+    program: str = ""
+    """The training program whose own arguments are among the options, if it is not ours."""
 
 
 def load_catalog(path: Path) -> Catalog:
@@ -61,6 +64,7 @@ def catalog_of(raw: Mapping[str, Any]) -> Catalog:
             default=entry["default"],
             negative=entry.get("negative"),
             takes_many=entry["kind"] == "value" and entry["nargs"] is not None,
+            required=entry.get("required", False),
         )
         options[name] = option
         if option.kind == "bool_pair" and option.negative:

@@ -110,9 +110,14 @@ def render(
 
 def _unknown(flat_key: FlatKey, catalog: Catalog, where: str) -> Problem:
     hints = [nearest(flat_key.name, catalog.by_name)]
+    if catalog.program and not hints[0]:
+        hints.append(f"`add_arguments(parser)` in `{catalog.program}` can add it")
     if flat_key.value is None:
         hints.append("if it is an empty section, remove it")
-    what = f"{catalog.engine} {catalog.version} has no argument `{flat_key.name}`"
+    engine = f"{catalog.engine} {catalog.version}"
+    what = f"{engine} has no argument `{flat_key.name}`"
+    if catalog.program:
+        what = f"neither {engine} nor `{catalog.program}` has an argument `{flat_key.name}`"
     return Problem(what, where, "; ".join(filter(None, hints)))
 
 

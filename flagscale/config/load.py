@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flagscale import registry
 from flagscale.config import compat_v060 as v060
-from flagscale.config.schema import ACTIONS, TASK_TYPES, Experiment, ExperimentSection
+from flagscale.config.schema import Experiment, ExperimentSection, Runner, Task
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -33,7 +34,7 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experime
     problems += _base60(tree, source_map)
     notices = v060.translate_experiment(tree, source_map, problems)
     told = {problem.where for problem in problems}
-    section, found = _section(tree.get("experiment"), source_map)
+    section, found = read_section(ExperimentSection, tree.get("experiment"), "experiment", source_map)
     found += _other_groups(tree, source_map)
     # A key whose interpolation failed, or that is `???`, is told once: not as missing too.
     problems += [problem for problem in found if problem.where not in told]
@@ -42,8 +43,8 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experime
     return _experiment(section, tree[section.task.type]), notices
 
 
-def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
-    """Return (task type, backend, engine arguments) as far as they can be read, empty where they cannot.
+def load_task(config: DictConfig) -> tuple[Task, dict[str, Any]]:
+    """Return the task, unchecked, and the engine arguments as far as they can be read, else empty.
 
     For telling the mistakes of the task level too where the experiment level has some; tells none itself.
     """
@@ -51,42 +52,64 @@ def load_task(config: DictConfig) -> tuple[str, str, dict[str, Any]]:
     task = _mapping(_mapping(tree.get("experiment")).get("task"))
     group, backend = task.get("type") or "train", task.get("backend")
     arguments = _mapping(tree.get(group)) if isinstance(group, str) else {}
-    return str(group), str(backend or ""), arguments
+    entrypoint = str(task.get("entrypoint") or "")
+    return Task.model_construct(type=str(group), backend=str(backend or ""), entrypoint=entrypoint), arguments
 
 
-def _section(raw: object, source_map: SourceMap) -> tuple[ExperimentSection | None, list[Problem]]:
-    """Return the group `experiment`, checked, or what is wrong with it."""
+def read_section[Keys: BaseModel](
+    model: type[Keys], raw: object, path: str, source_map: SourceMap
+) -> tuple[Keys | None, list[Problem]]:
+    """Return the group of keys at a path, checked, or everything that is wrong with it."""
     if not isinstance(raw, dict):
-        return None, [
-            Problem("this group is missing", source_map.where("experiment"), "copy one from examples/")
-        ]
+        return None, [Problem("this group is missing", source_map.where(path), "copy one from examples/")]
     try:
-        return ExperimentSection.model_validate(raw), []
+        return model.model_validate(raw), []
     except ValidationError as error:
-        return None, [_problem(entry, source_map) for entry in error.errors()]
+        return None, [_problem(entry, model, path, source_map) for entry in error.errors()]
 
 
 def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return what is wrong at the top level: keys nobody reads, and a task group that is missing."""
+    """Return what is wrong at the top level: a task type that the engine does not have, a task group that is
+    missing, and unknown keys.
+    """
     experiment = _mapping(tree.get("experiment"))
-    task_type = _mapping(experiment.get("task")).get("type") or "train"
-    # A task type that is not known is told as such; what group it needs is then anybody's guess.
-    groups = [task_type] if experiment and task_type in TASK_TYPES else list(TASK_TYPES)
-    valid = top_keys(groups)
-    problems = [
+    task = _mapping(experiment.get("task"))
+    group, engine = task.get("type") or "train", task.get("backend")
+    problems: list[Problem] = []
+    is_group_known = bool(experiment) and isinstance(group, str)
+    if is_group_known and _is_engine(engine) and group not in (types := _task_types(engine)):
+        what, hint = f"the engine `{engine}` does not do `{group}`", f"it does: {', '.join(types)}"
+        problems.append(Problem(what, source_map.where("experiment.task.type"), hint))
+        is_group_known = False
+    if is_group_known and not isinstance(tree.get(group), dict):
+        hint = f"add it (defaults: - {group}: NAME), or fix experiment.task.type"
+        problems.append(Problem("this task group is missing", source_map.where(group), hint))
+    # If the task type is wrong, any group may be the one that was meant.
+    valid = top_keys([group] if is_group_known else [*_task_types(), *_task_types(engine), str(group)])
+    problems += [
         Problem(f"unknown key `{key}`", source_map.where(str(key)), nearest(str(key), valid))
         for key in tree
         if key not in valid
     ]
-    if len(groups) == 1 and not isinstance(tree.get(task_type), dict):
-        hint = f"add it (defaults: - {task_type}: NAME), or mend experiment.task.type"
-        problems.append(Problem("this task group is missing", source_map.where(task_type), hint))
     return problems
 
 
-def top_keys(groups: Iterable[str] = TASK_TYPES) -> list[str]:
-    """Return the names that may stand at the top level beside or as a task group."""
-    return ["experiment", "action", *groups, *COMMAND_KEYS]
+def top_keys(groups: Iterable[str] | None = None) -> list[str]:
+    """Return the valid names at the top level; `groups` are the task groups (default: the built-in ones)."""
+    return ["experiment", "action", *(_task_types() if groups is None else groups), *COMMAND_KEYS]
+
+
+def _is_engine(name: object) -> bool:
+    return isinstance(name, str) and registry.is_known("engines", name)
+
+
+def _task_types(engine: object = None) -> list[str]:
+    """Return the task types of an engine; of all built-in engines if it is not known.
+
+    Engines state their task types themselves, so a start imports the one it uses and no other.
+    """
+    names = [str(engine)] if _is_engine(engine) else registry.BUILT_IN["engines"]
+    return [kind for name in names for kind in registry.load("engines", name).task_types]
 
 
 def _mapping(value: object) -> dict[Any, Any]:
@@ -94,12 +117,17 @@ def _mapping(value: object) -> dict[Any, Any]:
 
 
 def load_action(config: DictConfig, source_map: SourceMap) -> str:
-    """Return the action to perform; a `UserError` names the valid ones."""
+    """Return the name of the action to perform, those of installed packages included.
+
+    Raises:
+        UserError: no such action; names the valid ones.
+    """
     action = _top(config, "action", None)
     if action is None:
-        raise UserError([Problem("no action given", hint=f"action=A with A one of {', '.join(ACTIONS)}")])
-    if action not in ACTIONS:
-        hint = nearest(str(action), ACTIONS)
+        valid = ", ".join(registry.names("actions"))
+        raise UserError([Problem("no action given", hint=f"action=A with A one of {valid}")])
+    if not registry.is_known("actions", str(action)):
+        hint = nearest(str(action), registry.names("actions"))
         raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])
     return str(action)
 
@@ -129,7 +157,8 @@ class RunLocation:
     """Where a run is: all that query, logs and stop need, also when the rest of the YAML is broken."""
 
     exp_dir: Path
-    is_cloud: bool
+    runner: str
+    """The name of its runner, whose rules turn all of this into the run directory of this host."""
     node_rank: int | None
 
 
@@ -138,9 +167,9 @@ def load_run_location(config: DictConfig) -> RunLocation:
     exp_dir = _selected(config, "experiment.exp_dir")
     if not isinstance(exp_dir, str) or not exp_dir:
         raise UserError([Problem("a path is needed here", "experiment.exp_dir")])
-    kind = _selected(config, "experiment.runner.type")
-    rank = _selected(config, "experiment.runner.node_rank") if kind == "cloud" else None
-    return RunLocation(_absolute(exp_dir), kind == "cloud", rank if isinstance(rank, int) else None)
+    runner = _selected(config, "experiment.runner.type") or Runner().type
+    rank = _selected(config, "experiment.runner.node_rank")
+    return RunLocation(_absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
 
 
 def _selected(config: DictConfig, key: str) -> object:
@@ -223,13 +252,13 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _problem(entry: ErrorDetails, source_map: SourceMap) -> Problem:
+def _problem(entry: ErrorDetails, model: type[BaseModel], path: str, source_map: SourceMap) -> Problem:
     """Turn one pydantic error into a message with file, line and the nearest valid name."""
     keys = [str(part) for part in entry["loc"] if part != "[key]"]
-    where = source_map.where(".".join(["experiment", *keys]))
+    where = source_map.where(".".join([path, *keys]))
     match entry["type"]:
         case "extra_forbidden":
-            return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(keys[:-1])))
+            return Problem(f"unknown key `{keys[-1]}`", where, nearest(keys[-1], _fields(model, keys[:-1])))
         case "missing":
             return Problem(f"the key `{keys[-1]}` is required", where)
         case "model_type" | "dict_type":
@@ -241,9 +270,8 @@ def _problem(entry: ErrorDetails, source_map: SourceMap) -> Problem:
     return Problem(f"{message} (it is {value!r})" if is_shown else message, where)
 
 
-def _fields(keys: list[str]) -> list[str]:
-    """Return the valid names of the section at `keys` below `experiment`."""
-    model: type[BaseModel] = ExperimentSection
+def _fields(model: type[BaseModel], keys: list[str]) -> list[str]:
+    """Return the valid names of the section at `keys` below a model."""
     for key in keys:
         annotation = model.model_fields[key].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

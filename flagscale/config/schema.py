@@ -21,9 +21,6 @@ from pydantic import (
 
 from flagscale.config.secrets import is_secret
 
-ACTIONS = ("run", "test", "dryrun", "check", "query", "logs", "stop")
-TASK_TYPES = ("train", "inference", "serve")
-
 
 def _not_bool(value: object) -> object:
     if isinstance(value, bool):
@@ -115,18 +112,20 @@ class Section(BaseModel):
 
 
 class Task(Section):
-    type: Literal["train", "inference", "serve"] = "train"
-    """What is done; also the name of the group that holds the engine's arguments."""
+    type: str = "train"
+    """One of the engine's task types; also the name of the group that holds the engine's arguments."""
     backend: str
-    """The engine: `megatron` trains, `vllm` infers and serves."""
+    """The engine: `megatron` (train), `vllm` (inference, serve), or an installed package's."""
     entrypoint: str = ""
     """The program: a module (`megatron.flagscale.train_gpt`) or a path to a `.py`; default: the engine's."""
 
 
 class Runner(Section):
-    type: Literal["ssh", "cloud"] = "ssh"
-    """How hosts are reached. `ssh`: hosts of the hostfile; without a hostfile, this host. `cloud`: a platform
-    runs this command on every host."""
+    type: str = "ssh"
+    """Who gives and starts the hosts. `ssh`: hosts of the hostfile; without a hostfile, this host. `cloud`: a
+    platform runs this command on every host. Or an installed plugin's name."""
+    options: dict[str, Any] = {}
+    """Keys of the runner's own, if it has any: the partition and the time limit of a batch system."""
     backend: Literal["torchrun"] = "torchrun"
     """The launcher that starts a host's ranks."""
     hostfile: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.config.schema import Experiment
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 from flagscale.values import Host, Job
@@ -24,5 +24,5 @@ class Engine:
     distributions: tuple[str, ...]
     """The package-index names of the engine, any of which will do; its version is compared between hosts."""
     build: Callable[[Experiment, tuple[Host, ...], SourceMap], Job]
-    check: Callable[[str, Mapping[str, Any], SourceMap], list[Problem]]
-    """The mistakes of the task group `str` that need nothing else: names, types, choices, duplicates."""
+    check: Callable[[Task, Mapping[str, Any], SourceMap], list[Problem]]
+    """The mistakes of the task group that need nothing else: names, types, choices, duplicates."""

@@ -17,14 +17,12 @@ def main(words: list[str]) -> int:
     """Perform a verb. Each imports only what it needs itself: the others' imports are half of a start."""
     verb, *arguments = words
     if verb == "serve":
-        from flagscale.node.commands import serve
-
-        return serve()
+        return commands.serve()
     if verb in ("supervise", "services"):
         try:
             plan, node = commands.load(*arguments)
             if verb == "services":
-                from flagscale.node import services as services
+                from flagscale.node import services
 
                 return services.run(plan, node)
             from flagscale.node.supervisor import Supervisor

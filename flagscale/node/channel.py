@@ -15,8 +15,6 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
-CHANNEL_SECRET = "FLAGSCALE_CHANNEL_SECRET"
-"""Among the secrets of a run: what its supervisors prove themselves to each other with."""
 SILENCE = 4.0
 """Seconds without a sign of life after which the other side counts as gone."""
 GONE = "its supervisor is gone"

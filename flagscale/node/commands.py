@@ -1,4 +1,4 @@
-"""What a launcher asks of a host: commands that return plain JSON values, called here or remotely."""
+"""The verbs: what the launcher asks of a host. They return plain JSON values, called here or remotely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from flagscale import __version__
 from flagscale.errors import FlagScaleError
-from flagscale.node import commands
 from flagscale.run.machine import elsewhere
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Reply
@@ -95,7 +94,7 @@ def _load_late(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCo
             return load(exp_dir, rank, run_id)
         except NotStarted:
             time.sleep(pause)
-            for above in reversed(Path(exp_dir, "plan.json").parents):
+            for above in reversed(RunDir(Path(exp_dir)).plan.parents):
                 with suppress(OSError), os.scandir(above) as entries:
                     next(entries, None)
     return load(exp_dir, rank, run_id)
@@ -139,6 +138,6 @@ def serve() -> int:
     answers.write(json.dumps({HELLO: __version__}) + "\n")
     answers.flush()
     for line in sys.stdin:
-        answers.write(json.dumps(commands.execute(json.loads(line))) + "\n")
+        answers.write(json.dumps(execute(json.loads(line))) + "\n")
         answers.flush()
     return 0

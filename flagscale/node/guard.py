@@ -9,8 +9,9 @@ import traceback
 from pathlib import Path
 
 from flagscale.node import processes
+from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import ENDED, Failure, ProcessId, read_state
+from flagscale.run.state import ENDED, ProcessId, read_state
 from flagscale.values import LaunchPlan, NodeCommand
 
 _GRACE = 2.0

@@ -16,14 +16,13 @@ from typing import Any, BinaryIO
 from flagscale import platforms
 from flagscale.linux import die_with
 from flagscale.node import health
-from flagscale.run.failure import first_exception, signal_name
+from flagscale.run.env import PROGRESS_FILE
+from flagscale.run.failure import Failure, first_exception, how_it_ended, signal_name
 from flagscale.run.logs import read_piece
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import OVER, ServicePhase, ServiceState
 from flagscale.values import Host, Service
 
-PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
-"""Names, to a service, the file in which it says how far it is: {"done", "total", "tokens_per_s"}."""
 _LOOK = 1.0
 """Seconds between two looks at a service."""
 _LONGEST_LINE = 300
@@ -90,23 +89,22 @@ class ServiceMonitor:
         """Enter the phase that it stays in."""
         self._change(phase=phase, since=time.time(), last_line="", **dict.fromkeys(_LOAD))
 
-    def failure(self) -> dict[str, Any]:
-        """Return what the failure file tells (see `run.state.Failure`)."""
+    def failure(self) -> Failure:
+        """Return how the service ended and why, as far as its output says."""
         self._pump.join(_LOOK)  # what it was about to print explains its end
         code = self.code or 0
         name = signal_name(code)
-        ended = f"was killed by {name}" if name else f"ended with exit code {code}"
         found = None if name else first_exception(self._printed(self._searched_from, _SEARCHED))
         last = self._printed(-_SHOWN_BYTES, _SHOWN_BYTES).splitlines()[-_SHOWN_LINES:]
-        return {
-            "message": f"`{self.service.name}` {ended}{f': {found[0]}' if found else ''}",
-            "pid": self.process.pid,
-            "exitcode": code,
-            "signal": name,
-            "traceback": "" if name else found[1] if found else "\n".join(last),
-            "log": str(self._log),
-            "time": time.time(),
-        }
+        return Failure(
+            message=f"`{self.service.name}` {how_it_ended(code)}{f': {found[0]}' if found else ''}",
+            pid=self.process.pid,
+            exitcode=code,
+            signal=name,
+            traceback="" if name else found[1] if found else "\n".join(last),
+            log=str(self._log),
+            time=time.time(),
+        )
 
     def look_at_progress(self) -> None:
         """Take over what a service says, by a file, of how far it is."""

@@ -1,4 +1,4 @@
-"""The launcher of a host's services, as torchrun is that of its ranks: all of them run, or none does.
+"""The agent of a host's services, as torchrun is that of its ranks: all of them run, or none does.
 
 It passes on what they print, asks servers how they are, and ends when a service has ended that should not
 have, telling why in the host's failure file; or when all that have an end have reached it.
@@ -6,7 +6,6 @@ have, telling why in the host's failure file; or when all that have an end have 
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import FrameType
 
 from flagscale.files import write_atomic
 from flagscale.node.service import ServiceMonitor
+from flagscale.run.failure import write_failure
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import to_json
 from flagscale.values import LaunchPlan, NodeCommand
@@ -22,15 +22,15 @@ _POLL = 0.2
 _WRITE = 2.0
 """Seconds between two records of how the services are, where no phase has changed."""
 _LAST_WORDS = 2.0
-"""Seconds of the grace that are left for the launcher to record how it went."""
+"""Seconds of the grace that are left for the agent to record how it went."""
 
 
 def run(plan: LaunchPlan, node: NodeCommand) -> int:
     """Run the services of this host until they end, or a TERM tells it to; return the exit code."""
-    return _Launcher(plan, node).run()
+    return _Agent(plan, node).run()
 
 
-class _Launcher:
+class _Agent:
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node, self._files = plan, node, RunDir(Path(plan.exp_dir))
         self._serves = plan.task_type == "serve"
@@ -62,7 +62,7 @@ class _Launcher:
         ended = [one for one in self._services if one.code is not None]
         bad = next((one for one in ended if self._serves or one.code != 0), None)
         if bad is not None:
-            write_atomic(Path(self._node.failure_file), json.dumps(bad.failure()))
+            write_failure(Path(self._node.failure_file), bad.failure())
             bad.settle("failed")
             self._end()
             return bad.code if bad.code and bad.code > 0 else 1

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from flagscale.run.env import run_tags
+from flagscale.run.failure import Failure, how_it_ended
 from flagscale.run.logs import last_lines, write_header
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Failure, HostState, ProcessId, Reply, read_state
+from flagscale.run.state import HostState, ProcessId, Reply, read_state
 from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.05
@@ -105,8 +106,7 @@ def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes
 def _script_failure(plan: LaunchPlan, node: NodeCommand, code: int) -> str:
     what = "experiment.cmds.before_start" if plan.before_start else "the start script"
     printed = last_lines(RunDir(Path(plan.exp_dir)).output(node.host), plan.run_id, _LAST_LINES).strip()
-    ended = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
-    return f"{what} {ended}: {printed or 'it printed nothing'}"
+    return f"{what} {how_it_ended(code)}: {printed or 'it printed nothing'}"
 
 
 def _failed(first: HostState, files: RunDir, node: NodeCommand, message: str) -> Reply:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flagscale.node import processes
+from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import ENDED, Failure, HostState, Reply, read_state
+from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.values import LaunchPlan, NodeCommand
 
 _GUARDED = "the supervisor was killed; its guard ends the processes of the run"

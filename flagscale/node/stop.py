@@ -13,6 +13,7 @@ import psutil
 from flagscale.errors import FlagScaleError
 from flagscale.node import processes
 from flagscale.node.status import orphaned
+from flagscale.run.failure import how_it_ended
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.values import LaunchPlan, NodeCommand
@@ -75,7 +76,7 @@ def _survived(left: list[psutil.Process]) -> Reply:
 def _wake_holder(plan: LaunchPlan, node: NodeCommand) -> None:
     """Have a process of the run that somebody stopped (SIGSTOP) give back the lock that it may hold."""
     try:
-        with RunDir(Path(plan.exp_dir)).on_host(node.host, wait=False):
+        with RunDir(Path(plan.exp_dir)).on_host(node.host, busy=BlockingIOError()):
             pass
     except BlockingIOError:
         processes.send(processes.of_run(plan.run_id, node.host.rank), signal.SIGCONT)
@@ -128,4 +129,4 @@ def _after_stop(plan: LaunchPlan, node: NodeCommand) -> str:
     if after.returncode == 0:
         return ""
     printed = after.stdout.strip() or "it printed nothing"
-    return f"stopped, but experiment.cmds.after_stop ended with exit code {after.returncode}: {printed}"
+    return f"stopped, but experiment.cmds.after_stop {how_it_ended(after.returncode)}: {printed}"

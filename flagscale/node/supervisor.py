@@ -1,6 +1,6 @@
-"""The supervisor: one process a host, in its own session, that runs the engine's launcher and ends with it.
+"""The supervisor: one process a host, in its own session, that runs this host's agent and ends with it.
 
-It writes the host's state, ends the whole tree when told to (TERM), when the launcher has ended or when
+It writes the host's state, ends the whole tree when told to (TERM), when the agent has ended or when
 another host's part has, and starts it again where the plan says so. A guard beside it does the ending should
 the supervisor itself be killed.
 """
@@ -22,24 +22,24 @@ import psutil
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
-from flagscale.node.channel import CHANNEL_SECRET
+from flagscale.node.agent import Heartbeat, end_agent, start_agent, write_stacks
 from flagscale.node.coordinator import Coordinator
-from flagscale.node.engine import Heartbeat, end_engine, start_engine, write_stacks
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
 from flagscale.node.rendezvous import Alone, AttemptStart, Peers, Verdict
-from flagscale.run.failure import first_failure
+from flagscale.run.env import CHANNEL_SECRET
+from flagscale.run.failure import Failure, first_failure
 from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Attempt, Failure, HostState, Phase, ProcessId
+from flagscale.run.state import Attempt, HostState, Phase, ProcessId
 from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
-"""Seconds that what is left of a run gets after its launcher has ended."""
+"""Seconds that what is left of a run gets after its agent has ended."""
 _LONGEST_BACKOFF = 60.0
 _EXPLAINING = 5.0
-"""Seconds that a launcher gets to end where a rank of it has failed; it ends the others first."""
+"""Seconds that an agent gets to end where a rank of it has failed; it ends the others first."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AttemptOutcome:
 
 
 class Supervisor:
-    """Runs one host's share of a plan; `run` returns the launcher's exit code (0 when stopped)."""
+    """Runs one host's share of a plan; `run` returns the agent's exit code (0 when stopped)."""
 
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node = plan, node
@@ -106,37 +106,37 @@ class Supervisor:
             self._pause(pause)
 
     def _attempt(self, begin: AttemptStart, peers: Peers, secrets: dict[str, str]) -> AttemptOutcome:
-        """Run the engine's launcher once; nothing of it is left when this returns."""
+        """Run this host's agent once; nothing of it is left when this returns."""
         kills = oom_kills()
         try:
-            engine = start_engine(self._node, begin, self._plan.channel, secrets)
-            self._record(phase="running", engine=ProcessId.of(engine.pid), members=begin.hosts)
+            agent = start_agent(self._node, begin, self._plan.channel, secrets)
+            self._record(phase="running", engine=ProcessId.of(agent.pid), members=begin.hosts)
         except (OSError, ValueError) as error:
             self._end_leftovers()
             why = f"the engine cannot be started: {error}"
             peers.tell(self._verdict(begin, "failed", why))  # another attempt may do without this host
             return replace(_failed(why), is_final=True)
-        verdict = self._watch(engine, begin, peers)
+        verdict = self._watch(agent, begin, peers)
         if verdict is None:
-            return self._ended_by_itself(engine, begin, peers, kills)
+            return self._ended_by_itself(agent, begin, peers, kills)
         if verdict.host == self._node.host.rank:
             peers.tell(verdict)
         if verdict.kind == "stopped":
             self._note(phase="stopping")
-            end_engine(engine, self._node.stop_grace)
+            end_agent(agent, self._node.stop_grace)
         elif verdict.kind == "hung":
-            write_stacks(engine)
+            write_stacks(agent)
         self._end_leftovers()
         if verdict.kind == "stopped":
-            return AttemptOutcome("stopped", _exit_code(engine))
+            return AttemptOutcome("stopped", _exit_code(agent))
         is_victim = verdict.host != self._node.host.rank
         outcome = _failed(f"ended because of {verdict.text}" if is_victim else verdict.text, is_victim)
         return replace(outcome, is_final=verdict.is_final)
 
     def _ended_by_itself(
-        self, engine: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers, kills: int
+        self, agent: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers, kills: int
     ) -> AttemptOutcome:
-        code = _exit_code(engine)
+        code = _exit_code(agent)
         if code == 0:
             peers.tell(self._verdict(begin, "finished", "finished"))
             self._end_leftovers()
@@ -149,33 +149,33 @@ class Supervisor:
         self._end_leftovers()
         return AttemptOutcome("failed", code, failure, is_final)
 
-    def _watch(self, engine: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers) -> Verdict | None:
-        """Return what ends the attempt; None where the engine has ended by itself."""
+    def _watch(self, agent: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers) -> Verdict | None:
+        """Return what ends the attempt; None if the agent has ended by itself."""
         limit = self._plan.recovery.hang_timeout
         heartbeat = Heartbeat(self._files.heartbeat(self._node.host), limit)
-        while engine.poll() is None:
+        while agent.poll() is None:
             if self._told_to_stop:
                 return self._verdict(begin, "stopped", "it was stopped")
-            if (verdict := peers.verdict()) and not self._explains_itself(engine, verdict):
+            if (verdict := peers.verdict()) and not self._explains_itself(agent, verdict):
                 return verdict
             if heartbeat.is_overdue():
                 what = "answer" if self._node.services else "iteration"
                 return self._verdict(begin, "hung", f"no {what} for {limit:g} s")
             self._keep_guard()
-            reap_adopted({engine.pid, self._guard.pid})
+            reap_adopted({agent.pid, self._guard.pid})
             time.sleep(_POLL)
         # Where a stop found no readable state, it has told everything at once to end.
         return self._verdict(begin, "stopped", "it was stopped") if self._told_to_stop else None
 
-    def _explains_itself(self, engine: subprocess.Popen[bytes], verdict: Verdict) -> bool:
-        """Whether a rank of this host has failed as well, and the launcher has come to tell of it.
+    def _explains_itself(self, agent: subprocess.Popen[bytes], verdict: Verdict) -> bool:
+        """Whether a rank of this host has failed as well, and the agent has come to tell of it.
 
         A rank that loses its peer fails within milliseconds, and its host's verdict may be the first to come.
         """
         if verdict.kind != "failed" or not has_error(self._node):
             return False
         try:
-            engine.wait(_EXPLAINING)
+            agent.wait(_EXPLAINING)
             return True
         except subprocess.TimeoutExpired:
             return False
@@ -273,6 +273,6 @@ def _failed(message: str, is_victim: bool = False) -> AttemptOutcome:
     return AttemptOutcome("failed", 1, Failure(message, time=time.time(), is_victim=is_victim))
 
 
-def _exit_code(engine: subprocess.Popen[bytes]) -> int:
-    code = engine.poll()
+def _exit_code(agent: subprocess.Popen[bytes]) -> int:
+    code = agent.poll()
     return -signal.SIGKILL if code is None else code  # None: stuck in the kernel

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.plan.hostfile import HostLine, read_hostfile
+from flagscale.plan.runner import LocalDevices, RunnerRules, Where
 from flagscale.values import Host
 
 
 def select_hosts(
-    runner: Runner, platform: str, devices: int, shares_devices: bool, source_map: SourceMap | None = None
+    rules: RunnerRules, runner: Runner, devices: LocalDevices, source_map: SourceMap | None = None
 ) -> tuple[Host, ...]:
-    """Return the hosts of the job.
-
-    Without a hostfile that is this host alone, with `devices` slots unless `nproc_per_node` says otherwise.
+    """Return the hosts of the job, out of those that its runner offers.
 
     Raises:
         UserError: a bad hostfile, fewer hosts or devices than asked for.
     """
     where = (source_map or SourceMap()).where
-    if runner.node_rank is not None and runner.type != "cloud":
-        what, hint = "`node_rank` means nothing here", "ranks follow the order of the hostfile"
-        raise UserError([Problem(what, where("experiment.runner.node_rank"), hint)])
-    ranks = runner.nproc_per_node if isinstance(runner.nproc_per_node, int) else None
-    if runner.hostfile:
-        lines = _hostfile_lines(runner.hostfile, where("experiment.runner.hostfile"))
-        lines = _chosen(lines, runner, where)
-        source = f"{os.path.relpath(runner.hostfile)} has {len(lines)}"
-    else:
-        for key in ("include", "exclude"):
-            if getattr(runner, key) and runner.type != "cloud":
-                what = f"`{key}` chooses among the hosts of a hostfile, and there is none"
-                raise UserError([Problem(what, where(f"experiment.runner.{key}"))])
-        slots = devices if ranks is None else ranks
-        lines = _of_platform(runner, slots) if runner.type == "cloud" else (HostLine("localhost", slots),)
-        source = "there is no hostfile"
-        if problem := _device_problem(ranks, platform, devices, shares_devices):
-            raise UserError([Problem(problem.what, where(problem.where), problem.hint)])
+    lines = rules.hosts(runner, devices, where)
+    source = (
+        f"{os.path.relpath(runner.hostfile)} has {len(lines)}" if runner.hostfile else "there is no hostfile"
+    )
+    ranks = _ranks(runner)
     _, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
@@ -59,9 +43,45 @@ def select_hosts(
     if problems:
         raise UserError(problems)
     return tuple(
-        Host(rank=rank, name=line.name, slots=ranks or line.slots, platform=line.type or platform)
+        Host(rank=rank, name=line.name, slots=ranks or line.slots, platform=line.type or devices.platform)
         for rank, line in enumerate(lines[:wanted])
     )
+
+
+def named_hosts(runner: Runner, devices: LocalDevices, where: Where) -> tuple[HostLine, ...]:
+    """Return the hosts of the hostfile that `include` and `exclude` leave; without a hostfile, this host.
+
+    Raises:
+        UserError: a bad hostfile, an unknown host, too few devices on this host.
+    """
+    if runner.hostfile:
+        return _chosen(_hostfile_lines(runner.hostfile, where("experiment.runner.hostfile")), runner, where)
+    for key in ("include", "exclude"):
+        if getattr(runner, key):
+            what = f"`{key}` chooses among the hosts of a hostfile, and there is none"
+            raise UserError([Problem(what, where(f"experiment.runner.{key}"))])
+    return (HostLine("localhost", slots_here(runner, devices, where)),)
+
+
+def slots_here(runner: Runner, devices: LocalDevices, where: Where) -> int:
+    """Return how many ranks this host takes: `nproc_per_node`, otherwise one per device.
+
+    Raises:
+        UserError: it has too few devices.
+    """
+    ranks, platform = _ranks(runner), devices.platform
+    if ranks is None and devices.count < 1:
+        what, hint = f"no {platform} device on this host", "set experiment.runner.platform=cpu"
+        raise UserError([Problem(what, where("experiment.runner.platform"), hint)])
+    if ranks is not None and ranks > devices.count and not devices.are_shared:
+        what = f"nproc_per_node is {ranks}, but this host has {devices.count} {platform} devices"
+        hint = "lower it and the parallel degrees, or set experiment.runner.platform=cpu"
+        raise UserError([Problem(what, where("experiment.runner.nproc_per_node"), hint)])
+    return devices.count if ranks is None else ranks
+
+
+def _ranks(runner: Runner) -> int | None:
+    return runner.nproc_per_node if isinstance(runner.nproc_per_node, int) else None
 
 
 def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
@@ -72,15 +92,7 @@ def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
     return read_hostfile(Path(path))
 
 
-def _of_platform(runner: Runner, slots: int) -> tuple[HostLine, ...]:
-    """Return all hosts that a platform runs; the names of the others are not known, nor are they needed."""
-    count, _ = runner.host_range(1)
-    names = [f"host-{rank}" for rank in range(count)]
-    names[runner.node_rank or 0] = socket.gethostname()
-    return tuple(HostLine(name, slots) for name in names)
-
-
-def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Callable[[str], str]) -> tuple[HostLine, ...]:
+def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Where) -> tuple[HostLine, ...]:
     """Return the hosts that `include` and `exclude` leave, in the order of the hostfile."""
     names = [line.name for line in lines]
     problems = [
@@ -99,14 +111,3 @@ def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Callable[[str], 
     if problems:
         raise UserError(problems)
     return kept
-
-
-def _device_problem(ranks: int | None, platform: str, devices: int, shares_devices: bool) -> Problem | None:
-    if ranks is None and devices < 1:
-        what = f"no {platform} device on this host"
-        return Problem(what, "experiment.runner.platform", "set experiment.runner.platform=cpu")
-    if ranks is not None and ranks > devices and not shares_devices:
-        what = f"nproc_per_node is {ranks}, but this host has {devices} {platform} devices"
-        hint = "lower it and the parallel degrees, or set experiment.runner.platform=cpu"
-        return Problem(what, "experiment.runner.nproc_per_node", hint)
-    return None

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
+from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
-from flagscale.run.env import CHIP, run_tags
+from flagscale.run.env import CHIP, FAILURE_FILE, HEARTBEAT_FILE, run_tags
 from flagscale.run.rundir import RunDir
-from flagscale.runners import cloud
 from flagscale.values import (
     DEFAULT_PORT,
     Channel,
@@ -39,38 +39,37 @@ def build_plan(
     *,
     run_id: str,
     python: str,
-    source_root: Path,
+    source_root: Path | None,
     cwd: Path,
+    share: Share,
     rendezvous: Rendezvous | None = None,
     fewer_hosts: tuple[int, ...] = (),
     started_on: Machine | None = None,
 ) -> LaunchPlan:
     """Return the plan of one start of `job`.
 
-    `platforms` holds the platform of every host by name; `python` and `source_root` are where the hosts find
-    the interpreter and FlagScale; `cwd` is the directory that relative paths of the engine's arguments mean;
-    `rendezvous` is where several hosts meet, as they said themselves (default: as the configuration says);
-    `fewer_hosts` are the numbers of hosts that the job may go on with; `started_on` is this machine.
+    `platforms` holds the platform of every host by name; `python` is the interpreter of the hosts and
+    `source_root` the clone that it imports FlagScale from (None: it is installed there); `cwd` is the
+    directory that relative paths of the engine's arguments mean; `share` is the part of the run that this
+    command starts; `rendezvous` is where several hosts meet, as they said themselves (default: as the
+    configuration says); `fewer_hosts` are the numbers of hosts that the job may go on with; `started_on` is
+    this machine.
     """
-    run_dir, runner = RunDir(experiment.exp_dir), experiment.runner
-    here = [host for host in job.hosts if runner.type != "cloud" or host.rank == runner.node_rank]
-    if runner.type == "cloud":
-        run_dir = RunDir(cloud.run_dir(experiment.exp_dir, here[0].rank))
+    run_dir, runner = RunDir(share.run_dir), experiment.runner
+    here = [host for host in job.hosts if share.rank in (None, host.rank)]
     rendezvous = rendezvous or _configured_rendezvous(runner, job)
+    # Commands that start one host each make run ids of their own.
+    rendezvous_id = runner.rdzv_id or (run_id if share.rank is None else _safe(experiment.name))
     nodes = tuple(
         NodeCommand(
             host=host,
             argv=(
                 _programs_launcher(python, run_dir, host, run_id)
                 if job.services
-                else (
-                    python,
-                    "-m",
-                    TORCHRUN,
-                    *_torchrun(job, experiment, host, run_dir, run_id, rendezvous),
-                    *_ranks(job),
-                )
+                else (python, "-m", TORCHRUN)
             ),
+            options={} if job.services else _torchrun(job, runner, host, run_dir, rendezvous_id, rendezvous),
+            program=() if job.services else _ranks(job),
             env=_environment(job, experiment, platforms[host.platform], host, run_dir, run_id, source_root),
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
@@ -91,7 +90,7 @@ def build_plan(
         exp_dir=str(run_dir.path),
         job_dir=str(experiment.exp_dir) if run_dir.path != experiment.exp_dir else "",
         python=python,
-        source_root=str(source_root),
+        source_root=str(source_root or ""),
         before_start=experiment.cmds.before_start,
         after_stop=experiment.cmds.after_stop,
         start_timeout=runner.start_timeout,
@@ -99,6 +98,7 @@ def build_plan(
         nodes=nodes,
         channel=Channel(rendezvous.address, rendezvous.channel_port) if len(here) > 1 else None,
         recovery=Recovery(runner.max_restarts, runner.restart_timeout, runner.hang_timeout, fewer_hosts),
+        runner=runner.type,
         transport=runner.transport,
         ssh_port=runner.ssh_port,
         connect_timeout=runner.connect_timeout,
@@ -132,11 +132,11 @@ def _environment(
     host: Host,
     run_dir: RunDir,
     run_id: str,
-    source_root: Path,
+    source_root: Path | None,
 ) -> dict[str, str]:
     given = experiment.envs.on_host(host.name, host.platform)
     named = {name: value for name, value in given.items() if not is_secret(name)}
-    if "PYTHONPATH" in named:
+    if source_root and "PYTHONPATH" in named:
         named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
     return {
         **platform.env,
@@ -144,8 +144,8 @@ def _environment(
         **job.role.env,
         **named,
         **run_tags(run_id, host.rank),
-        "FLAGSCALE_FAILURE_FILE": str(run_dir.failure(host)),
-        "FLAGSCALE_HEARTBEAT_FILE": str(run_dir.heartbeat(host)),
+        FAILURE_FILE: str(run_dir.failure(host)),
+        HEARTBEAT_FILE: str(run_dir.heartbeat(host)),
     }
 
 
@@ -187,16 +187,14 @@ def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
 
 
 def _torchrun(
-    job: Job, experiment: Experiment, host: Host, run_dir: RunDir, run_id: str, rendezvous: Rendezvous
-) -> list[str]:
-    runner = experiment.runner
-    words = {
+    job: Job, runner: Runner, host: Host, run_dir: RunDir, rendezvous_id: str, rendezvous: Rendezvous
+) -> dict[str, str]:
+    options = {
         "nnodes": len(job.hosts),
         "nproc-per-node": host.slots,
         "node-rank": host.rank if len(job.hosts) > 1 else None,
         **_rendezvous(runner, len(job.hosts), rendezvous),
-        # On a platform every host makes a run id of its own.
-        "rdzv-id": runner.rdzv_id or (_safe(experiment.name) if runner.type == "cloud" else run_id),
+        "rdzv-id": rendezvous_id,
         "rdzv-conf": runner.rdzv_conf,
         "max-restarts": 0,
         "monitor-interval": runner.monitor_interval,
@@ -205,7 +203,7 @@ def _torchrun(
         "redirects": runner.redirects,
         "tee": runner.tee,
     }
-    return [word for name, value in words.items() if value is not None for word in (f"--{name}", str(value))]
+    return {name: str(value) for name, value in options.items() if value is not None}
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:

@@ -15,22 +15,18 @@ import yaml
 from omegaconf import DictConfig
 
 from flagscale import platforms, registry
-from flagscale.config.load import load_experiment, load_task
+from flagscale.config.load import load_experiment, load_task, read_section
 from flagscale.config.schema import Experiment
 from flagscale.config.secrets import masked
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
-from flagscale.errors import Problem, UserError, nearest
+from flagscale.errors import Problem, UserError
+from flagscale.plan.entrypoint import CLONE, check_entrypoint
 from flagscale.plan.hosts import select_hosts
 from flagscale.plan.placement import build_plan, new_run_id
+from flagscale.plan.runner import LocalDevices, RunnerRules
 from flagscale.run.machine import this_machine
-from flagscale.runners.cloud import on_this_host
 from flagscale.values import Host, Job, LaunchPlan, Rendezvous
-
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
-
-_PROGRAMS = {"megatron.flagscale": "megatron/flagscale", "vllm_flagscale": "vllm/vllm_flagscale"}
-"""Our packages that hold programs, and where."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,17 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
     source_map = request.source_map
     try:
         experiment, notices = load_experiment(request.config, source_map)
+        rules, experiment = _with_runner(experiment, source_map)
     except UserError as error:
         told = {problem.where for problem in error.problems}
         more = (problem for problem in _task_problems(request) if problem.where not in told)
         raise UserError([*error.problems, *more]) from None
-    if experiment.runner.type == "cloud":
-        runner = on_this_host(experiment.runner, os.environ, source_map.where)
-        experiment = experiment.model_copy(update={"runner": runner})
-    engine, job = _job(experiment, source_map)
+    share = rules.share(experiment.exp_dir, experiment.runner.node_rank, os.environ)
+    engine, job = _job(experiment, rules, source_map)
+    if job.services and len(job.hosts) > 1 and share.rank is not None:
+        # Services are given the addresses of all hosts, which only a command that starts all of them knows.
+        what, hint = f"`{rules.name}` cannot start services on several hosts", "set nnodes: 1, or type: ssh"
+        raise UserError([Problem(what, source_map.where("experiment.runner.type"), hint)])
     kinds = {host.platform: platforms.find(host.platform, _hostfile_type(experiment)) for host in job.hosts}
     started = run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2))
     fewer = _fewer_hosts(experiment, engine, job, source_map)
@@ -84,8 +83,9 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
             kinds,
             run_id=started,
             python=experiment.runner.python or sys.executable,
-            source_root=SOURCE_ROOT,
+            source_root=CLONE,
             cwd=Path.cwd(),
+            share=share,
             rendezvous=rendezvous,
             fewer_hosts=fewer,
             started_on=this_machine(),
@@ -128,14 +128,32 @@ def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: S
 
 def _task_problems(request: Request) -> list[Problem]:
     """The mistakes of the task level that can be seen although the experiment level has some."""
-    group, backend, arguments = load_task(request.config)
-    if backend not in registry.names("engines"):
+    task, arguments = load_task(request.config)
+    if not registry.is_known("engines", task.backend):
         return []
-    engine: Engine = registry.load("engines", backend)
-    return engine.check(group, arguments, request.source_map)
+    engine: Engine = registry.load("engines", task.backend)
+    return engine.check(task, arguments, request.source_map)
 
 
-def _job(experiment: Experiment, source_map: SourceMap) -> tuple[Engine, Job]:
+def _with_runner(experiment: Experiment, source_map: SourceMap) -> tuple[RunnerRules, Experiment]:
+    """Return the rules of the experiment's runner, and the experiment as they complete it."""
+    where = source_map.where
+    rules: RunnerRules = registry.load(
+        "runners", experiment.runner.type, where("experiment.runner.type")
+    ).rules
+    problems = rules.refusals(experiment.runner, where)
+    _, found = read_section(rules.options, experiment.runner.options, "experiment.runner.options", source_map)
+    problems += found
+    try:
+        runner = rules.resolve(experiment.runner, os.environ, where)
+    except UserError as error:
+        raise UserError([*problems, *error.problems]) from None
+    if problems:
+        raise UserError(problems)
+    return rules, experiment.model_copy(update={"runner": runner})
+
+
+def _job(experiment: Experiment, rules: RunnerRules, source_map: SourceMap) -> tuple[Engine, Job]:
     """Build the job, gathering what the engine, the program, the hosts and the arguments have against it."""
     problems: list[Problem] = []
 
@@ -147,35 +165,31 @@ def _job(experiment: Experiment, source_map: SourceMap) -> tuple[Engine, Job]:
             return None
 
     engine = gathered(lambda: _engine(experiment, source_map))
-    gathered(lambda: _check_entrypoint(experiment, source_map))
-    hosts = gathered(lambda: _hosts(experiment, source_map))
+    gathered(lambda: check_entrypoint(experiment.task.entrypoint, source_map))
+    hosts = gathered(lambda: _hosts(experiment, rules, source_map))
     job = None
     if engine and hosts:
         job = gathered(lambda: engine.build(experiment, hosts, source_map))
     elif engine:
-        problems += engine.check(experiment.task.type, experiment.arguments, source_map)
+        problems += engine.check(experiment.task, experiment.arguments, source_map)
     if problems or engine is None or job is None:
         raise UserError(problems)
     return engine, job
 
 
 def _engine(experiment: Experiment, source_map: SourceMap) -> Engine:
-    engine: Engine = registry.load(
-        "engines", experiment.task.backend, source_map.where("experiment.task.backend")
-    )
-    if experiment.task.type not in engine.task_types:
-        what = f"the engine `{engine.name}` does not do `{experiment.task.type}`"
-        hint = f"it does: {', '.join(engine.task_types)}"
-        raise UserError([Problem(what, source_map.where("experiment.task.type"), hint)])
+    where = source_map.where("experiment.task.backend")
+    engine: Engine = registry.load("engines", experiment.task.backend, where)
     return engine
 
 
-def _hosts(experiment: Experiment, source_map: SourceMap) -> tuple[Host, ...]:
+def _hosts(experiment: Experiment, rules: RunnerRules, source_map: SourceMap) -> tuple[Host, ...]:
     runner = experiment.runner
     platform = platforms.find(runner.platform, source_map.where("experiment.runner.platform"))
     registry.load("transports", runner.transport, source_map.where("experiment.runner.transport"))
-    devices = platform.count_devices({**os.environ, **experiment.envs.common()})
-    hosts = select_hosts(runner, platform.name, devices, platform.shares_devices, source_map)
+    count = platform.count_devices({**os.environ, **experiment.envs.common()})
+    devices = LocalDevices(platform.name, count, platform.shares_devices)
+    hosts = select_hosts(rules, runner, devices, source_map)
     for host in hosts:
         platforms.find(host.platform, _hostfile_type(experiment))
     return hosts
@@ -185,28 +199,20 @@ def _hostfile_type(experiment: Experiment) -> str:
     return f"{experiment.runner.hostfile}: type="
 
 
-def _check_entrypoint(experiment: Experiment, source_map: SourceMap) -> None:
-    entrypoint = experiment.task.entrypoint
-    if not entrypoint:
-        return  # the engine's own
-    if entrypoint.endswith(".py"):
-        exists = Path(entrypoint).is_file()
-    else:
-        # Only our own modules can be looked up without importing an engine's package.
-        ours = next((folder for name, folder in _PROGRAMS.items() if entrypoint.startswith(f"{name}.")), None)
-        exists = ours is None or (SOURCE_ROOT / ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
-    if not exists:
-        programs = (SOURCE_ROOT / "megatron/flagscale").glob("train_*.py")
-        known = [f"megatron.flagscale.{path.stem}" for path in programs]
-        hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
-        where = source_map.where("experiment.task.entrypoint")
-        raise UserError([Problem(f"no such program: `{entrypoint}`", where, hint)])
-
-
 def _config_text(experiment: Experiment) -> str:
-    section = experiment.model_dump(mode="json", exclude={"arguments", "name", "exp_dir"})
+    """Return YAML that loads as this experiment, except for secrets; keys that hold defaults are left out."""
+    given = experiment.model_dump(
+        mode="json", exclude={"arguments", "name", "exp_dir"}, exclude_defaults=True
+    )
+    task = {"type": experiment.task.type, **given.pop("task")}
+    sections = {name: section for name, section in given.items() if section}
     tree = {
-        "experiment": {"exp_name": experiment.name, "exp_dir": str(experiment.exp_dir), **section},
+        "experiment": {
+            "exp_name": experiment.name,
+            "exp_dir": str(experiment.exp_dir),
+            "task": task,
+            **sections,
+        },
         experiment.task.type: experiment.arguments,
     }
     return yaml.safe_dump(masked(tree), sort_keys=False, allow_unicode=True)

@@ -36,7 +36,7 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
         "#",
         "# What the supervisor starts (it reads plan.json; these lines are for people):",
         *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
-        *[f"#   {line}" for line in command_lines(node.argv)],
+        *[f"#   {line}" for line in command_lines(node.command())],
         *_service_lines(node),
         "set -eo pipefail",
         f"cd {shlex.quote(node.cwd)}",
@@ -44,8 +44,7 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     if plan.before_start:
         lines += ["", "# experiment.cmds.before_start", plan.before_start.rstrip("\n"), ""]
     # Last, because the user's lines may set PYTHONPATH, too.
-    lines.append(_pythonpath(plan))
-    lines.append(f"exec {_node(plan, node, 'supervise')}")
+    lines += node_lines(plan, node, "supervise")
     return "\n".join(lines) + "\n"
 
 
@@ -66,8 +65,7 @@ def stop_script(plan: LaunchPlan, node: NodeCommand) -> str:
         "#!/usr/bin/env bash",
         f"# Ends run {plan.run_id} on host {node.host.rank}, {node.host.name}, and nothing else;"
         " runs experiment.cmds.after_stop.",
-        _pythonpath(plan),
-        f"exec {_node(plan, node, 'stop')}",
+        *node_lines(plan, node, "stop"),
     ]
     return "\n".join(lines) + "\n"
 
@@ -100,12 +98,16 @@ def _ansi_c(char: str) -> str:
     return named.get(char) or "".join(f"\\x{byte:02x}" for byte in char.encode(errors="surrogateescape"))
 
 
-def _pythonpath(plan: LaunchPlan) -> str:
-    # The folder `vllm` holds our plugin, whose name is its own: vLLM's package is an installed one.
-    roots = f"{plan.source_root}:{plan.source_root}/vllm"
-    return f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"
-
-
-def _node(plan: LaunchPlan, node: NodeCommand, verb: str) -> str:
+def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
+    """Return the shell lines that turn a script, or a subshell of one, into a node command of this plan."""
     words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
-    return shlex.join(words)
+    return [*_pythonpath(plan), f"exec {shlex.join(words)}"]
+
+
+def _pythonpath(plan: LaunchPlan) -> list[str]:
+    if not plan.source_root:
+        return []
+    # A clone's folder `vllm` holds our plugin, whose name is its own. Among installed packages `vllm` is vLLM
+    # itself, whose modules would hide others: `vllm/tokenizers` the package `tokenizers`.
+    roots = f"{plan.source_root}:{plan.source_root}/vllm"
+    return [f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"]

@@ -20,7 +20,7 @@ _KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
-class ConnectionFailure(Exception):
+class Unreachable(Exception):
     """Why a host cannot be reached, in words for the user."""
 
 
@@ -32,7 +32,7 @@ def connect(host: str, port: int | None, timeout: float, user: str | None = None
         timeout: seconds for each of connecting, the other side's greeting, and the authentication.
 
     Raises:
-        ConnectionFailure: with the reason, and what to do about it where that is known.
+        Unreachable: with the reason, and what to do about it where that is known.
     """
     settings = lookup(host)
     address = settings.get("hostname", host)
@@ -59,7 +59,7 @@ def connect(host: str, port: int | None, timeout: float, user: str | None = None
         )
     except (paramiko.SSHException, OSError, EOFError) as error:
         client.close()
-        raise ConnectionFailure(_reason(error, address, number, timeout)) from None
+        raise Unreachable(_reason(error, address, number, timeout)) from None
     transport = client.get_transport()
     assert transport is not None
     transport.set_keepalive(_KEEPALIVE)
@@ -81,7 +81,7 @@ def lookup(host: str) -> dict[str, Any]:
     try:
         return settings_of(host)
     except ConfigError as error:
-        raise ConnectionFailure(str(error)) from None
+        raise Unreachable(str(error)) from None
 
 
 def _name_of_key(address: str, port: int) -> str:
@@ -114,9 +114,7 @@ def _way(settings: dict[str, Any], address: str, port: int, timeout: float) -> A
 def _through(jump: str, before: list[str], address: str, port: int, timeout: float) -> paramiko.Channel:
     """A channel from the jump host `[user@]host[:port]` to the address."""
     if before:
-        raise ConnectionFailure(
-            "a ProxyJump over several hosts is not known here; give each its own ProxyJump"
-        )
+        raise Unreachable("a ProxyJump over several hosts is not known here; give each its own ProxyJump")
     user, _, place = jump.rpartition("@")
     name, _, number = place.partition(":")
     client = connect(name, int(number) if number else None, timeout, user or None)

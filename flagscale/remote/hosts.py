@@ -1,9 +1,9 @@
-"""Node commands on many hosts at once; every host has a reply, and none waits for another."""
+"""Node commands on the hosts of a plan, `ask` one or `ask_all` at the same time; and the files of its run."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 
@@ -19,70 +19,74 @@ _PATIENCE = 60.0
 """Seconds for a command's answer, beyond what the command itself may take."""
 
 
-def call_all(plan: LaunchPlan, verb: str, *more: str, seconds: float = 0.0) -> dict[Host, Reply]:
-    """Perform a node command of this plan on all its hosts; the replies are in rank order.
+def run_command(plan: LaunchPlan, host: Host, verb: str, *more: str) -> list[str]:
+    """Return the words of a node command about the run of this plan, with paths as they are on the host."""
+    return [verb, plan.path_on(host.name, plan.exp_dir), str(host.rank), plan.run_id, *more]
+
+
+def ask(plan: LaunchPlan, host: Host, words: list[str], seconds: float = 0.0) -> Reply:
+    """Perform a node command on a host and return its reply; `seconds` is how long the command may take."""
+    return transport(access(plan, host)).call(words, seconds + _PATIENCE)
+
+
+def ask_all(
+    plan: LaunchPlan,
+    commands_of: Callable[[Host], Iterable[list[str]]],
+    seconds: float = 0.0,
+    on_reply: Callable[[Host, Reply], None] | None = None,
+) -> dict[Host, Reply]:
+    """Perform commands on every host of the plan; return the last reply of each host, in rank order.
+
+    Each host is asked one command after another until a reply is not ok. All hosts are asked at the same
+    time, whatever their number: the start on one host ends only when it has begun on all others.
 
     Args:
-        seconds: how long the command itself may take.
-    """
-    return each(plan, lambda host: [_words(plan, host, verb, more)], seconds)
-
-
-def each(
-    plan: LaunchPlan, commands_of: Callable[[Host], Sequence[list[str]]], seconds: float = 0.0
-) -> dict[Host, Reply]:
-    """Perform commands on each host; see `as_they_come`. The replies are in rank order."""
-    replies = dict(as_they_come(plan, commands_of, seconds))
-    return {host: replies[host] for host in plan.hosts}
-
-
-def as_they_come(
-    plan: LaunchPlan, commands_of: Callable[[Host], Iterable[list[str]]], seconds: float = 0.0
-) -> Iterator[tuple[Host, Reply]]:
-    """Perform commands on each host, one after another until one is not ok; a host's reply is its last one.
-
-    All hosts at once, whatever their number: a start of one is over when those of all others have begun.
-    Ctrl-C does not wait for hosts that have not answered: the threads end with the command.
+        seconds: how long each command may take.
+        on_reply: called with each host and its last reply, as they come.
     """
     room_for_files(len(plan.hosts))
 
     def perform(host: Host) -> Reply:
         reply: Reply = {}
-        way = transport(access(plan, host))
         for words in commands_of(host):
-            reply = way.call(words, seconds + _PATIENCE)
+            reply = ask(plan, host, words, seconds)
             if reply.get("ok") is False:
                 break
         return reply
 
-    return at_once(perform, plan.hosts)
+    return dict(zip(plan.hosts, at_once(perform, plan.hosts, on_reply), strict=True))
 
 
 def at_once[Item, Value](
-    work: Callable[[Item], Value], items: Iterable[Item]
-) -> Iterator[tuple[Item, Value]]:
-    """Do the work for all items at once, each in a thread that ends with the command; yield as they come."""
-    answers: SimpleQueue[tuple[Item, Value | None, Exception | None]] = SimpleQueue()
+    work: Callable[[Item], Value],
+    items: Sequence[Item],
+    on_value: Callable[[Item, Value], None] | None = None,
+) -> list[Value]:
+    """Do the work for all items at the same time; return the outcomes in the order of the items.
 
-    def perform(item: Item) -> None:
+    Each item has a thread that ends with this process, so Ctrl-C does not wait for any of them.
+
+    Args:
+        on_value: called in this thread with each item and its outcome, as they come.
+    """
+    answers: SimpleQueue[tuple[int, Value | None, Exception | None]] = SimpleQueue()
+
+    def perform(place: int) -> None:
         try:
-            answers.put((item, work(item), None))
+            answers.put((place, work(items[place]), None))
         except Exception as bug:
-            answers.put((item, None, bug))
+            answers.put((place, None, bug))
 
-    threads = [Thread(target=perform, args=(item,), daemon=True) for item in items]
-    for thread in threads:
-        thread.start()
-    for _ in threads:
-        item, value, bug = answers.get()
+    for place in range(len(items)):
+        Thread(target=perform, args=(place,), daemon=True).start()
+    found: dict[int, Value] = {}
+    for _ in items:
+        place, value, bug = answers.get()
         if bug:
             raise bug
-        yield item, value  # type: ignore[misc]
-
-
-def in_order[Item, Value](work: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
-    """Do the work for all items at once; return the outcomes in the order of the items."""
-    found = dict(at_once(lambda place: work(items[place]), range(len(items))))
+        found[place] = value  # type: ignore[assignment]
+        if on_value:
+            on_value(items[place], found[place])
     return [found[place] for place in range(len(items))]
 
 
@@ -100,34 +104,26 @@ def sees_our_files(plan: LaunchPlan, host: Host) -> bool:
 
 
 def read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> tuple[bytes, int]:
-    """Return what `files.read_piece` reads of a host's `output` or `metrics`.
+    """Return what `logs.read_piece` reads of a host's file; `name` as in `logs.path_of`.
 
     Raises:
         FlagScaleError: the host cannot be asked; says why.
     """
     if sees_our_files(plan, node.host):
         return read_piece(path_of(plan, node, name), position, size)
-    reply = ask(plan, node, "read", name, str(position), str(size))
+    words = run_command(plan, node.host, "read", name, str(position), str(size))
+    reply = ask(plan, node.host, words)
     if "data" not in reply:
         raise FlagScaleError(reply["message"])
     return base64.b64decode(reply["data"]), reply["size"]
 
 
 def begin_of_run(plan: LaunchPlan, node: NodeCommand) -> int | None:
-    """Return where this run begins in a host's log, None where it has not begun; raises as `read`."""
+    """Return where this run begins in a host's log, None if it has not begun; raises as `read`."""
     if sees_our_files(plan, node.host):
         return find_run(path_of(plan, node, "output"), plan.run_id)
-    reply = ask(plan, node, "begin")
+    reply = ask(plan, node.host, run_command(plan, node.host, "begin"))
     if "position" not in reply:
         raise FlagScaleError(reply["message"])
     position: int | None = reply["position"]
     return position
-
-
-def ask(plan: LaunchPlan, node: NodeCommand, verb: str, *more: str) -> Reply:
-    """Perform a node command of this plan on one host."""
-    return transport(access(plan, node.host)).call(_words(plan, node.host, verb, more), _PATIENCE)
-
-
-def _words(plan: LaunchPlan, host: Host, verb: str, more: Sequence[str]) -> list[str]:
-    return [verb, plan.path_on(host.name, plan.exp_dir), str(host.rank), plan.run_id, *more]

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from threading import Event
 
 from flagscale.errors import FlagScaleError, HostError, Problem
-from flagscale.node.channel import CHANNEL_SECRET
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import as_they_come, ask, call_all, sees_our_files
+from flagscale.remote.hosts import ask, ask_all, run_command, sees_our_files
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan
 
 OnProgress = Callable[[int, int], None]
 """Told how many of how many hosts have started."""
+Queued = Callable[[LaunchPlan], str]
 FileToSend = tuple[str, str, str]
 """A file to be sent: its path below the run directory, its mode (octal), its text."""
 _POLL = 0.1
@@ -46,31 +48,66 @@ class HostStatus:
         return not self.trouble and self.state.phase in ENDED
 
 
-def start(plan: LaunchPlan, config: str, secrets: Mapping[str, str], done: OnProgress | None = None) -> None:
+def _never_queued(plan: LaunchPlan) -> str:
+    return ""
+
+
+def start(
+    plan: LaunchPlan,
+    config: str,
+    secrets: Mapping[str, str],
+    done: OnProgress | None = None,
+    queued: Queued = _never_queued,
+) -> None:
     """Record the plan in its run directory and start it on every host; all run, or none does.
 
     Args:
         secrets: environment of the job that must not be written down.
         done: told how many of how many hosts have started.
+        queued: as in `refuse_if_running`.
 
     Raises:
         FlagScaleError: a job still runs in the run directory, or another launcher is starting one.
         HostError: a host could not start; the others were stopped again.
     """
-    run_dir = RunDir(Path(plan.exp_dir))
     if plan.channel:
         secrets = {**secrets, CHANNEL_SECRET: token_hex(32)}
-    with run_dir.starting():
-        refuse_if_running(run_dir, plan)
+    texts = scripts(plan)
+    with recorded(plan, texts, config, secrets, queued):
         try:
-            texts = scripts(plan)
-            ours = {host: secrets for host in plan.hosts if secrets and sees_our_files(plan, host)}
-            run_dir.write_launch(plan, texts, config, ours)
             _start_hosts(plan, _unseen_files(plan, texts, secrets), done)
         finally:
-            for host in plan.hosts:
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    run_dir.secrets(host).unlink()
+            _forget_secrets(plan)
+
+
+@contextmanager
+def recorded(
+    plan: LaunchPlan, texts: Mapping[Path, str], config: str, secrets: Mapping[str, str], queued: Queued
+) -> Iterator[None]:
+    """Hold the run directory, with one start recorded in it; its secrets are removed again if that fails.
+
+    Args:
+        texts: the scripts by path.
+
+    Raises:
+        FlagScaleError: as `start`.
+    """
+    run_dir = RunDir(Path(plan.exp_dir))
+    with run_dir.starting():
+        refuse_if_running(run_dir, plan, queued)
+        try:
+            ours = {host: secrets for host in plan.hosts if secrets and sees_our_files(plan, host)}
+            run_dir.write_launch(plan, texts, config, ours)
+            yield
+        except BaseException:
+            _forget_secrets(plan)
+            raise
+
+
+def _forget_secrets(plan: LaunchPlan) -> None:
+    for host in plan.hosts:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            RunDir(Path(plan.exp_dir)).secrets(host).unlink()
 
 
 def _start_hosts(
@@ -79,16 +116,18 @@ def _start_hosts(
     replies: dict[Host, Reply] = {}
     stopped: dict[Host, Reply] = {}
     taken_back = Event()
+
+    def note(host: Host, reply: Reply) -> None:
+        replies[host] = reply
+        if not reply["ok"] and not stopped:
+            taken_back.set()
+            stopped.update(stop(plan))  # at once: the others wait for this host
+        if done and not stopped:
+            done(len(replies), len(plan.nodes))
+
     try:
-        for host, reply in as_they_come(
-            plan, lambda host: _start_commands(plan, host, unseen.get(host), taken_back), plan.start_timeout
-        ):
-            replies[host] = reply
-            if not reply["ok"] and not stopped:
-                taken_back.set()
-                stopped = stop(plan)  # at once: the others wait for this host
-            if done and not stopped:
-                done(len(replies), len(plan.nodes))
+        commands = partial(_start_commands, plan, unseen, taken_back)
+        ask_all(plan, commands, plan.start_timeout, note)
     except BaseException:  # Ctrl-C, too: the whole job runs, or nothing of it
         taken_back.set()
         stop(plan)
@@ -122,28 +161,33 @@ def _unseen_files(
 
 
 def _start_commands(
-    plan: LaunchPlan, host: Host, unseen: Sequence[FileToSend] | None, taken_back: Event
+    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], taken_back: Event, host: Host
 ) -> Iterator[list[str]]:
     """Send a host what it cannot see, then start it, unless the start was taken back meanwhile."""
-    directory = plan.path_on(host.name, plan.exp_dir)
-    if unseen is not None:
+    if host in unseen:
+        directory = plan.path_on(host.name, plan.exp_dir)
         yield ["vacant", directory]
-        for file in unseen:
+        for file in unseen[host]:
             yield ["put", directory, *file]
     # A stop that came before the plan has found nothing to stop.
-    verb = "stop" if taken_back.is_set() else "start"
-    yield [verb, directory, str(host.rank), plan.run_id]
+    yield run_command(plan, host, "stop" if taken_back.is_set() else "start")
 
 
-def refuse_if_running(run_dir: RunDir, new: LaunchPlan) -> None:
-    """Raise a FlagScaleError if a job of this run directory still runs, on any of its hosts.
+def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
+    """Raise a FlagScaleError if a job of this run directory still runs, on any of its hosts, or is queued.
 
     A host of several that cannot be asked and is no part of the `new` plan does not count: its supervisor
     ends what runs there when it has lost the others.
+
+    Args:
+        queued: returns what an earlier job waits for in a queue; "" if it does not wait in one.
     """
     earlier = run_dir.read_plan()
     if earlier is None:
         return
+    if waits_for := queued(earlier):
+        what = f"run {earlier.run_id} of {run_dir.path} is queued ({waits_for})"
+        raise FlagScaleError(f"{what}; stop it first, or use another experiment.exp_dir")
     wanted = {host.name for host in new.hosts}
     deadline = time.monotonic() + _LEAVING
     while unended := [host for host in status(earlier) if host.processes or not host.ended]:
@@ -175,7 +219,8 @@ def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:
     if running := _all_running(plan):
         return running
     found = []
-    for host, reply in call_all(plan, "status", *(["count"] if count else [])).items():
+    more = ["count"] if count else []
+    for host, reply in ask_all(plan, lambda host: [run_command(plan, host, "status", *more)]).items():
         if reply.get("ok") is False:
             state = _recorded_end(plan, host)
             found.append(HostStatus(host, state, trouble="" if state else reply["message"]))
@@ -212,7 +257,7 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
         return None  # that host says so itself
     if not all(state and state.phase == "running" for state in states):
         return None
-    told = ask(plan, plan.nodes[0], "status")
+    told = ask(plan, plan.hosts[0], run_command(plan, plan.hosts[0], "status"))
     members = told.get("members") or plan.nodes
     if told.get("phase") != "running" or len(members) < len(plan.nodes):
         return None
@@ -221,4 +266,5 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
 
 def stop(plan: LaunchPlan) -> dict[Host, Reply]:
     """End the run on every host; the reply of each says what happened there."""
-    return call_all(plan, "stop", seconds=max(node.stop_grace for node in plan.nodes))
+    longest = max(node.stop_grace for node in plan.nodes)
+    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest)

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 from flagscale import platforms
 from flagscale.config.schema import Experiment
 from flagscale.errors import HostError, Problem
+from flagscale.formats import count
 from flagscale.node.network import own_address
-from flagscale.remote.hosts import each, in_order, sees_our_files
+from flagscale.remote.hosts import ask_all, at_once, sees_our_files
 from flagscale.run.machine import is_local
 from flagscale.run.state import Reply
 from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Service
@@ -52,7 +53,7 @@ def preflight(
 ) -> list[CheckResult]:
     """Ask every host of the job and return all results, good and bad."""
     size = sum(map(len, job.services.values()))
-    what = f"{size} service{'s' if size > 1 else ''}" if size else f"{job.world_size} ranks"
+    what = count(size, "service") if size else count(job.world_size, "rank")
     title = f"{what}, {job.layout}, {job.engine} {job.engine_version}"
     survey = ask_hosts(experiment, job, plan, distributions)
     results = [CheckResult(True, "configuration", title), *survey.results]
@@ -105,7 +106,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
 
     with _mark(Path(plan.exp_dir), len(plan.nodes)) as mark:
         asked = time.time()
-        replies = each(plan, lambda host: [question(host, mark)])
+        replies = ask_all(plan, lambda host: [question(host, mark)])
         answered = time.time()
     results: list[CheckResult] = []
     for host, reply in replies.items():
@@ -199,7 +200,7 @@ def _reachability(plan: LaunchPlan, rendezvous: Rendezvous) -> Iterator[CheckRes
         ports = [rendezvous.port, rendezvous.channel_port] if host == plan.hosts[0] else [0]
         return ["listen", addresses[host], json.dumps(ports), str(_LISTEN)]
 
-    listening = each(plan, lambda host: [listen(host)])
+    listening = ask_all(plan, lambda host: [listen(host)])
     for host, reply in listening.items():
         if "ports" not in reply:
             yield CheckResult(False, host.name, f"cannot listen on {addresses[host]}: {reply['message']}")
@@ -207,7 +208,7 @@ def _reachability(plan: LaunchPlan, rendezvous: Rendezvous) -> Iterator[CheckRes
         (host, addresses[host], port) for host, reply in listening.items() for port in reply.get("ports", ())
     ]
     words = json.dumps([[address, port] for _, address, port in places])
-    for host, reply in each(plan, lambda host: [["dial", words]]).items():
+    for host, reply in ask_all(plan, lambda host: [["dial", words]]).items():
         reasons = reply.get("reasons", [reply.get("message", "")] * len(places))
         bad = [(to, port, why) for (to, _, port), why in zip(places, reasons, strict=True) if why]
         for to, port, why in bad:
@@ -226,7 +227,7 @@ def addresses_of(hosts: tuple[Host, ...]) -> dict[Host, str]:
     """
     names = [host.name for host in hosts if not is_local(host.name)]
     # At once: where the names have to be asked for, one that nobody answers takes seconds.
-    remote = dict(zip(names, in_order(_address, names), strict=True))
+    remote = dict(zip(names, at_once(_address, names), strict=True))
     return {host: remote.get(host.name) or _own([*remote.values()]) for host in hosts}
 
 
@@ -240,10 +241,10 @@ def _own(others: list[str]) -> str:
 
 def _address(name: str) -> str:
     # Not above: paramiko takes 0.3 s, and a job of one host does without.
-    from flagscale.remote.connection import ConnectionFailure, lookup
+    from flagscale.remote.connection import Unreachable, lookup
 
     known = name
-    with suppress(ConnectionFailure):  # told when the host is connected to
+    with suppress(Unreachable):  # told when the host is connected to
         known = str(lookup(name).get("hostname", name))
     try:
         return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]

@@ -15,7 +15,7 @@ import paramiko
 
 from flagscale import __version__
 from flagscale.node.commands import HELLO
-from flagscale.remote.connection import ConnectionFailure, connect
+from flagscale.remote.connection import Unreachable, connect
 from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
 
@@ -29,7 +29,7 @@ _LAST_WORDS = 2.0
 
 
 class SshTransport:
-    """Performs node commands on a remote host. A lost connection is opened again by the next command."""
+    """Performs verbs on a remote host. A lost connection is opened again by the next command."""
 
     def __init__(self, access: HostAccess) -> None:
         self._access = access
@@ -41,7 +41,7 @@ class SshTransport:
         try:
             session = self._session()
             reply = session.ask(words, seconds)
-        except ConnectionFailure as failure:
+        except Unreachable as failure:
             return {"ok": False, "message": str(failure), "unreachable": True}
         with self._lock:
             self._idle.append(session)
@@ -56,7 +56,7 @@ class SshTransport:
                     return session
             try:
                 return Session(self._connected(), self._access)
-            except ConnectionFailure:
+            except Unreachable:
                 if self._client is None or _is_active(self._client):
                     raise
             # Its sessions end a moment before a lost connection shows; what follows the loss comes that soon.
@@ -71,7 +71,7 @@ class SshTransport:
 
 
 class Session:
-    """One remote process that answers node commands, one after another."""
+    """One remote process that performs verbs, one after another."""
 
     def __init__(self, client: paramiko.SSHClient, access: HostAccess) -> None:
         self._timeout = access.connect_timeout
@@ -82,7 +82,7 @@ class Session:
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
             why = str(error) or "the connection was lost"
-            raise ConnectionFailure(f"no session can be opened: {why}") from None
+            raise Unreachable(f"no session can be opened: {why}") from None
         self._greet()
 
     def is_open(self) -> bool:
@@ -98,9 +98,9 @@ class Session:
             reply: Reply = json.loads(self._line())
         except TimeoutError:
             self._stdout.channel.close()
-            raise ConnectionFailure(f"no answer within {seconds:g} s") from None
+            raise Unreachable(f"no answer within {seconds:g} s") from None
         except (OSError, EOFError, ValueError) as error:
-            raise ConnectionFailure(self._ended(f"the connection was lost ({error})")) from None
+            raise Unreachable(self._ended(f"the connection was lost ({error})")) from None
         return reply
 
     def _greet(self) -> None:
@@ -114,12 +114,12 @@ class Session:
             else:
                 raise EOFError
         except TimeoutError:
-            raise ConnectionFailure(f"connected, but it did not answer within {self._timeout:g} s") from None
+            raise Unreachable(f"connected, but it did not answer within {self._timeout:g} s") from None
         except (OSError, EOFError):
-            raise ConnectionFailure(self._ended("FlagScale does not start there")) from None
+            raise Unreachable(self._ended("FlagScale does not start there")) from None
         if told[HELLO] != __version__:
             self._stdout.channel.close()
-            raise ConnectionFailure(f"FlagScale {told[HELLO]} is there, {__version__} is here")
+            raise Unreachable(f"FlagScale {told[HELLO]} is there, {__version__} is here")
 
     def _line(self) -> str:
         line = self._stdout.readline()

@@ -1,4 +1,4 @@
-"""How a launcher reaches hosts: one open way to each, kept for as long as the command lives."""
+"""How the launcher reaches hosts: one open way to each, kept for as long as the command lives."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flagscale.run.state import Reply
 
 @dataclass(frozen=True)
 class HostAccess:
-    """What must be known of a host to perform a node command there."""
+    """What must be known of a host to perform a verb there."""
 
     host: str
     python: str
     """The interpreter, on that host."""
     source_root: str
-    """The directory that holds FlagScale, on that host."""
+    """The clone of FlagScale on that host; empty if its interpreter has it installed."""
     transport: str = "ssh"
     """The registered name of the way to a host that is not this one."""
     ssh_port: int | None = None
@@ -29,7 +29,10 @@ class HostAccess:
 
 
 class Transport(Protocol):
-    """Performs node commands on one host; made from a `HostAccess` (entry points: `flagscale.transports`)."""
+    """Performs verbs (see `flagscale.node.commands`) on one host; made from a `HostAccess`.
+
+    A third party adds one by the entry-point group `flagscale.transports`.
+    """
 
     def call(self, words: list[str], seconds: float) -> Reply:
         """Return the command's reply; a host that cannot be reached, or does not answer within `seconds`, is
@@ -43,7 +46,7 @@ class Transport(Protocol):
 class LocalTransport:
     """This host: the command runs in this process, through the same code that a remote host would run."""
 
-    def __init__(self, reach: HostAccess) -> None:
+    def __init__(self, access: HostAccess) -> None:
         pass
 
     def call(self, words: list[str], seconds: float) -> Reply:

@@ -1,10 +1,19 @@
-"""The environment that tells the processes of a run from all others."""
+"""The names of our environment variables, each stated here only, for launcher, hosts and workers alike."""
 
 from __future__ import annotations
 
 RUN_ID = "FLAGSCALE_RUN_ID"
+"""Tells the processes of a run from all others."""
 HOST_RANK = "FLAGSCALE_HOST_RANK"
-"""Told apart as well, because several hosts of a job may be containers that share one table of processes."""
+"""Tells hosts of a job apart, because several of them may be containers that share one table of processes."""
+FAILURE_FILE = "FLAGSCALE_FAILURE_FILE"
+"""The file in which the launcher of a host's ranks reports the rank that failed first (`run.failure`)."""
+HEARTBEAT_FILE = "FLAGSCALE_HEARTBEAT_FILE"
+"""The file that a rank touches whenever it goes on."""
+PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
+"""The file in which a service reports its progress: {"done", "total", "tokens_per_s"}."""
+CHANNEL_SECRET = "FLAGSCALE_CHANNEL_SECRET"
+"""Among the secrets of a run: the key by which its supervisors authenticate each other."""
 
 CHIP = "FLAGSCALE_CHIP"
 """The name of the platform on which a rank runs: the worker asks the chip of the same name."""

@@ -1,4 +1,4 @@
-"""Why a host's share of a run ended: the first failing rank as its launcher tells it, else how that ended."""
+"""Why a host's share of a run ended: the first rank that failed, as reported; else how its launcher ended."""
 
 from __future__ import annotations
 
@@ -6,15 +6,56 @@ import json
 import re
 import signal
 import time
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from flagscale.files import write_atomic
 from flagscale.run.logs import last_lines, rank_logs
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Failure
 from flagscale.values import LaunchPlan, NodeCommand
 
 _LAST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a run on a host: the first failing rank if one is known, and why."""
+
+    message: str
+    rank: int | None = None
+    local_rank: int | None = None
+    pid: int | None = None
+    exitcode: int | None = None
+    signal: str | None = None
+    """The name of the signal that ended the process; None if it ended by itself."""
+    traceback: str = ""
+    """Of the rank; if no rank is known, the last lines that the launcher printed."""
+    log: str = ""
+    """The file, on that host, with what the rank itself printed."""
+    time: float = 0.0
+    is_victim: bool = False
+    """Whether something that happened elsewhere is the cause."""
+
+
+def write_failure(path: Path, failure: Failure) -> None:
+    """Write a host's failure file, in which a launcher reports to the supervisor what failed first."""
+    write_atomic(path, json.dumps(asdict(failure), indent=1) + "\n")
+
+
+def signal_name(exit_code: int) -> str | None:
+    """Return the name of the signal that ended a process, None for one that ended by itself."""
+    if exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"  # a real-time signal has no name
+
+
+def how_it_ended(exit_code: int) -> str:
+    """Return `was killed by SIGKILL` or `ended with exit code 3`."""
+    name = signal_name(exit_code)
+    return f"was killed by {name}" if name else f"ended with exit code {exit_code}"
 
 
 def first_failure(
@@ -34,10 +75,9 @@ def first_failure(
             )
         return told if told.local_rank is None else _with_log(told, node)
     name = signal_name(exit_code)
-    ended = f"was killed by {name}" if name else f"ended with exit code {exit_code}"
     output = RunDir(Path(plan.exp_dir)).output(node.host)
     return Failure(
-        message=f"the launcher {ended}",
+        message=f"the launcher {how_it_ended(exit_code)}",
         exitcode=exit_code,
         signal=name,
         # A signal says it all; an exit code without a rank to blame is explained only by what was printed.
@@ -47,7 +87,7 @@ def first_failure(
 
 
 def _told(file: Path) -> Failure | None:
-    """What `megatron.flagscale.torchrun` wrote when a rank failed; None where it did not."""
+    """Return what the launcher wrote when a rank or a service failed; None if it wrote nothing."""
     known = {field.name for field in fields(Failure)}
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
@@ -59,16 +99,6 @@ def _told(file: Path) -> Failure | None:
 def _with_log(failure: Failure, node: NodeCommand) -> Failure:
     streams = rank_logs(node).get(failure.local_rank or 0, ())
     return replace(failure, log=str(streams[-1])) if streams else failure
-
-
-def signal_name(exit_code: int) -> str | None:
-    """Return the name of the signal that ended a process, None for one that ended by itself."""
-    if exit_code >= 0:
-        return None
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:
-        return f"signal {-exit_code}"  # a real-time signal has no name
 
 
 _MARK = re.compile(

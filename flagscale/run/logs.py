@@ -20,11 +20,11 @@ _STREAMS = ("stdout.log", "stderr.log")
 def rank_logs(node: NodeCommand) -> dict[int, tuple[Path, ...]]:
     """Return stdout and stderr of the newest attempt of each rank of this host, by local rank.
 
-    None where the launcher is not torchrun.
+    Empty if the launcher is not torchrun.
     """
-    if not {"--log-dir", "--rdzv-id"} <= {*node.argv}:
+    if not node.options:
         return {}
-    runs = Path(_option(node, "--log-dir")).glob(f"{_escaped(_option(node, '--rdzv-id'))}_*")
+    runs = Path(node.options["log-dir"]).glob(f"{_escaped(node.options['rdzv-id'])}_*")
     newest = max(runs, key=lambda folder: folder.stat().st_mtime, default=None)
     if newest is None:
         return {}
@@ -42,11 +42,6 @@ def rank_logs(node: NodeCommand) -> dict[int, tuple[Path, ...]]:
 def has_error(node: NodeCommand) -> bool:
     """Whether a rank of this host's newest attempt has written down an exception, for torchrun to tell."""
     return any((streams[0].parent / "error.json").exists() for streams in rank_logs(node).values())
-
-
-def _option(node: NodeCommand, name: str) -> str:
-    """torchrun's own options come first in argv, so the first one of this name is torchrun's."""
-    return node.argv[node.argv.index(name) + 1]
 
 
 def _escaped(name: str) -> str:

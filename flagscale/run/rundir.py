@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import locked, write_atomic
-from flagscale.values import Host, LaunchPlan
+from flagscale.values import Host, LaunchPlan, PlanVersionError
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,19 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def results(self) -> Path:
+        """What batch inference generates, unless the configuration names another file."""
+        return self.path / "results.jsonl"
+
+    def share_of(self, rank: int) -> RunDir:
+        """Return the run directory of one host's own share, for hosts that each start it by themselves."""
+        return RunDir(self.path / "cloud" / f"host_{rank}")
 
     @property
     def logs(self) -> Path:
@@ -89,12 +102,17 @@ class RunDir:
         """Return the plan of the newest start, None where nothing was started.
 
         Raises:
-            FlagScaleError: there is a plan, but it cannot be read.
+            FlagScaleError: there is a plan, but it cannot be read, or another version of FlagScale wrote it.
         """
         try:
             return LaunchPlan.from_json(self.plan.read_text(encoding="utf-8", errors="surrogateescape"))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PlanVersionError as error:
+            raise FlagScaleError(
+                f"{self.plan}: the run was started by another version of FlagScale ({error}): use that "
+                "version to query or stop it, or remove the file if nothing of it runs any more"
+            ) from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise FlagScaleError(
@@ -109,23 +127,20 @@ class RunDir:
         Raises:
             FlagScaleError: another launcher holds it, or the directory cannot be written.
         """
+        busy = FlagScaleError(f"another command is starting a job in {self.path}; wait for it")
         with ExitStack() as held:
             try:
-                held.enter_context(locked(self.path / ".lock", wait=False))
-            except BlockingIOError:
-                raise FlagScaleError(
-                    f"another command is starting a job in {self.path}; wait for it"
-                ) from None
+                held.enter_context(locked(self.path / ".lock", busy=busy))
             except OSError as error:
                 raise self.unwritable(error) from None
             yield
 
-    def on_host(self, host: Host, *, wait: bool = True) -> AbstractContextManager[None]:
+    def on_host(self, host: Host, *, busy: Exception | None = None) -> AbstractContextManager[None]:
         """Hold a host's part of the run, on that host: one command at a time starts or stops processes.
 
-        Without `wait`, a BlockingIOError is raised where another one holds it.
+        `busy` is raised if another command holds it; default: wait for that command.
         """
-        return locked(self.logs / "pids" / f"{host.label}.lock", wait=wait)
+        return locked(self.logs / "pids" / f"{host.label}.lock", busy=busy)
 
     def write_launch(
         self,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
 from flagscale.linux import birth, boot
+from flagscale.run.failure import Failure
 
 Phase = Literal["starting", "running", "stopping", "finished", "failed", "stopped"]
 Reply = dict[str, Any]
@@ -36,25 +37,6 @@ class ProcessId:
     @property
     def is_of_this_boot(self) -> bool:
         return self.birth.startswith(f"{boot()}:")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What ended a run on a host: the first failing rank where one is known, and why."""
-
-    message: str
-    rank: int | None = None
-    local_rank: int | None = None
-    pid: int | None = None
-    exitcode: int | None = None
-    signal: str | None = None
-    traceback: str = ""
-    """Of the rank; where no rank is known, the last lines that the launcher printed."""
-    log: str = ""
-    """The file, on that host, with what the rank itself printed."""
-    time: float = 0.0
-    is_victim: bool = False
-    """Whether something that happened elsewhere is the cause."""
 
 
 @dataclass(frozen=True)

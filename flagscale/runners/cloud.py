@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
+from flagscale.plan.hostfile import HostLine
+from flagscale.plan.hosts import slots_here
+from flagscale.plan.runner import LocalDevices, RunnerRules, Share, Where
+from flagscale.run.rundir import RunDir
+from flagscale.runners.base import JobRunner
 
 _NAMES = {
     "nnodes": ("PET_NNODES", "NNODES", "WORLD_SIZE"),
@@ -16,7 +22,7 @@ _NAMES = {
 }
 """What platforms set, best first. Outside of a rank, `WORLD_SIZE` and `RANK` count hosts."""
 
-_MEANINGLESS = {
+_REFUSED = {
     "hostfile": "the platform starts the hosts",
     "include": "the platform chooses the hosts",
     "exclude": "the platform chooses the hosts",
@@ -26,17 +32,13 @@ _MEANINGLESS = {
 }
 
 
-def on_this_host(runner: Runner, environ: Mapping[str, str], where: Callable[[str], str]) -> Runner:
-    """Return the runner with everything that the platform says filled in; keys of the experiment come first.
+def on_this_host(runner: Runner, environ: Mapping[str, str], where: Where) -> Runner:
+    """Return the keys, completed from the platform's environment; given keys come first.
 
     Raises:
-        UserError: something is missing, or is no number, or means nothing here.
+        UserError: something is missing, or is not a number.
     """
-    problems = [
-        Problem(f"`{key}` means nothing with type: cloud: {why}", where(f"experiment.runner.{key}"))
-        for key, why in _MEANINGLESS.items()
-        if getattr(runner, key)
-    ]
+    problems: list[Problem] = []
     found: dict[str, int | str] = {}
     sources: dict[str, str] = {}
     for key, names in _NAMES.items():
@@ -71,12 +73,22 @@ def on_this_host(runner: Runner, environ: Mapping[str, str], where: Callable[[st
     )
 
 
-def own_rank(given: int | None, environ: Mapping[str, str]) -> int:
-    """Return which host this is, for looking after a run: 0 where nobody says."""
-    told = (environ.get(name, "") for name in _NAMES["node_rank"])
-    return given if given is not None else next((int(rank) for rank in told if rank.isdigit()), 0)
+def hosts(runner: Runner, devices: LocalDevices, where: Where) -> tuple[HostLine, ...]:
+    """Return all hosts that the platform runs; the names of the others are unknown, and not needed."""
+    count, _ = runner.host_range(1)
+    names = [f"host-{rank}" for rank in range(count)]
+    names[runner.node_rank or 0] = os.uname().nodename
+    slots = slots_here(runner, devices, where)
+    return tuple(HostLine(name, slots) for name in names)
 
 
-def run_dir(exp_dir: Path, rank: int) -> Path:
-    """Return where a host of a platform keeps its part of a run: the hosts may share the run directory."""
-    return exp_dir / "cloud" / f"host_{rank}"
+def share(exp_dir: Path, node_rank: int | None, environ: Mapping[str, str]) -> Share:
+    """Return this host's share: its rank (0 if unknown), and its own folder: hosts may share `exp_dir`."""
+    said = (environ.get(name, "") for name in _NAMES["node_rank"])
+    rank = node_rank if node_rank is not None else next((int(one) for one in said if one.isdigit()), 0)
+    return Share(RunDir(exp_dir).share_of(rank).path, rank)
+
+
+CLOUD = JobRunner(
+    RunnerRules("cloud", hosts, refused=_REFUSED, resolve=on_this_host, share=share, foreground=True)
+)

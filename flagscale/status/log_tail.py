@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from flagscale.errors import FlagScaleError
-from flagscale.remote.hosts import begin_of_run, in_order, read, sees_our_files
+from flagscale.remote.hosts import at_once, sees_our_files
+from flagscale.runners.base import runner_of
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
 NOTICE = "flagscale: "
@@ -17,27 +18,29 @@ class LogTail:
     """Reads what the hosts' logs have grown by since the last time, line by line."""
 
     def __init__(self, plan: LaunchPlan) -> None:
-        self._plan = plan
-        self._positions: dict[Host, int | None] = dict.fromkeys(plan.hosts, 0)
+        self.plan = plan
+        """To be kept as it is known: a queue may choose the hosts only when the job starts."""
+        self._logs = runner_of(plan).logs
+        self._first: int | None = 0
+        self._positions: dict[Host, int | None] = {}
         self.troubles: dict[Host, str] = {}
         """Why the log of a host could not be read the last time; none where it could."""
 
     def skip_earlier_runs(self) -> None:
         """Begin at the header line of this run; where it has none yet, at the end."""
-        for host in self._plan.hosts:
-            self._positions[host] = None
-        of_all(self._plan, self._plan.nodes, self._find_beginning)
+        self._first, self._positions = None, {}
+        of_all(self.plan, self.plan.nodes, self._find_beginning)
 
     def lines(self, last: bool = False) -> Iterator[str]:
         """Yield new lines, each with its host's name in front where there are several.
 
         A line that has no end yet waits for it, unless this is the `last` look.
         """
-        pending: Sequence[NodeCommand] = self._plan.nodes
+        pending: Sequence[NodeCommand] = self.plan.nodes
         while pending:
-            chunks = of_all(self._plan, pending, lambda node: self._next_chunk(node, last))
+            chunks = of_all(self.plan, pending, lambda node: self._next_chunk(node, last))
             for node, grown in zip(pending, chunks, strict=True):
-                prefix = f"{node.host.name}: " if len(self._plan.nodes) > 1 else ""
+                prefix = f"{node.host.name}: " if len(self.plan.nodes) > 1 else ""
                 for line in grown.decode(errors="replace").removesuffix("\n").split("\n") if grown else ():
                     yield prefix + line
             pending = [node for node, grown in zip(pending, chunks, strict=True) if grown]
@@ -48,14 +51,16 @@ class LogTail:
 
     def _find_beginning(self, node: NodeCommand) -> int | None:
         """Return where to read on; None where the host does not say it now."""
-        host = node.host
+        host, logs = node.host, self._logs
+        position = self._positions.get(host, self._first)
         try:
-            if self._positions[host] is None:
-                begin = begin_of_run(self._plan, node)
-                self._positions[host] = read(self._plan, node, "output", 0, 0)[1] if begin is None else begin
+            if position is None:
+                begin = logs.begin_of_run(self.plan, node)
+                position = logs.read(self.plan, node, "output", 0, 0)[1] if begin is None else begin
         except FlagScaleError as error:
             self.troubles[host] = str(error)
-        return self._positions[host]
+        self._positions[host] = position
+        return position
 
     def _next_chunk(self, node: NodeCommand, last: bool) -> bytes:
         """Read whole lines, or a piece of one that is longer than a chunk; b"" where there is none yet."""
@@ -63,10 +68,10 @@ class LogTail:
         if position is None:
             return b""
         try:
-            grown, size = read(self._plan, node, "output", position, _CHUNK)
+            grown, size = self._logs.read(self.plan, node, "output", position, _CHUNK)
             if size < position and size:
                 position = 0  # the user emptied or replaced the log
-                grown, _ = read(self._plan, node, "output", 0, _CHUNK)
+                grown, _ = self._logs.read(self.plan, node, "output", 0, _CHUNK)
         except FlagScaleError as error:
             self.troubles[node.host] = str(error)
             return b""
@@ -81,7 +86,7 @@ class LogTail:
 def of_all[Value](
     plan: LaunchPlan, nodes: Sequence[NodeCommand], look: Callable[[NodeCommand], Value]
 ) -> list[Value]:
-    """Look at files of several hosts: at once where they have to be asked for."""
+    """Look at files of several hosts, at the same time if some of these hosts have to be asked."""
     if all(sees_our_files(plan, node.host) for node in nodes):
         return [look(node) for node in nodes]
-    return in_order(look, nodes)
+    return at_once(look, nodes)

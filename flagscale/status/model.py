@@ -11,10 +11,12 @@ from statistics import fmean
 from typing import Any, Literal
 
 from flagscale.remote.launcher import HostStatus
-from flagscale.run.state import Attempt, Failure, ServiceState
+from flagscale.run.failure import Failure
+from flagscale.run.state import Attempt, ServiceState
+from flagscale.runners.base import QueuePhase
 from flagscale.values import LaunchPlan
 
-JobPhase = Literal["starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]
+JobPhase = Literal["queued", "starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class JobStatus:
     services: tuple[HostedService, ...] = ()
     is_given_up: bool = False
     """Whether hosts that cannot be asked are waited for no more."""
+    queue_phase: QueuePhase | None = None
+    """What the runner's queue says of the job; None: its hosts' states say it."""
+    reason: str = ""
+    """Why the queue says so."""
 
     @property
     def exit_code(self) -> int:
@@ -38,7 +44,9 @@ class JobStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether no host has anything left to wait for."""
+        """Whether there is nothing left to wait for."""
+        if self.queue_phase:
+            return self.queue_phase != "queued"
         return self.is_given_up or all(host.ended for host in taking_part(self.hosts))
 
     @property
@@ -58,10 +66,12 @@ def job_status(
     hosts: Sequence[HostStatus],
     progress: Progress | None,
     services: Sequence[HostedService] = (),
+    queue_phase: QueuePhase | None = None,
+    reason: str = "",
 ) -> JobStatus:
     """Sum up the hosts: the job fails with its first host, runs while one runs, and is well when all are.
 
-    Servers run once all of them have answered.
+    Servers run once all of them have answered. If the runner's queue knows the phase, that one counts.
     """
     counted = taking_part(hosts)
     phases = Counter(host.state.phase if host.state else "unknown" for host in counted)
@@ -78,11 +88,13 @@ def job_status(
     phase = next(phase for phase in order if phases[phase])
     return JobStatus(
         plan=plan,
-        phase=phase_of_running(plan, services) if phase == "running" else phase,
+        phase=queue_phase or (phase_of_running(plan, services) if phase == "running" else phase),
         hosts=tuple(hosts),
         progress=progress,
         failure=failures[_cause([failure for _, failure in failures])] if failures else None,
         services=tuple(services),
+        queue_phase=queue_phase,
+        reason=reason,
     )
 
 
@@ -121,9 +133,9 @@ def failed_attempts(status: JobStatus) -> list[tuple[str, Attempt]]:
 def status_json(status: JobStatus) -> dict[str, Any]:
     """Return the status for services."""
     name, failure = status.failure or ("", None)
-    counted = taking_part(status.hosts)
     return {
         "state": status.phase,
+        "reason": status.reason,
         "name": status.plan.name,
         "run_id": status.plan.run_id,
         "exp_dir": status.plan.exp_dir,
@@ -137,7 +149,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
             {
                 "rank": host.host.rank,
                 "name": host.host.name,
-                "state": phase_of(host, counted),
+                "state": phase_of(status, host),
                 "processes": host.processes,
                 "trouble": host.trouble,
             }
@@ -235,8 +247,8 @@ def change(services: Sequence[HostedService]) -> object:
     return [(host, state.name, state.phase, state.done) for host, state in services]
 
 
-def phase_of(host: HostStatus, counted: Sequence[HostStatus]) -> str:
-    """Return the phase of a host; `counted` are those that the job runs on."""
-    if host not in counted:
+def phase_of(status: JobStatus, host: HostStatus) -> str:
+    """Return the phase of a host of the job."""
+    if host not in taking_part(status.hosts):
         return "left out"
-    return host.state.phase if host.state else "unknown"
+    return host.state.phase if host.state else status.queue_phase or "unknown"

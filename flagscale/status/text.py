@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flagscale.formats import count, duration, quantity
-from flagscale.plan.render import scripts
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ServiceState
+from flagscale.runners.base import all_scripts
 from flagscale.status.model import (
     HostedService,
     JobStatus,
@@ -18,7 +18,6 @@ from flagscale.status.model import (
     has_services,
     phase_of,
     servers,
-    taking_part,
 )
 from flagscale.values import LaunchPlan
 
@@ -33,7 +32,7 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
         lines += [f"    {service.name}  {service.url}".rstrip() for service in node.services]
     lines += ["", plan.picture] if plan.picture else []
     lines += ["", f"# {run_dir.config}", config.rstrip("\n")]
-    for path, text in scripts(plan).items():
+    for path, text in all_scripts(plan).items():
         lines += ["", f"# {path}", text.rstrip("\n")]
     return "\n".join(lines)
 
@@ -58,15 +57,15 @@ def status_text(status: JobStatus) -> str:
     lines = [
         f"{plan.name}: {status.phase}  ({_size(plan)} on {_hosts(plan)}, {plan.layout}, run {plan.run_id})"
     ]
+    lines += [f"  {status.reason}"] if status.reason else []
     lines += [f"  {line}" for line in service_lines(status.services)]
     if status.progress:
         lines.append(f"  {progress_text(status.progress)}")
-    counted = taking_part(status.hosts)
     for host in status.hosts:
-        phase = phase_of(host, counted)
+        phase = phase_of(status, host)
         living = f"  {count(host.processes, 'process')}" if host.processes else ""
         unseen = "the run's plan is not to be seen here" if host.processes else "nothing was started here yet"
-        trouble = host.trouble or ("" if host.state else unseen)
+        trouble = host.trouble or ("" if host.state or status.queue_phase else unseen)
         lines.append(f"  host {host.host.rank}  {host.host.name}  {phase}{living}  {trouble}".rstrip())
     for number, (name, attempt) in enumerate(failed_attempts(status), start=1):
         ended = time.strftime("%H:%M:%S", time.localtime(attempt.ended))
@@ -92,7 +91,7 @@ def failure_lines(status: JobStatus) -> list[str]:
 
 
 def progress_text(progress: Progress) -> str:
-    """Return one line: `iteration 120/160  loss 5.912  3.1k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
+    """Return one line: `iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
     record = progress.record
     total = f"/{progress.train_iters}" if progress.train_iters else ""
     parts = [f"iteration {progress.iteration}{total}"]

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from flagscale.errors import FlagScaleError
-from flagscale.remote import launcher
-from flagscale.remote.hosts import read, sees_our_files
+from flagscale.remote.hosts import sees_our_files
 from flagscale.remote.launcher import HostStatus, OnProgress
 from flagscale.run.state import OVER, from_json
+from flagscale.runners.base import runner_of
 from flagscale.status.log_tail import LogTail, of_all
 from flagscale.status.model import (
     TAIL_BYTES,
@@ -40,14 +40,19 @@ _CHUNK = 1 << 20
 
 
 def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
-    """Ask the hosts once and read the metrics of this run; `count` as in `launcher.status`."""
-    hosts = launcher.status(plan, count=count)
+    """Ask the runner once and read the metrics of this run; `count` as in `JobRunner.report`."""
+    report = runner_of(plan).report(plan, count)
+    plan, hosts = report.plan, report.hosts
+    if report.phase and not any(host.state for host in hosts):
+        # Metrics in the run directory are those of an earlier run.
+        return job_status(plan, hosts, None, (), report.phase, report.reason)
     started = min((host.state.started for host in hosts if host.state), default=0.0)
     # The last rank writes the metrics, so they lie on the last host where the hosts share no file system.
     last = taking_part(hosts)[-1]
     node = plan.node(last.host.rank)
     tail = _read(plan, node, "metrics", -TAIL_BYTES, TAIL_BYTES) if _is_readable(plan, last) else b""
-    return job_status(plan, hosts, read_progress(tail, started), _services(plan, hosts))
+    services = _services(plan, hosts)
+    return job_status(plan, hosts, read_progress(tail, started), services, report.phase, report.reason)
 
 
 def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:
@@ -58,7 +63,7 @@ def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:
 def _read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> bytes:
     """Read a piece of a file of the run; b"" where it is not there, or its host has gone this moment."""
     try:
-        return read(plan, node, name, position, size)[0]
+        return runner_of(plan).logs.read(plan, node, name, position, size)[0]
     except FlagScaleError:
         return b""  # the status tells of a host that cannot be asked
 
@@ -87,9 +92,10 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
     while: a host that lost its power never answers.
 
     Args:
-        tell: given a line for every host that cannot be asked, once.
+        tell: given a line for every host that cannot be asked, and for what a queued job waits for, once.
     """
     told: dict[str, str] = {}
+    waits_for = ""
     since: float | None = None
     while True:
         status = current_status(plan, count=False)
@@ -97,6 +103,9 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
             if host.trouble and told.get(host.host.name) != host.trouble:
                 tell(f"{host.host.name}: {host.trouble}")
             told[host.host.name] = host.trouble
+        if status.phase == "queued" and status.reason != waits_for:
+            tell(f"queued: {status.reason}")
+            waits_for = status.reason
         since = (since or time.monotonic()) if status.is_lost else None
         if since and time.monotonic() - since > _GIVE_UP:
             status = replace(status, is_given_up=True)
@@ -116,6 +125,7 @@ def follow(plan: LaunchPlan) -> JobStatus:
         return _follow_in_terminal(plan, tail)
     shown = -1
     for status in statuses(plan, _say):
+        tail.plan = status.plan
         for line in tail.notices():
             _say(line)
         if status.progress and status.progress.iteration != shown:
@@ -136,6 +146,7 @@ def follow_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) ->
     # A picture that is drawn over in a terminal; otherwise lines, only where something has changed.
     with Live(console=Console(), transient=True) if sys.stdout.isatty() else nullcontext() as live:
         for status in statuses(plan, _say):
+            tail.plan = status.plan
             for line in tail.notices():
                 _say(line)
             if live:
@@ -157,6 +168,7 @@ def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
             bar.console.print(line, markup=False, highlight=False)
 
         for status in statuses(plan, say):
+            tail.plan = status.plan
             for line in tail.notices():
                 say(line)
             if status.progress:

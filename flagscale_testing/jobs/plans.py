@@ -11,12 +11,12 @@ from typing import Any
 from flagscale.values import LaunchPlan, NodeCommand
 
 ROOT = Path(__file__).resolve().parents[2]
-ENGINE, SERVER = (Path(__file__).with_name(name) for name in ("fake_engine.py", "fake_server.py"))
-"""What stands for an engine's launcher, and for a server."""
+AGENT, SERVER = (Path(__file__).with_name(name) for name in ("fake_agent.py", "fake_server.py"))
+"""What stands for an agent, and for a server."""
 
 
 def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: Any) -> LaunchPlan:
-    """The plan of a job whose launchers are `fake_engine.py`; `more` are further fields of it."""
+    """The plan of a job whose agents are `fake_agent.py`; `more` are further fields of it."""
     return LaunchPlan(
         run_id=run_id,
         name="fake",

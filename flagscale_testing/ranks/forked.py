@@ -1,4 +1,4 @@
-"""Trainings whose ranks are forks of a process that has all imports: the nursery.
+"""Trainings whose ranks are forks of a process that has all imports: a fork server.
 
 It imports torch and the engine once, when the first training is asked for, and ends with the process that
 asked. A rank costs a fraction of a second instead of ten.
@@ -33,7 +33,7 @@ class Run:
     name: str
     ranks: int
     argv: tuple[str, ...]
-    program: str = "megatron.flagscale.train_gpt:train"
+    program: str = "megatron.flagscale.program:train"
     mutation: str = ""
 
 
@@ -49,17 +49,17 @@ class Curve:
 def run_all(runs: Iterable[Run], folder: Path) -> dict[str, Curve]:
     """Do the runs one after another below `folder`; each leaves its metrics and output in `folder/NAME`."""
     asked = [*runs]
-    nursery = _nursery()
-    assert nursery.stdin
-    assert nursery.stdout
-    print(json.dumps([str(folder), [asdict(run) for run in asked]]), file=nursery.stdin, flush=True)
-    if not nursery.stdout.readline():
-        raise RuntimeError(f"the nursery ended with {nursery.wait()}")
+    server = _fork_server()
+    assert server.stdin
+    assert server.stdout
+    print(json.dumps([str(folder), [asdict(run) for run in asked]]), file=server.stdin, flush=True)
+    if not server.stdout.readline():
+        raise RuntimeError(f"the fork server ended with {server.wait()}")
     return {run.name: read_curve(folder / run.name) for run in asked}
 
 
 @functools.cache
-def _nursery() -> subprocess.Popen[str]:
+def _fork_server() -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flagscale_testing.ranks.forked"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment(), cwd=ROOT)
@@ -100,7 +100,7 @@ def _import_all() -> None:
     import megatron.flagscale.hetero.p2p
     import megatron.flagscale.initialization
     import megatron.flagscale.layers.spec
-    import megatron.flagscale.train_gpt  # noqa: F401
+    import megatron.flagscale.program  # noqa: F401
 
 
 def _train(run: Run, parent: Path) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagscale.run.env import FAILURE_FILE
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
 """Seconds after which something hangs, also where ten others share the processors."""
@@ -81,7 +83,7 @@ def train(folder: Path, ranks: int, *argv: str, timeout: float = PATIENCE) -> En
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=environment(FLAGSCALE_FAILURE_FILE=str(failure)),
+            env=environment(**{FAILURE_FILE: str(failure)}),
             timeout=timeout,
             check=False,
         ).returncode

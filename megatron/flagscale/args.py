@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 import traceback
@@ -12,6 +13,9 @@ from typing import Any, NoReturn
 from flagscale.errors import UserError
 from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.patching import Patch
+
+AddArguments = Callable[[argparse.ArgumentParser], object]
+"""Adds a training program's own arguments to a parser; what it returns is not used."""
 
 
 def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -63,20 +67,31 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def engine_parser() -> argparse.ArgumentParser:
-    """Return a parser with every argument of the engine and ours, as the trainer itself builds it."""
+def engine_parser(add_arguments: AddArguments | None = None) -> argparse.ArgumentParser:
+    """Return a parser with every argument of the engine, ours and a program's, as the trainer builds it."""
     from megatron.training.arguments import add_megatron_arguments
 
-    parser = _Parser(prog="train_gpt", allow_abbrev=False)
-    return add_flagscale_args(add_megatron_arguments(parser))
+    parser = _Parser(allow_abbrev=False)
+    return _add_all(add_megatron_arguments(parser), add_arguments)
 
 
-def parse() -> argparse.Namespace:
-    """Parse and check the command line as the trainer does; `UserError` for what does not fit together."""
+def _add_all(parser: argparse.ArgumentParser, add_arguments: AddArguments | None) -> argparse.ArgumentParser:
+    add_flagscale_args(parser)
+    if add_arguments is not None:
+        add_arguments(parser)
+    return parser
+
+
+def parse(add_arguments: AddArguments | None = None) -> argparse.Namespace:
+    """Parse and check the command line as the trainer does, with a program's arguments.
+
+    `UserError` for what does not fit together.
+    """
     from megatron.training.arguments import parse_and_validate_args
 
+    provider = functools.partial(_add_all, add_arguments=add_arguments)
     try:
-        args: argparse.Namespace = parse_and_validate_args(extra_args_provider=add_flagscale_args)
+        args: argparse.Namespace = parse_and_validate_args(extra_args_provider=provider)
     except (AssertionError, ValueError, OSError) as error:
         # Many of the engine's assertions have no text: then the condition itself is the best there is.
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.worker import Machine
 from flagscale.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron.flagscale.args import AddArguments
 
 _DEFAULTS = (
     "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
@@ -18,10 +21,13 @@ _DEFAULTS = (
 )
 
 
-def prepare_platform(argv: Sequence[str]) -> list[str]:
+def prepare_platform(
+    argv: Sequence[str], add_arguments: AddArguments | None = None, own: Collection[str] = ()
+) -> list[str]:
     """Make the engine run here: apply the patches this machine needs and return the whole argument list.
 
-    Must be called before the engine is imported. Raises `UserError` if the arguments break a rule of
+    Must be called before the engine is imported. `add_arguments` adds a program's arguments; `own` names what
+    else it brings: "datasets", "forward_step". Raises `UserError` if the arguments break a rule of
     `flagscale.checks.worker` on this machine.
     """
     from megatron.flagscale import no_te
@@ -45,8 +51,8 @@ def prepare_platform(argv: Sequence[str]) -> list[str]:
         *here.defaults,
         *argv,
     ]
-    args = engine_parser().parse_args(whole)
-    problems = argument_problems(args, Machine(has_chip, has_chip and fused, here.backend))
+    args = engine_parser(add_arguments).parse_args(whole)
+    problems = argument_problems(args, Machine(has_chip, has_chip and fused, here.backend), own)
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":

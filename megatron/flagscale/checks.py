@@ -8,18 +8,22 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 
 from flagscale.checks.worker import Machine, worker_violations
 from flagscale.errors import Problem, Violation
 
 
-def argument_problems(args: argparse.Namespace, machine: Machine) -> list[Problem]:
-    """Return what is wrong with parsed arguments, not yet validated by the engine, on a machine."""
+def argument_problems(args: argparse.Namespace, machine: Machine, own: Collection[str] = ()) -> list[Problem]:
+    """Return what is wrong with parsed arguments, not yet validated by the engine, on a machine.
+
+    `own` names the parts that a user's program brings ("datasets", "forward_step"): they have no rules here.
+    """
     # The rules know plain values; the launcher has no enums of the engine's.
     values = {name: value.name if isinstance(value, Enum) else value for name, value in vars(args).items()}
-    return [*worker_problems(worker_violations([values], machine)), *_not_installed(args)]
+    found = worker_violations([values], machine, trains_gpt=not own, has_own_data="datasets" in own)
+    return [*worker_problems(found), *_not_installed(args)]
 
 
 def worker_problems(found: Iterable[Violation]) -> list[Problem]:

@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 
 from flagscale.linux import die_with
+from flagscale.run.env import HEARTBEAT_FILE
 
-_HEARTBEAT_FILE = "FLAGSCALE_HEARTBEAT_FILE"
 _HEARTBEAT_EVERY = 1.0
 _last_heartbeat = 0.0
 
@@ -35,9 +35,9 @@ def heartbeat() -> None:
     if (
         now - _last_heartbeat < _HEARTBEAT_EVERY
         or os.environ.get("LOCAL_RANK") != "0"
-        or _HEARTBEAT_FILE not in os.environ
+        or HEARTBEAT_FILE not in os.environ
     ):
         return
     _last_heartbeat = now
-    with suppress(OSError), open(os.environ[_HEARTBEAT_FILE], "a"):  # a full disk must not end a job
-        os.utime(os.environ[_HEARTBEAT_FILE])
+    with suppress(OSError), open(os.environ[HEARTBEAT_FILE], "a"):  # a full disk must not end a job
+        os.utime(os.environ[HEARTBEAT_FILE])

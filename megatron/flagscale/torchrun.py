@@ -12,24 +12,23 @@ It is torchrun itself, with three differences:
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Container, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagscale.errors import UserError
-from flagscale.files import write_atomic
+from flagscale.run.env import FAILURE_FILE
+from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
 from megatron.flagscale.patching import TORCH, Patch
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-FAILURE_FILE = "FLAGSCALE_FAILURE_FILE"
 SURVIVORS_SECONDS = 3
 
 # What a rank says when a peer went away: it is a victim, not the cause.
@@ -43,20 +42,6 @@ _VICTIM_WORDS = (
     "failed to recv",
     "store is likely down",
 )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How one rank ended; `signal` is its name, None when it exited by itself."""
-
-    rank: int
-    local_rank: int
-    pid: int
-    exitcode: int
-    signal: str | None
-    message: str
-    traceback: str
-    time: float
 
 
 def first_failure(failures: list[Failure]) -> Failure:
@@ -100,12 +85,20 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
             # What the user can mend is told by its message alone.
             message, traceback = message.removeprefix("UserError: ").removeprefix("- "), ""
     elif child.exitcode > 0:
-        message = f"exited with code {child.exitcode}; its own output tells more"
+        message = f"{how_it_ended(child.exitcode)}; see its own output"
     path = Path(child.error_file)
     # torchrun's own timestamps are whole seconds.
     when = path.stat().st_mtime if path.is_file() else float(child.timestamp)
-    name = signal.Signals(-child.exitcode).name if child.exitcode < 0 else None
-    return Failure(rank, child.local_rank, child.pid, child.exitcode, name, str(message), traceback, when)
+    return Failure(
+        message=str(message),
+        rank=rank,
+        local_rank=child.local_rank,
+        pid=child.pid,
+        exitcode=child.exitcode,
+        signal=signal_name(child.exitcode),
+        traceback=traceback,
+        time=when,
+    )
 
 
 def _close_soon(seconds: int, early: set[int]) -> Callable[[Any], Any]:
@@ -173,8 +166,8 @@ def main() -> int:
 
 def _report(failure: Failure) -> None:
     if FAILURE_FILE in os.environ:
-        told = {**asdict(failure), "is_victim": _order(failure) >= _VICTIMS}
-        write_atomic(Path(os.environ[FAILURE_FILE]), json.dumps(told, indent=1) + "\n")
+        is_victim = _order(failure) >= _VICTIMS
+        write_failure(Path(os.environ[FAILURE_FILE]), replace(failure, is_victim=is_victim))
     is_mistake = failure.exitcode == UserError.exit_code and not failure.traceback
     who = "error" if is_mistake else f"rank {failure.rank} (pid {failure.pid}) failed"
     print(f"{who}: {failure.message}", file=sys.stderr, flush=True)

@@ -31,14 +31,14 @@ from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.farm import Farm, alive, wait_until
 from flagscale_testing.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
 from flagscale_testing.farm.namespaces import NamespaceFarm
-from flagscale_testing.jobs.plans import ENGINE, fake_plan, launch
+from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = 'a b\'c"d $HOME $(touch hostile-x) `touch hostile-x`; touch hostile-x & #{}\\ \n ünï-中文 {"k": 1}'
 """Would make a file `hostile-x` in whatever directory it became shell."""
 CLEAN_WITHIN = 10.0
 """Seconds after a death within which no process of the run may be left on any host that lives."""
-_FAKE_ENGINE = [sys.executable, "-S", str(ENGINE)]
+_FAKE_AGENT = [sys.executable, "-S", str(AGENT)]
 _NUMBERS = itertools.count()
 
 
@@ -117,7 +117,7 @@ class FarmJob:
 
     def members(self, rank: int, name: str) -> list[psutil.Process]:
         """The same, none where it does not live."""
-        mark = f"{ENGINE} " if name == "engine" else "flagscale.node supervise"
+        mark = f"{AGENT} " if name == "engine" else "flagscale.node supervise"
         found = [
             process
             for process in left(self.farm, self.hosts[rank])
@@ -176,7 +176,7 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
     env = changes.pop("env", {})
     argv: Callable[[int], tuple[str, ...]] = changes.pop("argv", lambda rank: ())
     stop_grace = changes.pop("stop_grace", 1.0)
-    program = [changes.pop("engine_program")] if "engine_program" in changes else _FAKE_ENGINE
+    program = [changes.pop("engine_program")] if "engine_program" in changes else _FAKE_AGENT
     nodes = []
     for rank, farm_host in enumerate(farm.hosts[:hosts]):
         host = Host(rank=rank, name=farm_host.address, slots=max(1, len(behaviours)), platform="cpu")
@@ -265,7 +265,7 @@ def decoys(farm: Farm, tmp_path: Path) -> Iterator[list[psutil.Process]]:
             words = [
                 sys.executable,
                 "-S",
-                str(ENGINE),
+                str(AGENT),
                 str(tmp_path / f"report {host.name} {run_id}"),
                 "rank",
             ]

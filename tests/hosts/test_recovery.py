@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from flagscale.errors import HostError
-from flagscale.node.channel import CHANNEL_SECRET, dial
+from flagscale.node.channel import dial
 from flagscale.node.rendezvous import COMING_BACK
 from flagscale.remote import launcher
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.status.model import failed_attempts
 from flagscale.values import Recovery
 from flagscale_testing.farm.farm import alive, wait_until
@@ -96,7 +97,7 @@ def test_a_supervisor_that_is_stuck(
     assert f"{name(job, 1)}: nothing was heard of it" in job.first_failure()[1]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(2, run_tags=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_host_that_is_cut_off(
     farm: NamespaceFarm,
     make_job: MakeJob,
@@ -215,7 +216,7 @@ def test_a_host_that_stays_away_ends_the_restart(farm: NamespaceFarm, make_job: 
         assert job.first_failure()[1] == f"not heard of within 2 s: {name(job, 2)}"
 
 
-@pytest.mark.parametrize("loss", [pytest.param("power", run_tags=pytest.mark.slow), "network"])
+@pytest.mark.parametrize("loss", [pytest.param("power", marks=pytest.mark.slow), "network"])
 def test_a_job_goes_on_without_a_host(farm: NamespaceFarm, make_job: MakeJob, loss: str) -> None:
     job = make_job(
         farm,

@@ -19,7 +19,7 @@ import pytest
 
 from flagscale import __version__
 from flagscale.plan.render import scripts
-from flagscale.remote.connection import ConnectionFailure
+from flagscale.remote.connection import Unreachable
 from flagscale.remote.ssh import Session, SshTransport
 from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
@@ -313,7 +313,7 @@ def test_a_connection_that_is_lost_while_a_session_opens() -> None:
         raise EOFError
 
     reach = HostAccess("node1", sys.executable, str(ROOT), connect_timeout=TIMEOUT)
-    with pytest.raises(ConnectionFailure, match="no session can be opened: the connection was lost"):
+    with pytest.raises(Unreachable, match="no session can be opened: the connection was lost"):
         Session(SimpleNamespace(exec_command=lost), reach)  # type: ignore[arg-type]
 
 

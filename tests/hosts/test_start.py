@@ -151,7 +151,7 @@ def test_a_host_that_hangs_is_named(farm: LoopbackFarm, make_job: MakeJob) -> No
     assert_nothing_is_left(job)
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, run_tags=pytest.mark.slow), 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_launcher_killed_during_the_start(farm: LoopbackFarm, make_job: MakeJob, seed: int) -> None:
     """Whatever has begun by then comes to an end by itself: all hosts run, or nothing does."""
     job = make_job(farm, "rank", start_timeout=4.0)

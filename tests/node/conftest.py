@@ -1,4 +1,4 @@
-"""Real processes without an engine: a plan whose launcher is `fake_engine.py`, started as a job is."""
+"""Real processes without an engine: a plan whose launcher is `fake_agent.py`, started as a job is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flagscale.run.env import RUN_ID, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Reply, read_state
 from flagscale.values import Host, LaunchPlan, NodeCommand
-from flagscale_testing.jobs.plans import ENGINE, fake_plan, launch
+from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 _NUMBERS = itertools.count()
@@ -129,7 +129,7 @@ def fake_job(
     files = RunDir(exp_dir)
     node = NodeCommand(
         host=host,
-        argv=(sys.executable, "-S", str(ENGINE), str(exp_dir / f"report {run_id}"), *behaviours),
+        argv=(sys.executable, "-S", str(AGENT), str(exp_dir / f"report {run_id}"), *behaviours),
         env={**run_tags(run_id, 0), **(env or {})},
         cwd=str(exp_dir),
         failure_file=str(files.failure(host)),
@@ -159,7 +159,7 @@ def decoys(tmp_path: Path) -> Iterator[list[psutil.Process]]:
     """Processes of the same user and command that belong to no run, or to another one; alive at the end."""
     others = [
         subprocess.Popen(
-            [sys.executable, "-S", str(ENGINE), str(tmp_path / f"report {run_id}"), "rank", "rank deaf"],
+            [sys.executable, "-S", str(AGENT), str(tmp_path / f"report {run_id}"), "rank", "rank deaf"],
             env={**os.environ, **({RUN_ID: run_id} if run_id else {})},
             start_new_session=True,
         )

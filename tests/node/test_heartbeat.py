@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.node import engine as heartbeat
-from flagscale.node.engine import Heartbeat
+from flagscale.node import agent
+from flagscale.node.agent import Heartbeat
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [50.0]
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(agent.time, "monotonic", lambda: clock[0])
     return clock
 
 

@@ -25,6 +25,7 @@ from flagscale.plan.render import scripts
 from flagscale.remote import launcher
 from flagscale.run.env import RUN_ID
 from flagscale.run.state import HostState
+from flagscale.values import PLAN_VERSION
 from flagscale_testing.disk import small_file_system
 from tests.node.conftest import FakeJob, wait_for
 
@@ -279,7 +280,8 @@ def test_a_run_directory_that_cannot_be_written(make_job: MakeJob, tmp_path: Pat
 
 def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:
     job = make_job("rank")
-    for text in ("", "{", "[]", '{"version": 1}', '{"version": 1, "nodes": [3]}', "\udcff"):
+    version = f'"version": {PLAN_VERSION}'
+    for text in ("", "{", "[]", f"{{{version}}}", f'{{{version}, "nodes": [3]}}', "\udcff"):
         job.files.plan.write_bytes(text.encode(errors="surrogateescape"))
         with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read .*remove the file"):
             job.start()
@@ -313,12 +315,12 @@ def test_an_engine_that_ends_at_once(make_job: MakeJob) -> None:
     job = make_job("exit:2")
     # Whether the start sees the end already is a matter of milliseconds.
     told = _error_of(job.start)
-    assert not told or "the launcher ended with exit code 2\nthe last words of the launcher" in told
+    assert not told or "the launcher ended with exit code 2\nthe last words of the agent" in told
     wait_for(lambda: job.state().phase == "failed")
     failure = job.state().failure
     assert failure is not None
     assert (failure.message, failure.exitcode) == ("the launcher ended with exit code 2", 2)
-    assert failure.traceback == "the last words of the launcher\n"
+    assert failure.traceback == "the last words of the agent\n"
     wait_for(job.is_gone)
 
 

@@ -198,7 +198,7 @@ def test_a_stopped_holder_of_the_lock(make_job: MakeJob) -> None:
     job = make_job("rank").start()
     program = (
         "import os, signal; from pathlib import Path; from flagscale.files import locked\n"
-        f"with locked(Path({str(job.files.logs / 'pids' / f'{job.host.label}.lock')!r}), wait=True):\n"
+        f"with locked(Path({str(job.files.logs / 'pids' / f'{job.host.label}.lock')!r})):\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
     holder = subprocess.Popen(

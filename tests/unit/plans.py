@@ -12,11 +12,13 @@ import pytest
 from flagscale import __version__
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.plan.placement import build_plan
+from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
 from flagscale.remote.launcher import HostStatus
+from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Failure, HostState, Phase, Reply
-from flagscale.values import Host, Job, LaunchPlan, NodeCommand, Role
+from flagscale.run.state import HostState, Phase, Reply
+from flagscale.values import Host, Job, LaunchPlan, Role
 
 CHIP = Platform(
     "chip", lambda: 8, env={"CHIP_MODE": "fast", "SHARED": "platform"}, rank_env={"ORDER": "kept"}
@@ -69,6 +71,7 @@ def make_plan(
         python="/usr/bin/python3",
         source_root=Path("/source"),
         cwd=Path("/"),
+        share=Share(exp_dir),
     )
 
 
@@ -113,17 +116,6 @@ class FakeTransport:
         self.hosts.asked.append((self.name, words))
         answer = self.hosts.answers[self.name][words[0]]
         return answer(words) if callable(answer) else dict(answer)
-
-
-def options(node: NodeCommand) -> dict[str, str]:
-    """The options of torchrun in a node's argv."""
-    words = list(node.argv)
-    own = words[words.index("megatron.flagscale.torchrun") + 1 :]
-    found = {}
-    while own and own[0].startswith("--") and own[0] != "--module":
-        found[own[0]] = own[1]
-        own = own[2:]
-    return found
 
 
 def host_status(

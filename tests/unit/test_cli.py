@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from flagscale import cli
-from flagscale.actions import ACTIONS
-from flagscale.config.schema import ACTIONS as ACTION_NAMES
+from flagscale.config.schema import Experiment
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.base import Engine
 from flagscale.node import commands
 from flagscale.plan.prepare import Request
+from flagscale.registry import BUILT_IN
+from flagscale.values import Host, Job, Role, Service
 from tests.unit.plans import GOOD
 
 EXPERIMENT = """
@@ -49,10 +52,6 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (conf / "config.yaml").write_text(EXPERIMENT.format(exp_dir=tmp_path / "out"))
     monkeypatch.chdir(tmp_path)
     return ["--config-path", "conf", "--config-name", "config"]
-
-
-def test_every_action_has_a_function() -> None:
-    assert tuple(ACTIONS) == ACTION_NAMES
 
 
 def test_without_an_experiment_it_says_how_to_name_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +106,11 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["experiment.task.entrypoint=megatron.flagscale.train_gtp"], "train_gpt"),
         (["experiment.task.entrypoint=absent.py"], "absent.py"),
         (["experiment.runner.platform=nvidja"], "nvidia"),
+        (["+experiment.runner.type=clout"], "command line: experiment.runner.type: unknown runner `clout`"),
+        (["+experiment.runner.type=clout"], "did you mean `cloud`?"),
+        (["action=query", "+experiment.runner.type=clout"], "did you mean `cloud`?"),
+        (["+experiment.runner.options.partition=a"], "experiment.runner.options.partition: unknown key"),
+        (["+experiment.runner.node_rank=0"], "`node_rank` has no effect with type: ssh"),
         (["no_such_key=1"], "valid: action, experiment"),
         (["actoin=run"], "did you mean `action`?"),
         (["trian.model.num_layers=3"], "did you mean `train`?"),
@@ -183,7 +187,7 @@ def test_a_bug_keeps_its_traceback(
     def broken(request: Request) -> int:
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setitem(ACTIONS, "dryrun", broken)  # type: ignore[arg-type]
+    monkeypatch.setattr("flagscale.actions.dryrun", broken)
     assert cli.main(words) == 1
     told = capfd.readouterr().err
     assert "Traceback" in told
@@ -200,6 +204,59 @@ def test_nothing_started_is_3_and_stop_is_harmless(
 
 def test_query_logs_and_stop_need_only_the_run_directory(words: list[str]) -> None:
     assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
+
+
+def test_mistakes_of_the_runner_and_the_task_are_told_together(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    runner = [
+        "+experiment.runner.type=cloud",
+        "+experiment.runner.include=[a]",
+        "+experiment.runner.nnodes=2",
+    ]
+    assert cli.main([*words, *runner, "train.model.no_such_key=3"]) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("4 mistakes")
+    for expected in ("`include` has no effect", "`node_rank` is needed", "`master_addr` is", "no_such_key"):
+        assert expected in told
+
+
+def test_on_a_platform_each_host_has_its_own_part(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    words += ["+experiment.runner.type=cloud", "train.model.global_batch_size=4"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert f"# {tmp_path}/out/cloud/host_1/logs/scripts/host_1_{os.uname().nodename}_run.sh" in printed
+    assert "--rdzv-id tiny" in printed
+    assert "host_0_" not in printed
+    # Whatever else is broken, the run of this very host is meant.
+    assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
+    assert f"nothing was started in {tmp_path}/out/cloud/host_1\n" in capsys.readouterr().err
+
+
+def build_services(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
+    service = Service("one", ())
+    role = Role("serve", "a.module", ())
+    return Job("demo", "serve", "servers", "1", role, hosts, "one", {host.rank: (service,) for host in hosts})
+
+
+SERVERS = Engine("servers", ("serve",), (), build_services, lambda group, arguments, source_map: [])
+
+
+def test_services_on_several_hosts_need_a_command_that_starts_them_all(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BUILT_IN["engines"], "servers", f"{__name__}:SERVERS")  # type: ignore[index]
+    task = {"type": "serve", "backend": "servers", "entrypoint": "null"}
+    words += [*(f"experiment.task.{key}={value}" for key, value in task.items()), "~train", "+serve={}"]
+    words += ["+experiment.runner.type=cloud", "+experiment.runner.node_rank=1"]
+    words += ["+experiment.runner.master_addr=10.0.0.1"]
+    assert cli.main([*words, "+experiment.runner.nnodes=2"]) == 2
+    assert "runner.type: `cloud` cannot start services on several hosts" in capsys.readouterr().err
+    assert cli.main([*words, "+experiment.runner.nnodes=1", "experiment.runner.node_rank=0"]) == 0
 
 
 def test_check_tells_every_outcome(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

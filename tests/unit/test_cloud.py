@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
-from flagscale.runners.cloud import on_this_host, own_rank
+from flagscale.plan.runner import Share
+from flagscale.runners.cloud import CLOUD, on_this_host
 
 TOLD = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"}
 
@@ -56,12 +58,13 @@ def test_who_said_it_is_blamed(rank: str, what: str) -> None:
     assert mistakes({**TOLD, "NODE_RANK": rank}) == (Problem(what, "NODE_RANK"),)
 
 
-def test_what_the_platform_decides_is_no_key() -> None:
-    problems = mistakes(TOLD, max_restarts=1, include=["node0"])
+def test_keys_that_the_platform_decides_are_refused() -> None:
+    given = Runner(type="cloud", max_restarts=1, include=["node0"], no_shared_fs=False)
+    problems = CLOUD.rules.refusals(given, str)
+    assert problems[0].what == "`include` has no effect with type: cloud: the platform chooses the hosts"
     assert [one.where for one in problems] == ["experiment.runner.include", "experiment.runner.max_restarts"]
 
 
-def test_the_rank_for_looking_after_a_run() -> None:
-    assert own_rank(None, TOLD) == 1
-    assert own_rank(0, TOLD) == 0
-    assert own_rank(None, {}) == 0
+@pytest.mark.parametrize(("key", "environ", "rank"), [(None, TOLD, 1), (0, TOLD, 0), (None, {}, 0)])
+def test_a_command_looks_after_its_own_host(key: int | None, environ: Mapping[str, str], rank: int) -> None:
+    assert CLOUD.rules.share(Path("/run"), key, environ) == Share(Path(f"/run/cloud/host_{rank}"), rank)

@@ -81,6 +81,20 @@ def test_dryrun_prints_the_golden_plan(
     assert text == golden.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_the_recorded_configuration_plans_the_same_job(
+    config: Path, fresh_clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dryrun(config) == 0
+    planned = capsys.readouterr().out
+    recorded = re.search(r"^# .*/config\.yaml\n(.*?)\n\n# ", planned, re.MULTILINE | re.DOTALL)
+    assert recorded
+    (fresh_clone / "recorded").mkdir()
+    (fresh_clone / "recorded" / "config.yaml").write_text(recorded[1])
+    assert main(["--config-path", "./recorded", "--config-name", "config", "action=dryrun"]) == 0
+    assert capsys.readouterr().out == planned
+
+
 def test_every_golden_file_belongs_to_an_example() -> None:
     assert {path.stem for path in GOLDEN.glob("*_config*.txt")} == {name_of(config) for config in CONFIGS}
 

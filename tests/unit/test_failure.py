@@ -12,7 +12,7 @@ import pytest
 from flagscale.run.failure import first_failure
 from flagscale.run.logs import has_error, rank_logs
 from flagscale.values import LaunchPlan
-from tests.unit.plans import make_plan, options, write_log
+from tests.unit.plans import make_plan, write_log
 
 TOLD = {
     "rank": 5,
@@ -105,7 +105,7 @@ def test_the_users_own_folder_and_id(tmp_path: Path) -> None:
 
 
 def test_another_launcher_than_torchrun_has_no_logs_of_ranks(tmp_path: Path) -> None:
-    node = replace(make_plan(tmp_path, 2).nodes[0], argv=("python", "-m", "another"))
+    node = replace(make_plan(tmp_path, 2).nodes[0], argv=("python", "-m", "another"), options={})
     assert rank_logs(node) == {}
     assert not has_error(node)
 
@@ -114,7 +114,7 @@ def test_a_rank_that_has_written_down_its_exception(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, 2)
     node = plan.nodes[0]
     assert not has_error(node)
-    log = Path(options(node)["--log-dir"]) / f"{plan.run_id}_abc" / "attempt_0" / "1" / "stderr.log"
+    log = Path(node.options["log-dir"]) / f"{plan.run_id}_abc" / "attempt_0" / "1" / "stderr.log"
     log.parent.mkdir(parents=True)
     log.touch()
     assert not has_error(node)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from flagscale import files
-from flagscale.files import locked, write_atomic
+from flagscale.errors import FlagScaleError
+from flagscale.files import locked, put_in_place, write_atomic
 
 
 def test_a_file_is_written_with_its_folders_and_mode(tmp_path: Path) -> None:
@@ -47,6 +48,14 @@ def test_an_error_leaves_the_old_file_and_no_other(
     assert path.read_text() == "old"
 
 
+def test_a_file_that_was_written_elsewhere_replaces_the_old_one(tmp_path: Path) -> None:
+    for name in ("temporary", "file"):
+        (tmp_path / name).write_text(name)
+    put_in_place(tmp_path / "temporary", tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "temporary"
+
+
 def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, "old")
@@ -63,12 +72,19 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_lock_is_held_by_one_and_let_go_after_an_error(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "lock"
-    with locked(path, wait=False), pytest.raises(BlockingIOError), locked(path, wait=False):
-        pass
-    with pytest.raises(ZeroDivisionError), locked(path, wait=False):
-        raise ZeroDivisionError
-    with locked(path, wait=True):
-        pass
+    busy = FlagScaleError("wait for it")
+    for held in (path, path.parent):
+        with (
+            locked(held, busy=busy),
+            pytest.raises(FlagScaleError, match="wait for it"),
+            locked(held, busy=busy),
+        ):
+            pass
+        with pytest.raises(ZeroDivisionError), locked(held, busy=busy):
+            raise ZeroDivisionError
+        with locked(held):
+            pass
+    assert os.listdir(path.parent) == ["lock"]
 
 
 def test_room_for_as_many_connections_as_the_host_allows(monkeypatch: pytest.MonkeyPatch) -> None:

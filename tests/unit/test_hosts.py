@@ -13,7 +13,9 @@ from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
 from flagscale.plan.hosts import select_hosts
+from flagscale.plan.runner import LocalDevices
 from flagscale.run.machine import is_local
+from flagscale.runners.ssh import SSH
 from flagscale.values import Host
 
 
@@ -26,19 +28,25 @@ def hostfile(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
+def select(
+    runner: Runner, platform: str, count: int, are_shared: bool, source_map: SourceMap | None = None
+) -> tuple[Host, ...]:
+    return select_hosts(SSH.rules, runner, LocalDevices(platform, count, are_shared), source_map)
+
+
 def problems(runner: Runner, *args: Any) -> list[str]:
     with pytest.raises(UserError) as raised:
-        select_hosts(runner, *args)
+        select(runner, *args)
     return [f"{problem.where}: {problem.what}" for problem in raised.value.problems]
 
 
 def test_without_a_hostfile_it_is_this_host() -> None:
-    assert select_hosts(Runner(), "nvidia", 8, False) == (Host(0, "localhost", 8, "nvidia"),)
-    assert select_hosts(Runner(nproc_per_node=2), "nvidia", 8, False) == (Host(0, "localhost", 2, "nvidia"),)
+    assert select(Runner(), "nvidia", 8, False) == (Host(0, "localhost", 8, "nvidia"),)
+    assert select(Runner(nproc_per_node=2), "nvidia", 8, False) == (Host(0, "localhost", 2, "nvidia"),)
 
 
 def test_processors_are_shared_and_gpus_are_not() -> None:
-    assert select_hosts(Runner(nproc_per_node=4), "cpu", 1, True)[0].slots == 4
+    assert select(Runner(nproc_per_node=4), "cpu", 1, True)[0].slots == 4
     (message,) = problems(Runner(nproc_per_node=4), "nvidia", 2, False)
     assert (
         message == "experiment.runner.nproc_per_node: nproc_per_node is 4, but this host has 2 nvidia devices"
@@ -49,18 +57,18 @@ def test_processors_are_shared_and_gpus_are_not() -> None:
 
 def test_hosts_of_the_hostfile_in_its_order(hostfile: Callable[[str], str]) -> None:
     path = hostfile("b slots=8 type=A100\na slots=4\nc slots=8")
-    assert select_hosts(Runner(hostfile=path), "nvidia", 0, False) == (
+    assert select(Runner(hostfile=path), "nvidia", 0, False) == (
         Host(0, "b", 8, "A100"),
         Host(1, "a", 4, "nvidia"),
         Host(2, "c", 8, "nvidia"),
     )
-    few = select_hosts(Runner(hostfile=path, nnodes=2, nproc_per_node=3), "nvidia", 0, False)
+    few = select(Runner(hostfile=path, nnodes=2, nproc_per_node=3), "nvidia", 0, False)
     assert [(host.name, host.slots) for host in few] == [("b", 3), ("a", 3)]
 
 
 def test_a_range_of_hosts_begins_with_the_most(hostfile: Callable[[str], str]) -> None:
     path = hostfile("b slots=8\na slots=4\nc slots=2")
-    few = select_hosts(Runner(hostfile=path, nnodes="1:2"), "nvidia", 0, False)
+    few = select(Runner(hostfile=path, nnodes="1:2"), "nvidia", 0, False)
     assert [host.name for host in few] == ["b", "a"]
     (message,) = problems(Runner(hostfile=path, nnodes="1:4"), "nvidia", 0, False)
     assert message.startswith("experiment.runner.nnodes: nnodes is 4, but ")
@@ -80,7 +88,7 @@ def test_hosts_are_taken_and_left_out_by_name(
     hostfile: Callable[[str], str], include: list[str], exclude: list[str], left: str
 ) -> None:
     runner = Runner(hostfile=hostfile("b slots=1\na slots=2\nc slots=3"), include=include, exclude=exclude)
-    found = select_hosts(runner, "cpu", 1, True)
+    found = select(runner, "cpu", 1, True)
     # In the order of the hostfile, and ranks without a gap.
     assert [(host.rank, host.name) for host in found] == list(enumerate(left))
 
@@ -88,7 +96,7 @@ def test_hosts_are_taken_and_left_out_by_name(
 def test_names_that_the_hostfile_does_not_have_are_told_together(hostfile: Callable[[str], str]) -> None:
     runner = Runner(hostfile=hostfile("node10 slots=1\nnode11 slots=1"), include=["nod10"], exclude=["x"])
     with pytest.raises(UserError) as raised:
-        select_hosts(runner, "cpu", 1, True)
+        select(runner, "cpu", 1, True)
     one, two = raised.value.problems
     assert (one.where, one.what) == ("experiment.runner.include", "the hostfile has no host `nod10`")
     assert one.hint == "did you mean `node10`?"

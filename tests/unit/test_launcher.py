@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flagscale.errors import FlagScaleError, HostError
-from flagscale.node.channel import CHANNEL_SECRET
 from flagscale.remote import launcher
+from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Phase, Reply
 from flagscale.values import LaunchPlan

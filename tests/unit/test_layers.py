@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from flagscale.registry import BUILT_IN
+
 ROOT = Path(__file__).parents[2]
 FLAGSCALE = ROOT / "flagscale"
 
@@ -25,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("remote",),
     ("runners",),
     ("status",),
-    ("actions",),
+    ("actions", "bundled"),
     ("cli",),
 )
 """From the bottom up: a module imports from lower layers and from its own package, and from nothing else."""
@@ -50,7 +52,7 @@ EFFECTS_IN = {
     "node",
     "remote",
     "linux.py",
-    "plan/hosts.py",
+    "engines/megatron/own_arguments.py",  # the arguments of a user's own program
     "platforms/nvidia.py",
     "run/machine.py",
 }
@@ -152,6 +154,19 @@ def test_the_control_plane_imports_no_engine(path: Path) -> None:
 def test_processes_and_sockets_are_touched_at_the_edge_only(path: Path) -> None:
     if label(path) not in EFFECTS_IN and part_of(path) not in EFFECTS_IN:
         assert {name.split(".")[0] for name in imports(path)}.isdisjoint(EFFECTS)
+
+
+def test_only_a_runner_knows_its_name() -> None:
+    """What differs between runners is a field of the runner, not a comparison of its name elsewhere."""
+    built_in = {*BUILT_IN["runners"]}
+    for path in SOURCES:
+        if part_of(path) == "runners":
+            continue
+        for node in nodes(ast.parse(path.read_text(encoding="utf-8"))):
+            compared = node.pattern if isinstance(node, ast.match_case) else node
+            if isinstance(compared, ast.Compare | ast.pattern):
+                words = {one.value for one in ast.walk(compared) if isinstance(one, ast.Constant)}
+                assert words.isdisjoint(built_in), f"{label(path)}:{compared.lineno} compares a runner's name"
 
 
 def test_importing_the_command_loads_no_engine() -> None:

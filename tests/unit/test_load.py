@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from flagscale.config.load import load_action, load_command_keys, load_run_location, load_task
-from flagscale.config.schema import ACTIONS, Environment, Experiment
+from flagscale import registry
+from flagscale.config.load import (
+    RunLocation,
+    load_action,
+    load_command_keys,
+    load_run_location,
+    load_task,
+)
+from flagscale.config.schema import Environment, Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
 from tests.unit.conftest import EXPERIMENT
@@ -184,15 +191,14 @@ def test_a_number_to_base_60_that_is_overridden_is_no_mistake(load: Load) -> Non
         ("experiment.runner.rdzv_conf='timeout'", "key=value"),
         ("experiment.runner.start_timeout=0", "greater than 0"),
         ("experiment.runner.backend=mpirun", "'torchrun'"),
-        ("experiment.runner.type=slurm", "'ssh'"),
         ("experiment.runner=4", "group of keys"),
         ("experiment.envs=[A]", "group of keys"),
         ("experiment.envs={A: {b: 1}}", "valid string"),
         ("experiment.envs={A-B: 1}", "letters, digits and `_`"),
         ("experiment.envs={1A: 1}", "letters, digits and `_`"),
         ("experiment.cmds.before_start=[a, b]", "valid string"),
-        ("experiment.task.type=trian", "'train', 'inference' or 'serve'"),
-        ("experiment.task.type=[train]", "'train', 'inference' or 'serve'"),
+        ("experiment.task.type=trian", "the engine `megatron` does not do `trian`"),
+        ("experiment.task.type=[train]", "input should be a valid string"),
     ],
 )
 def test_a_wrong_value_is_one_mistake_blamed_on_the_command_line(
@@ -262,7 +268,7 @@ def test_no_task_group(mistakes: Mistakes) -> None:
     (problem,) = mistakes(EXPERIMENT.replace("train:\n  model:\n    num_layers: 4\n", ""))
     assert problem.what == "this task group is missing"
     assert problem.where == "train"
-    (one, two) = mistakes(EXPERIMENT.replace("type: train", "type: serve"))
+    (one, two) = mistakes(EXPERIMENT.replace("type: train", "type: serve").replace("megatron", "vllm", 1))
     assert {one.what, two.what} == {"unknown key `train`", "this task group is missing"}
 
 
@@ -289,10 +295,11 @@ def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, Sour
 def test_the_task_can_be_read_from_a_broken_configuration(
     compose: Callable[..., tuple[DictConfig, SourceMap]], overrides: list[str], expected: object
 ) -> None:
-    assert load_task(compose(EXPERIMENT, *overrides)[0]) == expected
+    task, arguments = load_task(compose(EXPERIMENT, *overrides)[0])
+    assert (task.type, task.backend, arguments) == expected
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", registry.BUILT_IN["actions"])
 def test_actions(action: str) -> None:
     assert load_action(OmegaConf.create({"action": action}), SourceMap()) == action
 
@@ -324,7 +331,9 @@ def test_the_run_directory_is_found_in_a_broken_configuration() -> None:
     broken = OmegaConf.create(
         {"experiment": {"exp_dir": "/x/${experiment.name}", "name": "y", "wrong": "${nowhere}"}}
     )
-    assert load_run_location(broken).exp_dir == Path("/x/y")
+    assert load_run_location(broken) == RunLocation(Path("/x/y"), "ssh", None)
+    broken.experiment.runner = {"type": "cloud", "node_rank": 2, "hostfile": "${nowhere}"}
+    assert load_run_location(broken) == RunLocation(Path("/x/y"), "cloud", 2)
 
 
 @pytest.mark.parametrize(

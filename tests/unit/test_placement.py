@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flagscale.config.schema import Commands
 from flagscale.plan.placement import new_run_id, secrets
 from flagscale.values import Service
-from tests.unit.plans import make_experiment, make_job, make_plan, options
+from tests.unit.plans import make_experiment, make_job, make_plan
 
 RUN = Path("/runs/demo")
 
@@ -20,20 +20,20 @@ RUN = Path("/runs/demo")
 def test_one_host() -> None:
     plan = make_plan(RUN, 4, cmds=Commands(before_start="module load x", after_stop="rm y"), start_timeout=5)
     (node,) = plan.nodes
-    assert node.argv[:3] == ("/usr/bin/python3", "-m", "megatron.flagscale.torchrun")
-    assert node.argv[-4:] == ("--module", "a.module", "--lr", "1e-3")
-    assert options(node) == {
-        "--nnodes": "1",
-        "--nproc-per-node": "4",
-        "--rdzv-backend": "c10d",
-        "--rdzv-endpoint": "127.0.0.1:0",
-        "--local-addr": "127.0.0.1",
-        "--rdzv-id": "demo-1",
-        "--max-restarts": "0",
-        "--shutdown-timeout": "3",
-        "--log-dir": "/runs/demo/logs/details/host_0_localhost",
-        "--redirects": "3",
-        "--tee": "3",
+    assert node.argv == ("/usr/bin/python3", "-m", "megatron.flagscale.torchrun")
+    assert node.program == ("--module", "a.module", "--lr", "1e-3")
+    assert node.options == {
+        "nnodes": "1",
+        "nproc-per-node": "4",
+        "rdzv-backend": "c10d",
+        "rdzv-endpoint": "127.0.0.1:0",
+        "local-addr": "127.0.0.1",
+        "rdzv-id": "demo-1",
+        "max-restarts": "0",
+        "shutdown-timeout": "3",
+        "log-dir": "/runs/demo/logs/details/host_0_localhost",
+        "redirects": "3",
+        "tee": "3",
     }
     assert (plan.before_start, plan.after_stop, plan.start_timeout) == ("module load x", "rm y", 5)
     assert (plan.world_size, plan.layout, plan.engine_version) == (4, "tp2 x dp2", "1.2.3")
@@ -45,20 +45,17 @@ def test_one_host() -> None:
 def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -> None:
     plan = make_plan(RUN, *slots)
     assert plan.world_size == sum(slots)
-    found = [options(node) for node in plan.nodes]
-    assert [int(option["--nproc-per-node"]) for option in found] == slots
-    assert [int(option["--node-rank"]) for option in found] == list(range(len(slots)))
+    found = [node.options for node in plan.nodes]
+    assert [int(option["nproc-per-node"]) for option in found] == slots
+    assert [int(option["node-rank"]) for option in found] == list(range(len(slots)))
     rendezvous = {
-        tuple(
-            option[f"--{name}"]
-            for name in ("nnodes", "rdzv-backend", "master-addr", "master-port", "rdzv-id")
-        )
+        tuple(option[name] for name in ("nnodes", "rdzv-backend", "master-addr", "master-port", "rdzv-id"))
         for option in found
     }
     assert rendezvous == {(str(len(slots)), "static", "node0", "29500", "demo-1")}
     for field in ("failure_file", "host"):
         assert len({getattr(node, field) for node in plan.nodes}) == len(slots)
-    assert len({option["--log-dir"] for option in found}) == len(slots)
+    assert len({option["log-dir"] for option in found}) == len(slots)
     assert [node.env["FLAGSCALE_HOST_RANK"] for node in plan.nodes] == [
         str(rank) for rank in range(len(slots))
     ]
@@ -110,8 +107,7 @@ def test_what_the_user_says_of_torchrun_is_passed_on(
     slots: tuple[int, ...], runner: dict[str, object], expected: dict[str, str]
 ) -> None:
     for node in make_plan(RUN, *slots, **runner).nodes:
-        found = options(node)
-        assert {name: found[f"--{name}"] for name in expected} == expected
+        assert {name: node.options[name] for name in expected} == expected
 
 
 def test_the_user_has_the_last_word_in_the_environment_but_for_the_marks_of_the_run() -> None:
@@ -142,8 +138,7 @@ def test_secrets_are_no_part_of_the_plan() -> None:
 
 def test_a_script_is_a_service_too() -> None:
     plan = make_plan(RUN, job=make_job(2, entrypoint="/path with/train.py"))
-    assert plan.nodes[0].argv[-3:] == ("/path with/train.py", "--lr", "1e-3")
-    assert "--module" not in plan.nodes[0].argv
+    assert plan.nodes[0].program == ("/path with/train.py", "--lr", "1e-3")
 
 
 @given(st.text())
@@ -160,6 +155,7 @@ def test_programs_run_in_place_of_ranks_without_what_only_ranks_need() -> None:
     ranks, servers = make_plan(RUN, job=job), make_plan(RUN, job=replace(job, services={0: (server,)}))
     node = servers.nodes[0]
     assert node.argv == ("/usr/bin/python3", "-m", "flagscale.node", "services", str(RUN), "0", "demo-1")
+    assert node.command() == node.argv
     assert node.services == (replace(server, argv=("/usr/bin/python3", "-m", "a.server", "--port", "8000")),)
     assert ranks.nodes[0].env["ORDER"] == "kept"
     assert "ORDER" not in node.env

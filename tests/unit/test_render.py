@@ -73,6 +73,12 @@ exec /usr/bin/python3 -m flagscale.node stop '/runs/my demo' 0 demo-1
     )
 
 
+def test_an_installed_package_needs_no_path() -> None:
+    """The folder beside it is called `vllm` too, and is vLLM: its modules would hide other packages."""
+    plan = replace(make_plan(Path("/runs")), source_root="")
+    assert "PYTHONPATH" not in run_script(plan, plan.nodes[0]) + stop_script(plan, plan.nodes[0])
+
+
 def test_every_host_has_its_scripts() -> None:
     names = [path.name for path in scripts(make_plan(Path("/runs"), 1, 1))]
     assert names == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
 from flagscale.run import rundir
 from flagscale.run.rundir import RunDir
-from flagscale.values import Host
+from flagscale.values import PLAN_VERSION, Host
 from tests.unit.plans import make_plan
 
 
@@ -76,6 +77,20 @@ def test_a_plan_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     files.plan.mkdir()
     with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read \(Is a directory\)"):
         files.read_plan()
+
+
+@pytest.mark.parametrize("version", [PLAN_VERSION - 1, PLAN_VERSION + 1])
+def test_a_plan_of_another_version_says_how_to_end_its_run(tmp_path: Path, version: int) -> None:
+    files, plan = RunDir(tmp_path), make_plan(tmp_path)
+    # Its fields may have other names, too.
+    files.plan.write_text(json.dumps({"version": version, "id": plan.run_id}))
+    with pytest.raises(FlagScaleError) as raised:
+        files.read_plan()
+    assert str(raised.value) == (
+        f"{files.plan}: the run was started by another version of FlagScale (plan version {version}, "
+        f"this one reads {PLAN_VERSION}): use that version to query or stop it, or remove the file if "
+        "nothing of it runs any more"
+    )
 
 
 def test_one_launcher_at_a_time(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from flagscale import linux as lifetime
 from flagscale.errors import FlagScaleError
 from flagscale.node import commands
 from flagscale.node.processes import group_of, living
+from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir
-from flagscale.run.state import Attempt, Failure, HostState, ProcessId, Reply, from_dict, read_state
+from flagscale.run.state import Attempt, HostState, ProcessId, Reply, from_dict, read_state
 from tests.unit.plans import make_plan
 
 FULL = HostState(

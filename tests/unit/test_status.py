@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.run.state import Attempt, Failure, HostState, Phase, from_dict
+from flagscale.run.failure import Failure
+from flagscale.run.state import Attempt, HostState, Phase, from_dict
 from flagscale.status.model import JobStatus, Progress, job_status, status_json
 from flagscale.status.text import failure_lines, plan_text, started_text, status_text
 from flagscale.values import LaunchPlan
@@ -152,6 +153,7 @@ def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
     told = status_json(job_status(plan, hosts, Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5)))
     assert json.loads(json.dumps(told, allow_nan=False)) == {
         "state": "unknown",
+        "reason": "",
         "name": "demo",
         "run_id": "demo-1",
         "exp_dir": "/runs/demo",

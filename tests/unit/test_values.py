@@ -75,6 +75,7 @@ FULL = replace(
     make_plan(Path("/a/b/run"), 2, 2, envs={"DATA": "/a/b/data", "LIKE": "/a/bc", "PLAIN": "x"}),
     before_start="cd /a/b",
     after_stop="true",
+    runner="carrier_pigeon",
     transport="telepathy",
     job_dir="/a/b/job",
     channel=Channel("10.0.0.1", 29501),
@@ -142,7 +143,7 @@ def test_paths_are_called_otherwise_on_a_host() -> None:
     # The longest beginning wins, and a beginning ends where a name ends.
     assert (env["DATA"], env["LIKE"], env["PLAIN"]) == ("/fast", "/a/bc", "x")
     assert env["FLAGSCALE_HEARTBEAT_FILE"] == "/elsewhere/run/logs/pids/host_1_node1.heartbeat"
-    assert "/elsewhere/run/logs/details/host_1_node1" in there.nodes[1].argv
+    assert there.nodes[1].options["log-dir"] == "/elsewhere/run/logs/details/host_1_node1"
     assert there.host_paths == FULL.host_paths
     assert (there.run_id, there.channel, there.recovery) == (FULL.run_id, FULL.channel, FULL.recovery)
     # Words for a shell are no paths.

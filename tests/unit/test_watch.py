@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from flagscale.remote import launcher
 from flagscale.remote.launcher import HostStatus
 from flagscale.run import logs as output
+from flagscale.run.failure import Failure
 from flagscale.run.logs import find_run, last_lines, write_header
-from flagscale.run.state import Failure, Phase, Reply
+from flagscale.run.state import Phase, Reply
 from flagscale.status import log_tail as tail_module
 from flagscale.status import watch as follow_module
 from flagscale.status.log_tail import LogTail
@@ -130,7 +132,7 @@ def script(monkeypatch: pytest.MonkeyPatch, plan: LaunchPlan, *phases: Phase) ->
         write_log(plan, 0, f"noise\n[default0]:flagscale: checkpoint {len(counted)}\n")
         return [host_status(plan, 0, phase, Failure("boom") if phase == "failed" else None)]
 
-    monkeypatch.setattr(follow_module.launcher, "status", status)
+    monkeypatch.setattr(launcher, "status", status)
     monkeypatch.setattr(follow_module.time, "sleep", lambda seconds: None)
     return counted
 
@@ -170,7 +172,7 @@ def test_one_status_counts_and_leaves_earlier_metrics_out(
 ) -> None:
     Path(plan.exp_dir, "metrics.jsonl").write_text('{"iteration": 9, "iteration_ms": 1, "time": 99}\n')
     monkeypatch.setattr(
-        follow_module.launcher,
+        launcher,
         "status",
         lambda plan, count: [host_status(plan, 0, "running", processes=int(count))],
     )
@@ -197,7 +199,7 @@ def test_a_host_that_never_answers_is_given_up(
 ) -> None:
     plan = make_plan(tmp_path, 1, 1)
     hosts = [host_status(plan, 0, first), host_status(plan, 1, None, trouble=LOST)]
-    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: hosts)
+    monkeypatch.setattr(launcher, "status", lambda plan, count: hosts)
     told: list[str] = []
     found = list(statuses(plan, told.append))
     assert told == [f"node1: {LOST}"]
@@ -215,7 +217,7 @@ def test_a_host_may_finish_its_own_service_long_before_others(
     one = [host_status(plan, 0, "finished"), host_status(plan, 1, None, trouble=LOST)]
     both = [host_status(plan, rank, "finished") for rank in (0, 1)]
     looks = iter([*[one] * 100, both])
-    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: next(looks))
+    monkeypatch.setattr(launcher, "status", lambda plan, count: next(looks))
     *before, last = statuses(plan, lambda line: None)
     assert (len(before), last.phase) == (100, "finished")
 
@@ -229,7 +231,7 @@ def test_hosts_that_answer_again_are_waited_for(tmp_path: Path, monkeypatch: pyt
     ended = [host_status(plan, rank, "finished") for rank in (0, 1)]
     one = [ended[0], lost[1]]
     looks = iter([both, *[lost] * 100, both, *[one] * 20, both, *[one] * 20, ended])
-    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: next(looks))
+    monkeypatch.setattr(launcher, "status", lambda plan, count: next(looks))
     told: list[str] = []
     *before, last = statuses(plan, told.append)
     assert (last.phase, last.exit_code, any(status.ended for status in before)) == ("finished", 0, False)
@@ -245,7 +247,7 @@ def test_metrics_are_read_from_the_last_host_that_takes_part(
     state = hosts[0].state
     assert state
     hosts[0] = replace(hosts[0], state=state.changed(members=(0, 1)))
-    monkeypatch.setattr(follow_module.launcher, "status", lambda plan, count: hosts)
+    monkeypatch.setattr(launcher, "status", lambda plan, count: hosts)
     found = status_json(current_status(plan))
     assert asked.verbs("node1") == ["read"]
     assert [host["state"] for host in found["hosts"]] == ["running", "running", "left out"]

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from flagscale.node.processes import alive
+from flagscale.run.failure import Failure, signal_name
 from flagscale_testing.ranks.training import (
     MOCK_DATA,
     MODEL,
@@ -26,7 +27,7 @@ from flagscale_testing.ranks.training import (
     train,
     wait_for,
 )
-from megatron.flagscale.torchrun import Failure, first_failure
+from megatron.flagscale.torchrun import first_failure
 
 WORKER = """
 import os, signal, sys, time
@@ -77,6 +78,16 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
     assert (failure["rank"], failure["signal"], failure["exitcode"]) == (1, "SIGKILL", -9)
 
 
+def test_a_rank_killed_by_a_signal_without_a_name_is_reported(tmp_path: Path) -> None:
+    code, failure, output = run_worker(
+        tmp_path, "os.kill(os.getpid(), signal.SIGRTMIN + 1) if rank == 1 else time.sleep(60)"
+    )
+    number = signal.SIGRTMIN + 1
+    assert code == 1
+    assert failure is not None, output
+    assert (failure["rank"], failure["signal"], failure["exitcode"]) == (1, f"signal {number}", -number)
+
+
 def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ignores = f"(signal.signal(15, signal.SIG_IGN), open({str(ready)!r}, 'w'), time.sleep(60))"
@@ -91,8 +102,7 @@ def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) 
 
 
 def failed(rank: int, exitcode: int = 1, message: str = "boom", at: float = 0.0) -> Failure:
-    name = signal.Signals(-exitcode).name if exitcode < 0 else None
-    return Failure(rank, rank, 100 + rank, exitcode, name, message, "", at)
+    return Failure(message, rank, rank, 100 + rank, exitcode, signal_name(exitcode), time=at)
 
 
 @pytest.mark.parametrize(

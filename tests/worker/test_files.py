@@ -143,7 +143,7 @@ def test_the_progress_line() -> None:
         "tokens_per_s": 3127.0,
         "skipped": 0,
     }
-    figures = "loss 5.9123 | lr 2.90e-04 | grad norm 0.812 | 1.31 s/it | 3.1k tokens/s"
+    figures = "loss 5.9123 | lr 2.90e-04 | grad norm 0.812 | 1.31 s/it | 3.13k tokens/s"
     assert progress_line(record) == f"iteration 120/160 | {figures} | 52s left"
 
 

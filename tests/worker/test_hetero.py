@@ -44,14 +44,14 @@ def test_meshes_compute_what_one_process_does(name: str, differences: dict[str, 
 
 
 def drop_gradient_scale() -> None:
-    from megatron.flagscale.hetero import channel
+    from megatron.flagscale.hetero import lane
 
-    original = channel.Channel.__init__
+    original = lane.Lane.__init__
 
-    def init(self: channel.Channel, *positional: Any, **named: Any) -> None:
+    def init(self: lane.Lane, *positional: Any, **named: Any) -> None:
         original(self, *positional, **{**named, "scale": 1.0})
 
-    channel.Channel.__init__ = init  # type: ignore[method-assign]
+    lane.Lane.__init__ = init  # type: ignore[method-assign]
 
 
 def test_without_the_gradient_scale_the_training_is_another_one(tmp_path: Path) -> None:

@@ -1,42 +1,25 @@
-"""Write into a folder so that no kill and no second process leaves half a file under a final name."""
+"""A folder that one process at a time writes, and the JSON in it that says how its files were made."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from flagscale import files
 from flagscale.errors import UserError
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> AbstractContextManager[None]:
     """Make `folder` and keep others out of it; the lock goes with the process, however that ends."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file is in the way; name another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{folder}: another process prepares data here; wait for it") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+    return files.locked(folder, busy=UserError(f"{folder}: another process prepares data here; wait for it"))
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write the whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    files.write_atomic(path, json.dumps(content, indent=2))
 
 
 def read_json(path: Path) -> Any:
@@ -47,13 +30,6 @@ def read_json(path: Path) -> Any:
         return None
     except ValueError:
         raise UserError(f"{path}: not readable JSON; --overwrite makes everything anew") from None
-
-
-def commit(temporary: Path, path: Path) -> None:
-    """Bring a finished file under its final name, its bytes on the disk first."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def refuse_other(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:

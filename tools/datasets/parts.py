@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from flagscale.checks import indexed
 from flagscale.errors import UserError
+from flagscale.files import put_in_place
 from tools.datasets.documents import Document, Source, skipped_notice
-from tools.datasets.folders import commit
-from tools.datasets.layout import TRAIN, VALID, Layout
+from tools.datasets.output import TRAIN, VALID, OutputFolder
 from tools.progress import Progress
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _tokenizer_file(folder: Path) -> Path:
 
 
 def write_parts(
-    layout: Layout, source: Source, tokenizer: Path, valid_every: int, documents_per_part: int
+    layout: OutputFolder, source: Source, tokenizer: Path, valid_every: int, documents_per_part: int
 ) -> None:
     """Tokenize every part that is not there yet."""
     from tokenizers import Tokenizer
@@ -123,7 +123,7 @@ def _write_part(
     temporary.rename(part)
 
 
-def merge(layout: Layout) -> dict[str, indexed.Summary]:
+def merge(layout: OutputFolder) -> dict[str, indexed.Summary]:
     """Merge the parts of each split and bring them under their final names."""
     parts = layout.complete_parts()
     merged = {
@@ -135,7 +135,7 @@ def merge(layout: Layout) -> dict[str, indexed.Summary]:
     return {split: _merge_split(layout, split, prefixes) for split, prefixes in merged.items() if prefixes}
 
 
-def _merge_split(layout: Layout, split: str, parts: list[Path]) -> indexed.Summary:
+def _merge_split(layout: OutputFolder, split: str, parts: list[Path]) -> indexed.Summary:
     """Merge the parts of one split into its final pair, the index last."""
     final, merged = layout.prefix(split), layout.parts / f"{split}.merged"
     builder = _builder(merged, indexed.summary(parts[0]).dtype)
@@ -146,8 +146,8 @@ def _merge_split(layout: Layout, split: str, parts: list[Path]) -> indexed.Summa
     builder.finalize(str(indexed.idx_path(merged)))
     if problems := indexed.problems(merged, thorough=True):
         raise RuntimeError("the merged data is not sound: " + "; ".join(problems))
-    commit(indexed.bin_path(merged), indexed.bin_path(final))
-    commit(indexed.idx_path(merged), indexed.idx_path(final))
+    put_in_place(indexed.bin_path(merged), indexed.bin_path(final))
+    put_in_place(indexed.idx_path(merged), indexed.idx_path(final))
     return indexed.summary(final)
 
 

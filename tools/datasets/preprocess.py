@@ -25,7 +25,7 @@ from flagscale.errors import UserError
 from tools.command import run
 from tools.datasets.documents import Source, add_arguments, source_of
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
-from tools.datasets.layout import Layout, Prepared
+from tools.datasets.output import OutputFolder, Prepared
 from tools.datasets.parts import merge, tokenizer_fingerprint, write_parts
 
 VALID_EVERY = 50
@@ -49,7 +49,7 @@ def prepare(
         raise UserError(f"--valid-every {valid_every}: 2 or more, or 0 for no validation text")
     if documents_per_part < 1:
         raise UserError(f"--documents-per-part {documents_per_part}: 1 or more")
-    layout = Layout(output)
+    layout = OutputFolder(output)
     fingerprint = source.fingerprint()
     request = {
         "source": fingerprint,
@@ -77,7 +77,7 @@ def prepare(
         return Prepared(splits, made_now=True)
 
 
-def _up_to_date(layout: Layout, request: dict[str, Any]) -> Prepared | None:
+def _up_to_date(layout: OutputFolder, request: dict[str, Any]) -> Prepared | None:
     """What is there already, None if there is work to do; UserError if what is there must not be touched."""
     record = read_json(layout.record)
     if record is None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.prompts import Prompt, read_prompts
-from flagscale.files import write_atomic
+from flagscale.files import put_in_place, write_atomic
+from flagscale.run.env import PROGRESS_FILE
 
 _MISTAKE = 2
 
@@ -48,11 +49,9 @@ def main() -> int:
             return _refused(error)
         for record in _generated(engine, prompts, sampling, arguments):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
     readable = output.with_suffix(".txt")
     write_atomic(readable, _readable(partial))
-    partial.rename(output)
+    put_in_place(partial, output)
     print(f"flagscale: {len(prompts)} results in {output} (to read: {readable})", flush=True)
     return 0
 
@@ -188,7 +187,7 @@ def _readable(results: Path) -> str:
 
 def _tell(done: int, total: int, tokens_per_s: float) -> None:
     """Say how far it is, to whoever started this (see `flagscale.node.service`)."""
-    if path := os.environ.get("FLAGSCALE_PROGRESS_FILE"):
+    if path := os.environ.get(PROGRESS_FILE):
         told = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
         write_atomic(Path(path), json.dumps(told))
 

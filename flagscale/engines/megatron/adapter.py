@@ -17,11 +17,13 @@ from flagscale.checks.worker import Machine, with_defaults, worker_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
-from flagscale.config.schema import Experiment
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero
+from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import Problem, UserError, Violation
+from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role
 
 CATALOG = Path(__file__).parents[1] / "catalog" / "megatron.json"
@@ -33,9 +35,9 @@ STOP_GRACE = 10.0
 
 def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the training job; see `engines.base.Engine.build`."""
-    catalog = load_catalog(CATALOG)
+    program, catalog = _program(experiment.task, source_map)
     problems: list[Problem] = []
-    group, entrypoint = experiment.task.type, experiment.task.entrypoint or TRAIN
+    group = experiment.task.type
     flat_keys = _flat(group, experiment.arguments, catalog, source_map, problems)
     flat_keys, secrets, notices = translate_task(flat_keys, source_map, problems)
     flat_keys, meshes = hetero.take(flat_keys, source_map, problems, notices)
@@ -43,7 +45,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
     if not problems:
         # A value that is not what it should be would be told again by every rule that uses it.
-        for dest, what in _violations(arguments, hosts, meshes.layout, entrypoint == TRAIN):
+        for dest, what in _violations(arguments, hosts, meshes.layout, program):
             problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
     if problems:
         raise UserError(problems)
@@ -59,28 +61,39 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         engine_version=catalog.version,
         role=Role(
             name="train",
-            entrypoint=entrypoint,
+            entrypoint=program.name,
             argv=arguments.argv,
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
         ),
         hosts=hosts,
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
-        inputs=inputs_of(arguments.values),
+        inputs=inputs_of(arguments.values, has_own_data=not program.reads_data_path),
         secrets=secrets,
         notices=tuple(notices),
     )
 
 
-def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
+def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return the mistakes of names and values; see `engines.base.Engine.check`."""
-    catalog = load_catalog(CATALOG)
+    try:
+        _, catalog = _program(task, source_map)
+    except UserError as error:
+        return list(error.problems)
     problems: list[Problem] = []
-    flat_keys = _flat(group, arguments, catalog, source_map, problems)
+    flat_keys = _flat(task.type, arguments, catalog, source_map, problems)
     flat_keys, _, notices = translate_task(flat_keys, source_map, problems)
     flat_keys, _ = hetero.take(flat_keys, source_map, problems, notices)
     render(flat_keys, catalog, source_map, problems)
     return problems
+
+
+def _program(task: Task, source_map: SourceMap) -> tuple[TrainingProgram, Catalog]:
+    """Return the training program, and every argument that a key can name: the engine's and the program's."""
+    catalog = load_catalog(CATALOG)
+    where = source_map.where("experiment.task.entrypoint")
+    program = read_program(task.entrypoint or TRAIN, catalog, where)
+    return program, catalog if program.name == TRAIN else program.extend(catalog)
 
 
 def _flat(
@@ -108,16 +121,16 @@ def _defaults(experiment: Experiment, flat_keys: list[FlatKey]) -> list[FlatKey]
 
     A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
     """
-    below = experiment.exp_dir
+    run_dir = RunDir(experiment.exp_dir)
     named = {flat_key.name: flat_key.value for flat_key in flat_keys}
     defaults: dict[str, Path | str] = {
-        "save": below / "checkpoints",
-        "load": named.get("save") or below / "checkpoints",
-        "tensorboard_dir": below / "tensorboard",
-        "metrics_file": below / "metrics.jsonl",
+        "save": run_dir.checkpoints,
+        "load": named.get("save") or run_dir.checkpoints,
+        "tensorboard_dir": run_dir.tensorboard,
+        "metrics_file": run_dir.metrics,
     }
     if named.get("wandb_project"):
-        defaults |= {"wandb_save_dir": below, "wandb_exp_name": experiment.name}
+        defaults |= {"wandb_save_dir": run_dir.path, "wandb_exp_name": experiment.name}
     return [FlatKey(name, str(value), name) for name, value in defaults.items() if name not in named]
 
 
@@ -132,7 +145,10 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
 
 
 def _violations(
-    arguments: EngineArguments, hosts: tuple[Host, ...], layout: HeteroLayout | None, trains_gpt: bool
+    arguments: EngineArguments,
+    hosts: tuple[Host, ...],
+    layout: HeteroLayout | None,
+    program: TrainingProgram,
 ) -> Iterator[Violation]:
     """Yield each mistake once, whatever the number of meshes it is found on."""
     machine = _machine(hosts)
@@ -145,11 +161,17 @@ def _violations(
         found |= dict.fromkeys(violations(arguments.values, sum(host.slots for host in hosts)))
     else:
         found |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, [*given]))
-    for violation in worker_violations(variants, machine, trains_gpt=trains_gpt):
+    is_ours = program.name == TRAIN
+    for violation in worker_violations(
+        variants, machine, trains_gpt=is_ours, has_own_data=not program.reads_data_path
+    ):
         # With meshes no program supports these arguments: reported by the rules of meshes alone.
         if layout is None or violation[0] not in UNSUPPORTED:
             found[violation] = None
     yield from found
+    for option in program.arguments.values():
+        if option.required and option.dest not in given:
+            yield option.dest, f"`{option.name.replace('-', '_')}` is required by `{program.name}`"
 
 
 def _machine(hosts: tuple[Host, ...]) -> Machine:

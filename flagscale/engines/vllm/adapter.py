@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.config.schema import Experiment
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.vllm import batch, serve
@@ -33,9 +33,6 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     if ":" in str(runner.nnodes or ""):
         where = source_map.where("experiment.runner.nnodes")
         problems.append(Problem("a job of vLLM needs all its hosts: name one number", where))
-    if runner.type == "cloud" and len(hosts) > 1:
-        where = source_map.where("experiment.runner.type")
-        problems.append(Problem("vLLM is started on several hosts over SSH only", where, "type: ssh"))
     if runner.hang_timeout and experiment.task.type == "inference":
         where = source_map.where("experiment.runner.hang_timeout")
         problems.append(Problem("nothing tells whether a batch of prompts hangs", where, "remove the key"))
@@ -49,10 +46,10 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     return job
 
 
-def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
+def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     """Return the mistakes of names and values; see `engines.base.Engine.check`."""
     problems: list[Problem] = []
-    (serve if group == "serve" else batch).read(group, arguments, source_map, problems)
+    (serve if task.type == "serve" else batch).read(task.type, arguments, source_map, problems)
     return problems
 
 

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from flagscale import registry
 from flagscale.checks.model_folder import folder_violations, read_config
 from flagscale.config.catalog import Catalog
 from flagscale.config.engine_args import FlatKey, flatten
@@ -175,13 +176,14 @@ def _stretches(config: Mapping[str, Any]) -> bool:
 
 
 def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
-    known = vllm_catalog().architectures
     named = [str(one) for one in config.get("architectures") or ()]
     if config.get("auto_map") or any(name in given for name in _OTHER_MODEL):
         return
-    if named and not any(one in known for one in named):
+    known = vllm_catalog().architectures
+    if named and not any(one in known or registry.is_known("vllm_architectures", one) for one in named):
         hint = nearest(named[0], known)
-        yield "model", f"vLLM does not know its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
+        what = f"vLLM does not know its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
+        yield "model", f"{what}; a plugin of vLLM that adds it names it in `flagscale.vllm_architectures`"
 
 
 def _cpu_violations(config: Mapping[str, Any]) -> Iterator[Violation]:

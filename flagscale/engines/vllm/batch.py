@@ -18,6 +18,7 @@ from flagscale.engines.vllm.arguments import devices_of, flat, refuse, remarks, 
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.serve import ENV
 from flagscale.errors import Problem, nearest
+from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role, Service
 
 GENERATE = "vllm_flagscale.generate"
@@ -113,7 +114,7 @@ def job(
 
 def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
     """Return the words that `vllm_flagscale.generate` reads; a path is a word, as hosts may rename it."""
-    output = Path(_absolute(generate.output) or experiment.exp_dir / "results.jsonl")
+    output = Path(_absolute(generate.output) or RunDir(experiment.exp_dir).results)
     if hosts > 1:
         output = output.with_name(f"{output.stem}_{rank}{output.suffix}")
     prompts = json.dumps(generate.prompts, ensure_ascii=False)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megatron.flagscale.args import AddArguments
     from megatron.flagscale.hetero.arguments import OwnPart
 
 
-def parse_own(part: OwnPart) -> Any:
-    """Return the engine's arguments of this rank, checked as if all stages were like those of its mesh."""
+def parse_own(part: OwnPart, add_arguments: AddArguments | None = None) -> Any:
+    """Return the arguments of this rank, checked as if all stages were like those of its mesh."""
     from megatron.flagscale.args import parse
     from megatron.flagscale.hetero import patches
     from megatron.flagscale.patching import apply
 
     apply(patches.PATCHES)
     with part.engine_world():
-        return parse()
+        return parse(add_arguments)
 
 
 def join(part: OwnPart, args: Any, model_config: Any) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import mesh_violations
 from flagscale.errors import UserError
 from megatron.flagscale.checks import worker_problems
+
+if TYPE_CHECKING:
+    from megatron.flagscale.args import AddArguments
 
 # No other layout could read a rank's random state, and ranks of unequal meshes would judge each by its own
 # degrees whether to read it: some would wait for the others for ever.
@@ -46,16 +49,17 @@ class OwnPart:
             os.environ["WORLD_SIZE"] = before
 
 
-def own_part(argv: Sequence[str]) -> OwnPart | None:
+def own_part(argv: Sequence[str], add_arguments: AddArguments | None = None) -> OwnPart | None:
     """Return this rank's part of the layout that a command line holds, None if it holds none.
 
-    Rank and world size are read from the environment. Raises `UserError` if the layout breaks a rule.
+    `add_arguments` adds a program's arguments. Rank and world size are read from the environment. Raises
+    `UserError` if the layout breaks a rule.
     """
     if not any(word.partition("=")[0] == "--hetero-layout" for word in argv):
         return None
     from megatron.flagscale.args import engine_parser
 
-    values = vars(engine_parser().parse_args(list(argv)))
+    values = vars(engine_parser(add_arguments).parse_args(list(argv)))
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     try:
         layout = HeteroLayout.from_json(values["hetero_layout"])

@@ -14,28 +14,28 @@ from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.hetero.routing import Exchange, receives, sends, side_of
 from megatron.flagscale.chips import HOST_BACKEND
 from megatron.flagscale.hetero.arguments import OwnPart
-from megatron.flagscale.hetero.channel import Arrival, Channel
 from megatron.flagscale.hetero.groups import timeout_of
+from megatron.flagscale.hetero.lane import Arrival, Lane
 
 _IN_FLIGHT = 2
 """Sends that may be in flight; the receiver has posted for at least one."""
 
 
 class Inbox:
-    """What comes in over a channel when a schedule asks for it.
+    """What comes in over a lane when a schedule asks for it.
 
     Without interleaving it asks for a tensor when it needs it. In training the number of tensors a step is
     known, so the next one is posted when one is handed over (`ahead`): it travels while the stage computes.
     """
 
-    def __init__(self, channel: Channel, ahead: bool) -> None:
-        self._channel, self._ahead = channel, ahead
+    def __init__(self, lane: Lane, ahead: bool) -> None:
+        self._lane, self._ahead = lane, ahead
         self._next: Arrival | None = None
         self._taken = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Return the next tensor of this step, when it is all there."""
-        arrival = self._next or self._channel.expect(shape, dtype)
+        arrival = self._next or self._lane.expect(shape, dtype)
         self._next = None
         tensor = arrival.wait()
         if (
@@ -43,12 +43,12 @@ class Inbox:
         ):  # an evaluation may take other shapes, and another number of steps
             self._taken = (self._taken + 1) % get_num_microbatches()
             if self._taken:
-                self._next = self._channel.expect(shape, dtype)
+                self._next = self._lane.expect(shape, dtype)
         return tensor
 
 
 class Communicator:
-    """One rank's ends of all channels; shapes are this rank's own.
+    """One rank's ends of all lanes; shapes are this rank's own.
 
     Gradients that come from the next stage are multiplied by a weight: each mesh averages over its own data
     and context parallel ranks, so the sum of a sample's gradients must be weighed anew at each boundary.
@@ -82,13 +82,13 @@ class Communicator:
                 weight = 1.0
                 if not config.calculate_per_token_loss:
                     weight = source.dp * source.cp / (target.dp * target.cp)
-                self._to_next = Channel(forth, out, target.first_rank, **how)
-                self._from_next = Channel(back, into, target.first_rank, **how, scale=weight)
+                self._to_next = Lane(forth, out, target.first_rank, **how)
+                self._from_next = Lane(back, into, target.first_rank, **how, scale=weight)
                 self._gradients = Inbox(self._from_next, ahead)
             if stage == target.index:
                 out, into = _exchanges(part, target, source)
-                self._to_previous = Channel(back, out, source.first_rank, **how)
-                self._from_previous = Channel(forth, into, source.first_rank, **how)
+                self._to_previous = Lane(back, out, source.first_rank, **how)
+                self._from_previous = Lane(forth, into, source.first_rank, **how)
                 self._activations = Inbox(self._from_previous, ahead)
 
     # Without interleaving. Values and shapes come alone or in a list; what is outside the pipeline is None.
@@ -128,7 +128,7 @@ class Communicator:
         return self.recv_forward(_like(input_tensor_grads, tensor_shapes), is_first_stage)
 
     # Interleaved: the schedule itself posts early, and waits by handle. No handle is given for what is sent:
-    # a channel keeps what is in flight.
+    # a lane keeps what is in flight.
 
     def send_forward_recv_forward(
         self,
@@ -173,8 +173,8 @@ class Communicator:
             self._to_previous.send(input_tensor_grad)
         return activations and activations.wait(), gradients and gradients.wait()
 
-    def _expect(self, channel: Channel, is_asked: bool, shape: Sequence[int]) -> Arrival | None:
-        return channel.expect(shape, self.config.pipeline_dtype) if is_asked else None
+    def _expect(self, lane: Lane, is_asked: bool, shape: Sequence[int]) -> Arrival | None:
+        return lane.expect(shape, self.config.pipeline_dtype) if is_asked else None
 
 
 def _received(name: str, arrival: Arrival | None, later: bool) -> Any:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flagscale.files import write_atomic
+from flagscale.formats import duration, quantity
 from megatron.flagscale.chips import chip
 
 
@@ -43,9 +45,7 @@ class MetricsFile:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _iteration_of(line) <= iteration]
         if kept != lines:
-            scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-            scratch.write_bytes(b"".join(kept))
-            os.replace(scratch, self.path)
+            write_atomic(self.path, b"".join(kept))
 
 
 def _iteration_of(line: bytes) -> float:
@@ -154,24 +154,8 @@ def progress_line(record: Mapping[str, Any]) -> str:
     if record["grad_norm"] is not None:
         parts.append(f"grad norm {record['grad_norm']:.3f}")
     parts.append(f"{seconds:.2f} s/it" if seconds >= 0.1 else f"{seconds * 1000:.1f} ms/it")
-    parts.append(f"{_short(record['tokens_per_s'])} tokens/s")
+    parts.append(f"{quantity(record['tokens_per_s'])} tokens/s")
     if record["skipped"]:
         parts.append(f"{record['skipped']} skipped")
-    parts.append(f"{_clock(seconds * (record['train_iters'] - record['iteration']))} left")
+    parts.append(f"{duration(seconds * (record['train_iters'] - record['iteration']))} left")
     return " | ".join(parts)
-
-
-def _short(number: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.0f}T"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flagscale.config.schema import Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.values import Job
@@ -79,9 +80,9 @@ def test_mistakes_of_names_and_values_are_told_together_and_before_the_rules(ref
 
 def test_names_and_values_can_be_checked_alone() -> None:
     arguments = {"a": {"num_layer": 1, "lr": "fast"}, "device_type": "x", "hidden_size": 65}
-    found = MEGATRON.check("train", arguments, SourceMap())
+    found = MEGATRON.check(Task(backend="megatron"), arguments, SourceMap())
     assert {problem.where for problem in found} == {"train.a.num_layer", "train.a.lr", "train.device_type"}
-    assert MEGATRON.check("train", {}, SourceMap()) == []
+    assert MEGATRON.check(Task(backend="megatron"), {}, SourceMap()) == []
 
 
 def test_what_is_left_out_is_blamed_on_the_group(refused: Refused) -> None:

@@ -266,8 +266,6 @@ def test_aquila_is_known(build: Build, write_model: Callable[..., Path], tmp_pat
 def test_hosts_that_do_not_suit(refused: Callable[..., str], model: str) -> None:
     assert "no model runs on gpu-1" in refused("serve", {"model": model}, gpus(1, 1))
     assert "needs all its hosts" in refused("serve", {"model": model}, gpus(1, 1), nnodes="1:2")
-    cloud = {"type": "cloud", "nnodes": 2}
-    assert "over SSH only" in refused("serve", {"model": model, "instances": 2}, gpus(1, 1), **cloud)
 
 
 def test_keys_of_the_launcher_of_ranks(refused: Callable[..., str], model: str) -> None:
@@ -279,7 +277,9 @@ def test_keys_of_the_launcher_of_ranks(refused: Callable[..., str], model: str) 
 
 def test_all_mistakes_at_once() -> None:
     problems = VLLM.check(
-        "serve", {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}}, SourceMap()
+        Task(type="serve", backend="vllm"),
+        {"modle": "x", "models": {"a": {"dtpye": "float32"}, "b": {"port": "x"}}},
+        SourceMap(),
     )
     assert len(problems) == 4  # the shared key is wrong for each of the two models
 

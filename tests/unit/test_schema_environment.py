@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import DictConfig
 
 from flagscale.config.load import load_experiment
@@ -75,8 +76,24 @@ def test_it_is_written_down_as_it_was_given(
     """The `config.yaml` of a run directory is a configuration again: the same one but for the secrets."""
     experiment = load(TEXT, "experiment.runner.nnodes='2:4'", "experiment.runner.host_paths={a: {/x: /y}}")
     assert load_experiment(*compose(_config_text(experiment)))[0] == experiment
+    plain = load()
+    assert load_experiment(*compose(_config_text(plain)))[0] == plain
     secret = load(TEXT, "experiment.envs.HF_TOKEN=hf_secret")
     text = _config_text(secret)
     assert "hf_secret" not in text
     again = load_experiment(*compose(text))[0]
     assert again.envs == Environment(**{**secret.envs.model_dump(), "HF_TOKEN": MASK})
+
+
+def test_only_keys_that_say_something_are_written_down(load: Callable[..., Experiment]) -> None:
+    """Then a new key with a default changes nothing in the recorded configurations of others."""
+    experiment = load(EXPERIMENT, "experiment.runner.max_restarts=0", "experiment.cmds.after_stop=''")
+    text = _config_text(experiment)
+    section = yaml.safe_load(text)["experiment"]
+    assert [*section] == ["exp_name", "exp_dir", "task", "runner"]
+    assert section["task"] == {
+        "type": "train",
+        "backend": "megatron",
+        "entrypoint": "megatron.flagscale.train_gpt",
+    }
+    assert section["runner"] == {"nproc_per_node": 4}

@@ -28,7 +28,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputFolder:
     """The one place that knows the names below the output folder."""
 
     output: Path

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from flagscale.formats import duration, quantity
 from flagscale.status.model import TAIL_BYTES, Progress, read_progress
 from flagscale.status.text import progress_text
 
@@ -82,19 +81,3 @@ def test_texts() -> None:
     assert told == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left"
     assert progress_text(Progress({"iteration": 3, "skipped": 1}, None)) == "iteration 3  1 skipped"
     assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0"), (999.4, "999"), (999.9, "1k"), (3120, "3.12k"), (2.5e6, "2.5M"), (7e12, "7e+03G")],
-)
-def test_quantity(number: float, text: str) -> None:
-    assert quantity(number) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (63.4, "1m03s"), (3600, "1h00m"), (90061, "25h01m")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -34,14 +34,14 @@ class Arrival:
         return self.tensor
 
 
-class Channel:
+class Lane:
     """This rank's end of it. Tensors arrive in the order in which they were sent.
 
-    Every channel has a process group of its own: a backend may work off a group's messages in order, and a
+    Every lane has a process group of its own: a backend may work off a group's messages in order, and a
     receive that is posted early must hold up nothing else.
 
     Args:
-        in_flight: how many sends may be before the oldest is waited for. With `a` of them on both channels
+        in_flight: how many sends may be before the oldest is waited for. With `a` of them on both lanes
             of a boundary no stage waits for the other in a circle while the warm-ups of its stages differ by
             `2 * a + 1` micro-batches at most: the later stage posts a receive one activation ahead, and
             blocks at its gradient `a` until the earlier one, behind its warm-up, has posted for the first.
@@ -76,7 +76,7 @@ class Channel:
         self._sent.append((self._post(dist.isend, buffers), buffers))
 
     def expect(self, shape: Sequence[int], dtype: torch.dtype) -> Arrival:
-        """Post the receives for the next tensor of this channel."""
+        """Post the receives for the next tensor of this lane."""
         whole = torch.empty(tuple(shape), dtype=dtype, device=chip().device())
         buffers: list[torch.Tensor] = []
         copies: list[tuple[Any, Any]] = []

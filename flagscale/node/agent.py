@@ -1,4 +1,4 @@
-"""The engine's launcher on this host: started for an attempt, told to end, asked what it is stuck in."""
+"""The agent of this host: started for an attempt, told to end, asked where its ranks are stuck."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from flagscale.node.rendezvous import AttemptStart
 from flagscale.values import Channel, NodeCommand
 
 _NOTHING_TO_SAVE = 10.0
-"""The longest grace of a launcher that has started no ranks yet."""
+"""The longest grace of an agent that has started no ranks yet."""
 _STACKS = 1.0
 """Seconds that ranks get to write their stacks."""
 
 
-def start_engine(
+def start_agent(
     node: NodeCommand, begin: AttemptStart, channel: Channel | None, secrets: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start the launcher of this host's ranks; it dies with the calling thread. OSError where it cannot."""
+    """Start the agent of this host; it dies with the calling thread. OSError where it cannot."""
     Path(node.failure_file).unlink(missing_ok=True)
     return subprocess.Popen(
-        argv_of(node, begin.hosts),
+        node.command(begin.hosts),
         env={**os.environ, **_network(channel), **node.env, **secrets},
         cwd=node.cwd,
         stdin=subprocess.DEVNULL,
@@ -38,47 +38,33 @@ def start_engine(
     )
 
 
-def argv_of(node: NodeCommand, hosts: tuple[int, ...]) -> tuple[str, ...]:
-    """Return torchrun's command line where only these hosts take part: their number, the place among them.
-
-    torchrun's own options come first, so the first one of a name is torchrun's.
-    """
-    if not hosts:
-        return node.argv
-    words = list(node.argv)
-    for name, value in (("--nnodes", len(hosts)), ("--node-rank", hosts.index(node.host.rank))):
-        if name in words:
-            words[words.index(name) + 1] = str(value)
-    return tuple(words)
-
-
-def end_engine(engine: subprocess.Popen[bytes], grace: float) -> None:
-    """Tell the launcher to end, which tells its ranks, and let them save what they have to."""
-    if engine.poll() is not None:
+def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:
+    """Tell the agent to end, which tells its ranks, and let them save what they have to."""
+    if agent.poll() is not None:
         return
-    process = psutil.Process(engine.pid)
+    process = psutil.Process(agent.pid)
     if not process.children():
         grace = min(grace, _NOTHING_TO_SAVE)
     processes.send([process], signal.SIGTERM)
     try:
-        engine.wait(grace)
+        agent.wait(grace)
     except subprocess.TimeoutExpired:
         pass  # what is left is ended by the caller
 
 
-def write_stacks(engine: subprocess.Popen[bytes]) -> None:
+def write_stacks(agent: subprocess.Popen[bytes]) -> None:
     """Have every rank write the stacks of its threads to its log (see `megatron.flagscale.supervision`)."""
-    for rank in ranks(engine):
+    for rank in ranks(agent):
         print(f"flagscale: stacks of the rank with pid {rank.pid} ({rank.status()})", flush=True)
         processes.send([rank], signal.SIGUSR1)
     time.sleep(_STACKS)
 
 
-def ranks(engine: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return the living ranks: the launcher's children that torchrun gave a place to."""
+def ranks(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the living ranks: the agent's children that torchrun gave a place to."""
     found = []
     try:
-        for child in psutil.Process(engine.pid).children():
+        for child in psutil.Process(agent.pid).children():
             if processes.alive(child) and "LOCAL_RANK" in child.environ():
                 found.append(child)
     except psutil.Error:

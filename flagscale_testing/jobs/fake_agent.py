@@ -1,7 +1,7 @@
-"""A launcher of ranks without an engine: `fake_engine.py REPORT BEHAVIOUR...`, one process a behaviour.
+"""An agent without an engine: `fake_agent.py REPORT BEHAVIOUR...`, one process a behaviour.
 
 It writes its argv, environment and the pids of its ranks to the file REPORT, passes TERM on to its children,
-waits for them and ends; `exit:N` ends the launcher itself at once.
+waits for them and ends; `exit:N` ends the agent itself at once.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, pass_on)
     for behaviour in behaviours:
         if behaviour.startswith("exit:"):
-            print("the last words of the launcher", file=sys.stderr)
+            print("the last words of the agent", file=sys.stderr)
             sys.exit(int(behaviour.removeprefix("exit:")))
         if not behaviour.startswith("rank"):
             continue

@@ -1,0 +1,180 @@
+"""A training program as the launcher sees it: what its file declares, and its own arguments.
+
+The file is read, not imported. Only a program that has its own `add_arguments` is imported, in a child
+process (`own_arguments`), which is why such a program may not import an engine at its top.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from flagscale.checks.hetero.keys import KEYS
+from flagscale.config.catalog import Catalog, Option, catalog_from
+from flagscale.config.compat_v060 import TASK
+from flagscale.config.secrets import is_secret
+from flagscale.engines.megatron.own_arguments import SOURCE_ROOT, is_engine, own_arguments
+from flagscale.errors import Problem, UserError
+
+ADD_ARGUMENTS = "add_arguments"
+READS_DATA_PATH = "READS_DATA_PATH"
+
+
+@dataclass(frozen=True)
+class TrainingProgram:
+    """What is known of an entrypoint without starting it."""
+
+    name: str
+    """The entrypoint, as the user wrote it."""
+    reads_data_path: bool = False
+    """Whether it reads Megatron's data, so that the rules about data apply."""
+    arguments: Mapping[str, Option] = field(default_factory=dict)
+    """Its own arguments, by name without dashes."""
+
+    def extend(self, catalog: Catalog) -> Catalog:
+        """Return the engine's catalog with the program's own arguments."""
+        return replace(
+            catalog_from(catalog.engine, catalog.version, {**catalog.options, **self.arguments}),
+            program=self.name,
+        )
+
+
+def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgram:
+    """Return what an entrypoint (a path to a `.py`, or a module) declares; nothing if its file is not found.
+
+    Raises:
+        UserError: with file and line if the program cannot be read, imports an engine at its top, or has an
+            argument whose name is taken or a secret's. `where` is where the entrypoint is named.
+    """
+    source = find_source(entrypoint)
+    if source is None:
+        return TrainingProgram(entrypoint)
+    tree = _parsed(source)
+    top = list(_statements_at_import(tree))
+    reads_data_path = _reads_data_path(top, source)
+    if ADD_ARGUMENTS not in _defined_names(top):
+        return TrainingProgram(entrypoint, reads_data_path)
+    _refuse_engine_imports(top, source)
+    arguments = own_arguments(entrypoint, source, where)
+    _refuse_names(arguments, catalog, tree, source)
+    return TrainingProgram(entrypoint, reads_data_path, arguments)
+
+
+def find_source(entrypoint: str) -> Path | None:
+    """Return the file of an entrypoint without importing anything, None if it is not found."""
+    if entrypoint.endswith(".py"):
+        return Path(entrypoint) if Path(entrypoint).is_file() else None
+    folders: list[str] | None = [str(SOURCE_ROOT), os.getcwd(), *sys.path]
+    name, spec = "", None
+    with suppress(KeyError):  # a namespace package inside another one cannot be searched without an import
+        for part in entrypoint.split("."):
+            name = f"{name}.{part}".lstrip(".")
+            spec = PathFinder.find_spec(name, folders) if folders else None
+            folders = list(spec.submodule_search_locations or ()) if spec else None
+    found = Path(spec.origin) if spec and spec.name == entrypoint and spec.origin else None
+    return found if found and found.suffix == ".py" else None
+
+
+def _parsed(source: Path) -> ast.Module:
+    try:
+        return ast.parse(source.read_bytes())
+    except SyntaxError as error:
+        raise UserError([Problem(f"not valid Python: {error.msg}", f"{source}:{error.lineno}")]) from None
+    except (OSError, ValueError) as error:
+        raise UserError([Problem(f"cannot be read: {error}", str(source))]) from None
+
+
+def _statements_at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes outside functions and classes, but not those for `__main__` or for types only."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and _is_skipped(child.test):
+            for other in child.orelse:
+                yield other
+                yield from _statements_at_import(other)
+            continue
+        yield from _statements_at_import(child)
+
+
+def _is_skipped(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
+
+
+def _defined_names(top: list[ast.AST]) -> set[str]:
+    names = set()
+    for node in top:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+    return names
+
+
+def _reads_data_path(top: list[ast.AST], source: Path) -> bool:
+    for node in top:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == READS_DATA_PATH for target in targets):
+            assert isinstance(node, ast.Assign)
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
+                return node.value.value
+            what = f"`{READS_DATA_PATH}` is read without running the program"
+            raise UserError([Problem(what, f"{source}:{node.lineno}", "write True or False")])
+    return False
+
+
+def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
+    problems = []
+    for node in top:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        if engine := next(filter(is_engine, names), None):
+            assert isinstance(node, ast.stmt)
+            what = f"imports `{engine.partition('.')[0]}` at the top of a program with `{ADD_ARGUMENTS}`"
+            hint = "move this line into the functions that use it: the launcher imports no engine"
+            problems.append(Problem(what, f"{source}:{node.lineno}", hint))
+    if problems:
+        raise UserError(problems)
+
+
+def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path) -> None:
+    """Refuse names that the engine or FlagScale has, and those of secrets, which argv would show."""
+    dests = {option.dest: option.name for option in catalog.options.values()}
+    problems = []
+    for name, option in arguments.items():
+        key = name.replace("-", "_")
+        taken = name if name in catalog.options else dests.get(option.dest)
+        what, hint = "", "give it another name"
+        if taken is not None:
+            what = f"`--{name}` clashes with `--{taken}` of {catalog.engine} {catalog.version}"
+        elif key in TASK or key in KEYS:
+            what = f"`--{name}` clashes with the key `{key}`, which FlagScale reads itself"
+        elif is_secret(key) and option.type not in ("int", "float", "bool"):
+            what = f"`--{name}` is a secret by its name, and arguments are shown"
+            hint = "read it from the environment (experiment.envs), or give it another name"
+        if what:
+            problems.append(Problem(what, f"{source}:{_line_of(f'--{name}', tree)}", hint))
+    if problems:
+        raise UserError(problems)
+
+
+def _line_of(text: str, tree: ast.Module) -> int:
+    """Return the line where a file writes this text, else the line of its `add_arguments`."""
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    written = (node.lineno for node in constants if node.value == text)
+    defined = (
+        node.lineno for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == ADD_ARGUMENTS
+    )
+    return next(written, None) or next(defined, 1)

@@ -1,0 +1,89 @@
+"""The pure half of a runner: what it decides about a job before anything starts.
+
+The half with effects, and the whole contract, is `flagscale.runners.base.JobRunner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flagscale.config.schema import Runner, Section
+from flagscale.errors import Problem
+from flagscale.plan.hostfile import HostLine
+from flagscale.values import LaunchPlan
+
+Where = Callable[[str], str]
+"""Returns the file and line of a key path."""
+
+
+@dataclass(frozen=True)
+class LocalDevices:
+    """The devices of this host."""
+
+    platform: str
+    count: int
+    are_shared: bool
+    """Whether any number of ranks can use them, as with processors."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a run that one command starts and looks after."""
+
+    run_dir: Path
+    rank: int | None = None
+    """The only host that the command starts; None: it starts all of them."""
+
+
+def _as_given(runner: Runner, environ: Mapping[str, str], where: Where) -> Runner:
+    return runner
+
+
+def _whole(exp_dir: Path, node_rank: int | None, environ: Mapping[str, str]) -> Share:
+    return Share(exp_dir)
+
+
+def _no_scripts(plan: LaunchPlan) -> Mapping[Path, str]:
+    return {}
+
+
+@dataclass(frozen=True)
+class RunnerRules:
+    """What a runner decides from keys and environment alone: hosts, this host's rank, run directory."""
+
+    name: str
+    """Its registered name, which `experiment.runner.type` gives."""
+    hosts: Callable[[Runner, LocalDevices, Where], tuple[HostLine, ...]]
+    """Return the hosts that the job may use, in rank order; placeholders if a queue chooses them later.
+
+    Raises UserError for hosts that cannot be used.
+    """
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Keys of `experiment.runner` that have no effect with this runner, and why."""
+    options: type[Section] = Section
+    """The keys of `experiment.runner.options`, which are checked like all others; default: there are none."""
+    resolve: Callable[[Runner, Mapping[str, str], Where], Runner] = _as_given
+    """Return the keys, completed from the environment. Raises UserError for values missing or wrong there."""
+    share: Callable[[Path, int | None, Mapping[str, str]], Share] = _whole
+    """Return the share of this command, given `exp_dir`, the key `node_rank` and the environment.
+
+    It never fails: `query`, `logs` and `stop` find the run by it, however wrong the other keys are.
+    """
+    foreground: bool = False
+    """Whether `run` stays until the job ends, as `test` does."""
+    scripts: Callable[[LaunchPlan], Mapping[Path, str]] = _no_scripts
+    """Return scripts that its `start` records besides those of the hosts, by path; `dryrun` prints them."""
+
+    def refusals(self, runner: Runner, where: Where) -> list[Problem]:
+        """Return one problem per given key that has no effect with this runner."""
+        return [
+            Problem(
+                f"`{key}` has no effect with type: {self.name}: {why}",
+                where(f"experiment.runner.{key}"),
+                "remove the key",
+            )
+            for key, why in self.refused.items()
+            if getattr(runner, key) != Runner.model_fields[key].default
+        ]

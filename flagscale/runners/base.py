@@ -1,0 +1,139 @@
+"""What a runner is: it gives the hosts of a job, starts or submits it, reports on it and ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from flagscale import registry
+from flagscale.plan.placement import secrets
+from flagscale.plan.prepare import Prepared
+from flagscale.plan.render import scripts
+from flagscale.plan.runner import RunnerRules
+from flagscale.remote import hosts, launcher
+from flagscale.remote.launcher import HostStatus, OnProgress
+from flagscale.remote.preflight import CheckResult, preflight, require_ready
+from flagscale.run.rundir import RunDir
+from flagscale.run.state import Reply
+from flagscale.values import Host, LaunchPlan, NodeCommand
+
+QueuePhase = Literal["queued", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a runner knows of a run."""
+
+    plan: LaunchPlan
+    """As it is known now: a queue may choose the hosts when the job's turn comes."""
+    hosts: Sequence[HostStatus]
+    phase: QueuePhase | None = None
+    """The state of the job in the runner's queue; None: the states of its hosts say it."""
+    reason: str = ""
+    """Why it is in this phase: what it waits for, who cancelled it, why it could not start."""
+
+
+def check_hosts(prepared: Prepared) -> list[CheckResult]:
+    """Ask every host of the plan for everything that a job needs there."""
+    return preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
+
+
+def require_hosts(prepared: Prepared) -> LaunchPlan:
+    """Return the plan with the addresses that its hosts report; HostError if one cannot do its part."""
+    if any(service.url for services in prepared.job.services.values() for service in services):
+        # Otherwise an earlier job's servers would be reported as strangers that hold the ports.
+        launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
+    rendezvous = require_ready(
+        prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions
+    )
+    return prepared.plan_at(rendezvous)
+
+
+def start_now(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
+    """Start the plan on all its hosts; all run it, or none does."""
+    launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done, queued)
+    return ""
+
+
+def ask_hosts(plan: LaunchPlan, count: bool) -> RunReport:
+    """Report the states of the plan's hosts."""
+    return RunReport(plan, launcher.status(plan, count=count))
+
+
+def stop_hosts(plan: LaunchPlan) -> Mapping[Host, Reply]:
+    """End the run on every host of the plan."""
+    return launcher.stop(plan)
+
+
+class Logs(Protocol):
+    """Reads the files of a run, wherever its hosts keep them; both raise FlagScaleError if a host cannot be
+    asked. `flagscale.remote.hosts` is one.
+    """
+
+    def read(
+        self, plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int
+    ) -> tuple[bytes, int]:
+        """Return a piece of a host's `output`, `metrics` or `services`, and the size of the whole file."""
+        ...
+
+    def begin_of_run(self, plan: LaunchPlan, node: NodeCommand) -> int | None:
+        """Return where this run begins in a host's `output`; None if it has not begun."""
+        ...
+
+
+@dataclass(frozen=True)
+class JobRunner:
+    """A way to run jobs (entry points: `flagscale.runners`), named by `experiment.runner.type`.
+
+    `rules` decide and touch nothing; the other fields act. By default they work on the hosts of the plan,
+    from here and at once. A batch system replaces `start` (submit: see `recorded`), `report` and `stop`.
+    """
+
+    rules: RunnerRules
+    check: Callable[[Prepared], list[CheckResult]] = check_hosts
+    """Return the result of every check that `action=check` performs."""
+    require: Callable[[Prepared], LaunchPlan] = require_hosts
+    """Return the plan to start, after the checks that a start cannot do without. Raises HostError."""
+    start: Callable[[Prepared, LaunchPlan, OnProgress | None], str] = start_now
+    """Start or submit the plan; return a line for the user, or "". Raises FlagScaleError if it cannot."""
+    report: Callable[[LaunchPlan, bool], RunReport] = ask_hosts
+    """Return the state of a run, with the number of living processes if asked to count. It never waits."""
+    stop: Callable[[LaunchPlan], Mapping[Host, Reply]] = stop_hosts
+    """End or cancel a run, whatever its state; the reply per host says whether that was done. It is safe to
+    repeat."""
+    logs: Logs = hosts
+
+
+def runner_of(plan: LaunchPlan) -> JobRunner:
+    """Return the runner that has started a plan. Raises UserError if it is no longer installed."""
+    runner: JobRunner = registry.load("runners", plan.runner, str(RunDir(Path(plan.exp_dir)).plan))
+    return runner
+
+
+def all_scripts(plan: LaunchPlan) -> dict[Path, str]:
+    """Return every script of a plan by path: those of its hosts, and those of its runner."""
+    return {**scripts(plan), **runner_of(plan).rules.scripts(plan)}
+
+
+def queued(plan: LaunchPlan) -> str:
+    """Return what a job waits for in its runner's queue; "" if it does not wait in one."""
+    runner = runner_of(plan)
+    if runner.report is ask_hosts:
+        return ""  # it has no queue, and its hosts need not be asked for that
+    report = runner.report(plan, False)
+    return (report.reason or "its turn") if report.phase == "queued" else ""
+
+
+@contextmanager
+def recorded(prepared: Prepared, plan: LaunchPlan) -> Iterator[None]:
+    """Hold the run directory, with the plan and all its scripts recorded, while a job is being submitted.
+
+    Raises:
+        FlagScaleError: a job still runs or waits there, or another command is starting one.
+    """
+    hidden = secrets(prepared.job, prepared.experiment)
+    with launcher.recorded(plan, all_scripts(plan), prepared.config, hidden, queued):
+        yield

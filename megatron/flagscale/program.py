@@ -1,0 +1,130 @@
+"""The frame of a training program: Megatron's own trainer with a program's arguments, data and forward step.
+
+A program is a Python file that ends in
+
+    if __name__ == "__main__":
+        sys.exit(run(add_arguments=add_arguments, datasets=datasets, forward_step=forward_step))
+
+Saving a checkpoint spawns processes that import the program again: nothing heavy may be imported at its top,
+and this module imports nothing heavy. See docs/programs.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from megatron.flagscale.supervision import die_with_parent, heartbeat, write_stacks_when_asked
+
+if TYPE_CHECKING:
+    from megatron.flagscale.args import AddArguments
+
+Datasets = Callable[..., Any]
+"""`(num_samples, vp_stage=None) -> (train, validation, test)`: map-style datasets, None for one that is not
+used; `num_samples` holds how many samples of each the job takes. Called on the first rank of each tensor
+parallel group, or on every rank if the function has the attribute `is_distributed = True`."""
+ForwardStep = Callable[[Any, Any], tuple[Any, Any]]
+"""`(data_iterator, model) -> (output, loss function)`, as Megatron's `pretrain` takes it."""
+
+
+def run(
+    *,
+    add_arguments: AddArguments | None = None,
+    datasets: Datasets | None = None,
+    forward_step: ForwardStep | None = None,
+) -> int:
+    """Run one rank of a training program and return 0, or end the process.
+
+    `add_arguments` adds the program's arguments to Megatron's parser; `megatron.training.get_args()` holds
+    their values. Without `datasets` the program reads Megatron's `.bin/.idx` files (`data_path`) or mock
+    data; without `forward_step` it trains on batches of `tokens`, `labels`, `loss_mask` and `position_ids`.
+
+    A user's error ends the process with exit code 2, any other with its traceback and 1. Both write the
+    structured error file that torchrun asked for, from which torchrun reports a user's error in one line.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from flagscale.errors import UserError
+
+    write_stacks_when_asked()
+    die_with_parent()
+
+    def train_this(argv: list[str]) -> None:
+        train(argv, add_arguments=add_arguments, datasets=datasets, forward_step=forward_step)
+
+    try:
+        record(train_this)(sys.argv[1:])
+    except UserError as error:
+        if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        code = error.exit_code
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    else:
+        return 0
+    # At once: tearing down process groups whose peers are gone can take forever, and hides who failed first.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def train(
+    argv: list[str],
+    *,
+    add_arguments: AddArguments | None = None,
+    datasets: Datasets | None = None,
+    forward_step: ForwardStep | None = None,
+) -> None:
+    """Train as the arguments say; `UserError` for what a user can fix. For the other arguments see `run`."""
+    from megatron.flagscale.bootstrap import adapt, prepare_platform
+    from megatron.flagscale.hetero.arguments import own_part
+
+    part = own_part(argv, add_arguments)
+    own = {
+        name for name, given in (("datasets", datasets), ("forward_step", forward_step)) if given is not None
+    }
+    sys.argv[1:] = prepare_platform(part.argv if part else argv, add_arguments, own)
+
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+
+    from megatron.flagscale import forward
+    from megatron.flagscale.args import parse
+    from megatron.flagscale.data import build_datasets
+    from megatron.flagscale.hetero import join, parse_own
+    from megatron.flagscale.recompute import schedule_recompute
+
+    args = parse_own(part, add_arguments) if part else parse(add_arguments)
+    model_config = gpt_config_from_args(args)
+    adapt(model_config, args)
+    schedule_recompute(model_config, args)
+    seams = {}
+    if part:
+        seams = join(part, args, model_config)
+    pretrain(
+        pretrain_cfg_container_from_args(args, model_config),
+        datasets or build_datasets,
+        ModelType.encoder_or_decoder,
+        _with_heartbeat(forward_step or forward.forward_step),
+        **seams,
+    )
+
+
+def _with_heartbeat(forward_step: ForwardStep) -> ForwardStep:
+    @functools.wraps(forward_step)
+    def step(data_iterator: Any, model: Any) -> tuple[Any, Any]:
+        heartbeat()
+        return forward_step(data_iterator, model)
+
+    return step
+
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    # A process that the trainer spawned, which imports the program again: it ends with its rank.
+    die_with_parent()

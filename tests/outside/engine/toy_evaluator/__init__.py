@@ -1,0 +1,1 @@
+"""An engine of another package: it scores answers, without torch."""

@@ -1,0 +1,12 @@
+"""The data: rows of digits, computed rather than read."""
+
+import random
+
+SEPARATOR = 10
+
+
+def row(number, digits, values, task):
+    """Return question, separator and answer of one sample as tokens."""
+    question = random.Random(number).choices(values, k=digits)
+    answer = question[::-1] if task == "reverse" else question
+    return [*question, SEPARATOR, *answer, SEPARATOR]

@@ -1,0 +1,115 @@
+"""An engine of another package: a task type and keys of its own, a real job on this host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.outside.conftest import Installed
+
+EXPERIMENT = """\
+experiment:
+  exp_name: exam
+  exp_dir: {exp_dir}
+  task: {{type: evaluate, backend: toy_evaluator}}
+  runner: {{platform: cpu}}
+action: run
+evaluate:
+  input:
+    answers: {answers}
+  metric: share
+"""
+
+
+@pytest.fixture
+def evaluator(install: Callable[..., Installed], tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Run FlagScale on an experiment of the engine; returns exit code and output."""
+    installed = install("engine")
+    answers = tmp_path / "answers.txt"
+    answers.write_text("yes no yes yes\n")
+    config = tmp_path / "exam.yaml"
+    config.write_text(EXPERIMENT.format(exp_dir=tmp_path / "out", answers=answers))
+
+    def flagscale(*words: str) -> tuple[int, str]:
+        done = installed.flagscale("--config-path", str(tmp_path), "--config-name", "exam", *words)
+        return done.returncode, done.stdout + done.stderr
+
+    yield flagscale
+    flagscale("action=stop")
+
+
+def test_dryrun_shows_its_command(evaluator: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, printed = evaluator("action=dryrun")
+    assert code == 0, printed
+    assert "-m toy_evaluator.score" in printed
+    assert f"--answers {tmp_path}/answers.txt" in printed
+
+
+def test_its_keys_are_checked_with_line_and_nearest_name(evaluator: Callable[..., tuple[int, str]]) -> None:
+    code, printed = evaluator("action=dryrun", "evaluate.metric=shar", "evaluate.metrik=count")
+    assert code == 2
+    assert "`metric` cannot be 'shar'; did you mean `share`?" in printed
+    assert "toy_evaluator 1.2 has no argument `metrik`" in printed
+    assert "did you mean `metric`?" in printed
+    assert "command line: evaluate.metrik" in printed
+
+
+def test_a_mistake_in_the_file_names_its_line(
+    evaluator: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "exam.yaml"
+    file.write_text(file.read_text().replace("metric:", "metrics:"))
+    code, printed = evaluator("action=dryrun")
+    assert code == 2
+    assert "exam.yaml:10: evaluate.metrics" in printed
+    assert "did you mean `metric`?" in printed
+
+
+def test_a_task_type_that_it_does_not_have(evaluator: Callable[..., tuple[int, str]]) -> None:
+    code, printed = evaluator("action=dryrun", "experiment.task.type=evaluat")
+    assert code == 2
+    assert "the engine `toy_evaluator` does not do `evaluat`" in printed
+    assert "it does: evaluate" in printed
+
+
+def test_another_engine_does_not_have_its_task_type(evaluator: Callable[..., tuple[int, str]]) -> None:
+    code, printed = evaluator("action=dryrun", "experiment.task.backend=megatron")
+    assert code == 2
+    assert "the engine `megatron` does not do `evaluate`" in printed
+
+
+def test_a_job_runs_and_ends(evaluator: Callable[..., tuple[int, str]]) -> None:
+    code, printed = evaluator("action=test")
+    assert code == 0, printed
+    code, printed = evaluator("action=query", "+output=json")
+    assert code == 0
+    assert json.loads(printed)["state"] == "finished"
+    code, printed = evaluator("action=logs")
+    assert "score: 0.75" in printed
+
+
+def test_a_job_is_stopped(evaluator: Callable[..., tuple[int, str]]) -> None:
+    code, printed = evaluator("action=run", "evaluate.pause=100")
+    assert code == 0, printed
+    _, printed = evaluator("action=query", "+output=json")
+    assert json.loads(printed)["state"] in ("starting", "running")
+    code, printed = evaluator("action=stop")
+    assert code == 0, printed
+    _, printed = evaluator("action=query", "+output=json")
+    assert json.loads(printed)["state"] == "stopped"
+
+
+def test_no_other_engine_is_imported(install: Callable[..., Installed], tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("yes\n")
+    text = EXPERIMENT.format(exp_dir=tmp_path / "out", answers=tmp_path / "answers.txt")
+    (tmp_path / "exam.yaml").write_text(text)
+    code = (
+        "import sys; from flagscale.cli import main; code = main(sys.argv[1:]);"
+        "print(code, *(name for name in sys.modules if name.endswith(('.adapter', '.engine'))))"
+    )
+    words = ("--config-path", str(tmp_path), "--config-name", "exam", "action=dryrun")
+    done = install("engine").python("-c", code, *words)
+    assert done.stdout.splitlines()[-1] == "0 toy_evaluator.engine"

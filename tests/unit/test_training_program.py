@@ -1,0 +1,174 @@
+"""What the launcher reads of a training program's file, and the child that describes its arguments."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flagscale.config.catalog import Catalog
+from flagscale.engines.megatron import own_arguments
+from flagscale.engines.megatron.adapter import TRAIN
+from flagscale.engines.megatron.program import TrainingProgram, find_source, read_program
+from flagscale.errors import UserError
+from flagscale.values import Job
+
+Read = Callable[..., TrainingProgram]
+ARGUMENTS = "def add_arguments(parser):\n    parser.add_argument('--mine', type=int)\n"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def read(catalog: Catalog) -> Read:
+    """Read a program of this text, or an entrypoint that is there."""
+
+    def read(text: str | None, entrypoint: str = "mine.py") -> TrainingProgram:
+        if text is not None:
+            Path(entrypoint).write_text(text)
+        return read_program(entrypoint, catalog, "here")
+
+    return read
+
+
+def refusal(read: Read, text: str) -> str:
+    with pytest.raises(UserError) as raised:
+        read(text)
+    (problem,) = raised.value.problems
+    return str(problem)
+
+
+@pytest.fixture
+def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a child process was started")
+
+    monkeypatch.setattr(own_arguments.subprocess, "Popen", refuse)
+
+
+@pytest.mark.usefixtures("no_child")
+@pytest.mark.parametrize(
+    ("text", "reads_data_path"),
+    [
+        ("import torch\nREADS_DATA_PATH = True\n", True),
+        ("READS_DATA_PATH = False\n", False),
+        ("1 / 0\n", False),
+        ("class Mine:\n    def add_arguments(self, parser): pass\n", False),
+        ("if __name__ == '__main__':\n    from x import add_arguments\n", False),
+    ],
+)
+def test_a_program_without_arguments_is_not_run(read: Read, text: str, reads_data_path: bool) -> None:
+    assert read(text) == TrainingProgram("mine.py", reads_data_path)
+
+
+@pytest.mark.usefixtures("no_child")
+def test_our_own_program_starts_no_process_and_reads_data_path(read: Read, build: Callable[..., Job]) -> None:
+    assert read(None, TRAIN) == TrainingProgram(TRAIN, reads_data_path=True)
+    assert build().role.entrypoint == TRAIN
+
+
+def test_a_program_that_is_not_found_declares_nothing(read: Read) -> None:
+    assert read(None, "absent.py") == TrainingProgram("absent.py")
+    assert read(None, "no_such_package.train").arguments == {}
+
+
+def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: Path) -> None:
+    package = tmp_path / "a_package_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "train.py").write_text("from . import more\n" + ARGUMENTS)
+    (package / "more.py").write_text("")
+    assert find_source("a_package_of_mine.train") == package / "train.py"
+    assert "a_package_of_mine" not in sys.modules
+    assert set(read(None, "a_package_of_mine.train").arguments) == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def f(:\n", "mine.py:1: not valid Python"),
+        ("READS_DATA_PATH = 1 > 0\n", "mine.py:1: `READS_DATA_PATH` is read without running"),
+        (
+            "try:\n    import vllm\nfinally: pass\n" + ARGUMENTS,
+            "mine.py:2: imports `vllm` at the top",
+        ),
+        ("from megatron.core import mpu\n" + ARGUMENTS, "mine.py:1: imports `megatron` at the top"),
+        ("import megatron.flagscale.data\n" + ARGUMENTS, "mine.py:1: leads to an import of `torch`"),
+        (ARGUMENTS.replace("mine", "lr"), "mine.py:2: `--lr` clashes with `--lr` of megatron-core"),
+        (
+            ARGUMENTS.replace("int", "int, dest='lr'"),
+            "mine.py:2: `--mine` clashes with `--lr`",
+        ),
+        (
+            ARGUMENTS.replace("--mine", "mine"),
+            "mine.py: the argument `mine` needs a name",
+        ),
+        (ARGUMENTS.replace("mine", "enable-hetero"), "mine.py:2: `--enable-hetero` clashes with the key"),
+        (
+            ARGUMENTS.replace("mine", "hub-token").replace("int", "str"),
+            "mine.py:2: `--hub-token` is a secret",
+        ),
+        (ARGUMENTS + "import sys\nsys.exit(3)\n", "mine.py:4: ends the process when it is imported"),
+        (ARGUMENTS + "import os\nos._exit(3)\n", "here: `mine.py` ended when it was imported"),
+        (ARGUMENTS + "{}['a']\n", "mine.py:3: KeyError: 'a'"),
+    ],
+)
+def test_a_program_that_cannot_be_read_is_refused_with_its_line(read: Read, text: str, expected: str) -> None:
+    assert refusal(read, text).startswith(expected)
+
+
+def test_imports_for_types_and_inside_functions_are_fine(read: Read) -> None:
+    text = "import typing\nif typing.TYPE_CHECKING:\n    import torch\ndef step():\n    import torch\n"
+    assert set(read(text + ARGUMENTS).arguments) == {"mine"}
+
+
+def test_what_the_program_prints_does_no_harm(read: Read) -> None:
+    text = "import sys; print('Timeout (', file=sys.stderr)\n"
+    assert set(read(text + ARGUMENTS).arguments) == {"mine"}
+    assert set(read("print('{}')\nimport os; os.system('echo []')\n" + ARGUMENTS).arguments) == {"mine"}
+
+
+@pytest.mark.parametrize("text", ["import time\ntime.sleep(60)\n", "while True: pass\n"])
+def test_a_program_that_hangs_is_refused_within_the_limit(
+    read: Read, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(own_arguments, "TIME_LIMIT", 1.0)
+    begun = time.monotonic()
+    reported = refusal(read, "\n" + text + ARGUMENTS)
+    assert reported.startswith(f"mine.py:{3 if 'sleep' in text else 2}: `mine.py` is still running after 1 s")
+    assert time.monotonic() - begun < 10
+
+
+def test_a_broken_cache_is_written_again(read: Read, cache: Path) -> None:
+    arguments = read(ARGUMENTS).arguments
+    (entry,) = cache.rglob("*.json")
+    whole = entry.read_text()
+    for broken in ("", "[]", "{}", whole.replace('"kind"', '"knd"'), whole.replace("mine.py", "gone.py")):
+        entry.write_text(broken)
+        assert read(None).arguments == arguments
+        assert entry.read_text() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(read: Read, cache: Path) -> None:
+    cache.write_text("a file in its place")
+    assert set(read(ARGUMENTS).arguments) == {"mine"}
+
+
+def test_a_required_argument_is_asked_for(refused: Callable[..., list[str]]) -> None:
+    Path("mine.py").write_text(ARGUMENTS.replace("int", "int, required=True"))
+    (message,) = refused(entrypoint="mine.py")
+    assert message == "train.mine: `mine` is required by `mine.py`"
+
+
+def test_an_unknown_key_names_the_program(refused: Callable[..., list[str]]) -> None:
+    Path("mine.py").write_text("")
+    (message,) = refused({"zzz_zzz": 1}, entrypoint="mine.py")
+    assert message.endswith("nor `mine.py` has an argument `zzz_zzz`")
