@@ -32,10 +32,10 @@ def make(folder: Path, layers: int) -> int:
     import torch
 
     from megatron.flagscale.convert.convert import CONFIG
-    from megatron.flagscale.convert.families import entries
     from megatron.flagscale.convert.hf_config import write_config
     from megatron.flagscale.convert.huggingface import HuggingFaceTarget
     from megatron.flagscale.convert.model import Model, Rope
+    from megatron.flagscale.convert.tensors import entries
 
     model = Model("llama", layers, 1024, 2816, 16, 16, 64, 8192, 4096, 1e-5, Rope(), False, "bfloat16")
     dtypes = dict.fromkeys(entries(model), torch.bfloat16)

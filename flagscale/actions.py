@@ -20,7 +20,7 @@ from flagscale.runners.base import JobRunner, runner_of
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import JobStatus, servers, status_json, taking_part
 from flagscale.status.text import plan_text, started_text, status_text
-from flagscale.status.watch import counted, current_status, follow, follow_services, statuses
+from flagscale.status.watch import counted, current_status, statuses, watch_job, watch_services
 from flagscale.values import LaunchPlan
 
 
@@ -46,7 +46,7 @@ def _run_in_foreground(prepared: Prepared) -> int:
     # A platform, or a queue, ends a job by TERM.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        status = follow(plan)
+        status = watch_job(plan)
     except KeyboardInterrupt:
         print("\nstopping the job ...", flush=True)
         _stop(plan)
@@ -83,7 +83,7 @@ def query(request: Request) -> int:
     if plan is None:
         return 3
     if watch and not as_json:
-        status = follow(plan)
+        status = watch_job(plan)
     elif watch:
         for status in statuses(plan, _complain):
             if not status.ended:
@@ -147,7 +147,7 @@ def _until_ready(plan: LaunchPlan) -> int:
         return status.phase in ("running", "queued") or time.monotonic() > deadline
 
     try:
-        status = follow_services(plan, is_enough)
+        status = watch_services(plan, is_enough)
     except KeyboardInterrupt:
         print("\nstopping the job ...", flush=True)
         _stop(plan)

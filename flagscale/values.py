@@ -162,7 +162,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What happens when a rank, a launcher or a host dies."""
+    """What happens when a rank, an agent or a host dies."""
 
     max_restarts: int = 0
     restart_timeout: float = 300.0

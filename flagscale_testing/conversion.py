@@ -1,4 +1,4 @@
-"""Small random models of every family, and what becomes of them: converted, trained in a layout, and back.
+"""Small random models of every family, taken from Hugging Face through a training in Megatron and back.
 
 Used by the tests, and by `benchmarks/conversion_table.py` for the table in docs/conversion.md.
 """
@@ -62,12 +62,12 @@ CASES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a model.
+    """The results of one model.
 
     `round_trip`: Hugging Face -> Megatron -> Hugging Face is bitwise; `trained`: also with a training in
     between that loads it in the layout, does a step at learning rate 0, and saves. `logits` is the greatest
-    difference of Megatron's logits from those of transformers, `loss` that of the first step's loss. None:
-    not tried.
+    difference of Megatron's logits from those of transformers, `loss` that of the first step's loss. None
+    if not tried.
     """
 
     round_trip: bool
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
-    """Save a random model of the case; norms and biases are drawn too, or a mix-up of them would not show."""
+    """Save a random model of the case; norms and biases too, so that a mix-up of them shows."""
     import transformers
 
     torch.manual_seed(seed)
@@ -105,7 +105,7 @@ def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the safetensors files of a folder."""
+    """Return every tensor of the safetensors files of a folder."""
     from safetensors.torch import load_file
 
     found: dict[str, torch.Tensor] = {}
@@ -123,7 +123,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def write_data(folder: Path) -> tuple[str, torch.Tensor]:
-    """Write data of which every sample is the same `LENGTH` tokens and the first again; prefix, sample."""
+    """Write data whose samples are the same `LENGTH` tokens plus the first; return prefix and sample."""
     import numpy
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -135,7 +135,7 @@ def write_data(folder: Path) -> tuple[str, torch.Tensor]:
 
 
 def task_argv(folder: Path, case: Case) -> list[str]:
-    """The worker's arguments that a converted checkpoint brings along."""
+    """Return the worker's arguments from the task file beside a converted checkpoint."""
     task = yaml.safe_load((folder / TASK).read_text())
     if case.padded:
         del task["padded_vocab_size"]
@@ -145,7 +145,7 @@ def task_argv(folder: Path, case: Case) -> list[str]:
 
 
 def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
-    """A real training of one step at learning rate 0: it loads, computes a loss, and saves."""
+    """Return the arguments of a training that loads, does one step at learning rate 0, and saves."""
     return [
         *task_argv(folder, case),
         *shlex.split(f"{case.layout} --seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4"),
@@ -156,7 +156,7 @@ def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
 
 
 def run_chain(names: Iterable[str], folder: Path, trained: Iterable[str] = CASES) -> dict[str, Outcome]:
-    """Take the models of the named cases all the way, below `folder`; through a training those `trained`."""
+    """Convert the models of the named cases there and back, below `folder`; those in `trained` also train."""
     data, tokens = write_data(folder)
     torch.save(tokens, folder / "tokens.pt")
     runs, models = [], {}

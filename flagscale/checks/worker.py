@@ -17,7 +17,7 @@ from flagscale.errors import Violation
 
 
 @dataclass(frozen=True)
-class Machine:
+class Capabilities:
     """What the rules need to know about the machine that a job's ranks run on."""
 
     has_chip: bool
@@ -28,7 +28,7 @@ class Machine:
     """The ranks' collective backend; on CPU no other is supported."""
 
 
-def cpu_defaults(machine: Machine) -> dict[str, str]:
+def cpu_defaults(machine: Capabilities) -> dict[str, str]:
     """Return the defaults (by dest) of a worker on CPU where they differ from the engine's."""
     return {
         "distributed_backend": machine.backend,
@@ -37,7 +37,7 @@ def cpu_defaults(machine: Machine) -> dict[str, str]:
     }
 
 
-def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Machine) -> dict[str, Any]:
+def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Capabilities) -> dict[str, Any]:
     """Return the arguments (by dest) with a worker's own defaults for those that the user has not `given`."""
     own = {} if machine.has_chip else cpu_defaults(machine)
     return {**values, **{name: value for name, value in own.items() if name not in given}}
@@ -45,7 +45,7 @@ def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Ma
 
 def worker_violations(
     variants: Sequence[Mapping[str, Any]],
-    machine: Machine,
+    machine: Capabilities,
     *,
     trains_gpt: bool = True,
     has_own_data: bool = False,
@@ -68,7 +68,7 @@ def worker_violations(
     yield from found
 
 
-def _machine_violations(values: Mapping[str, Any], machine: Machine) -> Iterator[Violation]:
+def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Iterator[Violation]:
     layers = values["transformer_impl"]
     on_cpu = [] if machine.has_chip else list(cpu_violations(values, machine.backend))
     yield from on_cpu

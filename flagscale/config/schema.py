@@ -127,7 +127,7 @@ class Runner(Section):
     options: dict[str, Any] = {}
     """Keys of the runner's own, if it has any: the partition and the time limit of a batch system."""
     backend: Literal["torchrun"] = "torchrun"
-    """The launcher that starts a host's ranks."""
+    """The agent that starts the ranks of a host."""
     hostfile: str | None = None
     """Path of a file with a line `host slots=N [type=NAME]` for every host."""
     nnodes: Annotated[int | str, PlainValidator(_hosts)] | None = None

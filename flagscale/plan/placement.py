@@ -64,9 +64,7 @@ def build_plan(
         NodeCommand(
             host=host,
             argv=(
-                _programs_launcher(python, run_dir, host, run_id)
-                if job.services
-                else (python, "-m", TORCHRUN)
+                _services_agent(python, run_dir, host, run_id) if job.services else (python, "-m", TORCHRUN)
             ),
             options={} if job.services else _torchrun(job, runner, host, run_dir, rendezvous_id, rendezvous),
             program=() if job.services else _ranks(job),
@@ -149,7 +147,7 @@ def _environment(
     }
 
 
-def _programs_launcher(python: str, run_dir: RunDir, host: Host, run_id: str) -> tuple[str, ...]:
+def _services_agent(python: str, run_dir: RunDir, host: Host, run_id: str) -> tuple[str, ...]:
     return (python, "-m", "flagscale.node", "services", str(run_dir.path), str(host.rank), run_id)
 
 
@@ -207,7 +205,7 @@ def _torchrun(
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:
-    """How the launchers of all hosts find each other.
+    """How the agents of all hosts find each other.
 
     On one host torchrun itself picks a free port (0), which leaves no gap in which another service takes it.
     """

@@ -49,7 +49,7 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
 
 
 def _service_lines(node: NodeCommand) -> list[str]:
-    """The services that the launcher of services starts in turn."""
+    """The services that the agent of services starts in turn."""
     lines: list[str] = []
     for service in node.services:
         devices = f", devices {', '.join(map(str, service.devices))}" if service.devices else ""

@@ -1,4 +1,4 @@
-"""Why a host's share of a run ended: the first rank that failed, as reported; else how its launcher ended."""
+"""Why a host's share of a run ended: the first rank that failed, as reported; else how its agent ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Failure:
     signal: str | None = None
     """The name of the signal that ended the process; None if it ended by itself."""
     traceback: str = ""
-    """Of the rank; if no rank is known, the last lines that the launcher printed."""
+    """Of the rank; if no rank is known, the last lines that the agent printed."""
     log: str = ""
     """The file, on that host, with what the rank itself printed."""
     time: float = 0.0
@@ -38,7 +38,7 @@ class Failure:
 
 
 def write_failure(path: Path, failure: Failure) -> None:
-    """Write a host's failure file, in which a launcher reports to the supervisor what failed first."""
+    """Write a host's failure file, in which an agent reports to the supervisor what failed first."""
     write_atomic(path, json.dumps(asdict(failure), indent=1) + "\n")
 
 
@@ -61,10 +61,10 @@ def how_it_ended(exit_code: int) -> str:
 def first_failure(
     plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
 ) -> Failure:
-    """Return the cause to show: the rank that the failure file names, else how the launcher ended.
+    """Return the cause to show: the rank that the failure file names, else how the agent ended.
 
     Args:
-        exit_code: the launcher's, negative for a signal.
+        exit_code: the agent's, negative for a signal.
         out_of_memory: whether the kernel killed processes of this host meanwhile.
     """
     told = _told(Path(node.failure_file))
@@ -77,7 +77,7 @@ def first_failure(
     name = signal_name(exit_code)
     output = RunDir(Path(plan.exp_dir)).output(node.host)
     return Failure(
-        message=f"the launcher {how_it_ended(exit_code)}",
+        message=f"the agent {how_it_ended(exit_code)}",
         exitcode=exit_code,
         signal=name,
         # A signal says it all; an exit code without a rank to blame is explained only by what was printed.
@@ -87,7 +87,7 @@ def first_failure(
 
 
 def _told(file: Path) -> Failure | None:
-    """Return what the launcher wrote when a rank or a service failed; None if it wrote nothing."""
+    """Return what the agent wrote when a rank or a service failed; None if it wrote nothing."""
     known = {field.name for field in fields(Failure)}
     try:
         told = json.loads(file.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ _STREAMS = ("stdout.log", "stderr.log")
 def rank_logs(node: NodeCommand) -> dict[int, tuple[Path, ...]]:
     """Return stdout and stderr of the newest attempt of each rank of this host, by local rank.
 
-    Empty if the launcher is not torchrun.
+    Empty if the agent is not torchrun.
     """
     if not node.options:
         return {}

@@ -87,7 +87,7 @@ class RunDir:
         return sorted(path for path in found if not path.name.endswith((".failure.json", ".secrets.json")))
 
     def failure(self, host: Host) -> Path:
-        """What the launcher of the ranks tells of the rank that failed first."""
+        """What the agent of the ranks tells of the rank that failed first."""
         return self.logs / "pids" / f"{host.label}.failure.json"
 
     def heartbeat(self, host: Host) -> Path:

@@ -107,7 +107,7 @@ def taking_part(hosts: Sequence[HostStatus]) -> list[HostStatus]:
 def _cause(failures: Sequence[Failure]) -> int:
     """Return which of the failures that hosts tell is the first one.
 
-    What was caused elsewhere comes last, and a rank's before its launcher's. Where hosts have lost each
+    What was caused elsewhere comes last, and a rank's before its agent's. Where hosts have lost each
     other, most of them name the one that is away: that one, which may still live, has lost the others. Then
     the earliest.
     """

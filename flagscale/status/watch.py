@@ -115,10 +115,10 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
         time.sleep(_POLL)
 
 
-def follow(plan: LaunchPlan) -> JobStatus:
+def watch_job(plan: LaunchPlan) -> JobStatus:
     """Show the job's progress until it ends; return its last status. Ctrl-C is the caller's to handle."""
     if has_services(plan):
-        return follow_services(plan, lambda status: status.ended)
+        return watch_services(plan, lambda status: status.ended)
     tail = LogTail(plan)
     tail.skip_earlier_runs()
     if sys.stdout.isatty():
@@ -138,7 +138,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def follow_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
+def watch_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
     """Show how a job's services are until that is enough, or the job has ended; return its last status."""
     tail = LogTail(plan)
     tail.skip_earlier_runs()

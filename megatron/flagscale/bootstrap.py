@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flagscale.checks.worker import Machine
+from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def prepare_platform(
         *argv,
     ]
     args = engine_parser(add_arguments).parse_args(whole)
-    problems = argument_problems(args, Machine(has_chip, has_chip and fused, here.backend), own)
+    problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own)
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":

@@ -11,11 +11,13 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 
-from flagscale.checks.worker import Machine, worker_violations
+from flagscale.checks.worker import Capabilities, worker_violations
 from flagscale.errors import Problem, Violation
 
 
-def argument_problems(args: argparse.Namespace, machine: Machine, own: Collection[str] = ()) -> list[Problem]:
+def argument_problems(
+    args: argparse.Namespace, machine: Capabilities, own: Collection[str] = ()
+) -> list[Problem]:
     """Return what is wrong with parsed arguments, not yet validated by the engine, on a machine.
 
     `own` names the parts that a user's program brings ("datasets", "forward_step"): they have no rules here.

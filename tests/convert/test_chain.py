@@ -1,4 +1,4 @@
-"""Every family, there and back: bitwise, with Megatron's own model between, and through a training."""
+"""Every family there and back: bit for bit, through Megatron's own model, and through a training."""
 
 from __future__ import annotations
 

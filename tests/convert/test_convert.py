@@ -1,4 +1,4 @@
-"""What a conversion makes: tokenizer, configuration, shards, precision, experts; and its command line."""
+"""The results of conversions: tokenizer, configuration, shards, precision, experts; and the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_shards_hold_what_one_file_does(models: Models, tmp_path: Path) -> None:
+def test_shards_hold_the_same_tensors_as_one_file(models: Models, tmp_path: Path) -> None:
     source = models("Mixtral") / "megatron"
     convert(source, tmp_path / "many", shard_bytes=100_000)
     shards = sorted((tmp_path / "many").glob("model-*-of-*.safetensors"))
@@ -61,7 +61,7 @@ def test_precision_is_chosen(dtype: str, models: Models, tmp_path: Path) -> None
     assert opened.dtype == getattr(torch, dtype)
 
 
-def test_the_tokenizer_goes_along_and_back(models: Models, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_is_copied_there_and_back(models: Models, tokenizer: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     convert(models("Llama 2") / "hf", tmp_path / "megatron", tokenizer=tokenizer)
@@ -78,7 +78,7 @@ def test_the_tokenizer_goes_along_and_back(models: Models, tokenizer: Path, tmp_
 
 def test_ids_without_a_tokenizer_come_back(models: Models, tmp_path: Path) -> None:
     made = convert(models("Llama 2") / "megatron", tmp_path / "hf")
-    assert "no tokenizer goes with the model" in made.notices[0]
+    assert "no tokenizer is included" in made.notices[0]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
 
@@ -89,7 +89,7 @@ def test_a_tokenizer_that_is_too_large_is_refused(models: Models, tokenizer: Pat
     larger = AutoTokenizer.from_pretrained(tokenizer)
     larger.add_tokens([f"<{number}>" for number in range(200)])
     larger.save_pretrained(tmp_path / "larger")
-    with pytest.raises(UserError, match="300 tokens, but the model knows 250"):
+    with pytest.raises(UserError, match="300 tokens, but the model has only 250"):
         convert(models("Llama 2") / "hf", tmp_path / "target", tokenizer=tmp_path / "larger")
 
 
@@ -99,7 +99,7 @@ def test_the_true_vocabulary_can_be_named(models: Models, tmp_path: Path) -> Non
     assert tensors_of(tmp_path / "hf")["lm_head.weight"].shape == (200, 64)
 
 
-def test_one_format_can_be_written_anew(models: Models, tmp_path: Path) -> None:
+def test_a_model_can_be_rewritten_in_its_own_format(models: Models, tmp_path: Path) -> None:
     convert(models("Qwen3") / "hf", tmp_path / "hf", to="huggingface")
     convert(models("Qwen3") / "megatron", tmp_path / "megatron", to="megatron")
     convert(tmp_path / "megatron", tmp_path / "back")
@@ -134,17 +134,17 @@ def test_upcycling_depends_on_its_seed_alone(models: Models, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "told"),
+    ("name", "how", "message"),
     [
-        ("Mixtral", Upcycling(4), "has experts already"),
+        ("Mixtral", Upcycling(4), "already has experts"),
         ("Qwen3", Upcycling(4), "no family is a qwen3 with experts"),
         ("Llama 2", Upcycling(2, 3), "3 of 2 experts cannot be chosen"),
     ],
 )
-def test_what_cannot_be_upcycled(
-    name: str, how: Upcycling, told: str, models: Models, tmp_path: Path
+def test_models_that_cannot_be_upcycled(
+    name: str, how: Upcycling, message: str, models: Models, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         convert(models(name) / "hf", tmp_path / "target", upcycling=how)
 
 
@@ -159,23 +159,23 @@ def test_the_command(models: Models, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("made: llama, 27 tensors, ")
     assert "100 % after" in done.stderr
-    assert "note: no tokenizer goes with the model" in done.stderr
+    assert "note: no tokenizer is included" in done.stderr
     again = run("--load", models("Llama 2") / "hf", "--save", "made", folder=tmp_path)
     assert again.returncode == 2
-    assert again.stderr == "error: made: is there already; --overwrite replaces it\n"
+    assert again.stderr == "error: made: already exists; --overwrite replaces it\n"
 
 
-def test_the_command_refuses_what_is_no_size(tmp_path: Path) -> None:
+def test_the_command_refuses_an_invalid_size(tmp_path: Path) -> None:
     done = run("--load", "a", "--save", "b", "--max-shard-size", "5 GiB of", folder=tmp_path)
     assert done.returncode == 2
-    assert "'5 GiB of' is no size; write 5GB or 500MB" in done.stderr
+    assert "'5 GiB of' is not a size; write 5GB or 500MB" in done.stderr
 
 
-def test_the_command_refuses_how_to_make_experts_where_none_are_made(tmp_path: Path) -> None:
+def test_the_command_refuses_expert_options_without_experts(tmp_path: Path) -> None:
     done = run("--load", "a", "--save", "b", "--topk", 1, "--router-std", 0.1, folder=tmp_path)
     assert done.returncode == 2
-    assert "error: --topk: makes no experts" in done.stderr
-    assert "error: --router-std: makes no experts" in done.stderr
+    assert "error: --topk: has no effect without --experts" in done.stderr
+    assert "error: --router-std: has no effect without --experts" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What cannot be converted is told in one short message, and nothing is left behind."""
+"""Refused conversions report the reason in a short message and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL = "Llama 2"
 
 
 def refused(source: Path, **options: object) -> str:
-    """The message of a conversion that is refused, and leaves nothing."""
+    """Return the message of a refused conversion, which leaves nothing behind."""
     target = source.parent / "target"
     before = sorted(source.parent.iterdir())
     with pytest.raises(UserError) as caught:
@@ -54,7 +54,7 @@ def test_an_extra_tensor(copy: Copy) -> None:
 def test_a_wrong_shape(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
-    assert "model.norm.weight is [63], config.json says [64]" in refused(folder)
+    assert "model.norm.weight has shape [63], but config.json gives [64]" in refused(folder)
 
 
 def test_all_of_these_at_once(copy: Copy) -> None:
@@ -68,7 +68,7 @@ def test_all_of_these_at_once(copy: Copy) -> None:
     assert refused(folder).count("\n") == 2
 
 
-def test_integers_are_no_weights(copy: Copy) -> None:
+def test_integer_weights(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
     assert "model.norm.weight is I8" in refused(folder)
@@ -82,7 +82,7 @@ def test_a_shard_that_was_cut_off(copy: Copy) -> None:
     assert "model.safetensors: damaged or cut off" in refused(folder)
 
 
-def test_a_shard_that_is_not_there(copy: Copy) -> None:
+def test_a_missing_shard(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     (folder / "model.safetensors").unlink()
     assert "model.safetensors: no such file" in refused(folder)
@@ -92,7 +92,7 @@ def test_an_index_that_is_wrong(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     index = {"weight_map": dict.fromkeys(("lm_head.weight", "nothing.weight"), "model.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "names nothing.weight, which the files do not hold" in refused(folder)
+    assert "names nothing.weight, which the files do not contain" in refused(folder)
 
 
 def test_an_unknown_architecture(copy: Copy) -> None:
@@ -102,11 +102,11 @@ def test_an_unknown_architecture(copy: Copy) -> None:
     assert "the architecture GPT2LMHeadModel cannot be converted" in refused(folder)
 
 
-def test_another_family_than_named(copy: Copy) -> None:
-    assert "the model is LlamaForCausalLM, no qwen3" in refused(copy(MODEL, "hf"), family="qwen3")
+def test_a_model_of_another_family_than_the_one_named(copy: Copy) -> None:
+    assert "the model is LlamaForCausalLM, not qwen3" in refused(copy(MODEL, "hf"), family="qwen3")
 
 
-def test_a_configuration_that_is_no_json(copy: Copy) -> None:
+def test_a_configuration_that_is_not_json(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     (folder / "config.json").write_text("{")
     assert "config.json: not readable as JSON" in refused(folder)
@@ -156,13 +156,13 @@ def test_a_checkpoint_that_lacks_a_tensor(copy: Copy) -> None:
     assert "1 tensors do not belong to a llama: decoder.layers.1.mlp.linear_fc2.bias" in message
 
 
-def test_an_iteration_that_is_not_there(copy: Copy) -> None:
-    assert "no checkpoint of iteration 7 here" in refused(copy(MODEL, "megatron"), iteration=7)
+def test_a_missing_iteration(copy: Copy) -> None:
+    assert "no checkpoint of iteration 7 found" in refused(copy(MODEL, "megatron"), iteration=7)
 
 
 def test_more_tokens_than_rows(copy: Copy) -> None:
     folder = copy(MODEL, "megatron")
-    assert "251 tokens, but only 250 rows of the embedding" in refused(folder, vocab_size=251)
+    assert "251 tokens, but the embedding has only 250 rows" in refused(folder, vocab_size=251)
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
@@ -171,20 +171,20 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     source.mkdir()
     assert "neither a Hugging Face folder (config.json) nor a checkpoint" in refused(source)
     (source / TRACKER).write_text("3")
-    assert "no checkpoint here" in refused(source)
+    assert "no checkpoint found" in refused(source)
 
 
-def test_a_target_that_is_there(copy: Copy, tmp_path: Path) -> None:
+def test_an_existing_target(copy: Copy, tmp_path: Path) -> None:
     folder = copy(MODEL, "hf")
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine").write_text("precious")
-    assert "is there already; --overwrite replaces it" in refused(folder)
+    assert "already exists; --overwrite replaces it" in refused(folder)
     assert (tmp_path / "target" / "mine").read_text() == "precious"
     convert(folder, tmp_path / "target", overwrite=True)
     assert not (tmp_path / "target" / "mine").exists()
 
 
-def test_what_a_killed_conversion_left_is_no_obstacle(copy: Copy, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_conversion_are_no_obstacle(copy: Copy, tmp_path: Path) -> None:
     folder = copy(MODEL, "hf")
     left = tmp_path / ".target.converting"
     (left / "release").mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_what_a_killed_conversion_left_is_no_obstacle(copy: Copy, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("format", "options", "told"),
+    ("format", "options", "expected"),
     [
         (
             "hf",
@@ -206,11 +206,11 @@ def test_what_a_killed_conversion_left_is_no_obstacle(copy: Copy, tmp_path: Path
         ("hf", {"verify": True, "upcycling": Upcycling(2)}, ["--verify-logits"]),
     ],
 )
-def test_options_that_say_nothing(
-    format: str, options: dict[str, object], told: list[str], copy: Copy
+def test_options_without_effect(
+    format: str, options: dict[str, object], expected: list[str], copy: Copy
 ) -> None:
     message = refused(copy(MODEL, format), **options)
-    assert all(text in message for text in told)
+    assert all(text in message for text in expected)
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_a_full_disk(
 ) -> None:
     if not seen:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 10**9))  # type: ignore[attr-defined]
-    error, told = (UserError, "GB are needed") if seen else (OSError, "No space left on device")
-    with pytest.raises(error, match=told):
+    error, message = (UserError, "GB are needed") if seen else (OSError, "No space left on device")
+    with pytest.raises(error, match=message):
         convert(models("Llama 2") / format, small_disk / "target")
     assert not list(small_disk.iterdir())

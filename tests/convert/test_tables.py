@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
-from megatron.flagscale.convert.families import FAMILIES, entries
+from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.families.registry import families, names
 from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of
 from megatron.flagscale.convert.model import Model, Rope
+from megatron.flagscale.convert.tensors import entries
 
 LLAMA = Model(
     family="llama",
@@ -84,29 +86,30 @@ def test_both_ways_to_write_a_configuration_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"architectures": ["LlamaForCausalM"]}, "did you mean `LlamaForCausalLM`?"),
         ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu', only 'silu'"),
         ({"attention_bias": True}, "`attention_bias` is True"),
         ({"hidden_size": None}, "`hidden_size` is missing"),
-        ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', no positive number"),
+        ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', not a positive number"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
-        ({"rope_parameters": {"rope_theta": 1000.5}}, "no whole number"),
+        ({"rope_parameters": {"rope_theta": 1000.5}}, "not a whole number"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "`partial_rotary_factor` is 0.5, only 1.0"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor`"),
         ({"dtype": "int8"}, "`dtype` int8"),
-        ({"num_key_value_heads": 3}, "4 attention heads in 3 groups"),
+        ({"num_key_value_heads": 3}, "4 attention heads cannot be divided into 3 groups"),
     ],
 )
-def test_what_megatron_cannot_compute_is_refused(changes: dict[str, object], told: str) -> None:
+def test_what_megatron_cannot_compute_is_refused(changes: dict[str, object], message: str) -> None:
     config = {**write_config(LLAMA, {}), **changes}
     with pytest.raises(UserError) as caught:
         read_config(config, "config.json")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     config = {**write_config(LLAMA, {}), "hidden_act": "gelu", "mlp_bias": True, "vocab_size": 0}
     with pytest.raises(UserError) as caught:
         read_config(config, "config.json")
@@ -114,7 +117,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"swiglu": False}, "swiglu = False"),
         ({"add_bias_linear": True}, "add_bias_linear = True"),
@@ -125,10 +128,10 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
     ],
 )
-def test_a_checkpoint_of_no_family_is_refused(changes: dict[str, object], told: str) -> None:
+def test_a_checkpoint_of_no_family_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         model_of({**checkpoint_arguments(LLAMA), **changes}, 10, "checkpoint")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_wrong_family_is_refused_with_those_that_fit() -> None:
@@ -151,6 +154,33 @@ def test_the_task_file_of_a_family_knows_only_arguments_of_the_engine(
         assert set(task) <= known
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("no_such_module:FAMILY", "no_such_module:FAMILY cannot be imported"),
+        ("json:FAMILY", "json:FAMILY cannot be imported"),
+        ("megatron.flagscale.convert.families.llama:LLAMA", "is not a `Family` of this name"),
+    ],
+)
+def test_a_broken_entry_point_is_reported(target: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "names", lambda: {"outside": target})
+    with pytest.raises(UserError, match=message):
+        list(registry.families())
+
+
+def test_nothing_but_its_own_file_names_a_family() -> None:
+    import ast
+
+    root = Path(__file__).parents[2]
+    files = [*(root / "megatron/flagscale/convert").glob("*.py"), *(root / "tools/checkpoint").glob("*.py")]
+    for file in files:
+        texts = {
+            node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)
+        }
+        assert texts.isdisjoint(names()), file
+
+
 def test_every_family_has_its_own_traits() -> None:
-    kinds = {(f.architecture, f.qkv_bias, f.qk_norm, f.moe) for f in FAMILIES.values()}
-    assert len(kinds) == len(FAMILIES) - 1  # Aquila is a Llama
+    known = list(families())
+    kinds = {(one.architecture, one.has_experts, *sorted(one.arguments.items())) for one in known}
+    assert len(kinds) == len(known) - 1  # Aquila is a Llama

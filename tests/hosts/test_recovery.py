@@ -52,7 +52,7 @@ def name(job: FarmJob, rank: int) -> str:
 @pytest.mark.parametrize(
     ("rank", "victim", "cause"),
     [
-        (1, "engine", "the launcher was killed by SIGKILL"),
+        (1, "engine", "the agent was killed by SIGKILL"),
         (1, "supervisor", "the supervisor was killed; its guard ended the processes of the run"),
         (0, "supervisor", "the supervisor was killed; its guard ended the processes of the run"),
     ],
@@ -152,14 +152,14 @@ def test_a_death_is_followed_by_a_restart_on_all_hosts(farm: NamespaceFarm, make
     assert (host, attempt.number, attempt.failure.message) == (
         name(job, 2),
         0,
-        "the launcher was killed by SIGKILL",
+        "the agent was killed by SIGKILL",
     )
     assert "restart 1 of 1 in 1 s" in job.log(0)
 
     # No further restart is left.
     job.member(0, "engine").send_signal(signal.SIGSEGV)
     job.wait_until_clean()
-    assert job.first_failure() == (0, "the launcher was killed by SIGSEGV")
+    assert job.first_failure() == (0, "the agent was killed by SIGSEGV")
     assert len(failed_attempts(job.status())) == 1
 
 

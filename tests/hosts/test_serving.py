@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.status.text import status_text
-from flagscale.status.watch import current_status, follow_services
+from flagscale.status.watch import current_status, watch_services
 from flagscale.values import Service
 from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeNamespaceFarm
@@ -79,7 +79,7 @@ def make_servers(
 
 def test_servers_of_unshared_hosts_are_told_and_ended(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
-    status = follow_services(job.plan, lambda status: status.phase != "starting")
+    status = watch_services(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
     text = status_text(current_status(job.plan))
     for host in job.plan.hosts:
@@ -91,7 +91,7 @@ def test_servers_of_unshared_hosts_are_told_and_ended(make_servers: Callable[...
 
 def test_a_server_that_dies_ends_those_of_the_other_host(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
-    follow_services(job.plan, lambda status: status.phase != "starting")
+    watch_services(job.plan, lambda status: status.phase != "starting")
     wait_until(lambda: len(current_status(job.plan).services) == 2, "both hosts' words")
     (victim,) = [state.pid for _, state in current_status(job.plan).services if state.name == "one.1"]
     inside = next(one for one in job.farm.processes(job.hosts[1]) if _pid_inside(one.pid) == victim)

@@ -45,7 +45,7 @@ def test_nothing_is_left(make_job: MakeJob, decoys: list[psutil.Process], victim
     failure = job.state().failure
     assert failure is not None
     if victim == "engine":
-        assert (failure.message, failure.signal) == ("the launcher was killed by SIGKILL", "SIGKILL")
+        assert (failure.message, failure.signal) == ("the agent was killed by SIGKILL", "SIGKILL")
     else:
         assert failure.message == "the supervisor was killed; its guard ended the processes of the run"
     assert job.state().exit_code not in (0, None)

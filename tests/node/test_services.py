@@ -20,7 +20,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import ServiceState
 from flagscale.status.model import JobStatus
 from flagscale.status.text import status_text
-from flagscale.status.watch import current_status, follow_services
+from flagscale.status.watch import current_status, watch_services
 from flagscale.values import LaunchPlan, Service
 from flagscale_testing.jobs.plans import SERVER
 from tests.node.conftest import FakeJob, wait_for
@@ -81,7 +81,7 @@ def test_servers_run_once_all_have_answered(
 ) -> None:
     job = services([], ["late:5", "child"]).start({"VLLM_API_KEY": "geheim"})
     assert current_status(job.plan).phase == "starting"
-    status = follow_services(job.plan, lambda status: status.phase != "starting")
+    status = watch_services(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
     assert "starting" in capsys.readouterr().out
     wait_for(lambda: states(job.plan)[0].tokens_per_s, 15)
@@ -167,7 +167,7 @@ def test_servers_that_hang_are_ended(services: Programs) -> None:
 
 def test_a_batch_tells_how_far_it_is_and_ends(services: Programs, capsys: pytest.CaptureFixture[str]) -> None:
     job = services(["progress:3:8", "exit:0:8"], batch=True).start()
-    status = follow_services(job.plan, lambda status: status.ended)
+    status = watch_services(job.plan, lambda status: status.ended)
     assert status.phase == "finished"
     assert status.exit_code == 0
     assert "running  3/8 prompts  7.5 tokens/s" in capsys.readouterr().out

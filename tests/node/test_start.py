@@ -315,11 +315,11 @@ def test_an_engine_that_ends_at_once(make_job: MakeJob) -> None:
     job = make_job("exit:2")
     # Whether the start sees the end already is a matter of milliseconds.
     told = _error_of(job.start)
-    assert not told or "the launcher ended with exit code 2\nthe last words of the agent" in told
+    assert not told or "the agent ended with exit code 2\nthe last words of the agent" in told
     wait_for(lambda: job.state().phase == "failed")
     failure = job.state().failure
     assert failure is not None
-    assert (failure.message, failure.exitcode) == ("the launcher ended with exit code 2", 2)
+    assert (failure.message, failure.exitcode) == ("the agent ended with exit code 2", 2)
     assert failure.traceback == "the last words of the agent\n"
     wait_for(job.is_gone)
 

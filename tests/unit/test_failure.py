@@ -64,7 +64,7 @@ def test_without_a_rank_the_launcher_speaks(plan: LaunchPlan, text: str | None) 
     )
     failure = first_failure(plan, plan.nodes[0], 2)
     assert (failure.message, failure.exitcode, failure.rank) == (
-        "the launcher ended with exit code 2",
+        "the agent ended with exit code 2",
         2,
         None,
     )
@@ -76,7 +76,7 @@ def test_without_a_rank_the_launcher_speaks(plan: LaunchPlan, text: str | None) 
 def test_a_signal_says_it_all(plan: LaunchPlan, number: int, name: str) -> None:
     write_log(plan, 0, "=== run now-[1] on localhost, today\nharmless\n")
     failure = first_failure(plan, plan.nodes[0], -number)
-    assert (failure.message, failure.signal) == (f"the launcher was killed by {name}", name)
+    assert (failure.message, failure.signal) == (f"the agent was killed by {name}", name)
     assert failure.traceback == ""
 
 

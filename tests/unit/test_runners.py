@@ -18,7 +18,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner, RunReport, all_scripts, recorded, runner_of, start_now
 from flagscale.status.model import status_json
 from flagscale.status.text import plan_text, status_text
-from flagscale.status.watch import current_status, follow
+from flagscale.status.watch import current_status, watch_job
 from flagscale.values import Host, LaunchPlan, NodeCommand
 from tests.unit.plans import host_status, make_experiment, make_job, make_plan, write_log
 
@@ -89,7 +89,7 @@ def test_following_goes_on_with_the_hosts_that_the_queue_chooses(
     with log.open("ab") as file:
         write_header(file, "now", "node7", "2026-01-01 00:00:00")
     write_log(chosen, 0, "flagscale: checkpoint 1\n")
-    status = follow(plan)
+    status = watch_job(plan)
     assert (status.phase, status.plan) == ("finished", chosen)
     assert capsys.readouterr().out.splitlines() == [
         "queued: 2 jobs are ahead",

@@ -74,7 +74,7 @@ def test_a_run_that_is_being_ended_after_a_failure_is_no_success(plan: LaunchPla
 
 
 def test_the_first_failing_rank_is_the_cause(plan: LaunchPlan) -> None:
-    victim = Failure("the launcher ended with exit code 1", time=5.0)
+    victim = Failure("the agent ended with exit code 1", time=5.0)
     late, cause = Failure("late", rank=0, time=9.0), Failure("cause", rank=2, time=7.0)
     for failures in ((victim, cause), (late, cause), (cause, late)):
         hosts = [host_status(plan, rank, "failed", failure) for rank, failure in enumerate(failures)]
@@ -86,7 +86,7 @@ def test_the_first_failing_rank_is_the_cause(plan: LaunchPlan) -> None:
 def test_what_was_caused_elsewhere_is_never_the_cause(plan: LaunchPlan) -> None:
     victim = Failure("ended because of node1: rank 2: boom", time=3.0, is_victim=True)
     wounded = Failure("connection closed by peer", rank=0, time=2.0, is_victim=True)
-    launcher, cause = Failure("the launcher was killed", time=9.0), Failure("boom", rank=2, time=11.0)
+    launcher, cause = Failure("the agent was killed", time=9.0), Failure("boom", rank=2, time=11.0)
     for first, second, expected in (
         (victim, cause, cause),
         (wounded, cause, cause),
@@ -176,7 +176,7 @@ def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
 
 def test_each_attempt_is_told_once_with_its_cause(plan: LaunchPlan) -> None:
     victim = Failure("ended because of node1: rank 2: boom", is_victim=True)
-    first, second = Failure("boom", rank=2), Failure("the launcher was killed by SIGKILL")
+    first, second = Failure("boom", rank=2), Failure("the agent was killed by SIGKILL")
     of_hosts = [
         (Attempt(0, 1.0, 2.0, victim), Attempt(1, 3.0, 4.0, second)),
         (Attempt(0, 1.0, 2.0, first), Attempt(1, 3.0, 4.0, victim)),
@@ -191,12 +191,12 @@ def test_each_attempt_is_told_once_with_its_cause(plan: LaunchPlan) -> None:
     lines = [line for line in status_text(found).splitlines() if "  attempt " in line]
     assert [line.partition(": host ")[2] for line in lines] == [
         "node1: boom",
-        "node0: the launcher was killed by SIGKILL",
+        "node0: the agent was killed by SIGKILL",
     ]
     told = json.loads(json.dumps(status_json(found)))["attempts"]
     assert [(one["host"], one["number"], one["failure"]["message"]) for one in told] == [
         ("node1", 0, "boom"),
-        ("node0", 1, "the launcher was killed by SIGKILL"),
+        ("node0", 1, "the agent was killed by SIGKILL"),
     ]
 
 

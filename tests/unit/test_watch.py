@@ -18,7 +18,7 @@ from flagscale.status import log_tail as tail_module
 from flagscale.status import watch as follow_module
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import status_json
-from flagscale.status.watch import current_status, follow, statuses
+from flagscale.status.watch import current_status, statuses, watch_job
 from flagscale.values import LaunchPlan, Service
 from tests.unit.plans import FakeHosts, host_status, make_plan, write_log
 
@@ -141,7 +141,7 @@ def test_following_in_a_pipe(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counted = script(monkeypatch, plan, "starting", "running", "running", "failed")
-    found = follow(plan)
+    found = watch_job(plan)
     assert (found.phase, found.exit_code) == ("failed", 1)
     assert capsys.readouterr().out.splitlines() == [
         "flagscale: checkpoint 1",
@@ -161,7 +161,7 @@ def test_following_in_a_terminal(
 ) -> None:
     script(monkeypatch, plan, "running", "running", "finished")
     monkeypatch.setattr(follow_module.sys.stdout, "isatty", lambda: True, raising=False)
-    assert follow(plan).phase == "finished"
+    assert watch_job(plan).phase == "finished"
     out = capsys.readouterr().out
     assert "flagscale: checkpoint 2" in out
     assert "iteration 1" in out

@@ -14,7 +14,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from flagscale.checks.worker import Machine
+from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
 from flagscale.run import env
 from flagscale_testing.ranks.training import MOCK_DATA
@@ -30,7 +30,7 @@ from megatron.flagscale.layers import spec
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.loss import use_our_loss
 
-MACHINE = Machine(has_chip=False, has_fused_layers=False, backend=CPU.backend)
+MACHINE = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
 
 
 def parsed(text: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
-from flagscale.checks.worker import Machine, cpu_defaults
+from flagscale.checks.worker import Capabilities, cpu_defaults
 from flagscale.config.catalog import load_catalog
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
@@ -41,8 +41,8 @@ ON_CPU = (
 )
 """What the worker puts before a user's arguments on a CPU."""
 
-HOST = Machine(has_chip=False, has_fused_layers=False, backend=CPU.backend)
-CHIP = Machine(has_chip=True, has_fused_layers=True, backend="nccl")
+HOST = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
+CHIP = Capabilities(has_chip=True, has_fused_layers=True, backend="nccl")
 
 
 def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def test_the_launcher_knows_the_workers_defaults_on_a_cpu() -> None:
 
 
 def test_only_the_worker_sees_what_is_not_installed() -> None:
-    machine = Machine(has_chip=True, has_fused_layers=False, backend="nccl")
+    machine = Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
     (problem,) = argument_problems(engine_parser().parse_args(argv_of(TASK)), machine)
     assert problem.where == "--transformer-impl"
     assert "needs TransformerEngine, which is not installed" in problem.what

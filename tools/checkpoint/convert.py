@@ -1,6 +1,6 @@
 """Convert a model between Hugging Face and Megatron: `convert.py --load DIR --save DIR`.
 
-The format of the source is seen in its folder; the target has the other one, or that of `--to`.
+The format of the source is detected in its folder; the target has the other one, or that of `--to`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ if not __package__:  # run as a file: import from the root of the repository, no
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.convert.families import FAMILIES
+from megatron.flagscale.convert.families.registry import names
 from megatron.flagscale.convert.model import DTYPES
 from tools.command import run
 from tools.progress import Progress
 
 _EXPERTS = {"topk": "--topk", "std": "--router-std", "seed": "--seed"}
-"""How experts are made: fields of `Upcycling`, and their options."""
+"""Fields of `Upcycling` and their options."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -28,7 +28,7 @@ def size(text: str) -> int:
     """Return the bytes that `5GB`, `500MB` or a plain number mean."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
-        raise ArgumentTypeError(f"{text!r} is no size; write 5GB or 500MB")
+        raise ArgumentTypeError(f"{text!r} is not a size; write 5GB or 500MB")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
@@ -37,7 +37,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--load", type=Path, required=True, help="folder of the model or of its checkpoints")
     parser.add_argument("--save", type=Path, required=True, help="folder to make")
     parser.add_argument("--to", choices=("huggingface", "megatron"), help="format of --save (the other one)")
-    parser.add_argument("--model", choices=sorted(FAMILIES), help="family (found out)")
+    parser.add_argument("--model", choices=sorted(names()), help="family (detected)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="cast all tensors (each keeps its precision)")
     parser.add_argument("--iteration", type=int, help="which checkpoint of --load (the newest complete one)")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (the one of the source)")
@@ -63,7 +63,9 @@ def main() -> int:
 
     how = {name: getattr(arguments, name) for name in _EXPERTS if getattr(arguments, name) is not None}
     if how and arguments.experts is None:
-        raise UserError([Problem("makes no experts", _EXPERTS[name], "add --experts N") for name in how])
+        raise UserError(
+            [Problem("has no effect without --experts", _EXPERTS[name], "add --experts N") for name in how]
+        )
     upcycling = None if arguments.experts is None else Upcycling(arguments.experts, **how)
     made = convert(
         arguments.load,

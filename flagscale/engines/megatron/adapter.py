@@ -13,7 +13,7 @@ from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import UNSUPPORTED
 from flagscale.checks.megatron import remarks, rule_violations
-from flagscale.checks.worker import Machine, with_defaults, worker_violations
+from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
@@ -174,12 +174,12 @@ def _violations(
             yield option.dest, f"`{option.name.replace('-', '_')}` is required by `{program.name}`"
 
 
-def _machine(hosts: tuple[Host, ...]) -> Machine:
+def _machine(hosts: tuple[Host, ...]) -> Capabilities:
     """Return what the launcher knows of the ranks' machines; all are alike, or the rules of meshes say so."""
     kinds = [platforms.find(host.platform) for host in hosts]
     kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
     # Only the worker can see whether fused layers are installed; where there are chips, it is assumed.
-    return Machine(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
+    return Capabilities(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
 
 
 MEGATRON = Engine(

@@ -3,7 +3,7 @@
     from megatron.flagscale.convert.convert import convert
     convert("outputs/run/checkpoints", "model_hf")
 
-Every source gives, and every target takes, one stream of named tensors (`families.entries`), so n formats
-need n readers and n writers. A family of models is a table of names (`families.FAMILIES`). The modules
-`model`, `families`, `hf_config` and `megatron_args` need the standard library only.
+Every source gives, and every target takes, one stream of named tensors (`tensors.entries`), so n formats need
+n readers and n writers. A family of models is one file of tables (`families`). `model`, `families`,
+`hf_config` and `megatron_args` need the standard library only.
 """

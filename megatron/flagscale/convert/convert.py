@@ -1,4 +1,4 @@
-"""Convert a model: see what the source is, and stream its tensors into a target that appears complete."""
+"""Convert a model: recognize the source, and stream its tensors into a target that appears complete."""
 
 from __future__ import annotations
 
@@ -8,34 +8,41 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 import yaml
 
-from flagscale.errors import UserError
+from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
-from megatron.flagscale.convert.families import Entry, entries
 from megatron.flagscale.convert.files import complete_folder, read_json
 from megatron.flagscale.convert.hf_config import write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
+from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import model_of, task_arguments
 from megatron.flagscale.convert.model import Model
-from megatron.flagscale.convert.options import HUGGINGFACE, MEGATRON, asked_in_vain
-from megatron.flagscale.convert.source import Source
-from megatron.flagscale.convert.tokenizer import GENERATION, Tokenizer, is_tokenizer, open_tokenizer
+from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
+from megatron.flagscale.convert.tokenizer import (
+    GENERATION,
+    Tokenizer,
+    check_tokens,
+    is_tokenizer,
+    open_tokenizer,
+    stored_tokenizer,
+)
 from megatron.flagscale.convert.torch_dist import (
     RELEASE,
     TorchDistSource,
-    TorchDistTarget,
     find_checkpoint,
     is_checkpoint,
     read_arguments,
     stored_rows,
 )
+from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
-from megatron.flagscale.convert.verify import verify_logits
 
+HUGGINGFACE, MEGATRON = "huggingface", "megatron"
+"""The formats, as `--to` names them."""
 SHARD_BYTES = 5 * 10**9
 TASK, TOKENIZER = "model.yaml", "tokenizer"
 """Beside a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
@@ -43,7 +50,7 @@ TASK, TOKENIZER = "model.yaml", "tokenizer"
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion made: of `tensors` tensors as Megatron joins them, `bytes` long."""
+    """The result of a conversion: `tensors` is their number as Megatron joins them, `bytes` their length."""
 
     target: Path
     format: str
@@ -54,17 +61,11 @@ class Converted:
 
 
 class Progress(Protocol):
-    """What shows how far it is, as `tools.progress` does; a context manager."""
+    """Reports progress, as `tools.progress` does; a context manager."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, failed: object, /, *rest: object) -> None: ...
     def advance(self, size: int, **counts: float) -> None: ...
-
-
-class _Target(Protocol):
-    def write(self, entry: Entry, tensor: torch.Tensor) -> None: ...
-    def finish(self) -> None: ...
-    def close(self) -> None: ...
 
 
 def convert(
@@ -86,29 +87,28 @@ def convert(
     """Write the model of the folder `load` to the new folder `save`, in the other format or that of `to`.
 
     `dtype` (torch's name) casts every tensor, else each keeps its precision. `tokenizer` goes with the model,
-    else the source's own. `vocab_size` is the true number of tokens where the source does not say. `verify`
+    else the source's own. `vocab_size` is the true number of tokens if the source does not say. `verify`
     compares the logits of both sides; `shard_bytes` (5 GB) is the most that one file of safetensors holds.
     `progress` is made with the number of bytes once it is known.
 
     Raises:
-        UserError: the source is no model that can be converted, with every reason; `save` exists; an option
-            that would say nothing.
+        UserError: the source cannot be converted, with every reason; `save` exists; an option has no effect.
     """
     load, save = Path(load), Path(save)
     origin = format_of(load)
     to = to or (MEGATRON if origin == HUGGINGFACE else HUGGINGFACE)
-    if in_vain := [
-        *asked_in_vain(
-            origin,
-            to,
-            vocab_size=vocab_size,
-            iteration=iteration,
-            shard_bytes=shard_bytes,
-            verify=verify,
-            is_upcycled=upcycling is not None,
-        )
-    ]:
-        raise UserError(in_vain)
+    ineffective = {}
+    if origin == HUGGINGFACE and vocab_size is not None:
+        ineffective["--vocab-size"] = "a Hugging Face folder says how many tokens it has"
+    if origin == HUGGINGFACE and iteration is not None:
+        ineffective["--iteration"] = "a Hugging Face folder holds one model"
+    if to == MEGATRON and shard_bytes is not None:
+        ineffective["--max-shard-size"] = "Megatron's checkpoints have no shards"
+    if verify and (upcycling or origin == to):
+        what = "logits are compared only between a Hugging Face folder and a Megatron checkpoint"
+        ineffective["--verify-logits"] = what
+    if ineffective:
+        raise UserError(Problem(what, option, "leave it out") for option, what in ineffective.items())
     given = open_tokenizer(Path(tokenizer)) if tokenizer else None
     if origin == HUGGINGFACE:
         source, companion, notices = _open_huggingface(load, family, given)
@@ -123,7 +123,7 @@ def convert(
     with complete_folder(save, overwrite) as folder:
         free = shutil.disk_usage(folder).free
         if free < total:
-            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free there")
+            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
         if to == HUGGINGFACE:
             _write_config(folder, model, companion)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
@@ -137,21 +137,21 @@ def convert(
 
 
 def _verify(source: Source, made: Path, to: str, model: Model) -> str:
-    assert isinstance(source, TorchDistSource | HuggingFaceSource)  # `asked_in_vain` leaves no others
+    assert isinstance(source, TorchDistSource | HuggingFaceSource)  # `convert` refuses others
     sides = (made, source.folder) if to == HUGGINGFACE else (source.folder, made)
     difference = verify_logits(*sides, model)
-    return f"logits of Megatron and transformers differ by {difference:.1e} of the greatest"
+    return f"logits of Megatron and transformers differ by {difference:.1e} relative to the largest"
 
 
 def format_of(folder: Path) -> str:
-    """Return which of `FORMATS` a folder has; `UserError` where it is neither."""
+    """Return the format of a folder; `UserError` if it has neither."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if (folder / CONFIG).is_file():
         return HUGGINGFACE
     if is_checkpoint(folder):
         return MEGATRON
-    raise UserError(f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a checkpoint of Megatron's")
+    raise UserError(f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a checkpoint of Megatron")
 
 
 def _open_huggingface(
@@ -159,7 +159,7 @@ def _open_huggingface(
 ) -> tuple[Source, Tokenizer, tuple[str, ...]]:
     source = HuggingFaceSource(load, family)
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else None)
-    notices = _check_tokens(source.model, companion)
+    notices = check_tokens(companion, source.model.vocab)
     if companion is None:
         config = read_json(load / CONFIG)
         stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
@@ -173,52 +173,35 @@ def _open_megatron(
 ) -> tuple[Source, Tokenizer, tuple[str, ...]]:
     checkpoint = find_checkpoint(load, iteration)
     args = read_arguments(checkpoint)
-    companion = given or _own_tokenizer(load, checkpoint, args)
+    named = [Path(args["tokenizer_model"])] if args.get("tokenizer_model") else []
+    # Beside a converted checkpoint, else the one of the training, if it is still there.
+    companion = given or stored_tokenizer([load / TOKENIZER, checkpoint.parent / TOKENIZER, *named])
     tokens = vocab_size or args.get("vocab_size") or (companion.size if companion else None)
     rows = stored_rows(checkpoint)
     if tokens is not None and tokens > rows:
-        raise UserError(f"{checkpoint}: {tokens} tokens, but only {rows} rows of the embedding")
+        raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
     model = model_of(args, tokens or rows, str(checkpoint), family)
-    notices = _check_tokens(model, companion)
+    notices = check_tokens(companion, model.vocab)
     if tokens is None:
-        notices += (f"nothing says how many tokens are true: all {rows} rows are kept (--vocab-size)",)
+        notices += (f"the true number of tokens is unknown: all {rows} rows are kept (--vocab-size)",)
     return TorchDistSource(checkpoint, model), companion or Tokenizer(), notices
-
-
-def _own_tokenizer(load: Path, checkpoint: Path, args: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer beside a converted checkpoint, else the one of the training, if it is still there."""
-    named = args.get("tokenizer_model")
-    for folder in (load / TOKENIZER, checkpoint.parent / TOKENIZER, *([Path(named)] if named else [])):
-        if is_tokenizer(folder):
-            return open_tokenizer(folder)
-        if (folder / GENERATION).is_file():  # converted from a folder without a tokenizer
-            return Tokenizer(generation=read_json(folder / GENERATION))
-    return None
-
-
-def _check_tokens(model: Model, tokenizer: Tokenizer | None) -> tuple[str, ...]:
-    if tokenizer is None or tokenizer.folder is None:
-        return ("no tokenizer goes with the model: --tokenizer FOLDER names one",)
-    if tokenizer.size is not None and tokenizer.size > model.vocab:
-        raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model knows {model.vocab}")
-    return ()
 
 
 def _stream(
     source: Source,
     dtypes: Mapping[Entry, torch.dtype],
-    target: _Target,
+    target: Target,
     total: int,
     progress: Callable[[int], Progress] | None,
 ) -> None:
-    with closing(target), progress(total) if progress else nullcontext() as told:
+    with closing(target), progress(total) if progress else nullcontext() as shown:
         for entry, dtype in dtypes.items():
             tensor = source.read(entry)
             assert tensor.shape == entry.shape
             target.write(entry, tensor.to(dtype))
-            if told:
+            if shown:
                 size = entry.elements * dtype.itemsize
-                told.advance(size, MB=size / 1e6)
+                shown.advance(size, MB=size / 1e6)
         target.finish()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import UserError
+from flagscale.files import locked
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; `UserError` where there is none."""
+    """Return the content of a JSON file; `UserError` if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -26,19 +26,18 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Give an empty folder beside `path` that takes its name when the block ends well; else it is removed.
+    """Yield an empty folder beside `path` that takes its name if the block succeeds; otherwise it is removed.
 
     Raises:
-        UserError: `path` is there and `overwrite` is false, or another process is at it.
+        UserError: `path` exists and `overwrite` is false, or another process is writing it.
     """
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: is there already; --overwrite replaces it")
+        raise UserError(f"{path}: already exists; --overwrite replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.converting")
     temporary.mkdir(exist_ok=True)
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        _lock(descriptor, path)
+    busy = UserError(f"{path}: another conversion is writing it; wait until it ends")
+    with locked(temporary, busy=busy):
         for left in temporary.iterdir():  # of a conversion that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
@@ -54,15 +53,6 @@ def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{path}: another conversion writes it; wait for it") from None
 
 
 def _flush(folder: Path) -> None:

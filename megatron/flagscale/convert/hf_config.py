@@ -1,21 +1,22 @@
 """A model as Hugging Face's `config.json`, and the reverse. Standard library only.
 
-What is written opens in version 4 and 5 of `transformers`, which name the precision (`torch_dtype`, `dtype`)
-and the rotary positions (`rope_theta` with `rope_scaling`, `rope_parameters`) differently; both are read.
+The files written here open in versions 4 and 5 of `transformers`, which name the precision (`torch_dtype`,
+`dtype`) and the rotary positions (`rope_theta` with `rope_scaling`, `rope_parameters`) differently; both are
+read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flagscale.errors import Problem, UserError, nearest
-from megatron.flagscale.convert.families import FAMILIES, Family
+from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.families.base import Family, Setting
 from megatron.flagscale.convert.model import DTYPES, Model, Rope
 
-# Settings of `config.json` that change what a model computes: the value that all families share.
-_REQUIRED = {
-    "hidden_act": "silu",
+# Keys of `config.json` that change what a model computes, with their value in families that do not name them.
+_EXPECTED = {
     "attention_bias": False,
     "mlp_bias": False,
     "use_sliding_window": False,
@@ -23,50 +24,49 @@ _REQUIRED = {
     "partial_rotary_factor": 1.0,
 }
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn", "experts", "topk")
 
 
 def read_config(config: Mapping[str, Any], where: str, family: str | None = None) -> Model:
-    """Return the model that a `config.json` describes; `family` is the user's word for it, or None.
+    """Return the model that a `config.json` describes; `family` is the one the user named, or None.
 
     Raises:
-        UserError: an unknown architecture, a missing key, or what Megatron has no argument for.
+        UserError: the architecture is unknown, a key is missing, or Megatron has no argument for a value.
     """
     found = _family(config, where, family)
-    problems = [
-        Problem(f"`{name}` is {config[name]!r}, only {value!r} can be converted", where)
-        for name, value in _REQUIRED.items()
-        if config.get(name, value) != value
-    ]
-    positions = _number(config, "max_position_embeddings", where, problems)
-    window = config.get("sliding_window")
-    if found.moe and window is not None and window < positions:
-        problems.append(Problem(f"`sliding_window` is {window}: not supported", where))
-    rope = _rope(config, where, problems)
-    heads = _number(config, "num_attention_heads", where, problems)
-    hidden = _number(config, "hidden_size", where, problems)
-    groups = config.get("num_key_value_heads") or heads
-    if heads % max(groups, 1):
-        problems.append(Problem(f"{heads} attention heads in {groups} groups", where))
+    problems: list[Problem] = []
+    # Version 5 keeps some keys, such as `partial_rotary_factor`, with the rotary positions.
+    config = {**(config.get("rope_parameters") or {}), **config}
+
+    def report(what: str) -> None:
+        problems.append(Problem(what, where))
+
+    settings = {setting.argument: _setting(config, setting, report) for setting in found.settings}
+    varying = {setting.key for setting in found.settings}
+    for name, value in {**_EXPECTED, **found.config}.items():
+        if name not in varying and config.get(name, value) != value:
+            report(f"`{name}` is {config[name]!r}, only {value!r} can be converted")
+    known = _sizes(config, found, report)
+    if known["heads"] % known["groups"]:
+        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups")
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES.values():
-        problems.append(Problem(f"`dtype` {dtype} is none of {', '.join(DTYPES.values())}", where))
+        report(f"`dtype` {dtype} is not supported; known: {', '.join(DTYPES.values())}")
+    norm_eps = _value(config, found, "norm_eps", known)
+    if not isinstance(norm_eps, float | int):
+        report(f"`{found.keys['norm_eps']}` is missing")
+        norm_eps = 0
     model = Model(
-        family=family or found.name,
-        layers=_number(config, "num_hidden_layers", where, problems),
-        hidden=hidden,
-        ffn=_number(config, "intermediate_size", where, problems),
-        heads=heads,
-        groups=groups,
-        head_dim=config.get("head_dim") or hidden // max(heads, 1),
-        vocab=_number(config, "vocab_size", where, problems),
-        positions=positions,
-        norm_eps=float(config.get("rms_norm_eps", 1e-5 if found.moe else 1e-6)),
-        rope=rope,
-        tied=bool(config.get("tie_word_embeddings", False)),
+        family=found.name,
+        **known,
+        norm_eps=float(norm_eps),
+        rope=_rope(config, report) if found.is_rotary else None,
+        tied=bool(config.get("tie_word_embeddings", found.tied)),
         dtype=dtype,
-        experts=_number(config, "num_local_experts", where, problems) if found.moe else 0,
-        topk=_number(config, "num_experts_per_tok", where, problems) if found.moe else 0,
+        settings=settings,
     )
+    for what in found.refuse(config, model):
+        report(what)
     if problems:
         raise UserError(problems)
     return model
@@ -75,32 +75,61 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
 def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family:
     architectures = config.get("architectures") or []
     architecture = architectures[0] if architectures else f"model_type {config.get('model_type')!r}"
-    for family in FAMILIES.values():
-        if architecture == family.architecture or (
-            not architectures and config.get("model_type") == family.model_type
-        ):
-            if wanted and FAMILIES[wanted].architecture != family.architecture:
-                raise UserError(f"{where}: the model is {architecture}, no {wanted}")
-            return family
-    known = {family.architecture for family in FAMILIES.values()}
-    hint = nearest(str(architecture), known)
-    raise UserError([Problem(f"the architecture {architecture} cannot be converted", where, hint)])
+    known = list(registry.families())
+    fitting = [
+        family
+        for family in known
+        if architecture == family.architecture
+        or (not architectures and config.get("model_type") == family.model_type)
+    ]
+    if not fitting:
+        names = sorted({family.architecture for family in known})
+        what = f"the architecture {architecture} cannot be converted; known: {', '.join(names)}"
+        raise UserError([Problem(what, where, nearest(str(architecture), names))])
+    named = [family for family in fitting if wanted in (None, family.name)]
+    if not named:
+        raise UserError(f"{where}: the model is {architecture}, not {wanted}")
+    return named[0]
 
 
-def _number(config: Mapping[str, Any], name: str, where: str, problems: list[Problem]) -> int:
-    value = config.get(name)
-    if isinstance(value, int) and value > 0:
-        return value
-    what = f"`{name}` is missing" if value is None else f"`{name}` is {value!r}, no positive number"
-    problems.append(Problem(what, where))
-    return 1
+def _setting(config: Mapping[str, Any], setting: Setting, report: Callable[[str], None]) -> Any:
+    value = config.get(setting.key, setting.default)
+    if setting.values and value not in setting.values:
+        known = " or ".join(map(repr, setting.values))
+        report(f"`{setting.key}` is {value!r}, only {known} can be converted")
+    return setting.values.get(value, value)
 
 
-def _rope(config: Mapping[str, Any], where: str, problems: list[Problem]) -> Rope:
+def _value(config: Mapping[str, Any], family: Family, field: str, known: Mapping[str, Any]) -> Any:
+    """Return a size by its key, or its default; None if it has neither."""
+    defaults = {
+        "groups": lambda known: known["heads"],
+        "head_dim": lambda known: max(known["hidden"] // known["heads"], 1),
+        **family.defaults,
+    }
+    value = config.get(family.keys.get(field, ""))
+    return defaults[field](known) if value is None and field in defaults else value
+
+
+def _sizes(config: Mapping[str, Any], family: Family, report: Callable[[str], None]) -> dict[str, int]:
+    known: dict[str, int] = {}
+    for field in _SIZES:
+        if field in ("experts", "topk") and not family.has_experts:
+            continue
+        value = _value(config, family, field, known)
+        if not isinstance(value, int) or value <= 0:
+            key = family.keys[field]
+            report(f"`{key}` is missing" if value is None else f"`{key}` is {value!r}, not a positive number")
+            value = 1
+        known[field] = value
+    return known
+
+
+def _rope(config: Mapping[str, Any], report: Callable[[str], None]) -> Rope:
     parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     if not theta.is_integer():
-        problems.append(Problem(f"`rope_theta` {theta} is no whole number: Megatron takes none", where))
+        report(f"`rope_theta` {theta} is not a whole number, as Megatron requires")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     factor = float(parameters.get("factor", 1.0))
     if kind == "default":
@@ -110,55 +139,42 @@ def _rope(config: Mapping[str, Any], where: str, problems: list[Problem]) -> Rop
     if kind == "llama3":
         for name, value in _LLAMA3.items():
             if parameters.get(name) != value:
-                told = f"`{name}` of the rotary scaling is {parameters.get(name)!r}, Megatron has {value:g}"
-                problems.append(Problem(told, where))
+                found = parameters.get(name)
+                report(f"`{name}` of the rotary scaling is {found!r}, only {value:g} can be converted")
         return Rope(theta, "llama3", factor)
-    problems.append(Problem(f"rotary scaling {kind!r} with factor {factor:g}: Megatron has none", where))
+    report(f"rotary scaling {kind!r} with factor {factor:g} is not supported by Megatron")
     return Rope(theta)
 
 
 def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of `config.json`; `special` are the tokenizer's ids (`eos_token_id`, ...)."""
-    family = FAMILIES[model.family]
-    scaling: dict[str, Any] = {"rope_type": model.rope.scaling or "default"}
-    if model.rope.scaling:
-        scaling["factor"] = model.rope.factor
-    if model.rope.scaling == "llama3":
-        scaling |= _LLAMA3
-    config: dict[str, Any] = {
+    family = registry.load(model.family)
+    return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        "hidden_act": "silu",
-        "hidden_size": model.hidden,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.groups,
-        "head_dim": model.head_dim,
-        "vocab_size": model.vocab,
-        "max_position_embeddings": model.positions,
-        "rms_norm_eps": model.norm_eps,
-        "rope_theta": model.rope.theta,
-        "rope_parameters": {"rope_theta": model.rope.theta, **scaling},
+        **{key: getattr(model, field) for field, key in family.keys.items()},
+        **(_write_rope(model.rope) if model.rope else {}),
         "tie_word_embeddings": model.tied,
-        "attention_dropout": 0.0,
         "dtype": model.dtype,
         "torch_dtype": model.dtype,
         "use_cache": True,
+        **family.config,
+        **family.written,
+        **{setting.key: _write_setting(setting, model) for setting in family.settings},
         **special,
     }
-    if model.rope.scaling:
-        config["rope_scaling"] = scaling
-    if family.architecture == "LlamaForCausalLM":
-        config |= {"attention_bias": False, "mlp_bias": False}
-    if family.moe:
-        config |= {
-            "num_local_experts": model.experts,
-            "num_experts_per_tok": model.topk,
-            "sliding_window": None,
-        }
-    if family.qk_norm:
-        config["attention_bias"] = False
-    if family.model_type.startswith("qwen"):
-        config |= {"use_sliding_window": False, "sliding_window": None}
-    return config
+
+
+def _write_setting(setting: Setting, model: Model) -> Any:
+    value = model.settings[setting.argument]
+    return next((key for key, argument in setting.values.items() if argument == value), value)
+
+
+def _write_rope(rope: Rope) -> dict[str, Any]:
+    scaling: dict[str, Any] = {"rope_type": rope.scaling or "default"}
+    if rope.scaling:
+        scaling["factor"] = rope.factor
+    if rope.scaling == "llama3":
+        scaling |= _LLAMA3
+    config = {"rope_theta": rope.theta, "rope_parameters": {"rope_theta": rope.theta, **scaling}}
+    return {**config, "rope_scaling": scaling} if rope.scaling else config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,16 @@ from safetensors import SafetensorError, safe_open
 
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
-from megatron.flagscale.convert.families import Entry, entries
+from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_config import read_config
-from megatron.flagscale.convert.joins import join, split
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _ONE_FILE = "model.safetensors"
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _CODES = {dtype: name for name, dtype in _NAMES.items()}
-_BUFFERS = (".rotary_emb.inv_freq",)  # older Llamas store what is computed from the configuration
-_OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class HuggingFaceSource:
     """A folder whose tensors were compared with its `config.json`: names, number, shapes.
 
     Raises:
-        UserError: with everything that does not fit.
+        UserError: with all differences.
     """
 
     def __init__(self, folder: Path, family: str | None = None) -> None:
@@ -46,19 +45,20 @@ class HuggingFaceSource:
         self.model: Model = read_config(read_json(folder / CONFIG), str(folder / CONFIG), family)
         self._stored = _stored_tensors(folder)
         problems = list(_differences(self.model, self._stored))
-        stored_twice = self.model.tied and {_OUTPUT, _EMBEDDING} <= self._stored.keys()
-        if stored_twice and not torch.equal(self._tensor(_OUTPUT), self._tensor(_EMBEDDING)):
-            problems.append(Problem(f"{_OUTPUT} is stored, and differs from the embedding it is tied to"))
+        output, embedding = _tied_names(self.model)
+        stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
+        if stored_twice and not torch.equal(self._tensor(output), self._tensor(embedding)):
+            problems.append(Problem(f"{output} is stored, and differs from the embedding it is tied to"))
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """The precision of a tensor as it is stored."""
+        """Return the precision of a tensor as it is stored."""
         return _NAMES[self._stored[entry.huggingface[0]].dtype]
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """The tensor of an entry of `entries(self.model)`, joined as Megatron holds it."""
-        return join(entry, self.model, [self._tensor(name) for name in entry.huggingface])
+        """Return the tensor of an entry of `entries(self.model)`, joined as Megatron holds it."""
+        return entry.join.join([self._tensor(name) for name in entry.huggingface], self.model)
 
     def _tensor(self, name: str) -> torch.Tensor:
         # Opened anew for each: pages of a file that stays open count as memory of this process.
@@ -90,9 +90,15 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
         raise UserError(problems)
     misplaced = [name for name, file in index.items() if name not in stored or stored[name].file.name != file]
     if misplaced:
-        what = f"names {_some(misplaced)}, which the files do not hold"
+        what = f"names {_some(misplaced)}, which the files do not contain"
         raise UserError([Problem(what, str(folder / INDEX))])
     return stored
+
+
+def _tied_names(model: Model) -> tuple[str, str]:
+    """The names of output and embedding, whether the output is stored or not."""
+    rows = {row.megatron: row.huggingface[0] for row in registry.load(model.family).rows}
+    return rows[OUTPUT], rows[EMBEDDING]
 
 
 def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Problem]:
@@ -101,7 +107,8 @@ def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Proble
         for entry in entries(model)
         for name, shape in zip(entry.huggingface, entry.parts, strict=True)
     }
-    optional = {name for name in stored if name.endswith(_BUFFERS) or (model.tied and name == _OUTPUT)}
+    buffers, (output, _) = registry.load(model.family).buffers, _tied_names(model)
+    optional = {name for name in stored if name.endswith(buffers) or (model.tied and name == output)}
     missing = [name for name in expected if name not in stored]
     extra = [name for name in stored if name not in expected and name not in optional]
     if missing:
@@ -110,7 +117,7 @@ def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Proble
         yield Problem(f"{len(extra)} tensors do not belong to a {model.family}: {_some(extra)}")
     for name, shape in expected.items():
         if name in stored and stored[name].shape != shape:
-            yield Problem(f"{name} is {list(stored[name].shape)}, {CONFIG} says {list(shape)}")
+            yield Problem(f"{name} has shape {list(stored[name].shape)}, but {CONFIG} gives {list(shape)}")
         elif name in stored and stored[name].dtype not in _NAMES:
             yield Problem(f"{name} is {stored[name].dtype}: only {', '.join(_NAMES)} can be converted")
 
@@ -130,7 +137,7 @@ class _Planned:
 class HuggingFaceTarget:
     """Writes the shards of a model in the order of `entries(model)`: no more than a tensor is held.
 
-    A shard starts with the names, shapes and places of all its tensors, so `dtypes` gives the precision of
+    A shard starts with the names, shapes and offsets of all its tensors, so `dtypes` gives the precision of
     every entry beforehand. A shard is at most `shard_bytes` long, unless one tensor is longer.
     """
 
@@ -145,7 +152,7 @@ class HuggingFaceTarget:
 
     def write(self, entry: Entry, tensor: torch.Tensor) -> None:
         """Append the tensors of an entry; entries come in order."""
-        for name, part in zip(entry.huggingface, split(entry, self._model, tensor), strict=True):
+        for name, part in zip(entry.huggingface, entry.join.split(tensor, self._model), strict=True):
             number, planned = next(self._places)
             assert (name, part.shape, part.dtype) == (planned.name, planned.shape, planned.dtype)
             if number != self._number:
@@ -154,7 +161,7 @@ class HuggingFaceTarget:
             self._file.write(part.contiguous().view(-1).view(torch.uint8).numpy())
 
     def finish(self) -> None:
-        """Close the last shard and write the index where there are several."""
+        """Close the last shard and write the index if there are several."""
         self.close()
         assert next(self._places, None) is None, "not every tensor was written"
         if len(self._shards) > 1:
@@ -168,7 +175,7 @@ class HuggingFaceTarget:
             write_atomic(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     def close(self) -> None:
-        """Close the open shard; also where the conversion failed."""
+        """Close the open shard; also after a failure."""
         if self._file is not None:
             self._file.close()
 
@@ -188,7 +195,7 @@ def _plan(dtypes: Mapping[Entry, torch.dtype], shard_bytes: int) -> list[list[_P
     filled = 0
     for entry, dtype in dtypes.items():
         for name, shape in zip(entry.huggingface, entry.parts, strict=True):
-            size = dtype.itemsize * entry.elements * shape[0] // entry.shape[0]
+            size = dtype.itemsize * math.prod(shape)
             if shards[-1] and filled + size > shard_bytes:
                 shards.append([])
                 filled = 0

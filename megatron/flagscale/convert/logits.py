@@ -1,6 +1,7 @@
-"""The logits of a checkpoint, by the trainer's own model: `python -m megatron.flagscale.convert.logits ...`.
+"""Compare the logits of both sides of a conversion; those of a checkpoint by the trainer's own model.
 
-A process of its own, as one process can hold one model of Megatron's.
+`python -m megatron.flagscale.convert.logits ...` computes the latter in a process of its own, because a
+process can hold only one of Megatron's models.
 """
 
 from __future__ import annotations
@@ -16,6 +17,39 @@ from typing import Any
 
 import torch
 
+from flagscale.errors import UserError
+from megatron.flagscale.convert.megatron_args import task_arguments
+from megatron.flagscale.convert.model import Model
+
+TOLERANCE = 1e-4
+_LENGTH = 64
+
+
+def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
+    """Return the largest difference of logits on random tokens, in fp32, relative to the largest logit.
+
+    `checkpoint` is the folder of an iteration, or of a release.
+
+    Raises:
+        UserError: they differ by more than `TOLERANCE`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.vocab, (2, min(_LENGTH, model.positions)), generator=generator)
+    opened = AutoModelForCausalLM.from_pretrained(huggingface, dtype=torch.float32, local_files_only=True)
+    with torch.no_grad():
+        expected = opened(tokens).logits
+    del opened
+    found = megatron_logits(checkpoint, task_arguments(model), tokens)[..., : model.vocab]
+    difference: float = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
+            f"largest logit, more than {TOLERANCE:.0e}: nothing was written"
+        )
+    return difference
+
 
 def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits `[batch, length, vocabulary]` of `tokens [batch, length]`, computed in fp32.
@@ -24,7 +58,7 @@ def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torc
     `megatron_args.task_arguments`.
 
     Raises:
-        RuntimeError: the model could not be built or loaded; with what the process printed.
+        RuntimeError: the model could not be built or loaded; with the output of the process.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "tokens.pt"), Path(folder, "logits.pt")
@@ -35,7 +69,7 @@ def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torc
         command = [sys.executable, "-m", __name__, str(given), str(answer), *argv]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment())
         if not answer.exists():
-            raise RuntimeError(f"Megatron's model does not run:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+            raise RuntimeError(f"Megatron's model failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
         logits: torch.Tensor = torch.load(answer, weights_only=True)
         return logits
 

@@ -1,176 +1,234 @@
-"""A model as Megatron's arguments, and the reverse. Standard library only."""
+"""A model as Megatron's arguments, and the reverse. Standard library only.
+
+An argument that a checkpoint does not hold has the engine's default, as the engine's catalog states it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
+from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.convert.families import FAMILIES
+from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.families.base import Family
 from megatron.flagscale.convert.model import Model, Rope
 
-# What no family has: the argument, the value that all of them share.
-_REQUIRED = {
-    "normalization": "RMSNorm",
-    "swiglu": True,
-    "position_embedding_type": "rope",
-    "add_bias_linear": False,
-    "apply_layernorm_1p": False,
-    "layernorm_zero_centered_gamma": False,
-    "rotary_percent": 1.0,
-    "rotary_interleaved": False,
-    "multi_latent_attention": False,
-    "attention_output_gate": False,
-    "qk_l2_norm": False,
-    "softmax_type": "vanilla",
-    "activation_func_clamp_value": None,
-    "window_size": None,
-    "no_rope_freq": None,
-    "use_mup": False,
-    "mtp_num_layers": None,
-    "heterogeneous_layers_config_encoded_json": None,
-    "experimental_attention_variant": None,
-    "apply_residual_connection_post_layernorm": False,
-}
-_REQUIRED_OF_EXPERTS = {
-    "moe_router_pre_softmax": False,
-    "moe_router_score_function": "softmax",
-    "moe_router_enable_expert_bias": False,
-    "moe_router_topk_scaling_factor": None,
-    "moe_router_group_topk": None,
-    "moe_shared_expert_intermediate_size": None,
-    "moe_layer_freq": 1,
-    "moe_latent_size": None,
-}
+ARCHITECTURE = (
+    "normalization",
+    "swiglu",
+    "quick_geglu",
+    "squared_relu",
+    "position_embedding_type",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "apply_layernorm_1p",
+    "layernorm_zero_centered_gamma",
+    "rotary_percent",
+    "rotary_interleaved",
+    "multi_latent_attention",
+    "attention_output_gate",
+    "qk_l2_norm",
+    "softmax_type",
+    "activation_func_clamp_value",
+    "window_size",
+    "no_rope_freq",
+    "use_mup",
+    "mtp_num_layers",
+    "heterogeneous_layers_config_encoded_json",
+    "experimental_attention_variant",
+    "apply_residual_connection_post_layernorm",
+)
+"""Arguments that change what a model computes: in each family its own value, or else the engine's default."""
+_OF_EXPERTS = (
+    "moe_router_pre_softmax",
+    "moe_router_score_function",
+    "moe_router_enable_expert_bias",
+    "moe_router_topk_scaling_factor",
+    "moe_router_group_topk",
+    "moe_shared_expert_intermediate_size",
+    "moe_layer_freq",
+    "moe_latent_size",
+)
+_ALSO_STORED = (
+    "group_query_attention",
+    "untie_embeddings_and_output_weights",
+    "use_rope_scaling",
+    "rotary_seq_len_interpolation_factor",
+    "num_experts",
+    "bf16",
+    "fp16",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+)
+
+
+@cache
+def _options() -> dict[str, list[Option]]:
+    """The engine's options by the argument that they set."""
+    catalog = files("flagscale").joinpath("engines", "catalog", "megatron.json")
+    found: dict[str, list[Option]] = {}
+    for option in catalog_of(json.loads(catalog.read_text(encoding="utf-8"))).options.values():
+        found.setdefault(option.dest, []).append(option)
+    return found
+
+
+def _default(argument: str) -> Any:
+    options = _options().get(argument)
+    return options[0].default if options else None
 
 
 def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None = None) -> Model:
-    """Return the model that a checkpoint's arguments describe; `family` chooses where several fit.
+    """Return the model that a checkpoint's arguments describe; `family` chooses if several fit.
 
     Raises:
-        UserError: no family computes what these arguments say; every reason is told.
+        UserError: no family computes what these arguments say; every reason is reported.
     """
-    experts = args.get("num_experts") or 0
-    required = {**_REQUIRED, **(_REQUIRED_OF_EXPERTS if experts else {})}
-    problems = [
-        Problem(f"no family has {name} = {args[name]!r}, only {value!r}", where)
-        for name, value in required.items()
-        if name in args and args[name] != value
-    ]
-    traits = {
-        "qkv_bias": bool(args.get("add_qkv_bias")),
-        "qk_norm": bool(args.get("qk_layernorm")),
-        "moe": bool(experts),
-    }
-    fitting = [
-        name
-        for name, candidate in FAMILIES.items()
-        if all(getattr(candidate, trait) == has for trait, has in traits.items())
-    ]
-    described = ", ".join(f"{trait} {'yes' if has else 'no'}" for trait, has in traits.items())
-    if not fitting:
-        problems.append(Problem(f"no family is built like this model ({described})", where))
-    elif family and family not in fitting:
-        hint = f"fitting: --model {' or '.join(fitting)}"
-        problems.append(Problem(f"the model is no {family} ({described})", where, hint))
-    if problems:
-        raise UserError(problems)
-    heads = args["num_attention_heads"]
-    ffn = (args.get("moe_ffn_hidden_size") if experts else None) or args["ffn_hidden_size"]
+    defaults = {argument: options[0].default for argument, options in _options().items()}
+    args = {**defaults, **args}
+    found = _family(args, where, family)
+    heads, experts = args["num_attention_heads"], args["num_experts"] or 0
     return Model(
-        family=family or fitting[0],
+        family=found.name,
         layers=args["num_layers"],
         hidden=args["hidden_size"],
-        ffn=ffn,
+        ffn=(args["moe_ffn_hidden_size"] if experts else None) or args["ffn_hidden_size"],
         heads=heads,
-        groups=(args.get("num_query_groups") or heads) if args.get("group_query_attention") else heads,
-        head_dim=args.get("kv_channels") or args["hidden_size"] // heads,
+        groups=(args["num_query_groups"] or heads) if args["group_query_attention"] else heads,
+        head_dim=args["kv_channels"] or args["hidden_size"] // heads,
         vocab=vocab,
         positions=args["max_position_embeddings"],
         norm_eps=args["layernorm_epsilon"],
-        rope=_rope(args),
+        rope=_rope(args) if found.is_rotary else None,
         tied=not args["untie_embeddings_and_output_weights"],
-        dtype="bfloat16" if args.get("bf16") else "float16" if args.get("fp16") else "float32",
+        dtype="bfloat16" if args["bf16"] else "float16" if args["fp16"] else "float32",
         experts=experts,
         topk=args["moe_router_topk"] if experts else 0,
+        settings={setting.argument: args[setting.argument] for setting in found.settings},
     )
+
+
+def _family(args: Mapping[str, Any], where: str, wanted: str | None) -> Family:
+    candidates = [(family, _differences(family, args)) for family in registry.families()]
+    fitting = [family.name for family, differences in candidates if not differences]
+    if fitting and wanted in (None, *fitting):
+        return registry.load(wanted or fitting[0])
+    # The closest has the fewest differences, and of those the one that agrees in most.
+    family, differences = min(
+        (one for one in candidates if wanted in (None, one[0].name)),
+        key=lambda one: (len(one[1]), -len(_expected(one[0]))),
+    )
+    if fitting:
+        found = ", ".join(f"{name} = {args.get(name)!r}" for name in differences)
+        hint = f"fitting: --model {' or '.join(fitting)}"
+        raise UserError([Problem(f"the model is not {wanted} ({found})", where, hint)])
+    raise UserError(
+        Problem(
+            f"no family is built like this model: {name} = {args.get(name)!r}, "
+            f"but {value} in {family.name}, the {'family named' if wanted else 'closest'}",
+            where,
+        )
+        for name, value in differences.items()
+    )
+
+
+def _expected(family: Family) -> dict[str, Any]:
+    """The arguments that are the same in every model of a family."""
+    checked = (*ARCHITECTURE, *(_OF_EXPERTS if family.has_experts else ()))
+    expected = {**{name: _default(name) for name in checked}, **family.arguments}
+    varying = {setting.argument for setting in family.settings}
+    return {name: value for name, value in expected.items() if name not in varying}
+
+
+def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
+    """The arguments that no model of a family has, with what its models have."""
+    differences = {
+        name: repr(value)
+        for name, value in _expected(family).items()
+        if args.get(name) != value and (args.get(name) or value)  # None switches off as False does
+    }
+    for setting in family.settings:
+        known = setting.values.values()
+        if known and args.get(setting.argument) not in known:
+            differences[setting.argument] = " or ".join(map(repr, known))
+    if bool(args.get("num_experts")) != family.has_experts:
+        differences["num_experts"] = "a number" if family.has_experts else "None"
+    return differences
 
 
 def _rope(args: Mapping[str, Any]) -> Rope:
     theta = float(args["rotary_base"])
-    if args.get("use_rope_scaling"):
+    if args["use_rope_scaling"]:
         return Rope(theta, "llama3", float(args["rope_scaling_factor"]))
-    if args.get("rotary_seq_len_interpolation_factor"):
+    if args["rotary_seq_len_interpolation_factor"]:
         return Rope(theta, "linear", float(args["rotary_seq_len_interpolation_factor"]))
     return Rope(theta)
 
 
 def task_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments of a training of this model, named as in a task file."""
-    family = FAMILIES[model.family]
-    arguments: dict[str, Any] = {
-        "num_layers": model.layers,
-        "hidden_size": model.hidden,
-        "ffn_hidden_size": model.ffn,
-        "num_attention_heads": model.heads,
-        "kv_channels": model.head_dim,
-        "max_position_embeddings": model.positions,
-        "position_embedding_type": "rope",
-        "rotary_base": int(model.rope.theta) if model.rope.theta.is_integer() else model.rope.theta,
-        "normalization": "RMSNorm",
-        "norm_epsilon": model.norm_eps,
-        "swiglu": True,
-        "disable_bias_linear": True,
-        "attention_dropout": 0.0,
-        "hidden_dropout": 0.0,
-        "vocab_size": model.vocab,
-        "padded_vocab_size": model.vocab,
-    }
-    if model.groups != model.heads:
-        arguments |= {"group_query_attention": True, "num_query_groups": model.groups}
-    if not model.tied:
-        arguments["untie_embeddings_and_output_weights"] = True
-    if family.qkv_bias:
-        arguments["add_qkv_bias"] = True
-    if family.qk_norm:
-        arguments["qk_layernorm"] = True
-    if model.rope.scaling == "llama3":
-        arguments |= {"use_rope_scaling": True, "rope_scaling_factor": model.rope.factor}
-    elif model.rope.scaling == "linear":
-        arguments["rotary_seq_len_interpolation_factor"] = int(model.rope.factor)
-    if model.experts:
-        arguments |= {
-            "num_experts": model.experts,
-            "moe_ffn_hidden_size": model.ffn,
-            "moe_router_topk": model.topk,
-        }
-    if model.dtype != "float32":
-        arguments["bf16" if model.dtype == "bfloat16" else "fp16"] = True
-    return arguments
+    return dict(_option(name, value) for name, value in _arguments(model) if not _is_default(name, value))
+
+
+def _is_default(argument: str, value: Any) -> bool:
+    """Whether no flag is needed; sizes and choices are always written."""
+    return isinstance(value, bool | None) and value == _default(argument)
+
+
+def _option(argument: str, value: Any) -> tuple[str, Any]:
+    """Return the option that sets an argument, and its value; True for a flag."""
+    is_flag = isinstance(value, bool)
+    kinds = ("value", "append") if not is_flag else ("flag_true", "bool_pair") if value else ("flag_false",)
+    for option in _options().get(argument, ()):
+        if option.kind in kinds:
+            return option.name.replace("-", "_"), True if is_flag else value
+    raise UserError(f"a family has {argument} = {value!r}, but no option of Megatron sets it")
 
 
 def checkpoint_arguments(model: Model) -> dict[str, Any]:
-    """Return the arguments that a checkpoint of this model holds, named as the engine keeps them.
-
-    Those of a task file; what absence means there is said here, as the engine's own checkpoints do.
-    """
-    given = task_arguments(model)
-    given["layernorm_epsilon"] = given.pop("norm_epsilon")
-    given["add_bias_linear"] = not given.pop("disable_bias_linear")
+    """Return the arguments that a checkpoint of this model holds, named as the engine keeps them."""
+    family = registry.load(model.family)
     return {
-        **_REQUIRED,
-        **(_REQUIRED_OF_EXPERTS if model.experts else {}),
-        "group_query_attention": False,
+        **{name: _default(name) for name in _ALSO_STORED},
         "num_query_groups": model.heads,
-        "untie_embeddings_and_output_weights": False,
-        "add_qkv_bias": False,
-        "qk_layernorm": False,
-        "use_rope_scaling": False,
-        "rotary_seq_len_interpolation_factor": None,
-        "num_experts": None,
-        "bf16": False,
-        "fp16": False,
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        **given,
+        **_expected(family),
+        **dict(_arguments(model)),
     }
+
+
+def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
+    family = registry.load(model.family)
+    yield "num_layers", model.layers
+    yield "hidden_size", model.hidden
+    yield "ffn_hidden_size", model.ffn
+    yield "num_attention_heads", model.heads
+    yield "kv_channels", model.head_dim
+    yield "max_position_embeddings", model.positions
+    if model.rope:
+        yield "rotary_base", int(model.rope.theta) if model.rope.theta.is_integer() else model.rope.theta
+        if model.rope.scaling == "llama3":
+            yield "use_rope_scaling", True
+            yield "rope_scaling_factor", model.rope.factor
+        elif model.rope.scaling == "linear":
+            yield "rotary_seq_len_interpolation_factor", int(model.rope.factor)
+    yield "layernorm_epsilon", model.norm_eps
+    yield from family.arguments.items()
+    yield from model.settings.items()
+    yield "attention_dropout", 0.0
+    yield "hidden_dropout", 0.0
+    yield "vocab_size", model.vocab
+    yield "padded_vocab_size", model.vocab
+    if model.groups != model.heads:
+        yield "group_query_attention", True
+        yield "num_query_groups", model.groups
+    yield "untie_embeddings_and_output_weights", not model.tied
+    if model.experts:
+        yield "num_experts", model.experts
+        yield "moe_ffn_hidden_size", model.ffn
+        yield "moe_router_topk", model.topk
+    if model.dtype != "float32":
+        yield "bf16" if model.dtype == "bfloat16" else "fp16", True

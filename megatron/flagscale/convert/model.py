@@ -1,8 +1,10 @@
-"""What a model is, apart from how Hugging Face or Megatron write it down. Standard library only."""
+"""A model apart from how Hugging Face or Megatron writes it down. Standard library only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Precisions that `--dtype` takes, as torch and Hugging Face name them."""
@@ -19,10 +21,11 @@ class Rope:
 
 @dataclass(frozen=True)
 class Model:
-    """The architecture of a decoder: a family of `families.py`, and its sizes.
+    """The architecture of a decoder: the name of its family, and its sizes.
 
-    `vocab` is the true number of tokens, without rows that pad; `ffn` the width of one expert where there are
-    experts; `dtype` the precision it is meant for, as torch names it.
+    `vocab` is the true number of tokens, without padding; `ffn` is the width of one expert if there are
+    experts; `rope` is None if positions are not rotary; `dtype` is the precision it is meant for, as torch
+    names it. `settings` are the values that the family's `Setting`s add, by argument of Megatron.
     """
 
     family: str
@@ -35,22 +38,9 @@ class Model:
     vocab: int
     positions: int
     norm_eps: float
-    rope: Rope
+    rope: Rope | None
     tied: bool
     dtype: str
     experts: int = 0
     topk: int = 0
-
-    def sizes(self) -> dict[str, int]:
-        """The extents that the shapes of `families.py` name."""
-        return {
-            "hidden": self.hidden,
-            "ffn": self.ffn,
-            "gate+up": 2 * self.ffn,
-            "head": self.head_dim,
-            "query": self.heads * self.head_dim,
-            "key": self.groups * self.head_dim,
-            "qkv": (self.heads + 2 * self.groups) * self.head_dim,
-            "vocab": self.vocab,
-            "experts": self.experts,
-        }
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)

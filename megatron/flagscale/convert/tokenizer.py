@@ -1,9 +1,9 @@
-"""What goes with a model's tensors: the tokenizer's files, the true vocabulary, the ids that end a text."""
+"""The tokenizer that goes with a model: its files, the true vocabulary, the ids that end a text."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from flagscale.errors import UserError
 from megatron.flagscale.convert.files import read_json
 
 GENERATION = "generation_config.json"
-# What folders of Hugging Face tokenizers hold, of any kind, and the generation settings that go with them.
+# The files of Hugging Face tokenizers of any kind, and the generation settings that go with them.
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,7 +30,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer folder (None: there is none), its number of tokens, and its special ids.
+    """A tokenizer folder (None if there is none), its number of tokens, and its special ids.
 
     `generation` are the settings of `generation_config.json`, the ids among them.
     """
@@ -41,7 +41,7 @@ class Tokenizer:
 
     @property
     def ids(self) -> dict[str, Any]:
-        """The ids of beginning, end and padding as `config.json` names them, null where there is none."""
+        """The ids of beginning, end and padding as `config.json` names them, null if there is none."""
         return {name: self.generation.get(name) for name in _IDS}
 
     def copy(self, target: Path) -> None:
@@ -55,21 +55,40 @@ class Tokenizer:
 
 
 def is_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer of Hugging Face's."""
+    """Whether a folder holds a Hugging Face tokenizer."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open a folder with `AutoTokenizer`, offline; `UserError` where it does not open."""
+    """Open a folder with `AutoTokenizer`, offline; `UserError` if it does not open."""
     from transformers import AutoTokenizer
 
     if not is_tokenizer(folder):
-        raise UserError(f"{folder}: no tokenizer here (tokenizer.json, tokenizer.model or vocab.json)")
+        raise UserError(f"{folder}: no tokenizer found (tokenizer.json, tokenizer.model or vocab.json)")
     try:
         opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: the tokenizer does not open: {error}") from error
+        raise UserError(f"{folder}: the tokenizer cannot be opened: {error}") from error
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may end at more tokens than its tokenizer names.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     return Tokenizer(folder, len(opened), {**ids, **stored})
+
+
+def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:
+    """Return the first tokenizer in these folders, or the ids that a conversion without one left there."""
+    for folder in folders:
+        if is_tokenizer(folder):
+            return open_tokenizer(folder)
+        if (folder / GENERATION).is_file():
+            return Tokenizer(generation=read_json(folder / GENERATION))
+    return None
+
+
+def check_tokens(tokenizer: Tokenizer | None, vocab: int) -> tuple[str, ...]:
+    """Return a notice if there is no tokenizer; `UserError` if it has more than `vocab` tokens."""
+    if tokenizer is None or tokenizer.folder is None:
+        return ("no tokenizer is included: name one with --tokenizer FOLDER",)
+    if tokenizer.size is not None and tokenizer.size > vocab:
+        raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model has only {vocab}")
+    return ()

@@ -13,16 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.convert.families import FAMILIES, Entry, entries
+from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.model import Model
-from megatron.flagscale.convert.source import Source
-
-_FAMILY = "mixtral"
+from megatron.flagscale.convert.tensors import Entry, Source, entries
 
 
 @dataclass(frozen=True)
 class Upcycling:
-    """How many experts, how many of them for a token, and how the router is drawn."""
+    """The number of experts, how many of them each token uses, and how the router is drawn."""
 
     experts: int
     topk: int = 2
@@ -34,28 +32,29 @@ class Upcycled:
     """A source of a dense model's tensors under the names of a model with experts."""
 
     def __init__(self, dense: Source, how: Upcycling) -> None:
-        family = FAMILIES[dense.model.family]
+        family = registry.load(dense.model.family)
         problems = []
-        if family.moe:
-            problems.append(Problem("the model has experts already", "--experts"))
-        elif family.qkv_bias or family.qk_norm:
-            what = f"no family is a {family.name} with experts: a llama or aquila becomes a {_FAMILY}"
+        if family.has_experts:
+            problems.append(Problem("the model already has experts", "--experts"))
+        elif not family.mixture:
+            known = ", ".join(f"{one.name} to {one.mixture}" for one in registry.families() if one.mixture)
+            what = f"no family is a {family.name} with experts; supported: {known}"
             problems.append(Problem(what, "--experts"))
         if not 0 < how.topk <= how.experts:
             problems.append(Problem(f"{how.topk} of {how.experts} experts cannot be chosen", "--topk"))
         if problems:
             raise UserError(problems)
-        self.model: Model = replace(dense.model, family=_FAMILY, experts=how.experts, topk=how.topk)
+        self.model: Model = replace(dense.model, family=family.mixture, experts=how.experts, topk=how.topk)
         self._dense, self._how = dense, how
         self._entries = {entry.megatron: entry for entry in entries(dense.model)}
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """That of the dense tensor; the router has that of the embedding."""
+        """Return the precision of the dense tensor; the router has that of the embedding."""
         found = self._origin(entry) or next(iter(self._entries.values()))
         return self._dense.dtype(found)
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """The dense tensor, or a router drawn by its name and the seed."""
+        """Return the dense tensor, or a router drawn by its name and the seed."""
         found = self._origin(entry)
         if found is not None:
             return self._dense.read(found)

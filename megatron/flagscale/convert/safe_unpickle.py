@@ -1,4 +1,4 @@
-"""Read what `torch.save` wrote without running anything of it and without the engine.
+"""Read a file of `torch.save` without running anything in it and without importing the engine.
 
 A checkpoint's arguments hold values of the engine's classes (choices of a backend, say). Importing the engine
 for them takes seconds, and on a machine without CUDA needs patches of torch that other libraries in the
@@ -41,7 +41,7 @@ class _Unpickler(pickle.Unpickler):
         return Unknown
 
 
-_MODULE = types.SimpleNamespace(__name__="inert", Unpickler=_Unpickler)
+_MODULE = types.SimpleNamespace(__name__="safe_unpickle", Unpickler=_Unpickler)
 
 
 def load(data: bytes) -> Any:

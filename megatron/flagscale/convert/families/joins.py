@@ -1,0 +1,79 @@
+"""How one tensor of Megatron is made from tensors of Hugging Face, and the reverse, bit for bit.
+
+A family may bring a `Join` of its own. Torch is imported when tensors are there: tables do without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from megatron.flagscale.convert.model import Model
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[str, ...]
+"""The names of a tensor's extents (see `Family.extents`)."""
+
+
+class Join(Protocol):
+    """Makes one tensor of Megatron from one or more of Hugging Face's, and takes it apart again."""
+
+    def shapes(self, shape: Shape) -> tuple[Shape, ...]:
+        """Return the shapes of Hugging Face's tensors, given that of Megatron's."""
+
+    def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
+        """Return Megatron's tensor."""
+
+    def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
+        """Return Hugging Face's tensors, in the order of the row."""
+
+
+class _Copy:
+    def shapes(self, shape: Shape) -> tuple[Shape, ...]:
+        return (shape,)
+
+    def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
+        (tensor,) = parts
+        return tensor
+
+    def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
+        return (tensor,)
+
+
+class _Gated:
+    def shapes(self, shape: Shape) -> tuple[Shape, ...]:
+        return (("ffn", *shape[1:]),) * 2
+
+    def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
+        import torch
+
+        return torch.cat(list(parts))
+
+    def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
+        return list(tensor.split(model.ffn))
+
+
+class _Qkv:
+    def shapes(self, shape: Shape) -> tuple[Shape, ...]:
+        return tuple((rows, *shape[1:]) for rows in ("query", "key", "key"))
+
+    def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
+        import torch
+
+        return torch.cat([part.unflatten(0, (model.groups, -1)) for part in parts], dim=1).flatten(0, 1)
+
+    def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
+        queries = model.heads // model.groups * model.head_dim
+        grouped = tensor.unflatten(0, (model.groups, -1))
+        parts = grouped.split([queries, model.head_dim, model.head_dim], dim=1)
+        return [part.flatten(0, 1) for part in parts]
+
+
+COPY: Join = _Copy()
+"""It is the same tensor."""
+GATED: Join = _Gated()
+"""Gate and up, one after the other."""
+QKV: Join = _Qkv()
+"""Each group of query heads, followed by its key and its value."""

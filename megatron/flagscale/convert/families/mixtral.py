@@ -1,0 +1,47 @@
+"""Mixtral: a Llama with a mixture of experts in place of the MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron.flagscale.convert.families.decoder import ATTENTION, FIRST, KEYS, LAST, layer, llama_like
+from megatron.flagscale.convert.families.joins import GATED
+from megatron.flagscale.convert.model import Model
+
+_EXPERT = "block_sparse_moe.experts.{expert}."
+_EXPERTS = (
+    layer(
+        "mlp.linear_fc1.layer_norm_weight",
+        "post_attention_layernorm.weight",
+        "hidden",
+        also="pre_mlp_layernorm.weight",
+    ),
+    layer("mlp.router.weight", "block_sparse_moe.gate.weight", "experts hidden"),
+    layer(
+        "mlp.experts.experts.linear_fc1.weight",
+        f"{_EXPERT}w1.weight {_EXPERT}w3.weight",
+        "gate+up hidden",
+        GATED,
+    ),
+    layer("mlp.experts.experts.linear_fc2.weight", f"{_EXPERT}w2.weight", "hidden ffn"),
+)
+
+
+def _windows(config: Mapping[str, Any], model: Model) -> Iterator[str]:
+    window = config.get("sliding_window")
+    if window is not None and window < model.positions:
+        yield f"`sliding_window` is {window}: not supported"
+
+
+MIXTRAL = llama_like(
+    name="mixtral",
+    architecture="MixtralForCausalLM",
+    model_type="mixtral",
+    rows=(*FIRST, *ATTENTION, *_EXPERTS, *LAST),
+    keys={**KEYS, "experts": "num_local_experts", "topk": "num_experts_per_tok"},
+    config={"hidden_act": "silu"},
+    written={"attention_dropout": 0.0, "sliding_window": None},
+    defaults={"norm_eps": lambda known: 1e-5},
+    refuse=_windows,
+)
