@@ -136,10 +136,10 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     assert KEY not in every + kept
 
     status = run.status()
-    (server,) = status["services"]
+    (server,) = status["programs"]
     assert (status["state"], server["phase"], server["model"]) == ("running", "ready", "aquila")
     # The reported figures may be some seconds old, from the time of the request above.
-    wait_until(lambda: run.status()["services"][0]["requests_running"] == 0, 30)
+    wait_until(lambda: run.status()["programs"][0]["requests_running"] == 0, 30)
     assert "Resolved architecture" in run("logs").stdout
     again = run("run")
     assert again.returncode == 1

@@ -167,14 +167,15 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
     """Return a job of the fake agent on the first hosts of a farm.
 
     Args:
-        changes: fields of the plan, or `env`, `argv` (a function of the rank: more words), `stop_grace` and
-            `engine_program` (replaces the fake agent).
+        changes: fields of the plan, or `env`, `argv` (a function of the rank: more words), `options` (likewise:
+            those of torchrun), `stop_grace` and `engine_program` (replaces the fake agent).
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"hosts-{os.getpid()}-{next(_NUMBERS)}"
     files = RunDir(exp_dir)
     env = changes.pop("env", {})
     argv: Callable[[int], tuple[str, ...]] = changes.pop("argv", lambda rank: ())
+    options: Callable[[int], dict[str, str]] = changes.pop("options", lambda rank: {})
     stop_grace = changes.pop("stop_grace", 1.0)
     program = [changes.pop("engine_program")] if "engine_program" in changes else _FAKE_AGENT
     nodes = []
@@ -194,6 +195,7 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
                 cwd=str(exp_dir),
                 failure_file=str(files.failure(host)),
                 stop_grace=stop_grace,
+                options=options(rank),
             )
         )
     plan = fake_plan(

@@ -223,7 +223,7 @@ def test_a_job_continues_without_a_lost_host(farm: NamespaceFarm, make_job: Make
     job = make_job(
         farm,
         "rank",
-        argv=lambda rank: ("--nnodes", "3", "--node-rank", str(rank)),
+        options=lambda rank: {"nnodes": "3", "node-rank": str(rank)},
         recovery=Recovery(max_restarts=1, restart_timeout=5, fewer_hosts=(2,)),
     ).start()
     first = job.engines()
