@@ -1,6 +1,8 @@
 """A chip as data: how many devices a host has and what its processes need in the environment.
 
-A third party adds one by the entry-point group `flagscale.platforms`; the hostfile's `type=` names it.
+A package adds one by the entry-point group `flagscale.platforms`, and under the same name, for training, what
+its ranks need by `flagscale.chips` (megatron/flagscale/chips/chip.py). `runner.platform` and `type=` in the
+hostfile name it.
 """
 
 from __future__ import annotations
@@ -24,14 +26,25 @@ class Platform:
     """Set for every process unless the experiment sets it."""
     rank_env: Mapping[str, str] = field(default_factory=dict)
     """The same, for ranks: what collectives and the order of kernels need, and other programs do not."""
+    backend: str = "nccl"
+    """The collective backend of its ranks, by the engine's name for it."""
     visible_devices: str = ""
     """The environment variable by which a process sees some devices of a host only."""
     shares_devices: bool = False
-    """Whether several ranks may share a device (host processors)."""
+    """Whether several ranks may share a device."""
+    is_host_processor: bool = False
+    """Whether ranks compute on the host's own processors: no CUDA kernels, and vLLM's backend for them."""
     count_users: Callable[[], int] = lambda: 0
     """How many processes use devices of this host now."""
     chips: tuple[str, ...] = ()
     """Models of the chip, by which a hostfile may name the platform too: `type=A100`."""
+
+
+BUILT_IN = {
+    "cpu": "flagscale.platforms.cpu:CPU",
+    "nvidia": "flagscale.platforms.nvidia:NVIDIA",
+}
+"""FlagScale's own platforms; a package adds to them by the entry-point group `flagscale.platforms`."""
 
 
 def find(name: str, where: str = "experiment.runner.platform") -> Platform:
@@ -40,7 +53,7 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     Raises:
         UserError: there is no such platform.
     """
-    known = registry.names("platforms")
+    known = registry.names("platforms", BUILT_IN)
     if name in known:
         return _load(name)
     others = (_load(other) for other in known if other != "cpu")
@@ -53,5 +66,5 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
 
 
 def _load(name: str, where: str = "") -> Platform:
-    platform: Platform = registry.load("platforms", name, where)
+    platform: Platform = registry.load("platforms", name, where, BUILT_IN)
     return platform

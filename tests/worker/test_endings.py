@@ -91,8 +91,8 @@ def test_a_rank_killed_by_a_signal_without_a_name_is_reported(tmp_path: Path) ->
 def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ignores = f"(signal.signal(15, signal.SIG_IGN), open({str(ready)!r}, 'w'), time.sleep(60))"
-    waits = f"any(iter(lambda: time.sleep(0.05) or not os.path.exists({str(ready)!r}), False))"
-    code, failure, _ = run_worker(tmp_path, f"sys.exit(3) if rank == 1 and not {waits} else {ignores}")
+    waits = f"all(iter(lambda: time.sleep(0.05) or not os.path.exists({str(ready)!r}), False))"
+    code, failure, _ = run_worker(tmp_path, f"sys.exit(3) if rank == 1 and {waits} else {ignores}")
     ended = time.time()
     assert code == 1
     assert failure is not None
