@@ -34,7 +34,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
     # Only the names are used; the architectures that vLLM itself supports are in its catalog.
     "vllm_architectures": {},
 }
-"""What FlagScale brings itself. A third party adds to it by the entry-point group `flagscale.<kind>`.
+"""FlagScale's own names. Packages add names through the entry-point group `flagscale.<kind>`.
 
 Platforms and chips are listed by their own packages, the only places that name hardware.
 """
@@ -55,7 +55,7 @@ def is_known(kind: str, name: str) -> bool:
 
 
 def load(kind: str, name: str, where: str = "", built_in: Mapping[str, str] | None = None) -> Any:
-    """Import and return the object registered as `name`; `UserError` with the nearest name if none is."""
+    """Import and return the object named `name`; raises UserError with the nearest name if it is unknown."""
     target = (BUILT_IN[kind] if built_in is None else built_in).get(name)
     target = target or names(kind, built_in).get(name)
     if target is None:

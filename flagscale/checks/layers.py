@@ -17,7 +17,7 @@ NEEDS_CHIP = {
 
 
 def cpu_violations(values: Mapping[str, Any], backend: str) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) of a worker on CPU ask for and only a chip can do.
+    """Yield the arguments (by dest) of a worker on CPU that only a chip supports.
 
     `backend`: the collective backend for host memory.
     """

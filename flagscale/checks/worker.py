@@ -23,13 +23,13 @@ class Capabilities:
     has_chip: bool
     """Whether the ranks compute on chips rather than on the host's CPU."""
     has_fused_layers: bool
-    """Whether TransformerEngine (or Apex) is installed and of use."""
+    """Whether TransformerEngine (or Apex) is installed and usable."""
     backend: str
-    """The ranks' collective backend; on CPU no other is supported."""
+    """The ranks' collective backend; on CPU, the only one supported."""
 
 
 def cpu_defaults(machine: Capabilities) -> dict[str, str]:
-    """Return the defaults (by dest) of a worker on CPU where they differ from the engine's."""
+    """Return the defaults (by dest) of a worker on CPU that differ from the engine's."""
     return {
         "distributed_backend": machine.backend,
         "transformer_impl": "torch",

@@ -1,4 +1,4 @@
-"""Hardware is named in two packages only: what a chip is to the launcher, and what it is to the worker."""
+"""Hardware is named in two packages only: the launcher's platforms and the worker's chips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = ("cuda", "nccl", "gloo", "cpu")
 
 
 def namings(source: str) -> Iterator[str]:
-    """Yield where a source asks `torch.cuda`, uses `.cuda()` of a tensor, or holds a chip's name as text."""
+    """Yield the places where a source uses `torch.cuda` or a tensor's `.cuda()`, or names a chip."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             is_named = node.attr in ("cuda", "is_cuda")
@@ -47,7 +47,7 @@ def test_a_name_of_hardware_is_found(source: str) -> None:
     assert list(namings(source))
 
 
-def test_what_only_speaks_of_hardware_is_not() -> None:
+def test_prose_about_hardware_is_not_found() -> None:
     assert not list(namings('"""On the cpu: gloo."""\nhint = "set experiment.runner.platform=cpu"\n'))
 
 

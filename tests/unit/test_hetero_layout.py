@@ -182,7 +182,7 @@ def test_the_hostfile_gives_types() -> None:
         UserError, match="mesh 0 is for type A800, but ranks 0 to 1 include hosts of type H800"
     ):
         on_hosts(["H800", "A800"], TYPED)
-    with pytest.raises(UserError, match="cannot hold ranks on host processors"):
+    with pytest.raises(UserError, match="cannot have ranks on host processors"):
         on_hosts(["cpu", "H800"], {"hetero_process_meshes": FLAT})
 
 

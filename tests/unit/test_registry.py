@@ -36,7 +36,7 @@ def test_every_built_in_name_can_be_loaded(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", platforms.BUILT_IN)
-def test_every_platform_has_the_name_it_is_found_by(name: str) -> None:
+def test_every_platform_has_the_name_under_which_it_is_found(name: str) -> None:
     assert platforms.find(name).name == name
 
 
@@ -49,7 +49,7 @@ def test_an_unknown_name_is_a_mistake_with_the_nearest_one() -> None:
     assert problem.hint == "did you mean `megatron`?"
 
 
-def test_an_installed_package_adds_a_name_and_is_not_imported_for_asking(installed: str) -> None:
+def test_an_installed_package_adds_a_name_and_is_not_imported_by_a_lookup(installed: str) -> None:
     assert "npu" in registry.names("platforms", platforms.BUILT_IN)
     assert installed not in sys.modules
     assert platforms.find("npu").count_devices({}) == 3

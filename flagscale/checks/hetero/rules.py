@@ -162,14 +162,14 @@ def mesh_values(layout: HeteroLayout, values: Mapping[str, Any], number: int) ->
 def host_violations(
     layout: HeteroLayout, types: Sequence[str], host_processors: Collection[str]
 ) -> Iterator[Violation]:
-    """Yield where meshes and hosts do not fit.
+    """Yield the mismatches between meshes and hosts.
 
-    `types`: the type of the host of every rank, in rank order; `host_processors`: those of them whose ranks
+    `types`: the type of the host of every rank, in rank order; `host_processors`: the types whose ranks
     compute on the host's own processors.
     """
     if host_processors and (others := set(types) - set(host_processors)):
         on_hosts, on_chips = (", ".join(sorted(kind)) for kind in (host_processors, others))
-        yield MESHES, f"one job cannot hold ranks on host processors ({on_hosts}) and on chips ({on_chips})"
+        yield MESHES, f"one job cannot have ranks on host processors ({on_hosts}) and on chips ({on_chips})"
     for number, mesh in enumerate(layout.meshes):
         found = {types[rank].upper(): types[rank] for rank in layout.ranks(number) if rank < len(types)}
         wrong = [name for key, name in found.items() if mesh.type and key != mesh.type.upper()]

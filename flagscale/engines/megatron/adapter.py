@@ -150,7 +150,7 @@ def _violations(
     layout: HeteroLayout | None,
     program: TrainingProgram,
 ) -> Iterator[Violation]:
-    """Yield each mistake once, whatever the number of meshes it is found on."""
+    """Yield each mistake once, even if several meshes have it."""
     machine = _machine(hosts)
     given = arguments.paths.keys()
     variants = [with_defaults(one, given, machine) for one in hetero.variants(layout, arguments.values)]
@@ -175,10 +175,10 @@ def _violations(
 
 
 def _machine(hosts: tuple[Host, ...]) -> Capabilities:
-    """Return what the launcher knows of the ranks' machines; all are alike, or the rules of meshes say so."""
+    """Return the launcher's facts about the ranks' machines; the rules of meshes report unequal ones."""
     kinds = [platforms.find(host.platform) for host in hosts]
     kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
-    # Only the worker can see whether fused layers are installed; where there are chips, it is assumed.
+    # Only the worker can see whether fused layers are installed; on chips, they are assumed to be.
     return Capabilities(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
 
 

@@ -118,7 +118,7 @@ _OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
 def violations(
     values: Mapping[str, Any], is_host_processor: bool, given: Mapping[str, str]
 ) -> Iterator[Violation]:
-    """Yield what is wrong with one model's arguments, by dest.
+    """Yield every violation in one model's arguments, by dest.
 
     `is_host_processor`: whether the model is served by the host's own processors; `given` holds the arguments
     that the user wrote.

@@ -238,7 +238,7 @@ def _instance_problems(instances: list[Instance], source_map: SourceMap) -> Iter
 
 
 def _cpu_env(services: Mapping[int, list[Service]], hosts: tuple[Host, ...]) -> dict[str, str]:
-    """Several engines on the processors of one host must not all take the same cores."""
+    """Return the environment that keeps several engines on one host's processors off the same cores."""
     crowded = any(
         len(services.get(host.rank, ())) > 1 and platforms.find(host.platform).is_host_processor
         for host in hosts
