@@ -92,7 +92,7 @@ class Communicator:
                 self._from_previous = Lane(forth, into, source.first_rank, **how)
                 self._activations = Inbox(self._from_previous, ahead)
 
-    # Without interleaving. A value or shape may be single or in a list; beyond the pipeline's ends it is None.
+    # Without interleaving. Values and shapes may be single or in a list; outside the pipeline they are None.
 
     def recv_forward(self, tensor_shapes: Any, is_first_stage: bool) -> Any:
         """Receive activations from the previous stage."""
