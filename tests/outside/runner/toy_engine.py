@@ -26,7 +26,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     )
 
 
-ENGINE = Engine("toy", ("inference",), ("toy-queue",), build, lambda group, arguments, source_map: [])
+ENGINE = Engine("toy", ("inference",), ("toy-queue",), build, lambda task, arguments, source_map: [])
 
 if __name__ == "__main__":
     print("the toy job runs", flush=True)

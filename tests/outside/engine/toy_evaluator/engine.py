@@ -7,7 +7,7 @@ from typing import Any
 
 from flagscale.config.catalog import catalog_of, describe_actions
 from flagscale.config.engine_args import EngineArguments, flatten, render
-from flagscale.config.schema import Experiment
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
@@ -29,9 +29,9 @@ def read(
     return render(flat_keys, catalog, source_map, problems)
 
 
-def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
+def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     problems: list[Problem] = []
-    read(group, arguments, source_map, problems)
+    read(task.type, arguments, source_map, problems)
     return problems
 
 
