@@ -1,4 +1,4 @@
-"""What FlagScale needs to know of the engine: its task type, its keys, and what to run on which host."""
+"""Describe the engine to FlagScale: its task type, its keys, and the processes to run on each host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from flagscale.config.catalog import catalog_of, describe_actions
 from flagscale.config.engine_args import EngineArguments, flatten, render
-from flagscale.config.schema import Experiment
+from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
@@ -20,7 +20,7 @@ VERSION = "1.2"
 def read(
     group: str, keys: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> EngineArguments:
-    """Return the arguments of the program, checked against its own parser."""
+    """Return the program's arguments, checked against its own parser."""
     arguments = describe_actions(parser()._actions)
     catalog = catalog_of({"engine": "toy_evaluator", "version": VERSION, "arguments": arguments})
     flat_keys = flatten(group, keys, lambda name: False, source_map, problems)
@@ -29,9 +29,9 @@ def read(
     return render(flat_keys, catalog, source_map, problems)
 
 
-def check(group: str, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
+def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
     problems: list[Problem] = []
-    read(group, arguments, source_map, problems)
+    read(task.type, arguments, source_map, problems)
     return problems
 
 
