@@ -131,7 +131,7 @@ def test_a_kill_while_files_are_written_costs_nothing_older(slow: Path, tmp_path
     ended = train(tmp_path, 2, *MOCK_DATA, *LAYOUT, *paths)
 
     assert ended.code == 0, ended.output[-4000:]
-    assert f"removed {partial}: it was not saved to the end" in ended.output
+    assert f"removed {partial}: its save was not finished" in ended.output
     # What the writer saved of iteration 2 is iteration 2, though training had gone on.
     expected = losses(slow)
     assert ended.losses() == pytest.approx({i: expected[i] for i in range(3, 7)}, abs=1e-5)

@@ -61,7 +61,7 @@ def test_without_a_manifest_the_index_file_decides(tmp_path: Path) -> None:
     unfinished = checkpoint(tmp_path, 2, sealed=False, index=False)
     choice = choose(tmp_path, owned=True)
     assert choice.iteration == 1
-    assert choice.notices == (f"removed {unfinished}: it was not saved to the end",)
+    assert choice.notices == (f"removed {unfinished}: its save was not finished",)
     assert not unfinished.exists()
     assert (tmp_path / TRACKER).read_text() == "1"
 

@@ -278,5 +278,5 @@ def test_weights_of_a_norm_are_summed_over_a_sequence_parallel_group() -> None:
 
 
 def test_another_normalization_is_refused() -> None:
-    with pytest.raises(ValueError, match="no such normalization"):
+    with pytest.raises(ValueError, match="unknown normalization `L2Norm`"):
         Norm(SimpleNamespace(**vars(config()) | {"normalization": "L2Norm"}), 8)

@@ -96,5 +96,5 @@ def test_another_layout_continues(saved: str, ranks: int, options: str, curves: 
 def test_other_padding_of_the_vocabulary_is_refused_with_what_to_set(curves: dict[str, Curve]) -> None:
     refused = curves[OTHER_PADDING]
     assert not refused.losses
-    assert "was saved with 400 token rows, this run has 300" in refused.error
+    assert "has a padded vocabulary of 400 tokens, but this run has 300" in refused.error
     assert "set --make-vocab-size-divisible-by 400" in refused.error
