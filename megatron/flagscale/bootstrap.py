@@ -95,4 +95,4 @@ def adapt(model_config: Any, args: Any) -> None:
             model_config.pre_wrap_hooks.append(use_our_loss)
         transformer.transformer_impl = "local"  # the engine then uses its own linear layers
     transformer.hetereogenous_dist_checkpoint = True
-    model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine parses it but never uses it
+    model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine only parses it

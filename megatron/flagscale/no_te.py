@@ -33,7 +33,7 @@ def _allocate_before_state_dict(original: Callable[..., Any]) -> Callable[..., A
         groups = self.optimizer.param_groups
         if any(group["params"] for group in groups):
             return original(self)
-        # Experts on a mesh without expert parallel: the step comes from the others (see optimizer_state.py).
+        # Experts on a mesh without expert parallelism get the step from the others (see optimizer_state.py).
         stand_in = torch.zeros(())
         groups[0]["params"].append(stand_in)
         self.optimizer.state[stand_in] = {"step": torch.zeros(())}

@@ -104,7 +104,7 @@ CONTINUED = (
     ("meshes", replace(CHUNKS, name="meshes as interleaved ones")),
     ("interleaved", Layout("interleaved meshes as one process", "gpt", 1, ZERO)),
     ("one", replace(MESHES, name="one process as meshes")),
-    # Only one of the two meshes has expert parallel.
+    # Only one of the two meshes uses expert parallelism.
     ("experts", replace(EXPERTS, name="experts as the same meshes")),
     ("experts", Layout("experts as expert parallel", "moe unbalanced", 2, "--expert-model-parallel-size 2")),
     ("sharded experts", Hetero("sharded experts as other meshes", "moe unbalanced", 3, ZERO, ONE + EP2)),

@@ -1,4 +1,4 @@
-"""Experts as grouped products agree with plain float64 arithmetic and have the same weights as separate ones."""
+"""Experts as grouped products agree with plain float64 arithmetic and keep the weights of separate ones."""
 
 from __future__ import annotations
 

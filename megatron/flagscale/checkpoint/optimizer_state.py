@@ -1,4 +1,4 @@
-"""Convert the common optimizer state of a checkpoint between its forms with and without expert parallel."""
+"""Convert the common optimizer state of a checkpoint to its form with or without expert parallelism."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ PATCHES = (
         "megatron.core.optimizer.optimizer:ChainedOptimizer.sharded_state_dict",
         _all_tell_the_step,
         "Rank 0 writes the step of every optimizer. That of experts has no parameters, and so no step, on a "
-        "mesh without expert parallel: ranks of a mesh with expert parallel cannot resume from it.",
+        "mesh without expert parallelism: ranks of a mesh with expert parallelism cannot resume from it.",
         "worker",
         until="the step is saved once for all optimizers",
     ),
     Patch(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",
         _experts_join_or_leave,
-        "With expert parallel, experts have an optimizer of their own: a checkpoint saved with expert "
-        "parallel cannot be loaded without it, or vice versa.",
+        "With expert parallelism, experts have an optimizer of their own: a checkpoint saved with expert "
+        "parallelism cannot be loaded without it, or vice versa.",
         "worker",
-        until="the common state of optimizers has the same form with and without expert parallel",
+        until="the common state of optimizers has the same form with and without expert parallelism",
     ),
 )

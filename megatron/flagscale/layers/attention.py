@@ -24,9 +24,10 @@ class Attention(MegatronModule):
     `[sq, b, heads * d]`.
 
     If a mask `[b or 1, 1, sq, sk]` is given (True: hidden), it replaces the rule of the layer: a causal layer
-    hides later positions, any other hides nothing. With context parallel, `sq` and `sk` are this rank's part,
-    and a mask has this rank's rows of the whole matrix. Instead of a mask, a causal layer accepts the start
-    positions of documents in the whole sequence, integers `[b, s]` (see documents.py): it hides all others.
+    hides later positions, any other hides nothing. With context parallelism, `sq` and `sk` are this rank's
+    part, and a mask has this rank's rows of the whole matrix. Instead of a mask, a causal layer accepts the
+    start positions of documents in the whole sequence, integers `[b, s]` (see documents.py): other documents
+    are then hidden.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Attention(MegatronModule):
             band = self._visible(query, key, starts)
             seen = band if seen is None else seen & band
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        # As everywhere in Megatron, with sequence parallel the whole layer already runs under the tracker.
+        # As everywhere in Megatron, with sequence parallelism the whole layer already runs under the tracker.
         tracked = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if tracked else nullcontext():
             out = F.scaled_dot_product_attention(
@@ -97,7 +98,7 @@ class Attention(MegatronModule):
         return _hidden(out)
 
     def _chunks(self, query: torch.Tensor, key: torch.Tensor) -> tuple[tuple[int, int], ...]:
-        """Return the positions of the queries in `key`'s sequence; the last ones without context parallel."""
+        """Return the queries' positions in `key`'s sequence; the last ones without context parallelism."""
         count, keys = query.size(0), key.size(0)
         return local_chunks(count, self.cp_group) if self.cp_group.size() > 1 else ((keys - count, keys),)
 

@@ -25,9 +25,9 @@ from megatron.flagscale.layers.kernels import attend, attend_backward
 def zigzag_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, group: dist.ProcessGroup, ring: bool
 ) -> torch.Tensor:
-    """Return causal attention of the local queries `q [b, heads, s, d]` to the whole sequence, like `q`.
+    """Return the causal attention of local queries to the whole sequence, shaped like `q`.
 
-    `k` and `v [b, groups, s, d]` are local too.
+    `q [b, heads, s, d]`, `k` and `v [b, groups, s, d]` are this rank's parts.
 
     With `ring`, keys and values travel from rank to rank, one rank's at a time, while the previous ones are
     used; otherwise every rank gathers all of them first. Both give the same output, bit for bit.

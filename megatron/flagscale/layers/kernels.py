@@ -1,7 +1,7 @@
 """Attention kernels that also return the log-sum-exp of each query, and take it as input for the gradients.
 
 With it, attention over several blocks of keys can be combined from attention over each block, forward and
-backward, as context parallel needs. Queries are `[batch, heads, queries, width]`, keys and values are
+backward, for context parallelism. Queries are `[batch, heads, queries, width]`, keys and values are
 `[batch, groups, keys, width]`. `heads` is a multiple of `groups`; `causal` needs as many queries as keys.
 """
 

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm on torch's kernels, with sequence parallel as well."""
+"""RMSNorm and LayerNorm on torch's kernels, with sequence parallelism as well."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Norm(torch.nn.Module):
             self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
         elif config.normalization != "RMSNorm":
             raise ValueError(f"unknown normalization `{config.normalization}`; use RMSNorm or LayerNorm")
-        # With sequence parallel, each rank has different tokens: the trainer sums these gradients.
+        # With sequence parallelism, each rank has different tokens: the trainer sums these gradients.
         for parameter in self.parameters():
             parameter.sequence_parallel = config.sequence_parallel
 

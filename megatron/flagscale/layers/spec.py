@@ -17,7 +17,7 @@ from megatron.flagscale.layers.norm import Norm
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Return the layers of a pipeline stage; the engine's `GPTModelConfig.transformer_layer_spec`."""
+    """Return the layers of a pipeline stage, as `GPTModelConfig.transformer_layer_spec` expects them."""
     transformer = config.transformer
     block: TransformerBlockSubmodules = get_gpt_decoder_block_spec(
         transformer,

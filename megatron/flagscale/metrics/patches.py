@@ -1,4 +1,4 @@
-"""Patches that record what the trainer logs: it has no callback for metrics.jsonl and the progress line.
+"""Patches that record the trainer's figures for metrics.jsonl and the progress line: it has no callback.
 
 Only the last rank writes, because it has the loss.
 """
