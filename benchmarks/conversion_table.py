@@ -1,8 +1,8 @@
-"""Take a model of every family there and back: `python -m benchmarks.conversion_table [NAME...]`.
+"""Convert a model of every family there and back: `python -m benchmarks.conversion_table [NAME...]`.
 
-Each small random model goes from transformers to Megatron, through a training step at learning rate 0 in the
-layout named, and back; its logits are compared. Prints the table, and without names writes it into
-docs/conversion.md.
+Each small random model is converted from transformers to Megatron, trained for one step at learning rate 0 in
+the given layout, and converted back; its logits are compared. Prints the table; without names, also writes it
+into docs/conversion.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 
 
 def table(outcomes: Mapping[str, Outcome]) -> str:
-    """Return the Markdown table of what was found."""
+    """Return the Markdown table of the outcomes."""
     lines = [
         "| family | round trip | training layout | round trip with training | max logit difference "
         "| first loss difference |",
@@ -42,7 +42,7 @@ def _bitwise(equal: bool | None) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Run the named cases, or all and write the document's table; 1 when one does not come back."""
+    """Run the named cases, or run all and write the table in the document; return 1 if one is not equal."""
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_chain(names or CASES, Path(folder))
     text = table(outcomes)

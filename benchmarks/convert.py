@@ -1,8 +1,8 @@
 """Speed and memory of conversions: `python -m benchmarks.convert`; the table of docs/conversion.md.
 
-Models that differ in the number of layers are copied by safetensors (every file loaded and saved) and
-converted both ways, in turn, each in a process of its own; all flush to the disk. Prints megabytes a second,
-the ratio to the copy, and the greatest memory beyond that after the imports.
+Models with different numbers of layers are copied by safetensors (every file is loaded and saved) and
+converted both ways, in turn, each in its own process; all flush to disk. Prints megabytes per second, the
+ratio to the copy, and the peak memory above the level after the imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARD_BYTES = 10**8
 
 
 def make(folder: Path, layers: int) -> int:
-    """Write a Llama in bf16, 26 MB a layer, in shards of 100 MB; its bytes."""
+    """Write a Llama in bf16, with 26 MB per layer, in shards of 100 MB; return its size in bytes."""
     import torch
 
     from megatron.flagscale.convert.convert import CONFIG
@@ -60,13 +60,13 @@ def copy(source: Path, target: Path) -> None:
 
 
 def work(source: Path, target: Path, kind: str) -> None:
-    """Do one of `KINDS` in this process, and print its seconds and megabytes of memory."""
+    """Do one of `KINDS` in this process, and print the seconds and megabytes of memory it takes."""
     import safetensors.torch  # noqa: F401
 
     from megatron.flagscale.convert.convert import convert
 
     does: Callable[[Path, Path], object] = copy if kind == "copy" else convert
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak after the imports
     before = _memory("VmRSS")
     start = time.perf_counter()
     does(source, target)
@@ -75,13 +75,13 @@ def work(source: Path, target: Path, kind: str) -> None:
 
 
 def _memory(name: str) -> float:
-    """A line of this process's memory, in MB."""
+    """Return one line of this process's memory statistics, in MB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].removesuffix("kB")) / 1024
 
 
 def measure(source: Path, target: Path, kind: str) -> dict[str, float]:
-    """Do one of `KINDS` in a new process."""
+    """Do one of `KINDS` in a new process; return its measurements."""
     command = [sys.executable, "-m", "benchmarks.convert", str(source), str(target), kind]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -114,14 +114,14 @@ def _row(folder: Path, layers: int) -> str:
     speeds = [statistics.median(size / one["seconds"] for one in found[kind]) for kind in KINDS]
     peaks = [max(one["peak"] for one in found[kind]) for kind in KINDS]
     ratios = " and ".join(f"{speed / speeds[0]:.2f}" for speed in speeds[1:])
-    told = [
+    cells = [
         layers,
         f"{size:.0f}",
         *(f"{speed:.0f}" for speed in speeds),
         ratios,
         *(f"{peak:.0f}" for peak in peaks),
     ]
-    return f"| {' | '.join(map(str, told))} |"
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Small random models of every family, taken from Hugging Face through a training in Megatron and back.
+"""Convert small random models of every family from Hugging Face to Megatron, train there, and convert back.
 
-Used by the tests, and by `benchmarks/conversion_table.py` for the table in docs/conversion.md.
+Used by the tests and, for the table in docs/conversion.md, by `benchmarks/conversion_table.py`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
 
 @dataclass(frozen=True)
 class Case:
-    """A model as transformers configures it, and the layout of the training that it goes through.
+    """A model in terms of its transformers configuration, and the layout of its training.
 
-    `options` are more of the training's arguments; `padded` says that they give the vocabulary more rows.
+    `layout` holds the training's arguments for it; `padded` means that the training pads the vocabulary.
     """
 
     config: str
@@ -52,7 +52,7 @@ CASES = {
     "Llama 3.2, tied": Case("Llama", {**_llama3(32.0), "tie_word_embeddings": True}),
     "Llama 2, bf16": Case("Llama", dtype="bfloat16"),
     "Mixtral": Case("Mixtral", {"num_local_experts": 4}, 2, EP2, "EP2"),
-    "Mixtral, more cut": Case("Mixtral", {"num_local_experts": 4}, 4, _CUT, "TP2 SP PP2 EP2"),
+    "Mixtral, all splits": Case("Mixtral", {"num_local_experts": 4}, 4, _CUT, "TP2 SP PP2 EP2"),
     "Qwen2, 2.5": Case("Qwen2", {"rope_theta": 1000000.0}),
     "Qwen2, 2.5, tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": Case("Qwen3", {"head_dim": 32}),
@@ -64,10 +64,10 @@ CASES = {
 class Outcome:
     """The results of one model.
 
-    `round_trip`: Hugging Face -> Megatron -> Hugging Face is bitwise; `trained`: also with a training in
-    between that loads it in the layout, does a step at learning rate 0, and saves. `logits` is the greatest
-    difference of Megatron's logits from those of transformers, `loss` that of the first step's loss. None
-    if not tried.
+    `round_trip`: Hugging Face -> Megatron -> Hugging Face is bitwise equal; `trained`: it still is with a
+    training in between that loads the model in the layout, does one step at learning rate 0, and saves.
+    `logits` is the largest difference between the logits of Megatron and transformers, `loss` the difference
+    between their losses in the first step. None if not tried.
     """
 
     round_trip: bool
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
-    """Save a random model of the case; norms and biases too, so that a mix-up of them shows."""
+    """Save a random model of the case; norms and biases are random too, so that swapped ones are noticed."""
     import transformers
 
     torch.manual_seed(seed)
@@ -105,7 +105,7 @@ def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Return every tensor of the safetensors files of a folder."""
+    """Return all tensors in the safetensors files of a folder."""
     from safetensors.torch import load_file
 
     found: dict[str, torch.Tensor] = {}
@@ -115,7 +115,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same tensors, bit for bit."""
+    """Return whether two folders hold the same tensors, bit for bit."""
     a, b = tensors_of(one), tensors_of(other)
     return a.keys() == b.keys() and all(
         a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
@@ -123,7 +123,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def write_data(folder: Path) -> tuple[str, torch.Tensor]:
-    """Write data whose samples are the same `LENGTH` tokens plus the first; return prefix and sample."""
+    """Write data whose samples are all the same `LENGTH` tokens plus the first; return prefix and sample."""
     import numpy
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
@@ -135,7 +135,7 @@ def write_data(folder: Path) -> tuple[str, torch.Tensor]:
 
 
 def task_argv(folder: Path, case: Case) -> list[str]:
-    """Return the worker's arguments from the task file beside a converted checkpoint."""
+    """Return the worker's arguments from the task file next to a converted checkpoint."""
     task = yaml.safe_load((folder / TASK).read_text())
     if case.padded:
         del task["padded_vocab_size"]
@@ -156,7 +156,7 @@ def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
 
 
 def run_chain(names: Iterable[str], folder: Path, trained: Iterable[str] = CASES) -> dict[str, Outcome]:
-    """Convert the models of the named cases there and back, below `folder`; those in `trained` also train."""
+    """Convert the models of the named cases there and back in `folder`; also train those in `trained`."""
     data, tokens = write_data(folder)
     torch.save(tokens, folder / "tokens.pt")
     runs, models = [], {}

@@ -22,7 +22,7 @@ def rank_logs(node: NodeCommand) -> dict[int, tuple[Path, ...]]:
 
     Empty if the agent is not torchrun.
     """
-    if not node.options:
+    if not {"log-dir", "rdzv-id"} <= node.options.keys():
         return {}
     runs = Path(node.options["log-dir"]).glob(f"{_escaped(node.options['rdzv-id'])}_*")
     newest = max(runs, key=lambda folder: folder.stat().st_mtime, default=None)

@@ -1,1 +1,1 @@
-"""FlagScale's data plane: what runs inside Megatron's processes. Importing it imports no torch."""
+"""FlagScale's data plane: the code inside Megatron's processes. Importing it does not import torch."""

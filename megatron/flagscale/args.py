@@ -1,4 +1,4 @@
-"""Our few arguments beside the engine's, and the parser that holds both."""
+"""FlagScale's own arguments, and the parser that holds them together with the engine's."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.patching import Patch
 
 AddArguments = Callable[[argparse.ArgumentParser], object]
-"""Adds a training program's own arguments to a parser; what it returns is not used."""
+"""Adds a training program's own arguments to a parser; the return value is ignored."""
 
 
 def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add FlagScale's arguments; given to Megatron as `extra_args_provider`."""
+    """Add FlagScale's arguments and return the parser; passed to Megatron as `extra_args_provider`."""
     group = parser.add_argument_group("flagscale")
     group.add_argument(
         "--metrics-file",
         metavar="PATH",
-        help="Append one JSON object a logged iteration (loss, speed, memory) to this file.",
+        help="Append one JSON object per logged iteration (loss, speed, memory) to this file.",
     )
     group.add_argument(
         "--init-by-rank",
         action="store_true",
         help="Draw initial weights as Megatron does, from seeds that depend on the rank's place in the "
-        "parallel layout. Otherwise they depend on --seed alone: every layout starts from the same weights. "
-        "With --transformer-impl transformer_engine they are always drawn by rank.",
+        "parallel layout. By default they depend only on --seed, so all layouts start from the same weights. "
+        "With --transformer-impl transformer_engine, weights are always drawn by rank.",
     )
     for part, meaning in (
         ("granularity", "0 off, 1 full"),
@@ -41,20 +41,20 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         group.add_argument(
             f"--recompute-{part}-per-stage-micro-batch",
             metavar="JSON",
-            help="Recompute by pipeline stage and micro-batch: rows [stages, n0, v0, n1, v1, ...]: the first "
-            "n0 micro-batches of a step have value v0, the next n1 v1. The rows cover all stages (of an "
-            "interleaved pipeline: chunks, in the order of the layers). Needs --recompute-granularity full. "
-            f"Values: {meaning}.",
+            help="Recompute per pipeline stage and micro-batch. Rows are [stages, n0, v0, n1, v1, ...]: the "
+            "first n0 micro-batches of a step have value v0, the next n1 have v1. The rows cover all stages "
+            "(all chunks of an interleaved pipeline, in the order of the layers). Requires "
+            f"--recompute-granularity full. Values: {meaning}.",
         )
     group.add_argument(
         "--hetero-layout",
         metavar="JSON",
-        help="A pipeline over unequal meshes: what `hetero_process_meshes` and its like say, for workers: "
+        help="A pipeline over unequal meshes, which the launcher derives from `hetero_process_meshes` etc.: "
         '{"meshes": [{"tp", "cp", "ep", "dp", "pp", "layers"}, ...], "cpu_communication", ...}. '
         "Each rank finds its own degrees in it.",
     )
-    # The engine's own arguments with one more choice: torch's kernels (megatron/flagscale/layers), and the
-    # collective backend of a chip that the engine does not know.
+    # Two of the engine's own arguments get one more choice: torch's kernels (megatron/flagscale/layers), and
+    # the collective backend of a chip that the engine does not know.
     for dest, choice in (("transformer_impl", "torch"), ("distributed_backend", chip().backend)):
         option = next(action for action in parser._actions if action.dest == dest)
         option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))
@@ -63,12 +63,12 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        # Not argparse's way, which prints the usage of 900 options first.
+        # argparse itself would print the usage of 900 options first.
         raise UserError(message)
 
 
 def engine_parser(add_arguments: AddArguments | None = None) -> argparse.ArgumentParser:
-    """Return a parser with every argument of the engine, ours and a program's, as the trainer builds it."""
+    """Return a parser with all arguments of the engine, FlagScale and a program, as the trainer builds it."""
     from megatron.training.arguments import add_megatron_arguments
 
     parser = _Parser(allow_abbrev=False)
@@ -83,9 +83,9 @@ def _add_all(parser: argparse.ArgumentParser, add_arguments: AddArguments | None
 
 
 def parse(add_arguments: AddArguments | None = None) -> argparse.Namespace:
-    """Parse and check the command line as the trainer does, with a program's arguments.
+    """Parse and validate the command line as the trainer does, with a program's arguments.
 
-    `UserError` for what does not fit together.
+    Raises `UserError` if the arguments are invalid.
     """
     from megatron.training.arguments import parse_and_validate_args
 
@@ -93,16 +93,16 @@ def parse(add_arguments: AddArguments | None = None) -> argparse.Namespace:
     try:
         args: argparse.Namespace = parse_and_validate_args(extra_args_provider=provider)
     except (AssertionError, ValueError, OSError) as error:
-        # Many of the engine's assertions have no text: then the condition itself is the best there is.
+        # Many of the engine's assertions have no message: their condition is then the best explanation.
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-        raise UserError(f"the arguments do not fit together: {reason}") from error
-    # The trainer reads the command line once more (for fault tolerance), with its own choices only.
+        raise UserError(f"invalid arguments: {reason}") from error
+    # The trainer parses the command line again (for fault tolerance), with its own choices only.
     sys.argv[1:] = _without_our_choices(sys.argv[1:])
     return args
 
 
 def _without_our_choices(argv: Sequence[str]) -> list[str]:
-    """Return the arguments with a choice of the engine for each of ours; that reading uses neither."""
+    """Return the arguments with our choices replaced by the engine's; its second parse uses neither."""
     shown = list(argv)
     for option, ours, theirs in (
         ("--transformer-impl", "torch", "local"),
@@ -137,7 +137,7 @@ PATCHES = (
     Patch(
         "megatron.training.arguments:_print_args",
         _print_changed,
-        "It prints all 900 arguments; those that are not the default are what a reader wants.",
+        "It prints all 900 arguments; a reader needs only those that differ from the defaults.",
         "worker",
     ),
 )

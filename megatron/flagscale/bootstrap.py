@@ -1,4 +1,4 @@
-"""Fit the worker to the machine: argument defaults before the user's, patches, and what has no argument."""
+"""Adapt the worker to the machine: default arguments, patches, and settings that have no argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _DEFAULTS = (
     "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
     "--eval-interval=1000",  # the engine divides by it but has no default
-    "--logging-level=30",  # warnings; hundreds of lines of information otherwise
+    "--logging-level=30",  # warnings only; otherwise hundreds of lines of information
     "--no-one-logger",  # NVIDIA's internal metrics service
 )
 
@@ -24,11 +24,11 @@ _DEFAULTS = (
 def prepare_platform(
     argv: Sequence[str], add_arguments: AddArguments | None = None, own: Collection[str] = ()
 ) -> list[str]:
-    """Make the engine run here: apply the patches this machine needs and return the whole argument list.
+    """Prepare the engine for this machine: apply the patches it needs and return the whole argument list.
 
-    Must be called before the engine is imported. `add_arguments` adds a program's arguments; `own` names what
-    else it brings: "datasets", "forward_step". Raises `UserError` if the arguments break a rule of
-    `flagscale.checks.worker` on this machine.
+    Must be called before the engine is imported. `add_arguments` adds a program's arguments; `own` names the
+    other parts that it brings: "datasets", "forward_step". Raises `UserError` if the arguments break a rule
+    of `flagscale.checks.worker` on this machine.
     """
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
@@ -40,7 +40,7 @@ def prepare_platform(
     here, fused = chip(), has_te_or_apex()
     has_chip = not here.is_host_processor
     patch_engine()
-    # Megatron asserts it where tensor or context parallel is on; sharded data parallel asserts the contrary.
+    # Megatron requires it with tensor or context parallelism; sharded data parallelism forbids it.
     if not any("fsdp" in argument for argument in argv):
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     whole = [
@@ -56,14 +56,14 @@ def prepare_platform(
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":
-        # The layers know what comes before, in sample or document: a matrix of it is memory and time.
+        # The layers mask later tokens and other documents themselves; a mask matrix costs memory and time.
         whole.insert(0, "--no-create-attention-mask-in-dataloader")
     return whole
 
 
 @functools.cache
 def patch_engine() -> None:
-    """Apply the patches this machine needs, once in a process, and before the engine is imported."""
+    """Apply the patches this machine needs, once per process and before the engine is imported."""
     from megatron.flagscale import log_filters as noise
     from megatron.flagscale.chips import chip
     from megatron.flagscale.ledger import needed
@@ -76,7 +76,7 @@ def patch_engine() -> None:
 
 
 def adapt(model_config: Any, args: Any) -> None:
-    """Set what has no argument: layers, loss, initial weights, one checkpoint key a layer."""
+    """Set what has no argument: layers, loss, initial weights, one checkpoint key per layer."""
     from megatron.flagscale.chips import chip
 
     transformer = model_config.transformer
@@ -89,10 +89,10 @@ def adapt(model_config: Any, args: Any) -> None:
 
         model_config.transformer_layer_spec = layer_spec
         if chip().compiles and not (args.cross_entropy_loss_fusion or args.disable_jit_fuser):
-            # Not compiled it is slower than Megatron's plain one.
+            # Without compilation it is slower than Megatron's plain loss.
             from megatron.flagscale.layers.loss import use_our_loss
 
             model_config.pre_wrap_hooks.append(use_our_loss)
-        transformer.transformer_impl = "local"  # for the engine: Megatron's own linear layers
+        transformer.transformer_impl = "local"  # the engine then uses its own linear layers
     transformer.hetereogenous_dist_checkpoint = True
-    model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine parses it, and leaves it there
+    model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine only parses it

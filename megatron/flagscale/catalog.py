@@ -1,4 +1,4 @@
-"""Print every argument of the installed engine, and ours, as JSON: `python -m megatron.flagscale.catalog`.
+"""Print all arguments of the engine and FlagScale as JSON: `python -m megatron.flagscale.catalog`.
 
 The control plane checks users' keys against a committed copy of this output, without importing the engine.
 """
@@ -14,7 +14,7 @@ ENGINE = "megatron-core"
 
 
 def build_catalog() -> dict[str, Any]:
-    """Return `{"engine", "version", "arguments": descriptions of `describe_actions`}`."""
+    """Return `{"engine", "version", "arguments"}`, the arguments as `describe_actions` describes them."""
     from megatron.flagscale.args import engine_parser
 
     return {

@@ -1,6 +1,6 @@
-"""The rules of `flagscale.checks` on a rank's own arguments and machine, and those that need the worker.
+"""Apply the rules of `flagscale.checks`, and those that need the worker, to a rank's arguments and machine.
 
-The launcher enforces the same rules before a start; the worker also serves those who start it without one.
+The launcher enforces the same rules before a start, but a worker can also be started without a launcher.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from flagscale.errors import Problem, Violation
 def argument_problems(
     args: argparse.Namespace, machine: Capabilities, own: Collection[str] = ()
 ) -> list[Problem]:
-    """Return what is wrong with parsed arguments, not yet validated by the engine, on a machine.
+    """Return the problems of parsed arguments, not yet validated by the engine, on the given machine.
 
-    `own` names the parts that a user's program brings ("datasets", "forward_step"): they have no rules here.
+    `own` names the parts that a user's program brings ("datasets", "forward_step"): no rules apply to them.
     """
-    # The rules know plain values; the launcher has no enums of the engine's.
+    # The rules work on plain values, because the launcher does not have the engine's enums.
     values = {name: value.name if isinstance(value, Enum) else value for name, value in vars(args).items()}
     found = worker_violations([values], machine, trains_gpt=not own, has_own_data="datasets" in own)
     return [*worker_problems(found), *_not_installed(args)]
 
 
 def worker_problems(found: Iterable[Violation]) -> list[Problem]:
-    """Return broken rules as problems, each with the option that it is about."""
+    """Return violations as problems, each with the option that it is about."""
     from megatron.flagscale.args import engine_parser
 
     if not (violations := list(found)):
@@ -37,12 +37,12 @@ def worker_problems(found: Iterable[Violation]) -> list[Problem]:
     options: dict[str, str] = {}
     for action in engine_parser()._actions:
         options.setdefault(action.dest, action.option_strings[0])
-    # The keys of meshes reach the worker as one argument.
+    # The keys for meshes reach the worker as a single argument.
     return [Problem(what, options.get(dest, "--hetero-layout")) for dest, what in violations]
 
 
 def _not_installed(args: argparse.Namespace) -> Iterator[Problem]:
-    """Yield a missing package; a run's folder `wandb`, which Python would import, is not the package."""
+    """Yield a problem if a package is missing; a run's folder `wandb`, importable too, does not count."""
     spec = importlib.util.find_spec("wandb") if args.wandb_project else None
     if args.wandb_project and (spec is None or spec.origin is None):
         what = f"the package `wandb` is not installed in {sys.prefix}"

@@ -1,4 +1,4 @@
-"""What is trained on: GPT datasets from `.bin/.idx` files or mock data, and the batch of one micro-step."""
+"""Training data: GPT datasets from `.bin/.idx` files or mock data, and the batch of one micro-step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 
 def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | None = None) -> list[Any]:
-    """Build the train, validation and test datasets; given to `pretrain` as its datasets provider."""
+    """Build the train, validation and test datasets; passed to `pretrain` as its datasets provider."""
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
@@ -56,19 +56,19 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
     return datasets
 
 
-# Every rank builds its part: the first one writes the sample index, the others wait for it.
+# Every rank has to build them: the first one writes the sample index and the others wait for it.
 build_datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
 def _reads_data(vp_stage: int | None) -> bool:
-    """Tell whether a stage needs batches: those with tokens or labels, and all when documents are masked."""
+    """Return whether a stage needs batches: with tokens or labels, or whenever documents are masked."""
     return bool(is_first_or_last_pipeline_stage(vp_stage)) or get_args().reset_attention_mask
 
 
 def get_batch(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None, vp_stage: int | None
 ) -> dict[str, Any]:
-    """Return this rank's part of the next micro-batch; a stage that reads no data gets None values."""
+    """Return this rank's part of the next micro-batch; all values are None if its stage reads no data."""
     if not _reads_data(vp_stage):
         return dict.fromkeys(_FIELDS)
     args = get_args()
@@ -92,7 +92,7 @@ def get_batch(
         micro_batch_size=args.micro_batch_size if torch.is_grad_enabled() else args.eval_micro_batch_size,
         seq_length=args.seq_length,
         mtp_on_this_rank=False,
-        # Documents are told from the tokens: every stage gets them, as the only one would.
+        # Documents are found in the tokens, so every stage gets them, as in a pipeline of one stage.
         pipeline_model_parallel_size=1 if args.reset_attention_mask else args.pipeline_model_parallel_size,
         is_pipeline_first_stage=mpu.is_pipeline_first_stage(
             ignore_virtual=vp_stage is None, vp_stage=vp_stage

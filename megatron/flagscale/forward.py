@@ -1,6 +1,6 @@
 """One micro-batch of a GPT model: the forward step and the loss that the trainer calls.
 
-Nothing heavy is imported before the first call: training programs import this module at their top.
+Nothing heavy is imported before the first call, because training programs import this module at their top.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch
 def loss_func(
     loss_mask: torch.Tensor, losses: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Return the summed loss of the counted tokens, their number, and both for the report, all in float."""
+    """Return the summed loss of the counted tokens, their number, and both as floats for the report."""
     import torch
 
     mask = loss_mask.reshape(-1).float()
@@ -50,10 +50,10 @@ def loss_func(
 
 
 def _context_weight(num_tokens: torch.Tensor) -> torch.Tensor | float:
-    """Return what makes the mean over this rank's tokens its share of its context parallel group's mean.
+    """Return the factor that turns this rank's mean loss into its share of the context parallel group's mean.
 
-    The trainer takes each rank's mean and then the mean over ranks: wrong where one part of a sample has more
-    masked tokens than another. With `--calculate-per-token-loss` it sums over ranks first.
+    The trainer averages the means of the ranks, which is wrong if one part of a sample has more masked tokens
+    than another. With `--calculate-per-token-loss` it sums over ranks first.
     """
     import torch.distributed
     from megatron.core import mpu
@@ -68,7 +68,7 @@ def _context_weight(num_tokens: torch.Tensor) -> torch.Tensor | float:
 
 
 def _refuse_broken(loss: torch.Tensor) -> None:
-    """Stop at a NaN or infinite loss, unless the arguments turn this check off."""
+    """Stop if the loss is NaN or infinite, unless the arguments turn this check off."""
     import torch
     from megatron.core.rerun_state_machine import get_rerun_state_machine
     from megatron.training import get_args

@@ -1,8 +1,8 @@
 """Initial weights that depend on the seed alone, not on how the model is spread over ranks.
 
-Megatron seeds each rank's generator by its place in the layout, so that every layout starts from other
-weights and no two can be compared. Here each parameter is drawn whole, by Megatron's own rule for it, from a
-generator that is seeded with the parameter's name in the whole model; each rank keeps its part of it.
+Megatron seeds each rank's generator by its place in the layout, so every layout starts from different weights
+and their losses cannot be compared. Here each parameter is drawn whole, by Megatron's own rule for it, from a
+generator that is seeded with the parameter's name in the whole model, and each rank keeps its part.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Rule = Callable[[torch.Tensor], Any]
 def draw_by_name(model_config: Any, seed: int) -> None:
     """Make a model that is built from `model_config` start from the same weights in every layout.
 
-    Megatron then only notes at each parameter by which rule it is to be drawn; a hook draws them all once
-    their names are known. Weights that no rule fills (norms, biases) are the same everywhere anyway.
+    Megatron then only records the rule of each parameter; a hook draws all of them once their names are
+    known. Weights without a rule (norms, biases) are the same in every layout anyway.
     """
     transformer = model_config.transformer
     for name in _RULES:
@@ -57,7 +57,7 @@ def _draw_all(model_config: Any, seed: int, chunks: list[torch.nn.Module]) -> li
 
 
 def global_name(name: str, chunk: torch.nn.Module) -> str:
-    """Return a parameter's name in the whole model: layers and experts by their index there."""
+    """Return a parameter's name in the whole model: layers and experts have their global index."""
 
     def layer(found: re.Match[str]) -> str:
         return f"{found[1]}{chunk.get_submodule(found[0]).layer_number - 1}"
@@ -71,18 +71,18 @@ def global_name(name: str, chunk: torch.nn.Module) -> str:
 
 
 def _draw(parameter: torch.Tensor, rule: Rule, key: str, group: Any, real_rows: int | None) -> None:
-    """Fill a parameter with its part of what `rule` draws for the whole; `real_rows` is without padding."""
+    """Fill a parameter with its part of the whole that `rule` draws; `real_rows` excludes padding rows."""
     is_cut = getattr(parameter, "tensor_model_parallel", False)
     size, rank = (group.size(), group.rank()) if is_cut else (1, 0)
     dim, stride = (parameter.partition_dim, parameter.partition_stride) if is_cut else (0, 1)
     shape = list(parameter.shape)
     shape[dim] *= size
-    # In single precision whatever the parameter's: the same weights in every precision.
+    # Drawn in single precision, so that weights are the same whatever the precision of the parameter.
     whole = torch.empty(shape, device=parameter.device)
     rows = shape[0] if real_rows is None else min(real_rows, shape[0])
     on_chip = whole.device.index is not None
     with torch.random.fork_rng(devices=[whole.device] if on_chip else []):
-        # The rows that pad a vocabulary come last and by themselves: how many there are changes no other.
+        # Padding rows of a vocabulary are drawn last and separately: their number does not affect the others.
         for part, part_key in ((whole[:rows], key), (whole[rows:], f"{key}/padding")):
             if part.numel():
                 torch.manual_seed(zlib.crc32(part_key.encode()))

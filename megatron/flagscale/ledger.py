@@ -24,7 +24,7 @@ _ALWAYS = (
     Patch(
         "megatron.training.dist_signal_handler:get_device",
         lambda original: lambda local_rank=None: chip().device(),
-        "It finds the device by the backend, and knows nccl and gloo only.",
+        "It derives the device from the backend and knows only nccl and gloo.",
         "worker",
         until="the engine asks the process group for its device",
     ),
@@ -37,13 +37,13 @@ _ALWAYS = (
 
 
 def ledger() -> tuple[Patch, ...]:
-    """Return every entry of FlagScale's own, whether or not this machine needs it."""
+    """Return all of FlagScale's own entries, whether or not this machine needs them."""
     return (*CPU.patches, *no_te_patches, *_ALWAYS, *hetero_patches)
 
 
 def needed(used: Chip, te_or_apex: bool) -> tuple[Patch, ...]:
-    """Return the entries a machine needs: its chip's, `no-te` only without TE and Apex, and the rest always.
+    """Return the entries a machine needs: its chip's, `no-te` only without TE and Apex, and the common ones.
 
-    Those of meshes are applied where there are some.
+    The group `hetero` is not among them: it is applied when a pipeline over unequal meshes is built.
     """
     return (*used.patches, *(() if te_or_apex else no_te_patches), *_ALWAYS)

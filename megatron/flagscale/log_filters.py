@@ -1,4 +1,4 @@
-"""Known upstream messages that tell a user nothing or the wrong thing, each silenced by its text."""
+"""Silence known upstream messages that are useless or misleading for a user, each matched by its text."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import logging
 import warnings
 
 _WARNINGS = (
-    # FlagScale chooses plain torch layers itself when TransformerEngine and Apex are absent.
+    # FlagScale chooses plain torch layers itself if TransformerEngine and Apex are not installed.
     r"Apex is not installed",
     r"Transformer Engine and Apex are not installed",
     r"Only transformer-engine>=",
-    # A module the trainer imports and a GPT model never uses.
+    # The trainer imports this module, but a GPT model never uses it.
     r"MimoModelConfig is experimental",
-    # The engine's to mend: the pinned torch still has both names.
+    # Only the engine can fix this; the pinned torch still has both names.
     r"`torch.distributed.\w+` is deprecated",
-    # The trainer always asks for pinned memory; without CUDA there is nothing to pin for.
+    # The trainer always asks for pinned memory; without CUDA it has no effect.
     r"'pin_memory' argument is set as true but no accelerator",
-    # The optimizer looks at its views of the gradient buffer on purpose.
+    # The optimizer accesses its views of the gradient buffer on purpose.
     r"The .grad attribute of a Tensor that is not a leaf Tensor is being accessed",
-    # Every rank reads the common part of a checkpoint by itself, on purpose.
+    # Each rank reads the common part of a checkpoint on its own, on purpose.
     r"torch.distributed is disabled, unavailable or uninitialized",
 )
 
 _LOG_MESSAGES = {
-    # By construction on CPU: the device's random state is the CPU's.
+    # This is always so on CPU: the device's random state is the CPU's.
     "megatron.core.tensor_parallel.random": ("CPU RNG state changed within GPU RNG context",),
-    # The engine prefers hybrid models; a GPT model is what the user asked for.
+    # The engine recommends hybrid models, but the user asked for a GPT model.
     "megatron.core.models.gpt.gpt_model": ("GPTModel IS DEPRECATED",),
-    # Said at every save, also of synchronous ones.
+    # It is logged at every save, even a synchronous one.
     "megatron.core.dist_checkpointing.strategies.torch": ("MCore's async save is deprecated",),
-    # The modes of the result validation, said twice an evaluation, and that it is on.
+    # The mode of the result validation, logged twice per evaluation, and the fact that it is enabled.
     "megatron.core.rerun_state_machine": ("RerunStateMachine", "Result validation enabled"),
-    # torch, when its CUDA build finds no device; the platform already knows.
+    # Logged by torch's CUDA build if it finds no device; the platform already knows that.
     "torch.utils.cpp_extension": ("No CUDA runtime is found",),
 }
 
 
 def quiet() -> None:
-    """Silence them in this process; to be called before the engine is imported."""
+    """Silence these messages in this process; must be called before the engine is imported."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for logger, messages in _LOG_MESSAGES.items():

@@ -1,4 +1,4 @@
-"""A machine without TransformerEngine and Apex: plain torch layers and torch's own AdamW."""
+"""Support for machines without TransformerEngine and Apex: plain torch layers and torch's own AdamW."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron.flagscale.patching import Patch
 
-# What the engine turns on by default but only those packages provide.
+# Turn off what the engine enables by default but only those packages provide.
 DEFAULTS = (
     "--transformer-impl=torch",
     "--no-masked-softmax-fusion",
@@ -33,7 +33,7 @@ def _allocate_before_state_dict(original: Callable[..., Any]) -> Callable[..., A
         groups = self.optimizer.param_groups
         if any(group["params"] for group in groups):
             return original(self)
-        # Experts of a mesh without expert parallel: the step is told by the others (see optimizer_state.py).
+        # Experts on a mesh without expert parallelism get the step from the others (see optimizer_state.py).
         stand_in = torch.zeros(())
         groups[0]["params"].append(stand_in)
         self.optimizer.state[stand_in] = {"step": torch.zeros(())}
@@ -74,23 +74,23 @@ PATCHES = (
     Patch(
         f"{_OPTIMIZER}.state_dict",
         _allocate_before_state_dict,
-        "It reads the step count from the optimizer's state, which torch's AdamW makes at the first step "
-        "only, and not without parameters: loading a checkpoint fails on the empty list.",
+        "It reads the step count from the optimizer's state, which torch's AdamW creates only at its first "
+        "step and only if it has parameters: loading a checkpoint fails on the empty list.",
         "no-te",
         until=_UNTIL,
     ),
     Patch(
         f"{_OPTIMIZER}.load_state_dict",
         _own_step_per_parameter,
-        "It stores one step tensor in every parameter's state; AdamW then counts it up once a parameter, "
-        "and the resumed run goes on silently wrong.",
+        "It stores the same step tensor in every parameter's state; AdamW then increments it once per "
+        "parameter, and the resumed run silently continues with a wrong step count.",
         "no-te",
         until=_UNTIL,
     ),
     Patch(
         f"{_OPTIMIZER}._set_main_param_and_optimizer_states",
         _step_is_not_loaded_per_tensor,
-        "It asks the checkpoint for a step tensor of each parameter, but the step is saved once a group.",
+        "It expects a step tensor per parameter in the checkpoint, but the step is saved once per group.",
         "no-te",
         until=_UNTIL,
     ),

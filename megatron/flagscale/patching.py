@@ -1,11 +1,11 @@
-"""The ledger: every place where the engine (or torch under it) is changed in memory, and why.
+"""Patches: changes of the engine (or of torch under it) in memory, each with its reason.
 
-A change is the last resort, after the engine's own seams. Each entry names its target, the reason, the
-versions it was written for and when it can go; applying it fails loudly when the target is gone.
+A patch is the last resort, after the engine's own seams. It names its target, the reason, the versions it was
+written for and when it can be removed; applying it raises an error if the target no longer exists.
 
 Groups: `cpu` (host processors; another chip names a group of its own), `no-te` (neither TransformerEngine nor
-Apex installed), `wheel` (the engine comes from its wheel), `worker` (FlagScale's own metrics and checkpoint
-rules; always), `hetero` (a pipeline over unequal meshes; applied where one is built).
+Apex is installed), `wheel` (the engine comes from its wheel), `worker` (FlagScale's own metrics and
+checkpoint rules; always), `hetero` (a pipeline over unequal meshes; applied when one is built).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TORCH = "torch>=2.13,<2.14"
 
 
 class PatchError(Exception):
-    """A ledger entry does not fit what is installed: its target is gone or the version is another one."""
+    """A patch does not match the installed package: its target is missing or the version differs."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Patch:
     until: str = "the engine has a seam for it"
 
     def apply(self) -> None:
-        """Replace the target; `PatchError` when it does not exist or the installed version is another one."""
+        """Replace the target; raise `PatchError` if it is missing or the installed version differs."""
         owner, name = self._resolve()
         setattr(owner, name, self.make(inspect.getattr_static(owner, name)))
 
     def check(self) -> None:
-        """Raise `PatchError` unless the patch fits what is installed; changes nothing."""
+        """Raise `PatchError` if the patch does not match the installed package; change nothing."""
         self._resolve()
 
     def _resolve(self) -> tuple[Any, str]:
@@ -60,7 +60,7 @@ class Patch:
             owner = functools.reduce(getattr, parents, importlib.import_module(module))
             inspect.getattr_static(owner, name)
         except (ImportError, AttributeError) as error:
-            raise PatchError(f"{self.target}: no such target in {requirement.name} {installed}") from error
+            raise PatchError(f"{self.target}: target not found in {requirement.name} {installed}") from error
         return owner, name
 
 
@@ -71,5 +71,5 @@ def apply(patches: Iterable[Patch]) -> None:
 
 
 def has_te_or_apex() -> bool:
-    """Say whether the fused optimizers and layers the engine prefers can be imported."""
+    """Return whether the fused optimizers and layers that the engine prefers can be imported."""
     return any(importlib.util.find_spec(name) is not None for name in ("transformer_engine", "apex"))

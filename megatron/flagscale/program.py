@@ -5,8 +5,8 @@ A program is a Python file that ends in
     if __name__ == "__main__":
         sys.exit(run(add_arguments=add_arguments, datasets=datasets, forward_step=forward_step))
 
-Saving a checkpoint spawns processes that import the program again: nothing heavy may be imported at its top,
-and this module imports nothing heavy. See docs/programs.md.
+Saving a checkpoint spawns processes that import the program again: it must not import anything heavy at its
+top, and this module does not either. See docs/programs.md.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 Datasets = Callable[..., Any]
 """`(num_samples, vp_stage=None) -> (train, validation, test)`: map-style datasets, None for one that is not
-used; `num_samples` holds how many samples of each the job takes. Called on the first rank of each tensor
+used; `num_samples` holds how many samples of each the job uses. Called on the first rank of each tensor
 parallel group, or on every rank if the function has the attribute `is_distributed = True`."""
 ForwardStep = Callable[[Any, Any], tuple[Any, Any]]
-"""`(data_iterator, model) -> (output, loss function)`, as Megatron's `pretrain` takes it."""
+"""`(data_iterator, model) -> (output, loss function)`, as Megatron's `pretrain` expects it."""
 
 
 def run(
@@ -43,8 +43,8 @@ def run(
     their values. Without `datasets` the program reads Megatron's `.bin/.idx` files (`data_path`) or mock
     data; without `forward_step` it trains on batches of `tokens`, `labels`, `loss_mask` and `position_ids`.
 
-    A user's error ends the process with exit code 2, any other with its traceback and 1. Both write the
-    structured error file that torchrun asked for, from which torchrun reports a user's error in one line.
+    A user's error ends the process with exit code 2, any other error with its traceback and exit code 1. Both
+    write the structured error file that torchrun asked for; torchrun reports a user's error in one line.
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -67,7 +67,7 @@ def run(
         code = 1
     else:
         return 0
-    # At once: tearing down process groups whose peers are gone can take forever, and hides who failed first.
+    # Exit at once: tearing down process groups with dead peers can hang, and hides which rank failed first.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -80,7 +80,7 @@ def train(
     datasets: Datasets | None = None,
     forward_step: ForwardStep | None = None,
 ) -> None:
-    """Train as the arguments say; `UserError` for what a user can fix. For the other arguments see `run`."""
+    """Train with these arguments; raises `UserError` for a user's mistake. For the other ones see `run`."""
     from megatron.flagscale.bootstrap import adapt, prepare_platform
     from megatron.flagscale.hetero.arguments import own_part
 
@@ -126,5 +126,5 @@ def _with_heartbeat(forward_step: ForwardStep) -> ForwardStep:
 
 
 if "--multiprocessing-fork" in sys.orig_argv:
-    # A process that the trainer spawned, which imports the program again: it ends with its rank.
+    # The trainer spawned this process, which imports the program again: it has to end with its rank.
     die_with_parent()

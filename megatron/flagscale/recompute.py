@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def schedule_recompute(model_config: Any, args: argparse.Namespace) -> None:
-    """Make a model that is built from `model_config` recompute as the lists say, if any is given.
+    """Make a model that is built from `model_config` follow the recompute lists, if any are given.
 
-    Call it on validated arguments; raises `UserError` with all mistakes of the lists. Megatron's block asks
-    its config at each forward whether and how to recompute: each block gets a config of its own, which is
-    set from the lists before every forward. So nothing can be left of the micro-batch before.
+    Call it with validated arguments; raises `UserError` with all mistakes in the lists. Megatron's block
+    reads from its config at each forward whether and how to recompute. Each block gets a config of its own,
+    which is set from the lists before every forward, so nothing is left over from the previous micro-batch.
     """
     values = vars(args)
     if not has_recompute_schedule(values):
@@ -43,7 +43,7 @@ def _schedule_all(lists: RecomputeSchedule, pp: int, chunks: list[torch.nn.Modul
     for chunk in chunks:
         block = chunk.decoder
         if len(block.layers):
-            # The order of the layers: a stage's second chunk comes after the last stage's first one.
+            # In the order of the layers, a stage's second chunk comes after the last stage's first one.
             stage = (block.vp_stage or 0) * pp + mpu.get_pipeline_model_parallel_rank()
             block.config = copy.copy(block.config)
             block.register_forward_pre_hook(functools.partial(_set, lists, stage))
@@ -51,9 +51,9 @@ def _schedule_all(lists: RecomputeSchedule, pp: int, chunks: list[torch.nn.Modul
 
 
 def _set(lists: RecomputeSchedule, stage: int, block: Any, _: Any) -> None:
-    # An evaluation recomputes nothing, and may have more micro-batches than the lists.
+    # An evaluation recomputes nothing, and may have more micro-batches than the lists cover.
     if block.training:
-        # Every schedule notes it at the layers before a forward (`cuda_graphs.py:set_current_microbatch`).
+        # Every schedule sets it on the layers before a forward (`cuda_graphs.py:set_current_microbatch`).
         setting = lists.resolve(stage, block.layers[0].current_microbatch)
         block.config.recompute_granularity = setting.granularity
         block.config.recompute_method = setting.method

@@ -1,4 +1,4 @@
-"""What a rank and those who started it know of each other: its end, its progress, where it is stuck."""
+"""The rank's side of supervision: ending with its parent, heartbeats, and stacks of a rank that hangs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _last_heartbeat = 0.0
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies; does nothing where that cannot be asked."""
+    """Ask the kernel to kill this process when its parent dies; no effect if it does not support that."""
     die_with(os.getppid())
 
 
@@ -26,9 +26,9 @@ def write_stacks_when_asked() -> None:
 
 
 def heartbeat() -> None:
-    """Tell the supervisor that this host's ranks go on: touch the file that it watches, once a second.
+    """Show the supervisor that this host's ranks make progress: touch the file it watches, once per second.
 
-    The first rank of a host does it for all: a rank that hangs soon stops the others.
+    The first rank of a host does it for all of them, because a rank that hangs soon stops the others.
     """
     global _last_heartbeat
     now = time.monotonic()

@@ -2,11 +2,11 @@
 
 It is torchrun itself, with three differences:
 
-* when a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed
+* if a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed
   first;
 * SIGTERM is passed on to the ranks, which may take the time they need to save a checkpoint; the exit code is
-  then theirs: 0 when all ended well;
-* after a failure the surviving ranks get 3 seconds instead of 30, unless `--shutdown-timeout` says otherwise.
+  then theirs: 0 if all of them ended with 0;
+* after a failure the surviving ranks get 3 seconds instead of 30, unless `--shutdown-timeout` is given.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SURVIVORS_SECONDS = 3
 
-# What a rank says when a peer went away: it is a victim, not the cause.
+# A rank that reports one of these has lost a peer: it is a victim, not the cause.
 _VICTIM_WORDS = (
     "connection closed by peer",
     "connection reset",
@@ -47,15 +47,15 @@ _VICTIM_WORDS = (
 def first_failure(failures: list[Failure]) -> Failure:
     """Return the failure that caused the others.
 
-    A rank that died from a signal of its own comes before exceptions of peers which saw its connection close;
-    among equals the earliest wins. SIGTERM is what torchrun sends to survivors, SIGABRT what a communication
-    library does when a peer is gone.
+    A rank that was killed by a signal comes before peers with exceptions about its closed connection; among
+    equals the earliest wins. torchrun sends SIGTERM to survivors, and communication libraries abort (SIGABRT)
+    after losing a peer.
     """
     return min(failures, key=lambda failure: (_order(failure), failure.time))
 
 
 _VICTIMS = 2
-"""From here on a failure looks like the consequence of another one."""
+"""From this order on, a failure looks like the consequence of another one."""
 
 
 def _order(failure: Failure) -> int:
@@ -70,7 +70,7 @@ def _order(failure: Failure) -> int:
 
 
 def failures_of(children: Mapping[int, ProcessFailure], early: Container[int]) -> list[Failure]:
-    """Translate what torchrun collected, by global rank, without the ranks it ended itself by a signal."""
+    """Return the failures that torchrun collected by global rank, without those of ranks it ended itself."""
     own = {rank: child for rank, child in children.items() if child.exitcode > 0 or child.pid in early}
     return [_failure_of(rank, child) for rank, child in (own or children).items()]
 
@@ -82,10 +82,10 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
         traceback = message.get("extraInfo", {}).get("py_callstack", "")
         message = message.get("message", "")
         if message.startswith("UserError: "):
-            # What the user can mend is told by its message alone.
+            # A user's error needs no traceback: the message alone explains it.
             message, traceback = message.removeprefix("UserError: ").removeprefix("- "), ""
     elif child.exitcode > 0:
-        message = f"{how_it_ended(child.exitcode)}; see its own output"
+        message = f"{how_it_ended(child.exitcode)}; see the output of this rank"
     path = Path(child.error_file)
     # torchrun's own timestamps are whole seconds.
     when = path.stat().st_mtime if path.is_file() else float(child.timestamp)
@@ -102,7 +102,7 @@ def _failure_of(rank: int, child: ProcessFailure) -> Failure:
 
 
 def _close_soon(seconds: int, early: set[int]) -> Callable[[Any], Any]:
-    """Shorten the wait for survivors; note in `early` who had failed before torchrun ended the rest."""
+    """Shorten the wait for survivors; record in `early` which failed before torchrun ended the rest."""
     closed = []
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
@@ -119,7 +119,7 @@ def _close_soon(seconds: int, early: set[int]) -> Callable[[Any], Any]:
 
 
 def _pass_sigterm_on(signum: int, frame: object) -> None:
-    """Tell every rank, wait for all of them, and end as they did."""
+    """Send SIGTERM to every rank, wait for all of them, and exit with their outcome."""
     import psutil
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -127,7 +127,7 @@ def _pass_sigterm_on(signum: int, frame: object) -> None:
     for pid in ranks:
         os.kill(pid, signal.SIGTERM)
     for pid in ranks:
-        # Not reaped here: torchrun's own bookkeeping does that.
+        # Do not reap them here: torchrun's own bookkeeping does that.
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         if ended is not None and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
             raise SystemExit(128 + signal.SIGTERM)
@@ -135,7 +135,7 @@ def _pass_sigterm_on(signum: int, frame: object) -> None:
 
 
 def main() -> int:
-    """Run torchrun with this process's arguments; see the module for what differs."""
+    """Run torchrun with this process's arguments; the module's docstring lists the differences."""
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
     signal.signal(signal.SIGTERM, _pass_sigterm_on)
 
@@ -143,14 +143,14 @@ def main() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # What it tells of the processes it ends is said better by the report below.
+    # The report below replaces its messages about the processes that it ends.
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)
     args = parse_args(None)
     early: set[int] = set()
     Patch(
         "torch.distributed.elastic.multiprocessing.api:PContext.close",
         _close_soon(args.shutdown_timeout or SURVIVORS_SECONDS, early),
-        "It waits 30 seconds for survivors whatever --shutdown-timeout says, and forgets whom it ended.",
+        "It waits 30 seconds for survivors regardless of --shutdown-timeout, and forgets which it ended.",
         "torchrun",
         TORCH,
     ).apply()

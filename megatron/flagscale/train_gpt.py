@@ -1,6 +1,6 @@
 """Train a GPT model with Megatron's own trainer: `torchrun ... -m megatron.flagscale.train_gpt ARGUMENTS`.
 
-The shortest training program: Megatron's data, Megatron's arguments, the forward step of a GPT model.
+This is the shortest training program: it uses Megatron's data and arguments and a GPT model's forward step.
 """
 
 import sys

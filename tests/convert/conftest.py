@@ -1,4 +1,4 @@
-"""Fixtures of the conversion tests: a small model of a family on the disk, in both formats."""
+"""Fixtures of the conversion tests: a small model of a family on disk, in both formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron.flagscale.convert.convert import convert
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a case: `hf` and `megatron` in it; made once, not to be changed."""
+    """Return the folder of a case, with `hf` and `megatron` in it; it is made once, do not change it."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def copy(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str, str], Path]:
-    """A copy of a case's folder in a format, to be damaged."""
+    """Return a copy of a case's folder in one format, which a test may damage."""
 
     def make(name: str, format: str) -> Path:
         return Path(shutil.copytree(models(name) / format, tmp_path / "copy"))

@@ -1,4 +1,4 @@
-"""Every family there and back: bit for bit, through Megatron's own model, and through a training."""
+"""Every family is converted there and back: bit for bit, with Megatron's own model, and with a training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from flagscale_testing.conversion import CASES, Outcome, run_chain
 
-# Of every family one, and both kinds of embeddings; the others differ from these in settings alone.
 pytestmark = pytest.mark.timeout(1200)  # one run of all ranks serves every test
 
+# One model per family, with both kinds of embeddings; the others differ from these only in settings.
 FAST = ("Llama 3.2, tied", "Mixtral", "Qwen2, 2.5", "Qwen3, tied")
 TRAINED = ("Mixtral",)
 
@@ -23,25 +23,23 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def cases(names: tuple[str, ...]) -> list[object]:
-    """The named cases, and with `--slow` the others."""
+    """Return all cases as parameters; those that are not named need `--slow`."""
     return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CASES]
 
 
 @pytest.mark.parametrize("name", cases(FAST))
-def test_there_and_back_is_bitwise(name: str, outcomes: dict[str, Outcome]) -> None:
+def test_a_round_trip_is_bitwise_equal(name: str, outcomes: dict[str, Outcome]) -> None:
     assert not outcomes[name].error
     assert outcomes[name].round_trip
 
 
 @pytest.mark.parametrize("name", cases(FAST))
-def test_megatron_computes_the_logits_of_transformers(name: str, outcomes: dict[str, Outcome]) -> None:
+def test_megatron_computes_the_same_logits_as_transformers(name: str, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[name].logits < (0.1 if CASES[name].dtype == "bfloat16" else 1e-4)
 
 
 @pytest.mark.parametrize("name", cases(TRAINED))
-def test_a_training_in_its_layout_starts_from_it_and_saves_it(
-    name: str, outcomes: dict[str, Outcome]
-) -> None:
+def test_a_training_loads_and_saves_the_converted_model(name: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[name]
     assert outcome.trained
     assert outcome.loss is not None

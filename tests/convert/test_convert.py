@@ -24,7 +24,7 @@ Models = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level tokenizer of fewer tokens than the models know."""
+    """A word-level tokenizer with fewer tokens than the models have."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -50,7 +50,7 @@ def test_shards_hold_the_same_tensors_as_one_file(models: Models, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_precision_is_chosen(dtype: str, models: Models, tmp_path: Path) -> None:
+def test_the_precision_can_be_chosen(dtype: str, models: Models, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     convert(models("Qwen2, 2.5") / "megatron", tmp_path / "cast", dtype=dtype)
@@ -61,7 +61,7 @@ def test_precision_is_chosen(dtype: str, models: Models, tmp_path: Path) -> None
     assert opened.dtype == getattr(torch, dtype)
 
 
-def test_the_tokenizer_is_copied_there_and_back(models: Models, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_is_copied_in_both_directions(models: Models, tokenizer: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     convert(models("Llama 2") / "hf", tmp_path / "megatron", tokenizer=tokenizer)
@@ -76,14 +76,14 @@ def test_the_tokenizer_is_copied_there_and_back(models: Models, tokenizer: Path,
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == 0
 
 
-def test_ids_without_a_tokenizer_come_back(models: Models, tmp_path: Path) -> None:
+def test_special_ids_survive_without_a_tokenizer(models: Models, tmp_path: Path) -> None:
     made = convert(models("Llama 2") / "megatron", tmp_path / "hf")
     assert "no tokenizer is included" in made.notices[0]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
 
 
-def test_a_tokenizer_that_is_too_large_is_refused(models: Models, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_too_many_tokens_is_refused(models: Models, tokenizer: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     larger = AutoTokenizer.from_pretrained(tokenizer)
@@ -93,7 +93,7 @@ def test_a_tokenizer_that_is_too_large_is_refused(models: Models, tokenizer: Pat
         convert(models("Llama 2") / "hf", tmp_path / "target", tokenizer=tmp_path / "larger")
 
 
-def test_the_true_vocabulary_can_be_named(models: Models, tmp_path: Path) -> None:
+def test_the_true_vocabulary_size_can_be_given(models: Models, tmp_path: Path) -> None:
     made = convert(models("Llama 2") / "megatron", tmp_path / "hf", vocab_size=200)
     assert made.model.vocab == 200
     assert tensors_of(tmp_path / "hf")["lm_head.weight"].shape == (200, 64)
@@ -108,7 +108,7 @@ def test_a_model_can_be_rewritten_in_its_own_format(models: Models, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("experts", "topk"), [(4, 2), (3, 1), (2, 2)])
-def test_an_upcycled_model_starts_with_the_dense_logits(
+def test_an_upcycled_model_has_the_logits_of_the_dense_one(
     experts: int, topk: int, models: Models, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM, MixtralForCausalLM
@@ -125,7 +125,7 @@ def test_an_upcycled_model_starts_with_the_dense_logits(
         assert torch.allclose(mixture(tokens).logits, dense(tokens).logits, atol=1e-4)
 
 
-def test_upcycling_depends_on_its_seed_alone(models: Models, tmp_path: Path) -> None:
+def test_upcycling_depends_only_on_its_seed(models: Models, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         how = Upcycling(2, seed=seed)
         convert(models("Llama 2") / "hf", tmp_path / name, to="huggingface", upcycling=how)
@@ -137,11 +137,11 @@ def test_upcycling_depends_on_its_seed_alone(models: Models, tmp_path: Path) -> 
     ("name", "how", "message"),
     [
         ("Mixtral", Upcycling(4), "already has experts"),
-        ("Qwen3", Upcycling(4), "no family is a qwen3 with experts"),
+        ("Qwen3", Upcycling(4), "experts cannot be added to the family qwen3"),
         ("Llama 2", Upcycling(2, 3), "3 of 2 experts cannot be chosen"),
     ],
 )
-def test_models_that_cannot_be_upcycled(
+def test_unsupported_upcycling_is_refused(
     name: str, how: Upcycling, message: str, models: Models, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -149,12 +149,12 @@ def test_models_that_cannot_be_upcycled(
 
 
 def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, from another folder."""
+    """Run the command as a user does, in the working directory `folder`."""
     command = [sys.executable, str(ROOT / "tools" / "checkpoint" / "convert.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_command(models: Models, tmp_path: Path) -> None:
+def test_the_command_converts_and_never_overwrites(models: Models, tmp_path: Path) -> None:
     done = run("--load", models("Llama 2") / "hf", "--save", "made", "--dtype", "bf16", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("made: llama, 27 tensors, ")
@@ -162,13 +162,13 @@ def test_the_command(models: Models, tmp_path: Path) -> None:
     assert "note: no tokenizer is included" in done.stderr
     again = run("--load", models("Llama 2") / "hf", "--save", "made", folder=tmp_path)
     assert again.returncode == 2
-    assert again.stderr == "error: made: already exists; --overwrite replaces it\n"
+    assert again.stderr == "error: made: already exists; use --overwrite to replace it\n"
 
 
 def test_the_command_refuses_an_invalid_size(tmp_path: Path) -> None:
     done = run("--load", "a", "--save", "b", "--max-shard-size", "5 GiB of", folder=tmp_path)
     assert done.returncode == 2
-    assert "'5 GiB of' is not a size; write 5GB or 500MB" in done.stderr
+    assert "'5 GiB of' is not a size; write it like 5GB or 500MB" in done.stderr
 
 
 def test_the_command_refuses_expert_options_without_experts(tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_the_command_compares_logits(models: Models, tmp_path: Path) -> None:
     back = ("--load", "there", "--save", "back", "--verify-logits", "--dtype", "fp16")
     refused = run(*back, folder=tmp_path)
     assert refused.returncode == 2
-    assert "more than 1e-04: nothing was written" in refused.stderr
+    assert "more than 1e-04; nothing was written" in refused.stderr
     assert not (tmp_path / "back").exists()
 
 
 def test_the_engine_is_not_imported(models: Models, tmp_path: Path) -> None:
-    # It takes seconds, and on a machine without CUDA its patches of torch harm transformers in the process.
+    # Importing it takes seconds, and on a machine without CUDA its patches of torch break transformers.
     code = (
         "import sys; from megatron.flagscale.convert.convert import convert; "
         "convert(sys.argv[1], 'hf'); convert('hf', 'megatron'); "

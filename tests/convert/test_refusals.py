@@ -23,7 +23,7 @@ MODEL = "Llama 2"
 
 
 def refused(source: Path, **options: object) -> str:
-    """Return the message of a refused conversion, which leaves nothing behind."""
+    """Check that a conversion is refused and leaves nothing behind; return its message."""
     target = source.parent / "target"
     before = sorted(source.parent.iterdir())
     with pytest.raises(UserError) as caught:
@@ -39,25 +39,26 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_a_missing_tensor(copy: Copy) -> None:
+def test_a_missing_tensor_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.pop("model.layers.3.self_attn.k_proj.weight"))
     assert "1 of 39 tensors are missing: model.layers.3.self_attn.k_proj.weight" in refused(folder)
 
 
-def test_an_extra_tensor(copy: Copy) -> None:
+def test_an_extra_tensor_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}))
-    assert "1 tensors do not belong to a llama: model.layers.0.self_attn.q_proj.bias" in refused(folder)
+    message = refused(folder)
+    assert "1 tensors do not belong to the family llama: model.layers.0.self_attn.q_proj.bias" in message
 
 
-def test_a_wrong_shape(copy: Copy) -> None:
+def test_a_wrong_shape_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
     assert "model.norm.weight has shape [63], but config.json gives [64]" in refused(folder)
 
 
-def test_all_of_these_at_once(copy: Copy) -> None:
+def test_all_differences_are_reported_at_once(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
@@ -68,57 +69,57 @@ def test_all_of_these_at_once(copy: Copy) -> None:
     assert refused(folder).count("\n") == 2
 
 
-def test_integer_weights(copy: Copy) -> None:
+def test_integer_weights_are_refused(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
     assert "model.norm.weight is I8" in refused(folder)
 
 
-def test_a_shard_that_was_cut_off(copy: Copy) -> None:
+def test_a_truncated_shard_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     shard = folder / "model.safetensors"
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size - 100)
-    assert "model.safetensors: damaged or cut off" in refused(folder)
+    assert "model.safetensors: damaged or truncated" in refused(folder)
 
 
-def test_a_missing_shard(copy: Copy) -> None:
+def test_a_missing_shard_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     (folder / "model.safetensors").unlink()
     assert "model.safetensors: no such file" in refused(folder)
 
 
-def test_an_index_that_is_wrong(copy: Copy) -> None:
+def test_a_wrong_index_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     index = {"weight_map": dict.fromkeys(("lm_head.weight", "nothing.weight"), "model.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "names nothing.weight, which the files do not contain" in refused(folder)
+    assert "lists nothing.weight, which the files do not contain" in refused(folder)
 
 
-def test_an_unknown_architecture(copy: Copy) -> None:
+def test_an_unknown_architecture_is_refused(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
-    assert "the architecture GPT2LMHeadModel cannot be converted" in refused(folder)
+    assert "the architecture GPT2LMHeadModel is not supported" in refused(folder)
 
 
-def test_a_model_of_another_family_than_the_one_named(copy: Copy) -> None:
+def test_a_model_that_is_not_of_the_requested_family_is_refused(copy: Copy) -> None:
     assert "the model is LlamaForCausalLM, not qwen3" in refused(copy(MODEL, "hf"), family="qwen3")
 
 
-def test_a_configuration_that_is_not_json(copy: Copy) -> None:
+def test_invalid_json_in_the_configuration_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     (folder / "config.json").write_text("{")
-    assert "config.json: not readable as JSON" in refused(folder)
+    assert "config.json: invalid JSON" in refused(folder)
 
 
-def test_a_tied_model_with_another_output(copy: Copy) -> None:
+def test_a_tied_model_with_a_different_output_is_refused(copy: Copy) -> None:
     folder = copy("Llama 3.2, tied", "hf")
     rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": torch.ones(250, 64)}))
-    assert "differs from the embedding it is tied to" in refused(folder)
+    assert "differs from the embedding that it is tied to" in refused(folder)
 
 
-def test_a_tied_model_that_stores_its_output_twice(copy: Copy, tmp_path: Path) -> None:
+def test_a_tied_model_may_store_its_output_twice(copy: Copy, tmp_path: Path) -> None:
     folder = copy("Llama 3.2, tied", "hf")
 
     def repeat(tensors: dict[str, torch.Tensor]) -> None:
@@ -128,11 +129,11 @@ def test_a_tied_model_that_stores_its_output_twice(copy: Copy, tmp_path: Path) -
     assert convert(folder, tmp_path / "target").model.tied
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_damaged_checkpoint(damage: str, copy: Copy) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_checkpoint_is_refused(damage: str, copy: Copy) -> None:
     folder = copy(MODEL, "megatron")
     file = folder / "release" / "__0_0.distcp"
-    if damage == "gone":
+    if damage == "missing":
         file.unlink()
         assert "the checkpoint cannot be used: __0_0.distcp is missing" in refused(folder)
     else:
@@ -143,7 +144,7 @@ def test_a_damaged_checkpoint(damage: str, copy: Copy) -> None:
         assert "cannot be" in refused(folder)
 
 
-def test_a_checkpoint_that_lacks_a_tensor(copy: Copy) -> None:
+def test_a_tensor_missing_from_a_checkpoint_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "megatron")
     (folder / "release" / MANIFEST).unlink()
     file = folder / "release" / ".metadata"
@@ -153,38 +154,38 @@ def test_a_checkpoint_that_lacks_a_tensor(copy: Copy) -> None:
     file.write_bytes(pickle.dumps(metadata))
     message = refused(folder)
     assert "1 tensors are missing: decoder.layers.1.mlp.linear_fc2.weight" in message
-    assert "1 tensors do not belong to a llama: decoder.layers.1.mlp.linear_fc2.bias" in message
+    assert "1 tensors do not belong to the family llama: decoder.layers.1.mlp.linear_fc2.bias" in message
 
 
-def test_a_missing_iteration(copy: Copy) -> None:
+def test_a_missing_iteration_is_reported(copy: Copy) -> None:
     assert "no checkpoint of iteration 7 found" in refused(copy(MODEL, "megatron"), iteration=7)
 
 
-def test_more_tokens_than_rows(copy: Copy) -> None:
+def test_more_tokens_than_rows_are_refused(copy: Copy) -> None:
     folder = copy(MODEL, "megatron")
     assert "251 tokens, but the embedding has only 250 rows" in refused(folder, vocab_size=251)
 
 
-def test_a_folder_without_a_model(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     assert "no such folder" in refused(source)
     source.mkdir()
-    assert "neither a Hugging Face folder (config.json) nor a checkpoint" in refused(source)
+    assert "neither a Hugging Face folder (config.json) nor a Megatron checkpoint" in refused(source)
     (source / TRACKER).write_text("3")
     assert "no checkpoint found" in refused(source)
 
 
-def test_an_existing_target(copy: Copy, tmp_path: Path) -> None:
+def test_an_existing_target_is_replaced_only_on_request(copy: Copy, tmp_path: Path) -> None:
     folder = copy(MODEL, "hf")
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "mine").write_text("precious")
-    assert "already exists; --overwrite replaces it" in refused(folder)
+    assert "already exists; use --overwrite to replace it" in refused(folder)
     assert (tmp_path / "target" / "mine").read_text() == "precious"
     convert(folder, tmp_path / "target", overwrite=True)
     assert not (tmp_path / "target" / "mine").exists()
 
 
-def test_leftovers_of_a_killed_conversion_are_no_obstacle(copy: Copy, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_conversion_are_removed(copy: Copy, tmp_path: Path) -> None:
     folder = copy(MODEL, "hf")
     left = tmp_path / ".target.converting"
     (left / "release").mkdir(parents=True)
@@ -206,7 +207,7 @@ def test_leftovers_of_a_killed_conversion_are_no_obstacle(copy: Copy, tmp_path: 
         ("hf", {"verify": True, "upcycling": Upcycling(2)}, ["--verify-logits"]),
     ],
 )
-def test_options_without_effect(
+def test_options_without_effect_are_refused(
     format: str, options: dict[str, object], expected: list[str], copy: Copy
 ) -> None:
     message = refused(copy(MODEL, format), **options)
@@ -221,8 +222,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("format", ["hf", "megatron"])
-@pytest.mark.parametrize("seen", [True, False], ids=["seen before", "while writing"])
-def test_a_full_disk(
+@pytest.mark.parametrize("seen", [True, False], ids=["before writing", "while writing"])
+def test_a_full_disk_is_reported(
     format: str, seen: bool, models: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not seen:

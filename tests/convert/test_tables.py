@@ -1,4 +1,4 @@
-"""The pure parts: names, shapes, configurations."""
+"""The pure parts of the converter: names, shapes, configurations."""
 
 from __future__ import annotations
 
@@ -50,33 +50,33 @@ def test_a_configuration_is_written_and_read_back(model: Model) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.family)
-def test_parts_of_an_entry_add_up_to_it(model: Model) -> None:
+def test_the_parts_of_an_entry_have_as_many_elements_as_the_whole(model: Model) -> None:
     for entry in entries(model):
         assert sum(math.prod(part) for part in entry.parts) == entry.elements
         assert len(entry.parts) == len(entry.huggingface)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.family)
-def test_no_name_is_used_twice(model: Model) -> None:
+def test_names_are_unique(model: Model) -> None:
     names = [name for entry in entries(model) for name in entry.huggingface]
     assert len(names) == len(set(names))
     places = [(entry.megatron, entry.expert) for entry in entries(model)]
     assert len(places) == len(set(places))
 
 
-def test_layers_and_experts_are_counted_out() -> None:
+def test_every_layer_and_expert_has_an_entry() -> None:
     names = {name for entry in entries(MIXTRAL) for name in entry.huggingface}
     assert "model.layers.1.block_sparse_moe.experts.2.w3.weight" in names
     assert not any("layers.2." in name or "experts.3." in name for name in names)
 
 
-def test_a_tied_model_has_no_output_of_its_own() -> None:
+def test_a_tied_model_has_no_separate_output() -> None:
     assert "lm_head.weight" in {name for entry in entries(LLAMA) for name in entry.huggingface}
     tied = replace(LLAMA, tied=True)
     assert "lm_head.weight" not in {name for entry in entries(tied) for name in entry.huggingface}
 
 
-def test_both_ways_to_write_a_configuration_are_read() -> None:
+def test_configurations_of_both_versions_of_transformers_are_read() -> None:
     new = write_config(replace(LLAMA, rope=Rope(500000.0, "llama3", 8.0), dtype="bfloat16"), {})
     old = {key: value for key, value in new.items() if key not in ("rope_parameters", "dtype")}
     only_new = {
@@ -89,20 +89,20 @@ def test_both_ways_to_write_a_configuration_are_read() -> None:
     ("changes", "message"),
     [
         ({"architectures": ["LlamaForCausalM"]}, "did you mean `LlamaForCausalLM`?"),
-        ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu', only 'silu'"),
+        ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu'; only 'silu'"),
         ({"attention_bias": True}, "`attention_bias` is True"),
         ({"hidden_size": None}, "`hidden_size` is missing"),
         ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two', not a positive number"),
         ({"quantization_config": {"bits": 4}}, "`quantization_config`"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
         ({"rope_parameters": {"rope_theta": 1000.5}}, "not a whole number"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "`partial_rotary_factor` is 0.5, only 1.0"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "`partial_rotary_factor` is 0.5; only 1.0"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "`low_freq_factor`"),
         ({"dtype": "int8"}, "`dtype` int8"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot be divided into 3 groups"),
     ],
 )
-def test_what_megatron_cannot_compute_is_refused(changes: dict[str, object], message: str) -> None:
+def test_unsupported_settings_are_refused(changes: dict[str, object], message: str) -> None:
     config = {**write_config(LLAMA, {}), **changes}
     with pytest.raises(UserError) as caught:
         read_config(config, "config.json")
@@ -121,26 +121,26 @@ def test_all_mistakes_are_reported_at_once() -> None:
     [
         ({"swiglu": False}, "swiglu = False"),
         ({"add_bias_linear": True}, "add_bias_linear = True"),
-        ({"add_qkv_bias": True, "qk_layernorm": True}, "no family is built like this model"),
+        ({"add_qkv_bias": True, "qk_layernorm": True}, "the model does not match any family"),
         (
             {"num_experts": 4, "moe_router_topk": 2, "moe_shared_expert_intermediate_size": 8},
             "moe_shared_expert",
         ),
     ],
 )
-def test_a_checkpoint_of_no_family_is_refused(changes: dict[str, object], message: str) -> None:
+def test_a_checkpoint_that_matches_no_family_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
         model_of({**checkpoint_arguments(LLAMA), **changes}, 10, "checkpoint")
     assert message in str(caught.value)
 
 
-def test_the_wrong_family_is_refused_with_those_that_fit() -> None:
+def test_the_wrong_family_is_refused_and_matching_ones_are_listed() -> None:
     with pytest.raises(UserError) as caught:
         model_of(checkpoint_arguments(LLAMA), 10, "checkpoint", "qwen3")
-    assert "--model llama or aquila" in str(caught.value)
+    assert "use --model llama or aquila" in str(caught.value)
 
 
-def test_the_task_file_of_a_family_knows_only_arguments_of_the_engine(
+def test_the_task_file_of_a_family_has_only_arguments_of_the_engine(
     models: Callable[[str], Path],
 ) -> None:
     import json
@@ -159,7 +159,7 @@ def test_the_task_file_of_a_family_knows_only_arguments_of_the_engine(
     [
         ("no_such_module:FAMILY", "no_such_module:FAMILY cannot be imported"),
         ("json:FAMILY", "json:FAMILY cannot be imported"),
-        ("megatron.flagscale.convert.families.llama:LLAMA", "is not a `Family` of this name"),
+        ("megatron.flagscale.convert.families.llama:LLAMA", "is not a `Family` with this name"),
     ],
 )
 def test_a_broken_entry_point_is_reported(target: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_a_broken_entry_point_is_reported(target: str, message: str, monkeypatch
         list(registry.families())
 
 
-def test_nothing_but_its_own_file_names_a_family() -> None:
+def test_families_are_named_only_in_their_own_files() -> None:
     import ast
 
     root = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_nothing_but_its_own_file_names_a_family() -> None:
         assert texts.isdisjoint(names()), file
 
 
-def test_every_family_has_its_own_traits() -> None:
+def test_no_two_families_are_alike() -> None:
     known = list(families())
     kinds = {(one.architecture, one.has_experts, *sorted(one.arguments.items())) for one in known}
     assert len(kinds) == len(known) - 1  # Aquila is a Llama

@@ -167,8 +167,8 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
     """Return a job of the fake agent on the first hosts of a farm.
 
     Args:
-        changes: fields of the plan, or `env`, `argv` (a function of the rank: more words), `options` (likewise:
-            those of torchrun), `stop_grace` and `engine_program` (replaces the fake agent).
+        changes: fields of the plan, or `env`, `argv` and `options` (functions of the rank: more words, and
+            torchrun's options), `stop_grace` and `engine_program` (replaces the fake agent).
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"hosts-{os.getpid()}-{next(_NUMBERS)}"

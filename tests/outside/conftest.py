@@ -1,4 +1,4 @@
-"""Extensions as others would write them: each folder here is a package of its own, installed for a test."""
+"""Extensions as external authors would write them: each folder here is a package that a test installs."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ROOT = HERE.parents[1]
 
 @dataclass(frozen=True)
 class Installed:
-    """A folder in which one outside package is installed, beside the environment of this project."""
+    """A folder with one outside package installed in it, used in addition to this project's environment."""
 
     site: Path
     folder: Path
     """An empty working directory for commands."""
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment in which the package and its entry points are found."""
+        """Return an environment in which the package and its entry points are found."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         return {**inherited, "PYTHONPATH": f"{self.site}:{ROOT}", "OMP_NUM_THREADS": "1", **more}
 
     def python(
         self, *words: str, timeout: float = 120, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a Python command line in the working directory; both streams are captured."""
+        """Run a Python command line in the working directory, and capture both output streams."""
         return subprocess.run(
             [sys.executable, *words],
             cwd=self.folder,
@@ -43,20 +43,20 @@ class Installed:
         )
 
     def flagscale(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run a FlagScale command line, as `python run.py` does."""
+        """Run FlagScale with these arguments, as `python run.py` does."""
         return self.python(str(ROOT / "run.py"), *words, timeout=timeout)
 
 
 @pytest.fixture(scope="session")
 def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installed]:
-    """`install("runner")` installs `tests/outside/runner` (or another folder) once; returns where it is."""
+    """Return a function that installs `tests/outside/NAME`, or the folder `source`, once per session."""
     known: dict[Path, Installed] = {}
 
     def install(name: str, source: Path | None = None) -> Installed:
         package = (source or HERE / name).resolve()
         if package not in known:
             site = tmp_path_factory.mktemp(f"site_{name}")
-            # From a copy: building leaves files beside the sources.
+            # Build from a copy, because building leaves files next to the sources.
             copy = tmp_path_factory.mktemp(f"source_{name}") / name
             subprocess.run(["cp", "-r", str(package), str(copy)], check=True)
             words = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]

@@ -1,4 +1,4 @@
-"""A chip that a package of another maker adds: launcher and worker know nothing of it but its two objects."""
+"""A chip that another vendor's package adds: launcher and worker know only the two objects it provides."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def losses(exp_dir: Path) -> list[float]:
 
 
 @pytest.mark.timeout(2 * PATIENCE + 30)
-def test_two_ranks_train_on_it_with_the_loss_of_the_cpu(abacus: Installed, tmp_path: Path) -> None:
+def test_two_ranks_train_on_the_chip_with_the_loss_of_the_cpu(abacus: Installed, tmp_path: Path) -> None:
     record, on_abacus, on_cpu = (tmp_path / name for name in ("record", "abacus", "cpu"))
     done = abacus.flagscale(
         *DEMO,
         *(f"experiment.exp_dir={on_abacus}", "action=test", "experiment.runner.nproc_per_node=auto"),
-        # By the model of the chip; two of its four devices are visible, so there are two ranks.
+        # Selected by the chip's model name; two of its four devices are visible, so there are two ranks.
         *("+experiment.runner.platform=suanpan", "+experiment.envs.ABACUS_VISIBLE_DEVICES='1,3'"),
         f"+experiment.envs.ABACUS_RECORD={record}",
         timeout=PATIENCE,
@@ -83,7 +83,7 @@ def test_two_ranks_train_on_it_with_the_loss_of_the_cpu(abacus: Installed, tmp_p
 
 
 @pytest.mark.timeout(PATIENCE + 30)
-def test_unequal_meshes_and_attention_by_blocks_take_its_devices_and_kernels(
+def test_unequal_meshes_and_blockwise_attention_use_the_devices_and_kernels_of_the_chip(
     abacus: Installed, tmp_path: Path
 ) -> None:
     record, exp_dir = tmp_path / "record", tmp_path / "run"
@@ -103,7 +103,7 @@ def test_unequal_meshes_and_attention_by_blocks_take_its_devices_and_kernels(
     assert len(losses(exp_dir)) == 4
 
 
-def test_more_ranks_than_it_shows_are_refused(abacus: Installed, tmp_path: Path) -> None:
+def test_more_ranks_than_visible_devices_are_refused(abacus: Installed, tmp_path: Path) -> None:
     done = abacus.flagscale(
         *DEMO,
         *(f"experiment.exp_dir={tmp_path}", "action=dryrun", "experiment.runner.nproc_per_node=2"),
@@ -113,8 +113,8 @@ def test_more_ranks_than_it_shows_are_refused(abacus: Installed, tmp_path: Path)
     assert "nproc_per_node is 2, but this host has 1 abacus devices" in done.stderr
 
 
-def test_a_service_sees_its_own_devices_only(abacus: Installed) -> None:
-    """As on NVIDIA's chips, by the variable that the package names."""
+def test_a_service_sees_only_its_own_devices(abacus: Installed) -> None:
+    """As on NVIDIA's chips, but by the variable that the package names."""
     program = """
 import json, os
 from flagscale.node.service import _devices

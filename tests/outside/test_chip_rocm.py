@@ -1,4 +1,4 @@
-"""The package for AMD's GPUs in examples/chips/rocm, as far as it goes without such a GPU."""
+"""The package for AMD GPUs in examples/chips/rocm, tested without such a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def platform(rocm: Installed, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def kfd(tmp_path: Path) -> Path:
-    """What the driver shows of two processors and four GPUs, two of which use two processes."""
+    """The driver's files for two processors and four GPUs, and for two processes that use GPUs."""
     texts = [PROCESSOR, PROCESSOR, *(GPU.format(minor) for minor in (128, 129, 130, 131))]
     for number, text in enumerate(texts):
         node = tmp_path / "kfd" / "topology" / "nodes" / str(number)
@@ -43,7 +43,7 @@ def kfd(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dev(tmp_path: Path) -> Path:
-    """The device files of a container that was given all four GPUs."""
+    """The device files in a container that was given all four GPUs."""
     (tmp_path / "dev" / "dri").mkdir(parents=True)
     for name in ("kfd", "dri/card0", *(f"dri/renderD{minor}" for minor in (128, 129, 130, 131))):
         (tmp_path / "dev" / name).touch()
@@ -66,13 +66,13 @@ def dev(tmp_path: Path) -> Path:
         ({"ROCR_VISIBLE_DEVICES": "1,3", "HIP_VISIBLE_DEVICES": "1,3"}, 1),
     ],
 )
-def test_gpus_are_counted_as_rocm_would(
+def test_gpus_are_counted_as_rocm_counts_them(
     platform: ModuleType, kfd: Path, dev: Path, environ: dict[str, str], count: int
 ) -> None:
     assert platform.count_gpus(environ, kfd, dev) == count
 
 
-def test_a_container_counts_the_gpus_that_it_was_given(platform: ModuleType, kfd: Path, dev: Path) -> None:
+def test_only_the_gpus_of_a_container_are_counted(platform: ModuleType, kfd: Path, dev: Path) -> None:
     (dev / "dri/renderD128").unlink()
     (dev / "dri/renderD131").unlink()
     assert platform.render_nodes(kfd, dev) == [129, 130]
@@ -80,12 +80,12 @@ def test_a_container_counts_the_gpus_that_it_was_given(platform: ModuleType, kfd
     assert platform.render_nodes(kfd, dev) == []
 
 
-def test_a_machine_without_the_driver_has_none(platform: ModuleType, tmp_path: Path) -> None:
+def test_a_machine_without_the_driver_has_no_gpus(platform: ModuleType, tmp_path: Path) -> None:
     assert platform.count_gpus({}, tmp_path / "kfd", tmp_path / "dev") == 0
     assert platform.count_gpu_users(tmp_path / "kfd") == 0
 
 
-def test_a_node_of_the_topology_is_a_gpu_if_it_has_simd_units(platform: ModuleType) -> None:
+def test_a_topology_node_with_simd_units_is_a_gpu(platform: ModuleType) -> None:
     assert platform.gpu_of(GPU.format(131)) == 131
     assert platform.gpu_of(PROCESSOR) is None
     assert platform.gpu_of("") is None
@@ -95,14 +95,14 @@ def test_processes_that_use_a_gpu_are_counted(platform: ModuleType, kfd: Path) -
     assert platform.count_gpu_users(kfd) == 2
 
 
-def test_the_launcher_is_told_of_gpus_and_no_host_processor(platform: ModuleType) -> None:
+def test_the_platform_describes_gpus_rather_than_the_host_processor(platform: ModuleType) -> None:
     assert isinstance(platform.ROCM, Platform)
     assert platform.ROCM.visible_devices == "ROCR_VISIBLE_DEVICES"
     assert not platform.ROCM.is_host_processor
     assert not platform.ROCM.shares_devices
 
 
-def test_a_rank_finds_the_chip_and_the_engine_takes_its_arguments(rocm: Installed) -> None:
+def test_a_rank_finds_the_chip_and_the_engine_accepts_its_arguments(rocm: Installed) -> None:
     program = """
 import json
 from megatron.flagscale.args import engine_parser
@@ -120,7 +120,7 @@ print(json.dumps([used.name, platforms.find("mi300x").name, args.distributed_bac
     assert json.loads(done.stdout.splitlines()[-1]) == ["rocm", "rocm", "nccl", ["wheel", "worker"]]
 
 
-def test_a_dry_run_plans_hosts_of_eight_gpus(rocm: Installed, tmp_path: Path) -> None:
+def test_a_dry_run_plans_hosts_with_eight_gpus(rocm: Installed, tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("amd0 slots=8 type=MI300X\namd1 slots=8 type=MI300X\n")
     config = ("--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config_7b")
@@ -132,7 +132,7 @@ def test_a_dry_run_plans_hosts_of_eight_gpus(rocm: Installed, tmp_path: Path) ->
     assert "distributed-backend" not in done.stdout
 
 
-def test_a_host_without_the_gpus_is_a_mistake(rocm: Installed, tmp_path: Path) -> None:
+def test_a_host_without_such_gpus_is_refused(rocm: Installed, tmp_path: Path) -> None:
     config = ("--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config")
     words = (f"experiment.exp_dir={tmp_path}", "+experiment.runner.platform=rocm", "action=dryrun")
     done = rocm.flagscale(*config, *words)
@@ -140,7 +140,7 @@ def test_a_host_without_the_gpus_is_a_mistake(rocm: Installed, tmp_path: Path) -
     assert "this host has 0 rocm devices" in done.stderr
 
 
-def test_a_server_sees_its_own_gpus_only(rocm: Installed) -> None:
+def test_a_server_sees_only_its_own_gpus(rocm: Installed) -> None:
     program = """
 from flagscale.node.service import _devices
 from flagscale.values import Host, Service

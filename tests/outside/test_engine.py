@@ -1,4 +1,4 @@
-"""An engine of another package: a task type and keys of its own, a real job on this host."""
+"""An engine from another package: its own task type and keys, and a real job on this host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ evaluate:
 
 @pytest.fixture
 def evaluator(install: Callable[..., Installed], tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Run FlagScale on an experiment of the engine; returns exit code and output."""
+    """Return a function that runs FlagScale on an experiment for the engine: exit code and output."""
     installed = install("engine")
     answers = tmp_path / "answers.txt"
     answers.write_text("yes no yes yes\n")
@@ -41,14 +41,14 @@ def evaluator(install: Callable[..., Installed], tmp_path: Path) -> Iterator[Cal
     flagscale("action=stop")
 
 
-def test_dryrun_shows_its_command(evaluator: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_dryrun_prints_its_command(evaluator: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     code, printed = evaluator("action=dryrun")
     assert code == 0, printed
     assert "-m toy_evaluator.score" in printed
     assert f"--answers {tmp_path}/answers.txt" in printed
 
 
-def test_its_keys_are_checked_with_line_and_nearest_name(evaluator: Callable[..., tuple[int, str]]) -> None:
+def test_wrong_keys_are_reported_with_the_nearest_name(evaluator: Callable[..., tuple[int, str]]) -> None:
     code, printed = evaluator("action=dryrun", "evaluate.metric=shar", "evaluate.metrik=count")
     assert code == 2
     assert "`metric` cannot be 'shar'; did you mean `share`?" in printed
@@ -57,7 +57,7 @@ def test_its_keys_are_checked_with_line_and_nearest_name(evaluator: Callable[...
     assert "command line: evaluate.metrik" in printed
 
 
-def test_a_mistake_in_the_file_names_its_line(
+def test_a_mistake_in_the_file_is_reported_with_its_line(
     evaluator: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     file = tmp_path / "exam.yaml"
@@ -68,14 +68,14 @@ def test_a_mistake_in_the_file_names_its_line(
     assert "did you mean `metric`?" in printed
 
 
-def test_a_task_type_that_it_does_not_have(evaluator: Callable[..., tuple[int, str]]) -> None:
+def test_an_unknown_task_type_of_the_engine_is_refused(evaluator: Callable[..., tuple[int, str]]) -> None:
     code, printed = evaluator("action=dryrun", "experiment.task.type=evaluat")
     assert code == 2
     assert "the engine `toy_evaluator` does not support `evaluat`" in printed
     assert "supported: evaluate" in printed
 
 
-def test_another_engine_does_not_have_its_task_type(evaluator: Callable[..., tuple[int, str]]) -> None:
+def test_the_task_type_is_refused_for_another_engine(evaluator: Callable[..., tuple[int, str]]) -> None:
     code, printed = evaluator("action=dryrun", "experiment.task.backend=megatron")
     assert code == 2
     assert "the engine `megatron` does not support `evaluate`" in printed

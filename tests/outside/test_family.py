@@ -1,4 +1,4 @@
-"""Model families from outside, taken there and back: GPT-2, of other shapes than Llama's, and StableLM."""
+"""Families from outside, converted there and back: GPT-2, whose shapes differ from Llama's, and StableLM."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def installed(install: Callable[[str], Installed]) -> Installed:
 
 
 def make(folder: Path, architecture: str, **settings: object) -> None:
-    """Save a small random model; norms and biases are random too, so that a mix-up of them shows."""
+    """Save a small random model; norms and biases are random too, so that swapped ones are noticed."""
     import torch
     import transformers
 
@@ -58,7 +58,7 @@ def make(folder: Path, architecture: str, **settings: object) -> None:
         ("stablelm", "StableLmForCausalLM", STABLELM),
     ],
 )
-def test_a_family_from_outside_goes_there_and_back(
+def test_a_round_trip_of_a_family_from_outside_is_bitwise_equal(
     family: str, architecture: str, settings: dict[str, object], installed: Installed
 ) -> None:
     source, back = installed.folder / "hf", installed.folder / "back"
@@ -73,7 +73,7 @@ def test_a_family_from_outside_goes_there_and_back(
 
 
 @pytest.mark.timeout(400)  # a busy machine imports the engine slowly
-def test_megatron_computes_the_logits_of_a_family_from_outside(installed: Installed, tmp_path: Path) -> None:
+def test_megatron_and_transformers_agree_on_the_logits(installed: Installed, tmp_path: Path) -> None:
     make(tmp_path / "hf", "GPT2LMHeadModel", **GPT2, activation_function="gelu")
     words = ("--load", str(tmp_path / "hf"), "--save", str(tmp_path / "megatron"), "--verify-logits")
     done = installed.python(CONVERT, *words, timeout=300)
@@ -82,13 +82,13 @@ def test_megatron_computes_the_logits_of_a_family_from_outside(installed: Instal
     assert "note: logits of Megatron and transformers differ by" in done.stderr
 
 
-def test_a_message_about_another_architecture_names_it(installed: Installed, tmp_path: Path) -> None:
+def test_the_family_is_listed_for_an_unknown_architecture(installed: Installed, tmp_path: Path) -> None:
     source = tmp_path / "hf"
     source.mkdir()
     (source / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHead"]}))
     refused = installed.python(CONVERT, "--load", str(source), "--save", str(tmp_path / "target"))
     assert refused.returncode == 2
-    assert "the architecture GPT2LMHead cannot be converted; known: GPT2LMHeadModel, " in refused.stderr
+    assert "the architecture GPT2LMHead is not supported; known: GPT2LMHeadModel, " in refused.stderr
     assert "did you mean `GPT2LMHeadModel`?" in refused.stderr
     assert "gpt2" in installed.python(CONVERT, "--help").stdout
     with pytest.raises(UserError) as caught:  # here it is not installed

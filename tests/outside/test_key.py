@@ -16,7 +16,7 @@ ROW = '''    nap: Seconds = 1.0
 '''
 
 
-def test_one_row_of_the_schema_is_a_key(tmp_path: Path) -> None:
+def test_one_row_in_the_schema_adds_a_key(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "flagscale", tmp_path / "flagscale")
     shutil.copy(ROOT / "run.py", tmp_path)
     (tmp_path / "counted.yaml").write_text(EXPERIMENT.format(folder=tmp_path))

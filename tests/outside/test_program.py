@@ -1,4 +1,4 @@
-"""A user's own training program: a `.py` with arguments, data and a forward step of its own."""
+"""A user's own training program: a `.py` with its own arguments, data and forward step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(folder: Path, tmp_path: Path) -> Command:
-    """Run a FlagScale command in the user's folder, with a cache of its own."""
+    """Return a function that runs FlagScale in the user's folder, with a separate cache."""
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -56,7 +56,7 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_its_keys_become_arguments(command: Command, folder: Path) -> None:
+def test_keys_of_the_program_become_arguments(command: Command, folder: Path) -> None:
     done = command("train.rows.score_question=false")
     assert done.returncode == 0, done.stderr
     for shown in ("./train_mine.py", "--row-digits 7", "--row-task reverse", "--row-values 1 2 3 4"):
@@ -84,7 +84,7 @@ def test_a_misspelt_key_is_reported_with_the_nearest_name(command: Command, fold
         ("train.model.vocab_size=null", "NullTokenizer needs `vocab_size`"),
     ],
 )
-def test_a_wrong_value_is_refused_before_the_start(command: Command, override: str, reported: str) -> None:
+def test_a_wrong_value_is_refused_before_launch(command: Command, override: str, reported: str) -> None:
     done = command("action=run", override)
     assert done.returncode == 2
     assert reported in done.stderr
@@ -112,7 +112,7 @@ def test_an_engine_imported_at_the_top_is_refused_with_the_line_to_move(
     assert not (folder / "ran").exists()
 
 
-def test_an_engine_that_a_helper_imports_is_refused_too(command: Command, folder: Path) -> None:
+def test_an_engine_imported_by_a_helper_module_is_refused(command: Command, folder: Path) -> None:
     edit(folder / "rows.py", "import random\n", "import random\nimport megatron.core\n")
     done = command()
     assert done.returncode == 2
@@ -138,7 +138,7 @@ def test_the_program_is_imported_once_until_its_files_change(command: Command, f
     assert ran.read_text() == "xx"
 
 
-def test_it_trains_saves_and_resumes(command: Command, folder: Path) -> None:
+def test_the_program_trains_saves_and_resumes(command: Command, folder: Path) -> None:
     first = command("action=test")
     assert first.returncode == 0, first.stdout + first.stderr
     assert (folder / "outputs/rows/checkpoints/latest_checkpointed_iteration.txt").read_text() == "8"

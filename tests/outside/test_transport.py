@@ -1,4 +1,4 @@
-"""A transport of another package reaches a host whose name no resolver knows."""
+"""A transport from another package reaches a host whose name cannot be resolved."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ inference:
   generate: {{prompts: [hello]}}
 """
 PROGRAM = "import sys, time; print('here I am', flush=True); time.sleep(100 * ('4' in sys.argv))"
-"""A batch of prompts in name only: it ends at once, or with a batch size of 4 in 100 seconds."""
+"""Stands in for batch inference: it ends at once, or after 100 seconds if the batch size is 4."""
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def flagscale(install: Callable[..., Installed], tmp_path: Path) -> Iterator[Command]:
-    """Run FlagScale on an experiment whose only host is called `hut-in-the-woods`."""
+    """Return a function that runs FlagScale on an experiment whose only host is `hut-in-the-woods`."""
     (tmp_path / "far.yaml").write_text(EXPERIMENT.format(folder=tmp_path))
     (tmp_path / "hosts").write_text("hut-in-the-woods slots=1 type=cpu\n")
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -50,7 +50,7 @@ def state(flagscale: Command) -> str:
     return str(status["state"])
 
 
-def test_a_job_runs_through_it(flagscale: Command, tmp_path: Path) -> None:
+def test_a_job_runs_through_the_transport(flagscale: Command, tmp_path: Path) -> None:
     done = flagscale("action=run")
     assert done.returncode == 0, done.stderr
     deadline = time.monotonic() + 60
@@ -62,7 +62,7 @@ def test_a_job_runs_through_it(flagscale: Command, tmp_path: Path) -> None:
     assert {"hut-in-the-woods start", "hut-in-the-woods status"} <= set(asked)
 
 
-def test_a_job_is_stopped_through_it(flagscale: Command, tmp_path: Path) -> None:
+def test_a_job_is_stopped_through_the_transport(flagscale: Command, tmp_path: Path) -> None:
     done = flagscale("action=run", "inference.generate.batch_size=4")
     assert done.returncode == 0, done.stderr
     assert state(flagscale) in ("starting", "running")
@@ -71,9 +71,7 @@ def test_a_job_is_stopped_through_it(flagscale: Command, tmp_path: Path) -> None
     assert "hut-in-the-woods stop" in (tmp_path / "notes").read_text()
 
 
-def test_a_transport_that_nobody_installed(
-    flagscale: Command,
-) -> None:
+def test_an_unknown_transport_is_refused_with_the_nearest_name(flagscale: Command) -> None:
     done = flagscale("action=dryrun", "experiment.runner.transport=subproces")
     assert done.returncode == 2
     assert "unknown transport `subproces`" in done.stderr

@@ -1,4 +1,4 @@
-"""A model that another package brings to vLLM passes the launcher's check, and vLLM opens it."""
+"""A model that another package adds to vLLM passes the launcher's check, and vLLM opens it."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_launcher_accepts_its_architecture(install: Callable[..., Installed], model: Path) -> None:
+def test_the_launcher_accepts_the_architecture(install: Callable[..., Installed], model: Path) -> None:
     words = ("--config-path", str(model), "--config-name", "toy")
     done = install("vllm_model").flagscale(*words)
     assert done.returncode == 0, done.stderr
-    # Without the package it is a mistake: another one is installed here.
+    # Without the package it is refused; here another package is installed.
     done = install("action").flagscale(*words)
     assert done.returncode == 2
     assert "vLLM does not support its architecture `ToyForCausalLM`" in done.stderr
 
 
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)")
-def test_vllm_opens_it(install: Callable[..., Installed], model: Path) -> None:
+def test_vllm_opens_the_model(install: Callable[..., Installed], model: Path) -> None:
     program = (
         "import sys\n"
         "from vllm.plugins import load_general_plugins; load_general_plugins()\n"

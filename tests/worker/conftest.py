@@ -1,4 +1,4 @@
-"""Fixtures shared by the worker's tests: data, and the run that others continue."""
+"""Fixtures shared by the worker's tests: data, and a run that other tests continue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagscale_testing.ranks.training import ROOT, TP2_PP2, Base, saving, train
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The arguments of real data: a small byte-level tokenizer, and `.bin/.idx` files by the engine."""
+    """Return the arguments for real data: a small byte-level tokenizer and the engine's `.bin/.idx` files."""
     import numpy
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
@@ -21,7 +21,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("corpus")
-    # 512 tokens need no padding, so that every tensor parallel size has the same vocabulary.
+    # 512 tokens need no padding, so every tensor parallel size has the same vocabulary.
     texts = [path.read_text() for path in sorted((ROOT / "megatron" / "flagscale").glob("*.py"))] * 3
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, vocab_size=512, special_tokens=["<|endoftext|>"])
@@ -48,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Base:
-    """TP2 x PP2 with the distributed optimizer on real data, saved at iterations 3 and 6, evaluated once."""
+    """Train TP2 x PP2 with the distributed optimizer on real data; save and evaluate every 3 iterations."""
     folder = tmp_path_factory.mktemp("base")
     evaluating = ["--eval-interval", "3", "--eval-iters", "1"]
     ended = train(folder, 4, *TP2_PP2, *corpus, *saving(folder / "checkpoints"), *evaluating)
@@ -58,7 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, corpus: list[str]) -> Base:
 
 @pytest.fixture
 def copy_of_base(base: Base, tmp_path: Path) -> Callable[[], Path]:
-    """Make a copy of the base run's folder, to be damaged and continued."""
+    """Return a function that copies the base run's folder, to be damaged and continued."""
 
     def copy() -> Path:
         return Path(shutil.copytree(base.folder, tmp_path / "run"))

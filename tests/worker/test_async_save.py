@@ -1,4 +1,4 @@
-"""`--async-save` on CPU: training goes on, and a checkpoint is there once it is whole, however a run ends."""
+"""`--async-save` on CPU: training continues, and no checkpoint is visible before it is complete."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def gated(*args, **kwargs):
     write(*args, **kwargs)
 forked_save._write = gated
 """
-"""No file of a checkpoint is on the disk before its gate was opened."""
+"""No file of a checkpoint is synced to disk before the checkpoint's gate is opened."""
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
 SAVED = f"successfully saved checkpoint from iteration {2:7d}"
 LAYOUT = ["--tensor-model-parallel-size", "2", "--train-iters", "6", "--save-interval", "2", "--async-save"]
 
 
 def start(folder: Path, prelude: str, *argv: str) -> subprocess.Popen[bytes]:
-    """Start training on two ranks, in each of which `prelude` was run first."""
+    """Start training on two ranks, each of which runs `prelude` first."""
     folder.mkdir(exist_ok=True)
     program = "import sys, runpy; sys.argv = ['train_gpt', *sys.argv[1:]]\n" + prelude
     program += "\nrunpy.run_module('megatron.flagscale.train_gpt', run_name='__main__')\n"
@@ -74,7 +74,7 @@ def wait_for_iteration(folder: Path, iteration: int) -> None:
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> str:
-    """Wait for the end of a run, and return its output."""
+    """Wait for a run to end and return its output."""
     process.wait(PATIENCE)
     return (folder / "output").read_text()
 
@@ -85,7 +85,7 @@ def open_gate(folder: Path, iteration: int) -> None:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended well, though each checkpoint was on the disk one iteration later."""
+    """Complete a run in which each checkpoint reaches the disk one iteration later."""
     folder = tmp_path_factory.mktemp("slow")
     with ended_at_last(start(folder, GATED)) as process:
         for saved in (2, 4, 6):
@@ -100,7 +100,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {line["iteration"]: line["lm_loss"] for line in read_metrics(folder / "metrics.jsonl")}
 
 
-def test_training_goes_on_while_files_are_written(slow: Path) -> None:
+def test_training_continues_while_files_are_written(slow: Path) -> None:
     output = (slow / "output").read_text()
     assert output.index("iteration 3/6 | loss") < output.index(SAVED)
     assert sorted(losses(slow)) == list(range(1, 7))
@@ -115,7 +115,7 @@ def test_the_end_waits_for_the_last_save(slow: Path) -> None:
         assert fault_of(folder) == ""
 
 
-def test_a_kill_while_files_are_written_costs_nothing_older(slow: Path, tmp_path: Path) -> None:
+def test_a_kill_while_files_are_written_keeps_older_checkpoints(slow: Path, tmp_path: Path) -> None:
     partial = tmp_path / "saved" / "iter_0000004"
     with ended_at_last(start(tmp_path, GATED)) as process:
         open_gate(tmp_path, 2)
@@ -131,18 +131,18 @@ def test_a_kill_while_files_are_written_costs_nothing_older(slow: Path, tmp_path
     ended = train(tmp_path, 2, *MOCK_DATA, *LAYOUT, *paths)
 
     assert ended.code == 0, ended.output[-4000:]
-    assert f"removed {partial}: it was not saved to the end" in ended.output
-    # What the writer saved of iteration 2 is iteration 2, though training had gone on.
+    assert f"removed {partial}: its save was not finished" in ended.output
+    # The writer saved the state of iteration 2, even though training had continued.
     expected = losses(slow)
     assert ended.losses() == pytest.approx({i: expected[i] for i in range(3, 7)}, abs=1e-5)
     assert (tmp_path / "saved" / TRACKER).read_text() == "6"
 
 
-def test_sigterm_waits_for_the_save_that_is_under_way(tmp_path: Path) -> None:
+def test_sigterm_waits_for_the_save_in_progress(tmp_path: Path) -> None:
     with ended_at_last(start(tmp_path, GATED, "--train-iters", "100000", "--exit-signal-handler")) as process:
         wait_for_iteration(tmp_path, 3)
         process.send_signal(signal.SIGTERM)
-        for iteration in range(2, 10):  # whichever is its last
+        for iteration in range(2, 10):  # whichever is the last one
             open_gate(tmp_path, iteration)
         output = finish(process, tmp_path)
     assert process.returncode == 0, output[-4000:]
@@ -153,7 +153,7 @@ def test_sigterm_waits_for_the_save_that_is_under_way(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_with_one_message(tmp_path: Path) -> None:
-    """A file size limit stands for the full disk."""
+    """A file size limit stands in for a full disk."""
     with ended_at_last(start(tmp_path, SMALL_FILES)) as process:
         finish(process, tmp_path)
     assert process.returncode == 1

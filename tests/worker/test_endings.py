@@ -1,4 +1,4 @@
-"""How a run ends when something ends it: signals, exceptions, a user's mistake."""
+"""How a run ends after a signal, an exception or a user's mistake."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_worker(
     return done.returncode, json.loads(failure.read_text()) if failure.exists() else None, done.stderr
 
 
-def test_an_exception_is_told_with_its_rank_and_traceback(tmp_path: Path) -> None:
+def test_an_exception_is_reported_with_its_rank_and_traceback(tmp_path: Path) -> None:
     code, failure, output = run_worker(tmp_path, "1 / 0 if rank == 1 else time.sleep(60)")
     assert code == 1
     assert failure is not None
@@ -69,7 +69,7 @@ def test_an_exception_is_told_with_its_rank_and_traceback(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow  # tests/e2e kills a rank of a whole job
-def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+def test_a_killed_rank_is_reported_with_its_signal(tmp_path: Path) -> None:
     code, failure, _ = run_worker(
         tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(60)"
     )
@@ -88,7 +88,7 @@ def test_a_rank_killed_by_a_signal_without_a_name_is_reported(tmp_path: Path) ->
     assert (failure["rank"], failure["signal"], failure["exitcode"]) == (1, f"signal {number}", -number)
 
 
-def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) -> None:
+def test_a_rank_that_ignores_sigterm_is_not_reported_as_the_cause(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     ignores = f"(signal.signal(15, signal.SIG_IGN), open({str(ready)!r}, 'w'), time.sleep(60))"
     waits = f"all(iter(lambda: time.sleep(0.05) or not os.path.exists({str(ready)!r}), False))"
@@ -97,7 +97,7 @@ def test_a_rank_that_ignores_sigterm_is_not_taken_for_the_cause(tmp_path: Path) 
     assert code == 1
     assert failure is not None
     assert (failure["rank"], failure["exitcode"]) == (1, 3)
-    # torchrun by itself waits 30 seconds for the survivor; imports before and after take theirs.
+    # torchrun's default is to wait 30 seconds for the survivor; the limit leaves time for imports.
     assert ended - float(str(failure["time"])) < 25
 
 
@@ -120,7 +120,7 @@ def failed(rank: int, exitcode: int = 1, message: str = "boom", at: float = 0.0)
         ([failed(0, -11, at=2), failed(1, -9, at=1)], 1),
     ],
 )
-def test_the_cause_comes_before_its_victims(failures: list[Failure], cause: int) -> None:
+def test_the_cause_is_reported_before_its_victims(failures: list[Failure], cause: int) -> None:
     assert first_failure(failures).rank == cause
     assert first_failure(failures[::-1]).rank == cause
 
@@ -135,7 +135,7 @@ def start_training(folder: Path, *argv: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow  # tests/e2e stops a whole job
-def test_sigterm_saves_a_checkpoint_and_ends_well(tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint_and_exits_with_0(tmp_path: Path) -> None:
     saved = tmp_path / "checkpoints"
     long_run = [
         "--train-iters",
@@ -166,7 +166,7 @@ def test_no_rank_outlives_a_killed_torchrun(tmp_path: Path) -> None:
     wait_for(lambda: not any(map(alive, ranks)))
 
 
-def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
+def test_a_users_mistake_is_reported_in_one_line(tmp_path: Path) -> None:
     mistaken = [
         "--tokenizer-type",
         "HuggingFaceTokenizer",
@@ -183,7 +183,7 @@ def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in ended.output
 
 
-def test_what_a_cpu_cannot_do_is_refused_at_once(tmp_path: Path) -> None:
+def test_features_not_supported_on_cpu_are_refused_at_once(tmp_path: Path) -> None:
     asked = [
         "--distributed-backend",
         "nccl",
@@ -201,8 +201,8 @@ def test_what_a_cpu_cannot_do_is_refused_at_once(tmp_path: Path) -> None:
     assert "`transformer_impl: transformer_engine` is not supported on CPU" in ended.output
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
-    """A file size limit stands for the full disk."""
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
+    """A file size limit stands in for a full disk."""
     saved = tmp_path / "checkpoints"
     saved.mkdir()
     program = (

@@ -1,4 +1,4 @@
-"""The real Aquila sizes hold as many parameters as they say: Megatron's own model, built without memory."""
+"""The real Aquila sizes have as many parameters as their names say, in Megatron's model without memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
 from flagscale.values import Host, Job
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the engine's own: no TransformerEngine here
+pytestmark = pytest.mark.filterwarnings("ignore")  # the engine warns that TransformerEngine is missing
 
 CONF = Path(__file__).parents[2] / "examples" / "aquila" / "conf"
 
@@ -29,7 +29,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Process groups of one rank, which Megatron's layers ask for."""
+    """Create process groups of one rank, which Megatron's layers need."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 
@@ -60,7 +60,7 @@ def padded_vocabulary(job: Job) -> int:
 
 
 def by_formula(job: Job) -> int:
-    """Count by hand: embedding and output, then per layer attention, gated feed-forward and two norms."""
+    """Count by hand: embedding and output; per layer, attention, gated feed-forward and two norms."""
     hidden, heads = option(job, "--hidden-size"), option(job, "--num-attention-heads")
     groups = option(job, "--num-query-groups", heads)
     attention = 2 * hidden * hidden + 2 * hidden * (hidden // heads) * groups
@@ -70,7 +70,7 @@ def by_formula(job: Job) -> int:
 
 
 def build_model(job: Job) -> Any:
-    """Build the whole model on the meta device, which has shapes and no memory."""
+    """Build the whole model on the meta device, which has shapes but no memory."""
     import torch
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -102,7 +102,7 @@ def build_model(job: Job) -> Any:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_model_has_the_size_of_its_name(size: str, one_process: None) -> None:
+def test_the_model_has_the_size_in_its_name(size: str, one_process: None) -> None:
     expected, ranks = SIZES[size]
     job = job_of(size, ranks)
     model = build_model(job)

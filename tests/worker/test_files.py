@@ -1,4 +1,4 @@
-"""Pure rules about files: manifests, the choice of a checkpoint, metrics.jsonl, input data."""
+"""Pure rules about files: manifests, the choice of a checkpoint, metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def checkpoint(directory: Path, iteration: int, sealed: bool = True, index: bool
     return folder
 
 
-def test_a_whole_checkpoint_has_no_fault(tmp_path: Path) -> None:
+def test_a_complete_checkpoint_has_no_fault(tmp_path: Path) -> None:
     assert fault_of(checkpoint(tmp_path, 1)) == ""
 
 
@@ -50,7 +50,7 @@ def test_missing_and_truncated_files_are_found(tmp_path: Path) -> None:
     assert fault_of(folder) == "manifest.json cannot be read"
 
 
-def test_the_newest_whole_checkpoint_is_chosen(tmp_path: Path) -> None:
+def test_the_newest_complete_checkpoint_is_chosen(tmp_path: Path) -> None:
     for iteration in (1, 2, 10):
         checkpoint(tmp_path, iteration)
     assert choose(tmp_path, owned=True).iteration == 10
@@ -61,7 +61,7 @@ def test_without_a_manifest_the_index_file_decides(tmp_path: Path) -> None:
     unfinished = checkpoint(tmp_path, 2, sealed=False, index=False)
     choice = choose(tmp_path, owned=True)
     assert choice.iteration == 1
-    assert choice.notices == (f"removed {unfinished}: it was not saved to the end",)
+    assert choice.notices == (f"removed {unfinished}: its save was not finished",)
     assert not unfinished.exists()
     assert (tmp_path / TRACKER).read_text() == "1"
 
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path) -> None:
     assert choose(tmp_path, owned=True).notices == ()
 
 
-def test_a_foreign_folder_is_only_read(tmp_path: Path) -> None:
+def test_a_folder_that_the_run_does_not_own_is_only_read(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1)
     damaged = checkpoint(tmp_path, 2)
     (damaged / "__0_0.distcp").unlink()
@@ -89,7 +89,7 @@ def test_a_foreign_folder_is_only_read(tmp_path: Path) -> None:
     assert (tmp_path / TRACKER).read_text() == "3"
 
 
-def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:
+def test_without_checkpoints_the_run_starts_from_scratch(tmp_path: Path) -> None:
     assert choose(tmp_path / "nowhere", owned=True).iteration is None
     unfinished = checkpoint(tmp_path, 1, sealed=False, index=False)
     (tmp_path / TRACKER).unlink()
@@ -103,7 +103,7 @@ def test_starting_over_damaged_checkpoints_is_refused(tmp_path: Path) -> None:
         choose(tmp_path, owned=True)
 
 
-def test_a_wanted_iteration_is_that_or_an_error(tmp_path: Path) -> None:
+def test_a_requested_iteration_is_used_or_an_error(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1)
     checkpoint(tmp_path, 2)
     assert choose(tmp_path, owned=True, wanted=1).iteration == 1
@@ -112,12 +112,12 @@ def test_a_wanted_iteration_is_that_or_an_error(tmp_path: Path) -> None:
         choose(tmp_path, owned=True, wanted=7)
 
 
-def test_a_directory_that_cannot_be_written_says_why(tmp_path: Path) -> None:
+def test_the_reason_why_a_directory_is_not_writable(tmp_path: Path) -> None:
     assert write_fault(tmp_path) == ""
     assert write_fault(tmp_path / "nowhere") == "No such file or directory"
 
 
-def test_metrics_of_lost_iterations_are_forgotten(tmp_path: Path) -> None:
+def test_metrics_of_lost_iterations_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "metrics.jsonl"
     metrics = MetricsFile(path)
     metrics.forget_after(3)
@@ -147,7 +147,7 @@ def test_the_progress_line() -> None:
     assert progress_line(record) == f"iteration 120/160 | {figures} | 52s left"
 
 
-def test_a_release_is_loaded_by_the_engine_if_it_is_whole(tmp_path: Path) -> None:
+def test_a_release_is_loaded_by_the_engine_if_it_is_complete(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1).rename(tmp_path / "release")
     (tmp_path / TRACKER).write_text("release")
     assert choose(tmp_path, owned=False).iteration is None

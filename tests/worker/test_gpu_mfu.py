@@ -1,4 +1,4 @@
-"""The benchmark of the share of peak: its arithmetic by hand, and its whole way on this machine."""
+"""The benchmark of the share of peak: its arithmetic checked by hand, and a whole run on this machine."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from benchmarks.gpu_mfu import SIZES, Outcome, main, outcome
 
 
-def test_the_work_of_a_token_by_hand() -> None:
+def test_flops_per_token_match_a_count_by_hand() -> None:
     size = replace(SIZES["tiny"], layers=2, hidden=8, heads=2, vocabulary=32, tokens=4)
-    # A layer: queries, keys, values and output 4 x 64, MLP 2 x 8 x 32; the vocabulary 32 x 8.
+    # Per layer: queries, keys, values and output 4 x 64, MLP 2 x 8 x 32. The vocabulary: 32 x 8.
     assert size.weights() == 2 * (4 * 64 + 2 * 8 * 32) + 32 * 8 == 1792
-    # Attention of one token: 4 pairs, products with keys and values, 8 multiply-adds each, three passes.
+    # Attention per token: 4 pairs, products with keys and values, 8 multiply-adds each, three passes.
     attention = 2 * 4 * 2 * 8 * 2 * 3
     assert size.flops_a_token(causal=False) == 6 * 1792 + attention == 11520
     assert size.flops_a_token(causal=True) == 6 * 1792 + attention / 2
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_causal_count_is_megatrons() -> None:
+def test_the_causal_count_equals_megatrons() -> None:
     from megatron.training.training import num_floating_point_operations
 
     from megatron.flagscale.args import engine_parser
@@ -35,14 +35,14 @@ def test_the_causal_count_is_megatrons() -> None:
     assert counted == pytest.approx(3 * size.tokens * size.flops_a_token(causal=True), rel=1e-12)
 
 
-def test_the_sizes_are_what_they_are_called() -> None:
+def test_sizes_match_their_names() -> None:
     assert SIZES["1.3b"].weights() / 1e9 == pytest.approx(1.31, abs=0.01)
     assert SIZES["7b"].weights() / 1e9 == pytest.approx(6.65, abs=0.01)
 
 
-def test_the_share_of_a_peak_that_is_known() -> None:
+def test_the_share_of_peak_is_given_if_the_peak_is_known() -> None:
     size = SIZES["1.3b"]
-    # 0.418 of one H100's 989e12.
+    # A share of 0.418 of an H100's peak, 989e12.
     tokens = 0.418 * 989e12 / size.flops_a_token(causal=False)
     found = Outcome("NVIDIA H100 80GB HBM3", 2, 1.0, 2 * tokens, 1)
     assert found.share(size, causal=False) == pytest.approx(0.418)
@@ -51,7 +51,7 @@ def test_the_share_of_a_peak_that_is_known() -> None:
     assert Outcome("cpu", 1, 1.0, tokens, 1).share(size, causal=False) is None
 
 
-def test_the_warm_up_does_not_count() -> None:
+def test_the_warm_up_is_not_counted() -> None:
     lines = [
         {
             "iteration": number,
@@ -68,7 +68,7 @@ def test_the_warm_up_does_not_count() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_way_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_benchmark_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "tiny", "--iterations", "8"]) == 0
     printed = capsys.readouterr().out
     assert "12 x layers x hidden x tokens (full) or half of it (causal)" in printed

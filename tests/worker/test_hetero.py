@@ -1,4 +1,4 @@
-"""Unequal meshes compute the training of one process; more layouts are in `benchmarks.hetero_layouts`."""
+"""Unequal meshes compute the same training as one process; `benchmarks.hetero_layouts` has more layouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import Difference, Layout, compare
 from flagscale_testing.ranks.training import read_metrics
 
-# The fixtures run several jobs of up to 8 ranks, each for every test that reads it.
+# The fixtures run several jobs of up to 8 ranks, which the first test that uses them waits for.
 pytestmark = pytest.mark.timeout(900)
 
 STEPS = 6
@@ -38,7 +38,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Differenc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_meshes_compute_what_one_process_does(name: str, differences: dict[str, Difference]) -> None:
+def test_meshes_compute_the_same_as_one_process(name: str, differences: dict[str, Difference]) -> None:
     found = differences[name]
     assert found.is_small(CHOSEN[name].model), found
 
@@ -54,7 +54,7 @@ def drop_gradient_scale() -> None:
     lane.Lane.__init__ = init  # type: ignore[method-assign]
 
 
-def test_without_the_gradient_scale_the_training_is_another_one(tmp_path: Path) -> None:
+def test_without_the_gradient_scale_the_training_differs(tmp_path: Path) -> None:
     layout = next(layout for layout in LAYOUTS if layout.name == "llama: tp2 > dp2")
     found = compare([layout], tmp_path, STEPS, f"{__name__}:drop_gradient_scale")[layout.name]
     assert not found.error
@@ -84,7 +84,7 @@ def test_evaluation_spans_all_meshes(tmp_path: Path) -> None:
     assert interleaved == pytest.approx(one, abs=2e-5)
 
 
-# Saved under the first, continued under the others.
+# Layouts under which a checkpoint is saved, and under which it is continued.
 MESHES = Hetero("meshes", "gpt", 4, ZERO, TP2 + DP2, (3, 1))
 CHUNKS = replace(MESHES, name="interleaved", layers=([1, 1], [1, 1]))
 EP2 = M(ep=2, dp=2)
@@ -104,7 +104,7 @@ CONTINUED = (
     ("meshes", replace(CHUNKS, name="meshes as interleaved ones")),
     ("interleaved", Layout("interleaved meshes as one process", "gpt", 1, ZERO)),
     ("one", replace(MESHES, name="one process as meshes")),
-    # Of two meshes, one has expert parallel.
+    # Only one of the two meshes uses expert parallelism.
     ("experts", replace(EXPERTS, name="experts as the same meshes")),
     ("experts", Layout("experts as expert parallel", "moe unbalanced", 2, "--expert-model-parallel-size 2")),
     ("sharded experts", Hetero("sharded experts as other meshes", "moe unbalanced", 3, ZERO, ONE + EP2)),
@@ -137,7 +137,7 @@ def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def _run(layout: Layout, *more: str) -> Run:
     run = layout.run(STEPS)
-    # A vocabulary file has the engine compare more of what a checkpoint was saved with.
+    # With a vocabulary file, the engine compares more arguments with those of the checkpoint.
     return replace(run, argv=(*run.argv, "--vocab-file", os.devnull, *more))
 
 

@@ -1,4 +1,4 @@
-"""The arguments of a rank of unequal meshes, as its engine sees them."""
+"""The arguments of a rank in unequal meshes, as its engine sees them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def part(monkeypatch: pytest.MonkeyPatch, rank: int, *more: str, ranks: int = 6)
     return own_part([*MODEL, *MOCK_DATA, *more])
 
 
-def test_each_rank_finds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_finds_its_own_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron.flagscale.args import engine_parser
 
     words = ("--sequence-parallel", "--hetero-layout", LAYOUT.to_json())

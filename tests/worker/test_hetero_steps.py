@@ -1,4 +1,4 @@
-"""What meshes do together besides the layers: steps that all must skip, dropout, asynchronous saves."""
+"""Meshes together skip steps, repeat dropout, have micro-batches in flight and save asynchronously."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BROKEN = 3
 
 
 def break_a_gradient() -> None:
-    """In one step, one gradient of the last rank overflows."""
+    """Make one gradient of the last rank overflow in one step."""
     import torch.distributed as dist
     from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 
@@ -38,18 +38,18 @@ def break_a_gradient() -> None:
 @pytest.mark.parametrize(
     "options", [pytest.param("", marks=pytest.mark.slow), ZERO], ids=["whole", "sharded"]
 )
-def test_an_overflow_in_one_mesh_skips_the_step_of_all(options: str, tmp_path: Path) -> None:
+def test_an_overflow_in_one_mesh_skips_the_step_in_all_meshes(options: str, tmp_path: Path) -> None:
     layouts = (Layout("one", "llama fp16", 1, ""), Hetero("meshes", "llama fp16", 4, options, TP2 + DP2))
     runs = [replace(layout.run(STEPS), mutation=f"{__name__}:break_a_gradient") for layout in layouts]
     one, meshes = run_all(runs, tmp_path).values()
     assert not one.error
     assert not meshes.error
-    assert len(one.losses) == STEPS - 1, "the broken step has no loss to tell"
+    assert len(one.losses) == STEPS - 1, "the skipped step reports no loss"
     assert meshes.losses == pytest.approx(one.losses, abs=5e-3)
 
 
 @pytest.mark.slow
-def test_what_is_recomputed_has_the_same_dropout(tmp_path: Path) -> None:
+def test_recomputed_layers_use_the_same_dropout(tmp_path: Path) -> None:
     kept = Hetero("kept", "dropout", 4, "", TP2 + DP2)
     recomputed = replace(kept, name="recomputed", options=f"{FULL} uniform")
     without = Layout("without dropout", "llama", 1, "")
@@ -60,7 +60,7 @@ def test_what_is_recomputed_has_the_same_dropout(tmp_path: Path) -> None:
 
 
 def note_the_warm_up() -> None:
-    """Each rank notes how many micro-batches it computes forward before its first backward."""
+    """Make each rank record how many forward passes it runs before its first backward pass."""
     import torch.distributed as dist
     from megatron.core.pipeline_parallel import schedules
     from megatron.training import get_args
@@ -81,16 +81,16 @@ def note_the_warm_up() -> None:
     schedules.forward_step, schedules.backward_step = forward_step, backward_step
 
 
-def test_more_micro_batches_are_under_way_between_meshes(tmp_path: Path) -> None:
+def test_more_micro_batches_are_in_flight_between_meshes(tmp_path: Path) -> None:
     layout = Hetero("meshes", "llama", 3, "--micro-batch-size 1", ONE + ONE + ONE, (1, 2, 1))
     run = replace(layout.run(1), mutation=f"{__name__}:note_the_warm_up")
     assert not run_all([run], tmp_path)["meshes"].error
     noted = [int((tmp_path / "meshes" / f"rank_{rank}").read_text()) for rank in range(3)]
-    # One for each later stage, an extra one for each boundary, and the one that it goes on with.
+    # One per later stage, an extra one per boundary, and the one it continues with.
     assert noted == [2 + 2 + 1, 1 + 1 + 1, 1]
 
 
-def test_a_checkpoint_of_meshes_is_written_beside_the_training(tmp_path: Path) -> None:
+def test_a_checkpoint_of_meshes_is_written_while_training_continues(tmp_path: Path) -> None:
     saved, events = tmp_path / "saved", tmp_path / "tensorboard"
     meshes = Hetero("meshes", "llama", 3, ZERO, TP2 + ONE, (3, 1)).run(STEPS)
     saving = ("--save", str(saved), "--save-interval", "3", "--async-save", "--tensorboard-dir", str(events))
@@ -99,6 +99,6 @@ def test_a_checkpoint_of_meshes_is_written_beside_the_training(tmp_path: Path) -
     asked = [(meshes, (*saving, "--distributed-timeout-seconds-after-init", "300")), (one, resuming)]
     curves = run_all([replace(run, argv=(*run.argv, *more)) for run, more in asked], tmp_path / "runs")
     assert not [curve.error for curve in curves.values() if curve.error]
-    # By the last rank, of which there is one: no mesh has as many ranks as the job.
+    # Only the last rank of the job writes it, not the last rank of each mesh.
     assert len(list(events.glob("events.*"))) == 1
     assert curves["one"].losses == pytest.approx(curves["meshes"].losses[3:], abs=2e-5)

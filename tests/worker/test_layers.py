@@ -1,4 +1,4 @@
-"""Norms and attention on torch's kernels against plain float64 arithmetic, forward and backward."""
+"""Norms and attention on torch's kernels, compared with plain float64 arithmetic, forward and backward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALONE = SimpleNamespace(tp=SimpleNamespace(size=lambda: 1), cp=SimpleNamespace(s
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The relative error, in the Euclidean norm."""
+    """Return the relative error in the Euclidean norm."""
     found = found.detach().double().cpu()
     return float((found - expected).norm() / expected.norm())
 
@@ -35,7 +35,7 @@ def config(**settings: Any) -> TransformerConfig:
 def reference(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attention as in the books: `[s, b, heads, d]` to `[s, b, heads * d]`; `hidden` marks pairs not seen."""
+    """Return textbook attention, `[s, b, heads, d]` to `[s, b, heads * d]`; `hidden` marks masked pairs."""
     repeats = q.size(2) // k.size(2)
     k, v = k.repeat_interleave(repeats, 2), v.repeat_interleave(repeats, 2)
     scores = torch.einsum("qbhd,kbhd->bhqk", q, k) * scale
@@ -57,9 +57,9 @@ def causal(queries: int, keys: int) -> torch.Tensor:
 
 
 def documents(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples of some documents each, as `document_starts` and as a mask `[batch, 1, s, s]`."""
+    """Return samples of several documents each, as `document_starts` and as a mask `[batch, 1, s, s]`."""
     tokens = torch.randint(0, 5, (batch, length), generator=torch.Generator().manual_seed(length))
-    number = (tokens == 0).cumsum(1) - (tokens == 0).long()  # an end belongs to the document before it
+    number = (tokens == 0).cumsum(1) - (tokens == 0).long()  # an end token belongs to the document before it
     other = number[:, None, None, :] != number[:, None, :, None]
     return document_starts(tokens, eod=0), causal(length, length) | other
 
@@ -74,7 +74,7 @@ def check_attention(
     scale: float,
 ) -> None:
     *exact, grad = inputs(*shapes, (*shapes[0][:2], shapes[0][2] * shapes[2][3]))
-    # From the same rounded inputs: the error measured is the kernel's.
+    # Use the same rounded inputs, so that only the kernel's error is measured.
     exact = [tensor.to(dtype).double() for tensor in exact]
     grad = grad.to(dtype).double()
     leaves = as_leaves(exact, dtype, device)
@@ -116,8 +116,8 @@ def test_attention_is_exact(device: str, dtype: torch.dtype, length: int, groups
     check_attention(module, shapes, given, hidden, dtype, device, scale=0.25)
 
 
-def test_documents_take_memory_that_grows_with_the_length_alone() -> None:
-    """No tensor, forward or backward, is larger than what goes in: nothing has the length squared."""
+def test_memory_for_documents_grows_linearly_with_the_length() -> None:
+    """No tensor, forward or backward, is larger than the inputs: none has the squared length."""
     length, batch = 256, 2
     starts, _ = documents(batch, length)
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
@@ -128,7 +128,7 @@ def test_documents_take_memory_that_grows_with_the_length_alone() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The greatest number of elements in a result of any operation, views aside."""
+    """Record the largest number of elements in a result of any operation, except views."""
 
     numel = 0
 
@@ -140,31 +140,31 @@ class Largest(TorchDispatchMode):
         return results
 
 
-def test_documents_start_after_each_end() -> None:
+def test_a_document_starts_after_the_end_of_the_previous_one() -> None:
     tokens = torch.tensor([[5, 0, 7, 7, 0, 0, 3], [0, 1, 2, 3, 4, 5, 0]])
     assert document_starts(tokens, eod=0).tolist() == [[0, 0, 2, 2, 2, 5, 6], [0, 1, 1, 1, 1, 1, 1]]
 
 
-def test_the_softmax_scale_is_kept() -> None:
+def test_a_given_softmax_scale_is_used() -> None:
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, softmax_scale=0.6, pg_collection=ALONE)
     shape = (9, 2, 4, 16)
     check_attention(module, (shape, shape, shape), None, causal(9, 9), torch.float32, "cpu", scale=0.6)
 
 
-def test_values_of_another_width() -> None:
+def test_values_may_differ_in_width() -> None:
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
     shapes = ((9, 2, 4, 16), (9, 2, 4, 16), (9, 2, 4, 24))
     check_attention(module, shapes, None, causal(9, 9), torch.float32, "cpu", scale=0.25)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
-def test_fewer_queries_than_keys_are_the_last_ones(queries: int) -> None:
+def test_fewer_queries_than_keys_are_the_last_positions(queries: int) -> None:
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
     shapes = ((queries, 2, 4, 16), (8, 2, 4, 16), (8, 2, 4, 16))
     check_attention(module, shapes, None, causal(queries, 8), torch.float32, "cpu", scale=0.25)
 
 
-def test_a_query_that_sees_nothing_breaks_nothing() -> None:
+def test_a_query_with_all_keys_masked_gives_finite_results() -> None:
     module = Attention(config(), 1, AttnMaskType.padding, "self", 0.0, pg_collection=ALONE)
     leaves = as_leaves(inputs(*[(8, 2, 4, 16)] * 3), torch.float32)
     mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
@@ -187,7 +187,7 @@ def test_bias_and_thd_batches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("attend_", "back"), [(attend, attend_backward), (plain_attend, plain_attend_backward)]
 )
-def test_a_kernel_knows_its_lse(
+def test_kernels_return_the_log_sum_exp(
     device: str, dtype: torch.dtype, is_causal: bool, attend_: Any, back: Any
 ) -> None:
     q, k, v, grad = (
@@ -246,7 +246,7 @@ def test_norms_are_exact(
     exact, exact_weight, exact_bias = as_leaves([x, weight, bias], torch.float64)
     centered = exact - exact.mean(-1, keepdim=True) if normalization == "LayerNorm" else exact
     scaled = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + 1e-3)
-    # The sum weight + 1 is rounded as well.
+    # The sum weight + 1 is rounded too.
     factor = (exact_weight + 1 if zero_centered else exact_weight).to(dtype).double()
     expected = scaled * factor + (exact_bias if normalization == "LayerNorm" else 0)
     expected.backward(grad)
@@ -258,14 +258,14 @@ def test_norms_are_exact(
     assert error(found.grad, exact.grad) <= LIMITS[dtype]
 
 
-def test_a_new_norm_changes_nothing_but_the_size() -> None:
+def test_a_new_norm_only_scales_its_input() -> None:
     for zero_centered in (False, True):
         norm = Norm(config(normalization="RMSNorm", layernorm_zero_centered_gamma=zero_centered), 64, 0.0)
         (x,) = inputs((4, 64))
         assert error(norm.double()(x), x / x.square().mean(-1, keepdim=True).sqrt()) < 1e-12
 
 
-def test_weights_of_a_norm_are_summed_over_a_sequence_parallel_group() -> None:
+def test_norm_gradients_are_summed_over_a_sequence_parallel_group() -> None:
     for parallel in (False, True):
         settings = SimpleNamespace(
             normalization="LayerNorm",
@@ -277,6 +277,6 @@ def test_weights_of_a_norm_are_summed_over_a_sequence_parallel_group() -> None:
         assert [parameter.sequence_parallel for parameter in norm.parameters()] == [parallel] * 2
 
 
-def test_another_normalization_is_refused() -> None:
-    with pytest.raises(ValueError, match="no such normalization"):
+def test_an_unknown_normalization_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown normalization `L2Norm`"):
         Norm(SimpleNamespace(**vars(config()) | {"normalization": "L2Norm"}), 8)

@@ -1,4 +1,4 @@
-"""Which layers a machine uses, and what they support."""
+"""The choice of layers on a machine, and the features that they support."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MACHINE = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backe
 
 
 def parsed(text: str) -> Any:
-    """The arguments as a CPU without TransformerEngine takes them."""
+    """Return the arguments as parsed on a CPU without TransformerEngine."""
     defaults = (*no_te.DEFAULTS, *CPU.defaults, f"--distributed-backend={CPU.backend}")
     return engine_parser().parse_args([*defaults, *MOCK_DATA, *shlex.split(text)])
 
 
 @pytest.fixture
 def named_chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Name a chip in the environment, as the launcher does."""
+    """Return a function that names a chip in the environment, as the launcher does."""
 
     def name(chosen: str) -> None:
         monkeypatch.setenv(env.CHIP, chosen)
@@ -69,7 +69,7 @@ def test_without_transformer_engine_the_default_is_torch() -> None:
     assert parsed("--transformer-impl local").transformer_impl == "local"
 
 
-def test_torch_layers_support_what_is_common() -> None:
+def test_torch_layers_support_common_features() -> None:
     usual = """--tensor-model-parallel-size 2 --sequence-parallel --context-parallel-size 2 --qk-layernorm
         --apply-layernorm-1p --reset-attention-mask --cp-comm-type all_gather --window-size 128,0"""
     experts = "--num-experts 4 --disable-bias-linear --moe-grouped-gemm"
@@ -80,13 +80,13 @@ def test_torch_layers_support_what_is_common() -> None:
 @pytest.mark.parametrize(
     "text", ["--a b --transformer-impl torch --c torch", "--transformer-impl=torch --c torch"]
 )
-def test_the_engine_is_not_shown_our_choice(text: str) -> None:
+def test_our_choice_is_hidden_from_the_engine(text: str) -> None:
     shown = our_args._without_our_choices(text.split())
     assert shown == text.replace("impl torch", "impl local").replace("impl=torch", "impl=local").split()
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_experts_are_computed_together_where_asked(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_are_computed_together_if_requested(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: 0)
     settings = TransformerConfig(
         num_layers=2,
@@ -112,7 +112,7 @@ def test_experts_are_computed_together_where_asked(grouped: bool, monkeypatch: p
         ("nvidia", {"transformer_impl": "local"}, False),
     ],
 )
-def test_the_loss_is_ours_where_torch_compiles_it(
+def test_our_loss_is_used_if_torch_compiles_it(
     name: str, given: dict[str, Any], ours: bool, named_chip: Callable[[str], None]
 ) -> None:
     named_chip(name)
@@ -124,7 +124,7 @@ def test_the_loss_is_ours_where_torch_compiles_it(
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_layernorm": True}, {"num_moe_experts": 2}])
-def test_every_norm_and_core_of_the_specification_is_ours(
+def test_the_layer_specification_uses_our_norms_and_attention(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: 0)

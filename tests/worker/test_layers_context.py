@@ -1,6 +1,6 @@
-"""Attention over a sequence that is spread over ranks, against plain float64 attention to the whole of it.
+"""Attention over a sequence split across ranks, compared with plain float64 attention to the whole sequence.
 
-Run as a module it is the job under test: it forks the ranks, and each writes the errors it found.
+Run as a module, this file is the job under test: it forks the ranks, and each writes the errors it found.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from flagscale_testing.ranks.functions import on_ranks
 from flagscale_testing.ranks.training import PATIENCE, ROOT, environment
 from tests.worker.test_layers import LIMITS, as_leaves, causal, config, documents, error, inputs, reference
 
-Case = tuple[int, str, int, torch.dtype]  # ranks, way of exchange or kind of mask, groups of keys, precision
+Case = tuple[int, str, int, torch.dtype]  # ranks, kind of exchange or of mask, groups of keys, precision
 
 CASES: tuple[Case, ...] = tuple(
     (ranks, way, groups, dtype)
     for ranks, way, groups, dtype in itertools.product((2, 3), ("p2p", "all_gather"), (1, 4), LIMITS)
 )
-# Beside plain causal attention, what goes the other way: all keys gathered, and documents or a mask.
+# Besides plain causal attention, the cases that gather all keys: documents, a mask, a window, wide values.
 MASKED: tuple[Case, ...] = (
     *((2, way, 2, torch.float32) for way in ("mask", "window", "wide values")),
     *itertools.product((2, 3), ("documents",), (1, 4), LIMITS),
@@ -41,7 +41,7 @@ def name_of(case: Case) -> str:
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
-    """The greatest relative errors of output and gradients over all ranks, by case."""
+    """Return the relative errors of output and gradients, by case and rank."""
     folder = tmp_path_factory.mktemp("context")
     command = [sys.executable, "-W", "ignore", "-m", "tests.worker.test_layers_context", str(folder)]
     subprocess.run(command, env=environment(), cwd=ROOT, check=True, timeout=PATIENCE)
@@ -49,22 +49,22 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("case", [*CASES, *MASKED], ids=name_of)
-def test_spread_attention_is_exact(case: Case, errors: dict[str, list[float]]) -> None:
+def test_attention_over_a_split_sequence_is_exact(case: Case, errors: dict[str, list[float]]) -> None:
     found = [errors[f"{name_of(case)} at {rank}"] for rank in range(case[0])]
     assert all(max(of_rank) <= LIMITS[case[3]] for of_rank in found), found
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[1] == "p2p"], ids=name_of)
-def test_ring_and_gather_give_the_same_bits(case: Case, errors: dict[str, list[float]]) -> None:
+def test_ring_and_gather_give_bitwise_equal_output(case: Case, errors: dict[str, list[float]]) -> None:
     ranks, _, groups, dtype = case
     gathered = name_of((ranks, "all_gather", groups, dtype))
     for rank in range(ranks):
-        # The output; gradients are summed in another order.
+        # Only the output: gradients are summed in a different order.
         assert errors[f"{name_of(case)} at {rank}"][0] == errors[f"{gathered} at {rank}"][0]
 
 
 def zigzag(whole: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
-    """The part of `[s, ...]` that Megatron gives a rank."""
+    """Return the part of `[s, ...]` that Megatron assigns to a rank."""
     chunks = whole.chunk(2 * ranks)
     return torch.cat((chunks[rank], chunks[-1 - rank]))
 

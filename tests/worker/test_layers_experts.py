@@ -1,4 +1,4 @@
-"""Experts as grouped products: exact against plain float64 arithmetic, and the same weights as one by one."""
+"""Experts as grouped products agree with plain float64 arithmetic and keep the weights of separate ones."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def test_grouped_experts_are_exact(device: str, dtype: torch.dtype, counts: tupl
         assert reference.norm() == 0 or error(ours, reference.detach()) <= LIMITS[dtype]
 
 
-def test_weights_have_the_names_of_experts_one_by_one() -> None:
+def test_grouped_weights_have_the_same_names_as_separate_experts() -> None:
     names = [set(make(kind, 3).state_dict()) for kind in (GroupedExperts, SequentialMLP)]
     assert names[0] == names[1]

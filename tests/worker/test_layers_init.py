@@ -1,4 +1,4 @@
-"""Each rank's initial weights are its part of one whole, whatever the layout."""
+"""Each rank's initial weights are its part of the same whole weights in every layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NORMAL = functools.partial(torch.nn.init.normal_, std=0.5)
 def part(
     rows: int, columns: int, rank: int = 0, size: int = 1, dim: int = 0, stride: int = 1, **settings: Any
 ) -> torch.Tensor:
-    """What a rank holds of a whole weight of `rows x columns` that `size` ranks share."""
+    """Return a rank's part of a whole weight of `rows x columns` that `size` ranks share."""
     shape = [rows, columns]
     shape[dim] //= size
     parameter = torch.nn.Parameter(torch.zeros(shape, dtype=settings.pop("dtype", torch.float32)))
@@ -31,12 +31,12 @@ def part(
 
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_parts_make_the_whole(dim: int, size: int) -> None:
+def test_parts_of_all_ranks_form_the_whole_weight(dim: int, size: int) -> None:
     whole = part(16, 12)
     assert torch.equal(torch.cat([part(16, 12, rank, size, dim) for rank in range(size)], dim), whole)
 
 
-def test_gate_and_up_are_cut_apart() -> None:
+def test_gate_and_up_projections_are_split_separately() -> None:
     gate, up = part(16, 12).chunk(2)
     second = part(16, 12, rank=1, size=2, stride=2)
     assert torch.equal(second, torch.cat((gate.chunk(2)[1], up.chunk(2)[1])))
@@ -52,7 +52,7 @@ def test_precision_changes_no_weight() -> None:
     assert torch.equal(part(16, 12, dtype=torch.bfloat16), part(16, 12).bfloat16())
 
 
-def test_names_seeds_and_rules_matter_and_the_generator_is_left_alone() -> None:
+def test_weights_depend_on_name_seed_and_rule_and_leave_the_generator_unchanged() -> None:
     before = torch.get_rng_state()
     assert not torch.equal(part(16, 12), part(16, 12, key="1/v"))
     assert not torch.equal(part(16, 12), part(16, 12, key="2/w"))

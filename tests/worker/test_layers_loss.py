@@ -1,6 +1,6 @@
-"""Cross entropy against plain float64 arithmetic: as it stands, compiled, and over a spread vocabulary.
+"""Cross entropy compared with plain float64 arithmetic: eager, compiled, and over a split vocabulary.
 
-Run as a module it is the job of two ranks under test: each writes the errors it found.
+Run as a module, this file is the job of two ranks under test: each writes the errors it found.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SHAPE = (7, 3, 50)
 
 @pytest.fixture
 def as_it_stands() -> Iterator[None]:
-    """Nothing is compiled."""
+    """Compile nothing."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def errors(dtype: torch.dtype, group: Any, device: str = "cpu") -> list[float]:
-    """The relative errors of loss and gradient of this rank's part of the vocabulary."""
+    """Return the relative errors of loss and gradient for this rank's part of the vocabulary."""
     logits, grad = (tensor.to(dtype).double() for tensor in inputs(SHAPE, SHAPE[:2]))
-    logits = logits * 20  # a sum of powers of e would overflow
+    logits = logits * 20  # large enough that a sum of exponentials would overflow
     labels = torch.arange(21).view(SHAPE[:2]) * 5 % SHAPE[2]
     own = slice(group.rank() * SHAPE[2] // group.size(), (group.rank() + 1) * SHAPE[2] // group.size())
     (found,) = as_leaves([logits.to(dtype)[..., own].double()], dtype, device)
@@ -59,7 +59,7 @@ def errors(dtype: torch.dtype, group: Any, device: str = "cpu") -> list[float]:
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 def test_the_loss_is_exact(device: str, dtype: torch.dtype) -> None:
     of_loss, of_grad = errors(dtype, ALONE, device)
-    assert of_loss <= 1e-6  # in float from logits of any precision
+    assert of_loss <= 1e-6  # computed in float, whatever the precision of the logits
     assert of_grad <= LIMITS[dtype]
 
 
@@ -67,7 +67,7 @@ def test_the_loss_is_exact(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "device", [pytest.param(one, marks=pytest.mark.slow if one == "cpu" else ()) for one in DEVICES]
 )
-def test_compiled_it_is_exact(device: str) -> None:
+def test_the_compiled_loss_is_exact(device: str) -> None:
     of_loss, of_grad = errors(torch.bfloat16, ALONE, device)
     assert of_loss <= 1e-6
     assert of_grad <= LIMITS[torch.bfloat16]
@@ -83,7 +83,7 @@ def test_two_ranks_share_the_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_it_stands")
-def test_a_language_model_takes_it_batch_first() -> None:
+def test_a_language_model_returns_losses_batch_first() -> None:
     model: Any = torch.nn.Module()
     model.pg_collection = SimpleNamespace(tp=ALONE)
     assert use_our_loss([model]) == [model]

@@ -1,6 +1,6 @@
-"""A few parallel layouts that together use every kind of parallelism compute the training of one process.
+"""Some parallel layouts that together use every kind of parallelism compute the same training as one process.
 
-All others are in `python -m benchmarks.layouts`.
+`python -m benchmarks.layouts` compares all others.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Differenc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layout_computes_what_one_process_does(name: str, differences: dict[str, Difference]) -> None:
+def test_a_layout_computes_the_same_as_one_process(name: str, differences: dict[str, Difference]) -> None:
     found = differences[name]
     assert found.is_small(CHOSEN[name].model), found
 
 
-def test_weights_drawn_by_rank_are_other_weights(differences: dict[str, Difference]) -> None:
+def test_weights_drawn_by_rank_differ(differences: dict[str, Difference]) -> None:
     found = differences[BY_RANK.name]
     assert not found.error
     assert found.loss > 1e-3
 
 
-# A checkpoint is written under the first layout of each model and continued under all others.
+# A checkpoint is saved under each of these layouts and continued under those of `CONTINUED`.
 SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
     "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),

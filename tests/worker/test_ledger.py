@@ -1,4 +1,4 @@
-"""The ledger of patches and the catalog of arguments, against the installed engine."""
+"""The ledger of patches and the catalog of arguments match the installed engine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from megatron.flagscale.patching import Patch, PatchError
 
 
 @pytest.mark.parametrize("patch", ledger(), ids=lambda patch: patch.target)
-def test_every_target_exists_and_says_why(patch: Patch) -> None:
+def test_every_target_exists_and_every_patch_has_a_reason(patch: Patch) -> None:
     patch.check()
     assert patch.why
     assert patch.group in ("cpu", "no-te", "wheel", "worker", "hetero")
 
 
-def test_no_target_is_named_twice() -> None:
+def test_no_target_is_patched_twice() -> None:
     targets = [patch.target for patch in ledger()]
     assert len(targets) == len(set(targets))
 
 
-def test_with_cuda_and_transformer_engine_neither_group_applies() -> None:
+def test_cpu_and_no_te_patches_are_not_needed_with_cuda_and_te() -> None:
     assert {patch.group for patch in needed(CUDA, te_or_apex=True)} == {"wheel", "worker"}
     assert {patch.group for patch in needed(CUDA, te_or_apex=False)} == {"wheel", "worker", "no-te"}
     assert not [patch for patch in needed(CUDA, te_or_apex=False) if patch.target.startswith("torch:")]
@@ -41,8 +41,8 @@ def test_a_chip_adds_its_own_patches() -> None:
     assert {patch.group for patch in added} == {"cpu"}
 
 
-def test_a_missing_target_or_another_version_is_an_error() -> None:
-    with pytest.raises(PatchError, match="no such target"):
+def test_a_missing_target_or_a_different_version_is_an_error() -> None:
+    with pytest.raises(PatchError, match="target not found"):
         Patch("torch:cuda.no_such_thing", lambda original: original, "why", "cpu", "torch>=2").apply()
     with pytest.raises(PatchError, match="written for torch<1"):
         Patch("torch:tensor", lambda original: original, "why", "cpu", "torch<1").apply()
@@ -80,14 +80,14 @@ def test_the_catalog_agrees_with_every_action_of_the_parser(catalog: dict[str, d
         assert described["default"] == (list(default) if isinstance(default, tuple) else default)
 
 
-def test_the_committed_catalog_is_that_of_the_installed_engine(
+def test_the_committed_catalog_matches_the_installed_engine(
     catalog: dict[str, dict[str, object]],
 ) -> None:
     committed = json.loads((ROOT / "flagscale/engines/catalog/megatron.json").read_text())["arguments"]
     assert committed == catalog, "run make catalog"
 
 
-def test_the_catalog_says_what_a_user_writes(catalog: dict[str, dict[str, object]]) -> None:
+def test_the_catalog_describes_options_as_a_user_writes_them(catalog: dict[str, dict[str, object]]) -> None:
     assert catalog["attention-backend"]["choices"] == ["flash", "fused", "unfused", "local", "auto"]
     assert catalog["lr"] == catalog["lr"] | {"kind": "value", "type": "float", "default": None}
     assert catalog["persistent-save-interval"]["alias_of"] == "save-interval"

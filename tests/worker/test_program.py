@@ -1,4 +1,4 @@
-"""The frame of a training program, without a training."""
+"""The frame of a training program, without training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_that_a_program_spawns_ends_with_it(tmp_path: Path) -> None:
+def test_a_process_spawned_by_a_program_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SPAWNS)
     command = [sys.executable, str(tmp_path / "mine.py")]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as program:

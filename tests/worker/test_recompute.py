@@ -1,6 +1,6 @@
-"""Recompute by stage and micro-batch: the same training, and exactly the activation memory asked for.
+"""Recompute per stage and micro-batch: the same training, and exactly the activation memory requested.
 
-A probe in every rank has each forward of a transformer block write down the bytes that autograd keeps of it.
+A probe in every rank records, at each forward of a transformer block, the bytes that autograd keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flagscale_testing.ranks.layouts import PP2, Layout
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS, MICRO_BATCHES = 2, 4
-# Evaluated between the steps, with more micro-batches than a step has.
+# Evaluate between the steps, with more micro-batches than a step has.
 EVALUATED = "--eval-iters 1 --eval-interval 1 --eval-global-batch-size 12"
 VPP2 = f"{PP2} --num-virtual-stages-per-pipeline-rank 2 --num-layers 8"
 DEGREES = {"pp1": (1, ""), "pp2": (2, PP2), "vpp2": (2, VPP2)}
@@ -41,14 +41,14 @@ def lists(**rows: list[list[int]]) -> str:
     )
 
 
-# The engine's own recompute, the same in all stages and micro-batches: what each kind costs.
+# The engine's own recompute, the same in all stages and micro-batches, shows the cost of each kind.
 KINDS = {
     "off": "",
     "uniform 1": full("uniform", 1),
     "uniform 2": full("uniform", 2),
     "block 1": full("block", 1),
 }
-# By degree: the lists, and the kind that each stage (chunk) is to use in each of a step's micro-batches.
+# Per degree: the lists, and the kind that each stage (chunk) should use in each of a step's micro-batches.
 REFINED: dict[str, tuple[str, list[list[str]]]] = {
     "pp1": (
         lists(
@@ -83,7 +83,7 @@ NEEDED = {degree: {"off", *(kind for row in asked for kind in row)} for degree, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every degree with each kind for all, and with the lists."""
+    """Train every degree with each kind of recompute everywhere, and with the lists."""
     runs = [run(degree, kind, KINDS[kind]) for degree, kinds in NEEDED.items() for kind in sorted(kinds)] + [
         run(degree, "lists", f"{full('uniform', 1)} {REFINED[degree][0]}") for degree in REFINED
     ]
@@ -100,13 +100,13 @@ def run(degree: str, kind: str, options: str) -> Run:
 
 
 def forwards(where: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """What the probe saw in training, in order, by (stage or chunk, micro-batch)."""
+    """Return the probe's records of training, in order, by (stage or chunk, micro-batch)."""
     found: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for path in where.glob("forwards.*"):
         counts: Counter[int] = Counter()
         for line in map(json.loads, path.read_text().splitlines()):
             if line["training"]:
-                # Counted here, not asked of the engine: the forwards of a chunk come in this order.
+                # Counted here instead of by the engine: the forwards of a chunk run in this order.
                 micro_batch = counts[line["stage"]] % MICRO_BATCHES
                 counts[line["stage"]] += 1
                 found.setdefault((line["stage"], micro_batch), []).append(line)
@@ -114,14 +114,14 @@ def forwards(where: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("degree", REFINED)
-def test_every_micro_batch_keeps_the_bytes_of_the_recompute_it_was_given(degree: str, folder: Path) -> None:
+def test_every_micro_batch_keeps_the_bytes_of_its_recompute_setting(degree: str, folder: Path) -> None:
     asked = REFINED[degree][1]
     costs = {kind: forwards(folder / f"{degree} {kind}") for kind in NEEDED[degree]}
     found = forwards(folder / f"{degree} lists")
     assert found.keys() == {(stage, i) for stage, kinds in enumerate(asked) for i in range(len(kinds))}
     for (stage, micro_batch), seen in found.items():
         at = (stage, micro_batch)
-        # One forward a step: what backward recomputes is no forward of the block.
+        # One forward per step: recomputation in the backward pass is not a forward of the block.
         expected = [line["bytes"] for line in costs[asked[stage][micro_batch]][at]]
         assert [line["bytes"] for line in seen] == expected, at
         assert len(seen) == STEPS
@@ -129,14 +129,14 @@ def test_every_micro_batch_keeps_the_bytes_of_the_recompute_it_was_given(degree:
 
 
 @pytest.mark.parametrize("degree", REFINED)
-def test_recompute_changes_no_loss(degree: str, folder: Path) -> None:
+def test_recompute_does_not_change_the_loss(degree: str, folder: Path) -> None:
     plain, refined = read_curve(folder / f"{degree} off"), read_curve(folder / f"{degree} lists")
     assert len(plain.losses) == STEPS
     assert refined == plain
 
 
 @pytest.mark.parametrize("degree", REFINED)
-def test_no_other_module_sees_what_a_block_is_told(degree: str, folder: Path) -> None:
+def test_other_modules_do_not_see_the_settings_of_a_block(degree: str, folder: Path) -> None:
     seen = [line for lines in forwards(folder / f"{degree} lists").values() for line in lines]
     assert {tuple(line["shared"]) for line in seen} == {("full", "uniform", 1)}
 
@@ -158,7 +158,7 @@ def arguments(**changes: Any) -> argparse.Namespace:
     )
 
 
-def test_a_worker_refuses_all_mistakes_of_the_lists() -> None:
+def test_a_worker_reports_all_mistakes_in_the_lists() -> None:
     from megatron.flagscale.recompute import schedule_recompute
 
     model = SimpleNamespace(pre_wrap_hooks=[])
@@ -192,7 +192,7 @@ def test_a_worker_refuses_all_mistakes_of_the_lists() -> None:
         (2, 2, 6, None, None, True, True),
     ],
 )
-def test_the_layers_of_a_chunk_are_those_the_engine_builds(
+def test_chunk_layers_match_those_that_the_engine_builds(
     pp: int, vpp: int, layers: int, first: int | None, last: int | None, embedding: bool, loss: bool
 ) -> None:
     from megatron.core.transformer.transformer_block import get_num_layers_to_build
@@ -220,14 +220,14 @@ def test_the_layers_of_a_chunk_are_those_the_engine_builds(
 
 
 def probe() -> None:
-    """Every forward of a transformer block writes down what it is told and what is kept of it."""
+    """Make every forward of a transformer block record its settings and the bytes kept."""
     from megatron.core.transformer.transformer_block import TransformerBlock
 
     TransformerBlock.forward = _probed(TransformerBlock.forward)
 
 
 def _probed(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's forward that writes down the bytes saved for its backward, weights not counted."""
+    """Return a block's forward that records the bytes saved for its backward pass, without weights."""
     import torch
     from megatron.core import mpu
     from megatron.training import get_args

@@ -1,7 +1,7 @@
-"""A checkpoint saved under one parallel layout continues under another, as if nothing had been interrupted.
+"""A checkpoint saved under one parallel layout continues under another as if there had been no interruption.
 
-`test_layouts.py` holds more pairs, of other kinds of parallelism; here are those with the distributed
-optimizer on either side, an asynchronous save, and the padded vocabulary.
+`test_layouts.py` has more pairs, with other kinds of parallelism. The pairs here cover the distributed
+optimizer on either side, asynchronous saves, and the padded vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ZERO = "--use-distributed-optimizer"
 EP2 = "--expert-model-parallel-size 2"
 INTERLEAVED = f"{PP2} --num-virtual-stages-per-pipeline-rank 2"
 OVERLAP = "--overlap-grad-reduce --overlap-param-gather"
-# 256 tokens: 300 rows in one process, 400 with two tensor parallel ranks.
+# 256 tokens are padded to 300 in one process, and to 400 with two tensor parallel ranks.
 PADDED = "--make-vocab-size-divisible-by 100"
 
 # Name: model, ranks, options.
@@ -57,7 +57,7 @@ def is_slow(saved: str) -> bool:
 
 @pytest.fixture(scope="module")
 def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
-    """Every run of this file: each saved layout to its end, then what continues from its middle."""
+    """Run each saved layout to its end, then all runs that continue from its middle."""
     folder: Path = tmp_path_factory.mktemp("resharding")
 
     def run(name: str, model: str, ranks: int, *options: str) -> Run:
@@ -93,8 +93,8 @@ def test_another_layout_continues(saved: str, ranks: int, options: str, curves: 
     assert rest.grad_norms == pytest.approx(whole.grad_norms[SAVED_AT:], rel=1e-4 if is_exact else 2e-2)
 
 
-def test_other_padding_of_the_vocabulary_is_refused_with_what_to_set(curves: dict[str, Curve]) -> None:
+def test_a_different_vocabulary_padding_is_refused_with_a_fix(curves: dict[str, Curve]) -> None:
     refused = curves[OTHER_PADDING]
     assert not refused.losses
-    assert "was saved with 400 token rows, this run has 300" in refused.error
+    assert "has a padded vocabulary of 400 tokens, but this run has 300" in refused.error
     assert "set --make-vocab-size-divisible-by 400" in refused.error

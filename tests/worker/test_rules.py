@@ -31,7 +31,7 @@ from tests.unit.test_degrees import GOOD, SHORT
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FOR_THE_ENGINE = {"save": "checkpoints", "eval_interval": 100, "apply_rope_fusion": False}
-"""What the launcher and the worker add; no TransformerEngine, so no fused rotary embedding."""
+"""Values that the launcher and the worker add; without TransformerEngine, no fused rotary embedding."""
 
 ON_CPU = (
     *async_save.arguments(),
@@ -39,14 +39,14 @@ ON_CPU = (
     f"--distributed-backend={CPU.backend}",
     *CPU.defaults,
 )
-"""What the worker puts before a user's arguments on a CPU."""
+"""Arguments that the worker places before a user's on a CPU."""
 
 HOST = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
 CHIP = Capabilities(has_chip=True, has_fused_layers=True, backend="nccl")
 
 
 def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
-    """The engine's arguments of task keys."""
+    """Return the engine's arguments for task keys."""
     problems: list[Problem] = []
     flat_keys = [FlatKey(name, value, name) for name, value in tree.items()]
     argv = render(flat_keys, load_catalog(CATALOG), SourceMap(), problems).argv
@@ -56,7 +56,7 @@ def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
 
 @pytest.fixture
 def engine_accepts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any], int], None]:
-    """Validate task keys as the engine does on so many ranks; it asks for the age of the GPU."""
+    """Return a function that validates task keys as the engine does; it asks for the GPU's architecture."""
     import torch
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(major=9, minor=0))
@@ -77,7 +77,7 @@ def engine_accepts(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any],
 
 
 @pytest.mark.parametrize(("ranks", "short", "shown"), GOOD)
-def test_layouts_that_pass_are_accepted_by_the_engine(
+def test_the_engine_accepts_layouts_that_pass_the_checks(
     engine_accepts: Callable[[dict[str, Any], int], None], ranks: int, short: dict[str, Any], shown: str
 ) -> None:
     keys = {SHORT.get(name, name): value for name, value in short.items()}
@@ -85,13 +85,13 @@ def test_layouts_that_pass_are_accepted_by_the_engine(
 
 
 def by_option(problems: list[Problem]) -> list[tuple[str, str]]:
-    """What is wrong and the option it is about, whether it was named as a key (`train.x_y`) or as `--x-y`."""
+    """Return each problem's option and text, whether it names a key (`train.x_y`) or an option (`--x-y`)."""
     keys = [(problem.where.rpartition(".")[2].lstrip("-"), problem.what) for problem in problems]
     return [(key.replace("_", "-"), what) for key, what in keys]
 
 
 @pytest.mark.parametrize("example", SHARED, ids=str)
-def test_launcher_and_worker_report_a_broken_rule_alike(example: Example) -> None:
+def test_launcher_and_worker_report_a_violation_in_the_same_words(example: Example) -> None:
     machine, defaults = (HOST, ON_CPU) if example.platform == "cpu" else (CHIP, ())
     args = engine_parser().parse_args([*defaults, *argv_of({**TASK, **example.changes})])
     found = argument_problems(args, machine)
@@ -106,7 +106,7 @@ def test_the_launcher_knows_the_workers_defaults_on_a_cpu() -> None:
     assert all(getattr(engines, name) != value for name, value in known.items())
 
 
-def test_only_the_worker_sees_what_is_not_installed() -> None:
+def test_only_the_worker_reports_missing_packages() -> None:
     machine = Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
     (problem,) = argument_problems(engine_parser().parse_args(argv_of(TASK)), machine)
     assert problem.where == "--transformer-impl"
@@ -116,7 +116,7 @@ def test_only_the_worker_sees_what_is_not_installed() -> None:
     assert "without TransformerEngine" in problem.what
 
 
-def test_launcher_and_worker_report_lists_of_recompute_alike() -> None:
+def test_launcher_and_worker_report_recompute_lists_in_the_same_words() -> None:
     name = "recompute_granularity_per_stage_micro_batch"
     refined = {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1}
     changes = {**refined, name: [[1, 3, 0]]}
@@ -127,10 +127,10 @@ def test_launcher_and_worker_report_lists_of_recompute_alike() -> None:
     assert by_option(list(raised.value.problems)) == by_option(Example(changes, "").report())
 
 
-def test_launcher_and_worker_report_unequal_meshes_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launcher_and_worker_report_unequal_meshes_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = HeteroLayout((Mesh(layers=((3,),)), Mesh(layers=((1,),))))
     meshes = {"hetero_process_meshes": [1] * 10, "hetero_pipeline_layer_split": [3, 1]}
-    # What no program supports with meshes is reported once, not again as what this one does not support.
+    # A feature that no program supports with meshes is reported once, not again for this program.
     changes = {"mtp_num_layers": 1}
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""The trainer on CPU: it learns, reports, resumes, and says the same in every layout."""
+"""The trainer on CPU: it learns, reports, resumes, and gives the same losses in every layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_loss_falls(base: Base) -> None:
     assert base.ended.failure is None
 
 
-def test_every_logged_iteration_is_one_line_of_metrics(base: Base) -> None:
+def test_every_logged_iteration_has_one_line_of_metrics(base: Base) -> None:
     logged = [line for line in base.ended.metrics if "lm_loss" in line]
     for number, line in enumerate(logged, 1):
         assert line["iteration"] == number
@@ -44,7 +44,7 @@ def test_validation_is_reported(base: Base) -> None:
     )
 
 
-def test_the_output_is_for_people(base: Base) -> None:
+def test_the_output_is_readable(base: Base) -> None:
     last = base.ended.losses()[TRAIN_ITERS]
     assert (
         f"iteration {TRAIN_ITERS}/{TRAIN_ITERS} | loss {last:.4f} | lr 1.00e-02 | grad norm"
@@ -55,7 +55,7 @@ def test_the_output_is_for_people(base: Base) -> None:
     assert len(base.ended.output.splitlines()) < 200
 
 
-def test_a_damaged_newest_checkpoint_falls_back_and_the_curve_is_continued(
+def test_training_resumes_from_an_older_checkpoint_if_the_newest_is_damaged(
     base: Base, copy_of_base: Callable[[], Path], corpus: list[str]
 ) -> None:
     folder = copy_of_base()

@@ -1,4 +1,4 @@
-"""Inside vLLM's processes: the committed catalog is the installed engine's; our models are known there."""
+"""Inside vLLM's processes: the committed catalog matches the installed engine, and our models are known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def python(*words: str) -> str:
-    """Run a program in a process of its own: vLLM and the stand-ins for CUDA do not share one."""
+    """Run a program in its own process: vLLM and the stand-ins for CUDA cannot share one."""
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=560, check=False
     )
@@ -29,19 +29,19 @@ def python(*words: str) -> str:
     return done.stdout
 
 
-def test_the_catalog_is_that_of_the_installed_engine() -> None:
+def test_the_committed_catalog_matches_the_installed_engine() -> None:
     assert json.loads(python("-m", "vllm_flagscale.catalog")) == json.loads(CATALOG.read_text()), (
-        "make catalog"
+        "run make catalog"
     )
 
 
-def test_vllm_finds_our_plugin_and_opens_aquila(tmp_path: Path) -> None:
+def test_vllm_finds_our_plugin_and_loads_aquila(tmp_path: Path) -> None:
     config = {"model_type": "aquila", "architectures": ["AquilaForCausalLM"], "hidden_size": 128}
     (tmp_path / "config.json").write_text(json.dumps(config))
     program = (
         "import sys\n"
         "from vllm.plugins import load_general_plugins; load_general_plugins()\n"
-        "import vllm_flagscale; vllm_flagscale.register()\n"  # again, as in an engine of several processes
+        "import vllm_flagscale; vllm_flagscale.register()\n"  # repeated, as in an engine of several processes
         "from vllm.transformers_utils.config import get_config\n"
         "from vllm import ModelRegistry\n"
         "config = get_config(sys.argv[1], trust_remote_code=False)\n"

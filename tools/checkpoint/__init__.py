@@ -1,1 +1,1 @@
-"""Command lines around checkpoints; the work is done in `megatron.flagscale.convert`."""
+"""Command lines for checkpoints; the work is done in `megatron.flagscale.convert`."""

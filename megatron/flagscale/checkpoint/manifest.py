@@ -1,6 +1,6 @@
-"""Is a checkpoint whole? A list of its files, sizes and sampled checksums, written when the save is finished.
+"""The manifest of a checkpoint: its files, sizes and sampled checksums, written when the save is finished.
 
-Pure file work, no torch: a checkpoint folder is complete or it is not there.
+It shows whether a checkpoint folder is complete. This module only handles files and does not import torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MANIFEST = "manifest.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(\d{7,})")
 _BLOCK = 64 * 1024
-_BLOCKS = 16  # a file, at most: one megabyte is read of a file of any size
+_BLOCKS = 16  # per file at most: one megabyte is read, however large the file is
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One iteration folder of a checkpoint directory; `fault` says why it cannot be used, else empty."""
+    """One iteration folder of a checkpoint directory; `fault` is why it cannot be used, or empty."""
 
     iteration: int
     path: Path
@@ -49,7 +49,7 @@ def sampled_crc(path: Path) -> int:
 
 
 def write_manifest(folder: Path) -> None:
-    """Describe every file of a finished checkpoint, atomically."""
+    """Write the manifest of a finished checkpoint, atomically."""
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc": sampled_crc(path)}
         for path in sorted(folder.rglob("*"))
@@ -59,10 +59,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def fault_of(folder: Path) -> str:
-    """Return why a checkpoint cannot be used, else empty; without a manifest its index must be there."""
+    """Return why a checkpoint cannot be used, or an empty string; without a manifest it needs its index."""
     manifest = folder / MANIFEST
     if not manifest.exists():
-        return "" if _has_index(folder) else "it was not saved to the end"
+        return "" if _has_index(folder) else "its save was not finished"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -82,12 +82,12 @@ def fault_of(folder: Path) -> str:
 
 
 def _has_index(folder: Path) -> bool:
-    """Whether both files are there that the engine writes after all others."""
+    """Return whether both files exist that the engine writes after all others."""
     return all((folder / name).is_file() for name in (".metadata", "metadata.json"))
 
 
 def candidates(directory: Path) -> Iterator[Candidate]:
-    """Yield the checkpoints of a directory, newest first; each is verified only when it is asked for."""
+    """Yield the checkpoints of a directory, newest first; each is verified only when it is requested."""
     if not directory.is_dir():
         return
     found = ((match, path) for path in directory.iterdir() if (match := _FOLDER.fullmatch(path.name)))

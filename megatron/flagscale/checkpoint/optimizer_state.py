@@ -1,4 +1,4 @@
-"""The common state of optimizers in a checkpoint: one form with expert parallel, another without."""
+"""Convert the common optimizer state of a checkpoint to its form with or without expert parallelism."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def _experts_join_or_leave(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def regroup(state: dict[Any, Any], wanted: int) -> dict[Any, Any]:
-    """Turn the state of as many optimizers as a checkpoint was saved with into that of `wanted` ones.
+    """Convert the state of the optimizers in a checkpoint to the form for `wanted` optimizers.
 
-    One optimizer is `{...}`, a chain `{0: {...}, 1: {...}}`. What the model that loads asked for (tensors,
-    the parameters of each group) is already where it wants it. What is common to all ranks is as it was
-    saved; it differs between the optimizers in the mark of groups of experts alone.
+    One optimizer is `{...}`, a chain `{0: {...}, 1: {...}}`. The entries that the loading model asked for
+    (tensors, the parameters of each group) already have its form. The entries common to all ranks are as they
+    were saved; between the optimizers they differ only in the flag of the groups of experts.
     """
     whole = {key: value for key, value in state.items() if not isinstance(key, int)}
     if wanted == 1 and 0 in state:
@@ -34,7 +34,7 @@ def regroup(state: dict[Any, Any], wanted: int) -> dict[Any, Any]:
 
 
 def _of_chain(whole: dict[str, Any]) -> dict[str, Any]:
-    """Return the common state of one of a chain; its groups are told by their marks, not by their places."""
+    """Return the common state of one optimizer of a chain; groups are known by flag, not by position."""
     groups = [
         {"params": [], **group, "is_expert_parallel": is_expert}
         for group in _inner(whole)["param_groups"]
@@ -45,13 +45,13 @@ def _of_chain(whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inner(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of an optimizer's state that torch's own has; mixed precision wraps it."""
+    """Return the state in the form of torch's own optimizer; mixed precision wraps it."""
     inner: dict[str, Any] = state.get("optimizer", state)
     return inner
 
 
 def _merged(common: Any, own: Any) -> Any:
-    """Return what was saved for all ranks with what this rank asked for in it, at any depth."""
+    """Return the state saved for all ranks, updated at any depth with the entries this rank asked for."""
     if isinstance(common, dict) and isinstance(own, dict):
         return {**common, **{key: _merged(common.get(key, value), value) for key, value in own.items()}}
     if isinstance(own, list) and common and all(isinstance(one, dict) for one in common):
@@ -71,9 +71,9 @@ def _all_tell_the_step(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def share_step(states: Sequence[dict[str, Any]]) -> None:
-    """Let the states of a chain of optimizers tell one step: that of those which have parameters.
+    """Give all states of a chain of optimizers the same step: that of the optimizers with parameters.
 
-    A plain optimizer tells it once (`common_step`), a sharded one in every group.
+    A plain optimizer holds it once (`common_step`), a sharded one in every group.
     """
     plain = [_inner(one)["state"] for one in states if "state" in _inner(one)]
     groups = [group for one in states for group in _inner(one)["param_groups"]]
@@ -87,17 +87,17 @@ PATCHES = (
     Patch(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.sharded_state_dict",
         _all_tell_the_step,
-        "Rank 0 writes the step of every optimizer; that of experts has no parameters on a mesh without "
-        "expert parallel, and then no step: the ranks of another one cannot go on from it.",
+        "Rank 0 writes the step of every optimizer. That of experts has no parameters, and so no step, on a "
+        "mesh without expert parallelism: ranks of a mesh with expert parallelism cannot resume from it.",
         "worker",
         until="the step is saved once for all optimizers",
     ),
     Patch(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",
         _experts_join_or_leave,
-        "With expert parallel, experts have an optimizer of their own, and a checkpoint saved with it cannot "
-        "be loaded without, nor the reverse.",
+        "With expert parallelism, experts have an optimizer of their own: a checkpoint saved with expert "
+        "parallelism cannot be loaded without it, or vice versa.",
         "worker",
-        until="the common state of optimizers is saved in one form",
+        until="the common state of optimizers has the same form with and without expert parallelism",
     ),
 )

@@ -1,7 +1,7 @@
-"""Which checkpoint a run resumes from.
+"""Choose the checkpoint that a run resumes from.
 
-The trainer loads what its tracker file names. Here rank 0 first picks the newest folder that is whole (see
-manifest.py), says so when that is not the newest one, and clears what an interrupted save left.
+The trainer loads the checkpoint that its tracker file names. Here rank 0 first chooses the newest complete
+one (see manifest.py), reports if newer ones are damaged, and removes what an interrupted save left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron.flagscale.patching import Patch
 
 @dataclass(frozen=True)
 class Choice:
-    """The checkpoint to load (none when the run starts anew), and what to tell about how it was chosen."""
+    """The checkpoint to load (None to start from scratch), and the notices to print about the choice."""
 
     iteration: int | None
     notices: tuple[str, ...] = ()
@@ -32,8 +32,8 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
     """Choose the newest usable checkpoint of a directory, or the `wanted` iteration.
 
     In a directory this run also saves to (`owned`), unfinished folders newer than the choice are removed,
-    damaged ones are set aside under another name, and the tracker file is made to agree. `UserError` when
-    there are checkpoints but none can be used: starting over would overwrite them.
+    damaged ones are renamed, and the tracker file is updated. Raises `UserError` if there are checkpoints but
+    none can be used: starting over would overwrite them.
     """
     if (directory / TRACKER).is_file() and (directory / TRACKER).read_text().strip() == "release":
         if fault := fault_of(directory / "release"):
@@ -55,12 +55,12 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
         rejected.append(candidate)
     damaged = [candidate for candidate in rejected if not candidate.unfinished]
     if wanted is not None:
-        reason = f": {damaged[0].fault}" if damaged else " (not there, or not saved to the end)"
+        reason = f": {damaged[0].fault}" if damaged else " (not found, or its save was not finished)"
         raise UserError(f"the checkpoint of iteration {wanted} in {directory} cannot be used{reason}")
     if damaged or (directory / TRACKER).is_file():
         told = (
             "; ".join(f"{candidate.path.name}: {candidate.fault}" for candidate in rejected)
-            or "no folder is left"
+            or "no checkpoint folder found"
         )
         raise UserError(
             f"no checkpoint in {directory} can be used ({told}). To start over, move this folder away."
@@ -78,7 +78,7 @@ def _set_aside(folder: Path, fault: str, unfinished: bool) -> str:
     if spare.exists():
         shutil.rmtree(spare)
     folder.rename(spare)
-    return f"checkpoint {folder} is damaged ({fault}); kept as {spare.name}"
+    return f"checkpoint {folder} is damaged ({fault}); renamed to {spare.name}"
 
 
 def _point_at(directory: Path, iteration: int) -> None:
@@ -88,7 +88,7 @@ def _point_at(directory: Path, iteration: int) -> None:
 
 
 def prepare_load(args: Any) -> None:
-    """Before the trainer loads: rank 0 chooses, all agree; `UserError` on all when nothing is usable."""
+    """Choose on rank 0, for all ranks, the checkpoint to load; all raise `UserError` if none is usable."""
     import torch
 
     if args.load is None or args.ckpt_format != "torch_dist":
@@ -113,10 +113,10 @@ def prepare_load(args: Any) -> None:
 
 
 def _check_vocabulary(folder: Path, args: Any) -> None:
-    """Refuse to continue with another number of padding tokens: `UserError`.
+    """Raise `UserError` if the run has a different number of padding tokens than the checkpoint.
 
-    The engine pads the vocabulary to a multiple that grows with tensor parallelism, and cuts or fills the
-    saved weights silently. But padding tokens take part in the softmax: the loss would jump.
+    The engine pads the vocabulary to a multiple that grows with tensor parallelism, and silently cuts or
+    fills the saved weights. But padding tokens take part in the softmax, so the loss would jump.
     """
     from megatron.core.dist_checkpointing.serialization import load_common_state_dict
     from megatron.training.global_vars import get_tokenizer
@@ -124,9 +124,9 @@ def _check_vocabulary(folder: Path, args: Any) -> None:
     saved = getattr(load_common_state_dict(str(folder)).get("args"), "padded_vocab_size", None)
     if saved in (None, args.padded_vocab_size):
         return
-    what = f"{folder} was saved with {saved} token rows, this run has {args.padded_vocab_size}"
+    what = f"{folder} has a padded vocabulary of {saved} tokens, but this run has {args.padded_vocab_size}"
     if get_tokenizer().vocab_size > saved:
-        raise UserError(f"{what}: the tokenizer is another one. Add --finetune to go on with it.")
+        raise UserError(f"{what}: the tokenizer is different. Add --finetune to continue with it.")
     if saved % args.tensor_model_parallel_size:
         raise UserError(f"{what}: choose a tensor parallel size that divides {saved}.")
     multiple = saved // args.tensor_model_parallel_size
@@ -147,7 +147,7 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
             and not args.finetune
         ):
             if args.rank == 0:
-                done = f"iteration {args.ckpt_step} of {args.train_iters} is in {args.load}"
+                done = f"{args.load} already contains iteration {args.ckpt_step} of {args.train_iters}"
                 print(f"flagscale: nothing left to do: {done}")
             sys.exit(0)
         return original(*positional, **named)
@@ -167,15 +167,15 @@ PATCHES = (
     Patch(
         "megatron.training.training:load_checkpoint",
         _choose_before_loading,
-        "It trusts the tracker file: a damaged newest checkpoint ends the run though an older one is whole.",
+        "It trusts the tracker file: if the newest checkpoint is damaged, the run ends despite older ones.",
         "worker",
         until="the trainer verifies checkpoints before it loads one",
     ),
     Patch(
         "megatron.training.checkpointing:check_checkpoint_args",
         _compare_the_padded_size_only,
-        "With a vocabulary file it wants the same multiple for padding, which with another tensor parallel "
-        "size gives another padded size; that one has to stay, and is compared.",
+        "With a vocabulary file it requires the same padding multiple, which gives a different padded size "
+        "with another tensor parallel size. Only the padded size has to stay the same, and it is compared.",
         "worker",
         until="it compares the padded size for every tokenizer",
     ),

@@ -1,7 +1,7 @@
-"""What makes a finished save a checkpoint: it is complete or it is not there.
+"""Save checkpoints so that each one is either complete or absent.
 
-When all ranks have written, rank 0 writes a manifest (see manifest.py), and only then the trainer's tracker
-file names the checkpoint; with `--async-save` this happens between two later iterations.
+When all ranks have written their files, rank 0 writes a manifest (see manifest.py). Only then does the
+trainer's tracker file name the checkpoint; with `--async-save` this happens between two later iterations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
         from megatron.training import get_args, training
 
-        # One save at a time: the writers of two would mix up their results, and hold twice the memory.
+        # One save at a time: two at once would mix up the results of their writers and need twice the memory.
         training.maybe_finalize_async_save(blocking=True)
         args = get_args()
         if named.get("non_persistent_ckpt"):
@@ -45,13 +45,13 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
 def _seal(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save(state_dict: Any, checkpoint_dir: str, *positional: Any, **named: Any) -> Any:
-        """Return what the engine does: None, or the request whose `finalize_fns` follow the writing."""
+        """Return the engine's result: None, or the request whose `finalize_fns` run after the writing."""
         request = original(state_dict, checkpoint_dir, *positional, **named)
         folder = Path(checkpoint_dir)
         if request is None:
             _write_manifest(folder)
         else:
-            # Before the trainer adds its own, which move the tracker file.
+            # They run before the trainer's own, which update the tracker file.
             steps = [*request.finalize_fns, functools.partial(_write_manifest, folder)]
             request.finalize_fns[:] = [_telling(step, folder) for step in steps]
         return request
@@ -76,15 +76,15 @@ def _telling(step: Callable[[], None], folder: Path) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _told(folder: Path) -> Iterator[None]:
-    """Turn a failure to write a checkpoint into a `UserError`, and remove what was written of it."""
+    """Turn a failure to write a checkpoint into a `UserError`, and remove the files of a failed writer."""
     import torch
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         yield
     except CheckpointException as error:
-        # Raised on all ranks together; the details are on one, often lost in a writer.
-        reason = write_fault(folder.parent) or "a writer failed, the log of its rank tells why"
+        # All ranks raise it together; one of them has the details, which are often lost in its writer.
+        reason = write_fault(folder.parent) or "a writer process failed; see the log of its rank"
         torch.distributed.barrier()
         if torch.distributed.get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +103,7 @@ def _not_saved(folder: Path, reason: str) -> UserError:
 
 
 def write_fault(directory: Path) -> str:
-    """Return why no file can be written to a directory now ("No space left on device"), else empty."""
+    """Return why a directory is not writable now ("No space left on device"), or an empty string."""
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(_PROBE_BYTES))
@@ -118,14 +118,14 @@ PATCHES = (
     Patch(
         "megatron.training.training:save_checkpoint",
         _start_clean,
-        "Files of an interrupted save stay in the folder; saves may overlap; a full disk is a traceback.",
+        "Files of an interrupted save stay in the folder; saves may overlap; a full disk gives a traceback.",
         "worker",
-        until="the engine starts from an empty folder, one save at a time, and tells failures in one line",
+        until="the engine saves to an empty folder, one save at a time, and reports failures in one line",
     ),
     Patch(
         "megatron.core.dist_checkpointing:save",
         _seal,
-        "Nothing says afterwards whether a checkpoint folder is whole.",
+        "It leaves no record of whether a checkpoint folder is complete.",
         "worker",
         until="the trainer verifies checkpoints before it loads one",
     ),

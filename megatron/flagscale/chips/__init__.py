@@ -1,4 +1,4 @@
-"""The chip of this process: its device, collective backend, memory, patches and defaults stand here only."""
+"""The chip of this process: the only source of device, collective backend, memory, patches and defaults."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ BUILT_IN = {
     "cpu": "megatron.flagscale.chips.cpu:CPU",
     "nvidia": "megatron.flagscale.chips.cuda:CUDA",
 }
-"""FlagScale's own chips; a package adds to them by the entry-point group `flagscale.chips`."""
+"""FlagScale's own chips; packages add more with the entry-point group `flagscale.chips`."""
 
 
 @functools.cache
 def chip() -> Chip:
-    """Return the chip that the launcher named; without a launcher, CUDA's if torch finds one, else the CPU.
+    """Return the chip that the launcher named; without a launcher, CUDA if torch finds it, otherwise the CPU.
 
     Raises:
-        UserError: no chip of that name is installed here.
+        UserError: if no chip of that name is installed here.
     """
     name = os.environ.get(CHIP)
     if not name:

@@ -1,6 +1,6 @@
-"""What a chip is to the training worker: one frozen object that answers every question about the hardware.
+"""A chip as the training worker sees it: one frozen object that answers every question about the hardware.
 
-A package adds a chip by the entry-point group `flagscale.chips`, under the name of its
+A package adds a chip with the entry-point group `flagscale.chips`, under the name of its
 `flagscale.platforms.Platform`: the launcher starts ranks with that name in the environment.
 """
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     import torch
 
 HOST = "cpu"
-"""Host memory, as torch names it as a device."""
+"""The name that torch has for host memory as a device."""
 HOST_BACKEND = "gloo"
-"""The collective backend for tensors in host memory; torch has it on every machine."""
+"""The collective backend for tensors in host memory; torch includes it on every machine."""
 
 
 @dataclass(frozen=True)
 class AttentionKernels:
-    """Attention that returns the log-sum-exp of each query's scores and takes it back for the gradients.
+    """Attention that returns the log-sum-exp of each query's scores and uses it again for the gradients.
 
-    `attend` and `backward` are those of `megatron.flagscale.layers.kernels`, which states shapes and meaning.
+    `attend` and `backward` have the arguments and results of `attend` and `attend_backward` in
+    `megatron.flagscale.layers.kernels`, which documents shapes and meaning.
     """
 
     takes: Callable[[torch.Tensor], bool]
-    """Whether the kernels can compute attention with these queries `[batch, heads, queries, width]`."""
+    """Return whether the kernels support these queries `[batch, heads, queries, width]`."""
     attend: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -39,29 +40,29 @@ class Chip:
     """One kind of chip, as a rank uses it.
 
     Its module is imported, and its patches of torch are applied, before the engine is imported: it may
-    import torch and a vendor's extension of torch, but not the engine.
+    import torch and a vendor's extension for torch, but not the engine.
     """
 
     name: str
-    """The name of the platform as well: what `runner.platform` and `type=` in a hostfile say."""
+    """The name of the platform too: the value of `runner.platform`, or of `type=` in a hostfile."""
     backend: str
-    """The collective backend of `torch.distributed` for tensors on the chip. If torch does not bring it, the
-    module of the chip registers it."""
+    """The collective backend of `torch.distributed` for tensors on the chip. If torch does not include it,
+    the module of the chip registers it."""
     set_device: Callable[[int], None]
-    """Take the device with this index among those that the process may use: the local rank."""
+    """Select the device with this index, the local rank, among those that the process may use."""
     device: Callable[[], torch.device]
-    """Return this rank's device, with its index where there are several."""
+    """Return this rank's device, with its index if there are several."""
     memory_bytes: Callable[[], int]
-    """Return the most memory that this rank has held so far, in bytes."""
+    """Return the peak memory of this rank so far, in bytes."""
     patches: tuple[Patch, ...] = ()
-    """What must be changed in the engine, or in torch under it, so that they run on this chip."""
+    """Changes of the engine, or of torch under it, without which they do not run on this chip."""
     defaults: tuple[str, ...] = ()
-    """Arguments of the engine, put before the user's own: what it turns on and this chip cannot do."""
+    """Engine arguments, placed before the user's own: they turn off defaults that this chip cannot use."""
     attention: AttentionKernels | None = None
-    """None: attention by blocks is computed in plain operations of torch."""
+    """If None, blockwise attention is computed in plain torch operations."""
     compiles: bool = True
-    """Whether `torch.compile` makes kernels for it. If not, FlagScale's compiled loss is not used."""
+    """Whether `torch.compile` generates kernels for it. If not, FlagScale's compiled loss is not used."""
     pins_memory: bool = True
     """Whether copies to the device are faster from pinned host memory."""
     is_host_processor: bool = False
-    """Whether its tensors are in host memory: nothing that needs CUDA kernels can be asked for."""
+    """Whether its tensors are in host memory: features that need CUDA kernels are then refused."""

@@ -1,4 +1,4 @@
-"""The host's own processors: tensors in host memory, collectives by gloo, and CUDA's names for the CPU."""
+"""The host's own processors: tensors in host memory, gloo collectives, and CUDA's names mapped to the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from megatron.flagscale.chips.chip import HOST, HOST_BACKEND, AttentionKernels, 
 
 _aten = torch.ops.aten
 
-# What the engine turns on by default but only CUDA can do.
+# Turn off what the engine enables by default but only CUDA supports.
 _DEFAULTS = (
-    "--async-strategy=mcore",  # the other one starts a process that takes a CUDA device
+    "--async-strategy=mcore",  # the other one starts a process that needs a CUDA device
     "--no-bias-gelu-fusion",
     "--no-bias-swiglu-fusion",
     "--no-bias-dropout-fusion",
@@ -48,7 +48,7 @@ CPU = Chip(
     backend=HOST_BACKEND,
     set_device=lambda local_rank: None,
     device=lambda: torch.device(HOST),
-    # The process's own high-water mark, which Linux counts in KiB.
+    # The peak resident memory of the process, which Linux reports in KiB.
     memory_bytes=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     patches=(*cpu_patches.PATCHES, *gloo.PATCHES, *forked_save.PATCHES),
     defaults=_DEFAULTS,

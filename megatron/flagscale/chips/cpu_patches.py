@@ -1,8 +1,8 @@
-"""The engine on a machine without CUDA: patches that make its names of CUDA mean the CPU.
+"""Patches for a machine without CUDA: they map the engine's CUDA names to the CPU.
 
 The trainer names CUDA everywhere (`device="cuda"`, `torch.cuda.current_device()`, tensor type names),
-although what it does there is ordinary tensor work.
-`torch.cuda.is_available()` stays False: torch itself believes it (dynamo, pinned memory, fork safety).
+although these places do ordinary tensor work.
+`torch.cuda.is_available()` stays False, because torch itself relies on it (dynamo, pinned memory, forks).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CPU = torch.device("cpu")
 
 
 def _returning(value: Any) -> Callable[[Any], Any]:
-    # A new function object for each name: dynamo refuses one object registered under two names.
+    # Return a new function object for each name: dynamo rejects one object registered under two names.
     return lambda original: lambda *args, **kwargs: value
 
 
@@ -106,10 +106,10 @@ PATCHES = (
         "tensor zeros ones empty full rand randn randint arange linspace eye "
         "empty_like zeros_like ones_like full_like",
         _device_is_cpu,
-        'The trainer makes its tensors with device="cuda", some pinned, which needs a CUDA driver.',
+        'The trainer creates its tensors with device="cuda", some pinned, which needs a CUDA driver.',
     ),
     *_torch(
-        "Tensor.cuda Tensor.pin_memory nn.Module.cuda", _itself, "Everything already is where it is used."
+        "Tensor.cuda Tensor.pin_memory nn.Module.cuda", _itself, "All tensors are already in host memory."
     ),
     *_torch(
         "Tensor.to", _to_stays, "Tied embeddings and checkpoints move tensors to the current CUDA device."
@@ -123,16 +123,16 @@ PATCHES = (
     *_torch(
         "compile",
         _uncompiled,
-        "The fused helpers are compiled at import: that needs a C++ compiler and minutes.",
+        "The fused helpers are compiled at import, which needs a C++ compiler and takes minutes.",
     ),
     *_torch(
         "cuda.FloatTensor", _replaced_by(torch.FloatTensor), "Mixed precision modules compare types with it."
     ),
-    *_torch("cuda.HalfTensor", _replaced_by(torch.HalfTensor), "As above."),
-    *_torch("cuda.BFloat16Tensor", _replaced_by(torch.BFloat16Tensor), "As above."),
+    *_torch("cuda.HalfTensor", _replaced_by(torch.HalfTensor), "As for cuda.FloatTensor."),
+    *_torch("cuda.BFloat16Tensor", _replaced_by(torch.BFloat16Tensor), "As for cuda.FloatTensor."),
     *_torch("cuda.current_device", _returning(_CPU), "It is used as the device argument in about 60 places."),
     *_torch(
-        "cuda.device_count", _returning(1), "Model parallel groups and seeds are set up only with a device."
+        "cuda.device_count", _returning(1), "Model parallel groups and seeds are set up only if there is one."
     ),
     *_torch(
         "cuda.set_device cuda.synchronize cuda.empty_cache cuda.ipc_collect cuda.reset_peak_memory_stats "
@@ -142,25 +142,27 @@ PATCHES = (
     ),
     *_torch("cuda.Stream", _replaced_by(Stream), "Communication is queued on side streams."),
     *_torch("cuda.Event", _replaced_by(Event), "Side streams are ordered by events."),
-    *_torch("cuda.current_stream cuda.default_stream", _calling(Stream), "As above."),
-    *_torch("cuda.stream", _calling(Stream), "As above: a context manager."),
+    *_torch("cuda.current_stream cuda.default_stream", _calling(Stream), "Side streams wait for these."),
+    *_torch("cuda.stream", _calling(Stream), "This context manager selects a side stream."),
     *_torch(
         "cuda.memory_stats", _calling(memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."
     ),
     *_torch(
         "cuda.get_device_properties",
         _calling(device_properties),
-        "Arguments are checked against the architecture.",
+        "Arguments are checked against the architecture of the device.",
     ),
     *_torch(
         "cuda.get_device_capability",
         _returning((8, 0)),
-        "As above: grouped products of experts, which torch has for processors as well, ask for Ampere.",
+        "Grouped products of experts, which torch supports on CPU as well, require Ampere or newer.",
     ),
     *_torch(
-        "cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Random states go into checkpoints."
+        "cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Checkpoints contain random states."
     ),
-    *_torch("cuda.set_rng_state cuda.random.set_rng_state", _set_rng_state, "As above."),
+    *_torch(
+        "cuda.set_rng_state cuda.random.set_rng_state", _set_rng_state, "Checkpoints contain random states."
+    ),
     *_torch("cuda.manual_seed", _seed, "Model parallel seeds are set on the device."),
     Patch(
         "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
@@ -168,24 +170,29 @@ PATCHES = (
         "Dropout and recomputation keep their own CUDA random state; on a CPU it is the CPU's.",
         "cpu",
     ),
-    Patch("megatron.core.tensor_parallel.random:_set_cuda_rng_state", _set_rng_state, "As above.", "cpu"),
+    Patch(
+        "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
+        _set_rng_state,
+        "As for _get_cuda_rng_state.",
+        "cpu",
+    ),
     Patch(
         "megatron.training.training:initialize_megatron",
         _without_cuda,
-        "It refuses to start without CUDA; an argument allows it, but `pretrain` does not pass that on.",
+        "It refuses to start without CUDA; an argument allows that, but `pretrain` does not pass it on.",
         "cpu",
         until="pretrain passes allow_no_cuda",
     ),
     Patch(
         "megatron.training.training:report_memory",
         _returning(None),
-        "It tells what the CUDA allocator holds, on every rank before and after the first saves.",
+        "It prints statistics of the CUDA allocator, on every rank before and after the first saves.",
         "cpu",
     ),
     Patch(
         "megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
         lambda original: _splits_become_lists,
-        "Token counts become lists only when they are CUDA tensors; all_to_all refuses tensors.",
+        "Token counts become lists only if they are CUDA tensors, but all_to_all does not accept tensors.",
         "cpu",
     ),
 )

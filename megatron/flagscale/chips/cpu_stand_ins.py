@@ -1,4 +1,4 @@
-"""What stands for parts of `torch.cuda` on a machine without CUDA: streams, events, memory, a device."""
+"""Stand-ins for parts of `torch.cuda` on a machine without CUDA: streams, events, memory, a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Stream:
-    """A CUDA stream where everything runs in program order: whatever one waits for is already done."""
+    """A CUDA stream on which everything runs in program order, so there is never anything to wait for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -31,7 +31,7 @@ class Stream:
 
 
 class Event:
-    """A CUDA event that has always happened."""
+    """A CUDA event that is always complete."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -49,13 +49,13 @@ class Event:
 
 
 def resident_bytes() -> int:
-    """Return the memory this process holds now, which is what stands for device memory on a CPU."""
+    """Return the resident memory of this process, which stands for device memory on a CPU."""
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def device_properties() -> types.SimpleNamespace:
-    """Return what stands for a device's properties: a chip as old as arguments allow, with this memory."""
+    """Return stand-in device properties: the oldest architecture, with the memory of this host."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return types.SimpleNamespace(
         name="cpu", major=0, minor=0, total_memory=total, multi_processor_count=os.cpu_count()
@@ -63,7 +63,7 @@ def device_properties() -> types.SimpleNamespace:
 
 
 def memory_stats() -> dict[str, int]:
-    """Return what stands for the allocator's statistics."""
+    """Return stand-in statistics of the allocator."""
     held = resident_bytes()
     names = ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak")
     return {**dict.fromkeys(names, held), "allocation.all.current": 0}

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs through `torch.cuda`: what the engine is written for, so nothing is patched."""
+"""NVIDIA's GPUs through `torch.cuda`: the engine is written for them, so nothing is patched."""
 
 from __future__ import annotations
 

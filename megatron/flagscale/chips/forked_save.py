@@ -1,8 +1,8 @@
 """`--async-save` on host processors: each save is written by a forked process.
 
-With CUDA the engine's own writer does it: a process of its own, to which the tensors are copied. Its start
-names a CUDA device, and what it gets of a tensor on the CPU is no copy: training would change it while it is
-written. A fork is the copy, at no cost until training changes a page.
+With CUDA the engine's own writer does it, a separate process to which the tensors are copied. That process
+selects a CUDA device when it starts, and it shares CPU tensors instead of copying them: training would change
+them while they are written. A fork is a copy, and it costs nothing until training changes a page.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from megatron.flagscale.supervision import die_with_parent
 
 
 def _write(priority: int, async_fn: Callable[..., Any], *positional: Any, **named: Any) -> None:
-    """Write a checkpoint's files in a forked process, on which nothing else depends."""
+    """Write a checkpoint's files, in a forked process on which nothing else depends."""
     import torch
     from megatron.core.dist_checkpointing.strategies.async_utils import _set_process_qos
 
-    # It holds copies of the rank's connections: peers would wait for a rank that is dead.
+    # It holds copies of the rank's connections: if it outlived the rank, peers would wait for a dead rank.
     die_with_parent()
-    # A request to end reaches all processes of a run; the rank waits for its files and then ends.
+    # A stop request reaches all processes of a run; the rank waits for these files and then ends.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork; waiting for them has no end
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork; waiting for them would hang
     _set_process_qos(cpu_priority=priority, io_priority=None)
     async_fn(*positional, **named)
 
@@ -52,15 +52,15 @@ PATCHES = (
     Patch(
         "megatron.training.initialize:init_persistent_async_worker",
         lambda original: lambda *positional, **named: None,
-        "The worker it starts chooses a CUDA device, dies of it, and the first save waits for it forever.",
+        "The worker it starts selects a CUDA device and dies, and the first save waits for it forever.",
         "cpu",
         until="the engine's checkpoint worker runs without CUDA",
     ),
     Patch(
         "megatron.core.dist_checkpointing.strategies.async_utils:AsyncCallsQueue._get_async_caller",
         _forking,
-        "The worker above shares the memory of CPU tensors: it would write what training has changed since.",
+        "The engine's writer shares the memory of CPU tensors: it would write values that training changed.",
         "cpu",
-        until="as above, and it copies CPU tensors before training goes on",
+        until="the engine's writer runs without CUDA and copies CPU tensors before training continues",
     ),
 )

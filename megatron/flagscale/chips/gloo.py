@@ -1,4 +1,4 @@
-"""What gloo does not do and the engine asks of it: gathering parts of different sizes."""
+"""Gather parts of different sizes, which the engine needs and gloo does not support."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ PATCHES = (
     Patch(
         "megatron.core.tensor_parallel.mappings:_gather_along_first_dim",
         _gather_padded,
-        "Experts cut over a tensor parallel group gather as many tokens as each rank has; gloo gathers parts "
-        "of one size only.",
+        "Experts split over a tensor parallel group gather a different number of tokens from each rank, but "
+        "gloo gathers only parts of equal size.",
         "cpu",
         until="gloo gathers parts of different sizes",
     ),

@@ -1,4 +1,4 @@
-"""Convert a model: recognize the source, and stream its tensors into a target that appears complete."""
+"""Convert a model: detect the source's format, and stream its tensors into a target that appears complete."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
-"""The formats, as `--to` names them."""
+"""The names of the formats, as `--to` takes them."""
 SHARD_BYTES = 5 * 10**9
 TASK, TOKENIZER = "model.yaml", "tokenizer"
-"""Beside a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
+"""Stored with a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The result of a conversion: `tensors` is their number as Megatron joins them, `bytes` their length."""
+    """The result of a conversion: `tensors` counts them as Megatron joins them, `bytes` is their size."""
 
     target: Path
     format: str
@@ -61,7 +61,7 @@ class Converted:
 
 
 class Progress(Protocol):
-    """Reports progress, as `tools.progress` does; a context manager."""
+    """A context manager that reports progress, as `tools.progress` does."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, failed: object, /, *rest: object) -> None: ...
@@ -84,28 +84,28 @@ def convert(
     verify: bool = False,
     progress: Callable[[int], Progress] | None = None,
 ) -> Converted:
-    """Write the model of the folder `load` to the new folder `save`, in the other format or that of `to`.
+    """Write the model in the folder `load` to the new folder `save`, in the other format or in that of `to`.
 
-    `dtype` (torch's name) casts every tensor, else each keeps its precision. `tokenizer` goes with the model,
-    else the source's own. `vocab_size` is the true number of tokens if the source does not say. `verify`
-    compares the logits of both sides; `shard_bytes` (5 GB) is the most that one file of safetensors holds.
-    `progress` is made with the number of bytes once it is known.
+    `dtype` (torch's name) casts every tensor; otherwise each keeps its precision. `tokenizer` is included
+    with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
+    not record it. `verify` compares the logits of both sides. `shard_bytes` (default: 5 GB) limits the size
+    of a safetensors file. `progress` is called with the total number of bytes once it is known.
 
     Raises:
-        UserError: the source cannot be converted, with every reason; `save` exists; an option has no effect.
+        UserError: the source cannot be converted (lists all reasons); `save` exists; an option has no effect.
     """
     load, save = Path(load), Path(save)
     origin = format_of(load)
     to = to or (MEGATRON if origin == HUGGINGFACE else HUGGINGFACE)
     ineffective = {}
     if origin == HUGGINGFACE and vocab_size is not None:
-        ineffective["--vocab-size"] = "a Hugging Face folder says how many tokens it has"
+        ineffective["--vocab-size"] = "has no effect on a Hugging Face folder, which records it"
     if origin == HUGGINGFACE and iteration is not None:
-        ineffective["--iteration"] = "a Hugging Face folder holds one model"
+        ineffective["--iteration"] = "has no effect on a Hugging Face folder, which holds only one model"
     if to == MEGATRON and shard_bytes is not None:
-        ineffective["--max-shard-size"] = "Megatron's checkpoints have no shards"
+        ineffective["--max-shard-size"] = "has no effect on a Megatron checkpoint, which has no shards"
     if verify and (upcycling or origin == to):
-        what = "logits are compared only between a Hugging Face folder and a Megatron checkpoint"
+        what = "can only compare a Hugging Face folder with a Megatron checkpoint, and not with --experts"
         ineffective["--verify-logits"] = what
     if ineffective:
         raise UserError(Problem(what, option, "leave it out") for option, what in ineffective.items())
@@ -140,18 +140,18 @@ def _verify(source: Source, made: Path, to: str, model: Model) -> str:
     assert isinstance(source, TorchDistSource | HuggingFaceSource)  # `convert` refuses others
     sides = (made, source.folder) if to == HUGGINGFACE else (source.folder, made)
     difference = verify_logits(*sides, model)
-    return f"logits of Megatron and transformers differ by {difference:.1e} relative to the largest"
+    return f"logits of Megatron and transformers differ by {difference:.1e} relative to the largest value"
 
 
 def format_of(folder: Path) -> str:
-    """Return the format of a folder; `UserError` if it has neither."""
+    """Return the format of a folder; raise `UserError` if it has neither."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if (folder / CONFIG).is_file():
         return HUGGINGFACE
     if is_checkpoint(folder):
         return MEGATRON
-    raise UserError(f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a checkpoint of Megatron")
+    raise UserError(f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a Megatron checkpoint")
 
 
 def _open_huggingface(
@@ -174,7 +174,7 @@ def _open_megatron(
     checkpoint = find_checkpoint(load, iteration)
     args = read_arguments(checkpoint)
     named = [Path(args["tokenizer_model"])] if args.get("tokenizer_model") else []
-    # Beside a converted checkpoint, else the one of the training, if it is still there.
+    # The one next to a converted checkpoint, or else the one used in training, if it still exists.
     companion = given or stored_tokenizer([load / TOKENIZER, checkpoint.parent / TOKENIZER, *named])
     tokens = vocab_size or args.get("vocab_size") or (companion.size if companion else None)
     rows = stored_rows(checkpoint)
@@ -183,7 +183,7 @@ def _open_megatron(
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
     if tokens is None:
-        notices += (f"the true number of tokens is unknown: all {rows} rows are kept (--vocab-size)",)
+        notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
     return TorchDistSource(checkpoint, model), companion or Tokenizer(), notices
 
 
@@ -213,7 +213,7 @@ def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
 
 
 def _write_task(folder: Path, save: Path, model: Model, companion: Tokenizer) -> None:
-    """Write the tokenizer, and the arguments of a training that starts from this checkpoint."""
+    """Write the tokenizer, and the arguments for a training that starts from this checkpoint."""
     companion.copy(folder / TOKENIZER)
     if companion.generation:
         (folder / TOKENIZER).mkdir(exist_ok=True)

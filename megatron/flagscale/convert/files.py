@@ -1,4 +1,4 @@
-"""A folder that appears complete under its name, or not at all; reading JSON."""
+"""Write a folder that appears complete under its name or not at all; read JSON."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from flagscale.files import locked
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; `UserError` if there is none."""
+    """Return the content of a JSON file; raise `UserError` if it is missing or invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from None
+        raise UserError(f"{path}: invalid JSON: {error}") from None
 
 
 @contextmanager
 def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its name if the block succeeds; otherwise it is removed.
+    """Yield an empty folder next to `path`; rename it to `path` if the block succeeds, or else remove it.
 
     Raises:
-        UserError: `path` exists and `overwrite` is false, or another process is writing it.
+        UserError: `path` exists and `overwrite` is false, or another process is writing to it.
     """
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: already exists; --overwrite replaces it")
+        raise UserError(f"{path}: already exists; use --overwrite to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.converting")
     temporary.mkdir(exist_ok=True)
-    busy = UserError(f"{path}: another conversion is writing it; wait until it ends")
+    busy = UserError(f"{path}: another conversion is writing to it; wait until it ends")
     with locked(temporary, busy=busy):
-        for left in temporary.iterdir():  # of a conversion that was killed
+        for left in temporary.iterdir():  # left behind by a conversion that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield temporary

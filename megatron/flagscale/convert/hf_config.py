@@ -1,8 +1,8 @@
-"""A model as Hugging Face's `config.json`, and the reverse. Standard library only.
+"""Convert a model's description to Hugging Face's `config.json`, and back. Standard library only.
 
-The files written here open in versions 4 and 5 of `transformers`, which name the precision (`torch_dtype`,
-`dtype`) and the rotary positions (`rope_theta` with `rope_scaling`, `rope_parameters`) differently; both are
-read.
+Versions 4 and 5 of `transformers` name the precision (`torch_dtype`, `dtype`) and the rotary positions
+(`rope_theta` with `rope_scaling`, `rope_parameters`) differently. Both can open the files written here, and
+the files of both can be read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Family, Setting
 from megatron.flagscale.convert.model import DTYPES, Model, Rope
 
-# Keys of `config.json` that change what a model computes, with their value in families that do not name them.
+# Keys of `config.json` that change what a model computes, with their values in families that do not set them.
 _EXPECTED = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -28,14 +28,14 @@ _SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim
 
 
 def read_config(config: Mapping[str, Any], where: str, family: str | None = None) -> Model:
-    """Return the model that a `config.json` describes; `family` is the one the user named, or None.
+    """Return the model that a `config.json` describes; `family` is the family requested by the user, or None.
 
     Raises:
         UserError: the architecture is unknown, a key is missing, or Megatron has no argument for a value.
     """
     found = _family(config, where, family)
     problems: list[Problem] = []
-    # Version 5 keeps some keys, such as `partial_rotary_factor`, with the rotary positions.
+    # Version 5 stores some keys, such as `partial_rotary_factor`, together with the rotary positions.
     config = {**(config.get("rope_parameters") or {}), **config}
 
     def report(what: str) -> None:
@@ -45,13 +45,13 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
     varying = {setting.key for setting in found.settings}
     for name, value in {**_EXPECTED, **found.config}.items():
         if name not in varying and config.get(name, value) != value:
-            report(f"`{name}` is {config[name]!r}, only {value!r} can be converted")
+            report(f"`{name}` is {config[name]!r}; only {value!r} is supported")
     known = _sizes(config, found, report)
     if known["heads"] % known["groups"]:
         report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups")
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES.values():
-        report(f"`dtype` {dtype} is not supported; known: {', '.join(DTYPES.values())}")
+        report(f"`dtype` {dtype} is not supported; use one of {', '.join(DTYPES.values())}")
     norm_eps = _value(config, found, "norm_eps", known)
     if not isinstance(norm_eps, float | int):
         report(f"`{found.keys['norm_eps']}` is missing")
@@ -84,7 +84,7 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
     ]
     if not fitting:
         names = sorted({family.architecture for family in known})
-        what = f"the architecture {architecture} cannot be converted; known: {', '.join(names)}"
+        what = f"the architecture {architecture} is not supported; known: {', '.join(names)}"
         raise UserError([Problem(what, where, nearest(str(architecture), names))])
     named = [family for family in fitting if wanted in (None, family.name)]
     if not named:
@@ -96,12 +96,12 @@ def _setting(config: Mapping[str, Any], setting: Setting, report: Callable[[str]
     value = config.get(setting.key, setting.default)
     if setting.values and value not in setting.values:
         known = " or ".join(map(repr, setting.values))
-        report(f"`{setting.key}` is {value!r}, only {known} can be converted")
+        report(f"`{setting.key}` is {value!r}; only {known} is supported")
     return setting.values.get(value, value)
 
 
 def _value(config: Mapping[str, Any], family: Family, field: str, known: Mapping[str, Any]) -> Any:
-    """Return a size by its key, or its default; None if it has neither."""
+    """Return the value of a size's key, or its default; None if there is neither."""
     defaults = {
         "groups": lambda known: known["heads"],
         "head_dim": lambda known: max(known["hidden"] // known["heads"], 1),
@@ -129,7 +129,7 @@ def _rope(config: Mapping[str, Any], report: Callable[[str], None]) -> Rope:
     parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
     if not theta.is_integer():
-        report(f"`rope_theta` {theta} is not a whole number, as Megatron requires")
+        report(f"`rope_theta` {theta} is not a whole number, but Megatron requires one")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     factor = float(parameters.get("factor", 1.0))
     if kind == "default":
@@ -140,14 +140,14 @@ def _rope(config: Mapping[str, Any], report: Callable[[str], None]) -> Rope:
         for name, value in _LLAMA3.items():
             if parameters.get(name) != value:
                 found = parameters.get(name)
-                report(f"`{name}` of the rotary scaling is {found!r}, only {value:g} can be converted")
+                report(f"`{name}` of the rotary scaling is {found!r}; only {value:g} is supported")
         return Rope(theta, "llama3", factor)
     report(f"rotary scaling {kind!r} with factor {factor:g} is not supported by Megatron")
     return Rope(theta)
 
 
 def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of `config.json`; `special` are the tokenizer's ids (`eos_token_id`, ...)."""
+    """Return the content of `config.json`; `special` holds the tokenizer's ids (`eos_token_id`, ...)."""
     family = registry.load(model.family)
     return {
         "architectures": [family.architecture],

@@ -34,10 +34,10 @@ class _Stored:
 
 
 class HuggingFaceSource:
-    """A folder whose tensors were compared with its `config.json`: names, number, shapes.
+    """A folder whose tensors match its `config.json` in names, number and shapes.
 
     Raises:
-        UserError: with all differences.
+        UserError: the tensors do not match; lists all differences.
     """
 
     def __init__(self, folder: Path, family: str | None = None) -> None:
@@ -48,20 +48,20 @@ class HuggingFaceSource:
         output, embedding = _tied_names(self.model)
         stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
         if stored_twice and not torch.equal(self._tensor(output), self._tensor(embedding)):
-            problems.append(Problem(f"{output} is stored, and differs from the embedding it is tied to"))
+            problems.append(Problem(f"{output} is stored, but differs from the embedding that it is tied to"))
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """Return the precision of a tensor as it is stored."""
+        """Return the precision of a tensor as stored."""
         return _NAMES[self._stored[entry.huggingface[0]].dtype]
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """Return the tensor of an entry of `entries(self.model)`, joined as Megatron holds it."""
+        """Return the tensor of an entry of `entries(self.model)`, joined into Megatron's form."""
         return entry.join.join([self._tensor(name) for name in entry.huggingface], self.model)
 
     def _tensor(self, name: str) -> torch.Tensor:
-        # Opened anew for each: pages of a file that stays open count as memory of this process.
+        # Reopened for each tensor: pages of a file that stays open would count as memory of this process.
         with safe_open(self._stored[name].file, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
@@ -79,24 +79,24 @@ def _stored_tensors(folder: Path) -> dict[str, _Stored]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (no mapping)
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
                     view = opened.get_slice(name)
                     stored[name] = _Stored(file, tuple(view.get_shape()), view.get_dtype())
         except FileNotFoundError:
             problems.append(Problem("no such file", str(file)))
         except SafetensorError as error:
-            problems.append(Problem(f"damaged or cut off: {error}", str(file)))
+            problems.append(Problem(f"damaged or truncated: {error}", str(file)))
     if problems:
         raise UserError(problems)
     misplaced = [name for name, file in index.items() if name not in stored or stored[name].file.name != file]
     if misplaced:
-        what = f"names {_some(misplaced)}, which the files do not contain"
+        what = f"lists {_some(misplaced)}, which the files do not contain"
         raise UserError([Problem(what, str(folder / INDEX))])
     return stored
 
 
 def _tied_names(model: Model) -> tuple[str, str]:
-    """The names of output and embedding, whether the output is stored or not."""
+    """Return the names of the output and the embedding, whether or not the output is stored."""
     rows = {row.megatron: row.huggingface[0] for row in registry.load(model.family).rows}
     return rows[OUTPUT], rows[EMBEDDING]
 
@@ -114,12 +114,12 @@ def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Proble
     if missing:
         yield Problem(f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}")
     if extra:
-        yield Problem(f"{len(extra)} tensors do not belong to a {model.family}: {_some(extra)}")
+        yield Problem(f"{len(extra)} tensors do not belong to the family {model.family}: {_some(extra)}")
     for name, shape in expected.items():
         if name in stored and stored[name].shape != shape:
             yield Problem(f"{name} has shape {list(stored[name].shape)}, but {CONFIG} gives {list(shape)}")
         elif name in stored and stored[name].dtype not in _NAMES:
-            yield Problem(f"{name} is {stored[name].dtype}: only {', '.join(_NAMES)} can be converted")
+            yield Problem(f"{name} is {stored[name].dtype}; only {', '.join(_NAMES)} are supported")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -135,10 +135,10 @@ class _Planned:
 
 
 class HuggingFaceTarget:
-    """Writes the shards of a model in the order of `entries(model)`: no more than a tensor is held.
+    """Writes the shards of a model in the order of `entries(model)`, with at most one tensor in memory.
 
-    A shard starts with the names, shapes and offsets of all its tensors, so `dtypes` gives the precision of
-    every entry beforehand. A shard is at most `shard_bytes` long, unless one tensor is longer.
+    A shard starts with the names, shapes and offsets of all its tensors, so `dtypes` must give the precision
+    of every entry in advance. A shard is at most `shard_bytes` long, unless a single tensor is longer.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class HuggingFaceTarget:
         self._file: BinaryIO | None = None
 
     def write(self, entry: Entry, tensor: torch.Tensor) -> None:
-        """Append the tensors of an entry; entries come in order."""
+        """Append the tensors of an entry; call it in the order of the entries."""
         for name, part in zip(entry.huggingface, entry.join.split(tensor, self._model), strict=True):
             number, planned = next(self._places)
             assert (name, part.shape, part.dtype) == (planned.name, planned.shape, planned.dtype)
@@ -161,7 +161,7 @@ class HuggingFaceTarget:
             self._file.write(part.contiguous().view(-1).view(torch.uint8).numpy())
 
     def finish(self) -> None:
-        """Close the last shard and write the index if there are several."""
+        """Close the last shard, and write the index if there are several shards."""
         self.close()
         assert next(self._places, None) is None, "not every tensor was written"
         if len(self._shards) > 1:
@@ -175,7 +175,7 @@ class HuggingFaceTarget:
             write_atomic(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     def close(self) -> None:
-        """Close the open shard; also after a failure."""
+        """Close the open shard; call it after a failure, too."""
         if self._file is not None:
             self._file.close()
 
@@ -205,7 +205,7 @@ def _plan(dtypes: Mapping[Entry, torch.dtype], shard_bytes: int) -> list[list[_P
 
 
 def _header(shard: Sequence[_Planned]) -> bytes:
-    """Return the head of a safetensors file: its length in 8 bytes, then JSON, filled up to 8 bytes."""
+    """Return the header of a safetensors file: its length in 8 bytes, then JSON padded to 8 bytes."""
     fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for one in shard:

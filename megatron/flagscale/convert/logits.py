@@ -1,7 +1,7 @@
-"""Compare the logits of both sides of a conversion; those of a checkpoint by the trainer's own model.
+"""Compare the logits of both sides of a conversion; the trainer's own model computes those of a checkpoint.
 
-`python -m megatron.flagscale.convert.logits ...` computes the latter in a process of its own, because a
-process can hold only one of Megatron's models.
+It runs in a separate process (`python -m megatron.flagscale.convert.logits ...`), because a process can hold
+only one of Megatron's models.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LENGTH = 64
 
 
 def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
-    """Return the largest difference of logits on random tokens, in fp32, relative to the largest logit.
+    """Return the largest difference between logits on random tokens, in fp32, relative to the largest logit.
 
-    `checkpoint` is the folder of an iteration, or of a release.
+    `checkpoint` is the folder of an iteration or of a release.
 
     Raises:
-        UserError: they differ by more than `TOLERANCE`.
+        UserError: the logits differ by more than `TOLERANCE`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -46,7 +46,7 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
     if not difference <= TOLERANCE:
         raise UserError(
             f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
-            f"largest logit, more than {TOLERANCE:.0e}: nothing was written"
+            f"largest logit, more than {TOLERANCE:.0e}; nothing was written"
         )
     return difference
 
@@ -54,11 +54,11 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
 def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits `[batch, length, vocabulary]` of `tokens [batch, length]`, computed in fp32.
 
-    `checkpoint` is the folder of an iteration or a release, `arguments` are those of
-    `megatron_args.task_arguments`.
+    `checkpoint` is the folder of an iteration or of a release. `arguments` are those that
+    `megatron_args.task_arguments` returns.
 
     Raises:
-        RuntimeError: the model could not be built or loaded; with the output of the process.
+        RuntimeError: the model could not be built or loaded; includes the output of the process.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "tokens.pt"), Path(folder, "logits.pt")
@@ -95,7 +95,7 @@ def _environment() -> dict[str, str]:
 
 
 def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
-    """Build the model that the worker's arguments describe, load it, run it on tokens without dropout."""
+    """Build the model that the worker's arguments describe, load it, and run it on tokens without dropout."""
     from megatron.flagscale.bootstrap import adapt, prepare_platform
 
     sys.argv[1:] = prepare_platform(argv)
@@ -127,7 +127,7 @@ def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
 
 
 def main(argv: list[str]) -> None:
-    """`TOKENS ANSWER ARGUMENTS...`: read tokens from a file, write their logits to another."""
+    """Read tokens from a file and write their logits to another; `argv` is `TOKENS ANSWER ARGUMENTS...`."""
     given, answer, *arguments = argv
     torch.save(forward(torch.load(given, weights_only=True), arguments), answer)
 

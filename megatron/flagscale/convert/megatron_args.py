@@ -1,6 +1,6 @@
-"""A model as Megatron's arguments, and the reverse. Standard library only.
+"""Convert a model's description to Megatron's arguments, and back. Standard library only.
 
-An argument that a checkpoint does not hold has the engine's default, as the engine's catalog states it.
+If a checkpoint does not hold an argument, the argument has the default given in the engine's catalog.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ARCHITECTURE = (
     "experimental_attention_variant",
     "apply_residual_connection_post_layernorm",
 )
-"""Arguments that change what a model computes: in each family its own value, or else the engine's default."""
+"""Arguments that change what a model computes: each has the family's value, or else the engine's default."""
 _OF_EXPERTS = (
     "moe_router_pre_softmax",
     "moe_router_score_function",
@@ -69,7 +69,7 @@ _ALSO_STORED = (
 
 @cache
 def _options() -> dict[str, list[Option]]:
-    """The engine's options by the argument that they set."""
+    """Return the engine's options, by the argument that they set."""
     catalog = files("flagscale").joinpath("engines", "catalog", "megatron.json")
     found: dict[str, list[Option]] = {}
     for option in catalog_of(json.loads(catalog.read_text(encoding="utf-8"))).options.values():
@@ -83,10 +83,10 @@ def _default(argument: str) -> Any:
 
 
 def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None = None) -> Model:
-    """Return the model that a checkpoint's arguments describe; `family` chooses if several fit.
+    """Return the model that a checkpoint's arguments describe; `family` chooses one if several match.
 
     Raises:
-        UserError: no family computes what these arguments say; every reason is reported.
+        UserError: no family matches these arguments; every reason is reported.
     """
     defaults = {argument: options[0].default for argument, options in _options().items()}
     args = {**defaults, **args}
@@ -117,19 +117,19 @@ def _family(args: Mapping[str, Any], where: str, wanted: str | None) -> Family:
     fitting = [family.name for family, differences in candidates if not differences]
     if fitting and wanted in (None, *fitting):
         return registry.load(wanted or fitting[0])
-    # The closest has the fewest differences, and of those the one that agrees in most.
+    # The closest family has the fewest differences; among equals, the one with the most matching arguments.
     family, differences = min(
         (one for one in candidates if wanted in (None, one[0].name)),
         key=lambda one: (len(one[1]), -len(_expected(one[0]))),
     )
     if fitting:
         found = ", ".join(f"{name} = {args.get(name)!r}" for name in differences)
-        hint = f"fitting: --model {' or '.join(fitting)}"
+        hint = f"use --model {' or '.join(fitting)}"
         raise UserError([Problem(f"the model is not {wanted} ({found})", where, hint)])
     raise UserError(
         Problem(
-            f"no family is built like this model: {name} = {args.get(name)!r}, "
-            f"but {value} in {family.name}, the {'family named' if wanted else 'closest'}",
+            f"the model does not match any family: {name} = {args.get(name)!r}, "
+            f"but {value} in {family.name}, the {'requested' if wanted else 'closest'} family",
             where,
         )
         for name, value in differences.items()
@@ -137,7 +137,7 @@ def _family(args: Mapping[str, Any], where: str, wanted: str | None) -> Family:
 
 
 def _expected(family: Family) -> dict[str, Any]:
-    """The arguments that are the same in every model of a family."""
+    """Return the arguments that are the same in every model of a family, with their values."""
     checked = (*ARCHITECTURE, *(_OF_EXPERTS if family.has_experts else ()))
     expected = {**{name: _default(name) for name in checked}, **family.arguments}
     varying = {setting.argument for setting in family.settings}
@@ -145,11 +145,11 @@ def _expected(family: Family) -> dict[str, Any]:
 
 
 def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
-    """The arguments that no model of a family has, with what its models have."""
+    """Return the arguments whose values no model of the family has, with a text of the expected value."""
     differences = {
         name: repr(value)
         for name, value in _expected(family).items()
-        if args.get(name) != value and (args.get(name) or value)  # None switches off as False does
+        if args.get(name) != value and (args.get(name) or value)  # None means off, as False does
     }
     for setting in family.settings:
         known = setting.values.values()
@@ -170,27 +170,27 @@ def _rope(args: Mapping[str, Any]) -> Rope:
 
 
 def task_arguments(model: Model) -> dict[str, Any]:
-    """Return the arguments of a training of this model, named as in a task file."""
+    """Return the arguments for training this model, named as in a task file."""
     return dict(_option(name, value) for name, value in _arguments(model) if not _is_default(name, value))
 
 
 def _is_default(argument: str, value: Any) -> bool:
-    """Whether no flag is needed; sizes and choices are always written."""
+    """Return whether an argument can be left out; sizes and choices are always written."""
     return isinstance(value, bool | None) and value == _default(argument)
 
 
 def _option(argument: str, value: Any) -> tuple[str, Any]:
-    """Return the option that sets an argument, and its value; True for a flag."""
+    """Return the option that sets an argument, and the option's value; True for a flag."""
     is_flag = isinstance(value, bool)
     kinds = ("value", "append") if not is_flag else ("flag_true", "bool_pair") if value else ("flag_false",)
     for option in _options().get(argument, ()):
         if option.kind in kinds:
             return option.name.replace("-", "_"), True if is_flag else value
-    raise UserError(f"a family has {argument} = {value!r}, but no option of Megatron sets it")
+    raise UserError(f"a family has {argument} = {value!r}, but Megatron has no option that sets it")
 
 
 def checkpoint_arguments(model: Model) -> dict[str, Any]:
-    """Return the arguments that a checkpoint of this model holds, named as the engine keeps them."""
+    """Return the arguments that a checkpoint of this model holds, by their names in the engine's `args`."""
     family = registry.load(model.family)
     return {
         **{name: _default(name) for name in _ALSO_STORED},

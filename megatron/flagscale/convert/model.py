@@ -1,4 +1,4 @@
-"""A model apart from how Hugging Face or Megatron writes it down. Standard library only."""
+"""Describe a model independently of the format, Hugging Face's or Megatron's. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Precisions that `--dtype` takes, as torch and Hugging Face name them."""
+"""Values of `--dtype`, with the names of these precisions in torch and Hugging Face."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions. `scaling` is "" (none), "linear", or "llama3" (that of Llama 3.1, by `factor`)."""
+    """Rotary positions. `scaling` is "" (none), "linear", or "llama3" (as in Llama 3.1), by `factor`."""
 
     theta: float = 10000.0
     scaling: str = ""
@@ -24,8 +24,8 @@ class Model:
     """The architecture of a decoder: the name of its family, and its sizes.
 
     `vocab` is the true number of tokens, without padding; `ffn` is the width of one expert if there are
-    experts; `rope` is None if positions are not rotary; `dtype` is the precision it is meant for, as torch
-    names it. `settings` are the values that the family's `Setting`s add, by argument of Megatron.
+    experts; `rope` is None if positions are not rotary; `dtype` is torch's name of the intended precision.
+    `settings` holds the values of the family's `Setting`s, by argument of Megatron.
     """
 
     family: str

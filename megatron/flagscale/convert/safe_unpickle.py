@@ -1,8 +1,8 @@
-"""Read a file of `torch.save` without running anything in it and without importing the engine.
+"""Read a file of `torch.save` without running any code in it and without importing the engine.
 
-A checkpoint's arguments hold values of the engine's classes (choices of a backend, say). Importing the engine
-for them takes seconds, and on a machine without CUDA needs patches of torch that other libraries in the
-process do not stand. Such values become `Unknown`; nothing else is made but data.
+A checkpoint's arguments hold instances of the engine's classes (the choice of a backend, for example).
+Importing the engine for them takes seconds, and on a machine without CUDA it needs patches of torch that
+break other libraries in the process. Such values become `Unknown`; everything else is plain data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron.flagscale.chips import HOST
 
 
 class Unknown:
-    """Stands for a value of a class that is not imported."""
+    """Replaces an instance of a class that is not imported."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -45,7 +45,7 @@ _MODULE = types.SimpleNamespace(__name__="safe_unpickle", Unpickler=_Unpickler)
 
 
 def load(data: bytes) -> Any:
-    """Return the object that `data`, written by `torch.save`, stands for; `UnpicklingError` if it is not."""
+    """Return the object that `torch.save` wrote as `data`; raise `UnpicklingError` if it is damaged."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise pickle.UnpicklingError("damaged")
     return torch.load(io.BytesIO(data), map_location=HOST, pickle_module=_MODULE, weights_only=False)

@@ -1,4 +1,4 @@
-"""The stream of tensors between formats: what a model holds, in order, and who gives and takes it."""
+"""The stream of tensors between formats: the tensors of a model in order, their sources and targets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import torch
 
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
-"""Megatron's names of the two tensors that a tied model shares."""
+"""Megatron's names of the two tensors that are one in a tied model."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor on its way: of Megatron's tensor `megatron` the whole, or the part of one expert.
+    """One tensor of the stream: all of Megatron's tensor `megatron`, or the part of one expert.
 
-    `huggingface` are the tensors it is joined from, `parts` their shapes.
+    `huggingface` names the tensors from which it is joined; `parts` are their shapes.
     """
 
     megatron: str
@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether its rows are tokens, which Megatron pads."""
+        """Whether its rows are tokens; Megatron pads such tensors."""
         return self.megatron in (EMBEDDING, OUTPUT)
 
     @property
@@ -46,32 +46,32 @@ class Entry:
 
 
 class Source(Protocol):
-    """A model whose tensors can be read one by one, named and joined as `entries(model)` says."""
+    """A model whose tensors can be read one by one, named and joined as in `entries(model)`."""
 
     model: Model
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """Return the precision of a tensor, known before it is read."""
+        """Return the precision of a tensor, without reading it."""
 
     def read(self, entry: Entry) -> torch.Tensor:
         """Return a tensor of shape `entry.shape`."""
 
 
 class Target(Protocol):
-    """Takes every tensor of `entries(model)`, in order."""
+    """Writes every tensor of `entries(model)`, in order."""
 
     def write(self, entry: Entry, tensor: torch.Tensor) -> None:
         """Append a tensor of shape `entry.shape`."""
 
     def finish(self) -> None:
-        """Write whatever makes the tensors a model."""
+        """Write everything else that a complete model needs."""
 
     def close(self) -> None:
-        """Close open files; also after a failure."""
+        """Close open files; call it after a failure, too."""
 
 
 def entries(model: Model) -> Iterator[Entry]:
-    """Yield every tensor of a model, from the embedding to the output: what a folder holds, and no more."""
+    """Yield every tensor of a model, from the embedding to the output: exactly those that a folder holds."""
     family = registry.load(model.family)
     sizes = family.sizes(model)
     rows = [row for row in family.rows if not (model.tied and row.megatron == OUTPUT)]

@@ -1,4 +1,4 @@
-"""The tokenizer that goes with a model: its files, the true vocabulary, the ids that end a text."""
+"""The tokenizer of a model: its files, the true vocabulary size, and the ids of special tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flagscale.errors import UserError
 from megatron.flagscale.convert.files import read_json
 
 GENERATION = "generation_config.json"
-# The files of Hugging Face tokenizers of any kind, and the generation settings that go with them.
+# The files of Hugging Face tokenizers of any kind, and the generation settings stored with them.
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,7 +32,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Tokenizer:
     """A tokenizer folder (None if there is none), its number of tokens, and its special ids.
 
-    `generation` are the settings of `generation_config.json`, the ids among them.
+    `generation` holds the settings of `generation_config.json`, including the ids.
     """
 
     folder: Path | None = None
@@ -41,11 +41,11 @@ class Tokenizer:
 
     @property
     def ids(self) -> dict[str, Any]:
-        """The ids of beginning, end and padding as `config.json` names them, null if there is none."""
+        """The ids of beginning, end and padding under their names in `config.json`; None if missing."""
         return {name: self.generation.get(name) for name in _IDS}
 
     def copy(self, target: Path) -> None:
-        """Copy the tokenizer's files, and nothing else of its folder."""
+        """Copy the tokenizer's files, and nothing else from its folder."""
         if self.folder is None:
             return
         target.mkdir(exist_ok=True)
@@ -55,12 +55,12 @@ class Tokenizer:
 
 
 def is_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a Hugging Face tokenizer."""
+    """Return whether a folder holds a Hugging Face tokenizer."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open a folder with `AutoTokenizer`, offline; `UserError` if it does not open."""
+    """Open a folder with `AutoTokenizer`, offline; raise `UserError` if that fails."""
     from transformers import AutoTokenizer
 
     if not is_tokenizer(folder):
@@ -70,13 +70,13 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: the tokenizer cannot be opened: {error}") from error
     ids = {name: getattr(opened, name) for name in _IDS}
-    # A model may end at more tokens than its tokenizer names.
+    # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     return Tokenizer(folder, len(opened), {**ids, **stored})
 
 
 def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:
-    """Return the first tokenizer in these folders, or the ids that a conversion without one left there."""
+    """Return the first tokenizer in these folders, or the ids stored there by a conversion without one."""
     for folder in folders:
         if is_tokenizer(folder):
             return open_tokenizer(folder)
@@ -86,9 +86,9 @@ def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:
 
 
 def check_tokens(tokenizer: Tokenizer | None, vocab: int) -> tuple[str, ...]:
-    """Return a notice if there is no tokenizer; `UserError` if it has more than `vocab` tokens."""
+    """Return a notice if there is no tokenizer; raise `UserError` if it has more than `vocab` tokens."""
     if tokenizer is None or tokenizer.folder is None:
-        return ("no tokenizer is included: name one with --tokenizer FOLDER",)
+        return ("no tokenizer is included; add one with --tokenizer FOLDER",)
     if tokenizer.size is not None and tokenizer.size > vocab:
         raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model has only {vocab}")
     return ()

@@ -1,8 +1,8 @@
 """A Megatron checkpoint (`torch_dist`) as a source, one tensor at a time, without a trainer.
 
-The format is torch's distributed checkpoint: pieces of tensors in `.distcp` files, each as `torch.save`
-writes it, and `.metadata` that says which piece of which tensor lies where. Layouts do not matter:
-a reader puts the pieces together as it needs them.
+The format is torch's distributed checkpoint: pieces of tensors in `.distcp` files, each written by
+`torch.save`, and `.metadata`, which records the file and offset of each piece. The layout does not matter:
+a reader assembles the pieces that it needs.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
 RELEASE = "release"
-"""Folder name, and content of the tracker file, of a checkpoint that does not belong to an iteration."""
+"""Folder name and tracker file content of a checkpoint that does not belong to an iteration."""
 
 COMMON = "common_state/shard_0_1"
-"""The object that holds whatever is not a tensor: arguments, iteration."""
+"""The object that holds everything that is not a tensor: arguments, iteration."""
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint, or holds some."""
+    """Return whether a folder is a checkpoint or contains checkpoints."""
     return (folder / ".metadata").is_file() or (folder / TRACKER).is_file() or any(folder.glob("iter_*"))
 
 
 def find_checkpoint(folder: Path, iteration: int | None = None) -> Path:
-    """Return the newest complete checkpoint of a folder, or that of an iteration; a checkpoint is itself.
+    """Return the newest complete checkpoint of a folder, or that of an iteration; or the folder if it is one.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: no checkpoint was found, or it is damaged.
     """
     if (folder / ".metadata").is_file():
         chosen, fault = folder, fault_of(folder)
@@ -74,12 +74,12 @@ def read_arguments(checkpoint: Path) -> dict[str, Any]:
     """Return the arguments of the training that saved a checkpoint.
 
     Raises:
-        UserError: another format than `torch_dist`, or damaged.
+        UserError: the format is not `torch_dist`, or the checkpoint is damaged.
     """
     if not (checkpoint / ".metadata").is_file():
         raise UserError(f"{checkpoint}: not a checkpoint in the torch_dist format")
     try:
-        if (checkpoint / "common.pt").is_file():  # of an older Megatron
+        if (checkpoint / "common.pt").is_file():  # written by an older Megatron
             common = safe_unpickle.load((checkpoint / "common.pt").read_bytes())
         else:
             metadata = FileSystemReader(checkpoint).read_metadata()
@@ -99,9 +99,9 @@ def _read(checkpoint: Path, where: _StorageInfo) -> bytes:
 
 
 class TorchDistSource:
-    """A checkpoint whose tensors were compared with its model: names, number, shapes.
+    """A checkpoint whose tensors match its model in names, number and shapes.
 
-    Rows that pad the vocabulary are left out, whatever layout they came from.
+    Rows that pad the vocabulary are left out, regardless of the layout of the checkpoint.
     """
 
     def __init__(self, checkpoint: Path, model: Model) -> None:
@@ -118,12 +118,12 @@ class TorchDistSource:
             raise UserError(problems)
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """Return the precision of a tensor as it is stored."""
+        """Return the precision of a tensor as stored."""
         dtype: torch.dtype = self._tensors[self._keys[entry]].properties.dtype
         return dtype
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """Return the tensor of an entry of `entries(self.model)`, put together from its pieces."""
+        """Return the tensor of an entry of `entries(self.model)`, assembled from its pieces."""
         key = self._keys[entry]
         whole = torch.empty(entry.shape, dtype=self.dtype(entry))
         first = () if entry.expert is None else (entry.expert,)
@@ -156,7 +156,7 @@ class TorchDistSource:
         tensors = {name: tuple(found.size) for name, found in self._tensors.items()}
         own = {name for name in tensors if not name.startswith("optimizer.")}
         known = {name for entry in self._keys for name in (entry.megatron, entry.also)}
-        # A tied output is stored once more if the last pipeline stage holds a copy.
+        # A tied output is stored a second time if the last pipeline stage holds a copy.
         known |= {OUTPUT} if self.model.tied else set()
         missing = sorted({key for key in self._keys.values() if key not in tensors})
         if missing:
@@ -164,7 +164,8 @@ class TorchDistSource:
             hint = " (all layers in one tensor: save it with one key per layer)" if stacked else ""
             yield f"{len(missing)} tensors are missing{hint}: {', '.join(missing[:3])}"
         if extra := sorted(own - known):
-            yield f"{len(extra)} tensors do not belong to a {self.model.family}: {', '.join(extra[:3])}"
+            family = self.model.family
+            yield f"{len(extra)} tensors do not belong to the family {family}: {', '.join(extra[:3])}"
         for entry, key in self._keys.items():
             if key not in tensors:
                 continue
@@ -172,7 +173,7 @@ class TorchDistSource:
             found = tensors[key]
             padded = entry.has_vocabulary and found[0] > shape[0] and found[1:] == shape[1:]
             if found != shape and not padded:
-                yield f"{key} has shape {list(found)}, but its arguments give {list(shape)}"
+                yield f"{key} has shape {list(found)}, but the checkpoint's arguments give {list(shape)}"
 
     def _cut_files(self) -> Iterator[str]:
         ends: dict[str, int] = defaultdict(int)
@@ -182,14 +183,14 @@ class TorchDistSource:
             path = self.folder / name
             size = path.stat().st_size if path.is_file() else 0
             if size < end:
-                yield f"{name} is cut off: {size} of {end} bytes"
+                yield f"{name} is truncated: {size} of {end} bytes"
 
 
 def stored_rows(checkpoint: Path) -> int:
-    """Return the rows of the embedding as stored: tokens and what pads them."""
+    """Return the number of stored rows of the embedding: tokens and padding."""
     found = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     embedding = found.get(EMBEDDING)
     if embedding is None:
-        raise UserError(f"{checkpoint}: it has no embedding, so it is not a GPT model of Megatron")
+        raise UserError(f"{checkpoint}: no embedding found, so this is not a Megatron GPT model")
     rows: int = embedding.size[0]
     return rows

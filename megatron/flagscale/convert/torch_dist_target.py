@@ -31,9 +31,9 @@ _FILE_BYTES = 4 * 2**30
 
 
 class TorchDistTarget:
-    """Writes a checkpoint that `megatron.training` loads in every layout; its parameters alone, no optimizer.
+    """Writes a checkpoint that `megatron.training` loads in every layout: parameters without optimizer state.
 
-    The vocabulary is written without padding: the trainer fills up with rows of zeros as its layout needs.
+    The vocabulary is written without padding: the trainer adds the rows of zeros that its layout needs.
     """
 
     def __init__(self, folder: Path, model: Model) -> None:
@@ -46,11 +46,11 @@ class TorchDistTarget:
         self._file: BinaryIO = self._next_file()
 
     def write(self, entry: Entry, tensor: torch.Tensor) -> None:
-        """Append a tensor; of an expert, as its part of the tensor of all experts."""
+        """Append a tensor; that of an expert becomes a part of the tensor of all experts."""
         for key in filter(None, (entry.megatron, entry.also)):
             self._write_piece(key, entry, tensor)
         if entry.megatron.rsplit(".", 2)[-2].startswith("linear_") and entry.megatron.endswith(".weight"):
-            # The trainer asks every linear layer for its state beside the weight, empty without fp8.
+            # The trainer expects an extra state for every linear layer; without fp8 it is empty.
             shard = "shard_0_1" if entry.expert is None else f"shard_{entry.expert}_{self._model.experts}"
             self._write_object(f"{entry.megatron.removesuffix('weight')}_extra_state/{shard}", [None])
 
@@ -65,7 +65,7 @@ class TorchDistTarget:
             key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(size), [])
         )
         known.chunks.append(chunk)
-        # A view would be saved with the whole of what it is a view of.
+        # torch.save would write the whole storage of a view.
         own = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
         index = MetadataIndex(key, chunk.offsets, len(known.chunks) - 1)
         self._append(index, own.contiguous())
@@ -81,7 +81,7 @@ class TorchDistTarget:
         try:
             torch.save(value, self._file)
         except RuntimeError as error:
-            # If the file refuses a write, torch fails once more while closing its archive.
+            # If a write fails, torch fails once more when it closes its archive.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         self._places[index] = _StorageInfo(Path(self._file.name).name, start, self._file.tell() - start)
 
@@ -92,7 +92,7 @@ class TorchDistTarget:
         return (self._folder / f"__0_{self._files - 1}.distcp").open("wb")
 
     def finish(self) -> None:
-        """Write whatever makes the pieces a checkpoint: common state, metadata, manifest, tracker."""
+        """Write everything else that a checkpoint needs: common state, metadata, manifest, tracker."""
         self._write_object(COMMON, [_common_state(self._model)])
         self._file.close()
         metadata = Metadata(self._tensors, storage_data=self._places, version="1.0.0")
@@ -105,7 +105,7 @@ class TorchDistTarget:
         (self._root / TRACKER).write_text(RELEASE)
 
     def close(self) -> None:
-        """Close the open file; also after a failure."""
+        """Close the open file; call it after a failure, too."""
         self._file.close()
 
 

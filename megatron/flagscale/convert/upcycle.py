@@ -1,8 +1,8 @@
-"""A dense model as one with experts: each starts as a copy of the dense MLP.
+"""Turn a dense model into one with experts, each of which starts as a copy of the dense MLP.
 
-The router weighs the chosen experts by a softmax over them alone, so the weights of a token add up to one and
-copies give together what the dense MLP gave: the new model starts with the dense model's logits, whatever the
-router says.
+The router weighs the chosen experts by a softmax over these alone, so the weights of a token sum to one and
+the copies together compute what the dense MLP computed: the new model starts with the logits of the dense
+model, whatever the router chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron.flagscale.convert.tensors import Entry, Source, entries
 
 @dataclass(frozen=True)
 class Upcycling:
-    """The number of experts, how many of them each token uses, and how the router is drawn."""
+    """The number of experts, the number of experts per token, and the distribution and seed of the router."""
 
     experts: int
     topk: int = 2
@@ -29,7 +29,7 @@ class Upcycling:
 
 
 class Upcycled:
-    """A source of a dense model's tensors under the names of a model with experts."""
+    """A source that provides a dense model's tensors under the names of a model with experts."""
 
     def __init__(self, dense: Source, how: Upcycling) -> None:
         family = registry.load(dense.model.family)
@@ -38,7 +38,7 @@ class Upcycled:
             problems.append(Problem("the model already has experts", "--experts"))
         elif not family.mixture:
             known = ", ".join(f"{one.name} to {one.mixture}" for one in registry.families() if one.mixture)
-            what = f"no family is a {family.name} with experts; supported: {known}"
+            what = f"experts cannot be added to the family {family.name}; supported: {known}"
             problems.append(Problem(what, "--experts"))
         if not 0 < how.topk <= how.experts:
             problems.append(Problem(f"{how.topk} of {how.experts} experts cannot be chosen", "--topk"))
@@ -54,7 +54,7 @@ class Upcycled:
         return self._dense.dtype(found)
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """Return the dense tensor, or a router drawn by its name and the seed."""
+        """Return the dense tensor, or a random router that depends on its name and the seed."""
         found = self._origin(entry)
         if found is not None:
             return self._dense.read(found)

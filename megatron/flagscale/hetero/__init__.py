@@ -1,4 +1,4 @@
-"""A pipeline over unequal meshes inside Megatron's own trainer: groups, messages between stages, totals."""
+"""A pipeline over unequal meshes in Megatron's own trainer: process groups, messages between stages, sums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def parse_own(part: OwnPart, add_arguments: AddArguments | None = None) -> Any:
-    """Return the arguments of this rank, checked as if all stages were like those of its mesh."""
+    """Return this rank's arguments, checked as if all stages were like those of its own mesh."""
     from megatron.flagscale.args import parse
     from megatron.flagscale.hetero import patches
     from megatron.flagscale.patching import apply
@@ -21,9 +21,9 @@ def parse_own(part: OwnPart, add_arguments: AddArguments | None = None) -> Any:
 
 
 def join(part: OwnPart, args: Any, model_config: Any) -> dict[str, Any]:
-    """Join the ranks of all meshes; return what `pretrain` takes for it: groups and communicator.
+    """Join the ranks of all meshes; return groups and communicator as keyword arguments of `pretrain`.
 
-    Call it on arguments of `parse_own`. Changes `args` and `model_config`.
+    Call it on the arguments that `parse_own` returns. Changes `args` and `model_config`.
     """
     from megatron.core.process_groups_config import ProcessGroupCollection
 

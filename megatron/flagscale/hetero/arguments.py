@@ -1,4 +1,4 @@
-"""A rank's own arguments: what `--hetero-layout` says of its mesh, in place of what is given for all."""
+"""A rank's own arguments: the values that `--hetero-layout` gives its mesh override those for all ranks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from megatron.flagscale.checks import worker_problems
 if TYPE_CHECKING:
     from megatron.flagscale.args import AddArguments
 
-# No other layout could read a rank's random state, and ranks of unequal meshes would judge each by its own
-# degrees whether to read it: some would wait for the others for ever.
+# Another layout could not read a rank's random state. Ranks of unequal meshes would also decide by their own
+# degrees whether to read it, so some would wait forever for the others.
 _WITHOUT_RANDOM_STATE = ("--no-save-rng", "--no-load-rng")
 
 
@@ -30,9 +30,9 @@ class OwnPart:
     argv: tuple[str, ...]
     """The engine's arguments for this rank."""
     sequence_parallel: bool
-    """Of meshes that do not say otherwise."""
+    """Whether meshes use it unless they say otherwise."""
     etp: int | None
-    """The expert tensor parallel size for all meshes; None: each mesh's tp."""
+    """The expert tensor parallel size of all meshes; None: each mesh's tp."""
 
     @property
     def mesh(self) -> int:
@@ -40,7 +40,7 @@ class OwnPart:
 
     @contextmanager
     def engine_world(self) -> Iterator[None]:
-        """While the engine checks a rank's arguments, pretend that all stages are like those of its mesh."""
+        """Set the world size to what it would be if all stages were like those of this rank's mesh."""
         before = os.environ["WORLD_SIZE"]
         os.environ["WORLD_SIZE"] = str(self.layout.engine_world_size(self.mesh))
         try:
@@ -50,10 +50,10 @@ class OwnPart:
 
 
 def own_part(argv: Sequence[str], add_arguments: AddArguments | None = None) -> OwnPart | None:
-    """Return this rank's part of the layout that a command line holds, None if it holds none.
+    """Return this rank's part in the layout of a command line, or None if the command line has no layout.
 
-    `add_arguments` adds a program's arguments. Rank and world size are read from the environment. Raises
-    `UserError` if the layout breaks a rule.
+    `add_arguments` adds a training program's arguments. Rank and world size are read from the environment.
+    Raises `UserError` if the layout breaks a rule.
     """
     if not any(word.partition("=")[0] == "--hetero-layout" for word in argv):
         return None
@@ -74,7 +74,7 @@ def own_part(argv: Sequence[str], add_arguments: AddArguments | None = None) -> 
 
 
 def _own_words(argv: Sequence[str], own: dict[str, Any]) -> list[str]:
-    """Put a rank's own values behind those for all, where they win; a flag has no value to win with."""
+    """Append a rank's own values, so that they override those for all; a flag is removed if it is not set."""
     words = [word for word in argv if word != "--sequence-parallel"]
     for name, value in own.items():
         flag = f"--{name.replace('_', '-')}"

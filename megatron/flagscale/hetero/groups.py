@@ -1,7 +1,7 @@
 """The process groups of a rank: those of its own mesh, and a few that span all meshes.
 
-Megatron reads its groups from globals of `parallel_state`. They are filled here before the trainer starts,
-which then finds model parallelism "already initialized".
+Megatron reads its groups from globals of `parallel_state`. This module sets them before the trainer starts,
+so the trainer finds model parallelism "already initialized".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, HeteroLayout, groups
 from megatron.flagscale.chips import HOST_BACKEND, chip
 
-# name in `parallel_state` (`_GROUP` and so on follow): the axes along which its ranks differ
+# name in `parallel_state`, without its ending such as `_GROUP`: the axes along which its ranks differ
 _DENSE = {
     "_TENSOR_MODEL_PARALLEL": ("tp",),
     "_CONTEXT_PARALLEL": ("cp",),
@@ -34,13 +34,13 @@ _EXPERT = {
 }
 _ALONE = ("_GTP_WEIGHT_REMAT_GROUP", "_EXPERT_GTP_WEIGHT_REMAT_GROUP")
 _ALL = (
-    # Gradient statistics and found-inf are summed over the group of the model's parts: here all ranks.
+    # Gradient statistics and found-inf are summed over the model parallel group, which here is all ranks.
     "_MODEL_PARALLEL_GROUP",
     "_EXPERT_TENSOR_MODEL_PIPELINE_PARALLEL_GROUP",
     "_EXPERT_TENSOR_MODEL_PIPELINE_PARALLEL_GROUP_WITH_EGTP",
     "_INTRA_DISTRIBUTED_OPTIMIZER_INSTANCE_GROUP",
 )
-# The same group under other names, which differ only in forms of parallelism that meshes refuse.
+# The same group under other names, which differ only in forms of parallelism that meshes do not support.
 _TWINS = {
     "_DATA_PARALLEL_GROUP": ("_DATA_PARALLEL_GROUP_WITH_GTP_REMAT",),
     "_DATA_PARALLEL_GROUP_WITH_CP": (
@@ -65,7 +65,7 @@ _GLOO = {
         "_INTRA_PARTIAL_EXPERT_DATA_PARALLEL_GROUP_GLOO",
     ),
 }
-"""The copies that move state through host memory."""
+"""Copies of the groups, used to move state through host memory."""
 _RANKS = {
     "_TENSOR_MODEL_PARALLEL": "_TENSOR_MODEL_PARALLEL_GLOBAL_RANKS",
     "_CONTEXT_PARALLEL": "_CONTEXT_PARALLEL_GLOBAL_RANKS",
@@ -76,31 +76,31 @@ _RANKS = {
 
 
 class StageView(dist.ProcessGroup):
-    """What stands for the pipeline group: the stage's index and the number of stages.
+    """Stands in for the pipeline group: holds the stage's index and the number of stages.
 
-    Stages of unequal meshes have unequal numbers of ranks, so there is no group of one rank a stage. What
-    asks for more than index and number is an error, rather than a wait for ever.
+    Stages of unequal meshes have unequal numbers of ranks, so there is no group with one rank per stage. Any
+    communication over this group raises an error instead of waiting forever.
     """
 
     def __init__(self, stage: int, stages: int) -> None:
         super().__init__(stage, stages)
 
     def _refuse(self, *args: Any, **named: Any) -> NoReturn:
-        raise RuntimeError("a pipeline over unequal meshes has no pipeline group to communicate in")
+        raise RuntimeError("a pipeline over unequal meshes has no pipeline group to communicate over")
 
     allreduce = broadcast = allgather = reduce_scatter = alltoall = gather = scatter = _refuse
     send = recv = barrier = _allgather_base = _reduce_scatter_base = reduce = _refuse
 
 
 class GroupFactory:
-    """Makes each group once, in the same order on all ranks, and keeps those that this rank is in."""
+    """Makes each group once, in the same order on all ranks, and returns those that this rank is in."""
 
     def __init__(self, backend: str | None, timeout: timedelta) -> None:
         self.backend, self.timeout = backend, timeout
         self._made: dict[tuple[int, ...], Any] = {}
 
     def make(self, every: Iterable[tuple[int, ...]]) -> tuple[Any, tuple[int, ...]]:
-        """Return the one of disjoint groups that this rank is in, and its ranks; (None, ()) if in none."""
+        """Return the group that this rank is in, of several disjoint ones, and its ranks; else (None, ())."""
         found: tuple[Any, tuple[int, ...]] = (None, ())
         for ranks in every:
             if ranks not in self._made:
@@ -111,19 +111,19 @@ class GroupFactory:
 
 
 def timeout_of(args: Any) -> timedelta:
-    """Return how long a message may take in any group."""
+    """Return the time limit of a message in any group."""
     return timedelta(minutes=args.distributed_timeout_minutes)
 
 
 def list_for_engine() -> None:
-    """Let the engine know all groups that this rank is in, whose timeouts it may change later."""
+    """Register all groups of this rank with the engine, which may change their timeouts later."""
     _set("_global_process_group_list", list(dist.distributed_c10d._world.pg_map))
 
 
 def start(layout: HeteroLayout, args: Any, etp: int | None) -> None:
-    """Join the job's ranks and fill the groups of `parallel_state`; call it on checked arguments.
+    """Join the job's ranks and set the groups of `parallel_state`; call it on checked arguments.
 
-    `etp`: the expert tensor parallel size as the user gave it for all meshes; None: each mesh's own tp.
+    `etp`: the expert tensor parallel size that the user set for all meshes; None: each mesh's own tp.
     """
     timeout = timeout_of(args)
     backend = args.distributed_backend
@@ -132,14 +132,14 @@ def start(layout: HeteroLayout, args: Any, etp: int | None) -> None:
     device = chip().device()
     if device.index is not None and not layout.cpu_communication:
         named["device_id"] = device
-    # What spans meshes goes through host memory then; groups inside a mesh name their own backend.
+    # In that case traffic between meshes uses host memory; groups inside a mesh name their own backend.
     dist.init_process_group(HOST_BACKEND if layout.cpu_communication else backend, **named)
     gloo = GroupFactory(HOST_BACKEND, timeout) if args.use_gloo_process_groups else None
     install(layout, GroupFactory(backend, timeout), gloo, etp)
 
 
 def install(layout: HeteroLayout, factory: GroupFactory, gloo: GroupFactory | None, etp: int | None) -> None:
-    """Fill the globals of `parallel_state` with this rank's groups."""
+    """Set the globals of `parallel_state` to this rank's groups."""
     place = layout.position(dist.get_rank())
     for number, mesh in enumerate(layout.meshes):
         first = layout.ranks(number)[0]
@@ -183,5 +183,5 @@ def _fill(name: str, group: Any, ranks: tuple[int, ...]) -> None:
 
 def _set(name: str, value: Any) -> None:
     if not hasattr(parallel_state, name):
-        raise RuntimeError(f"megatron.core.parallel_state has no {name}: written for another version")
+        raise RuntimeError(f"megatron.core.parallel_state has no {name}: unsupported version")
     setattr(parallel_state, name, value)

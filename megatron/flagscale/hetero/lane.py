@@ -14,7 +14,7 @@ from megatron.flagscale.chips import HOST, chip
 
 
 class Arrival:
-    """A tensor that was promised: its receives are posted."""
+    """A tensor whose receives are posted."""
 
     def __init__(
         self, whole: torch.Tensor, copies: Sequence[tuple[Any, Any]], works: Any, scale: float
@@ -23,7 +23,7 @@ class Arrival:
         self._copies, self._works, self._scale = copies, works, scale
 
     def wait(self) -> torch.Tensor:
-        """Return the tensor when it is all there."""
+        """Wait until the whole tensor has arrived, and return it."""
         for work in self._works:
             work.wait()
         with torch.no_grad():
@@ -35,17 +35,17 @@ class Arrival:
 
 
 class Lane:
-    """This rank's end of it. Tensors arrive in the order in which they were sent.
+    """This rank's end of a lane. Tensors arrive in the order in which they were sent.
 
-    Every lane has a process group of its own: a backend may work off a group's messages in order, and a
-    receive that is posted early must hold up nothing else.
+    Every lane has its own process group: a backend may process the messages of a group in order, and a
+    receive that is posted early must not hold up any other message.
 
     Args:
-        in_flight: how many sends may be before the oldest is waited for. With `a` of them on both lanes
-            of a boundary no stage waits for the other in a circle while the warm-ups of its stages differ by
-            `2 * a + 1` micro-batches at most: the later stage posts a receive one activation ahead, and
-            blocks at its gradient `a` until the earlier one, behind its warm-up, has posted for the first.
-        scale: what a tensor that arrives is multiplied by.
+        in_flight: the number of sends that may be in flight before the oldest is waited for. With `a` of them
+            on both lanes of a boundary, its two stages do not deadlock as long as their warm-ups differ by at
+            most `2 * a + 1` micro-batches: the later stage posts a receive one activation ahead, and blocks
+            at its gradient `a` until the earlier one has passed its warm-up and posted for the first.
+        scale: the factor by which a received tensor is multiplied.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Lane:
     ) -> None:
         self.group, self.exchange, self.first_rank = group, exchange, first_rank
         self.via_host, self.in_flight, self.scale = via_host, in_flight, scale
-        # Their buffers must live until they have arrived.
+        # The buffers of a send must stay alive until it has completed.
         self._sent: deque[tuple[Any, list[torch.Tensor]]] = deque()
 
     def send(self, tensor: torch.Tensor) -> None:
-        """Post what this rank sends of an activation `[s, b, h]`; it is on its way when this returns."""
+        """Post the sends of this rank's part of an activation `[s, b, h]`; do not wait for them."""
         while len(self._sent) >= self.in_flight:
             for work in self._sent.popleft()[0]:
                 work.wait()
@@ -100,7 +100,7 @@ class Lane:
         return dist.batch_isend_irecv(operations) if operations else []
 
     def _travels(self, parts: Sequence[torch.Tensor]) -> bool:
-        """Whether a message can go from, or come to, the tensor itself."""
+        """Return whether a message can be sent from, or received into, the tensor itself."""
         return len(parts) == 1 and parts[0].is_contiguous() and not self.via_host
 
     def _packed(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:

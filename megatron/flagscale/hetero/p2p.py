@@ -1,4 +1,4 @@
-"""Stands for Megatron's `P2PCommunicator`: what its pipeline schedules ask for, between stages of any cut."""
+"""Replaces Megatron's `P2PCommunicator`: serves its pipeline schedules between stages of unequal meshes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from megatron.flagscale.hetero.groups import timeout_of
 from megatron.flagscale.hetero.lane import Arrival, Lane
 
 _IN_FLIGHT = 2
-"""Sends that may be in flight; the receiver has posted for at least one."""
+"""The number of sends that may be in flight; the receiver has posted a receive for at least one."""
 
 
 class Inbox:
-    """What comes in over a lane when a schedule asks for it.
+    """Receives the tensors of a lane for a schedule.
 
-    Without interleaving it asks for a tensor when it needs it. In training the number of tensors a step is
-    known, so the next one is posted when one is handed over (`ahead`): it travels while the stage computes.
+    Without interleaving, a schedule asks for a tensor only when it needs it. In training the number of
+    tensors per step is known, so with `ahead` the next receive is posted whenever a tensor is returned: the
+    next tensor travels while the stage computes.
     """
 
     def __init__(self, lane: Lane, ahead: bool) -> None:
@@ -34,13 +35,13 @@ class Inbox:
         self._taken = 0
 
     def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return the next tensor of this step, when it is all there."""
+        """Wait for the next tensor of this step, and return it."""
         arrival = self._next or self._lane.expect(shape, dtype)
         self._next = None
         tensor = arrival.wait()
         if (
             self._ahead and torch.is_grad_enabled()
-        ):  # an evaluation may take other shapes, and another number of steps
+        ):  # an evaluation may use other shapes and another number of micro-batches
             self._taken = (self._taken + 1) % get_num_microbatches()
             if self._taken:
                 self._next = self._lane.expect(shape, dtype)
@@ -50,8 +51,8 @@ class Inbox:
 class Communicator:
     """One rank's ends of all lanes; shapes are this rank's own.
 
-    Gradients that come from the next stage are multiplied by a weight: each mesh averages over its own data
-    and context parallel ranks, so the sum of a sample's gradients must be weighed anew at each boundary.
+    Gradients from the next stage are multiplied by a weight: each mesh averages over its own data and context
+    parallel ranks, so the sum of a sample's gradients must be rescaled at each boundary.
     """
 
     def __init__(self, part: OwnPart, config: Any, args: Any) -> None:
@@ -61,7 +62,7 @@ class Communicator:
         self.pp_group = parallel_state.get_pipeline_model_parallel_group()
         self.virtual_pipeline_model_parallel_size = layout.chunks if layout.chunks > 1 else None
         self.total_stages = len(layout.stages)
-        # Of it the schedule makes nothing but its warm-up: `total_stages - current_stage - 1` micro-batches.
+        # The schedule uses it only to compute its warm-up: `total_stages - current_stage - 1` micro-batches.
         self.current_stage = self.total_stages - 1 - layout.warm_up(stage)
         self.is_pp_first_stage = stage == 0
         self.is_pp_last_stage = stage == self.total_stages - 1
@@ -72,7 +73,7 @@ class Communicator:
             ahead_by = layout.extra_micro_batches if source.mesh != target.mesh else 0
             how: dict[str, Any] = {"via_host": via_host, "in_flight": _IN_FLIGHT + ahead_by}
             backend = HOST_BACKEND if via_host else args.distributed_backend
-            # Made on all ranks; only those of the two stages are in them.
+            # All ranks must call `new_group`, but only those of the two stages are members.
             forth, back = (
                 dist.new_group([*source.ranks, *target.ranks], timeout=timeout, backend=backend)
                 for _ in range(2)
@@ -91,44 +92,44 @@ class Communicator:
                 self._from_previous = Lane(forth, into, source.first_rank, **how)
                 self._activations = Inbox(self._from_previous, ahead)
 
-    # Without interleaving. Values and shapes come alone or in a list; what is outside the pipeline is None.
+    # Without interleaving. Values and shapes may be single or in a list; outside the pipeline they are None.
 
     def recv_forward(self, tensor_shapes: Any, is_first_stage: bool) -> Any:
-        """Receive activations from the stage before."""
+        """Receive activations from the previous stage."""
         if is_first_stage:
             return _each(tensor_shapes, lambda shape: None)
         return _each(tensor_shapes, lambda shape: self._activations.take(shape, self.config.pipeline_dtype))
 
     def recv_backward(self, tensor_shapes: Any, is_last_stage: bool) -> Any:
-        """Receive gradients from the stage after."""
+        """Receive gradients from the next stage."""
         if is_last_stage:
             return _each(tensor_shapes, lambda shape: None)
         return _each(tensor_shapes, lambda shape: self._gradients.take(shape, self.config.pipeline_dtype))
 
     def send_forward(self, output_tensors: Any, is_last_stage: bool) -> None:
-        """Send activations to the stage after."""
+        """Send activations to the next stage."""
         if not is_last_stage:
             _each(output_tensors, self._to_next.send)
 
     def send_backward(self, input_tensor_grads: Any, is_first_stage: bool) -> None:
-        """Send gradients to the stage before."""
+        """Send gradients to the previous stage."""
         if not is_first_stage:
             _each(input_tensor_grads, self._to_previous.send)
 
     def send_forward_recv_backward(self, output_tensors: Any, tensor_shapes: Any, is_last_stage: bool) -> Any:
-        """Send activations to the stage after and receive gradients from it."""
+        """Send activations to the next stage and receive gradients from it."""
         self.send_forward(output_tensors, is_last_stage)
         return self.recv_backward(_like(output_tensors, tensor_shapes), is_last_stage)
 
     def send_backward_recv_forward(
         self, input_tensor_grads: Any, tensor_shapes: Any, is_first_stage: bool
     ) -> Any:
-        """Send gradients to the stage before and receive activations from it."""
+        """Send gradients to the previous stage and receive activations from it."""
         self.send_backward(input_tensor_grads, is_first_stage)
         return self.recv_forward(_like(input_tensor_grads, tensor_shapes), is_first_stage)
 
-    # Interleaved: the schedule itself posts early, and waits by handle. No handle is given for what is sent:
-    # a lane keeps what is in flight.
+    # Interleaved: the schedule itself posts early and waits for handles. Sends have no handle, because the
+    # lane keeps track of those in flight.
 
     def send_forward_recv_forward(
         self,
@@ -137,7 +138,7 @@ class Communicator:
         tensor_shape: Sequence[int],
         overlap_p2p_comm: bool = False,
     ) -> Any:
-        """Send activations to the stage after and receive some from the stage before."""
+        """Send activations to the next stage and receive some from the previous stage."""
         arrival = self._expect(self._from_previous, recv_prev, tensor_shape)
         if output_tensor is not None:
             self._to_next.send(output_tensor)
@@ -150,7 +151,7 @@ class Communicator:
         tensor_shape: Sequence[int],
         overlap_p2p_comm: bool = False,
     ) -> Any:
-        """Send gradients to the stage before and receive some from the stage after."""
+        """Send gradients to the previous stage and receive some from the next stage."""
         arrival = self._expect(self._from_next, recv_next, tensor_shape)
         if input_tensor_grad is not None:
             self._to_previous.send(input_tensor_grad)
@@ -178,7 +179,7 @@ class Communicator:
 
 
 def _received(name: str, arrival: Arrival | None, later: bool) -> Any:
-    """Return the tensor, or with `later` the tensor that is not there yet and the handle to wait for it."""
+    """Return the tensor; with `later`, the tensor that has not arrived yet and the handle to wait for."""
     if not later:
         return arrival and arrival.wait()
     handles: Mapping[str, Arrival] = {name: arrival} if arrival else {}
@@ -186,19 +187,19 @@ def _received(name: str, arrival: Arrival | None, later: bool) -> Any:
 
 
 def _each(values: Any, do: Any) -> Any:
-    """Apply `do` to one value or to each of a list; a shape is one value, unless it holds shapes."""
+    """Apply `do` to one value or to each of a list; a list of integers is a shape, that is, one value."""
     is_many = isinstance(values, list) and not all(isinstance(value, int) for value in values)
     return [do(value) for value in values] if is_many else do(values)
 
 
 def _like(tensors: Any, shapes: Any) -> Any:
-    """Return the shapes as the tensors come: alone or in a list."""
+    """Return the shapes in the form of the tensors: a single one or a list."""
     is_many = isinstance(shapes, list) and not isinstance(shapes[0], int)
     return shapes[0] if is_many and not isinstance(tensors, list) else shapes
 
 
 def _exchanges(part: OwnPart, own: Stage, other: Stage) -> tuple[Exchange, Exchange]:
-    """Return what this rank of `own` sends to the stage `other`, and what it receives from it."""
+    """Return the messages that this rank, of stage `own`, sends to stage `other` and receives from it."""
     mine, its = (side_of(part.layout, stage, part.sequence_parallel) for stage in (own, other))
     index = part.rank - own.first_rank
     return sends(mine, its, index), receives(mine, its, index)

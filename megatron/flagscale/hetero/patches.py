@@ -1,4 +1,4 @@
-"""Where Megatron sums over groups that unequal meshes do not have, and has no seam: the group `hetero`."""
+"""The patches `hetero`: Megatron sums over groups that unequal meshes do not have, and offers no seam."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _count_each_gradient_once(original: Callable[..., Any]) -> Callable[..., Any
         from megatron.core import mpu
         from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-        # The distributed optimizer's shards are disjoint already.
+        # The shards of the distributed optimizer are already disjoint.
         if not isinstance(self, DistributedOptimizer):
             is_first = mpu.get_data_parallel_rank(with_context_parallel=True) == 0
             is_first_expert = mpu.get_expert_data_parallel_rank() == 0
@@ -55,7 +55,7 @@ def _sum_over_stages(original: Callable[..., Any]) -> Callable[..., Any]:
         import torch
         from megatron.core import mpu
 
-        # First inside each stage's own mesh, then over the stages: one rank speaks for its stage.
+        # First sum within each stage's own mesh, then over the stages, with one rank per stage contributing.
         alone = SimpleNamespace(
             pp=mpu.get_gtp_weight_remat_group(),
             dp_cp_gtp_remat=mpu.get_data_parallel_group(),
@@ -79,7 +79,7 @@ def _compare_first_copies(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.core.dist_checkpointing.mapping import is_main_replica
 
         shapes = {tuple(shard.local_shape) for _, shard in rank_sharding if is_main_replica(shard.replica_id)}
-        # Copies are not written; what is written must still cover the whole, in parts of one shape.
+        # Copies are not written; the written parts must still cover the whole tensor and have one shape.
         return original([one for one in rank_sharding if tuple(one[1].local_shape) in shapes])
 
     return validate
@@ -98,49 +98,49 @@ def _make_writers_on_the_last_rank(original: Callable[..., Any]) -> Callable[...
     return set_global_variables
 
 
-_UNTIL = "Megatron takes the groups of unequal meshes from its caller everywhere"
+_UNTIL = "Megatron accepts the groups of unequal meshes from its caller everywhere"
 
 PATCHES = (
     Patch(
         "megatron.training.arguments:set_global_variables",
         _make_writers_on_the_last_rank,
-        "The last rank writes TensorBoard and W&B; arguments are checked with the number of ranks that equal "
-        "meshes would have.",
+        "The last rank writes TensorBoard and W&B, but arguments are checked with the number of ranks that "
+        "equal meshes would have.",
         "hetero",
         until=_UNTIL,
     ),
     Patch(
         "megatron.core.optimizer.optimizer:MegatronOptimizer._filter_grads_for_norm",
         _count_each_gradient_once,
-        "Gradient statistics are summed over all ranks here, and data parallel ranks hold copies of a layer.",
+        "Gradient statistics are summed over all ranks here, but data parallel ranks hold copies of a layer.",
         "hetero",
         until=_UNTIL,
     ),
     Patch(
         "megatron.training.training:get_megatron_optimizer",
         _own_group_index,
-        "It numbers the shards of a checkpoint by the rank in the model parallel group: here all ranks.",
+        "It numbers a checkpoint's shards by the rank in the model parallel group, which here is all ranks.",
         "hetero",
         until=_UNTIL,
     ),
     Patch(
         "megatron.training.training:report_theoretical_memory",
         lambda original: lambda *positional, **named: None,
-        "It divides all ranks by the degrees of one mesh: no memory of anything, or a division by zero.",
+        "It divides the number of ranks by the degrees of one mesh: a wrong figure, or a division by zero.",
         "hetero",
         until=_UNTIL,
     ),
     Patch(
         "megatron.core.dist_checkpointing.validation:_validate_sharding_for_key",
         _compare_first_copies,
-        "It wants all copies of a weight cut alike; tied embeddings are cut as their two meshes do it.",
+        "It requires all copies of a weight to be split alike, but meshes split tied embeddings differently.",
         "hetero",
-        until="copies of a weight may be cut in other ways",
+        until="copies of a weight may be split differently",
     ),
     Patch(
         "megatron.core.transformer.moe.moe_logging:MoEMetricsTracker._sync_metrics",
         _sum_over_stages,
-        "Losses of routers are summed over the pipeline group of one rank a stage, which is not there.",
+        "It sums router losses over the pipeline group with one rank per stage, which does not exist here.",
         "hetero",
         until=_UNTIL,
     ),

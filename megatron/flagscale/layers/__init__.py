@@ -1,1 +1,1 @@
-"""Transformer layers on torch's own kernels (`--transformer-impl torch`): any chip, every parallel layout."""
+"""Transformer layers on torch's own kernels (`--transformer-impl torch`), for any chip and any layout."""

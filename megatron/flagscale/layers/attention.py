@@ -20,13 +20,14 @@ _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal
 
 
 class Attention(MegatronModule):
-    """Megatron's core attention: queries `[sq, b, heads, d]`, keys and values `[sk, b, groups, d]`, to
+    """Megatron's core attention, from queries `[sq, b, heads, d]` and keys and values `[sk, b, groups, d]` to
     `[sq, b, heads * d]`.
 
-    A mask that is given (True: not seen) is the whole truth, `[b or 1, 1, sq, sk]`; without one, a causal
-    layer hides what comes later and any other sees everything. With context parallel `sq` and `sk` are this
-    rank's part, and a mask has its rows of the whole matrix. In place of a mask a causal layer takes where
-    documents start in the whole sequence, integers `[b, s]` (see documents.py): it hides all others.
+    If a mask `[b or 1, 1, sq, sk]` is given (True: hidden), it replaces the rule of the layer: a causal layer
+    hides later positions, any other hides nothing. With context parallelism, `sq` and `sk` are this rank's
+    part, and a mask has this rank's rows of the whole matrix. Instead of a mask, a causal layer accepts the
+    start positions of documents in the whole sequence, integers `[b, s]` (see documents.py): other documents
+    are then hidden.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Attention(MegatronModule):
         self.cp_group = groups.cp
         self.ring = cp_comm_type != "all_gather"
         self.attn_mask_type = attn_mask_type
-        # None is torch's default, one by the root of the width.
+        # None means torch's default, one over the square root of the width.
         self.scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         is_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
@@ -62,7 +63,9 @@ class Attention(MegatronModule):
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
         if attention_bias is not None or packed_seq_params is not None:
-            raise NotImplementedError("--transformer-impl torch takes neither attention bias nor THD batches")
+            raise NotImplementedError(
+                "--transformer-impl torch supports neither attention bias nor THD batches"
+            )
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
         mask, starts = _mask_or_starts(attention_mask)
         dropout = self.dropout if self.training else 0.0
@@ -83,7 +86,7 @@ class Attention(MegatronModule):
             band = self._visible(query, key, starts)
             seen = band if seen is None else seen & band
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-        # As everywhere in Megatron: with sequence parallel the whole layer is under the tracker already.
+        # As everywhere in Megatron, with sequence parallelism the whole layer already runs under the tracker.
         tracked = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if tracked else nullcontext():
             out = F.scaled_dot_product_attention(
@@ -95,13 +98,13 @@ class Attention(MegatronModule):
         return _hidden(out)
 
     def _chunks(self, query: torch.Tensor, key: torch.Tensor) -> tuple[tuple[int, int], ...]:
-        """Return which positions of `key`'s sequence the queries have; outside context parallel the last."""
+        """Return the queries' positions in `key`'s sequence; the last ones without context parallelism."""
         count, keys = query.size(0), key.size(0)
         return local_chunks(count, self.cp_group) if self.cp_group.size() > 1 else ((keys - count, keys),)
 
     def _visible(self, query: torch.Tensor, key: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
-        """Return which keys each query sees, `[sq, sk]` or `[b, 1, sq, sk]`: none after it, none before its
-        window, none before its document."""
+        """Return which keys each query attends to, `[sq, sk]` or `[b, 1, sq, sk]`: none after itself, none
+        before its window, and none before its document."""
         where = torch.cat([torch.arange(first, end) for first, end in self._chunks(query, key)])
         keys = torch.arange(key.size(0))
         behind = where[:, None] - keys
@@ -117,5 +120,5 @@ def _mask_or_starts(given: torch.Tensor | None) -> tuple[torch.Tensor | None, to
 
 
 def _hidden(out: torch.Tensor) -> torch.Tensor:
-    """Turn `[b, heads, s, d]` into `[s, b, heads * d]`."""
+    """Return a tensor `[b, heads, s, d]` as `[s, b, heads * d]`."""
     return out.permute(2, 0, 1, 3).flatten(2)

@@ -1,13 +1,13 @@
-"""Causal attention over a sequence that is spread over a context parallel group.
+"""Causal attention over a sequence that is split across a context parallel group.
 
 Megatron cuts a sequence into `2 n` chunks and gives rank `r` of `n` the chunks `r` and `2 n - 1 - r`, a
-zigzag that gives every rank the same work. Seen from rank `r`, the two chunks of a rank `s` are simple:
+zigzag that gives every rank the same work. For rank `r`, the two chunks of a rank `s` are a simple case:
 
-* `s == r`: plain causal attention, for the two chunks are in order;
-* `s < r`: all own queries see the first chunk of `s`, none sees the second;
-* `s > r`: the queries of the second own chunk see both chunks of `s`, those of the first see none.
+* `s == r`: plain causal attention, because the two chunks are in order;
+* `s < r`: all queries of `r` attend to the first chunk of `s`, and none to the second;
+* `s > r`: the queries of `r`'s second chunk attend to both chunks of `s`, and those of its first to neither.
 
-No step needs a mask or more memory than one pair of ranks' keys and values.
+No step needs a mask, or more memory than the keys and values of two ranks.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from megatron.flagscale.layers.kernels import attend, attend_backward
 def zigzag_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, group: dist.ProcessGroup, ring: bool
 ) -> torch.Tensor:
-    """Attend causally to the whole sequence; local `q [b, heads, s, d]`, `k` and `v [b, groups, s, d]`.
+    """Return the causal attention of local queries to the whole sequence, shaped like `q`.
 
-    Returns the attention of the local queries, shaped like `q`.
+    `q [b, heads, s, d]`, `k` and `v [b, groups, s, d]` are this rank's parts.
 
-    `ring`: keys and values go round, one rank's at a time, while the last ones are worked on; otherwise every
-    rank gathers all of them first. Both give the same bits.
+    With `ring`, keys and values travel from rank to rank, one rank's at a time, while the previous ones are
+    used; otherwise every rank gathers all of them first. Both give the same output, bit for bit.
     """
     return _Zigzag.apply(q, k, v, scale, group, ring)
 
@@ -86,7 +86,7 @@ class _Zigzag(torch.autograd.Function):
 
 
 def _share(rank: int, source: int, chunk: int) -> tuple[slice, slice, bool]:
-    """Return which own queries see which keys of `source`, and whether causally."""
+    """Return which of the rank's queries attend to which keys of `source`, and whether causally."""
     if source == rank:
         return slice(None), slice(None), True
     if source < rank:
@@ -95,7 +95,7 @@ def _share(rank: int, source: int, chunk: int) -> tuple[slice, slice, bool]:
 
 
 def merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, more: torch.Tensor) -> None:
-    """Add, in place, attention over more keys to the attention so far, each with its log lse."""
+    """Merge, in place, attention over more keys into the attention so far, each with its log-sum-exp."""
     total = torch.logaddexp(lse, more)
     out.mul_(torch.exp(lse - total)[..., None]).add_(part * torch.exp(more - total)[..., None])
     lse.copy_(total)
@@ -128,7 +128,7 @@ class _Gathered:
 
 
 class _Ring:
-    """Keys and values go round step by step; their gradients travel one step behind and arrive at home."""
+    """Keys and values travel from rank to rank; their gradients follow one step behind, back to the owner."""
 
     def __init__(self, kv: torch.Tensor, group: dist.ProcessGroup) -> None:
         self.group = group
@@ -145,7 +145,7 @@ class _Ring:
                 self.kv = message.wait()
 
     def add(self, source: int, seen: slice, grads: torch.Tensor) -> None:
-        """Add to the gradients of the keys and values at hand, and pass them on."""
+        """Add to the gradients of the current keys and values, and pass them on."""
         if self.travelling:
             self.grads = self.travelling.wait()
         self.grads[:, :, :, seen] += grads
@@ -158,10 +158,10 @@ class _Ring:
 
 
 class _Message:
-    """A tensor on its way to the next rank while one of the same shape comes from the previous one."""
+    """A tensor in flight to the next rank, while one of the same shape comes from the previous rank."""
 
     def __init__(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> None:
-        self.sent = tensor  # alive until it is received
+        self.sent = tensor  # kept alive until it is received
         self.received = torch.empty_like(tensor)
         after, before = ((group.rank() + step) % group.size() for step in (1, -1))
         send = dist.P2POp(dist.isend, tensor, group=group, tag=tag, group_peer=after)
@@ -181,7 +181,7 @@ def gather_sequence(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tens
 
 
 def local_chunks(length: int, group: dist.ProcessGroup) -> tuple[tuple[int, int], ...]:
-    """Return where in the whole sequence the `length` local positions are: `(first, end)` of each part."""
+    """Return the `(first, end)` ranges of the `length` local positions in the whole sequence."""
     size = group.size()
     if size == 1:
         return ((0, length),)

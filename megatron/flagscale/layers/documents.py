@@ -1,7 +1,7 @@
-"""Causal attention inside each of the documents that are packed into a sample (`reset_attention_mask`).
+"""Causal attention within each of the documents that are packed into a sample (`reset_attention_mask`).
 
-A mask of it would be a matrix of the sequence's length squared in every sample. Where documents start says
-the same: attention is computed document by document, each with the kernel of plain causal attention.
+A mask would be a matrix of the squared sequence length per sample. The start positions of the documents are
+enough: attention is computed document by document, with the kernel for plain causal attention.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from megatron.flagscale.layers.kernels import attend, attend_backward
 
 
 def document_starts(tokens: torch.Tensor, eod: int) -> torch.Tensor:
-    """Return where in its sample the document of each token of `[b, s]` starts; a document ends with `eod`.
+    """Return the start position of the document of each token of `[b, s]`; a document ends with `eod`.
 
-    The result `[b, s]` is on the host: it decides which kernels are called, and reading it must wait for
-    nothing.
+    The result `[b, s]` is on the host: it decides which kernels are called, and reading it must not wait for
+    the device.
     """
     after_an_end = (tokens == eod).roll(1, dims=1)
     after_an_end[:, 0] = True
@@ -37,18 +37,17 @@ def document_attention(
     chunks: Sequence[tuple[int, int]],
     scale: float,
 ) -> torch.Tensor:
-    """Attend to what came before in the same document.
+    """Return causal attention within documents, shaped like `q`.
 
-    `q [b, heads, sq, d]` holds the positions of `chunks`, `(first, end)` one after the other, of a sequence
-    that `k` and `v [b, groups, s, d]` hold whole; `starts [b, s]` as from `document_starts`. Returns a tensor
-    shaped like `q`.
+    `q [b, heads, sq, d]` holds the positions of `chunks`, a list of `(first, end)`, in the sequence that `k`
+    and `v [b, groups, s, d]` hold in full; `starts [b, s]` is the result of `document_starts`.
     """
     return _ByDocument.apply(q, k, v, tuple(_pieces(starts.tolist(), chunks)), scale)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Queries and keys of one sample that see each other: all, or (`causal`) as they follow each other."""
+    """Queries of one sample and the keys they attend to: all of them, or (`causal`) only earlier ones."""
 
     sample: slice
     queries: slice
@@ -57,7 +56,7 @@ class _Piece:
 
 
 def _pieces(starts: Sequence[Sequence[int]], chunks: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
-    """Yield, for each chunk's part of a document, what it sees of itself, then what it sees before itself."""
+    """Yield, for each chunk's part of a document, its attention to itself, then to what is before it."""
     for number, documents in enumerate(starts):
         sample, done = slice(number, number + 1), 0
         for first, end in chunks:

@@ -1,4 +1,4 @@
-"""The experts of one rank as grouped matrix products: one kernel for all of them instead of one for each."""
+"""The experts of one rank as grouped matrix products: one kernel for all instead of one per expert."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 class GroupedExperts(SequentialMLP):
     """Megatron's experts, with the same weights, names and checkpoints, computed together.
 
-    Takes tokens sorted by expert `[tokens, h]`, their number at each expert, and the weight of each token;
-    returns `[tokens, h]` and no bias. Without biases only: experts have different ones.
+    Takes tokens sorted by expert `[tokens, h]`, their number per expert, and the weight of each token;
+    returns `[tokens, h]` and no bias. Biases are not supported, because each expert has its own.
     """
 
     def __init__(self, *positional: Any, **named: Any) -> None:
@@ -24,7 +24,7 @@ class GroupedExperts(SequentialMLP):
             for name in ("linear_fc1", "linear_fc2")
         ]
         fc1, fc2 = self.linears
-        # One MLP that has no weights of its own: what is between the linear layers stays Megatron's.
+        # An MLP without weights of its own: all that is between the linear layers is still Megatron's.
         self.together = MLP(
             self.config,
             MLPSubmodules(linear_fc1=lambda *_, **__: fc1, linear_fc2=lambda *_, **__: fc2),
@@ -36,7 +36,7 @@ class GroupedExperts(SequentialMLP):
     def forward(
         self, tokens: torch.Tensor, tokens_per_expert: torch.Tensor, probabilities: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self.config.moe_apply_probs_on_input:  # one by one: what it does to the inputs is Megatron's
+        if self.config.moe_apply_probs_on_input:  # Megatron scales the inputs in its own loop over experts
             outcome: tuple[torch.Tensor, None] = super().forward(tokens, tokens_per_expert, probabilities)
             return outcome
         ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
@@ -47,13 +47,13 @@ class GroupedExperts(SequentialMLP):
 
 
 class _GroupedLinear(torch.nn.Module):
-    """A linear layer of all experts, each on its own rows: up to `ends[i]` is the work of expert `i`."""
+    """A linear layer of all experts, each on its own rows: those of expert `i` end at `ends[i]`."""
 
     ends: torch.Tensor
 
     def __init__(self, layers: list[torch.nn.Module]) -> None:
         super().__init__()
-        self.layers = tuple(layers)  # no list of modules: the experts own them
+        self.layers = tuple(layers)  # not a ModuleList: the experts own these modules
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, None]:
         return _GroupedProduct.apply(rows, self.ends, *(layer.weight for layer in self.layers)), None
@@ -62,8 +62,8 @@ class _GroupedLinear(torch.nn.Module):
 class _GroupedProduct(torch.autograd.Function):
     """Rows `[n, k]` times each expert's weight `[m, k]`, transposed: `[n, m]`.
 
-    The kernels take the weights as one tensor. It is made anew in the backward pass, so that no second copy
-    of all experts lives in between.
+    The kernels take the weights as one tensor. It is built again in the backward pass, so that no second copy
+    of all experts is kept in between.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Attention kernels that also return, and take back, the log of the softmax denominator of each query.
+"""Attention kernels that also return the log-sum-exp of each query, and take it as input for the gradients.
 
-With it, attention over a few blocks of keys can be put together from attention over each block, forward and
-backward: what context parallel needs. Everywhere: queries `[batch, heads, queries, width]`, keys and values
-`[batch, groups, keys, width]`, `heads` a multiple of `groups`; `causal` only with as many queries as keys.
+With it, attention over several blocks of keys can be combined from attention over each block, forward and
+backward, for context parallelism. Queries are `[batch, heads, queries, width]`, keys and values are
+`[batch, groups, keys, width]`. `heads` is a multiple of `groups`; `causal` needs as many queries as keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.flagscale.chips import chip
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax(scale q k^T) v, shaped like `q`, and log lse `[batch, heads, queries]`."""
+    """Return softmax(scale q k^T) v, shaped like `q`, and the log-sum-exp `[batch, heads, queries]`."""
     kernels = chip().attention
     if kernels and kernels.takes(q):
         return kernels.attend(q, k, v, causal, scale)
@@ -32,7 +32,7 @@ def attend_backward(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of `q`, `k`, `v` that come through this block of keys.
+    """Return the gradients of `q`, `k` and `v` through this block of keys.
 
     `grad`, `out` and `lse` are those of the attention over *all* blocks, for these queries.
     """
@@ -45,7 +45,7 @@ def attend_backward(
 def plain_attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `attend`, in plain operations: for devices without a kernel, and to check the kernels against."""
+    """Compute `attend` in plain operations: for devices without a kernel, and as their reference in tests."""
     scores = _scores(q, k, causal, scale)
     lse = scores.logsumexp(-1)
     probabilities = torch.exp(scores - lse[..., None])
@@ -62,7 +62,7 @@ def plain_attend_backward(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `attend_backward`, in plain operations."""
+    """Compute `attend_backward` in plain operations."""
     groups = k.size(1)
     grad, out, queries = (_by_group(tensor.float(), groups) for tensor in (grad, out, q))
     keys, values = k.float()[:, :, None], v.float()[:, :, None]
@@ -75,7 +75,7 @@ def plain_attend_backward(
 
 
 def _by_group(tensor: torch.Tensor, groups: int) -> torch.Tensor:
-    """Turn `[b, heads, s, d]` into `[b, groups, heads of a group, s, d]`."""
+    """Return a tensor `[b, heads, s, d]` as `[b, groups, heads of a group, s, d]`."""
     return tensor.unflatten(1, (groups, -1))
 
 

@@ -1,7 +1,7 @@
-"""Cross entropy over a vocabulary that is spread over ranks, written to be compiled.
+"""Cross entropy over a vocabulary that is split across ranks, written for compilation.
 
-Megatron's own fused loss rounds gradients to bf16. This one keeps them in float until they take the logits'
-own precision, and keeps the logits themselves for the backward pass, not their softmax in float.
+Megatron's own fused loss rounds gradients to bf16. This one computes them in float and returns them in the
+precision of the logits. For the backward pass it keeps the logits themselves, not their softmax in float.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.core.jit import jit_fuser
 
 
 def use_our_loss(chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
-    """Make Megatron's language models compute their loss here; given to the engine as a pre-wrap hook."""
+    """Make Megatron's language models compute their loss here; passed to the engine as a pre-wrap hook."""
     for chunk in chunks:
         group = chunk.pg_collection.tp
         chunk.compute_language_model_loss = functools.partial(_language_model_loss, group)
@@ -32,7 +32,7 @@ def _language_model_loss(
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Return the cross entropy of each token in float, shaped like `labels`.
 
-    `logits [..., v / ranks]` are this rank's part of the vocabulary, in the order of ranks.
+    `logits [..., v / ranks]` are those of this rank's part of the vocabulary, cut in the order of ranks.
     """
     return _CrossEntropy.apply(logits, labels, group)
 
@@ -59,7 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 @jit_fuser
 def _lse_and_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the log of the softmax denominator, and the target's logit (0: not in this part), stacked."""
+    """Return the log-sum-exp and the target's logit (0 if it is not in this part), stacked."""
     logits = logits.float()
     found = torch.where(_is_target(logits, targets), logits, 0).sum(-1)
     return torch.stack((logits.logsumexp(-1), found))
@@ -69,12 +69,12 @@ def _lse_and_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 def _gradient(
     logits: torch.Tensor, targets: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor
 ) -> torch.Tensor:
-    """Return the gradient of the logits: the softmax less one at the target, times `grad`."""
+    """Return the gradient of the logits: the softmax minus one at the target, times `grad`."""
     softmax = torch.exp(logits.float() - lse.unsqueeze(-1))
     difference = softmax - _is_target(logits, targets).float()
     return (difference * grad.unsqueeze(-1)).to(logits.dtype)
 
 
 def _is_target(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    # A comparison, not an index: it is fused with what is around it.
+    # A comparison instead of an index, because it is fused with the operations around it.
     return torch.arange(logits.size(-1), device=logits.device) == targets.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm on torch's kernels, for sequence parallel as well."""
+"""RMSNorm and LayerNorm on torch's kernels, with sequence parallelism as well."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 
 class Norm(torch.nn.Module):
-    """Normalize the last dimension: `[..., hidden_size]` to the same shape, as `config.normalization` says.
+    """Normalize the last dimension of `[..., hidden_size]`; `config.normalization` is the kind of norm.
 
-    With `config.layernorm_zero_centered_gamma` (`--apply-layernorm-1p`) the weight is kept as its difference
-    from one, so that weight decay pulls it to one.
+    With `config.layernorm_zero_centered_gamma` (`--apply-layernorm-1p`) the weight is stored as its
+    difference from one, so that weight decay pulls it towards one.
     """
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-5) -> None:
@@ -26,8 +26,8 @@ class Norm(torch.nn.Module):
         if config.normalization == "LayerNorm":
             self.bias = torch.nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype))
         elif config.normalization != "RMSNorm":
-            raise ValueError(f"no such normalization: {config.normalization}")
-        # Each rank of a tensor parallel group sees other tokens then: the trainer sums these gradients.
+            raise ValueError(f"unknown normalization `{config.normalization}`; use RMSNorm or LayerNorm")
+        # With sequence parallelism, each rank has different tokens: the trainer sums these gradients.
         for parameter in self.parameters():
             parameter.sequence_parallel = config.sequence_parallel
 

@@ -17,7 +17,7 @@ from megatron.flagscale.layers.norm import Norm
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Return the layers of a pipeline stage; Megatron takes it as `GPTModelConfig.transformer_layer_spec`."""
+    """Return the layers of a pipeline stage, as `GPTModelConfig.transformer_layer_spec` expects them."""
     transformer = config.transformer
     block: TransformerBlockSubmodules = get_gpt_decoder_block_spec(
         transformer,
@@ -26,7 +26,7 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
         qk_l2_norm=transformer.qk_l2_norm,
         vp_stage=vp_stage,
     )
-    # Layers of one kind are one object.
+    # All layers of a kind share one object.
     for layer in {id(spec): spec.submodules for spec in block.layer_specs}.values():
         attention = layer.self_attention.submodules
         attention.core_attention = Attention

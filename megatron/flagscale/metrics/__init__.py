@@ -1,1 +1,1 @@
-"""What a run reports: metrics.jsonl and the progress line."""
+"""The metrics that a run reports: metrics.jsonl and the progress line."""

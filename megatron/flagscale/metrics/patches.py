@@ -1,6 +1,6 @@
-"""Where the trainer is tapped for metrics.jsonl and the progress line: it has no callback for what it logs.
+"""Patches that record the trainer's figures for metrics.jsonl and the progress line: it has no callback.
 
-One rank writes: the last one, which owns the loss.
+Only the last rank writes, because it has the loss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.flagscale.patching import Patch
 
 @functools.cache
 def recorder() -> Recorder | None:
-    """Return this process's recorder; None on the ranks that do not report."""
+    """Return this process's recorder, or None on ranks that do not report."""
     from megatron.training import get_args, is_last_rank
 
     return Recorder(get_args().metrics_file) if is_last_rank() else None
@@ -49,7 +49,7 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
             learning_rate,
             iteration,
             loss_scale,
-            False,  # no memory report of twenty lines: each metrics line holds the memory
+            False,  # no memory report of twenty lines: each line of metrics contains the memory
             skipped_iter,
             grad_norm,
             *rest,
@@ -71,7 +71,7 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
     return training_log
 
 
-# The split and iteration of the evaluation that is going on, told by the outer function to the inner one.
+# The split and iteration of the current evaluation, passed from the outer function to the inner one.
 _evaluating: tuple[str, int] = ("validation", 0)
 
 
@@ -104,34 +104,34 @@ def _record_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
     return evaluate
 
 
-_UNTIL = "the trainer takes a callback for what it logs"
+_UNTIL = "the trainer accepts a callback for what it logs"
 
 PATCHES = (
     Patch(
         "megatron.training.training:training_log",
         _record_training,
-        "The one place that sees loss, norm and speed of every iteration; it has no callback.",
+        "It is the only place with the loss, norm and speed of every iteration, and it has no callback.",
         "worker",
         until=_UNTIL,
     ),
     Patch(
         "megatron.training.training:evaluate_and_print_results",
         _name_evaluation,
-        "Knows which data and iteration an evaluation is about.",
+        "It knows the data split and the iteration of an evaluation.",
         "worker",
         until=_UNTIL,
     ),
     Patch(
         "megatron.training.training:evaluate",
         _record_evaluation,
-        "Returns the validation losses.",
+        "It returns the validation losses, which are recorded here.",
         "worker",
         until=_UNTIL,
     ),
     Patch(
         "megatron.training.training:print_rank_last",
         lambda original: lambda message: None,
-        "It prints nothing but the trainer's own lines of what the recorder tells in one.",
+        "It prints only the trainer's own log lines, which the recorder replaces with one line.",
         "worker",
         until=_UNTIL,
     ),

@@ -1,6 +1,6 @@
-"""metrics.jsonl and the progress line: how a run tells what it does.
+"""Record metrics.jsonl and print the progress line.
 
-Each line is one JSON object, appended by one write.
+Each line of metrics.jsonl is one JSON object, appended by a single write.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from megatron.flagscale.chips import chip
 class MetricsFile:
     """An append-only file of JSON lines, readable at any time.
 
-    A resumed run continues it: `forget_after(n)` drops, in one atomic step, the lines of iterations beyond
-    `n`, which that run will do again, and anything half-written.
+    A resumed run continues it: `forget_after(n)` atomically drops the lines of iterations after `n`, which
+    that run will repeat, and any incomplete line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Append one line by a single write."""
+        """Append one line with a single write."""
         line = json.dumps(record) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -49,7 +49,7 @@ class MetricsFile:
 
 
 def _iteration_of(line: bytes) -> float:
-    """Return the iteration a line tells about; infinity for a line that was not written whole."""
+    """Return the iteration of a line, or infinity if the line is incomplete."""
     try:
         return int(json.loads(line)["iteration"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
@@ -57,7 +57,7 @@ def _iteration_of(line: bytes) -> float:
 
 
 class Meter:
-    """Averages of what happened since the last logged iteration."""
+    """Averages over the iterations since the last logged one."""
 
     def __init__(self) -> None:
         self.reset()
@@ -89,7 +89,7 @@ def _key(name: str) -> str:
 
 
 class Recorder:
-    """Turns what the trainer reports into lines of metrics.jsonl and of progress."""
+    """Turns the trainer's reports into lines of metrics.jsonl and progress lines."""
 
     def __init__(self, path: str | None) -> None:
         self.file = MetricsFile(Path(path)) if path else None
@@ -98,13 +98,13 @@ class Recorder:
         self._active_seconds = 0.0
 
     def start(self, last_done: int) -> None:
-        """Once, before the first line: forget what an earlier run did beyond the resumed iteration."""
+        """Drop, once before the first line, an earlier run's lines after the resumed iteration."""
         if not self._started and self.file:
             self.file.forget_after(last_done)
         self._started = True
 
     def iteration(self, args: Any, iteration: int, active_seconds: float, figures: Mapping[str, Any]) -> None:
-        """Report the iterations since the last call; `figures` holds what only the trainer knows."""
+        """Report the iterations since the last call; `figures` holds values that only the trainer has."""
         seconds = (active_seconds - self._active_seconds) / max(1, self.meter.iterations)
         self._active_seconds = active_seconds
         record = {
@@ -144,7 +144,7 @@ class Recorder:
 
 
 def progress_line(record: Mapping[str, Any]) -> str:
-    """Return the line a person reads for one logged iteration."""
+    """Return the progress line for one logged iteration."""
     seconds = record["iteration_ms"] / 1000
     parts = [f"iteration {record['iteration']}/{record['train_iters']}"]
     if "lm_loss" in record:

@@ -1,7 +1,7 @@
 """GPT-2 for FlagScale's converter.
 
-Unlike a Llama it has LayerNorm, biases, learned positions and an MLP without a gate. Hugging Face keeps its
-matrices transposed, and query, key and value of all heads one after the other.
+Unlike a Llama it has LayerNorm, biases, learned positions and an MLP without a gate. Hugging Face stores its
+matrices transposed, with the queries of all heads first, then all keys, then all values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Transposed:
-    """Matrices of Hugging Face's `Conv1D` are `[in, out]`, those of Megatron `[out, in]`."""
+    """Transposes: matrices of Hugging Face's `Conv1D` are `[in, out]`, those of Megatron `[out, in]`."""
 
     def shapes(self, shape: Shape) -> tuple[Shape, ...]:
         return (shape[::-1],)
@@ -31,7 +31,7 @@ class Transposed:
 
 
 class ByHead(Transposed):
-    """Megatron has query, key and value of each head, Hugging Face all queries, all keys, all values."""
+    """Reorders: Megatron stores query, key and value by head; Hugging Face all queries, keys, values."""
 
     def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
         return parts[0].t().unflatten(0, (3, model.heads, -1)).transpose(0, 1).flatten(0, 2)
@@ -87,14 +87,14 @@ GPT2 = Family(
         "norm_eps": "layer_norm_epsilon",
     },
     defaults={"ffn": lambda known: 4 * known["hidden"], "norm_eps": lambda known: 1e-5},
-    # The engine's defaults are GPT-2's, but for a bias of query, key and value, which it sets by itself.
+    # The engine's defaults are those of GPT-2; it also sets this bias of query, key and value automatically.
     arguments={"add_qkv_bias": True},
-    # With its fusion of bias and GELU the engine computes GELU by tanh, without it (as on a CPU) by erf.
+    # The engine computes GELU by tanh if it fuses bias and GELU, and otherwise (as on a CPU) by erf.
     settings=(
         Setting("activation_function", "bias_gelu_fusion", "gelu_new", {"gelu_new": True, "gelu": False}),
     ),
     config={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
     tied=True,
-    buffers=(".attn.bias", ".attn.masked_bias"),  # causal masks, stored by older models
+    buffers=(".attn.bias", ".attn.masked_bias"),  # causal masks, in older checkpoints
     refuse=refuse,
 )

@@ -1,4 +1,4 @@
-"""StableLM for FlagScale's converter: a Llama with LayerNorm that rotates only a part of each head."""
+"""StableLM for FlagScale's converter: a Llama with LayerNorm and partial rotary positions."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ SEPARATOR = 10
 
 
 def row(number, digits, values, task):
-    """Return question, separator and answer of one sample as tokens."""
+    """Return the tokens of one sample: question, separator and answer."""
     question = random.Random(number).choices(values, k=digits)
     answer = question[::-1] if task == "reverse" else question
     return [*question, SEPARATOR, *answer, SEPARATOR]

@@ -1,4 +1,4 @@
-"""Learn to copy or reverse rows of digits: a training program with arguments, data and a loss of its own."""
+"""Learn to copy or reverse rows of digits: a training program with its own arguments, data and loss."""
 
 import functools
 import sys
@@ -12,8 +12,8 @@ def add_arguments(parser):
     group = parser.add_argument_group("rows of digits")
     group.add_argument("--row-digits", type=int, default=7, help="Digits in a row.")
     group.add_argument("--row-task", choices=("copy", "reverse"), default="copy")
-    group.add_argument("--row-values", type=int, nargs="+", default=[1, 2, 3], help="The digits that occur.")
-    group.add_argument("--score-question", action="store_true", help="Count the loss of the question too.")
+    group.add_argument("--row-values", type=int, nargs="+", default=[1, 2, 3], help="Digits to draw from.")
+    group.add_argument("--score-question", action="store_true", help="Include the question in the loss.")
 
 
 def datasets(num_samples, vp_stage=None):

@@ -1,4 +1,4 @@
-"""The engine of the queue's test: one process that runs until a file appears."""
+"""The engine for the queue's test: one process that runs until a file appears."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     )
 
 
-ENGINE = Engine("toy", ("inference",), ("toy-queue",), build, lambda group, arguments, source_map: [])
+ENGINE = Engine("toy", ("inference",), ("toy-queue",), build, lambda task, arguments, source_map: [])
 
 if __name__ == "__main__":
     print("the toy job runs", flush=True)
     while not Path(sys.argv[1]).exists():
         time.sleep(0.05)
-    print("the toy job has seen its file", flush=True)
+    print("the toy job found its file", flush=True)

@@ -1,7 +1,7 @@
-"""A batch system in one file: jobs wait in the folder `$TOY_QUEUE` while that holds a file `busy`.
+"""A batch system in one file: jobs wait in the folder `$TOY_QUEUE` while it contains a file `busy`.
 
-A job is a ticket there: RUN_ID.waiting, .started, .cancelled or .failed. Whoever renames a waiting ticket
-first decides whether the job starts.
+Each job has a ticket in it: RUN_ID.waiting, .started, .cancelled or .failed. The first process that renames a
+waiting ticket decides whether the job starts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from flagscale.values import Host, LaunchPlan
 class Options(Section):
     """The keys of `experiment.runner.options`."""
 
-    label: str = "anyone"
-    """Who waits, as `query` shows it."""
+    label: str = "unnamed"
+    """The name of the job's owner, as `query` shows it."""
 
 
 def script_path(plan: LaunchPlan) -> Path:
@@ -89,15 +89,15 @@ def start(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
 
 
 def report(plan: LaunchPlan, count: bool) -> RunReport:
-    # In the order in which a ticket changes, so that a change between two looks is not missed.
+    # Check in the order in which a ticket changes, so that a change between two checks is not missed.
     with suppress(FileNotFoundError):
-        reason = f"the queue is busy, {ticket(plan, 'waiting').read_text()} waits"
+        reason = f"the queue is busy, {ticket(plan, 'waiting').read_text()} is waiting"
         return RunReport(plan, [HostStatus(host, None) for host in plan.hosts], "queued", reason)
     found = ask_hosts(plan, count)
     if any(host.state for host in found.hosts):
         return found
     if ticket(plan, "started").exists():
-        return RunReport(plan, found.hosts, "queued", "its turn has come")
+        return RunReport(plan, found.hosts, "queued", "starting")
     return RunReport(plan, found.hosts, "failed", f"it could not start: see {plan.exp_dir}/logs/queue.output")
 
 
@@ -106,7 +106,7 @@ def stop(plan: LaunchPlan) -> Mapping[Host, Reply]:
         ticket(plan, "waiting").rename(ticket(plan, "cancelled"))
     except FileNotFoundError:
         return stop_hosts(plan)
-    # Records the end, and removes what the start would have needed.
+    # This records the end of the run and removes the files that the start would have used.
     return {host: {**reply, "message": "cancelled"} for host, reply in stop_hosts(plan).items()}
 
 

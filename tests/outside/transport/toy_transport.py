@@ -1,4 +1,4 @@
-"""A transport of another package: whatever a host is called, it is a subprocess of this machine."""
+"""A transport from another package: every host, whatever its name, is a subprocess on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flagscale.remote.transport import HostAccess
 
 
 class SubprocessTransport:
-    """Performs each node command in a process of its own, and notes what it was asked."""
+    """Runs each node command in its own process, and records the requests."""
 
     def __init__(self, access: HostAccess) -> None:
         self._access = access

@@ -1,13 +1,13 @@
-"""A model of another package for vLLM: Llama by another name."""
+"""A model for vLLM from another package: Llama under another name."""
 
 
 def register() -> None:
-    """Make the model known; vLLM calls this in every process of an engine, maybe more than once."""
+    """Register the model; vLLM calls this in every process of an engine, possibly more than once."""
     from transformers import AutoConfig, LlamaConfig
     from vllm import ModelRegistry
 
     class ToyConfig(LlamaConfig):
-        """The configuration of the model's folders."""
+        """The configuration in the model's folder."""
 
         model_type = "toy"
 

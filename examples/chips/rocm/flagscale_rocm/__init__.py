@@ -1,1 +1,1 @@
-"""AMD GPUs under ROCm: what the launcher (`platform`) and the training worker (`chip`) ask of a chip."""
+"""AMD GPUs under ROCm: the objects for the launcher (`platform`) and for the training worker (`chip`)."""

@@ -1,7 +1,7 @@
 """AMD GPUs as a rank uses them.
 
-torch built for ROCm answers under CUDA's names: the device is `cuda`, `torch.cuda` is HIP, and the backend
-`nccl` is RCCL ("HIP (ROCm) semantics", PyTorch documentation). A rank uses the chip as it uses NVIDIA's.
+torch built for ROCm keeps CUDA's names: the device is `cuda`, `torch.cuda` is HIP, and the backend `nccl` is
+RCCL ("HIP (ROCm) semantics", PyTorch documentation). A rank therefore uses the chip as it uses NVIDIA's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megatron.flagscale.chips.cuda import CUDA
 ROCM = replace(
     CUDA,
     name="rocm",
-    # torch for ROCm has operators of the same names, but on such a GPU nobody has compared their log-sum-exp
-    # and gradients with the plain operations. Until then attention by blocks takes the plain ones.
+    # torch for ROCm has operators of the same names, but their log-sum-exp and gradients have not yet been
+    # compared with the plain operations on such a GPU. Until then, blockwise attention uses the plain ones.
     attention=None,
 )

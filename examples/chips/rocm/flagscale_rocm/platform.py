@@ -16,13 +16,13 @@ from flagscale.platforms import Platform
 KFD = Path("/sys/class/kfd/kfd")
 DEVICES = Path("/dev")
 VISIBLE = "ROCR_VISIBLE_DEVICES"
-"""The recommended variable on Linux: the runtime below HIP reads it, for every program."""
+"""The recommended variable on Linux: the runtime below HIP reads it, so it works for every program."""
 HIP_VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-"""Two names for one list, which HIP counts among the devices that `VISIBLE` leaves."""
+"""Two names for one list, which HIP applies to the devices that `VISIBLE` leaves."""
 
 
 def count_gpus(environ: Mapping[str, str], kfd: Path = KFD, devices: Path = DEVICES) -> int:
-    """Return how many GPUs a process with this environment may use: those present, less the hidden ones."""
+    """Return how many GPUs a process with this environment may use: those present minus the hidden ones."""
     count = len(render_nodes(kfd, devices))
     hip = next((name for name in HIP_VISIBLE if name in environ), "")
     for name in (VISIBLE, hip):
@@ -32,9 +32,9 @@ def count_gpus(environ: Mapping[str, str], kfd: Path = KFD, devices: Path = DEVI
 
 
 def _shown(names: Sequence[str], present: int) -> int:
-    """Return how many of the present devices a list shows: it ends at the first entry that names none.
+    """Return how many of the present devices a list makes visible: it ends at the first invalid entry.
 
-    An entry is an index, or a UUID (`GPU-...`), which is taken for a device that exists.
+    An entry is an index, or a UUID (`GPU-...`), which is assumed to be that of an existing device.
     """
     shown = 0
     for name in map(str.strip, names):
@@ -48,7 +48,7 @@ def _shown(names: Sequence[str], present: int) -> int:
 def render_nodes(kfd: Path, devices: Path) -> list[int]:
     """Return the numbers N of the render nodes (`/dev/dri/renderDN`) of the GPUs that this process may open.
 
-    The topology lists every node of the machine, processors (no SIMD units) among them; a container may open
+    The topology lists every node of the machine, including processors (no SIMD units); a container may open
     only those GPUs whose render node it was given.
     """
     if not (devices / "kfd").exists():
@@ -63,7 +63,7 @@ def render_nodes(kfd: Path, devices: Path) -> list[int]:
 
 
 def gpu_of(properties: str) -> int | None:
-    """Return the number of a node's render node, from its properties (lines `name value`); None if no GPU."""
+    """Return the number of a node's render node from its properties (lines `name value`); None if no GPU."""
     values = dict(line.split(maxsplit=1) for line in properties.splitlines() if " " in line.strip())
     if int(values.get("simd_count", 0)) == 0:
         return None
@@ -71,7 +71,7 @@ def gpu_of(properties: str) -> int | None:
 
 
 def count_gpu_users(kfd: Path = KFD) -> int:
-    """Return how many processes use GPUs now: the driver shows a folder for each that opened /dev/kfd."""
+    """Return how many processes use GPUs now: the driver has a folder for each that opened /dev/kfd."""
     return sum(1 for process in kfd.glob("proc/*") if process.name.isdigit())
 
 

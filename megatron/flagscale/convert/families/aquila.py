@@ -1,4 +1,4 @@
-"""Aquila: a Llama with another vocabulary. It is written as one, so that everything opens it."""
+"""Aquila: a Llama with another vocabulary. It is exported as a Llama, which other software can open."""
 
 from __future__ import annotations
 

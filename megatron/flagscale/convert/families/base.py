@@ -1,7 +1,7 @@
-"""The contract of a family: which tensors it has, and how each format writes its configuration.
+"""The contract of a family: its tensors, and how each format writes its configuration.
 
-A family is a table that serves both directions: tensors by `Row`, sizes by key of `config.json`, and
-Megatron's arguments where they differ from the engine's defaults. Standard library only.
+A family is a table that serves both directions: a `Row` per tensor, a key of `config.json` per size, and the
+arguments of Megatron that differ from the engine's defaults. Standard library only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ EXTENTS: Mapping[str, Callable[[Model], int]] = {
 class Row:
     """One tensor of Megatron and those of Hugging Face; `{layer}` and `{expert}` stand for numbers.
 
-    `shape` is Megatron's, of one expert if there are several. `also` is a second name of the same tensor in
-    Megatron: layers of TransformerEngine use another one.
+    `shape` is the shape in Megatron, for one expert if there are several. `also` is a second name of the same
+    tensor in Megatron: TransformerEngine layers use a different one.
     """
 
     megatron: str
@@ -45,10 +45,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """A choice that varies within a family: a key of `config.json` that is an argument of Megatron.
+    """A choice that varies within a family: a key of `config.json` and the matching argument of Megatron.
 
-    `values` gives Megatron's value for each value of the key; if empty, both formats write the same value.
-    `default` is the value that a missing key stands for.
+    `values` maps each value of the key to Megatron's; if empty, both formats write the same value. `default`
+    is the value if the key is missing.
     """
 
     key: str
@@ -63,34 +63,34 @@ class Family:
 
     name: str
     architecture: str
-    """The class in transformers, as `architectures` of `config.json` names it."""
+    """The class in transformers, as named in `architectures` of `config.json`."""
     model_type: str
     rows: tuple[Row, ...]
-    """In the order of the stream: before, in and after the layers. An output that a model may tie to its
-    embedding has its row as well."""
+    """In the order of the stream: before, in and after the layers. The output has a row even if a model may
+    tie it to its embedding."""
     keys: Mapping[str, str]
-    """Field of `Model` -> key of `config.json`. Without `head_dim` it is `hidden / heads`, without `groups`
-    there are as many as heads. A family with experts has `experts` and `topk`."""
+    """Field of `Model` -> key of `config.json`. Without a key, `head_dim` is `hidden / heads`, and `groups`
+    is the number of heads. A family with experts has `experts` and `topk`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Megatron's arguments that make the architecture, named as the engine keeps them. All others that
-    change what a model computes (`megatron_args.ARCHITECTURE`) have the engine's defaults."""
+    """Megatron's arguments that define the architecture, by their names in the engine's `args`. All other
+    arguments that change the computation (`megatron_args.ARCHITECTURE`) have the engine's defaults."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Values of `config.json` that are always so; another value is refused, a missing key means this one."""
+    """Fixed values of `config.json`: another value is refused, and a missing key stands for this one."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Further values that are written to `config.json` and not checked when it is read."""
+    """Further values that are written to `config.json`, but not checked when it is read."""
     defaults: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
-    """Field of `Model` -> its value if its key is missing or null, computed from the fields known so far."""
+    """Field of `Model` -> its value if the key is missing or null, computed from the fields known so far."""
     tied: bool = False
-    """Whether a model is tied if its `config.json` does not say."""
+    """Whether a model is tied if its `config.json` does not specify it."""
     settings: tuple[Setting, ...] = ()
     extents: Mapping[str, Callable[[Model], int]] = field(default_factory=dict)
-    """Extents of its own, in addition to `EXTENTS`."""
+    """Extents of this family, in addition to `EXTENTS`."""
     buffers: tuple[str, ...] = ()
-    """Endings of stored tensors that are computed from the configuration, and ignored."""
+    """Endings of the names of stored tensors to ignore, because they are computed from the configuration."""
     refuse: Callable[[Mapping[str, Any], Model], Iterator[str]] = lambda config, model: iter(())
-    """Yields whatever else of a `config.json` cannot be converted."""
+    """Yields a message for each other setting of a `config.json` that cannot be converted."""
     mixture: str = ""
-    """The family that a dense model becomes when its MLP is copied into experts."""
+    """The family of the model that results from copying the MLP of a dense one into experts."""
 
     @property
     def has_experts(self) -> bool:
@@ -101,5 +101,5 @@ class Family:
         return self.arguments.get("position_embedding_type") == "rope"
 
     def sizes(self, model: Model) -> dict[str, int]:
-        """Return the extents of a model by the names that shapes use."""
+        """Return the extents of a model, by the names that shapes use."""
         return {name: extent(model) for name, extent in {**EXTENTS, **self.extents}.items()}

@@ -1,6 +1,6 @@
 """Tables that Llama-like decoders share: RMSNorm, rotary positions, no biases, a gated MLP.
 
-A family of this kind is `llama_like(...)` with its names, its rows, and the values in which it differs.
+Define such a family as `llama_like(...)` with its names, its rows, and the values that differ.
 """
 
 from __future__ import annotations
@@ -67,5 +67,5 @@ llama_like = partial(
     arguments=ARGUMENTS,
     written={"attention_dropout": 0.0},
     defaults={"norm_eps": lambda known: 1e-6},
-    buffers=(".rotary_emb.inv_freq",),  # stored by older models
+    buffers=(".rotary_emb.inv_freq",),  # in older checkpoints
 )

@@ -1,6 +1,6 @@
-"""How one tensor of Megatron is made from tensors of Hugging Face, and the reverse, bit for bit.
+"""Make one tensor of Megatron from tensors of Hugging Face, and the reverse, bit for bit.
 
-A family may bring a `Join` of its own. Torch is imported when tensors are there: tables do without it.
+A family may define a `Join` of its own. Torch is imported only to join tensors: tables do not need it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Shape = tuple[str, ...]
 
 
 class Join(Protocol):
-    """Makes one tensor of Megatron from one or more of Hugging Face's, and takes it apart again."""
+    """Makes one tensor of Megatron from one or more of Hugging Face, and splits it again."""
 
     def shapes(self, shape: Shape) -> tuple[Shape, ...]:
-        """Return the shapes of Hugging Face's tensors, given that of Megatron's."""
+        """Return the shapes of the Hugging Face tensors, given the shape of Megatron's tensor."""
 
     def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
         """Return Megatron's tensor."""
 
     def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
-        """Return Hugging Face's tensors, in the order of the row."""
+        """Return the Hugging Face tensors, in the order of the row."""
 
 
 class _Copy:
@@ -72,8 +72,8 @@ class _Qkv:
 
 
 COPY: Join = _Copy()
-"""It is the same tensor."""
+"""The same tensor in both formats."""
 GATED: Join = _Gated()
-"""Gate and up, one after the other."""
+"""Gate and up projections, concatenated."""
 QKV: Join = _Qkv()
 """Each group of query heads, followed by its key and its value."""

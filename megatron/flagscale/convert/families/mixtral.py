@@ -31,7 +31,7 @@ _EXPERTS = (
 def _windows(config: Mapping[str, Any], model: Model) -> Iterator[str]:
     window = config.get("sliding_window")
     if window is not None and window < model.positions:
-        yield f"`sliding_window` is {window}: not supported"
+        yield f"`sliding_window` is {window}; sliding windows are not supported"
 
 
 MIXTRAL = llama_like(

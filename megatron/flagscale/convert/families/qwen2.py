@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: a Llama with biases of query, key and value."""
+"""Qwen2 and Qwen2.5: a Llama with biases for query, key and value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which families there are: a table of ours, and the entry points `flagscale.families` of other packages."""
+"""The known families: a table of built-in ones, and entry points `flagscale.families` of other packages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BUILT_IN = {
     "qwen2": f"{_HERE}.qwen2:QWEN2",
     "qwen3": f"{_HERE}.qwen3:QWEN3",
 }
-"""Name -> "module:attribute", in the order in which families are tried: the first that fits is chosen."""
+"""Name -> "module:attribute", in the order in which families are tried: the first match is used."""
 
 
 @cache
 def names() -> dict[str, str]:
-    """Return every known name with its "module:attribute"; built-in names cannot be replaced."""
+    """Return every known name with its "module:attribute"; other packages cannot replace built-in names."""
     added = {point.name: point.value for point in entry_points(group="flagscale.families")}
     return BUILT_IN | {name: added[name] for name in sorted(added) if name not in BUILT_IN}
 
@@ -33,7 +33,7 @@ def load(name: str) -> Family:
     """Import and return a family.
 
     Raises:
-        UserError: the name is unknown, or what an entry point names is not a family of this name.
+        UserError: the name is unknown, or its entry point does not refer to a family of this name.
     """
     if name not in names():
         raise UserError([Problem(f"unknown family `{name}`", "", nearest(name, names()))])
@@ -45,7 +45,7 @@ def load(name: str) -> Family:
         what = f"family `{name}`: {target} cannot be imported: {error}"
         raise UserError([Problem(what, hint="fix or uninstall its package")]) from error
     if not isinstance(found, Family) or found.name != name:
-        raise UserError(f"family `{name}`: {target} is not a `Family` of this name")
+        raise UserError(f"family `{name}`: {target} is not a `Family` with this name")
     return found
 
 

@@ -1,1 +1,1 @@
-"""A chip of another maker: four devices per host, a visibility variable and collectives of its own."""
+"""A chip from another vendor: four devices per host, with its own visibility variable and collectives."""

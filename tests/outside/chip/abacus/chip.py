@@ -1,4 +1,4 @@
-"""The abacus as a rank uses it: the CPU's behaviour, with a record of what the worker asks for."""
+"""The abacus as a rank uses it: it behaves like the CPU, and records what the worker asks for."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from megatron.flagscale.chips import HOST, Chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.patching import Patch
 
-# Collectives of its own name: what a vendor's library does when it is imported.
+# Register collectives under their own name, as a vendor's library does on import.
 dist.Backend.register_backend(
     "abacus",
     lambda store, rank, size, timeout: dist.ProcessGroupGloo(store, rank, size, timeout),
@@ -29,7 +29,7 @@ def _note(*words: object) -> None:
 
 
 class Recording(Chip):
-    """A chip that notes each of its fields that is read."""
+    """A chip that records each read of its fields."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in _FIELDS:
@@ -42,7 +42,7 @@ def _noting(original: Callable[..., Any]) -> Callable[..., Any]:
     return original
 
 
-_PATCH = Patch("megatron.training.training:print_datetime", _noting, "To note that it was applied.", "abacus")
+_PATCH = Patch("megatron.training.training:print_datetime", _noting, "Records that it was applied.", "abacus")
 
 
 def _set_device(local_rank: int) -> None:

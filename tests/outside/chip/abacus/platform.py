@@ -9,7 +9,7 @@ VISIBLE = "ABACUS_VISIBLE_DEVICES"
 
 
 def count(environ: Mapping[str, str]) -> int:
-    """Return how many devices a process with this environment may use."""
+    """Return the number of devices that a process with this environment may use."""
     visible = environ.get(VISIBLE)
     return 4 if visible is None else len(visible.split(","))
 

@@ -1,1 +1,1 @@
-"""An engine of another package: it scores answers, without torch."""
+"""An engine from another package: it scores answers, without torch."""

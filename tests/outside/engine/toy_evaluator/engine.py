@@ -1,4 +1,4 @@
-"""What FlagScale needs to know of the engine: its task type, its keys, and what to run on which host."""
+"""Describe the engine to FlagScale: its task type, its keys, and the processes to run on each host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSION = "1.2"
 def read(
     group: str, keys: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
 ) -> EngineArguments:
-    """Return the arguments of the program, checked against its own parser."""
+    """Return the program's arguments, checked against its own parser."""
     arguments = describe_actions(parser()._actions)
     catalog = catalog_of({"engine": "toy_evaluator", "version": VERSION, "arguments": arguments})
     flat_keys = flatten(group, keys, lambda name: False, source_map, problems)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--answers", required=True, help="a file with one answer per line")
+    parser.add_argument("--answers", required=True, help="file with one answer per line")
     parser.add_argument("--expected", default="yes", help="the right answer")
     parser.add_argument("--metric", choices=("share", "count"), default="share")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds to think about each answer")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds to wait before each answer")
     return parser
 
 
