@@ -14,8 +14,8 @@ from flagscale import registry
 
 @dataclass(frozen=True)
 class Platform:
-    """One kind of chip. `count_devices` tells how many devices of this host a process may use, given its
-    environment; 0 where there is none.
+    """One kind of chip. `count_devices` returns how many devices of this host a process may use, given its
+    environment; 0 if there are none.
     """
 
     name: str
@@ -23,22 +23,22 @@ class Platform:
     env: Mapping[str, str] = field(default_factory=dict)
     """Set for every process unless the experiment sets it."""
     rank_env: Mapping[str, str] = field(default_factory=dict)
-    """The same, for ranks: what collectives and the order of kernels need, and other programs do not."""
+    """The same, for ranks only: needed for collectives and the order of kernels, not by other programs."""
     visible_devices: str = ""
-    """The environment variable by which a process sees some devices of a host only."""
+    """The environment variable that limits a process to some devices of a host."""
     shares_devices: bool = False
-    """Whether several ranks may share a device (host processors)."""
+    """Whether several ranks may share a device, as with CPUs."""
     count_users: Callable[[], int] = lambda: 0
-    """How many processes use devices of this host now."""
+    """Returns how many processes currently use devices of this host."""
     chips: tuple[str, ...] = ()
-    """Models of the chip, by which a hostfile may name the platform too: `type=A100`."""
+    """Models of the chip, which also name the platform in a hostfile: `type=A100`."""
 
 
 def find(name: str, where: str = "experiment.runner.platform") -> Platform:
-    """Return a platform by its name or a chip's; `auto` is the first that has devices here, else `cpu`.
+    """Return a platform by its name or a chip's; `auto` is the first with devices on this host, else `cpu`.
 
     Raises:
-        UserError: there is no such platform.
+        UserError: the platform is unknown.
     """
     known = registry.names("platforms")
     if name in known:
