@@ -207,7 +207,7 @@ def _torchrun(
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:
     """Return the options by which the agents of all hosts find each other.
 
-    On one host torchrun itself picks a free port (0), so no other process can take it before torchrun listens.
+    On one host torchrun itself picks a free port (0), so that no other process can take it in between.
     """
     address, port = rendezvous.address, rendezvous.port
     backend, endpoint, local = runner.rdzv_backend, runner.rdzv_endpoint, runner.local_addr

@@ -74,7 +74,7 @@ class RunnerRules:
     foreground: bool = False
     """Whether `run` stays until the job ends, as `test` does."""
     scripts: Callable[[LaunchPlan], Mapping[Path, str]] = _no_scripts
-    """Return the scripts, by path, that its `start` records besides those of the hosts; `dryrun` prints them."""
+    """Return scripts, by path, that its `start` records besides those of the hosts; `dryrun` prints them."""
 
     def refusals(self, runner: Runner, where: Where) -> list[Problem]:
         """Return one problem per given key that has no effect with this runner."""

@@ -20,7 +20,7 @@ _NAMES = {
     "master_addr": ("PET_MASTER_ADDR", "MASTER_ADDR"),
     "master_port": ("PET_MASTER_PORT", "MASTER_PORT"),
 }
-"""Variables that platforms set, in order of preference. Outside ranks, `WORLD_SIZE` and `RANK` count hosts."""
+"""Variables that platforms set, in order of preference. Outside ranks, WORLD_SIZE and RANK count hosts."""
 
 _REFUSED = {
     "hostfile": "the platform starts the hosts",
