@@ -1,4 +1,4 @@
-# One word each: demo, test, test-all, lint, docs, wheel, bench. Each sets up what it needs; the second call is fast.
+# The main targets: demo, test, test-all, lint, docs, wheel, bench. Each sets up what it needs; later calls are fast.
 PYTHON ?= python3.12
 BIN := .venv/bin
 READY := .venv/.ready
@@ -11,19 +11,19 @@ SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
 
-demo-serve: $(READY)  ## train it where that was not done, convert it, serve it, ask it, and stop
+demo-serve: $(READY)  ## train the demo model if needed, convert it, serve it, query it, and stop
 	$(BIN)/python tools/demo_serve.py
 
-test: lint ssh        ## what CI runs: lint, types, all tests that fit in minutes, coverage
+test: lint ssh        ## what CI runs: lint, types, all tests that take minutes at most, coverage
 	$(BIN)/python -m pytest --cov --cov-report=
 	$(MAKE) --no-print-directory coverage
 
-test-all: lint ssh    ## the slow ones too
+test-all: lint ssh    ## the same with the slow tests
 	$(BIN)/python -m pytest --slow --cov --cov-report=
 	$(MAKE) --no-print-directory coverage
 
-# Ranks and engines run untraced, because tracing would double their start: the second figure is a lower bound.
-coverage:             ## of the last tests: control plane (at least 90 %), then data plane
+# Ranks and engines run untraced, as tracing would double their startup time: the second figure is a lower bound.
+coverage:             ## report the last tests' coverage: control plane (at least 90 %), then data plane
 	$(BIN)/coverage report --include='flagscale/*' --skip-covered --fail-under=90
 	$(BIN)/coverage report --include='megatron/*,vllm/*' --skip-covered
 
@@ -32,7 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# An environment of its own: the generator needs no engine, and no engine the generator.
+# A separate environment, because the generator needs no engine and the engines do not need the generator.
 docs: $(DOCS)/.ready  ## the doc site, build/site/index.html; a broken link or anchor is an error
 	$(DOCS)/bin/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -c docs . build/site
 
@@ -40,8 +40,8 @@ wheel: $(READY)       ## build/dist/*.whl: FlagScale without a clone
 	rm -rf build/lib build/bdist.*
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/dist .
 
-# Where a service manager runs, installing the package would open the machine to logins: the user's decision.
-ssh:                  ## the servers that the SSH tests start; where they are missing, those tests are skipped
+# If a service manager runs, installing the package would open the machine to logins: that is the user's decision.
+ssh:                  ## the packages that the SSH tests need; without them, those tests are skipped
 	@PATH="$$PATH:/usr/sbin:/sbin"; \
 	complete() { command -v sshd && command -v ssh && command -v ip; } >/dev/null; \
 	if complete; then exit; fi; \
@@ -56,7 +56,7 @@ ssh:                  ## the servers that the SSH tests start; where they are mi
 bench: $(READY)       ## the launcher's overhead against plain torchrun, in one run
 	$(BIN)/python benchmarks/launch_overhead.py
 
-bench-hetero: $(READY) ## unequal chips together against each alone; ordinary jobs with and without meshes
+bench-hetero: $(READY) ## unequal chips together against each kind alone; ordinary jobs with and without meshes
 	$(BIN)/python -m benchmarks.hetero
 
 layouts: $(READY)     ## every parallel layout against one process: the table of docs/layouts.md
@@ -65,24 +65,24 @@ layouts: $(READY)     ## every parallel layout against one process: the table of
 hetero-layouts: $(READY) ## unequal meshes against one process: the table of docs/hetero.md
 	$(BIN)/python -m benchmarks.hetero_layouts
 
-conversions: $(READY) ## every family to Megatron and back, trained between: the table of docs/conversion.md
+conversions: $(READY) ## every model family to Megatron and back, with training between: the table of docs/conversion.md
 	$(BIN)/python -m benchmarks.conversion_table
 
-soak: $(READY) ssh    ## 200 random starts, kills and stops on four hosts; nothing may be left
+soak: $(READY) ssh    ## 200 random starts, kills and stops on four hosts; no process may be left over
 	$(BIN)/python -m benchmarks.soak
 
-catalog: $(READY)     ## every argument of the installed engines, for the checks before a launch
+catalog: $(READY)     ## record every argument of the installed engines, for the checks before launch
 	$(BIN)/python -m megatron.flagscale.catalog > build/catalog.json
 	mv build/catalog.json flagscale/engines/catalog/megatron.json
 	$(BIN)/python -m vllm_flagscale.catalog > build/catalog.json
 	mv build/catalog.json flagscale/engines/catalog/vllm.json
 
-lock: $(READY)        ## write down the versions that are installed now
+lock: $(READY)        ## record the installed versions
 	sed -n '/^#/p' requirements/constraints.txt > build/constraints.txt
 	$(BIN)/pip freeze --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt requirements/constraints.txt
 
-clean:                ## everything that make wrote, but no run and no data
+clean:                ## delete everything that make wrote, but no runs and no data
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 
 $(DOCS)/.ready: pyproject.toml
@@ -91,10 +91,10 @@ $(DOCS)/.ready: pyproject.toml
 	touch $(DOCS)/.ready
 
 $(READY): pyproject.toml requirements/constraints.txt tools/install_vllm.py
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.12, or name it: make PYTHON=..."; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is required: install Python 3.12, or choose an interpreter: make PYTHON=..."; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "$(PYTHON) is not Python 3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the engines and tools into .venv (about 7 GB; minutes the first time) ..."
+	@echo "installing the engines and tools into .venv (about 7 GB; takes minutes the first time) ..."
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
 	$(BIN)/python tools/install_vllm.py
 	mkdir -p build

@@ -1,9 +1,9 @@
-"""How long a save stops the training, synchronous against asynchronous, side by side in one run.
+"""Measure how long a save stops the training: synchronous and asynchronous saves, compared in one run.
 
-One process trains a model, once for each kind, in turns, and saves at the same steps. Printed, in seconds:
-`stopped`, the time a save keeps the trainer from its next step, with all that must be done later to finish
-it; `on disk`, until the checkpoint is complete; `steps`, all steps without the saves: an asynchronous save
-takes processor and memory from those while it is written.
+One process trains a model, alternately with each kind, and saves at the same steps. It prints, in seconds:
+`stopped`, the time that a save delays the trainer's next step, including all later work to finish the save;
+`on disk`, the time until the checkpoint is complete; `steps`, the time of all steps without the saves: an
+asynchronous save takes CPU time and memory from them while it is written.
 
     python -m benchmarks.async_save [--layers 8] [--hidden-size 1024] [--repeats 2] [--folder PATH]
 """
@@ -26,14 +26,14 @@ from typing import Any
 
 from flagscale_testing.ranks.training import MOCK_DATA, ROOT, environment, torchrun
 
-_SAVE_INTERVAL = 12  # steps, long enough to write a checkpoint: a save waits for the one before it
-_STEPS = 2 * _SAVE_INTERVAL  # the first save is in mid-training, the last does not count
+_SAVE_INTERVAL = 12  # steps; enough time to write a checkpoint, because a save waits for the one before it
+_STEPS = 2 * _SAVE_INTERVAL  # the first save is in the middle of training, the last does not count
 _EVENTS = "events.json"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The seconds of one kind of saving."""
+    """The seconds that one kind of saving takes."""
 
     stopped: float
     on_disk: float
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where to save, and remove it (default: temporary files)")
+    parser.add_argument("--folder", type=Path, help="where to save; removed afterwards (default: temporary)")
     asked = parser.parse_args()
     kinds: dict[str, list[Measured]] = {"synchronous": [], "asynchronous": []}
     size = 0
@@ -82,7 +82,7 @@ def _train(folder: Path, asynchronous: bool, layers: int, hidden_size: int) -> N
 
 
 def _measured(events: list[tuple[str, float, float]]) -> Measured:
-    """Turn what the worker noted into the seconds of the first save, up to the second."""
+    """Return the seconds of the first save, up to the second save, from the events of the worker."""
     first, second = (start for name, start, _ in events if name == "save")
     stopped = [
         end - start for name, start, end in events if name in ("save", "poll") and first <= start < second
@@ -96,7 +96,7 @@ def _measured(events: list[tuple[str, float, float]]) -> Measured:
 
 
 def _worker(folder: Path, argv: list[str]) -> None:
-    """Train in this process, and note when the trainer stepped, saved, and looked after pending saves."""
+    """Train in this process, and record when the trainer stepped, saved and polled pending saves."""
     from megatron.flagscale.bootstrap import patch_engine
 
     patch_engine()
@@ -115,7 +115,7 @@ def _worker(folder: Path, argv: list[str]) -> None:
             start = time.perf_counter()
             outcome = function(*positional, **named)
             open_calls.pop()
-            if not open_calls or name == "done":  # a save looks after the one before it: counted once
+            if not open_calls or name == "done":  # a save polls the one before it: count that once
                 events.append((name, start, time.perf_counter()))
             return outcome
 

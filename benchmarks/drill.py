@@ -1,6 +1,6 @@
-"""A real training job on three namespaced hosts, to be hurt: started, looked at from outside, stopped.
+"""A real training job on three namespaced hosts, for fault injection: start it, watch it, stop it.
 
-What is measured is read where it happens (processes of the hosts, state files, metrics), not by slow queries.
+Figures are read at their source (processes of the hosts, state files, metrics), not by slow queries.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OVERRIDES = (
     "+train.data.tokenizer.vocab_size=1000",
     "+train.data.mock_data=true",
 )
-# Megatron's training, with a thread that raises or eats memory when its host is told to.
+# Megatron's training, with a thread that raises an exception or eats memory on request.
 PROGRAM = """
 import ctypes, os, runpy, threading, time
 
@@ -77,7 +77,7 @@ PATIENCE = 180.0
 
 
 def wait(holds: Callable[[], bool], what: str, seconds: float = PATIENCE) -> float:
-    """Wait until `holds`; return how long that took. TimeoutError says `what` is wrong."""
+    """Wait until `holds` returns true; return how long that took. The TimeoutError says `what` is wrong."""
     begun = time.monotonic()
     while not holds():
         if time.monotonic() - begun > seconds:
@@ -88,7 +88,7 @@ def wait(holds: Callable[[], bool], what: str, seconds: float = PATIENCE) -> flo
 
 @dataclass
 class Drill:
-    """One job in a run directory of its own, on all hosts of a farm."""
+    """One job with its own run directory, on all hosts of a farm."""
 
     farm: NamespaceFarm
     folder: Path
@@ -101,7 +101,7 @@ class Drill:
         self.files = RunDir(self.folder / "run")
 
     def begin(self, action: str, *more: str) -> subprocess.Popen[str]:
-        """Begin a command of `run.py`."""
+        """Start a command of `run.py` without waiting for it."""
         words = [
             *("--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config"),
             *OVERRIDES,
@@ -121,40 +121,40 @@ class Drill:
         )
 
     def do(self, action: str, *more: str) -> tuple[int, str]:
-        """Perform a command; return its exit code and what it printed."""
+        """Run a command; return its exit code and its output."""
         command = self.begin(action, *more)
         printed, _ = command.communicate(timeout=PATIENCE)
         return command.returncode, printed
 
     def start(self) -> None:
-        """Start the job and wait until it has gone on from a checkpoint."""
+        """Start the job and wait until it has continued after a checkpoint."""
         code, printed = self.do("run")
         assert code == 0, printed
         self.go_on()
 
     def go_on(self) -> None:
-        """Wait for a checkpoint and a few iterations more."""
+        """Wait for a checkpoint and a few more iterations."""
         wait(lambda: self.saved() > 0 and self.iteration() >= self.saved() + 3, "no checkpoint")
 
     def iterations_since(self, moment: float) -> list[int]:
-        """The iterations that were done after a moment of the clock."""
-        with suppress(FileNotFoundError, ValueError):  # there is none yet, or a line is being written
+        """Return the iterations that were completed after this time."""
+        with suppress(FileNotFoundError, ValueError):  # there is no file yet, or a line is being written
             records = [json.loads(line) for line in self.files.metrics.read_text().splitlines()]
             found = [record for record in records if "iteration_ms" in record and record["time"] > moment]
             return [int(record["iteration"]) for record in found]
         return []
 
     def iteration(self) -> int:
-        """The newest iteration of the job."""
+        """Return the newest iteration of the job."""
         return max(self.iterations_since(0.0), default=0)
 
     def iterations_again(self) -> list[int]:
-        """The iterations since a failed attempt has ended."""
+        """Return the iterations since the end of a failed attempt."""
         ended = [attempt.ended for state in self.states() if state for attempt in state.attempts]
         return self.iterations_since(max(ended)) if ended else []
 
     def saved(self) -> int:
-        """The iteration of the newest complete checkpoint."""
+        """Return the iteration of the newest complete checkpoint."""
         with suppress(OSError, ValueError):
             return int((self.checkpoints / TRACKER).read_text())
         return 0
@@ -169,26 +169,26 @@ class Drill:
         return [read_state(self.files.state(host), plan.run_id) for host in plan.hosts] if plan else []
 
     def has_noticed(self) -> bool:
-        """Whether the state of any host says that something has ended."""
+        """Return whether the state of any host reports an end."""
         return any(state and (state.phase != "running" or state.attempts) for state in self.states())
 
     def processes(self, *hosts: FarmHost) -> list[psutil.Process]:
-        """What lives on hosts (default: all) besides decoys."""
+        """Return the processes on these hosts (default: all), without decoys."""
         found = [process for host in hosts or self.farm.hosts for process in self.farm.processes(host)]
         return [process for process in found if process not in self.decoys]
 
     def training(self) -> list[psutil.Process]:
-        """The launchers, ranks and data loaders of all hosts."""
+        """Return the agents, ranks and data loaders of all hosts."""
         return [process for process in self.processes() if "train.py" in _line(process)]
 
     def find(self, host: int, kind: str) -> psutil.Process:
-        """Return a host's rank, torchrun, or a program of `flagscale.node` by its verb."""
+        """Return the rank or torchrun of a host, or a process of `flagscale.node` by its verb."""
         mark = {
             "rank": f"{self.folder}/train.py",
             "torchrun": "megatron.flagscale.torchrun",
         }.get(kind, f"flagscale.node {kind}")
         for process in sorted(self.processes(self.farm.hosts[host]), key=lambda process: process.pid):
-            # A data loader has the words of its rank, but is younger; torchrun's hold those of the rank.
+            # A data loader has its rank's command line but is younger; torchrun's contains that of the rank.
             if mark in (line := _line(process)) and (kind != "rank" or "flagscale.torchrun" not in line):
                 return process
         raise LookupError(f"no {kind} on host {host}")
@@ -199,7 +199,7 @@ class Drill:
         return False
 
     def told(self) -> str:
-        """The failure that a query shows."""
+        """Return the failure that a query shows."""
         code, printed = self.do("query", "output=json")
         try:
             status = json.loads(printed)
@@ -223,7 +223,7 @@ def _line(process: psutil.Process) -> str:
 
 @contextmanager
 def mounted(place: Path, size: str) -> Iterator[None]:
-    """A small disk of our own; hosts that are made later see it too."""
+    """Mount a small separate disk; hosts that are made later see it too."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], check=True)
     try:
@@ -238,11 +238,11 @@ def _write(path: Path, number: int) -> None:
 
 @contextmanager
 def small_memory(size: int) -> Iterator[Callable[[int], None]]:
-    """A control group below ours for processes that may take `size` bytes more; called with their pids."""
+    """A control group below ours that allows `size` more bytes; call the result with a pid to add it."""
     groups = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
     own = next((path for _, controllers, path in groups if controllers == "memory"), None)
     if own is None:
-        raise OSError("skipped: no memory controller of the first version of control groups")
+        raise OSError("skipped: requires the memory controller of control groups v1")
     group = Path("/sys/fs/cgroup/memory") / own.lstrip("/") / f"flagscale-{os.getpid()}"
     group.mkdir()
     try:
@@ -259,7 +259,7 @@ def _sleepers(farm: NamespaceFarm, host: FarmHost) -> int:
 
 @contextmanager
 def decoys(farm: NamespaceFarm, folder: Path) -> Iterator[list[psutil.Process]]:
-    """On each host, processes of the same user that belong to another run or to none."""
+    """Processes on each host, of the same user, that belong to another run or to none."""
     for host in farm.hosts:
         for number, marks in enumerate(([], [f"{RUN_ID}=another-run"])):
             program = "import time; time.sleep(1e6)"

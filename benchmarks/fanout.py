@@ -1,17 +1,17 @@
-"""Start, query and stop of many hosts: our launcher against a plain loop of `ssh`, one host after another.
+"""Compare start, query and stop on many hosts: our launcher against a plain loop of `ssh`, host by host.
 
-Every host is an sshd on a loopback address; the job is the tests' engine without training. Ours is what the
-actions do, each with connections of its own as three commands have: supervisors that guard the job, find each
-other and begin together, and a stop that returns when nothing is left. Theirs is what the reference does:
-three `ssh` calls a host to start (make the folder, send a script, run it in the background), one to query and
-one to stop, neither of which waits for anything. A login alone is measured, too: no step can be faster. Both
-sides in turn in one run, medians; CPU is that of the launcher and of all "hosts" together, which share this
-machine's cores.
+Every host is an sshd on a loopback address; the job is the fake agent of the tests. Our side does what the
+actions do, each with new connections like separate commands: supervisors guard the job, find each other and
+begin together, and a stop returns when nothing is left. The other side does what the reference does: three
+`ssh` calls per host to start (create the folder, send a script, run it in the background), one to query and
+one to stop, neither of which waits for anything. A login alone is measured as well: no step can be faster.
+Both sides alternate in one run; figures are medians. CPU time is that of the launcher and of all "hosts"
+together, which share this machine's cores.
 
     python -m benchmarks.fanout [--hosts 1 4 16 64] [--rounds 3] [--login SECONDS]
 
-`--login` is how long a login takes on the host itself, waited for and not computed: what a host with cores of
-its own, or a way to it, would add to each session. The shells read no `.bashrc` of this machine's user.
+`--login` adds a delay to each login, without using the CPU: the time that a host with its own cores, or the
+network to it, would add to each session. The shells do not read the `.bashrc` of this machine's user.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from flagscale_testing.jobs.plans import AGENT, fake_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 _PORTS = range(20000, 32000)
-"""One is taken by chance, for other benchmarks and tests may run beside this one."""
+"""One is chosen at random, because other benchmarks and tests may run at the same time."""
 STEPS = ("login", "start", "query", "stop")
-"""`login` is the floor: a connection to each host that runs `true` there, and nothing of FlagScale."""
+"""`login` is the lower bound: a connection to each host that runs `true`, without FlagScale."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step took: seconds, CPU seconds of launcher and hosts, memory of the launcher at its peak."""
+    """The cost of a step: seconds, CPU seconds of launcher and hosts, peak memory of the launcher."""
 
     seconds: float
     cpu: float
@@ -65,7 +65,7 @@ class Cost:
 def plan_of(
     hosts: Sequence[FarmHost], exp_dir: Path, run_id: str, *behaviours: str, stop_grace: float = 1.0
 ) -> LaunchPlan:
-    """Return the plan of a job of the fake engine on these hosts, with a channel where they are several."""
+    """Return the plan of a job of the fake agent on these hosts, with a channel if there are several."""
     files = RunDir(exp_dir)
     places = [Host(rank, host.address, len(behaviours), "cpu") for rank, host in enumerate(hosts)]
     nodes = tuple(
@@ -92,14 +92,14 @@ def plan_of(
 
 @contextmanager
 def quick_farm(count: int, login: float = 0.0) -> Iterator[LoopbackFarm]:
-    """A farm where a login waits for a while."""
+    """Make a farm whose logins are delayed."""
     with tempfile.TemporaryDirectory() as folder, loopback_farm(Path(folder) / "farm", count) as farm:
         (farm.home / ".bashrc").write_text(f"sleep {login}\n" if login else "")
         yield farm
 
 
 def ours(plan: LaunchPlan, step: str) -> None:
-    """Do a step as the actions do."""
+    """Execute a step as the actions do."""
     if step == "login":
         with ThreadPoolExecutor(len(plan.nodes)) as pool:
             list(pool.map(_log_in, plan.hosts))
@@ -121,7 +121,7 @@ def _log_in(host: Host) -> None:
 
 
 def theirs(farm: LoopbackFarm, plan: LaunchPlan, step: str) -> None:
-    """Do a step as the reference does."""
+    """Execute a step as the reference does."""
     for place, host in zip(plan.nodes, farm.hosts, strict=False):
         folder = f"{plan.exp_dir}/theirs/{place.host.rank}"
         script = f"exec {shlex.join(place.argv)}\n"
@@ -141,7 +141,7 @@ def theirs(farm: LoopbackFarm, plan: LaunchPlan, step: str) -> None:
 
 
 def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
-    """Do work in a process of its own, with the farm's user, and return what it cost."""
+    """Do the work in a separate process, as the farm's user, and return its cost."""
     before = _cpu(farm)
     reader, writer = os.pipe()
     pid = os.fork()
@@ -160,21 +160,21 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        reply = pipe.read()
     os.waitpid(pid, 0)
-    if not told:
+    if not reply:
         raise SystemExit("the step failed")
-    seconds, cpu, megabytes = json.loads(told)
+    seconds, cpu, megabytes = json.loads(reply)
     return Cost(seconds, cpu + _cpu(farm) - before, megabytes)
 
 
 def _cpu(farm: LoopbackFarm) -> float:
-    """CPU seconds of all processes that the farm has and had."""
+    """Return the CPU seconds of all current and former processes of the farm."""
     total = 0.0
     for process in [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]:
         try:
             ticks = process.cpu_times()
-            # Its own is told in ticks of 10 ms, too rough for many small processes; its threads' in ns.
+            # Process times come in ticks of 10 ms, too coarse for many small processes; thread times in ns.
             tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
             own = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
             total += max(own, ticks.user + ticks.system) + ticks.children_user + ticks.children_system
@@ -184,7 +184,7 @@ def _cpu(farm: LoopbackFarm) -> float:
 
 
 def rounds(farm: LoopbackFarm, count: int, number: int) -> Iterator[dict[str, tuple[Cost, Cost]]]:
-    """Measure every step on `count` hosts `number` times, ours and theirs; who begins changes."""
+    """Measure every step on `count` hosts `number` times, on both sides; the side that begins alternates."""
     for attempt in range(number):
         with tempfile.TemporaryDirectory() as folder:
             plan = plan_of(farm.hosts[:count], Path(folder), f"fanout-{count}-{attempt}", "rank")

@@ -1,14 +1,14 @@
-"""The fault matrix: a real training job on three hosts, hurt in every way that we know, and what comes of it.
+"""The fault matrix: inject every known fault into a real training job on three hosts and report the results.
 
-Three hosts with a network, processes and an sshd of their own (network namespaces) train a tiny Megatron
-model on the CPU through `run.py`. Of each fault are told: seconds until the run's state says so; seconds
-until nothing of the run is left, or until the first iteration after the restart (mostly the start of the
-training itself); iterations done again, and how many were not in a checkpoint then; processes left after a
-stop; the decoys that live; what a query (or the command that failed) says.
+Three hosts with their own network, processes and sshd (network namespaces) train a tiny Megatron model on
+CPU, started by `run.py`. Reported per fault: seconds until the run's state shows it; seconds until nothing of
+the run is left, or until the first iteration after the restart (mostly the startup of the training itself);
+repeated iterations, and how many of them had not been saved; processes left after a stop; surviving decoys;
+the message of a query (or of the command that failed).
 
     python -m benchmarks.faults [--only NAME ...]
 
-Needs root, for the namespaces.
+Requires root, for the namespaces.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from flagscale_testing.farm.namespaces import namespace_farm
 RESTART = ("+experiment.runner.max_restarts=1", "+experiment.runner.restart_timeout=60")
 HANG = "+experiment.runner.hang_timeout=20"
 AWAY = 8.0
-"""Seconds that a host is cut off before it comes back."""
+"""Seconds for which a host is cut off before it comes back."""
 HEAD = "| fault | detected, s | clean, s | runs again, s | lost (unsaved) | left | decoys | reported |"
 
 
 @dataclass
 class Row:
-    """What became of a fault; None where there is nothing to tell. Times in seconds since the fault."""
+    """The effects of a fault; None if a figure does not apply. Times are in seconds since the fault."""
 
     detected: float | None = None
     clean: float | None = None
@@ -49,33 +49,33 @@ class Row:
     lost: int | None = None
     unsaved: int | None = None
     """Iterations behind the newest checkpoint when the fault was detected."""
-    told: str = ""
+    reported: str = ""
 
 
-def hurt(drill: Drill, fault: Callable[[], object], mend: Callable[[], object] = bool) -> Row:
-    """Start, do the fault, mend it when it was noticed, and see the run go on; or end, where it must not."""
+def hurt(drill: Drill, fault: Callable[[], object], undo: Callable[[], object] = bool) -> Row:
+    """Start, inject the fault, undo it once detected, and wait until the run goes on or has to end."""
     drill.start()
     victims = drill.training()
     begun = time.monotonic()
     fault()
-    row = Row(detected=wait(drill.has_noticed, "the fault is not noticed"))
+    row = Row(detected=wait(drill.has_noticed, "the fault is not detected"))
     iteration = drill.iteration()
     row.unsaved = iteration - drill.saved()
-    mend()
+    undo()
     if set(RESTART) <= set(drill.overrides):
         wait(lambda: bool(drill.iterations_again()), "it does not go on")
         row.again = time.monotonic() - begun
         row.lost = iteration - drill.iterations_again()[0] + 1
-        assert not [process for process in victims if alive(process)], "old ranks live"
+        assert not [process for process in victims if alive(process)], "old ranks are still alive"
     else:
-        wait(lambda: not drill.processes(), "something lives")
+        wait(lambda: not drill.processes(), "processes are left")
         row.clean = time.monotonic() - begun
-    row.told = drill.told()
+    row.reported = drill.told()
     return row
 
 
 def resume(drill: Drill, row: Row, iteration: int) -> None:
-    """Start again what had come to an iteration; seconds are those of this start."""
+    """Start a job again that had reached an iteration; times count from this start."""
     since = time.time()
     code, printed = drill.do("run")
     assert code == 0, printed
@@ -85,17 +85,17 @@ def resume(drill: Drill, row: Row, iteration: int) -> None:
 
 
 def kill(drill: Drill, host: int, kind: str, number: signal.Signals = signal.SIGKILL) -> Row:
-    """Signal a process of a host."""
+    """Send a signal to a process of a host."""
     return hurt(drill, lambda: drill.find(host, kind).send_signal(number))
 
 
 def exception(drill: Drill) -> Row:
-    """Raise in the main thread of rank 1."""
+    """Raise an exception in the main thread of rank 1."""
     return hurt(drill, (drill.folder / "1.raise").touch)
 
 
 def out_of_memory(drill: Drill) -> Row:
-    """Have rank 1 eat more memory than its control group has."""
+    """Make rank 1 allocate more memory than its control group allows."""
     with small_memory(100 << 20) as confine:
 
         def eat() -> None:
@@ -106,7 +106,7 @@ def out_of_memory(drill: Drill) -> Row:
 
 
 def cut_off(drill: Drill, back: bool) -> Row:
-    """Have the network lose everything from and to a host."""
+    """Make the network drop everything from and to a host."""
 
     def restore() -> None:
         if back:
@@ -117,7 +117,7 @@ def cut_off(drill: Drill, back: bool) -> Row:
 
 
 def disk_full(drill: Drill) -> Row:
-    """Leave the next checkpoint no room, make room, start again."""
+    """Leave no space for the next checkpoint, then free space and start again."""
     filler = drill.checkpoints.parent / "filler"
 
     def fill() -> None:
@@ -125,7 +125,7 @@ def disk_full(drill: Drill) -> Row:
             while file.write(b"x" * 4096):
                 pass
 
-    # No restart: the user has to make room first, and starts again.
+    # There is no restart: the user has to free space and start again.
     row = hurt(drill, fill, filler.unlink)
     saved = drill.saved()
     resume(drill, row, saved + (row.unsaved or 0))
@@ -141,8 +141,8 @@ def sshd_stopped(drill: Drill) -> Row:
     drill.find(1, "serve").kill()
     printed, _ = command.communicate()
     assert command.returncode == 1, printed
-    row = Row(detected=time.monotonic() - begun, told=printed.strip().splitlines()[-1])
-    wait(lambda: not drill.processes(), "something lives")
+    row = Row(detected=time.monotonic() - begun, reported=printed.strip().splitlines()[-1])
+    wait(lambda: not drill.processes(), "processes are left")
     row.clean = time.monotonic() - begun
     return row
 
@@ -158,12 +158,12 @@ def launcher_killed(drill: Drill, action: str) -> Row:
     command.communicate()
     code, printed = drill.do("stop")
     assert code == 0, printed
-    wait(lambda: not drill.processes(), "something lives")
-    return Row(clean=time.monotonic() - begun, told=drill.told())
+    wait(lambda: not drill.processes(), "processes are left")
+    return Row(clean=time.monotonic() - begun, reported=drill.told())
 
 
 def two_launchers(drill: Drill) -> Row:
-    """Start twice at once: one of them is refused, before it started anything."""
+    """Start twice at once: one start is refused before it starts anything."""
     commands = [drill.begin("run"), drill.begin("run")]
     printed = [command.communicate()[0] for command in commands]
     codes = [command.returncode for command in commands]
@@ -171,15 +171,15 @@ def two_launchers(drill: Drill) -> Row:
     drill.go_on()
     runs = {process.environ()[RUN_ID] for process in drill.training()}
     assert len(runs) == 1, runs
-    return Row(told=printed[codes.index(1)].strip().splitlines()[-1])
+    return Row(reported=printed[codes.index(1)].strip().splitlines()[-1])
 
 
 def stale(drill: Drill, reused: bool) -> Row:
-    """Kill everything at once, and have the states name an earlier boot, or processes that are others'."""
+    """Kill everything at once, and make the states name an earlier boot or unrelated processes."""
     drill.start()
     iteration = drill.iteration()
     drill.clean_up()
-    wait(lambda: not drill.processes(), "something lives")
+    wait(lambda: not drill.processes(), "processes are left")
     unsaved = iteration - drill.saved()
     for number, path in enumerate(drill.files.states()):
         state = json.loads(path.read_text())
@@ -192,8 +192,8 @@ def stale(drill: Drill, reused: bool) -> Row:
                 state[name]["birth"] = "another-boot:" + state[name]["birth"].partition(":")[2]
         path.write_text(json.dumps(state))
     begun = time.monotonic()
-    told = drill.told()
-    row = Row(detected=time.monotonic() - begun, told=told, unsaved=unsaved)
+    reported = drill.told()
+    row = Row(detected=time.monotonic() - begun, reported=reported, unsaved=unsaved)
     code, printed = drill.do("stop")
     assert code == 0, printed
     resume(drill, row, iteration)
@@ -201,7 +201,7 @@ def stale(drill: Drill, reused: bool) -> Row:
 
 
 def _pid_inside(process: psutil.Process) -> int:
-    """The pid of a process in the innermost of its namespaces."""
+    """Return the pid of a process in its innermost namespace."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("NSpid:")).split()[-1])
 
@@ -225,16 +225,16 @@ FAULTS: dict[str, tuple[tuple[str, ...], Callable[[Drill], Row]]] = {
     "reboot": ((), partial(stale, reused=False)),
     "reused pid": ((), partial(stale, reused=True)),
 }
-"""By name: overrides of the configuration, and what is done."""
+"""Per name: overrides of the configuration, and the function that injects the fault."""
 
 
 @contextmanager
 def drilled(folder: Path, name: str) -> Iterator[Drill]:
-    """A fresh farm with decoys for one fault, and its checkpoints on a small disk."""
+    """Make a new farm with decoys for one fault, with checkpoints on a small disk."""
     overrides = (*FAULTS[name][0], f"+train.system.checkpoint.save={folder}/disk/checkpoints")
     (folder / "farm").mkdir()
     with (
-        mounted(folder / "disk", "64m"),  # room for 40 checkpoints
+        mounted(folder / "disk", "64m"),  # enough for 40 checkpoints
         namespace_farm(folder / "farm") as farm,
         decoys(farm, folder) as others,
     ):
@@ -246,29 +246,29 @@ def drilled(folder: Path, name: str) -> Iterator[Drill]:
 
 
 def line(name: str) -> str:
-    """Do one fault and return its line of the table."""
+    """Inject one fault and return its line of the table."""
     with tempfile.TemporaryDirectory() as folder, drilled(Path(folder), name) as drill:
         try:
             row = FAULTS[name][1](drill)
-        except Exception as error:  # the others are to be seen nevertheless
-            row = Row(told=f"**{type(error).__name__}: {error}**; {drill.told()}")
+        except Exception as error:  # the other faults must still be measured
+            row = Row(reported=f"**{type(error).__name__}: {error}**; {drill.told()}")
         for host in drill.farm.hosts:
             drill.farm.restore(host)
         drill.farm.start_sshd(*drill.farm.hosts)
         drill.do("stop")
         with suppress(TimeoutError):
-            wait(lambda: not drill.processes(), "something lives", 10)
+            wait(lambda: not drill.processes(), "processes are left", 10)
         left = len(drill.processes())
         living = sum(alive(process) for process in drill.decoys)
         times = [f"{seconds:.1f}" if seconds else "" for seconds in (row.detected, row.clean, row.again)]
         lost = "" if row.lost is None else f"{row.lost} ({row.unsaved})"
-        told = " ".join(row.told.split()).replace("|", "/")
-        cells = (name, *times, lost, str(left), f"{living} of {len(drill.decoys)}", told[:200])
+        reported = " ".join(row.reported.split()).replace("|", "/")
+        cells = (name, *times, lost, str(left), f"{living} of {len(drill.decoys)}", reported[:200])
         return f"| {' | '.join(cells)} |"
 
 
 def main(words: Sequence[str]) -> None:
-    """Do the faults and print the table."""
+    """Inject the faults and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="NAME")
     print(HEAD)

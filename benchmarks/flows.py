@@ -1,7 +1,7 @@
-"""How many files of the control plane a command enters, and how often execution switches between them.
+"""Count the files of the control plane that a command enters, and the switches of execution between them.
 
-Three commands on the shipped demo with a hostfile that names this host: `dryrun`, and, with one rank on CPU,
-`query` and `stop` of a run that is still importing its engine. Each runs in a fresh process under
+Three commands run on the shipped demo with a hostfile that names this host: `dryrun`, and, with one rank on
+CPU, `query` and `stop` of a run that is still importing its engine. Each runs in a fresh process under
 `sys.setprofile`, in all threads. Only calls of functions whose file is below CLONE/flagscale/ count:
 
 * A *file* is entered if one of its functions is called. Bodies of modules and classes do not count (or every
@@ -54,7 +54,7 @@ class Flow:
 
 
 def flow_of(calls: Iterable[tuple[int, str]]) -> Flow:
-    """Count files and switches of calls in order, each a thread and the file of the called function."""
+    """Count files and switches of ordered calls; each is a thread and the file of the called function."""
     files: set[str] = set()
     current: dict[int, str] = {}
     switches = 0
@@ -73,7 +73,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def trace(root: Path, outcome: Path, words: list[str]) -> int:
-    """Perform a command line in this process, write its flow as JSON, and return its exit code."""
+    """Run a command line in this process, write its flow as JSON, and return its exit code."""
     sys.path.insert(0, str(root))
     below = f"{root / 'flagscale'}/"
     calls: list[tuple[int, str]] = []
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--time", type=int, default=0, help="pairs of `dryrun` to time; needs --paired")
     asked = parser.parse_args()
     if asked.time and not asked.paired:
-        parser.error("--time compares two clones: name the second with --paired")
+        parser.error("--time compares two clones: give the second with --paired")
     roots = [root.resolve() for root in (asked.root, asked.paired) if root]
     for root in roots:
         if not (root / "flagscale/cli.py").is_file():

@@ -1,12 +1,12 @@
-"""Tokens a second, and the share of the chips' peak that training uses: `python -m benchmarks.gpu_mfu`.
+"""Measure training's tokens per second and share of the chips' peak: `python -m benchmarks.gpu_mfu`.
 
-Runs the real worker through `run.py action=test` on the CUDA devices of this host (`--size tiny` on host
-processors too, without a share) and reads its metrics.jsonl: the median of the iterations after the warm-up.
+Runs the real worker by `run.py action=test` on the CUDA devices of this host (`--size tiny` also on CPU,
+without a share) and reads its metrics.jsonl: the median of the iterations after the warm-up.
 The sizes are those of MosaicML's published figures: GPT with tied embeddings, 2048 tokens, BF16.
 
-The work of one token, forward and backward: 6 for each weight of a matrix product, the vocabulary's included,
-and for the attention of each layer 12 x tokens x hidden, were every pair of tokens computed (*full*, as
-MosaicML and PaLM count), or half of that for what a causal model needs (*causal*, as Megatron counts).
+The FLOP of one token, forward and backward, are 6 per weight of a matrix product (including the vocabulary's)
+plus, for the attention of each layer, 12 x tokens x hidden if every pair of tokens were computed (*full*, as
+MosaicML and PaLM count), or half of that, which a causal model needs (*causal*, as Megatron counts).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ FORMULA = (
     "12 x layers x hidden x tokens (full) or half of it (causal)"
 )
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
-"""FLOP/s of dense BF16 by what a device's name holds; other models of a chip have other clocks."""
+"""FLOP/s of dense BF16, by a part of the device's name; other variants of a chip have other clocks."""
 WARM_UP = 5
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model and how it is trained; `optimizer` is one whose state fits on one chip of 141 GB."""
+    """A model and its training settings; the state of `optimizer` fits on one chip of 141 GB."""
 
     layers: int
     hidden: int
@@ -47,7 +47,7 @@ class Size:
     optimizer: str
 
     def weights(self) -> int:
-        """Return the weights of matrix products: 12 h^2 a layer, and the vocabulary's, which is tied."""
+        """Return the weights of matrix products: 12 h^2 per layer, and the tied vocabulary's."""
         return 12 * self.layers * self.hidden**2 + self.vocabulary * self.hidden
 
     def flops_a_token(self, causal: bool) -> float:
@@ -65,7 +65,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, on so many devices of one kind."""
+    """The result of a run on devices of one kind."""
 
     device: str
     ranks: int
@@ -74,13 +74,13 @@ class Outcome:
     memory_bytes: int
 
     def share(self, size: Size, causal: bool) -> float | None:
-        """Return the part of the devices' peak that the model's work took; None: the peak is not known."""
+        """Return the share of the devices' peak that the model's work used; None if the peak is unknown."""
         peak = next((peak for name, peak in PEAKS.items() if name in self.device), None)
         return None if peak is None else self.tokens_per_s * size.flops_a_token(causal) / (self.ranks * peak)
 
 
 def experiment(size: Size, folder: Path, ranks: int, iterations: int) -> dict[str, Any]:
-    """Return the experiment file: data parallel over the ranks, the optimizer's state spread over them."""
+    """Return the experiment file: data parallel over the ranks, which share the optimizer's state."""
     return {
         "experiment": {
             "exp_name": "gpu_mfu",
@@ -121,23 +121,23 @@ def experiment(size: Size, folder: Path, ranks: int, iterations: int) -> dict[st
 
 
 def measure(size: Size, ranks: int, iterations: int) -> Outcome:
-    """Train in a folder that is then removed; CalledProcessError where the run fails."""
+    """Train in a folder that is then removed; raise CalledProcessError if the run fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # JSON is YAML too.
+        # JSON is also YAML.
         (folder / "config.yaml").write_text(json.dumps(experiment(size, folder, ranks, iterations)))
         words = ["--config-path", str(folder), "--config-name", "config"]
-        # Its progress goes to the standard error: the table alone is the output.
+        # Its progress goes to stderr, so that stdout has the table only.
         subprocess.run([sys.executable, str(ROOT / "run.py"), *words], cwd=folder, stdout=2, check=True)
         lines = [json.loads(line) for line in RunDir(folder / "run").metrics.read_text().splitlines()]
     return outcome([line for line in lines if "iteration_ms" in line], ranks)
 
 
 def outcome(lines: list[dict[str, Any]], ranks: int) -> Outcome:
-    """Return the medians of the lines after the warm-up; ValueError where there are none."""
+    """Return the medians of the lines after the warm-up; raise ValueError if there are none."""
     counted = [line for line in lines if line["iteration"] > WARM_UP]
     if not counted:
-        raise ValueError(f"no iteration after the {WARM_UP} of the warm-up")
+        raise ValueError(f"no iteration after the {WARM_UP} warm-up iterations")
     return Outcome(
         device(),
         ranks,
@@ -158,7 +158,7 @@ def device() -> str:
 
 
 def table(results: dict[str, tuple[Size, Outcome]]) -> str:
-    """Return the Markdown table, one row a model."""
+    """Return the Markdown table, with one row per model."""
     lines = [
         "| model | weights | device | optimizer | micro-batch x number x tokens | s per step | tokens/s "
         "| MFU full | MFU causal | GB |",
@@ -179,12 +179,21 @@ def table(results: dict[str, tuple[Size, Outcome]]) -> str:
 def main(argv: list[str]) -> int:
     """Measure the sizes and print the table with its formula."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", action="append", choices=SIZES, help="default: 1.3b and 7b")
-    parser.add_argument("--ranks", type=int, default=1, help="devices of this host")
-    parser.add_argument("--iterations", type=int, default=25, help=f"{WARM_UP} of them warm up")
+    parser.add_argument(
+        "--size",
+        action="append",
+        choices=SIZES,
+        help="model to measure; can be repeated (default: 1.3b and 7b)",
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="number of devices of this host to use (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=25, help=f"iterations, including {WARM_UP} for the warm-up"
+    )
     own = {"optimizer": str, "micro_batch": int, "micro_batches": int}
     for name, kind in own.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the size's own")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: that of the size")
     given = parser.parse_args(argv)
     changes = {name: value for name in own if (value := getattr(given, name)) is not None}
     results = {}

@@ -1,14 +1,14 @@
-"""What it costs to train on unequal chips together, and what it costs those who do not: `make bench-hetero`.
+"""Measure the cost of training on unequal chips, and of its code in ordinary jobs: `make bench-hetero`.
 
-Two kinds of chips are made of two processor cores. The fast one is core 0 as it is; on core 1 two ranks may
-use no vector instruction newer than SSE2. Each kind trains the model alone, both at the same time; both train
-it together, as one pipeline of unequal meshes, its layers shared out by the speeds of a trial. Printed: the
-throughput together over the sum of both alone (HETHUB's measure), and where each stage's time went.
+Two kinds of chips are made of two CPU cores. The fast one is core 0 as it is; on core 1, two ranks may not
+use vector instructions newer than SSE2. Each kind trains the model alone, both at the same time; then both
+train it together, as one pipeline of unequal meshes with layers split by the speeds of a trial. Prints the
+throughput together over the sum of both alone (HETHUB's measure), and where each stage spent its time.
 
-Then an ordinary pipeline of two ranks, a core each: as it is, with the code of meshes taken away, and as two
-equal meshes; and both cores alone, whose sum no pipeline reaches: it has to fill and to empty.
+Then it measures an ordinary pipeline of two ranks on one core each: as it is, without the code of meshes, and
+as two equal meshes; and both cores alone, whose sum no pipeline reaches, because it has to fill and drain.
 
-All jobs of a comparison live at the same time and share the machine in slices (`benchmarks.turns`).
+All jobs of a comparison run at the same time and share the machine in time slices (`benchmarks.turns`).
 
     python -m benchmarks.hetero [together] [homogeneous] [--layers 40] [--micro-batches 128] [--steps 2]
 """
@@ -40,7 +40,7 @@ MODEL = """
 
 @dataclass(frozen=True)
 class Size:
-    """What every job of a measurement trains: the model, and the micro-batches of a step."""
+    """The model that every job of a measurement trains, and the micro-batches per step."""
 
     layers: int
     hidden: int
@@ -59,14 +59,14 @@ EQUAL = (Chip(Mesh(), 0), Chip(Mesh(), 1))
 
 
 def alone(chip: Chip, size: Size) -> Job:
-    """A kind of chip trains the model by itself."""
+    """Return the job in which one kind of chip trains the model alone."""
     return Job(f"alone_{chip.core}", [chip], size.argv(MICRO_BATCH // chip.mesh.dp))
 
 
 def together(
     chips: Sequence[Chip], size: Size, split: Sequence[int], extra: int = HeteroLayout.extra_micro_batches
 ) -> Job:
-    """All chips train it as one pipeline."""
+    """Return the job in which all chips train the model as one pipeline."""
     meshes = tuple(replace(chip.mesh, layers=((layers,),)) for chip, layers in zip(chips, split, strict=True))
     layout = ["--hetero-layout", HeteroLayout(meshes, extra_micro_batches=extra).to_json()]
     return Job("together", chips, [*size.argv(MICRO_BATCH), *layout])
@@ -75,7 +75,7 @@ def together(
 def better_split(
     split: tuple[int, int], busy: Sequence[float], per_layer: Sequence[float]
 ) -> tuple[int, int]:
-    """Return the split with the shortest longer stage, from the time that both stages took in a trial."""
+    """Return the split whose slower stage is fastest, from the times of both stages in a trial."""
 
     def longest(moved: int) -> float:
         return max(busy[0] + moved * per_layer[0], busy[1] - moved * per_layer[1])
@@ -97,8 +97,8 @@ def measure_together(folder: Path, size: Size, steps: int) -> None:
         print(f"rank {rank}: {', '.join(shares)}")
     rates = [layers * _mean(chip) / size.layers for layers, chip in zip(split, (fast, slow), strict=True)]
     parts = 1 / _mean(fast) + 1 / _mean(slow)
-    print(f"layers {split[0]} + {split[1]}: whole layers leave {1 / (parts * max(rates)):.3f} of the sum,")
-    print(f"{size.micro_batches} micro-batches leave {1 - 1 / (size.micro_batches + 1):.3f} of that")
+    print(f"layers {split[0]} + {split[1]}: whole layers limit the ratio to {1 / (parts * max(rates)):.3f},")
+    print(f"{size.micro_batches} micro-batches limit it to {1 - 1 / (size.micro_batches + 1):.3f} of that")
     print(f"together / sum of both alone: {1 / (parts * _mean(both)):.3f}")
 
 
@@ -108,13 +108,13 @@ def _mean(outcome: Outcome) -> float:
 
 def _told(name: str, outcome: Outcome) -> str:
     error = statistics.pstdev(outcome.steps) / len(outcome.steps) ** 0.5
-    return f"{name:28} {_mean(outcome):.3f} s a step (± {error:.3f}, {len(outcome.steps)} steps)"
+    return f"{name:28} {_mean(outcome):.3f} s per step (± {error:.3f}, {len(outcome.steps)} steps)"
 
 
 def _split(folder: Path, chips: tuple[Chip, Chip], size: Size) -> tuple[int, int]:
-    """Share the layers out by the speeds of the chips alone, then by what the stages take.
+    """Split the layers by the speeds of the chips alone, then by the times of the stages.
 
-    A quarter of the micro-batches shows that as well.
+    A quarter of the micro-batches is enough for this.
     """
     size = replace(size, micro_batches=size.micro_batches // 4)
     parts = in_turns(folder / "alone", [[alone(chip, size) for chip in chips]], 1)
@@ -128,7 +128,7 @@ def _split(folder: Path, chips: tuple[Chip, Chip], size: Size) -> tuple[int, int
 def measure_homogeneous(folder: Path, size: Size, steps: int) -> None:
     """Print the step time of an ordinary pipeline, of one without the code of meshes, and of equal meshes.
 
-    And the throughput of each over the sum of both cores alone.
+    Also print the throughput of each over the sum of both cores alone.
     """
     ordinary = ["--pipeline-model-parallel-size", "2", *size.argv(MICRO_BATCH)]
     jobs = {
@@ -147,7 +147,7 @@ def measure_homogeneous(folder: Path, size: Size, steps: int) -> None:
 
 
 def _take_meshes_away() -> None:
-    """Make imports of the code of meshes errors, but for what every job asks of it."""
+    """Make imports of the code of meshes fail, except for what every job needs of it."""
     package = "megatron.flagscale.hetero"
     arguments, patches = (ModuleType(f"{package}.{name}") for name in ("arguments", "patches"))
     arguments.own_part = lambda argv: None  # type: ignore[attr-defined]
@@ -158,16 +158,20 @@ def _take_meshes_away() -> None:
 
 
 def main() -> None:
-    """Measure what is asked for, or all."""
+    """Run the requested measurements (default: all)."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     measures = {"together": measure_together, "homogeneous": measure_homogeneous}
-    parser.add_argument("what", nargs="*", choices=[[], *measures], help="default: both")
+    parser.add_argument(
+        "what", nargs="*", choices=[[], *measures], help="measurements to run (default: both)"
+    )
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--micro-batches", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=2, help="that count, of the slowest job")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="measured steps of the slowest job (default: %(default)s)"
+    )
     asked = parser.parse_args()
     size = Size(asked.layers, asked.hidden, asked.micro_batches)
     for name in asked.what or measures:

@@ -1,7 +1,7 @@
 """Check that unequal meshes compute the same training: `python -m benchmarks.hetero_layouts [NAME...]`.
 
-Each trains 20 steps (fp32 or bf16, gloo on CPU) from the same weights on the same data as one process. Prints
-the table, and without names writes it into docs/hetero.md.
+Each layout trains 20 steps (fp32 or bf16, gloo on CPU) from the same weights and on the same data as one
+process. Prints the table and, if no names are given, writes it into docs/hetero.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GROUPS_OF_4 = "--microbatch-group-size-per-virtual-pipeline-stage 4"
 
 @dataclass(frozen=True)
 class Hetero(Layout):
-    """A layout of meshes: `meshes` as in `hetero_process_meshes`, `layers` of each stage or of its chunks."""
+    """A layout of meshes: `meshes` as in `hetero_process_meshes`, and the layers per stage or chunk."""
 
     meshes: tuple[int, ...] = ()
     layers: tuple[int | list[int], ...] = ()
@@ -59,9 +59,9 @@ OF_MESHES: dict[str, dict[str, Any]] = {
     "none": {"options": "", "extra": 0},
     "8 extra": {"options": "--micro-batch-size 1", "extra": 8},
 }
-"""Options that are no words for the worker."""
+"""Options that are not arguments of the worker."""
 
-# model, name, options, meshes one after the other, layers of the stages (empty: even)
+# model, name, options, meshes in order, layers per stage (empty: even)
 ROWS: tuple[tuple[str, str, str, tuple[int, ...], tuple[int | list[int], ...]], ...] = (
     ("llama", "tp2 > dp2", "", TP2 + DP2, ()),
     ("llama", "tp2 > dp2, 3 + 1 layers", "", TP2 + DP2, (3, 1)),

@@ -1,8 +1,8 @@
-"""What slow links between meshes cost, and what more micro-batches in flight save of it.
+"""Measure the cost of slow links between meshes, and how much of it extra micro-batches in flight save.
 
-Two equal meshes, a processor core each, train one pipeline. Every message between them is held back for a
-while before it is posted, by a thread, as if it took that long to travel; the ranks go on meanwhile. Printed:
-the time of a step by that delay and by `hetero_extra_micro_batches`, and what of it the ranks waited.
+Two equal meshes, on one CPU core each, train one pipeline. A thread delays every message between them before
+it is posted, as if it took that long to travel; meanwhile the ranks go on. Prints the time per step for each
+delay and number of `hetero_extra_micro_batches`, and how long the ranks waited per step.
 
     python -m benchmarks.hetero_travel [--milliseconds 0 5 20] [--extra 0 1 2] [--rounds 3] [--layers 12]
 """
@@ -29,7 +29,7 @@ DELAY = "MESSAGES_TRAVEL_SECONDS"
 
 
 def main() -> None:
-    """Measure all pairs of a delay and a number of extra micro-batches in turn, and print the medians."""
+    """Measure all pairs of delay and number of extra micro-batches in turn, and print the medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--extra", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=3, help="those that count")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="measured steps per round (default: %(default)s)"
+    )
     asked = parser.parse_args()
     size = Size(asked.layers, hidden=128, micro_batches=64)
     found: dict[tuple[float, int], list[Outcome]] = {}
@@ -66,14 +68,14 @@ def _slowly(chip: Chip, seconds: float) -> Chip:
 
 
 def _hold_back(seconds: float) -> None:
-    """Have every message posted so much later, by one thread, in the order in which they were sent."""
+    """Make one thread post every message that much later, in the order in which they were sent."""
     from megatron.flagscale.hetero.lane import Lane
 
     post = Lane.send
     held: SimpleQueue[tuple[float, Lane, Any]] = SimpleQueue()
 
     def send(self: Lane, tensor: Any) -> None:
-        # A copy: the schedule gives back the memory of what it has sent.
+        # A copy, because the schedule frees the memory of sent tensors.
         held.put((time.monotonic() + seconds, self, tensor.detach().clone()))
 
     def deliver() -> None:

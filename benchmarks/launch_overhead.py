@@ -1,9 +1,9 @@
-"""What our launch costs over plain torchrun of the same worker: time to the first iteration, and step time.
+"""Compare our launcher with plain torchrun of the same worker: time to the first iteration, and step time.
 
-Both start the same program with the same arguments on the same two ranks, in turn, in one run of this
-script: ours through `run.py action=test` (checks, scripts, supervisor, metrics, followed logs), theirs as
-`torchrun` with neither metrics file nor supervisor. Printed: the difference to the first iteration and the
-ratio of the step times, as medians over pairs.
+Both start the same program with the same arguments on the same two ranks, alternately, in one run of this
+script: ours by `run.py action=test` (checks, scripts, supervisor, metrics, followed logs), theirs as
+`torchrun` without metrics file and supervisor. Prints the difference of the times to the first iteration and
+the ratio of the step times, as medians over pairs.
 
     python benchmarks/launch_overhead.py [--rounds 5] [--iterations 30]
 """
@@ -44,7 +44,7 @@ MODEL = [
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the command to the end of iteration 1, and of a median later iteration."""
+    """Seconds from the command to the end of iteration 1, and of the median later iteration."""
 
     first: float
     step: float
@@ -59,7 +59,7 @@ def ours(folder: Path, iterations: int) -> Timing:
 
 
 def theirs(folder: Path, iterations: int) -> Timing:
-    """Time plain torchrun with the argv of our plan, less the metrics file."""
+    """Time plain torchrun with the argv of our plan, without the metrics file."""
     argv = _argv(folder, iterations)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     words = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
@@ -103,7 +103,7 @@ def _command(folder: Path, iterations: int, action: str) -> list[str]:
 
 
 def _argv(folder: Path, iterations: int) -> list[str]:
-    """The worker's arguments as our plan has them, without the metrics file."""
+    """Return the worker's arguments of our plan, without the metrics file."""
     printed = subprocess.run(
         _command(folder, iterations, "dryrun"), check=True, capture_output=True, text=True, cwd=folder
     ).stdout
@@ -113,7 +113,7 @@ def _argv(folder: Path, iterations: int) -> list[str]:
 
 
 def main() -> None:
-    """Run the rounds in turn and print the figures."""
+    """Run the rounds and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=30)
@@ -121,7 +121,7 @@ def main() -> None:
     pairs: list[tuple[Timing, Timing]] = []
     for number in range(arguments.rounds + 1):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-            # In turn, and the first of each pair changes: what warms up favours nobody.
+            # The order alternates from pair to pair, so that warm-up effects favour neither side.
             if number % 2:
                 b, a = theirs(Path(other), arguments.iterations), ours(Path(one), arguments.iterations)
             else:

@@ -1,9 +1,9 @@
-"""Measure `--transformer-impl torch` beside Megatron's `local`: `python -m benchmarks.layers`.
+"""Compare `--transformer-impl torch` with Megatron's `local`: `python -m benchmarks.layers`.
 
-Times a training step of the demo model (4 layers of 128, 8k vocabulary, one sample, fp32, one thread) at
-growing sequence lengths, both layers in turn, and the memory that one attention core adds at its peak,
-forward and backward, 4 heads of 32, also with packed documents. Prints two tables, and with `--write` puts
-them into docs/layouts.md.
+Times a training step of the demo model (4 layers of hidden size 128, 8k vocabulary, one sample, fp32, one
+thread) at growing sequence lengths, with both kinds of layers in turn. Also measures the peak memory that one
+attention core adds, forward and backward, with 4 heads of size 32, also for packed documents. Prints two
+tables; `--write` also writes them into docs/layouts.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BEGIN, END = "<!-- layers: begin -->", "<!-- layers: end -->"
 
 
 def main(argv: list[str]) -> int:
-    """Measure and print."""
+    """Measure and print the tables."""
     text = f"{steps_table(*step_times())}\n\n{memory_table()}"
     print(text)
     if "--write" in argv:
@@ -49,14 +49,14 @@ def main(argv: list[str]) -> int:
 
 
 def step_times() -> tuple[dict[tuple[str, int], float], dict[tuple[str, int], float]]:
-    """Return the fastest step in milliseconds and the last loss, by kind of layers and sequence length."""
+    """Return the fastest step in ms and the last loss, per kind of layers and sequence length."""
     runs = {
         (kind, length, turn): Run(
             f"{kind} {length} {turn}",
             1,
             (
                 *shlex.split(DEMO),
-                # The shorter a step, the more of them: other work on the machine disturbs it more.
+                # More steps if they are short, because other work on the machine disturbs those more.
                 *("--transformer-impl", kind, "--train-iters", str(5 + 4096 // length)),
                 *("--seq-length", str(length), "--max-position-embeddings", str(length)),
             ),
@@ -123,7 +123,7 @@ def memory_table() -> str:
 
 
 def peak_of(kind: str, length: int, packed: bool) -> int:
-    """Return the bytes that one attention core adds to this process at its peak, `packed` or not."""
+    """Return the bytes that one attention core adds to this process at its peak, for packed data or not."""
     import torch
     from megatron.core.transformer.dot_product_attention import DotProductAttention
     from megatron.core.transformer.enums import AttnMaskType
@@ -145,7 +145,7 @@ def peak_of(kind: str, length: int, packed: bool) -> int:
 
 
 def mask_of(starts: torch.Tensor) -> torch.Tensor:
-    """Return what Megatron's data loader makes: `[b, 1, s, s]`, True where a key is not seen."""
+    """Return the mask that Megatron's data loader makes: `[b, 1, s, s]`, True for hidden keys."""
     import torch
 
     keys = torch.arange(starts.size(1))
@@ -159,7 +159,7 @@ def status(name: str) -> int:
 
 
 def in_a_fork(measure: Callable[[], int]) -> int:
-    """Return what `measure` returns in a process of its own."""
+    """Return what `measure` returns in a separate process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:

@@ -1,7 +1,7 @@
 """Check that every parallel layout computes the same training: `python -m benchmarks.layouts [NAME...]`.
 
-Each layout trains 20 steps (fp32, or bf16 where it says so, no dropout, gloo on CPU) from the same weights on
-the same data as one process. Prints the table, and without names writes it into docs/layouts.md.
+Each layout trains 20 steps (fp32, or bf16 if stated, no dropout, gloo on CPU) from the same weights and on
+the same data as one process. Prints the table and, if no names are given, writes it into docs/layouts.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ZERO = "--use-distributed-optimizer"
 OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
 FULL = "--recompute-granularity full --recompute-num-layers 1 --recompute-method"
 
-# name of the model: (ranks, options) of each layout; "llama" is RMSNorm, SwiGLU, rotary, GQA 4:2, untied.
+# model, name, ranks, options; "llama" has RMSNorm, SwiGLU, rotary embeddings, GQA 4:2, untied embeddings.
 LAYOUTS = tuple(
     Layout(f"{model}: {name}", model, ranks, options)
     for model, name, ranks, options in (
@@ -97,7 +97,7 @@ LAYOUTS = tuple(
 
 
 def table(layouts: Sequence[Layout], differences: Mapping[str, Difference]) -> str:
-    """Return the Markdown table of what was measured."""
+    """Return the Markdown table of the differences."""
     lines = [
         "| model | layout | ranks | max loss difference | max relative grad norm difference | equal |",
         "|---|---|---|---|---|---|",
@@ -113,13 +113,13 @@ def table(layouts: Sequence[Layout], differences: Mapping[str, Difference]) -> s
 
 
 def write(document: Path, text: str, begin: str, end: str) -> None:
-    """Replace what stands between the two marks of the document."""
+    """Replace the text between the two marks of the document."""
     before, _, rest = document.read_text().partition(begin)
     document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def measure(chosen: Sequence[Layout], names: Sequence[str], document: Path, begin: str, end: str) -> int:
-    """Run the named layouts, or all and write the document's table; 1 when one differs from one process."""
+    """Run the named layouts, or all and update the document; return 1 if one differs from one process."""
     if unknown := {*names} - {layout.name for layout in chosen}:
         raise SystemExit(
             "\n".join(["no such layout:", *sorted(unknown), "known:", *(one.name for one in chosen)])

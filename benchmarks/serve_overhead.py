@@ -1,7 +1,7 @@
-"""What serving through FlagScale costs: the same server with the same flags, started by `run.py` and plainly.
+"""Measure the cost of serving by FlagScale: one server is started by `run.py`, the same one directly.
 
-Both servers live at the same time and get the same requests in turn, so that whatever else the machine does
-hits both alike. On host processors only:
+Both servers run at the same time and receive the same requests in turn, so that other load on the machine
+affects both equally. On CPU only:
 python -m benchmarks.serve_overhead [--model FOLDER] [--rounds N]
 """
 
@@ -27,7 +27,7 @@ PROMPT = "The standard library of this language is documented in "
 
 @dataclass(frozen=True)
 class Round:
-    """One round of requests: tokens generated a second, and the mean time to the first token."""
+    """One round of requests: generated tokens per second, and the mean time to the first token."""
 
     tokens_per_s: float
     first_token_ms: float
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def plain(model: str, port: int) -> list[str]:
-    """Return the command of vLLM's own server, in the environment that the example sets."""
+    """Return the command of vLLM's own server, with the environment that the example sets."""
     flags = [word for name, value in FLAGS.items() for word in (f"--{name}", value)]
     environment = ("CUDA_VISIBLE_DEVICES=", "OMP_NUM_THREADS=1", "VLLM_CPU_KVCACHE_SPACE=1")
     server = (sys.executable, "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server")
@@ -111,18 +111,18 @@ def plain(model: str, port: int) -> list[str]:
 
 def measure(command: list[str], urls: dict[str, str], rounds: int) -> None:
     """Start the plain server, load both in turn, and print the table."""
-    # In a session of its own, as ours is: the kernel shares processors out among sessions, and a server in
-    # that of its clients gets more of them than one that was started from elsewhere.
+    # In a separate session like ours: the kernel divides CPU time among sessions, and a server in the
+    # session of its clients would get more of it than one started elsewhere.
     server = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         for url in urls.values():
             wait_until_healthy(url)
-            asyncio.run(load(url))  # what only the first requests wait for
+            asyncio.run(load(url))  # warm up: only the first requests wait for this
         found: dict[str, list[Round]] = {name: [] for name in urls}
         for number in range(rounds):
-            # The one that comes second gains or loses by it: take turns.
+            # The order matters, so it alternates.
             for name in sorted(urls, reverse=bool(number % 2)):
                 found[name].append(asyncio.run(load(urls[name])))
     finally:

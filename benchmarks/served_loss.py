@@ -1,7 +1,7 @@
-"""Does the served model predict held-out text as the trained one does?
+"""Check that the served model predicts held-out text as well as the trained one.
 
-Megatron evaluates the demo's whole validation set; vLLM scores the same tokens, in windows that it can hold,
-by the log probabilities of prompts. Run after `make demo-serve`: python -m benchmarks.served_loss
+Megatron evaluates the demo's whole validation set; vLLM scores the same tokens, in windows that fit its
+context, by prompt log probabilities. Run it after `make demo-serve`: python -m benchmarks.served_loss
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ RUN = (sys.executable, "run.py", "--config-path", "./examples/aquila/conf", "--c
 DATA = ROOT / "data" / "demo" / "valid_text_document"
 TRAINED = ROOT / "outputs" / "aquila_demo"
 WINDOW = 255
-"""Tokens: the demo's model holds 256, and vLLM generates one."""
+"""Tokens: the context of the demo's model is 256, and vLLM generates one token."""
 BATCH_TOKENS = 16 * 256
-"""Tokens of one evaluation of the demo: its global batch by its sequence."""
+"""Tokens of one evaluation of the demo: global batch size times sequence length."""
 
 
 def megatron_loss(folder: Path) -> float:
-    """Return the loss a token over the whole validation set, as the trainer evaluates it."""
+    """Return the loss per token over the whole validation set, as the trainer evaluates it."""
     run(
         "config",
         f"experiment.exp_dir={folder}",
         f"+train.system.checkpoint.load={RunDir(TRAINED).checkpoints}",
-        "train.model.train_iters=1000000",  # or it would say that there is nothing left to do
+        "train.model.train_iters=1000000",  # otherwise it would report that nothing is left to do
         "+train.model.skip_train=true",
-        # In place of `full_validation`, which Megatron 0.19.2 cannot do with a number of evaluations given.
+        # Instead of `full_validation`, which Megatron 0.19.2 does not support together with eval_iters.
         f"train.model.eval_iters={len(windows()) * WINDOW // BATCH_TOKENS}",
     )
     records = [json.loads(line) for line in RunDir(folder).metrics.read_text().splitlines()]
@@ -41,7 +41,7 @@ def megatron_loss(folder: Path) -> float:
 
 
 def vllm_loss(folder: Path) -> float:
-    """Return the loss a token over the same text, as the engine that serves scores it."""
+    """Return the loss per token over the same text, as scored by the serving engine."""
     prompts = folder / "windows.jsonl"
     prompts.write_text("".join(json.dumps({"prompt_token_ids": window}) + "\n" for window in windows()))
     run(
@@ -60,7 +60,7 @@ def vllm_loss(folder: Path) -> float:
 
 
 def windows() -> list[list[int]]:
-    """Return the validation text in windows, each beginning with the last token of the one before."""
+    """Return the validation text in windows, each of which begins with the last token of the one before."""
     import numpy
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
@@ -75,7 +75,7 @@ def run(config: str, *overrides: str) -> None:
 
 
 def main() -> None:
-    """Print both losses, and the ratio of the perplexities."""
+    """Print both losses and the ratio of the perplexities."""
     with tempfile.TemporaryDirectory() as folder:
         trained = megatron_loss(Path(folder, "trained"))
         Path(folder, "served").mkdir()

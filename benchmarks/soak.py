@@ -1,14 +1,14 @@
-"""Random trials: start a job on four hosts, kill something at a random moment, stop, look what is left.
+"""Random trials: start a job on four hosts, kill something at a random moment, stop, check what is left.
 
-After each trial no process of the job may live, every host's state must be an end, the start must have been
-able to begin (the run directory is always the same one), and processes of others (decoys: the same program,
-the same user, another run or none) must live. Hosts are sshd servers on loopback addresses, the job is the
-tests' engine with ranks that are deaf to TERM, daemons, or without environment.
+After each trial, no process of the job may be alive, every host's state must be final, the start must not
+have been blocked (the run directory is always the same), and unrelated processes (decoys: same program, same
+user, another run or none) must be alive. Hosts are sshd servers on loopback addresses; the job is the fake
+agent of the tests with ranks that ignore TERM, are daemons, or have no environment.
 
     python -m benchmarks.soak [--trials 200] [--seed 0]
 
-Trial n has the seed `seed + n`: a failing one is repeated by `--seed ITS_SEED --trials 1` (the moments are
-the same, how far the job had come by then is the machine's). Ends with 1 where a trial failed.
+Trial n has the seed `seed + n`: repeat a failed one with `--seed ITS_SEED --trials 1` (the moments are the
+same; the progress of the job by then depends on the machine). The exit code is 1 if a trial failed.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ KINDS = ("rank", "rank deaf", "rank daemon deaf", "rank bare")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGSTOP)
 LONGEST_START = 3.0
 PATIENCE = 60.0
-"""Seconds for a command, and for the end of everything, before that counts as a failure."""
+"""Seconds after which a command, or the end of the job, counts as failed."""
 
 type Child = multiprocessing.context.ForkProcess
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What happens in a trial, all chosen before it begins."""
+    """The events of a trial, all chosen before it begins."""
 
     seed: int
     kinds: tuple[str, ...]
@@ -65,7 +65,7 @@ class Trial:
     then: float
     """Seconds from the event to the stop."""
     stop_killed: float | None
-    """Seconds after which the stop is killed (and done again)."""
+    """Seconds after which the stop is killed (and repeated)."""
 
     @staticmethod
     def of(seed: int) -> Trial:
@@ -85,9 +85,9 @@ class Trial:
 
 
 def act(farm: Farm, plan: LaunchPlan, action: str) -> Child:
-    """Begin to start or stop the job in a process of its own; its words go to a file."""
-    told = Path(plan.exp_dir) / f"{action}.told"
-    told.unlink(missing_ok=True)
+    """Begin to start or stop the job in a separate process; its output goes to a file."""
+    result = Path(plan.exp_dir) / f"{action}.result"
+    result.unlink(missing_ok=True)
 
     def work() -> None:
         logging.disable()
@@ -96,13 +96,13 @@ def act(farm: Farm, plan: LaunchPlan, action: str) -> Child:
         try:
             if action == "start":
                 launcher.start(plan, "", {})
-                told.write_text("ok")
+                result.write_text("ok")
             else:
                 replies = launcher.stop(plan).values()
                 wrong = [reply["message"] for reply in replies if not reply["ok"]]
-                told.write_text("; ".join(wrong) or "ok")
+                result.write_text("; ".join(wrong) or "ok")
         except FlagScaleError as error:
-            told.write_text(str(error))
+            result.write_text(str(error))
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
@@ -110,7 +110,7 @@ def act(farm: Farm, plan: LaunchPlan, action: str) -> Child:
 
 
 def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> tuple[list[str], list[str]]:
-    """Return what was done, and what is wrong after it."""
+    """Return what was done, and what is wrong afterwards."""
     done: list[str] = []
     plan = plan_of(farm.hosts, exp_dir, f"soak-{trial.seed}-{time.time_ns()}", *trial.kinds)
     plan = replace(plan, recovery=Recovery(trial.restarts, restart_timeout=5.0), start_timeout=20.0)
@@ -123,7 +123,7 @@ def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> t
         for _ in range(2 if trial.event == "two processes" else 1):
             done.append(f"{trial.at:.2f} s: {_hit(farm, trial.signal, dice)}")
     time.sleep(trial.then)
-    # Who stops a job before it is recorded is told that there is none.
+    # A stop before the job is recorded would report that there is no job.
     while start.is_alive() and not _is_recorded(plan):
         time.sleep(0.01)
     if trial.stop_killed is not None:
@@ -139,13 +139,13 @@ def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> t
             wrong.append(f"{name} did not end within {PATIENCE:g} s")
             child.kill()
             child.join()
-        told = exp_dir / f"{name}.told"
-        said = told.read_text() if told.exists() else "nothing"
-        done.append(f"{name}: {said}")
-        # A start whose session we killed may say that it cannot tell whether an earlier job still runs.
-        refused = "a job still runs" in said and "whether a job still runs" not in said
-        if refused or "another command" in said or (name == "stop" and said != "ok"):
-            wrong.append(f"{name} said: {said}")
+        result = exp_dir / f"{name}.result"
+        reported = result.read_text() if result.exists() else "nothing"
+        done.append(f"{name}: {reported}")
+        # A start whose session we killed may report that an earlier job may still be running.
+        refused = "a job still runs" in reported and "whether a job still runs" not in reported
+        if refused or "another command" in reported or (name == "stop" and reported != "ok"):
+            wrong.append(f"{name} reported: {reported}")
     return done, wrong + _left(farm, plan)
 
 
@@ -162,10 +162,10 @@ def _hit(farm: Farm, number: signal.Signals, dice: random.Random) -> str:
         with suppress(psutil.NoSuchProcess):
             words = " ".join(victim.cmdline()[1:4])
             if number is signal.SIGSTOP and "serve" in words:
-                continue  # its launcher would rightly wait for minutes
+                continue  # its launcher would wait for minutes, which is correct
             victim.send_signal(number)
             return f"{number.name} to {victim.pid} ({words})"
-    return "nothing was there to be killed"
+    return "there was no process to kill"
 
 
 def _left(farm: Farm, plan: LaunchPlan) -> list[str]:
@@ -184,19 +184,19 @@ def _left(farm: Farm, plan: LaunchPlan) -> list[str]:
         if state and state.phase not in ENDED:
             wrong.append(f"state of {host.name}: {state.phase}")
         if files.secrets(host).exists():
-            wrong.append(f"secrets of {host.name} are left")
+            wrong.append(f"secrets of {host.name} were not removed")
     return wrong
 
 
 def _processes(farm: Farm) -> list[psutil.Process]:
-    """Everything in the farm but its sshd servers and their sessions."""
+    """Return all processes of the farm except its sshd servers and their sessions."""
     return [process for process in farm.keeper.processes() if not is_sshd(process) and alive(process)]
 
 
 @contextmanager
 def decoys(folder: Path) -> Iterator[list[psutil.Process]]:
-    """Processes like those of a job that belong to no run, or to another one."""
-    # They outlive every trial; the words are those of an engine and its rank.
+    """Processes like those of a job that belong to another run or to none."""
+    # They outlive every trial; their command lines look like those of an engine and its rank.
     program = "import time; time.sleep(1e6)"
     others = [
         subprocess.Popen(
@@ -216,7 +216,7 @@ def decoys(folder: Path) -> Iterator[list[psutil.Process]]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the trials; 1 where one failed."""
+    """Run the trials; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -226,7 +226,7 @@ def main(words: Sequence[str]) -> int:
         tempfile.TemporaryDirectory() as folder,
         quick_farm(HOSTS) as farm,
         decoys(Path(folder)) as others,
-        # Refreshed by hand: a thread beside us could hold a lock while we fork.
+        # Refreshed by hand, because another thread could hold a lock while we fork.
         Progress(console=console, auto_refresh=False) as progress,
     ):
         task = progress.add_task("trials", total=asked.trials)

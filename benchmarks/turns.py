@@ -1,11 +1,11 @@
-"""Trainings on pinned processor cores that live at the same time and take turns, for comparisons.
+"""Training jobs on pinned CPU cores that run side by side and take turns, for comparisons.
 
-A machine's speed changes from minute to minute, so jobs that are to be compared share its time in slices of
-some seconds: those of one turn run at the same time, then they are stopped and the next ones go on. Each rank
-has a clock that stands still while it is stopped. (A job that only waits would cost the others time as well:
-each of gloo's threads, one for a process group, looks around a hundred times a second.)
+The speed of a machine changes from minute to minute, so jobs to be compared share its time in slices of some
+seconds: the jobs of one turn run at the same time, then they are stopped and the next ones continue. Each
+rank has a clock that stands still while it is stopped. (A job that only waits would also cost the others
+time: each of gloo's threads, one per process group, polls a hundred times per second.)
 
-    python -m benchmarks.turns SOCKET JOB ARGUMENTS OF MEGATRON...     # what each rank of a job runs
+    python -m benchmarks.turns SOCKET JOB ARGUMENTS OF MEGATRON...     # the command of each rank of a job
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from flagscale_testing.ranks.training import ROOT, environment, free_port
 _DOOR = "door"
 
 _SLICE = 4.0
-"""Seconds of a turn: a pause costs some milliseconds of a pipeline that has to get going again."""
+"""Seconds per turn: each pause costs some milliseconds, because the pipeline has to restart."""
 
 Note = Mapping[str, float]
-"""The seconds of one step of one rank, and what of it the rank computed, posted and waited."""
+"""The seconds of one step of one rank, and how much of it the rank computed, posted and waited."""
 
 
 class Clock:
-    """Seconds that a process was not stopped. Who stops it keeps in a file for how long it was."""
+    """Seconds for which a process was not stopped; its stopper records the stopped time in a file."""
 
     def __init__(self, file: Path) -> None:
         if not file.exists():
@@ -53,17 +53,17 @@ class Clock:
         return time.monotonic() - self._stopped[0]
 
     def stop(self) -> None:
-        """Note that the process is stopped from now on."""
+        """Record that the process is stopped from now on."""
         self._since = time.monotonic()
 
     def go_on(self) -> None:
-        """Note that it is about to go on."""
+        """Record that the process is about to continue."""
         self._stopped[0] += time.monotonic() - self._since
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A mesh on a kind of chip: its core, and what its ranks may use of it."""
+    """A mesh on a kind of chip: its core, and the features of it that its ranks may use."""
 
     mesh: Mesh
     core: int
@@ -72,7 +72,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Job:
-    """A training over some chips, each with a launcher of its own, as hosts have."""
+    """A training job over some chips; each has its own torchrun, as hosts do."""
 
     name: str
     chips: Sequence[Chip]
@@ -86,7 +86,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The seconds of each step, and of each rank: what of a step it computed, posted messages and waited."""
+    """The seconds of each step and, per rank, how long it computed, posted messages and waited per step."""
 
     steps: tuple[float, ...]
     ranks: list[dict[str, float]]
@@ -94,7 +94,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank of a running job: what it tells after each step, its process, and its clock."""
+    """A rank of a running job: its connection for reports after each step, its process, and its clock."""
 
     job: str
     connection: Connection
@@ -103,12 +103,12 @@ class Rank:
 
 
 def in_turns(folder: Path, turns: Sequence[Sequence[Job]], steps: int) -> list[Outcome]:
-    """Have jobs train by turns until each has done so many steps, and one more to warm up.
+    """Let jobs train in turns until each has completed `steps` steps, and one more as a warm-up.
 
-    The jobs of one turn run at the same time. Each job has a folder. Those that are fast do more steps.
+    The jobs of one turn run at the same time. Each job has a folder. Fast jobs complete more steps.
 
     Raises:
-        SystemExit: a job failed; with the end of what the jobs printed.
+        SystemExit: a job failed; includes the end of all jobs' output.
     """
     jobs = [job for turn in turns for job in turn]
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def in_turns(folder: Path, turns: Sequence[Sequence[Job]], steps: int) -> list[O
 
 
 def _run(ranks: Sequence[Rank], turns: Sequence[Sequence[str]], steps: int) -> dict[Connection, list[Note]]:
-    """Give every turn a slice of time, over and over. Return what each rank noted of its steps."""
+    """Give every turn a slice of time, again and again. Return the notes of each rank on its steps."""
     notes: dict[Connection, list[Note]] = {rank.connection: [] for rank in ranks}
     while min(len(noted) for noted in notes.values()) <= steps:
         for turn in turns:
@@ -167,7 +167,7 @@ def _go_on(ranks: Sequence[Rank]) -> None:
 def _ranks(
     door: socket.socket, folder: Path, jobs: Sequence[Job], processes: Sequence[subprocess.Popen[bytes]]
 ) -> list[Rank]:
-    """Return all ranks of the jobs in order, when all wait for their first step."""
+    """Return all ranks of the jobs in order, once all wait for their first step."""
     found: dict[tuple[str, int], Rank] = {}
     door.settimeout(1)
     while len(found) < sum(job.ranks for job in jobs):
@@ -209,7 +209,7 @@ def _start(folder: Path, job: Job) -> list[subprocess.Popen[bytes]]:
 
 
 def _outcome(ranks: Sequence[Sequence[Note]]) -> Outcome:
-    """Return the outcome of a job from its ranks' notes: of all steps that all have done, but the first."""
+    """Return a job's outcome from its ranks' notes: of all common steps except the first."""
     counted = [noted[1 : min(len(each) for each in ranks)] for noted in ranks]
     return Outcome(
         tuple(max(note["step"] for note in step) for step in zip(*counted, strict=True)),
@@ -218,7 +218,7 @@ def _outcome(ranks: Sequence[Sequence[Note]]) -> Outcome:
 
 
 def work(door: str, job: str, argv: list[str]) -> None:
-    """Train in this process until it is killed; tell of each step where its time went."""
+    """Train in this process until it is killed; report how each step spent its time."""
     from megatron.flagscale.bootstrap import patch_engine
 
     patch_engine()

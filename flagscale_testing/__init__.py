@@ -1,1 +1,1 @@
-"""What tests and benchmarks share, for other projects too: SSH hosts, ranks, jobs without an engine."""
+"""Helpers for tests and benchmarks, for other projects too: SSH hosts, ranks, jobs without an engine."""

@@ -1,1 +1,1 @@
-"""Command lines around training: prepare data, look at a run."""
+"""Command-line tools for training: prepare data, convert checkpoints, inspect a run."""

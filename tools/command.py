@@ -1,4 +1,4 @@
-"""What all command lines of `tools/` share: how a user's mistake, a full disk and Ctrl-C end."""
+"""How every tool in `tools/` reports a user error, a full disk and Ctrl-C."""
 
 import errno
 import sys
@@ -13,13 +13,13 @@ _EXTRAS = {
     ),
     "openai": "serve",
 }
-"""Which extra of FlagScale's package brings what the tools import late."""
-# What the machine refuses and only the user can mend. Any other OSError is a bug and keeps its traceback.
+"""The extra of FlagScale's package that installs each package that the tools import late."""
+# Errors of the machine that only the user can fix. Any other OSError is a bug and keeps its traceback.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit code of a command line: 2 for a user's mistake, 130 for Ctrl-C, else what `main` returns."""
+    """Call `main`; return exit code 2 for a user error, 130 for Ctrl-C, otherwise what `main` returns."""
     try:
         return main()
     except UserError as error:
@@ -36,8 +36,8 @@ def run(main: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+        print(f"error: {error.strerror}: {error.filename or 'while writing a file'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+        print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""`make demo`: prepare real text, train the demo model, draw its loss, and say what to type next."""
+"""`make demo`: prepare real text, train the demo model, draw its loss, and print the next commands."""
 
 import os
 import shlex
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from flagscale.platforms import find
@@ -17,9 +17,9 @@ OUTPUT = Path("outputs/aquila_demo")
 
 
 def layout(platform: str, devices: int) -> list[str]:
-    """The overrides that fit the demo's 4 ranks (tensor 2 x pipeline 2) to the devices of this machine.
+    """Return the overrides that fit the demo's 4 ranks (tensor 2 x pipeline 2) to this machine's devices.
 
-    Ranks on host processors share them; a GPU serves one rank.
+    Ranks on CPU share its cores; a GPU serves one rank.
     """
     if platform == "cpu" or devices >= 4:
         return []
@@ -32,7 +32,7 @@ def layout(platform: str, devices: int) -> list[str]:
 
 
 def main() -> int:
-    """Run the demo's steps; the first that fails ends it with its exit code."""
+    """Run the demo's steps; stop at the first that fails and return its exit code."""
     platform = find("auto")
     overrides = layout(platform.name, platform.count_devices(os.environ))
     steps = (
@@ -52,15 +52,15 @@ loss curve   {OUTPUT / "loss.png"}
 metrics      {RunDir(OUTPUT).metrics}
 checkpoints  {RunDir(OUTPUT).checkpoints}
 
-next: train it further, in the background, from its checkpoint:
+next: continue training from the checkpoint, in the background:
   {shlex.join(again)}
-and look after it with action=query, action=logs follow=true, action=stop"""
+and manage it with action=query, action=logs follow=true, action=stop"""
     )
     return 0
 
 
 def _python() -> str:
-    """How to name this Python from here."""
+    """Return the path of this Python as a user would type it here."""
     here = Path.cwd()
     python = Path(sys.executable)
     return str(python.relative_to(here) if python.is_relative_to(here) else python)

@@ -1,11 +1,11 @@
-"""`make demo-serve`: train the demo model where that was not done, convert it, serve it, ask it, stop it."""
+"""`make demo-serve`: train the demo model if needed, convert it, serve it, query it, and stop the server."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from flagscale.run.rundir import RunDir
@@ -17,18 +17,18 @@ PROMPTS = ("def __init__(self,", "import os\n", "The standard library")
 
 
 def step(*words: str) -> int:
-    """Perform a command, shown as a user would type it; return its exit code."""
+    """Run a command, printed as a user would type it; return its exit code."""
     print(f"\n$ python {' '.join(repr(word) if ' ' in word else word for word in words)}", flush=True)
     return subprocess.run([sys.executable, *words]).returncode
 
 
 def is_trained() -> bool:
-    """Whether the demo's checkpoints hold a complete one."""
+    """Return whether the demo has a complete checkpoint."""
     return (RunDir(TRAINED).checkpoints / TRACKER).is_file()
 
 
 def main() -> int:
-    """Perform the steps; the first that fails ends it with its exit code. The server is stopped anyway."""
+    """Run the steps; stop at the first that fails and return its exit code. The server is always stopped."""
     if not is_trained() and (code := step("tools/demo.py")):
         return code
     model = str(TRAINED / "hf")

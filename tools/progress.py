@@ -1,4 +1,4 @@
-"""How far a tool is, on stderr: a bar in a terminal, else a plain line every few seconds."""
+"""Show the progress of a tool on stderr: a bar in a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts what is done, measured in bytes; use as a context manager."""
+    """Progress measured in bytes; use it as a context manager."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -31,17 +31,17 @@ class Progress:
 
     def __exit__(self, failed: object, *_: object) -> None:
         if failed is None:
-            self._done = self._total  # what was passed over without a call
+            self._done = self._total  # count what was skipped without a call
         self._tell()
         if self._bar is not None:
             self._bar.stop()
 
     def advance(self, size: int, **counts: float) -> None:
-        """`size` bytes more are done; `counts`, for the rates, say how much of what was made now."""
+        """Add `size` bytes to the progress, and `counts` (amounts by unit) to the totals shown as rates."""
         self._done += size
         for unit, count in counts.items():
             self._counts[unit] = self._counts.get(unit, 0) + count
-        # The last line is told at the end, with all that was passed over.
+        # The last line is printed at the end and includes everything that was skipped.
         is_due = time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES and self._done < self._total
         if self._bar is not None or is_due:
             self._tell()

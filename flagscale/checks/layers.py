@@ -16,12 +16,15 @@ NEEDS_CHIP = {
 """Arguments (by dest) that have no meaning on CPU, and their keys."""
 
 
-def cpu_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what the arguments (by dest) of a worker on CPU ask for and only a chip can do."""
+def cpu_violations(values: Mapping[str, Any], backend: str) -> Iterator[Violation]:
+    """Yield what the arguments (by dest) of a worker on CPU ask for and only a chip can do.
+
+    `backend`: the collective backend for host memory.
+    """
     for name, key in NEEDS_CHIP.items():
         if values.get(name):
             yield name, f"`{key}` is not supported on CPU; remove it"
-    for name, supported in (("distributed_backend", ("gloo",)), ("transformer_impl", ("torch", "local"))):
+    for name, supported in (("distributed_backend", (backend,)), ("transformer_impl", ("torch", "local"))):
         if values[name] not in supported:
             what = f"`{name}: {values[name]}` is not supported on CPU"
             yield name, f"{what}; use `{supported[0]}`, or remove the key"

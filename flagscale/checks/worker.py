@@ -24,17 +24,22 @@ class Capabilities:
     """Whether the ranks compute on chips rather than on the host's CPU."""
     has_fused_layers: bool
     """Whether TransformerEngine (or Apex) is installed and of use."""
+    backend: str
+    """The ranks' collective backend; on CPU no other is supported."""
 
 
-CPU = Capabilities(has_chip=False, has_fused_layers=False)
-
-CPU_DEFAULTS = {"distributed_backend": "gloo", "transformer_impl": "torch", "async_strategy": "mcore"}
-"""By dest: the defaults of a worker on CPU where they differ from the engine's."""
+def cpu_defaults(machine: Capabilities) -> dict[str, str]:
+    """Return the defaults (by dest) of a worker on CPU where they differ from the engine's."""
+    return {
+        "distributed_backend": machine.backend,
+        "transformer_impl": "torch",
+        "async_strategy": "mcore",
+    }
 
 
 def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Capabilities) -> dict[str, Any]:
     """Return the arguments (by dest) with a worker's own defaults for those that the user has not `given`."""
-    own = {} if machine.has_chip else CPU_DEFAULTS
+    own = {} if machine.has_chip else cpu_defaults(machine)
     return {**values, **{name: value for name, value in own.items() if name not in given}}
 
 
@@ -64,7 +69,8 @@ def worker_violations(
 
 
 def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Iterator[Violation]:
-    layers, on_cpu = values["transformer_impl"], [] if machine.has_chip else list(cpu_violations(values))
+    layers = values["transformer_impl"]
+    on_cpu = [] if machine.has_chip else list(cpu_violations(values, machine.backend))
     yield from on_cpu
     if not machine.has_fused_layers:
         if layers == "local":

@@ -11,7 +11,7 @@ from flagscale.config.schema import Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
-from flagscale.run.env import FAILURE_FILE, HEARTBEAT_FILE, run_tags
+from flagscale.run.env import CHIP, FAILURE_FILE, HEARTBEAT_FILE, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.values import (
     DEFAULT_PORT,
@@ -138,7 +138,7 @@ def _environment(
         named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
     return {
         **platform.env,
-        **({} if job.services else platform.rank_env),
+        **({} if job.services else {CHIP: platform.name, **platform.rank_env}),
         **job.role.env,
         **named,
         **run_tags(run_id, host.rank),

@@ -1,6 +1,8 @@
 """A chip as data: how many devices a host has and what its processes need in the environment.
 
-A third party adds one by the entry-point group `flagscale.platforms`; the hostfile's `type=` names it.
+A package adds a platform through the entry-point group `flagscale.platforms` and, for training, a chip of the
+same name through `flagscale.chips` (megatron/flagscale/chips/chip.py). `runner.platform` and `type=` in the
+hostfile select it.
 """
 
 from __future__ import annotations
@@ -24,14 +26,25 @@ class Platform:
     """Set for every process unless the experiment sets it."""
     rank_env: Mapping[str, str] = field(default_factory=dict)
     """The same, for ranks only: needed for collectives and the order of kernels, not by other programs."""
+    backend: str = "nccl"
+    """The collective backend of its ranks, by the engine's name."""
     visible_devices: str = ""
     """The environment variable that limits a process to some devices of a host."""
     shares_devices: bool = False
-    """Whether several ranks may share a device, as with CPUs."""
+    """Whether several ranks may share a device."""
+    is_host_processor: bool = False
+    """Whether ranks compute on the host's CPUs: without CUDA kernels, and with vLLM's CPU backend."""
     count_users: Callable[[], int] = lambda: 0
     """Returns how many processes currently use devices of this host."""
     chips: tuple[str, ...] = ()
     """Models of the chip, which also name the platform in a hostfile: `type=A100`."""
+
+
+BUILT_IN = {
+    "cpu": "flagscale.platforms.cpu:CPU",
+    "nvidia": "flagscale.platforms.nvidia:NVIDIA",
+}
+"""FlagScale's own platforms; packages add others through the entry-point group `flagscale.platforms`."""
 
 
 def find(name: str, where: str = "experiment.runner.platform") -> Platform:
@@ -40,7 +53,7 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     Raises:
         UserError: the platform is unknown.
     """
-    known = registry.names("platforms")
+    known = registry.names("platforms", BUILT_IN)
     if name in known:
         return _load(name)
     others = (_load(other) for other in known if other != "cpu")
@@ -53,5 +66,5 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
 
 
 def _load(name: str, where: str = "") -> Platform:
-    platform: Platform = registry.load("platforms", name, where)
+    platform: Platform = registry.load("platforms", name, where, BUILT_IN)
     return platform

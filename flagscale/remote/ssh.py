@@ -104,7 +104,7 @@ class Session:
         return reply
 
     def _greet(self) -> None:
-        """Wait for the first line. Raises Unreachable, with the output of shell or Python, if there is none."""
+        """Wait for the first line. Raises Unreachable, with the output of shell or Python, if none comes."""
         try:
             for _ in range(_NOISE):
                 with suppress(ValueError):

@@ -15,6 +15,9 @@ PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
 CHANNEL_SECRET = "FLAGSCALE_CHANNEL_SECRET"
 """Among the secrets of a run: the key by which its supervisors authenticate each other."""
 
+CHIP = "FLAGSCALE_CHIP"
+"""The name of the platform on which a rank runs; the worker uses the chip of the same name."""
+
 
 def run_tags(run_id: str, rank: int) -> dict[str, str]:
     """Return the environment that marks a process as part of a run, on the host with this rank."""

@@ -1,1 +1,1 @@
-"""Hosts with a real sshd each, on loopback addresses or in network namespaces."""
+"""Hosts that each run a real sshd, on loopback addresses or in network namespaces."""

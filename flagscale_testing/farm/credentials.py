@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 @dataclass(frozen=True)
 class FarmHost:
-    """One host of a farm: its alias in `~/.ssh/config`, where its sshd listens, the folder of its files."""
+    """One host of a farm: its alias in `~/.ssh/config`, the address of its sshd, the folder of its files."""
 
     name: str
     address: str
@@ -32,21 +32,21 @@ class FarmHost:
 
     @property
     def log(self) -> Path:
-        """What its sshd says, at level VERBOSE."""
+        """The log of its sshd, at level VERBOSE."""
         return self.directory / "sshd.log"
 
 
 def account() -> pwd.struct_passwd:
-    """Return whom every host lets in: who runs the farm, as only root's sshd could change to another.
+    """Return the account that every host accepts: our own, as only root's sshd can change to another.
 
     Raises:
-        KeyError: there is no such account, only a number.
+        KeyError: our user id has no account.
     """
     return pwd.getpwuid(os.getuid())
 
 
 def write_credentials(home: Path, hosts: Sequence[FarmHost]) -> None:
-    """Write the keys of all hosts, and `.ssh` below `home`: a key that all accept, and their names."""
+    """Write the keys of all hosts, and `.ssh` below `home` with a key that all accept and their names."""
     folder = home / ".ssh"
     folder.mkdir(parents=True, mode=0o700)
     (folder / "authorized_keys").write_text(_write_key(folder / "id_ed25519") + "\n")

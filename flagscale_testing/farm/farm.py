@@ -1,4 +1,4 @@
-"""What every farm of sshd servers offers, however its hosts are made."""
+"""The interface of all farms of sshd servers, however their hosts are made."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _POLL = 0.05
 
 @dataclass(frozen=True)
 class Farm(ABC):
-    """Hosts with a real sshd each, and the home directory of a user who may log in to all of them.
+    """Hosts that each run a real sshd, and the home directory of a user who may log in to all of them.
 
     Attributes:
-        directory: everything that the farm writes; it stays behind, with the logs of every sshd.
-        tag: unique; it marks the environment of every session (`FARM_TAG`).
+        directory: folder of everything that the farm writes; it remains, with the logs of every sshd.
+        tag: unique id in the environment of every session (`FARM_TAG`).
     """
 
     directory: Path
@@ -46,12 +46,12 @@ class Farm(ABC):
         return self.home / ".ssh/config"
 
     def environment(self) -> dict[str, str]:
-        """Return our environment with the farm's home and without an SSH agent: what a launcher needs."""
+        """Return the environment for a launcher: ours, with the farm's home and without an SSH agent."""
         ours = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
         return ours | {"HOME": str(self.home)}
 
     def ssh_command(self, host: FarmHost, *words: str) -> list[str]:
-        """Return words for OpenSSH's client, which asks passwd, not HOME, where its configuration is."""
+        """Return a command line of OpenSSH's client, which finds its configuration by passwd, not by HOME."""
         return ["ssh", "-F", str(self.config), host.name, *words]
 
     def hostfile(self, slots: int, count: int | None = None) -> Path:
@@ -62,16 +62,16 @@ class Farm(ABC):
         return path
 
     def write_files(self) -> None:
-        """Write keys and configurations, of the user and of every sshd."""
+        """Write the keys and configurations of the user and of every sshd."""
         write_credentials(self.home, self.hosts)
         for host in self.hosts:
             sshd.write_config(host, self.home / ".ssh/authorized_keys", self.tag)
 
     def start_sshd(self, *hosts: FarmHost) -> None:
-        """Start the sshd of hosts where it does not run, and wait until all listen.
+        """Start the sshd of these hosts unless it is running, and wait until all listen.
 
         Raises:
-            RuntimeError: one did not start; the message holds its log.
+            RuntimeError: one did not start; the message includes its log.
         """
         before = {host: sshd.starts(host) for host in hosts if not self._listens(host)}
         for host in before:
@@ -82,23 +82,23 @@ class Farm(ABC):
                 raise RuntimeError(f"the sshd of {host.name} ended:\n{host.log.read_text()}")
 
     def stop_sshd(self, *hosts: FarmHost) -> None:
-        """Have hosts refuse new connections; sessions go on, as when an administrator stops the service."""
+        """Make hosts refuse new connections; sessions go on, as when an administrator stops the service."""
         listeners = [self._listener(self._sshd.pop(host)) for host in hosts if self._listens(host)]
         for listener in listeners:
             listener.kill()
         psutil.wait_procs(listeners, _START_WAIT)
 
     def run(self, host: FarmHost, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host without SSH, to look or to meddle; its output is captured."""
+        """Run a command on a host without SSH, to inspect or disturb it; capture its output."""
         return subprocess.run(self.inside(host, words), capture_output=True, text=True)
 
     @abstractmethod
     def inside(self, host: FarmHost, words: Sequence[str]) -> list[str]:
-        """Return the words that, said here, run `words` on the host."""
+        """Return the command line that runs `words` on the host when executed here."""
 
     @abstractmethod
     def processes(self, host: FarmHost) -> list[psutil.Process]:
-        """Return what lives on a host besides its init and sshd: sessions, and all that they left behind."""
+        """Return the processes of a host, without its init and sshd: sessions, and what they left behind."""
 
     def _settled(self, host: FarmHost, starts: int) -> bool:
         return sshd.starts(host) > starts or not self._listens(host)
@@ -111,7 +111,7 @@ class Farm(ABC):
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = _START_WAIT) -> None:
-    """Wait until `holds`; raise TimeoutError, which names `what`, after `seconds`."""
+    """Wait until `holds` returns true; after `seconds`, raise TimeoutError, which names `what`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
@@ -120,7 +120,7 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = _START_WAI
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether this very process still runs; a zombie does not."""
+    """Return whether this very process is still running; a zombie is not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -128,7 +128,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def is_sshd(process: psutil.Process) -> bool:
-    """Whether it is a listener or serves a session (newer versions have a program of its own for that)."""
+    """Return whether it is an sshd: a listener, or a session (a separate program in newer versions)."""
     try:
         return process.name().startswith("sshd")
     except psutil.NoSuchProcess:

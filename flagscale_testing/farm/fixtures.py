@@ -1,4 +1,4 @@
-"""Fixtures that make farms; a conftest imports those that its tests use."""
+"""Fixtures that make farms; a conftest imports those that its tests need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ type MakeNamespaceFarm = Callable[..., NamespaceFarm]
 
 @pytest.fixture(scope="module")
 def make_loopback_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLoopbackFarm]:
-    """`make_loopback_farm(count)`: farms that last until the end of the module."""
+    """`make_loopback_farm(count)` makes a farm that lasts until the end of the module."""
     if reason := missing_for_loopback():
         pytest.skip(reason)
     with ExitStack() as farms:
@@ -31,7 +31,7 @@ def make_loopback_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mak
 
 @pytest.fixture(scope="module")
 def make_namespace_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeNamespaceFarm]:
-    """`make_namespace_farm(count=3, private=())`: farms that last until the end of the module."""
+    """`make_namespace_farm(count=3, private=())` makes a farm that lasts until the end of the module."""
     if reason := missing_for_namespaces():
         pytest.skip(reason)
     with ExitStack() as farms:

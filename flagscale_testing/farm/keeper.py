@@ -1,9 +1,9 @@
-"""The keeper of a farm: the parent of every process in it, and the one that ends them all.
+"""The keeper of a farm: the parent process of everything in the farm, which ends it all.
 
-It adopts orphans, so whatever a process does to its session, its environment or its parent, it still descends
-from the keeper. The farm ends when the owner closes the keeper's stdin, which the kernel also does for an
-owner that was killed: both ways are the same code. This file is the owner's side (`Keeper`) and, run as a
-program, the keeper itself.
+It adopts orphans, so a process still descends from the keeper whatever it does to its session, environment or
+parent. The farm ends when the owner closes the keeper's stdin; the kernel closes it for an owner that was
+killed, so both cases use the same code. This module is the owner's side (`Keeper`) and, run as a script, the
+keeper itself.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _POLL = 0.02
 
 
 class Keeper:
-    """Starts processes that live no longer than this object, nor than the process that holds it."""
+    """Starts processes that live no longer than this object and the process that owns it."""
 
     def __init__(self) -> None:
-        # A session of its own: a Ctrl-C or a kill of the test's process group must not reach it.
+        # A separate session, so that Ctrl-C or a kill of the test's process group does not reach it.
         self._program = subprocess.Popen(
             [sys.executable, "-I", __file__],
             cwd="/",
@@ -48,10 +48,10 @@ class Keeper:
         return self._program.pid
 
     def start(self, words: Sequence[str], log: Path) -> psutil.Process:
-        """Start a program without stdin, its output appended to `log`.
+        """Start a program without stdin and append its output to `log`.
 
         Raises:
-            RuntimeError: it ended at once; the message holds its log.
+            RuntimeError: it ended at once; the message includes its log.
         """
         assert self._program.stdin
         assert self._program.stdout
@@ -66,7 +66,7 @@ class Keeper:
             raise RuntimeError(f"{words[0]} ended at once:\n{log.read_text()}") from None
 
     def processes(self) -> list[psutil.Process]:
-        """Return everything that lives in the farm."""
+        """Return all processes of the farm."""
         return psutil.Process(self.pid).children(recursive=True)
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Keeper:
 
 
 def _spawn(log: str, *words: str) -> int:
-    """Start a program that the kernel kills should the keeper itself be killed; return its pid."""
+    """Start a program that the kernel kills if the keeper itself is killed; return its pid."""
     return os.posix_spawnp(
         "setpriv",
         ["setpriv", "--pdeathsig", "KILL", "--", *words],
@@ -100,7 +100,7 @@ def _spawn(log: str, *words: str) -> int:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores them, which a child would inherit
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores these, and children would inherit that
     )
 
 
@@ -124,10 +124,10 @@ def _end_descendants() -> None:
 
 
 def main() -> None:
-    """Start what each line of stdin says (JSON: log file and words), print its pid; at the end, end all."""
+    """Start a program per line of stdin (JSON: log file and words) and print its pid; at the end, end all."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # not SIG_IGN, which every child would inherit
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which all children would inherit
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     try:
         for line in sys.stdin:

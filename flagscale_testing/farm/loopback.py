@@ -1,6 +1,6 @@
 """A cheap farm: each host is an address of the loopback interface with its own sshd.
 
-The hosts share the machine: file system, process table, network. Tens of them start within a second or two.
+The hosts share this machine's file system, process table and network. Dozens start within a second or two.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.farm import Farm, is_sshd
 from flagscale_testing.farm.keeper import Keeper
 
-_PORTS = range(20000, 32000)  # below those that the kernel gives to clients
+_PORTS = range(20000, 32000)  # below the ports that the kernel assigns to clients
 
 
 @dataclass(frozen=True)
 class LoopbackFarm(Farm):
-    """Hosts 127.0.0.2, 127.0.0.3, ... with one port."""
+    """Hosts 127.0.0.2, 127.0.0.3, ... which all use the same port."""
 
     def inside(self, host: FarmHost, words: Sequence[str]) -> list[str]:
         return ["env", f"{sshd.TAG_MARK}={self.tag}", f"{sshd.HOST_MARK}={host.name}", *words]
@@ -34,18 +34,18 @@ class LoopbackFarm(Farm):
         found: dict[int, psutil.Process] = {}
         for process in self.keeper.processes():
             try:
-                # A parent stands before its children, so one without the mark is still found by descent.
+                # Parents come before their children, so a child without the mark is still found by descent.
                 of_host = process.environ().get(sshd.HOST_MARK) == host.name and not is_sshd(process)
                 if of_host or process.ppid() in found:
                     found[process.pid] = process
-            except psutil.NoSuchProcess:  # also a zombie
+            except psutil.NoSuchProcess:  # or a zombie
                 continue
         return list(found.values())
 
 
 @contextmanager
 def loopback_farm(directory: Path, count: int) -> Iterator[LoopbackFarm]:
-    """Make a farm of `count` hosts in an empty folder; at the end, no process of it is left."""
+    """Make a farm of `count` hosts in an empty folder; at the end, none of its processes is left."""
     assert 1 <= count <= 250
     directory = directory.resolve()
     port = _free_port()

@@ -1,7 +1,7 @@
-"""A farm of hosts that can lose their network and their power: each is a set of namespaces on one switch.
+"""A farm of hosts that can lose their network or power: each is a set of namespaces on one switch.
 
-A host has its own network, process table, host name, `/etc/hosts` (it knows all hosts by name), mounts and
-sshd on port 22; it shares the machine's file system, but for the folders that are to be private.
+A host has its own network, process table, host name, `/etc/hosts` (with the names of all hosts), mounts and
+sshd on port 22; it shares the machine's file system, except for the private folders.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flagscale_testing.farm.keeper import Keeper
 from flagscale_testing.farm.switch import Switch, free_subnet, switch_on
 
 _SSH_PORT = 22
-# Ignoring SIGCHLD is all that an init must do: the kernel then buries the orphans that it adopts.
+# An init only has to ignore SIGCHLD: the kernel then reaps the orphans that it adopts.
 _INIT = ["env", "--ignore-signal=CHLD", "sleep", "infinity"]
 UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--mount-proc", "--kill-child", "--"]
 
@@ -32,7 +32,7 @@ class NamespaceFarm(Farm):
     """Hosts 1, 2, ... of a private subnet, in which this machine (the launcher) has `switch.launcher`.
 
     Attributes:
-        private: folders that every host has for itself.
+        private: folders of which every host has its own copy.
     """
 
     switch: Switch
@@ -40,12 +40,12 @@ class NamespaceFarm(Farm):
     _init: dict[FarmHost, psutil.Process] = field(default_factory=dict, init=False, repr=False)
 
     def backing(self, host: FarmHost, path: Path) -> Path:
-        """Return where a path in a private folder of the host lies on this machine; power-offs leave it."""
+        """Return where this machine stores a path of a host's private folder; it survives power-offs."""
         assert any(path.is_relative_to(folder) for folder in self.private), f"{path} is not private"
         return host.directory / "private" / path.relative_to("/")
 
     def cut(self, host: FarmHost) -> None:
-        """Have the network lose every packet from and to a host, which itself goes on."""
+        """Make the network drop all packets from and to a host, which itself goes on."""
         self.switch.set_link(host, "down")
 
     def restore(self, host: FarmHost) -> None:
@@ -53,8 +53,8 @@ class NamespaceFarm(Farm):
         self.switch.set_link(host, "up")
 
     def power_off(self, host: FarmHost) -> None:
-        """Kill a host: its peers hear no goodbye, and no process of it is left."""
-        self.switch.unplug(host)  # first, or the dying sockets would still tell their peers
+        """Kill a host: its peers are not notified, and none of its processes is left."""
+        self.switch.unplug(host)  # first, or the closing sockets would still notify their peers
         self._sshd.pop(host, None)
         init = self._init.pop(host)
         table = _process_table(init.pid)
@@ -62,7 +62,7 @@ class NamespaceFarm(Farm):
         wait_until(lambda: not _living_in(table), f"the end of {host.name}")
 
     def power_on(self, host: FarmHost) -> None:
-        """Boot a host that is off: new namespaces, its sshd, and what was on its private folders."""
+        """Boot a host that is off: new namespaces and sshd, but the old contents of its private folders."""
         started = self.keeper.start([*UNSHARE, *_INIT], host.log)
         wait_until(lambda: [child.name() for child in started.children()] == ["sleep"], host.name)
         self._init[host] = started.children()[0]
@@ -104,19 +104,19 @@ class NamespaceFarm(Farm):
         subprocess.run(self.inside(host, words), check=True)
 
     def _listener(self, started: psutil.Process) -> psutil.Process:
-        return started.children()[0]  # nsenter waits for it outside of the host
+        return started.children()[0]  # nsenter waits for it outside the host
 
 
 @contextmanager
 def namespace_farm(directory: Path, count: int = 3, private: Sequence[Path] = ()) -> Iterator[NamespaceFarm]:
-    """Make a farm of `count` hosts in an empty folder; at the end, nothing of it is left but that folder.
+    """Make a farm of `count` hosts in an empty folder; at the end, only that folder is left.
 
     Args:
-        private: absolute folders that each host shall have for itself, empty at first; made here if missing.
+        private: absolute paths of folders private to each host, empty at first; created here if missing.
     """
     assert 1 <= count <= 250
     directory = directory.resolve()
-    # The farm's own files must be seen on every host: its sshd reads them there.
+    # The farm's own files must be visible on every host, where its sshd reads them.
     assert not any(directory.is_relative_to(folder) for folder in private), "the farm's folder is private"
     tag, subnet = secrets.token_hex(4), free_subnet()
     hosts = tuple(
@@ -132,7 +132,7 @@ def namespace_farm(directory: Path, count: int = 3, private: Sequence[Path] = ()
                 farm.power_on(host)
             yield farm
     finally:
-        # Not deleted by us: so the hosts' dying sockets can still tell their peers.
+        # We do not delete it, so that the hosts' closing sockets can still notify their peers.
         wait_until(lambda: uplink not in psutil.net_if_addrs(), "the end of the farm's interface")
 
 
@@ -149,5 +149,5 @@ def _living_in(table: int) -> list[psutil.Process]:
             if _process_table(process.pid) == table and alive(process):
                 found.append(process)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended, or is the machine's: a farm's processes are always ours to look at
+            continue  # it has ended, or is not of the farm, whose processes we may always inspect
     return found

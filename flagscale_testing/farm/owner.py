@@ -1,7 +1,7 @@
-"""A program that holds a farm until its stdin ends, for tests that kill it: words KIND and DIRECTORY.
+"""A script that owns a farm until its stdin ends, for tests that kill it: `owner KIND DIRECTORY`.
 
-Daemons run on one host, one of them without the farm's marks, and a session on another; then it prints the
-tag of the farm and the pids of its processes, the keeper first, as JSON.
+It starts daemons on one host, one of them without the farm's marks, and a session on another. Then it prints
+the tag of the farm and the pids of its processes as JSON, the keeper's first.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from flagscale_testing.farm.farm import Farm, wait_until
 from flagscale_testing.farm.loopback import loopback_farm
 from flagscale_testing.farm.namespaces import namespace_farm
 
-# A daemon that left its session, and one that also dropped the environment.
+# One daemon leaves its session; the other also drops its environment.
 DAEMONS = "setsid sleep 600 >&- 2>&- <&- & env -i setsid sleep 601 >&- 2>&- <&- &"
 
 
 def sleepers(processes: Iterable[psutil.Process]) -> set[str]:
-    """Return for how long each `sleep` among processes sleeps."""
+    """Return the durations of all `sleep` commands among the processes."""
     found: set[str] = set()
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -38,9 +38,9 @@ def main(kind: str, directory: Path) -> None:
     if kind == "namespaces":
         made = namespace_farm(directory, 2, [directory.with_name("private")])
     with made as farm:
-        # Our own stdin is not theirs: ssh would have reads of it return before there is anything to read.
+        # They do not share our stdin: ssh would make reads of it return before there is anything to read.
         subprocess.run(farm.ssh_command(farm.hosts[1], DAEMONS), stdin=subprocess.DEVNULL, check=True)
-        # The session's client is no process of the farm: it must see to its own end.
+        # The session's client is not a process of the farm, so it must end by itself.
         session = ["setpriv", "--pdeathsig", "KILL", *farm.ssh_command(farm.hosts[0], "sleep 602")]
         subprocess.Popen(session, stdin=subprocess.DEVNULL)
         wait_until(lambda: {"600", "601", "602"} <= sleepers(farm.keeper.processes()), "the sleepers")

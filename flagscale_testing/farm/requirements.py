@@ -1,4 +1,4 @@
-"""Why a farm cannot be made on this machine."""
+"""Reasons why a farm cannot be made on this machine."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from flagscale_testing.farm.sshd import find_program
 from flagscale_testing.farm.switch import ip_program
 
 _PASSWORDS = Path("/etc/shadow")
-# What a namespace farm asks of the kernel, done in namespaces that end with the command.
+# What a namespace farm requires of the kernel, tried in namespaces that end with the command.
 _TRIAL = "link add br0 type bridge\nlink add veth0 type veth peer name veth1\nlink set veth0 master br0 up"
 
 
 @cache
 def missing_for_loopback() -> str | None:
-    """Return the reason why there can be no loopback farm here, or None."""
+    """Return why a loopback farm cannot be made here, or None if it can."""
     if sys.platform != "linux":
-        return "a farm needs Linux"
+        return "a farm requires Linux"
     return _account_problem() or _missing_programs(["sshd", "ssh", "setpriv"])
 
 
 @cache
 def missing_for_namespaces() -> str | None:
-    """Return the reason why there can be no namespace farm here, or None."""
+    """Return why a namespace farm cannot be made here, or None if it can."""
     if reason := missing_for_loopback() or _missing_programs(["ip", "unshare", "nsenter"]):
         return reason
     if os.getuid() != 0:
-        return "only root can make network namespaces"
+        return "only root can create network namespaces"
     trial = subprocess.run(
         [*UNSHARE, ip_program(), "-batch", "-"], input=_TRIAL, capture_output=True, text=True
     )
-    return f"no network namespaces here: {trial.stderr.strip()}" if trial.returncode else None
+    return f"network namespaces cannot be created here: {trial.stderr.strip()}" if trial.returncode else None
 
 
 def _account_problem() -> str | None:
     try:
         user = account()
     except KeyError:
-        return f"sshd lets in accounts only, and user {os.getuid()} has none"
+        return f"sshd accepts only users with an account, and user id {os.getuid()} has none"
     if Path(user.pw_shell).name in ("nologin", "false"):
-        return f"sshd needs a login shell, and {user.pw_name} has none"
+        return f"sshd requires a login shell, and {user.pw_name} has none"
     if os.access(_PASSWORDS, os.R_OK) and f"\n{user.pw_name}:!" in f"\n{_PASSWORDS.read_text()}":
-        return f"sshd lets in no locked account, as {user.pw_name} is (usermod --password '*' unlocks it)"
+        return f"sshd rejects locked accounts such as {user.pw_name} (usermod --password '*' unlocks it)"
     return None
 
 

@@ -1,4 +1,4 @@
-"""One sshd of a farm: its configuration, its command line, and when it is ready."""
+"""One sshd of a farm: its configuration, its command line, and whether it is ready."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from flagscale_testing.farm.credentials import FarmHost, account
 
 HOST_MARK = "FARM_HOST"
 TAG_MARK = "FARM_TAG"
-"""Environment of every session, and so of what it starts: the host's name, and the tag of its farm."""
-_PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into sshd; a system's service manager makes it
+"""Environment variables of every session and its children: the name of the host, and the tag of its farm."""
+_PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into sshd; usually created by the service manager
 
 
 def find_program(name: str) -> str | None:
-    """Return the path of a program, also where the administrators' folders are not in PATH."""
+    """Return the path of a program, even if the administrators' folders are not in PATH."""
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
 
 
@@ -40,22 +40,22 @@ def write_config(host: FarmHost, authorized_keys: Path, tag: str) -> None:
         "MaxStartups": 1000,
         "MaxSessions": 1000,
         "Subsystem": "sftp internal-sftp",
-        # The home of the farm, whose shells read nothing of the user's: what that does when a test kills a
-        # session (a lock that is left, say) would be of this machine.
+        # The farm's home, so that shells do not read the user's files: if a test killed a session while they
+        # run, this machine would be affected (by a lock that is left behind, for example).
         "SetEnv": f"HOME={authorized_keys.parents[1]} {TAG_MARK}={tag} {HOST_MARK}={host.name}",
     }
     _config(host).write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
 
 
 def command(host: FarmHost) -> list[str]:
-    """Return the words that run the host's sshd in the foreground, its log on stderr."""
+    """Return the command line that runs the host's sshd in the foreground, with its log on stderr."""
     program = find_program("sshd")
     assert program, "sshd is not installed"
     return [program, "-D", "-e", "-f", str(_config(host))]
 
 
 def starts(host: FarmHost) -> int:
-    """Return how often the host's sshd said that it listens."""
+    """Return how often the host's sshd has logged that it listens."""
     return host.log.read_text(errors="replace").count("Server listening on") if host.log.exists() else 0
 
 

@@ -1,8 +1,8 @@
-"""The network of a namespace farm: a bridge in a network namespace of its own, with a cable to every host.
+"""The network of a namespace farm: a bridge in its own network namespace, with a cable to every host.
 
-Only the launcher's end of one cable stands in the root namespace, and the kernel removes that too when
-the switch's only process dies: a farm that is killed leaves nothing, and no firewall rule of the machine
-applies between its hosts.
+Only the launcher's end of one cable is in the root namespace, and the kernel removes it as well when the
+switch's only process dies. So a killed farm leaves nothing behind, and the machine's firewall rules do not
+apply between its hosts.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _TRIALS = 1000
 
 @dataclass(frozen=True)
 class Switch:
-    """A switch that is on, whose ports have the names of the hosts.
+    """A running switch, whose ports have the names of the hosts.
 
     Attributes:
-        uplink: the interface in the root namespace, whose address is `launcher`.
+        uplink: the interface in the root namespace; its address is `launcher`.
     """
 
     subnet: IPv4Network
@@ -46,8 +46,8 @@ class Switch:
         return self.subnet[-2]
 
     def plug_in(self, host: FarmHost, pid: int) -> None:
-        """Connect a process's network namespace: in it, `lo` and `eth0` with the host's address are up."""
-        # Always the same MAC, so that neighbours find a host again that was off.
+        """Connect the network namespace of a process: bring up `lo`, and `eth0` with the host's address."""
+        # Always the same MAC address, so that neighbours find a host again after a power-off.
         mac = ":".join(f"{byte:02x}" for byte in (2, 0, *IPv4Address(host.address).packed))
         self._ip(f"link add {host.name} type veth peer name {_HOST_END} address {mac} netns {pid}")
         self._ip(f"link set {host.name} master {_BRIDGE} up")
@@ -55,11 +55,11 @@ class Switch:
         _ip([*inside, f"link set {_HOST_END} up"], pid)
 
     def unplug(self, host: FarmHost) -> None:
-        """Take a host's cable away; `plug_in` brings a new one."""
+        """Remove a host's cable; `plug_in` adds a new one."""
         self._ip(f"link delete {host.name}")
 
     def set_link(self, host: FarmHost, state: str) -> None:
-        """Make a host's cable carry packets ("up") or lose them ("down")."""
+        """Make a host's cable carry packets ("up") or drop them ("down")."""
         self._ip(f"link set {host.name} {state}")
 
     def _ip(self, command: str) -> None:
@@ -67,7 +67,7 @@ class Switch:
 
 
 def switch_on(keeper: Keeper, uplink: str, subnet: IPv4Network, log: Path) -> Switch:
-    """Start a switch; it ends with the keeper, and a moment later the kernel has removed its uplink."""
+    """Start a switch; it ends with the keeper, and the kernel removes its uplink a moment later."""
     process = keeper.start(["unshare", "--net", "sleep", "infinity"], log)
     wait_until(lambda: process.name() == "sleep", "the network namespace of the switch")
     switch = Switch(subnet, uplink, process)
@@ -84,7 +84,7 @@ def switch_on(keeper: Keeper, uplink: str, subnet: IPv4Network, log: Path) -> Sw
 
 
 def free_subnet() -> IPv4Network:
-    """Return a random private /24 that no route of this machine leads into."""
+    """Return a random private /24 network that no route of this machine leads to."""
     words = [ip_program(), "-4", "-json", "route", "show", "table", "all"]
     routes = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     used = [IPv4Network(route["dst"]) for route in routes if route["dst"] != "default"]

@@ -1,1 +1,1 @@
-"""Jobs without an engine: their plans, and the processes that stand for the engine."""
+"""Jobs without an engine: their plans, and fake processes in place of the engine."""

@@ -1,7 +1,7 @@
-"""An agent without an engine: `fake_agent.py REPORT BEHAVIOUR...`, one process a behaviour.
+"""An agent without an engine: `fake_agent.py REPORT BEHAVIOUR...`, one process per behaviour.
 
-It writes its argv, environment and the pids of its ranks to the file REPORT, passes TERM on to its children,
-waits for them and ends; `exit:N` ends the agent itself at once.
+It writes its argv, its environment and the pids of its ranks to the file REPORT, forwards TERM to its
+children, waits for them and ends; `exit:N` ends the agent itself at once.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ def become(marker: str, program: str, environment: dict[str, str]) -> None:
     os.execve(sys.executable, [sys.executable, "-S", "-c", SLEEPER, program, marker], environment)
 
 
-def rank(behaviour: str, marker: str, told: int) -> None:
-    """What a forked child becomes; writes the pid of the process that is to be found in the end."""
+def rank(behaviour: str, marker: str, pid_pipe: int) -> None:
+    """Turn a forked child into a rank; report the pid of the process that remains."""
     environment = dict(os.environ)
     program = DEAF if "deaf" in behaviour else "pass"
     if "daemon" in behaviour:
@@ -31,7 +31,7 @@ def rank(behaviour: str, marker: str, told: int) -> None:
             os._exit(0)
     if "bare" in behaviour:
         environment = {}
-    os.write(told, f"{os.getpid()}\n".encode())
+    os.write(pid_pipe, f"{os.getpid()}\n".encode())
     if "stopped" in behaviour:
         os.kill(os.getpid(), signal.SIGSTOP)
     become(marker, program, environment)
@@ -66,13 +66,13 @@ def main() -> None:
         children.append(child)
         os.close(writing)
         pids[behaviour] = int(os.read(reading, 32))
-    told = {"argv": sys.argv, "environ": dict(os.environ), "cwd": os.getcwd(), "pids": pids}
+    content = {"argv": sys.argv, "environ": dict(os.environ), "cwd": os.getcwd(), "pids": pids}
     with open(report + ".writing", "w") as file:
-        json.dump(told, file)
+        json.dump(content, file)
     os.replace(report + ".writing", report)
     for child in children:
         os.waitpid(child, 0)
-    # A rank that turned itself into a daemon keeps the job going.
+    # A rank that has become a daemon keeps the job running.
     while not ending and (not children or any("daemon" in behaviour for behaviour in behaviours)):
         time.sleep(0.05)
 

@@ -1,9 +1,10 @@
-"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; answers `/health` and `/metrics`.
+"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; it answers `/health` and `/metrics`.
 
-Behaviours: `late:S` answers after S seconds; `raise` fails as an engine does; `child` has a process that
-hears no TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` says that D of T are done; `sick`
-is unhealthy from its second answer on; `bind:ADDRESS` listens there; `noisy` prints more than a pipe holds;
-`harmless` prints a traceback of an error that it gets over; `raise_when_asked:N` fails at the Nth question.
+Behaviours: `late:S` answers after S seconds; `raise` fails like an engine; `child` starts a process that
+ignores TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` reports that D of T are done; `sick`
+is unhealthy from its second answer on; `bind:ADDRESS` listens on that address; `noisy` prints more than a
+pipe holds; `harmless` prints the traceback of an error and goes on; `raise_when_asked:N` fails at the Nth
+health check.
 """
 
 import json
@@ -29,30 +30,30 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time
 
 def main() -> None:
     port, *behaviours = sys.argv[1:]
-    told = dict(behaviour.partition(":")[::2] for behaviour in behaviours)
+    behaves = dict(behaviour.partition(":")[::2] for behaviour in behaviours)
     print(f"key {os.environ.get('VLLM_API_KEY')} device {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
-    if "child" in told:
+    if "child" in behaves:
         subprocess.Popen([sys.executable, "-S", "-c", DEAF])
-    if "progress" in told:
-        done, total = map(int, told["progress"].split(":"))
+    if "progress" in behaves:
+        done, total = map(int, behaves["progress"].split(":"))
         with open(os.environ["FLAGSCALE_PROGRESS_FILE"], "w") as file:
             json.dump({"done": done, "total": total, "tokens_per_s": 7.5}, file)
-    if "exit" in told:
-        code, seconds = told["exit"].split(":")
+    if "exit" in behaves:
+        code, seconds = behaves["exit"].split(":")
         time.sleep(float(seconds))
         sys.exit(int(code))
-    if "raise" in told:
+    if "raise" in behaves:
         try:
             raise ValueError("no such weights")
         except ValueError as error:
             raise RuntimeError("the engine did not start") from error
-    if "noisy" in told:
+    if "noisy" in behaves:
         print("noise " * 100_000, flush=True)
-    if "harmless" in told:
+    if "harmless" in behaves:
         print(TRACEBACK % "OSError: no matter", flush=True)
-    time.sleep(float(told.get("late", 0)))
-    last = int(told.get("raise_when_asked", 0))
-    serve(told.get("bind", "127.0.0.1"), int(port), "sick" in told, last)
+    time.sleep(float(behaves.get("late", 0)))
+    last = int(behaves.get("raise_when_asked", 0))
+    serve(behaves.get("bind", "127.0.0.1"), int(port), "sick" in behaves, last)
 
 
 def serve(address: str, port: int, sick: bool, last: int) -> None:

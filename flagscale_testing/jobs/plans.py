@@ -1,4 +1,4 @@
-"""The plan of a job without an engine, and a launcher in a process of its own, which a test may kill."""
+"""The plan of a job without an engine, and a launcher in a separate process, which a test may kill."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENT, SERVER = (Path(__file__).with_name(name) for name in ("fake_agent.py", "fake_server.py"))
-"""What stands for an agent, and for a server."""
+"""The fake agent and the fake server."""
 
 
 def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: Any) -> LaunchPlan:
-    """The plan of a job whose agents are `fake_agent.py`; `more` are further fields of it."""
+    """Return the plan of a job whose agents are `fake_agent.py`, with `more` as further fields."""
     return LaunchPlan(
         run_id=run_id,
         name="fake",
@@ -38,13 +38,13 @@ def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: 
 def launch(
     plan: LaunchPlan, folder: Path, environment: Mapping[str, str], **changes: Any
 ) -> subprocess.Popen[str]:
-    """Start a plan, which is written below `folder`, from a process of its own."""
+    """Start a plan, which is written below `folder`, from a separate process."""
     file = folder / f"plan {plan.run_id}"
     file.write_text(plan.to_json())
     service = (
         "import signal, sys\n"
         "from flagscale.values import LaunchPlan; from flagscale.remote import launcher\n"
-        # A shell that puts the tests into the background has them ignore it.
+        # A shell that runs the tests in the background makes them ignore SIGINT.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "plan = LaunchPlan.from_json(open(sys.argv[1]).read()); launcher.start(plan, '', {})"
     )

@@ -1,1 +1,1 @@
-"""Trainings on a few CPU ranks: as a job, or forked from one process that has imported everything."""
+"""Training runs on a few CPU ranks: as a job, or forked from one process that has imported everything."""

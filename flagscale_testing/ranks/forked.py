@@ -1,7 +1,7 @@
-"""Trainings whose ranks are forks of a process that has all imports: a fork server.
+"""Training runs whose ranks are forks of a process that has imported everything: a fork server.
 
-It imports torch and the engine once, when the first training is asked for, and ends with the process that
-asked. A rank costs a fraction of a second instead of ten.
+It imports torch and the engine once, at the first requested run, and ends with the process that requested it.
+Starting a rank takes a fraction of a second instead of ten seconds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from flagscale_testing.ranks.training import PATIENCE, ROOT, environment, free_p
 
 @dataclass(frozen=True)
 class Run:
-    """One training: how many ranks, and the worker's arguments; or another program, as `module:function`.
+    """One training run: the number of ranks, and the arguments of the worker or of another `module:function`.
 
     `mutation` names a function that each rank calls first: it breaks something that a test must notice, or
-    has the engine write down what it does.
+    makes the engine record what it does.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run logged, iteration by iteration; `error` is empty when it ended well."""
+    """The logged values of a run, per iteration; `error` is empty if the run succeeded."""
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
@@ -47,7 +47,7 @@ class Curve:
 
 
 def run_all(runs: Iterable[Run], folder: Path) -> dict[str, Curve]:
-    """Do the runs one after another below `folder`; each leaves its metrics and output in `folder/NAME`."""
+    """Execute the runs one after another; each leaves its metrics and output in `folder/NAME`."""
     asked = [*runs]
     server = _fork_server()
     assert server.stdin
@@ -66,16 +66,16 @@ def _fork_server() -> subprocess.Popen[str]:
 
 
 def read_curve(folder: Path) -> Curve:
-    """What a run left in its folder."""
+    """Return what a run logged in its folder."""
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "lm_loss" in line]
     failed = (folder / "failed").read_text() if (folder / "failed").exists() else ""
     return Curve(tuple(line["lm_loss"] for line in lines), tuple(line["grad_norm"] for line in lines), failed)
 
 
 def main() -> None:
-    """Import everything once, then do the runs that each line of the standard input names."""
+    """Import everything once, then execute the runs that each line of standard input describes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what the engine prints is no answer
+    os.dup2(2, 1)  # the engine's output must not mix with our replies
     _import_all()
     for line in sys.stdin:
         folder, runs = json.loads(line)
@@ -89,7 +89,7 @@ def _import_all() -> None:
 
     patch_engine()
     import megatron.core.models.gpt.gpt_layer_specs
-    import megatron.core.tokenizers.text.libraries  # with transformers
+    import megatron.core.tokenizers.text.libraries  # also imports transformers
     import megatron.training
     import megatron.training.argument_utils
     import torch._dynamo  # noqa: F401
@@ -112,7 +112,7 @@ def _train(run: Run, parent: Path) -> None:
 
 
 def _fork_ranks(run: Run, folder: Path) -> int:
-    """Run all ranks to their end; the first exit code that is not zero, or -9 when one hangs."""
+    """Run all ranks to their end; return the first nonzero exit code, or -9 if a rank hangs."""
     port = free_port()
     ranks = {_fork_rank(run, rank, port, folder) for rank in range(run.ranks)}
     deadline = time.monotonic() + PATIENCE
@@ -171,7 +171,7 @@ def _named(function: str) -> Callable[..., object]:
 
 
 if __name__ == "__mp_main__":
-    # What a rank's checkpoint writer spawns imports this again; it would outlive a rank that ends at once.
+    # The process that a rank's checkpoint writer spawns imports this again; it could outlive its rank.
     from megatron.flagscale.supervision import die_with_parent
 
     die_with_parent()

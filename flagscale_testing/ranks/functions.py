@@ -1,4 +1,4 @@
-"""Functions that run on several ranks: forks of one process that has all imports, joined over gloo."""
+"""Functions that run on several ranks: forks of one process with all imports, connected by gloo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 def on_ranks(world: int, folder: Path, function: Callable[[int], None]) -> int:
-    """Call `function(rank)` in `world` processes with a default group; the greatest exit code."""
+    """Call `function(rank)` in `world` processes with a default group; return the largest exit code."""
     ranks = []
     for rank in range(world):
         if not (pid := os.fork()):

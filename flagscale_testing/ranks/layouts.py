@@ -1,4 +1,4 @@
-"""One small model under many parallel layouts, each against the training of one process."""
+"""One small model in many parallel layouts, each compared with training in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagscale_testing.ranks.forked import Curve, Run, run_all
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to spread a model over ranks; `model` names what is trained, which has its own reference."""
+    """One way to distribute a model over ranks; each `model` has its own reference run in one process."""
 
     name: str
     model: str
@@ -61,7 +61,7 @@ TP2, PP2, CP2 = (f"--{kind}-parallel-size 2" for kind in ("tensor-model", "pipel
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a layout's training is from one process: greatest differences over all iterations."""
+    """The largest differences between a layout and one process over all iterations."""
 
     loss: float
     grad_norm: float
@@ -76,7 +76,7 @@ class Difference:
 def compare(
     layouts: Sequence[Layout], folder: Path, steps: int = 20, mutation: str = ""
 ) -> dict[str, Difference]:
-    """Train every layout, with a mutation (see `Run`), and its model's single process: their differences."""
+    """Train every layout, with a mutation (see `Run`), and its reference; return their differences."""
     runs = [replace(layout.run(steps), mutation=mutation) for layout in layouts]
     curves = run_all(runs, folder)
     return {

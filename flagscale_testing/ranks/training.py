@@ -1,4 +1,4 @@
-"""Real runs of the training worker on CPU: tiny models, a few ranks, each run shared by many tests."""
+"""Real runs of the training worker on CPU, with tiny models on a few ranks; many tests share each run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flagscale.run.env import FAILURE_FILE
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
-"""Seconds after which something hangs, also where ten others share the processors."""
+"""Seconds after which a run counts as hanging, even if ten others share the CPU cores."""
 SAVE_INTERVAL = 3
 TRAIN_ITERS = 6
 
@@ -35,7 +35,7 @@ MOCK_DATA = shlex.split("--mock-data --tokenizer-type NullTokenizer --vocab-size
 
 @dataclass(frozen=True)
 class Ended:
-    """A run that is over."""
+    """A run that has ended."""
 
     code: int
     output: str
@@ -47,7 +47,7 @@ class Ended:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment a supervisor gives a run."""
+    """Return the environment that a supervisor gives a run."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -57,21 +57,21 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that is free, another one at each call: it need not be listened on before the next."""
+    """Return a free port, another one at each call, even if nothing listens on the earlier ones yet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def torchrun(ranks: int, *argv: str) -> list[str]:
-    """The command of one host: our torchrun, on a port that is free."""
+    """Return the command of one host: our torchrun on a free port."""
     address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     where = ["--nproc-per-node", str(ranks), *address]
     return [sys.executable, "-m", "megatron.flagscale.torchrun", *where, *argv]
 
 
 def train(folder: Path, ranks: int, *argv: str, timeout: float = PATIENCE) -> Ended:
-    """Train in a folder, to the end; metrics, failure file and output are read back from it."""
+    """Train in a folder to the end; return the metrics, failure file and output found there."""
     folder.mkdir(parents=True, exist_ok=True)
     failure, metrics = folder / "failure.json", folder / "metrics.jsonl"
     command = torchrun(
@@ -105,7 +105,7 @@ def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None
 
 @contextmanager
 def ended_at_last[Process: subprocess.Popen[bytes]](process: Process) -> Iterator[Process]:
-    """Whatever becomes of a test, its training goes on no longer than it."""
+    """End a training process with the test, whatever the outcome of the test."""
     try:
         yield process
     finally:
@@ -114,12 +114,12 @@ def ended_at_last[Process: subprocess.Popen[bytes]](process: Process) -> Iterato
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Every line of a metrics file; a line that is no JSON fails the test."""
+    """Return all lines of a metrics file; a line that is not JSON fails the test."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def saving(folder: Path) -> list[str]:
-    """The arguments of a run that saves to, and resumes from, a folder."""
+    """Return the arguments of a run that saves to a folder and resumes from it."""
     return [
         *("--train-iters", str(TRAIN_ITERS), "--save", str(folder), "--load", str(folder)),
         *("--save-interval", str(SAVE_INTERVAL)),

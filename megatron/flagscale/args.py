@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from flagscale.errors import UserError
+from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.patching import Patch
 
 AddArguments = Callable[[argparse.ArgumentParser], object]
@@ -52,9 +53,11 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         '{"meshes": [{"tp", "cp", "ep", "dp", "pp", "layers"}, ...], "cpu_communication", ...}. '
         "Each rank finds its own degrees in it.",
     )
-    # The engine's own argument with one more choice: torch's kernels (megatron/flagscale/layers).
-    implementation = next(action for action in parser._actions if action.dest == "transformer_impl")
-    implementation.choices = [*(implementation.choices or ()), "torch"]
+    # The engine's own arguments with one more choice: torch's kernels (megatron/flagscale/layers), and the
+    # collective backend of a chip that the engine does not know.
+    for dest, choice in (("transformer_impl", "torch"), ("distributed_backend", chip().backend)):
+        option = next(action for action in parser._actions if action.dest == dest)
+        option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))
     return parser
 
 
@@ -94,17 +97,23 @@ def parse(add_arguments: AddArguments | None = None) -> argparse.Namespace:
         reason = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(f"the arguments do not fit together: {reason}") from error
     # The trainer reads the command line once more (for fault tolerance), with its own choices only.
-    sys.argv[1:] = _without_our_choice(sys.argv[1:])
+    sys.argv[1:] = _without_our_choices(sys.argv[1:])
     return args
 
 
-def _without_our_choice(argv: Sequence[str]) -> list[str]:
-    option = "--transformer-impl"
-    pairs = itertools.pairwise(["", *argv])
-    return [
-        argument.replace("torch", "local") if option in (before, argument.partition("=")[0]) else argument
-        for before, argument in pairs
-    ]
+def _without_our_choices(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with a choice of the engine for each of ours; that reading uses neither."""
+    shown = list(argv)
+    for option, ours, theirs in (
+        ("--transformer-impl", "torch", "local"),
+        ("--distributed-backend", chip().backend, HOST_BACKEND),
+    ):
+        pairs = itertools.pairwise(["", *shown])
+        shown = [
+            argument.replace(ours, theirs) if option in (before, argument.partition("=")[0]) else argument
+            for before, argument in pairs
+        ]
+    return shown
 
 
 def _print_changed(original: Callable[..., None]) -> Callable[..., None]:

@@ -30,29 +30,29 @@ def prepare_platform(
     else it brings: "datasets", "forward_step". Raises `UserError` if the arguments break a rule of
     `flagscale.checks.worker` on this machine.
     """
-    import torch
-
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
     from megatron.flagscale.checkpoint import async_save
     from megatron.flagscale.checks import argument_problems
-    from megatron.flagscale.chips import cpu
+    from megatron.flagscale.chips import chip
     from megatron.flagscale.patching import has_te_or_apex
 
-    cuda, fused = torch.cuda.is_available(), has_te_or_apex()
+    here, fused = chip(), has_te_or_apex()
+    has_chip = not here.is_host_processor
     patch_engine()
     # Megatron asserts it where tensor or context parallel is on; sharded data parallel asserts the contrary.
     if not any("fsdp" in argument for argument in argv):
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     whole = [
         *_DEFAULTS,
-        *async_save.arguments(cuda),
+        *async_save.arguments(),
         *(() if fused else no_te.DEFAULTS),
-        *(() if cuda else cpu.DEFAULTS),
+        f"--distributed-backend={here.backend}",
+        *here.defaults,
         *argv,
     ]
     args = engine_parser(add_arguments).parse_args(whole)
-    problems = argument_problems(args, Capabilities(has_chip=cuda, has_fused_layers=cuda and fused), own)
+    problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own)
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":
@@ -64,21 +64,20 @@ def prepare_platform(
 @functools.cache
 def patch_engine() -> None:
     """Apply the patches this machine needs, once in a process, and before the engine is imported."""
-    import torch
-
     from megatron.flagscale import log_filters as noise
+    from megatron.flagscale.chips import chip
     from megatron.flagscale.ledger import needed
     from megatron.flagscale.patching import apply, has_te_or_apex
 
     noise.quiet()
-    patches = needed(torch.cuda.is_available(), has_te_or_apex())
+    patches = needed(chip(), has_te_or_apex())
     apply(patch for patch in patches if patch.target.startswith("torch:"))
     apply(patch for patch in patches if not patch.target.startswith("torch:"))
 
 
 def adapt(model_config: Any, args: Any) -> None:
     """Set what has no argument: layers, loss, initial weights, one checkpoint key a layer."""
-    import torch
+    from megatron.flagscale.chips import chip
 
     transformer = model_config.transformer
     if args.transformer_impl != "transformer_engine" and not args.init_by_rank:
@@ -89,7 +88,7 @@ def adapt(model_config: Any, args: Any) -> None:
         from megatron.flagscale.layers.spec import layer_spec
 
         model_config.transformer_layer_spec = layer_spec
-        if torch.cuda.is_available() and not (args.cross_entropy_loss_fusion or args.disable_jit_fuser):
+        if chip().compiles and not (args.cross_entropy_loss_fusion or args.disable_jit_fuser):
             # Not compiled it is slower than Megatron's plain one.
             from megatron.flagscale.layers.loss import use_our_loss
 

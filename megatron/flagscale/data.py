@@ -13,6 +13,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from megatron.flagscale.chips import chip
 from megatron.flagscale.layers.documents import document_starts
 
 _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
@@ -76,7 +77,9 @@ def get_batch(
     if mpu.get_tensor_model_parallel_rank() == 0:
         assert data_iterator is not None
         sample = next(data_iterator)
-        batch = {name: sample[name].cuda(non_blocking=True) if name in sample else None for name in _FIELDS}
+        device = chip().device()
+        batch = dict.fromkeys(_FIELDS)
+        batch |= {name: sample[name].to(device, non_blocking=True) for name in _FIELDS if name in sample}
     batch = get_batch_on_this_tp_rank(
         batch,
         has_cu_seqlens=False,

@@ -80,7 +80,8 @@ def _draw(parameter: torch.Tensor, rule: Rule, key: str, group: Any, real_rows: 
     # In single precision whatever the parameter's: the same weights in every precision.
     whole = torch.empty(shape, device=parameter.device)
     rows = shape[0] if real_rows is None else min(real_rows, shape[0])
-    with torch.random.fork_rng(devices=[whole.device] if whole.is_cuda else []):
+    on_chip = whole.device.index is not None
+    with torch.random.fork_rng(devices=[whole.device] if on_chip else []):
         # The rows that pad a vocabulary come last and by themselves: how many there are changes no other.
         for part, part_key in ((whole[:rows], key), (whole[rows:], f"{key}/padding")):
             if part.numel():

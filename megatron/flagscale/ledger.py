@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from megatron.flagscale.args import PATCHES as args_patches
-from megatron.flagscale.checkpoint.async_save import PATCHES as async_save_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
-from megatron.flagscale.chips.cpu import PATCHES as cpu_patches
-from megatron.flagscale.chips.gloo import PATCHES as gloo_patches
+from megatron.flagscale.chips import Chip, chip
+from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
 
-_WHEEL = (
+_ALWAYS = (
     Patch(
         "megatron.core.datasets.utils:compile_helpers",
         lambda original: lambda: None,
@@ -22,29 +21,29 @@ _WHEEL = (
         "wheel",
         until="the engine checks for the compiled helper first",
     ),
+    Patch(
+        "megatron.training.dist_signal_handler:get_device",
+        lambda original: lambda local_rank=None: chip().device(),
+        "It finds the device by the backend, and knows nccl and gloo only.",
+        "worker",
+        until="the engine asks the process group for its device",
+    ),
+    *args_patches,
+    *recording_patches,
+    *resume_patches,
+    *saving_patches,
+    *optimizer_patches,
 )
 
 
 def ledger() -> tuple[Patch, ...]:
-    """Return every entry, whether or not this machine needs it."""
-
-    return (
-        *cpu_patches,
-        *gloo_patches,
-        *no_te_patches,
-        *_WHEEL,
-        *args_patches,
-        *recording_patches,
-        *resume_patches,
-        *saving_patches,
-        *async_save_patches,
-        *optimizer_patches,
-        *hetero_patches,
-    )
+    """Return every entry of FlagScale's own, whether or not this machine needs it."""
+    return (*CPU.patches, *no_te_patches, *_ALWAYS, *hetero_patches)
 
 
-def needed(cuda: bool, te_or_apex: bool) -> tuple[Patch, ...]:
-    """Return the entries a machine needs: `cpu` only without CUDA, `no-te` only without TE and Apex."""
-    skipped = {group for group, absent in (("cpu", not cuda), ("no-te", not te_or_apex)) if not absent}
-    skipped.add("hetero")
-    return tuple(patch for patch in ledger() if patch.group not in skipped)
+def needed(used: Chip, te_or_apex: bool) -> tuple[Patch, ...]:
+    """Return the entries a machine needs: its chip's, `no-te` only without TE and Apex, and the rest always.
+
+    Those of meshes are applied where there are some.
+    """
+    return (*used.patches, *(() if te_or_apex else no_te_patches), *_ALWAYS)

@@ -3,9 +3,9 @@
 A change is the last resort, after the engine's own seams. Each entry names its target, the reason, the
 versions it was written for and when it can go; applying it fails loudly when the target is gone.
 
-Groups: `cpu` (no CUDA on this machine), `no-te` (neither TransformerEngine nor Apex installed), `wheel` (the
-engine comes from its wheel), `worker` (FlagScale's own metrics and checkpoint rules; always), `hetero` (a
-pipeline over unequal meshes; applied where one is built).
+Groups: `cpu` (host processors; another chip names a group of its own), `no-te` (neither TransformerEngine nor
+Apex installed), `wheel` (the engine comes from its wheel), `worker` (FlagScale's own metrics and checkpoint
+rules; always), `hetero` (a pipeline over unequal meshes; applied where one is built).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real jobs through the README's command: `python run.py ... action=A`, on the shipped demo made smaller."""
+"""Real jobs with the README's command, `python run.py ... action=A`, on a smaller version of the demo."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The demo with a run directory of its own; `flagscale(action, *overrides)` performs an action on it."""
+    """The demo with its own run directory; `experiment(action, *overrides)` performs an action on it."""
 
     exp_dir: Path
     overrides: tuple[str, ...]
@@ -77,16 +77,16 @@ class Experiment:
         wait_until(lambda: bool(self.metrics()) and self.metrics()[-1]["iteration"] >= iteration, seconds)
 
     def processes(self) -> set[psutil.Process]:
-        """Every living process of the newest run."""
+        """Return all living processes of the newest run."""
         plan = RunDir(self.exp_dir).read_plan()
         return processes.of_run(plan.run_id) if plan else set()
 
 
 def rank_process(processes: Iterable[psutil.Process], rank: int) -> psutil.Process:
-    """The rank itself: its data loaders carry the same environment, but are younger."""
+    """Return the rank itself: its data loaders have the same environment, but are younger."""
     named = []
     for process in processes:
-        with suppress(psutil.Error):  # one that is just ending
+        with suppress(psutil.Error):  # a process that is just ending
             if process.environ().get("RANK") == str(rank):
                 named.append(process)
     return min(named, key=lambda process: process.create_time())
@@ -103,7 +103,7 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> float:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A little real text, tokenized by the tools; returned as overrides of the demo's data keys."""
+    """A small corpus of text, tokenized by the tools, as overrides of the demo's data keys."""
     folder = tmp_path_factory.mktemp("corpus")
     text = folder / "text.jsonl"
     words = [f"the {n} th sentence of a small corpus speaks of {n * n} things" for n in range(3000)]
@@ -131,7 +131,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def make_experiment(corpus: list[str], tmp_path: Path) -> Iterator[Callable[..., Experiment]]:
-    """Makes experiments below `tmp_path`; whatever still runs at the end of the test is ended."""
+    """A function that makes experiments below `tmp_path`; the end of the test ends what still runs."""
     made: list[Experiment] = []
 
     def make(*overrides: str, name: str = "run") -> Experiment:
@@ -149,7 +149,7 @@ def make_experiment(corpus: list[str], tmp_path: Path) -> Iterator[Callable[...,
 
 @pytest.fixture
 def decoy() -> Iterator[psutil.Process]:
-    """A process of the same user that looks like a launcher of ranks, but is not of the run."""
+    """A process of the same user that looks like torchrun but is not part of the run."""
     script = "import time; time.sleep(600)"
     environment = {name: value for name, value in os.environ.items() if name != processes.RUN_ID}
     sleeping = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A job's life through the README's command: run, query, logs, stop, resume, failures."""
+"""The life of a job, with the README's command: run, query, logs, stop, resume, failures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.e2e.conftest import Experiment, rank_process, wait_until
 
 Make = Callable[..., Experiment]
 CLEAN_WITHIN = 30.0
-"""Seconds; torchrun gives the survivors three of them, and each command here imports anew."""
+"""Seconds; torchrun gives the survivors three seconds, and each command has to import everything."""
 LONG = "train.model.train_iters=100000"
 
 
-def test_foreground_job_trains_and_a_second_run_continues_from_its_checkpoint(make_experiment: Make) -> None:
+def test_a_second_foreground_run_continues_from_the_checkpoint_of_the_first(make_experiment: Make) -> None:
     job = make_experiment("train.model.train_iters=8", "train.system.checkpoint.save_interval=4")
     done = job("test")
     assert done.code == 0, done.out + done.err
@@ -44,7 +44,7 @@ def test_foreground_job_trains_and_a_second_run_continues_from_its_checkpoint(ma
     assert len(job.metrics()) == 12
 
 
-def test_background_job_is_watched_refused_twice_stopped_and_resumed(
+def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twice(
     make_experiment: Make, decoy: psutil.Process
 ) -> None:
     job = make_experiment(LONG)
@@ -69,7 +69,9 @@ def test_background_job_is_watched_refused_twice_stopped_and_resumed(
     assert status["state"] == "running"
     assert status["metrics"]["lm_loss"] > 0
     assert status["hosts"][0]["processes"] >= 3
-    wait_until(lambda: "iteration 3/" in job("logs").out, 30)  # written beside the metrics, not with them
+    wait_until(
+        lambda: "iteration 3/" in job("logs").out, 30
+    )  # the log is written independently of the metrics
 
     stopped = job("stop")
     assert stopped.code == 0, stopped.err
@@ -77,7 +79,7 @@ def test_background_job_is_watched_refused_twice_stopped_and_resumed(
     assert decoy.is_running()
     assert job.status()["state"] == "stopped"
     assert job("stop").code == 0
-    # exit_signal_handler: the stop itself saved what was done.
+    # With exit_signal_handler, the stop itself saves a checkpoint.
     tracker = RunDir(job.exp_dir).checkpoints / "latest_checkpointed_iteration.txt"
     saved = int(tracker.read_text())
     assert saved == job.metrics()[-1]["iteration"]
@@ -88,7 +90,7 @@ def test_background_job_is_watched_refused_twice_stopped_and_resumed(
 
 
 @pytest.mark.parametrize("victim", ["rank", pytest.param("torchrun", marks=pytest.mark.slow), "supervisor"])
-def test_killing_any_process_ends_the_run_and_query_tells(
+def test_killing_any_process_ends_the_run_and_query_reports_it(
     make_experiment: Make, decoy: psutil.Process, victim: str
 ) -> None:
     job = make_experiment(LONG)
@@ -143,7 +145,7 @@ def test_the_traceback_of_the_first_failing_rank_is_shown(make_experiment: Make,
 
 def test_ctrl_c_stops_the_whole_job(make_experiment: Make) -> None:
     job = make_experiment(LONG)
-    # Who puts the tests into the background has them ignore Ctrl-C; a user's terminal does not.
+    # A shell that runs the tests in the background makes them ignore Ctrl-C; a user's terminal does not.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     foreground = subprocess.Popen(
         job.words("test"), cwd=job.cwd, stdout=subprocess.PIPE, text=True, preexec_fn=heed
@@ -192,7 +194,7 @@ def test_values_travel_verbatim(make_experiment: Make, tmp_path: Path) -> None:
     assert not [name for name in ("x", "y", "z") if (tmp_path / name).exists()]
 
 
-def test_a_taken_port_is_told_before_anything_starts(make_experiment: Make) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(make_experiment: Make) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -203,5 +205,5 @@ def test_a_taken_port_is_told_before_anything_starts(make_experiment: Make) -> N
     assert refused.code == 1
     assert str(port) in refused.err
     assert "Traceback" not in refused.err
-    assert time.monotonic() - begun < 60  # it waits for nothing
+    assert time.monotonic() - begun < 60  # it does not wait for a timeout
     assert job("query").code == 3

@@ -1,4 +1,4 @@
-"""Real engines through the README's command: vLLM serves and infers a model that the test makes."""
+"""Real engines with the README's command: vLLM serves, and generates with, a model that the test makes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Run:
-    """An example of vLLM with a run directory of its own."""
+    """An example config of vLLM with its own run directory."""
 
     config: str
     exp_dir: Path
@@ -96,7 +96,7 @@ def make_model(folder: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        initializer_range=0.2,  # far from even logits, so that greedy choices are no matter of rounding
+        initializer_range=0.2,  # uneven logits, so that greedy choices do not depend on rounding
         bos_token_id=0,
         eos_token_id=0,
     )
@@ -116,7 +116,7 @@ def make_run(tmp_path: Path, model: Path) -> Iterator[Callable[..., Run]]:
         processes.end(run.processes, grace=0)
 
 
-def test_a_served_model_answers_and_leaves_nothing(make_run: Callable[..., Run], model: Path) -> None:
+def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., Run], model: Path) -> None:
     import openai
 
     port = free_port("127.0.0.1")
@@ -138,7 +138,7 @@ def test_a_served_model_answers_and_leaves_nothing(make_run: Callable[..., Run],
     status = run.status()
     (server,) = status["services"]
     assert (status["state"], server["phase"], server["model"]) == ("running", "ready", "aquila")
-    # What is told is some seconds old: of the request above, perhaps.
+    # The reported figures may be some seconds old, from the time of the request above.
     wait_until(lambda: run.status()["services"][0]["requests_running"] == 0, 30)
     assert "Resolved architecture" in run("logs").stdout
     again = run("run")
@@ -157,7 +157,9 @@ def test_a_served_model_answers_and_leaves_nothing(make_run: Callable[..., Run],
     assert run("stop").returncode == 0
 
 
-def test_the_engine_s_true_error_is_told_and_a_taken_port(make_run: Callable[..., Run], model: Path) -> None:
+def test_the_error_of_the_engine_and_a_port_in_use_are_reported(
+    make_run: Callable[..., Run], model: Path
+) -> None:
     port = free_port("127.0.0.1")
     run = make_run("config_serve", f"serve.model='{model}'", f"serve.port={port}", "+serve.quantization=awq")
     failed = run("run")
@@ -171,7 +173,7 @@ def test_the_engine_s_true_error_is_told_and_a_taken_port(make_run: Callable[...
     assert f"port {port} is taken" in taken.stderr
 
 
-def test_a_batch_continues_greedily_as_transformers_does(
+def test_a_greedy_batch_generates_the_tokens_of_transformers(
     make_run: Callable[..., Run], model: Path, tmp_path: Path
 ) -> None:
     prompts = ["def main(", "The quick brown fox", "import os\n", "0123456789"]
@@ -197,7 +199,7 @@ def test_a_batch_continues_greedily_as_transformers_does(
 
 
 def greedy(model: Path, prompts: list[str], tokens: int) -> list[list[int]]:
-    """What `transformers` continues the prompts with."""
+    """Return the tokens with which `transformers` continues the prompts."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

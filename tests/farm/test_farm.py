@@ -1,4 +1,4 @@
-"""Every operation of the farms is real: seen with OpenSSH's client, TCP connections and the process table."""
+"""Every operation of a farm has real effects, seen by OpenSSH's client, TCP and the process table."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ssh(farm: Farm, host: FarmHost, *words: str) -> subprocess.CompletedProcess[
 
 
 def connects(farm: Farm, host: FarmHost, to: str, port: int, seconds: float = 10) -> bool:
-    """Whether a process on the host reaches an address."""
+    """Return whether a process on the host can connect to an address."""
     script = (
         "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), float(sys.argv[3]))"
     )
@@ -60,13 +60,13 @@ def connects(farm: Farm, host: FarmHost, to: str, port: int, seconds: float = 10
 
 
 def reaches(host: FarmHost, seconds: float = 10) -> bool:
-    """Whether we get through to the host's sshd."""
+    """Return whether we can connect to the host's sshd."""
     with suppress(OSError), socket.create_connection((host.address, host.port), seconds) as connection:
         return connection.recv(4) == b"SSH-"
     return False
 
 
-def test_a_session_has_a_plain_environment_with_the_marks_of_its_host(farm: Farm) -> None:
+def test_the_environment_of_a_session_has_the_marks_of_its_host(farm: Farm) -> None:
     host = farm.hosts[2]
     result = ssh(farm, host, "env")
     assert result.returncode == 0, result.stderr
@@ -75,7 +75,7 @@ def test_a_session_has_a_plain_environment_with_the_marks_of_its_host(farm: Farm
     assert environment["SSH_CONNECTION"].split()[2:] == [host.address, str(host.port)]
 
 
-def test_a_host_answers_to_its_address_too_and_sees_the_checkout(farm: Farm) -> None:
+def test_a_host_can_be_reached_by_address_and_sees_the_checkout(farm: Farm) -> None:
     words = ["ssh", "-F", str(farm.config), farm.hosts[1].address, f"cat '{Path(__file__)}'"]
     assert subprocess.check_output(words, text=True) == Path(__file__).read_text()
 
@@ -84,7 +84,7 @@ def test_every_host_reaches_every_host(farm: Farm) -> None:
     assert all(connects(farm, host, other.address, other.port) for host in farm.hosts for other in farm.hosts)
 
 
-def test_another_key_is_refused(farm: Farm) -> None:
+def test_an_unknown_key_is_refused(farm: Farm) -> None:
     key = farm.directory / "other_key"
     if not key.exists():
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
@@ -97,7 +97,9 @@ def test_another_key_is_refused(farm: Farm) -> None:
     assert "Permission denied (publickey)" in refused.stderr
 
 
-def test_a_launcher_gets_the_home_and_no_agent(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_environment_has_the_home_of_the_farm_and_no_ssh_agent(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSH_AUTH_SOCK", "/agent")
     environment = farm.environment()
     assert environment["HOME"] == str(farm.home)
@@ -105,12 +107,12 @@ def test_a_launcher_gets_the_home_and_no_agent(farm: Farm, monkeypatch: pytest.M
     assert environment["PATH"] == os.environ["PATH"]
 
 
-def test_a_hostfile_names_addresses(farm: Farm) -> None:
+def test_a_hostfile_contains_addresses(farm: Farm) -> None:
     assert farm.hostfile(4, 1).read_text() == f"{farm.hosts[0].address} slots=4\n"
     assert len(farm.hostfile(2).read_text().splitlines()) == 3
 
 
-def test_a_stopped_sshd_refuses_but_its_sessions_go_on(farm: Farm) -> None:
+def test_a_stopped_sshd_refuses_connections_but_its_sessions_go_on(farm: Farm) -> None:
     host = farm.hosts[0]
     with subprocess.Popen(
         farm.ssh_command(host, "echo here; cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -128,7 +130,7 @@ def test_a_stopped_sshd_refuses_but_its_sessions_go_on(farm: Farm) -> None:
     assert ssh(farm, host, "true").returncode == 0
 
 
-def test_processes_are_those_of_one_host(farm: Farm) -> None:
+def test_the_processes_of_a_host_exclude_those_of_other_hosts(farm: Farm) -> None:
     host, other = farm.hosts[:2]
     ssh(farm, host, "setsid sleep 603 >&- 2>&- <&- &")
     wait_until(lambda: sleepers(farm.processes(host)) == {"603"}, "the daemon")
@@ -138,14 +140,14 @@ def test_processes_are_those_of_one_host(farm: Farm) -> None:
     wait_until(lambda: farm.processes(host) == [], "the end of the daemon")
 
 
-def test_many_hosts_start_at_once(make_loopback_farm: MakeLoopbackFarm) -> None:
+def test_many_hosts_can_start_at_once(make_loopback_farm: MakeLoopbackFarm) -> None:
     many = make_loopback_farm(64)
     assert len({host.address for host in many.hosts}) == 64
     assert all(reaches(host) for host in many.hosts)
     assert ssh(many, many.hosts[-1], "true").returncode == 0
 
 
-def test_a_namespace_host_is_a_machine_of_its_own(namespaces: NamespaceFarm) -> None:
+def test_a_namespace_host_has_its_own_name_network_and_processes(namespaces: NamespaceFarm) -> None:
     host, other = namespaces.hosts[:2]
     seen = ssh(
         namespaces, host, f"hostname; hostname -I; getent hosts {other.name}; ps -A -o args= | head -1"
@@ -163,7 +165,7 @@ def test_a_namespace_host_reaches_the_launcher(namespaces: NamespaceFarm) -> Non
         assert server.accept()[1][0] == namespaces.hosts[0].address
 
 
-def test_a_cut_host_is_silent_until_it_is_restored(namespaces: NamespaceFarm) -> None:
+def test_a_host_that_is_cut_off_is_silent_until_it_is_restored(namespaces: NamespaceFarm) -> None:
     host, other = namespaces.hosts[:2]
     namespaces.run(host, ["sh", "-c", "setsid sleep 603 >&- 2>&- <&- &"])
     namespaces.cut(host)
@@ -178,7 +180,7 @@ def test_a_cut_host_is_silent_until_it_is_restored(namespaces: NamespaceFarm) ->
         process.kill()
 
 
-def test_power_off_leaves_nothing_and_says_no_goodbye(namespaces: NamespaceFarm) -> None:
+def test_a_power_off_leaves_no_processes_and_notifies_no_peers(namespaces: NamespaceFarm) -> None:
     host, other = namespaces.hosts[:2]
     ssh(namespaces, host, DAEMONS)
     wait_until(lambda: sleepers(namespaces.processes(host)) == {"600", "601"}, "the daemons")
@@ -199,7 +201,9 @@ def test_power_off_leaves_nothing_and_says_no_goodbye(namespaces: NamespaceFarm)
     assert namespaces.processes(host) == []
 
 
-def test_private_folders_differ_and_outlive_a_power_off(namespaces: NamespaceFarm, private: Path) -> None:
+def test_private_folders_are_separate_and_survive_a_power_off(
+    namespaces: NamespaceFarm, private: Path
+) -> None:
     host, other = namespaces.hosts[:2]
     for each in (host, other):
         namespaces.run(each, ["sh", "-c", f"echo {each.name} > '{private}/name'"]).check_returncode()
@@ -222,19 +226,19 @@ def test_private_folders_differ_and_outlive_a_power_off(namespaces: NamespaceFar
         ("namespaces", "kill keeper"),
     ],
 )
-def test_nothing_is_left_of_a_farm_whose_owner_is_gone(kind: str, end: str, tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_farm_after_its_owner_ends(kind: str, end: str, tmp_path: Path) -> None:
     if reason := missing_for_loopback() if kind == "loopback" else missing_for_namespaces():
         pytest.skip(reason)
     words = [sys.executable, "-m", "flagscale_testing.farm.owner", kind, str(tmp_path / "farm")]
     (tmp_path / "farm").mkdir()
     with subprocess.Popen(
         words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as owner:  # it goes on until we end it, or our end of its stdin
+    ) as owner:  # it runs until we end it or close its stdin
         assert owner.stdout
         tag, *pids = json.loads(owner.stdout.readline())
         keeper, living = psutil.Process(pids[0]), []
         for pid in pids[1:]:
-            with suppress(psutil.NoSuchProcess):  # a login that has just ended
+            with suppress(psutil.NoSuchProcess):  # a login may have just ended
                 living.append(psutil.Process(pid))
         if end == "kill keeper":
             keeper.kill()
@@ -248,7 +252,7 @@ def test_nothing_is_left_of_a_farm_whose_owner_is_gone(kind: str, end: str, tmp_
 
 
 def marked(tag: str) -> list[psutil.Process]:
-    """Return the processes on this machine that have the mark of a farm."""
+    """Return the processes on this machine that carry the mark of a farm."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

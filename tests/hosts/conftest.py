@@ -1,4 +1,4 @@
-"""Jobs on the hosts of a farm: real connections and supervisors around the fake engine of tests/node."""
+"""Jobs on the hosts of a farm: real connections and supervisors around the fake agent."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = 'a b\'c"d $HOME $(touch hostile-x) `touch hostile-x`; touch hostile-x & #{}\\ \n ünï-中文 {"k": 1}'
-"""Would make a file `hostile-x` in whatever directory it became shell."""
+"""Creates a file `hostile-x` in the current directory if a shell interprets it."""
 CLEAN_WITHIN = 10.0
-"""Seconds after a death within which no process of the run may be left on any host that lives."""
+"""Seconds after a death within which all processes of the run must end on the remaining hosts."""
 _FAKE_AGENT = [sys.executable, "-S", str(AGENT)]
 _NUMBERS = itertools.count()
 
@@ -62,7 +62,7 @@ class FarmJob:
         return self
 
     def launch(self) -> subprocess.Popen[str]:
-        """Start it from a process of its own, as a command does."""
+        """Start the job from a separate process, as a command does."""
         return launch(self.plan, self.farm.directory, self.farm.environment())
 
     def command(self, action: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -75,7 +75,7 @@ class FarmJob:
         )  # fmt: skip
 
     def stop(self) -> dict[int, Reply]:
-        """By host rank."""
+        """Stop the job; return the replies by host rank."""
         return {host.rank: reply for host, reply in launcher.stop(self.plan).items()}
 
     def status(self) -> JobStatus:
@@ -88,7 +88,7 @@ class FarmJob:
         return [state.phase if state else "unknown" for state in self.states()]
 
     def first_failure(self) -> tuple[int, str]:
-        """The host (by rank) and the message that a query shows."""
+        """Return the rank of the host and the message that a query shows."""
         told = self.status().failure
         assert told is not None
         name, failure = told
@@ -98,7 +98,7 @@ class FarmJob:
         return self._read(rank, str(RunDir(Path(self._there(rank).exp_dir)).output(self.plan.hosts[rank])))
 
     def told(self, rank: int) -> dict[str, Any]:
-        """What the fake engine of a host found and started, in the present attempt."""
+        """Return what the fake agent of a host found and started in the current attempt."""
         report = next(word for word in self._there(rank).node(rank).argv if "report " in word)
         told: dict[str, Any] = {}
 
@@ -111,19 +111,19 @@ class FarmJob:
         return told
 
     def member(self, rank: int, name: str) -> psutil.Process:
-        """The supervisor, guard or engine of a host, as this machine sees it."""
+        """Return the supervisor, guard or engine of a host, as seen from this machine."""
         (found,) = self.members(rank, name)
         return found
 
     def members(self, rank: int, name: str) -> list[psutil.Process]:
-        """The same, none where it does not live."""
+        """Return the same as a list, which is empty if there is no such process."""
         mark = f"{AGENT} " if name == "engine" else "flagscale.node supervise"
         found = [
             process
             for process in left(self.farm, self.hosts[rank])
             if mark in (line := command_line(process)) and self.plan.run_id in line
         ]
-        # A fork that is about to become another program still has its words, but is younger; so is the guard.
+        # A fork that has not yet run its program has the same command line but is younger, like the guard.
         found.sort(key=_age)
         return found[1:2] if name == "guard" else found[:1]
 
@@ -131,7 +131,7 @@ class FarmJob:
         return {engine for rank in range(len(self.hosts)) for engine in self.members(rank, "engine")}
 
     def wait_until_clean(self, *ranks: int, seconds: float = CLEAN_WITHIN) -> float:
-        """Wait until nothing of the run is left on hosts (default: all); return how long that took."""
+        """Wait until no process of the run is left on these hosts (default: all); return the seconds."""
         hosts = [self.hosts[rank] for rank in ranks or range(len(self.hosts))]
         begun = time.monotonic()
         try:
@@ -144,7 +144,7 @@ class FarmJob:
     def wait_for_engines(
         self, *ranks: int, besides: Set[psutil.Process] = frozenset(), seconds: float = 30
     ) -> None:
-        """Wait until these hosts (default: all) have an engine that is none of `besides`."""
+        """Wait until these hosts (default: all) have an engine other than `besides`."""
         chosen = ranks or range(len(self.hosts))
         wait_until(
             lambda: all(set(self.members(rank, "engine")) - besides for rank in chosen),
@@ -153,7 +153,7 @@ class FarmJob:
         )
 
     def left(self, host: FarmHost) -> list[psutil.Process]:
-        """What lives on a host of this run; the run_tags tell it from decoys."""
+        """Return the processes of this run on a host; the run tags distinguish them from decoys."""
         return [process for process in left(self.farm, host) if run_of(process) == self.plan.run_id]
 
     def _there(self, rank: int) -> LaunchPlan:
@@ -164,11 +164,11 @@ class FarmJob:
 
 
 def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **changes: Any) -> FarmJob:
-    """A job of the fake engine on the first hosts of a farm.
+    """Return a job of the fake agent on the first hosts of a farm.
 
     Args:
         changes: fields of the plan, or `env`, `argv` (a function of the rank: more words), `stop_grace` and
-            `engine_program` (a program instead of the fake engine).
+            `engine_program` (replaces the fake agent).
     """
     exp_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"hosts-{os.getpid()}-{next(_NUMBERS)}"
@@ -209,7 +209,7 @@ def farm_job(farm: Farm, exp_dir: Path, *behaviours: str, hosts: int = 3, **chan
 
 
 def _channel_port(farm: Farm) -> int:
-    """Hosts with a network of their own have every port free; those on the loopback share them with us."""
+    """Return a free port: hosts with their own network have all ports free; loopback hosts share ours."""
     if isinstance(farm, NamespaceFarm):
         return 29501
     return next(
@@ -221,7 +221,7 @@ def _channel_port(farm: Farm) -> int:
 
 @contextmanager
 def user_of(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Be the user of a farm for one test; afterwards nothing lives on its hosts, all serve and are known."""
+    """Act as the user of a farm for one test; afterwards reset its hosts, their sshd and the user's files."""
     monkeypatch.setenv("HOME", str(farm.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     changed = [farm.config, farm.home / ".ssh/known_hosts"]
@@ -232,7 +232,7 @@ def user_of(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     finally:
         for path, content in zip(changed, kept, strict=True):
             path.write_bytes(content)
-        transport.cache_clear()  # the last reference to the connections
+        transport.cache_clear()  # drops the last reference to the connections
         farm.start_sshd(*farm.hosts)
         for host in farm.hosts:
             wait_until(lambda host=host: not _kill_all(farm, host), f"an empty {host.name}")  # type: ignore[misc]
@@ -248,7 +248,7 @@ def _kill_all(farm: Farm, host: FarmHost) -> list[psutil.Process]:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., FarmJob]:
-    """Make jobs in the same run directory; `user_of` kills what a failed test leaves."""
+    """A function that makes jobs in the same run directory; `user_of` kills what a failed test leaves."""
 
     def make(farm: Farm, *behaviours: str, exp_dir: Path = tmp_path / "run", **changes: Any) -> FarmJob:
         return farm_job(farm, exp_dir, *behaviours, **changes)
@@ -258,7 +258,7 @@ def make_job(tmp_path: Path) -> Callable[..., FarmJob]:
 
 @pytest.fixture
 def decoys(farm: Farm, tmp_path: Path) -> Iterator[list[psutil.Process]]:
-    """On each host, processes of the same user and program that belong to another run or to none."""
+    """Processes on each host, of the same user and program, that belong to another run or to none."""
     started = []
     for host in farm.hosts:
         for run_id in ("", "another-run"):
@@ -286,7 +286,7 @@ def decoys(farm: Farm, tmp_path: Path) -> Iterator[list[psutil.Process]]:
 
 @contextmanager
 def cut_off(farm: NamespaceFarm, host: FarmHost) -> Iterator[None]:
-    """A host without a network, for a while."""
+    """Cut a host off from the network for a while."""
     farm.cut(host)
     try:
         yield
@@ -296,7 +296,7 @@ def cut_off(farm: NamespaceFarm, host: FarmHost) -> Iterator[None]:
 
 @contextmanager
 def powered_off(farm: NamespaceFarm, host: FarmHost) -> Iterator[None]:
-    """A host without power, for a while."""
+    """Power a host off for a while."""
     farm.power_off(host)
     try:
         yield
@@ -305,7 +305,7 @@ def powered_off(farm: NamespaceFarm, host: FarmHost) -> Iterator[None]:
 
 
 def left(farm: Farm, host: FarmHost) -> list[psutil.Process]:
-    """What lives on a host besides the sessions of launchers."""
+    """Return the processes of a host, except for the sessions of launchers."""
     return [
         process
         for process in farm.processes(host)
@@ -314,7 +314,7 @@ def left(farm: Farm, host: FarmHost) -> list[psutil.Process]:
 
 
 def command_line(process: psutil.Process) -> str:
-    """The words of a process; "" where it is gone."""
+    """Return the command line of a process, or "" if it is gone."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -322,11 +322,11 @@ def command_line(process: psutil.Process) -> str:
 
 
 def _age(process: psutil.Process) -> tuple[float, int]:
-    return process.create_time(), process.pid  # read when the process was found
+    return process.create_time(), process.pid  # was cached when the process was found
 
 
 def run_of(process: psutil.Process) -> str | None:
-    """The run that the environment of a process names."""
+    """Return the run id in the environment of a process."""
     try:
         return process.environ().get("FLAGSCALE_RUN_ID")
     except psutil.Error:
@@ -334,7 +334,7 @@ def run_of(process: psutil.Process) -> str | None:
 
 
 def logins(host: FarmHost) -> int:
-    """How many connections the sshd of a host has let in."""
+    """Return how many connections the sshd of a host has accepted."""
     return host.log.read_text(errors="replace").count("Accepted publickey")
 
 

@@ -1,4 +1,4 @@
-"""Unequal meshes over hosts: types in the hostfile, and the end of one mesh is the end of all."""
+"""Unequal meshes across hosts: types in the hostfile, and a mesh that fails ends the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def over_meshes(farm: NamespaceFarm, folder: Path, *more: str) -> Experiment:
-    """The demo over one mesh a host, two ranks each."""
+    """Return the demo with one mesh per host, of two ranks each."""
     folder.mkdir()
     hostfile = folder / "hostfile"
     hostfile.write_text("".join(f"{host.address} slots=2 type=cpu\n" for host in farm.hosts))
@@ -46,7 +46,7 @@ def over_meshes(farm: NamespaceFarm, folder: Path, *more: str) -> Experiment:
     return Experiment(folder / "run", (*LOCAL, *words, *more), folder)
 
 
-def test_two_hosts_train_what_one_process_does(farm: NamespaceFarm, tmp_path: Path) -> None:
+def test_meshes_on_two_hosts_train_like_one_process(farm: NamespaceFarm, tmp_path: Path) -> None:
     steps = f"train.model.train_iters={STEPS}"
     one = Experiment(tmp_path / "one", (*LOCAL, steps), tmp_path)
     meshes = over_meshes(farm, tmp_path / "meshes", steps)
@@ -59,7 +59,7 @@ def test_two_hosts_train_what_one_process_does(farm: NamespaceFarm, tmp_path: Pa
     assert curves[1] == pytest.approx(curves[0], abs=2e-5)
 
 
-def test_a_rank_that_dies_ends_the_other_mesh(farm: NamespaceFarm, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_other_mesh_too(farm: NamespaceFarm, tmp_path: Path) -> None:
     job = over_meshes(farm, tmp_path / "meshes")
     started = job("run")
     assert started.code == 0, started.err

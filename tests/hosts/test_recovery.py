@@ -1,4 +1,4 @@
-"""Whatever dies on one of three hosts: soon the run is over, or goes on, on all, and the cause is told."""
+"""After any death on one of three hosts, the run soon ends or goes on everywhere and reports the cause."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_one_death_ends_the_run_on_all_hosts(
     assert job.phases() == ["failed"] * 3
     assert job.first_failure() == (rank, cause)
     assert all(alive(decoy) for decoy in decoys)
-    # The victims name the host, too.
+    # The other hosts name that host as well.
     for other, state in enumerate(job.states()):
         if other != rank:
             assert state is not None
@@ -80,17 +80,17 @@ def test_one_death_ends_the_run_on_all_hosts(
             assert state.failure.is_victim
             assert f"ended because of {name(job, rank)}" in state.failure.message
     assert job.status().exit_code == 1
-    # The run directory and the hosts are free again.
+    # The run directory and the hosts are free for the next start.
     again = make_job(farm, "rank").start()
     assert again.phases() == ["running"] * 3
     assert {reply["message"] for reply in again.stop().values()} == {"stopped"}
     assert not any(again.left(host) for host in farm.hosts)
 
 
-def test_a_supervisor_that_is_stuck(
+def test_a_supervisor_that_hangs_does_not_delay_the_others(
     farm: NamespaceFarm, make_job: MakeJob, record_property: Callable[[str, object], None]
 ) -> None:
-    """It neither speaks nor ends: the others do not wait for it, and a stop ends what it keeps."""
+    """It neither replies nor ends: the others do not wait for it, and a stop ends its processes."""
     job = make_job(farm, "rank").start()
     job.member(1, "supervisor").suspend()
     record_property("seconds to clean", job.wait_until_clean(0, 2))
@@ -98,7 +98,7 @@ def test_a_supervisor_that_is_stuck(
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_host_that_is_cut_off(
+def test_a_host_that_is_cut_off_ends_the_run_on_all_hosts(
     farm: NamespaceFarm,
     make_job: MakeJob,
     decoys: list[psutil.Process],
@@ -107,30 +107,30 @@ def test_a_host_that_is_cut_off(
 ) -> None:
     job = make_job(farm, "rank", connect_timeout=6.0).start()
     with cut_off(farm, farm.hosts[rank]):
-        # The lonely host ends its part as well: it hears nothing of the others.
+        # The isolated host ends its part as well, because it does not hear from the others.
         record_property("seconds to clean", job.wait_until_clean())
-        # A query of the launcher that was connected all the time does not hang either.
+        # A query from a launcher that stayed connected does not hang either.
         begun, status = time.monotonic(), job.status()
         assert time.monotonic() - begun < 2 * job.plan.connect_timeout + 5
         assert (status.phase, status.exit_code) == ("failed", 1)
         assert status.failure is not None
         cause = f"{name(job, rank)}: nothing was heard of it for 4 s"
         assert status.failure[1].message == f"ended because of {cause}"
-        # It cannot be asked, but has written down how its part ended, where all can read it.
+        # The host cannot be reached, but has recorded how its part ended in the shared run directory.
         lonely = status.hosts[rank]
         assert (lonely.trouble, lonely.state and lonely.state.phase) == ("", "failed")
     wait_until(lambda: job.phases() == ["failed"] * 3, "the cut host's own state")
     assert all(alive(decoy) for decoy in decoys)
 
 
-def test_a_host_without_power(
+def test_a_host_that_loses_power_ends_the_run_on_all_hosts(
     farm: NamespaceFarm, make_job: MakeJob, record_property: Callable[[str, object], None]
 ) -> None:
     job = make_job(farm, "rank", connect_timeout=6.0).start()
     with powered_off(farm, farm.hosts[1]):
         record_property("seconds to clean", job.wait_until_clean(0, 2))
         assert job.first_failure()[1].startswith(f"ended because of {name(job, 1)}: ")
-    # Back again it knows that its part is over, and nothing stands in the way of the next start.
+    # When it is back, it knows that its part is over, and the next start is not blocked.
     assert job.phases() == ["failed"] * 3
     make_job(farm, "rank").start()
 
@@ -145,7 +145,7 @@ def test_a_death_is_followed_by_a_restart_on_all_hosts(farm: NamespaceFarm, make
     assert time.monotonic() - begun < CLEAN_WITHIN
     wait_until(lambda: job.phases() == ["running"] * 3, "the second attempt")
     assert not any(alive(engine) for engine in first)
-    # Nothing but the new attempt is there: ranks, engine, supervisor, guard.
+    # Only the new attempt is running: ranks, engine, supervisor, guard.
     whole = len(RANKS) + 3
     wait_until(lambda: all(len(job.left(host)) == whole for host in farm.hosts), "the ranks")
     ((host, attempt),) = failed_attempts(job.status())
@@ -156,15 +156,17 @@ def test_a_death_is_followed_by_a_restart_on_all_hosts(farm: NamespaceFarm, make
     )
     assert "restart 1 of 1 in 1 s" in job.log(0)
 
-    # No further restart is left.
+    # No restarts are left.
     job.member(0, "engine").send_signal(signal.SIGSEGV)
     job.wait_until_clean()
     assert job.first_failure() == (0, "the agent was killed by SIGSEGV")
     assert len(failed_attempts(job.status())) == 1
 
 
-def test_what_the_user_has_to_mend_ends_all_at_once(farm: NamespaceFarm, make_job: MakeJob) -> None:
-    """Of three hosts one knows that another attempt would end alike; the others do not wait for it."""
+def test_an_error_that_only_the_user_can_fix_ends_all_hosts_at_once(
+    farm: NamespaceFarm, make_job: MakeJob
+) -> None:
+    """One of three hosts knows that another attempt would also fail; the others do not wait for it."""
     job = make_job(farm, "rank", recovery=Recovery(max_restarts=3, restart_timeout=300)).start()
     job.files.failure(job.plan.hosts[1]).write_text('{"message": "no such file", "exitcode": 2}')
     job.member(1, "engine").kill()
@@ -173,7 +175,7 @@ def test_what_the_user_has_to_mend_ends_all_at_once(farm: NamespaceFarm, make_jo
     assert not failed_attempts(job.status())
 
 
-def test_nobody_waits_for_a_supervisor_that_was_killed(farm: NamespaceFarm, make_job: MakeJob) -> None:
+def test_a_killed_supervisor_is_not_waited_for(farm: NamespaceFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", recovery=Recovery(max_restarts=1, restart_timeout=300)).start()
     job.member(0, "supervisor").kill()
     job.wait_until_clean(seconds=COMING_BACK + CLEAN_WITHIN)
@@ -184,7 +186,7 @@ def test_nobody_waits_for_a_supervisor_that_was_killed(farm: NamespaceFarm, make
     ] * 2
 
 
-def test_a_stop_between_two_attempts(farm: NamespaceFarm, make_job: MakeJob) -> None:
+def test_a_stop_between_two_attempts_ends_the_job(farm: NamespaceFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", recovery=Recovery(max_restarts=5, restart_timeout=20)).start()
     job.member(1, "engine").kill()
     wait_until(lambda: not job.engines(), "the end of the attempt")
@@ -193,7 +195,7 @@ def test_a_stop_between_two_attempts(farm: NamespaceFarm, make_job: MakeJob) -> 
     assert job.phases() == ["stopped"] * 3
 
 
-def test_a_cut_host_comes_back_for_the_restart(farm: NamespaceFarm, make_job: MakeJob) -> None:
+def test_a_host_that_was_cut_off_joins_the_restart(farm: NamespaceFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", recovery=Recovery(max_restarts=1, restart_timeout=30)).start()
     first = job.engines()
     with cut_off(farm, farm.hosts[1]):
@@ -207,7 +209,7 @@ def test_a_cut_host_comes_back_for_the_restart(farm: NamespaceFarm, make_job: Ma
 
 
 @pytest.mark.slow
-def test_a_host_that_stays_away_ends_the_restart(farm: NamespaceFarm, make_job: MakeJob) -> None:
+def test_a_host_that_stays_away_fails_the_restart(farm: NamespaceFarm, make_job: MakeJob) -> None:
     job = make_job(
         farm, "rank", recovery=Recovery(max_restarts=1, restart_timeout=2), connect_timeout=6.0
     ).start()
@@ -217,7 +219,7 @@ def test_a_host_that_stays_away_ends_the_restart(farm: NamespaceFarm, make_job: 
 
 
 @pytest.mark.parametrize("loss", [pytest.param("power", marks=pytest.mark.slow), "network"])
-def test_a_job_goes_on_without_a_host(farm: NamespaceFarm, make_job: MakeJob, loss: str) -> None:
+def test_a_job_continues_without_a_lost_host(farm: NamespaceFarm, make_job: MakeJob, loss: str) -> None:
     job = make_job(
         farm,
         "rank",
@@ -236,14 +238,14 @@ def test_a_job_goes_on_without_a_host(farm: NamespaceFarm, make_job: MakeJob, lo
         assert state is not None
         assert state.failure is not None
         assert state.failure.message == "this host came too late: the job goes on without it"
-        assert len(job.engines()) == 2, "its return does not disturb the others"
+        assert len(job.engines()) == 2, "the return of the host does not disturb the others"
     phases = job.phases()
     assert [phases[rank] for rank in (0, 2)] == ["running"] * 2
     assert all(reply["ok"] for reply in job.stop().values())
     assert not any(job.left(host) for host in farm.hosts)
 
 
-def test_a_hang_on_one_host_ends_all(farm: NamespaceFarm, make_job: MakeJob) -> None:
+def test_a_hang_on_one_host_ends_the_job_on_all_hosts(farm: NamespaceFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", "rank deaf", recovery=Recovery(hang_timeout=3)).start()
     begun = time.monotonic()
     job.files.heartbeat(job.plan.hosts[1]).touch()
@@ -261,7 +263,7 @@ def test_a_hang_on_one_host_ends_all(farm: NamespaceFarm, make_job: MakeJob) -> 
         assert job.log(rank).count("flagscale: stacks of the rank with pid") == 2
 
 
-def test_only_who_knows_the_secret_is_heard(
+def test_only_connections_with_the_secret_are_accepted(
     farm: NamespaceFarm, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "5ec4e7" * 10
@@ -270,11 +272,11 @@ def test_only_who_knows_the_secret_is_heard(
     channel = job.plan.channel
     assert channel is not None
     known = dial(channel.address, channel.port, secret.encode(), 2)
-    assert known is not None, "the right secret opens the door"
+    assert known is not None, "the right secret is accepted"
     known.close()
     for wrong in (b"", b"wrong", secret[:-1].encode()):
         assert dial(channel.address, channel.port, wrong, 2) is None
-    # It listens on that one address alone.
+    # It listens only on that address.
     assert not _listens(farm, 0, "127.0.0.1", channel.port)
     assert _listens(farm, 0, channel.address, channel.port)
 
@@ -307,6 +309,6 @@ fi
 
 
 def _listens(farm: NamespaceFarm, rank: int, address: str, port: int) -> bool:
-    """Whether an address of a host has a listener, seen from that host."""
+    """Return whether an address of a host has a listener, seen from that host."""
     script = f"exec 3<>/dev/tcp/{address}/{port}"
     return farm.run(farm.hosts[rank], ["bash", "-c", script]).returncode == 0

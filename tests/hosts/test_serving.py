@@ -1,4 +1,4 @@
-"""Servers on several hosts: asked on their own host, told here, ended everywhere."""
+"""Servers on several hosts: each host checks its own, and the status and a stop cover all hosts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PORT = 8000
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each host has for itself, under one path."""
+    """A path below which each host has its own files."""
     return tmp_path_factory.mktemp("private") / "disk"
 
 
@@ -47,7 +47,7 @@ def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def make_servers(
     farm: NamespaceFarm, make_job: MakeJob, disk: Path, tmp_path: Path
 ) -> Callable[..., FarmJob]:
-    """Make a job with a server on each of two hosts that share no file system."""
+    """A function that makes a job with one server on each of two hosts without a shared file system."""
 
     def make(*behaviours: str) -> FarmJob:
         here = tmp_path / "run"
@@ -77,7 +77,7 @@ def make_servers(
     return make
 
 
-def test_servers_of_unshared_hosts_are_told_and_ended(make_servers: Callable[..., FarmJob]) -> None:
+def test_servers_on_unshared_hosts_are_reported_and_stopped(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
     status = watch_services(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
@@ -89,10 +89,10 @@ def test_servers_of_unshared_hosts_are_told_and_ended(make_servers: Callable[...
     job.wait_until_clean()
 
 
-def test_a_server_that_dies_ends_those_of_the_other_host(make_servers: Callable[..., FarmJob]) -> None:
+def test_a_server_that_dies_ends_the_server_of_the_other_host(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
     watch_services(job.plan, lambda status: status.phase != "starting")
-    wait_until(lambda: len(current_status(job.plan).services) == 2, "both hosts' words")
+    wait_until(lambda: len(current_status(job.plan).services) == 2, "the states of both hosts")
     (victim,) = [state.pid for _, state in current_status(job.plan).services if state.name == "one.1"]
     inside = next(one for one in job.farm.processes(job.hosts[1]) if _pid_inside(one.pid) == victim)
     os.kill(inside.pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_a_server_that_dies_ends_those_of_the_other_host(make_servers: Callable[
 
 
 def _pid_inside(pid: int) -> int:
-    """The pid that a process has in the innermost table of processes that it is part of."""
+    """Return the pid of a process in its innermost PID namespace."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -112,8 +112,8 @@ def _pid_inside(pid: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_one_model_over_two_hosts_answers(farm: NamespaceFarm, disk: Path, tmp_path: Path) -> None:
-    """vLLM's own tensor parallelism between hosts, started over SSH from one YAML."""
+def test_one_model_across_two_hosts_answers(farm: NamespaceFarm, disk: Path, tmp_path: Path) -> None:
+    """vLLM's own tensor parallelism across hosts, started over SSH from one YAML file."""
     model = tmp_path / "model"
     make_model(model)
     first = farm.hosts[0].address

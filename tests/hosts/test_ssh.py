@@ -1,4 +1,4 @@
-"""The SSH transport against real servers: the user's configuration holds, what is wrong is named."""
+"""The SSH transport with real servers: it uses the user's configuration and reports what is wrong."""
 
 from __future__ import annotations
 
@@ -49,47 +49,47 @@ def way(host: str, **changes: object) -> SshTransport:
 
 
 def ask(transport: SshTransport, directory: str = "/nowhere") -> Reply:
-    """The cheapest command there is."""
+    """Send the cheapest command."""
     return transport.call(["vacant", directory], 20)
 
 
 def refusal(transport: SshTransport) -> str:
-    """Why a host cannot be asked, told within the time that it has."""
+    """Return why a host cannot be reached, which must be reported within the timeout."""
     begun = time.monotonic()
     reply = ask(transport)
-    assert time.monotonic() - begun < TIMEOUT + 10  # on a busy machine; what it tells says the limit
+    assert time.monotonic() - begun < TIMEOUT + 10  # allows for a busy machine; the message states the limit
     assert (reply["ok"], reply["unreachable"]) == (False, True)
     assert "Traceback" not in reply["message"]
     return str(reply["message"])
 
 
 def configure(farm: Farm, text: str) -> None:
-    """Put lines before those of the farm in `~/.ssh/config`: the first value of a key counts."""
+    """Insert lines before those of the farm in `~/.ssh/config`, where the first value of a key counts."""
     farm.config.write_text(text + farm.config.read_text())
 
 
-def test_a_host_answers_by_address_and_by_alias(farm: LoopbackFarm) -> None:
+def test_a_host_can_be_reached_by_address_and_by_alias(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     configure(farm, f"Host short\n  HostName {host.address}\n  Port {host.port}\n")
     for name in (host.address, host.name, "short"):
         assert ask(way(name)) == {"ok": True, "message": "vacant"}
 
 
-def test_the_port_of_the_plan_comes_before_that_of_the_configuration(farm: LoopbackFarm) -> None:
+def test_the_port_of_the_plan_overrides_the_ssh_configuration(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     configure(farm, f"Host {host.address}\n  Port 1\n")
     assert refusal(way(host.address)) == f"{host.address} port 1: Connection refused"
     assert ask(way(host.address, ssh_port=host.port))["ok"]
 
 
-def test_the_user_of_the_configuration(farm: LoopbackFarm) -> None:
+def test_the_user_of_the_ssh_configuration_is_used(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     configure(farm, f"Host {host.address}\n  User nobody-of-this-name\n")
     assert "no key of yours is accepted" in refusal(way(host.address))
     assert "nobody-of-this-name" in host.log.read_text()
 
 
-def test_an_identity_that_is_not_accepted(farm: LoopbackFarm, tmp_path: Path) -> None:
+def test_a_rejected_identity_is_reported_with_a_command_to_try(farm: LoopbackFarm, tmp_path: Path) -> None:
     host, key = farm.hosts[0], tmp_path / "other"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     own = farm.config.read_text()
@@ -97,13 +97,13 @@ def test_an_identity_that_is_not_accepted(farm: LoopbackFarm, tmp_path: Path) ->
     message = refusal(way(host.address))
     assert "no key of yours is accepted" in message
     assert f"try `ssh -p {host.port} {host.address}`" in message
-    # One of several identities is enough, and a file that is not there is no mistake.
+    # One accepted identity is enough, and a missing identity file is not an error.
     farm.config.write_text(own)
     configure(farm, f"Host *\n  IdentityFile {tmp_path}/missing\n  IdentityFile {key}\n")
     assert ask(way(host.address))["ok"]
 
 
-def test_a_jump_host(farm: LoopbackFarm) -> None:
+def test_a_jump_host_is_used(farm: LoopbackFarm) -> None:
     jump, behind, _ = farm.hosts
     configure(
         farm,
@@ -122,14 +122,14 @@ def test_a_jump_host(farm: LoopbackFarm) -> None:
     assert behind.address in refusal(way("behind"))
 
 
-def test_a_proxy_command(farm: LoopbackFarm) -> None:
+def test_a_proxy_command_is_used(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     relay = f"{sys.executable} -S {ROOT}/tests/hosts/relay.py"
     configure(farm, f"Host {host.address}\n  ProxyCommand {relay} %h %p\n")
     assert ask(way(host.address))["ok"]
 
 
-def test_an_unknown_host_key_is_refused_and_the_hint_mends_it(farm: LoopbackFarm, tmp_path: Path) -> None:
+def test_an_unknown_host_key_is_refused_and_the_hint_fixes_it(farm: LoopbackFarm, tmp_path: Path) -> None:
     host, known = farm.hosts[0], farm.home / ".ssh/known_hosts"
     known.write_text("")
     message = refusal(way(host.address))
@@ -140,7 +140,7 @@ def test_an_unknown_host_key_is_refused_and_the_hint_mends_it(farm: LoopbackFarm
     assert ask(way(host.address))["ok"]
 
 
-def test_a_changed_host_key_is_refused_and_the_hint_mends_it(farm: LoopbackFarm) -> None:
+def test_a_changed_host_key_is_refused_and_the_hint_fixes_it(farm: LoopbackFarm) -> None:
     host, other = farm.hosts[:2]
     known = farm.home / ".ssh/known_hosts"
     own, foreign = (one.key.with_suffix(".pub").read_text().split()[1] for one in (host, other))
@@ -155,7 +155,7 @@ def test_a_changed_host_key_is_refused_and_the_hint_mends_it(farm: LoopbackFarm)
 
 
 def test_the_first_of_several_known_keys_counts(farm: LoopbackFarm) -> None:
-    """As that of the user's own file before a stale one of the system's."""
+    """For example, the key in the user's own file overrides a stale one in the system's file."""
     host, other = farm.hosts[:2]
     known = farm.home / ".ssh/known_hosts"
     text = known.read_text()
@@ -167,7 +167,7 @@ def test_the_first_of_several_known_keys_counts(farm: LoopbackFarm) -> None:
     assert refusal(way(host.address)).startswith("its host key has changed")
 
 
-def test_nobody_listens(farm: LoopbackFarm) -> None:
+def test_a_refused_connection_and_an_unknown_name_are_reported(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     farm.stop_sshd(host)
     assert refusal(way(host.address)) == f"{host.address} port {host.port}: Connection refused"
@@ -176,14 +176,14 @@ def test_nobody_listens(farm: LoopbackFarm) -> None:
     assert "no address is known for the name nowhere.invalid" in refusal(way("nowhere.invalid"))
 
 
-def test_a_host_that_accepts_but_never_greets(farm: LoopbackFarm) -> None:
+def test_a_server_that_never_greets_is_reported(farm: LoopbackFarm) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         message = refusal(way("127.0.0.1", ssh_port=port))
     assert message == f"127.0.0.1 port {port} accepts connections, but no SSH server greets within 4 s"
 
 
-def test_something_else_listens_there(farm: LoopbackFarm) -> None:
+def test_a_server_that_does_not_speak_ssh_is_reported(farm: LoopbackFarm) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
 
         def answer() -> None:
@@ -195,27 +195,27 @@ def test_something_else_listens_there(farm: LoopbackFarm) -> None:
         assert f"127.0.0.1 port {port}" in refusal(way("127.0.0.1", ssh_port=port))
 
 
-def test_a_configuration_that_cannot_be_read(farm: LoopbackFarm) -> None:
+def test_an_unreadable_ssh_configuration_is_reported(farm: LoopbackFarm) -> None:
     farm.config.write_bytes(b"\xff\xfe\n")
     assert f"{farm.config} cannot be read" in refusal(way(farm.hosts[0].address))
 
 
-def test_no_python_there(farm: LoopbackFarm) -> None:
+def test_a_missing_python_is_reported(farm: LoopbackFarm) -> None:
     message = refusal(way(farm.hosts[0].address, python="/no/such/python"))
     assert message.startswith("FlagScale does not start there: ")
     assert "/no/such/python" in message
     assert "No such file or directory" in message
 
 
-def test_no_flagscale_there(farm: LoopbackFarm, tmp_path: Path) -> None:
-    bare = str(Path(sys.executable).resolve())  # outside of the environment in which FlagScale is installed
+def test_a_missing_flagscale_is_reported(farm: LoopbackFarm, tmp_path: Path) -> None:
+    bare = str(Path(sys.executable).resolve())  # outside the environment in which FlagScale is installed
     message = refusal(way(farm.hosts[0].address, python=bare, source_root=str(tmp_path)))
     assert message.startswith("FlagScale does not start there: ")
     assert "No module named" in message
     assert "flagscale" in message
 
 
-def test_another_version_there(farm: LoopbackFarm, tmp_path: Path) -> None:
+def test_another_version_of_flagscale_is_reported(farm: LoopbackFarm, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "flagscale", tmp_path / "flagscale", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "flagscale/__init__.py").write_text('__version__ = "0.0.7"\n')
     message = refusal(way(farm.hosts[0].address, source_root=str(tmp_path)))
@@ -224,9 +224,9 @@ def test_another_version_there(farm: LoopbackFarm, tmp_path: Path) -> None:
 
 @pytest.fixture
 def noisy(farm: LoopbackFarm, tmp_path: Path) -> Iterator[tuple[FarmHost, Path]]:
-    """A host whose user's shell reads a file first (only bash does; at level 1 it may prefer `.bashrc`)."""
+    """A host whose shell first reads a file (only bash does; with SHLVL=1 it may prefer `.bashrc`)."""
     if "bash" not in account().pw_shell:
-        pytest.skip("the login shell of this user is not bash, and only bash reads a file first")
+        pytest.skip("only bash reads a file first, and the login shell of this user is not bash")
     host = farm.hosts[2]
     settings, profile = host.directory / "sshd_config", tmp_path / "profile"
     kept = settings.read_text()
@@ -239,17 +239,17 @@ def noisy(farm: LoopbackFarm, tmp_path: Path) -> Iterator[tuple[FarmHost, Path]]
     farm.start_sshd(host)
 
 
-def test_noise_before_the_first_line(noisy: tuple[FarmHost, Path]) -> None:
+def test_output_of_the_login_shell_is_ignored_or_reported(noisy: tuple[FarmHost, Path]) -> None:
     host, profile = noisy
     profile.write_text('echo Welcome; echo \'{"a": 1}\'; echo "[]"; echo 17; echo; echo beware >&2\n')
     assert ask(way(host.address))["ok"]
-    # Not without an end, though.
+    # But not if it is too long.
     profile.write_text("yes Welcome | head -200\n")
     assert refusal(way(host.address)).startswith("FlagScale does not start there")
-    # A shell that ends at once is quoted.
+    # The output of a shell that ends at once is quoted.
     profile.write_text("echo the disk of your home is away >&2; exit 1\n")
     assert refusal(way(host.address)) == "FlagScale does not start there: the disk of your home is away"
-    # One that never comes to it is told in time.
+    # A shell that never runs the command is reported in time.
     profile.write_text("sleep 30\n")
     assert refusal(way(host.address)) == "connected, but it did not answer within 4 s"
 
@@ -259,11 +259,11 @@ def test_one_connection_serves_all_commands(farm: LoopbackFarm) -> None:
     before, transport = logins(host), way(host.address)
     assert all(ask(transport)["ok"] for _ in range(5))
     assert logins(host) == before + 1
-    # One process there answers them all.
+    # A single process on the host answers all of them.
     assert len(farm.processes(host)) == 1
 
 
-def test_two_commands_at_once_on_one_host(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_two_commands_can_run_at_once_on_one_host(farm: LoopbackFarm, make_job: MakeJob) -> None:
     """A stop does not wait for the start that it ends."""
     job = make_job(farm, "rank", hosts=1, channel=None, before_start="sleep 30 || sleep 30")
     host = farm.hosts[0]
@@ -281,7 +281,7 @@ def test_two_commands_at_once_on_one_host(farm: LoopbackFarm, make_job: MakeJob)
     assert not job.left(host)
 
 
-def test_a_lost_connection_is_told_and_opened_again(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_a_lost_connection_is_reported_and_reopened(farm: LoopbackFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", hosts=1, channel=None, before_start="sleep 5")
     host = farm.hosts[0]
     transport = way(host.address)
@@ -297,17 +297,17 @@ def test_a_lost_connection_is_told_and_opened_again(farm: LoopbackFarm, make_job
     assert reply["message"].startswith("the connection was lost")
     before = logins(host)
     assert ask(transport)["ok"]
-    # What had begun goes on, and the next command finds it.
+    # The start goes on, and the next command finds the job.
     wait_until(lambda: transport.call(["status", *words], 20).get("phase") == "running", "the job")
-    # Lost between two commands.
+    # The connection is lost between two commands.
     _kill_connections(farm, host)
     wait_until(lambda: transport.call(["stop", *words], 20)["ok"], "the stop", 10)
     assert logins(host) == before + 2
     assert not job.left(host)
 
 
-def test_a_connection_that_is_lost_while_a_session_opens() -> None:
-    """paramiko passes on what ended its connection."""
+def test_a_connection_lost_while_opening_a_session_is_reported() -> None:
+    """paramiko raises the error that ended its connection."""
 
     def lost(*words: object, **named: object) -> None:
         raise EOFError
@@ -324,7 +324,7 @@ def _kill_connections(farm: LoopbackFarm, host: FarmHost) -> None:
                 server.kill()
 
 
-def test_whatever_a_user_writes_arrives_verbatim(
+def test_values_and_paths_arrive_verbatim(
     farm: LoopbackFarm, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -354,8 +354,8 @@ def test_whatever_a_user_writes_arrives_verbatim(
         assert not (folder / "hostile-x").exists()
 
 
-def test_paths_of_the_session_never_become_shell(farm: LoopbackFarm, tmp_path: Path) -> None:
-    """The only two values on the command line: the interpreter, and where FlagScale is."""
+def test_paths_of_the_session_are_never_interpreted_by_a_shell(farm: LoopbackFarm, tmp_path: Path) -> None:
+    """These are the only two values on the command line: the interpreter and FlagScale's folder."""
     folder = tmp_path / HOSTILE.replace("/", "_")
     folder.mkdir()
     (folder / "root").symlink_to(ROOT)
@@ -367,7 +367,7 @@ def test_paths_of_the_session_never_become_shell(farm: LoopbackFarm, tmp_path: P
         assert not (place / "hostile-x").exists()
 
 
-def test_nothing_is_left_when_the_launcher_goes(farm: LoopbackFarm) -> None:
+def test_nothing_is_left_after_the_launcher_ends(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     program = (
         "import sys, time; from flagscale.remote.ssh import SshTransport\n"

@@ -1,4 +1,4 @@
-"""A start over SSH: all hosts run, or nothing is left on any; and whoever is to blame is named."""
+"""A start over SSH: either all hosts run or nothing is left on any, and the failed hosts are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
 
 
 def on(rank: int, line: str) -> str:
-    """A line of before_start for one host."""
+    """Return a line of before_start that takes effect on one host only."""
     return f'if [ "$FLAGSCALE_HOST_RANK" = {rank} ]; then {line}; fi'
 
 
@@ -47,7 +47,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def blamed(error: str) -> list[str]:
-    """The hosts that a failed start names, a line each."""
+    """Return the lines of a failed start's error, one per host."""
     return re.findall(r"(?m)^- ([\d.]+): ", error)
 
 
@@ -56,7 +56,7 @@ def assert_nothing_is_left(job: FarmJob) -> None:
     assert not list(job.files.path.rglob("*.secrets.json"))
 
 
-def test_a_start_on_three_hosts_is_told_and_ended(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_a_job_on_three_hosts_is_started_reported_and_stopped(farm: LoopbackFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", "rank deaf").start({"API_KEY": "geheim"})
     assert job.phases() == ["running"] * 3
     told = [job.told(rank) for rank in range(3)]
@@ -78,7 +78,7 @@ def test_a_start_on_three_hosts_is_told_and_ended(farm: LoopbackFarm, make_job: 
     assert job.command("stop").stdout.count("nothing was running") == 3
 
 
-def test_one_host_that_cannot_prepare_takes_the_start_back(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_one_host_that_fails_to_prepare_rolls_the_start_back(farm: LoopbackFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", before_start=on(1, "echo no such module >&2; exit 3"))
     error = error_of(lambda: job.start({"API_KEY": "geheim"}))
     assert error.splitlines() == [
@@ -92,12 +92,14 @@ def test_one_host_that_cannot_prepare_takes_the_start_back(farm: LoopbackFarm, m
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB of our own."""
+    """A separate file system of 64 KiB."""
     with small_file_system(tmp_path / "disk", "64k") as folder:
         yield folder
 
 
-def test_one_host_with_a_full_disk(farm: LoopbackFarm, make_job: MakeJob, small_disk: Path) -> None:
+def test_a_full_disk_on_one_host_fails_the_start(
+    farm: LoopbackFarm, make_job: MakeJob, small_disk: Path
+) -> None:
     (small_disk / "ballast").write_bytes(bytes(64 << 10))
     full = farm.hosts[2].address
     job = make_job(farm, "rank")
@@ -109,7 +111,9 @@ def test_one_host_with_a_full_disk(farm: LoopbackFarm, make_job: MakeJob, small_
     assert_nothing_is_left(job)
 
 
-def test_one_host_with_a_run_directory_that_cannot_be(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_an_impossible_run_directory_on_one_host_fails_the_start(
+    farm: LoopbackFarm, make_job: MakeJob
+) -> None:
     bad = farm.hosts[0].address
     job = make_job(farm, "rank")
     job = make_job(farm, "rank", host_paths={bad: {job.plan.exp_dir: "/proc/version/run"}})
@@ -119,7 +123,7 @@ def test_one_host_with_a_run_directory_that_cannot_be(farm: LoopbackFarm, make_j
     assert_nothing_is_left(job)
 
 
-def test_one_host_that_cannot_be_reached(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_one_unreachable_host_fails_the_start(farm: LoopbackFarm, make_job: MakeJob) -> None:
     away = farm.hosts[1]
     farm.stop_sshd(away)
     job = make_job(farm, "rank")
@@ -133,7 +137,7 @@ def test_one_host_that_cannot_be_reached(farm: LoopbackFarm, make_job: MakeJob) 
     assert [job.phases()[rank] for rank in (0, 2)] == ["stopped"] * 2
 
 
-def test_two_bad_hosts_are_both_told(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_all_bad_hosts_are_reported_together(farm: LoopbackFarm, make_job: MakeJob) -> None:
     farm.stop_sshd(farm.hosts[0])
     job = make_job(farm, "rank", python="/no/python")
     error = error_of(job.start)
@@ -152,8 +156,10 @@ def test_a_host_that_hangs_is_named(farm: LoopbackFarm, make_job: MakeJob) -> No
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_a_launcher_killed_during_the_start(farm: LoopbackFarm, make_job: MakeJob, seed: int) -> None:
-    """Whatever has begun by then comes to an end by itself: all hosts run, or nothing does."""
+def test_a_start_whose_launcher_was_killed_runs_everywhere_or_nowhere(
+    farm: LoopbackFarm, make_job: MakeJob, seed: int
+) -> None:
+    """Hosts that have already begun end by themselves unless all hosts run."""
     job = make_job(farm, "rank", start_timeout=4.0)
     launching = job.launch()
     wait_until(lambda: job.files.plan.exists(), "the plan")
@@ -164,10 +170,10 @@ def test_a_launcher_killed_during_the_start(farm: LoopbackFarm, make_job: MakeJo
     def settled() -> bool:
         if engines := job.engines():
             return len(engines) == 3 and job.phases() == ["running"] * 3
-        # A session that has the start may not have done it yet.
+        # A session may have received the start without having executed it yet.
         return not any(map(farm.processes, job.hosts))
 
-    # Of those that began, members wait a little longer than the first host, which may be missing.
+    # A member that has begun waits slightly longer than the first host would, which may be missing.
     wait_until(settled, "all or none", 4 + 10 + 5)
     phases = job.phases()
     assert set(phases) == {"running"} if job.engines() else "running" not in phases
@@ -176,7 +182,9 @@ def test_a_launcher_killed_during_the_start(farm: LoopbackFarm, make_job: MakeJo
     make_job(farm, "rank").start()
 
 
-def test_a_launcher_killed_while_a_host_prepares(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_a_start_goes_on_if_its_launcher_is_killed_while_hosts_prepare(
+    farm: LoopbackFarm, make_job: MakeJob
+) -> None:
     job = make_job(farm, "rank", before_start=SLOW_START)
     launching = job.launch()
     wait_until(lambda: all(job.left(host) for host in job.hosts), "the start")
@@ -188,7 +196,7 @@ def test_a_launcher_killed_while_a_host_prepares(farm: LoopbackFarm, make_job: M
     assert_nothing_is_left(job)
 
 
-def test_ctrl_c_during_the_start_takes_it_back(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_ctrl_c_during_the_start_rolls_it_back(farm: LoopbackFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", before_start=SLOW_START)
     launching = job.launch()
     wait_until(lambda: all(job.left(host) for host in job.hosts), "the start")
@@ -202,7 +210,7 @@ def test_ctrl_c_during_the_start_takes_it_back(farm: LoopbackFarm, make_job: Mak
     make_job(farm, "rank").start()
 
 
-def test_of_two_launchers_at_once_one_starts(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_only_one_of_two_simultaneous_launchers_starts(farm: LoopbackFarm, make_job: MakeJob) -> None:
     jobs = [make_job(farm, "rank"), make_job(farm, "rank")]
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda job: error_of(job.start), jobs))
@@ -214,8 +222,10 @@ def test_of_two_launchers_at_once_one_starts(farm: LoopbackFarm, make_job: MakeJ
     assert winner.files.read_plan() == winner.plan
 
 
-def test_a_stop_with_a_host_that_cannot_be_reached(farm: LoopbackFarm, make_job: MakeJob) -> None:
-    """The others are stopped; its own supervisor ends what runs there, as the others are gone."""
+def test_a_stop_reports_an_unreachable_host_and_stops_the_others(
+    farm: LoopbackFarm, make_job: MakeJob
+) -> None:
+    """The others are stopped; the host's own supervisor then ends its part, as the others are gone."""
     job = make_job(farm, "rank", "rank deaf").start()
     away = farm.hosts[2]
     farm.stop_sshd(away)
@@ -229,7 +239,7 @@ def test_a_stop_with_a_host_that_cannot_be_reached(farm: LoopbackFarm, make_job:
     assert job.command("stop").returncode == 0
 
 
-def test_an_engine_that_is_missing_everywhere_is_told(farm: LoopbackFarm, make_job: MakeJob) -> None:
+def test_an_engine_that_is_missing_on_all_hosts_is_reported(farm: LoopbackFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", engine_program="/no/such/engine")
     with pytest.raises(HostError, match=r"the engine cannot be started: .*/no/such/engine"):
         job.start()

@@ -1,4 +1,4 @@
-"""Real training on three hosts by the command that trains on one: only a hostfile is added."""
+"""Real training on three hosts with the same command as on one: only a hostfile is added."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.mark.timeout(600)
-def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path: Path) -> None:
+def test_training_on_three_hosts_survives_a_kill_and_can_be_stopped(
+    farm: NamespaceFarm, tmp_path: Path
+) -> None:
     hosts = [f"+experiment.runner.hostfile={farm.hostfile(1)}", "experiment.runner.nnodes=3"]
     job = Experiment(tmp_path / "run", (*LOCAL, *hosts), tmp_path)
     names = [host.address for host in farm.hosts]
@@ -58,13 +60,13 @@ def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path
     assert query.code == 0
     assert [f"host {rank}  {name}  running" in query.out for rank, name in enumerate(names)] == [True] * 3
     assert {line.partition(": ")[0] for line in job("logs").out.splitlines()} == set(names)
-    # torchrun passes the ranks' lines on a moment later.
+    # torchrun forwards the lines of the ranks a moment later.
     wait_until(lambda: f"iteration {SAVE_INTERVAL}/" in job("logs").out, "the log", 20)
 
     reached = job.metrics()[-1]["iteration"]
     victim = rank_process(farm.processes(farm.hosts[1]), rank=1)
     victim.kill()
-    # The second attempt cuts off what came after its checkpoint, then goes on.
+    # The second attempt discards the metrics after its checkpoint, then continues.
     wait_until(lambda: bool(job.status()["attempts"]), "the end of the first attempt", CLEAN_WITHIN)
     between, newest = job.metrics()[-1], _checkpointed(job)
     assert newest >= reached - SAVE_INTERVAL
@@ -72,7 +74,7 @@ def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path
     iterations = [record["iteration"] for record in job.metrics()]
     assert iterations == list(range(1, len(iterations) + 1))
     begun = next(record["iteration"] for record in job.metrics() if record["time"] > between["time"])
-    assert begun == newest + 1, "it goes on from the newest checkpoint"
+    assert begun == newest + 1, "it continues from the newest checkpoint"
     status = job.status()
     assert status["state"] == "running"
     ((host, failure),) = [(attempt["host"], attempt["failure"]) for attempt in status["attempts"]]
@@ -82,7 +84,7 @@ def test_three_hosts_train_survive_a_kill_and_stop(farm: NamespaceFarm, tmp_path
     assert stopped.code == 0, stopped.out + stopped.err
     wait_until(lambda: not any(map(farm.processes, farm.hosts)), "the sessions' end", CLEAN_WITHIN)
     assert job.status()["state"] == "stopped"
-    # The stop has saved what was done.
+    # The stop has saved a checkpoint.
     assert _checkpointed(job) == job.metrics()[-1]["iteration"]
 
 

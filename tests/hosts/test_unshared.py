@@ -1,4 +1,4 @@
-"""Hosts with directories of their own: files are sent, output and metrics read back."""
+"""Hosts without a shared file system: files are sent, and output and metrics are read back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRICS = [
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each host has for itself, under one path."""
+    """A path below which each host has its own files."""
     return tmp_path_factory.mktemp("private") / "the disk"
 
 
@@ -47,7 +47,7 @@ def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch, disk: Path)
 
 @pytest.fixture
 def make_unshared(farm: NamespaceFarm, make_job: MakeJob, disk: Path, tmp_path: Path) -> MakeJob:
-    """Make jobs whose run directory is called `disk/a b` on the first two hosts, `disk/c` on the last."""
+    """A function that makes jobs; their run directory is `disk/a b` on two hosts and `disk/c` on the last."""
 
     def make(*behaviours: str, launcher: str = "run", **changes: object) -> FarmJob:
         here = tmp_path / launcher
@@ -66,13 +66,13 @@ def there(job: FarmJob, rank: int) -> RunDir:
 
 
 def files_of(farm: NamespaceFarm, rank: int, directory: Path) -> dict[str, str]:
-    """The files of a host below a directory, with their modes."""
+    """Return the files of a host below a directory, with their modes."""
     host = farm.hosts[rank]
     listed = farm.run(host, ["find", str(directory), "-type", "f", "-printf", "%P %m\\n"]).stdout
     return dict(line.rsplit(" ", 1) for line in listed.splitlines())
 
 
-def test_each_host_gets_its_files_and_keeps_no_secret(
+def test_each_host_receives_its_files_and_keeps_no_secrets(
     farm: NamespaceFarm, make_unshared: MakeJob, disk: Path
 ) -> None:
     job = make_unshared("rank", before_start="stat -c 'mode %a' logs/pids/*.secrets.json")
@@ -98,9 +98,9 @@ def test_each_host_gets_its_files_and_keeps_no_secret(
         written = farm.run(host, ["grep", "-rl", "geheim", str(disk)]).stdout.splitlines()
         assert all("/report " in name for name in written)
         plan = json.loads(farm.run(host, ["cat", str(there(job, rank).plan)]).stdout)
-        # The same on all hosts: each puts in its own names when it reads it.
+        # The plan is the same on all hosts: each inserts its own paths when it reads the plan.
         assert (plan["run_id"], plan["exp_dir"]) == (job.plan.run_id, job.plan.exp_dir)
-    # Here lies what the launcher knows, and nothing that the hosts wrote.
+    # This machine has the launcher's files and none that the hosts wrote.
     assert not list(job.files.path.rglob("*.output"))
     assert not list(job.files.path.rglob("*.secrets.json"))
 
@@ -120,7 +120,7 @@ def test_output_metrics_and_state_are_read_back(farm: NamespaceFarm, make_unshar
     assert list(tail.lines()) == [f"{job.plan.hosts[1].name}: a late line"]
     assert list(tail.lines(last=True)) == [f"{job.plan.hosts[1].name}: half a"]
 
-    # The last rank writes the metrics.
+    # The last rank writes the metrics file.
     assert job.status().progress is None
     text = "".join(json.dumps(record) + "\n" for record in METRICS)
     _append(farm, 2, str(there(job, 2).metrics), text)
@@ -129,7 +129,7 @@ def test_output_metrics_and_state_are_read_back(farm: NamespaceFarm, make_unshar
     assert status.progress is not None
     assert (status.progress.iteration, status.progress.record["lm_loss"]) == (4, 7.125)
     for rank in range(3):
-        job.told(rank)  # it has started them
+        job.told(rank)  # its engine has started the ranks
     assert [host.processes for host in job.status().hosts] == [4, 4, 4]
     logs = job.command("logs").stdout
     assert f"{job.plan.hosts[1].name}: a late line" in logs
@@ -142,8 +142,10 @@ def test_output_metrics_and_state_are_read_back(farm: NamespaceFarm, make_unshar
     assert job.phases() == ["stopped"] * 3
 
 
-def test_another_launcher_is_refused_while_the_job_runs(farm: NamespaceFarm, make_unshared: MakeJob) -> None:
-    """It has a run directory of its own, so it knows nothing of the job; the hosts do."""
+def test_another_launcher_is_refused_while_the_job_is_running(
+    farm: NamespaceFarm, make_unshared: MakeJob
+) -> None:
+    """It has its own run directory, so it does not know about the job; the hosts do."""
     job = make_unshared("rank").start()
     other = make_unshared("rank", launcher="elsewhere")
     with pytest.raises(FlagScaleError) as refused:
@@ -154,7 +156,7 @@ def test_another_launcher_is_refused_while_the_job_runs(farm: NamespaceFarm, mak
     assert job.phases() == ["running"] * 3
     assert not any(other.left(host) for host in farm.hosts)
     assert not [name for rank in range(3) for name in files_of(farm, rank, _disk(job)) if "secrets" in name]
-    # Neither has it touched the plan of the first one, which still can be stopped.
+    # Nor has it changed the plan of the first job, which can still be stopped.
     assert all(reply["ok"] for reply in job.stop().values())
     other.start()
     assert other.phases() == ["running"] * 3
@@ -170,10 +172,10 @@ def test_a_failed_start_leaves_nothing(farm: NamespaceFarm, make_unshared: MakeJ
     make_unshared("rank").start()
 
 
-def test_a_start_that_is_taken_back_while_files_are_sent(
+def test_a_start_that_is_rolled_back_while_files_are_sent_starts_nothing(
     farm: NamespaceFarm, make_unshared: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop that comes before the plan finds nothing; then the files must not be followed by a start."""
+    """A stop that arrives before the plan finds nothing, so no start may follow the files."""
     job = make_unshared("rank", before_start='[ "$FLAGSCALE_HOST_RANK" != 0 ]')
     slow, send = farm.hosts[2].address, SshTransport.call
 
@@ -192,14 +194,14 @@ def test_a_start_that_is_taken_back_while_files_are_sent(
     assert job.phases()[2] == "stopped"
 
 
-def test_a_restart_needs_no_launcher(farm: NamespaceFarm, make_unshared: MakeJob) -> None:
+def test_a_restart_does_not_need_the_launcher(farm: NamespaceFarm, make_unshared: MakeJob) -> None:
     job = make_unshared("rank", recovery=Recovery(max_restarts=1, restart_timeout=20))
     job.start({"API_KEY": "geheim"})
     first = job.engines()
     job.member(0, "engine").kill()
     job.wait_for_engines(besides=first)
     wait_until(lambda: job.phases() == ["running"] * 3, "the second attempt")
-    # The secret went with the first start, and the supervisors still have it.
+    # The secret was sent with the first start, and the supervisors still have it.
     assert [job.told(rank)["environ"]["API_KEY"] for rank in range(3)] == ["geheim"] * 3
 
 

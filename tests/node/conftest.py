@@ -1,4 +1,4 @@
-"""Real processes without an engine: a plan whose launcher is `fake_agent.py`, started as a job is."""
+"""Fixtures for jobs without an engine: a plan whose agent is `fake_agent.py`, in real processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wait_for[Result](condition: Callable[[], Result], seconds: float = 10) -> Re
 
 @dataclass(frozen=True)
 class FakeJob:
-    """One plan in a run directory of its own."""
+    """One plan with its own run directory."""
 
     plan: LaunchPlan
 
@@ -63,7 +63,7 @@ class FakeJob:
         return self
 
     def told(self) -> dict[str, Any]:
-        """What the fake engine found and started."""
+        """Return what the fake agent found and started."""
         return dict(wait_for(lambda: self.report.exists() and json.loads(self.report.read_text())))
 
     def ranks(self) -> dict[str, psutil.Process]:
@@ -75,7 +75,7 @@ class FakeJob:
         return state
 
     def member(self, name: str) -> psutil.Process:
-        """The supervisor, guard or engine."""
+        """Return the supervisor, guard or engine."""
         known = getattr(self.state(), name)
         assert known is not None
         process = living(known)
@@ -83,7 +83,7 @@ class FakeJob:
         return process
 
     def everything(self) -> list[psutil.Process]:
-        """Every process of the job, also those that cannot be told by their environment."""
+        """Return every process of the job, even those that their environment does not identify."""
         state = self.state()
         known = [living(found) for found in (state.supervisor, state.guard, state.engine) if found]
         return [*self.ranks().values(), *(process for process in known if process)]
@@ -101,11 +101,11 @@ class FakeJob:
         return self.files.output(self.host).read_text()
 
     def launch(self, **changes: Any) -> subprocess.Popen[str]:
-        """Start it from a process of its own, as a command does."""
+        """Start the job from a separate process, as a command does."""
         return launch(self.plan, self.files.path, dict(os.environ), **changes)
 
     def clean_up(self) -> None:
-        """Kill whatever is left: by run id, and by the report's path in the command line of bare ranks."""
+        """Kill what is left: by run id, and bare ranks by the report's path in their command line."""
         for process in psutil.process_iter():
             try:
                 if str(self.report) in process.cmdline():
@@ -122,7 +122,7 @@ class FakeJob:
 def fake_job(
     exp_dir: Path, *behaviours: str, env: Mapping[str, str] | None = None, **changes: Any
 ) -> FakeJob:
-    """A job of one host. `changes` replace fields of the plan or of its node command."""
+    """Return a job of one host. `changes` replace fields of the plan or of its node command."""
     exp_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"test-{os.getpid()}-{next(_NUMBERS)}"
     host = Host(rank=0, name="localhost", slots=max(1, len(behaviours)), platform="cpu")
@@ -142,7 +142,7 @@ def fake_job(
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> Iterator[Callable[..., FakeJob]]:
-    """Make jobs in the same run directory; kills what a failed test leaves."""
+    """A function that makes jobs in the same run directory; what a failed test leaves running is killed."""
     made: list[FakeJob] = []
 
     def make(*behaviours: str, exp_dir: Path = tmp_path, **changes: Any) -> FakeJob:
@@ -156,7 +156,7 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., FakeJob]]:
 
 @pytest.fixture
 def decoys(tmp_path: Path) -> Iterator[list[psutil.Process]]:
-    """Processes of the same user and command that belong to no run, or to another one; alive at the end."""
+    """Processes of the same user and command, of another run or of none; all must survive the test."""
     others = [
         subprocess.Popen(
             [sys.executable, "-S", str(AGENT), str(tmp_path / f"report {run_id}"), "rank", "rank deaf"],

@@ -1,4 +1,4 @@
-"""Whether hosts reach each other, over real sockets."""
+"""Checks over real sockets that hosts reach each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reasons_for(*ports: int) -> list[str]:
     return told
 
 
-def test_where_somebody_listens_and_where_not() -> None:
+def test_open_and_refused_connections_are_reported() -> None:
     port = free_port(HERE)
     told = listen_on(port, 0)["ports"]
     assert told[0] == port
@@ -34,7 +34,7 @@ def test_where_somebody_listens_and_where_not() -> None:
     assert reasons_for(free_port(HERE), told[0]) == ["Connection refused", ""]
 
 
-def test_a_port_that_is_taken_is_told_and_the_others_are_given_back() -> None:
+def test_a_port_in_use_is_reported_and_the_other_ports_are_released() -> None:
     with socket.create_server((HERE, 0)) as taken:
         port = free_port(HERE)
         reply = listen_on(port, taken.getsockname()[1])
@@ -43,16 +43,16 @@ def test_a_port_that_is_taken_is_told_and_the_others_are_given_back() -> None:
     assert listen_on(port)["ports"] == [port]
 
 
-def test_a_silent_address_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_address_is_reported_within_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_TIMEOUT", 0.3)
     with socket.create_server((HERE, 0), backlog=0) as full:
         place = full.getsockname()
-        with socket.create_connection(place):  # the only place in its queue
+        with socket.create_connection(place):  # takes the only place in its queue
             told = reasons_for(place[1], place[1])
     assert "no answer within 0.3 s" in told
 
 
-def test_listening_ends() -> None:
+def test_listening_ends_after_its_time() -> None:
     (port,) = listen_on(0, seconds=2)["ports"]
     assert reasons_for(port) == [""]
     wait_for(lambda: reasons_for(port) == ["Connection refused"])

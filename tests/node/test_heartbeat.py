@@ -1,4 +1,4 @@
-"""Ranks that do not go on are noticed by this host's own clock."""
+"""Ranks that hang are detected by this host's own clock."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def touch(heartbeat: Path, written: float) -> None:
-    """As a file server does whose clock says so."""
+    """Set the modification time as a file server with that clock does."""
     heartbeat.touch()
     os.utime(heartbeat, (written, written))
 
 
 @pytest.mark.parametrize("server", [0.0, 1e9, 4e9])
-def test_only_what_changes_counts(tmp_path: Path, now: list[float], server: float) -> None:
-    """Whatever the file server takes the time to be."""
+def test_only_changes_of_the_heartbeat_count(tmp_path: Path, now: list[float], server: float) -> None:
+    """The file server's own time does not matter."""
     heartbeat = tmp_path / "heartbeat"
     watched = Heartbeat(heartbeat, 5.0)
     now[0] += 604
-    assert not watched.is_overdue(), "the first iteration takes its time"
+    assert not watched.is_overdue(), "the first iteration may take long"
     for step in range(1, 4):
         touch(heartbeat, server + step)
         assert not watched.is_overdue()
@@ -42,7 +42,7 @@ def test_only_what_changes_counts(tmp_path: Path, now: list[float], server: floa
     assert not watched.is_overdue()
 
 
-def test_the_beats_of_an_earlier_attempt_are_none(tmp_path: Path, now: list[float]) -> None:
+def test_the_heartbeat_of_an_earlier_attempt_is_ignored(tmp_path: Path, now: list[float]) -> None:
     heartbeat = tmp_path / "heartbeat"
     touch(heartbeat, 1e9)
     watched = Heartbeat(heartbeat, 5.0)

@@ -1,4 +1,4 @@
-"""Whichever process of a run is killed: soon nothing of it is left, and the status says what happened."""
+"""Any process of a run is killed: soon no process of the run is left, and the status says what happened."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ def ended_state(job: FakeJob) -> HostState:
 
 
 @pytest.mark.parametrize("victim", ["engine", "supervisor"])
-def test_nothing_is_left(make_job: MakeJob, decoys: list[psutil.Process], victim: str) -> None:
+def test_any_killed_process_ends_the_whole_run(
+    make_job: MakeJob, decoys: list[psutil.Process], victim: str
+) -> None:
     job = make_job(*RANKS).start()
     everything = job.everything()
     job.member(victim).kill()
     began = time.monotonic()
     seen = []
     while not seen or seen[-1] != "failed":
-        # What is told in between is never a success, a stop or an end that has not come yet.
+        # Until then the status never reports a success, a stop, or an end that has not happened yet.
         seen.append(ended_state(job).phase)
         assert time.monotonic() - began < 10
         time.sleep(0.05)
     wait_for(job.is_gone)
-    # A process that is ending has no environment any more, but lives for a moment.
+    # A process that is ending no longer has an environment, but is still alive for a moment.
     wait_for(lambda: not any(alive(process) for process in everything))
     assert [phase for phase in seen if phase not in ("running", "stopping")] == ["failed"]
     failure = job.state().failure
@@ -51,25 +53,25 @@ def test_nothing_is_left(make_job: MakeJob, decoys: list[psutil.Process], victim
     assert job.state().exit_code not in (0, None)
 
 
-def test_the_guard_comes_back(make_job: MakeJob) -> None:
+def test_a_killed_guard_is_replaced(make_job: MakeJob) -> None:
     job = make_job("rank").start()
     first = job.member("guard")
     first.kill()
     second = wait_for(lambda: (guard := job.state().guard) and guard.pid != first.pid and living(guard))
     assert ended_state(job).phase == "running"
-    # Not over and over again: the next one waits.
+    # The next guard starts only after a pause.
     second.kill()
     time.sleep(0.5)
     guard = job.state().guard
     assert guard is not None
     assert guard.pid == second.pid
-    # Without a guard a stop works as well.
+    # A stop also works without a guard.
     assert job.stop()["ok"]
     assert job.state().phase == "stopped"
 
 
-def test_the_guard_keeps_no_connection_of_its_supervisor_open(make_job: MakeJob) -> None:
-    """It is a fork: the other hosts would not notice the end of a supervisor whose connections it holds."""
+def test_the_guard_does_not_hold_connections_of_its_supervisor(make_job: MakeJob) -> None:
+    """The guard is a fork; if it held the connections, other hosts would not notice the supervisor's end."""
     job = make_job("rank")
     here, there = socket.socketpair()
     keeper = GuardKeeper(job.plan, job.plan.nodes[0])
@@ -82,7 +84,7 @@ def test_the_guard_keeps_no_connection_of_its_supervisor_open(make_job: MakeJob)
         keeper.end()
 
 
-def test_the_guard_cannot_be_talked_into_ending(make_job: MakeJob) -> None:
+def test_the_guard_ignores_signals_that_ask_it_to_end(make_job: MakeJob) -> None:
     job = make_job("rank").start()
     guard = job.member("guard")
     time.sleep(0.5)
@@ -96,8 +98,8 @@ def test_the_guard_cannot_be_talked_into_ending(make_job: MakeJob) -> None:
     assert job.state().phase == "running"
 
 
-def test_supervisor_and_guard_together(make_job: MakeJob) -> None:
-    """Nobody is left to end the ranks: the status says so, and a stop does it."""
+def test_a_stop_ends_the_ranks_after_supervisor_and_guard_were_killed(make_job: MakeJob) -> None:
+    """No process is left that would end the ranks: the status says so, and a stop ends them."""
     job = make_job("rank", "rank deaf").start()
     everything = job.everything()
     victims = [job.member(name) for name in ("guard", "supervisor")]
@@ -109,14 +111,14 @@ def test_supervisor_and_guard_together(make_job: MakeJob) -> None:
     assert status.state.phase == "failed"
     assert status.state.failure is not None
     assert "left no word" in status.state.failure.message
-    # The kernel ends the launcher with its supervisor; the fake one's ranks outlive it.
+    # The kernel ends the agent with its supervisor; the ranks of the fake agent outlive it.
     wait_for(lambda: job.status().processes == 2)
     assert job.stop()["ok"]
     assert not [process for process in everything if alive(process)]
     assert job.state().phase == "failed"
 
 
-def test_a_finished_run_leaves_no_daemon(make_job: MakeJob) -> None:
+def test_a_finished_run_leaves_no_daemons(make_job: MakeJob) -> None:
     job = make_job("rank", "rank daemon", "rank daemon bare").start()
     everything = job.everything()
     engine = job.member("engine")
@@ -124,13 +126,13 @@ def test_a_finished_run_leaves_no_daemon(make_job: MakeJob) -> None:
     engine.send_signal(signal.SIGTERM)
     wait_for(lambda: job.state().phase == "finished")
     wait_for(job.is_gone)
-    # A process that is ending has no environment any more, but lives for a moment.
+    # A process that is ending no longer has an environment, but is still alive for a moment.
     wait_for(lambda: not any(alive(process) for process in everything))
     assert (job.state().exit_code, job.state().failure) == (0, None)
 
 
-def test_the_launcher_does_not_outlive_its_supervisor(make_job: MakeJob) -> None:
-    """Even where the guard is late: the kernel sees to it."""
+def test_the_agent_does_not_outlive_its_supervisor(make_job: MakeJob) -> None:
+    """Even if the guard is late, because the kernel ends the agent."""
     job = make_job().start()
     engine = job.member("engine")
     job.member("guard").suspend()

@@ -1,4 +1,4 @@
-"""The channel between the supervisors: real sockets on the loopback, no engines."""
+"""The channel between the supervisors, over real loopback sockets and without engines."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ HERE = "127.0.0.1"
 SECRET = b"of this run"
 SILENCE = 1.5
 TOLD = SILENCE + 5
-"""Seconds within which everybody knows."""
+"""Seconds within which every supervisor knows the verdict."""
 
 
 class Star:
-    """The supervisors' ends of one run, by rank; each behaves as if it was alone on its host."""
+    """The supervisors' ends of one run, by rank; each behaves as if it were alone on its host."""
 
     def __init__(self, hosts: int, fewer: tuple[int, ...] = ()) -> None:
         self.port = free_port(HERE)
@@ -49,7 +49,7 @@ class Star:
         self.ends[rank] = Member(HERE, self.port, secret, rank, "node0")
 
     def rendezvous(self, attempt: int, *ranks: int, seconds: float = 10) -> dict[int, AttemptStart | Verdict]:
-        """Have these (default: all) wait for each other."""
+        """Have these ranks (default: all) wait for each other."""
         taking_part = ranks or tuple(self.ends)
         with ThreadPoolExecutor() as pool:
             waits = {
@@ -71,11 +71,11 @@ class Star:
         return verdict
 
     def words(self, *ranks: int) -> list[Verdict]:
-        """Wait until each of these has a verdict."""
+        """Wait until each of these ranks has a verdict."""
         return [wait_for(self.ends[rank].verdict, TOLD) for rank in ranks]  # type: ignore[misc]
 
     def lose(self, rank: int, how: str) -> None:
-        """`closed`: its process ends; `silent`: the host is cut off; `cut`: only the connection is."""
+        """Lose a rank: its process ends (`closed`), its host goes silent or its connection is cut."""
         end = self.ends[rank]
         if how == "closed":
             self.ends.pop(rank).close()
@@ -112,7 +112,7 @@ def star(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Star]]:
         one.close()
 
 
-def test_all_begin_together_and_nothing_is_left_listening(star: Callable[..., Star]) -> None:
+def test_all_ranks_begin_together_and_no_port_stays_open(star: Callable[..., Star]) -> None:
     stars = star(4)
     stars.begin(0)
     assert [end.verdict() for end in stars.ends.values()] == [None] * 4
@@ -120,7 +120,7 @@ def test_all_begin_together_and_nothing_is_left_listening(star: Callable[..., St
     assert is_free(HERE, stars.port)
 
 
-def test_members_may_come_before_the_hub(star: Callable[..., Star]) -> None:
+def test_members_may_arrive_before_the_coordinator(star: Callable[..., Star]) -> None:
     stars = star(1)
     stars.ends.pop(0).close()
     for rank in (1, 2):
@@ -133,7 +133,7 @@ def test_members_may_come_before_the_hub(star: Callable[..., Star]) -> None:
         assert set(early.result().values()) == {AttemptStart(0, (0, 1, 2))}
 
 
-def test_who_does_not_know_the_secret_never_joins(star: Callable[..., Star]) -> None:
+def test_a_member_with_another_secret_never_joins(star: Callable[..., Star]) -> None:
     stars = star(3)
     stars.ends.pop(2).close()
     stars.join(2, b"of another run")
@@ -147,13 +147,13 @@ def test_who_does_not_know_the_secret_never_joins(star: Callable[..., Star]) -> 
         found = stars.rendezvous(0, 0, 1, seconds=2)
         assert not [outsider for outsider in outsiders if outsider.done()]
         over.set()
-    # Both who know it tell the same.
+    # Both ends that know the secret report the same.
     assert set(found.values()) == {Verdict(0, "failed", 0, "not heard of within 2 s: node2")}
     assert dial(HERE, stars.port, b"of another run", 1.0) is None
 
 
-def test_one_who_listens_without_the_secret_is_not_believed(star: Callable[..., Star]) -> None:
-    """Whoever has got hold of the coordinator's port cannot give the members orders."""
+def test_a_listener_without_the_secret_is_not_trusted(star: Callable[..., Star]) -> None:
+    """A process that has taken the coordinator's port cannot give orders to the members."""
     stars = star(1)
     stars.ends.pop(0).close()
     stars.join(1)
@@ -172,14 +172,16 @@ def test_one_who_listens_without_the_secret_is_not_believed(star: Callable[..., 
     assert "cannot be reached" in verdict.text
 
 
-def test_who_was_paused_blames_nobody_for_the_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A virtual machine that did not run, or a process that was stopped: the other side may live."""
+def test_a_process_that_was_paused_does_not_blame_its_peer_for_the_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a pause of a virtual machine or process, the other side may still be alive."""
     now = time.monotonic()
     monkeypatch.setattr(link, "time", SimpleNamespace(monotonic=lambda: now))
     ours, theirs = (link.Link(Connection(end.detach())) for end in socket.socketpair())
     now += 60
     assert ours.receive() == []
-    # A second of the pause counts, and all the time in which it was looked for.
+    # One second of the pause counts, and all the time spent waiting for a message.
     for _ in range(int((link.SILENCE - 1) / 0.5)):
         now += 0.5
         assert ours.receive() == []
@@ -190,7 +192,7 @@ def test_who_was_paused_blames_nobody_for_the_silence(monkeypatch: pytest.Monkey
         end.close()
 
 
-def test_strangers_do_not_disturb(star: Callable[..., Star]) -> None:
+def test_connections_from_strangers_are_ignored(star: Callable[..., Star]) -> None:
     stars = star(3)
     openings = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0", b"\xff" * 64, b"\0\0\0\x20" + b"x" * 32, b"\x7f" * 4]
     with ExitStack() as strangers:
@@ -202,7 +204,7 @@ def test_strangers_do_not_disturb(star: Callable[..., Star]) -> None:
         assert time.monotonic() - began < TOLD
         time.sleep(SILENCE + 0.5)
         assert [end.verdict() for end in stars.ends.values()] == [None] * 3
-        # Nobody waits for them for ever.
+        # They are not waited for forever.
         stranger = strangers.enter_context(socket.create_connection((HERE, stars.port)))
         stranger.settimeout(TOLD)
         while stranger.recv(1000):
@@ -211,7 +213,7 @@ def test_strangers_do_not_disturb(star: Callable[..., Star]) -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "silent", "cut"])
-def test_a_member_is_lost(star: Callable[..., Star], how: str) -> None:
+def test_the_loss_of_a_member_is_reported_to_all(star: Callable[..., Star], how: str) -> None:
     stars = star(4)
     stars.begin(0)
     began = time.monotonic()
@@ -227,7 +229,7 @@ def test_a_member_is_lost(star: Callable[..., Star], how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "silent"])
-def test_the_hub_is_lost(star: Callable[..., Star], how: str) -> None:
+def test_the_loss_of_the_coordinator_is_reported_to_all(star: Callable[..., Star], how: str) -> None:
     stars = star(3)
     stars.begin(0)
     began = time.monotonic()
@@ -238,8 +240,10 @@ def test_the_hub_is_lost(star: Callable[..., Star], how: str) -> None:
     assert all(verdict.text.startswith("node0: ") for verdict in told)
 
 
-def test_a_member_that_connects_anew_before_its_loss_shows(star: Callable[..., Star]) -> None:
-    """It has ended its part already, so the others must end theirs."""
+def test_a_member_that_reconnects_before_its_loss_is_noticed_ends_the_attempt(
+    star: Callable[..., Star],
+) -> None:
+    """It has already ended its part, so the others must end theirs."""
     stars = star(3)
     stars.begin(0)
     first = stars.ends[2]
@@ -251,20 +255,20 @@ def test_a_member_that_connects_anew_before_its_loss_shows(star: Callable[..., S
 
 @pytest.mark.parametrize("kind", ["failed", "hung", "stopped"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_word_reaches_all(
+def test_a_verdict_reaches_all_ranks(
     star: Callable[..., Star], rank: int, kind: Literal["failed", "hung", "stopped"]
 ) -> None:
     stars = star(3)
     stars.begin(0)
     verdict = stars.tell(rank, 0, kind)
     assert stars.words(0, 1, 2) == [verdict] * 3
-    # The first one counts.
+    # The first verdict counts.
     stars.tell(2, 0, "failed")
     time.sleep(0.15)
     assert stars.words(0, 1, 2) == [verdict] * 3
 
 
-def test_the_end_of_a_host_that_has_finished_is_no_failure(star: Callable[..., Star]) -> None:
+def test_the_end_of_a_finished_host_is_not_a_failure(star: Callable[..., Star]) -> None:
     stars = star(4)
     stars.begin(0)
     for rank in (1, 2):
@@ -272,32 +276,32 @@ def test_the_end_of_a_host_that_has_finished_is_no_failure(star: Callable[..., S
         stars.lose(rank, "closed")
     time.sleep(0.3)
     assert [stars.ends[rank].verdict() for rank in (0, 3)] == [None, None]
-    # Those who have not finished are watched still.
+    # Hosts that have not finished are still watched.
     stars.lose(3, "closed")
     assert stars.words(0)[0].host == 3
 
 
-def test_the_hub_may_finish_first(star: Callable[..., Star]) -> None:
+def test_the_coordinator_may_finish_first(star: Callable[..., Star]) -> None:
     stars = star(3)
     stars.begin(0)
     stars.tell(0, 0, "finished")
     stars.lose(0, "closed")
     time.sleep(0.3)
     assert [stars.ends[rank].verdict() for rank in (1, 2)] == [None, None]
-    # There is no next attempt without it.
+    # Without it there cannot be another attempt.
     (verdict,) = stars.rendezvous(1, 1).values()
     assert isinstance(verdict, Verdict)
     assert verdict.text == "the job has ended on node0"
 
 
-def test_the_next_attempt_begins_with_all_of_them(star: Callable[..., Star]) -> None:
+def test_the_next_attempt_begins_with_all_hosts(star: Callable[..., Star]) -> None:
     stars = star(3)
     stars.begin(0)
     stars.lose(1, "cut")
     stars.words(0, 1, 2)
     stars.begin(1)
     assert [end.verdict() for end in stars.ends.values()] == [None] * 3
-    # What is said of an attempt that is over counts no more.
+    # A verdict on an attempt that is over no longer counts.
     stars.tell(2, 0, "failed")
     time.sleep(0.15)
     assert [end.verdict() for end in stars.ends.values()] == [None] * 3
@@ -307,7 +311,7 @@ def test_the_next_attempt_begins_with_all_of_them(star: Callable[..., Star]) -> 
     stars.begin(2)
 
 
-def test_a_host_that_was_cut_off_comes_back(star: Callable[..., Star]) -> None:
+def test_a_host_that_was_cut_off_joins_the_next_attempt(star: Callable[..., Star]) -> None:
     stars = star(3)
     stars.begin(0)
     stars.lose(2, "silent")
@@ -317,8 +321,8 @@ def test_a_host_that_was_cut_off_comes_back(star: Callable[..., Star]) -> None:
     stars.begin(1)
 
 
-def test_a_loss_that_shows_late_does_not_end_the_next_attempt(star: Callable[..., Star]) -> None:
-    """A rank's error is told at once, the silence of the host that caused it seconds later."""
+def test_a_loss_that_is_noticed_late_does_not_end_the_next_attempt(star: Callable[..., Star]) -> None:
+    """A rank's error is reported at once, but the silence of the host that caused it only seconds later."""
     stars = star(3, (2,))
     stars.begin(0)
     stars.lose(2, "silent")
@@ -331,9 +335,9 @@ def test_a_loss_that_shows_late_does_not_end_the_next_attempt(star: Callable[...
     assert [stars.ends[rank].verdict() for rank in (0, 1)] == [None, None]
 
 
-def test_with_fewer_hosts_when_some_stay_away(star: Callable[..., Star]) -> None:
+def test_an_attempt_begins_with_fewer_hosts_if_some_are_missing(star: Callable[..., Star]) -> None:
     stars = star(4, (2, 1))
-    # The first attempt takes all or none.
+    # The first attempt needs all hosts.
     stars.ends.pop(3).close()
     missing = Verdict(0, "failed", 0, "not heard of within 2 s: node3")
     assert set(stars.rendezvous(0, seconds=2).values()) == {missing}
@@ -341,11 +345,11 @@ def test_with_fewer_hosts_when_some_stay_away(star: Callable[..., Star]) -> None
     stars.begin(1)
     stars.lose(3, "closed")
     stars.words(0, 1, 2)
-    # Three would not fit: one that is there is left out as well, and told.
+    # Three hosts do not fit, so one of those present is left out as well, and this is reported to it.
     found = stars.rendezvous(2, seconds=2)
     assert found[0] == found[1] == AttemptStart(2, (0, 1))
     assert found[2] == Verdict(2, "failed", 2, "this host came too late: the job goes on without it")
-    # It may begin, and so may one that comes later; neither disturbs.
+    # Neither it nor a host that comes later disturbs the others.
     stars.lose(2, "closed")
     stars.join(3)
     (late,) = stars.rendezvous(2, 3).values()
@@ -353,7 +357,7 @@ def test_with_fewer_hosts_when_some_stay_away(star: Callable[..., Star]) -> None
     assert [stars.ends[rank].verdict() for rank in (0, 1)] == [None, None]
 
 
-def test_too_few_hosts_are_told_who_is_missing(star: Callable[..., Star]) -> None:
+def test_too_few_hosts_end_the_job_and_name_the_missing_ones(star: Callable[..., Star]) -> None:
     stars = star(4, (3,))
     stars.begin(0)
     for rank in (2, 3):
@@ -361,7 +365,7 @@ def test_too_few_hosts_are_told_who_is_missing(star: Callable[..., Star]) -> Non
     stars.words(0, 1)
     missing = Verdict(1, "failed", 0, "not heard of within 2 s: node2, node3")
     assert set(stars.rendezvous(1, 0, 1, seconds=2).values()) == {missing}
-    # Who comes after that need not wait.
+    # A host that comes later does not have to wait.
     stars.join(2)
     assert stars.rendezvous(1, 2) == {2: missing}
 
@@ -373,7 +377,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-def test_nobody_waits_for_members_that_are_gone(star: Callable[..., Star]) -> None:
+def test_members_that_are_gone_are_not_waited_for(star: Callable[..., Star]) -> None:
     stars = star(4, (2,))
     stars.begin(0)
     stars.lose(3, "closed")
@@ -381,7 +385,7 @@ def test_nobody_waits_for_members_that_are_gone(star: Callable[..., Star]) -> No
     begun = time.monotonic()
     left_out = Verdict(1, "failed", 2, "this host came too late: the job goes on without it")
     assert stars.rendezvous(1, seconds=60) == {**dict.fromkeys((0, 1), AttemptStart(1, (0, 1))), 2: left_out}
-    # And so in every later attempt.
+    # The same holds in every later attempt.
     stars.lose(2, "closed")
     stars.tell(1, 1, "failed")
     stars.words(0, 1)
@@ -404,7 +408,7 @@ def test_a_member_that_comes_back_is_waited_for(star: Callable[..., Star]) -> No
 
 
 @pytest.mark.usefixtures("soon")
-def test_nobody_waits_for_a_hub_that_is_gone(star: Callable[..., Star]) -> None:
+def test_a_coordinator_that_is_gone_is_not_waited_for(star: Callable[..., Star]) -> None:
     stars = star(3)
     stars.begin(0)
     stars.lose(0, "closed")
@@ -415,7 +419,7 @@ def test_nobody_waits_for_a_hub_that_is_gone(star: Callable[..., Star]) -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_a_stop_ends_the_wait(star: Callable[..., Star]) -> None:
+def test_a_stop_ends_the_rendezvous(star: Callable[..., Star]) -> None:
     stars = star(3)
     for rank in (0, 1):
         began = time.monotonic()

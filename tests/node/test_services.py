@@ -1,4 +1,4 @@
-"""Servers and batches on a host, with the supervisor above them: started, watched, ended together."""
+"""Servers and batches on one host: their supervisor starts, watches and ends them together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def services(make_job: MakeJob) -> Programs:
-    """Make a job of servers, one for each list of behaviours; `batch` makes it one of services that end."""
+    """A function that makes a job with one server per list of behaviours; `batch` makes services that end."""
 
     def make(*behaviours: list[str], batch: bool = False, **changes: object) -> FakeJob:
         job = make_job(task_type="inference" if batch else "serve", **changes)
@@ -76,7 +76,7 @@ def pid(job: FakeJob, number: int) -> int:
     return states(job.plan)[number].pid
 
 
-def test_servers_run_once_all_have_answered(
+def test_a_job_runs_once_all_servers_have_answered(
     services: Programs, capsys: pytest.CaptureFixture[str], decoys: list[psutil.Process]
 ) -> None:
     job = services([], ["late:5", "child"]).start({"VLLM_API_KEY": "geheim"})
@@ -116,7 +116,7 @@ def test_a_killed_server_ends_all_of_them(services: Programs, decoys: list[psuti
 
 
 @pytest.mark.parametrize("member", ["engine", "supervisor"])
-def test_whoever_is_killed_nothing_is_left(services: Programs, member: str) -> None:
+def test_nothing_is_left_after_any_member_is_killed(services: Programs, member: str) -> None:
     job = services(["child"]).start()
     wait_for(lambda: is_ready(job.plan), 20)
     job.member(member).kill()
@@ -125,7 +125,7 @@ def test_whoever_is_killed_nothing_is_left(services: Programs, member: str) -> N
     assert states(job.plan)[0].phase in ("stopped", "failed")
 
 
-def test_the_engine_s_own_error_is_told(services: Programs) -> None:
+def test_the_error_of_the_engine_is_reported(services: Programs) -> None:
     job = services(["raise"]).start()
     status = wait_for(lambda: (now := current_status(job.plan)).phase == "failed" and now, 20)
     assert isinstance(status, JobStatus)
@@ -135,7 +135,7 @@ def test_the_engine_s_own_error_is_told(services: Programs) -> None:
     assert status.exit_code == 1
 
 
-def test_a_server_that_ends_well_has_failed_all_the_same(services: Programs) -> None:
+def test_a_server_that_exits_with_code_0_has_failed(services: Programs) -> None:
     job = services(["exit:0:0.5"], []).start()
     wait_for(lambda: job.state().phase == "failed", 20)
     failure = job.state().failure
@@ -145,14 +145,14 @@ def test_a_server_that_ends_well_has_failed_all_the_same(services: Programs) -> 
     assert job.state().exit_code == 1
 
 
-def test_a_server_that_answers_no_more_is_told(services: Programs) -> None:
+def test_a_server_that_stops_answering_is_reported(services: Programs) -> None:
     job = services(["sick"]).start()
     wait_for(lambda: states(job.plan) and states(job.plan)[0].phase == "unhealthy", 20)
     assert current_status(job.plan).phase == "running"
     assert "unhealthy" in status_text(current_status(job.plan))
 
 
-def test_servers_that_hang_are_ended(services: Programs) -> None:
+def test_hanging_servers_are_ended(services: Programs) -> None:
     job = services([])
     recovery = replace(job.plan.recovery, hang_timeout=2.0)
     job = replace(job, plan=replace(job.plan, recovery=recovery)).start()
@@ -165,7 +165,9 @@ def test_servers_that_hang_are_ended(services: Programs) -> None:
     wait_for(job.is_gone)
 
 
-def test_a_batch_tells_how_far_it_is_and_ends(services: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_reports_its_progress_and_ends(
+    services: Programs, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = services(["progress:3:8", "exit:0:8"], batch=True).start()
     status = watch_services(job.plan, lambda status: status.ended)
     assert status.phase == "finished"
@@ -174,14 +176,14 @@ def test_a_batch_tells_how_far_it_is_and_ends(services: Programs, capsys: pytest
     assert [state.phase for state in states(job.plan)] == ["finished"]
 
 
-def test_a_batch_that_fails(services: Programs) -> None:
+def test_a_failed_batch_is_reported(services: Programs) -> None:
     job = services(["exit:2:0"], ["exit:0:60"], batch=True).start()
     wait_for(lambda: job.state().phase == "failed", 20)
     assert job.state().exit_code == 2
     wait_for(job.is_gone)
 
 
-def test_what_an_earlier_run_wrote_is_not_told(services: Programs) -> None:
+def test_the_output_of_an_earlier_run_is_not_reported(services: Programs) -> None:
     job = services([]).start()
     wait_for(lambda: is_ready(job.plan), 20)
     job.stop()
@@ -192,7 +194,7 @@ def test_what_an_earlier_run_wrote_is_not_told(services: Programs) -> None:
     assert not processes.of_run(again.plan.run_id)
 
 
-def test_servers_that_hang_while_they_load_are_ended(services: Programs) -> None:
+def test_servers_that_hang_while_loading_are_ended(services: Programs) -> None:
     job = services(["late:60"])
     recovery = replace(job.plan.recovery, hang_timeout=1.0)
     job = replace(job, plan=replace(job.plan, recovery=recovery, ready_timeout=2.0)).start()
@@ -202,7 +204,7 @@ def test_servers_that_hang_while_they_load_are_ended(services: Programs) -> None
     assert "no answer for 1 s" in failure.message
 
 
-def test_a_server_that_fails_after_days_is_told_by_what_it_printed_since_it_answered(
+def test_a_late_failure_is_reported_with_the_output_since_the_server_answered(
     services: Programs,
 ) -> None:
     job = services(["harmless", "raise_when_asked:3"]).start()
@@ -212,7 +214,7 @@ def test_a_server_that_fails_after_days_is_told_by_what_it_printed_since_it_answ
     assert failure.message == "`one.0` ended with exit code 1: RuntimeError: asked too often"
 
 
-def test_a_full_disk_stops_no_server(services: Programs) -> None:
+def test_a_full_disk_does_not_stop_a_server(services: Programs) -> None:
     job = services(["noisy"])
     log = job.files.service_log(job.host, "one.0")
     log.parent.mkdir(parents=True)
@@ -223,7 +225,7 @@ def test_a_full_disk_stops_no_server(services: Programs) -> None:
     assert job.stop()["ok"]
 
 
-def test_devices_are_counted_among_those_that_the_host_shows(
+def test_device_indices_refer_to_the_visible_devices_of_the_host(
     services: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flagscale.node.service import _devices
@@ -247,7 +249,7 @@ def test_a_start_waits_until_servers_answer(services: Programs, capsys: pytest.C
     capsys.readouterr()
 
 
-def test_a_start_that_takes_too_long_is_taken_back(
+def test_a_start_that_takes_too_long_is_rolled_back(
     services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = services(["late:60"], ready_timeout=1.0).start()
@@ -256,7 +258,7 @@ def test_a_start_that_takes_too_long_is_taken_back(
     assert job.is_gone()
 
 
-def test_a_start_that_fails_is_told_with_the_engine_s_error(
+def test_a_failed_start_is_reported_with_the_error_of_the_engine(
     services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = services([], ["raise"]).start()

@@ -1,4 +1,4 @@
-"""A start is confirmed, exclusive and complete: everything runs, or nothing is left of it."""
+"""A start is confirmed, exclusive and complete: either everything runs or nothing is left."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_start_is_confirmed_and_recorded(make_job: MakeJob) -> None:
     assert job.files.read_plan() == job.plan
     assert job.stop()["ok"]
 
-    # The moment in which an ended run leaves does not keep the next one from starting.
+    # A run that is just ending does not prevent the next start.
     for _ in range(2):
         job = make_job("exit:0").start()
         wait_for(lambda job=job: job.state().phase == "finished")
 
 
-def test_of_two_launchers_at_once_one_starts(make_job: MakeJob) -> None:
+def test_only_one_of_two_simultaneous_launchers_starts(make_job: MakeJob) -> None:
     jobs = [make_job("rank"), make_job("rank")]
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda job: _error_of(job.start), jobs))
@@ -75,7 +75,7 @@ def _error_of(action: Callable[[], object]) -> str:
     return ""
 
 
-def test_before_start_fails_the_start_and_tells_its_output(make_job: MakeJob) -> None:
+def test_a_failing_before_start_fails_the_start_and_shows_its_output(make_job: MakeJob) -> None:
     job = make_job("rank", before_start="echo no such module >&2\nsleep 60 &\nfalse\necho not reached")
     with pytest.raises(HostError) as failure:
         job.start({"API_KEY": "geheim"})
@@ -89,7 +89,7 @@ def test_before_start_fails_the_start_and_tells_its_output(make_job: MakeJob) ->
     assert (status.state.phase, status.processes) == ("failed", 0)
     assert status.state.failure is not None
     assert status.state.failure.message == text
-    # Nothing stands in the way of the next start.
+    # The next start is not blocked.
     make_job("rank").start()
 
 
@@ -115,7 +115,7 @@ def test_a_start_that_takes_too_long_is_ended(make_job: MakeJob) -> None:
     assert job.state().phase == "failed"
 
 
-def test_ctrl_c_during_the_start_takes_it_back(make_job: MakeJob) -> None:
+def test_ctrl_c_during_the_start_rolls_it_back(make_job: MakeJob) -> None:
     job = make_job(before_start="sleep 60 || sleep 60")
     launching = job.launch()
     wait_for(lambda: len(of_run(job.plan.run_id)) >= 2)
@@ -129,7 +129,7 @@ def test_ctrl_c_during_the_start_takes_it_back(make_job: MakeJob) -> None:
     make_job("rank").start()
 
 
-def test_a_launcher_killed_during_the_start(make_job: MakeJob) -> None:
+def test_a_start_whose_launcher_was_killed_can_be_stopped(make_job: MakeJob) -> None:
     job = make_job("rank", before_start="sleep 60 || sleep 60")
     launching = job.launch()
     wait_for(lambda: job.files.state(job.host).exists() and len(of_run(job.plan.run_id)) >= 2)
@@ -147,8 +147,8 @@ def test_a_launcher_killed_during_the_start(make_job: MakeJob) -> None:
     make_job("rank").start()
 
 
-def test_a_start_that_comes_after_its_stop_starts_nothing(make_job: MakeJob) -> None:
-    """Ctrl-C may stop a host while the thread that is to start it has not begun."""
+def test_a_start_that_arrives_after_its_stop_starts_nothing(make_job: MakeJob) -> None:
+    """Ctrl-C may stop a host before the thread that starts it has begun."""
     job = make_job("rank")
     job.files.write_launch(job.plan, {job.files.run_script(job.host): "exec sleep 60\n"}, "", {})
     assert job.stop()["message"] == "nothing was running"
@@ -177,7 +177,7 @@ def test_values_and_paths_travel_verbatim(make_job: MakeJob, tmp_path: Path) -> 
         assert subprocess.run(["bash", "-n", str(script)], capture_output=True).stderr == b""
 
 
-def test_the_stop_script_stops_by_hand(make_job: MakeJob, tmp_path: Path) -> None:
+def test_the_stop_script_works_by_hand(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job("rank", exp_dir=tmp_path / "it's here").start()
     done = subprocess.run(["bash", str(job.files.stop_script(job.host))], capture_output=True, text=True)
     assert (done.returncode, json.loads(done.stdout)["message"]) == (0, "stopped")
@@ -193,7 +193,7 @@ def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) 
     assert told["cwd"] == job.plan.exp_dir
 
 
-def test_secrets_are_written_nowhere_but_for_the_engine(make_job: MakeJob) -> None:
+def test_secrets_are_stored_only_for_the_engine(make_job: MakeJob) -> None:
     job = make_job("rank", before_start=f"stat -c 'mode %a' {'logs/pids/*.secrets.json'}").start(
         {"API_KEY": "geheim"}
     )
@@ -228,10 +228,10 @@ def test_a_full_disk_fails_the_start_with_one_message(make_job: MakeJob, small_d
 
 
 @pytest.mark.parametrize("broken", range(6))
-def test_whatever_cannot_be_written_nothing_is_left(
+def test_nothing_is_left_if_a_file_cannot_be_written(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
-    """The n-th file of a start fails: config, two scripts, plan, secrets; the sixth is the first state."""
+    """The n-th write of a start fails: config, two scripts, plan, secrets; the sixth is the first state."""
     written = 0
 
     def full(handle: int) -> None:
@@ -251,8 +251,10 @@ def test_whatever_cannot_be_written_nothing_is_left(
     make_job("rank").start()
 
 
-def test_a_start_ends_what_it_cannot_record(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a state, a stop may miss it."""
+def test_a_start_ends_processes_that_it_cannot_record(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a state file, a stop may miss them."""
     job = make_job("rank")
     job.files.write_launch(job.plan, scripts(job.plan), "", {})
 
@@ -267,7 +269,7 @@ def test_a_start_ends_what_it_cannot_record(make_job: MakeJob, monkeypatch: pyte
     assert not job.files.state(job.host).exists()
 
 
-def test_a_run_directory_that_cannot_be_written(make_job: MakeJob, tmp_path: Path) -> None:
+def test_an_unwritable_run_directory_is_reported(make_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     job = make_job("rank")
     job = FakeJob(replace(job.plan, exp_dir=str(tmp_path / "file")))
@@ -278,7 +280,7 @@ def test_a_run_directory_that_cannot_be_written(make_job: MakeJob, tmp_path: Pat
         make_job("rank").start({"API_KEY": "geheim"})
 
 
-def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:
+def test_an_unreadable_plan_is_reported(make_job: MakeJob) -> None:
     job = make_job("rank")
     version = f'"version": {PLAN_VERSION}'
     for text in ("", "{", "[]", f"{{{version}}}", f'{{{version}, "nodes": [3]}}', "\udcff"):
@@ -288,8 +290,8 @@ def test_an_unreadable_plan_is_told(make_job: MakeJob) -> None:
     assert commands.execute(["stop", job.plan.exp_dir, "0", job.plan.run_id])["ok"] is False
 
 
-def test_a_plan_may_show_late(make_job: MakeJob) -> None:
-    """As on a network file system that has just been asked for its directory."""
+def test_a_plan_may_appear_late(make_job: MakeJob) -> None:
+    """This happens on a network file system whose directory has just been listed."""
     job = make_job("rank")
     job.files.write_launch(job.plan, scripts(job.plan), "", {})
     away = job.files.plan.rename(job.files.path / "away")
@@ -303,17 +305,17 @@ def test_a_plan_may_show_late(make_job: MakeJob) -> None:
     assert job.stop()["ok"]
 
 
-def test_the_starter_keeps_no_zombie(make_job: MakeJob) -> None:
-    # Other tests may keep some: the tracker of multiprocessing's resources, say.
+def test_the_starting_process_leaves_no_zombie(make_job: MakeJob) -> None:
+    # Other tests may leave some, such as multiprocessing's resource tracker.
     before = set(psutil.Process().children())
     make_job("exit:0").start()
     wait_for(lambda: set(psutil.Process().children()) <= before)
 
 
-def test_an_engine_that_ends_at_once(make_job: MakeJob) -> None:
-    """The start was right; the end is told by the status, with what the launcher said."""
+def test_an_engine_that_ends_at_once_is_reported_with_its_output(make_job: MakeJob) -> None:
+    """The start succeeded; the status reports the end, with the output of the agent."""
     job = make_job("exit:2")
-    # Whether the start sees the end already is a matter of milliseconds.
+    # It depends on milliseconds whether the start already sees the end.
     told = _error_of(job.start)
     assert not told or "the agent ended with exit code 2\nthe last words of the agent" in told
     wait_for(lambda: job.state().phase == "failed")
@@ -324,8 +326,8 @@ def test_an_engine_that_ends_at_once(make_job: MakeJob) -> None:
     wait_for(job.is_gone)
 
 
-def test_the_scripts_run_by_hand(make_job: MakeJob) -> None:
-    """As the plan's scripts are for people, too: in the foreground, until the engine ends."""
+def test_the_run_script_works_by_hand(make_job: MakeJob) -> None:
+    """The plan's scripts are also for people: they run in the foreground until the engine ends."""
     job = make_job("rank").start()
     assert job.stop()["ok"]
     shell = subprocess.Popen(["bash", str(job.files.run_script(job.host))], stdout=subprocess.DEVNULL)
@@ -334,7 +336,7 @@ def test_the_scripts_run_by_hand(make_job: MakeJob) -> None:
     assert shell.wait(5) == 0
 
 
-def test_python_is_that_of_the_plan(make_job: MakeJob) -> None:
+def test_the_script_uses_the_interpreter_of_the_plan(make_job: MakeJob) -> None:
     assert f"exec {sys.executable} -m flagscale.node supervise" in _script(make_job("exit:0").start())
 
 

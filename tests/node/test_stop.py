@@ -1,4 +1,4 @@
-"""A stop ends every process of its run, and no other."""
+"""A stop ends every process of its run and no other process."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MakeJob = Callable[..., FakeJob]
 HARD = ("rank", "rank deaf", "rank daemon", "rank stopped", "rank bare", "rank daemon bare deaf")
 
 
-def test_a_stop_ends_all_of_the_run_and_nothing_else(make_job: MakeJob, decoys: list[psutil.Process]) -> None:
+def test_a_stop_ends_the_whole_run_and_nothing_else(make_job: MakeJob, decoys: list[psutil.Process]) -> None:
     job = make_job(*HARD).start()
     everything = job.everything()
     assert len(everything) == len(HARD) + 3
     assert job.status().processes == len(everything)
     began = time.monotonic()
     assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
-    # The grace, then the two seconds of what is left after its launcher.
+    # The grace period, then two seconds for what is left after the agent.
     assert time.monotonic() - began < job.plan.nodes[0].stop_grace + 15
     assert not [process for process in everything if alive(process)]
     state = job.state()
@@ -46,10 +46,10 @@ def test_a_stop_ends_all_of_the_run_and_nothing_else(make_job: MakeJob, decoys: 
     assert job.state() == state
 
 
-def test_secrets_go_after_those_who_may_still_want_them(
+def test_secrets_are_deleted_after_the_processes_that_may_still_read_them(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A supervisor that begins and misses them has failed, and the start tells it instead of the cause."""
+    """A supervisor that finds no secrets fails, and the start would report that instead of the cause."""
     job = make_job("rank").start()
     job.files.secrets(job.host).write_text("{}")
     there: list[bool] = []
@@ -65,8 +65,8 @@ def test_secrets_go_after_those_who_may_still_want_them(
     assert not job.files.secrets(job.host).exists()
 
 
-def test_a_stop_ends_a_run_whose_plan_is_gone(make_job: MakeJob, decoys: list[psutil.Process]) -> None:
-    """A file system that is away, or a run directory that somebody has emptied."""
+def test_a_stop_ends_a_run_without_its_plan(make_job: MakeJob, decoys: list[psutil.Process]) -> None:
+    """The file system may be away, or the run directory may have been emptied."""
     job = make_job("rank", "rank bare").start()
     everything = job.everything()
     job.files.plan.unlink()
@@ -81,7 +81,7 @@ def test_a_stop_ends_a_run_whose_plan_is_gone(make_job: MakeJob, decoys: list[ps
 
 
 def test_a_run_of_another_machine_is_left_alone(make_job: MakeJob) -> None:
-    """Its run directory is seen here as well, and `localhost` in its plan is not this machine."""
+    """Its run directory is visible here as well, and `localhost` in its plan is not this machine."""
     job = make_job("rank")
     plan = replace(job.plan, started_on=Machine("another", "its boot"))
     job.files.write_launch(plan, {}, "", {})
@@ -95,23 +95,25 @@ def test_a_run_of_another_machine_is_left_alone(make_job: MakeJob) -> None:
         "message": f"run {plan.run_id} is one of another, not of this machine: do it there",
     }
     assert job.state() == before
-    # Asked from here it is looked for there; here nobody is called so.
+    # A query from here looks for it there, but no host has that name here.
     (host,) = launcher.status(plan)
     assert host.trouble == "no address is known for the name another"
     with pytest.raises(FlagScaleError, match=r"whether a job .* cannot be told .* or remove .*plan\.json if"):
         launcher.refuse_if_running(job.files, job.plan)
     (node,) = job.plan.nodes
     others = replace(job.plan, nodes=(replace(node, host=replace(node.host, name="10.9.9.9")),))
-    with pytest.raises(FlagScaleError, match="cannot be told"):  # it has no others whose loss would end it
+    with pytest.raises(
+        FlagScaleError, match="cannot be told"
+    ):  # it has no other hosts whose loss would end it
         launcher.refuse_if_running(job.files, others)
-    # What has ended there can be continued here, as it is done where every job gets another machine.
+    # A run that ended there can be continued here, as in clusters that give every job another machine.
     before.changed(phase="finished").write(job.files.state(job.host))
     (host,) = launcher.status(plan)
     assert (host.trouble, host.state and host.state.phase) == ("", "finished")
     launcher.refuse_if_running(job.files, job.plan)
 
 
-def test_stops_at_once_end_it_once(make_job: MakeJob) -> None:
+def test_simultaneous_stops_end_the_run_once(make_job: MakeJob) -> None:
     job = make_job("rank", after_stop="echo x >> after").start()
     with ThreadPoolExecutor() as pool:
         replies = list(pool.map(lambda _: job.stop(), range(3)))
@@ -120,7 +122,7 @@ def test_stops_at_once_end_it_once(make_job: MakeJob) -> None:
     assert (job.files.path / "after").read_text() == "x\n"
 
 
-def test_after_stop_runs_where_another_host_ended_the_run_first(make_job: MakeJob) -> None:
+def test_after_stop_runs_even_if_another_host_ended_the_run_first(make_job: MakeJob) -> None:
     job = make_job("rank", after_stop="echo x >> after").start()
     job.member("supervisor").terminate()
     wait_for(lambda: job.state().phase == "stopped" and job.is_gone())
@@ -129,10 +131,10 @@ def test_after_stop_runs_where_another_host_ended_the_run_first(make_job: MakeJo
     assert (job.files.path / "after").read_text() == "x\n"
 
 
-def test_after_stop_runs_where_the_run_ends_while_it_is_looked_for(
+def test_after_stop_runs_even_if_the_run_ends_during_the_stop(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state that the stop has read says "running" then, and no process lives any more."""
+    """The stop has then read a state that says "running", but no process is alive."""
     job = make_job("rank", after_stop="echo x >> after").start()
     supervisor = job.member("supervisor")
 
@@ -147,25 +149,25 @@ def test_after_stop_runs_where_the_run_ends_while_it_is_looked_for(
     assert (job.files.path / "after").read_text() == "x\n"
 
 
-def test_what_is_not_to_be_seen_for_a_moment_is_ended(decoys: list[psutil.Process]) -> None:
-    """As a process that is just becoming another program."""
+def test_a_process_that_is_briefly_hidden_is_ended(decoys: list[psutil.Process]) -> None:
+    """For example, a process that is just executing another program."""
     program = psutil.Popen(["sleep", "1000"])
     looks = iter([set(), {program}])
     assert end(lambda: next(looks, set()), 5.0) == []
     assert program.wait(0) == -signal.SIGTERM
 
 
-def test_after_stop_that_fails_is_told(make_job: MakeJob) -> None:
+def test_a_failing_after_stop_is_reported(make_job: MakeJob) -> None:
     job = make_job("rank", after_stop="echo cannot tidy >&2; exit 3").start()
     reply = job.stop()
     assert not reply["ok"]
     assert reply["message"] == "stopped, but experiment.cmds.after_stop ended with exit code 3: cannot tidy"
     assert job.state().phase == "stopped"
-    # Nothing ran any more, so there is nothing to tidy up after.
+    # Nothing was running any more, so there is nothing to clean up.
     assert job.stop()["ok"]
 
 
-def test_a_stopped_supervisor_and_a_stopped_launcher(make_job: MakeJob) -> None:
+def test_a_suspended_supervisor_and_a_suspended_agent_are_ended(make_job: MakeJob) -> None:
     job = make_job("rank").start()
     everything = job.everything()
     job.member("engine").suspend()
@@ -178,7 +180,7 @@ def test_a_stopped_supervisor_and_a_stopped_launcher(make_job: MakeJob) -> None:
 @pytest.mark.parametrize(
     "victims", [("supervisor",), ("guard",), ("supervisor", "guard"), ("supervisor", "guard", "engine")]
 )
-def test_a_stop_after_a_kill(
+def test_a_stop_works_after_a_member_was_killed(
     make_job: MakeJob, decoys: list[psutil.Process], victims: tuple[str, ...]
 ) -> None:
     job = make_job("rank", "rank deaf", "rank daemon").start()
@@ -193,8 +195,8 @@ def test_a_stop_after_a_kill(
     make_job("rank").start()
 
 
-def test_a_stopped_holder_of_the_lock(make_job: MakeJob) -> None:
-    """Who took the lock of the host to write its state, and was then stopped, must not hold up a stop."""
+def test_a_suspended_lock_holder_does_not_block_a_stop(make_job: MakeJob) -> None:
+    """A process that was suspended while it held the lock of the host's state must not delay a stop."""
     job = make_job("rank").start()
     program = (
         "import os, signal; from pathlib import Path; from flagscale.files import locked\n"
@@ -213,7 +215,7 @@ def test_a_stopped_holder_of_the_lock(make_job: MakeJob) -> None:
             holder.wait()
 
 
-def test_a_stop_without_a_readable_state(make_job: MakeJob) -> None:
+def test_a_stop_works_without_a_readable_state(make_job: MakeJob) -> None:
     job = make_job("rank", "rank deaf").start()
     everything = job.everything()
     job.files.state(job.host).write_text('{"run_id": ')
@@ -237,7 +239,7 @@ def bystander() -> Iterator[psutil.Process]:
 
 @pytest.mark.parametrize("stale", ["pid reused", "host restarted"])
 def test_a_stale_state_is_recognised(make_job: MakeJob, bystander: psutil.Process, stale: str) -> None:
-    """The recorded pids are another's by now."""
+    """The recorded pids now belong to other processes."""
     job = make_job("rank")
     job.files.write_launch(job.plan, {}, "", {})
     boot, _, ticks = ProcessId.of(bystander.pid).birth.partition(":")
@@ -257,8 +259,8 @@ def test_a_stale_state_is_recognised(make_job: MakeJob, bystander: psutil.Proces
     assert alive(bystander)
 
 
-def test_one_host_of_several_does_not_hide_the_others(make_job: MakeJob, tmp_path: Path) -> None:
-    """Two hosts that are both this one: the second cannot start, so the first is stopped again."""
+def test_the_other_hosts_are_stopped_if_one_cannot_start(make_job: MakeJob, tmp_path: Path) -> None:
+    """Both hosts are this machine: the second cannot start, so the first is stopped again."""
     job = make_job("rank")
     (node,) = job.plan.nodes
     second = replace(

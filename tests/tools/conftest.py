@@ -1,4 +1,4 @@
-"""What the tests of the tools share: a small corpus, a tokenizer trained once, and the way to run a tool."""
+"""Fixtures for the tests of the tools: a tokenizer that is trained once, odd paths, and running a tool."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ TOKENIZER_TEXT = "def answer(question: str) -> int:\n    return 42  # naïve, �
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 300 tokens."""
+    """The folder of a tokenizer with 300 tokens."""
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "text.txt").write_text(TOKENIZER_TEXT)
     train_tokenizer.train(open_source(folder / "text.txt"), folder / "tokenizer", vocabulary=300)
@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params=["plain", "two words", 'it\'s "quoted"', "$(touch x) `y` $HOME", "数据 é", "new\nline", "a.b.idx"]
 )
 def weird_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A folder whose name breaks whatever pastes it into a string."""
+    """A folder whose name breaks code that pastes it into a string."""
     path = tmp_path / request.param
     path.mkdir()
     return path
@@ -38,7 +38,7 @@ def weird_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tool(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `tools/<name>.py` as a user does, from another folder and without a network."""
+    """A function that runs `tools/<name>.py` as a user does, from another folder and without a network."""
 
     def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""A question to a server: the answer as it comes, and what is told where there is none."""
+"""`tools/ask.py`: it prints the answer as it arrives, and reports a refusal or a missing server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server(BaseHTTPRequestHandler):
-    """Knows one model, and wants a key for it."""
+    """A server with one model, which requires an API key."""
 
     def do_GET(self) -> None:
         self._send({"object": "list", "data": [{"id": "aquila", "object": "model"}]})
@@ -69,10 +69,10 @@ def test_the_answer_follows_the_prompt(url: str) -> None:
     assert (done.returncode, done.stdout) == (0, "hello aquila 7\n"), done.stderr
 
 
-def test_a_wrong_key_and_no_server(url: str) -> None:
+def test_a_wrong_key_and_a_missing_server_are_reported(url: str) -> None:
     refused = ask("hello", "--url", url, VLLM_API_KEY="wrong")
     assert refused.returncode == 2
-    assert "the server refuses" in refused.stderr
+    assert "the server refused the request" in refused.stderr
     assert "Traceback" not in refused.stderr
     absent = ask("hello", "--url", "http://127.0.0.1:1/v1")
     assert absent.returncode == 2

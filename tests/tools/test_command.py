@@ -1,4 +1,4 @@
-"""How the command lines of the tools end."""
+"""Exit codes and messages that all tools share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def needs(name: str) -> int:
     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def test_a_package_of_an_extra_that_is_missing_is_named(
+def test_a_missing_package_is_reported_with_the_extra_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
@@ -22,6 +22,6 @@ def test_a_package_of_an_extra_that_is_missing_is_named(
 
 
 @pytest.mark.parametrize("name", ["json.missing", "tools.missing"])
-def test_a_missing_module_of_ours_is_a_bug_and_keeps_its_traceback(name: str) -> None:
+def test_a_missing_module_of_our_own_is_a_bug_and_keeps_its_traceback(name: str) -> None:
     with pytest.raises(ModuleNotFoundError):
         command.run(lambda: needs(name))

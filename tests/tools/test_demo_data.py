@@ -1,4 +1,4 @@
-"""The demo's data: made by one command, found by the second without loading anything heavy."""
+"""The demo's data: one command prepares it, and a second call reuses it without heavy imports."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = "torch", "transformers", "tokenizers", "megatron", "numpy", "rich"
 
 
-def test_the_demo_data_from_a_folder(
+def test_demo_data_is_prepared_from_a_folder_and_reused(
     tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     texts, output = tmp_path / "my $(texts)", tmp_path / "demo data"
@@ -24,7 +24,7 @@ def test_the_demo_data_from_a_folder(
     first = tool("datasets/demo.py", "--source", texts, "--output", output)
     assert first.returncode == 0, first.stderr
     assert "59 documents (train 57 + valid 2)" in first.stdout.splitlines()[-1]  # one of the 60 is empty
-    assert "1 file(s) skipped, not UTF-8 text" in first.stderr
+    assert "skipped 1 file(s), not UTF-8 text" in first.stderr
     assert "Warning" not in first.stderr
     for split in ("train", "valid"):
         assert indexed.problems(output / f"{split}_text_document", thorough=True) == []
@@ -41,7 +41,7 @@ def test_the_demo_data_from_a_folder(
     second = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
     assert "up to date" in second.stdout
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in second.stderr.splitlines()}
-    assert "tools" in imported, "importtime tells what is imported"
+    assert "tools" in imported, "importtime lists the imports"
     assert not imported & set(HEAVY)
 
     (texts / "1.txt").write_text("changed")
@@ -50,16 +50,16 @@ def test_the_demo_data_from_a_folder(
     assert "made with other settings: source" in changed.stderr
 
 
-def test_each_tool_explains_itself(tool: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_each_tool_prints_help(tool: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     for name in ("demo", "preprocess", "train_tokenizer", "verify"):
-        told = tool(f"datasets/{name}.py", "--help")
-        assert (told.returncode, told.stderr) == (0, "")
-        assert "usage:" in told.stdout
+        done = tool(f"datasets/{name}.py", "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "usage:" in done.stdout
         module = [sys.executable, "-m", f"tools.datasets.{name}", "--help"]
         assert subprocess.run(module, cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def test_ctrl_c_says_that_it_can_be_continued(tmp_path: Path) -> None:
+def test_ctrl_c_prints_how_to_continue(tmp_path: Path) -> None:
     code = "from tools.command import run\ndef main(): raise KeyboardInterrupt\nraise SystemExit(run(main))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
@@ -71,4 +71,4 @@ def test_ctrl_c_says_that_it_can_be_continued(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 130
-    assert ended.stderr == "interrupted: the same command continues where this one stopped\n"
+    assert ended.stderr == "interrupted: run the same command again to continue\n"

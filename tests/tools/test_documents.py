@@ -1,4 +1,4 @@
-"""Text sources: order, what is left out, and what each mistake is told."""
+"""Text sources: the order of documents, skipped files, and the message for each mistake."""
 
 import json
 import os
@@ -51,32 +51,32 @@ def test_any_text_survives_jsonl(
         (b"{'text': 1}", "not JSON .* at column 2"),
         (b'{"text": "cut', "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b'["text"]', "not a JSON object but list"),
-        (b'{"content": "x"}', "no key 'text' .--key names another; it has content"),
-        (b'{"text": 7}', "'text' is not a string but int"),
+        (b'["text"]', "not a JSON object but a list"),
+        (b'{"content": "x"}', r"key 'text' is missing; .* --key .found: content"),
+        (b'{"text": 7}', "the value of 'text' is not a string but of type int"),
         (b'{"text": "\xff"}', "not UTF-8"),
-        (rb'{"text": "\ud800"}', "'text' holds half of a surrogate"),
+        (rb'{"text": "\ud800"}', "the value of 'text' contains half of a surrogate"),
     ],
 )
-def test_a_bad_line_is_named_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: bytes, message: str) -> None:
     file = tmp_path / "data.jsonl"
     file.write_bytes(b'{"text": "good"}\n' + line + b"\n")
-    with pytest.raises(UserError, match=f"{re.escape(str(file))}:2: {message}.*mend or remove"):
+    with pytest.raises(UserError, match=f"{re.escape(str(file))}:2: {message}.*fix or remove"):
         texts(open_source(file))
 
 
-def test_another_key(tmp_path: Path) -> None:
+def test_another_key_is_read_on_request(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"content": "x"}')
     assert texts(open_source(tmp_path / "data.jsonl", key="content")) == ["x"]
 
 
-def test_a_file_that_is_not_text_is_skipped_and_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_skipped_and_reported(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfgood")
     skipped: list[Path] = []
     assert [document.text for document in open_source(tmp_path).documents(skipped.append)] == ["good"]
     assert skipped == [tmp_path / "a.txt"]
-    assert skipped_notice(skipped) == f"1 file(s) skipped, not UTF-8 text: {tmp_path / 'a.txt'}"
+    assert skipped_notice(skipped) == f"skipped 1 file(s), not UTF-8 text: {tmp_path / 'a.txt'}"
 
 
 def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
         texts(open_source(tmp_path))
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_and_not_on_the_folder(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     (here / "a.txt").write_text("one")
@@ -101,7 +101,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     assert open_source(there).fingerprint() != before
 
 
-def test_the_standard_library_is_text_without_tests_and_machine_variables() -> None:
+def test_the_standard_library_excludes_tests_and_machine_variables() -> None:
     source = standard_library()
     names = {file.relative_to(source.root).as_posix() for file in source.files}
     assert {"argparse.py", "asyncio/tasks.py", "pydoc_data/topics.py"} <= names

@@ -1,4 +1,4 @@
-"""The check of `.bin/.idx` that imports nothing: each way to break a pair gets its own message."""
+"""The check of `.bin/.idx`, which imports only the standard library: each damage has its own message."""
 
 import struct
 import subprocess
@@ -18,7 +18,7 @@ LENGTHS = [3, 1, 5]
 def write_pair(
     prefix: Path, lengths: list[int] = LENGTHS, *, version: int = 1, code: int = 8, itemsize: int = 2
 ) -> None:
-    """A pair as megatron-core writes it, one sequence a document."""
+    """Write a pair as megatron-core does, with one sequence per document."""
     count = len(lengths)
     offsets = [sum(lengths[:index]) * itemsize for index in range(count)]
     header = struct.pack("<9sQBQQ", indexed.MAGIC, version, code, count, count + 1)
@@ -29,14 +29,14 @@ def write_pair(
     indexed.bin_path(prefix).write_bytes(bytes(max(0, sum(lengths)) * itemsize))
 
 
-def test_a_sound_pair(weird_path: Path) -> None:
+def test_a_valid_pair_has_no_problems(weird_path: Path) -> None:
     prefix = weird_path / "train.v1_text_document"
     write_pair(prefix)
     assert indexed.problems(prefix) == indexed.problems(prefix, thorough=True) == []
     assert indexed.summary(prefix) == indexed.Summary(3, 3, 9, "uint16", 9 * 2 + 34 + 3 * 12 + 4 * 8)
 
 
-def test_it_agrees_with_megatron(tmp_path: Path) -> None:
+def test_a_pair_that_megatron_wrote_is_valid(tmp_path: Path) -> None:
     megatron = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     for number, dtype in enumerate((megatron.numpy.uint16, megatron.numpy.int32)):
         prefix = tmp_path / str(number)
@@ -92,7 +92,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_each_damage_has_its_message(tmp_path: Path, name: str) -> None:
+def test_each_kind_of_damage_has_its_own_message(tmp_path: Path, name: str) -> None:
     prefix = tmp_path / "p"
     write_pair(prefix)
     damage, message = BREAKS[name]
@@ -101,12 +101,12 @@ def test_each_damage_has_its_message(tmp_path: Path, name: str) -> None:
     assert message in problem
 
 
-def test_both_missing_files_are_told_at_once(tmp_path: Path) -> None:
+def test_two_missing_files_are_reported_together(tmp_path: Path) -> None:
     assert len(indexed.problems(tmp_path / "p")) == 2
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20).filter(any), st.data())
-def test_no_single_changed_byte_of_the_index_arrays_passes_the_thorough_check(
+def test_the_thorough_check_finds_any_changed_byte_of_the_index_arrays(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
 ) -> None:
     prefix = tmp_path_factory.getbasetemp() / "any"
@@ -118,7 +118,7 @@ def test_no_single_changed_byte_of_the_index_arrays_passes_the_thorough_check(
     assert len(indexed.problems(prefix, thorough=True)) == 1
 
 
-def test_it_imports_only_the_standard_library() -> None:
+def test_the_check_imports_only_the_standard_library() -> None:
     code = (
         "import sys, indexed; print({name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
     )
@@ -129,11 +129,13 @@ def test_it_imports_only_the_standard_library() -> None:
     assert eval(isolated.stdout) == {"indexed", "__main__"}
 
 
-def test_the_command_line(tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_verify_reports_valid_and_broken_pairs(
+    tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     write_pair(tmp_path / "p")
     sound = tool("datasets/verify.py", tmp_path / "p.idx")
     assert sound.returncode == 0
-    assert "sound, 3 documents, 9 tokens of uint16" in sound.stdout
+    assert "valid, 3 documents, 9 tokens of type uint16" in sound.stdout
     broken = tool("datasets/verify.py", tmp_path / "p", tmp_path / "absent")
     assert broken.returncode == 1
     assert "absent.bin: no such file" in broken.stderr

@@ -1,11 +1,11 @@
-"""Which requirements of vLLM's build for processors are installed beside Megatron's torch."""
+"""The requirements of vLLM's CPU build that are installed beside Megatron's torch."""
 
 from __future__ import annotations
 
 from tools.install_vllm import needed
 
 
-def test_torch_and_other_machines_requirements_are_left_out() -> None:
+def test_torch_and_the_requirements_of_other_machines_are_left_out() -> None:
     asked = [
         "numpy",
         "fastapi[standard]<0.137.0,>=0.133.0",

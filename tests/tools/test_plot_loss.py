@@ -1,4 +1,4 @@
-"""The picture of the loss: from good, partial, repeated and missing metrics."""
+"""The plot of the loss: from complete, partial, repeated and missing metrics."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from tools.plot_loss import plot, read_run, smooth
 
 
 def write_metrics(folder: Path, iterations: int = 30, **more: float) -> Path:
-    """Metrics of a run whose loss falls."""
+    """Write the metrics of a run whose loss falls; return their file."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [
         {
@@ -41,19 +41,19 @@ def picture_size(file: Path) -> tuple[int, int]:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_a_picture_of_one_run(weird_path: Path) -> None:
+def test_one_run_is_plotted(weird_path: Path) -> None:
     write_metrics(weird_path, learning_rate=1e-3, tokens_per_s=3000, validation_loss=6.0)
     plot([read_run(weird_path)], weird_path / "loss.png")
     assert picture_size(weird_path / "loss.png") == (1200, 700)
 
 
-def test_a_picture_of_several_runs_and_of_a_single_iteration(tmp_path: Path) -> None:
+def test_several_runs_and_a_single_iteration_are_plotted(tmp_path: Path) -> None:
     runs = [read_run(write_metrics(tmp_path / str(number), iterations=number)) for number in (1, 2, 3, 50)]
     plot(runs, tmp_path / "loss.png", title="sizes $compared$")
     assert picture_size(tmp_path / "loss.png") == (1200, 700)
 
 
-def test_broken_lines_are_passed_over_and_later_records_count(tmp_path: Path) -> None:
+def test_broken_lines_are_skipped_and_later_records_count(tmp_path: Path) -> None:
     file = write_metrics(tmp_path / "my run", iterations=3)
     killed_and_resumed = (
         '{"iteration": 4, "lm{"iteration": 2, "lm_loss": 1}\n{"iteration": 3, "lm_loss": 2.5}\n'
@@ -73,7 +73,7 @@ def test_an_evaluation_line_does_not_hide_the_training_line_of_its_iteration(tmp
     assert run.validation_loss() == ([3], [5.5])
 
 
-def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_numbers_are_left_out(tmp_path: Path) -> None:
     file = write_metrics(tmp_path, iterations=2)
     bad = {3: "NaN", 4: "null", 5: "Infinity"}
     lines = [f'{{"iteration": {number}, "lm_loss": {value}}}\n' for number, value in bad.items()]
@@ -97,18 +97,20 @@ def test_smoothing_keeps_a_straight_line(start: float, slope: float, length: int
 
 
 @pytest.mark.parametrize("content", ["", "\n", "not json", '{"iteration": 1}', "[1]"])
-def test_no_data_is_an_error(tmp_path: Path, content: str) -> None:
+def test_metrics_without_a_loss_are_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(UserError, match="no iteration with an lm_loss yet"):
         read_run(tmp_path)
 
 
-def test_the_command_line(tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_command_line_plots_and_reports_mistakes_in_one_line(
+    tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     write_metrics(tmp_path / "run")
     assert tool("plot_loss.py", "run", "--output", "a.png").returncode == 0
     assert picture_size(tmp_path / "a.png") == (1200, 700)
     for wrong in (["absent"], ["run", "--output", "absent/a.png"], ["run", "--output", "a.xyz"]):
-        told = tool("plot_loss.py", *wrong)
-        assert told.returncode == 2
-        assert told.stderr.startswith("error: ")
-        assert told.stderr.count("\n") == 1
+        done = tool("plot_loss.py", *wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1

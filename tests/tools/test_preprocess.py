@@ -1,4 +1,4 @@
-"""Preprocessing: every token in order, a kill costs nothing, nothing half-written or foreign is used."""
+"""Preprocessing: all tokens in order, a kill loses no work, partial or foreign files are never used."""
 
 import fcntl
 import json
@@ -28,14 +28,14 @@ TEXTS = [f"document {number}: " + "naïve 数\n" * (number % 7) for number in ra
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
-    """26 documents."""
+    """A source of 26 documents."""
     file = tmp_path / "texts.jsonl"
     file.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     return open_source(file)
 
 
 def written(prefix: Path) -> list[list[int]]:
-    """Every document's tokens, as Megatron reads them."""
+    """Return every document's tokens, as Megatron reads them."""
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(str(prefix))  # must outlive its views
@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_every_document_is_written_in_order_and_ends_with_eos(
     source: Source, tokenizer: Path, weird_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_BATCH", 3)  # several batches a part, the last one short
+    monkeypatch.setattr(parts, "_BATCH", 3)  # several batches per part, the last one short
     prepared = prepare(source, tokenizer, weird_path, valid_every=10, documents_per_part=4)
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     encoder.encode_special_tokens = True
@@ -59,7 +59,7 @@ def test_every_document_is_written_in_order_and_ends_with_eos(
     held_in = [document for number, document in enumerate(tokens) if number % 10]
     assert written(weird_path / "train_text_document") == held_in
     assert (prepared.splits["train"].documents, prepared.splits["train"].dtype) == (23, "uint16")
-    assert len(list(weird_path.iterdir())) == 5, "two pairs and the record, nothing else"
+    assert len(list(weird_path.iterdir())) == 5, "two pairs and the record only"
 
 
 def test_a_second_call_does_nothing(source: Source, tokenizer: Path, tmp_path: Path) -> None:
@@ -71,13 +71,13 @@ def test_a_second_call_does_nothing(source: Source, tokenizer: Path, tmp_path: P
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
 
 
-def test_no_validation_text(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+def test_validation_text_can_be_switched_off(source: Source, tokenizer: Path, tmp_path: Path) -> None:
     prepared = prepare(source, tokenizer, tmp_path / "out", valid_every=0)
     assert list(prepared.splits) == ["train"]
     assert not indexed.idx_path(tmp_path / "out" / "valid_text_document").exists()
 
 
-def test_damaged_output_is_made_anew(
+def test_damaged_output_is_remade(
     source: Source, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(source, tokenizer, tmp_path / "out")
@@ -90,7 +90,7 @@ def test_damaged_output_is_made_anew(
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused_until_overwritten(
+def test_other_settings_are_refused_without_overwrite(
     source: Source, tokenizer: Path, tmp_path: Path, finished: bool
 ) -> None:
     output = tmp_path / "out"
@@ -106,7 +106,7 @@ def test_other_settings_are_refused_until_overwritten(
 
 
 def interrupt_after(source: Source, count: int, tokenizer: Path, output: Path) -> None:
-    """Stop a preparation, in parts of 4 documents, when it asks for document number `count`."""
+    """Interrupt a preparation, in parts of 4 documents, at document number `count`."""
 
     class Interrupted(Source):
         def documents(self, on_skip: Callable[[Path], None]) -> Iterator[Document]:
@@ -119,7 +119,7 @@ def interrupt_after(source: Source, count: int, tokenizer: Path, output: Path) -
         prepare(Interrupted(source.name, source.root, source.files), tokenizer, output, documents_per_part=4)
 
 
-def test_a_restart_reuses_complete_parts_and_mends_damaged_ones(
+def test_a_restart_reuses_complete_parts_and_remakes_damaged_ones(
     source: Source, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(source, tokenizer, tmp_path / "whole", documents_per_part=4)
@@ -131,7 +131,7 @@ def test_a_restart_reuses_complete_parts_and_mends_damaged_ones(
     (parts / "000003.tmp").mkdir()
     prepare(source, tokenizer, tmp_path / "out", documents_per_part=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert "2 part(s) of an earlier run reused" in capsys.readouterr().err
+    assert "reusing 2 part(s) of an earlier run" in capsys.readouterr().err
 
 
 STUCK = """
@@ -145,10 +145,10 @@ def builder(path, dtype):
 parts._builder = builder
 sys.exit(preprocess.main())
 """
-"""A preparation that goes no further than the beginning of its fourth part."""
+"""A preparation that stops at the beginning of its fourth part."""
 
 
-def test_a_killed_process_is_continued_to_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text(
         "".join(json.dumps({"text": f"{number} naïve text\n" * 200}) + "\n" for number in range(600))
@@ -173,7 +173,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tokenizer: Path, tmp_pa
 
 
 @pytest.mark.parametrize("renamed", [0, 1, 2, 3, 4])
-def test_a_kill_between_two_renames_leaves_nothing_wrong_and_is_continued(
+def test_a_run_killed_between_two_renames_leaves_valid_files_and_can_be_continued(
     source: Source, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
 ) -> None:
     prepare(source, tokenizer, tmp_path / "whole")
@@ -198,7 +198,7 @@ def test_a_kill_between_two_renames_leaves_nothing_wrong_and_is_continued(
     assert content(output) == content(tmp_path / "whole")
 
 
-def test_files_of_somebody_else_are_left_alone(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+def test_files_from_elsewhere_are_left_alone(source: Source, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "train_text_document.bin").write_bytes(b"precious")
@@ -211,62 +211,62 @@ def test_a_busy_folder_is_refused(source: Source, tokenizer: Path, tmp_path: Pat
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with pytest.raises(UserError, match="another process prepares data here"):
+        with pytest.raises(UserError, match="another process is preparing data here"):
             prepare(source, tokenizer, tmp_path)
     finally:
         os.close(descriptor)
 
 
-def test_a_source_that_changes_meanwhile_is_told(
+def test_a_source_that_changes_during_the_run_is_reported(
     source: Source, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter(["before", "after"])
     monkeypatch.setattr(Source, "fingerprint", lambda _: next(answers))
-    with pytest.raises(UserError, match="changed while it was read"):
+    with pytest.raises(UserError, match="changed while it was being read"):
         prepare(source, tokenizer, tmp_path / "out")
 
 
-def test_a_source_that_failed_at_once_can_be_mended(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_source_that_failed_can_be_fixed_without_overwrite(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text('{"text": "good"}\nbad\n')
     with pytest.raises(UserError, match=":2: not JSON"):
         prepare(open_source(file), tokenizer, tmp_path / "out")
-    file.write_text('{"text": "good"}\n{"text": "mended"}\n')
+    file.write_text('{"text": "good"}\n{"text": "fixed"}\n')
     assert prepare(open_source(file), tokenizer, tmp_path / "out").splits["train"].documents == 1
 
 
-def test_mistakes_about_the_tokenizer(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+def test_mistakes_in_the_tokenizer_are_reported(source: Source, tokenizer: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
         prepare(source, broken, tmp_path / "out")
     shutil.copytree(tokenizer, broken)
     (broken / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
-    with pytest.raises(UserError, match="'</s>', its eos_token, is no token of it"):
+    with pytest.raises(UserError, match="eos_token '</s>' is not in its vocabulary"):
         prepare(source, broken, tmp_path / "out")
     (broken / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(UserError, match="names no eos_token"):
+    with pytest.raises(UserError, match="eos_token is missing"):
         prepare(source, broken, tmp_path / "out")
 
 
-def test_impossible_numbers(source: Source, tokenizer: Path, tmp_path: Path) -> None:
+def test_invalid_numbers_are_refused(source: Source, tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--valid-every 1"):
         prepare(source, tokenizer, tmp_path / "out", valid_every=1)
     with pytest.raises(UserError, match="--documents-per-part 0"):
         prepare(source, tokenizer, tmp_path / "out", documents_per_part=0)
 
 
-def test_a_single_document_cannot_be_split(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_single_document_cannot_be_split_into_train_and_valid(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("one")
     with pytest.raises(UserError, match="--valid-every 0"):
         prepare(open_source(tmp_path / "one.txt"), tokenizer, tmp_path / "out")
 
 
-def test_the_command_line_tells_a_mistake_in_one_line(
+def test_the_command_line_reports_a_mistake_in_one_line(
     tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nbad\n')
-    told = tool("datasets/train_tokenizer.py", "--source", tmp_path / "bad.jsonl", "--output", tmp_path / "t")
-    assert told.returncode == 2
-    assert told.stderr.startswith(f"error: {tmp_path / 'bad.jsonl'}:2: not JSON")
-    assert told.stderr.count("\n") == 1
+    done = tool("datasets/train_tokenizer.py", "--source", tmp_path / "bad.jsonl", "--output", tmp_path / "t")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'bad.jsonl'}:2: not JSON")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "t").exists()

@@ -72,3 +72,10 @@ def test_every_module_of_the_api_pages_exists() -> None:
     names = re.findall(r"automodule:: (\S+)", (ROOT / "docs" / "api.md").read_text("utf-8"))
     assert names
     assert [name for name in names if find_spec(name) is None] == []
+
+
+def test_entry_points_in_the_readme_are_those_of_the_packages_that_tests_install() -> None:
+    shown = set(re.findall(r'^    (\w+ = "[\w.]+:\w+")$', (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert len(shown) > 5
+    packages = [path.read_text() for path in (ROOT / "tests/outside").glob("*/pyproject.toml")]
+    assert shown <= {line for text in packages for line in text.splitlines()}

@@ -32,7 +32,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom up: a module imports from lower layers and from its own package, and from nothing else."""
 
-SHARED_WITH_WORKERS = ("errors", "files", "formats", "linux", "values", "checks", "run", "config.catalog")
+SHARED_WITH_WORKERS = (
+    "errors",
+    "files",
+    "formats",
+    "linux",
+    "values",
+    "registry",
+    "checks",
+    "run",
+    "config.catalog",
+)
 """What the data plane may import: the standard library alone stands below these."""
 
 HEAVY = ("torch", "megatron", "vllm", "transformers", "numpy")

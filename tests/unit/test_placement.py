@@ -115,6 +115,7 @@ def test_the_user_has_the_last_word_in_the_environment_but_for_the_marks_of_the_
     plan = make_plan(RUN, 4, envs=envs)
     assert plan.nodes[0].env == {
         "CHIP_MODE": "fast",
+        "FLAGSCALE_CHIP": "chip",
         "ORDER": "kept",
         "ROLE": "yes",
         "SHARED": "user",

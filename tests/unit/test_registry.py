@@ -35,6 +35,11 @@ def test_every_built_in_name_can_be_loaded(kind: str, name: str) -> None:
     assert registry.load(kind, name) is not None
 
 
+@pytest.mark.parametrize("name", platforms.BUILT_IN)
+def test_every_platform_has_the_name_it_is_found_by(name: str) -> None:
+    assert platforms.find(name).name == name
+
+
 def test_an_unknown_name_is_a_mistake_with_the_nearest_one() -> None:
     with pytest.raises(UserError) as raised:
         registry.load("engines", "megatorn", "experiment.task.backend")
@@ -45,14 +50,14 @@ def test_an_unknown_name_is_a_mistake_with_the_nearest_one() -> None:
 
 
 def test_an_installed_package_adds_a_name_and_is_not_imported_for_asking(installed: str) -> None:
-    assert "npu" in registry.names("platforms")
+    assert "npu" in registry.names("platforms", platforms.BUILT_IN)
     assert installed not in sys.modules
     assert platforms.find("npu").count_devices({}) == 3
     assert platforms.find("x910").name == "npu"
 
 
 def test_a_built_in_name_cannot_be_replaced(installed: str) -> None:
-    assert registry.load("platforms", "cpu").name == "cpu"
+    assert platforms.find("cpu").name == "cpu"
 
 
 def test_auto_finds_an_installed_chip(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ def test_the_run_script_reads_like_this() -> None:
 # What the supervisor starts (it reads plan.json; these lines are for people):
 #   CHIP_MODE=fast
 #   SHARED=role
+#   FLAGSCALE_CHIP=chip
 #   ORDER=kept
 #   ROLE=yes
 #   FLAGSCALE_RUN_ID=demo-1

@@ -87,8 +87,8 @@ def test_every_rule_has_an_example(catalog: Catalog, build: test_hetero_layout.B
         typed = test_hetero_layout.layout(
             process_meshes=test_hetero_layout.FLAT, device_types=["A800", "H800"]
         )
-        list(hetero.host_violations(typed, ["cpu", "cpu", "A800", "A800"]))
-        without_fused = worker.Capabilities(has_chip=True, has_fused_layers=False)
+        list(hetero.host_violations(typed, ["cpu", "cpu", "A800", "A800"], {"cpu"}))
+        without_fused = worker.Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
         list(worker.worker_violations([defaults], without_fused))
         list(data.input_violations({"models": [], "prompts_file": "nowhere"}))
         for changes in REMARKED:

@@ -1,7 +1,7 @@
-"""The wheel, installed apart from the clone: complete, and of use without one.
+"""The wheel, installed apart from the clone: it is complete and works without a clone.
 
-It is built from a copy of the sources, because a build leaves files beside them, and put on the path before
-everything else; `flagscale.__file__` shows that the clone is not what runs.
+It is built from a copy of the sources, because a build leaves files beside them, and comes first on the
+path; `flagscale.__file__` shows that the code that runs is not the clone's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = {
     "megatron/flagscale": "megatron/flagscale",
     "vllm/vllm_flagscale": "vllm_flagscale",
 }
-"""Folders of the clone, and what they are called in the wheel."""
+"""Folders of the clone, and their names in the wheel."""
 CLONE_ONLY = {"tools/demo.py", "tools/demo_serve.py"}
 SOURCES = (
     *PACKAGES,
@@ -37,7 +37,7 @@ SOURCES = (
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of these sources."""
+    """A wheel built from these sources."""
     clone = tmp_path_factory.mktemp("clone")
     for name in SOURCES:
         source, target = ROOT / name, clone / name
@@ -52,7 +52,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the wheel is installed in."""
+    """The folder in which the wheel is installed."""
     target = tmp_path_factory.mktemp("installed")
     pip("install", "--target", str(target), str(wheel))
     return target
@@ -64,7 +64,7 @@ def pip(command: str, *words: str) -> None:
 
 
 def run(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Perform `flagscale ...` of the wheel in a folder, without GPUs."""
+    """Run the wheel's `flagscale ...` in a folder, without GPUs."""
     env = {**os.environ, "PYTHONPATH": str(installed), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(installed / "bin" / "flagscale"), *words]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
@@ -78,7 +78,7 @@ def files_of(folder: Path) -> set[str]:
     }
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_what_is_shared(wheel: Path) -> None:
+def test_the_wheel_contains_all_packages_and_shared_files(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         f"{name}/{file}"
@@ -95,7 +95,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_what_is_shared(wheel: Pa
     assert names == expected
 
 
-def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_is_what_runs(installed: Path, tmp_path: Path) -> None:
     code = (
         "import flagscale, megatron.flagscale, vllm_flagscale\n"
         "print(flagscale.__file__, megatron.flagscale.__file__, vllm_flagscale.__file__)"
@@ -107,34 +107,34 @@ def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
     assert all(Path(file).is_relative_to(installed) for file in done.stdout.split())
 
 
-def test_an_example_is_copied_and_planned(installed: Path, tmp_path: Path) -> None:
+def test_an_example_can_be_copied_and_planned(installed: Path, tmp_path: Path) -> None:
     copied = run(installed, tmp_path, "examples", "aquila")
     assert copied.returncode == 0, copied.stderr
     where = ("--config-path", "./examples/aquila/conf", "--config-name", "config_7b")
     planned = run(installed, tmp_path, *where, "action=dryrun")
     assert planned.returncode == 0, planned.stderr
     assert f"-m flagscale.node supervise {tmp_path}" in planned.stdout
-    assert "PYTHONPATH" not in planned.stdout, "beside the package `vllm` is vLLM"
+    assert "PYTHONPATH" not in planned.stdout, "the package `vllm` beside it is vLLM's own"
     assert str(ROOT) not in planned.stdout.replace(sys.executable, "")
     own = run(installed, tmp_path, *where, "action=dryrun", "experiment.envs.PYTHONPATH=/mine")
     assert "#   PYTHONPATH=/mine\n" in own.stdout, own.stderr
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "hint"),
     [
         ("vllm_flagscale.server", ""),
         ("vllm_flagscale.servr", "did you mean `vllm_flagscale.server`?"),
         ("megatron.flagscale.train_gpd", "did you mean `megatron.flagscale.train_gpt`?"),
     ],
 )
-def test_programs_are_looked_up_where_they_are_installed(
-    installed: Path, tmp_path: Path, program: str, told: str
+def test_programs_are_found_among_the_installed_packages(
+    installed: Path, tmp_path: Path, program: str, hint: str
 ) -> None:
     assert run(installed, tmp_path, "examples", "aquila").returncode == 0
     where = ("--config-path", "./examples/aquila/conf", "--config-name", "config_7b", "action=dryrun")
     done = run(installed, tmp_path, *where, f"experiment.task.entrypoint={program}")
-    assert (done.returncode, told in done.stderr) == (2 if told else 0, True), done.stderr
+    assert (done.returncode, hint in done.stderr) == (2 if hint else 0, True), done.stderr
 
 
 def test_the_tools_prepare_data(installed: Path, tmp_path: Path) -> None:

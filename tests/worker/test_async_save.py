@@ -27,8 +27,8 @@ from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of
 GATED = """
 import os, time
 from pathlib import Path
-from megatron.flagscale.checkpoint import async_save
-fsync, write = os.fsync, async_save._write
+from megatron.flagscale.chips import forked_save
+fsync, write = os.fsync, forked_save._write
 def gated(*args, **kwargs):
     gate = Path("gate of " + max(Path("saved").glob("iter_*")).name)
     def wait(file):
@@ -37,7 +37,7 @@ def gated(*args, **kwargs):
         fsync(file)
     os.fsync = wait
     write(*args, **kwargs)
-async_save._write = gated
+forked_save._write = gated
 """
 """No file of a checkpoint is on the disk before its gate was opened."""
 SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"

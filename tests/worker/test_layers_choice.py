@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,22 +14,54 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from flagscale.checks.worker import CPU
+from flagscale.checks.worker import Capabilities
+from flagscale.errors import UserError
+from flagscale.run import env
 from flagscale_testing.ranks.training import MOCK_DATA
 from megatron.flagscale import args as our_args
 from megatron.flagscale import no_te
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.bootstrap import adapt
 from megatron.flagscale.checks import argument_problems
-from megatron.flagscale.chips import cpu
+from megatron.flagscale.chips import chip
+from megatron.flagscale.chips.cpu import CPU
+from megatron.flagscale.chips.cuda import CUDA
 from megatron.flagscale.layers import spec
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.loss import use_our_loss
 
+MACHINE = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
+
 
 def parsed(text: str) -> Any:
     """The arguments as a CPU without TransformerEngine takes them."""
-    return engine_parser().parse_args([*no_te.DEFAULTS, *cpu.DEFAULTS, *MOCK_DATA, *shlex.split(text)])
+    defaults = (*no_te.DEFAULTS, *CPU.defaults, f"--distributed-backend={CPU.backend}")
+    return engine_parser().parse_args([*defaults, *MOCK_DATA, *shlex.split(text)])
+
+
+@pytest.fixture
+def named_chip(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Name a chip in the environment, as the launcher does."""
+
+    def name(chosen: str) -> None:
+        monkeypatch.setenv(env.CHIP, chosen)
+        chip.cache_clear()
+
+    yield name
+    chip.cache_clear()
+
+
+def test_a_rank_has_the_chip_that_the_launcher_names(named_chip: Callable[[str], None]) -> None:
+    named_chip("nvidia")
+    assert chip() is CUDA
+    named_chip("cpu")
+    assert chip() is CPU
+    named_chip("nvidai")
+    with pytest.raises(UserError, match="unknown chip `nvidai`") as raised:
+        chip()
+    assert raised.value.problems[0].hint == "did you mean `nvidia`?"
+    named_chip("")
+    assert chip() is (CUDA if torch.cuda.is_available() else CPU)
 
 
 def test_without_transformer_engine_the_default_is_torch() -> None:
@@ -40,15 +73,15 @@ def test_torch_layers_support_what_is_common() -> None:
     usual = """--tensor-model-parallel-size 2 --sequence-parallel --context-parallel-size 2 --qk-layernorm
         --apply-layernorm-1p --reset-attention-mask --cp-comm-type all_gather --window-size 128,0"""
     experts = "--num-experts 4 --disable-bias-linear --moe-grouped-gemm"
-    assert argument_problems(parsed(usual), CPU) == []
-    assert argument_problems(parsed(f"{usual} {experts}"), CPU) == []
+    assert argument_problems(parsed(usual), MACHINE) == []
+    assert argument_problems(parsed(f"{usual} {experts}"), MACHINE) == []
 
 
 @pytest.mark.parametrize(
     "text", ["--a b --transformer-impl torch --c torch", "--transformer-impl=torch --c torch"]
 )
 def test_the_engine_is_not_shown_our_choice(text: str) -> None:
-    shown = our_args._without_our_choice(text.split())
+    shown = our_args._without_our_choices(text.split())
     assert shown == text.replace("impl torch", "impl local").replace("impl=torch", "impl=local").split()
 
 
@@ -70,19 +103,19 @@ def test_experts_are_computed_together_where_asked(grouped: bool, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("cuda", "given", "ours"),
+    ("name", "given", "ours"),
     [
-        (True, {}, True),
-        (False, {}, False),
-        (True, {"disable_jit_fuser": True}, False),
-        (True, {"cross_entropy_loss_fusion": True}, False),
-        (True, {"transformer_impl": "local"}, False),
+        ("nvidia", {}, True),
+        ("cpu", {}, False),
+        ("nvidia", {"disable_jit_fuser": True}, False),
+        ("nvidia", {"cross_entropy_loss_fusion": True}, False),
+        ("nvidia", {"transformer_impl": "local"}, False),
     ],
 )
 def test_the_loss_is_ours_where_torch_compiles_it(
-    cuda: bool, given: dict[str, Any], ours: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, given: dict[str, Any], ours: bool, named_chip: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    named_chip(name)
     usual = {"transformer_impl": "torch", "spec": None, "init_by_rank": True, "rope_scaling_factor": 8.0}
     args = SimpleNamespace(**usual | {"cross_entropy_loss_fusion": False, "disable_jit_fuser": False} | given)
     model = SimpleNamespace(transformer=SimpleNamespace(), pre_wrap_hooks=[])

@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from flagscale_testing.ranks.training import ROOT, environment
+from megatron.flagscale.chips.cpu import CPU
+from megatron.flagscale.chips.cuda import CUDA
 from megatron.flagscale.ledger import ledger, needed
 from megatron.flagscale.patching import Patch, PatchError
 
@@ -28,9 +30,15 @@ def test_no_target_is_named_twice() -> None:
 
 
 def test_with_cuda_and_transformer_engine_neither_group_applies() -> None:
-    assert {patch.group for patch in needed(cuda=True, te_or_apex=True)} == {"wheel", "worker"}
-    assert {patch.group for patch in needed(cuda=True, te_or_apex=False)} == {"wheel", "worker", "no-te"}
-    assert not [patch for patch in needed(cuda=True, te_or_apex=False) if patch.target.startswith("torch:")]
+    assert {patch.group for patch in needed(CUDA, te_or_apex=True)} == {"wheel", "worker"}
+    assert {patch.group for patch in needed(CUDA, te_or_apex=False)} == {"wheel", "worker", "no-te"}
+    assert not [patch for patch in needed(CUDA, te_or_apex=False) if patch.target.startswith("torch:")]
+
+
+def test_a_chip_adds_its_own_patches() -> None:
+    added = set(needed(CPU, te_or_apex=True)) - set(needed(CUDA, te_or_apex=True))
+    assert added == set(CPU.patches)
+    assert {patch.group for patch in added} == {"cpu"}
 
 
 def test_a_missing_target_or_another_version_is_an_error() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
-from flagscale.checks.worker import CPU, CPU_DEFAULTS, Capabilities
+from flagscale.checks.worker import Capabilities, cpu_defaults
 from flagscale.config.catalog import load_catalog
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
@@ -21,7 +21,7 @@ from megatron.flagscale import no_te
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.checkpoint import async_save
 from megatron.flagscale.checks import argument_problems
-from megatron.flagscale.chips import cpu
+from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.arguments import own_part
 from megatron.flagscale.recompute import schedule_recompute
 from tests.unit.conftest import TASK
@@ -33,10 +33,16 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 FOR_THE_ENGINE = {"save": "checkpoints", "eval_interval": 100, "apply_rope_fusion": False}
 """What the launcher and the worker add; no TransformerEngine, so no fused rotary embedding."""
 
-ON_CPU = (*async_save.arguments(False), *no_te.DEFAULTS, *cpu.DEFAULTS)
+ON_CPU = (
+    *async_save.arguments(),
+    *no_te.DEFAULTS,
+    f"--distributed-backend={CPU.backend}",
+    *CPU.defaults,
+)
 """What the worker puts before a user's arguments on a CPU."""
 
-CHIP = Capabilities(has_chip=True, has_fused_layers=True)
+HOST = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
+CHIP = Capabilities(has_chip=True, has_fused_layers=True, backend="nccl")
 
 
 def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
@@ -86,7 +92,7 @@ def by_option(problems: list[Problem]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("example", SHARED, ids=str)
 def test_launcher_and_worker_report_a_broken_rule_alike(example: Example) -> None:
-    machine, defaults = (CPU, ON_CPU) if example.platform == "cpu" else (CHIP, ())
+    machine, defaults = (HOST, ON_CPU) if example.platform == "cpu" else (CHIP, ())
     args = engine_parser().parse_args([*defaults, *argv_of({**TASK, **example.changes})])
     found = argument_problems(args, machine)
     assert found
@@ -95,12 +101,13 @@ def test_launcher_and_worker_report_a_broken_rule_alike(example: Example) -> Non
 
 def test_the_launcher_knows_the_workers_defaults_on_a_cpu() -> None:
     args, engines = engine_parser().parse_args(ON_CPU), engine_parser().parse_args([])
-    assert {name: getattr(args, name) for name in CPU_DEFAULTS} == CPU_DEFAULTS
-    assert all(getattr(engines, name) != value for name, value in CPU_DEFAULTS.items())
+    known = cpu_defaults(HOST)
+    assert {name: getattr(args, name) for name in known} == known
+    assert all(getattr(engines, name) != value for name, value in known.items())
 
 
 def test_only_the_worker_sees_what_is_not_installed() -> None:
-    machine = Capabilities(has_chip=True, has_fused_layers=False)
+    machine = Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
     (problem,) = argument_problems(engine_parser().parse_args(argv_of(TASK)), machine)
     assert problem.where == "--transformer-impl"
     assert "needs TransformerEngine, which is not installed" in problem.what

@@ -1,4 +1,4 @@
-"""From text to what Megatron reads: documents -> tokenizer -> `.bin/.idx`.
+"""Turn text into the data that Megatron reads: documents -> tokenizer -> `.bin/.idx`.
 
-Importing these modules loads neither torch nor tokenizers: a call with nothing to do answers at once.
+Importing these modules loads neither torch nor tokenizers, so a call that has nothing to do returns at once.
 """

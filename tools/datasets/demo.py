@@ -1,13 +1,13 @@
-"""Prepare all that the demo trains on: `python tools/datasets/demo.py --output data/demo`.
+"""Prepare the data that the demo trains on: `python tools/datasets/demo.py --output data/demo`.
 
-Makes `tokenizer/`, `train_text_document` and `valid_text_document`; a second call finds them there.
+Creates `tokenizer/`, `train_text_document` and `valid_text_document`; a second call reuses them.
 """
 
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tools.command import run
@@ -19,9 +19,9 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     documents.add_arguments(parser)
     parser.add_argument(
-        "--output", type=Path, default=Path("data/demo"), help="folder of the data (default: %(default)s)"
+        "--output", type=Path, default=Path("data/demo"), help="folder for the data (default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = parser.parse_args()
     output, overwrite = arguments.output, arguments.overwrite
 

@@ -1,6 +1,6 @@
-"""Where text comes from: the standard library, a folder, a `.jsonl` or a text file, as a stream of documents.
+"""Read text as a stream of documents from the standard library, a folder, a `.jsonl` file or a text file.
 
-The order is the same on every call, so that a document's number names it.
+The order is the same on every call, so a number identifies a document.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ from flagscale.errors import UserError
 
 TEXT_SUFFIXES = (".py", ".txt", ".rst", ".md")
 
-# What would teach a model little: tests (two thirds of the library), an editor, character tables,
-# demos, and what is not everywhere. What stays is about 9 MB, 2 million tokens.
+# Folders that would teach a model little: tests (two thirds of the library), an editor, character tables,
+# demos, and packages that not every Python has. The rest is about 9 MB, or 2 million tokens.
 _STANDARD_LIBRARY_EXCLUDED = {
     "site-packages", "dist-packages", "test", "tests",
     "idlelib", "turtledemo", "encodings", "ensurepip", "lib2to3",
 }  # fmt: skip
-# The variables of the machine that built this Python.
+# Holds the variables of the machine that built this Python.
 _MACHINE_VARIABLES = "_sysconfigdata"
 
 
 class Document(NamedTuple):
-    """One document and the bytes that it took in its file, by which progress is measured."""
+    """One document, and its size in the file in bytes, by which progress is measured."""
 
     text: str
     size: int
@@ -36,21 +36,21 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A fixed list of files, each one a document or (`.jsonl`) a document a line; blank ones are left out."""
+    """A fixed list of files: one document per file, or per line of `.jsonl`; blank documents are skipped."""
 
     name: str
     root: Path
     files: tuple[Path, ...]
     key: str = "text"
     version: str = ""
-    """Stands for the content where modification times say nothing, as in a reinstalled Python."""
+    """Identifies the content if modification times do not, as in a reinstalled Python."""
 
     def size(self) -> int:
-        """Bytes of all files."""
+        """Return the total size of all files in bytes."""
         return sum(file.stat().st_size for file in self.files)
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, resized or written; not when the whole folder is moved."""
+        """Return a hash that changes if a file is added, removed or written, but not if the folder moves."""
         digest = hashlib.sha256(repr((self.key, self.version)).encode())
         for file in self.files:
             stat = file.stat()
@@ -59,7 +59,7 @@ class Source:
         return digest.hexdigest()
 
     def documents(self, on_skip: Callable[[Path], None]) -> Iterator[Document]:
-        """All documents in order; `on_skip` is told of each file that is not UTF-8 text."""
+        """Yield all documents in order; call `on_skip` with each file that is not UTF-8 text."""
         found = False
         for file in self.files:
             try:
@@ -69,7 +69,7 @@ class Source:
             except UnicodeDecodeError:
                 on_skip(file)
         if not found:
-            raise UserError(f"{self.name}: no text in {len(self.files)} file(s); name another --source")
+            raise UserError(f"{self.name}: no text in {len(self.files)} file(s); choose another --source")
 
     def _lines(self, file: Path) -> Iterator[Document]:
         with file.open("rb") as lines:
@@ -79,7 +79,7 @@ class Source:
                 try:
                     text = _text_of(line, self.key)
                 except ValueError as error:
-                    raise UserError(f"{file}:{number}: {error}; mend or remove this line") from None
+                    raise UserError(f"{file}:{number}: {error}; fix or remove this line") from None
                 if text.strip():
                     yield Document(text, len(line))
 
@@ -92,7 +92,7 @@ def _whole(file: Path) -> Iterator[Document]:
 
 
 def _text_of(line: bytes, key: str) -> str:
-    """The text of one JSON line; ValueError says what is wrong with the line."""
+    """Return the text of one JSON line; raise ValueError, which says what is wrong with the line."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -100,23 +100,27 @@ def _text_of(line: bytes, key: str) -> str:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
-        raise ValueError("not JSON that can be read (nested too deep)") from None
+        raise ValueError("not JSON that Python can read (nested too deeply)") from None
     if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but {type(record).__name__}")
+        raise ValueError(f"not a JSON object but a {type(record).__name__}")
     if key not in record:
-        raise ValueError(f"no key {key!r} (--key names another; it has {', '.join(record) or 'none'})")
+        raise ValueError(
+            f"key {key!r} is missing; choose another with --key (found: {', '.join(record) or 'none'})"
+        )
     text = record[key]
     if not isinstance(text, str):
-        raise ValueError(f"{key!r} is not a string but {type(text).__name__}")
+        raise ValueError(f"the value of {key!r} is not a string but of type {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{key!r} holds half of a surrogate pair, which is no character") from None
+        raise ValueError(
+            f"the value of {key!r} contains half of a surrogate pair, which is not a character"
+        ) from None
     return text
 
 
 def standard_library() -> Source:
-    """The source and docs of the running Python's own library: real text that is found on every machine."""
+    """Return the source and docs of the running Python's own library: real text that every machine has."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         file
@@ -128,21 +132,23 @@ def standard_library() -> Source:
 
 
 def open_source(path: Path | None, *, key: str = "text", suffixes: tuple[str, ...] = TEXT_SUFFIXES) -> Source:
-    """The source that the user names: a folder, a `.jsonl` or text file; `None` is the standard library."""
+    """Return the source at a path: a folder, a `.jsonl` or text file; `None` is the standard library."""
     if path is None:
         return standard_library()
     if path.is_file():
         return Source(str(path), path.parent, (path,), key)
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; --source takes a folder, a .jsonl or a text file")
+        raise UserError(f"{path}: no such file or folder; --source takes a folder, a .jsonl or text file")
     files = _text_files(path, (*suffixes, ".jsonl"))
     if not files:
-        raise UserError(f"{path}: no file ends in {', '.join(suffixes)} or .jsonl; --suffixes names others")
+        raise UserError(
+            f"{path}: no file ends in {', '.join(suffixes)} or .jsonl; choose others with --suffixes"
+        )
     return Source(str(path), path, tuple(files), key)
 
 
 def _text_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below `root` in a fixed order, without hidden ones."""
+    """Return the files below `root` in a fixed order, without hidden ones."""
     return sorted(
         file
         for file in root.rglob("*")
@@ -153,9 +159,9 @@ def _text_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The arguments of every command line that reads text."""
+    """Add the arguments of every tool that reads text."""
     parser.add_argument(
-        "--source", type=Path, help="folder, .jsonl or text file (default: the standard library)"
+        "--source", type=Path, help="folder, .jsonl file or text file (default: the standard library)"
     )
     parser.add_argument(
         "--key", default="text", help="key of the text in a .jsonl line (default: %(default)s)"
@@ -164,16 +170,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--suffixes",
         nargs="+",
         default=TEXT_SUFFIXES,
-        help=f"text files of a folder (default: {' '.join(TEXT_SUFFIXES)})",
+        help=f"suffixes of the text files in a folder (default: {' '.join(TEXT_SUFFIXES)})",
     )
 
 
 def source_of(arguments: Namespace) -> Source:
-    """The source that `add_arguments` describes."""
+    """Return the source that the arguments of `add_arguments` describe."""
     return open_source(arguments.source, key=arguments.key, suffixes=tuple(arguments.suffixes))
 
 
 def skipped_notice(skipped: list[Path]) -> str:
-    """One line on the files that were not UTF-8 text."""
+    """Return one line that lists the files that were not UTF-8 text."""
     first = ", ".join(str(file) for file in skipped[:3])
-    return f"{len(skipped)} file(s) skipped, not UTF-8 text: {first}{', ...' if len(skipped) > 3 else ''}"
+    return f"skipped {len(skipped)} file(s), not UTF-8 text: {first}{', ...' if len(skipped) > 3 else ''}"

@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes, and the JSON in it that says how its files were made."""
+"""A folder that one process writes at a time, and its JSON file that records how its files were made."""
 
 import json
 from contextlib import AbstractContextManager
@@ -10,11 +10,12 @@ from flagscale.errors import UserError
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
-    """Make `folder` and keep others out of it; the lock goes with the process, however that ends."""
+    """Create `folder` and lock out other processes; the lock ends with the process, however that ends."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file is in the way; name another --output")
+        raise UserError(f"{folder}: is a file, not a folder; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    return files.locked(folder, busy=UserError(f"{folder}: another process prepares data here; wait for it"))
+    busy = UserError(f"{folder}: another process is preparing data here; wait until it ends")
+    return files.locked(folder, busy=busy)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -23,24 +24,24 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content, or None where there is no file."""
+    """Return the content, or None if the file does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UserError(f"{path}: not readable JSON; --overwrite makes everything anew") from None
+        raise UserError(f"{path}: not readable JSON; --overwrite rebuilds everything") from None
 
 
 def refuse_other(folder: Path, made: dict[str, Any], asked: dict[str, Any]) -> None:
-    """UserError that names what differs, unless what is there was made as it is asked for now."""
+    """Raise UserError, which lists the differences, unless the folder was made with the same settings."""
     changed = [name for name in sorted({*made, *asked}) if made.get(name) != asked.get(name)]
     if changed:
-        told = ", ".join(
+        changes = ", ".join(
             f"{name} {_short(made.get(name))} (now {_short(asked.get(name))})" for name in changed
         )
         raise UserError(
-            f"{folder}: made with other settings: {told}; --overwrite replaces it, or name another --output"
+            f"{folder}: made with other settings: {changes}; choose another --output, or --overwrite it"
         )
 
 

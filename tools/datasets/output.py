@@ -1,4 +1,4 @@
-"""What a folder of tokenized text holds, and the names below it."""
+"""The contents of a folder of tokenized text, and the names of its files."""
 
 import shutil
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SUFFIX = "text_document"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What lies in the output folder."""
+    """The contents of the output folder."""
 
     splits: dict[str, indexed.Summary]
     made_now: bool
@@ -29,7 +29,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """The one place that knows the names below the output folder."""
+    """The only place that knows the file names below the output folder."""
 
     output: Path
 
@@ -52,11 +52,11 @@ class OutputFolder:
         return self.parts / f"{number:06d}"
 
     def complete_parts(self) -> list[Path]:
-        """In order of their documents; an incomplete one has a suffix."""
+        """Return the complete parts in the order of their documents; an incomplete part has a suffix."""
         return sorted(path for path in self.parts.iterdir() if path.is_dir() and not path.suffix)
 
     def files(self) -> list[Path]:
-        """Everything final, in the order in which it may go: never an index whose tokens are gone."""
+        """Return all final files in a safe order of deletion: an index always goes before its tokens."""
         prefixes = [self.prefix(split) for split in (TRAIN, VALID)]
         return [self.record, *map(indexed.idx_path, prefixes), *map(indexed.bin_path, prefixes)]
 

@@ -1,6 +1,6 @@
 """Tokenize documents in parts of a fixed number, and merge the parts into Megatron's files.
 
-A part is written to a temporary folder and renamed when complete: a restart reuses those that are there.
+A part is written to a temporary folder and renamed once complete, so a restart reuses complete parts.
 """
 
 import functools
@@ -29,12 +29,12 @@ _BATCH = 256  # documents encoded at once: enough to keep all threads of the tok
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """Changes when the tokenizer gives other tokens."""
+    """Return a hash that changes if the tokenizer yields other tokens."""
     return hashlib.sha256(_tokenizer_file(folder).read_bytes() + eos_token(folder).encode()).hexdigest()
 
 
 def eos_token(folder: Path) -> str:
-    """The token that ends a document."""
+    """Return the token that ends a document."""
     path = folder / "tokenizer_config.json"
     try:
         token: Any = json.loads(path.read_text(encoding="utf-8"))["eos_token"]
@@ -43,7 +43,7 @@ def eos_token(folder: Path) -> str:
     if isinstance(token, dict):  # the long form: {"content": "</s>", "lstrip": ...}
         token = token.get("content")
     if not isinstance(token, str):
-        raise UserError(f"{path}: names no eos_token, which has to end every document; add it")
+        raise UserError(f"{path}: eos_token is missing, which has to end every document; add it")
     return token
 
 
@@ -51,7 +51,7 @@ def _tokenizer_file(folder: Path) -> Path:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; --tokenizer takes what train_tokenizer.py or transformers wrote"
+            f"{path}: no such file; --tokenizer takes a folder that train_tokenizer.py or transformers wrote"
         )
     return path
 
@@ -59,18 +59,18 @@ def _tokenizer_file(folder: Path) -> Path:
 def write_parts(
     layout: OutputFolder, source: Source, tokenizer: Path, valid_every: int, documents_per_part: int
 ) -> None:
-    """Tokenize every part that is not there yet."""
+    """Tokenize every part that does not exist yet."""
     from tokenizers import Tokenizer
 
     try:
         encoder = Tokenizer.from_file(str(_tokenizer_file(tokenizer)))
     except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{_tokenizer_file(tokenizer)}: no tokenizer: {error}") from None
+        raise UserError(f"{_tokenizer_file(tokenizer)}: cannot be read as a tokenizer: {error}") from None
     encoder.encode_special_tokens = True  # text that spells "<|endoftext|>" must not end a document
     eos = encoder.token_to_id(eos_token(tokenizer))
     if eos is None:
         raise UserError(
-            f"{_tokenizer_file(tokenizer)}: {eos_token(tokenizer)!r}, its eos_token, is no token of it"
+            f"{_tokenizer_file(tokenizer)}: the eos_token {eos_token(tokenizer)!r} is not in its vocabulary"
         )
 
     _megatron()  # before the clock starts
@@ -86,7 +86,7 @@ def write_parts(
                 first = number * documents_per_part
                 _write_part(layout.part(number), documents, first, encoder, eos, valid_every, progress)
     if reused:
-        print(f"{reused} part(s) of an earlier run reused", file=sys.stderr)
+        print(f"reusing {reused} part(s) of an earlier run", file=sys.stderr)
     if skipped:
         print(skipped_notice(skipped), file=sys.stderr)
 
@@ -100,7 +100,7 @@ def _write_part(
     valid_every: int,
     progress: Progress,
 ) -> None:
-    """Write documents number `first` and following; `part` appears complete or not at all."""
+    """Write the documents from number `first` on; `part` appears complete or not at all."""
     temporary = part.with_name(part.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(part, ignore_errors=True)  # a damaged one
@@ -124,14 +124,16 @@ def _write_part(
 
 
 def merge(layout: OutputFolder) -> dict[str, indexed.Summary]:
-    """Merge the parts of each split and bring them under their final names."""
+    """Merge the parts of each split and move them to their final names."""
     parts = layout.complete_parts()
     merged = {
         split: [part / split for part in parts if indexed.idx_path(part / split).exists()]
         for split in (TRAIN, VALID)
     }
     if not merged[TRAIN]:
-        raise UserError("the only document went to valid; name a larger --source, or --valid-every 0")
+        raise UserError(
+            "the only document went to the validation text; choose a larger --source, or --valid-every 0"
+        )
     return {split: _merge_split(layout, split, prefixes) for split, prefixes in merged.items() if prefixes}
 
 
@@ -139,40 +141,40 @@ def _merge_split(layout: OutputFolder, split: str, parts: list[Path]) -> indexed
     """Merge the parts of one split into its final pair, the index last."""
     final, merged = layout.prefix(split), layout.parts / f"{split}.merged"
     builder = _builder(merged, indexed.summary(parts[0]).dtype)
-    gc.freeze()  # add_index collects garbage for each part: without torch's many objects that takes no time
+    gc.freeze()  # add_index collects garbage for each part; without torch's many objects this takes no time
     for part in parts:
         builder.add_index(str(part))
     gc.unfreeze()
     builder.finalize(str(indexed.idx_path(merged)))
     if problems := indexed.problems(merged, thorough=True):
-        raise RuntimeError("the merged data is not sound: " + "; ".join(problems))
+        raise RuntimeError("the merged data is damaged: " + "; ".join(problems))
     put_in_place(indexed.bin_path(merged), indexed.bin_path(final))
     put_in_place(indexed.idx_path(merged), indexed.idx_path(final))
     return indexed.summary(final)
 
 
 def _sound_part(part: Path) -> bool:
-    """Whether an earlier run completed this part; one that lost bytes since (a power cut) is made again."""
+    """Return whether this part is complete; one that has lost bytes since (in a power cut) is remade."""
     splits = [part / split for split in (TRAIN, VALID) if indexed.idx_path(part / split).exists()]
     return bool(splits) and not any(indexed.problems(split) for split in splits)
 
 
 def _dtype(vocabulary: int) -> str:
-    """The smallest type that Megatron itself would choose."""
+    """Return the smallest type, as Megatron itself would choose it."""
     return str(_megatron().DType.optimal_dtype(vocabulary).__name__)
 
 
 def _builder(prefix: Path, dtype: str) -> Any:
-    """megatron-core's own writer, so that the format is right by construction."""
+    """Return megatron-core's own writer, so that the format is right by construction."""
     megatron = _megatron()
     return megatron.IndexedDatasetBuilder(str(indexed.bin_path(prefix)), dtype=getattr(megatron.numpy, dtype))
 
 
 @functools.cache
 def _megatron() -> Any:
-    """Import late (5 s, with torch), and without the warnings on GPU libraries that nothing here needs."""
+    """Import megatron-core late (5 s, with torch), without its warnings about optional GPU libraries."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="Could not determine rank")  # there is but this process
+    warnings.filterwarnings("ignore", message="Could not determine rank")  # this is the only process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from megatron.core.datasets import indexed_dataset

@@ -1,12 +1,12 @@
 """Tokenize text into Megatron's `.bin/.idx`: `preprocess.py --source texts/ --tokenizer t/ --output data/`.
 
-Makes `data/train_text_document` and `data/valid_text_document`, prefixes for Megatron's `--train-data-path`
-and `--valid-data-path`. The same command continues a killed run; under the final names there is a complete
+Creates `data/train_text_document` and `data/valid_text_document`, prefixes for Megatron's `--train-data-path`
+and `--valid-data-path`. The same command continues a killed run; the final names hold either a complete
 pair or nothing that Megatron would open.
 
-How: documents are tokenized in parts of a fixed number, each written to a temporary folder and renamed when
-complete, so that a restart reuses those that are there; `text_document.parts/request.json` says what they are
-made from. At the end all are merged and renamed, `.idx` last, and `text_document.json` says what was made.
+Documents are tokenized in parts of a fixed number. Each part is written to a temporary folder and renamed
+once complete, so a restart reuses complete parts; `text_document.parts/request.json` records what they are
+made from. At the end all parts are merged and renamed, `.idx` last; `text_document.json` records the result.
 """
 
 import os
@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.checks import indexed
@@ -41,14 +41,15 @@ def prepare(
     documents_per_part: int = DOCUMENTS_PER_PART,
     overwrite: bool = False,
 ) -> Prepared:
-    """Leave `source`, tokenized and cut into train and valid, in `output`; continue or reuse what is there.
+    """Write `source`, tokenized and split into train and valid, to `output`; continue or reuse earlier work.
 
-    Documents 0, n, 2n, ... with n = `valid_every` go to valid (0: none). What has other settings is refused.
+    Documents 0, n, 2n, ... with n = `valid_every` go to valid (0: none). Raises UserError if the folder was
+    made with other settings.
     """
     if valid_every == 1 or valid_every < 0:
-        raise UserError(f"--valid-every {valid_every}: 2 or more, or 0 for no validation text")
+        raise UserError(f"--valid-every {valid_every}: must be 2 or more, or 0 for no validation text")
     if documents_per_part < 1:
-        raise UserError(f"--documents-per-part {documents_per_part}: 1 or more")
+        raise UserError(f"--documents-per-part {documents_per_part}: must be 1 or more")
     layout = OutputFolder(output)
     fingerprint = source.fingerprint()
     request = {
@@ -67,7 +68,7 @@ def prepare(
         write_json(layout.request, request)
         write_parts(layout, source, tokenizer, valid_every, documents_per_part)
         if source.fingerprint() != fingerprint:
-            raise UserError(f"{source.name}: changed while it was read; run again with --overwrite")
+            raise UserError(f"{source.name}: changed while it was being read; run again with --overwrite")
         splits = merge(layout)
         write_json(
             layout.record,
@@ -78,26 +79,26 @@ def prepare(
 
 
 def _up_to_date(layout: OutputFolder, request: dict[str, Any]) -> Prepared | None:
-    """What is there already, None if there is work to do; UserError if what is there must not be touched."""
+    """Return the finished data, or None if there is work to do; raise UserError if it must not be touched."""
     record = read_json(layout.record)
     if record is None:
         unfinished = read_json(layout.request)
         if unfinished is not None:
-            if layout.complete_parts():  # else nothing is lost by starting with other settings
+            if layout.complete_parts():  # otherwise starting with other settings loses nothing
                 refuse_other(layout.output, unfinished, request)
         elif strangers := [str(file) for file in layout.files() if file.exists()]:
             raise UserError(
-                f"{strangers[0]}: not made by this tool; name another --output, or --overwrite replaces it"
+                f"{strangers[0]}: not made by this tool; choose another --output, or --overwrite it"
             )
         return None
     refuse_other(layout.output, record["request"], request)
     splits = {name: indexed.Summary(**held) for name, held in record["splits"].items()}
     damaged = [problem for split in splits for problem in indexed.problems(layout.prefix(split))]
     if damaged:
-        print(*damaged, "making the data anew", sep="\n", file=sys.stderr)
+        print(*damaged, "remaking the data", sep="\n", file=sys.stderr)
         layout.discard()
         return None
-    shutil.rmtree(layout.parts, ignore_errors=True)  # left by a kill after all was done
+    shutil.rmtree(layout.parts, ignore_errors=True)  # left by a kill after everything was done
     return Prepared(splits, made_now=False)
 
 
@@ -106,24 +107,24 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_arguments(parser)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with tokenizer.json")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the data")
     parser.add_argument(
         "--valid-every",
         type=int,
         default=VALID_EVERY,
-        help="hold out every n-th document (0: none, default: %(default)s)",
+        help="hold out every n-th document for validation (0: none, default: %(default)s)",
     )
     parser.add_argument(
         "--documents-per-part",
         type=int,
         default=DOCUMENTS_PER_PART,
-        help="what a kill may cost (default: %(default)s)",
+        help="number of documents per part; a kill costs one part at most (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, help="of the tokenizer (default: all cores)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    parser.add_argument("--threads", type=int, help="threads of the tokenizer (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = parser.parse_args()
     if arguments.threads is not None:
-        os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizer's thread pool
+        os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # size of the tokenizer's thread pool
     prepared = prepare(
         source_of(arguments),
         arguments.tokenizer,

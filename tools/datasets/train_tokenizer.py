@@ -1,6 +1,6 @@
 """Train a byte-level BPE tokenizer: `train_tokenizer.py --source texts/ --output tokenizer/`.
 
-The folder opens offline with `AutoTokenizer.from_pretrained` and with Megatron's
+The folder can be opened offline with `AutoTokenizer.from_pretrained` and with Megatron's
 `--tokenizer-type HuggingFaceTokenizer --tokenizer-model <folder>`. Any text survives encoding and decoding.
 """
 
@@ -9,7 +9,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.errors import UserError
@@ -25,13 +25,13 @@ _RECORD = "training.json"
 
 
 def train(source: Source, output: Path, *, vocabulary: int = VOCABULARY, overwrite: bool = False) -> bool:
-    """Leave a tokenizer trained on `source` in the folder `output`; False if it was there already.
+    """Write a tokenizer trained on `source` to the folder `output`; return False if it was there already.
 
-    `output` appears complete or not at all. A tokenizer of another source or size is refused.
+    `output` appears complete or not at all. Raises UserError if its tokenizer has another source or size.
     """
     if vocabulary < _SMALLEST_VOCABULARY:
         raise UserError(
-            f"--vocabulary {vocabulary}: at least {_SMALLEST_VOCABULARY}, each byte and the end of text"
+            f"--vocabulary {vocabulary}: must be at least {_SMALLEST_VOCABULARY} (bytes and end of text)"
         )
     asked = {"source": source.fingerprint(), "vocabulary": vocabulary}
     with locked(output.parent):
@@ -39,7 +39,7 @@ def train(source: Source, output: Path, *, vocabulary: int = VOCABULARY, overwri
             made = read_json(output / _RECORD)
             if made is None:
                 raise UserError(
-                    f"{output}: not made by this tool; name another --output, or --overwrite replaces it"
+                    f"{output}: not made by this tool; choose another --output, or --overwrite it"
                 )
             refuse_other(output, made, asked)
             return False
@@ -64,7 +64,7 @@ def _train_into(folder: Path, source: Source, vocabulary: int) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes: no text is out of the vocabulary
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes, so that every text can be encoded
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator((document.text for document in source.documents(skipped.append)), trainer)
@@ -72,8 +72,8 @@ def _train_into(folder: Path, source: Source, vocabulary: int) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS,
-        "clean_up_tokenization_spaces": False,  # decoding gives back the text itself
-        "model_max_length": 10**30,  # transformers' way to say: no limit
+        "clean_up_tokenization_spaces": False,  # decoding must return the text unchanged
+        "model_max_length": 10**30,  # transformers' way of saying "no limit"
     }
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", {"eos_token": EOS})
@@ -85,11 +85,11 @@ def main() -> int:
     """Train from the command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_arguments(parser)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer")
     parser.add_argument(
         "--vocabulary", type=int, default=VOCABULARY, help="number of tokens (default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = parser.parse_args()
     output, vocabulary, overwrite = arguments.output, arguments.vocabulary, arguments.overwrite
     made = train(source_of(arguments), output, vocabulary=vocabulary, overwrite=overwrite)

@@ -1,13 +1,13 @@
 """Check Megatron data files: `python tools/datasets/verify.py data/demo/train_text_document`.
 
-Says what each pair holds, or what is wrong with it. Exit code 0 when all are sound, 1 otherwise.
+Prints the contents of each pair, or what is wrong with it. The exit code is 0 if all are valid, otherwise 1.
 """
 
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-if not __package__:  # run as a file: import from the root of the repository, not from this folder
+if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.checks import indexed
@@ -27,7 +27,9 @@ def main() -> int:
             print(*found, sep="\n", file=sys.stderr)
         else:
             held = indexed.summary(prefix)
-            print(f"{prefix}: sound, {held.documents:,} documents, {held.tokens:,} tokens of {held.dtype}")
+            print(
+                f"{prefix}: valid, {held.documents:,} documents, {held.tokens:,} tokens of type {held.dtype}"
+            )
     return 0 if sound else 1
 
 

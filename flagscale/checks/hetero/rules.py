@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from flagscale.checks.degrees import violations
@@ -159,11 +159,17 @@ def mesh_values(layout: HeteroLayout, values: Mapping[str, Any], number: int) ->
     return {**values, **layout.arguments(values, number)}
 
 
-def host_violations(layout: HeteroLayout, types: Sequence[str]) -> Iterator[Violation]:
-    """Yield where meshes and hosts do not fit; `types`: the type of the host of every rank, in rank order."""
-    if "cpu" in types and set(types) != {"cpu"}:
-        others = ", ".join(sorted(set(types) - {"cpu"}))
-        yield MESHES, f"one job cannot hold ranks on host processors (cpu) and on chips ({others})"
+def host_violations(
+    layout: HeteroLayout, types: Sequence[str], host_processors: Collection[str]
+) -> Iterator[Violation]:
+    """Yield where meshes and hosts do not fit.
+
+    `types`: the type of the host of every rank, in rank order; `host_processors`: those of them whose ranks
+    compute on the host's own processors.
+    """
+    if host_processors and (others := set(types) - set(host_processors)):
+        on_hosts, on_chips = (", ".join(sorted(kind)) for kind in (host_processors, others))
+        yield MESHES, f"one job cannot hold ranks on host processors ({on_hosts}) and on chips ({on_chips})"
     for number, mesh in enumerate(layout.meshes):
         found = {types[rank].upper(): types[rank] for rank in layout.ranks(number) if rank < len(types)}
         wrong = [name for key, name in found.items() if mesh.type and key != mesh.type.upper()]

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flagscale import platforms
 from flagscale.checks.data import inputs_of
 from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import UNSUPPORTED
 from flagscale.checks.megatron import remarks, rule_violations
-from flagscale.checks.worker import CPU, Capabilities, with_defaults, worker_violations
+from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
@@ -150,8 +151,7 @@ def _violations(
     program: TrainingProgram,
 ) -> Iterator[Violation]:
     """Yield each mistake once, whatever the number of meshes it is found on."""
-    # Only the worker can see whether fused layers are installed; where there are chips, it is assumed.
-    machine = CPU if any(host.platform == "cpu" for host in hosts) else Capabilities(True, True)
+    machine = _machine(hosts)
     given = arguments.paths.keys()
     variants = [with_defaults(one, given, machine) for one in hetero.variants(layout, arguments.values)]
     found: dict[Violation, None] = {}
@@ -172,6 +172,14 @@ def _violations(
     for option in program.arguments.values():
         if option.required and option.dest not in given:
             yield option.dest, f"`{option.name.replace('-', '_')}` is required by `{program.name}`"
+
+
+def _machine(hosts: tuple[Host, ...]) -> Capabilities:
+    """Return what the launcher knows of the ranks' machines; all are alike, or the rules of meshes say so."""
+    kinds = [platforms.find(host.platform) for host in hosts]
+    kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
+    # Only the worker can see whether fused layers are installed; where there are chips, it is assumed.
+    return Capabilities(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
 
 
 MEGATRON = Engine(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flagscale import platforms
 from flagscale.checks.hetero.keys import CHUNK_KEYS, CURRENT, KEYS, MESHES, is_asked, read
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import host_violations, mesh_values, mesh_violations
@@ -85,7 +86,8 @@ def violations(
     wrong = list(mesh_violations(layout, values, len(types), given))
     yield from wrong
     if layout.world_size == len(types):
-        yield from host_violations(layout, types)
+        on_hosts = {name for name in types if platforms.find(name).is_host_processor}
+        yield from host_violations(layout, types, on_hosts)
 
 
 def picture(layout: HeteroLayout | None, values: Mapping[str, Any]) -> str:

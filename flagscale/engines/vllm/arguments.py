@@ -115,8 +115,14 @@ _OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
 """Arguments by which the engine takes a folder for another model than its configuration says."""
 
 
-def violations(values: Mapping[str, Any], platform: str, given: Mapping[str, str]) -> Iterator[Violation]:
-    """Yield what is wrong with one model's arguments, by dest; `given` holds those that the user wrote."""
+def violations(
+    values: Mapping[str, Any], is_host_processor: bool, given: Mapping[str, str]
+) -> Iterator[Violation]:
+    """Yield what is wrong with one model's arguments, by dest.
+
+    `is_host_processor`: whether the model is served by the host's own processors; `given` holds the arguments
+    that the user wrote.
+    """
     if "model" not in given:
         yield "model", "a model is required here: its folder, or its name on a model hub"
         return
@@ -141,7 +147,7 @@ def violations(values: Mapping[str, Any], platform: str, given: Mapping[str, str
     if isinstance(longest, int) and isinstance(wanted, int) and wanted > longest and not _stretches(config):
         yield "max_model_len", f"the model's longest sequence has {longest} tokens, not {wanted}"
     yield from _architecture_violations(config, given)
-    if platform == "cpu":
+    if is_host_processor:
         yield from _cpu_violations(config)
 
 

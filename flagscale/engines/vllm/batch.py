@@ -66,7 +66,8 @@ def job(
     def where(dest: str) -> str:
         return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
 
-    wrong = list(violations(values, hosts[0].platform, arguments.paths))
+    on_host = platforms.find(hosts[0].platform).is_host_processor
+    wrong = list(violations(values, on_host, arguments.paths))
     problems += [Problem(what, where(dest)) for dest, what in wrong]
     if values["data_parallel_size"] > 1:
         what = "prompts are shared out among hosts, an engine each"

@@ -149,8 +149,9 @@ def job(
     def where(model: Model, dest: str) -> str:
         return source_map.where(model.arguments.paths.get(dest, f"{model.path}.{dest}"))
 
+    on_host = platforms.find(hosts[0].platform).is_host_processor
     for model in models:
-        for dest, what in violations(model.arguments.values, hosts[0].platform, model.arguments.paths):
+        for dest, what in violations(model.arguments.values, on_host, model.arguments.paths):
             problems.append(Problem(what, where(model, dest)))
     if problems:
         return None
@@ -238,7 +239,10 @@ def _instance_problems(instances: list[Instance], source_map: SourceMap) -> Iter
 
 def _cpu_env(services: Mapping[int, list[Service]], hosts: tuple[Host, ...]) -> dict[str, str]:
     """Several engines on the processors of one host must not all take the same cores."""
-    crowded = any(len(services.get(host.rank, ())) > 1 and host.platform == "cpu" for host in hosts)
+    crowded = any(
+        len(services.get(host.rank, ())) > 1 and platforms.find(host.platform).is_host_processor
+        for host in hosts
+    )
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if crowded else {}
 
 

@@ -1,203 +1,59 @@
-"""A machine without CUDA: Megatron's trainer runs on CPU with gloo.
-
-The trainer names CUDA everywhere (`device="cuda"`, `torch.cuda.current_device()`, tensor type names),
-although what it does there is ordinary tensor work. The patches below make those names mean the CPU.
-`torch.cuda.is_available()` stays False: torch itself believes it (dynamo, pinned memory, fork safety).
-"""
+"""The host's own processors: tensors in host memory, collectives by gloo, and CUDA's names for the CPU."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import resource
 
 import torch
 
-from megatron.flagscale.chips.cpu_stand_ins import Event, Stream, device_properties, memory_stats
-from megatron.flagscale.patching import TORCH, Patch
+from megatron.flagscale.chips import cpu_patches, forked_save, gloo
+from megatron.flagscale.chips.chip import HOST, HOST_BACKEND, AttentionKernels, Chip
 
-# What the engine turns on by default but only CUDA can do; a user's own arguments come after these.
-DEFAULTS = (
-    "--distributed-backend=gloo",
+_aten = torch.ops.aten
+
+# What the engine turns on by default but only CUDA can do.
+_DEFAULTS = (
+    "--async-strategy=mcore",  # the other one starts a process that takes a CUDA device
     "--no-bias-gelu-fusion",
     "--no-bias-swiglu-fusion",
     "--no-bias-dropout-fusion",
 )
 
-_CPU = torch.device("cpu")
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+    return out, lse
 
 
-def _returning(value: Any) -> Callable[[Any], Any]:
-    # A new function object for each name: dynamo refuses one object registered under two names.
-    return lambda original: lambda *args, **kwargs: value
+def _backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, causal, scale=scale
+    )
+    return grads[0], grads[1], grads[2]
 
 
-def _calling(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    return lambda original: lambda *args, **kwargs: function()
-
-
-def _replaced_by(value: Any) -> Callable[[Any], Any]:
-    return lambda original: value
-
-
-def _means_cuda(device: Any) -> bool:
-    return (isinstance(device, str) and device.startswith("cuda")) or getattr(device, "type", None) == "cuda"
-
-
-def _device_is_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(factory)
-    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if _means_cuda(kwargs.get("device")):
-            kwargs["device"] = _CPU
-        kwargs.pop("pin_memory", None)
-        return factory(*args, **kwargs)
-
-    return create
-
-
-def _to_stays(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    @functools.wraps(original)
-    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if _means_cuda(kwargs.get("device")):
-            kwargs["device"] = _CPU
-        if args and _means_cuda(args[0]):
-            args = (_CPU, *args[1:])
-        return original(self, *args, **kwargs)
-
-    return to
-
-
-def _itself(original: Any) -> Callable[..., Any]:
-    return lambda self, *args, **kwargs: self
-
-
-def _cuda_type_name(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def type_name(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if dtype is not None:
-            return original(self, dtype, *args, **kwargs)
-        return original(self).replace("torch.", "torch.cuda.", 1)
-
-    return type_name
-
-
-def _uncompiled(original: Any) -> Callable[..., Any]:
-    def compile(model: Any = None, **options: Any) -> Any:
-        return model if model is not None else lambda function: function
-
-    return compile
-
-
-def _get_rng_state(original: Any) -> Callable[..., torch.Tensor]:
-    return lambda *args, **kwargs: torch.get_rng_state()
-
-
-def _set_rng_state(original: Any) -> Callable[..., None]:
-    return lambda new_state, *args, **kwargs: torch.set_rng_state(new_state)
-
-
-def _seed(original: Any) -> Callable[..., Any]:
-    return lambda seed: torch.default_generator.manual_seed(seed)
-
-
-def _without_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.partial(original, allow_no_cuda=True)
-
-
-def _torch(names: str, make: Callable[[Any], Any], why: str) -> tuple[Patch, ...]:
-    until = "the engine asks torch.accelerator instead of torch.cuda"
-    return tuple(Patch(f"torch:{name}", make, why, "cpu", TORCH, until) for name in names.split())
-
-
-PATCHES = (
-    *_torch(
-        "tensor zeros ones empty full rand randn randint arange linspace eye "
-        "empty_like zeros_like ones_like full_like",
-        _device_is_cpu,
-        'The trainer makes its tensors with device="cuda", some pinned, which needs a CUDA driver.',
-    ),
-    *_torch(
-        "Tensor.cuda Tensor.pin_memory nn.Module.cuda", _itself, "Everything already is where it is used."
-    ),
-    *_torch(
-        "Tensor.to", _to_stays, "Tied embeddings and checkpoints move tensors to the current CUDA device."
-    ),
-    *_torch("Tensor.record_stream", _returning(None), "There are no streams to keep memory alive for."),
-    *_torch(
-        "Tensor.type",
-        _cuda_type_name,
-        "Optimizers and gradient clipping compare type names with torch.cuda.*.",
-    ),
-    *_torch(
-        "compile",
-        _uncompiled,
-        "The fused helpers are compiled at import: that needs a C++ compiler and minutes.",
-    ),
-    *_torch(
-        "cuda.FloatTensor", _replaced_by(torch.FloatTensor), "Mixed precision modules compare types with it."
-    ),
-    *_torch("cuda.HalfTensor", _replaced_by(torch.HalfTensor), "As above."),
-    *_torch("cuda.BFloat16Tensor", _replaced_by(torch.BFloat16Tensor), "As above."),
-    *_torch("cuda.current_device", _returning(_CPU), "It is used as the device argument in about 60 places."),
-    *_torch(
-        "cuda.device_count", _returning(1), "Model parallel groups and seeds are set up only with a device."
-    ),
-    *_torch(
-        "cuda.set_device cuda.synchronize cuda.empty_cache cuda.ipc_collect cuda.reset_peak_memory_stats "
-        "cuda.nvtx.range_push cuda.nvtx.range_pop",
-        _returning(None),
-        "There is no device to choose, wait for, or trace.",
-    ),
-    *_torch("cuda.Stream", _replaced_by(Stream), "Communication is queued on side streams."),
-    *_torch("cuda.Event", _replaced_by(Event), "Side streams are ordered by events."),
-    *_torch("cuda.current_stream cuda.default_stream", _calling(Stream), "As above."),
-    *_torch("cuda.stream", _calling(Stream), "As above: a context manager."),
-    *_torch(
-        "cuda.memory_stats", _calling(memory_stats), "--log-memory-to-tensorboard asks the CUDA allocator."
-    ),
-    *_torch(
-        "cuda.get_device_properties",
-        _calling(device_properties),
-        "Arguments are checked against the architecture.",
-    ),
-    *_torch(
-        "cuda.get_device_capability",
-        _returning((8, 0)),
-        "As above: grouped products of experts, which torch has for processors as well, ask for Ampere.",
-    ),
-    *_torch(
-        "cuda.get_rng_state cuda.random.get_rng_state", _get_rng_state, "Random states go into checkpoints."
-    ),
-    *_torch("cuda.set_rng_state cuda.random.set_rng_state", _set_rng_state, "As above."),
-    *_torch("cuda.manual_seed", _seed, "Model parallel seeds are set on the device."),
-    Patch(
-        "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
-        _get_rng_state,
-        "Dropout and recomputation keep their own CUDA random state; on a CPU it is the CPU's.",
-        "cpu",
-    ),
-    Patch("megatron.core.tensor_parallel.random:_set_cuda_rng_state", _set_rng_state, "As above.", "cpu"),
-    Patch(
-        "megatron.training.training:initialize_megatron",
-        _without_cuda,
-        "It refuses to start without CUDA; an argument allows it, but `pretrain` does not pass that on.",
-        "cpu",
-        until="pretrain passes allow_no_cuda",
-    ),
-    Patch(
-        "megatron.training.training:report_memory",
-        _returning(None),
-        "It tells what the CUDA allocator holds, on every rank before and after the first saves.",
-        "cpu",
-    ),
-    Patch(
-        "megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu",
-        lambda original: _splits_become_lists,
-        "Token counts become lists only when they are CUDA tensors; all_to_all refuses tensors.",
-        "cpu",
-    ),
+CPU = Chip(
+    name="cpu",
+    backend=HOST_BACKEND,
+    set_device=lambda local_rank: None,
+    device=lambda: torch.device(HOST),
+    # The process's own high-water mark, which Linux counts in KiB.
+    memory_bytes=lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    patches=(*cpu_patches.PATCHES, *gloo.PATCHES, *forked_save.PATCHES),
+    defaults=_DEFAULTS,
+    attention=AttentionKernels(lambda q: q.device.type == HOST, _attend, _backward),
+    compiles=False,
+    pins_memory=False,
+    is_host_processor=True,
 )
-
-
-def _splits_become_lists(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor

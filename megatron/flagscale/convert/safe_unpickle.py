@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from megatron.flagscale.chips import HOST
+
 
 class Unknown:
     """Stands for a value of a class that is not imported."""
@@ -46,4 +48,4 @@ def load(data: bytes) -> Any:
     """Return the object that `data`, written by `torch.save`, stands for; `UnpicklingError` if it is not."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise pickle.UnpicklingError("damaged")
-    return torch.load(io.BytesIO(data), map_location="cpu", pickle_module=_MODULE, weights_only=False)
+    return torch.load(io.BytesIO(data), map_location=HOST, pickle_module=_MODULE, weights_only=False)

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.checkpoint.manifest import TRACKER, candidates, fault_of
+from megatron.flagscale.chips import HOST
 from megatron.flagscale.convert import safe_unpickle
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
@@ -142,7 +143,7 @@ class TorchDistSource:
         where = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
         data = io.BytesIO(_read(self.folder, where))
         try:
-            piece: torch.Tensor = torch.load(data, map_location="cpu", weights_only=True)
+            piece: torch.Tensor = torch.load(data, map_location=HOST, weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise UserError(f"{self.folder / where.relative_path}: damaged at {key}: {error}") from error
         return piece

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NoReturn
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from flagscale.checks.hetero.layout import AXES, EXPERT_AXES, HeteroLayout, groups
+from megatron.flagscale.chips import HOST_BACKEND, chip
 
 # name in `parallel_state` (`_GROUP` and so on follow): the axes along which its ranks differ
 _DENSE = {
@@ -128,13 +128,13 @@ def start(layout: HeteroLayout, args: Any, etp: int | None) -> None:
     timeout = timeout_of(args)
     backend = args.distributed_backend
     named: dict[str, Any] = {"world_size": args.world_size, "rank": args.rank, "timeout": timeout}
-    if torch.cuda.is_available():
-        torch.cuda.set_device(args.local_rank)
-        if not layout.cpu_communication:
-            named["device_id"] = torch.device("cuda", args.local_rank)
+    chip().set_device(args.local_rank)
+    device = chip().device()
+    if device.index is not None and not layout.cpu_communication:
+        named["device_id"] = device
     # What spans meshes goes through host memory then; groups inside a mesh name their own backend.
-    dist.init_process_group("gloo" if layout.cpu_communication else backend, **named)
-    gloo = GroupFactory("gloo", timeout) if args.use_gloo_process_groups else None
+    dist.init_process_group(HOST_BACKEND if layout.cpu_communication else backend, **named)
+    gloo = GroupFactory(HOST_BACKEND, timeout) if args.use_gloo_process_groups else None
     install(layout, GroupFactory(backend, timeout), gloo, etp)
 
 
@@ -152,7 +152,7 @@ def install(layout: HeteroLayout, factory: GroupFactory, gloo: GroupFactory | No
                 every = list(groups(first, sizes, along))
                 _fill(name, *factory.make(every))
                 if gloo is not None and name in _GLOO:
-                    copy, _ = (factory if factory.backend == "gloo" else gloo).make(every)
+                    copy, _ = (factory if factory.backend == HOST_BACKEND else gloo).make(every)
                     for one in _GLOO[name] if copy is not None else ():
                         _set(one, copy)
     alone, _ = factory.make((rank,) for rank in range(layout.world_size))

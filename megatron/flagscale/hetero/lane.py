@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from flagscale.checks.hetero.routing import Block, Exchange
+from megatron.flagscale.chips import HOST, chip
 
 
 class Arrival:
@@ -76,7 +77,7 @@ class Lane:
 
     def expect(self, shape: Sequence[int], dtype: torch.dtype) -> Arrival:
         """Post the receives for the next tensor of this lane."""
-        whole = torch.empty(tuple(shape), dtype=dtype, device=torch.cuda.current_device())
+        whole = torch.empty(tuple(shape), dtype=dtype, device=chip().device())
         buffers: list[torch.Tensor] = []
         copies: list[tuple[Any, Any]] = []
         for message in self.exchange.messages:
@@ -112,8 +113,8 @@ class Lane:
         return torch.empty(
             sum(part.numel() for part in parts),
             dtype=parts[0].dtype,
-            device="cpu" if self.via_host else parts[0].device,
-            pin_memory=self.via_host and torch.cuda.is_available(),
+            device=HOST if self.via_host else parts[0].device,
+            pin_memory=self.via_host and chip().pins_memory,
         )
 
 

@@ -12,6 +12,7 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.hetero.routing import Exchange, receives, sends, side_of
+from megatron.flagscale.chips import HOST_BACKEND
 from megatron.flagscale.hetero.arguments import OwnPart
 from megatron.flagscale.hetero.groups import timeout_of
 from megatron.flagscale.hetero.lane import Arrival, Lane
@@ -70,7 +71,7 @@ class Communicator:
             via_host = layout.cpu_communication and source.mesh != target.mesh
             ahead_by = layout.extra_micro_batches if source.mesh != target.mesh else 0
             how: dict[str, Any] = {"via_host": via_host, "in_flight": _IN_FLIGHT + ahead_by}
-            backend = "gloo" if via_host else args.distributed_backend
+            backend = HOST_BACKEND if via_host else args.distributed_backend
             # Made on all ranks; only those of the two stages are in them.
             forth, back = (
                 dist.new_group([*source.ranks, *target.ranks], timeout=timeout, backend=backend)

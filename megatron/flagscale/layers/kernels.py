@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import torch
 
-_aten = torch.ops.aten
+from megatron.flagscale.chips import chip
 
 
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return softmax(scale q k^T) v, shaped like `q`, and log lse `[batch, heads, queries]`."""
-    if q.device.type == "cpu":
-        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
-        return out, lse
-    if _cuda_flash(q):
-        out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
-        return out, lse
+    kernels = chip().attention
+    if kernels and kernels.takes(q):
+        return kernels.attend(q, k, v, causal, scale)
     return plain_attend(q, k, v, causal, scale)
 
 
@@ -39,25 +36,10 @@ def attend_backward(
 
     `grad`, `out` and `lse` are those of the attention over *all* blocks, for these queries.
     """
-    if q.device.type == "cpu":
-        grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, scale=scale
-        )
-        return grads[0], grads[1], grads[2]
-    if _cuda_flash(q):
-        no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
-        grads = _aten._scaled_dot_product_flash_attention_backward(
-            *(grad, q, k, v, out, lse, None, None, q.size(2), k.size(2), 0.0, causal),
-            *(no_dropout, no_dropout),
-            scale=scale,
-        )
-        return grads[0], grads[1], grads[2]
+    kernels = chip().attention
+    if kernels and kernels.takes(q):
+        return kernels.backward(grad, q, k, v, out, lse, causal, scale)
     return plain_attend_backward(grad, q, k, v, out, lse, causal, scale)
-
-
-def _cuda_flash(q: torch.Tensor) -> bool:
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return q.device.type == "cuda" and half and q.size(3) % 8 == 0 and q.size(3) <= 256
 
 
 def plain_attend(

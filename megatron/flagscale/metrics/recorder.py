@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from flagscale.files import write_atomic
 from flagscale.formats import duration, quantity
+from megatron.flagscale.chips import chip
 
 
 class MetricsFile:
@@ -117,7 +117,7 @@ class Recorder:
             "iteration_ms": seconds * 1000,
             "tokens_per_s": figures["batch_size"] * args.seq_length / seconds,
             "tflops_per_gpu": figures["flops"] / seconds / 1e12 / args.world_size,
-            "mem_bytes": memory_bytes(),
+            "mem_bytes": chip().memory_bytes(),
             "skipped": self.meter.skipped,
             "time": time.time(),
         }
@@ -159,12 +159,3 @@ def progress_line(record: Mapping[str, Any]) -> str:
         parts.append(f"{record['skipped']} skipped")
     parts.append(f"{duration(seconds * (record['train_iters'] - record['iteration']))} left")
     return " | ".join(parts)
-
-
-def memory_bytes() -> int:
-    """Return the most memory this rank held: on its CUDA device, else in the process."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,50 @@
+"""NVIDIA's GPUs through `torch.cuda`: what the engine is written for, so nothing is patched."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron.flagscale.chips.chip import AttentionKernels, Chip
+
+_aten = torch.ops.aten
+
+
+def _takes(q: torch.Tensor) -> bool:
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    return q.is_cuda and half and q.size(3) % 8 == 0 and q.size(3) <= 256
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+    return out, lse
+
+
+def _backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
+    grads = _aten._scaled_dot_product_flash_attention_backward(
+        *(grad, q, k, v, out, lse, None, None, q.size(2), k.size(2), 0.0, causal),
+        *(no_dropout, no_dropout),
+        scale=scale,
+    )
+    return grads[0], grads[1], grads[2]
+
+
+CUDA = Chip(
+    name="nvidia",
+    backend="nccl",
+    set_device=lambda local_rank: torch.cuda.set_device(local_rank),
+    device=lambda: torch.device("cuda", torch.cuda.current_device()),
+    memory_bytes=lambda: int(torch.cuda.max_memory_allocated()),
+    attention=AttentionKernels(_takes, _attend, _backward),
+)
