@@ -1,4 +1,4 @@
-"""Jobs and plans for the tests of what is done with them."""
+"""Jobs, plans and hosts for tests."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ GOOD: Mapping[str, Any] = {
     "wrong_inputs": [],
     "taken_ports": [],
 }
-"""What a probe answers where nothing is wrong (but for the time and the version of the engine)."""
+"""The reply of a probe on a good host, except for the time and the version of the engine."""
 
 Answer = Reply | Callable[[list[str]], Reply]
 
 
 class FakeHosts:
-    """Hosts that answer as told, `answers[name][verb]`; to be asked for more is a failure."""
+    """Hosts that reply with `answers[name][verb]`; any other request is a failure."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
         self.answers = {name: dict(known) for name, known in answers.items()}
@@ -107,7 +107,7 @@ class FakeHosts:
 
 @dataclass(frozen=True)
 class FakeTransport:
-    """The way to one of them."""
+    """The transport to one of them."""
 
     hosts: FakeHosts
     name: str

@@ -274,7 +274,7 @@ def test_check_fails_on_too_few_devices_and_a_taken_port(
     monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
     assert cli.main([*words, "action=check", "+experiment.runner.master_port=29511"]) == 1
     told = capsys.readouterr().out
-    for expected in ("is not installed", "not writable", "port 29511 is taken"):
+    for expected in ("is not installed", "not writable", "port 29511 is in use"):
         assert any(line.startswith("FAILED") and expected in line for line in told.splitlines()), expected
 
 
