@@ -217,7 +217,7 @@ def test_mistakes_of_the_runner_and_the_task_are_told_together(
     assert cli.main([*words, *runner, "train.model.no_such_key=3"]) == 2
     told = capfd.readouterr().err
     assert told.startswith("4 mistakes")
-    for expected in ("`include` has no effect", "`node_rank` is needed", "`master_addr` is", "no_such_key"):
+    for expected in ("`include` has no effect", "`node_rank` is required", "`master_addr` is", "no_such_key"):
         assert expected in told
 
 
