@@ -19,7 +19,7 @@ _BREATH = 0.5
 
 
 class Coordinator(ChannelEnd):
-    """Listens on one address for the supervisors of the other hosts, who must know the secret.
+    """Listens on one address for the supervisors of the other hosts, which must know the secret.
 
     Args:
         names: the names of all hosts by rank; the lowest rank is this host's.

@@ -54,7 +54,7 @@ class AttemptOutcome:
 
 
 class Supervisor:
-    """Runs one host's share of a plan; `run` returns the agent's exit code (0 when stopped)."""
+    """Runs one host's share of a plan; `run` returns the agent's exit code (0 if stopped)."""
 
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node = plan, node
@@ -114,7 +114,7 @@ class Supervisor:
         except (OSError, ValueError) as error:
             self._end_leftovers()
             why = f"the engine cannot be started: {error}"
-            peers.tell(self._verdict(begin, "failed", why))  # another attempt may do without this host
+            peers.tell(self._verdict(begin, "failed", why))  # another attempt may not need this host
             return replace(_failed(why), is_final=True)
         verdict = self._watch(agent, begin, peers)
         if verdict is None:

@@ -1,4 +1,4 @@
-"""A chip as data: how many devices a host has and what its processes need in the environment.
+"""Platforms describe chips as data: the number of devices on a host, the environment of processes.
 
 A package adds a platform through the entry-point group `flagscale.platforms` and, for training, a chip of the
 same name through `flagscale.chips` (megatron/flagscale/chips/chip.py). `runner.platform` and `type=` in the

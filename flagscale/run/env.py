@@ -13,7 +13,7 @@ HEARTBEAT_FILE = "FLAGSCALE_HEARTBEAT_FILE"
 PROGRESS_FILE = "FLAGSCALE_PROGRESS_FILE"
 """The file in which a service reports its progress: {"done", "total", "tokens_per_s"}."""
 CHANNEL_SECRET = "FLAGSCALE_CHANNEL_SECRET"
-"""Among the secrets of a run: the key by which its supervisors authenticate each other."""
+"""One of the secrets of a run: the key by which its supervisors authenticate each other."""
 
 CHIP = "FLAGSCALE_CHIP"
 """The name of the platform on which a rank runs; the worker uses the chip of the same name."""

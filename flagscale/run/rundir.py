@@ -53,7 +53,7 @@ class RunDir:
         return self.path / "logs"
 
     def details(self, host: Host) -> Path:
-        """torchrun's folder for the streams of each rank."""
+        """The folder in which torchrun writes the streams of each rank."""
         return self.logs / "details" / host.label
 
     def services(self, host: Host) -> Path:

@@ -143,7 +143,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
         "seconds_left": status.progress.seconds_left if status.progress else None,
         "failure": {"host": name, **asdict(failure)} if failure else None,
         "attempts": [{"host": host, **asdict(attempt)} for host, attempt in failed_attempts(status)],
-        # Named as in 0.1: programs read it.
+        # The name is as in 0.1, because programs read it.
         "programs": [{"host": host, **asdict(state)} for host, state in status.services],
         "hosts": [
             {
@@ -248,7 +248,7 @@ def change(services: Sequence[HostedService]) -> object:
 
 
 def phase_of(status: JobStatus, host: HostStatus) -> str:
-    """Return the phase of a host of the job."""
+    """Return the phase of one host of the job."""
     if host not in taking_part(status.hosts):
         return "left out"
     return host.state.phase if host.state else status.queue_phase or "unknown"
