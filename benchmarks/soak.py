@@ -143,7 +143,7 @@ def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> t
         reported = result.read_text() if result.exists() else "nothing"
         done.append(f"{name}: {reported}")
         # A start whose session we killed may report that an earlier job may still be running.
-        refused = "a job still runs" in reported and "whether a job still runs" not in reported
+        refused = "a job is still running" in reported and "whether a job is still running" not in reported
         if refused or "another command" in reported or (name == "stop" and reported != "ok"):
             wrong.append(f"{name} reported: {reported}")
     return done, wrong + _left(farm, plan)

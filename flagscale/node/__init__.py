@@ -1,1 +1,1 @@
-"""What runs on each host around the engine: supervisor, guard, and the commands that start, stop and look."""
+"""The code that runs on each host around the engine: supervisor, guard, and the commands of the launcher."""

@@ -1,7 +1,7 @@
-"""`python -m flagscale.node VERB ...`: the entry of the scripts and of remote transports.
+"""`python -m flagscale.node VERB ...`: the entry point for the scripts and for remote transports.
 
-`supervise` and `services` run until the job ends, `serve` until its launcher goes; the other verbs print one
-JSON object.
+`supervise` and `services` run until the job ends, `serve` until its launcher disconnects; the other verbs
+print one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flagscale.node import commands
 
 
 def main(words: list[str]) -> int:
-    """Perform a verb. Each imports only what it needs itself: the others' imports are half of a start."""
+    """Perform a verb. Each imports only what it needs: importing all of them would double a start's time."""
     verb, *arguments = words
     if verb == "serve":
         return commands.serve()

@@ -1,4 +1,4 @@
-"""The agent of this host: started for an attempt, told to end, asked where its ranks are stuck."""
+"""The agent of this host: start it for an attempt, end it, and find where its ranks are stuck."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from flagscale.node.rendezvous import AttemptStart
 from flagscale.values import Channel, NodeCommand
 
 _NOTHING_TO_SAVE = 10.0
-"""The longest grace of an agent that has started no ranks yet."""
+"""The longest grace, in seconds, of an agent that has not started any ranks yet."""
 _STACKS = 1.0
-"""Seconds that ranks get to write their stacks."""
+"""Seconds that ranks have to write their stacks."""
 
 
 def start_agent(
     node: NodeCommand, begin: AttemptStart, channel: Channel | None, secrets: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start the agent of this host; it dies with the calling thread. OSError where it cannot."""
+    """Start the agent of this host; it dies with the calling thread. Raises OSError if it cannot start."""
     Path(node.failure_file).unlink(missing_ok=True)
     return subprocess.Popen(
         node.command(begin.hosts),
@@ -39,7 +39,7 @@ def start_agent(
 
 
 def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:
-    """Tell the agent to end, which tells its ranks, and let them save what they have to."""
+    """Signal the agent to end, which it passes on to its ranks, and give them time to save their state."""
     if agent.poll() is not None:
         return
     process = psutil.Process(agent.pid)
@@ -49,11 +49,11 @@ def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:
     try:
         agent.wait(grace)
     except subprocess.TimeoutExpired:
-        pass  # what is left is ended by the caller
+        pass  # the caller ends what is left
 
 
 def write_stacks(agent: subprocess.Popen[bytes]) -> None:
-    """Have every rank write the stacks of its threads to its log (see `megatron.flagscale.supervision`)."""
+    """Make every rank write the stacks of its threads to its log (see `megatron.flagscale.supervision`)."""
     for rank in ranks(agent):
         print(f"flagscale: stacks of the rank with pid {rank.pid} ({rank.status()})", flush=True)
         processes.send([rank], signal.SIGUSR1)
@@ -61,19 +61,19 @@ def write_stacks(agent: subprocess.Popen[bytes]) -> None:
 
 
 def ranks(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return the living ranks: the agent's children that torchrun gave a place to."""
+    """Return the living ranks: the children of the agent to which torchrun gave a local rank."""
     found = []
     try:
         for child in psutil.Process(agent.pid).children():
             if processes.alive(child) and "LOCAL_RANK" in child.environ():
                 found.append(child)
     except psutil.Error:
-        pass  # it is ending
+        pass  # the process is ending
     return found
 
 
 def _network(channel: Channel | None) -> dict[str, str]:
-    """Let gloo use the interface that leads to the first host; it would take the one of the host's name."""
+    """Make gloo use the interface that leads to the first host instead of the one of the host's name."""
     if channel is None or "GLOO_SOCKET_IFNAME" in os.environ:
         return {}
     name = interface_of(own_address(channel.address))
@@ -81,14 +81,14 @@ def _network(channel: Channel | None) -> dict[str, str]:
 
 
 _FIRST_HEARTBEAT = 600.0
-"""Seconds that the ranks have to load and compile what they need, beyond the limit."""
+"""Seconds, in addition to the limit, that the ranks have to load and compile before the first heartbeat."""
 
 
 class Heartbeat:
-    """Watches the file that a rank touches whenever it goes on, from the start of an attempt.
+    """Watches the file that a rank touches whenever it makes progress, from the start of an attempt.
 
-    By this host's own clock, from the moment at which the file is seen to have changed: the time that is
-    written in it is the file server's, and either may be set anew.
+    Time is measured by this host's clock, from the moment at which the change of the file is noticed: the
+    file's own time is the file server's, and either clock may be adjusted.
     """
 
     def __init__(self, heartbeat: Path, limit: float | None) -> None:
@@ -98,7 +98,7 @@ class Heartbeat:
         self._patience = (limit or 0.0) + _FIRST_HEARTBEAT
 
     def is_overdue(self) -> bool:
-        """Whether they have not gone on for longer than the limit; never without one."""
+        """Return whether the ranks made no progress for longer than the limit; False without a limit."""
         if self._limit is None:
             return False
         if (touched := self._touched()) != self._seen:

@@ -1,6 +1,6 @@
-"""An authenticated connection between two supervisors of a run: small JSON messages, a sign of life a second.
+"""An authenticated connection between two supervisors of a run: small JSON messages, a keepalive per second.
 
-Both sides prove that they know the secret of the run, which never travels (an HMAC challenge each way, by
+Both sides prove that they know the secret of the run, which is never sent (an HMAC challenge each way, by
 `multiprocessing.connection`); nothing is unpickled.
 """
 
@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, answer_challenge, deliver_cha
 from typing import Any
 
 SILENCE = 4.0
-"""Seconds without a sign of life after which the other side counts as gone."""
-GONE = "its supervisor is gone"
+"""Seconds without a message or keepalive after which the other side counts as lost."""
+GONE = "the connection to its supervisor was lost"
 _ALIVE_EVERY = 1.0
 _LARGEST = 1 << 16
 _ALIVE = b"{}"
@@ -26,12 +26,12 @@ Message = dict[str, Any]
 
 
 class LinkLost(Exception):
-    """The other side is gone; says how that showed."""
+    """The connection to the other side is lost; the message says how this was noticed."""
 
     def __init__(self, how: str, is_closed: bool) -> None:
         super().__init__(how)
         self.is_closed = is_closed
-        """Whether the connection was closed, as it is when its process ends; else it is only not heard of."""
+        """Whether the connection was closed, as when the other process ends; otherwise it is only silent."""
 
 
 class Link:
@@ -39,7 +39,7 @@ class Link:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        # The connection's own `poll` makes an object of this kind each time.
+        # The connection's own `poll` would create such an object each time.
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._looked = self._heard = self._spoke = time.monotonic()
@@ -48,14 +48,14 @@ class Link:
         self._write(json.dumps(message).encode())
 
     def receive(self) -> list[Message]:
-        """Return what has come since the last time, and let the other side know that this one lives.
+        """Return the messages received since the last call, and send a keepalive if it is time.
 
         Raises:
-            LinkLost: it closed the connection, or was silent for too long.
+            LinkLost: the other side closed the connection, or was silent for too long.
         """
         messages: list[Message] = []
         now = time.monotonic()
-        # A side that was paused itself, with its whole machine perhaps, has heard nothing for that reason.
+        # If this side was paused, perhaps with its whole machine, it could not hear anything meanwhile.
         self._heard += max(0.0, now - self._looked - _ALIVE_EVERY)
         self._looked = now
         try:
@@ -66,11 +66,11 @@ class Link:
                     messages.append(message)
         except (OSError, EOFError, ValueError):
             if messages:
-                return messages  # the loss shows again the next time
+                return messages  # the next call reports the loss
             raise LinkLost(GONE, is_closed=True) from None
         if time.monotonic() - self._heard > SILENCE:
-            raise LinkLost(f"nothing was heard of it for {SILENCE:g} s", is_closed=False)
-        # What has come is passed on first: the loss of the other side would hide it.
+            raise LinkLost(f"nothing was heard from it for {SILENCE:g} s", is_closed=False)
+        # Received messages are passed on first: a lost connection would hide them.
         if not messages and time.monotonic() - self._spoke > _ALIVE_EVERY:
             self._write(_ALIVE)
         return messages
@@ -90,12 +90,12 @@ class Link:
 
 
 def accept(channel: socket.socket, secret: bytes) -> Link | None:
-    """Make a link of an accepted connection; None (and closed) where the other side has no secret."""
+    """Return a link over an accepted connection; None, and close it, if the other side lacks the secret."""
     return _proved(channel, secret, server=True)
 
 
 def dial(address: str, port: int, secret: bytes, timeout: float) -> Link | None:
-    """Connect to a listening supervisor; None where that is not possible now."""
+    """Connect to a listening supervisor; return None if that is not possible now."""
     try:
         channel = socket.create_connection((address, port), timeout)
     except OSError:
@@ -107,7 +107,7 @@ def _proved(channel: socket.socket, secret: bytes, *, server: bool) -> Link | No
     channel.settimeout(None)
     channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        # Neither a silent stranger nor a full buffer may hold up this side.
+        # Neither a silent unknown peer nor a full buffer may block this side.
         channel.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", int(SILENCE), 0))
     connection = Connection(channel.detach())
     steps = (deliver_challenge, answer_challenge) if server else (answer_challenge, deliver_challenge)

@@ -1,4 +1,4 @@
-"""The verbs: what the launcher asks of a host. They return plain JSON values, called here or remotely."""
+"""The verbs, the launcher's requests to a host. They return plain JSON values, called locally or remotely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 
 def _later(module: str, name: str) -> Callable[..., Reply]:
-    """Return a command whose module is imported when it is called: a session needs few of them."""
+    """Return a command whose module is imported when it is called: a session needs only a few of them."""
 
     def call(*words: object) -> Reply:
         reply: Reply = getattr(import_module(f"flagscale.node.{module}"), name)(*words)
@@ -36,7 +36,7 @@ _OF_A_HOST: Mapping[str, Callable[..., Reply]] = {
     "listen": _later("probe", "listen_for"),
     "dial": _later("probe", "dial"),
 }
-"""Called with the words."""
+"""Called with the words after the verb."""
 _OF_A_PLAN: Mapping[str, Callable[..., Reply]] = {
     "start": _later("start", "start"),
     "stop": _later("stop", "stop"),
@@ -46,12 +46,12 @@ _OF_A_PLAN: Mapping[str, Callable[..., Reply]] = {
 }
 """Called with the plan, this host's part of it, and the words after run directory, host rank and run id."""
 _LATE = (0.0, 0.5, 1.5)
-"""Seconds of the pauses before a plan is looked for again."""
+"""Seconds to pause before each further search for a plan."""
 _WITHOUT_PLAN: Mapping[str, Callable[..., Reply]] = {
     "stop": _later("stop", "stop_without_plan"),
     "status": _later("status", "status_without_plan"),
 }
-"""Called with run id and host rank where this host does not see the plan of the run."""
+"""Called with run id and host rank if this host does not see the plan of the run."""
 
 
 def execute(words: list[str]) -> Reply:
@@ -62,7 +62,7 @@ def execute(words: list[str]) -> Reply:
             return _OF_A_HOST[verb](*arguments)
         exp_dir, rank, run_id, *more = arguments
         try:
-            # A stop as well: it must not miss a start that still looks for its plan.
+            # Also for `stop`, which must not miss a start that is still looking for its plan.
             find = _load_late if verb in ("start", "stop") else load
             plan, node = find(exp_dir, rank, run_id)
         except NotStarted as error:
@@ -76,7 +76,7 @@ def execute(words: list[str]) -> Reply:
         place = f"{error.filename}: " if error.filename else ""
         return {"ok": False, "message": f"cannot {verb}: {place}{error.strerror}"}
     except Exception as error:
-        import psutil  # here, because a start does without it
+        import psutil  # here, because a start does not need it
 
         if not isinstance(error, psutil.Error):
             raise
@@ -84,10 +84,10 @@ def execute(words: list[str]) -> Reply:
 
 
 def _load_late(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]:
-    """Load a plan that was written a moment ago, on another host.
+    """Load a plan that was written a moment ago on another host.
 
-    A network file system may go on saying that there is no such directory, because this host has asked before
-    it was made; it looks again when the directory above is listed.
+    A network file system may keep reporting that a directory does not exist if this host asked before it was
+    created; listing the parent directory makes it look again.
     """
     for pause in _LATE:
         try:
@@ -101,39 +101,39 @@ def _load_late(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCo
 
 
 class NotStarted(FlagScaleError):
-    """The run directory, as this host sees it, does not hold the plan of the run."""
+    """The run directory, as seen by this host, does not hold the plan of the run."""
 
 
 def load(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]:
-    """Return the recorded plan of this very run and this host's part of it.
+    """Return the recorded plan of exactly this run, and this host's part of it.
 
-    Paths are as they are called here.
+    Paths are as they are on this host.
 
     Raises:
-        NotStarted: there is none here, or another run's.
-        FlagScaleError: the run is another machine's.
+        NotStarted: there is no plan here, or it is another run's.
+        FlagScaleError: the run belongs to another machine.
     """
     plan = RunDir(Path(exp_dir)).read_plan()
     if plan is None or plan.run_id != run_id:
         raise NotStarted(
-            f"this host does not see the plan of run {run_id} in {exp_dir}: is it on a file system that all "
-            "hosts share? (experiment.runner.no_shared_fs: true where it is not)"
+            f"this host does not see the plan of run {run_id} in {exp_dir}; if the hosts do not share that "
+            "file system, set experiment.runner.no_shared_fs: true"
         )
     host = plan.node(int(rank)).host
     if other := elsewhere(plan, host):
-        raise FlagScaleError(f"run {run_id} is one of {other.name}, not of this machine: do it there")
+        raise FlagScaleError(f"run {run_id} was started on {other.name}; run this command there")
     there = plan.on_host(host.name)
     return there, there.node(host.rank)
 
 
 HELLO = "flagscale"
-"""The key that tells the first line from whatever the shell of the user prints before it."""
+"""The key that distinguishes the first line from anything that the user's shell prints before it."""
 
 
 def serve() -> int:
-    """Answer until the launcher goes."""
+    """Answer requests until the launcher disconnects."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="surrogateescape")
-    # What anything here prints must not be taken for an answer.
+    # Output of other code must not be mistaken for an answer.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     answers.write(json.dumps({HELLO: __version__}) + "\n")
     answers.flush()

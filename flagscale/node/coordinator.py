@@ -1,4 +1,4 @@
-"""The first host's end of the star: gathers the others for each attempt, and passes every verdict on."""
+"""The first host's end of the channel: gathers the other hosts for each attempt, passes on every verdict."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BREATH = 0.5
 
 
 class Coordinator(ChannelEnd):
-    """Listens on one address for the supervisors of the other hosts, who must know the secret.
+    """Listens on one address for the supervisors of the other hosts, which must know the secret.
 
     Args:
-        names: of all hosts by rank; the lowest rank is this host's.
-        fewer: with how many hosts a restart may do, most first.
+        names: the names of all hosts by rank; the lowest rank is this host's.
+        fewer: the smaller numbers of hosts that a restart may use, largest first.
 
     Raises:
-        OSError: the port is taken, or the address is not this host's.
+        OSError: the port is in use, or the address does not belong to this host.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Coordinator(ChannelEnd):
 
     def rendezvous(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> AttemptStart | Verdict:
         with self._lock:
-            # Those whose loss ended the last attempt may be noticed only now.
+            # The loss of hosts that ended the last attempt may be noticed only now.
             self._taking_part.clear()
             if self._begin(attempt):
                 self._told = None
@@ -79,20 +79,20 @@ class Coordinator(ChannelEnd):
         self._announce({"verdict": asdict(verdict)})
 
     def _with_fewer(self, attempt: int, hosts: list[int], seconds: float) -> AttemptStart | Verdict:
-        """AttemptStart on with those who came, where that many do: the first attempt takes all or none."""
+        """Start with the hosts that are ready, if they are enough; the first attempt needs all hosts."""
         count = next((fewer for fewer in self._fewer if fewer <= len(hosts)), 0) if attempt else 0
         if count:
             return self._begun(attempt, hosts[:count])
         gone = self._gone()
         late = [name for host, name in self._names.items() if host not in hosts and host not in gone]
-        told = [f"not heard of within {seconds:g} s: {', '.join(late)}"] if late else []
+        told = [f"not heard from within {seconds:g} s: {', '.join(late)}"] if late else []
         told += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
         verdict = Verdict(attempt, "failed", self._rank, "; ".join(told))
         self._tell(verdict)
         return verdict
 
     def _gone(self) -> set[int]:
-        """Return the hosts that nobody needs to wait for: their supervisors have ended."""
+        """Return the hosts that need not be waited for, because their supervisors have ended."""
         now = time.monotonic()
         return {host for host, since in self._closed.items() if now - since > COMING_BACK}
 
@@ -102,7 +102,7 @@ class Coordinator(ChannelEnd):
         return AttemptStart(attempt, tuple(hosts))
 
     def _announce(self, message: Message) -> None:
-        """Tell all, also those who come later."""
+        """Send a message to all members, including those that connect later."""
         self._told = message
         self._outbox.append(message)
         self._ring()
@@ -128,7 +128,7 @@ class Coordinator(ChannelEnd):
             self._pass_on(Verdict(self._attempt, "failed", host, f"{self._names[host]}: {why}"))
 
     def _welcome(self) -> None:
-        """Take in the links that have told whose they are."""
+        """Register the links that have named their hosts."""
         while True:
             try:
                 self._unnamed.append(self._strangers.get_nowait())
@@ -175,7 +175,7 @@ class Coordinator(ChannelEnd):
 
     def _leave(self) -> None:
         with suppress(OSError):
-            # Closing alone does not end a wait for connections, nor the listening with it.
+            # Closing alone ends neither a pending `accept` nor the listening.
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for link in (*self._links.values(), *self._unnamed):
@@ -187,8 +187,8 @@ class Coordinator(ChannelEnd):
                 channel, _ = self._listener.accept()
             except OSError:
                 if self._closing.is_set():
-                    return  # closed: this host leaves
-                time.sleep(_BREATH)  # no file or memory is left for it at the moment; it will try again
+                    return  # closed: this host is leaving
+                time.sleep(_BREATH)  # out of files or memory at the moment; the other side will try again
                 continue
             threading.Thread(target=self._prove, args=(channel,), daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Files of a run on this host, for a launcher that does not see them: written, and read piece by piece."""
+"""Write files of a run on this host, and read them piece by piece, for a launcher that does not see them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 
 def put(directory: str, relative: str, mode: str, text: str) -> Reply:
-    """Write a file below the run directory, whole or not at all; `mode` is octal. Reply: {"ok": True}."""
+    """Write a file below the run directory atomically; `mode` is octal. Reply: {"ok": True}."""
     root = Path(directory)
     path = root / relative
     if not path.resolve().is_relative_to(root.resolve()):
@@ -26,11 +26,11 @@ def put(directory: str, relative: str, mode: str, text: str) -> Reply:
 
 
 def read(plan: LaunchPlan, node: NodeCommand, name: str, position: str, size: str) -> Reply:
-    """Reply: {"data": bytes in base64, "size": of the file, 0 where there is none}; see `read_piece`."""
+    """Read a piece of a file; see `read_piece`. Reply: {"data": base64, "size": file size, 0 if missing}."""
     data, total = read_piece(path_of(plan, node, name), int(position), int(size))
     return {"data": base64.b64encode(data).decode("ascii"), "size": total}
 
 
 def begin(plan: LaunchPlan, node: NodeCommand) -> Reply:
-    """Reply: {"position": where this run's part of the host's log begins, None where it has none}."""
+    """Reply: {"position": at which this run's part of the host's log begins, None if it has none}."""
     return {"position": find_run(path_of(plan, node, "output"), plan.run_id)}

@@ -1,4 +1,4 @@
-"""Ask a server of this host how it is: `/health`, and `/metrics` in Prometheus' text form."""
+"""Query a server on this host: `/health`, and `/metrics` in Prometheus text format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COUNTERS = {"vllm:generation_tokens_total": "generated", "vllm:prompt_tokens_to
 
 @dataclass(frozen=True)
 class Load:
-    """What a server does: requests now, and tokens since it began."""
+    """The load of a server: current requests, and tokens since it started."""
 
     running: int
     waiting: int
@@ -27,12 +27,12 @@ class Load:
 
 
 def is_healthy(url: str) -> bool:
-    """Whether the server answers, and says that its engine lives."""
+    """Return whether the server answers and reports that its engine is alive."""
     return _get(f"{url}/health") is not None
 
 
 def load(url: str) -> Load | None:
-    """Return what the server does; None where it does not tell."""
+    """Return the server's load; None if it does not report it."""
     text = _get(f"{url}/metrics")
     return parse_load(text, time.time()) if text is not None else None
 
@@ -51,11 +51,11 @@ def parse_load(text: str, now: float) -> Load:
 
 
 def _get(url: str) -> str | None:
-    """Return the body of a good answer; None for any other, or none."""
-    # The server is on this host and its certificate is for its clients.
+    """Return the body of a successful response; None for any other response, or if there is none."""
+    # The server is on this host; its certificate is meant for its clients.
     context = ssl._create_unverified_context() if url.startswith("https:") else None
     opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),  # a proxy of the user's knows nothing of this host's loopback
+        urllib.request.ProxyHandler({}),  # the user's proxy cannot reach this host's loopback
         *([urllib.request.HTTPSHandler(context=context)] if context else []),
     )
     try:

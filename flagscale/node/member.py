@@ -1,4 +1,4 @@
-"""Every other host's end of the star."""
+"""Every other host's end of the channel."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Ver
 
 _DIAL_TIMEOUT = 2.0
 _MARGIN = 8.0
-"""Seconds that a member waits longer than the coordinator, whose verdict it is waiting for."""
+"""Seconds that a member waits longer than the coordinator, because it waits for the coordinator's verdict."""
 
 
 class Member(ChannelEnd):
-    """Connects to the coordinator, and again whenever the connection is lost."""
+    """Connects to the coordinator, and reconnects whenever the connection is lost."""
 
     def __init__(self, address: str, port: int, secret: bytes, rank: int, coordinator_name: str) -> None:
         super().__init__()
@@ -59,14 +59,14 @@ class Member(ChannelEnd):
             self._ring()
 
     def _left_out(self, attempt: int) -> Verdict:
-        return Verdict(attempt, "failed", self._rank, "this host came too late: the job goes on without it")
+        return Verdict(attempt, "failed", self._rank, "this host was too late: the job continues without it")
 
     def _why_not(self, seconds: float) -> str:
         place = f"{self._coordinator_name} at {self._address} port {self._port}"
         if self._link:
-            return f"{place} did not begin within {seconds:g} s"
-        hint = "experiment.runner.master_addr names its address"
-        return f"{place} cannot be reached within {seconds:g} s ({hint})"
+            return f"{place} did not start the job within {seconds:g} s"
+        hint = "set experiment.runner.master_addr to its address if this one is wrong"
+        return f"{place} could not be reached within {seconds:g} s; {hint}"
 
     def _open_links(self) -> list[Link]:
         return [self._link] if self._link else []
@@ -88,7 +88,7 @@ class Member(ChannelEnd):
     def _dial(self) -> None:
         if self._coordinator_finished or self._ready < 0:
             return
-        # Others may ask for the verdict meanwhile.
+        # Other threads may ask for the verdict meanwhile.
         self._lock.release()
         try:
             link = dial(self._address, self._port, self._secret, _DIAL_TIMEOUT)
@@ -98,7 +98,7 @@ class Member(ChannelEnd):
             self._link = link
             self._closed_at = None
             send_quietly(link, {"host": self._rank})
-            # What was to be sent before belongs to a connection that is gone.
+            # Earlier unsent messages belong to a connection that no longer exists.
             self._outbox = [{"ready": self._ready}]
 
     def _heard(self, message: Message) -> None:

@@ -1,4 +1,4 @@
-"""What a host itself says before a job is trusted to it."""
+"""Probe this host before a job is started on it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from flagscale.run.state import Reply
 
 
 def probe(question: str) -> Reply:
-    """Return what a preflight compares.
+    """Return the facts about this host that a preflight compares.
 
     Args:
         question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "inputs" (of
-            the job) and "cwd" for their paths, "listens" ((address, port) of every server to come), "mark" (a
-            file that all hosts should see, or ""); for the first host also "address" and the preferred
+            the job) and "cwd" for their paths, "listens" ((address, port) of every server to start), "mark"
+            (a file that all hosts should see, or ""); for the first host also "address" and the preferred
             "ports".
 
-    Reply: versions, clock, devices, disk, what is wrong with the inputs; "ports": the preferred ones where
-    they are free, else others, and "taken".
+    Reply: versions, clock, devices, disk, problems with the inputs; for the first host "ports" (the preferred
+    ones if they are free, else others) and "taken" (the preferred ones that are in use).
     """
     asked = json.loads(question)
     directory = Path(asked["directory"])
@@ -54,10 +54,10 @@ def probe(question: str) -> Reply:
 
 
 def _version(distributions: Sequence[str]) -> str:
-    """The version of the first of these that is installed, "" where none is."""
+    """Return the version of the first of these that is installed; "" if none is."""
     for name in distributions:
         with suppress(PackageNotFoundError):
-            return version(name).partition("+")[0]  # a build of its own is the same version
+            return version(name).partition("+")[0]  # a local build is the same version
     return ""
 
 
@@ -65,11 +65,11 @@ def _can_listen(address: str, port: int) -> bool:
     try:
         return is_free(address, port)
     except OSError:
-        return True  # not this host's address: the server will tell
+        return True  # not this host's address: the server will report that
 
 
 def _ports(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Free ports of the first host; {"no_address": reason} where its address is not this host's."""
+    """Return free ports of the first host; {"no_address": reason} if its address is not this host's."""
     try:
         taken = [port for port in asked["ports"] if not is_free(asked["address"], port)]
         ports: list[int] = []
@@ -87,9 +87,9 @@ def listen_for(address: str, ports: str, seconds: str) -> Reply:
     """Accept connections on ports of this address for a while.
 
     Args:
-        ports: JSON: a list; 0 for one that is free.
+        ports: a JSON list; 0 stands for any free port.
 
-    Reply: {"ports": those that are listened on}; {"ok": False} where one of them is taken.
+    Reply: {"ports": the ports that are listened on}. Raises OSError if a port is in use.
     """
     with ExitStack() as opened:
         listeners = [opened.enter_context(listen(address, port)) for port in json.loads(ports)]
@@ -108,7 +108,7 @@ def _accept(listener: socket.socket, deadline: float) -> None:
 
 
 def dial(places: str) -> Reply:
-    """Connect to every `[address, port]` of a JSON list. Reply: {"reasons": why not, "" where it worked}."""
+    """Connect to every `[address, port]` of a JSON list. Reply: {"reasons": of failure, "" if it worked}."""
 
     def attempt(place: tuple[str, int]) -> str:
         try:

@@ -1,8 +1,8 @@
-"""Find every process of a run on this host, and end them: exactly those, never by name.
+"""Find every process of a run on this host, and end exactly those, never by name.
 
 A process belongs to a run if its environment says so, if it is in the process group of the run's supervisor,
 or if it descends from such a process. (The supervisor adopts orphans, so while it lives every process of the
-run descends from it, whatever that process did to its session and environment.)
+run descends from it, even if that process changed its session or environment.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KILL_WAIT = 10.0
 
 
 def find(pid: int) -> psutil.Process | None:
-    """Return the living process with this pid; None where there is none, or a zombie."""
+    """Return the living process with this pid; None if there is none, or if it is a zombie."""
     try:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
@@ -34,7 +34,7 @@ def find(pid: int) -> psutil.Process | None:
 
 
 def living(identity: ProcessId | None) -> psutil.Process | None:
-    """Return the living process; None if it is gone (or a zombie, or another one has its pid now)."""
+    """Return the living process; None if it has ended (or is a zombie, or its pid was reused)."""
     process = find(identity.pid) if identity else None
     with suppress(ProcessLookupError):
         return process if process and identity == ProcessId.of(process.pid) else None
@@ -42,7 +42,7 @@ def living(identity: ProcessId | None) -> psutil.Process | None:
 
 
 def group_of(state: HostState) -> int | None:
-    """Return the process group of the supervisor while that lives: only then it is surely not another's."""
+    """Return the supervisor's process group while it lives; later, the number may be reused."""
     return state.supervisor.pid if state.supervisor and living(state.supervisor) else None
 
 
@@ -50,14 +50,14 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
     """Return the living processes of a run, without the caller and its ancestors.
 
     Args:
-        rank: the host that they must belong to; default: any.
-        group: the process group of the run's supervisor, if that is known not to be another's by now.
+        rank: the host that they must belong to; default: any host.
+        group: the process group of the run's supervisor, if it is certain that no other process has it now.
     """
     pids = psutil.pids()
     pending = [
         process
         for pid in pids
-        # A host has thousands of processes, and psutil takes its time for each: it judges the likely ones.
+        # A host has thousands of processes, and psutil is slow for each: it examines only likely ones.
         if _is_likely(pid, run_id, group)
         and (process := find(pid))
         and _belongs(process, run_id, rank, group)
@@ -68,7 +68,7 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
         process = pending.pop()
         if process not in found:
             found.add(process)
-            # Asked again, because the pid may be another's since.
+            # Checked again, because another process may have the pid by now.
             pending += [
                 child
                 for pid in children.get(process.pid, ())
@@ -81,14 +81,14 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
 def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Process]:
     """End all processes that `find` returns: TERM, `grace` seconds, then KILL until none is left.
 
-    `find` is asked again while waiting, so processes born meanwhile end too; what it found once is kept,
-    because an orphan may not be recognisable any more. Returns those that survived KILL.
+    `find` is called again while waiting, so processes started meanwhile end too; what it found once is kept,
+    because an orphan may no longer be recognisable. Returns the processes that survived KILL.
     """
 
     def look() -> set[psutil.Process]:
         if found := find():
             return found
-        # Once more: a process that becomes another program has no environment for a moment.
+        # Look once more: a process that executes another program has no environment for a moment.
         time.sleep(_POLL)
         return find()
 
@@ -107,18 +107,18 @@ def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Pr
 
 
 def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """Signal each process (psutil verifies that its pid still means it) and wake stopped ones for TERM."""
+    """Signal each process (psutil verifies that its pid was not reused); wake stopped processes for TERM."""
     for process in processes:
         try:
             process.send_signal(number)
             if number is signal.SIGTERM:
                 process.send_signal(signal.SIGCONT)
         except psutil.Error:
-            continue  # it ended by itself, or is another user's: then it is among those left
+            continue  # it has ended already, or is another user's and will be among those left
 
 
 def wait_until_gone(process: psutil.Process, seconds: float) -> bool:
-    """Wait for the end of a process; a zombie has ended, whether or not its parent ever looks at it."""
+    """Wait for the end of a process; return whether it ended. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while alive(process):
         if time.monotonic() >= deadline:
@@ -128,7 +128,7 @@ def wait_until_gone(process: psutil.Process, seconds: float) -> bool:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether this very process still runs."""
+    """Return whether exactly this process is still running."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -149,11 +149,11 @@ def _belongs(process: psutil.Process, run_id: str, rank: int | None, group: int 
         environment = process.environ()
         return environment.get(RUN_ID) == run_id and (rank is None or environment.get(HOST_RANK) == str(rank))
     except (psutil.Error, OSError):
-        return False  # gone meanwhile, or another user's: neither can be of this run
+        return False  # ended meanwhile, or another user's: neither belongs to this run
 
 
 def _children(pids: Iterable[int]) -> dict[int, list[int]]:
-    """Return the pids by that of their parent."""
+    """Return the pids of children by the pid of their parent."""
     children: dict[int, list[int]] = defaultdict(list)
     for pid in pids:
         children[parent(pid)].append(pid)

@@ -1,8 +1,8 @@
-"""What the supervisors of a run's hosts tell each other, so that all begin together and none outlives it.
+"""The protocol by which the supervisors of a run's hosts begin and end each attempt together.
 
 A star: the supervisor of the first host listens (`Coordinator`), the others connect to it (`Member`). Each
-attempt of the job begins when every host is ready; when one host's part fails, is stopped, or is not heard of
-any more, all others are told and end theirs.
+attempt of the job begins when every host is ready; when one host's part fails, is stopped, or is no longer
+heard from, this is reported to all others, and they end theirs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Literal, Protocol
 from flagscale.node.channel import Link, LinkLost, Message
 
 _PUMP = 0.5
-"""The longest time between two looks at the links, which have to hear of this side every second."""
+"""Seconds at most between two checks of the links; this side must send a keepalive every second."""
 _LOOK = 0.1
 COMING_BACK = 10.0
-"""Seconds after which a supervisor that closed its connection and made no new one counts as gone."""
+"""Seconds after which a supervisor that closed its connection and did not reconnect counts as ended."""
 
 
 @dataclass(frozen=True)
 class AttemptStart:
-    """An attempt begins; `hosts` are the ranks of those that take part, in order; empty: as planned."""
+    """The start of an attempt; `hosts` are the ranks of the hosts that take part, in order; empty: all."""
 
     attempt: int
     hosts: tuple[int, ...]
@@ -43,7 +43,7 @@ class Verdict:
     host: int
     text: str
     is_final: bool = False
-    """Whether another attempt would end alike."""
+    """Whether another attempt would end in the same way."""
 
 
 class Peers(Protocol):
@@ -54,20 +54,20 @@ class Peers(Protocol):
         ...
 
     def verdict(self) -> Verdict | None:
-        """Return what ends the present attempt on all hosts, None while nothing does."""
+        """Return the verdict that ends the current attempt on all hosts; None while there is none."""
         ...
 
     def tell(self, verdict: Verdict) -> None:
-        """Let all other hosts know how this host's part has ended."""
+        """Report to all other hosts how this host's part ended."""
         ...
 
     def close(self) -> None:
-        """Send what is still to be sent, and leave."""
+        """Send the remaining messages and disconnect."""
         ...
 
 
 class Alone:
-    """One host: there is nobody to wait for."""
+    """The peers of a job on one host: there are no other hosts to wait for."""
 
     def rendezvous(self, attempt: int, seconds: float, stopped: Callable[[], bool]) -> AttemptStart | Verdict:
         return AttemptStart(attempt, ())
@@ -83,7 +83,7 @@ class Alone:
 
 
 class ChannelEnd(ABC):
-    """What both ends of the star have: a thread that owns the links, and the verdict that was given."""
+    """The part that both ends of the channel share: a thread that owns the links, and the current verdict."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class ChannelEnd(ABC):
         self._thread.join()
 
     def _begin(self, attempt: int) -> bool:
-        """Forget the verdict of the last attempt (lock held); False where that was a stop, which stays."""
+        """Discard the verdict of the last attempt (lock held); keep a stop, and return False then."""
         self._attempt = attempt
         if self._is_stopped():
             return False
@@ -114,7 +114,7 @@ class ChannelEnd(ABC):
         return True
 
     def _take(self, verdict: Verdict) -> bool:
-        """Keep the first verdict of this attempt, and a stop at any time; False if nothing changes."""
+        """Keep the first verdict of this attempt, and a stop at any time; return False if nothing changes."""
         if verdict.kind == "stopped":
             is_new = not self._is_stopped()
         else:
@@ -127,8 +127,8 @@ class ChannelEnd(ABC):
         return self._verdict is not None and self._verdict.kind == "stopped"
 
     def _ring(self) -> None:
-        """Have the thread look at once."""
-        with suppress(OSError):  # it rings already, or has left
+        """Make the thread check its links immediately."""
+        with suppress(OSError):  # it is already being woken, or has ended
             self._cord.send(b"!")
 
     def _pump(self) -> None:
@@ -148,7 +148,7 @@ class ChannelEnd(ABC):
 
     @abstractmethod
     def _open_links(self) -> list[Link]:
-        """Return what may be received from; called by the thread alone."""
+        """Return the links to receive from; called only by the thread."""
 
     @abstractmethod
     def _step(self) -> None:
@@ -164,12 +164,12 @@ class ChannelEnd(ABC):
 
 
 def send_quietly(link: Link, message: Message) -> None:
-    """Send where the other side is still there; its loss shows when receiving."""
+    """Send a message and ignore a lost connection, which is noticed when receiving."""
     with suppress(LinkLost):
         link.send(message)
 
 
 def until(deadline: float) -> bool:
-    """Wait a moment; False when the deadline has passed."""
+    """Wait a moment; return False if the deadline has passed."""
     time.sleep(_LOOK)
     return time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""One service of a host while it runs: started, listened to, asked how it is."""
+"""One service of a host: start it, read its output, check its health and progress."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from flagscale.run.state import OVER, ServicePhase, ServiceState
 from flagscale.values import Host, Service
 
 _LOOK = 1.0
-"""Seconds between two looks at a service."""
+"""Seconds between two checks of a service."""
 _LONGEST_LINE = 300
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 << 10
 _SEARCHED = 4 << 20
-"""Bytes of a log in which its first exception is looked for."""
+"""Bytes of a log that are searched for its first exception."""
 _LOAD = ("requests_running", "requests_waiting", "tokens_per_s", "prompt_tokens_per_s")
 
 
 class ServiceMonitor:
-    """A service that was started, what it printed last, and how it is."""
+    """A started service, with its output and its state."""
 
     def __init__(self, service: Service, files: RunDir, host: Host, serves: bool, with_name: bool) -> None:
-        """Start the service; OSError where that cannot be done.
+        """Start the service. Raises OSError if that fails.
 
         Args:
-            serves: whether it has no end of its own.
-            with_name: whether its name stands before each line of it in the host's log.
+            serves: whether it runs until it is stopped.
+            with_name: whether its name precedes each of its lines in the host's log.
         """
         self.service = service
         self._log = files.service_log(host, service.name)
@@ -50,7 +50,7 @@ class ServiceMonitor:
         self._last_load: health.Load | None = None
         self._searched_from = 0
         self.goes_on = not service.url
-        """Whether it was seen to go on at the last look; a server has to answer for that."""
+        """Whether it was found working at the last check; a server has to answer for that."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._progress.unlink(missing_ok=True)
         self._log.write_bytes(b"")
@@ -62,7 +62,7 @@ class ServiceMonitor:
             stderr=subprocess.STDOUT,
             preexec_fn=partial(die_with, os.getpid()),
         )
-        # A part of a server on another host has nobody to answer to.
+        # A part of a server on another host answers no requests.
         phase: ServicePhase = "running" if serves and not service.url else "starting"
         self.state = ServiceState(
             service.name, phase, service.url, service.model, self.process.pid, since=time.time()
@@ -78,7 +78,7 @@ class ServiceMonitor:
         return self.process.poll()
 
     def end_by(self, deadline: float) -> None:
-        """Wait for the end of a service that was told to end; kill it where that takes too long."""
+        """Wait for the end of a service that was asked to end; kill it if that takes too long."""
         try:
             self.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -86,12 +86,12 @@ class ServiceMonitor:
         self.settle("stopped")
 
     def settle(self, phase: ServicePhase) -> None:
-        """Enter the phase that it stays in."""
+        """Enter the final phase."""
         self._change(phase=phase, since=time.time(), last_line="", **dict.fromkeys(_LOAD))
 
     def failure(self) -> Failure:
-        """Return how the service ended and why, as far as its output says."""
-        self._pump.join(_LOOK)  # what it was about to print explains its end
+        """Return how the service ended, and why if its output says so."""
+        self._pump.join(_LOOK)  # its last output explains its end
         code = self.code or 0
         name = signal_name(code)
         found = None if name else first_exception(self._printed(self._searched_from, _SEARCHED))
@@ -107,12 +107,12 @@ class ServiceMonitor:
         )
 
     def look_at_progress(self) -> None:
-        """Take over what a service says, by a file, of how far it is."""
+        """Read the progress that a service reports in its file."""
         try:
             told = json.loads(self._progress.read_text(encoding="utf-8"))
             figures = {name: told[name] for name in ("done", "total", "tokens_per_s")}
         except (OSError, ValueError, KeyError):
-            return  # it has not said anything yet
+            return  # it has not reported anything yet
         self._enter("running")
         self._change(**figures)
 
@@ -120,7 +120,7 @@ class ServiceMonitor:
         return read_piece(self._log, position, size)[0].decode(errors="replace")
 
     def _pass_on(self, with_name: bool) -> None:
-        """Read what it prints, for ever: a pipe that nobody reads would stop it."""
+        """Read the service's output until it ends: a full pipe would block the service."""
         prefix = f"[{self.service.name}] ".encode() if with_name else b""
         assert self.process.stdout is not None
         is_full = False
@@ -132,7 +132,7 @@ class ServiceMonitor:
                     is_full = False
                 except OSError as error:
                     if not is_full:
-                        print(f"flagscale: what services print is lost: {error}", file=sys.stderr)
+                        print(f"flagscale: output of services is lost: {error}", file=sys.stderr)
                     is_full = True
                 shown = line.decode(errors="replace").strip()[:_LONGEST_LINE]
                 if shown and self.state.phase == "starting":
@@ -144,12 +144,12 @@ class ServiceMonitor:
             time.sleep(_LOOK)
 
     def _look_at_server(self) -> None:
-        """Keep the state of a server: starting until it answers for the first time."""
+        """Update the state of a server, which is `starting` until it answers for the first time."""
         self.goes_on = health.is_healthy(self.service.url)
         if self.goes_on:
             self._loaded(health.load(self.service.url))
             if self.state.phase == "starting":
-                # What it printed on its way here were no errors.
+                # Its output so far contains no fatal errors.
                 self._searched_from = self._log.stat().st_size
             self._enter("ready")
         elif self.state.phase != "starting":
@@ -173,7 +173,7 @@ class ServiceMonitor:
             self._change(phase=phase, since=time.time(), last_line="")
 
     def _change(self, **values: Any) -> None:
-        """Change the state, but for that of a service that has ended meanwhile."""
+        """Change the state, unless the service has ended meanwhile."""
         with self._lock:
             if self.state.phase not in OVER:
                 self.state = replace(self.state, **values)
@@ -185,10 +185,10 @@ def _write(file: BinaryIO, line: bytes) -> None:
 
 
 def _devices(service: Service, host: Host) -> dict[str, str]:
-    """Limit a service to its devices, counted among those that this host's processes may use.
+    """Return the environment that limits a service to its devices, by index among those visible on this host.
 
     Raises:
-        OSError: fewer are visible than the job was promised.
+        OSError: fewer devices are visible than planned for the job.
     """
     variable = platforms.find(host.platform).visible_devices
     if not service.devices or not variable:
@@ -196,5 +196,5 @@ def _devices(service: Service, host: Host) -> dict[str, str]:
     given = os.environ.get(variable)
     visible = given.split(",") if given else [str(number) for number in range(host.slots)]
     if max(service.devices) >= len(visible):
-        raise OSError(f"{variable}={given} shows {len(visible)} devices, not {host.slots}")
+        raise OSError(f"{variable}={given} makes {len(visible)} devices visible, not {host.slots}")
     return {variable: ",".join(visible[number] for number in service.devices)}

@@ -1,7 +1,7 @@
-"""The agent of a host's services, as torchrun is that of its ranks: all of them run, or none does.
+"""The agent of a host's services, as torchrun is the agent of its ranks: all of them run, or none does.
 
-It passes on what they print, asks servers how they are, and ends when a service has ended that should not
-have, telling why in the host's failure file; or when all that have an end have reached it.
+It passes on their output and checks the health of servers. It ends when a service ends that should not, and
+reports why in the host's failure file; or when all services that run to an end have finished.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.2
 _WRITE = 2.0
-"""Seconds between two records of how the services are, where no phase has changed."""
+"""Seconds between two records of the services' states if no phase has changed."""
 _LAST_WORDS = 2.0
-"""Seconds of the grace that are left for the agent to record how it went."""
+"""Seconds of the grace that are reserved for the agent to record the result."""
 
 
 def run(plan: LaunchPlan, node: NodeCommand) -> int:
-    """Run the services of this host until they end, or a TERM tells it to; return the exit code."""
+    """Run the services of this host until they end or TERM is received; return the exit code."""
     return _Agent(plan, node).run()
 
 
@@ -76,11 +76,11 @@ class _Agent:
         return None
 
     def _is_loading(self, one: ServiceMonitor) -> bool:
-        """Whether it is too early to call a server that does not answer hung."""
+        """Return whether a server is still loading, so that it is too early to call it hung."""
         return one.state.phase == "starting" and time.time() < self._begun + self._plan.ready_timeout
 
     def _end(self) -> None:
-        """Tell the services to end; what they leave behind is the supervisor's."""
+        """Signal the services to end and wait for them; the supervisor ends what they leave behind."""
         living = [one for one in self._services if one.code is None]
         for one in living:
             one.process.terminate()
@@ -89,7 +89,7 @@ class _Agent:
             one.end_by(deadline)
 
     def _record(self, is_last: bool) -> None:
-        """Write down how the services are: at once where a phase has changed, else every two seconds."""
+        """Record the states of the services: at once if a phase has changed, else every two seconds."""
         states = [one.state for one in self._services]
         phases = str([state.phase for state in states])
         if not is_last and phases == self._written and time.monotonic() < self._due:
@@ -98,7 +98,7 @@ class _Agent:
         try:
             write_atomic(self._files.services(self._node.host), to_json(self._plan.run_id, states))
         except OSError as error:  # a full disk must not end servers
-            print(f"flagscale: cannot write how the services are: {error}", flush=True)
+            print(f"flagscale: cannot write the service status: {error}", flush=True)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         self._told_to_stop = True

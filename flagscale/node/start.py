@@ -19,11 +19,11 @@ from flagscale.values import LaunchPlan, NodeCommand
 _POLL = 0.05
 _LAST_LINES = 20
 _MARGIN = 10.0
-"""Seconds beyond `start_timeout` for the supervisors of several hosts: they know which one is missing."""
+"""Seconds beyond `start_timeout` for the supervisors of several hosts, which report the missing host."""
 
 
 def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
-    """Start this host's script in a session of its own; return when its supervisor runs the engine or failed.
+    """Start this host's script in a new session; return once its supervisor has started the engine or failed.
 
     Reply: {"ok": bool, "message": str}.
     """
@@ -31,18 +31,18 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
     path = files.state(node.host)
     with files.on_host(node.host):
         if read_state(path, plan.run_id) is not None:
-            return {"ok": False, "message": "stopped before it began", "stopped": True}
+            return {"ok": False, "message": "stopped before it started", "stopped": True}
         script = _start_script(plan, node)
         try:
             first = HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time())
             first.write(path)
         except BaseException:
-            # No state names it, and it waits for this lock: nobody knows it better.
+            # No state names it, and it is waiting for this lock: no other process can end it.
             os.killpg(script.pid, signal.SIGKILL)
             raise
         finally:
-            # Waited for, because a launcher that stays (action=test) would else keep its zombie; not before
-            # its birth was read, which one that ends at once would take with it.
+            # Wait for it, because otherwise it would stay a zombie of a launcher that stays (action=test);
+            # but only after its birth was read, which is lost if it ends at once.
             threading.Thread(target=script.wait, daemon=True).start()
     deadline = time.monotonic() + plan.start_timeout + (_MARGIN if plan.channel else 0)
     state, seen = first, None
@@ -60,15 +60,15 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
             return _failed(first, files, node, _script_failure(plan, node, script.returncode))
         time.sleep(_POLL)
     log = files.output(node.host)
-    reply = _failed(first, files, node, f"the job did not begin within {plan.start_timeout:g} s; see {log}")
-    from flagscale.node.stop import stop  # with psutil, which a start that goes well does without
+    reply = _failed(first, files, node, f"the job did not start within {plan.start_timeout:g} s; see {log}")
+    from flagscale.node.stop import stop  # imports psutil, which a successful start does not need
 
     stop(plan, node)
     return reply
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a state is written, which makes a new file; None where there is none."""
+    """Return a value that changes whenever a state is written, as a new file; None if there is no state."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -77,13 +77,13 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def vacant(exp_dir: str) -> Reply:
-    """Reply: {"ok": whether no job runs in this run directory, on this host}."""
-    from flagscale.node.processes import living  # with psutil, which a start does without
+    """Reply: {"ok": whether no job is running in this run directory on this host}."""
+    from flagscale.node.processes import living  # imports psutil, which a start does not need
 
     for path in RunDir(Path(exp_dir)).states():
         state = read_state(path)
         if state and living(state.supervisor):
-            what = f"run {state.run_id} still runs in {exp_dir}"
+            what = f"run {state.run_id} is still running in {exp_dir}"
             return {"ok": False, "message": f"{what}; stop it first, or use another experiment.exp_dir"}
     return {"ok": True, "message": "vacant"}
 
@@ -94,7 +94,7 @@ def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes
         write_header(output, plan.run_id, node.host.name, time.strftime("%Y-%m-%d %H:%M:%S"))
         return subprocess.Popen(
             ["bash", str(files.run_script(node.host))],
-            # From its first moment on it can be told as a process of this run.
+            # Identifies it as a process of this run from its first moment.
             env={**os.environ, **run_tags(plan.run_id, node.host.rank)},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -110,7 +110,7 @@ def _script_failure(plan: LaunchPlan, node: NodeCommand, code: int) -> str:
 
 
 def _failed(first: HostState, files: RunDir, node: NodeCommand, message: str) -> Reply:
-    """Record that the start failed, unless it ended because it was stopped meanwhile."""
+    """Record that the start failed, unless it was stopped meanwhile."""
     path = files.state(node.host)
     with files.on_host(node.host):
         state = read_state(path, first.run_id) or first

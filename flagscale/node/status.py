@@ -1,4 +1,4 @@
-"""The state of a run on this host, as recorded and as it is."""
+"""The state of a run on this host, as recorded and as it actually is."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ _GUARDED = "the supervisor was killed; its guard ends the processes of the run"
 
 
 def status(plan: LaunchPlan, node: NodeCommand, count: str = "") -> Reply:
-    """Return this host's state, corrected where the recorded supervisor is not there any more.
+    """Return this host's state, corrected if the recorded supervisor no longer exists.
 
-    Reply: the fields of `HostState` (none where this run left no state here), and "processes": how many of
-    the run live; 0 without `count`, because to look at all processes of a host takes tens of milliseconds.
+    Reply: the fields of `HostState` (none if this run has no state here), and "processes": how many processes
+    of the run are alive; 0 without `count`, because examining all processes of a host takes tens of
+    milliseconds.
     """
     state = _true_state(plan, node)
     group = processes.group_of(state) if state else None
@@ -28,17 +29,17 @@ def status(plan: LaunchPlan, node: NodeCommand, count: str = "") -> Reply:
 
 
 def status_without_plan(run_id: str, rank: int) -> Reply:
-    """Return what there is to see of a run where its plan is not to be seen; as `status`, without a state."""
+    """Return the status of a run whose plan was not found on this host: as `status`, without a state."""
     return {"processes": len(processes.of_run(run_id, rank))}
 
 
 def orphaned(state: HostState) -> HostState:
-    """Return the state of a run that neither its supervisor nor its guard could bring to an end."""
+    """Return the final state of a run whose supervisor and guard could not record one."""
     restarted = state.supervisor is not None and not state.supervisor.is_of_this_boot
     message = (
         "the host was restarted"
         if restarted
-        else "the supervisor is gone and left no word: it was killed, or could not write its state"
+        else "the supervisor ended without a report: it was killed, or could not write its state"
     )
     return state.changed(phase="failed", exit_code=1, failure=Failure(message), ended=time.time())
 
@@ -49,7 +50,7 @@ def _true_state(plan: LaunchPlan, node: NodeCommand) -> HostState | None:
     if state is None or state.phase in ENDED or processes.living(state.supervisor):
         return state
     guarded = processes.living(state.guard) is not None
-    # The end may have been written since: by the supervisor before it went, or by its guard.
+    # The end may have been written since, by the supervisor before it ended, or by its guard.
     state = read_state(path, plan.run_id) or state
     if state.phase in ENDED:
         return state

@@ -1,4 +1,4 @@
-"""Stop a run on this host: every process of it, and none of another."""
+"""Stop a run on this host: end every process of it, and no other process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from flagscale.run.state import ENDED, HostState, Reply, read_state
 from flagscale.values import LaunchPlan, NodeCommand
 
 _STOP_SLACK = 15.0
-"""Seconds beyond the grace after which a supervisor that was told to stop is taken to be stuck."""
+"""Seconds beyond the grace after which a supervisor that was signalled to stop is considered stuck."""
 _LEFTOVER_GRACE = 2.0
 _UNKNOWN_GRACE = 10.0
-"""Seconds that processes get to end by themselves where it is not known what the plan gives them."""
+"""Seconds that processes have to end after TERM if the grace in the plan is unknown."""
 
 
 def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
-    """End every process of the run on this host, then run `after_stop` if there were any; again is harmless.
+    """End every process of the run on this host, then run `after_stop` if there were any; safe to repeat.
 
     Reply: {"ok": bool, "message": str, "ended": whether anything was running}.
     """
@@ -36,45 +36,45 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
         state = _state(plan, node)
         living = processes.of_run(plan.run_id, node.host.rank, processes.group_of(state))
         if not living:
-            state = _state(plan, node)  # its last one, where it has ended since
-        # Another host's stop may have reached the supervisor first; it is still to be tidied up after.
+            state = _state(plan, node)  # the final one, if it has ended since
+        # Another host's stop may have reached the supervisor first; `after_stop` still has to run.
         running = bool(living) or (state.phase == "stopped" and not state.is_tidied)
         died = state.supervisor is not None and processes.living(state.supervisor) is None
         left = _end(plan, node, state)
-        # Not before: a supervisor that begins would miss them, and fail instead of being stopped.
+        # Not earlier: a supervisor that is starting would miss them, and fail instead of being stopped.
         files.secrets(node.host).unlink(missing_ok=True)
         if left:
             return _survived(left)
         _record_end(plan, node, died)
         if not running:
             return {"ok": True, "ended": False, "message": "nothing was running"}
-        with suppress(OSError):  # a full disk must not keep a run from being stopped
+        with suppress(OSError):  # a full disk must not prevent a stop
             _state(plan, node).changed(is_tidied=True).write(files.state(node.host))
         trouble = _after_stop(plan, node)
     return {"ok": not trouble, "ended": True, "message": trouble or "stopped"}
 
 
 def stop_without_plan(run_id: str, rank: int) -> Reply:
-    """End every process of a run where its plan is not to be seen (a file system that is away, or emptied).
+    """End every process of a run whose plan was not found on this host (file system not mounted, or emptied).
 
-    Reply: as that of `stop`.
+    Reply: as for `stop`.
     """
     if not processes.of_run(run_id, rank):
         return {"ok": True, "ended": False, "message": "nothing was started there"}
     left = processes.end(lambda: processes.of_run(run_id, rank), _UNKNOWN_GRACE)
     if left:
         return _survived(left)
-    message = "stopped, though the plan is not to be seen there any more: without experiment.cmds.after_stop"
+    message = "stopped, but experiment.cmds.after_stop was not run: run plan not found on this host"
     return {"ok": True, "ended": True, "message": message}
 
 
 def _survived(left: list[psutil.Process]) -> Reply:
     names = ", ".join(f"{process.pid} ({process.name()})" for process in left)
-    return {"ok": False, "ended": True, "message": f"cannot be ended: {names}"}
+    return {"ok": False, "ended": True, "message": f"could not be killed: {names}"}
 
 
 def _wake_holder(plan: LaunchPlan, node: NodeCommand) -> None:
-    """Have a process of the run that somebody stopped (SIGSTOP) give back the lock that it may hold."""
+    """Wake processes of the run that were paused (SIGSTOP), so that they release the lock if they hold it."""
     try:
         with RunDir(Path(plan.exp_dir)).on_host(node.host, busy=BlockingIOError()):
             pass
@@ -83,7 +83,7 @@ def _wake_holder(plan: LaunchPlan, node: NodeCommand) -> None:
 
 
 def _state(plan: LaunchPlan, node: NodeCommand) -> HostState:
-    """What is known; a lost or damaged state must not keep a run from being stopped."""
+    """Return the recorded state, or a new one: a lost or damaged state must not prevent a stop."""
     try:
         state = read_state(RunDir(Path(plan.exp_dir)).state(node.host), plan.run_id)
     except FlagScaleError:
@@ -92,7 +92,7 @@ def _state(plan: LaunchPlan, node: NodeCommand) -> HostState:
 
 
 def _end(plan: LaunchPlan, node: NodeCommand, state: HostState) -> list[psutil.Process]:
-    """End a run through its supervisor where that lives, then whatever is left; return what survives."""
+    """End a run through its supervisor if it is alive, then end all that is left; return what survives."""
     supervisor, group = processes.living(state.supervisor), processes.group_of(state)
     if supervisor:
         processes.send([supervisor], signal.SIGTERM)
@@ -104,7 +104,7 @@ def _end(plan: LaunchPlan, node: NodeCommand, state: HostState) -> list[psutil.P
 
 
 def _record_end(plan: LaunchPlan, node: NodeCommand, died: bool) -> None:
-    """Write the last state where neither supervisor nor guard could; what had died before was not stopped."""
+    """Write the final state if neither supervisor nor guard did; a run that had `died` was not stopped."""
     state = _state(plan, node)
     if state.phase in ENDED:
         return
@@ -113,7 +113,7 @@ def _record_end(plan: LaunchPlan, node: NodeCommand, died: bool) -> None:
 
 
 def _after_stop(plan: LaunchPlan, node: NodeCommand) -> str:
-    """Run the user's lines; return what went wrong."""
+    """Run the user's lines; return an error message, or "" if they succeeded."""
     if not plan.after_stop:
         return ""
     after = subprocess.run(

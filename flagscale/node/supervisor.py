@@ -1,8 +1,8 @@
-"""The supervisor: one process a host, in its own session, that runs this host's agent and ends with it.
+"""The supervisor: one process per host, in its own session, that runs this host's agent and ends with it.
 
-It writes the host's state, ends the whole tree when told to (TERM), when the agent has ended or when
-another host's part has, and starts it again where the plan says so. A guard beside it does the ending should
-the supervisor itself be killed.
+It writes the host's state, ends the whole process tree on TERM, when the agent has ended, or when another
+host's part has ended, and starts it again if the plan says so. A guard process ends the tree if the
+supervisor itself is killed.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
-"""Seconds that what is left of a run gets after its agent has ended."""
+"""Grace, in seconds, for remaining processes of a run after its agent has ended."""
 _LONGEST_BACKOFF = 60.0
 _EXPLAINING = 5.0
-"""Seconds that an agent gets to end where a rank of it has failed; it ends the others first."""
+"""Seconds that an agent has to end after one of its ranks has failed; it ends the other ranks first."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class AttemptOutcome:
     exit_code: int
     failure: Failure | None = None
     is_final: bool = False
-    """Whether another attempt would end alike."""
+    """Whether another attempt would end in the same way."""
 
 
 class Supervisor:
-    """Runs one host's share of a plan; `run` returns the agent's exit code (0 when stopped)."""
+    """Runs one host's share of a plan; `run` returns the agent's exit code (0 if stopped)."""
 
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node = plan, node
@@ -65,7 +65,7 @@ class Supervisor:
 
     def run(self) -> int:
         adopt_orphans()
-        # Waits until the starter has written its own first state. TERM is not caught yet: it just ends us.
+        # Waits until `start` has written the first state. TERM is not handled yet: it just ends this process.
         with self._files.on_host(self._node.host):
             self._record()
         signal.signal(signal.SIGTERM, self._on_term)
@@ -84,7 +84,7 @@ class Supervisor:
             peers.close()
 
     def _attempts(self, peers: Peers, secrets: dict[str, str]) -> AttemptOutcome:
-        """Run the job until it ends well or is stopped, or has failed too often."""
+        """Run the job until it finishes, is stopped, or has failed too often."""
         recovery = self._plan.recovery
         number, patience = 0, self._plan.start_timeout
         while True:
@@ -106,7 +106,7 @@ class Supervisor:
             self._pause(pause)
 
     def _attempt(self, begin: AttemptStart, peers: Peers, secrets: dict[str, str]) -> AttemptOutcome:
-        """Run this host's agent once; nothing of it is left when this returns."""
+        """Run this host's agent once; none of its processes is left when this returns."""
         kills = oom_kills()
         try:
             agent = start_agent(self._node, begin, self._plan.channel, secrets)
@@ -114,7 +114,7 @@ class Supervisor:
         except (OSError, ValueError) as error:
             self._end_leftovers()
             why = f"the engine cannot be started: {error}"
-            peers.tell(self._verdict(begin, "failed", why))  # another attempt may do without this host
+            peers.tell(self._verdict(begin, "failed", why))  # another attempt may not need this host
             return replace(_failed(why), is_final=True)
         verdict = self._watch(agent, begin, peers)
         if verdict is None:
@@ -143,14 +143,14 @@ class Supervisor:
             return AttemptOutcome("finished", 0)
         failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
         who = "" if failure.rank is None else f"rank {failure.rank}: "
-        # What the user has to mend, no restart mends.
+        # Restarting cannot fix a mistake of the user.
         is_final = failure.exitcode == UserError.exit_code
         peers.tell(self._verdict(begin, "failed", f"{who}{failure.message}", is_final))
         self._end_leftovers()
         return AttemptOutcome("failed", code, failure, is_final)
 
     def _watch(self, agent: subprocess.Popen[bytes], begin: AttemptStart, peers: Peers) -> Verdict | None:
-        """Return what ends the attempt; None if the agent has ended by itself."""
+        """Return the verdict that ends the attempt; None if the agent ended on its own."""
         limit = self._plan.recovery.hang_timeout
         heartbeat = Heartbeat(self._files.heartbeat(self._node.host), limit)
         while agent.poll() is None:
@@ -164,13 +164,13 @@ class Supervisor:
             self._keep_guard()
             reap_adopted({agent.pid, self._guard.pid})
             time.sleep(_POLL)
-        # Where a stop found no readable state, it has told everything at once to end.
+        # If a stop found no readable state, it has signalled all processes at once.
         return self._verdict(begin, "stopped", "it was stopped") if self._told_to_stop else None
 
     def _explains_itself(self, agent: subprocess.Popen[bytes], verdict: Verdict) -> bool:
-        """Whether a rank of this host has failed as well, and the agent has come to tell of it.
+        """Return whether a rank of this host has failed as well, and the agent has ended to report it.
 
-        A rank that loses its peer fails within milliseconds, and its host's verdict may be the first to come.
+        A rank that loses its peer fails within milliseconds, and its host's verdict may arrive first.
         """
         if verdict.kind != "failed" or not has_error(self._node):
             return False
@@ -191,18 +191,18 @@ class Supervisor:
         return Verdict(begin.attempt, kind, host.rank, f"{host.name}: {text}", is_final)
 
     def _refused(self, verdict: Verdict) -> AttemptOutcome:
-        """An attempt that never began."""
+        """Return the outcome of an attempt that never began."""
         if verdict.kind == "stopped":
             return AttemptOutcome("stopped", 0)
         return _failed(verdict.text, verdict.host != self._node.host.rank)
 
     def _is_over(self) -> bool:
-        """Whether the wait for the other hosts is over; keeps the guard meanwhile."""
+        """Return whether to stop waiting for the other hosts; keep the guard alive meanwhile."""
         self._keep_guard()
         return self._told_to_stop
 
     def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt, no longer when told to stop."""
+        """Wait before the next attempt, unless a stop is requested."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self._told_to_stop:
             time.sleep(_POLL)
@@ -215,7 +215,7 @@ class Supervisor:
         self._state.write(self._files.state(self._node.host))
 
     def _note(self, **values: object) -> None:
-        """Record what comes after a confirmed start; a full disk must not end a job."""
+        """Record a change after a confirmed start; a full disk must not end a job."""
         try:
             self._record(**values)
         except OSError as error:
@@ -252,16 +252,16 @@ class Supervisor:
 
 
 def _peers(plan: LaunchPlan, node: NodeCommand, secret: str) -> Peers:
-    """Return the way to the other hosts.
+    """Return the connection to the other hosts.
 
     Raises:
         OSError: the first host's supervisor cannot listen.
-        FlagScaleError: the secret of the run has not come, without which anybody could speak for its hosts.
+        FlagScaleError: the secret of the run is missing, without which anyone could impersonate its hosts.
     """
     if plan.channel is None:
         return Alone()
     if not secret:
-        raise FlagScaleError("the secret of its run is not there; start it with action=run")
+        raise FlagScaleError("the secret of the run is missing; start the job with action=run")
     address, port, key = plan.channel.address, plan.channel.port, secret.encode()
     names = {host.rank: host.name for host in plan.hosts}
     if node.host.rank == min(names):

@@ -1,1 +1,1 @@
-"""From an experiment and a job to a launch plan and its scripts."""
+"""Turn an experiment and its job into a launch plan and scripts."""

@@ -1,4 +1,4 @@
-"""Whether the program that `experiment.task.entrypoint` names is there."""
+"""Check that the training program that `experiment.task.entrypoint` names exists."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PROGRAMS = {
     "megatron.flagscale": _ROOT / "megatron" / "flagscale",
     "vllm_flagscale": (_ROOT / "vllm" if CLONE else _ROOT) / "vllm_flagscale",
 }
-"""Our packages that hold programs, and where."""
+"""The folder of each of our packages that hold programs."""
 
 
 def check_entrypoint(entrypoint: str, source_map: SourceMap) -> None:
-    """Raise `UserError` if a path, or a module of ours, names no program; others are not looked up."""
+    """Raise `UserError` if a path, or a module name of ours, has no program; skip other modules."""
     if not entrypoint:
-        return  # the engine's own
+        return  # the engine's default
     if entrypoint.endswith(".py"):
         exists = Path(entrypoint).is_file()
     else:
@@ -32,4 +32,4 @@ def check_entrypoint(entrypoint: str, source_map: SourceMap) -> None:
         known = [f"megatron.flagscale.{path.stem}" for path in programs]
         hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
         where = source_map.where("experiment.task.entrypoint")
-        raise UserError([Problem(f"no such program: `{entrypoint}`", where, hint)])
+        raise UserError([Problem(f"program not found: `{entrypoint}`", where, hint)])

@@ -1,4 +1,4 @@
-"""The hostfile: one line `host slots=N [type=NAME]` a host, `#` begins a comment."""
+"""The hostfile: one line `host slots=N [type=NAME]` per host; `#` starts a comment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from flagscale.errors import Problem, UserError
 
 _HOST = re.compile(r"[A-Za-z0-9_:]([A-Za-z0-9_.:-]*[A-Za-z0-9_])?")
 _MAX_SLOTS = 1024
-_FORM = "a line is `host slots=N` or `host slots=N type=NAME`"
+_FORM = "write `host slots=N` or `host slots=N type=NAME` on each line"
 
 
 @dataclass(frozen=True)
 class HostLine:
-    """One host: its name or address, how many ranks it takes, and the name of its chip ("" if not told)."""
+    """One host: its name or address, the number of ranks it can run, and its chip ("" if not given)."""
 
     name: str
     slots: int
@@ -27,7 +27,7 @@ def read_hostfile(path: Path) -> tuple[HostLine, ...]:
     """Read a hostfile.
 
     Raises:
-        UserError: the file cannot be read, names no host, or has bad lines (all of them told).
+        UserError: the file cannot be read, lists no hosts, or has bad lines (all of them are reported).
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -46,11 +46,11 @@ def parse_hostfile(text: str, file: str) -> tuple[HostLine, ...]:
         if isinstance(parsed, str):
             problems.append(Problem(parsed, f"{file}:{number}", _FORM))
         elif parsed.name in hosts:
-            problems.append(Problem(f"the host `{parsed.name}` is there twice", f"{file}:{number}"))
+            problems.append(Problem(f"host `{parsed.name}` is listed twice", f"{file}:{number}"))
         else:
             hosts[parsed.name] = parsed
     if not hosts and not problems:
-        problems.append(Problem("the hostfile names no host", file, _FORM))
+        problems.append(Problem("the hostfile lists no hosts", file, _FORM))
     if problems:
         raise UserError(problems)
     return tuple(hosts.values())
@@ -66,12 +66,12 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def _parse(line: str) -> HostLine | str:
     name, *fields = line.split()
     if not _HOST.fullmatch(name):
-        return f"`{name}` is not a host name or address"
+        return f"`{name}` is not a valid host name or address"
     given: dict[str, str] = {}
     for field in fields:
         key, equals, value = field.partition("=")
         if key not in ("slots", "type") or not equals or not value:
-            return f"`{field}` is not understood"
+            return f"unknown field `{field}`"
         if key in given:
             return f"`{key}` is given twice"
         given[key] = value

@@ -1,4 +1,4 @@
-"""Which hosts the job runs on, in rank order, and how many ranks each of them has."""
+"""Select the hosts that the job runs on, in rank order, and how many ranks each of them has."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flagscale.values import Host
 def select_hosts(
     rules: RunnerRules, runner: Runner, devices: LocalDevices, source_map: SourceMap | None = None
 ) -> tuple[Host, ...]:
-    """Return the hosts of the job, out of those that its runner offers.
+    """Return the hosts of the job, selected from those that its runner offers.
 
     Raises:
-        UserError: a bad hostfile, fewer hosts or devices than asked for.
+        UserError: the hostfile is bad, or there are fewer hosts or devices than requested.
     """
     where = (source_map or SourceMap()).where
     lines = rules.hosts(runner, devices, where)
@@ -30,11 +30,11 @@ def select_hosts(
     _, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
-        what, hint = f"nnodes is {wanted}, but {source}", "name the hosts in experiment.runner.hostfile"
+        what, hint = f"nnodes is {wanted}, but {source}", "list the hosts in experiment.runner.hostfile"
         problems.append(Problem(what, where("experiment.runner.nnodes"), hint))
     problems += [
         Problem(
-            f"`{line.name}` offers {line.slots} slots, nproc_per_node asks for {ranks}",
+            f"`{line.name}` has {line.slots} slots, but nproc_per_node is {ranks}",
             where("experiment.runner.nproc_per_node"),
         )
         for line in lines[:wanted]
@@ -52,26 +52,26 @@ def named_hosts(runner: Runner, devices: LocalDevices, where: Where) -> tuple[Ho
     """Return the hosts of the hostfile that `include` and `exclude` leave; without a hostfile, this host.
 
     Raises:
-        UserError: a bad hostfile, an unknown host, too few devices on this host.
+        UserError: the hostfile is bad, a host is unknown, or this host has too few devices.
     """
     if runner.hostfile:
         return _chosen(_hostfile_lines(runner.hostfile, where("experiment.runner.hostfile")), runner, where)
     for key in ("include", "exclude"):
         if getattr(runner, key):
-            what = f"`{key}` chooses among the hosts of a hostfile, and there is none"
+            what = f"`{key}` selects hosts from a hostfile, but no hostfile is given"
             raise UserError([Problem(what, where(f"experiment.runner.{key}"))])
     return (HostLine("localhost", slots_here(runner, devices, where)),)
 
 
 def slots_here(runner: Runner, devices: LocalDevices, where: Where) -> int:
-    """Return how many ranks this host takes: `nproc_per_node`, otherwise one per device.
+    """Return how many ranks this host runs: `nproc_per_node`, otherwise one per device.
 
     Raises:
-        UserError: it has too few devices.
+        UserError: the host has too few devices.
     """
     ranks, platform = _ranks(runner), devices.platform
     if ranks is None and devices.count < 1:
-        what, hint = f"no {platform} device on this host", "set experiment.runner.platform=cpu"
+        what, hint = f"this host has no {platform} devices", "set experiment.runner.platform=cpu"
         raise UserError([Problem(what, where("experiment.runner.platform"), hint)])
     if ranks is not None and ranks > devices.count and not devices.are_shared:
         what = f"nproc_per_node is {ranks}, but this host has {devices.count} {platform} devices"
@@ -87,7 +87,7 @@ def _ranks(runner: Runner) -> int | None:
 def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
     if not Path(path).exists():
         raise UserError(
-            [Problem(f"there is no hostfile {path}", where, "leave the key out for this host alone")]
+            [Problem(f"hostfile not found: {path}", where, "remove the key to run on this host only")]
         )
     return read_hostfile(Path(path))
 
@@ -96,7 +96,7 @@ def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Where) -> tuple[
     """Return the hosts that `include` and `exclude` leave, in the order of the hostfile."""
     names = [line.name for line in lines]
     problems = [
-        Problem(f"the hostfile has no host `{name}`", where(f"experiment.runner.{key}"), nearest(name, names))
+        Problem(f"`{name}` is not in the hostfile", where(f"experiment.runner.{key}"), nearest(name, names))
         for key in ("include", "exclude")
         for name in getattr(runner, key)
         if name not in names
@@ -107,7 +107,8 @@ def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Where) -> tuple[
         if (not runner.include or line.name in runner.include) and line.name not in runner.exclude
     )
     if not kept and not problems:
-        problems.append(Problem("no host of the hostfile is left", where("experiment.runner.exclude")))
+        what = "`include` and `exclude` leave no hosts of the hostfile"
+        problems.append(Problem(what, where("experiment.runner.exclude")))
     if problems:
         raise UserError(problems)
     return kept

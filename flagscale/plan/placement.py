@@ -1,4 +1,4 @@
-"""Decide what a job leaves open: ranks, rendezvous, environment and paths, by a pure function."""
+"""Decide everything that a job leaves open, by a pure function: ranks, rendezvous, environment and paths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from flagscale.values import (
 
 TORCHRUN = "megatron.flagscale.torchrun"
 SHUTDOWN_SECONDS = 3
-"""How long torchrun lets the peers of a failed rank end by themselves; they can do no useful work then."""
+"""How long torchrun waits for the peers of a failed rank to end; they can do no useful work by then."""
 
 
 def build_plan(
@@ -49,16 +49,16 @@ def build_plan(
     """Return the plan of one start of `job`.
 
     `platforms` holds the platform of every host by name; `python` is the interpreter of the hosts and
-    `source_root` the clone that it imports FlagScale from (None: it is installed there); `cwd` is the
-    directory that relative paths of the engine's arguments mean; `share` is the part of the run that this
-    command starts; `rendezvous` is where several hosts meet, as they said themselves (default: as the
-    configuration says); `fewer_hosts` are the numbers of hosts that the job may go on with; `started_on` is
-    this machine.
+    `source_root` the clone that it imports FlagScale from (None: it is installed there); relative paths in
+    the engine's arguments are relative to `cwd`; `share` is the part of the run that this command starts;
+    `rendezvous` is where several hosts meet, as reported by the hosts (default: as configured);
+    `fewer_hosts` are the smaller numbers of hosts that the job may continue with; `started_on` is this
+    machine.
     """
     run_dir, runner = RunDir(share.run_dir), experiment.runner
     here = [host for host in job.hosts if share.rank in (None, host.rank)]
     rendezvous = rendezvous or _configured_rendezvous(runner, job)
-    # Commands that start one host each make run ids of their own.
+    # If each command starts one host, their run ids differ.
     rendezvous_id = runner.rdzv_id or (run_id if share.rank is None else _safe(experiment.name))
     nodes = tuple(
         NodeCommand(
@@ -107,7 +107,7 @@ def build_plan(
 
 
 def new_run_id(name: str, stamp: str, salt: str) -> str:
-    """Return an id for one start: readable, and safe as a file name and as an environment value."""
+    """Return an id for one start that is readable and safe in file names and environment variables."""
     return f"{_safe(name)}-{stamp}-{salt}"
 
 
@@ -116,7 +116,7 @@ def _safe(name: str) -> str:
 
 
 def secrets(job: Job, experiment: Experiment) -> dict[str, str]:
-    """Return the environment that must not be written into plan, scripts or logs."""
+    """Return the environment variables that must not be written to the plan, scripts or logs."""
     return {
         **job.secrets,
         **{name: value for name, value in experiment.envs.common().items() if is_secret(name)},
@@ -152,7 +152,7 @@ def _services_agent(python: str, run_dir: RunDir, host: Host, run_id: str) -> tu
 
 
 def _services(job: Job, host: Host, python: str, rendezvous: Rendezvous) -> tuple[Service, ...]:
-    """Return the services of a host with their whole command lines, and the hosts' addresses in them."""
+    """Return the services of a host with complete command lines, including the addresses of hosts."""
     entrypoint = job.role.entrypoint
     start = (python, entrypoint) if entrypoint.endswith(".py") else (python, "-m", entrypoint)
 
@@ -178,7 +178,7 @@ def _ranks(job: Job) -> tuple[str, ...]:
 
 
 def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
-    """Where the configuration says that the hosts meet."""
+    """Return where the hosts meet according to the configuration."""
     address = runner.master_addr or ("127.0.0.1" if len(job.hosts) == 1 else job.hosts[0].name)
     names = {host.rank: host.name for host in job.hosts}
     return Rendezvous(address, runner.master_port or DEFAULT_PORT, addresses={**names, 0: address})
@@ -205,9 +205,9 @@ def _torchrun(
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:
-    """How the agents of all hosts find each other.
+    """Return the options by which the agents of all hosts find each other.
 
-    On one host torchrun itself picks a free port (0), which leaves no gap in which another service takes it.
+    On one host torchrun itself picks a free port (0), so that no other process can take it in between.
     """
     address, port = rendezvous.address, rendezvous.port
     backend, endpoint, local = runner.rdzv_backend, runner.rdzv_endpoint, runner.local_addr

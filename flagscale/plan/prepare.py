@@ -1,4 +1,4 @@
-"""From a composed configuration to a plan: every check that this host can do, every mistake at once."""
+"""Turn a composed configuration into a plan, after all checks that this host can do; report all mistakes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from flagscale.values import Host, Job, LaunchPlan, Rendezvous
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was asked: the composed configuration and where its keys were written."""
+    """The input of a command: the composed configuration and the source of each key."""
 
     config: DictConfig
     source_map: SourceMap
@@ -45,7 +45,7 @@ class Prepared:
     engine: Engine
     job: Job
     plan: LaunchPlan
-    """Where several hosts meet as the configuration says; `plan_at` takes where they said themselves."""
+    """Several hosts meet as configured; `plan_at` returns the plan for the rendezvous that they reported."""
     plan_at: Callable[[Rendezvous | None], LaunchPlan]
     config: str
     """The resolved configuration as YAML, secrets masked."""
@@ -53,10 +53,10 @@ class Prepared:
 
 
 def prepare(request: Request, run_id: str | None = None) -> Prepared:
-    """Check the configuration and decide everything about its start; `run_id` is made up unless given.
+    """Check the configuration and decide everything about its start; `run_id` is generated unless given.
 
     Raises:
-        UserError: with the mistakes of all levels.
+        UserError: the configuration has mistakes; those of all levels are reported.
     """
     source_map = request.source_map
     try:
@@ -69,7 +69,7 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
     share = rules.share(experiment.exp_dir, experiment.runner.node_rank, os.environ)
     engine, job = _job(experiment, rules, source_map)
     if job.services and len(job.hosts) > 1 and share.rank is not None:
-        # Services are given the addresses of all hosts, which only a command that starts all of them knows.
+        # Services need the addresses of all hosts, which only a command that starts all of them knows.
         what, hint = f"`{rules.name}` cannot start services on several hosts", "set nnodes: 1, or type: ssh"
         raise UserError([Problem(what, source_map.where("experiment.runner.type"), hint)])
     kinds = {host.platform: platforms.find(host.platform, _hostfile_type(experiment)) for host in job.hosts}
@@ -96,7 +96,7 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
 
 
 def _unused(experiment: Experiment, job: Job, source_map: SourceMap) -> Iterator[str]:
-    """Yield the keys that name a host or a type which this job does not have; a file may serve several."""
+    """Yield a notice per key for a host or type that the job does not have; a file may serve several jobs."""
     hosts, types = {host.name for host in job.hosts}, {host.platform for host in job.hosts}
     for key, given, known in (
         ("runner.host_paths", experiment.runner.host_paths, hosts),
@@ -109,25 +109,25 @@ def _unused(experiment: Experiment, job: Job, source_map: SourceMap) -> Iterator
 
 
 def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: SourceMap) -> tuple[int, ...]:
-    """With how many hosts, of those that `nnodes: min:max` allows, the parallel degrees fit as well."""
+    """Return the smaller numbers of hosts, within `nnodes: min:max`, that the parallel degrees also fit."""
     least, _ = experiment.runner.host_range(len(job.hosts))
     where = source_map.where("experiment.runner.nnodes")
     if least < len(job.hosts) and len({(host.slots, host.platform) for host in job.hosts}) > 1:
-        what = "any host may be left out, so all of them need the same slots and type"
-        raise UserError([Problem(what, where, "name one number of hosts")])
+        what = "any host may be left out, so all hosts need the same slots and type"
+        raise UserError([Problem(what, where, "set nnodes to a single number")])
     fitting = []
     for count in range(len(job.hosts) - 1, least - 1, -1):
         with suppress(UserError):
             engine.build(experiment, job.hosts[:count], SourceMap())
             fitting.append(count)
     if least < len(job.hosts) and not fitting:
-        what = f"the parallel degrees fit no number of hosts from {least} to {len(job.hosts) - 1}"
-        raise UserError([Problem(what, where, "name one number of hosts, or mend the degrees")])
+        what = f"the parallel degrees do not fit any number of hosts from {least} to {len(job.hosts) - 1}"
+        raise UserError([Problem(what, where, "set nnodes to a single number, or change the degrees")])
     return tuple(fitting)
 
 
 def _task_problems(request: Request) -> list[Problem]:
-    """The mistakes of the task level that can be seen although the experiment level has some."""
+    """Return the mistakes of the task level that can be found even if the experiment level has some."""
     task, arguments = load_task(request.config)
     if not registry.is_known("engines", task.backend):
         return []
@@ -136,7 +136,7 @@ def _task_problems(request: Request) -> list[Problem]:
 
 
 def _with_runner(experiment: Experiment, source_map: SourceMap) -> tuple[RunnerRules, Experiment]:
-    """Return the rules of the experiment's runner, and the experiment as they complete it."""
+    """Return the rules of the experiment's runner, and the experiment as completed by them."""
     where = source_map.where
     rules: RunnerRules = registry.load(
         "runners", experiment.runner.type, where("experiment.runner.type")
@@ -154,7 +154,7 @@ def _with_runner(experiment: Experiment, source_map: SourceMap) -> tuple[RunnerR
 
 
 def _job(experiment: Experiment, rules: RunnerRules, source_map: SourceMap) -> tuple[Engine, Job]:
-    """Build the job, gathering what the engine, the program, the hosts and the arguments have against it."""
+    """Build the job; collect the problems of engine, program, hosts and arguments."""
     problems: list[Problem] = []
 
     def gathered[Value](make: Callable[[], Value]) -> Value | None:

@@ -1,7 +1,7 @@
-"""One readable bash script a host, rendered from the plan alone.
+"""Render one readable bash script per host from the plan alone.
 
 Values never become shell: the supervisor reads argv and environment from `plan.json`. The script shows them
-in comments, for people, and holds only paths of ours (quoted) and the user's own shell lines.
+in comments for the reader, and contains only paths of ours (quoted) and the user's own shell lines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 
 def scripts(plan: LaunchPlan) -> dict[Path, str]:
-    """Return the run and stop script of every host, with paths as they are called there."""
+    """Return the run and stop script of every host, with paths as they are on that host."""
     run_dir = RunDir(Path(plan.exp_dir))
     rendered: dict[Path, str] = {}
     for host in plan.hosts:
@@ -34,7 +34,7 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
         f"on {node.host.platform}",
         f"# run {plan.run_id}",
         "#",
-        "# What the supervisor starts (it reads plan.json; these lines are for people):",
+        "# The supervisor starts this command (it reads plan.json, not these lines):",
         *[f"#   {name}={_one_line(value)}" for name, value in node.env.items()],
         *[f"#   {line}" for line in command_lines(node.command())],
         *_service_lines(node),
@@ -43,13 +43,13 @@ def run_script(plan: LaunchPlan, node: NodeCommand) -> str:
     ]
     if plan.before_start:
         lines += ["", "# experiment.cmds.before_start", plan.before_start.rstrip("\n"), ""]
-    # Last, because the user's lines may set PYTHONPATH, too.
+    # Last, because the user's lines may set PYTHONPATH as well.
     lines += node_lines(plan, node, "supervise")
     return "\n".join(lines) + "\n"
 
 
 def _service_lines(node: NodeCommand) -> list[str]:
-    """The services that the agent of services starts in turn."""
+    """Return comment lines that show the services that the host's agent starts."""
     lines: list[str] = []
     for service in node.services:
         devices = f", devices {', '.join(map(str, service.devices))}" if service.devices else ""
@@ -60,18 +60,18 @@ def _service_lines(node: NodeCommand) -> list[str]:
 
 
 def stop_script(plan: LaunchPlan, node: NodeCommand) -> str:
-    """Return the script that ends everything of this run on a host, by hand or from another tool."""
+    """Return the script that ends every process of this run on a host, for use by hand or by another tool."""
     lines = [
         "#!/usr/bin/env bash",
         f"# Ends run {plan.run_id} on host {node.host.rank}, {node.host.name}, and nothing else;"
-        " runs experiment.cmds.after_stop.",
+        " then runs experiment.cmds.after_stop.",
         *node_lines(plan, node, "stop"),
     ]
     return "\n".join(lines) + "\n"
 
 
 def command_lines(argv: tuple[str, ...]) -> list[str]:
-    """Return argv as lines for people: an option and its values a line, quoted so that it could be pasted."""
+    """Return argv as readable lines: one option with its values per line, quoted so that it can be pasted."""
     lines: list[str] = []
     for word in argv:
         quoted = _one_line(word)
@@ -83,7 +83,7 @@ def command_lines(argv: tuple[str, ...]) -> list[str]:
 
 
 def _one_line(word: str) -> str:
-    """Quote a word so that it stays on its line whatever it holds: a newline would leave the comment."""
+    """Quote a word so that it stays on its line whatever it contains: a newline would end the comment."""
     if word.isprintable():
         return shlex.quote(word)
     return "$'" + "".join(map(_ansi_c, word)) + "'"
@@ -99,7 +99,7 @@ def _ansi_c(char: str) -> str:
 
 
 def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
-    """Return the shell lines that turn a script, or a subshell of one, into a node command of this plan."""
+    """Return the shell lines that replace a script, or a subshell of one, by a node command of this plan."""
     words = [plan.python, "-m", "flagscale.node", verb, plan.exp_dir, str(node.host.rank), plan.run_id]
     return [*_pythonpath(plan), f"exec {shlex.join(words)}"]
 
@@ -107,7 +107,7 @@ def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
 def _pythonpath(plan: LaunchPlan) -> list[str]:
     if not plan.source_root:
         return []
-    # A clone's folder `vllm` holds our plugin, whose name is its own. Among installed packages `vllm` is vLLM
-    # itself, whose modules would hide others: `vllm/tokenizers` the package `tokenizers`.
+    # In a clone, the folder `vllm` holds our plugin under a unique name. Among installed packages, `vllm` is
+    # vLLM itself, and its modules would hide other packages: `vllm/tokenizers` hides `tokenizers`.
     roots = f"{plan.source_root}:{plan.source_root}/vllm"
     return [f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"]

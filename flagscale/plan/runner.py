@@ -1,6 +1,6 @@
-"""The pure half of a runner: what it decides about a job before anything starts.
+"""The pure half of a runner: its decisions about a job before anything starts.
 
-The half with effects, and the whole contract, is `flagscale.runners.base.JobRunner`.
+The half with effects, and the full contract, is `flagscale.runners.base.JobRunner`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flagscale.plan.hostfile import HostLine
 from flagscale.values import LaunchPlan
 
 Where = Callable[[str], str]
-"""Returns the file and line of a key path."""
+"""Returns the file and line at which a key path was written."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class LocalDevices:
     platform: str
     count: int
     are_shared: bool
-    """Whether any number of ranks can use them, as with processors."""
+    """Whether any number of ranks can use them, as with CPUs."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a run that one command starts and looks after."""
+    """The part of a run that one command starts and manages."""
 
     run_dir: Path
     rank: int | None = None
-    """The only host that the command starts; None: it starts all of them."""
+    """The rank of the only host that the command starts; None: it starts all of them."""
 
 
 def _as_given(runner: Runner, environ: Mapping[str, str], where: Where) -> Runner:
@@ -54,27 +54,27 @@ class RunnerRules:
     """What a runner decides from keys and environment alone: hosts, this host's rank, run directory."""
 
     name: str
-    """Its registered name, which `experiment.runner.type` gives."""
+    """Its registered name, as written in `experiment.runner.type`."""
     hosts: Callable[[Runner, LocalDevices, Where], tuple[HostLine, ...]]
     """Return the hosts that the job may use, in rank order; placeholders if a queue chooses them later.
 
-    Raises UserError for hosts that cannot be used.
+    Raises UserError if hosts cannot be used.
     """
     refused: Mapping[str, str] = field(default_factory=dict)
     """Keys of `experiment.runner` that have no effect with this runner, and why."""
     options: type[Section] = Section
-    """The keys of `experiment.runner.options`, which are checked like all others; default: there are none."""
+    """The keys of `experiment.runner.options`, which are checked like all others; default: no keys."""
     resolve: Callable[[Runner, Mapping[str, str], Where], Runner] = _as_given
-    """Return the keys, completed from the environment. Raises UserError for values missing or wrong there."""
+    """Return the keys, completed from the environment. Raises UserError if a value is missing or wrong."""
     share: Callable[[Path, int | None, Mapping[str, str]], Share] = _whole
     """Return the share of this command, given `exp_dir`, the key `node_rank` and the environment.
 
-    It never fails: `query`, `logs` and `stop` find the run by it, however wrong the other keys are.
+    It never fails: `query`, `logs` and `stop` find the run by it, even if other keys are wrong.
     """
     foreground: bool = False
     """Whether `run` stays until the job ends, as `test` does."""
     scripts: Callable[[LaunchPlan], Mapping[Path, str]] = _no_scripts
-    """Return scripts that its `start` records besides those of the hosts, by path; `dryrun` prints them."""
+    """Return scripts, by path, that its `start` records besides those of the hosts; `dryrun` prints them."""
 
     def refusals(self, runner: Runner, where: Where) -> list[Problem]:
         """Return one problem per given key that has no effect with this runner."""

@@ -1,8 +1,8 @@
-"""A chip as data: how many devices a host has and what its processes need in the environment.
+"""Platforms describe chips as data: the number of devices on a host, the environment of processes.
 
-A package adds one by the entry-point group `flagscale.platforms`, and under the same name, for training, what
-its ranks need by `flagscale.chips` (megatron/flagscale/chips/chip.py). `runner.platform` and `type=` in the
-hostfile name it.
+A package adds a platform through the entry-point group `flagscale.platforms` and, for training, a chip of the
+same name through `flagscale.chips` (megatron/flagscale/chips/chip.py). `runner.platform` and `type=` in the
+hostfile select it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from flagscale import registry
 
 @dataclass(frozen=True)
 class Platform:
-    """One kind of chip. `count_devices` tells how many devices of this host a process may use, given its
-    environment; 0 where there is none.
+    """One kind of chip. `count_devices` returns how many devices of this host a process may use, given its
+    environment; 0 if there are none.
     """
 
     name: str
@@ -25,33 +25,33 @@ class Platform:
     env: Mapping[str, str] = field(default_factory=dict)
     """Set for every process unless the experiment sets it."""
     rank_env: Mapping[str, str] = field(default_factory=dict)
-    """The same, for ranks: what collectives and the order of kernels need, and other programs do not."""
+    """The same, for ranks only: needed for collectives and the order of kernels, not by other programs."""
     backend: str = "nccl"
-    """The collective backend of its ranks, by the engine's name for it."""
+    """The collective backend of its ranks, by the engine's name."""
     visible_devices: str = ""
-    """The environment variable by which a process sees some devices of a host only."""
+    """The environment variable that limits a process to some devices of a host."""
     shares_devices: bool = False
     """Whether several ranks may share a device."""
     is_host_processor: bool = False
-    """Whether ranks compute on the host's own processors: no CUDA kernels, and vLLM's backend for them."""
+    """Whether ranks compute on the host's CPUs: without CUDA kernels, and with vLLM's CPU backend."""
     count_users: Callable[[], int] = lambda: 0
-    """How many processes use devices of this host now."""
+    """Returns how many processes currently use devices of this host."""
     chips: tuple[str, ...] = ()
-    """Models of the chip, by which a hostfile may name the platform too: `type=A100`."""
+    """Models of the chip, which also name the platform in a hostfile: `type=A100`."""
 
 
 BUILT_IN = {
     "cpu": "flagscale.platforms.cpu:CPU",
     "nvidia": "flagscale.platforms.nvidia:NVIDIA",
 }
-"""FlagScale's own platforms; a package adds to them by the entry-point group `flagscale.platforms`."""
+"""FlagScale's own platforms; packages add others through the entry-point group `flagscale.platforms`."""
 
 
 def find(name: str, where: str = "experiment.runner.platform") -> Platform:
-    """Return a platform by its name or a chip's; `auto` is the first that has devices here, else `cpu`.
+    """Return a platform by its name or a chip's; `auto` is the first with devices on this host, else `cpu`.
 
     Raises:
-        UserError: there is no such platform.
+        UserError: the platform is unknown.
     """
     known = registry.names("platforms", BUILT_IN)
     if name in known:

@@ -12,18 +12,18 @@ from flagscale.platforms import Platform
 
 
 def count_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> int:
-    """Return how many GPUs a process with this environment may use: those present, less the hidden ones."""
+    """Return how many GPUs a process with this environment may use: all that are present and not hidden."""
     present = sum(1 for node in devices.glob("nvidia[0-9]*") if node.name.removeprefix("nvidia").isdigit())
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return present
-    # CUDA reads the list up to the first entry that names no device.
+    # CUDA reads the list up to the first entry that is not a device.
     names = takewhile(lambda name: name and not name.startswith("-"), map(str.strip, visible.split(",")))
     return min(present, sum(1 for _ in names))
 
 
 def count_gpu_users() -> int:
-    """Return how many processes compute on a GPU now; 0 where the driver's tool is missing."""
+    """Return how many processes currently compute on a GPU; 0 if the driver's tool is missing."""
     if shutil.which("nvidia-smi") is None:
         return 0
     asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
@@ -39,7 +39,7 @@ _CHIPS = (
 NVIDIA = Platform(
     name="nvidia",
     count_devices=count_gpus,
-    # Sequence and tensor parallelism rely on kernels starting in the order they were issued.
+    # Sequence and tensor parallelism rely on kernels starting in the order in which they were issued.
     rank_env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
     count_users=count_gpu_users,
     visible_devices="CUDA_VISIBLE_DEVICES",

@@ -1,1 +1,1 @@
-"""How hosts are reached: transports, the questions they are asked, starting and stopping on all of them."""
+"""Reach hosts through transports: check them, and start, query and stop jobs on all of them."""

@@ -1,4 +1,4 @@
-"""An SSH connection as the user's own `ssh` would make it: `~/.ssh/config`, agent, keys, known hosts."""
+"""SSH connections as the user's own `ssh` makes them: `~/.ssh/config`, agent, keys, known hosts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _KEEPALIVE = 15
 _SYSTEM_KNOWN_HOSTS = "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2"
 _KNOWN_HOSTS = "~/.ssh/known_hosts ~/.ssh/known_hosts2"
 
-# Its threads would print tracebacks of what is told to the caller in one line.
+# Its threads would print tracebacks of errors that are reported to the caller in one line.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class Unreachable(Exception):
-    """Why a host cannot be reached, in words for the user."""
+    """A host cannot be reached; the message tells the user why."""
 
 
 def connect(host: str, port: int | None, timeout: float, user: str | None = None) -> paramiko.SSHClient:
     """Return an open connection.
 
     Args:
-        port, user: None for what the user's SSH configuration says.
-        timeout: seconds for each of connecting, the other side's greeting, and the authentication.
+        port, user: None: as in the user's SSH configuration.
+        timeout: seconds for each of connecting, the server's banner, and the authentication.
 
     Raises:
-        Unreachable: with the reason, and what to do about it where that is known.
+        Unreachable: with the reason, and how to fix it if that is known.
     """
     settings = lookup(host)
     address = settings.get("hostname", host)
@@ -40,7 +40,7 @@ def connect(host: str, port: int | None, timeout: float, user: str | None = None
     client = paramiko.SSHClient()
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
     name = _name_of_key(address, number)
-    # Of several keys of one kind the first counts: that of the user's own file.
+    # Of several keys of one type the first one counts: that of the user's own file.
     known = {key.get_name(): key for key in reversed([*known_keys(_known_hosts(settings), name)])}
     for kind, key in known.items():
         client.get_host_keys().add(name, kind, key)
@@ -68,7 +68,7 @@ def connect(host: str, port: int | None, timeout: float, user: str | None = None
 
 
 def _notice_loss(way: object, seconds: float) -> None:
-    """Let the connection end where the other side is silent for so long; the kernel would try for minutes.
+    """Make the connection end after this many silent seconds; the kernel would retry for minutes.
 
     A connection through another host ends with the one to that host.
     """
@@ -77,7 +77,7 @@ def _notice_loss(way: object, seconds: float) -> None:
 
 
 def lookup(host: str) -> dict[str, Any]:
-    """Return what the user's and the system's SSH configuration say of a host; keys in lower case."""
+    """Return the settings of a host in the user's and the system's SSH configuration; keys in lower case."""
     try:
         return settings_of(host)
     except ConfigError as error:
@@ -85,12 +85,12 @@ def lookup(host: str) -> dict[str, Any]:
 
 
 def _name_of_key(address: str, port: int) -> str:
-    """Return what the known hosts call a server."""
+    """Return the name of a server in `known_hosts`."""
     return address if port == 22 else f"[{address}]:{port}"
 
 
 def _identities(settings: dict[str, Any]) -> list[str]:
-    """The named keys that exist, as `ssh` does; a missing one is not a mistake."""
+    """Return the configured keys that exist; like `ssh`, ignore missing ones."""
     paths = (Path(name).expanduser() for name in settings.get("identityfile", []))
     return [str(path) for path in paths if path.is_file()]
 
@@ -102,7 +102,7 @@ def _known_hosts(settings: dict[str, Any]) -> list[Path]:
 
 
 def _way(settings: dict[str, Any], address: str, port: int, timeout: float) -> Any:
-    """The socket to speak through where the host is behind another one (ProxyJump, ProxyCommand)."""
+    """Return the socket to use if the host is behind another one (ProxyJump, ProxyCommand), else None."""
     if jumps := settings.get("proxyjump", "none"):
         *before, last = jumps.split(",")
         if last != "none":
@@ -112,9 +112,9 @@ def _way(settings: dict[str, Any], address: str, port: int, timeout: float) -> A
 
 
 def _through(jump: str, before: list[str], address: str, port: int, timeout: float) -> paramiko.Channel:
-    """A channel from the jump host `[user@]host[:port]` to the address."""
+    """Return a channel from the jump host `[user@]host[:port]` to the address."""
     if before:
-        raise Unreachable("a ProxyJump over several hosts is not known here; give each its own ProxyJump")
+        raise Unreachable("ProxyJump over several hosts is not supported; give each host its own ProxyJump")
     user, _, place = jump.rpartition("@")
     name, _, number = place.partition(":")
     client = connect(name, int(number) if number else None, timeout, user or None)
@@ -126,29 +126,29 @@ def _through(jump: str, before: list[str], address: str, port: int, timeout: flo
 
 
 def _reason(error: Exception, address: str, port: int, timeout: float) -> str:
-    """Say in one line why the connection failed; `error` is what paramiko or the system raised."""
+    """Return in one line why the connection failed; `error` was raised by paramiko or the system."""
     name = _name_of_key(address, port)
     scan = f"ssh-keyscan -p {port} {address}"
     match error:
         case paramiko.BadHostKeyException():
             return (
-                f"its host key has changed (someone may be in between; or it was installed anew: then run "
-                f"`ssh-keygen -R '{name}'` and `{scan} >> ~/.ssh/known_hosts`)"
+                f"its host key has changed: someone may be intercepting the connection; if the host was "
+                f"reinstalled, run `ssh-keygen -R '{name}'` and `{scan} >> ~/.ssh/known_hosts`"
             )
         case paramiko.PasswordRequiredException():
             return "the key has a passphrase; load it into an agent with ssh-add"
         case paramiko.AuthenticationException():
-            return f"no key of yours is accepted ({error}); try `ssh -p {port} {address}`"
+            return f"none of your keys is accepted ({error}); try `ssh -p {port} {address}`"
         case TimeoutError():
             return f"no answer from {address} port {port} within {timeout:g} s"
         case NoValidConnectionsError():
             first = next(iter(error.errors.values()))
             return f"{address} port {port}: {getattr(first, 'strerror', None) or first}"
         case socket.gaierror():
-            return f"no address is known for the name {address}"
-        # "No existing session": the same timeout, noticed by the other one of paramiko's threads.
+            return f"cannot resolve the host name {address}"
+        # "No existing session": the same timeout, noticed by another of paramiko's threads.
         case paramiko.SSHException() if "protocol banner" in str(error) or "No existing" in str(error):
-            return f"{address} port {port} accepts connections, but no SSH server greets within {timeout:g} s"
+            return f"{address} port {port} accepts connections, but no SSH server answered in {timeout:g} s"
         case paramiko.SSHException() if "known_hosts" in str(error):
-            return f"its host key is not known; compare it and add it: `{scan} >> ~/.ssh/known_hosts`"
+            return f"its host key is unknown; verify it, then add it: `{scan} >> ~/.ssh/known_hosts`"
     return f"{address} port {port}: {str(error) or 'it closed the connection'}"

@@ -1,4 +1,4 @@
-"""Node commands on the hosts of a plan, `ask` one or `ask_all` at the same time; and the files of its run."""
+"""Perform node commands on one host of a plan (`ask`) or on all at once (`ask_all`); read a run's files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flagscale.run.state import Reply
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
 _PATIENCE = 60.0
-"""Seconds for a command's answer, beyond what the command itself may take."""
+"""Seconds to wait for a reply, beyond the time that the command itself may take."""
 
 
 def run_command(plan: LaunchPlan, host: Host, verb: str, *more: str) -> list[str]:
-    """Return the words of a node command about the run of this plan, with paths as they are on the host."""
+    """Return the words of a node command for the run of this plan, with paths as they are on the host."""
     return [verb, plan.path_on(host.name, plan.exp_dir), str(host.rank), plan.run_id, *more]
 
 
@@ -37,12 +37,12 @@ def ask_all(
 ) -> dict[Host, Reply]:
     """Perform commands on every host of the plan; return the last reply of each host, in rank order.
 
-    Each host is asked one command after another until a reply is not ok. All hosts are asked at the same
-    time, whatever their number: the start on one host ends only when it has begun on all others.
+    Each host performs one command after another until a reply is not ok. All hosts are asked at the same
+    time, however many there are: the start on one host completes only when all others have started.
 
     Args:
         seconds: how long each command may take.
-        on_reply: called with each host and its last reply, as they come.
+        on_reply: called with each host and its last reply as they arrive.
     """
     room_for_files(len(plan.hosts))
 
@@ -67,7 +67,7 @@ def at_once[Item, Value](
     Each item has a thread that ends with this process, so Ctrl-C does not wait for any of them.
 
     Args:
-        on_value: called in this thread with each item and its outcome, as they come.
+        on_value: called in this thread with each item and its outcome as they arrive.
     """
     answers: SimpleQueue[tuple[int, Value | None, Exception | None]] = SimpleQueue()
 
@@ -91,23 +91,23 @@ def at_once[Item, Value](
 
 
 def access(plan: LaunchPlan, host: Host) -> HostAccess:
-    """Return how a host of the plan is reached."""
+    """Return the data needed to reach a host of the plan."""
     python, source = (plan.path_on(host.name, path) for path in (plan.python, plan.source_root))
     name = name_from_here(plan, host)
     return HostAccess(name, python, source, plan.transport, plan.ssh_port, plan.connect_timeout)
 
 
 def sees_our_files(plan: LaunchPlan, host: Host) -> bool:
-    """Whether a host's run directory is the one that this launcher sees."""
+    """Return whether a host's run directory is the one that this launcher sees."""
     is_named_alike = plan.path_on(host.name, plan.exp_dir) == plan.exp_dir
     return is_named_alike and (plan.shared_fs or is_local(name_from_here(plan, host)))
 
 
 def read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> tuple[bytes, int]:
-    """Return what `logs.read_piece` reads of a host's file; `name` as in `logs.path_of`.
+    """Return a piece of a host's file, as `logs.read_piece`; `name` as in `logs.path_of`.
 
     Raises:
-        FlagScaleError: the host cannot be asked; says why.
+        FlagScaleError: the host cannot be asked; the message says why.
     """
     if sees_our_files(plan, node.host):
         return read_piece(path_of(plan, node, name), position, size)
@@ -119,7 +119,11 @@ def read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: in
 
 
 def begin_of_run(plan: LaunchPlan, node: NodeCommand) -> int | None:
-    """Return where this run begins in a host's log, None if it has not begun; raises as `read`."""
+    """Return the position at which this run begins in a host's log, None if it has not begun.
+
+    Raises:
+        FlagScaleError: the host cannot be asked; the message says why.
+    """
     if sees_our_files(plan, node.host):
         return find_run(path_of(plan, node, "output"), plan.run_id)
     reply = ask(plan, node.host, run_command(plan, node.host, "begin"))

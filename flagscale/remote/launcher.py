@@ -1,4 +1,4 @@
-"""Start, look at and stop a plan on all hosts at once; one host's trouble never hides the others' outcome."""
+"""Start, query and stop a plan on all hosts at once; a failing host never hides the outcome of the others."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan
 
 OnProgress = Callable[[int, int], None]
-"""Told how many of how many hosts have started."""
+"""Called with the number of hosts that have started, and the number of all hosts."""
 Queued = Callable[[LaunchPlan], str]
 FileToSend = tuple[str, str, str]
-"""A file to be sent: its path below the run directory, its mode (octal), its text."""
+"""A file to send: its path below the run directory, its mode (octal), its text."""
 _POLL = 0.1
 _LEAVING = 10.0
-"""Seconds that the supervisor of a run that has just ended may take to go."""
+"""Seconds that the supervisor of a run that has just ended may take to exit."""
 
 
 @dataclass(frozen=True)
 class HostStatus:
-    """A host of a plan; `state` is None where it has none, `trouble` says why it could not be asked."""
+    """A host of a plan; `state` is None if it has no state, `trouble` says why it could not be asked."""
 
     host: Host
     state: HostState | None
     processes: int | None = None
-    """How many of the run live; None where they were not counted."""
+    """The number of living processes of the run; None if they were not counted."""
     trouble: str = ""
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to wait for; a host that could not be asked may have something."""
+        """Whether there is nothing left to wait for; False if the host could not be asked."""
         if self.state is None:
             return not self.trouble and not self.processes
         return not self.trouble and self.state.phase in ENDED
@@ -59,15 +59,15 @@ def start(
     done: OnProgress | None = None,
     queued: Queued = _never_queued,
 ) -> None:
-    """Record the plan in its run directory and start it on every host; all run, or none does.
+    """Record the plan in its run directory and start it on every host; all hosts run it, or none does.
 
     Args:
-        secrets: environment of the job that must not be written down.
-        done: told how many of how many hosts have started.
+        secrets: environment variables of the job that must not be recorded.
+        done: called with the number of hosts that have started, and the number of all hosts.
         queued: as in `refuse_if_running`.
 
     Raises:
-        FlagScaleError: a job still runs in the run directory, or another launcher is starting one.
+        FlagScaleError: a job is still running in the run directory, or another launcher is starting one.
         HostError: a host could not start; the others were stopped again.
     """
     if plan.channel:
@@ -84,10 +84,10 @@ def start(
 def recorded(
     plan: LaunchPlan, texts: Mapping[Path, str], config: str, secrets: Mapping[str, str], queued: Queued
 ) -> Iterator[None]:
-    """Hold the run directory, with one start recorded in it; its secrets are removed again if that fails.
+    """Hold the run directory, with one start recorded in it; remove its secrets again if that fails.
 
     Args:
-        texts: the scripts by path.
+        texts: the text of each script by path.
 
     Raises:
         FlagScaleError: as `start`.
@@ -121,14 +121,14 @@ def _start_hosts(
         replies[host] = reply
         if not reply["ok"] and not stopped:
             taken_back.set()
-            stopped.update(stop(plan))  # at once: the others wait for this host
+            stopped.update(stop(plan))  # immediately: the others are waiting for this host
         if done and not stopped:
             done(len(replies), len(plan.nodes))
 
     try:
         commands = partial(_start_commands, plan, unseen, taken_back)
         ask_all(plan, commands, plan.start_timeout, note)
-    except BaseException:  # Ctrl-C, too: the whole job runs, or nothing of it
+    except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
         taken_back.set()
         stop(plan)
         raise
@@ -145,7 +145,7 @@ def _start_hosts(
 def _unseen_files(
     plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
 ) -> dict[Host, list[FileToSend]]:
-    """Return what each host needs and does not see, for those that have a run directory of their own."""
+    """Return the files to send to each host that has a run directory of its own."""
     run_dir, recorded = RunDir(Path(plan.exp_dir)), plan.to_json()
     found: dict[Host, list[FileToSend]] = {}
     for host in plan.hosts:
@@ -154,7 +154,7 @@ def _unseen_files(
         mine = (run_dir.run_script(host), run_dir.stop_script(host))
         files = [(path, "755", texts[path]) for path in mine]
         files.append((run_dir.plan, "644", recorded))
-        if secrets:  # after the plan, without which no stop would find them
+        if secrets:  # after the plan, without which `stop` would not find them
             files.append((run_dir.secrets(host), "600", json.dumps(dict(secrets))))
         found[host] = [(str(path.relative_to(run_dir.path)), mode, text) for path, mode, text in files]
     return found
@@ -163,24 +163,24 @@ def _unseen_files(
 def _start_commands(
     plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], taken_back: Event, host: Host
 ) -> Iterator[list[str]]:
-    """Send a host what it cannot see, then start it, unless the start was taken back meanwhile."""
+    """Send a host the files that it cannot see, then start it, unless the start was cancelled meanwhile."""
     if host in unseen:
         directory = plan.path_on(host.name, plan.exp_dir)
         yield ["vacant", directory]
         for file in unseen[host]:
             yield ["put", directory, *file]
-    # A stop that came before the plan has found nothing to stop.
+    # A stop that came before the plan found nothing to stop.
     yield run_command(plan, host, "stop" if taken_back.is_set() else "start")
 
 
 def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
-    """Raise a FlagScaleError if a job of this run directory still runs, on any of its hosts, or is queued.
+    """Raise a FlagScaleError if a job of this run directory is still running on any host, or is queued.
 
-    A host of several that cannot be asked and is no part of the `new` plan does not count: its supervisor
-    ends what runs there when it has lost the others.
+    If the job had several hosts, one that cannot be asked and is not part of the `new` plan does not count:
+    its supervisor ends its part of the run when it has lost the others.
 
     Args:
-        queued: returns what an earlier job waits for in a queue; "" if it does not wait in one.
+        queued: returns what an earlier job is waiting for in a queue; "" if it is not queued.
     """
     earlier = run_dir.read_plan()
     if earlier is None:
@@ -202,19 +202,19 @@ def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_
         if not unended:
             return
         found = unended[0]
-        told = f"a job still runs in {run_dir.path}"
+        told = f"a job is still running in {run_dir.path}"
         living = "" if found.processes is None else f" with {found.processes} processes"
         reason, hint = f"run {earlier.run_id}{living}", "stop it first, or use another experiment.exp_dir"
         if found.trouble:
-            told, reason = f"whether a job still runs in {run_dir.path} cannot be told", found.trouble
-            hint += f", or remove {run_dir.plan} if nothing of it runs any more"
+            told, reason = f"cannot tell whether a job is still running in {run_dir.path}", found.trouble
+            hint += f", or remove {run_dir.plan} if none of its processes are running"
         raise FlagScaleError(f"{told} ({found.host.name}: {reason}); {hint}")
 
 
 def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:
     """Return the state of every host, in rank order; cheaper without `count`, the number of processes.
 
-    They are not counted either where one host vouches for all.
+    Processes are not counted either if one host vouches for all.
     """
     if running := _all_running(plan):
         return running
@@ -232,7 +232,7 @@ def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:
 
 
 def _recorded_end(plan: LaunchPlan, host: Host) -> HostState | None:
-    """Return how a host's part has ended, where that can be read here; then it need not be asked."""
+    """Return how a host's part ended if that can be read here, so that the host need not be asked."""
     if not sees_our_files(plan, host):
         return None
     try:
@@ -243,10 +243,10 @@ def _recorded_end(plan: LaunchPlan, host: Host) -> HostState | None:
 
 
 def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
-    """Return the states that the hosts have recorded, where the first one vouches for all that they run.
+    """Return the states that the hosts have recorded, if the first host vouches that all of them are running.
 
-    Its supervisor hears of the others' every second and ends the job where it does not. So one host is asked,
-    however many there are; None where that does not tell: the hosts share no files, or not all run.
+    Its supervisor hears from the others every second and ends the job if it does not. So asking one host is
+    enough, however many there are. None if it is not: the hosts share no files, or not all are running.
     """
     if plan.channel is None or not all(sees_our_files(plan, host) for host in plan.hosts):
         return None
@@ -254,7 +254,7 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
     try:
         states = [read_state(files.state(host), plan.run_id) for host in plan.hosts]
     except FlagScaleError:
-        return None  # that host says so itself
+        return None  # that host reports the error itself
     if not all(state and state.phase == "running" for state in states):
         return None
     told = ask(plan, plan.hosts[0], run_command(plan, plan.hosts[0], "status"))
@@ -265,6 +265,6 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
 
 
 def stop(plan: LaunchPlan) -> dict[Host, Reply]:
-    """End the run on every host; the reply of each says what happened there."""
+    """End the run on every host; each reply says what happened there."""
     longest = max(node.stop_grace for node in plan.nodes)
     return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest)

@@ -1,4 +1,4 @@
-"""What the hosts say before a job is trusted to them: all of it for `check`, a part for a start."""
+"""Check the hosts before a job is started on them: `check` does all checks, a start only some."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIN_FREE = 5 * 2**30
 """Bytes below which a checkpoint of even a small model may not fit."""
 _MAX_SKEW = 2.0
 _LISTEN = 120.0
-"""Seconds that a host listens: until the slowest one has come to connect."""
+"""Seconds that a host listens, so that even the slowest one can connect."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class CheckResult:
     host: str
     text: str
     is_advice: bool = False
-    """A start goes on without it."""
+    """Whether a start continues if the check fails."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What all hosts said, and where they can meet (None for one host, or where the first did not say)."""
+    """The results of all hosts, and their rendezvous (None for one host, or if the first host failed)."""
 
     results: tuple[CheckResult, ...]
     rendezvous: Rendezvous | None
@@ -65,7 +65,7 @@ def preflight(
 def require_ready(
     experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]
 ) -> Rendezvous | None:
-    """Return where the hosts meet; a HostError tells of every host that cannot do its part."""
+    """Return where the hosts meet. Raises HostError with every host that is not ready."""
     survey = ask_hosts(experiment, job, plan, distributions)
     bad = [result for result in survey.results if not result.ok and not result.is_advice]
     if bad:
@@ -74,7 +74,7 @@ def require_ready(
 
 
 def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]) -> Survey:
-    """Ask all hosts at once for what a start needs to know."""
+    """Ask all hosts at once for the facts that a start needs."""
     first = plan.hosts[0]
     runner = experiment.runner
     several = len(plan.nodes) > 1
@@ -85,7 +85,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
     named = runner.master_port
     ports = [named or DEFAULT_PORT, DEFAULT_PORT + 1 if named != DEFAULT_PORT + 1 else DEFAULT_PORT + 2]
     if not several:
-        # On one host, only a port that the user named can be taken; and it is the first host's alone.
+        # On one host, only a port that the user configured can be in use, and only the first host uses it.
         named = named if first.rank == 0 else None
         address, ports = ("127.0.0.1", [named]) if named else ("", [])
 
@@ -122,19 +122,19 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
     rendezvous = None
     told = replies[first]
     if named and named in told.get("taken", ()):
-        text = f"port {named} is taken (experiment.runner.master_port); leave it out: a free one is found"
+        text = f"port {named} is in use (experiment.runner.master_port); remove the key to use a free port"
         results.append(CheckResult(False, first.name, text))
     elif several and "ports" in told:
         port, channel_port = told["ports"]
         rendezvous = Rendezvous(address, port, channel_port, addresses)
     if "no_address" in told:
-        text = f"{told['no_address']} (experiment.runner.master_addr names an address of this host)"
+        text = f"{told['no_address']}; set experiment.runner.master_addr to an address of this host"
         results.append(CheckResult(False, first.name, text))
     return Survey(tuple(results), rendezvous)
 
 
 def _listens(service: Service) -> Iterator[tuple[str, int]]:
-    """Yield (address, port) of everything that a service will listen on."""
+    """Yield every (address, port) that a service will listen on."""
     if service.url:
         place = urlsplit(service.url)
         yield place.hostname or "", place.port or 0
@@ -144,14 +144,14 @@ def _listens(service: Service) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def _mark(exp_dir: Path, hosts: int) -> Iterator[str]:
-    """A file, for a moment, that every host sees whose file system is this one; "" where it tells nothing."""
+    """Create a temporary file by which hosts show that they share this file system; yield its path, or ""."""
     existing = next(path for path in (exp_dir, *exp_dir.parents) if path.is_dir())
     path = existing / f".flagscale-{token_hex(8)}"
     try:
         if hosts > 1:
             path.touch()
     except OSError:
-        hosts = 1  # told as not writable, or by the start
+        hosts = 1  # reported as not writable, or by the start
     try:
         yield str(path) if hosts > 1 else ""
     finally:
@@ -166,7 +166,7 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
     yield CheckResult(
         reply["engine"] == job.engine_version,
         host.name,
-        f"{distributions[0]} {reply['engine'] or 'is not installed'} (wanted {job.engine_version})",
+        f"{distributions[0]} {reply['engine'] or 'is not installed'} (required: {job.engine_version})",
     )
     yield CheckResult(
         shared or reply["devices"] >= host.slots,
@@ -174,7 +174,7 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
         f"{reply['devices']} {host.platform} devices for {host.slots} {'slots' if job.services else 'ranks'}",
     )
     if reply["busy"]:
-        text = f"{reply['busy']} processes of somebody use its {host.platform} devices"
+        text = f"its {host.platform} devices are in use by {count(reply['busy'], 'other process')}"
         yield CheckResult(False, host.name, text, is_advice=True)
     if reply["writable"] and reply["disk_free"] < _MIN_FREE:
         yield CheckResult(False, host.name, f"only {room}", is_advice=True)
@@ -186,13 +186,13 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
     for what in reply["wrong_inputs"]:
         yield CheckResult(False, host.name, what)
     for port in reply["taken_ports"]:
-        yield CheckResult(False, host.name, f"port {port} is taken: another service listens on it")
+        yield CheckResult(False, host.name, f"port {port} is in use: another process listens on it")
 
 
 def _reachability(plan: LaunchPlan, rendezvous: Rendezvous) -> Iterator[CheckResult]:
-    """Every host connects to every other one, on the addresses that the ranks will use.
+    """Connect from every host to every other one, on the addresses that the ranks will use.
 
-    At the first one that is to the ports where all will meet, elsewhere to a port that is free.
+    On the first host this uses the ports at which all hosts will meet, elsewhere any free port.
     """
     addresses = {host: rendezvous.addresses[host.rank] for host in plan.hosts}
 
@@ -213,26 +213,26 @@ def _reachability(plan: LaunchPlan, rendezvous: Rendezvous) -> Iterator[CheckRes
         bad = [(to, port, why) for (to, _, port), why in zip(places, reasons, strict=True) if why]
         for to, port, why in bad:
             yield CheckResult(
-                False, host.name, f"does not reach {to.name} ({addresses[to]} port {port}): {why}"
+                False, host.name, f"cannot reach {to.name} ({addresses[to]} port {port}): {why}"
             )
         if not bad:
             yield CheckResult(True, host.name, f"reaches all {len({to for to, *_ in places})} hosts")
 
 
 def addresses_of(hosts: tuple[Host, ...]) -> dict[Host, str]:
-    """Return the address of every host, as the hosts see each other.
+    """Return the address of every host as seen by the other hosts.
 
-    Names are looked up here, where the user's SSH configuration knows them; a name that stays unknown is left
-    to the hosts. This host is told by its own address on the way to another one.
+    Names are resolved here, where the user's SSH configuration knows them; the hosts resolve names that stay
+    unknown. The address of this host is the one on its route to another host.
     """
     names = [host.name for host in hosts if not is_local(host.name)]
-    # At once: where the names have to be asked for, one that nobody answers takes seconds.
+    # All at once: a name that no server answers for takes seconds.
     remote = dict(zip(names, at_once(_address, names), strict=True))
     return {host: remote.get(host.name) or _own([*remote.values()]) for host in hosts}
 
 
 def _own(others: list[str]) -> str:
-    """Return this host's address on the way to the first one that there is a way to."""
+    """Return this host's address on the route to the first reachable one of the other hosts."""
     for other in others:
         with suppress(OSError):
             return own_address(other)
@@ -240,11 +240,11 @@ def _own(others: list[str]) -> str:
 
 
 def _address(name: str) -> str:
-    # Not above: paramiko takes 0.3 s, and a job of one host does without.
+    # Not at the top: importing paramiko takes 0.3 s, and a job on one host does not need it.
     from flagscale.remote.connection import Unreachable, lookup
 
     known = name
-    with suppress(Unreachable):  # told when the host is connected to
+    with suppress(Unreachable):  # reported when connecting to the host
         known = str(lookup(name).get("hostname", name))
     try:
         return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]

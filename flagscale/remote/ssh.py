@@ -1,7 +1,7 @@
-"""Remote hosts: one SSH connection each, one or more sessions of `python -m flagscale.node serve` on it.
+"""Remote hosts: one SSH connection per host, with one or more sessions of `python -m flagscale.node serve`.
 
-Nothing a user wrote becomes shell on the way: the command line holds only two quoted paths, all else travels
-as JSON on the session's standard input.
+Nothing that a user wrote becomes shell text: the command line holds only two quoted paths; everything else is
+sent as JSON on the session's standard input.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
 
 _NOISE = 100
-"""Lines that a user's shell may print before the session's first one."""
+"""Lines that a user's shell may print before the first line of the session."""
 _LAST_LINES = 20
 _HANDSHAKES = threading.BoundedSemaphore(64)
-"""So many at once: each has a time limit, and all share what one Python computes."""
+"""The number of simultaneous handshakes: each has a time limit, and all share one Python interpreter."""
 _LAST_WORDS = 2.0
-"""Seconds to wait for the rest of what a session that has ended printed."""
+"""Seconds to wait for the remaining output of a session that has ended."""
 
 
 class SshTransport:
-    """Performs verbs on a remote host. A lost connection is opened again by the next command."""
+    """Performs verbs on a remote host. The next command after a lost connection opens a new one."""
 
     def __init__(self, access: HostAccess) -> None:
         self._access = access
@@ -48,7 +48,7 @@ class SshTransport:
         return reply
 
     def _session(self) -> Session:
-        """Take a session that nobody uses, or open one more: a stop must not wait for a start."""
+        """Return an idle session, or open another one: a stop must not wait for a start."""
         with self._lock:
             while self._idle:
                 session = self._idle.pop()
@@ -59,7 +59,7 @@ class SshTransport:
             except Unreachable:
                 if self._client is None or _is_active(self._client):
                     raise
-            # Its sessions end a moment before a lost connection shows; what follows the loss comes that soon.
+            # Sessions end a moment before the loss of their connection is noticed, so open a new connection.
             return Session(self._connected(), self._access)
 
     def _connected(self) -> paramiko.SSHClient:
@@ -82,17 +82,17 @@ class Session:
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
             why = str(error) or "the connection was lost"
-            raise Unreachable(f"no session can be opened: {why}") from None
+            raise Unreachable(f"cannot open a session: {why}") from None
         self._greet()
 
     def is_open(self) -> bool:
         return not (self._stdout.channel.closed or self._stdout.channel.exit_status_ready())
 
     def ask(self, words: list[str], seconds: float) -> Reply:
-        """Return the answer to a command."""
+        """Return the reply to a command."""
         self._stdout.channel.settimeout(seconds)
         try:
-            # Of the file system's names, some are no UTF-8: JSON escapes those, too.
+            # Some file names are not valid UTF-8; JSON escapes those as well.
             self._stdin.write(json.dumps(words) + "\n")
             self._stdin.flush()
             reply: Reply = json.loads(self._line())
@@ -104,7 +104,7 @@ class Session:
         return reply
 
     def _greet(self) -> None:
-        """Wait for the first line; where it does not come, say what the shell or Python said instead."""
+        """Wait for the first line. Raises Unreachable, with the output of shell or Python, if none comes."""
         try:
             for _ in range(_NOISE):
                 with suppress(ValueError):
@@ -119,7 +119,7 @@ class Session:
             raise Unreachable(self._ended("FlagScale does not start there")) from None
         if told[HELLO] != __version__:
             self._stdout.channel.close()
-            raise Unreachable(f"FlagScale {told[HELLO]} is there, {__version__} is here")
+            raise Unreachable(f"FlagScale {told[HELLO]} is installed there, but {__version__} here")
 
     def _line(self) -> str:
         line = self._stdout.readline()
@@ -128,7 +128,7 @@ class Session:
         return str(line)
 
     def _ended(self, what: str) -> str:
-        """Say what its shell or Python printed last."""
+        """Return `what`, followed by the last output of its shell or Python."""
         printed = ""
         self._stdout.channel.settimeout(_LAST_WORDS)
         with suppress(OSError):

@@ -1,6 +1,6 @@
 """The user's SSH files as `ssh` reads them: the configuration with its `Include`s, and known hosts.
 
-A file is read once, however many hosts are asked for: paramiko's own readers take it anew for each.
+Each file is read once for all hosts: paramiko's own readers would read it again for each host.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from paramiko.hostkeys import HostKeyEntry, HostKeys, InvalidHostKey
 
 _CONFIGS = (Path("~/.ssh/config"), Path("/etc/ssh/ssh_config"))
 _DEEPEST = 16
-"""Files that include files, as with OpenSSH."""
+"""The maximum depth of files that include files, as in OpenSSH."""
 _EVERY = "Host *"
 _READING = Lock()
 
 Stamp = tuple[Path, int, int]
-"""A file as it was at some time: its path, when it was changed, and its size."""
+"""A version of a file: its path, modification time and size."""
 
 
 def settings_of(host: str) -> dict[str, Any]:
-    """Return what the user's and the system's configuration say of a host; keys in lower case.
+    """Return the settings of a host in the user's and the system's configuration; keys in lower case.
 
     Raises:
-        ConfigError: one of them cannot be read.
+        ConfigError: one of the files cannot be read.
     """
     stamps = tuple(_stamp(path.expanduser()) for path in _CONFIGS if path.expanduser().is_file())
     with _READING:
@@ -43,7 +43,7 @@ def settings_of(host: str) -> dict[str, Any]:
 
 
 def known_keys(paths: list[Path], name: str) -> Iterator[paramiko.PKey]:
-    """Yield the keys that these files know for a host, or for `[host]:port`."""
+    """Yield the keys that these files contain for a host or for `[host]:port`."""
     for path in paths:
         if path.is_file():
             with _READING:
@@ -68,21 +68,21 @@ def _config(stamps: tuple[Stamp, ...]) -> paramiko.SSHConfig:
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be read, and why."""
+    """A configuration cannot be read; the message says why."""
 
 
 def _lines(path: Path, folder: Path, block: str = _EVERY, depth: int = 0) -> Iterator[str]:
-    """Yield the lines of a file, with those of the files that it includes in their place.
+    """Yield the lines of a file, with included files in the place of `Include` lines.
 
-    What comes after them belongs to the block in which the `Include` stands, as before it. Blocks of a file
-    that is included for some hosts only would be for all hosts here: they are left out.
+    Lines after an `Include` belong to the same block as the lines before it. If a file is included for some
+    hosts only, its blocks would apply to all hosts here, so they are left out.
     """
     is_for_all = block == _EVERY
     for line in path.read_text(encoding="utf-8").splitlines():
         word, rest = [*re.split(r"[\s=]+", line.strip(), maxsplit=1), ""][:2]
         if word.lower() == "include" and depth < _DEEPEST:
             for pattern in shlex.split(rest, comments=True):
-                # Not pathlib's, which finds hidden files, too: those of an editor, say.
+                # Not pathlib's `glob`, which also finds hidden files, such as those of an editor.
                 for found in sorted(glob(str(folder / Path(pattern).expanduser()))):
                     if Path(found).is_file():
                         yield from _lines(Path(found), folder, block, depth + 1)
@@ -97,16 +97,16 @@ def _lines(path: Path, folder: Path, block: str = _EVERY, depth: int = 0) -> Ite
 
 
 def _block(word: str, rest: str) -> str:
-    """Return the line that begins a block, as paramiko takes it."""
+    """Return the line that begins a block in a form that paramiko accepts."""
     words = shlex.split(rest, comments=True)
-    if word == "match" and "final" in words:  # paramiko: `all` goes with nothing else
+    if word == "match" and "final" in words:  # paramiko: `all` cannot be combined with anything else
         words = [one for one in words if one != "all"]
     return _EVERY if (word, words) == ("host", ["*"]) else f"{word} {shlex.join(words)}"
 
 
 @dataclass
 class _Known:
-    """The keys of a file of known hosts: by plain name, and those of patterns and hashed names."""
+    """The keys in a file of known hosts: by plain name, and those with patterns or hashed names."""
 
     plain: dict[str, list[paramiko.PKey]] = field(default_factory=lambda: defaultdict(list))
     others: list[tuple[list[str], paramiko.PKey]] = field(default_factory=list)
@@ -128,7 +128,7 @@ def _keys_in(stamp: Stamp) -> _Known:
         try:
             entry = HostKeyEntry.from_line(line, number)
         except (InvalidHostKey, paramiko.SSHException, ValueError):
-            continue  # as `ssh` does: a bad line is none
+            continue  # like `ssh`, ignore bad lines
         if entry is None or entry.key is None or not entry.hostnames:
             continue
         if any(set(name) & set("*?!|") for name in entry.hostnames):

@@ -1,4 +1,4 @@
-"""How the launcher reaches hosts: one open way to each, kept for as long as the command lives."""
+"""Reach hosts: one open transport per host, kept for as long as the command runs."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from flagscale.run.state import Reply
 
 @dataclass(frozen=True)
 class HostAccess:
-    """What must be known of a host to perform a verb there."""
+    """The data needed to perform a verb on a host."""
 
     host: str
     python: str
-    """The interpreter, on that host."""
+    """The interpreter on that host."""
     source_root: str
     """The clone of FlagScale on that host; empty if its interpreter has it installed."""
     transport: str = "ssh"
-    """The registered name of the way to a host that is not this one."""
+    """The registered name of the transport, if the host is not this one."""
     ssh_port: int | None = None
-    """None: what `~/.ssh/config` says, else 22."""
+    """None: the port in `~/.ssh/config`, else 22."""
     connect_timeout: float = 10.0
 
 
 class Transport(Protocol):
-    """Performs verbs (see `flagscale.node.commands`) on one host; made from a `HostAccess`.
+    """Performs verbs (see `flagscale.node.commands`) on one host; created from a `HostAccess`.
 
-    A third party adds one by the entry-point group `flagscale.transports`.
+    A third party adds one through the entry-point group `flagscale.transports`.
     """
 
     def call(self, words: list[str], seconds: float) -> Reply:
-        """Return the command's reply; a host that cannot be reached, or does not answer within `seconds`, is
-        a reply with `ok` False and the reason.
+        """Return the command's reply; if the host cannot be reached, or does not answer within `seconds`,
+        return a reply with `ok` False and the reason as `message`.
 
         Called by several threads at once.
         """
@@ -44,7 +44,7 @@ class Transport(Protocol):
 
 
 class LocalTransport:
-    """This host: the command runs in this process, through the same code that a remote host would run."""
+    """This host: the command runs in this process, with the same code as on a remote host."""
 
     def __init__(self, access: HostAccess) -> None:
         pass
@@ -55,7 +55,7 @@ class LocalTransport:
 
 @cache
 def transport(access: HostAccess) -> Transport:
-    """Return the way to a host, the same one again for the same host."""
+    """Return the transport to a host; always the same one for the same host."""
     made: Transport = registry.load("transports", "local" if is_local(access.host) else access.transport)(
         access
     )

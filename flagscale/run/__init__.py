@@ -1,1 +1,1 @@
-"""The files of a run: who owns each path, state file, log and environment variable."""
+"""The files of a run: the owners of every path, state file, log and environment variable."""

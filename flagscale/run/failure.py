@@ -1,4 +1,4 @@
-"""Why a host's share of a run ended: the first rank that failed, as reported; else how its agent ended."""
+"""Why a host's share of a run ended: the first rank that failed, if reported; else how its agent ended."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class Failure:
     pid: int | None = None
     exitcode: int | None = None
     signal: str | None = None
-    """The name of the signal that ended the process; None if it ended by itself."""
+    """The name of the signal that killed the process; None if no signal did."""
     traceback: str = ""
-    """Of the rank; if no rank is known, the last lines that the agent printed."""
+    """The traceback of the rank; if no rank is known, the last lines that the agent printed."""
     log: str = ""
-    """The file, on that host, with what the rank itself printed."""
+    """The file on that host that holds the output of the rank."""
     time: float = 0.0
     is_victim: bool = False
-    """Whether something that happened elsewhere is the cause."""
+    """Whether the cause lies on another host."""
 
 
 def write_failure(path: Path, failure: Failure) -> None:
-    """Write a host's failure file, in which an agent reports to the supervisor what failed first."""
+    """Write a host's failure file, in which an agent reports the first failure to the supervisor."""
     write_atomic(path, json.dumps(asdict(failure), indent=1) + "\n")
 
 
 def signal_name(exit_code: int) -> str | None:
-    """Return the name of the signal that ended a process, None for one that ended by itself."""
+    """Return the name of the signal that killed a process; None if no signal did."""
     if exit_code >= 0:
         return None
     try:
@@ -61,17 +61,17 @@ def how_it_ended(exit_code: int) -> str:
 def first_failure(
     plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
 ) -> Failure:
-    """Return the cause to show: the rank that the failure file names, else how the agent ended.
+    """Return the cause to show: the rank named in the failure file, else how the agent ended.
 
     Args:
-        exit_code: the agent's, negative for a signal.
-        out_of_memory: whether the kernel killed processes of this host meanwhile.
+        exit_code: of the agent; negative for a signal.
+        out_of_memory: whether the kernel killed processes of this host during the attempt.
     """
     told = _told(Path(node.failure_file))
     if told is not None:
         if out_of_memory and told.signal == "SIGKILL":
             told = replace(
-                told, message=f"{told.message}: this host ran out of memory and its kernel killed it"
+                told, message=f"{told.message}: the kernel killed it because this host ran out of memory"
             )
         return told if told.local_rank is None else _with_log(told, node)
     name = signal_name(exit_code)
@@ -80,14 +80,14 @@ def first_failure(
         message=f"the agent {how_it_ended(exit_code)}",
         exitcode=exit_code,
         signal=name,
-        # A signal says it all; an exit code without a rank to blame is explained only by what was printed.
+        # A signal needs no explanation; an exit code without a failed rank is explained only by the output.
         traceback="" if name else last_lines(output, plan.run_id, _LAST_LINES),
         time=time.time(),
     )
 
 
 def _told(file: Path) -> Failure | None:
-    """Return what the agent wrote when a rank or a service failed; None if it wrote nothing."""
+    """Return the failure that the agent reported for a rank or a service; None if it reported none."""
     known = {field.name for field in fields(Failure)}
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
@@ -104,16 +104,16 @@ def _with_log(failure: Failure, node: NodeCommand) -> Failure:
 _MARK = re.compile(
     r"^(\(\w[\w ]* pid=\d+\) )?(?:(?:ERROR|WARNING|INFO|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
 )
-"""What vLLM puts in front of the lines of its processes, which print at the same time."""
+"""The prefix of the lines of vLLM's processes, which print at the same time."""
 _DETAILS = " [type="
-"""Where pydantic begins to quote the values that it has looked at."""
+"""The text after which pydantic quotes the values that it checked."""
 _TRACEBACK = "Traceback (most recent call last):"
 _FOLLOWING = 3
-"""Lines behind the one that names the exception, which belong to its message where they are indented."""
+"""Lines after the one that names the exception; they belong to its message if they are indented."""
 
 
 def first_exception(text: str) -> tuple[str, str] | None:
-    """Return (what it says, its traceback), None where no exception was printed whole."""
+    """Return (message, traceback) of the first exception; None if no exception was printed completely."""
     lines = [(found, line) for line in text.splitlines() if (found := _MARK.match(line))]  # matches always
     marked = [(found[1] or "", line[found.end() :]) for found, line in lines]
     for begin, (process, line) in enumerate(marked):
@@ -123,7 +123,7 @@ def first_exception(text: str) -> tuple[str, str] | None:
 
 
 def _cut(lines: list[str]) -> tuple[str, str] | None:
-    """Cut the traceback that ends with the first line that is not indented, and the rest of its message."""
+    """Return the traceback up to the first line that is not indented, and the rest of its message."""
     for end, line in enumerate(lines):
         if line and not line.startswith((" ", "|", "+")):
             more = []

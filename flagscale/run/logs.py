@@ -1,7 +1,7 @@
 """The logs of a run on a host: everything its processes print, and the streams of each rank.
 
-A host's log holds one run after another, each behind a header line. Logs grow to gigabytes, so nothing here
-reads more of one than it has to. torchrun keeps the streams of ranks in
+A host's log holds one run after another, each after a header line. Logs grow to gigabytes, so nothing here
+reads more of a log than necessary. torchrun keeps the streams of ranks in
 `<log dir>/<rendezvous id>_<random>/attempt_<n>/<local rank>/`.
 """
 
@@ -40,12 +40,12 @@ def rank_logs(node: NodeCommand) -> dict[int, tuple[Path, ...]]:
 
 
 def has_error(node: NodeCommand) -> bool:
-    """Whether a rank of this host's newest attempt has written down an exception, for torchrun to tell."""
+    """Return whether a rank of this host's newest attempt has recorded an exception for torchrun."""
     return any((streams[0].parent / "error.json").exists() for streams in rank_logs(node).values())
 
 
 def _escaped(name: str) -> str:
-    """Return a glob pattern that matches a name as it is written."""
+    """Return a glob pattern that matches a name literally."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)
 
 
@@ -57,7 +57,7 @@ _CHUNK = 1 << 16
 
 
 def write_header(file: BinaryIO, run_id: str, host: str, when: str) -> None:
-    """Begin a run in a log opened for appending; the last run may have ended within a line."""
+    """Write a run's header line to a log opened for appending; the last run may have ended within a line."""
     size = file.seek(0, os.SEEK_END)
     separator = b""
     if size:
@@ -69,13 +69,13 @@ def write_header(file: BinaryIO, run_id: str, host: str, when: str) -> None:
 
 
 def find_run(path: Path, run_id: str) -> int | None:
-    """Return where a run's header line begins, None where the log has none."""
+    """Return the position of a run's header line; None if the log has none."""
     mark = f"=== run {run_id} ".encode()
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             while end > 0:
-                # Each chunk overlaps the one after it, so that a header across their boundary is seen.
+                # Each chunk overlaps the one after it, so that a header across their boundary is found.
                 start = max(0, end - _CHUNK)
                 file.seek(start)
                 found = file.read(end - start + len(mark) - 1).rfind(mark)
@@ -88,7 +88,7 @@ def find_run(path: Path, run_id: str) -> int | None:
 
 
 def last_lines(path: Path, run_id: str, lines: int) -> str:
-    """Return the last lines that a run printed, "" where there are none."""
+    """Return the last lines that a run printed; "" if there are none."""
     begin = find_run(path, run_id)
     if begin is None:
         return ""
@@ -97,12 +97,13 @@ def last_lines(path: Path, run_id: str, lines: int) -> str:
         file.seek(max(begin, end - _CHUNK))
         text = file.read().decode(errors="replace")
     kept = text.splitlines(keepends=True)
-    # The first one is the header, or a line cut by the chunk.
+    # The first line is the header, or was cut by the chunk.
     return "".join(kept[1:][-lines:])
 
 
 def path_of(plan: LaunchPlan, node: NodeCommand, name: str) -> Path:
-    """Return one of a run's files: `output`, the host's log, `metrics`, or `services`, how those are."""
+    """Return the path of one of a run's files: `output` (the host's log), `metrics`, or `services` (their
+    states)."""
     if name == "services":
         return RunDir(Path(plan.exp_dir)).services(node.host)
     if name == "metrics":
@@ -111,7 +112,7 @@ def path_of(plan: LaunchPlan, node: NodeCommand, name: str) -> Path:
 
 
 def read_piece(path: Path, position: int, size: int) -> tuple[bytes, int]:
-    """Return up to `size` bytes from `position` on (negative: from the end), and the size of the file."""
+    """Return up to `size` bytes from `position` (negative: from the end), and the size of the file."""
     try:
         with path.open("rb") as file:
             total = file.seek(0, 2)

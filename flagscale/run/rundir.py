@@ -1,4 +1,4 @@
-"""The run directory: the one owner of every path below `experiment.exp_dir`."""
+"""The run directory: the only owner of every path below `experiment.exp_dir`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flagscale.values import Host, LaunchPlan, PlanVersionError
 
 @dataclass(frozen=True)
 class RunDir:
-    """Names every file of a run; creating one touches nothing."""
+    """Names every file of a run; creating a `RunDir` does not touch the disk."""
 
     path: Path
 
@@ -41,11 +41,11 @@ class RunDir:
 
     @property
     def results(self) -> Path:
-        """What batch inference generates, unless the configuration names another file."""
+        """The output of batch inference, unless the configuration names another file."""
         return self.path / "results.jsonl"
 
     def share_of(self, rank: int) -> RunDir:
-        """Return the run directory of one host's own share, for hosts that each start it by themselves."""
+        """Return the run directory of one host's share, for hosts that each start their own share."""
         return RunDir(self.path / "cloud" / f"host_{rank}")
 
     @property
@@ -53,11 +53,11 @@ class RunDir:
         return self.path / "logs"
 
     def details(self, host: Host) -> Path:
-        """torchrun's folder for the streams of each rank."""
+        """The folder in which torchrun writes the streams of each rank."""
         return self.logs / "details" / host.label
 
     def services(self, host: Host) -> Path:
-        """How the services of a host are, where it runs services rather than ranks."""
+        """The states of a host's services, if it runs services rather than ranks."""
         return self.details(host) / "services.json"
 
     def service_log(self, host: Host, name: str) -> Path:
@@ -65,7 +65,7 @@ class RunDir:
         return self.details(host) / f"{name}.log"
 
     def service_progress(self, host: Host, name: str) -> Path:
-        """How far a service says it is."""
+        """The progress that a service reports."""
         return self.details(host) / f"{name}.progress.json"
 
     def run_script(self, host: Host) -> Path:
@@ -75,34 +75,34 @@ class RunDir:
         return self.logs / "scripts" / f"{host.label}_stop.sh"
 
     def output(self, host: Host) -> Path:
-        """Everything that the processes of a host print; runs are appended, each behind a header line."""
+        """Everything that the processes of a host print; runs are appended, each after a header line."""
         return self.logs / f"{host.label}.output"
 
     def state(self, host: Host) -> Path:
         return self.logs / "pids" / f"{host.label}.json"
 
     def states(self) -> list[Path]:
-        """The states of all hosts that have one here."""
+        """The state files that exist here, one per host."""
         found = (self.logs / "pids").glob("host_*.json")
         return sorted(path for path in found if not path.name.endswith((".failure.json", ".secrets.json")))
 
     def failure(self, host: Host) -> Path:
-        """What the agent of the ranks tells of the rank that failed first."""
+        """The agent's report on the rank that failed first."""
         return self.logs / "pids" / f"{host.label}.failure.json"
 
     def heartbeat(self, host: Host) -> Path:
-        """Touched by a rank of the host whenever it goes on."""
+        """Touched by a rank of the host whenever it makes progress."""
         return self.logs / "pids" / f"{host.label}.heartbeat"
 
     def secrets(self, host: Host) -> Path:
-        """Secret environment on its way to the supervisor, which deletes it when read."""
+        """Secret environment variables for the supervisor, which deletes the file after reading it."""
         return self.logs / "pids" / f"{host.label}.secrets.json"
 
     def read_plan(self) -> LaunchPlan | None:
-        """Return the plan of the newest start, None where nothing was started.
+        """Return the plan of the newest start; None if nothing was started.
 
         Raises:
-            FlagScaleError: there is a plan, but it cannot be read, or another version of FlagScale wrote it.
+            FlagScaleError: the plan cannot be read, or was written by another version of FlagScale.
         """
         try:
             return LaunchPlan.from_json(self.plan.read_text(encoding="utf-8", errors="surrogateescape"))
@@ -110,14 +110,14 @@ class RunDir:
             return None
         except PlanVersionError as error:
             raise FlagScaleError(
-                f"{self.plan}: the run was started by another version of FlagScale ({error}): use that "
-                "version to query or stop it, or remove the file if nothing of it runs any more"
+                f"{self.plan}: the run was started by another version of FlagScale ({error}); use that "
+                "version to query or stop it, or remove the file if none of its processes are running"
             ) from None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise FlagScaleError(
-                f"{self.plan} cannot be read ({reason}), so nothing is known of the job that it started; "
-                "remove the file if none runs any more"
+                f"{self.plan} cannot be read ({reason}), so the state of its job is unknown; "
+                "remove the file if the job is not running"
             ) from None
 
     @contextmanager
@@ -127,7 +127,7 @@ class RunDir:
         Raises:
             FlagScaleError: another launcher holds it, or the directory cannot be written.
         """
-        busy = FlagScaleError(f"another command is starting a job in {self.path}; wait for it")
+        busy = FlagScaleError(f"another command is starting a job in {self.path}; wait until it has finished")
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.path / ".lock", busy=busy))
@@ -136,9 +136,9 @@ class RunDir:
             yield
 
     def on_host(self, host: Host, *, busy: Exception | None = None) -> AbstractContextManager[None]:
-        """Hold a host's part of the run, on that host: one command at a time starts or stops processes.
+        """Lock a host's part of the run, on that host: one command at a time starts or stops processes.
 
-        `busy` is raised if another command holds it; default: wait for that command.
+        `busy` is raised if another command holds the lock; default: wait for that command.
         """
         return locked(self.logs / "pids" / f"{host.label}.lock", busy=busy)
 
@@ -151,7 +151,7 @@ class RunDir:
     ) -> None:
         """Record one start: resolved configuration, scripts, the plan that names them, and last the secrets.
 
-        `secrets` are those of the hosts that read them here.
+        `secrets` are given for the hosts that read them here.
 
         Raises:
             FlagScaleError: the directory cannot be written.
@@ -161,11 +161,11 @@ class RunDir:
             for path, text in scripts.items():
                 write_atomic(path, text, mode=0o755)
             write_atomic(self.plan, plan.to_json())
-            # Without a plan no stop would find them, should this command be killed now.
+            # Without a plan, `stop` would not find the secrets if this command were killed now.
             for host, hidden in secrets.items():
                 write_atomic(self.secrets(host), json.dumps(dict(hidden)), mode=0o600)
         except OSError as error:
             raise self.unwritable(error) from None
 
     def unwritable(self, error: OSError) -> FlagScaleError:
-        return FlagScaleError(f"cannot write the run directory {self.path}: {error.strerror}")
+        return FlagScaleError(f"cannot write to the run directory {self.path}: {error.strerror}")

@@ -1,6 +1,6 @@
 """The state of a run on one host: a small JSON file that is written atomically, by one process at a time.
 
-The host's `start` command writes the first state, its supervisor all others; where the supervisor was killed,
+The host's `start` command writes the first state, its supervisor all others; if the supervisor was killed,
 its guard or `stop` writes the last one.
 """
 
@@ -19,13 +19,13 @@ from flagscale.run.failure import Failure
 
 Phase = Literal["starting", "running", "stopping", "finished", "failed", "stopped"]
 Reply = dict[str, Any]
-"""What a node command answers: plain JSON values."""
+"""The reply of a node command: plain JSON values."""
 ENDED: tuple[Phase, ...] = ("finished", "failed", "stopped")
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process that neither a recycled pid nor a restart of the host can be mistaken for."""
+    """Identifies a process, even if its pid is reused or the host is rebooted."""
 
     pid: int
     birth: str
@@ -41,7 +41,7 @@ class ProcessId:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One of the times that a run was started on its hosts, after it has failed."""
+    """A failed attempt of a run."""
 
     number: int
     started: float
@@ -51,7 +51,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class HostState:
-    """What is known of a run on a host. Times are seconds since the epoch on that host."""
+    """The state of a run on a host. Times are in seconds since the epoch, by that host's clock."""
 
     run_id: str
     phase: Phase
@@ -63,11 +63,11 @@ class HostState:
     exit_code: int | None = None
     failure: Failure | None = None
     members: tuple[int, ...] = ()
-    """The ranks of the hosts that take part in the present attempt; empty: all."""
+    """The ranks of the hosts that take part in the current attempt; empty: all."""
     is_tidied: bool = False
-    """Whether a stop has run `after_stop` since."""
+    """Whether a stop has run `after_stop` since the end."""
     attempts: tuple[Attempt, ...] = ()
-    """The failed attempts before the present one."""
+    """The failed attempts before the current one."""
 
     def write(self, path: Path) -> None:
         write_atomic(path, json.dumps(asdict(self), indent=1) + "\n")
@@ -77,7 +77,7 @@ class HostState:
 
 
 def from_dict(raw: dict[str, Any]) -> HostState:
-    """Build a state from its JSON form; ValueError where it is none."""
+    """Build a state from its JSON form. Raises ValueError if it is not one."""
     try:
         names = ("supervisor", "guard", "engine")
         processes = {name: ProcessId(**raw[name]) if raw.get(name) else None for name in names}
@@ -93,10 +93,10 @@ def from_dict(raw: dict[str, Any]) -> HostState:
 
 
 def read_state(path: Path, run_id: str | None = None) -> HostState | None:
-    """Return the state of this very run (default: of any); None where there is none yet.
+    """Return the state of exactly this run (default: of any run); None if there is none yet.
 
     Raises:
-        FlagScaleError: there is one, but it cannot be read.
+        FlagScaleError: the state exists but cannot be read.
     """
     try:
         state = from_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -108,13 +108,13 @@ def read_state(path: Path, run_id: str | None = None) -> HostState | None:
 
 
 ServicePhase = Literal["starting", "ready", "unhealthy", "running", "finished", "failed", "stopped"]
-"""`ready` and `unhealthy` are a server's, `finished` is that of a service that has an end."""
+"""Only servers are `ready` or `unhealthy`; only services that run to an end are `finished`."""
 OVER: tuple[ServicePhase, ...] = ("finished", "failed", "stopped")
 
 
 @dataclass(frozen=True)
 class ServiceState:
-    """One service as its launcher sees it. Times are seconds since the epoch on that host."""
+    """One service as its agent sees it. Times are in seconds since the epoch, by that host's clock."""
 
     name: str
     phase: ServicePhase
@@ -122,17 +122,17 @@ class ServiceState:
     model: str = ""
     pid: int = 0
     since: float = 0.0
-    """When the phase began."""
+    """When the phase started."""
     requests_running: int | None = None
     requests_waiting: int | None = None
     tokens_per_s: float | None = None
-    """Generated, at the last look."""
+    """Generated, at the last check."""
     prompt_tokens_per_s: float | None = None
     done: int | None = None
     total: int | None = None
-    """How much of what a service with an end has to do."""
+    """The amount of work of a service that runs to an end; `done` is the part that is finished."""
     last_line: str = ""
-    """What it printed last, while it starts."""
+    """The last line that it printed while starting."""
 
 
 def to_json(run_id: str, states: Iterable[ServiceState]) -> str:
@@ -140,7 +140,7 @@ def to_json(run_id: str, states: Iterable[ServiceState]) -> str:
 
 
 def from_json(text: bytes, run_id: str) -> tuple[ServiceState, ...]:
-    """Return the states that this very run wrote; none where the text is another run's, or none yet."""
+    """Return the states that exactly this run wrote; empty if another run wrote the text, or none did."""
     try:
         raw = json.loads(text)
         return tuple(ServiceState(**state) for state in raw["services"]) if raw["run_id"] == run_id else ()

@@ -1,1 +1,1 @@
-"""Who gives the hosts of a job, starts it, reports on it and ends it: ssh, cloud."""
+"""Runners, which provide the hosts of a job and start, report and end it: ssh, cloud."""

@@ -1,4 +1,4 @@
-"""What a runner is: it gives the hosts of a job, starts or submits it, reports on it and ends it."""
+"""The contract of a runner: it provides the hosts of a job, starts or submits it, reports on it, ends it."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ QueuePhase = Literal["queued", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a runner knows of a run."""
+    """What a runner reports about a run."""
 
     plan: LaunchPlan
-    """As it is known now: a queue may choose the hosts when the job's turn comes."""
+    """The plan as known now: a queue may choose the hosts when the job's turn comes."""
     hosts: Sequence[HostStatus]
     phase: QueuePhase | None = None
-    """The state of the job in the runner's queue; None: the states of its hosts say it."""
+    """The phase of the job in the runner's queue; None: the phase follows from the states of its hosts."""
     reason: str = ""
-    """Why it is in this phase: what it waits for, who cancelled it, why it could not start."""
+    """Why it is in this phase: what it is waiting for, who cancelled it, or why it could not start."""
 
 
 def check_hosts(prepared: Prepared) -> list[CheckResult]:
-    """Ask every host of the plan for everything that a job needs there."""
+    """Check everything that the job needs on every host of the plan."""
     return preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
 
 
 def require_hosts(prepared: Prepared) -> LaunchPlan:
-    """Return the plan with the addresses that its hosts report; HostError if one cannot do its part."""
+    """Return the plan with the addresses that its hosts report. Raises HostError if a host is not ready."""
     if any(service.url for services in prepared.job.services.values() for service in services):
-        # Otherwise an earlier job's servers would be reported as strangers that hold the ports.
+        # Otherwise the servers of an earlier job would be reported as unknown processes that use the ports.
         launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
     rendezvous = require_ready(
         prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions
@@ -53,7 +53,7 @@ def require_hosts(prepared: Prepared) -> LaunchPlan:
 
 
 def start_now(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
-    """Start the plan on all its hosts; all run it, or none does."""
+    """Start the plan on all of its hosts, or on none of them."""
     launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done, queued)
     return ""
 
@@ -69,8 +69,8 @@ def stop_hosts(plan: LaunchPlan) -> Mapping[Host, Reply]:
 
 
 class Logs(Protocol):
-    """Reads the files of a run, wherever its hosts keep them; both raise FlagScaleError if a host cannot be
-    asked. `flagscale.remote.hosts` is one.
+    """Reads the files of a run, wherever its hosts keep them; both methods raise FlagScaleError if a host
+    cannot be asked. `flagscale.remote.hosts` implements it.
     """
 
     def read(
@@ -80,7 +80,7 @@ class Logs(Protocol):
         ...
 
     def begin_of_run(self, plan: LaunchPlan, node: NodeCommand) -> int | None:
-        """Return where this run begins in a host's `output`; None if it has not begun."""
+        """Return the position at which this run begins in a host's `output`; None if it has not begun."""
         ...
 
 
@@ -88,41 +88,42 @@ class Logs(Protocol):
 class JobRunner:
     """A way to run jobs (entry points: `flagscale.runners`), named by `experiment.runner.type`.
 
-    `rules` decide and touch nothing; the other fields act. By default they work on the hosts of the plan,
-    from here and at once. A batch system replaces `start` (submit: see `recorded`), `report` and `stop`.
+    `rules` make decisions without side effects; the other fields act. By default they act on the hosts of the
+    plan, from here and immediately. A batch system replaces `start` (submit: see `recorded`), `report` and
+    `stop`.
     """
 
     rules: RunnerRules
     check: Callable[[Prepared], list[CheckResult]] = check_hosts
     """Return the result of every check that `action=check` performs."""
     require: Callable[[Prepared], LaunchPlan] = require_hosts
-    """Return the plan to start, after the checks that a start cannot do without. Raises HostError."""
+    """Return the plan to start, after the checks that every start requires. Raises HostError if one fails."""
     start: Callable[[Prepared, LaunchPlan, OnProgress | None], str] = start_now
-    """Start or submit the plan; return a line for the user, or "". Raises FlagScaleError if it cannot."""
+    """Start or submit the plan; return a line for the user, or "". Raises FlagScaleError if that fails."""
     report: Callable[[LaunchPlan, bool], RunReport] = ask_hosts
     """Return the state of a run, with the number of living processes if asked to count. It never waits."""
     stop: Callable[[LaunchPlan], Mapping[Host, Reply]] = stop_hosts
-    """End or cancel a run, whatever its state; the reply per host says whether that was done. It is safe to
-    repeat."""
+    """End or cancel a run, whatever its state; return a reply per host that says whether this succeeded. Safe
+    to repeat."""
     logs: Logs = hosts
 
 
 def runner_of(plan: LaunchPlan) -> JobRunner:
-    """Return the runner that has started a plan. Raises UserError if it is no longer installed."""
+    """Return the runner that started a plan. Raises UserError if it is no longer installed."""
     runner: JobRunner = registry.load("runners", plan.runner, str(RunDir(Path(plan.exp_dir)).plan))
     return runner
 
 
 def all_scripts(plan: LaunchPlan) -> dict[Path, str]:
-    """Return every script of a plan by path: those of its hosts, and those of its runner."""
+    """Return every script of a plan by path: those of its hosts and those of its runner."""
     return {**scripts(plan), **runner_of(plan).rules.scripts(plan)}
 
 
 def queued(plan: LaunchPlan) -> str:
-    """Return what a job waits for in its runner's queue; "" if it does not wait in one."""
+    """Return what a job is waiting for in its runner's queue; "" if it is not queued."""
     runner = runner_of(plan)
     if runner.report is ask_hosts:
-        return ""  # it has no queue, and its hosts need not be asked for that
+        return ""  # this runner has no queue, so there is no need to ask the hosts
     report = runner.report(plan, False)
     return (report.reason or "its turn") if report.phase == "queued" else ""
 
@@ -132,7 +133,7 @@ def recorded(prepared: Prepared, plan: LaunchPlan) -> Iterator[None]:
     """Hold the run directory, with the plan and all its scripts recorded, while a job is being submitted.
 
     Raises:
-        FlagScaleError: a job still runs or waits there, or another command is starting one.
+        FlagScaleError: a job is still running or queued there, or another command is starting one.
     """
     hidden = secrets(prepared.job, prepared.experiment)
     with launcher.recorded(plan, all_scripts(plan), prepared.config, hidden, queued):

@@ -1,4 +1,4 @@
-"""`runner.type: cloud`: a platform starts this command on every host; it, or keys, say which host this is."""
+"""`runner.type: cloud`: a platform starts this command on every host and, unless keys do, sets its rank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {
     "master_addr": ("PET_MASTER_ADDR", "MASTER_ADDR"),
     "master_port": ("PET_MASTER_PORT", "MASTER_PORT"),
 }
-"""What platforms set, best first. Outside of a rank, `WORLD_SIZE` and `RANK` count hosts."""
+"""Variables that platforms set, in order of preference. Outside ranks, WORLD_SIZE and RANK count hosts."""
 
 _REFUSED = {
     "hostfile": "the platform starts the hosts",
@@ -36,7 +36,7 @@ def on_this_host(runner: Runner, environ: Mapping[str, str], where: Where) -> Ru
     """Return the keys, completed from the platform's environment; given keys come first.
 
     Raises:
-        UserError: something is missing, or is not a number.
+        UserError: a value is missing or is not a number.
     """
     problems: list[Problem] = []
     found: dict[str, int | str] = {}
@@ -51,16 +51,16 @@ def on_this_host(runner: Runner, environ: Mapping[str, str], where: Where) -> Ru
         elif value.isdigit():
             found[key] = int(value)
         elif value:
-            problems.append(Problem(f"a number is needed, not `{value}`", sources[key]))
+            problems.append(Problem(f"expected a number, not `{value}`", sources[key]))
     hosts = found.get("nnodes", 1)
     for key in ("node_rank", "master_addr"):
         if hosts != 1 and found.get(key, "") == "" and sources[key] not in {one.where for one in problems}:
-            what = f"`{key}` is needed with type: cloud and {hosts} hosts"
-            hint = f"give the key, or one of the variables {', '.join(_NAMES[key])}"
+            what = f"`{key}` is required with type: cloud and {hosts} hosts"
+            hint = f"set the key or one of the environment variables {', '.join(_NAMES[key])}"
             problems.append(Problem(what, sources[key], hint))
     rank = found.get("node_rank", 0)
     if not problems and not 0 <= int(rank) < int(hosts):
-        problems.append(Problem(f"host {rank} of {hosts} hosts: ranks begin with 0", sources["node_rank"]))
+        problems.append(Problem(f"host {rank} of {hosts} hosts: ranks start at 0", sources["node_rank"]))
     if problems:
         raise UserError(problems)
     return runner.model_copy(
@@ -74,7 +74,7 @@ def on_this_host(runner: Runner, environ: Mapping[str, str], where: Where) -> Ru
 
 
 def hosts(runner: Runner, devices: LocalDevices, where: Where) -> tuple[HostLine, ...]:
-    """Return all hosts that the platform runs; the names of the others are unknown, and not needed."""
+    """Return all hosts that the platform runs; the names of the other hosts are unknown and not needed."""
     count, _ = runner.host_range(1)
     names = [f"host-{rank}" for rank in range(count)]
     names[runner.node_rank or 0] = os.uname().nodename
@@ -83,7 +83,8 @@ def hosts(runner: Runner, devices: LocalDevices, where: Where) -> tuple[HostLine
 
 
 def share(exp_dir: Path, node_rank: int | None, environ: Mapping[str, str]) -> Share:
-    """Return this host's share: its rank (0 if unknown), and its own folder: hosts may share `exp_dir`."""
+    """Return this host's share: its rank (0 if unknown) and a folder of its own, because hosts may share
+    `exp_dir`."""
     said = (environ.get(name, "") for name in _NAMES["node_rank"])
     rank = node_rank if node_rank is not None else next((int(one) for one in said if one.isdigit()), 0)
     return Share(RunDir(exp_dir).share_of(rank).path, rank)

@@ -1,4 +1,4 @@
-"""`runner.type: ssh`: the hosts of a hostfile, or this host, all started from here and now."""
+"""`runner.type: ssh`: runs on the hosts of a hostfile, or on this host, all started from here at once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a person or a service is shown of a job."""
+"""The status of a job, for people and for programs."""

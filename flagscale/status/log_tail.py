@@ -1,4 +1,4 @@
-"""The logs of a job's hosts, read as they grow."""
+"""Read the logs of a job's hosts as they grow."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from flagscale.runners.base import runner_of
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
 NOTICE = "flagscale: "
-"""Lines of the workers with this mark are meant for the user and are shown while following."""
+"""Lines of workers that contain this text are meant for the user and are shown while watching."""
 _CHUNK = 1 << 20
 
 
 class LogTail:
-    """Reads what the hosts' logs have grown by since the last time, line by line."""
+    """Reads the new lines of the hosts' logs since the last time."""
 
     def __init__(self, plan: LaunchPlan) -> None:
         self.plan = plan
-        """To be kept as it is known: a queue may choose the hosts only when the job starts."""
+        """The plan, updated by the caller: a queue may choose the hosts only when the job starts."""
         self._logs = runner_of(plan).logs
         self._first: int | None = 0
         self._positions: dict[Host, int | None] = {}
         self.troubles: dict[Host, str] = {}
-        """Why the log of a host could not be read the last time; none where it could."""
+        """Why the log of a host could not be read the last time; no entry if it could."""
 
     def skip_earlier_runs(self) -> None:
-        """Begin at the header line of this run; where it has none yet, at the end."""
+        """Begin at the header line of this run, or at the end if there is none yet."""
         self._first, self._positions = None, {}
         of_all(self.plan, self.plan.nodes, self._find_beginning)
 
     def lines(self, last: bool = False) -> Iterator[str]:
-        """Yield new lines, each with its host's name in front where there are several.
+        """Yield new lines, each preceded by its host's name if there are several hosts.
 
-        A line that has no end yet waits for it, unless this is the `last` look.
+        An incomplete line is held back until it is complete, unless this is the `last` call.
         """
         pending: Sequence[NodeCommand] = self.plan.nodes
         while pending:
@@ -50,7 +50,7 @@ class LogTail:
         return (line[line.index(NOTICE) :] for line in self.lines() if NOTICE in line)
 
     def _find_beginning(self, node: NodeCommand) -> int | None:
-        """Return where to read on; None where the host does not say it now."""
+        """Return the position to continue reading at; None if the host cannot report it now."""
         host, logs = node.host, self._logs
         position = self._positions.get(host, self._first)
         try:
@@ -63,7 +63,7 @@ class LogTail:
         return position
 
     def _next_chunk(self, node: NodeCommand, last: bool) -> bytes:
-        """Read whole lines, or a piece of one that is longer than a chunk; b"" where there is none yet."""
+        """Return complete lines, or a piece of a line longer than a chunk; b"" if there are none yet."""
         position = self._find_beginning(node)
         if position is None:
             return b""
@@ -86,7 +86,7 @@ class LogTail:
 def of_all[Value](
     plan: LaunchPlan, nodes: Sequence[NodeCommand], look: Callable[[NodeCommand], Value]
 ) -> list[Value]:
-    """Look at files of several hosts, at the same time if some of these hosts have to be asked."""
+    """Return `look` of each host's files, called at the same time if some of the hosts have to be asked."""
     if all(sees_our_files(plan, node.host) for node in nodes):
         return [look(node) for node in nodes]
     return at_once(look, nodes)

@@ -1,4 +1,4 @@
-"""The status of a job, made of its hosts' states, its metrics and its services; as JSON."""
+"""The status of a job, derived from its hosts' states, its metrics and its services; also as JSON."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ JobPhase = Literal["queued", "starting", "running", "stopping", "finished", "fai
 
 @dataclass(frozen=True)
 class JobStatus:
-    """One status of a whole job, made of its hosts' states."""
+    """The status of a whole job at one time, derived from its hosts' states."""
 
     plan: LaunchPlan
     phase: JobPhase
     hosts: tuple[HostStatus, ...]
     progress: Progress | None
     failure: tuple[str, Failure] | None
-    """The host and the cause of the first failure."""
+    """The name of the host, and the cause, of the first failure."""
     services: tuple[HostedService, ...] = ()
     is_given_up: bool = False
-    """Whether hosts that cannot be asked are waited for no more."""
+    """Whether hosts that cannot be asked are no longer waited for."""
     queue_phase: QueuePhase | None = None
-    """What the runner's queue says of the job; None: its hosts' states say it."""
+    """The phase of the job in the runner's queue; None: it follows from the states of its hosts."""
     reason: str = ""
-    """Why the queue says so."""
+    """The reason for the phase in the queue."""
 
     @property
     def exit_code(self) -> int:
@@ -51,9 +51,9 @@ class JobStatus:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the job has ended on some host, and all that have not said so cannot be asked.
+        """Whether the job has ended on some host, and all hosts that have not ended cannot be asked.
 
-        Hosts that each run a service to its end may go on when one of them has finished.
+        Hosts that each run a service to its end may continue when one of them has finished.
         """
         hosts = taking_part(self.hosts)
         over = ("failed", "stopped", *(() if has_services(self.plan) else ("finished",)))
@@ -69,9 +69,9 @@ def job_status(
     queue_phase: QueuePhase | None = None,
     reason: str = "",
 ) -> JobStatus:
-    """Sum up the hosts: the job fails with its first host, runs while one runs, and is well when all are.
+    """Return the status of the job: failed if one host failed, else running while one host is running.
 
-    Servers run once all of them have answered. If the runner's queue knows the phase, that one counts.
+    Servers count as running once all of them have answered. A phase from the runner's queue takes precedence.
     """
     counted = taking_part(hosts)
     phases = Counter(host.state.phase if host.state else "unknown" for host in counted)
@@ -99,17 +99,17 @@ def job_status(
 
 
 def taking_part(hosts: Sequence[HostStatus]) -> list[HostStatus]:
-    """Return the hosts that the job runs on: a restart may have left some out, as the first host tells."""
+    """Return the hosts that the job runs on: a restart may have left some out, as the first host reports."""
     members = next((host.state.members for host in hosts if host.state and host.state.members), ())
     return [host for host in hosts if not members or host.host.rank in members]
 
 
 def _cause(failures: Sequence[Failure]) -> int:
-    """Return which of the failures that hosts tell is the first one.
+    """Return the index of the first failure among those that the hosts report.
 
-    What was caused elsewhere comes last, and a rank's before its agent's. Where hosts have lost each
-    other, most of them name the one that is away: that one, which may still live, has lost the others. Then
-    the earliest.
+    Failures caused elsewhere come last, and a rank's failure comes before its agent's. If hosts have lost
+    each other, the message that most of them report comes first: the one host that is cut off may still be
+    alive, and reports that it lost the others. Ties are resolved by time.
     """
     votes = Counter(failure.message for failure in failures if failure.is_victim)
 
@@ -121,7 +121,7 @@ def _cause(failures: Sequence[Failure]) -> int:
 
 
 def failed_attempts(status: JobStatus) -> list[tuple[str, Attempt]]:
-    """Return the attempts before the present one, each as the host tells it where it failed first."""
+    """Return the attempts before the current one, each as reported by the host on which it failed first."""
     told: dict[int, list[tuple[str, Attempt]]] = defaultdict(list)
     for host in status.hosts:
         for attempt in host.state.attempts if host.state else ():
@@ -131,7 +131,7 @@ def failed_attempts(status: JobStatus) -> list[tuple[str, Attempt]]:
 
 
 def status_json(status: JobStatus) -> dict[str, Any]:
-    """Return the status for services."""
+    """Return the status for programs, as plain JSON values."""
     name, failure = status.failure or ("", None)
     return {
         "state": status.phase,
@@ -143,7 +143,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
         "seconds_left": status.progress.seconds_left if status.progress else None,
         "failure": {"host": name, **asdict(failure)} if failure else None,
         "attempts": [{"host": host, **asdict(attempt)} for host, attempt in failed_attempts(status)],
-        # Named as in 0.1: programs read it.
+        # The name is as in 0.1, because programs read it.
         "programs": [{"host": host, **asdict(state)} for host, state in status.services],
         "hosts": [
             {
@@ -159,7 +159,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
 
 
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN, which a diverged loss is."""
+    """Return a record without NaN and infinity, such as a diverged loss, which JSON cannot represent."""
     return {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
@@ -172,7 +172,7 @@ _RECENT = 20
 
 @dataclass(frozen=True)
 class Progress:
-    """The newest logged iteration, and the seconds left at the recent pace (None where no end is known)."""
+    """The newest logged iteration, and the seconds left at the recent pace (None if the end is unknown)."""
 
     record: dict[str, Any]
     seconds_left: float | None
@@ -188,10 +188,10 @@ class Progress:
 
 
 def read_progress(tail: bytes, since: float = 0.0) -> Progress | None:
-    """Return the progress told by the last `TAIL_BYTES` of a metrics file (all of it, where it is shorter).
+    """Return the progress given by the last `TAIL_BYTES` of a metrics file (or all of it, if it is shorter).
 
-    None before its first line at or after the time `since`; a line being written at this moment is left for
-    the next time.
+    None before its first line at or after the time `since`. A line that is being written at this moment is
+    ignored until the next call.
     """
     records = [record for record in _records(tail) if record.get("time", 0.0) >= since]
     if not records:
@@ -203,8 +203,8 @@ def read_progress(tail: bytes, since: float = 0.0) -> Progress | None:
 
 
 def _records(tail: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the records of training iterations, oldest first; validation has lines of its own."""
-    # The first piece may be the end of a line, the last one is a line that is not complete yet.
+    """Yield the records of training iterations, oldest first; lines of validation are skipped."""
+    # The first piece may be the end of a line; the last one is an incomplete line.
     for line in tail.split(b"\n")[1 if len(tail) >= TAIL_BYTES else 0 : -1]:
         try:
             record = json.loads(line)
@@ -219,7 +219,7 @@ HostedService = tuple[str, ServiceState]
 
 
 def has_services(plan: LaunchPlan) -> bool:
-    """Whether the job runs services rather than ranks."""
+    """Return whether the job runs services rather than ranks."""
     return any(node.services for node in plan.nodes)
 
 
@@ -232,8 +232,8 @@ def servers(plan: LaunchPlan) -> list[tuple[str, str]]:
 def phase_of_running(
     plan: LaunchPlan, services: Sequence[HostedService]
 ) -> Literal["starting", "running", "stopping"]:
-    """Return what a job is whose hosts run: starting until all servers have answered, stopping once a service
-    has failed (its host has not said so yet).
+    """Return the phase of a job whose hosts are running: starting until all servers have answered, stopping
+    once a service has failed (and its host has not reported that yet).
     """
     phases = [state.phase for _, state in services]
     if "failed" in phases:
@@ -243,12 +243,12 @@ def phase_of_running(
 
 
 def change(services: Sequence[HostedService]) -> object:
-    """Return what is different once there is something new to tell; the speed of a server is not."""
+    """Return a value that changes when there is something new to show; a server's speed does not count."""
     return [(host, state.name, state.phase, state.done) for host, state in services]
 
 
 def phase_of(status: JobStatus, host: HostStatus) -> str:
-    """Return the phase of a host of the job."""
+    """Return the phase of one host of the job."""
     if host not in taking_part(status.hosts):
         return "left out"
     return host.state.phase if host.state else status.queue_phase or "unknown"

@@ -1,4 +1,4 @@
-"""What the commands print for people: a plan, a started job, a status, a progress line."""
+"""The text that commands print for people: a plan, a started job, a status, a progress line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
 
 
 def started_text(plan: LaunchPlan) -> str:
-    """Return where a started job is and what to type next."""
+    """Return the paths of a started job and the next commands."""
     run_dir, job_dir = _run_dir(plan), RunDir(Path(plan.job_dir or plan.exp_dir))
     hosts = _hosts(plan)
     lines = [
@@ -48,7 +48,7 @@ def started_text(plan: LaunchPlan) -> str:
     if not has_services(plan):
         lines += [f"  metrics      {job_dir.metrics}", f"  checkpoints  {job_dir.checkpoints}"]
     lines += [f"  {model}  {url}/v1" for model, url in servers(plan)]
-    return "\n".join([*lines, "  the same command with action=query, logs or stop looks after it"])
+    return "\n".join([*lines, "  manage it by the same command with action=query, logs or stop"])
 
 
 def status_text(status: JobStatus) -> str:
@@ -64,7 +64,7 @@ def status_text(status: JobStatus) -> str:
     for host in status.hosts:
         phase = phase_of(status, host)
         living = f"  {count(host.processes, 'process')}" if host.processes else ""
-        unseen = "the run's plan is not to be seen here" if host.processes else "nothing was started here yet"
+        unseen = "run plan not found on this host" if host.processes else "nothing was started here yet"
         trouble = host.trouble or ("" if host.state or status.queue_phase else unseen)
         lines.append(f"  host {host.host.rank}  {host.host.name}  {phase}{living}  {trouble}".rstrip())
     for number, (name, attempt) in enumerate(failed_attempts(status), start=1):
@@ -76,7 +76,7 @@ def status_text(status: JobStatus) -> str:
 
 
 def failure_lines(status: JobStatus) -> list[str]:
-    """Return the first failure with its traceback and where the log is."""
+    """Return the first failure with its traceback and the paths of the logs."""
     if status.failure is None:
         return []
     name, failure = status.failure
@@ -91,7 +91,7 @@ def failure_lines(status: JobStatus) -> list[str]:
 
 
 def progress_text(progress: Progress) -> str:
-    """Return one line: `iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left`."""
+    """Return `iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s per device  1m03s left`."""
     record = progress.record
     total = f"/{progress.train_iters}" if progress.train_iters else ""
     parts = [f"iteration {progress.iteration}{total}"]
@@ -100,7 +100,7 @@ def progress_text(progress: Progress) -> str:
     if isinstance(record.get("tokens_per_s"), int | float):
         parts.append(f"{quantity(record['tokens_per_s'])} tokens/s")
     if isinstance(record.get("tflops_per_gpu"), int | float):
-        parts.append(f"{record['tflops_per_gpu']:.3g} TFLOP/s a device")
+        parts.append(f"{record['tflops_per_gpu']:.3g} TFLOP/s per device")
     if record.get("skipped"):
         parts.append(f"{record['skipped']} skipped")
     if progress.seconds_left:
@@ -109,7 +109,7 @@ def progress_text(progress: Progress) -> str:
 
 
 def service_lines(services: Sequence[HostedService]) -> list[str]:
-    """Return a line a service, names and addresses in columns."""
+    """Return one line per service, with names and addresses in columns."""
     rows = [(state.name, state.url or host, _text(state)) for host, state in services]
     wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return [f"{name:{wide[0]}}  {place:{wide[1]}}  {text}".rstrip() for name, place, text in rows]
@@ -132,14 +132,14 @@ def _text(state: ServiceState) -> str:
 
 
 def _hosts(plan: LaunchPlan) -> str:
-    """`3 hosts`, or which of a platform's hosts this is."""
+    """Return `3 hosts`, or, with a platform, which of its hosts this is."""
     if plan.job_dir:
         return f"the platform's hosts, this is host {plan.hosts[0].rank}"
     return count(len(plan.nodes), "host")
 
 
 def _size(plan: LaunchPlan) -> str:
-    """`4 ranks`, or how many services a job has that runs those."""
+    """Return `4 ranks`, or `2 services` if the job runs services."""
     services = sum(len(node.services) for node in plan.nodes)
     return count(services, "service") if services else count(plan.world_size, "rank")
 

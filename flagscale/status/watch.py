@@ -1,4 +1,4 @@
-"""Watch a running job: a bar in a terminal, plain lines otherwise."""
+"""Watch a running job: with a progress bar in a terminal, with plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from flagscale.values import LaunchPlan, NodeCommand
 
 _POLL = 0.5
 _GIVE_UP = 15.0
-"""Seconds after which hosts that cannot be asked do not keep up a job that has ended on others."""
+"""Seconds after which a job that has ended on some hosts counts as ended if the others cannot be asked."""
 _CHUNK = 1 << 20
 
 
@@ -47,7 +47,7 @@ def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
         # Metrics in the run directory are those of an earlier run.
         return job_status(plan, hosts, None, (), report.phase, report.reason)
     started = min((host.state.started for host in hosts if host.state), default=0.0)
-    # The last rank writes the metrics, so they lie on the last host where the hosts share no file system.
+    # The last rank writes the metrics, so they are on the last host if the hosts share no file system.
     last = taking_part(hosts)[-1]
     node = plan.node(last.host.rank)
     tail = _read(plan, node, "metrics", -TAIL_BYTES, TAIL_BYTES) if _is_readable(plan, last) else b""
@@ -56,20 +56,20 @@ def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
 
 
 def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:
-    """Whether a host's files need no question to a host that has just not answered."""
+    """Return whether a host's files can be read without asking a host that has just failed to answer."""
     return not host.trouble or sees_our_files(plan, host.host)
 
 
 def _read(plan: LaunchPlan, node: NodeCommand, name: str, position: int, size: int) -> bytes:
-    """Read a piece of a file of the run; b"" where it is not there, or its host has gone this moment."""
+    """Return a piece of a file of the run; b"" if it does not exist, or its host can no longer be reached."""
     try:
         return runner_of(plan).logs.read(plan, node, name, position, size)[0]
     except FlagScaleError:
-        return b""  # the status tells of a host that cannot be asked
+        return b""  # the status reports a host that cannot be asked
 
 
 def _services(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[HostedService]:
-    """Return how the services of all hosts are, as far as they have said it."""
+    """Return the states of the services of all hosts that have reported them."""
     asked = [
         (node, host)
         for node, host in zip(plan.nodes, hosts, strict=True)
@@ -79,7 +79,7 @@ def _services(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[HostedServi
     found: list[HostedService] = []
     for (node, host), text in zip(asked, texts, strict=True):
         for state in from_json(text, plan.run_id):
-            # Their launcher had no last word where it was killed.
+            # Their agent could not record the end if it was killed.
             over = host.ended and state.phase not in OVER
             found.append((node.host.name, replace(state, phase="stopped") if over else state))
     return found
@@ -88,11 +88,11 @@ def _services(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[HostedServi
 def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobStatus]:
     """Yield the status of a job twice a second until it has ended; that is the last one.
 
-    Where the job has ended on some hosts and the others cannot be asked any more, they are given up after a
-    while: a host that lost its power never answers.
+    If the job has ended on some hosts and the others can no longer be asked, the others are given up after a
+    while: a host that lost power never answers.
 
     Args:
-        tell: given a line for every host that cannot be asked, and for what a queued job waits for, once.
+        tell: called once with a line for every host that cannot be asked, and for each reason to be queued.
     """
     told: dict[str, str] = {}
     waits_for = ""
@@ -116,7 +116,7 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
 
 
 def watch_job(plan: LaunchPlan) -> JobStatus:
-    """Show the job's progress until it ends; return its last status. Ctrl-C is the caller's to handle."""
+    """Show the job's progress until it ends; return its last status. The caller handles Ctrl-C."""
     if has_services(plan):
         return watch_services(plan, lambda status: status.ended)
     tail = LogTail(plan)
@@ -139,11 +139,11 @@ def _say(line: str) -> None:
 
 
 def watch_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> JobStatus:
-    """Show how a job's services are until that is enough, or the job has ended; return its last status."""
+    """Show the states of a job's services until `is_enough` or the job has ended; return its last status."""
     tail = LogTail(plan)
     tail.skip_earlier_runs()
     shown: object = None
-    # A picture that is drawn over in a terminal; otherwise lines, only where something has changed.
+    # In a terminal, a table that is redrawn; otherwise lines, printed only if something has changed.
     with Live(console=Console(), transient=True) if sys.stdout.isatty() else nullcontext() as live:
         for status in statuses(plan, _say):
             tail.plan = status.plan
@@ -184,7 +184,7 @@ def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
 
 @contextmanager
 def counted(what: str, hosts: int) -> Iterator[OnProgress | None]:
-    """Show how many of many hosts have done something: a bar in a terminal, a line a second otherwise."""
+    """Show how many hosts have done something: as a bar in a terminal, as one line per second otherwise."""
     if hosts == 1:
         yield None
     elif sys.stderr.isatty():

@@ -57,7 +57,7 @@ def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twi
 
     refused = job("run")
     assert refused.code == 1
-    assert "still runs" in refused.err
+    assert "is still running" in refused.err
     assert "Traceback" not in refused.err
 
     job.wait_for_iteration(3)

@@ -143,7 +143,7 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     assert "Resolved architecture" in run("logs").stdout
     again = run("run")
     assert again.returncode == 1
-    assert "a job still runs" in again.stderr
+    assert "a job is still running" in again.stderr
 
     os.kill(server["pid"], signal.SIGKILL)
     killed = time.monotonic()
@@ -170,7 +170,7 @@ def test_the_error_of_the_engine_and_a_port_in_use_are_reported(
     with socket.create_server(("127.0.0.1", port)):
         taken = run("run")
     assert taken.returncode == 1
-    assert f"port {port} is taken" in taken.stderr
+    assert f"port {port} is in use" in taken.stderr
 
 
 def test_a_greedy_batch_generates_the_tokens_of_transformers(

@@ -94,7 +94,7 @@ def test_a_supervisor_that_hangs_does_not_delay_the_others(
     job = make_job(farm, "rank").start()
     job.member(1, "supervisor").suspend()
     record_property("seconds to clean", job.wait_until_clean(0, 2))
-    assert f"{name(job, 1)}: nothing was heard of it" in job.first_failure()[1]
+    assert f"{name(job, 1)}: nothing was heard from it" in job.first_failure()[1]
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -114,7 +114,7 @@ def test_a_host_that_is_cut_off_ends_the_run_on_all_hosts(
         assert time.monotonic() - begun < 2 * job.plan.connect_timeout + 5
         assert (status.phase, status.exit_code) == ("failed", 1)
         assert status.failure is not None
-        cause = f"{name(job, rank)}: nothing was heard of it for 4 s"
+        cause = f"{name(job, rank)}: nothing was heard from it for 4 s"
         assert status.failure[1].message == f"ended because of {cause}"
         # The host cannot be reached, but has recorded how its part ended in the shared run directory.
         lonely = status.hosts[rank]
@@ -182,7 +182,7 @@ def test_a_killed_supervisor_is_not_waited_for(farm: NamespaceFarm, make_job: Ma
     killed = "the supervisor was killed; its guard ended the processes of the run"
     assert job.first_failure() == (0, killed)
     assert [state and state.failure and state.failure.message for state in job.states()[1:]] == [
-        f"{name(job, 0)}: its supervisor is gone"
+        f"{name(job, 0)}: the connection to its supervisor was lost"
     ] * 2
 
 
@@ -205,7 +205,7 @@ def test_a_host_that_was_cut_off_joins_the_restart(farm: NamespaceFarm, make_job
     wait_until(lambda: job.phases() == ["running"] * 3, "the second attempt")
     assert len(job.engines()) == 3
     (attempt,) = failed_attempts(job.status())
-    assert f"{name(job, 1)}: nothing was heard of it" in attempt[1].failure.message
+    assert f"{name(job, 1)}: nothing was heard from it" in attempt[1].failure.message
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_a_host_that_stays_away_fails_the_restart(farm: NamespaceFarm, make_job:
     ).start()
     with powered_off(farm, farm.hosts[2]):
         job.wait_until_clean(0, 1, seconds=20)
-        assert job.first_failure()[1] == f"not heard of within 2 s: {name(job, 2)}"
+        assert job.first_failure()[1] == f"not heard from within 2 s: {name(job, 2)}"
 
 
 @pytest.mark.parametrize("loss", [pytest.param("power", marks=pytest.mark.slow), "network"])
@@ -237,7 +237,7 @@ def test_a_job_continues_without_a_lost_host(farm: NamespaceFarm, make_job: Make
         state = job.states()[1]
         assert state is not None
         assert state.failure is not None
-        assert state.failure.message == "this host came too late: the job goes on without it"
+        assert state.failure.message == "this host was too late: the job continues without it"
         assert len(job.engines()) == 2, "the return of the host does not disturb the others"
     phases = job.phases()
     assert [phases[rank] for rank in (0, 2)] == ["running"] * 2
@@ -295,7 +295,7 @@ def test_a_host_with_another_secret_does_not_join(
     farm: NamespaceFarm, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(farm, "rank", start_timeout=8.0, before_start=_OTHER_SECRET)
-    with pytest.raises(HostError, match=f"(?m){name(job, 0)}: not heard of within 8 s: {name(job, 1)}$"):
+    with pytest.raises(HostError, match=f"(?m){name(job, 0)}: not heard from within 8 s: {name(job, 1)}$"):
         job.start()
     assert not any(job.left(host) for host in farm.hosts)
 

@@ -85,7 +85,7 @@ def test_the_port_of_the_plan_overrides_the_ssh_configuration(farm: LoopbackFarm
 def test_the_user_of_the_ssh_configuration_is_used(farm: LoopbackFarm) -> None:
     host = farm.hosts[0]
     configure(farm, f"Host {host.address}\n  User nobody-of-this-name\n")
-    assert "no key of yours is accepted" in refusal(way(host.address))
+    assert "none of your keys is accepted" in refusal(way(host.address))
     assert "nobody-of-this-name" in host.log.read_text()
 
 
@@ -95,7 +95,7 @@ def test_a_rejected_identity_is_reported_with_a_command_to_try(farm: LoopbackFar
     own = farm.config.read_text()
     farm.config.write_text(own.replace(f"{farm.home}/.ssh/id_ed25519", str(key)))
     message = refusal(way(host.address))
-    assert "no key of yours is accepted" in message
+    assert "none of your keys is accepted" in message
     assert f"try `ssh -p {host.port} {host.address}`" in message
     # One accepted identity is enough, and a missing identity file is not an error.
     farm.config.write_text(own)
@@ -133,7 +133,7 @@ def test_an_unknown_host_key_is_refused_and_the_hint_fixes_it(farm: LoopbackFarm
     host, known = farm.hosts[0], farm.home / ".ssh/known_hosts"
     known.write_text("")
     message = refusal(way(host.address))
-    assert message.startswith("its host key is not known")
+    assert message.startswith("its host key is unknown")
     (hint,) = re.findall("`(.+)`", message)
     assert hint == f"ssh-keyscan -p {host.port} {host.address} >> ~/.ssh/known_hosts"
     subprocess.run(hint, shell=True, check=True, capture_output=True)
@@ -149,7 +149,7 @@ def test_a_changed_host_key_is_refused_and_the_hint_fixes_it(farm: LoopbackFarm)
     assert message.startswith("its host key has changed")
     remove, scan = re.findall("`(.+?)`", message)
     subprocess.run(remove.replace("-R", f"-f {known} -R"), shell=True, check=True, capture_output=True)
-    assert refusal(way(host.address)).startswith("its host key is not known")
+    assert refusal(way(host.address)).startswith("its host key is unknown")
     subprocess.run(scan, shell=True, check=True, capture_output=True)
     assert ask(way(host.address))["ok"]
 
@@ -173,14 +173,14 @@ def test_a_refused_connection_and_an_unknown_name_are_reported(farm: LoopbackFar
     assert refusal(way(host.address)) == f"{host.address} port {host.port}: Connection refused"
     farm.start_sshd(host)
     assert ask(way(host.address))["ok"]
-    assert "no address is known for the name nowhere.invalid" in refusal(way("nowhere.invalid"))
+    assert "cannot resolve the host name nowhere.invalid" in refusal(way("nowhere.invalid"))
 
 
 def test_a_server_that_never_greets_is_reported(farm: LoopbackFarm) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         message = refusal(way("127.0.0.1", ssh_port=port))
-    assert message == f"127.0.0.1 port {port} accepts connections, but no SSH server greets within 4 s"
+    assert message == f"127.0.0.1 port {port} accepts connections, but no SSH server answered in 4 s"
 
 
 def test_a_server_that_does_not_speak_ssh_is_reported(farm: LoopbackFarm) -> None:
@@ -219,7 +219,7 @@ def test_another_version_of_flagscale_is_reported(farm: LoopbackFarm, tmp_path: 
     shutil.copytree(ROOT / "flagscale", tmp_path / "flagscale", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "flagscale/__init__.py").write_text('__version__ = "0.0.7"\n')
     message = refusal(way(farm.hosts[0].address, source_root=str(tmp_path)))
-    assert message == f"FlagScale 0.0.7 is there, {__version__} is here"
+    assert message == f"FlagScale 0.0.7 is installed there, but {__version__} here"
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_a_connection_lost_while_opening_a_session_is_reported() -> None:
         raise EOFError
 
     reach = HostAccess("node1", sys.executable, str(ROOT), connect_timeout=TIMEOUT)
-    with pytest.raises(Unreachable, match="no session can be opened: the connection was lost"):
+    with pytest.raises(Unreachable, match="cannot open a session: the connection was lost"):
         Session(SimpleNamespace(exec_command=lost), reach)  # type: ignore[arg-type]
 
 

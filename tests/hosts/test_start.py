@@ -71,7 +71,7 @@ def test_a_job_on_three_hosts_is_started_reported_and_stopped(farm: LoopbackFarm
     for host in job.plan.hosts:
         assert f"{host.name}: === run {job.plan.run_id} on {host.name}, " in logs
     refused = error_of(make_job(farm, "rank").start)
-    assert "a job still runs" in refused
+    assert "a job is still running" in refused
     stop = job.command("stop")
     assert (stop.returncode, stop.stdout.count("stopped")) == (0, 3)
     assert_nothing_is_left(job)
@@ -151,7 +151,7 @@ def test_a_host_that_hangs_is_named(farm: LoopbackFarm, make_job: MakeJob) -> No
     begun = time.monotonic()
     error = error_of(job.start)
     assert time.monotonic() - begun < 8 + 10
-    assert f"{farm.hosts[0].address}: not heard of within 8 s: {farm.hosts[2].address}" in error
+    assert f"{farm.hosts[0].address}: not heard from within 8 s: {farm.hosts[2].address}" in error
     assert_nothing_is_left(job)
 
 
@@ -191,7 +191,7 @@ def test_a_start_goes_on_if_its_launcher_is_killed_while_hosts_prepare(
     launching.kill()
     launching.communicate()
     assert job.phases() == ["starting"] * 3
-    assert "a job still runs" in error_of(make_job(farm, "rank").start)
+    assert "a job is still running" in error_of(make_job(farm, "rank").start)
     assert {reply["message"] for reply in job.stop().values()} == {"stopped"}
     assert_nothing_is_left(job)
 
@@ -215,7 +215,7 @@ def test_only_one_of_two_simultaneous_launchers_starts(farm: LoopbackFarm, make_
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda job: error_of(job.start), jobs))
     (error,) = filter(None, errors)
-    assert "another command is starting a job" in error or "a job still runs" in error
+    assert "another command is starting a job" in error or "a job is still running" in error
     winner, loser = sorted(jobs, key=lambda job: bool(errors[jobs.index(job)]))
     assert winner.phases() == ["running"] * 3
     assert not loser.engines()

@@ -151,7 +151,7 @@ def test_another_launcher_is_refused_while_the_job_is_running(
     with pytest.raises(FlagScaleError) as refused:
         other.start({"API_KEY": "geheim"})
     message = str(refused.value)
-    assert f"run {job.plan.run_id} still runs in " in message
+    assert f"run {job.plan.run_id} is still running in " in message
     assert "stop it first" in message
     assert job.phases() == ["running"] * 3
     assert not any(other.left(host) for host in farm.hosts)

@@ -110,7 +110,7 @@ def test_a_stop_ends_the_ranks_after_supervisor_and_guard_were_killed(make_job: 
     assert status.state is not None
     assert status.state.phase == "failed"
     assert status.state.failure is not None
-    assert "left no word" in status.state.failure.message
+    assert "ended without a report" in status.state.failure.message
     # The kernel ends the agent with its supervisor; the ranks of the fake agent outlive it.
     wait_for(lambda: job.status().processes == 2)
     assert job.stop()["ok"]

@@ -148,7 +148,7 @@ def test_a_member_with_another_secret_never_joins(star: Callable[..., Star]) -> 
         assert not [outsider for outsider in outsiders if outsider.done()]
         over.set()
     # Both ends that know the secret report the same.
-    assert set(found.values()) == {Verdict(0, "failed", 0, "not heard of within 2 s: node2")}
+    assert set(found.values()) == {Verdict(0, "failed", 0, "not heard from within 2 s: node2")}
     assert dial(HERE, stars.port, b"of another run", 1.0) is None
 
 
@@ -169,7 +169,7 @@ def test_a_listener_without_the_secret_is_not_trusted(star: Callable[..., Star])
             (verdict,) = waiting.result().values()
     assert isinstance(verdict, Verdict)
     assert "node0 at 127.0.0.1 port" in verdict.text
-    assert "cannot be reached" in verdict.text
+    assert "could not be reached" in verdict.text
 
 
 def test_a_process_that_was_paused_does_not_blame_its_peer_for_the_silence(
@@ -186,7 +186,7 @@ def test_a_process_that_was_paused_does_not_blame_its_peer_for_the_silence(
         now += 0.5
         assert ours.receive() == []
     now += 0.5
-    with pytest.raises(link.LinkLost, match="nothing was heard of it for"):
+    with pytest.raises(link.LinkLost, match="nothing was heard from it for"):
         ours.receive()
     for end in (ours, theirs):
         end.close()
@@ -222,10 +222,10 @@ def test_the_loss_of_a_member_is_reported_to_all(star: Callable[..., Star], how:
     assert time.monotonic() - began < TOLD
     assert len(set(told)) == 1
     assert (told[0].attempt, told[0].kind, told[0].host) == (0, "failed", 2)
-    silent = f"nothing was heard of it for {SILENCE:g} s"
-    assert told[0].text == f"node2: {silent if how == 'silent' else 'its supervisor is gone'}"
+    silent = f"nothing was heard from it for {SILENCE:g} s"
+    assert told[0].text == f"node2: {silent if how == 'silent' else link.GONE}"
     if how == "cut":
-        assert stars.words(2)[0].text == "node0: its supervisor is gone"
+        assert stars.words(2)[0].text == "node0: the connection to its supervisor was lost"
 
 
 @pytest.mark.parametrize("how", ["closed", "silent"])
@@ -339,7 +339,7 @@ def test_an_attempt_begins_with_fewer_hosts_if_some_are_missing(star: Callable[.
     stars = star(4, (2, 1))
     # The first attempt needs all hosts.
     stars.ends.pop(3).close()
-    missing = Verdict(0, "failed", 0, "not heard of within 2 s: node3")
+    missing = Verdict(0, "failed", 0, "not heard from within 2 s: node3")
     assert set(stars.rendezvous(0, seconds=2).values()) == {missing}
     stars.join(3)
     stars.begin(1)
@@ -348,12 +348,12 @@ def test_an_attempt_begins_with_fewer_hosts_if_some_are_missing(star: Callable[.
     # Three hosts do not fit, so one of those present is left out as well, and this is reported to it.
     found = stars.rendezvous(2, seconds=2)
     assert found[0] == found[1] == AttemptStart(2, (0, 1))
-    assert found[2] == Verdict(2, "failed", 2, "this host came too late: the job goes on without it")
+    assert found[2] == Verdict(2, "failed", 2, "this host was too late: the job continues without it")
     # Neither it nor a host that comes later disturbs the others.
     stars.lose(2, "closed")
     stars.join(3)
     (late,) = stars.rendezvous(2, 3).values()
-    assert late == Verdict(2, "failed", 3, "this host came too late: the job goes on without it")
+    assert late == Verdict(2, "failed", 3, "this host was too late: the job continues without it")
     assert [stars.ends[rank].verdict() for rank in (0, 1)] == [None, None]
 
 
@@ -363,7 +363,7 @@ def test_too_few_hosts_end_the_job_and_name_the_missing_ones(star: Callable[...,
     for rank in (2, 3):
         stars.lose(rank, "closed")
     stars.words(0, 1)
-    missing = Verdict(1, "failed", 0, "not heard of within 2 s: node2, node3")
+    missing = Verdict(1, "failed", 0, "not heard from within 2 s: node2, node3")
     assert set(stars.rendezvous(1, 0, 1, seconds=2).values()) == {missing}
     # A host that comes later does not have to wait.
     stars.join(2)
@@ -383,7 +383,7 @@ def test_members_that_are_gone_are_not_waited_for(star: Callable[..., Star]) -> 
     stars.lose(3, "closed")
     stars.words(0, 1, 2)
     begun = time.monotonic()
-    left_out = Verdict(1, "failed", 2, "this host came too late: the job goes on without it")
+    left_out = Verdict(1, "failed", 2, "this host was too late: the job continues without it")
     assert stars.rendezvous(1, seconds=60) == {**dict.fromkeys((0, 1), AttemptStart(1, (0, 1))), 2: left_out}
     # The same holds in every later attempt.
     stars.lose(2, "closed")
@@ -392,7 +392,7 @@ def test_members_that_are_gone_are_not_waited_for(star: Callable[..., Star]) -> 
     assert stars.rendezvous(2, seconds=60) == dict.fromkeys((0, 1), AttemptStart(2, (0, 1)))
     stars.lose(1, "closed")
     stars.words(0)
-    gone = "; ".join(f"node{rank}: its supervisor is gone" for rank in (1, 2, 3))
+    gone = "; ".join(f"node{rank}: the connection to its supervisor was lost" for rank in (1, 2, 3))
     assert stars.rendezvous(3, seconds=60) == {0: Verdict(3, "failed", 0, gone)}
     assert time.monotonic() - begun < 20
 
@@ -414,7 +414,7 @@ def test_a_coordinator_that_is_gone_is_not_waited_for(star: Callable[..., Star])
     stars.lose(0, "closed")
     stars.words(1, 2)
     begun = time.monotonic()
-    gone = Verdict(1, "failed", 0, "node0: its supervisor is gone")
+    gone = Verdict(1, "failed", 0, "node0: the connection to its supervisor was lost")
     assert stars.rendezvous(1, seconds=60) == {1: gone, 2: gone}
     assert time.monotonic() - begun < 10
 

@@ -221,7 +221,7 @@ def test_a_full_disk_does_not_stop_a_server(services: Programs) -> None:
     log.symlink_to("/dev/full")
     job.start()
     wait_for(lambda: is_ready(job.plan), 20)
-    assert "what services print is lost: " in job.log()
+    assert "output of services is lost: " in job.log()
     assert job.stop()["ok"]
 
 
@@ -238,7 +238,7 @@ def test_device_indices_refer_to_the_visible_devices_of_the_host(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
     assert _devices(own, host) == {"CUDA_VISIBLE_DEVICES": "4"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")
-    with pytest.raises(OSError, match="shows 1 devices, not 2"):
+    with pytest.raises(OSError, match="makes 1 devices visible, not 2"):
         _devices(own, host)
 
 

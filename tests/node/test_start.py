@@ -45,7 +45,7 @@ def test_a_start_is_confirmed_and_recorded(make_job: MakeJob) -> None:
     assert status.processes == 4
     assert launcher.status(job.plan, count=False)[0].processes is None
 
-    with pytest.raises(FlagScaleError, match=r"a job still runs in .* with 4 processes.*stop it first"):
+    with pytest.raises(FlagScaleError, match=r"a job is still running in .* with 4 processes.*stop it first"):
         make_job().start()
     assert job.files.read_plan() == job.plan
     assert job.stop()["ok"]
@@ -61,7 +61,7 @@ def test_only_one_of_two_simultaneous_launchers_starts(make_job: MakeJob) -> Non
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(lambda job: _error_of(job.start), jobs))
     (error,) = filter(None, errors)
-    assert "another command is starting a job" in error or "a job still runs" in error
+    assert "another command is starting a job" in error or "a job is still running" in error
     assert jobs[0].files.read_plan() == next(
         job.plan for job, failed in zip(jobs, errors, strict=True) if not failed
     )
@@ -109,7 +109,7 @@ def test_a_missing_engine_fails_the_start(make_job: MakeJob, tmp_path: Path) -> 
 
 def test_a_start_that_takes_too_long_is_ended(make_job: MakeJob) -> None:
     job = make_job(before_start="sleep 60 || true", start_timeout=0.3)
-    with pytest.raises(HostError, match=r"did not begin within 0\.3 s; see .*localhost\.output"):
+    with pytest.raises(HostError, match=r"did not start within 0\.3 s; see .*localhost\.output"):
         job.start()
     assert not of_run(job.plan.run_id)
     assert job.state().phase == "failed"
@@ -139,7 +139,7 @@ def test_a_start_whose_launcher_was_killed_can_be_stopped(make_job: MakeJob) -> 
     assert status.state is not None
     assert status.state.phase == "starting"
     assert status.processes >= 2
-    with pytest.raises(FlagScaleError, match="a job still runs"):
+    with pytest.raises(FlagScaleError, match="a job is still running"):
         make_job("rank").start()
     assert job.stop() == {"ok": True, "ended": True, "message": "stopped"}
     assert not of_run(job.plan.run_id)
@@ -153,7 +153,7 @@ def test_a_start_that_arrives_after_its_stop_starts_nothing(make_job: MakeJob) -
     job.files.write_launch(job.plan, {job.files.run_script(job.host): "exec sleep 60\n"}, "", {})
     assert job.stop()["message"] == "nothing was running"
     words = ["start", job.plan.exp_dir, "0", job.plan.run_id]
-    assert commands.execute(words) == {"ok": False, "message": "stopped before it began", "stopped": True}
+    assert commands.execute(words) == {"ok": False, "message": "stopped before it started", "stopped": True}
     assert not of_run(job.plan.run_id)
 
 
@@ -273,10 +273,10 @@ def test_an_unwritable_run_directory_is_reported(make_job: MakeJob, tmp_path: Pa
     (tmp_path / "file").touch()
     job = make_job("rank")
     job = FakeJob(replace(job.plan, exp_dir=str(tmp_path / "file")))
-    with pytest.raises(FlagScaleError, match=r"cannot write the run directory .*/file: "):
+    with pytest.raises(FlagScaleError, match=r"cannot write to the run directory .*/file: "):
         job.start()
     (tmp_path / "logs").touch()
-    with pytest.raises(FlagScaleError, match=r"cannot write the run directory .*: "):
+    with pytest.raises(FlagScaleError, match=r"cannot write to the run directory .*: "):
         make_job("rank").start({"API_KEY": "geheim"})
 
 

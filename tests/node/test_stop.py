@@ -74,7 +74,7 @@ def test_a_stop_ends_a_run_without_its_plan(make_job: MakeJob, decoys: list[psut
     assert (status.processes, status.ended) == (len(everything), False)
     reply = job.stop()
     assert reply["ok"]
-    assert reply["message"].startswith("stopped, though the plan is not to be seen there")
+    assert reply["message"].startswith("stopped, but experiment.cmds.after_stop was not run: run plan not")
     assert not [process for process in everything if alive(process)]
     assert job.stop() == {"ok": True, "ended": False, "message": "nothing was started there"}
     assert job.status().processes == 0
@@ -92,18 +92,18 @@ def test_a_run_of_another_machine_is_left_alone(make_job: MakeJob) -> None:
     reply = commands.execute(["stop", plan.exp_dir, "0", plan.run_id])
     assert reply == {
         "ok": False,
-        "message": f"run {plan.run_id} is one of another, not of this machine: do it there",
+        "message": f"run {plan.run_id} was started on another; run this command there",
     }
     assert job.state() == before
     # A query from here looks for it there, but no host has that name here.
     (host,) = launcher.status(plan)
-    assert host.trouble == "no address is known for the name another"
-    with pytest.raises(FlagScaleError, match=r"whether a job .* cannot be told .* or remove .*plan\.json if"):
+    assert host.trouble == "cannot resolve the host name another"
+    with pytest.raises(FlagScaleError, match=r"cannot tell whether a job .* or remove .*plan\.json if"):
         launcher.refuse_if_running(job.files, job.plan)
     (node,) = job.plan.nodes
     others = replace(job.plan, nodes=(replace(node, host=replace(node.host, name="10.9.9.9")),))
     with pytest.raises(
-        FlagScaleError, match="cannot be told"
+        FlagScaleError, match="cannot tell whether"
     ):  # it has no other hosts whose loss would end it
         launcher.refuse_if_running(job.files, others)
     # A run that ended there can be continued here, as in clusters that give every job another machine.
@@ -220,7 +220,7 @@ def test_a_stop_works_without_a_readable_state(make_job: MakeJob) -> None:
     everything = job.everything()
     job.files.state(job.host).write_text('{"run_id": ')
     assert "cannot be read" in job.status().trouble
-    with pytest.raises(FlagScaleError, match="a job still runs"):
+    with pytest.raises(FlagScaleError, match="a job is still running"):
         make_job().start()
     assert job.stop()["ok"]
     assert not [process for process in everything if alive(process)]

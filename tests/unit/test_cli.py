@@ -215,10 +215,10 @@ def test_mistakes_of_the_runner_and_the_task_are_reported_together(
         "+experiment.runner.nnodes=2",
     ]
     assert cli.main([*words, *runner, "train.model.no_such_key=3"]) == 2
-    reported = capfd.readouterr().err
-    assert reported.startswith("4 mistakes")
-    for expected in ("`include` has no effect", "`node_rank` is needed", "`master_addr` is", "no_such_key"):
-        assert expected in reported
+    told = capfd.readouterr().err
+    assert told.startswith("4 mistakes")
+    for expected in ("`include` has no effect", "`node_rank` is required", "`master_addr` is", "no_such_key"):
+        assert expected in told
 
 
 def test_on_a_cloud_platform_each_host_has_its_own_part(
@@ -273,9 +273,9 @@ def test_check_fails_on_a_missing_engine_and_a_port_in_use(
     reply = {"engine": "", "writable": False, "ports": [20000], "taken": [29511]}
     monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
     assert cli.main([*words, "action=check", "+experiment.runner.master_port=29511"]) == 1
-    reported = capsys.readouterr().out
-    for expected in ("is not installed", "not writable", "port 29511 is taken"):
-        assert any(line.startswith("FAILED") and expected in line for line in reported.splitlines()), expected
+    told = capsys.readouterr().out
+    for expected in ("is not installed", "not writable", "port 29511 is in use"):
+        assert any(line.startswith("FAILED") and expected in line for line in told.splitlines()), expected
 
 
 def test_a_check_with_only_advice_is_not_a_failure(

@@ -15,7 +15,7 @@ PREFIX = "FLAGSCALE_"
 
 
 def names(text: str) -> Iterator[str]:
-    """Yield the strings and keyword arguments of a source that look like one of our variables."""
+    """Yield the strings and keyword arguments in a source text that look like one of our variables."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = node.value
@@ -25,7 +25,7 @@ def names(text: str) -> Iterator[str]:
             yield name
 
 
-def test_names_are_found_in_every_form() -> None:
+def test_names_are_found_in_strings_and_keywords() -> None:
     assert [*names('A = "FLAGSCALE_A"; f(FLAGSCALE_B=1); x[f"FLAGSCALE_{c}"]; "the FLAGSCALE_D"')] == [
         "FLAGSCALE_A",
         "FLAGSCALE_B",

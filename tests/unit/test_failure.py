@@ -1,4 +1,4 @@
-"""What ended a run, and which files say more."""
+"""The cause of a run's end, and the log files that explain it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLD = {
     "message": "ValueError: no",
     "traceback": "Traceback ...",
     "time": 12.5,
-    "a later field": "is passed over",
+    "a later field": "is ignored",
 }
 
 
@@ -45,7 +45,7 @@ def stream(
     return path
 
 
-def test_a_rank_is_to_blame(plan: LaunchPlan) -> None:
+def test_the_reported_rank_is_the_cause(plan: LaunchPlan) -> None:
     Path(plan.nodes[0].failure_file).write_text(json.dumps(TOLD))
     failure = first_failure(plan, plan.nodes[0], 1)
     assert (failure.rank, failure.pid, failure.message, failure.time) == (5, 77, "ValueError: no", 12.5)
@@ -56,7 +56,7 @@ def test_a_rank_is_to_blame(plan: LaunchPlan) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"rank": 1}'])
-def test_without_a_rank_the_launcher_speaks(plan: LaunchPlan, text: str | None) -> None:
+def test_without_a_reported_rank_the_agent_is_the_cause(plan: LaunchPlan, text: str | None) -> None:
     if text is not None:
         Path(plan.nodes[0].failure_file).write_text(text)
     write_log(
@@ -73,14 +73,14 @@ def test_without_a_rank_the_launcher_speaks(plan: LaunchPlan, text: str | None) 
 
 
 @pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (11, "SIGSEGV"), (40, "signal 40")])
-def test_a_signal_says_it_all(plan: LaunchPlan, number: int, name: str) -> None:
+def test_a_signal_needs_no_traceback(plan: LaunchPlan, number: int, name: str) -> None:
     write_log(plan, 0, "=== run now-[1] on localhost, today\nharmless\n")
     failure = first_failure(plan, plan.nodes[0], -number)
     assert (failure.message, failure.signal) == (f"the agent was killed by {name}", name)
     assert failure.traceback == ""
 
 
-def test_the_logs_of_the_newest_attempt_of_each_rank(plan: LaunchPlan) -> None:
+def test_rank_logs_are_those_of_the_newest_attempt(plan: LaunchPlan) -> None:
     assert rank_logs(plan.nodes[0]) == {}
     stream(plan, "another_abc", 0, 0)
     stream(plan, "now-[1]_old", 0, 0, age=10)
@@ -96,7 +96,7 @@ def test_the_logs_of_the_newest_attempt_of_each_rank(plan: LaunchPlan) -> None:
     assert [path.name for path in found[1]] == ["stdout.log", "stderr.log"]
 
 
-def test_the_users_own_folder_and_id(tmp_path: Path) -> None:
+def test_rank_logs_with_a_configured_folder_and_id(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, 2, log_dir=str(tmp_path / "mine"), rdzv_id="id")
     path = tmp_path / "mine" / "id_x" / "attempt_0" / "0" / "stdout.log"
     path.parent.mkdir(parents=True)
@@ -104,13 +104,13 @@ def test_the_users_own_folder_and_id(tmp_path: Path) -> None:
     assert rank_logs(plan.nodes[0]) == {0: (path,)}
 
 
-def test_another_launcher_than_torchrun_has_no_logs_of_ranks(tmp_path: Path) -> None:
+def test_an_agent_other_than_torchrun_has_no_rank_logs(tmp_path: Path) -> None:
     node = replace(make_plan(tmp_path, 2).nodes[0], argv=("python", "-m", "another"), options={})
     assert rank_logs(node) == {}
     assert not has_error(node)
 
 
-def test_a_rank_that_has_written_down_its_exception(tmp_path: Path) -> None:
+def test_an_exception_that_a_rank_has_recorded_is_found(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, 2)
     node = plan.nodes[0]
     assert not has_error(node)

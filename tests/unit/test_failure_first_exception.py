@@ -1,4 +1,4 @@
-"""The true error among all that an engine prints when it fails."""
+"""Finding the root cause in the output of an engine that fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAILED = """\
 """
 
 
-def test_the_first_of_several() -> None:
+def test_the_first_of_several_exceptions_is_returned() -> None:
     assert first_exception(FAILED) == (
         "ValueError: 13 heads cannot be cut into 2",
         'Traceback (most recent call last):\n  File "core.py", line 1, in run\n    load()\n'
@@ -25,7 +25,7 @@ def test_the_first_of_several() -> None:
     )
 
 
-def test_a_plain_one() -> None:
+def test_a_traceback_without_prefixes() -> None:
     text = "hello\nTraceback (most recent call last):\n  File x\n    y\nOSError: no\nbye\n"
     assert first_exception(text) == (
         "OSError: no",
@@ -44,7 +44,7 @@ bye
 """
 
 
-def test_what_a_validation_says_stands_below_its_name() -> None:
+def test_the_message_of_a_validation_error_is_on_the_next_line() -> None:
     found = first_exception(VALIDATION)
     assert found is not None
     said, traceback = found
@@ -56,7 +56,7 @@ def test_what_a_validation_says_stands_below_its_name() -> None:
     assert "bye" not in traceback
 
 
-def test_processes_that_print_at_the_same_time_are_told_apart() -> None:
+def test_output_of_concurrent_processes_is_separated() -> None:
     first, second = "(Worker_TP0 pid=3) ERROR 11-28 00:47:40 [a.py:1] ", "(Worker_TP1 pid=4) "
     lines = [
         f"{first}Traceback (most recent call last):",
@@ -72,6 +72,6 @@ def test_processes_that_print_at_the_same_time_are_told_apart() -> None:
     assert "line 9" not in found[1]
 
 
-def test_none() -> None:
+def test_without_a_complete_exception_the_result_is_none() -> None:
     assert first_exception("usage: x\nx: error: the following arguments are required\n") is None
     assert first_exception("Traceback (most recent call last):\n  File cut") is None

@@ -1,4 +1,4 @@
-"""What a server tells of itself in Prometheus' form."""
+"""The load that a server reports in Prometheus format."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ process_open_fds 33.0
 """
 
 
-def test_all_engines_are_summed_up() -> None:
+def test_the_load_is_the_sum_over_all_engines() -> None:
     assert parse_load(METRICS, 5.0) == Load(running=3, waiting=4, generated=120.5, prompted=7.0, time=5.0)
     assert parse_load("", 5.0) == Load(0, 0, 0.0, 0.0, 5.0)
 
 
-def test_nobody_there() -> None:
+def test_a_missing_server_is_not_healthy_and_has_no_load() -> None:
     assert not is_healthy("http://127.0.0.1:1")
     assert load("http://127.0.0.1:1") is None

@@ -1,4 +1,4 @@
-"""The hostfile: what it may hold, and every bad line told with its number."""
+"""The hostfile: its valid lines, and a report of every bad line with its number."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_hosts_in_order_with_and_without_type() -> None:
     )
 
 
-def test_every_bad_line_is_told() -> None:
+def test_every_bad_line_is_reported() -> None:
     lines = [
         "ok slots=1",
         "w1",
@@ -54,10 +54,10 @@ def test_every_bad_line_is_told() -> None:
         "hosts:2: `slots=N` is missing",
         "hosts:3: `slots=0` is not a number from 1 to 1024",
         "hosts:4: `slots=eight` is not a number from 1 to 1024",
-        "hosts:5: the host `ok` is there twice",
-        "hosts:6: `junk` is not understood",
+        "hosts:5: host `ok` is listed twice",
+        "hosts:6: unknown field `junk`",
         "hosts:7: `slots` is given twice",
-        "hosts:8: `w/6` is not a host name or address",
+        "hosts:8: `w/6` is not a valid host name or address",
         "hosts:9: `slots=-1` is not a number from 1 to 1024",
     ]
 
@@ -65,20 +65,20 @@ def test_every_bad_line_is_told() -> None:
 @pytest.mark.parametrize(
     "line", ["w slots=1 type=", "w slots= type=A", "w slots=1 port=22", "w slots = 8", "-w slots=1"]
 )
-def test_lines_that_v060_accepted_in_part(line: str) -> None:
+def test_lines_that_v060_partly_accepted_are_errors(line: str) -> None:
     assert len(bad(line)) == 1
 
 
 @pytest.mark.parametrize("slots", ["9" * 5000, "٣", "1_0", "+1", "1.0"])
-def test_strange_numbers(slots: str) -> None:
+def test_unusual_numbers_of_slots_are_errors(slots: str) -> None:
     assert len(bad(f"w slots={slots}")) == 1
 
 
-def test_no_host_at_all() -> None:
-    assert bad("# nothing\n\n") == ["hosts: the hostfile names no host"]
+def test_a_hostfile_without_hosts_is_an_error() -> None:
+    assert bad("# nothing\n\n") == ["hosts: the hostfile lists no hosts"]
 
 
-def test_a_hostfile_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_hostfile_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         read_hostfile(tmp_path / "missing")
     with pytest.raises(UserError, match="directory"):
@@ -88,13 +88,13 @@ def test_a_hostfile_that_cannot_be_read(tmp_path: Path) -> None:
         read_hostfile(tmp_path / "binary")
 
 
-def test_a_file_from_another_system(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfw0 slots=8\r\nw1 slots=8\r\n")
     assert [host.name for host in read_hostfile(tmp_path / "hosts")] == ["w0", "w1"]
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_understood_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     hosts: tuple[HostLine, ...] = ()
     with contextlib.suppress(UserError):
         hosts = parse_hostfile(text, "hosts")

@@ -1,4 +1,4 @@
-"""Which hosts, and how many ranks on each."""
+"""Which hosts are selected, and how many ranks run on each."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def problems(runner: Runner, *args: Any) -> list[str]:
     return [f"{problem.where}: {problem.what}" for problem in raised.value.problems]
 
 
-def test_without_a_hostfile_it_is_this_host() -> None:
+def test_without_a_hostfile_the_job_runs_on_this_host() -> None:
     assert select(Runner(), "nvidia", 8, False) == (Host(0, "localhost", 8, "nvidia"),)
     assert select(Runner(nproc_per_node=2), "nvidia", 8, False) == (Host(0, "localhost", 2, "nvidia"),)
 
 
-def test_processors_are_shared_and_gpus_are_not() -> None:
+def test_ranks_may_share_cpus_but_not_gpus() -> None:
     assert select(Runner(nproc_per_node=4), "cpu", 1, True)[0].slots == 4
     (message,) = problems(Runner(nproc_per_node=4), "nvidia", 2, False)
     assert (
         message == "experiment.runner.nproc_per_node: nproc_per_node is 4, but this host has 2 nvidia devices"
     )
     (message,) = problems(Runner(), "nvidia", 0, False)
-    assert message == "experiment.runner.platform: no nvidia device on this host"
+    assert message == "experiment.runner.platform: this host has no nvidia devices"
 
 
-def test_hosts_of_the_hostfile_in_its_order(hostfile: Callable[[str], str]) -> None:
+def test_hosts_keep_the_order_of_the_hostfile(hostfile: Callable[[str], str]) -> None:
     path = hostfile("b slots=8 type=A100\na slots=4\nc slots=8")
     assert select(Runner(hostfile=path), "nvidia", 0, False) == (
         Host(0, "b", 8, "A100"),
@@ -66,7 +66,7 @@ def test_hosts_of_the_hostfile_in_its_order(hostfile: Callable[[str], str]) -> N
     assert [(host.name, host.slots) for host in few] == [("b", 3), ("a", 3)]
 
 
-def test_a_range_of_hosts_begins_with_the_most(hostfile: Callable[[str], str]) -> None:
+def test_a_range_of_hosts_starts_with_the_largest_number(hostfile: Callable[[str], str]) -> None:
     path = hostfile("b slots=8\na slots=4\nc slots=2")
     few = select(Runner(hostfile=path, nnodes="1:2"), "nvidia", 0, False)
     assert [host.name for host in few] == ["b", "a"]
@@ -84,40 +84,41 @@ def test_a_range_of_hosts_begins_with_the_most(hostfile: Callable[[str], str]) -
         (["a", "b"], ["b"], "a"),
     ],
 )
-def test_hosts_are_taken_and_left_out_by_name(
+def test_hosts_are_included_and_excluded_by_name(
     hostfile: Callable[[str], str], include: list[str], exclude: list[str], left: str
 ) -> None:
     runner = Runner(hostfile=hostfile("b slots=1\na slots=2\nc slots=3"), include=include, exclude=exclude)
     found = select(runner, "cpu", 1, True)
-    # In the order of the hostfile, and ranks without a gap.
+    # In the order of the hostfile, and with consecutive ranks.
     assert [(host.rank, host.name) for host in found] == list(enumerate(left))
 
 
-def test_names_that_the_hostfile_does_not_have_are_told_together(hostfile: Callable[[str], str]) -> None:
+def test_all_names_missing_from_the_hostfile_are_reported_together(hostfile: Callable[[str], str]) -> None:
     runner = Runner(hostfile=hostfile("node10 slots=1\nnode11 slots=1"), include=["nod10"], exclude=["x"])
     with pytest.raises(UserError) as raised:
         select(runner, "cpu", 1, True)
     one, two = raised.value.problems
-    assert (one.where, one.what) == ("experiment.runner.include", "the hostfile has no host `nod10`")
+    assert (one.where, one.what) == ("experiment.runner.include", "`nod10` is not in the hostfile")
     assert one.hint == "did you mean `node10`?"
     assert (two.where, two.hint) == ("experiment.runner.exclude", "valid: node10, node11")
 
 
-def test_somebody_has_to_be_left(hostfile: Callable[[str], str]) -> None:
+def test_excluding_every_host_is_an_error(hostfile: Callable[[str], str]) -> None:
     path = hostfile("a slots=1\nb slots=1")
     (message,) = problems(Runner(hostfile=path, exclude=["a", "b"]), "cpu", 1, True)
-    assert message == "experiment.runner.exclude: no host of the hostfile is left"
+    what = "`include` and `exclude` leave no hosts of the hostfile"
+    assert message == f"experiment.runner.exclude: {what}"
     (message,) = problems(Runner(hostfile=path, exclude=["a"], nnodes=2), "cpu", 1, True)
     assert "nnodes is 2, but" in message
 
 
-def test_too_few_hosts_and_slots_are_told_together(hostfile: Callable[[str], str]) -> None:
+def test_too_few_hosts_and_slots_are_reported_together(hostfile: Callable[[str], str]) -> None:
     path = hostfile("b slots=8\na slots=4\nc slots=2")
     found = problems(Runner(hostfile=path, nnodes=5, nproc_per_node=8), "nvidia", 0, False)
     assert len(found) == 3
     assert "nnodes is 5, but" in found[0]
-    assert "`a` offers 4 slots, nproc_per_node asks for 8" in found[1]
-    assert "`c` offers 2 slots" in found[2]
+    assert "`a` has 4 slots, but nproc_per_node is 8" in found[1]
+    assert "`c` has 2 slots" in found[2]
 
 
 def test_several_hosts_need_a_hostfile() -> None:
@@ -125,16 +126,16 @@ def test_several_hosts_need_a_hostfile() -> None:
     assert message.endswith("nnodes is 2, but there is no hostfile")
 
 
-def test_a_missing_hostfile_is_blamed_on_its_key(tmp_path: Path) -> None:
+def test_a_missing_hostfile_is_reported_at_its_key(tmp_path: Path) -> None:
     where = SourceMap({"experiment.runner.hostfile": "conf.yaml:9"})
     (message,) = problems(Runner(hostfile=str(tmp_path / "hosts")), "cpu", 1, True, where)
-    assert message.startswith("conf.yaml:9: experiment.runner.hostfile: there is no hostfile")
+    assert message.startswith("conf.yaml:9: experiment.runner.hostfile: hostfile not found: ")
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1", socket.gethostname()])
-def test_names_of_this_host(name: str) -> None:
+def test_names_of_this_host_are_local(name: str) -> None:
     assert is_local(name)
 
 
-def test_another_host_is_not_this_one() -> None:
+def test_another_host_is_not_local() -> None:
     assert not is_local("worker17.example.org")

@@ -1,4 +1,4 @@
-"""All hosts start, or none does: what the launcher makes of their answers."""
+"""All hosts start, or none does: how the launcher reacts to their replies."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ LOST: Reply = {"ok": False, "message": "no answer from node1 port 22 within 10 s
 
 
 WAITED = 60.0
-"""Seconds that a host waits for the others in vain."""
+"""Seconds after which a host gives up waiting for the others."""
 
 
 class Waiting:
-    """A host that begins when the others do, or is stopped: its start lasts until then."""
+    """A host whose start waits for the others until it is stopped."""
 
     def __init__(self) -> None:
         self.asked, self.stopped = threading.Event(), threading.Event()
 
     def start(self, words: list[str]) -> Reply:
         self.asked.set()
-        assert self.stopped.wait(WAITED), "nobody stopped it"
-        return {"ok": False, "message": "stopped before it began", "stopped": True}
+        assert self.stopped.wait(WAITED), "it was not stopped"
+        return {"ok": False, "message": "stopped before it started", "stopped": True}
 
     def stop(self, words: list[str]) -> Reply:
         self.stopped.set()
@@ -58,7 +58,7 @@ def failing_start(plan: LaunchPlan, done: launcher.Done | None = None) -> list[t
     return [(problem.where, problem.what) for problem in raised.value.problems]
 
 
-def test_a_start_tells_how_far_it_is(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_reports_its_progress(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = FakeHosts(monkeypatch, **{host.name: {"start": STARTED} for host in plan.hosts})
     told: list[tuple[int, int]] = []
     launcher.start(plan, "a: 1\n", {}, lambda done, total: told.append((done, total)))
@@ -70,7 +70,7 @@ def test_a_start_tells_how_far_it_is(plan: LaunchPlan, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("reply", [{"ok": False, "message": "no space left"}, LOST])
-def test_one_failure_stops_the_others_at_once(
+def test_one_failure_stops_the_others_immediately(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, reply: Reply
 ) -> None:
     others = Waiting(), Waiting()
@@ -86,7 +86,7 @@ def test_one_failure_stops_the_others_at_once(
         node2=others[1].answers(),
     )
     began, told = time.monotonic(), []
-    # What the others were stopped for is no cause; and who cannot be reached is told once.
+    # Hosts that were stopped are not reported as causes, and an unreachable host is reported once.
     assert failing_start(plan, lambda done, total: told.append(done)) == [("node1", reply["message"])]
     assert time.monotonic() - began < WAITED
     assert told == []
@@ -94,7 +94,7 @@ def test_one_failure_stops_the_others_at_once(
         assert hosts.verbs(host.name) == ["start", "stop"]
 
 
-def test_every_real_cause_is_told_in_the_order_of_the_hosts(
+def test_every_cause_is_reported_in_the_order_of_the_hosts(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_asked, second = threading.Barrier(3), threading.Event()
@@ -116,7 +116,7 @@ def test_every_real_cause_is_told_in_the_order_of_the_hosts(
         second.set()
         return dict(STOPPED)
 
-    stuck: Reply = {"ok": False, "ended": True, "message": "cannot be ended: 7 (python)"}
+    stuck: Reply = {"ok": False, "ended": True, "message": "could not be killed: 7 (python)"}
     FakeHosts(
         monkeypatch,
         node0={"start": late, "stop": stop},
@@ -126,11 +126,11 @@ def test_every_real_cause_is_told_in_the_order_of_the_hosts(
     assert failing_start(plan) == [
         ("node0", "no such engine"),
         ("node2", "no such directory"),
-        ("node1", "could not be stopped again: cannot be ended: 7 (python)"),
+        ("node1", "could not be stopped again: could not be killed: 7 (python)"),
     ]
 
 
-def test_ctrl_c_stops_them_all(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_all_hosts(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"node0": {"start": STARTED, "stop": STOPPED}, "node2": {"start": STARTED, "stop": STOPPED}}
     hosts = FakeHosts(monkeypatch, node1=Waiting().answers(), **answers)
 
@@ -142,7 +142,7 @@ def test_ctrl_c_stops_them_all(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
     assert all(hosts.verbs(host.name)[-1] == "stop" for host in plan.hosts)
 
 
-def test_hosts_that_share_the_run_directory_find_their_secrets_there(
+def test_hosts_read_their_secrets_from_a_shared_run_directory(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[dict[str, str]] = []
@@ -161,7 +161,7 @@ def test_hosts_that_share_the_run_directory_find_their_secrets_there(
     assert not [text for text in left if "geheim" in text or found[0][CHANNEL_SECRET] in text]
 
 
-def test_a_host_that_does_not_see_the_run_directory_is_sent_its_part(
+def test_a_host_that_does_not_see_the_run_directory_is_sent_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "run"
@@ -180,9 +180,9 @@ def test_a_host_that_does_not_see_the_run_directory_is_sent_its_part(
         "logs/scripts/host_1_node1_stop.sh": "755",
         "plan.json": "644",
     }
-    # Secrets come after the plan, without which no stop would find and remove them.
+    # Secrets come after the plan, without which a stop would not find and remove them.
     assert [words[2] for words in puts[-2:]] == ["plan.json", "logs/pids/host_1_node1.secrets.json"]
-    # The same for all: a host reads it with its own paths.
+    # The plan is the same for all hosts: each reads it with its own paths.
     assert LaunchPlan.from_json(sent["plan.json"][1]) == plan
     assert not RunDir(here).secrets(plan.hosts[1]).exists()
     assert "/there/run" in sent["logs/scripts/host_1_node1_run.sh"][1]
@@ -191,22 +191,22 @@ def test_a_host_that_does_not_see_the_run_directory_is_sent_its_part(
     ]
 
 
-def test_a_host_that_is_not_vacant_is_sent_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_with_a_running_job_is_sent_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(tmp_path, 1, 1, no_shared_fs=True)
-    busy: Reply = {"ok": False, "message": "run other-1 still runs"}
+    busy: Reply = {"ok": False, "message": "run other-1 is still running"}
     answers = {"vacant": STARTED, "put": STARTED, **Waiting().answers()}
     hosts = FakeHosts(monkeypatch, node0=answers, node1={"vacant": busy, "stop": STOPPED})
-    assert failing_start(plan) == [("node1", "run other-1 still runs")]
+    assert failing_start(plan) == [("node1", "run other-1 is still running")]
     assert hosts.verbs("node1") == ["vacant", "stop"]
 
 
-def test_a_host_that_was_lost_hinders_only_a_start_that_needs_it(
+def test_an_unreachable_host_blocks_only_starts_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = make_plan(tmp_path, 1, 1, run_id="earlier")
     RunDir(tmp_path).write_launch(earlier, {}, "", {})
     FakeHosts(monkeypatch, node0={"status": {"processes": 0}, "start": STARTED}, node1={"status": LOST})
-    with pytest.raises(FlagScaleError, match=r"a job still runs .* cannot be told \(node1: no answer from"):
+    with pytest.raises(FlagScaleError, match=r"cannot tell whether a job .* \(node1: no answer from"):
         launcher.refuse_if_running(RunDir(tmp_path), make_plan(tmp_path, 1, 1))
     alone = make_plan(tmp_path, 1)
     assert [host.name for host in alone.hosts] == ["localhost"]
@@ -214,7 +214,7 @@ def test_a_host_that_was_lost_hinders_only_a_start_that_needs_it(
 
 
 def recorded(plan: LaunchPlan, *phases: Phase) -> None:
-    """Write the states that the hosts of a plan would have written."""
+    """Write the states that the hosts of a plan would write."""
     for host, phase in zip(plan.hosts, phases, strict=True):
         HostState(plan.run_id, phase).write(RunDir(Path(plan.exp_dir)).state(host))
 
@@ -222,7 +222,7 @@ def recorded(plan: LaunchPlan, *phases: Phase) -> None:
 def asked_for_status(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, first: Phase = "running"
 ) -> list[str]:
-    """Ask for the status of hosts of which the first is in this phase; return who was asked."""
+    """Ask for the status while the first host is in this phase; return the hosts that were asked."""
     replies = {host.name: first if host.rank == 0 else "running" for host in plan.hosts}
     hosts = FakeHosts(
         monkeypatch,
@@ -237,27 +237,29 @@ def asked_for_status(
     return sorted({name for name, _ in hosts.asked})
 
 
-def test_the_first_host_vouches_for_all_that_run(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_host_is_asked_while_all_are_running(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorded(plan, "running", "running", "running")
     assert asked_for_status(plan, monkeypatch) == ["node0"]
 
 
 @pytest.mark.parametrize("phases", [("running", "starting", "running"), ("running", "running", "failed")])
-def test_all_are_asked_where_not_all_run(
+def test_all_hosts_are_asked_if_not_all_are_running(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, phases: tuple[Phase, ...]
 ) -> None:
     recorded(plan, *phases)
     assert asked_for_status(plan, monkeypatch) == ["node0", "node1", "node2"]
 
 
-def test_all_are_asked_where_the_first_supervisor_is_gone(
+def test_all_hosts_are_asked_if_the_first_supervisor_has_ended(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded(plan, "running", "running", "running")
     assert asked_for_status(plan, monkeypatch, "failed") == ["node0", "node1", "node2"]
 
 
-def test_all_are_asked_where_their_states_lie_elsewhere(
+def test_all_hosts_are_asked_if_they_do_not_share_the_run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tmp_path / "run", 1, 1, no_shared_fs=True)
@@ -265,8 +267,8 @@ def test_all_are_asked_where_their_states_lie_elsewhere(
     assert asked_for_status(plan, monkeypatch) == ["node0", "node1"]
 
 
-def test_all_are_asked_where_one_was_left_out(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may have been cut off while it ran, and says so for ever."""
+def test_all_hosts_are_asked_if_one_was_left_out(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been cut off while running, so that its recorded state stays `running`."""
     recorded(plan, "running", "running", "running")
     state: Reply = {"run_id": plan.run_id, "phase": "running", "processes": 3}
     first = {**state, "members": [0, 1]}
@@ -275,9 +277,7 @@ def test_all_are_asked_where_one_was_left_out(plan: LaunchPlan, monkeypatch: pyt
     assert hosts.verbs("node2") == ["status"]
 
 
-def test_hosts_may_wait_for_each_other_however_many_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_hosts_may_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(tmp_path / "run", *[1] * 300)
     together = threading.Barrier(300)
 
@@ -289,6 +289,6 @@ def test_hosts_may_wait_for_each_other_however_many_they_are(
     launcher.start(plan, "", {})
 
 
-def test_states_of_another_run_count_for_nothing(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_states_of_another_run_are_ignored(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded(replace(plan, run_id="earlier"), "running", "running", "running")
     assert asked_for_status(plan, monkeypatch) == ["node0", "node1", "node2"]

@@ -1,4 +1,4 @@
-"""How far a run is, from the end of its metrics."""
+"""The progress of a run, read from the end of its metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(text: str, since: float = 0.0) -> Progress | None:
     return read_progress(text.encode()[-TAIL_BYTES:], since)
 
 
-def test_nothing_yet() -> None:
+def test_without_a_complete_record_there_is_no_progress() -> None:
     for text in ("", "\n", "{", line(1)[:-1], "[]\n", "null\n", '{"iteration": 1}\n'):
         assert read(text) is None
 
@@ -33,14 +33,14 @@ def test_the_last_complete_line_counts() -> None:
     assert (progress.iteration, progress.train_iters, progress.seconds_left) == (2, 100, 49.0)
 
 
-def test_other_lines_are_passed_over() -> None:
+def test_other_lines_are_ignored() -> None:
     validation = json.dumps({"iteration": 2, "validation_loss": 1.0, "time": 11.0}) + "\n"
     progress = read(line(2) + validation + "no json\n" + '{"iteration_ms": 1}\n')
     assert progress is not None
     assert progress.iteration == 2
 
 
-def test_a_restart_goes_back_and_earlier_runs_do_not_count() -> None:
+def test_a_restart_may_go_back_and_earlier_runs_are_ignored() -> None:
     text = line(50, time=5.0) + line(41, time=20.0, iteration_ms=100.0)
     progress = read(text)
     assert progress is not None
@@ -60,7 +60,7 @@ def test_only_the_end_of_a_long_file_is_read() -> None:
     assert progress.iteration == 7
 
 
-def test_an_open_end() -> None:
+def test_seconds_left_without_a_known_end_and_past_the_end() -> None:
     progress = read(line(3, train_iters=None))
     assert progress is not None
     assert (progress.train_iters, progress.seconds_left) == (None, None)
@@ -69,7 +69,7 @@ def test_an_open_end() -> None:
     assert progress.seconds_left == 0
 
 
-def test_texts() -> None:
+def test_text_of_progress() -> None:
     record = {
         "iteration": 120,
         "train_iters": 160,
@@ -78,6 +78,6 @@ def test_texts() -> None:
         "tflops_per_gpu": 0.4,
     }
     told = progress_text(Progress(record, 63.4))
-    assert told == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s a device  1m03s left"
+    assert told == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s per device  1m03s left"
     assert progress_text(Progress({"iteration": 3, "skipped": 1}, None)) == "iteration 3  1 skipped"
     assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"

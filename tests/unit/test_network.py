@@ -1,4 +1,4 @@
-"""Ports and addresses of this host, asked of the kernel."""
+"""Ports and addresses of this host, as reported by the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flagscale.node.network import free_port, interface_of, is_free, listen, own
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.1"
 
 
-def test_a_preferred_port_is_kept_while_it_is_free() -> None:
+def test_a_preferred_port_is_used_if_it_is_free() -> None:
     port = free_port(HERE)
     assert port in network._FREE_PORTS
     assert free_port(HERE, port) == port
@@ -23,25 +23,25 @@ def test_a_preferred_port_is_kept_while_it_is_free() -> None:
     assert free_port(HERE, port, (port,)) != port
 
 
-def test_a_port_is_taken_on_one_address_only() -> None:
+def test_a_port_in_use_on_one_address_is_free_on_another() -> None:
     port = free_port(HERE)
     with listen(HERE, port):
         assert free_port("127.0.0.2", port) == port
 
 
-def test_an_address_of_another_host_has_no_ports_here() -> None:
+def test_an_address_of_another_host_is_an_error() -> None:
     with pytest.raises(OSError, match="assign requested address"):
         free_port(ELSEWHERE, 29500)
 
 
-def test_no_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_having_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port(HERE)
     monkeypatch.setattr(network, "_FREE_PORTS", [port])
     with listen(HERE, port), pytest.raises(OSError, match="no port is free"):
         free_port(HERE)
 
 
-def test_the_address_that_leads_to_a_host_and_its_interface() -> None:
+def test_the_own_address_towards_a_host_and_its_interface() -> None:
     assert own_address(HERE) == HERE
     assert interface_of(own_address("127.0.0.9")) == "lo"
     assert interface_of(ELSEWHERE) is None

@@ -1,4 +1,4 @@
-"""Files of a run that a launcher writes and reads from afar."""
+"""Files of a run that a launcher writes and reads remotely."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.conftest import HOSTILE
 from tests.unit.plans import make_plan, write_log
 
 
-def test_a_file_is_put_below_the_run_directory(tmp_path: Path) -> None:
+def test_put_writes_files_below_the_run_directory(tmp_path: Path) -> None:
     root = tmp_path / "not yet there"
     assert put(str(root), "logs/scripts/run.sh", "755", "text ü\n") == {"ok": True}
     path = root / "logs/scripts/run.sh"
@@ -29,7 +29,7 @@ def test_a_file_is_put_below_the_run_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "link/x", "{outside}/x", "../run and more/x"])
-def test_nothing_is_put_outside(tmp_path: Path, name: str) -> None:
+def test_put_refuses_paths_outside_the_run_directory(tmp_path: Path, name: str) -> None:
     root, outside = tmp_path / "run", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
@@ -43,13 +43,13 @@ def test_nothing_is_put_outside(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_a_run_directory_may_be_called_anything(tmp_path: Path, value: str) -> None:
+def test_put_accepts_any_name_of_a_run_directory(tmp_path: Path, value: str) -> None:
     root = tmp_path / f"run {value.replace('/', '_')}"
     assert put(str(root), f"x{value.replace('/', '_')}", "644", value)["ok"]
     assert root.joinpath(f"x{value.replace('/', '_')}").read_bytes() == value.encode()
 
 
-def test_a_run_directory_behind_a_link_is_itself(tmp_path: Path) -> None:
+def test_put_follows_a_link_to_the_run_directory(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert put(str(tmp_path / "link"), "plan.json", "644", "x")["ok"]
@@ -68,18 +68,20 @@ def test_a_run_directory_behind_a_link_is_itself(tmp_path: Path) -> None:
         (0, 0, b""),
     ],
 )
-def test_pieces_of_a_file(tmp_path: Path, position: int, size: int, piece: bytes) -> None:
+def test_read_piece_returns_the_requested_bytes(
+    tmp_path: Path, position: int, size: int, piece: bytes
+) -> None:
     (tmp_path / "file").write_bytes(b"0123456789")
     assert read_piece(tmp_path / "file", position, size) == (piece, 10)
 
 
-def test_a_file_that_is_not_there_is_empty(tmp_path: Path) -> None:
+def test_a_missing_file_reads_as_empty(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert read_piece(tmp_path / "none", 0, 9) == (b"", 0)
     assert read_piece(tmp_path / "file" / "none", 0, 9) == (b"", 0)
 
 
-def test_log_and_metrics_are_read_by_command(tmp_path: Path) -> None:
+def test_commands_read_log_and_metrics(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, run_id="now")
     RunDir(tmp_path).write_launch(plan, {}, "", {})
     write_log(plan, 0, "before\n=== run now on localhost, today\n")

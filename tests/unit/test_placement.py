@@ -1,4 +1,4 @@
-"""Where ranks go, how they find each other, and what surrounds them."""
+"""Where ranks are placed, how they find each other, and their environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.plans import make_experiment, make_job, make_plan
 RUN = Path("/runs/demo")
 
 
-def test_one_host() -> None:
+def test_plan_of_one_host() -> None:
     plan = make_plan(RUN, 4, cmds=Commands(before_start="module load x", after_stop="rm y"), start_timeout=5)
     (node,) = plan.nodes
     assert node.argv == ("/usr/bin/python3", "-m", "megatron.flagscale.torchrun")
@@ -42,7 +42,7 @@ def test_one_host() -> None:
 
 
 @given(st.lists(st.integers(1, 16), min_size=2, max_size=6))
-def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -> None:
+def test_every_host_has_its_ranks_and_the_same_rendezvous(slots: list[int]) -> None:
     plan = make_plan(RUN, *slots)
     assert plan.world_size == sum(slots)
     found = [node.options for node in plan.nodes]
@@ -92,7 +92,7 @@ def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -
         ),
         (
             (4,),
-            # The supervisor restarts, on all hosts together.
+            # The supervisors restart the job, on all hosts together.
             {"max_restarts": 2, "monitor_interval": 0.5},
             {"max-restarts": "0", "monitor-interval": "0.5"},
         ),
@@ -103,14 +103,14 @@ def test_every_host_has_its_ranks_and_the_same_meeting_place(slots: list[int]) -
         ),
     ],
 )
-def test_what_the_user_says_of_torchrun_is_passed_on(
+def test_torchrun_keys_are_passed_to_torchrun(
     slots: tuple[int, ...], runner: dict[str, object], expected: dict[str, str]
 ) -> None:
     for node in make_plan(RUN, *slots, **runner).nodes:
         assert {name: node.options[name] for name in expected} == expected
 
 
-def test_the_user_has_the_last_word_in_the_environment_but_for_the_marks_of_the_run() -> None:
+def test_user_environment_overrides_everything_except_run_tags() -> None:
     envs = {"SHARED": "user", "FLAGSCALE_RUN_ID": "stolen", "PYTHONPATH": "/mine", "API_KEY": "geheim"}
     plan = make_plan(RUN, 4, envs=envs)
     assert plan.nodes[0].env == {
@@ -127,7 +127,7 @@ def test_the_user_has_the_last_word_in_the_environment_but_for_the_marks_of_the_
     }
 
 
-def test_secrets_are_no_part_of_the_plan() -> None:
+def test_secrets_are_not_in_the_plan() -> None:
     job, envs = make_job(), {"API_KEY": "sehr geheim", "PLAIN": "x"}
     assert secrets(job, make_experiment(RUN, envs=envs)) == {
         "WANDB_API_KEY": "geheim",
@@ -136,20 +136,20 @@ def test_secrets_are_no_part_of_the_plan() -> None:
     assert "geheim" not in make_plan(RUN, job=job, envs=envs).to_json()
 
 
-def test_a_script_is_a_service_too() -> None:
+def test_the_training_program_may_be_a_file() -> None:
     plan = make_plan(RUN, job=make_job(2, entrypoint="/path with/train.py"))
     assert plan.nodes[0].program == ("/path with/train.py", "--lr", "1e-3")
 
 
 @given(st.text())
-def test_a_run_id_is_safe_everywhere(name: str) -> None:
+def test_a_run_id_contains_only_safe_characters(name: str) -> None:
     run_id = new_run_id(name, "20260101-000000", "ab12")
     assert run_id.endswith("-20260101-000000-ab12")
     assert len(run_id) < 100
     assert all(char.isascii() and (char.isalnum() or char in "_.-") for char in run_id)
 
 
-def test_programs_run_in_place_of_ranks_without_what_only_ranks_need() -> None:
+def test_services_run_without_the_environment_of_ranks() -> None:
     job = make_job(2, entrypoint="a.server")
     server = Service("one", ("--port", "8000"), "http://127.0.0.1:8000", "m", {"DEVICES": "0"})
     ranks, servers = make_plan(RUN, job=job), make_plan(RUN, job=replace(job, services={0: (server,)}))

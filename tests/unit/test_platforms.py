@@ -1,4 +1,4 @@
-"""Chips as data: counting devices, choosing a platform."""
+"""Platforms: counting devices and choosing one."""
 
 from __future__ import annotations
 
@@ -41,35 +41,35 @@ def dev(tmp_path: Path) -> Path:
         ({"CUDA_VISIBLE_DEVICES": "GPU-8a1b,GPU-9c2d"}, 2),
     ],
 )
-def test_gpus_are_counted_as_cuda_would(dev: Path, environ: dict[str, str], count: int) -> None:
+def test_gpus_are_counted_as_by_cuda(dev: Path, environ: dict[str, str], count: int) -> None:
     assert count_gpus(environ, dev) == count
 
 
-def test_no_gpu(tmp_path: Path) -> None:
+def test_without_gpus_the_count_is_zero(tmp_path: Path) -> None:
     assert count_gpus({}, tmp_path) == 0
     assert count_gpus({}, tmp_path / "missing") == 0
 
 
-def test_a_platform_is_found_by_its_name_and_by_a_chip() -> None:
+def test_a_platform_is_found_by_its_name_or_a_chip() -> None:
     assert platforms.find("cpu").name == "cpu"
     assert platforms.find("nvidia").name == "nvidia"
     assert platforms.find("A800").name == "nvidia"
     assert platforms.find("h100").name == "nvidia"
 
 
-def test_an_unknown_platform_is_a_mistake() -> None:
+def test_an_unknown_platform_is_an_error() -> None:
     with pytest.raises(UserError, match="unknown platform `nvidai`") as raised:
         platforms.find("nvidai", "hosts:3")
     assert raised.value.problems[0].where == "hosts:3"
     assert raised.value.problems[0].hint == "did you mean `nvidia`?"
 
 
-def test_auto_is_cpu_where_no_chip_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_cpu_if_no_chip_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert platforms.find("auto").name == "cpu"
 
 
-def test_ranks_on_cpu_share_it_and_see_no_gpu() -> None:
+def test_ranks_on_cpu_share_it_and_do_not_see_gpus() -> None:
     cpu = platforms.find("cpu")
     assert cpu.count_devices({}) == 1
     assert cpu.shares_devices

@@ -1,4 +1,4 @@
-"""With how many hosts a job may go on."""
+"""The numbers of hosts with which a job may continue."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def fewer(nnodes: object, slots: tuple[int, ...] = (2, 2, 2, 2), **changes: Any)
 
 
 @pytest.mark.parametrize("nnodes", [None, 4, "4", "4:4"])
-def test_one_number_of_hosts_means_all_of_them(nnodes: object) -> None:
+def test_a_single_number_of_hosts_allows_no_fewer(nnodes: object) -> None:
     assert fewer(nnodes) == ()
-    # Then the hosts may differ.
+    # The hosts may differ then.
     assert fewer(nnodes, slots=(4, 2, 1, 1)) == ()
 
 
 @pytest.mark.parametrize(
     ("nnodes", "changes", "expected"),
     [
-        # A global batch of 16 by micro-batches of 2 does not divide by 6 ranks.
+        # A global batch of 16 in micro-batches of 2 is not divisible by 6 ranks.
         ("1:4", {}, (2, 1)),
         ("2:4", {}, (2,)),
         ("1:4", {"global_batch_size": 48}, (3, 2, 1)),
@@ -49,7 +49,9 @@ def test_one_number_of_hosts_means_all_of_them(nnodes: object) -> None:
         ("1:4", {"pipeline_model_parallel_size": 2, "global_batch_size": 48}, (3, 2, 1)),
     ],
 )
-def test_the_degrees_have_to_fit(nnodes: str, changes: dict[str, Any], expected: tuple[int, ...]) -> None:
+def test_fewer_hosts_must_fit_the_parallel_degrees(
+    nnodes: str, changes: dict[str, Any], expected: tuple[int, ...]
+) -> None:
     assert fewer(nnodes, **changes) == expected
 
 
@@ -61,12 +63,12 @@ def refusal(*args: Any, **changes: Any) -> str:
     return problem.what
 
 
-def test_a_range_that_holds_nothing_is_a_mistake() -> None:
-    assert refusal("3:4") == "the parallel degrees fit no number of hosts from 3 to 3"
+def test_a_range_without_a_usable_number_is_an_error() -> None:
+    assert refusal("3:4") == "the parallel degrees do not fit any number of hosts from 3 to 3"
     assert refusal("1:4", tensor_model_parallel_size=4, pipeline_model_parallel_size=2).endswith(
         "from 1 to 3"
     )
 
 
-def test_hosts_that_differ_cannot_stand_in_for_each_other() -> None:
+def test_a_range_requires_equal_hosts() -> None:
     assert "the same slots and type" in refusal("1:3", (2, 4, 2))

@@ -1,4 +1,4 @@
-"""The scripts: readable, and harmless whatever the values hold."""
+"""The scripts are readable, and safe whatever characters the values contain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.conftest import HOSTILE
 from tests.unit.plans import make_job, make_plan
 
 
-def test_the_run_script_reads_like_this() -> None:
+def test_text_of_the_run_and_stop_scripts() -> None:
     job = make_job(2, argv=("--data-path", "0.5", "/data/a b", "--bf16"))
     plan = replace(
         make_plan(Path("/runs/my demo"), job=job, local_addr="10.0.0.1"), before_start="module load x\n"
@@ -28,7 +28,7 @@ def test_the_run_script_reads_like_this() -> None:
 # demo: host 0 of 1, localhost, 2 of 2 ranks (tp2 x dp2) on chip
 # run demo-1
 #
-# What the supervisor starts (it reads plan.json; these lines are for people):
+# The supervisor starts this command (it reads plan.json, not these lines):
 #   CHIP_MODE=fast
 #   SHARED=role
 #   FLAGSCALE_CHIP=chip
@@ -66,20 +66,20 @@ exec /usr/bin/python3 -m flagscale.node supervise '/runs/my demo' 0 demo-1
     assert stop_script(plan, plan.nodes[0]) == (
         """\
 #!/usr/bin/env bash
-# Ends run demo-1 on host 0, localhost, and nothing else; runs experiment.cmds.after_stop.
+# Ends run demo-1 on host 0, localhost, and nothing else; then runs experiment.cmds.after_stop.
 export PYTHONPATH=/source:/source/vllm${PYTHONPATH:+:$PYTHONPATH}
 exec /usr/bin/python3 -m flagscale.node stop '/runs/my demo' 0 demo-1
 """
     )
 
 
-def test_an_installed_package_needs_no_path() -> None:
-    """The folder beside it is called `vllm` too, and is vLLM: its modules would hide other packages."""
+def test_scripts_set_no_path_for_an_installed_package() -> None:
+    """The folder `vllm` beside it is vLLM itself, whose modules would hide other packages."""
     plan = replace(make_plan(Path("/runs")), source_root="")
     assert "PYTHONPATH" not in run_script(plan, plan.nodes[0]) + stop_script(plan, plan.nodes[0])
 
 
-def test_every_host_has_its_scripts() -> None:
+def test_every_host_has_a_run_and_a_stop_script() -> None:
     names = [path.name for path in scripts(make_plan(Path("/runs"), 1, 1))]
     assert names == [
         "host_0_node0_run.sh",
@@ -95,7 +95,7 @@ printf '%s\\0' "$@" > "$RECORD"
 
 
 def hostile_plan(folder: Path, value: str) -> LaunchPlan:
-    """A plan with a value wherever a user can write one, and a python that records what it is called with."""
+    """Return a plan with this value wherever a user can set one, and a python that records its arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     python = folder / "fake python"
     python.write_text(RECORDER)
@@ -137,15 +137,14 @@ def test_hostile_values_stay_in_comments(tmp_path: Path, value: str) -> None:
 
 @settings(max_examples=25)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
-def test_command_lines_could_be_pasted(word: str) -> None:
-    """What the comments show is what bash would make of it."""
+def test_command_lines_can_be_pasted_into_bash(word: str) -> None:
     (line,) = command_lines((word,))
     assert "\n" not in line
     done = subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True)
     assert done.stdout.decode() == word
 
 
-def test_a_name_that_is_no_utf8_is_shown() -> None:
+def test_a_name_that_is_not_utf8_is_escaped() -> None:
     (line,) = command_lines(("caf\udce9",))
     assert (
         subprocess.run(["bash", "-c", f"printf %s {line}"], capture_output=True, check=True).stdout
@@ -153,7 +152,7 @@ def test_a_name_that_is_no_utf8_is_shown() -> None:
     )
 
 
-def test_the_configuration_is_not_in_the_scripts(tmp_path: Path) -> None:
+def test_scripts_contain_the_run_id_but_no_secrets(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     for text in scripts(plan).values():
         assert json.loads(plan.to_json())["run_id"] in text

@@ -1,4 +1,4 @@
-"""The one owner of every path."""
+"""The run directory, which owns every path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flagscale.values import PLAN_VERSION, Host
 from tests.unit.plans import make_plan
 
 
-def test_the_tree_of_a_run() -> None:
+def test_paths_of_a_run() -> None:
     files, host = RunDir(Path("/r")), Host(3, "node3", 8, "chip")
     assert [str(path) for path in (files.config, files.plan, files.metrics, files.checkpoints)] == [
         "/r/config.yaml", "/r/plan.json", "/r/metrics.jsonl", "/r/checkpoints",
@@ -45,10 +45,10 @@ def test_a_launch_is_recorded_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", range(5))
-def test_no_secret_is_left_without_the_plan_that_a_stop_needs(
+def test_secrets_are_never_written_without_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
-    """Whenever a launcher is killed: here behind the n-th file."""
+    """A stop needs the plan to find secrets, even if the launcher was killed: here after the n-th file."""
     files, plan = RunDir(tmp_path), make_plan(tmp_path)
     count = 0
 
@@ -67,12 +67,12 @@ def test_no_secret_is_left_without_the_plan_that_a_stop_needs(
     assert files.read_plan() == plan or not files.secrets(plan.hosts[0]).exists()
 
 
-def test_nothing_was_started_below_a_file(tmp_path: Path) -> None:
+def test_there_is_no_plan_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert RunDir(tmp_path / "file").read_plan() is None
 
 
-def test_a_plan_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_plan_is_reported(tmp_path: Path) -> None:
     files = RunDir(tmp_path)
     files.plan.mkdir()
     with pytest.raises(FlagScaleError, match=r"plan\.json cannot be read \(Is a directory\)"):
@@ -80,20 +80,22 @@ def test_a_plan_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [PLAN_VERSION - 1, PLAN_VERSION + 1])
-def test_a_plan_of_another_version_says_how_to_end_its_run(tmp_path: Path, version: int) -> None:
+def test_the_error_for_a_plan_of_another_version_says_how_to_end_the_run(
+    tmp_path: Path, version: int
+) -> None:
     files, plan = RunDir(tmp_path), make_plan(tmp_path)
-    # Its fields may have other names, too.
+    # Its fields may have other names as well.
     files.plan.write_text(json.dumps({"version": version, "id": plan.run_id}))
     with pytest.raises(FlagScaleError) as raised:
         files.read_plan()
     assert str(raised.value) == (
         f"{files.plan}: the run was started by another version of FlagScale (plan version {version}, "
-        f"this one reads {PLAN_VERSION}): use that version to query or stop it, or remove the file if "
-        "nothing of it runs any more"
+        f"this one reads {PLAN_VERSION}); use that version to query or stop it, or remove the file if "
+        "none of its processes are running"
     )
 
 
-def test_one_launcher_at_a_time(tmp_path: Path) -> None:
+def test_only_one_launcher_holds_the_run_directory(tmp_path: Path) -> None:
     files = RunDir(tmp_path / "new")
     with (
         files.starting(),
@@ -102,6 +104,6 @@ def test_one_launcher_at_a_time(tmp_path: Path) -> None:
     ):
         pass
     with pytest.raises(BlockingIOError), files.starting():
-        raise BlockingIOError  # what happens inside is not about the lock
+        raise BlockingIOError  # an error raised inside has nothing to do with the lock
     with files.starting():
         pass

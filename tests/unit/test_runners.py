@@ -1,4 +1,4 @@
-"""A runner with a queue: what is shown of a job that waits, and how a second start of it is refused."""
+"""A runner with a queue: the status of a queued job, and the refusal of a second start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flagscale.values import Host, LaunchPlan, NodeCommand
 from tests.unit.plans import host_status, make_experiment, make_job, make_plan, write_log
 
 REPORTS: list[RunReport] = []
-"""What the queue says next; the last report stays."""
+"""The next reports of the queue; the last one is repeated."""
 
 
 def report(plan: LaunchPlan, count: bool) -> RunReport:
@@ -39,7 +39,7 @@ QUEUE = JobRunner(RunnerRules("queue", named_hosts, scripts=scripts), report=rep
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LaunchPlan]:
-    """The plan of a job in the queue, on one host that is not chosen yet; earlier runs have left files."""
+    """The plan of a queued job, on one host that is not chosen yet; there are files of earlier runs."""
     monkeypatch.setitem(registry.BUILT_IN["runners"], "queue", f"{__name__}:QUEUE")  # type: ignore[index]
     monkeypatch.setattr("flagscale.status.watch.time.sleep", lambda seconds: None)
     made = make_plan(tmp_path, 1, run_id="now", type="queue")
@@ -54,7 +54,7 @@ def queued(plan: LaunchPlan, reason: str) -> RunReport:
 
 
 def on(plan: LaunchPlan, name: str) -> LaunchPlan:
-    """Return the plan as it is once the queue has chosen the host."""
+    """Return the plan as it is after the queue has chosen the host."""
     node: NodeCommand = plan.nodes[0]
     return replace(plan, nodes=(replace(node, host=Host(0, name, 4, "chip")),))
 
@@ -71,14 +71,14 @@ def test_a_queued_job_has_not_ended_and_shows_no_earlier_metrics(plan: LaunchPla
 
 
 @pytest.mark.parametrize(("phase", "code"), [("stopped", 0), ("failed", 1)])
-def test_a_job_may_end_in_the_queue(plan: LaunchPlan, phase: str, code: int) -> None:
+def test_a_job_that_ends_in_the_queue_has_that_phase(plan: LaunchPlan, phase: str, code: int) -> None:
     REPORTS[:] = [replace(REPORTS[0], phase=phase, reason="by its user")]  # type: ignore[arg-type]
     status = current_status(plan)
     assert (status.phase, status.ended, status.exit_code) == (phase, True, code)
     assert "by its user" in status_text(status)
 
 
-def test_following_goes_on_with_the_hosts_that_the_queue_chooses(
+def test_watch_continues_with_the_hosts_that_the_queue_chooses(
     plan: LaunchPlan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = on(plan, "node7")
@@ -99,7 +99,7 @@ def test_following_goes_on_with_the_hosts_that_the_queue_chooses(
 
 
 def prepared(plan: LaunchPlan) -> SimpleNamespace:
-    """What `recorded` and `start_now` read of a `Prepared`; its job has a secret."""
+    """Return the part of a `Prepared` that `recorded` and `start_now` read; its job has a secret."""
     return SimpleNamespace(plan=plan, config="a: 1\n", job=make_job(1), experiment=make_experiment(Path("/")))
 
 
@@ -117,7 +117,7 @@ def test_a_failed_submission_leaves_no_secrets(plan: LaunchPlan) -> None:
     assert not RunDir(Path(plan.exp_dir)).secrets(plan.hosts[0]).exists()
 
 
-def test_no_runner_starts_where_a_job_is_queued(plan: LaunchPlan) -> None:
+def test_no_runner_starts_a_job_while_another_is_queued(plan: LaunchPlan) -> None:
     with recorded(prepared(plan), plan):  # type: ignore[arg-type]
         pass
     other = make_plan(Path(plan.exp_dir), 1, run_id="other")

@@ -1,4 +1,4 @@
-"""The user's SSH files mean here what they mean to `ssh`."""
+"""The user's SSH files have the same meaning here as for `ssh`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_included_files(ssh: Path, tmp_path: Path) -> None:
+def test_settings_of_included_files_apply(ssh: Path, tmp_path: Path) -> None:
     (ssh / "config.d").mkdir()
     (ssh / "config.d/10-first").write_text("User first\nHost gpu-*\n  Port 2201\n")
     (ssh / "config.d/20-second").write_text('Host gpu-1\n  HostName 10.0.0.1\nInclude "deep er"\n')
@@ -38,17 +38,17 @@ def test_included_files(ssh: Path, tmp_path: Path) -> None:
     (tmp_path / "system").write_text("User system\nPort 22\nCompression yes\n")
     first, second = settings_of("gpu-1"), settings_of("gpu-2")
     assert (first["hostname"], first["port"], first["identityfile"]) == ("10.0.0.1", "2201", ["/a/key"])
-    # What comes before any block, or after an `Include` outside of one, is for every host.
+    # Lines before any block, or after an `Include` outside a block, apply to every host.
     assert {one["user"] for one in (first, second, settings_of("else"))} == {"first"}
     assert {one["connecttimeout"] for one in (first, second, settings_of("else"))} == {"3"}
-    # What comes after an `Include` in a block is of that block.
+    # Lines after an `Include` in a block belong to that block.
     assert (second["hostname"], second["forwardagent"]) == ("10.0.0.2", "yes")
     assert "forwardagent" not in first
     assert settings_of("else")["compression"] == "yes"
 
 
-def test_what_is_included_by_others_than_us(ssh: Path, tmp_path: Path) -> None:
-    """The system's file of Red Hat, files of editors, folders, comments, and blocks for some hosts only."""
+def test_common_forms_of_include(ssh: Path, tmp_path: Path) -> None:
+    """Red Hat's system file, files of editors, folders, comments, and blocks for some hosts only."""
     (ssh / "config.d/folder").mkdir(parents=True)
     (ssh / "config.d/.10-first.swp").write_bytes(b"\xff")
     (ssh / "config.d/50-redhat.conf").write_text("Match final all\n  GSSAPIAuthentication yes\n")
@@ -64,19 +64,19 @@ def test_what_is_included_by_others_than_us(ssh: Path, tmp_path: Path) -> None:
         settings_of("a")
 
 
-def test_a_file_that_includes_itself(ssh: Path) -> None:
+def test_a_file_may_include_itself(ssh: Path) -> None:
     (ssh / "config").write_text("Include config\nHost a\n  Port 7\n")
     assert settings_of("a")["port"] == "7"
 
 
-def test_a_configuration_that_changes_is_read_again(ssh: Path) -> None:
+def test_a_changed_configuration_is_read_again(ssh: Path) -> None:
     (ssh / "config").write_text("Host a\n  Port 7\n")
     assert settings_of("a")["port"] == "7"
     (ssh / "config").write_text("Host a\n  Port 777\n")
     assert settings_of("a")["port"] == "777"
 
 
-def test_a_configuration_that_cannot_be_read(ssh: Path) -> None:
+def test_an_unreadable_configuration_is_reported(ssh: Path) -> None:
     (ssh / "config").write_bytes(b"Host \xff\n")
     with pytest.raises(ConfigError, match=r"\.ssh/config cannot be read"):
         settings_of("a")
@@ -86,7 +86,7 @@ def names_of(path: Path, *asked: str) -> dict[str, list[str]]:
     return {name: [f"ssh-ed25519 {key.get_base64()}" for key in known_keys([path], name)] for name in asked}
 
 
-def test_known_hosts(tmp_path: Path) -> None:
+def test_keys_are_found_by_name_pattern_and_hash(tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     hashed = HostKeys.hash_host("10.0.0.9")
     path.write_text(
@@ -109,7 +109,7 @@ def test_known_hosts(tmp_path: Path) -> None:
     assert list(known_keys([tmp_path / "none"], "node1")) == []
 
 
-def test_keys_are_keys(tmp_path: Path) -> None:
+def test_keys_have_their_type(tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_text(f"node1 {KEYS[0]}\n")
     assert all(isinstance(key, Ed25519Key) for key in known_keys([path], "node1"))

@@ -1,4 +1,4 @@
-"""The state of a host and the processes it names."""
+"""The state of a host and the processes named in it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ FULL = HostState(
 )
 
 
-def test_a_state_of_before_there_were_attempts() -> None:
+def test_a_state_without_attempts_can_be_read() -> None:
     assert from_dict({"run_id": "run", "phase": "running"}).attempts == ()
 
 
 @pytest.mark.parametrize("state", [FULL, HostState("run", "starting")])
-def test_a_state_survives_its_file(tmp_path: Path, state: HostState) -> None:
+def test_a_state_is_read_back_as_written(tmp_path: Path, state: HostState) -> None:
     state.write(tmp_path / "state.json")
     assert read_state(tmp_path / "state.json", "run") == state
     assert read_state(tmp_path / "state.json", "another run") is None
@@ -63,18 +63,18 @@ def test_a_state_survives_its_file(tmp_path: Path, state: HostState) -> None:
         '{"run_id": "run", "phase": "failed", "attempts": [3]}',
     ],
 )
-def test_a_damaged_state_is_told(tmp_path: Path, text: str) -> None:
+def test_a_damaged_state_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(FlagScaleError, match=r"state\.json cannot be read"):
         read_state(tmp_path / "state.json", "run")
 
 
-def test_no_state_is_a_value_error() -> None:
+def test_unknown_fields_are_a_value_error() -> None:
     with pytest.raises(ValueError, match="not a host state"):
         from_dict({"run_id": "run", "phase": "running", "more": 1})
 
 
-def test_a_process_is_found_again_by_its_birth() -> None:
+def test_a_process_is_identified_by_its_birth() -> None:
     own = ProcessId.of(os.getpid())
     assert living(own) == psutil.Process()
     assert own.is_of_this_boot
@@ -84,7 +84,7 @@ def test_a_process_is_found_again_by_its_birth() -> None:
     assert not ProcessId(own.pid, f"another:{ticks}").is_of_this_boot
 
 
-def test_a_gone_process_and_a_zombie_are_none() -> None:
+def test_an_ended_process_and_a_zombie_are_not_living() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     known = ProcessId.of(child.pid)
     assert living(known) is not None
@@ -100,7 +100,7 @@ def test_a_gone_process_and_a_zombie_are_none() -> None:
         ProcessId.of(child.pid)
 
 
-def test_elsewhere_than_on_linux_less_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_without_linux_support_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linux, "_IS_LINUX", False)
     monkeypatch.setattr(lifetime, "_LIBC", None)
     own = ProcessId.of(os.getpid())
@@ -112,8 +112,8 @@ def test_elsewhere_than_on_linux_less_is_promised(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("recorded", [None, "another-run"])
-def test_a_command_for_a_run_that_this_host_does_not_know(tmp_path: Path, recorded: str | None) -> None:
-    """A later start in the same run directory is not this run's to look at, and above all not to stop."""
+def test_commands_do_not_touch_another_run(tmp_path: Path, recorded: str | None) -> None:
+    """A command for an unknown run must not query, and above all not stop, a later run in its directory."""
     if recorded:
         RunDir(tmp_path).write_launch(make_plan(tmp_path, run_id=recorded), {}, "", {})
     before = sorted(tmp_path.rglob("*"))
@@ -129,7 +129,7 @@ def test_a_command_for_a_run_that_this_host_does_not_know(tmp_path: Path, record
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_command_knows_its_own_run(tmp_path: Path) -> None:
+def test_commands_find_their_own_run(tmp_path: Path) -> None:
     RunDir(tmp_path).write_launch(make_plan(tmp_path, run_id="run"), {}, "", {})
     assert commands.execute(["status", str(tmp_path), "0", "run"]) == {"processes": 0}
     assert commands.execute(["begin", str(tmp_path), "0", "run"]) == {"position": None}

@@ -1,4 +1,4 @@
-"""What people and services are told."""
+"""The status of a job, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def status(plan: LaunchPlan, *phases: Phase | None) -> JobStatus:
         ((None, None), "unknown"),
     ],
 )
-def test_the_hosts_together(plan: LaunchPlan, phases: tuple[Phase | None, ...], together: str) -> None:
+def test_the_phase_of_a_job_follows_from_its_hosts(
+    plan: LaunchPlan, phases: tuple[Phase | None, ...], together: str
+) -> None:
     assert status(plan, *phases).phase == together
     assert status(plan, *reversed(phases)).phase == together
 
@@ -64,7 +66,7 @@ def test_a_host_that_cannot_be_asked_is_waited_for(plan: LaunchPlan) -> None:
     assert "host 1  node1  unknown  connection refused" in status_text(found)
 
 
-def test_a_run_that_is_being_ended_after_a_failure_is_no_success(plan: LaunchPlan) -> None:
+def test_a_failed_run_that_is_still_ending_is_not_a_success(plan: LaunchPlan) -> None:
     hosts = [
         host_status(plan, 0, "stopping", Failure("the supervisor was killed")),
         host_status(plan, 1, "running"),
@@ -83,7 +85,7 @@ def test_the_first_failing_rank_is_the_cause(plan: LaunchPlan) -> None:
         assert found.failure[1] is cause
 
 
-def test_what_was_caused_elsewhere_is_never_the_cause(plan: LaunchPlan) -> None:
+def test_a_failure_caused_elsewhere_is_never_the_cause(plan: LaunchPlan) -> None:
     victim = Failure("ended because of node1: rank 2: boom", time=3.0, is_victim=True)
     wounded = Failure("connection closed by peer", rank=0, time=2.0, is_victim=True)
     launcher, cause = Failure("the agent was killed", time=9.0), Failure("boom", rank=2, time=11.0)
@@ -102,10 +104,10 @@ def test_what_was_caused_elsewhere_is_never_the_cause(plan: LaunchPlan) -> None:
             assert found.failure[1] is expected
 
 
-def test_most_hosts_know_who_was_cut_off(tmp_path: Path) -> None:
-    """The one that is cut off has lost the others, and may have noticed first."""
+def test_the_cause_is_the_host_that_most_others_lost(tmp_path: Path) -> None:
+    """The host that is cut off has lost the others, and may have noticed that first."""
     plan = make_plan(tmp_path, 1, 1, 1)
-    silent = "nothing was heard of it for 4 s"
+    silent = "nothing was heard from it for 4 s"
     its_own = Failure(f"ended because of node0: {silent}", time=1.0, is_victim=True)
     true = [Failure(f"ended because of node1: {silent}", time=when, is_victim=True) for when in (2.0, 3.0)]
     failures = (true[0], its_own, true[1])
@@ -120,7 +122,7 @@ def test_most_hosts_know_who_was_cut_off(tmp_path: Path) -> None:
     assert attempt["failure"]["message"] == true[0].message
 
 
-def test_status_text(plan: LaunchPlan) -> None:
+def test_text_of_a_failed_job(plan: LaunchPlan) -> None:
     failure = Failure(
         "ValueError: no",
         rank=2,
@@ -148,7 +150,7 @@ def test_status_text(plan: LaunchPlan) -> None:
     assert failure_lines(status(plan, "finished", "finished")) == []
 
 
-def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
+def test_status_json_is_valid_even_for_a_nan_loss(plan: LaunchPlan) -> None:
     hosts = [host_status(plan, 0, "running", processes=6), host_status(plan, 1, None, trouble="no route")]
     told = status_json(job_status(plan, hosts, Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5)))
     assert json.loads(json.dumps(told, allow_nan=False)) == {
@@ -174,7 +176,7 @@ def test_status_json_is_json_also_for_a_diverged_loss(plan: LaunchPlan) -> None:
     assert status_json(failed)["failure"]["rank"] == 1
 
 
-def test_each_attempt_is_told_once_with_its_cause(plan: LaunchPlan) -> None:
+def test_each_attempt_is_reported_once_with_its_cause(plan: LaunchPlan) -> None:
     victim = Failure("ended because of node1: rank 2: boom", is_victim=True)
     first, second = Failure("boom", rank=2), Failure("the agent was killed by SIGKILL")
     of_hosts = [
@@ -200,7 +202,7 @@ def test_each_attempt_is_told_once_with_its_cause(plan: LaunchPlan) -> None:
     ]
 
 
-def test_plan_and_start(plan: LaunchPlan) -> None:
+def test_texts_of_a_plan_and_a_start(plan: LaunchPlan) -> None:
     text = plan_text(plan, "a: 1\n")
     assert text.startswith("demo: 4 ranks on 2 hosts, tp2 x dp2\n  host 0  node0  2 ranks  chip\n")
     assert "# /runs/demo/config.yaml\na: 1\n" in text
@@ -216,7 +218,7 @@ def test_a_host_that_a_restart_left_out_does_not_count() -> None:
     assert first.state
     first = replace(first, state=first.state.changed(members=(0, 1)))
     for third in (
-        host_status(plan, 2, "failed", Failure("this host came too late")),
+        host_status(plan, 2, "failed", Failure("this host was too late")),
         host_status(plan, 2, None, trouble="no answer"),
     ):
         status = job_status(plan, [first, second, third], None)

@@ -1,4 +1,4 @@
-"""How servers and batches are told, and when a job of them counts as running."""
+"""How servers and batches are shown, and when their job counts as running."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def state(number: int, phase: ServicePhase, **more: object) -> tuple[str, Servic
         ("failed", "starting", "stopping"),
     ],
 )
-def test_servers_run_once_all_have_answered(
+def test_a_job_of_servers_runs_once_all_have_answered(
     plan: LaunchPlan, first: ServicePhase | None, second: ServicePhase | None, together: str
 ) -> None:
     told = [state(number, phase) for number, phase in enumerate((first, second)) if phase]
@@ -51,7 +51,7 @@ def test_servers_run_once_all_have_answered(
     assert job_status(plan, [host_status(plan, 0, "failed")], None, told).phase == "failed"
 
 
-def test_a_line_a_service() -> None:
+def test_one_line_per_service() -> None:
     batch = ("gpu-1", ServiceState("generate", "running", done=3, total=8, tokens_per_s=1234.0))
     ready = state(1, "ready", requests_running=2, requests_waiting=1, tokens_per_s=310.4)
     loading = state(0, "starting", last_line="Loading weights: 40 %")
@@ -63,14 +63,14 @@ def test_a_line_a_service() -> None:
     assert service_lines([]) == []
 
 
-def test_what_is_new_to_tell() -> None:
+def test_a_change_of_speed_is_not_news() -> None:
     ready = state(0, "ready", tokens_per_s=1.0)
     assert change([ready]) == change([(ready[0], replace(ready[1], tokens_per_s=2.0))])
     assert change([ready]) != change([state(0, "unhealthy")])
     assert change([state(0, "running", done=1)]) != change([state(0, "running", done=2)])
 
 
-def test_states_are_those_of_the_run_alone() -> None:
+def test_only_states_of_the_same_run_are_read() -> None:
     _, one = state(0, "ready")
     text = to_json("run-1", [one]).encode()
     assert from_json(text, "run-1") == (one,)
@@ -79,7 +79,7 @@ def test_states_are_those_of_the_run_alone() -> None:
         assert from_json(other, "run-1") == ()
 
 
-def test_what_is_printed_of_a_job_of_services(plan: LaunchPlan) -> None:
+def test_texts_of_a_job_of_services(plan: LaunchPlan) -> None:
     assert "  m  http://127.0.0.1:8001/v1" in started_text(plan)
     assert "checkpoints" not in started_text(plan)
     text = plan_text(plan, "config")

@@ -1,4 +1,4 @@
-"""Reading logs that grow, without reading more than needed."""
+"""Watching a job, and reading its growing logs without reading more than needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def header(path: Path, run_id: str) -> None:
         write_header(file, run_id, "localhost", "2026-01-01 00:00:00")
 
 
-def test_lines_come_whole_and_once(plan: LaunchPlan) -> None:
+def test_each_line_is_returned_once_and_complete(plan: LaunchPlan) -> None:
     tail = LogTail(plan)
     assert list(tail.lines()) == []
     write_log(plan, 0, "one\ntw")
@@ -51,18 +51,18 @@ def test_a_log_that_was_emptied_is_read_from_its_start(plan: LaunchPlan) -> None
     assert list(tail.lines()) == ["new"]
 
 
-def test_large_logs_are_read_by_chunks(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_logs_are_read_in_chunks(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail_module, "_CHUNK", 16)
     lines = [f"line {number}" for number in range(100)]
     write_log(plan, 0, "\n".join(lines) + "\n" + "x" * 40 + "\nlast\n")
     found = list(LogTail(plan).lines())
     assert found[:100] == lines
-    # A line longer than a chunk comes in pieces; nothing is lost.
+    # A line longer than a chunk is returned in pieces; nothing is lost.
     assert "".join(found[100:-1]) == "x" * 40
     assert found[-1] == "last"
 
 
-def test_several_hosts_are_told_apart(tmp_path: Path) -> None:
+def test_lines_of_several_hosts_have_the_host_name_in_front(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, 1, 1)
     write_log(plan, 1, "from one\n")
     write_log(plan, 0, "from zero\n")
@@ -81,7 +81,7 @@ def test_earlier_runs_are_skipped(plan: LaunchPlan) -> None:
     assert list(tail.lines(last=True)) == ["half a line"], "a killed process ends within a line"
 
 
-def test_a_run_without_a_header_yet_shows_nothing_of_others(plan: LaunchPlan) -> None:
+def test_a_run_without_a_header_does_not_show_earlier_runs(plan: LaunchPlan) -> None:
     path = write_log(plan, 0, "")
     header(path, "before")
     tail = LogTail(plan)
@@ -92,7 +92,7 @@ def test_a_run_without_a_header_yet_shows_nothing_of_others(plan: LaunchPlan) ->
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
-def test_a_run_is_found_wherever_chunks_end(
+def test_a_run_is_found_for_any_chunk_size(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr(output, "_CHUNK", chunk)
@@ -105,7 +105,7 @@ def test_a_run_is_found_wherever_chunks_end(
     assert find_run(path.with_name("none"), "now") is None
 
 
-def test_the_last_lines_are_of_this_run_only(plan: LaunchPlan) -> None:
+def test_the_last_lines_are_only_those_of_this_run(plan: LaunchPlan) -> None:
     path = write_log(plan, 0, "before\n")
     assert last_lines(path, "now", 3) == ""
     header(path, "now")
@@ -119,7 +119,7 @@ def test_the_last_lines_are_of_this_run_only(plan: LaunchPlan) -> None:
 
 
 def script(monkeypatch: pytest.MonkeyPatch, plan: LaunchPlan, *phases: Phase) -> list[bool]:
-    """Have the hosts answer these phases one after another; returns whether each was asked to count."""
+    """Make the hosts report these phases in turn; return whether each call asked to count processes."""
     counted: list[bool] = []
     metrics: list[str] = []
     answers = iter(phases)
@@ -137,7 +137,7 @@ def script(monkeypatch: pytest.MonkeyPatch, plan: LaunchPlan, *phases: Phase) ->
     return counted
 
 
-def test_following_in_a_pipe(
+def test_watch_prints_lines_in_a_pipe(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counted = script(monkeypatch, plan, "starting", "running", "running", "failed")
@@ -152,11 +152,11 @@ def test_following_in_a_pipe(
         "flagscale: checkpoint 4",
         "iteration 2",
     ]
-    # Twice a second for weeks: the processes of the host are not all looked at.
+    # Processes are not counted, because this may run twice a second for weeks.
     assert counted == [False] * 4
 
 
-def test_following_in_a_terminal(
+def test_watch_shows_progress_in_a_terminal(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script(monkeypatch, plan, "running", "running", "finished")
@@ -167,7 +167,7 @@ def test_following_in_a_terminal(
     assert "iteration 1" in out
 
 
-def test_one_status_counts_and_leaves_earlier_metrics_out(
+def test_a_single_status_counts_processes_and_ignores_earlier_metrics(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(plan.exp_dir, "metrics.jsonl").write_text('{"iteration": 9, "iteration_ms": 1, "time": 99}\n')
@@ -186,7 +186,7 @@ LOST = "no answer from node1 port 22 within 10 s"
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time passes only where somebody sleeps."""
+    """Time passes only during `sleep`."""
     now = [1000.0]
     monkeypatch.setattr(follow_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(follow_module.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
@@ -224,7 +224,7 @@ def test_a_host_may_finish_its_own_service_long_before_others(
 
 @pytest.mark.usefixtures("clock")
 def test_hosts_that_answer_again_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While no host has ended nothing is given up: it may be this machine that is cut off."""
+    """No host is given up before one has ended: this machine itself may be cut off."""
     plan = make_plan(tmp_path, 1, 1)
     lost = [host_status(plan, rank, None, trouble=LOST) for rank in (0, 1)]
     both = [host_status(plan, rank, "running") for rank in (0, 1)]
@@ -253,7 +253,7 @@ def test_metrics_are_read_from_the_last_host_that_takes_part(
     assert [host["state"] for host in found["hosts"]] == ["running", "running", "left out"]
 
 
-def test_a_log_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_log_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(tmp_path, 1, 1, no_shared_fs=True)
     text = base64.b64encode(b"a line\n").decode()
     away: Reply = {"ok": False, "message": LOST, "unreachable": True}
@@ -266,7 +266,7 @@ def test_a_log_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.M
     answers["read"] = hosts.answers["node0"]["read"] = {"data": "", "size": 7}
     assert list(lines) == []
     assert tail.troubles == {plan.hosts[1]: LOST}
-    # Back again it is read from the beginning of the run on.
+    # Once the host is back, its log is read from the beginning of the run.
     hosts.answers["node1"] = {"begin": {"position": 3}, "read": lambda words: reply(words, text)}
     assert list(tail.lines()) == ["node1: ine"]
     assert tail.troubles == {}
