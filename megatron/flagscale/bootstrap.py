@@ -21,7 +21,7 @@ _DEFAULTS = (
 )
 
 
-def prepare_platform(
+def prepare_engine(
     argv: Sequence[str], add_arguments: AddArguments | None = None, own: Collection[str] = ()
 ) -> list[str]:
     """Prepare the engine for this machine: apply the patches it needs and return the whole argument list.

@@ -81,14 +81,14 @@ def train(
     forward_step: ForwardStep | None = None,
 ) -> None:
     """Train with these arguments; raises `UserError` for a user's mistake. For the other ones see `run`."""
-    from megatron.flagscale.bootstrap import adapt, prepare_platform
+    from megatron.flagscale.bootstrap import adapt, prepare_engine
     from megatron.flagscale.hetero.arguments import own_part
 
     part = own_part(argv, add_arguments)
     own = {
         name for name, given in (("datasets", datasets), ("forward_step", forward_step)) if given is not None
     }
-    sys.argv[1:] = prepare_platform(part.argv if part else argv, add_arguments, own)
+    sys.argv[1:] = prepare_engine(part.argv if part else argv, add_arguments, own)
 
     from megatron.core.enums import ModelType
     from megatron.training import pretrain

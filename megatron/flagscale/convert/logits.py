@@ -96,9 +96,9 @@ def _environment() -> dict[str, str]:
 
 def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
     """Build the model that the worker's arguments describe, load it, and run it on tokens without dropout."""
-    from megatron.flagscale.bootstrap import adapt, prepare_platform
+    from megatron.flagscale.bootstrap import adapt, prepare_engine
 
-    sys.argv[1:] = prepare_platform(argv)
+    sys.argv[1:] = prepare_engine(argv)
 
     from megatron.core.enums import ModelType
     from megatron.core.process_groups_config import ProcessGroupCollection
