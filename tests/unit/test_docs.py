@@ -35,7 +35,7 @@ def wrong_links(page: Path, text: str) -> list[str]:
     def leads_somewhere(link: str) -> bool:
         name, _, anchor = link.partition("#")
         target = page.parent / name
-        if not target.exists():
+        if not target.is_file():
             return False
         return not anchor or anchor in anchors(target.read_text("utf-8") if name else text)
 
