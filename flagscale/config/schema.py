@@ -112,6 +112,8 @@ class Section(BaseModel):
 
 
 class Task(Section):
+    """What the job does, with which engine and program."""
+
     type: str = "train"
     """One of the engine's task types; also the name of the group that holds the engine's arguments."""
     backend: str
@@ -121,6 +123,8 @@ class Task(Section):
 
 
 class Runner(Section):
+    """Where the job runs, and how it is started, watched and recovered."""
+
     type: str = "ssh"
     """How the job gets its hosts and starts on them. `ssh`: hosts of the hostfile; without a hostfile, this
     host. `cloud`: a platform runs this command on every host. Or an installed plugin's name."""
@@ -213,6 +217,8 @@ class Environment(Section):
 
 
 class Commands(Section):
+    """The user's own shell lines around a job."""
+
     before_start: str = ""
     """Shell lines at the top of each host's script; the start fails if one of them does."""
     after_stop: str = ""

@@ -132,7 +132,8 @@ def _task_problems(request: Request) -> list[Problem]:
     if not registry.is_known("engines", task.backend):
         return []
     engine: Engine = registry.load("engines", task.backend)
-    return engine.check(task, arguments, request.source_map)
+    # The keys of a task type that it does not support would all be reported as unknown.
+    return engine.check(task, arguments, request.source_map) if task.type in engine.task_types else []
 
 
 def _with_runner(experiment: Experiment, source_map: SourceMap) -> tuple[RunnerRules, Experiment]:

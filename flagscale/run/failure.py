@@ -1,4 +1,7 @@
-"""Why a host's share of a run ended: the first rank that failed, if reported; else how its agent ended."""
+"""Why a host's share of a run ended: the first rank that failed, if reported; else how its agent ended.
+
+For an engine that prints its errors, the first exception in its output is the cause.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,15 @@ from flagscale.run.rundir import RunDir
 from flagscale.values import LaunchPlan, NodeCommand
 
 _LAST_LINES = 20
+_MARK = re.compile(
+    r"^(\(\w[\w ]* pid=\d+\) )?(?:(?:ERROR|WARNING|INFO|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
+)
+"""The prefix of the lines of vLLM's processes, which print at the same time."""
+_DETAILS = " [type="
+"""The text after which pydantic quotes the values that it checked."""
+_TRACEBACK = "Traceback (most recent call last):"
+_FOLLOWING = 3
+"""Lines after the one that names the exception; they belong to its message if they are indented."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +111,6 @@ def _told(file: Path) -> Failure | None:
 def _with_log(failure: Failure, node: NodeCommand) -> Failure:
     streams = rank_logs(node).get(failure.local_rank or 0, ())
     return replace(failure, log=str(streams[-1])) if streams else failure
-
-
-_MARK = re.compile(
-    r"^(\(\w[\w ]* pid=\d+\) )?(?:(?:ERROR|WARNING|INFO|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
-)
-"""The prefix of the lines of vLLM's processes, which print at the same time."""
-_DETAILS = " [type="
-"""The text after which pydantic quotes the values that it checked."""
-_TRACEBACK = "Traceback (most recent call last):"
-_FOLLOWING = 3
-"""Lines after the one that names the exception; they belong to its message if they are indented."""
 
 
 def first_exception(text: str) -> tuple[str, str] | None:

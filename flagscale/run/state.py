@@ -1,7 +1,8 @@
 """The state of a run on one host: a small JSON file that is written atomically, by one process at a time.
 
 The host's `start` command writes the first state, its supervisor all others; if the supervisor was killed,
-its guard or `stop` writes the last one.
+its guard or `stop` writes the last one. The states of a host's services have a file of their own, which its
+agent writes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ Phase = Literal["starting", "running", "stopping", "finished", "failed", "stoppe
 Reply = dict[str, Any]
 """The reply of a node command: plain JSON values."""
 ENDED: tuple[Phase, ...] = ("finished", "failed", "stopped")
+ServicePhase = Literal["starting", "ready", "unhealthy", "running", "finished", "failed", "stopped"]
+"""Only servers are `ready` or `unhealthy`; only services that run to an end are `finished`."""
+OVER: tuple[ServicePhase, ...] = ("finished", "failed", "stopped")
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,6 @@ def read_state(path: Path, run_id: str | None = None) -> HostState | None:
     return state if run_id in (None, state.run_id) else None
 
 
-ServicePhase = Literal["starting", "ready", "unhealthy", "running", "finished", "failed", "stopped"]
-"""Only servers are `ready` or `unhealthy`; only services that run to an end are `finished`."""
-OVER: tuple[ServicePhase, ...] = ("finished", "failed", "stopped")
-
-
 @dataclass(frozen=True)
 class ServiceState:
     """One service as its agent sees it. Times are in seconds since the epoch, by that host's clock."""
@@ -136,6 +135,7 @@ class ServiceState:
 
 
 def to_json(run_id: str, states: Iterable[ServiceState]) -> str:
+    """Return the file of a host's services; `from_json` reads it."""
     return json.dumps({"run_id": run_id, "services": [asdict(state) for state in states]}) + "\n"
 
 

@@ -206,6 +206,15 @@ def test_query_logs_and_stop_need_only_the_run_directory(words: list[str]) -> No
     assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
 
 
+def test_a_task_type_of_another_engine_is_one_mistake(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "action=dryrun", "experiment.task.backend=vllm"]) == 2
+    reported = capfd.readouterr().err
+    assert reported.startswith("1 mistake")
+    assert "the engine `vllm` does not support `train`" in reported
+
+
 def test_mistakes_of_the_runner_and_the_task_are_reported_together(
     words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
