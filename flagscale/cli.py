@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flagscale import registry
+from flagscale import __version__, registry
 from flagscale.config.load import load_action
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.source_map import SourceMap, index_sources
@@ -46,7 +46,7 @@ _RAISE = "HYDRA_FULL_ERROR"
 # The first word of a command that needs no experiment; a word with `=` is an override.
 _BUNDLED = re.compile(r"examples|tools(/[^=]*)?")
 # One of these is needed: the experiment's name, or a request that Hydra answers without one.
-_SUBJECTS = ("--config-name", "-cn", "--version", "--hydra-help", "--shell-completion", "-sc")
+_SUBJECTS = ("--config-name", "-cn", "--hydra-help", "--shell-completion", "-sc")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.pop(_RAISE, None)  # it does not concern the job
         codes.append(_perform(config))
 
+    if "--version" in words:
+        print(f"FlagScale {__version__}")
+        return 0
     if not any(word.partition("=")[0] in _SUBJECTS for word in words):
         asked = bool({"--help", "-h"} & {*words}) or not words
         usage = _USAGE.format(actions=", ".join(registry.names("actions")))
@@ -79,15 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hydra.main(version_base="1.3", config_path=None)(perform)()
     except SystemExit as stop:  # an unknown flag, or a request that has been answered
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
-    except COMPLAINTS as error:
+    except (
+        *COMPLAINTS,
+        ValueError,
+    ) as error:  # the latter, too, comes from Hydra alone: `_perform` raises none
         return _tell(UserError([problem_of(error, config_folder(words))]))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # `... action=logs | head`: the pipe is closed. Python would report it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return max(codes, default=0)
 
 
@@ -103,6 +105,7 @@ def _perform(config: DictConfig) -> int:
     try:
         action = load_action(config, where)
         code: int = registry.load("actions", action)(Request(config, where))
+        sys.stdout.flush()
         return code
     except UserError as error:
         return _tell(error)
@@ -110,7 +113,9 @@ def _perform(config: DictConfig) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        raise
+        # `... action=logs | head`: the pipe is closed. Python would report it again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception:
         # A bug of ours: print the whole traceback, which Hydra would shorten.
         traceback.print_exc()

