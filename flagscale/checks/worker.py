@@ -56,7 +56,7 @@ def worker_violations(
         variants: the arguments as the ranks of each mesh have them; one variant without meshes.
         machine: where the ranks run.
         trains_gpt: whether the training program is FlagScale's own.
-        has_own_data: whether it reads data of its own, which is not checked here.
+        has_own_data: whether it has data of its own, so that the arguments need not name any.
     """
     found: dict[Violation, None] = {}
     for values in variants:

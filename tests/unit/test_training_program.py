@@ -168,6 +168,17 @@ def test_a_missing_required_argument_is_reported(refused: Callable[..., list[str
     assert message == "train.mine: `mine` is required by `mine.py`"
 
 
+def test_the_data_that_a_program_is_given_is_checked(
+    refused: Callable[..., list[str]], build: Callable[..., Job]
+) -> None:
+    Path("mine.py").write_text("")
+    given = {"mock_data": None, "data_path": ["/nowhere/x"]}
+    messages = refused(given, entrypoint="mine.py")
+    assert messages
+    assert all(message.startswith("train.data_path: /nowhere/x") for message in messages)
+    assert build({"mock_data": None}, entrypoint="mine.py").role.entrypoint == "mine.py"
+
+
 def test_an_unknown_key_names_the_program(refused: Callable[..., list[str]]) -> None:
     Path("mine.py").write_text("")
     (message,) = refused({"zzz_zzz": 1}, entrypoint="mine.py")
