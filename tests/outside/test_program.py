@@ -90,8 +90,8 @@ def test_a_wrong_value_is_refused_before_launch(command: Command, override: str,
     assert reported in done.stderr
 
 
-def test_data_rules_apply_to_a_program_that_reads_data_path(command: Command, folder: Path) -> None:
-    edit(folder / "train_mine.py", "\n\ndef add_arguments", "\nREADS_DATA_PATH = True\n\n\ndef add_arguments")
+def test_a_program_without_datasets_of_its_own_must_be_given_data(command: Command, folder: Path) -> None:
+    edit(folder / "train_mine.py", " datasets=datasets,", "")
     done = command()
     assert done.returncode == 2
     assert "no data: give `data_path`" in done.stderr

@@ -16,6 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from flagscale.checks.hetero.keys import KEYS
+from flagscale.checks.worker import PARTS
 from flagscale.config.catalog import Catalog, Option, catalog_from
 from flagscale.config.compat_v060 import TASK
 from flagscale.config.secrets import is_secret
@@ -23,7 +24,7 @@ from flagscale.engines.megatron.own_arguments import SOURCE_ROOT, is_engine, own
 from flagscale.errors import Problem, UserError
 
 ADD_ARGUMENTS = "add_arguments"
-READS_DATA_PATH = "READS_DATA_PATH"
+_FRAME = "megatron.flagscale.program"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class TrainingProgram:
 
     name: str
     """The entrypoint, as the user wrote it."""
-    reads_data_path: bool = False
-    """Whether it reads Megatron's data, so that the rules about data apply."""
+    own_parts: frozenset[str] = frozenset(PARTS)
+    """The parts that it has itself, so that rules about FlagScale's do not apply (`checks.worker.PARTS`)."""
     arguments: Mapping[str, Option] = field(default_factory=dict)
     """Its own arguments, by name without dashes."""
 
@@ -46,7 +47,9 @@ class TrainingProgram:
 
 
 def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgram:
-    """Return what an entrypoint (a path to a `.py`, or a module) declares; nothing if its file is not found.
+    """Return what an entrypoint (a path to a `.py`, or a module) declares.
+
+    If its file is not found, all parts are taken as its own, and it has no arguments.
 
     Raises:
         UserError: with file and line if the program cannot be read, imports an engine at its top, or has an
@@ -57,13 +60,13 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
         return TrainingProgram(entrypoint)
     tree = _parsed(source)
     top = list(_statements_at_import(tree))
-    reads_data_path = _reads_data_path(top, source)
+    own_parts = _own_parts(tree, source)
     if ADD_ARGUMENTS not in _defined_names(top):
-        return TrainingProgram(entrypoint, reads_data_path)
+        return TrainingProgram(entrypoint, own_parts)
     _refuse_engine_imports(top, source)
     arguments = own_arguments(entrypoint, source, where)
     _refuse_names(arguments, catalog, tree, source)
-    return TrainingProgram(entrypoint, reads_data_path, arguments)
+    return TrainingProgram(entrypoint, own_parts, arguments)
 
 
 def find_source(entrypoint: str) -> Path | None:
@@ -120,16 +123,33 @@ def _defined_names(top: list[ast.AST]) -> set[str]:
     return names
 
 
-def _reads_data_path(top: list[ast.AST], source: Path) -> bool:
-    for node in top:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == READS_DATA_PATH for target in targets):
-            assert isinstance(node, ast.Assign)
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
-                return node.value.value
-            what = f"`{READS_DATA_PATH}` must be a constant: it is read without running the program"
-            raise UserError([Problem(what, f"{source}:{node.lineno}", "write True or False")])
-    return False
+def _own_parts(tree: ast.Module, source: Path) -> frozenset[str]:
+    """Return the parts that the program passes to `run`; all if it drives the engine without it."""
+    names = _names_of_run(tree)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    calls = [call for call in nodes if ast.unparse(call.func) in names]
+    keywords = [keyword for call in calls for keyword in call.keywords]
+    for keyword in keywords:
+        if keyword.arg is None:
+            what = "the program's parts cannot be read from this call without running it"
+            hint = "pass each by name, such as `datasets=datasets`"
+            raise UserError([Problem(what, f"{source}:{keyword.value.lineno}", hint)])
+    given = {keyword.arg for keyword in keywords if ast.unparse(keyword.value) != "None"}
+    return frozenset(part for part in PARTS if part in given or not calls)
+
+
+def _names_of_run(tree: ast.Module) -> set[str]:
+    """Return the names by which a file calls `megatron.flagscale.program.run`, or the `train` below it."""
+    functions = [f"{_FRAME}.run", f"{_FRAME}.train"]
+    names = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        for alias in node.names:
+            path = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            inside = (full.removeprefix(path) for full in functions if f"{full}.".startswith(f"{path}."))
+            names |= {(alias.asname or alias.name) + rest for rest in inside}
+    return names
 
 
 def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
