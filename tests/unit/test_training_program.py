@@ -145,7 +145,15 @@ def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: P
             "mine.py:2: `--hub-token` is the name of a secret",
         ),
         (ARGUMENTS + "import sys\nsys.exit(3)\n", "mine.py:4: ends the process when it is imported"),
-        (ARGUMENTS + "import os\nos._exit(3)\n", "here: `mine.py` ended when it was imported"),
+        (
+            ARGUMENTS + "import os\nos._exit(3)\n",
+            "here: `mine.py` ended with exit code 3 when it was imported",
+        ),
+        (
+            ARGUMENTS
+            + "import os, sys\nprint('Timeout (', file=sys.stderr, flush=True)\nos.kill(os.getpid(), 9)",
+            "here: `mine.py` was killed by SIGKILL when it was imported to read its arguments: Timeout (",
+        ),
         (ARGUMENTS + "{}['a']\n", "mine.py:3: KeyError: 'a'"),
     ],
 )

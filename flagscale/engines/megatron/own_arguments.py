@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.run.failure import how_it_ended
 
 TIME_LIMIT = 20.0
 """Seconds that a program has to be imported and to add its arguments."""
@@ -75,6 +77,7 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
     paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: the ranks do not see the working directory unless the program is a module, and then it is added.
     command = [sys.executable, "-P", "-B", "-m", "flagscale.engines.megatron.describe_program"]
+    begun = time.monotonic()
     child = subprocess.Popen(
         [*command, entrypoint, str(source), str(TIME_LIMIT)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -93,7 +96,7 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         printed, complained = child.communicate()
     finally:
         _end(child)
-    if not printed and ("Timeout (" in complained or child.returncode == -signal.SIGKILL):
+    if not printed and time.monotonic() - begun >= TIME_LIMIT:
         line = re.search(rf'File "{re.escape(str(source))}", line (\d+)', complained)
         what = f"is still running {TIME_LIMIT:g} s after it was imported to read its arguments"
         hint = 'put its work under `if __name__ == "__main__":`'
@@ -101,9 +104,9 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(printed)
     except ValueError:
-        last = complained.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        what = f"`{entrypoint}` ended when it was imported to read its arguments: {last[0]}"
-        raise UserError([Problem(what, where)]) from None
+        what = f"`{entrypoint}` {how_it_ended(child.returncode)} when it was imported to read its arguments"
+        last = complained.strip().splitlines()[-1:]
+        raise UserError([Problem(": ".join([what, *last]), where)]) from None
     if "error" in answer:
         at = f"{source}:{answer['line']}" if answer["line"] else str(source)
         raise UserError([Problem(answer["error"], at, answer["hint"])])
