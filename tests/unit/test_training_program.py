@@ -137,7 +137,21 @@ def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: P
         ),
         (
             ARGUMENTS.replace("--mine", "mine"),
-            "mine.py: the argument `mine` needs a name",
+            "mine.py:1: the argument `mine` needs a name",
+        ),
+        (
+            "\nasync " + ARGUMENTS,
+            "mine.py:2: `add_arguments` is an `async` function after the import; define it at the top",
+        ),
+        (
+            "if not __name__:\n  def add_arguments(parser): pass\n",
+            "mine.py:2: `add_arguments` is no function after the import; define it at the top with `def`",
+        ),
+        ("add_arguments = None\n", "mine.py:1: `add_arguments` is no function"),
+        (ARGUMENTS + "    parser.add_subparsers()\n", "mine.py:1: `add_subparsers` is not supported"),
+        (
+            ARGUMENTS + "    parser.add_argument_group().set_defaults(mine=1, num_layers=9)\n",
+            "mine.py:1: `set_defaults` names `num_layers`, which is not one of the program's own arguments",
         ),
         (ARGUMENTS.replace("mine", "enable-hetero"), "mine.py:2: `--enable-hetero` clashes with the key"),
         (
@@ -164,6 +178,11 @@ def test_a_program_that_cannot_be_read_is_refused_with_its_line(read: Read, text
 def test_imports_for_types_and_inside_functions_are_fine(read: Read) -> None:
     text = "import typing\nif typing.TYPE_CHECKING:\n    import torch\ndef step():\n    import torch\n"
     assert set(read(text + ARGUMENTS).arguments) == {"mine"}
+
+
+def test_the_program_may_set_the_defaults_of_its_own_arguments(read: Read) -> None:
+    program = read(ARGUMENTS + "    parser.set_defaults(mine=3)\n")
+    assert program.arguments["mine"].default == 3
 
 
 def test_output_of_the_program_is_harmless(read: Read) -> None:

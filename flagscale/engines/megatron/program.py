@@ -61,11 +61,12 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
     tree = _parsed(source)
     top = list(_statements_at_import(tree))
     own_parts = _own_parts(tree, source)
-    if ADD_ARGUMENTS not in _defined_names(top):
+    line = _definition(top)
+    if line is None:
         return TrainingProgram(entrypoint, own_parts)
     _refuse_engine_imports(top, source)
-    arguments = own_arguments(entrypoint, source, where)
-    _refuse_names(arguments, catalog, tree, source)
+    arguments = own_arguments(entrypoint, source, line, where)
+    _refuse_names(arguments, catalog, tree, source, line)
     return TrainingProgram(entrypoint, own_parts, arguments)
 
 
@@ -111,16 +112,20 @@ def _is_skipped(test: ast.expr) -> bool:
     return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
 
 
-def _defined_names(top: list[ast.AST]) -> set[str]:
-    names = set()
+def _definition(top: list[ast.AST]) -> int | None:
+    """Return the line that defines or imports `add_arguments`; None if there is none."""
     for node in top:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name, line = node.name, node.lineno
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
+            name, line = node.id, node.lineno
         elif isinstance(node, ast.alias):
-            names.add(node.asname or node.name)
-    return names
+            name, line = node.asname or node.name, node.lineno
+        else:
+            continue
+        if name == ADD_ARGUMENTS:
+            return line
+    return None
 
 
 def _own_parts(tree: ast.Module, source: Path) -> frozenset[str]:
@@ -169,7 +174,9 @@ def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
         raise UserError(problems)
 
 
-def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path) -> None:
+def _refuse_names(
+    arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path, line: int
+) -> None:
     """Refuse names that the engine or FlagScale uses, and those of secrets, which argv would show."""
     dests = {option.dest: option.name for option in catalog.options.values()}
     problems = []
@@ -185,16 +192,8 @@ def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.M
             what = f"`--{name}` is the name of a secret, and arguments are visible"
             hint = "read it from the environment (experiment.envs), or give it another name"
         if what:
-            problems.append(Problem(what, f"{source}:{_line_of(f'--{name}', tree)}", hint))
+            constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+            written = (node.lineno for node in constants if node.value == f"--{name}")
+            problems.append(Problem(what, f"{source}:{next(written, line)}", hint))
     if problems:
         raise UserError(problems)
-
-
-def _line_of(text: str, tree: ast.Module) -> int:
-    """Return the line where a file writes this text, else the line of its `add_arguments`."""
-    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    written = (node.lineno for node in constants if node.value == text)
-    defined = (
-        node.lineno for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == ADD_ARGUMENTS
-    )
-    return next(written, None) or next(defined, 1)
