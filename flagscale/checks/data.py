@@ -25,7 +25,7 @@ _TOKENIZERS_WITH_MODEL = (
 
 
 HAS_OWN_DATA = "has_own_data"
-"""A key of a job's inputs: its program reads data of its own, which is not checked here."""
+"""A key of a job's inputs: its program has data of its own, so that the arguments need not name any."""
 
 
 def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
@@ -53,20 +53,20 @@ def data_violations(
 ) -> Iterator[Violation]:
     """Yield every violation in the data and tokenizer that arguments (by dest) name, relative to `cwd`.
 
-    For a program with its own data, only the tokenizer is checked.
+    A program with its own data need not be given any; the files that its arguments do name must exist.
     """
-    if not has_own_data:
-        yield from _data_violations(values, cwd)
+    yield from _data_violations(values, cwd, has_own_data)
     yield from _tokenizer_violations(values, cwd)
 
 
-def _data_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Violation]:
+def _data_violations(values: Mapping[str, Any], cwd: Path, has_own_data: bool) -> Iterator[Violation]:
     given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
     if values.get("mock_data"):
         for name in given:
             yield name, f"give `mock_data` or `{name}`, not both"
     elif not given:
-        yield "data_path", "no data: give `data_path` (a prefix of .bin/.idx files) or `mock_data: true`"
+        if not has_own_data:
+            yield "data_path", "no data: give `data_path` (a prefix of .bin/.idx files) or `mock_data: true`"
     else:
         for name in _SETS:
             for prefix in prefixes(values.get(name) or ()):

@@ -208,12 +208,12 @@ NOT_SUPPORTED = (
     "fim_data",
     "perform_rl_step",
 )
-"""Arguments (by dest) that `train_gpt` would ignore."""
+"""Arguments (by dest) that FlagScale's forward step and its data would ignore."""
 
 
 def program_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the arguments (by dest) that FlagScale's own training program would ignore."""
+    """Yield the arguments (by dest) that a program without a forward step of its own would ignore."""
     for name in NOT_SUPPORTED:
         if values.get(name):
-            what = "is not supported by FlagScale's training program; remove it, or set"
-            yield name, f"`{name}` {what} experiment.task.entrypoint to a program of your own"
+            what = "is not supported by FlagScale's forward step; remove it, or set"
+            yield name, f"`{name}` {what} experiment.task.entrypoint to a program with its own `forward_step`"

@@ -15,6 +15,12 @@ from flagscale.checks.layers import cpu_violations, local_violations, torch_viol
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.errors import Violation
 
+DATASETS, FORWARD_STEP = PARTS = ("datasets", "forward_step")
+"""The parts that a training program can have itself, as `megatron.flagscale.program.run` calls them.
+
+The launcher reads them from the call in the program's file, the worker from the call itself.
+"""
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -46,25 +52,22 @@ def with_defaults(values: Mapping[str, Any], given: Collection[str], machine: Ca
 def worker_violations(
     variants: Sequence[Mapping[str, Any]],
     machine: Capabilities,
-    *,
-    trains_gpt: bool = True,
-    has_own_data: bool = False,
+    own_parts: Collection[str] = (),
 ) -> Iterator[Violation]:
     """Yield each rule that a job's arguments (by dest) break on a machine, once.
 
     Args:
         variants: the arguments as the ranks of each mesh have them; one variant without meshes.
         machine: where the ranks run.
-        trains_gpt: whether the training program is FlagScale's own.
-        has_own_data: whether it reads data of its own, which is not checked here.
+        own_parts: which of `PARTS` the training program has itself; `train_gpt` has none.
     """
     found: dict[Violation, None] = {}
     for values in variants:
-        if trains_gpt:
+        if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
         found |= dict.fromkeys(silent_violations(values))
         found |= dict.fromkeys(_machine_violations(values, machine))
-    found |= dict.fromkeys(data_violations(variants[0], has_own_data=has_own_data))
+    found |= dict.fromkeys(data_violations(variants[0], has_own_data=DATASETS in own_parts))
     yield from found
 
 

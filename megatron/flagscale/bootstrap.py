@@ -22,13 +22,13 @@ _DEFAULTS = (
 
 
 def prepare_engine(
-    argv: Sequence[str], add_arguments: AddArguments | None = None, own: Collection[str] = ()
+    argv: Sequence[str], add_arguments: AddArguments | None = None, own_parts: Collection[str] = ()
 ) -> list[str]:
     """Prepare the engine for this machine: apply the patches it needs and return the whole argument list.
 
-    Must be called before the engine is imported. `add_arguments` adds a program's arguments; `own` names the
-    other parts that it brings: "datasets", "forward_step". Raises `UserError` if the arguments break a rule
-    of `flagscale.checks.worker` on this machine.
+    Must be called before the engine is imported. `add_arguments` adds a program's arguments; `own_parts`
+    names the other parts that it has itself (`flagscale.checks.worker.PARTS`). Raises `UserError` if the
+    arguments break a rule of `flagscale.checks.worker` on this machine.
     """
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
@@ -52,7 +52,7 @@ def prepare_engine(
         *argv,
     ]
     args = engine_parser(add_arguments).parse_args(whole)
-    problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own)
+    problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own_parts)
     if problems:
         raise UserError(problems)
     if args.transformer_impl == "torch":

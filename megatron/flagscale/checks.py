@@ -16,15 +16,15 @@ from flagscale.errors import Problem, Violation
 
 
 def argument_problems(
-    args: argparse.Namespace, machine: Capabilities, own: Collection[str] = ()
+    args: argparse.Namespace, machine: Capabilities, own_parts: Collection[str] = ()
 ) -> list[Problem]:
     """Return the problems of parsed arguments, not yet validated by the engine, on the given machine.
 
-    `own` names the parts that a user's program brings ("datasets", "forward_step"): no rules apply to them.
+    `own_parts` names the parts that a user's program has itself (`flagscale.checks.worker.PARTS`).
     """
     # The rules work on plain values, because the launcher does not have the engine's enums.
     values = {name: value.name if isinstance(value, Enum) else value for name, value in vars(args).items()}
-    found = worker_violations([values], machine, trains_gpt=not own, has_own_data="datasets" in own)
+    found = worker_violations([values], machine, own_parts)
     return [*worker_problems(found), *_not_installed(args)]
 
 

@@ -42,6 +42,7 @@ def run(
     `add_arguments` adds the program's arguments to Megatron's parser; `megatron.training.get_args()` holds
     their values. Without `datasets` the program reads Megatron's `.bin/.idx` files (`data_path`) or mock
     data; without `forward_step` it trains on batches of `tokens`, `labels`, `loss_mask` and `position_ids`.
+    The launcher reads from this call in the program's file which of the two it has: pass them by name.
 
     A user's error ends the process with exit code 2, any other error with its traceback and exit code 1. Both
     write the structured error file that torchrun asked for; torchrun reports a user's error in one line.
@@ -81,14 +82,14 @@ def train(
     forward_step: ForwardStep | None = None,
 ) -> None:
     """Train with these arguments; raises `UserError` for a user's mistake. For the other ones see `run`."""
+    from flagscale.checks.worker import DATASETS, FORWARD_STEP
     from megatron.flagscale.bootstrap import adapt, prepare_engine
     from megatron.flagscale.hetero.arguments import own_part
 
     part = own_part(argv, add_arguments)
-    own = {
-        name for name, given in (("datasets", datasets), ("forward_step", forward_step)) if given is not None
-    }
-    sys.argv[1:] = prepare_engine(part.argv if part else argv, add_arguments, own)
+    given = {DATASETS: datasets, FORWARD_STEP: forward_step}
+    own_parts = {name for name, value in given.items() if value is not None}
+    sys.argv[1:] = prepare_engine(part.argv if part else argv, add_arguments, own_parts)
 
     from megatron.core.enums import ModelType
     from megatron.training import pretrain

@@ -7,7 +7,5 @@ import sys
 
 from megatron.flagscale.program import run
 
-READS_DATA_PATH = True
-
 if __name__ == "__main__":
     sys.exit(run())

@@ -56,12 +56,14 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_keys_of_the_program_become_arguments(command: Command, folder: Path) -> None:
+def test_keys_of_the_program_become_arguments(command: Command, folder: Path, tmp_path: Path) -> None:
     done = command("train.rows.score_question=false")
     assert done.returncode == 0, done.stderr
     for shown in ("./train_mine.py", "--row-digits 7", "--row-task reverse", "--row-values 1 2 3 4"):
         assert shown in done.stdout
     assert "--score-question" not in done.stdout
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(folder)]
+    assert [path.parent for path in written] == [tmp_path / "cache/flagscale/programs"]
     assert not (folder / "outputs").exists()
 
 
@@ -90,8 +92,8 @@ def test_a_wrong_value_is_refused_before_launch(command: Command, override: str,
     assert reported in done.stderr
 
 
-def test_data_rules_apply_to_a_program_that_reads_data_path(command: Command, folder: Path) -> None:
-    edit(folder / "train_mine.py", "\n\ndef add_arguments", "\nREADS_DATA_PATH = True\n\n\ndef add_arguments")
+def test_a_program_without_datasets_of_its_own_must_be_given_data(command: Command, folder: Path) -> None:
+    edit(folder / "train_mine.py", " datasets=datasets,", "")
     done = command()
     assert done.returncode == 2
     assert "no data: give `data_path`" in done.stderr

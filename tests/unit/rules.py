@@ -25,6 +25,7 @@ class Example:
     says: str
     platform: str = "nvidia"
     meshes: int = 1
+    entrypoint: str = TRAIN
 
     def __str__(self) -> str:
         return f"{self.platform}: {self.changes}"
@@ -38,7 +39,7 @@ class Example:
         experiment = Experiment(
             name="demo",
             exp_dir=Path("/nowhere"),
-            task=Task(backend="megatron", entrypoint=TRAIN),
+            task=Task(backend="megatron", entrypoint=self.entrypoint),
             runner=Runner(),
             envs=Environment(),
             cmds=Commands(),
@@ -206,7 +207,7 @@ _OTHER_LAYERS: dict[str, Any] = {
 
 SHARED = [
     *(
-        Example({name: value}, f"`{name}` is not supported by FlagScale's training program")
+        Example({name: value}, f"`{name}` is not supported by FlagScale's forward step")
         for name, value in _IGNORED.items()
     ),
     Example({"num_query_groups": 2}, "`num_query_groups` needs `group_query_attention: true`"),

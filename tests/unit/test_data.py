@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks.data import data_violations, prefixes
+from flagscale.checks.data import data_violations, input_violations, inputs_of, prefixes
 
 Write = Callable[..., str]
 NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}
@@ -36,6 +36,18 @@ def test_missing_data() -> None:
     ((name, what),) = reported()
     assert name == "data_path"
     assert "mock_data: true" in what
+
+
+def test_a_program_with_its_own_data_needs_none_but_the_named_files_must_exist(tmp_path: Path) -> None:
+    def wrong(**values: Any) -> list[str]:
+        inputs = inputs_of({**NULL, **values}, has_own_data=True)  # as a host gets them
+        return [f"{name}: {what}" for name, what in input_violations(inputs, tmp_path)]
+
+    assert wrong() == []
+    assert wrong(mock_data=True, data_path=["x"]) == ["data_path: give `mock_data` or `data_path`, not both"]
+    assert all("no such file" in what for what in wrong(data_path=["/nowhere/x"]))
+    assert wrong(data_path=["/nowhere/x"])
+    assert wrong(data_args_path="absent.txt") == ["data_args_path: absent.txt: no such file"]
 
 
 def test_every_missing_file_is_reported(tmp_path: Path) -> None:

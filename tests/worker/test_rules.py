@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,7 @@ from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import Problem, UserError
-from megatron.flagscale import no_te
+from megatron.flagscale import bootstrap, no_te, program
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.checkpoint import async_save
 from megatron.flagscale.checks import argument_problems
@@ -97,6 +99,48 @@ def test_launcher_and_worker_report_a_violation_in_the_same_words(example: Examp
     found = argument_problems(args, machine)
     assert found
     assert by_option(found) == by_option(example.report())
+
+
+WITHOUT_PARTS = "from megatron.flagscale.program import run\nrun()\n"
+OF_OUR_STEP, NO_DATA, NO_FILE = "mtp-num-layers", "data-path", "test-data-path"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WITHOUT_PARTS, {OF_OUR_STEP, NO_FILE}),
+        (WITHOUT_PARTS.replace("()", "(add_arguments=print)"), {OF_OUR_STEP, NO_FILE}),
+        (WITHOUT_PARTS.replace("()", "(datasets=print)"), {OF_OUR_STEP, NO_FILE}),
+        (WITHOUT_PARTS.replace("()", "(forward_step=print)"), {NO_FILE}),
+        (WITHOUT_PARTS.replace("()", "(forward_step=print, datasets=print)"), {NO_FILE}),
+    ],
+)
+@pytest.mark.parametrize("has_path", [True, False])
+def test_launcher_and_worker_judge_a_program_of_ones_own_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: set[str], has_path: bool
+) -> None:
+    class Prepared(Exception):
+        """What the worker knows about the program when it checks its arguments."""
+
+    def prepare_engine(_: object, add_arguments: object, own_parts: Collection[str]) -> None:
+        raise Prepared(own_parts)
+
+    monkeypatch.setattr(bootstrap, "prepare_engine", prepare_engine)
+    monkeypatch.setattr(program, "run", lambda **parts: program.train([], **parts))
+    mine = tmp_path / "mine.py"
+    mine.write_text(text)
+    with pytest.raises(Prepared) as raised:
+        runpy.run_path(str(mine), run_name="__main__")
+    (own_parts,) = raised.value.args
+
+    data = {"test_data_path": ["/nowhere/x"]} if has_path else {}
+    changes = {"mtp_num_layers": 1, "mock_data": False, **data}
+    args = engine_parser().parse_args([*ON_CPU, *argv_of({**TASK, **changes})])
+    found = by_option(argument_problems(args, HOST, own_parts))
+    assert found == by_option(Example(changes, "", "cpu", entrypoint=str(mine)).report())
+    if not has_path:
+        expected = expected - {NO_FILE} | (set() if "datasets" in text else {NO_DATA})
+    assert {option for option, _ in found} == expected
 
 
 def test_the_launcher_knows_the_workers_defaults_on_a_cpu() -> None:

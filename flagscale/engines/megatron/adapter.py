@@ -13,7 +13,7 @@ from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import UNSUPPORTED
 from flagscale.checks.megatron import remarks, rule_violations
-from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
+from flagscale.checks.worker import DATASETS, Capabilities, with_defaults, worker_violations
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
@@ -68,7 +68,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         hosts=hosts,
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
-        inputs=inputs_of(arguments.values, has_own_data=not program.reads_data_path),
+        inputs=inputs_of(arguments.values, has_own_data=DATASETS in program.own_parts),
         secrets=secrets,
         notices=tuple(notices),
     )
@@ -161,10 +161,7 @@ def _violations(
         found |= dict.fromkeys(violations(arguments.values, sum(host.slots for host in hosts)))
     else:
         found |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, [*given]))
-    is_ours = program.name == TRAIN
-    for violation in worker_violations(
-        variants, machine, trains_gpt=is_ours, has_own_data=not program.reads_data_path
-    ):
+    for violation in worker_violations(variants, machine, program.own_parts):
         # No program supports these arguments with meshes: only the rules of meshes report them.
         if layout is None or violation[0] not in UNSUPPORTED:
             found[violation] = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import importlib.abc
+import inspect
 import json
 import os
 import runpy
@@ -41,11 +42,21 @@ def describe(entrypoint: str, source: str) -> dict[str, Any]:
     else:
         sys.path.insert(0, os.getcwd())
         program = runpy.run_module(entrypoint, run_name="__mp_main__", alter_sys=True)
+    add_arguments = program.get("add_arguments")
+    if not callable(add_arguments) or inspect.iscoroutinefunction(add_arguments):
+        found = "an `async` function" if callable(add_arguments) else "no function"
+        raise ValueError(f"`add_arguments` is {found} after the import; define it at the top with `def`")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    program["add_arguments"](parser)
+    add_arguments(parser)
     for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            raise ValueError("`add_subparsers` is not supported; use an argument with `choices`")
         if not any(option.startswith("--") for option in action.option_strings):
             raise ValueError(f"the argument `{action.dest}` needs a name that begins with `--`")
+    # In a rank the parser is the engine's, whose defaults the launcher would not see change.
+    for name in sorted(parser._defaults.keys() - {action.dest for action in parser._actions}):
+        what = f"`set_defaults` names `{name}`, which is not one of the program's own arguments"
+        raise ValueError(f"{what}; set its key in the task file")
     files = {str(Path(source).resolve()), *_files_of_the_user()}
     return {"arguments": describe_actions(parser._actions), "files": sorted(files)}
 

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.run.failure import how_it_ended
 
 TIME_LIMIT = 20.0
 """Seconds that a program has to be imported and to add its arguments."""
 
 SOURCE_ROOT = Path(__file__).resolve().parents[3]
 _ENGINES = ("torch", "megatron", "vllm", "transformers")
-_FORMAT = 1
+_FORMAT = 2
 """The format of a cache entry; entries of another format are not read."""
 
 
@@ -36,18 +38,19 @@ def is_engine(module: str) -> bool:
     return module.split(".")[0] in _ENGINES and not f"{module}.".startswith("megatron.flagscale.")
 
 
-def own_arguments(entrypoint: str, source: Path, where: str) -> dict[str, Option]:
+def own_arguments(entrypoint: str, source: Path, line: int, where: str) -> dict[str, Option]:
     """Return the arguments that a program's `add_arguments` adds, by name without dashes.
 
     Raises:
-        UserError: if the program fails or takes longer than `TIME_LIMIT`; `where` is the place that names it.
+        UserError: if the program fails or takes longer than `TIME_LIMIT`. It names the line that
+            failed, else the `line` of `add_arguments`, else `where`, the place that names the program.
     """
     path = cache_file(source)
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         entry = json.loads(path.read_text(encoding="utf-8"))
         if str(source.resolve()) in entry["files"] and _hashes(entry["files"]) == entry["files"]:
             return _options(entry["arguments"])
-    answer = _ask(entrypoint, source, where)
+    answer = _ask(entrypoint, source, line, where)
     options = _options(answer["arguments"])
     entry = {"files": _hashes(answer["files"]), "arguments": answer["arguments"]}
     with suppress(OSError):  # a home that is not writable only costs time
@@ -70,11 +73,12 @@ def _options(arguments: Mapping[str, Any]) -> dict[str, Option]:
     return dict(catalog_of({"engine": "", "version": "", "arguments": arguments}).options)
 
 
-def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
+def _ask(entrypoint: str, source: Path, line: int, where: str) -> dict[str, Any]:
     """Start the child process (`describe_program`) and return its answer."""
     paths = [str(SOURCE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: the ranks do not see the working directory unless the program is a module, and then it is added.
     command = [sys.executable, "-P", "-B", "-m", "flagscale.engines.megatron.describe_program"]
+    begun = time.monotonic()
     child = subprocess.Popen(
         [*command, entrypoint, str(source), str(TIME_LIMIT)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -93,20 +97,19 @@ def _ask(entrypoint: str, source: Path, where: str) -> dict[str, Any]:
         printed, complained = child.communicate()
     finally:
         _end(child)
-    if not printed and ("Timeout (" in complained or child.returncode == -signal.SIGKILL):
-        line = re.search(rf'File "{re.escape(str(source))}", line (\d+)', complained)
+    if not printed and time.monotonic() - begun >= TIME_LIMIT:
+        at = re.search(rf'File "{re.escape(str(source))}", line (\d+)', complained)
         what = f"is still running {TIME_LIMIT:g} s after it was imported to read its arguments"
         hint = 'put its work under `if __name__ == "__main__":`'
-        raise UserError([Problem(f"`{entrypoint}` {what}", f"{source}:{line[1]}" if line else where, hint)])
+        raise UserError([Problem(f"`{entrypoint}` {what}", f"{source}:{at[1]}" if at else where, hint)])
     try:
         answer: dict[str, Any] = json.loads(printed)
     except ValueError:
-        last = complained.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        what = f"`{entrypoint}` ended when it was imported to read its arguments: {last[0]}"
-        raise UserError([Problem(what, where)]) from None
+        what = f"`{entrypoint}` {how_it_ended(child.returncode)} when it was imported to read its arguments"
+        last = complained.strip().splitlines()[-1:]
+        raise UserError([Problem(": ".join([what, *last]), where)]) from None
     if "error" in answer:
-        at = f"{source}:{answer['line']}" if answer["line"] else str(source)
-        raise UserError([Problem(answer["error"], at, answer["hint"])])
+        raise UserError([Problem(answer["error"], f"{source}:{answer['line'] or line}", answer["hint"])])
     return answer
 
 

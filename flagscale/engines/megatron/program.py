@@ -16,6 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from flagscale.checks.hetero.keys import KEYS
+from flagscale.checks.worker import PARTS
 from flagscale.config.catalog import Catalog, Option, catalog_from
 from flagscale.config.compat_v060 import TASK
 from flagscale.config.secrets import is_secret
@@ -23,7 +24,7 @@ from flagscale.engines.megatron.own_arguments import SOURCE_ROOT, is_engine, own
 from flagscale.errors import Problem, UserError
 
 ADD_ARGUMENTS = "add_arguments"
-READS_DATA_PATH = "READS_DATA_PATH"
+_FRAME = "megatron.flagscale.program"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class TrainingProgram:
 
     name: str
     """The entrypoint, as the user wrote it."""
-    reads_data_path: bool = False
-    """Whether it reads Megatron's data, so that the rules about data apply."""
+    own_parts: frozenset[str] = frozenset(PARTS)
+    """The parts that it has itself, so that rules about FlagScale's do not apply (`checks.worker.PARTS`)."""
     arguments: Mapping[str, Option] = field(default_factory=dict)
     """Its own arguments, by name without dashes."""
 
@@ -46,7 +47,9 @@ class TrainingProgram:
 
 
 def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgram:
-    """Return what an entrypoint (a path to a `.py`, or a module) declares; nothing if its file is not found.
+    """Return what an entrypoint (a path to a `.py`, or a module) declares.
+
+    If its file is not found, all parts are taken as its own, and it has no arguments.
 
     Raises:
         UserError: with file and line if the program cannot be read, imports an engine at its top, or has an
@@ -57,13 +60,14 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
         return TrainingProgram(entrypoint)
     tree = _parsed(source)
     top = list(_statements_at_import(tree))
-    reads_data_path = _reads_data_path(top, source)
-    if ADD_ARGUMENTS not in _defined_names(top):
-        return TrainingProgram(entrypoint, reads_data_path)
+    own_parts = _own_parts(tree, source)
+    line = _definition(top)
+    if line is None:
+        return TrainingProgram(entrypoint, own_parts)
     _refuse_engine_imports(top, source)
-    arguments = own_arguments(entrypoint, source, where)
-    _refuse_names(arguments, catalog, tree, source)
-    return TrainingProgram(entrypoint, reads_data_path, arguments)
+    arguments = own_arguments(entrypoint, source, line, where)
+    _refuse_names(arguments, catalog, tree, source, line)
+    return TrainingProgram(entrypoint, own_parts, arguments)
 
 
 def find_source(entrypoint: str) -> Path | None:
@@ -108,28 +112,49 @@ def _is_skipped(test: ast.expr) -> bool:
     return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
 
 
-def _defined_names(top: list[ast.AST]) -> set[str]:
-    names = set()
+def _definition(top: list[ast.AST]) -> int | None:
+    """Return the line that defines or imports `add_arguments`; None if there is none."""
     for node in top:
-        if isinstance(node, ast.FunctionDef):
-            names.add(node.name)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            name, line = node.name, node.lineno
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
+            name, line = node.id, node.lineno
         elif isinstance(node, ast.alias):
-            names.add(node.asname or node.name)
+            name, line = node.asname or node.name, node.lineno
+        else:
+            continue
+        if name == ADD_ARGUMENTS:
+            return line
+    return None
+
+
+def _own_parts(tree: ast.Module, source: Path) -> frozenset[str]:
+    """Return the parts that the program passes to `run`; all if it drives the engine without it."""
+    names = _names_of_run(tree)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    calls = [call for call in nodes if ast.unparse(call.func) in names]
+    keywords = [keyword for call in calls for keyword in call.keywords]
+    for keyword in keywords:
+        if keyword.arg is None:
+            what = "the program's parts cannot be read from this call without running it"
+            hint = "pass each by name, such as `datasets=datasets`"
+            raise UserError([Problem(what, f"{source}:{keyword.value.lineno}", hint)])
+    given = {keyword.arg for keyword in keywords if ast.unparse(keyword.value) != "None"}
+    return frozenset(part for part in PARTS if part in given or not calls)
+
+
+def _names_of_run(tree: ast.Module) -> set[str]:
+    """Return the names by which a file calls `megatron.flagscale.program.run`, or the `train` below it."""
+    functions = [f"{_FRAME}.run", f"{_FRAME}.train"]
+    names = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        for alias in node.names:
+            path = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+            inside = (full.removeprefix(path) for full in functions if f"{full}.".startswith(f"{path}."))
+            names |= {(alias.asname or alias.name) + rest for rest in inside}
     return names
-
-
-def _reads_data_path(top: list[ast.AST], source: Path) -> bool:
-    for node in top:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == READS_DATA_PATH for target in targets):
-            assert isinstance(node, ast.Assign)
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
-                return node.value.value
-            what = f"`{READS_DATA_PATH}` must be a constant: it is read without running the program"
-            raise UserError([Problem(what, f"{source}:{node.lineno}", "write True or False")])
-    return False
 
 
 def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
@@ -149,7 +174,9 @@ def _refuse_engine_imports(top: list[ast.AST], source: Path) -> None:
         raise UserError(problems)
 
 
-def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path) -> None:
+def _refuse_names(
+    arguments: Mapping[str, Option], catalog: Catalog, tree: ast.Module, source: Path, line: int
+) -> None:
     """Refuse names that the engine or FlagScale uses, and those of secrets, which argv would show."""
     dests = {option.dest: option.name for option in catalog.options.values()}
     problems = []
@@ -165,16 +192,8 @@ def _refuse_names(arguments: Mapping[str, Option], catalog: Catalog, tree: ast.M
             what = f"`--{name}` is the name of a secret, and arguments are visible"
             hint = "read it from the environment (experiment.envs), or give it another name"
         if what:
-            problems.append(Problem(what, f"{source}:{_line_of(f'--{name}', tree)}", hint))
+            constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+            written = (node.lineno for node in constants if node.value == f"--{name}")
+            problems.append(Problem(what, f"{source}:{next(written, line)}", hint))
     if problems:
         raise UserError(problems)
-
-
-def _line_of(text: str, tree: ast.Module) -> int:
-    """Return the line where a file writes this text, else the line of its `add_arguments`."""
-    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    written = (node.lineno for node in constants if node.value == text)
-    defined = (
-        node.lineno for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == ADD_ARGUMENTS
-    )
-    return next(written, None) or next(defined, 1)
