@@ -8,7 +8,7 @@ hostfile select it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flagscale import registry
@@ -55,10 +55,13 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     """
     known = registry.names("platforms", BUILT_IN)
     if name in known:
-        return _load(name)
-    others = (_load(other) for other in known if other != "cpu")
+        return _load(name, where)
+    others: Iterator[Platform] = registry.load_each(
+        "platforms", (other for other in known if other != "cpu"), BUILT_IN
+    )
     if name == "auto":
-        return next((platform for platform in others if platform.count_devices(os.environ)), _load("cpu"))
+        found = (platform for platform in others if platform.count_devices(os.environ))
+        return next(found, None) or _load("cpu")
     for platform in others:
         if name.upper() in platform.chips:
             return platform

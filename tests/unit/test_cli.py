@@ -17,6 +17,7 @@ from flagscale.plan.prepare import Request
 from flagscale.registry import BUILT_IN
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role, Service
+from flagscale_testing.packages import write_package
 from tests.unit.plans import GOOD, FakeHosts, make_plan
 
 EXPERIMENT = """
@@ -71,10 +72,15 @@ def test_a_job_is_stopped_by_the_runner_that_started_it(
 ) -> None:
     plan = make_plan(tmp_path / "out", 1)
     RunDir(tmp_path / "out").write_launch(plan, {}, "", {})
+    write_package(tmp_path, "broken", {"runners": {"broken": "broken:IT"}}, "import absent_vendor")
+    monkeypatch.syspath_prepend(str(tmp_path))
     hosts = FakeHosts(monkeypatch, localhost={"stop": {"ok": True, "message": "ended 3 processes"}})
-    assert cli.main([*words, "action=stop", "+experiment.runner.type=clout"]) == 0
-    assert "host 0  localhost  ended 3 processes" in capsys.readouterr().out
-    assert hosts.verbs("localhost") == ["stop"]
+    for configured, trouble in (("clout", "unknown runner"), ("broken", "No module named 'absent_vendor'")):
+        assert cli.main([*words, "action=stop", f"+experiment.runner.type={configured}"]) == 0
+        printed = capsys.readouterr()
+        assert "host 0  localhost  ended 3 processes" in printed.out
+        assert trouble in printed.err
+    assert hosts.verbs("localhost") == ["stop", "stop"]
 
 
 def test_without_an_experiment_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
