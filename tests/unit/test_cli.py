@@ -72,10 +72,10 @@ def test_a_job_is_stopped_by_the_runner_that_started_it(
 ) -> None:
     plan = make_plan(tmp_path / "out", 1)
     RunDir(tmp_path / "out").write_launch(plan, {}, "", {})
-    write_package(tmp_path, "broken", {"runners": {"broken": "broken:IT"}}, "import absent_vendor")
+    write_package(tmp_path, "gone", {"runners": {"gone": "gone:IT"}}, "import absent_vendor")
     monkeypatch.syspath_prepend(str(tmp_path))
     hosts = FakeHosts(monkeypatch, localhost={"stop": {"ok": True, "message": "ended 3 processes"}})
-    for configured, trouble in (("clout", "unknown runner"), ("broken", "No module named 'absent_vendor'")):
+    for configured, trouble in (("clout", "unknown runner"), ("gone", "No module named 'absent_vendor'")):
         assert cli.main([*words, "action=stop", f"+experiment.runner.type={configured}"]) == 0
         printed = capsys.readouterr()
         assert "host 0  localhost  ended 3 processes" in printed.out
