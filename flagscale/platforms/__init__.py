@@ -68,6 +68,14 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     return _load(name, where)
 
 
+def has_chip(platform: Platform) -> bool:
+    """Return whether the worker's half of a platform is installed, so that its ranks can train.
+
+    A chip has the name of its platform, FlagScale's own too. Only the names are read: a chip needs torch.
+    """
+    return platform.name in registry.names("chips", BUILT_IN)
+
+
 def _load(name: str, where: str = "") -> Platform:
     platform: Platform = registry.load("platforms", name, where, BUILT_IN)
     return platform

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,13 @@ Install = Callable[..., None]
 
 CHIPS = """
 from flagscale.platforms import Platform
-NPU = Platform('npu', lambda environ: 3, chips=('X910',))
+NPU = Platform('npu', lambda environ: 8, chips=('X910',))
 FALSE_CPU = Platform('false', lambda environ: 99)
 """
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Return a function that installs a package with one module; see `write_package`."""
     monkeypatch.syspath_prepend(str(tmp_path))
     registry._note.cache_clear()
@@ -30,9 +30,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def install(name: str, entry_points: Mapping[str, Mapping[str, str]], source: str = "") -> None:
         write_package(tmp_path, name, entry_points, source)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        sys.modules.pop(name, None)
+        names.append(name)
 
-    return install
+    names: list[str] = []
+    yield install
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_an_unknown_name_is_a_mistake_with_the_nearest_one() -> None:
 def test_an_installed_package_adds_a_name_and_is_not_imported_by_a_lookup(installed: str) -> None:
     assert "npu" in registry.names("platforms", platforms.BUILT_IN)
     assert installed not in sys.modules
-    assert platforms.find("npu").count_devices({}) == 3
+    assert platforms.find("npu").count_devices({}) == 8
     assert platforms.find("x910").name == "npu"
 
 
@@ -150,3 +154,13 @@ def test_an_action_without_an_exit_code_fails(
     assert cli.main(["--config-path", str(tmp_path), "--config-name", "config", "action=count"]) == 1
     told = "error: the action `count` (registered by forgetful 1.0) returned None, not an exit code"
     assert told in capsys.readouterr().err
+
+
+def test_a_platform_without_its_chip_cannot_train(
+    installed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config-path", "./examples/aquila/conf", "--config-name", "config", "action=dryrun"]
+    assert cli.main([*words, f"experiment.exp_dir={tmp_path}", "+experiment.runner.platform=npu"]) == 2
+    told = capsys.readouterr().err
+    assert "experiment.runner.platform: the platform `npu` cannot train: no package has the entry" in told
+    assert "install the package that adds the chip `npu` (the platform is from thirdparty_chips 1.0)" in told

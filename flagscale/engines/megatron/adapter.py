@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagscale import platforms
+from flagscale import platforms, registry
 from flagscale.checks.data import inputs_of
 from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
@@ -47,6 +47,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         # A wrong value would be reported again by every rule that uses it.
         for dest, what in _violations(arguments, hosts, meshes.layout, program):
             problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
+    problems += _missing_chips(experiment, hosts, source_map)
     if problems:
         raise UserError(problems)
     remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
@@ -72,6 +73,23 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         secrets=secrets,
         notices=tuple(notices),
     )
+
+
+def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> list[Problem]:
+    """Return a problem per platform whose chip is not installed: every rank would fail."""
+    hostfile = experiment.runner.hostfile
+    where = f"{hostfile}: type=" if hostfile else source_map.where("experiment.runner.platform")
+    kinds = [platforms.find(host.platform) for host in hosts]
+    return [
+        Problem(
+            f"the platform `{name}` cannot train: no package has the entry point `{name}` "
+            "in the group `flagscale.chips`",
+            where,
+            f"install the package that adds the chip `{name}` (the platform is from "
+            f"{registry.registered_by('platforms', name)})",
+        )
+        for name in sorted({kind.name for kind in kinds if not platforms.has_chip(kind)})
+    ]
 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
