@@ -23,6 +23,7 @@ from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import Problem, UserError, Violation
+from flagscale.platforms import cpu
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role
 
@@ -197,7 +198,8 @@ def _machine(hosts: tuple[Host, ...]) -> Capabilities:
     kinds = [platforms.find(host.platform) for host in hosts]
     kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
     # Only the worker can see whether fused layers are installed; on chips, they are assumed to be.
-    return Capabilities(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
+    has_chip = not kind.is_host_processor
+    return Capabilities(has_chip, has_chip, cpu.BACKEND)
 
 
 MEGATRON = Engine(
