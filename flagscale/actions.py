@@ -188,6 +188,8 @@ def _recorded(request: Request) -> LaunchPlan | None:
         run_dir = runner.rules.share(location.exp_dir, location.node_rank, os.environ).run_dir
     except UserError as error:
         _complain("\n".join(f"note: {problem}" for problem in error.problems))
+    except Exception as error:  # a bug in its package must not prevent a stop
+        _complain(f"note: {where}: the runner `{location.runner}` raises {type(error).__name__}: {error}")
     plan = RunDir(run_dir).read_plan()
     if plan is None:
         _complain(f"nothing was started in {run_dir}")

@@ -73,14 +73,19 @@ def test_a_job_is_stopped_by_the_runner_that_started_it(
     plan = make_plan(tmp_path / "out", 1)
     RunDir(tmp_path / "out").write_launch(plan, {}, "", {})
     write_package(tmp_path, "gone", {"runners": {"gone": "gone:IT"}}, "import absent_vendor")
+    write_package(tmp_path, "buggy", {"runners": {"buggy": "buggy:IT"}}, "1 / 0")
     monkeypatch.syspath_prepend(str(tmp_path))
     hosts = FakeHosts(monkeypatch, localhost={"stop": {"ok": True, "message": "ended 3 processes"}})
-    for configured, trouble in (("clout", "unknown runner"), ("gone", "No module named 'absent_vendor'")):
+    for configured, trouble in (
+        ("clout", "unknown runner"),
+        ("gone", "No module named 'absent_vendor'"),
+        ("buggy", "the runner `buggy` raises ZeroDivisionError"),
+    ):
         assert cli.main([*words, "action=stop", f"+experiment.runner.type={configured}"]) == 0
         printed = capsys.readouterr()
         assert "host 0  localhost  ended 3 processes" in printed.out
         assert trouble in printed.err
-    assert hosts.verbs("localhost") == ["stop", "stop"]
+    assert hosts.verbs("localhost") == ["stop"] * 3
 
 
 def test_without_an_experiment_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
