@@ -14,6 +14,7 @@ import time
 
 from flagscale import registry
 from flagscale.config.load import load_command_keys, load_run_location
+from flagscale.errors import UserError
 from flagscale.plan.prepare import Prepared, Request, prepare
 from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner, runner_of
@@ -174,12 +175,22 @@ def _stop(plan: LaunchPlan) -> int:
 
 
 def _recorded(request: Request) -> LaunchPlan | None:
-    """Return the plan of the newest start; if there is none, print which folder was searched."""
+    """Return the plan of the newest start; if there is none, print which folder was searched.
+
+    The plan names the runner that started it. The configured one only says where the plan is, so without it
+    (misspelt, uninstalled) the plan is searched for in `exp_dir` itself.
+    """
     location = load_run_location(request.config)
     where = request.source_map.where("experiment.runner.type")
-    runner: JobRunner = registry.load("runners", location.runner, where)
-    run_dir = runner.rules.share(location.exp_dir, location.node_rank, os.environ).run_dir
+    run_dir = location.exp_dir
+    try:
+        runner: JobRunner = registry.load("runners", location.runner, where)
+        run_dir = runner.rules.share(location.exp_dir, location.node_rank, os.environ).run_dir
+    except UserError as error:
+        _complain("\n".join(f"note: {problem}" for problem in error.problems))
+    except Exception as error:  # a bug in its package must not prevent a stop
+        _complain(f"note: {where}: the runner `{location.runner}` raises {type(error).__name__}: {error}")
     plan = RunDir(run_dir).read_plan()
     if plan is None:
-        print(f"nothing was started in {run_dir}", file=sys.stderr)
+        _complain(f"nothing was started in {run_dir}")
     return plan

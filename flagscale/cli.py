@@ -104,7 +104,11 @@ def _perform(config: DictConfig) -> int:
     where = _source_map()
     try:
         action = load_action(config, where)
-        code: int = registry.load("actions", action)(Request(config, where))
+        code = registry.load("actions", action)(Request(config, where))
+        if not isinstance(code, int):
+            source = registry.registered_by("actions", action)
+            what = f"the action `{action}` (registered by {source}) returned {code!r}, not an exit code"
+            raise FlagScaleError(f"{what}; fix or uninstall the package")
         sys.stdout.flush()
         return code
     except UserError as error:

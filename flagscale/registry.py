@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, reduce
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from flagscale.errors import Problem, UserError, nearest
@@ -36,8 +38,19 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
 }
 """FlagScale's own names. Packages add names through the entry-point group `flagscale.<kind>`.
 
-Platforms and chips are listed by their own packages, the only places that name hardware.
+Platforms, chips and families are listed by their own packages.
 """
+
+CONTRACTS: Mapping[str, str] = {
+    "actions": "collections.abc:Callable",
+    "chips": "megatron.flagscale.chips.chip:Chip",
+    "engines": "flagscale.engines.base:Engine",
+    "families": "megatron.flagscale.convert.families.base:Family",
+    "platforms": "flagscale.platforms:Platform",
+    "runners": "flagscale.runners.base:JobRunner",
+    "transports": "collections.abc:Callable",
+}
+"""The type of the objects of each kind. Those that are data have a `name`: the one that is registered."""
 
 
 def names(kind: str, built_in: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -54,12 +67,93 @@ def is_known(kind: str, name: str) -> bool:
     return name in BUILT_IN[kind] or name in names(kind)
 
 
+def registered_by(kind: str, name: str) -> str:
+    """Return the distributions that registered a name, with their versions; "" if none did."""
+    points = entry_points(group=f"flagscale.{kind}", name=name)
+    return " and ".join(sorted(map(_distribution, points)))
+
+
 def load(kind: str, name: str, where: str = "", built_in: Mapping[str, str] | None = None) -> Any:
-    """Import and return the object named `name`; raises UserError with the nearest name if it is unknown."""
-    target = (BUILT_IN[kind] if built_in is None else built_in).get(name)
-    target = target or names(kind, built_in).get(name)
-    if target is None:
+    """Import and return the object named `name`.
+
+    Raises:
+        UserError: the name is unknown (with the nearest name), two packages registered it, or its package is
+            broken: it cannot be imported, or the object is not one of this kind with this name.
+    """
+    own = BUILT_IN[kind] if built_in is None else built_in
+    if name in own:
+        _note_ignored(kind, name)
+        return _attribute(own[name])
+    points = tuple(entry_points(group=f"flagscale.{kind}", name=name))
+    if not points:
         hint = nearest(name, names(kind, built_in))
-        raise UserError([Problem(f"unknown {kind[:-1]} `{name}`", where, hint)])
+        raise UserError([Problem(f"unknown {_noun(kind)} `{name}`", where, hint)])
+    if len(points) > 1:
+        what = f"the {_noun(kind)} `{name}` is registered by {registered_by(kind, name)}"
+        raise UserError([Problem(what, where, "uninstall all but one of them")])
+    return _checked(kind, points[0], where)
+
+
+def load_each(kind: str, wanted: Iterable[str], built_in: Mapping[str, str] | None = None) -> Iterator[Any]:
+    """Yield the objects with these names, for a search: a broken package is skipped with a note on stderr."""
+    own = BUILT_IN[kind] if built_in is None else built_in
+    for name in wanted:
+        try:
+            found = load(kind, name, "", built_in)
+        except UserError as error:
+            _note(f"skipped: {'; '.join(problem.what for problem in error.problems)}")
+        except Exception as error:
+            if name in own:
+                raise
+            source = f"the {_noun(kind)} `{name}` (registered by {registered_by(kind, name)})"
+            _note(f"skipped: {source} raises {type(error).__name__}: {error}")
+        else:
+            yield found
+
+
+def _checked(kind: str, point: EntryPoint, where: str) -> Any:
+    """Return the object of an entry point; raises UserError if its package is broken."""
+    try:
+        found = _attribute(point.value)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UserError([_broken(kind, point, f"cannot be loaded: {error}", where)]) from error
+    contract, cause = _attribute(CONTRACTS[kind]), ""
+    if not isinstance(found, contract):
+        cause = f"is of the type `{type(found).__name__}`, not `{contract.__name__}`"
+    elif not callable(found) and found.name != point.name:
+        cause = f"calls itself `{found.name}`"
+    if cause:
+        raise UserError([_broken(kind, point, cause, where)])
+    return found
+
+
+def _broken(kind: str, point: EntryPoint, cause: str, where: str) -> Problem:
+    what = f"the {_noun(kind)} `{point.name}` ({point.value}, registered by {_distribution(point)}) {cause}"
+    return Problem(what, where, "fix or uninstall the package")
+
+
+def _attribute(target: str) -> Any:
     module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
+    if not attribute:
+        raise ImportError("the entry point needs the form `module:attribute`")
+    return reduce(getattr, attribute.split("."), import_module(module))
+
+
+def _noun(kind: str) -> str:
+    return {"families": "family"}.get(kind, kind.removesuffix("s"))
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+
+
+@cache
+def _note_ignored(kind: str, name: str) -> None:
+    """Print, once, that packages cannot replace this built-in object."""
+    if others := registered_by(kind, name):
+        _note(f"the {_noun(kind)} `{name}` is FlagScale's own; the one of {others} is ignored")
+
+
+@cache
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)

@@ -31,7 +31,7 @@ class Capabilities:
     has_fused_layers: bool
     """Whether TransformerEngine (or Apex) is installed and usable."""
     backend: str
-    """The ranks' collective backend; on CPU, the only one supported."""
+    """The collective backend of ranks on CPU, the only one supported there; not used on chips."""
 
 
 def cpu_defaults(machine: Capabilities) -> dict[str, str]:

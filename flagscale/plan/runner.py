@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flagscale.config.schema import Runner, Section
-from flagscale.errors import Problem
+from flagscale.errors import Problem, nearest
 from flagscale.plan.hostfile import HostLine
 from flagscale.values import LaunchPlan
 
@@ -75,6 +75,12 @@ class RunnerRules:
     """Whether `run` stays until the job ends, as `test` does."""
     scripts: Callable[[LaunchPlan], Mapping[Path, str]] = _no_scripts
     """Return scripts, by path, that its `start` records besides those of the hosts; `dryrun` prints them."""
+
+    def __post_init__(self) -> None:
+        for key in self.refused:
+            if key not in Runner.model_fields:
+                hint = nearest(key, Runner.model_fields)
+                raise ValueError(f"runner `{self.name}`: `refused` has an unknown key `{key}`; {hint}")
 
     def refusals(self, runner: Runner, where: Where) -> list[Problem]:
         """Return one problem per given key that has no effect with this runner."""

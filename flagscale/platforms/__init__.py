@@ -8,7 +8,7 @@ hostfile select it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flagscale import registry
@@ -26,8 +26,6 @@ class Platform:
     """Set for every process unless the experiment sets it."""
     rank_env: Mapping[str, str] = field(default_factory=dict)
     """The same, for ranks only: needed for collectives and the order of kernels, not by other programs."""
-    backend: str = "nccl"
-    """The collective backend of its ranks, by the engine's name."""
     visible_devices: str = ""
     """The environment variable that limits a process to some devices of a host."""
     shares_devices: bool = False
@@ -55,14 +53,25 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     """
     known = registry.names("platforms", BUILT_IN)
     if name in known:
-        return _load(name)
-    others = (_load(other) for other in known if other != "cpu")
+        return _load(name, where)
+    others: Iterator[Platform] = registry.load_each(
+        "platforms", (other for other in known if other != "cpu"), BUILT_IN
+    )
     if name == "auto":
-        return next((platform for platform in others if platform.count_devices(os.environ)), _load("cpu"))
+        found = (platform for platform in others if platform.count_devices(os.environ))
+        return next(found, None) or _load("cpu")
     for platform in others:
         if name.upper() in platform.chips:
             return platform
     return _load(name, where)
+
+
+def has_chip(platform: Platform) -> bool:
+    """Return whether the worker's half of a platform is installed, so that its ranks can train.
+
+    A chip has the name of its platform, FlagScale's own too. Only the names are read: a chip needs torch.
+    """
+    return platform.name in registry.names("chips", BUILT_IN)
 
 
 def _load(name: str, where: str = "") -> Platform:

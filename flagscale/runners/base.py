@@ -107,6 +107,11 @@ class JobRunner:
     to repeat."""
     logs: Logs = hosts
 
+    @property
+    def name(self) -> str:
+        """Its registered name."""
+        return self.rules.name
+
 
 def runner_of(plan: LaunchPlan) -> JobRunner:
     """Return the runner that started a plan. Raises UserError if it is no longer installed."""

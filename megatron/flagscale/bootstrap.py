@@ -40,9 +40,9 @@ def prepare_engine(
     here, fused = chip(), has_te_or_apex()
     has_chip = not here.is_host_processor
     patch_engine()
-    # Megatron requires it with tensor or context parallelism; sharded data parallelism forbids it.
     if not any("fsdp" in argument for argument in argv):
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        for name, value in here.env.items():
+            os.environ.setdefault(name, value)
     whole = [
         *_DEFAULTS,
         *async_save.arguments(),

@@ -11,9 +11,10 @@ import pytest
 from flagscale import platforms
 
 ROOT = Path(__file__).parents[2]
-SEARCHED = (ROOT / "flagscale", ROOT / "megatron" / "flagscale")
+SEARCHED = (ROOT / "flagscale", ROOT / "megatron" / "flagscale", ROOT / "vllm")
 HOMES = (ROOT / "flagscale" / "platforms", ROOT / "megatron" / "flagscale" / "chips")
 NAMES = ("cuda", "nccl", "gloo", "cpu")
+VARIABLES = ("CUDA_", "NCCL_", "HIP_")
 
 
 def namings(source: str) -> Iterator[str]:
@@ -25,7 +26,8 @@ def namings(source: str) -> Iterator[str]:
             module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             is_named = any(f"{module}{alias.name}".startswith("torch.cuda") for alias in node.names)
         else:
-            is_named = isinstance(node, ast.Constant) and str(node.value).partition(":")[0] in NAMES
+            text = str(node.value) if isinstance(node, ast.Constant) else ""
+            is_named = text.partition(":")[0] in NAMES or text.startswith(VARIABLES)
         if is_named:
             yield f"line {node.lineno}: {ast.unparse(node)}"
 
@@ -41,6 +43,8 @@ def namings(source: str) -> Iterator[str]:
         "device = f'cuda:{rank}'",
         "group = new_group(backend='cpu:gloo')",
         "def f(q):\n    return q.is_cuda",
+        "os.environ.setdefault('CUDA_DEVICE_MAX_CONNECTIONS', '1')",
+        "debug = {'NCCL_DEBUG': 'INFO'}",
     ],
 )
 def test_a_name_of_hardware_is_found(source: str) -> None:

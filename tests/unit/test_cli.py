@@ -17,8 +17,10 @@ from flagscale.engines.base import Engine
 from flagscale.node import commands
 from flagscale.plan.prepare import Request
 from flagscale.registry import BUILT_IN
+from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role, Service
-from tests.unit.plans import GOOD
+from flagscale_testing.packages import write_package
+from tests.unit.plans import GOOD, FakeHosts, make_plan
 
 EXPERIMENT = """
 experiment:
@@ -54,6 +56,38 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (conf / "config.yaml").write_text(EXPERIMENT.format(exp_dir=tmp_path / "out"))
     monkeypatch.chdir(tmp_path)
     return ["--config-path", "conf", "--config-name", "config"]
+
+
+@pytest.mark.parametrize(("action", "code"), [("stop", 0), ("query", 3), ("logs", 3)])
+def test_an_unknown_runner_does_not_matter_if_nothing_was_started(
+    action: str, code: int, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, f"action={action}", "+experiment.runner.type=clout"]) == code
+    told = capsys.readouterr().err
+    assert "note: command line: experiment.runner.type: unknown runner `clout`" in told
+    assert "did you mean `cloud`?" in told
+    assert f"nothing was started in {tmp_path / 'out'}" in told
+
+
+def test_a_job_is_stopped_by_the_runner_that_started_it(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(tmp_path / "out", 1)
+    RunDir(tmp_path / "out").write_launch(plan, {}, "", {})
+    write_package(tmp_path, "gone", {"runners": {"gone": "gone:IT"}}, "import absent_vendor")
+    write_package(tmp_path, "buggy", {"runners": {"buggy": "buggy:IT"}}, "1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hosts = FakeHosts(monkeypatch, localhost={"stop": {"ok": True, "message": "ended 3 processes"}})
+    for configured, trouble in (
+        ("clout", "unknown runner"),
+        ("gone", "No module named 'absent_vendor'"),
+        ("buggy", "the runner `buggy` raises ZeroDivisionError"),
+    ):
+        assert cli.main([*words, "action=stop", f"+experiment.runner.type={configured}"]) == 0
+        printed = capsys.readouterr()
+        assert "host 0  localhost  ended 3 processes" in printed.out
+        assert trouble in printed.err
+    assert hosts.verbs("localhost") == ["stop"] * 3
 
 
 def test_without_an_experiment_the_usage_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +144,6 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["experiment.runner.platform=nvidja"], "nvidia"),
         (["+experiment.runner.type=clout"], "command line: experiment.runner.type: unknown runner `clout`"),
         (["+experiment.runner.type=clout"], "did you mean `cloud`?"),
-        (["action=query", "+experiment.runner.type=clout"], "did you mean `cloud`?"),
         (["+experiment.runner.options.partition=a"], "experiment.runner.options.partition: unknown key"),
         (["+experiment.runner.node_rank=0"], "`node_rank` has no effect with type: ssh"),
         (["no_such_key=1"], "valid: action, experiment"),

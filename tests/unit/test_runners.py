@@ -129,6 +129,13 @@ def test_no_runner_starts_a_job_while_another_is_queued(plan: LaunchPlan) -> Non
     assert RunDir(Path(plan.exp_dir)).read_plan() == plan
 
 
+def test_a_misspelt_key_in_the_rules_is_reported_to_their_author() -> None:
+    with pytest.raises(
+        ValueError, match=r"runner `queue`: .* unknown key `hostfil`; did you mean `hostfile`\?"
+    ):
+        RunnerRules("queue", named_hosts, refused={"hostfil": "the queue chooses the hosts"})
+
+
 def test_a_runner_that_is_no_longer_installed_is_named(plan: LaunchPlan) -> None:
     with pytest.raises(
         FlagScaleError, match=r"plan\.json: unknown runner `quee`\n    did you mean `queue`\?"

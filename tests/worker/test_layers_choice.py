@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +65,34 @@ def test_a_rank_has_the_chip_that_the_launcher_names(named_chip: Callable[[str],
     assert raised.value.problems[0].hint == "did you mean `nvidia`?"
     named_chip("")
     assert chip() is (CUDA if torch.cuda.is_available() else CPU)
+
+
+ENVIRONMENT = """
+import os, sys
+from contextlib import suppress
+from flagscale.errors import UserError
+from megatron.flagscale.bootstrap import prepare_engine
+with suppress(UserError):
+    prepare_engine(sys.argv[1:])
+print(os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "expected"),
+    [
+        ("--bf16", {}, "1"),
+        ("--bf16", {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}, "8"),
+        ("--use-megatron-fsdp", {}, "None"),
+    ],
+)
+def test_a_worker_without_a_launcher_has_the_environment_of_the_chip(
+    argument: str, given: dict[str, str], expected: str
+) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_MAX_CONNECTIONS"}
+    words = [sys.executable, "-c", ENVIRONMENT, *MOCK_DATA, argument]
+    done = subprocess.run(words, env={**kept, **given}, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == [expected], done.stderr
 
 
 def test_without_transformer_engine_the_default_is_torch() -> None:

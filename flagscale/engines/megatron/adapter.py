@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagscale import platforms
+from flagscale import platforms, registry
 from flagscale.checks.data import inputs_of
 from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
@@ -23,6 +23,7 @@ from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import Problem, UserError, Violation
+from flagscale.platforms import cpu
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role
 
@@ -47,6 +48,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         # A wrong value would be reported again by every rule that uses it.
         for dest, what in _violations(arguments, hosts, meshes.layout, program):
             problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
+    problems += _missing_chips(experiment, hosts, source_map)
     if problems:
         raise UserError(problems)
     remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
@@ -72,6 +74,23 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         secrets=secrets,
         notices=tuple(notices),
     )
+
+
+def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> list[Problem]:
+    """Return a problem per platform whose chip is not installed: every rank would fail."""
+    hostfile = experiment.runner.hostfile
+    where = f"{hostfile}: type=" if hostfile else source_map.where("experiment.runner.platform")
+    kinds = [platforms.find(host.platform) for host in hosts]
+    return [
+        Problem(
+            f"the platform `{name}` cannot train: no package has the entry point `{name}` "
+            "in the group `flagscale.chips`",
+            where,
+            f"install the package that adds the chip `{name}` (the platform is from "
+            f"{registry.registered_by('platforms', name)})",
+        )
+        for name in sorted({kind.name for kind in kinds if not platforms.has_chip(kind)})
+    ]
 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
@@ -176,7 +195,8 @@ def _machine(hosts: tuple[Host, ...]) -> Capabilities:
     kinds = [platforms.find(host.platform) for host in hosts]
     kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
     # Only the worker can see whether fused layers are installed; on chips, they are assumed to be.
-    return Capabilities(not kind.is_host_processor, not kind.is_host_processor, kind.backend)
+    has_chip = not kind.is_host_processor
+    return Capabilities(has_chip, has_chip, cpu.BACKEND)
 
 
 MEGATRON = Engine(

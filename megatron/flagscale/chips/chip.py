@@ -6,8 +6,8 @@ A package adds a chip with the entry-point group `flagscale.chips`, under the na
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megatron.flagscale.patching import Patch
@@ -54,6 +54,9 @@ class Chip:
     """Return this rank's device, with its index if there are several."""
     memory_bytes: Callable[[], int]
     """Return the peak memory of this rank so far, in bytes."""
+    env: Mapping[str, str] = field(default_factory=lambda: {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})
+    """Environment variables that are set if absent, except with sharded data parallelism (FSDP). The default
+    is what Megatron requires on every chip for tensor and context parallelism, and refuses with FSDP."""
     patches: tuple[Patch, ...] = ()
     """Changes of the engine, or of torch under it, without which they do not run on this chip."""
     defaults: tuple[str, ...] = ()

@@ -75,7 +75,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
 def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family:
     architectures = config.get("architectures") or []
     architecture = architectures[0] if architectures else f"model_type {config.get('model_type')!r}"
-    known = list(registry.families())
+    known = list(registry.families(wanted))
     fitting = [
         family
         for family in known

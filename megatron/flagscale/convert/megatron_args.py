@@ -113,7 +113,7 @@ def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None
 
 
 def _family(args: Mapping[str, Any], where: str, wanted: str | None) -> Family:
-    candidates = [(family, _differences(family, args)) for family in registry.families()]
+    candidates = [(family, _differences(family, args)) for family in registry.families(wanted)]
     fitting = [family.name for family, differences in candidates if not differences]
     if fitting and wanted in (None, *fitting):
         return registry.load(wanted or fitting[0])

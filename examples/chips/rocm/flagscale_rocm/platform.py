@@ -83,7 +83,6 @@ _CHIPS = (
 ROCM = Platform(
     name="rocm",
     count_devices=count_gpus,
-    backend="nccl",  # RCCL, ROCm's collectives: torch keeps NVIDIA's name for it
     count_users=count_gpu_users,
     visible_devices=VISIBLE,
     chips=_CHIPS,

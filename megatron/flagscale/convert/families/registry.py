@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
 
-from flagscale.errors import Problem, UserError, nearest
+from flagscale import registry
 from megatron.flagscale.convert.families.base import Family
 
 _HERE = __name__.rpartition(".")[0]
@@ -21,34 +19,24 @@ BUILT_IN = {
 """Name -> "module:attribute", in the order in which families are tried: the first match is used."""
 
 
-@cache
-def names() -> dict[str, str]:
-    """Return every known name with its "module:attribute"; other packages cannot replace built-in names."""
-    added = {point.name: point.value for point in entry_points(group="flagscale.families")}
-    return BUILT_IN | {name: added[name] for name in sorted(added) if name not in BUILT_IN}
+def names() -> list[str]:
+    """Return every known name, built-in ones first."""
+    return [*BUILT_IN, *sorted(registry.names("families", BUILT_IN).keys() - BUILT_IN.keys())]
 
 
 @cache
 def load(name: str) -> Family:
-    """Import and return a family.
-
-    Raises:
-        UserError: the name is unknown, or its entry point does not refer to a family of this name.
-    """
-    if name not in names():
-        raise UserError([Problem(f"unknown family `{name}`", "", nearest(name, names()))])
-    target = names()[name]
-    module, _, attribute = target.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        what = f"family `{name}`: {target} cannot be imported: {error}"
-        raise UserError([Problem(what, hint="fix or uninstall its package")]) from error
-    if not isinstance(found, Family) or found.name != name:
-        raise UserError(f"family `{name}`: {target} is not a `Family` with this name")
+    """Import and return a family; raises UserError if the name is unknown or its package is broken."""
+    found: Family = registry.load("families", name, "", BUILT_IN)
     return found
 
 
-def families() -> Iterator[Family]:
-    """Yield every known family, built-in ones first."""
-    return map(load, names())
+def families(wanted: str | None = None) -> Iterator[Family]:
+    """Return every known family, built-in ones first; broken packages are skipped with a note on stderr.
+
+    Raises:
+        UserError: the wanted family is unknown or its package is broken.
+    """
+    if wanted is not None:
+        load(wanted)
+    return registry.load_each("families", names(), BUILT_IN)

@@ -17,7 +17,6 @@ def count(environ: Mapping[str, str]) -> int:
 ABACUS = replace(
     CPU,
     name="abacus",
-    backend="abacus",
     count_devices=count,
     visible_devices=VISIBLE,
     shares_devices=False,
