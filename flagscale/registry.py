@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, reduce
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from flagscale.errors import Problem, UserError, nearest
@@ -58,7 +58,7 @@ def names(kind: str, built_in: Mapping[str, str] | None = None) -> dict[str, str
 
     `built_in`: FlagScale's own, if the package of that kind lists them.
     """
-    added = {point.name: point.value for point in entry_points(group=f"flagscale.{kind}")}
+    added = {point.name: point.value for point in _added(kind)}
     return {**added, **(BUILT_IN[kind] if built_in is None else built_in)}
 
 
@@ -69,7 +69,7 @@ def is_known(kind: str, name: str) -> bool:
 
 def registered_by(kind: str, name: str) -> str:
     """Return the distributions that registered a name, with their versions; "" if none did."""
-    points = entry_points(group=f"flagscale.{kind}", name=name)
+    points = _added(kind).select(name=name)
     return " and ".join(sorted(map(_distribution, points)))
 
 
@@ -84,7 +84,7 @@ def load(kind: str, name: str, where: str = "", built_in: Mapping[str, str] | No
     if name in own:
         _note_ignored(kind, name)
         return _attribute(own[name])
-    points = tuple(entry_points(group=f"flagscale.{kind}", name=name))
+    points = tuple(_added(kind).select(name=name))
     if not points:
         hint = nearest(name, names(kind, built_in))
         raise UserError([Problem(f"unknown {_noun(kind)} `{name}`", where, hint)])
@@ -137,6 +137,17 @@ def _attribute(target: str) -> Any:
     if not attribute:
         raise ImportError("the entry point needs the form `module:attribute`")
     return reduce(getattr, attribute.split("."), import_module(module))
+
+
+def _added(kind: str) -> EntryPoints:
+    """Return the entry points of a kind that installed packages bring."""
+    return _installed(tuple(sys.path)).select(group=f"flagscale.{kind}")
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> EntryPoints:
+    """Read the metadata of all packages once, because that takes tens of milliseconds; `path`: `sys.path`."""
+    return entry_points()
 
 
 def _noun(kind: str) -> str:
