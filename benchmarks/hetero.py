@@ -91,7 +91,7 @@ def measure_together(folder: Path, size: Size, steps: int) -> None:
     split = _split(folder / "trial", chips, size)
     fast, slow, both = in_turns(folder / "measured", [each, [together(chips, size, split)]], steps)
     for name, outcome in (("fast chip alone", fast), ("slow chip alone", slow), ("together", both)):
-        print(_told(name, outcome))
+        print(_reported(name, outcome))
     for rank, spent in enumerate(both.ranks):
         shares = [f"{name} {spent[name] / spent['step']:.1%}" for name in ("compute", "post", "wait")]
         print(f"rank {rank}: {', '.join(shares)}")
@@ -106,7 +106,7 @@ def _mean(outcome: Outcome) -> float:
     return statistics.mean(outcome.steps)
 
 
-def _told(name: str, outcome: Outcome) -> str:
+def _reported(name: str, outcome: Outcome) -> str:
     error = statistics.pstdev(outcome.steps) / len(outcome.steps) ** 0.5
     return f"{name:28} {_mean(outcome):.3f} s per step (± {error:.3f}, {len(outcome.steps)} steps)"
 
@@ -143,7 +143,7 @@ def measure_homogeneous(folder: Path, size: Size, steps: int) -> None:
     parts = 1 / _mean(one) + 1 / _mean(other)
     for name, outcome in zip(jobs, found, strict=True):
         ratio, share = _mean(outcome) / _mean(found[0]), 1 / (parts * _mean(outcome))
-        print(f"{_told(name, outcome)}, x {ratio:.3f}, {share:.3f} of the sum of both alone")
+        print(f"{_reported(name, outcome)}, x {ratio:.3f}, {share:.3f} of the sum of both alone")
 
 
 def _take_meshes_away() -> None:

@@ -46,10 +46,10 @@ def main() -> int:
     finally:
         stopped = step(*RUN, "action=stop")
     code = code or stopped
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, *RUN, "action=query", "output=json"], capture_output=True, text=True
     )
-    left = sum(host["processes"] for host in json.loads(told.stdout)["hosts"])
+    left = sum(host["processes"] for host in json.loads(reported.stdout)["hosts"])
     print(f"\nmodel       {model} (opens in transformers and vLLM)\nleft over   {left} processes")
     return code or (1 if left else 0)
 

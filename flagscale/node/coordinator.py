@@ -85,9 +85,9 @@ class Coordinator(ChannelEnd):
             return self._begun(attempt, hosts[:count])
         gone = self._gone()
         late = [name for host, name in self._names.items() if host not in hosts and host not in gone]
-        told = [f"not heard from within {seconds:g} s: {', '.join(late)}"] if late else []
-        told += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
-        verdict = Verdict(attempt, "failed", self._rank, "; ".join(told))
+        reported = [f"not heard from within {seconds:g} s: {', '.join(late)}"] if late else []
+        reported += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
+        verdict = Verdict(attempt, "failed", self._rank, "; ".join(reported))
         self._tell(verdict)
         return verdict
 

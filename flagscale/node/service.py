@@ -109,8 +109,8 @@ class ServiceMonitor:
     def look_at_progress(self) -> None:
         """Read the progress that a service reports in its file."""
         try:
-            told = json.loads(self._progress.read_text(encoding="utf-8"))
-            figures = {name: told[name] for name in ("done", "total", "tokens_per_s")}
+            reported = json.loads(self._progress.read_text(encoding="utf-8"))
+            figures = {name: reported[name] for name in ("done", "total", "tokens_per_s")}
         except (OSError, ValueError, KeyError):
             return  # it has not reported anything yet
         self._enter("running")

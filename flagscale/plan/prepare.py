@@ -63,8 +63,8 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
         experiment, notices = load_experiment(request.config, source_map)
         rules, experiment = _with_runner(experiment, source_map)
     except UserError as error:
-        told = {problem.where for problem in error.problems}
-        more = (problem for problem in _task_problems(request) if problem.where not in told)
+        reported = {problem.where for problem in error.problems}
+        more = (problem for problem in _task_problems(request) if problem.where not in reported)
         raise UserError([*error.problems, *more]) from None
     share = rules.share(experiment.exp_dir, experiment.runner.node_rank, os.environ)
     engine, job = _job(experiment, rules, source_map)

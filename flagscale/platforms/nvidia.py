@@ -27,8 +27,8 @@ def count_gpu_users() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return len(told.stdout.split()) if told.returncode == 0 else 0
+    reported = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return len(reported.stdout.split()) if reported.returncode == 0 else 0
 
 
 _CHIPS = (

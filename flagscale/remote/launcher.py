@@ -202,13 +202,13 @@ def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_
         if not unended:
             return
         found = unended[0]
-        told = f"a job is still running in {run_dir.path}"
+        reported = f"a job is still running in {run_dir.path}"
         living = "" if found.processes is None else f" with {found.processes} processes"
         reason, hint = f"run {earlier.run_id}{living}", "stop it first, or use another experiment.exp_dir"
         if found.trouble:
-            told, reason = f"cannot tell whether a job is still running in {run_dir.path}", found.trouble
+            reported, reason = f"cannot tell whether a job is still running in {run_dir.path}", found.trouble
             hint += f", or remove {run_dir.plan} if none of its processes are running"
-        raise FlagScaleError(f"{told} ({found.host.name}: {reason}); {hint}")
+        raise FlagScaleError(f"{reported} ({found.host.name}: {reason}); {hint}")
 
 
 def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:
@@ -257,9 +257,9 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
         return None  # that host reports the error itself
     if not all(state and state.phase == "running" for state in states):
         return None
-    told = ask(plan, plan.hosts[0], run_command(plan, plan.hosts[0], "status"))
-    members = told.get("members") or plan.nodes
-    if told.get("phase") != "running" or len(members) < len(plan.nodes):
+    reported = ask(plan, plan.hosts[0], run_command(plan, plan.hosts[0], "status"))
+    members = reported.get("members") or plan.nodes
+    if reported.get("phase") != "running" or len(members) < len(plan.nodes):
         return None
     return [HostStatus(*pair) for pair in zip(plan.hosts, states, strict=True)]
 

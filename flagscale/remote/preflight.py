@@ -120,15 +120,15 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
                     CheckResult(False, host.name, f"its clock is {skew:.0f} s off", is_advice=True)
                 )
     rendezvous = None
-    told = replies[first]
-    if named and named in told.get("taken", ()):
+    reported = replies[first]
+    if named and named in reported.get("taken", ()):
         text = f"port {named} is in use (experiment.runner.master_port); remove the key to use a free port"
         results.append(CheckResult(False, first.name, text))
-    elif several and "ports" in told:
-        port, channel_port = told["ports"]
+    elif several and "ports" in reported:
+        port, channel_port = reported["ports"]
         rendezvous = Rendezvous(address, port, channel_port, addresses)
-    if "no_address" in told:
-        text = f"{told['no_address']}; set experiment.runner.master_addr to an address of this host"
+    if "no_address" in reported:
+        text = f"{reported['no_address']}; set experiment.runner.master_addr to an address of this host"
         results.append(CheckResult(False, first.name, text))
     return Survey(tuple(results), rendezvous)
 

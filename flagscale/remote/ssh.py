@@ -108,8 +108,8 @@ class Session:
         try:
             for _ in range(_NOISE):
                 with suppress(ValueError):
-                    told = json.loads(self._line())
-                    if isinstance(told, dict) and HELLO in told:
+                    reported = json.loads(self._line())
+                    if isinstance(reported, dict) and HELLO in reported:
                         break
             else:
                 raise EOFError
@@ -117,9 +117,9 @@ class Session:
             raise Unreachable(f"connected, but it did not answer within {self._timeout:g} s") from None
         except (OSError, EOFError):
             raise Unreachable(self._ended("FlagScale does not start there")) from None
-        if told[HELLO] != __version__:
+        if reported[HELLO] != __version__:
             self._stdout.channel.close()
-            raise Unreachable(f"FlagScale {told[HELLO]} is installed there, but {__version__} here")
+            raise Unreachable(f"FlagScale {reported[HELLO]} is installed there, but {__version__} here")
 
     def _line(self) -> str:
         line = self._stdout.readline()

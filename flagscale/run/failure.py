@@ -79,13 +79,14 @@ def first_failure(
         exit_code: of the agent; negative for a signal.
         out_of_memory: whether the kernel killed processes of this host during the attempt.
     """
-    told = _told(Path(node.failure_file))
-    if told is not None:
-        if out_of_memory and told.signal == "SIGKILL":
-            told = replace(
-                told, message=f"{told.message}: the kernel killed it because this host ran out of memory"
+    reported = _read_failure(Path(node.failure_file))
+    if reported is not None:
+        if out_of_memory and reported.signal == "SIGKILL":
+            reported = replace(
+                reported,
+                message=f"{reported.message}: the kernel killed it because this host ran out of memory",
             )
-        return told if told.local_rank is None else _with_log(told, node)
+        return reported if reported.local_rank is None else _with_log(reported, node)
     name = signal_name(exit_code)
     output = RunDir(Path(plan.exp_dir)).output(node.host)
     return Failure(
@@ -98,12 +99,12 @@ def first_failure(
     )
 
 
-def _told(file: Path) -> Failure | None:
+def _read_failure(file: Path) -> Failure | None:
     """Return the failure that the agent reported for a rank or a service; None if it reported none."""
     known = {field.name for field in fields(Failure)}
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        return Failure(**{name: value for name, value in told.items() if name in known})
+        reported = json.loads(file.read_text(encoding="utf-8"))
+        return Failure(**{name: value for name, value in reported.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

@@ -122,11 +122,11 @@ def _cause(failures: Sequence[Failure]) -> int:
 
 def failed_attempts(status: JobStatus) -> list[tuple[str, Attempt]]:
     """Return the attempts before the current one, each as reported by the host on which it failed first."""
-    told: dict[int, list[tuple[str, Attempt]]] = defaultdict(list)
+    reported: dict[int, list[tuple[str, Attempt]]] = defaultdict(list)
     for host in status.hosts:
         for attempt in host.state.attempts if host.state else ():
-            told[attempt.number].append((host.host.name, attempt))
-    attempts = [told[number] for number in sorted(told)]
+            reported[attempt.number].append((host.host.name, attempt))
+    attempts = [reported[number] for number in sorted(reported)]
     return [one[_cause([attempt.failure for _, attempt in one])] for one in attempts]
 
 

@@ -94,15 +94,15 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
     Args:
         tell: called once with a line for every host that cannot be asked, and for each reason to be queued.
     """
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     waits_for = ""
     since: float | None = None
     while True:
         status = current_status(plan, count=False)
         for host in status.hosts:
-            if host.trouble and told.get(host.host.name) != host.trouble:
+            if host.trouble and reported.get(host.host.name) != host.trouble:
                 tell(f"{host.host.name}: {host.trouble}")
-            told[host.host.name] = host.trouble
+            reported[host.host.name] = host.trouble
         if status.phase == "queued" and status.reason != waits_for:
             tell(f"queued: {status.reason}")
             waits_for = status.reason
@@ -192,11 +192,11 @@ def counted(what: str, hosts: int) -> Iterator[OnProgress | None]:
             task = bar.add_task(what, total=hosts)
             yield lambda done, total: bar.update(task, completed=done)
     else:
-        told = [time.monotonic()]
+        reported = [time.monotonic()]
 
         def tell(done: int, total: int) -> None:
-            if done == total or time.monotonic() - told[0] >= 1:
-                told[0] = time.monotonic()
+            if done == total or time.monotonic() - reported[0] >= 1:
+                reported[0] = time.monotonic()
                 print(f"{what}: {done} of {total} hosts", file=sys.stderr, flush=True)
 
         yield tell

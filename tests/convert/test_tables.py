@@ -163,9 +163,9 @@ def test_a_broken_family_matters_only_if_it_is_requested(
     write_package(tmp_path, "mislabelled", {"families": targets}, source)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert [family.name for family in families()] == [*registry.BUILT_IN]
-    told = capsys.readouterr().err
-    assert "note: skipped: the family `aa_absent` (no_such_module:FAMILY" in told
-    assert "registered by mislabelled 1.0) calls itself `llama`" in told
+    reported = capsys.readouterr().err
+    assert "note: skipped: the family `aa_absent` (no_such_module:FAMILY" in reported
+    assert "registered by mislabelled 1.0) calls itself `llama`" in reported
     for wanted in targets:
         with pytest.raises(UserError, match=f"the family `{wanted}` .*\n    fix or uninstall the package"):
             families(wanted)

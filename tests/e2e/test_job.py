@@ -106,11 +106,11 @@ def test_killing_any_process_ends_the_run_and_query_reports_it(
     chosen.kill()
     wait_until(lambda: not any(alive(process) for process in {*running, supervisor}), CLEAN_WITHIN)
     wait_until(lambda: job.status()["state"] == "failed", CLEAN_WITHIN)
-    told = job("query")
-    assert told.code == 1
+    reported = job("query")
+    assert reported.code == 1
     expected = {"rank": "rank 1", "torchrun": "launcher was killed by SIGKILL", "supervisor": "supervisor"}
-    assert expected[victim] in told.out
-    assert victim != "rank" or "SIGKILL" in told.out
+    assert expected[victim] in reported.out
+    assert victim != "rank" or "SIGKILL" in reported.out
     assert decoy.is_running()
     assert job("run").code == 0, "the run directory is free again"
     assert job("stop").code == 0

@@ -151,9 +151,9 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
         assert time.monotonic() - killed < 30
         time.sleep(0.2)
     assert is_free("127.0.0.1", port)
-    told = run("query")
-    assert told.returncode == 1
-    assert "`server` was killed by SIGKILL" in told.stdout
+    reported = run("query")
+    assert reported.returncode == 1
+    assert "`server` was killed by SIGKILL" in reported.stdout
     assert run("stop").returncode == 0
 
 

@@ -89,9 +89,9 @@ class FarmJob:
 
     def first_failure(self) -> tuple[int, str]:
         """Return the rank of the host and the message that a query shows."""
-        told = self.status().failure
-        assert told is not None
-        name, failure = told
+        reported = self.status().failure
+        assert reported is not None
+        name, failure = reported
         return next(host.rank for host in self.plan.hosts if host.name == name), failure.message
 
     def log(self, rank: int) -> str:
@@ -100,15 +100,15 @@ class FarmJob:
     def told(self, rank: int) -> dict[str, Any]:
         """Return what the fake agent of a host found and started in the current attempt."""
         report = next(word for word in self._there(rank).node(rank).argv if "report " in word)
-        told: dict[str, Any] = {}
+        reported: dict[str, Any] = {}
 
         def has_told() -> bool:
             with suppress(ValueError):
-                told.update(json.loads(self._read(rank, report)))
-            return bool(told)
+                reported.update(json.loads(self._read(rank, report)))
+            return bool(reported)
 
         wait_until(has_told, f"the report of host {rank}")
-        return told
+        return reported
 
     def member(self, rank: int, name: str) -> psutil.Process:
         """Return the supervisor, guard or engine of a host, as seen from this machine."""

@@ -340,11 +340,11 @@ def test_values_and_paths_arrive_verbatim(
     )
     job.start({"SECRET_KEY": HOSTILE})
     for rank, host in enumerate(job.hosts):
-        told = job.told(rank)
-        assert told["argv"][2:] == ["rank", "--option", HOSTILE, "", "-x", "--", "\t"]
-        assert told["environ"]["VALUE"] == told["environ"]["SECRET_KEY"] == HOSTILE
-        assert told["environ"]["FARM_HOST"] == host.name
-        assert told["cwd"] == str(exp_dir)
+        reported = job.told(rank)
+        assert reported["argv"][2:] == ["rank", "--option", HOSTILE, "", "-x", "--", "\t"]
+        assert reported["environ"]["VALUE"] == reported["environ"]["SECRET_KEY"] == HOSTILE
+        assert reported["environ"]["FARM_HOST"] == host.name
+        assert reported["cwd"] == str(exp_dir)
     status = job.status()
     assert (status.plan.name, status.phase) == (HOSTILE, "running")
     assert {reply["message"] for reply in job.stop().values()} == {"stopped"}

@@ -78,10 +78,10 @@ def test_each_host_receives_its_files_and_keeps_no_secrets(
     job = make_unshared("rank", before_start="stat -c 'mode %a' logs/pids/*.secrets.json")
     job.start({"API_KEY": "geheim"})
     for rank, (host, node) in enumerate(zip(farm.hosts, job.plan.nodes, strict=True)):
-        told = job.told(rank)
-        assert told["environ"]["API_KEY"] == "geheim"
-        assert told["environ"]["FARM_HOST"] == host.name
-        assert told["cwd"] == str(disk / folder(rank))
+        reported = job.told(rank)
+        assert reported["environ"]["API_KEY"] == "geheim"
+        assert reported["environ"]["FARM_HOST"] == host.name
+        assert reported["cwd"] == str(disk / folder(rank))
         files = files_of(farm, rank, disk)
         below = folder(rank)
         scripts = f"{below}/logs/scripts/{node.host.label}"

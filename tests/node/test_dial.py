@@ -21,17 +21,17 @@ def listen_on(*ports: int, seconds: float = 20) -> dict[str, Any]:
 
 def reasons_for(*ports: int) -> list[str]:
     places = json.dumps([[HERE, port] for port in ports])
-    told: list[str] = commands.execute(["dial", places])["reasons"]
-    return told
+    reported: list[str] = commands.execute(["dial", places])["reasons"]
+    return reported
 
 
 def test_open_and_refused_connections_are_reported() -> None:
     port = free_port(HERE)
-    told = listen_on(port, 0)["ports"]
-    assert told[0] == port
-    assert told[1] not in (0, port)
-    assert reasons_for(*told, *told) == [""] * 4
-    assert reasons_for(free_port(HERE), told[0]) == ["Connection refused", ""]
+    reported = listen_on(port, 0)["ports"]
+    assert reported[0] == port
+    assert reported[1] not in (0, port)
+    assert reasons_for(*reported, *reported) == [""] * 4
+    assert reasons_for(free_port(HERE), reported[0]) == ["Connection refused", ""]
 
 
 def test_a_port_in_use_is_reported_and_the_other_ports_are_released() -> None:
@@ -48,8 +48,8 @@ def test_a_silent_address_is_reported_within_the_timeout(monkeypatch: pytest.Mon
     with socket.create_server((HERE, 0), backlog=0) as full:
         place = full.getsockname()
         with socket.create_connection(place):  # takes the only place in its queue
-            told = reasons_for(place[1], place[1])
-    assert "no answer within 0.3 s" in told
+            reported = reasons_for(place[1], place[1])
+    assert "no answer within 0.3 s" in reported
 
 
 def test_listening_ends_after_its_time() -> None:

@@ -218,12 +218,12 @@ def test_the_loss_of_a_member_is_reported_to_all(star: Callable[..., Star], how:
     stars.begin(0)
     began = time.monotonic()
     stars.lose(2, how)
-    told = stars.words(0, 1, 3)
+    reported = stars.words(0, 1, 3)
     assert time.monotonic() - began < TOLD
-    assert len(set(told)) == 1
-    assert (told[0].attempt, told[0].kind, told[0].host) == (0, "failed", 2)
+    assert len(set(reported)) == 1
+    assert (reported[0].attempt, reported[0].kind, reported[0].host) == (0, "failed", 2)
     silent = f"nothing was heard from it for {SILENCE:g} s"
-    assert told[0].text == f"node2: {silent if how == 'silent' else link.GONE}"
+    assert reported[0].text == f"node2: {silent if how == 'silent' else link.GONE}"
     if how == "cut":
         assert stars.words(2)[0].text == "node0: the connection to its supervisor was lost"
 
@@ -234,10 +234,10 @@ def test_the_loss_of_the_coordinator_is_reported_to_all(star: Callable[..., Star
     stars.begin(0)
     began = time.monotonic()
     stars.lose(0, how)
-    told = stars.words(1, 2)
+    reported = stars.words(1, 2)
     assert time.monotonic() - began < TOLD
-    assert {(verdict.attempt, verdict.kind, verdict.host) for verdict in told} == {(0, "failed", 0)}
-    assert all(verdict.text.startswith("node0: ") for verdict in told)
+    assert {(verdict.attempt, verdict.kind, verdict.host) for verdict in reported} == {(0, "failed", 0)}
+    assert all(verdict.text.startswith("node0: ") for verdict in reported)
 
 
 def test_a_member_that_reconnects_before_its_loss_is_noticed_ends_the_attempt(

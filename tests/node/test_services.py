@@ -47,12 +47,12 @@ def services(make_job: MakeJob) -> Programs:
         made = [
             Service(
                 name=name,
-                argv=(sys.executable, "-S", str(SERVER), str(port), *told),
+                argv=(sys.executable, "-S", str(SERVER), str(port), *reported),
                 url="" if batch else f"http://127.0.0.1:{port}",
                 model="m",
                 env={"CUDA_VISIBLE_DEVICES": str(number)},
             )
-            for number, (name, told, port) in enumerate(
+            for number, (name, reported, port) in enumerate(
                 zip(names, behaviours, free_ports(len(behaviours)), strict=True)
             )
         ]

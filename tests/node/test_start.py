@@ -166,11 +166,11 @@ def test_values_and_paths_travel_verbatim(make_job: MakeJob, tmp_path: Path) -> 
         "no rank", HOSTILE, "--option", HOSTILE, "", exp_dir=folder, env={"VALUE": HOSTILE}, name=HOSTILE
     )
     job.start({"SECRET_KEY": HOSTILE})
-    told = job.told()
-    assert told["argv"][1:] == [str(job.report), "no rank", HOSTILE, "--option", HOSTILE, ""]
-    assert told["environ"]["VALUE"] == told["environ"]["SECRET_KEY"] == HOSTILE
-    assert told["environ"][RUN_ID] == job.plan.run_id
-    assert told["cwd"] == str(folder)
+    reported = job.told()
+    assert reported["argv"][1:] == [str(job.report), "no rank", HOSTILE, "--option", HOSTILE, ""]
+    assert reported["environ"]["VALUE"] == reported["environ"]["SECRET_KEY"] == HOSTILE
+    assert reported["environ"][RUN_ID] == job.plan.run_id
+    assert reported["cwd"] == str(folder)
     assert job.stop()["ok"]
     assert not list(tmp_path.rglob("x"))
     for script in (job.files.run_script(job.host), job.files.stop_script(job.host)):
@@ -186,11 +186,11 @@ def test_the_stop_script_works_by_hand(make_job: MakeJob, tmp_path: Path) -> Non
 
 def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) -> None:
     job = make_job(before_start="export PREPARED=yes PYTHONPATH=/elsewhere; cd /").start()
-    told = job.told()
-    assert told["environ"]["PREPARED"] == "yes"
+    reported = job.told()
+    assert reported["environ"]["PREPARED"] == "yes"
     root = job.plan.source_root
-    assert told["environ"]["PYTHONPATH"] == f"{root}:{root}/vllm:/elsewhere"
-    assert told["cwd"] == job.plan.exp_dir
+    assert reported["environ"]["PYTHONPATH"] == f"{root}:{root}/vllm:/elsewhere"
+    assert reported["cwd"] == job.plan.exp_dir
 
 
 def test_secrets_are_stored_only_for_the_engine(make_job: MakeJob) -> None:
@@ -316,8 +316,8 @@ def test_an_engine_that_ends_at_once_is_reported_with_its_output(make_job: MakeJ
     """The start succeeded; the status reports the end, with the output of the agent."""
     job = make_job("exit:2")
     # It depends on milliseconds whether the start already sees the end.
-    told = _error_of(job.start)
-    assert not told or "the agent ended with exit code 2\nthe last words of the agent" in told
+    reported = _error_of(job.start)
+    assert not reported or "the agent ended with exit code 2\nthe last words of the agent" in reported
     wait_for(lambda: job.state().phase == "failed")
     failure = job.state().failure
     assert failure is not None

@@ -63,10 +63,10 @@ def test_an_unknown_runner_does_not_matter_if_nothing_was_started(
     action: str, code: int, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*words, f"action={action}", "+experiment.runner.type=clout"]) == code
-    told = capsys.readouterr().err
-    assert "note: command line: experiment.runner.type: unknown runner `clout`" in told
-    assert "did you mean `cloud`?" in told
-    assert f"nothing was started in {tmp_path / 'out'}" in told
+    answer = capsys.readouterr().err
+    assert "note: command line: experiment.runner.type: unknown runner `clout`" in answer
+    assert "did you mean `cloud`?" in answer
+    assert f"nothing was started in {tmp_path / 'out'}" in answer
 
 
 def test_a_job_is_stopped_by_the_runner_that_started_it(
@@ -282,10 +282,10 @@ def test_mistakes_of_the_runner_and_the_task_are_reported_together(
         "+experiment.runner.nnodes=2",
     ]
     assert cli.main([*words, *runner, "train.model.no_such_key=3"]) == 2
-    told = capfd.readouterr().err
-    assert told.startswith("4 mistakes")
+    answer = capfd.readouterr().err
+    assert answer.startswith("4 mistakes")
     for expected in ("`include` has no effect", "`node_rank` is required", "`master_addr` is", "no_such_key"):
-        assert expected in told
+        assert expected in answer
 
 
 def test_on_a_cloud_platform_each_host_has_its_own_part(
@@ -340,9 +340,9 @@ def test_check_fails_on_a_missing_engine_and_a_port_in_use(
     reply = {"engine": "", "writable": False, "ports": [20000], "taken": [29511]}
     monkeypatch.setitem(commands._OF_A_HOST, "probe", lambda question: {**GOOD, **reply})  # type: ignore[index]
     assert cli.main([*words, "action=check", "+experiment.runner.master_port=29511"]) == 1
-    told = capsys.readouterr().out
+    answer = capsys.readouterr().out
     for expected in ("is not installed", "not writable", "port 29511 is in use"):
-        assert any(line.startswith("FAILED") and expected in line for line in told.splitlines()), expected
+        assert any(line.startswith("FAILED") and expected in line for line in answer.splitlines()), expected
 
 
 def test_a_check_with_only_advice_is_not_a_failure(

@@ -60,9 +60,9 @@ def failing_start(plan: LaunchPlan, done: launcher.Done | None = None) -> list[t
 
 def test_a_start_reports_its_progress(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = FakeHosts(monkeypatch, **{host.name: {"start": STARTED} for host in plan.hosts})
-    told: list[tuple[int, int]] = []
-    launcher.start(plan, "a: 1\n", {}, lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    reported: list[tuple[int, int]] = []
+    launcher.start(plan, "a: 1\n", {}, lambda done, total: reported.append((done, total)))
+    assert reported == [(1, 3), (2, 3), (3, 3)]
     assert sorted(words for _, words in hosts.asked) == [
         ["start", plan.exp_dir, str(rank), plan.run_id] for rank in range(3)
     ]
@@ -85,11 +85,11 @@ def test_one_failure_stops_the_others_immediately(
         node1={"start": fail, "stop": reply if "unreachable" in reply else STOPPED},
         node2=others[1].answers(),
     )
-    began, told = time.monotonic(), []
+    began, reported = time.monotonic(), []
     # Hosts that were stopped are not reported as causes, and an unreachable host is reported once.
-    assert failing_start(plan, lambda done, total: told.append(done)) == [("node1", reply["message"])]
+    assert failing_start(plan, lambda done, total: reported.append(done)) == [("node1", reply["message"])]
     assert time.monotonic() - began < WAITED
-    assert told == []
+    assert reported == []
     for host in plan.hosts:
         assert hosts.verbs(host.name) == ["start", "stop"]
 
@@ -227,8 +227,8 @@ def asked_for_status(
     hosts = FakeHosts(
         monkeypatch,
         **{
-            name: {"status": {"run_id": plan.run_id, "phase": told, "processes": 3}}
-            for name, told in replies.items()
+            name: {"status": {"run_id": plan.run_id, "phase": reported, "processes": 3}}
+            for name, reported in replies.items()
         },
     )
     found = launcher.status(plan)

@@ -77,7 +77,7 @@ def test_text_of_progress() -> None:
         "tokens_per_s": 3120.0,
         "tflops_per_gpu": 0.4,
     }
-    told = progress_text(Progress(record, 63.4))
-    assert told == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s per device  1m03s left"
+    reported = progress_text(Progress(record, 63.4))
+    assert reported == "iteration 120/160  loss 5.9123  3.12k tokens/s  0.4 TFLOP/s per device  1m03s left"
     assert progress_text(Progress({"iteration": 3, "skipped": 1}, None)) == "iteration 3  1 skipped"
     assert progress_text(Progress({"iteration": 3, "lm_loss": float("nan")}, None)) == "iteration 3  loss nan"

@@ -161,9 +161,9 @@ def test_every_failed_host_is_reported_with_its_reasons(cluster: Cluster) -> Non
     cluster.answer(NAMES[1], devices=0, engine="", wrong_inputs=["one", "two"])
     with pytest.raises(HostError) as raised:
         require_ready(*cluster.arguments())
-    told = [(problem.where, problem.what) for problem in raised.value.problems]
-    assert told[0] == (NAMES[0], other)
-    assert [where for where, _ in told] == [NAMES[0], *[NAMES[1]] * 4]
+    reported = [(problem.where, problem.what) for problem in raised.value.problems]
+    assert reported[0] == (NAMES[0], other)
+    assert [where for where, _ in reported] == [NAMES[0], *[NAMES[1]] * 4]
 
 
 def test_the_mark_exists_only_while_the_hosts_look_for_it(cluster: Cluster, tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_every_host_connects_to_every_other_one(cluster: Cluster) -> None:
         (NAMES[1], [4000], ["", "", ""]),
     ):
         answers[name] |= {"listen": {"ports": ports}, "dial": {"reasons": reasons}}
-    told = [(result.ok, result.host, result.text) for result in preflight(*cluster.arguments())]
-    assert told[0] == (True, "configuration", "8 ranks, tp2 x dp2, megatron 1.2.3")
-    assert told[-2:] == [
+    reported = [(result.ok, result.host, result.text) for result in preflight(*cluster.arguments())]
+    assert reported[0] == (True, "configuration", "8 ranks, tp2 x dp2, megatron 1.2.3")
+    assert reported[-2:] == [
         (False, NAMES[0], f"cannot reach {NAMES[1]} ({NAMES[1]} port 4000): no answer within 3 s"),
         (True, NAMES[1], "reaches all 2 hosts"),
     ]
@@ -242,8 +242,8 @@ def test_a_host_that_cannot_listen_or_is_lost_is_reported(cluster: Cluster) -> N
         "listen": {"ok": False, "message": "cannot listen: no such address"},
         "dial": {"reasons": [""]},
     }
-    told = [(result.ok, result.host, result.text) for result in preflight(*cluster.arguments())]
-    assert told[-3:] == [
+    reported = [(result.ok, result.host, result.text) for result in preflight(*cluster.arguments())]
+    assert reported[-3:] == [
         (False, NAMES[1], f"cannot listen on {NAMES[1]}: cannot listen: no such address"),
         (False, NAMES[0], f"cannot reach {NAMES[0]} ({NAMES[0]} port 4000): the connection was lost"),
         (True, NAMES[1], "reaches all 1 hosts"),

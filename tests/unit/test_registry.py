@@ -75,8 +75,8 @@ def test_an_installed_package_adds_a_name_and_is_not_imported_by_a_lookup(instal
 
 def test_a_built_in_name_cannot_be_replaced(installed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert platforms.find("cpu").name == platforms.find("cpu").name == "cpu"
-    told = "note: the platform `cpu` is FlagScale's own; the one of thirdparty_chips 1.0 is ignored\n"
-    assert capsys.readouterr().err == told
+    reported = "note: the platform `cpu` is FlagScale's own; the one of thirdparty_chips 1.0 is ignored\n"
+    assert capsys.readouterr().err == reported
 
 
 def test_auto_finds_an_installed_chip(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +130,10 @@ def test_a_search_skips_a_broken_package_with_one_note(
     for _ in range(2):
         with pytest.raises(UserError, match="unknown platform `X1`"):  # this search tries every package
             platforms.find("X1")
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith("note: skipped: the platform `aa` (")
-    assert "registered by aa_broken 1.0" in told
-    assert told.endswith(("No module named 'absent_vendor'", "ZeroDivisionError: division by zero"))
+    (reported,) = capsys.readouterr().err.splitlines()
+    assert reported.startswith("note: skipped: the platform `aa` (")
+    assert "registered by aa_broken 1.0" in reported
+    assert reported.endswith(("No module named 'absent_vendor'", "ZeroDivisionError: division by zero"))
 
 
 def test_a_name_of_two_packages_is_refused(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,8 +152,8 @@ def test_an_action_without_an_exit_code_fails(
     install("forgetful", {"actions": {"count": "forgetful:count"}}, "def count(request): pass")
     (tmp_path / "config.yaml").write_text("experiment: {}\n")
     assert cli.main(["--config-path", str(tmp_path), "--config-name", "config", "action=count"]) == 1
-    told = "error: the action `count` (registered by forgetful 1.0) returned None, not an exit code"
-    assert told in capsys.readouterr().err
+    reported = "error: the action `count` (registered by forgetful 1.0) returned None, not an exit code"
+    assert reported in capsys.readouterr().err
 
 
 def test_a_platform_without_its_chip_cannot_train(
@@ -161,6 +161,8 @@ def test_a_platform_without_its_chip_cannot_train(
 ) -> None:
     words = ["--config-path", "./examples/aquila/conf", "--config-name", "config", "action=dryrun"]
     assert cli.main([*words, f"experiment.exp_dir={tmp_path}", "+experiment.runner.platform=npu"]) == 2
-    told = capsys.readouterr().err
-    assert "experiment.runner.platform: the platform `npu` cannot train: no package has the entry" in told
-    assert "install the package that adds the chip `npu` (the platform is from thirdparty_chips 1.0)" in told
+    reported = capsys.readouterr().err
+    assert "experiment.runner.platform: the platform `npu` cannot train: no package has the entry" in reported
+    assert (
+        "install the package that adds the chip `npu` (the platform is from thirdparty_chips 1.0)" in reported
+    )

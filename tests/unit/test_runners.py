@@ -65,9 +65,9 @@ def test_a_queued_job_has_not_ended_and_shows_no_earlier_metrics(plan: LaunchPla
     lines = status_text(status).splitlines()
     assert lines[0].startswith("demo: queued  (")
     assert lines[1:] == ["  2 jobs are ahead", "  host 0  localhost  queued"]
-    told = status_json(status)
-    assert (told["state"], told["reason"]) == ("queued", "2 jobs are ahead")
-    assert told["hosts"][0]["state"] == "queued"
+    reported = status_json(status)
+    assert (reported["state"], reported["reason"]) == ("queued", "2 jobs are ahead")
+    assert reported["hosts"][0]["state"] == "queued"
 
 
 @pytest.mark.parametrize(("phase", "code"), [("stopped", 0), ("failed", 1)])

@@ -152,8 +152,8 @@ def test_text_of_a_failed_job(plan: LaunchPlan) -> None:
 
 def test_status_json_is_valid_even_for_a_nan_loss(plan: LaunchPlan) -> None:
     hosts = [host_status(plan, 0, "running", processes=6), host_status(plan, 1, None, trouble="no route")]
-    told = status_json(job_status(plan, hosts, Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5)))
-    assert json.loads(json.dumps(told, allow_nan=False)) == {
+    reported = status_json(job_status(plan, hosts, Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5)))
+    assert json.loads(json.dumps(reported, allow_nan=False)) == {
         "state": "unknown",
         "reason": "",
         "name": "demo",
@@ -195,8 +195,8 @@ def test_each_attempt_is_reported_once_with_its_cause(plan: LaunchPlan) -> None:
         "node1: boom",
         "node0: the agent was killed by SIGKILL",
     ]
-    told = json.loads(json.dumps(status_json(found)))["attempts"]
-    assert [(one["host"], one["number"], one["failure"]["message"]) for one in told] == [
+    reported = json.loads(json.dumps(status_json(found)))["attempts"]
+    assert [(one["host"], one["number"], one["failure"]["message"]) for one in reported] == [
         ("node1", 0, "boom"),
         ("node0", 1, "the agent was killed by SIGKILL"),
     ]

@@ -46,9 +46,9 @@ def state(number: int, phase: ServicePhase, **more: object) -> tuple[str, Servic
 def test_a_job_of_servers_runs_once_all_have_answered(
     plan: LaunchPlan, first: ServicePhase | None, second: ServicePhase | None, together: str
 ) -> None:
-    told = [state(number, phase) for number, phase in enumerate((first, second)) if phase]
-    assert job_status(plan, [host_status(plan, 0, "running")], None, told).phase == together
-    assert job_status(plan, [host_status(plan, 0, "failed")], None, told).phase == "failed"
+    reported = [state(number, phase) for number, phase in enumerate((first, second)) if phase]
+    assert job_status(plan, [host_status(plan, 0, "running")], None, reported).phase == together
+    assert job_status(plan, [host_status(plan, 0, "failed")], None, reported).phase == "failed"
 
 
 def test_one_line_per_service() -> None:
@@ -85,6 +85,6 @@ def test_texts_of_a_job_of_services(plan: LaunchPlan) -> None:
     text = plan_text(plan, "config")
     assert "demo: 2 services on 1 host" in text
     assert "# service one.1\n#   python server\n" in text
-    told = status_json(job_status(plan, [host_status(plan, 0, "running")], None, [state(0, "ready")]))
-    assert told["programs"][0]["host"] == "localhost"
-    assert told["programs"][0]["url"] == "http://127.0.0.1:8000"
+    reported = status_json(job_status(plan, [host_status(plan, 0, "running")], None, [state(0, "ready")]))
+    assert reported["programs"][0]["host"] == "localhost"
+    assert reported["programs"][0]["url"] == "http://127.0.0.1:8000"

@@ -200,9 +200,9 @@ def test_a_host_that_never_answers_is_given_up(
     plan = make_plan(tmp_path, 1, 1)
     hosts = [host_status(plan, 0, first), host_status(plan, 1, None, trouble=LOST)]
     monkeypatch.setattr(launcher, "status", lambda plan, count: hosts)
-    told: list[str] = []
-    found = list(statuses(plan, told.append))
-    assert told == [f"node1: {LOST}"]
+    reported: list[str] = []
+    found = list(statuses(plan, reported.append))
+    assert reported == [f"node1: {LOST}"]
     assert [status.ended for status in found] == [False] * 31 + [True]
     assert (found[-1].phase, found[-1].exit_code) == ("failed" if first == "failed" else "unknown", 1)
 
@@ -232,10 +232,10 @@ def test_hosts_that_answer_again_are_waited_for(tmp_path: Path, monkeypatch: pyt
     one = [ended[0], lost[1]]
     looks = iter([both, *[lost] * 100, both, *[one] * 20, both, *[one] * 20, ended])
     monkeypatch.setattr(launcher, "status", lambda plan, count: next(looks))
-    told: list[str] = []
-    *before, last = statuses(plan, told.append)
+    reported: list[str] = []
+    *before, last = statuses(plan, reported.append)
     assert (last.phase, last.exit_code, any(status.ended for status in before)) == ("finished", 0, False)
-    assert told == [f"node0: {LOST}", f"node1: {LOST}", f"node1: {LOST}", f"node1: {LOST}"]
+    assert reported == [f"node0: {LOST}", f"node1: {LOST}", f"node1: {LOST}", f"node1: {LOST}"]
 
 
 def test_metrics_are_read_from_the_last_host_that_takes_part(

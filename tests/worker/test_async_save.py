@@ -157,8 +157,8 @@ def test_a_full_disk_ends_the_run_with_one_message(tmp_path: Path) -> None:
     with ended_at_last(start(tmp_path, SMALL_FILES)) as process:
         finish(process, tmp_path)
     assert process.returncode == 1
-    told = json.loads((tmp_path / "failure.json").read_text())
-    assert told["exitcode"] == 2
-    assert "the checkpoint of iteration 2 could not be written" in told["message"]
-    assert "File too large" in told["message"]
+    reported = json.loads((tmp_path / "failure.json").read_text())
+    assert reported["exitcode"] == 2
+    assert "the checkpoint of iteration 2 could not be written" in reported["message"]
+    assert "File too large" in reported["message"]
     assert list((tmp_path / "saved").iterdir()) == []

@@ -225,9 +225,9 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    told = json.loads(failure.read_text())
-    assert told["exitcode"] == 2
-    assert "the checkpoint of iteration 3 could not be written" in told["message"]
-    assert "File too large" in told["message"]
+    reported = json.loads(failure.read_text())
+    assert reported["exitcode"] == 2
+    assert "the checkpoint of iteration 3 could not be written" in reported["message"]
+    assert "File too large" in reported["message"]
     assert not list(saved.glob("iter_*"))
     assert os.listdir(saved) == []

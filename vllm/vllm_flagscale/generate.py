@@ -189,8 +189,8 @@ def _readable(results: Path) -> str:
 def _tell(done: int, total: int, tokens_per_s: float) -> None:
     """Report progress to the process that started this one (see `flagscale.node.service`)."""
     if path := os.environ.get(PROGRESS_FILE):
-        told = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
-        write_atomic(Path(path), json.dumps(told))
+        reported = {"done": done, "total": total, "tokens_per_s": tokens_per_s}
+        write_atomic(Path(path), json.dumps(reported))
 
 
 if __name__ == "__main__":  # vLLM starts processes that import this module again

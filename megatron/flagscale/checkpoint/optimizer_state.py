@@ -77,9 +77,9 @@ def share_step(states: Sequence[dict[str, Any]]) -> None:
     """
     plain = [_inner(one)["state"] for one in states if "state" in _inner(one)]
     groups = [group for one in states for group in _inner(one)["param_groups"]]
-    for told, name in ((plain, "common_step"), (groups, "step")):
-        steps = [one[name] for one in told if name in one]
-        for one in told if steps else ():
+    for reported, name in ((plain, "common_step"), (groups, "step")):
+        steps = [one[name] for one in reported if name in one]
+        for one in reported if steps else ():
             one[name] = max(steps)
 
 

@@ -58,12 +58,12 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
         reason = f": {damaged[0].fault}" if damaged else " (not found, or its save was not finished)"
         raise UserError(f"the checkpoint of iteration {wanted} in {directory} cannot be used{reason}")
     if damaged or (directory / TRACKER).is_file():
-        told = (
+        reported = (
             "; ".join(f"{candidate.path.name}: {candidate.fault}" for candidate in rejected)
             or "no checkpoint folder found"
         )
         raise UserError(
-            f"no checkpoint in {directory} can be used ({told}). To start over, move this folder away."
+            f"no checkpoint in {directory} can be used ({reported}). To start over, move this folder away."
         )
     if owned:
         return Choice(None, tuple(_set_aside(other.path, other.fault, True) for other in rejected))

@@ -34,7 +34,7 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
         if named.get("non_persistent_ckpt"):
             return original(iteration, *positional, **named)
         folder = Path(args.save) / f"iter_{iteration:07d}"
-        with _told(folder):
+        with _failing_as_user_error(folder):
             if torch.distributed.get_rank() == 0 and folder.exists():
                 shutil.rmtree(folder)
             return original(iteration, *positional, **named)
@@ -68,14 +68,14 @@ def _write_manifest(folder: Path) -> None:
 
 def _telling(step: Callable[[], None], folder: Path) -> Callable[[], None]:
     def run() -> None:
-        with _told(folder):
+        with _failing_as_user_error(folder):
             step()
 
     return run
 
 
 @contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _failing_as_user_error(folder: Path) -> Iterator[None]:
     """Turn a failure to write a checkpoint into a `UserError`, and remove the files of a failed writer."""
     import torch
     from torch.distributed.checkpoint.api import CheckpointException

@@ -139,8 +139,8 @@ class Recorder:
                     "time": time.time(),
                 }
             )
-        told = " | ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named.items())
-        print(f"iteration {iteration}/{args.train_iters} | {told}", flush=True)
+        reported = " | ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named.items())
+        print(f"iteration {iteration}/{args.train_iters} | {reported}", flush=True)
 
 
 def progress_line(record: Mapping[str, Any]) -> str:
