@@ -198,7 +198,7 @@ class Drill:
             return bool(self.find(host, kind))
         return False
 
-    def told(self) -> str:
+    def failure_shown(self) -> str:
         """Return the failure that a query shows."""
         code, printed = self.do("query", "output=json")
         try:

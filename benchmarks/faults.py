@@ -70,7 +70,7 @@ def hurt(drill: Drill, fault: Callable[[], object], undo: Callable[[], object] =
     else:
         wait(lambda: not drill.processes(), "processes are left")
         row.clean = time.monotonic() - begun
-    row.reported = drill.told()
+    row.reported = drill.failure_shown()
     return row
 
 
@@ -159,7 +159,7 @@ def launcher_killed(drill: Drill, action: str) -> Row:
     code, printed = drill.do("stop")
     assert code == 0, printed
     wait(lambda: not drill.processes(), "processes are left")
-    return Row(clean=time.monotonic() - begun, reported=drill.told())
+    return Row(clean=time.monotonic() - begun, reported=drill.failure_shown())
 
 
 def two_launchers(drill: Drill) -> Row:
@@ -192,7 +192,7 @@ def stale(drill: Drill, reused: bool) -> Row:
                 state[name]["birth"] = "another-boot:" + state[name]["birth"].partition(":")[2]
         path.write_text(json.dumps(state))
     begun = time.monotonic()
-    reported = drill.told()
+    reported = drill.failure_shown()
     row = Row(detected=time.monotonic() - begun, reported=reported, unsaved=unsaved)
     code, printed = drill.do("stop")
     assert code == 0, printed
@@ -251,7 +251,7 @@ def line(name: str) -> str:
         try:
             row = FAULTS[name][1](drill)
         except Exception as error:  # the other faults must still be measured
-            row = Row(reported=f"**{type(error).__name__}: {error}**; {drill.told()}")
+            row = Row(reported=f"**{type(error).__name__}: {error}**; {drill.failure_shown()}")
         for host in drill.farm.hosts:
             drill.farm.restore(host)
         drill.farm.start_sshd(*drill.farm.hosts)

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *COMPLAINTS,
         ValueError,
     ) as error:  # the latter, too, comes from Hydra alone: `_perform` raises none
-        return _tell(UserError([problem_of(error, config_folder(words))]))
+        return _print_mistakes(UserError([problem_of(error, config_folder(words))]))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -112,7 +112,7 @@ def _perform(config: DictConfig) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _tell(error)
+        return _print_mistakes(error)
     except FlagScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -126,7 +126,7 @@ def _perform(config: DictConfig) -> int:
         return 1
 
 
-def _tell(error: UserError) -> int:
+def _print_mistakes(error: UserError) -> int:
     count = len(error.problems)
     title = "1 mistake" if count == 1 else f"{count} mistakes"
     print(f"{title} in the configuration:\n{error}", file=sys.stderr)

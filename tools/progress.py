@@ -20,7 +20,7 @@ class Progress:
         self._total = total
         self._done = 0
         self._counts: dict[str, float] = {}
-        self._started = self._told = time.monotonic()
+        self._started = self._printed = time.monotonic()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
 
@@ -32,7 +32,7 @@ class Progress:
     def __exit__(self, failed: object, *_: object) -> None:
         if failed is None:
             self._done = self._total  # count what was skipped without a call
-        self._tell()
+        self._print()
         if self._bar is not None:
             self._bar.stop()
 
@@ -42,9 +42,9 @@ class Progress:
         for unit, count in counts.items():
             self._counts[unit] = self._counts.get(unit, 0) + count
         # The last line is printed at the end and includes everything that was skipped.
-        is_due = time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES and self._done < self._total
+        is_due = time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES and self._done < self._total
         if self._bar is not None or is_due:
-            self._tell()
+            self._print()
 
     def _open_bar(self) -> None:
         from rich.console import Console
@@ -62,9 +62,9 @@ class Progress:
         self._task = self._bar.add_task("", total=self._total)
         self._bar.start()
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        elapsed = max(self._told - self._started, 1e-3)
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        elapsed = max(self._printed - self._started, 1e-3)
         rates = [f"{quantity(count / elapsed)} {unit}/s" for unit, count in self._counts.items()]
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, description=", ".join(rates))

@@ -39,7 +39,7 @@ class Coordinator(ChannelEnd):
         self._ready: dict[int, int] = {}
         self._taking_part: set[int] = set()
         self._closed: dict[int, float] = {}
-        self._told: Message | None = None
+        self._last_sent: Message | None = None
         self._strangers: SimpleQueue[Link] = SimpleQueue()
         self._unnamed: list[Link] = []
         room_for_files(len(names))
@@ -52,7 +52,7 @@ class Coordinator(ChannelEnd):
             # The loss of hosts that ended the last attempt may be noticed only now.
             self._taking_part.clear()
             if self._begin(attempt):
-                self._told = None
+                self._last_sent = None
         deadline = time.monotonic() + seconds
         is_late = False
         while True:
@@ -70,11 +70,11 @@ class Coordinator(ChannelEnd):
                     return self._with_fewer(attempt, hosts, seconds)
             is_late = not until(deadline)
 
-    def tell(self, verdict: Verdict) -> None:
+    def report(self, verdict: Verdict) -> None:
         with self._lock:
-            self._tell(verdict)
+            self._report(verdict)
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _report(self, verdict: Verdict) -> None:
         self._take(verdict)
         self._announce({"verdict": asdict(verdict)})
 
@@ -88,7 +88,7 @@ class Coordinator(ChannelEnd):
         reported = [f"not heard from within {seconds:g} s: {', '.join(late)}"] if late else []
         reported += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
         verdict = Verdict(attempt, "failed", self._rank, "; ".join(reported))
-        self._tell(verdict)
+        self._report(verdict)
         return verdict
 
     def _gone(self) -> set[int]:
@@ -103,7 +103,7 @@ class Coordinator(ChannelEnd):
 
     def _announce(self, message: Message) -> None:
         """Send a message to all members, including those that connect later."""
-        self._told = message
+        self._last_sent = message
         self._outbox.append(message)
         self._ring()
 
@@ -154,8 +154,8 @@ class Coordinator(ChannelEnd):
     def _heard(self, host: int, message: Message) -> None:
         if "ready" in message:
             self._ready[host] = message["ready"]
-            if message["ready"] == self._attempt and self._told:
-                send_quietly(self._links[host], self._told)
+            if message["ready"] == self._attempt and self._last_sent:
+                send_quietly(self._links[host], self._last_sent)
         elif "verdict" in message:
             verdict = Verdict(**message["verdict"])
             if verdict.kind == "finished":

@@ -52,7 +52,7 @@ class Member(ChannelEnd):
             if not until(deadline):
                 return Verdict(attempt, "failed", self._rank, self._why_not(seconds))
 
-    def tell(self, verdict: Verdict) -> None:
+    def report(self, verdict: Verdict) -> None:
         with self._lock:
             self._take(verdict)
             self._outbox.append({"verdict": asdict(verdict)})

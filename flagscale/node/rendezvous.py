@@ -57,7 +57,7 @@ class Peers(Protocol):
         """Return the verdict that ends the current attempt on all hosts; None while there is none."""
         ...
 
-    def tell(self, verdict: Verdict) -> None:
+    def report(self, verdict: Verdict) -> None:
         """Report to all other hosts how this host's part ended."""
         ...
 
@@ -75,7 +75,7 @@ class Alone:
     def verdict(self) -> Verdict | None:
         return None
 
-    def tell(self, verdict: Verdict) -> None:
+    def report(self, verdict: Verdict) -> None:
         pass
 
     def close(self) -> None:

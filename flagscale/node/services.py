@@ -36,7 +36,7 @@ class _Agent:
         self._serves = plan.task_type == "serve"
         self._services: list[ServiceMonitor] = []
         self._begun = time.time()
-        self._told_to_stop = False
+        self._stop_requested = False
         self._written, self._due = "", 0.0
 
     def run(self) -> int:
@@ -56,7 +56,7 @@ class _Agent:
 
     def _step(self) -> int | None:
         """Return the exit code once there is nothing left to wait for."""
-        if self._told_to_stop:
+        if self._stop_requested:
             self._end()
             return 0
         ended = [one for one in self._services if one.code is not None]
@@ -101,4 +101,4 @@ class _Agent:
             print(f"flagscale: cannot write the service status: {error}", flush=True)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        self._told_to_stop = True
+        self._stop_requested = True

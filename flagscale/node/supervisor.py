@@ -59,7 +59,7 @@ class Supervisor:
     def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
         self._plan, self._node = plan, node
         self._files = RunDir(Path(plan.exp_dir))
-        self._told_to_stop = False
+        self._stop_requested = False
         self._guard = GuardKeeper(plan, node)
         self._state = HostState(plan.run_id, "starting", ProcessId.of(os.getpid()), started=time.time())
 
@@ -92,7 +92,7 @@ class Supervisor:
             begin = peers.rendezvous(number, patience, self._is_over)
             if isinstance(begin, Verdict):
                 if begin.kind == "stopped" and begin.host == self._node.host.rank:
-                    peers.tell(begin)
+                    peers.report(begin)
                 return self._refused(begin)
             outcome = self._attempt(begin, peers, secrets)
             if outcome.failure is None or outcome.is_final or number == recovery.max_restarts:
@@ -114,13 +114,13 @@ class Supervisor:
         except (OSError, ValueError) as error:
             self._end_leftovers()
             why = f"the engine cannot be started: {error}"
-            peers.tell(self._verdict(begin, "failed", why))  # another attempt may not need this host
+            peers.report(self._verdict(begin, "failed", why))  # another attempt may not need this host
             return replace(_failed(why), is_final=True)
         verdict = self._watch(agent, begin, peers)
         if verdict is None:
             return self._ended_by_itself(agent, begin, peers, kills)
         if verdict.host == self._node.host.rank:
-            peers.tell(verdict)
+            peers.report(verdict)
         if verdict.kind == "stopped":
             self._note(phase="stopping")
             end_agent(agent, self._node.stop_grace)
@@ -138,14 +138,14 @@ class Supervisor:
     ) -> AttemptOutcome:
         code = _exit_code(agent)
         if code == 0:
-            peers.tell(self._verdict(begin, "finished", "finished"))
+            peers.report(self._verdict(begin, "finished", "finished"))
             self._end_leftovers()
             return AttemptOutcome("finished", 0)
         failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
         who = "" if failure.rank is None else f"rank {failure.rank}: "
         # Restarting cannot fix a mistake of the user.
         is_final = failure.exitcode == UserError.exit_code
-        peers.tell(self._verdict(begin, "failed", f"{who}{failure.message}", is_final))
+        peers.report(self._verdict(begin, "failed", f"{who}{failure.message}", is_final))
         self._end_leftovers()
         return AttemptOutcome("failed", code, failure, is_final)
 
@@ -154,7 +154,7 @@ class Supervisor:
         limit = self._plan.recovery.hang_timeout
         heartbeat = Heartbeat(self._files.heartbeat(self._node.host), limit)
         while agent.poll() is None:
-            if self._told_to_stop:
+            if self._stop_requested:
                 return self._verdict(begin, "stopped", "it was stopped")
             if (verdict := peers.verdict()) and not self._explains_itself(agent, verdict):
                 return verdict
@@ -165,7 +165,7 @@ class Supervisor:
             reap_adopted({agent.pid, self._guard.pid})
             time.sleep(_POLL)
         # If a stop found no readable state, it has signalled all processes at once.
-        return self._verdict(begin, "stopped", "it was stopped") if self._told_to_stop else None
+        return self._verdict(begin, "stopped", "it was stopped") if self._stop_requested else None
 
     def _explains_itself(self, agent: subprocess.Popen[bytes], verdict: Verdict) -> bool:
         """Return whether a rank of this host has failed as well, and the agent has ended to report it.
@@ -199,16 +199,16 @@ class Supervisor:
     def _is_over(self) -> bool:
         """Return whether to stop waiting for the other hosts; keep the guard alive meanwhile."""
         self._keep_guard()
-        return self._told_to_stop
+        return self._stop_requested
 
     def _pause(self, seconds: float) -> None:
         """Wait before the next attempt, unless a stop is requested."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._told_to_stop:
+        while time.monotonic() < deadline and not self._stop_requested:
             time.sleep(_POLL)
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        self._told_to_stop = True
+        self._stop_requested = True
 
     def _record(self, **values: object) -> None:
         self._state = self._state.changed(**values)

@@ -85,14 +85,14 @@ def _services(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[HostedServi
     return found
 
 
-def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobStatus]:
+def statuses(plan: LaunchPlan, report: Callable[[str], object]) -> Iterator[JobStatus]:
     """Yield the status of a job twice a second until it has ended; that is the last one.
 
     If the job has ended on some hosts and the others can no longer be asked, the others are given up after a
     while: a host that lost power never answers.
 
     Args:
-        tell: called once with a line for every host that cannot be asked, and for each reason to be queued.
+        report: called once with a line for every host that cannot be asked, and for each reason to be queued.
     """
     reported: dict[str, str] = {}
     waits_for = ""
@@ -101,10 +101,10 @@ def statuses(plan: LaunchPlan, tell: Callable[[str], object]) -> Iterator[JobSta
         status = current_status(plan, count=False)
         for host in status.hosts:
             if host.trouble and reported.get(host.host.name) != host.trouble:
-                tell(f"{host.host.name}: {host.trouble}")
+                report(f"{host.host.name}: {host.trouble}")
             reported[host.host.name] = host.trouble
         if status.phase == "queued" and status.reason != waits_for:
-            tell(f"queued: {status.reason}")
+            report(f"queued: {status.reason}")
             waits_for = status.reason
         since = (since or time.monotonic()) if status.is_lost else None
         if since and time.monotonic() - since > _GIVE_UP:
@@ -194,9 +194,9 @@ def counted(what: str, hosts: int) -> Iterator[OnProgress | None]:
     else:
         reported = [time.monotonic()]
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             if done == total or time.monotonic() - reported[0] >= 1:
                 reported[0] = time.monotonic()
                 print(f"{what}: {done} of {total} hosts", file=sys.stderr, flush=True)
 
-        yield tell
+        yield report

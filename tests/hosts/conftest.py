@@ -97,17 +97,17 @@ class FarmJob:
     def log(self, rank: int) -> str:
         return self._read(rank, str(RunDir(Path(self._there(rank).exp_dir)).output(self.plan.hosts[rank])))
 
-    def told(self, rank: int) -> dict[str, Any]:
+    def agent_report(self, rank: int) -> dict[str, Any]:
         """Return what the fake agent of a host found and started in the current attempt."""
         report = next(word for word in self._there(rank).node(rank).argv if "report " in word)
         reported: dict[str, Any] = {}
 
-        def has_told() -> bool:
+        def has_reported() -> bool:
             with suppress(ValueError):
                 reported.update(json.loads(self._read(rank, report)))
             return bool(reported)
 
-        wait_until(has_told, f"the report of host {rank}")
+        wait_until(has_reported, f"the report of host {rank}")
         return reported
 
     def member(self, rank: int, name: str) -> psutil.Process:

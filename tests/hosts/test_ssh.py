@@ -340,7 +340,7 @@ def test_values_and_paths_arrive_verbatim(
     )
     job.start({"SECRET_KEY": HOSTILE})
     for rank, host in enumerate(job.hosts):
-        reported = job.told(rank)
+        reported = job.agent_report(rank)
         assert reported["argv"][2:] == ["rank", "--option", HOSTILE, "", "-x", "--", "\t"]
         assert reported["environ"]["VALUE"] == reported["environ"]["SECRET_KEY"] == HOSTILE
         assert reported["environ"]["FARM_HOST"] == host.name

@@ -59,7 +59,7 @@ def assert_nothing_is_left(job: FarmJob) -> None:
 def test_a_job_on_three_hosts_is_started_reported_and_stopped(farm: LoopbackFarm, make_job: MakeJob) -> None:
     job = make_job(farm, "rank", "rank deaf").start({"API_KEY": "geheim"})
     assert job.phases() == ["running"] * 3
-    reported = [job.told(rank) for rank in range(3)]
+    reported = [job.agent_report(rank) for rank in range(3)]
     assert [one["environ"]["FARM_HOST"] for one in reported] == [host.name for host in farm.hosts]
     assert {one["environ"]["API_KEY"] for one in reported} == {"geheim"}
     assert not list(job.files.path.rglob("*.secrets.json"))

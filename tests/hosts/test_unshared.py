@@ -78,7 +78,7 @@ def test_each_host_receives_its_files_and_keeps_no_secrets(
     job = make_unshared("rank", before_start="stat -c 'mode %a' logs/pids/*.secrets.json")
     job.start({"API_KEY": "geheim"})
     for rank, (host, node) in enumerate(zip(farm.hosts, job.plan.nodes, strict=True)):
-        reported = job.told(rank)
+        reported = job.agent_report(rank)
         assert reported["environ"]["API_KEY"] == "geheim"
         assert reported["environ"]["FARM_HOST"] == host.name
         assert reported["cwd"] == str(disk / folder(rank))
@@ -129,7 +129,7 @@ def test_output_metrics_and_state_are_read_back(farm: NamespaceFarm, make_unshar
     assert status.progress is not None
     assert (status.progress.iteration, status.progress.record["lm_loss"]) == (4, 7.125)
     for rank in range(3):
-        job.told(rank)  # its engine has started the ranks
+        job.agent_report(rank)  # its engine has started the ranks
     assert [host.processes for host in job.status().hosts] == [4, 4, 4]
     logs = job.command("logs").stdout
     assert f"{job.plan.hosts[1].name}: a late line" in logs
@@ -202,7 +202,7 @@ def test_a_restart_does_not_need_the_launcher(farm: NamespaceFarm, make_unshared
     job.wait_for_engines(besides=first)
     wait_until(lambda: job.phases() == ["running"] * 3, "the second attempt")
     # The secret was sent with the first start, and the supervisors still have it.
-    assert [job.told(rank)["environ"]["API_KEY"] for rank in range(3)] == ["geheim"] * 3
+    assert [job.agent_report(rank)["environ"]["API_KEY"] for rank in range(3)] == ["geheim"] * 3
 
 
 def _disk(job: FarmJob) -> Path:

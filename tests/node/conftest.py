@@ -62,12 +62,12 @@ class FakeJob:
         launcher.start(self.plan, "config: text\n", secrets or {})
         return self
 
-    def told(self) -> dict[str, Any]:
+    def agent_report(self) -> dict[str, Any]:
         """Return what the fake agent found and started."""
         return dict(wait_for(lambda: self.report.exists() and json.loads(self.report.read_text())))
 
     def ranks(self) -> dict[str, psutil.Process]:
-        return {name: psutil.Process(pid) for name, pid in self.told()["pids"].items()}
+        return {name: psutil.Process(pid) for name, pid in self.agent_report()["pids"].items()}
 
     def state(self) -> HostState:
         state = read_state(self.files.state(self.host), self.plan.run_id)

@@ -63,11 +63,11 @@ class Star:
         begin = AttemptStart(attempt, tuple(sorted(everybody)))
         assert self.rendezvous(attempt, *everybody) == dict.fromkeys(everybody, begin)
 
-    def tell(
+    def report(
         self, rank: int, attempt: int, kind: Literal["failed", "hung", "stopped", "finished"]
     ) -> Verdict:
         verdict = Verdict(attempt, kind, rank, f"node{rank}: {kind}")
-        self.ends[rank].tell(verdict)  # type: ignore[attr-defined]
+        self.ends[rank].report(verdict)  # type: ignore[attr-defined]
         return verdict
 
     def words(self, *ranks: int) -> list[Verdict]:
@@ -209,7 +209,7 @@ def test_connections_from_strangers_are_ignored(star: Callable[..., Star]) -> No
         stranger.settimeout(TOLD)
         while stranger.recv(1000):
             pass
-    assert stars.tell(1, 0, "stopped") == stars.words(2)[0]
+    assert stars.report(1, 0, "stopped") == stars.words(2)[0]
 
 
 @pytest.mark.parametrize("how", ["closed", "silent", "cut"])
@@ -260,10 +260,10 @@ def test_a_verdict_reaches_all_ranks(
 ) -> None:
     stars = star(3)
     stars.begin(0)
-    verdict = stars.tell(rank, 0, kind)
+    verdict = stars.report(rank, 0, kind)
     assert stars.words(0, 1, 2) == [verdict] * 3
     # The first verdict counts.
-    stars.tell(2, 0, "failed")
+    stars.report(2, 0, "failed")
     time.sleep(0.15)
     assert stars.words(0, 1, 2) == [verdict] * 3
 
@@ -272,7 +272,7 @@ def test_the_end_of_a_finished_host_is_not_a_failure(star: Callable[..., Star]) 
     stars = star(4)
     stars.begin(0)
     for rank in (1, 2):
-        stars.tell(rank, 0, "finished")
+        stars.report(rank, 0, "finished")
         stars.lose(rank, "closed")
     time.sleep(0.3)
     assert [stars.ends[rank].verdict() for rank in (0, 3)] == [None, None]
@@ -284,7 +284,7 @@ def test_the_end_of_a_finished_host_is_not_a_failure(star: Callable[..., Star]) 
 def test_the_coordinator_may_finish_first(star: Callable[..., Star]) -> None:
     stars = star(3)
     stars.begin(0)
-    stars.tell(0, 0, "finished")
+    stars.report(0, 0, "finished")
     stars.lose(0, "closed")
     time.sleep(0.3)
     assert [stars.ends[rank].verdict() for rank in (1, 2)] == [None, None]
@@ -302,7 +302,7 @@ def test_the_next_attempt_begins_with_all_hosts(star: Callable[..., Star]) -> No
     stars.begin(1)
     assert [end.verdict() for end in stars.ends.values()] == [None] * 3
     # A verdict on an attempt that is over no longer counts.
-    stars.tell(2, 0, "failed")
+    stars.report(2, 0, "failed")
     time.sleep(0.15)
     assert [end.verdict() for end in stars.ends.values()] == [None] * 3
     stars.lose(2, "closed")
@@ -326,7 +326,7 @@ def test_a_loss_that_is_noticed_late_does_not_end_the_next_attempt(star: Callabl
     stars = star(3, (2,))
     stars.begin(0)
     stars.lose(2, "silent")
-    stars.tell(1, 0, "failed")
+    stars.report(1, 0, "failed")
     stars.words(0, 1)
     assert stars.rendezvous(1, 0, 1, seconds=SILENCE + 1) == {
         0: AttemptStart(1, (0, 1)),
@@ -387,7 +387,7 @@ def test_members_that_are_gone_are_not_waited_for(star: Callable[..., Star]) -> 
     assert stars.rendezvous(1, seconds=60) == {**dict.fromkeys((0, 1), AttemptStart(1, (0, 1))), 2: left_out}
     # The same holds in every later attempt.
     stars.lose(2, "closed")
-    stars.tell(1, 1, "failed")
+    stars.report(1, 1, "failed")
     stars.words(0, 1)
     assert stars.rendezvous(2, seconds=60) == dict.fromkeys((0, 1), AttemptStart(2, (0, 1)))
     stars.lose(1, "closed")

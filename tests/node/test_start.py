@@ -34,7 +34,7 @@ MakeJob = Callable[..., FakeJob]
 
 def test_a_start_is_confirmed_and_recorded(make_job: MakeJob) -> None:
     job = make_job("rank").start()
-    assert job.told()["argv"][-1] == "rank"
+    assert job.agent_report()["argv"][-1] == "rank"
     state = job.state()
     assert (state.phase, state.run_id, state.failure, state.ended) == ("running", job.plan.run_id, None, None)
     assert len({job.member(name).pid for name in ("supervisor", "guard", "engine")}) == 3
@@ -166,7 +166,7 @@ def test_values_and_paths_travel_verbatim(make_job: MakeJob, tmp_path: Path) -> 
         "no rank", HOSTILE, "--option", HOSTILE, "", exp_dir=folder, env={"VALUE": HOSTILE}, name=HOSTILE
     )
     job.start({"SECRET_KEY": HOSTILE})
-    reported = job.told()
+    reported = job.agent_report()
     assert reported["argv"][1:] == [str(job.report), "no rank", HOSTILE, "--option", HOSTILE, ""]
     assert reported["environ"]["VALUE"] == reported["environ"]["SECRET_KEY"] == HOSTILE
     assert reported["environ"][RUN_ID] == job.plan.run_id
@@ -186,7 +186,7 @@ def test_the_stop_script_works_by_hand(make_job: MakeJob, tmp_path: Path) -> Non
 
 def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) -> None:
     job = make_job(before_start="export PREPARED=yes PYTHONPATH=/elsewhere; cd /").start()
-    reported = job.told()
+    reported = job.agent_report()
     assert reported["environ"]["PREPARED"] == "yes"
     root = job.plan.source_root
     assert reported["environ"]["PYTHONPATH"] == f"{root}:{root}/vllm:/elsewhere"
@@ -197,7 +197,7 @@ def test_secrets_are_stored_only_for_the_engine(make_job: MakeJob) -> None:
     job = make_job("rank", before_start=f"stat -c 'mode %a' {'logs/pids/*.secrets.json'}").start(
         {"API_KEY": "geheim"}
     )
-    assert job.told()["environ"]["API_KEY"] == "geheim"
+    assert job.agent_report()["environ"]["API_KEY"] == "geheim"
     assert "mode 600" in job.log()
     job.report.unlink()
     assert not [path for path in job.files.path.rglob("*") if path.is_file() and "geheim" in path.read_text()]

@@ -41,7 +41,7 @@ def main() -> int:
     except (ValueError, TypeError, OSError) as error:
         return _refused(error)
     with file:
-        _tell(0, len(prompts), 0.0)
+        _print_progress(0, len(prompts), 0.0)
         engine = LLM.from_engine_args(EngineArgs.from_cli_args(arguments))
         try:
             _check_lengths(engine, prompts)
@@ -131,7 +131,7 @@ def _generated(
             record = _record(place, prompt, answers[place])
             tokens += sum(len(one["token_ids"]) for one in record["outputs"])
             yield record
-        _tell(start + len(batch), len(prompts), tokens / (time.monotonic() - begun))
+        _print_progress(start + len(batch), len(prompts), tokens / (time.monotonic() - begun))
 
 
 def _by_place(prompts: list[tuple[int, Prompt]], answers: list[Any]) -> dict[int, Any]:
@@ -186,7 +186,7 @@ def _readable(results: Path) -> str:
     return "\n".join(pieces) + "\n"
 
 
-def _tell(done: int, total: int, tokens_per_s: float) -> None:
+def _print_progress(done: int, total: int, tokens_per_s: float) -> None:
     """Report progress to the process that started this one (see `flagscale.node.service`)."""
     if path := os.environ.get(PROGRESS_FILE):
         reported = {"done": done, "total": total, "tokens_per_s": tokens_per_s}

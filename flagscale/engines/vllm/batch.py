@@ -157,24 +157,24 @@ def read_generate(
     """Return the section at the key path `path`; None if it adds to `problems`."""
     before = len(problems)
 
-    def tell(key: str, what: str, hint: str = "") -> None:
+    def report(key: str, what: str, hint: str = "") -> None:
         problems.append(Problem(what, source_map.where(f"{path}.{key}" if key else path), hint))
 
     given = {str(key): value for key, value in raw.items() if value is not None}
     known = {name: type(default) for name, default in vars(Generate()).items()}
     for key, value in given.items():
         if key not in known:
-            tell(key, f"unknown key `{key}`", nearest(key, known))
+            report(key, f"unknown key `{key}`", nearest(key, known))
         elif known[key] in _TEXT and type(value) is not known[key]:
-            tell(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
+            report(key, f"`{key}` takes {_TEXT[known[key]]}, not {value!r}")
     if ("prompts" in given) == ("prompts_file" in given):
-        tell("", "give either `prompts` or `prompts_file`")
+        report("", "give either `prompts` or `prompts_file`")
     for what, hint in _prompt_violations(given):
-        tell("prompts" if "prompts" in given else "prompts_file", what, hint)
+        report("prompts" if "prompts" in given else "prompts_file", what, hint)
     if isinstance(given.get("batch_size"), int) and given["batch_size"] < 1:
-        tell("batch_size", "`batch_size` must be at least 1")
+        report("batch_size", "`batch_size` must be at least 1")
     if str(given.get("output", "")).endswith(".txt"):
-        tell(
+        report(
             "output",
             "the results are JSON lines; a text for people is written beside them",
             "name a .jsonl file",
@@ -182,9 +182,9 @@ def read_generate(
     sampling = given.get("sampling", {})
     if isinstance(sampling, Mapping):
         for key, what in _sampling_violations(sampling):
-            tell(f"sampling.{key}", what)
+            report(f"sampling.{key}", what)
     else:
-        tell("sampling", "the fields of SamplingParams are expected here")
+        report("sampling", "the fields of SamplingParams are expected here")
     if len(problems) > before:
         return None
     return Generate(**{**given, "prompts": tuple(given.get("prompts", ()))})

@@ -53,7 +53,7 @@ def _seal(original: Callable[..., Any]) -> Callable[..., Any]:
         else:
             # They run before the trainer's own, which update the tracker file.
             steps = [*request.finalize_fns, functools.partial(_write_manifest, folder)]
-            request.finalize_fns[:] = [_telling(step, folder) for step in steps]
+            request.finalize_fns[:] = [_with_user_errors(step, folder) for step in steps]
         return request
 
     return save
@@ -66,7 +66,7 @@ def _write_manifest(folder: Path) -> None:
         write_manifest(folder)
 
 
-def _telling(step: Callable[[], None], folder: Path) -> Callable[[], None]:
+def _with_user_errors(step: Callable[[], None], folder: Path) -> Callable[[], None]:
     def run() -> None:
         with _failing_as_user_error(folder):
             step()
