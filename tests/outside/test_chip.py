@@ -82,6 +82,7 @@ def test_two_ranks_train_on_the_chip_with_the_loss_of_the_cpu(abacus: Installed,
     assert losses(on_abacus) == pytest.approx(losses(on_cpu), rel=1e-6)
 
 
+@pytest.mark.slow  # the test above trains two ranks on the chip
 @pytest.mark.timeout(PATIENCE + 30)
 def test_unequal_meshes_and_blockwise_attention_use_the_devices_and_kernels_of_the_chip(
     abacus: Installed, tmp_path: Path
