@@ -108,7 +108,7 @@ def test_killing_any_process_ends_the_run_and_query_reports_it(
     wait_until(lambda: job.status()["state"] == "failed", CLEAN_WITHIN)
     reported = job("query")
     assert reported.code == 1
-    expected = {"rank": "rank 1", "torchrun": "launcher was killed by SIGKILL", "supervisor": "supervisor"}
+    expected = {"rank": "rank 1", "torchrun": "agent was killed by SIGKILL", "supervisor": "supervisor"}
     assert expected[victim] in reported.out
     assert victim != "rank" or "SIGKILL" in reported.out
     assert decoy.is_running()
