@@ -21,7 +21,7 @@ logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 
 class Unreachable(Exception):
-    """A host cannot be reached; the message tells the user why."""
+    """A host cannot be reached; the message says why."""
 
 
 def connect(host: str, port: int | None, timeout: float, user: str | None = None) -> paramiko.SSHClient:
