@@ -24,6 +24,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, read_state
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.namespaces import NamespaceFarm
+from flagscale_testing.jobs.demo import TINY, random_tokens
 from megatron.flagscale.checkpoint.manifest import TRACKER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,25 +33,14 @@ OVERRIDES = (
     "experiment.runner.platform=cpu",
     "experiment.runner.nnodes=3",
     "experiment.runner.nproc_per_node=1",
-    "train.system.tensor_model_parallel_size=1",
+    *TINY,
     "train.system.pipeline_model_parallel_size=1",
     f"train.system.checkpoint.save_interval={SAVE_INTERVAL}",
-    "train.model.num_layers=2",
-    "train.model.hidden_size=32",
-    "train.model.ffn_hidden_size=64",
-    "train.model.seq_length=64",
-    "train.model.max_position_embeddings=64",
     "train.model.global_batch_size=3",
     "train.model.micro_batch_size=1",
     "train.model.train_iters=100000",
     "train.model.eval_iters=0",
-    "train.model.optimizer.lr_warmup_iters=2",
-    "~train.data.train_data_path",
-    "~train.data.valid_data_path",
-    "train.data.tokenizer.tokenizer_type=NullTokenizer",
-    "train.data.tokenizer.tokenizer_model=null",
-    "+train.data.tokenizer.vocab_size=1000",
-    "+train.data.mock_data=true",
+    *random_tokens(1000),
 )
 # Megatron's training, with a thread that raises an exception or eats memory on request.
 PROGRAM = """

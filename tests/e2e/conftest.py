@@ -17,20 +17,15 @@ import pytest
 
 from flagscale.node import processes
 from flagscale.run.rundir import RunDir
+from flagscale_testing.jobs.demo import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "experiment.runner.nproc_per_node=2",
-    "train.system.tensor_model_parallel_size=1",
-    "train.model.num_layers=2",
-    "train.model.hidden_size=32",
-    "train.model.ffn_hidden_size=64",
-    "train.model.seq_length=64",
-    "train.model.max_position_embeddings=64",
+    *TINY,
     "train.model.global_batch_size=4",
     "train.model.micro_batch_size=2",
     "train.model.eval_iters=1",
-    "train.model.optimizer.lr_warmup_iters=2",
 ]
 
 

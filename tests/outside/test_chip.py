@@ -9,29 +9,19 @@ from pathlib import Path
 import pytest
 
 from flagscale.run.rundir import RunDir
+from flagscale_testing.jobs.demo import TINY, random_tokens
 from flagscale_testing.ranks.training import PATIENCE, read_metrics
 from tests.outside.conftest import ROOT, Installed
 
 DEMO = [
     *("--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config"),
-    "train.system.tensor_model_parallel_size=1",
+    *TINY,
     "train.system.pipeline_model_parallel_size=1",
-    "train.model.num_layers=2",
-    "train.model.hidden_size=32",
-    "train.model.ffn_hidden_size=64",
-    "train.model.seq_length=64",
-    "train.model.max_position_embeddings=64",
     "train.model.global_batch_size=4",
     "train.model.micro_batch_size=2",
     "train.model.train_iters=4",
     "train.model.eval_iters=0",
-    "train.model.optimizer.lr_warmup_iters=2",
-    "~train.data.train_data_path",
-    "~train.data.valid_data_path",
-    "train.data.tokenizer.tokenizer_type=NullTokenizer",
-    "train.data.tokenizer.tokenizer_model=null",
-    "+train.data.tokenizer.vocab_size=127",
-    "+train.data.mock_data=true",
+    *random_tokens(127),
 ]
 """The tiny Aquila of the examples, on random tokens."""
 
