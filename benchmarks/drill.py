@@ -19,13 +19,13 @@ from pathlib import Path
 
 import psutil
 
+from flagscale.run.checkpoints import TRACKER
 from flagscale.run.env import RUN_ID
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, read_state
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from flagscale_testing.jobs.demo import TINY, random_tokens
-from megatron.flagscale.checkpoint.manifest import TRACKER
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVE_INTERVAL = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import resource
 from collections.abc import Iterator
@@ -31,6 +32,17 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def cache_file(kind: str, key: str) -> Path:
+    """Return the file of the user's cache that holds what was found out about `key`; `kind` is its folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (
+        cache
+        / "flagscale"
+        / kind
+        / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+    )
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from flagscale.run.checkpoints import TRACKER
 from flagscale.run.rundir import RunDir
-from megatron.flagscale.checkpoint.manifest import TRACKER
 
 TRAINED = Path("outputs/aquila_demo")
 RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config_serve")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks import blend, vocabulary
+from flagscale.checks.blend import blend_violations, list_violations, named_files, size_violations
 from flagscale.checks.indexed import problems
 from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.prompts import read_prompts
 from flagscale.errors import Violation
 
-_SETS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
-_LISTS = ("data_args_path", "per_split_data_args_path")
 _TOKENIZER_FILES = {"GPT2BPETokenizer": ("vocab_file", "merge_file")}
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
 _TOKENIZERS_WITH_MODEL = (
@@ -30,8 +30,7 @@ HAS_OWN_DATA = "has_own_data"
 
 def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
     """Return the arguments (by dest) that `data_violations` reads."""
-    names = {*_SETS, *_LISTS, *sum(_TOKENIZER_FILES.values(), ()), "mock_data", "vocab_size"}
-    names |= {"tokenizer_type", "tokenizer_model"}
+    names = {*blend.NAMES, *blend.READ, *vocabulary.READ, *sum(_TOKENIZER_FILES.values(), ())}
     inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
     return {**inputs, HAS_OWN_DATA: True} if has_own_data else inputs
 
@@ -60,7 +59,7 @@ def data_violations(
 
 
 def _data_violations(values: Mapping[str, Any], cwd: Path, has_own_data: bool) -> Iterator[Violation]:
-    given = [name for name in (*_SETS, *_LISTS) if values.get(name)]
+    given = [name for name in blend.NAMES if values.get(name)]
     if values.get("mock_data"):
         for name in given:
             yield name, f"give `mock_data` or `{name}`, not both"
@@ -68,27 +67,19 @@ def _data_violations(values: Mapping[str, Any], cwd: Path, has_own_data: bool) -
         if not has_own_data:
             yield "data_path", "no data: give `data_path` (a prefix of .bin/.idx files) or `mock_data: true`"
     else:
-        for name in _SETS:
-            for prefix in prefixes(values.get(name) or ()):
-                for what in problems(cwd / prefix):
-                    yield name, what
-        for name in _LISTS:
-            if values.get(name) and not (cwd / values[name]).is_file():
-                yield name, f"{values[name]}: no such file"
-
-
-def prefixes(blend: Sequence[str]) -> list[str]:
-    """Return the data prefixes of a blend: `[prefix ...]` or `[weight prefix weight prefix ...]`."""
-    weighted = len(blend) % 2 == 0 and all(_is_number(weight) for weight in blend[::2])
-    return list(blend[1::2] if weighted else blend)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        wrong = list(list_violations(values, cwd))
+        if not has_own_data:
+            wrong += blend_violations(values, cwd)
+        sound = []
+        for name, prefix in named_files(values, cwd):
+            found = [(name, what) for what in problems(prefix)]
+            wrong += found
+            if not found:
+                sound.append((name, prefix))
+        yield from wrong
+        yield from vocabulary.vocabulary_violations(values, sound, cwd)
+        if not wrong and not has_own_data:
+            yield from size_violations(values, cwd)
 
 
 def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Violation]:

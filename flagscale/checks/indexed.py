@@ -72,6 +72,22 @@ def summary(prefix: Path) -> Summary:
     return Summary(bounds - 1, sequences, tokens_size // itemsize, dtype, size)
 
 
+def tokens_between(prefix: Path, begin: int, end: int) -> int:
+    """Return the number of tokens of the sequences `begin` to `end` (exclusive) of a sound pair."""
+    if end <= begin:
+        return 0
+    with idx_path(prefix).open("rb") as idx:
+        _, _, code, sequences, _ = _HEADER.unpack(idx.read(_HEADER.size))
+        offsets_at = _HEADER.size + sequences * 4
+        bounds = [
+            _read(idx, "q", offsets_at + sequence * 8)
+            if sequence < sequences
+            else bin_path(prefix).stat().st_size
+            for sequence in (begin, end)
+        ]
+    return (bounds[1] - bounds[0]) // _DTYPES[code][1]
+
+
 def _problem(prefix: Path, thorough: bool) -> str | None:
     """Return the first problem of two readable files: each check relies on those before it."""
     bin_file, idx_file = bin_path(prefix), idx_path(prefix)

@@ -17,6 +17,7 @@ from typing import Any
 
 from flagscale import __version__, platforms
 from flagscale.checks.data import input_violations
+from flagscale.node.data import scan
 from flagscale.node.network import free_port, is_free, listen
 from flagscale.run.state import Reply
 
@@ -36,6 +37,7 @@ def probe(question: str) -> Reply:
     asked = json.loads(question)
     directory = Path(asked["directory"])
     existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    inputs, cwd = asked["inputs"], Path(asked["cwd"])
     platform = platforms.find(asked["platform"])
     return {
         "flagscale": __version__,
@@ -47,7 +49,7 @@ def probe(question: str) -> Reply:
         "writable": os.access(existing, os.W_OK),
         "directory": str(existing),
         "sees_mark": not asked["mark"] or Path(asked["mark"]).exists(),
-        "wrong_inputs": [what for _, what in input_violations(asked["inputs"], Path(asked["cwd"]))],
+        "wrong_inputs": [what for _, what in input_violations(inputs, cwd)] or scan(inputs, cwd),
         "taken_ports": [port for address, port in asked["listens"] if not _can_listen(address, port)],
         **(_ports(asked) if asked["address"] else {}),
     }

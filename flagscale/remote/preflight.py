@@ -13,6 +13,7 @@ from secrets import token_hex
 from urllib.parse import urlsplit
 
 from flagscale import platforms
+from flagscale.checks.vocabulary import unscanned
 from flagscale.config.schema import Experiment
 from flagscale.errors import HostError, Problem
 from flagscale.formats import count
@@ -25,6 +26,8 @@ from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Se
 _MIN_FREE = 5 * 2**30
 """Bytes below which a checkpoint of even a small model may not fit."""
 _MAX_SKEW = 2.0
+_SCAN = 3600.0
+"""Seconds that a host may take to read data whose token ids are not known yet."""
 _LISTEN = 120.0
 """Seconds that a host listens, so that even the slowest one can connect."""
 
@@ -96,7 +99,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
             "platform": host.platform,
             "distributions": distributions,
             "cwd": there.node(host.rank).cwd,
-            "inputs": {} if is_local(host.name) else dict(job.inputs),
+            "inputs": dict(job.inputs),
             "listens": [place for one in there.node(host.rank).services for place in _listens(one)],
             "mark": mark if sees_our_files(plan, host) else "",
             "address": address if host == first else "",
@@ -106,7 +109,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
 
     with _mark(Path(plan.exp_dir), len(plan.nodes)) as mark:
         asked = time.time()
-        replies = ask_all(plan, lambda host: [question(host, mark)])
+        replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if unscanned(job.inputs) else 0.0)
         answered = time.time()
     results: list[CheckResult] = []
     for host, reply in replies.items():

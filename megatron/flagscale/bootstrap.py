@@ -33,6 +33,7 @@ def prepare_engine(
     from megatron.flagscale import no_te
     from megatron.flagscale.args import engine_parser
     from megatron.flagscale.checkpoint import async_save
+    from megatron.flagscale.checkpoint.arguments import remember
     from megatron.flagscale.checks import argument_problems
     from megatron.flagscale.chips import chip
     from megatron.flagscale.patching import has_te_or_apex
@@ -52,6 +53,7 @@ def prepare_engine(
         *argv,
     ]
     args = engine_parser(add_arguments).parse_args(whole)
+    remember(vars(args))
     problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own_parts)
     if problems:
         raise UserError(problems)

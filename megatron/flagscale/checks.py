@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
+from typing import Any
 
+from flagscale.checks.blend import named_files
+from flagscale.checks.facts import facts
+from flagscale.checks.vocabulary import id_violation, range_of
 from flagscale.checks.worker import Capabilities, worker_violations
 from flagscale.errors import Problem, Violation
 
@@ -39,6 +43,31 @@ def worker_problems(found: Iterable[Violation]) -> list[Problem]:
         options.setdefault(action.dest, action.option_strings[0])
     # The keys for meshes reach the worker as a single argument.
     return [Problem(what, options.get(dest, "--hetero-layout")) for dest, what in violations]
+
+
+def data_problems(values: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
+    """Return what is wrong with the data for the engine's tokenizer, of whatever type.
+
+    The launcher compares what the tokenizer's files say. Here the tokenizer itself encodes the sample that
+    was recorded beside the data.
+    """
+    problems: list[Problem] = []
+    if values.get("mock_data"):
+        return problems
+    for _, prefix in named_files(values):
+        found = range_of(prefix)
+        if found and (what := id_violation(prefix, found, tokenizer.vocab_size)):
+            problems.append(Problem(what))
+        elif (known := facts(prefix)) and not values.get("tokenizer_hf_no_include_special_tokens"):
+            if values.get("tokenizer_type") != "HuggingFaceTokenizer":
+                continue
+            text, made = known["sample"]["text"], known["sample"]["ids"]
+            if (ids := list(tokenizer.tokenize(text))) != made:
+                what = (
+                    f"{prefix}: its text {text!r} was encoded as {made}, but the tokenizer here gives {ids}"
+                )
+                problems.append(Problem(what, hint="use the tokenizer that made the data, or make it again"))
+    return problems
 
 
 def _not_installed(args: argparse.Namespace) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,25 @@ from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
+from flagscale.checks.blend import content
+from flagscale.errors import UserError
+from megatron.flagscale.checks import data_problems
 from megatron.flagscale.chips import chip
 from megatron.flagscale.layers.documents import document_starts
 
 _FIELDS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
+
+
+class ContentGPTDataset(GPTDataset):
+    """The engine's dataset, whose cached sample index also belongs to the content of the data.
+
+    The engine names a cache after the configuration alone, so it would read a corpus that was built again
+    under the same prefix by the index of the old one.
+    """
+
+    @staticmethod
+    def _key_config_attributes() -> list[str]:
+        return [*GPTDataset._key_config_attributes(), "content"]
 
 
 def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | None = None) -> list[Any]:
@@ -47,7 +63,10 @@ def build_datasets(num_samples: tuple[int, int | None, int], vp_stage: int | Non
         context_parallel_size=args.context_parallel_size,
         data_parallel_size=args.data_parallel_size,
     )
-    dataset_type = MockGPTDataset if args.mock_data else GPTDataset
+    config.content = content(vars(args))
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and (problems := data_problems(vars(args), get_tokenizer())):
+        raise UserError(problems)
+    dataset_type = MockGPTDataset if args.mock_data else ContentGPTDataset
 
     def has_data() -> bool:
         return _reads_data(vp_stage) and mpu.get_tensor_model_parallel_rank() == 0

@@ -242,7 +242,7 @@ SHARED = [
     Example({"mock_data": False}, "no data: give `data_path`"),
     Example({"data_path": ["nowhere"]}, "give `mock_data` or `data_path`, not both"),
     Example({"mock_data": False, "data_path": ["nowhere"]}, "no such file"),
-    Example({"mock_data": False, "data_args_path": "nowhere.txt"}, "nowhere.txt: no such file"),
+    Example({"mock_data": False, "data_args_path": "nowhere.txt", "split": "1"}, "nowhere.txt: no such file"),
     Example({"vocab_size": None}, "NullTokenizer needs `vocab_size`"),
     Example(_BPE | {"vocab_file": __file__}, "GPT2BPETokenizer needs `merge_file`"),
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),

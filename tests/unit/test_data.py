@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks.data import data_violations, input_violations, inputs_of, prefixes
+from flagscale.checks.data import data_violations, input_violations, inputs_of
 
 Write = Callable[..., str]
 NULL = {"tokenizer_type": "NullTokenizer", "vocab_size": 100}
@@ -20,8 +20,8 @@ def reported(**values: Any) -> list[tuple[str, str]]:
 
 def test_sound_files(write_data: Write, tmp_path: Path) -> None:
     prefix = write_data(tmp_path / "with.dots and space" / "text")
-    assert reported(data_path=[prefix]) == []
-    assert reported(data_path=["0.3", prefix, "0.7", prefix]) == []
+    assert reported(data_path=[prefix], split="1") == []
+    assert reported(data_path=["0.3", prefix, "0.7", prefix], split="1") == []
     assert reported(train_data_path=[prefix], valid_data_path=[prefix]) == []
 
 
@@ -93,25 +93,9 @@ def test_a_suffix_in_the_prefix_is_a_missing_file(write_data: Write, tmp_path: P
     assert reported(data_path=[prefix + ".bin"]) != []
 
 
-@pytest.mark.parametrize(
-    ("blend", "expected"),
-    [
-        (["a"], ["a"]),
-        (["a", "b"], ["a", "b"]),
-        (["0.3", "a", "0.7", "b"], ["a", "b"]),
-        (["1", "a"], ["a"]),
-        (["1e-1", "a", "2", "7"], ["a", "7"]),
-        (["0.3", "a", "b"], ["0.3", "a", "b"]),
-        ([], []),
-    ],
-)
-def test_prefixes_of_a_blend(blend: list[str], expected: list[str]) -> None:
-    assert prefixes(blend) == expected
-
-
 def test_lists_of_data_are_files(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("1.0 a")
-    assert reported(data_args_path=str(tmp_path / "list.txt")) == []
+    (tmp_path / "list.txt").write_text("1.0 s3://bucket/a")
+    assert reported(data_args_path=str(tmp_path / "list.txt"), split="1") == []
     ((name, what),) = reported(per_split_data_args_path=str(tmp_path / "missing.json"))
     assert name == "per_split_data_args_path"
     assert "no such file" in what

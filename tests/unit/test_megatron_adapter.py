@@ -147,7 +147,7 @@ def test_a_change_by_the_engine_is_a_notice(build: Build, changes: dict[str, Any
 def test_data_without_a_split_is_a_notice(
     build: Build, write_data: Callable[..., str], tmp_path: Path
 ) -> None:
-    prefix = write_data(tmp_path / "text")
+    prefix = write_data(tmp_path / "text", (100,) * 1000)
     (notice,) = build({"mock_data": None, "data_path": prefix}).notices
     assert "`split` is not given" in notice
 

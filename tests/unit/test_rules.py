@@ -13,15 +13,22 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks import data, degrees, layers, megatron, recompute, worker
+from flagscale.checks import blend, data, degrees, layers, megatron, recompute, resume, vocabulary, worker
 from flagscale.checks.hetero import rules as hetero
 from flagscale.config.catalog import Catalog
 from flagscale.errors import UserError
-from tests.unit import test_degrees, test_hetero_layout, test_recompute
+from tests.unit import (
+    test_blend,
+    test_degrees,
+    test_hetero_layout,
+    test_recompute,
+    test_resume,
+    test_vocabulary,
+)
 from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
-MODULES = (data, degrees, layers, megatron, recompute, worker, hetero)
+MODULES = (blend, data, degrees, layers, megatron, recompute, resume, vocabulary, worker, hetero)
 """The modules whose every rule must have an example."""
 
 
@@ -69,7 +76,15 @@ def reported() -> Iterator[tuple[set[tuple[Path, int]], dict[str, set[str]]]]:
         sys.monitoring.free_tool_id(tool)
 
 
-def test_every_rule_has_an_example(catalog: Catalog, build: test_hetero_layout.Build) -> None:
+def test_every_rule_has_an_example(
+    catalog: Catalog,
+    build: test_hetero_layout.Build,
+    tmp_path: Path,
+    write_data: test_blend.Write,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = test_resume.run_of(catalog)
     defaults = {option.dest: option.default for option in catalog.options.values()} | test_degrees.TASK
     with reported() as (lines, blamed):
         for example in (*OF_THE_ENGINE, *SHARED):
@@ -91,6 +106,15 @@ def test_every_rule_has_an_example(catalog: Catalog, build: test_hetero_layout.B
         without_fused = worker.Capabilities(has_chip=True, has_fused_layers=False, backend="nccl")
         list(worker.worker_violations([defaults], without_fused))
         list(data.input_violations({"models": [], "prompts_file": "nowhere"}))
+        for keys, *_ in test_blend.WRONG:
+            test_blend.found(keys, tmp_path, write_data)
+        test_vocabulary.test_recorded_ids_beyond_the_vocabulary(tmp_path / "1", write_data)
+        test_vocabulary.test_data_of_another_tokenizer_with_the_same_size(tmp_path / "2", write_data)
+        test_vocabulary.test_a_tokenizer_that_cannot_be_read(tmp_path / "3", write_data)
+        for changes, *_ in (*test_resume.WRONG, *test_resume.NOTICED):
+            saved = resume.Saved("the checkpoint", resume.record(run, "data", "tokenizer"))
+            list(resume.resume_violations(saved, run | changes))
+            list(resume.resume_notices(saved, run | changes))
         for changes in REMARKED:
             list(megatron.remarks(defaults | changes))
     rules = {

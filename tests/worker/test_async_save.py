@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flagscale.node.processes import alive
+from flagscale.run.checkpoints import TRACKER
 from flagscale_testing.ranks.training import (
     MOCK_DATA,
     MODEL,
@@ -22,7 +23,7 @@ from flagscale_testing.ranks.training import (
     train,
     wait_for,
 )
-from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of
+from megatron.flagscale.checkpoint.manifest import MANIFEST, fault_of
 
 GATED = """
 import os, time

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flagscale.run.checkpoints import TRACKER
 from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.training import MODEL, TP2_PP2, TRAIN_ITERS, Base, saving, train
-from megatron.flagscale.checkpoint.manifest import MANIFEST, TRACKER, fault_of
+from megatron.flagscale.checkpoint.manifest import MANIFEST, fault_of
 
 SAME = pytest.approx
 

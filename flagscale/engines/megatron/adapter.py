@@ -20,7 +20,7 @@ from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, rend
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
-from flagscale.engines.megatron import hetero
+from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.platforms import cpu
@@ -51,10 +51,11 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     problems += _missing_chips(experiment, hosts, source_map)
     if problems:
         raise UserError(problems)
-    remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
-    for dest, what in (remark for remark in remarked[0] if all(remark in others for others in remarked)):
-        notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
     world_size = sum(host.slots for host in hosts)
+    remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
+    common = [remark for remark in remarked[0] if all(remark in others for others in remarked)]
+    for dest, what in (*common, *resume.notices(arguments.values, world_size)):
+        notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
         name=experiment.name,
@@ -184,6 +185,7 @@ def _violations(
         # No program supports these arguments with meshes: only the rules of meshes report them.
         if layout is None or violation[0] not in UNSUPPORTED:
             found[violation] = None
+    found |= dict.fromkeys(resume.violations(arguments.values, sum(host.slots for host in hosts)))
     yield from found
     for option in program.arguments.values():
         if option.required and option.dest not in given:

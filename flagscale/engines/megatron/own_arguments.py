@@ -21,7 +21,7 @@ from typing import Any
 
 from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import Problem, UserError
-from flagscale.files import write_atomic
+from flagscale.files import cache_file, write_atomic
 from flagscale.run.failure import how_it_ended
 
 TIME_LIMIT = 20.0
@@ -45,7 +45,7 @@ def own_arguments(entrypoint: str, source: Path, line: int, where: str) -> dict[
         UserError: if the program fails or takes longer than `TIME_LIMIT`. It names the line that
             failed, else the `line` of `add_arguments`, else `where`, the place that names the program.
     """
-    path = cache_file(source)
+    path = cache_of(source)
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         entry = json.loads(path.read_text(encoding="utf-8"))
         if str(source.resolve()) in entry["files"] and _hashes(entry["files"]) == entry["files"]:
@@ -58,11 +58,9 @@ def own_arguments(entrypoint: str, source: Path, line: int, where: str) -> dict[
     return options
 
 
-def cache_file(source: Path) -> Path:
+def cache_of(source: Path) -> Path:
     """Return the cache file of a program's arguments: in the user's cache, not in a run directory."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = f"{_FORMAT} {sys.version} {source.resolve()}"
-    return cache / "flagscale" / "programs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_file("programs", f"{_FORMAT} {sys.version} {source.resolve()}")
 
 
 def _hashes(files: Mapping[str, str] | list[str]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from flagscale.files import write_atomic
 
 MANIFEST = "manifest.json"
-TRACKER = "latest_checkpointed_iteration.txt"
 _FOLDER = re.compile(r"iter_(\d{7,})")
 _BLOCK = 64 * 1024
 _BLOCKS = 16  # per file at most: one megabyte is read, however large the file is

@@ -16,7 +16,9 @@ from typing import Any
 
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
-from megatron.flagscale.checkpoint.manifest import TRACKER, Candidate, candidates, fault_of
+from flagscale.run.checkpoints import TRACKER, folder_of
+from megatron.flagscale.checkpoint.arguments import compare
+from megatron.flagscale.checkpoint.manifest import Candidate, candidates, fault_of
 from megatron.flagscale.patching import Patch
 
 
@@ -100,8 +102,8 @@ def prepare_load(args: Any) -> None:
             answer[0] = choose(Path(args.load), owned, args.ckpt_step)
             for notice in answer[0].notices:
                 print(f"flagscale: {notice}", flush=True)
-            if answer[0].iteration is not None and not args.finetune:
-                _check_vocabulary(Path(args.load) / f"iter_{answer[0].iteration:07d}", args)
+            if answer[0].iteration is not None:
+                _check_run(Path(args.load) / folder_of(answer[0].iteration), args)
         except (UserError, OSError) as error:
             answer[0] = error
     torch.distributed.broadcast_object_list(answer, src=0)
@@ -112,16 +114,25 @@ def prepare_load(args: Any) -> None:
     args.ckpt_step = answer[0].iteration
 
 
-def _check_vocabulary(folder: Path, args: Any) -> None:
+def _check_run(folder: Path, args: Any) -> None:
+    """Compare the run that saved a checkpoint with this one, and print notices; raises `UserError`."""
+    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+
+    saved = load_common_state_dict(str(folder)).get("args")
+    for notice in compare(folder, args, vars(saved) if saved else {}):
+        print(f"flagscale: {notice}", flush=True)
+    if not args.finetune:
+        _check_vocabulary(folder, getattr(saved, "padded_vocab_size", None), args)
+
+
+def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
     """Raise `UserError` if the run has a different number of padding tokens than the checkpoint.
 
     The engine pads the vocabulary to a multiple that grows with tensor parallelism, and silently cuts or
     fills the saved weights. But padding tokens take part in the softmax, so the loss would jump.
     """
-    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
     from megatron.training.global_vars import get_tokenizer
 
-    saved = getattr(load_common_state_dict(str(folder)).get("args"), "padded_vocab_size", None)
     if saved in (None, args.padded_vocab_size):
         return
     what = f"{folder} has a padded vocabulary of {saved} tokens, but this run has {args.padded_vocab_size}"

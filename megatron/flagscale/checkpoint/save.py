@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import UserError
+from megatron.flagscale.checkpoint.arguments import store
 from megatron.flagscale.checkpoint.manifest import write_manifest
 from megatron.flagscale.patching import Patch
 
@@ -61,8 +62,10 @@ def _seal(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _write_manifest(folder: Path) -> None:
     import torch
+    from megatron.training import get_args
 
     if torch.distributed.get_rank() == 0:
+        store(folder, get_args())
         write_manifest(folder)
 
 

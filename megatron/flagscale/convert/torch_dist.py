@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.checkpoint.manifest import TRACKER, candidates, fault_of
+from flagscale.run.checkpoints import TRACKER
+from megatron.flagscale.checkpoint.manifest import candidates, fault_of
 from megatron.flagscale.chips import HOST
 from megatron.flagscale.convert import safe_unpickle
 from megatron.flagscale.convert.model import Model

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron.flagscale.checkpoint.manifest import TRACKER, write_manifest
+from flagscale.run.checkpoints import TRACKER
+from megatron.flagscale.checkpoint.manifest import write_manifest
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry

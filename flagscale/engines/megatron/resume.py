@@ -1,0 +1,45 @@
+"""The checkpoint that a training resumes from, if this host sees it, against the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.blend import content
+from flagscale.checks.degrees import model_size
+from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations
+from flagscale.checks.vocabulary import tokenizer_of
+from flagscale.errors import Violation
+from flagscale.run.checkpoints import folder_of, newest, read_arguments
+
+
+def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
+    """Yield each argument (by dest) that may not differ from the run that saved the checkpoint."""
+    if saved := _saved(values):
+        yield from resume_violations(saved, _now(values, world_size))
+
+
+def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
+    """Yield each argument (by dest) whose change is allowed, but changes the training."""
+    if saved := _saved(values):
+        yield from resume_notices(saved, _now(values, world_size))
+
+
+def _saved(values: Mapping[str, Any]) -> Saved | None:
+    """Return the checkpoint's record; None if there is none here: the worker, too, compares."""
+    if not values.get("load"):
+        return None
+    directory, step = Path(values["load"]), values.get("ckpt_step")
+    folder = newest(directory) if step is None else directory / folder_of(step)
+    stored = read_arguments(folder) if folder else None
+    return Saved(f"the checkpoint {folder}", stored) if stored else None
+
+
+def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """Return what a record of this run would hold; the batch is the engine's default if none is given."""
+    batch = values.get("global_batch_size")
+    if batch is None and values.get("micro_batch_size"):
+        batch = values["micro_batch_size"] * (world_size // model_size(values))
+    known = {CONTENT: content(values), TOKENIZER: tokenizer_of(values)}
+    return {**values, "global_batch_size": batch, **known}

@@ -1,0 +1,46 @@
+"""The files of a directory of Megatron checkpoints that the launcher reads: which one is the newest, and the
+arguments that it was trained with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flagscale.files import write_atomic
+
+TRACKER = "latest_checkpointed_iteration.txt"
+ARGUMENTS = "arguments.json"
+_VERSION = 1
+
+
+def folder_of(iteration: int) -> str:
+    """Return the name of a checkpoint's folder."""
+    return f"iter_{iteration:07d}"
+
+
+def newest(directory: Path) -> Path | None:
+    """Return the folder of the checkpoint from which a run resumes; None if its tracker file names none."""
+    with suppress(OSError, ValueError):
+        folder = directory / folder_of(int((directory / TRACKER).read_text(encoding="utf-8")))
+        return folder if folder.is_dir() else None
+    return None
+
+
+def write_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Store with a checkpoint what `checks.resume.record` returns."""
+    write_atomic(
+        folder / ARGUMENTS, json.dumps({"version": _VERSION, "arguments": arguments}, indent=1) + "\n"
+    )
+
+
+def read_arguments(folder: Path) -> dict[str, Any] | None:
+    """Return what was stored with a checkpoint; None if nothing was, as with those of other tools."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        stored = json.loads((folder / ARGUMENTS).read_text(encoding="utf-8"))
+        if stored["version"] == _VERSION:
+            return dict(stored["arguments"])
+    return None

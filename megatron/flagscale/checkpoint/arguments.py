@@ -1,0 +1,54 @@
+"""Store with each checkpoint what its run was; compare it when a run resumes (`flagscale.checks.resume`).
+
+The arguments are recorded as the user gave them: the engine fills in and changes many of them later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.blend import content
+from flagscale.checks.resume import KEEP, OVERRIDE, RECORDED, Saved, record, resume_notices, resume_violations
+from flagscale.checks.vocabulary import tokenizer_of
+from flagscale.errors import Problem, UserError
+from flagscale.run.checkpoints import read_arguments, write_arguments
+
+_READ = ("tokenizer_model", "mock_data", "finetune", OVERRIDE, KEEP)
+"""Needed to compare, but not stored."""
+_given: dict[str, Any] = {}
+
+
+def remember(values: Mapping[str, Any]) -> None:
+    """Keep the parsed arguments (by dest) of this process, before the engine validates them."""
+    _given.clear()
+    _given.update({name: values[name] for name in values if name in RECORDED or name in _READ})
+
+
+def _now(args: Any) -> dict[str, Any]:
+    """Return the record of this run; the batch size is the engine's if none was given."""
+    values = {**_given, "global_batch_size": args.global_batch_size}
+    switches = {name: values.get(name) for name in _READ}
+    return {**switches, **record(values, content(values), tokenizer_of(values))}
+
+
+def store(folder: Path, args: Any) -> None:
+    """Write this run's record to the folder of a checkpoint."""
+    write_arguments(folder, {name: value for name, value in _now(args).items() if name not in _READ})
+
+
+def compare(folder: Path, args: Any, common: Mapping[str, Any]) -> list[str]:
+    """Return notices about what differs from the run that saved a checkpoint.
+
+    `common` holds the engine's arguments of that run, which are compared if no record was stored.
+
+    Raises:
+        UserError: a difference is refused; all of them are reported.
+    """
+    stored = read_arguments(folder)
+    name = f"the checkpoint {folder}"
+    saved, now = (Saved(name, stored), _now(args)) if stored else (Saved(name, record(common)), vars(args))
+    if wrong := list(resume_violations(saved, now)):
+        raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)
+    return [what for _, what in resume_notices(saved, now)]

@@ -1,0 +1,138 @@
+"""What may change when a run resumes from a checkpoint: refused, noticed, or free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.checks import resume
+from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, record, resume_notices, resume_violations
+from flagscale.config.catalog import Catalog
+from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
+from tests.unit.conftest import TASK
+
+DATA = {"mock_data": False, "train_data_path": ["1", "data/text"]}
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"hidden_size": 128}, "hidden_size", "its weights do not fit; use 64, or another experiment.exp_dir"),
+    ({"hidden_size": 128, "finetune": True}, "hidden_size", "its weights do not fit"),
+    ({"num_experts": 4}, "num_experts", "`num_experts` is 4, but the checkpoint was trained with null"),
+    ({"rotary_base": 5000}, "rotary_base", "`finetune: true` to start a new training with its weights"),
+    ({"optimizer": "sgd"}, "optimizer", '"sgd", but the checkpoint was trained with "adam"'),
+    (
+        {"train_iters": 20},
+        "train_iters",
+        "its length of the schedule would change; set `override_opt_param_sch",
+    ),
+    ({"lr_decay_iters": 5}, "lr_decay_iters", "its length of the schedule would change"),
+    ({"lr": 2e-3}, "lr", "`lr` is 0.002, but the checkpoint was trained with 0.001: its learning rate would"),
+    ({"min_lr": 1e-5}, "min_lr", "its minimum learning rate would change"),
+    ({"lr_warmup_iters": 2}, "lr_warmup_iters", "its warm-up would change"),
+    ({"lr_decay_style": "cosine"}, "lr_decay_style", "its decay style would change"),
+    ({"weight_decay": 0.2}, "weight_decay", "its weight decay at the start would change"),
+    ({"global_batch_size": 32}, "global_batch_size", "its length of the schedule would change"),
+]
+SWITCHES = ("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler")
+NOTICED: list[tuple[dict[str, Any], str, str]] = [
+    ({"seed": 7}, "seed", "`seed` is 7, but the checkpoint was trained with 1234"),
+    ({"clip_grad": 2.0}, "clip_grad", "`clip_grad` is 2.0"),
+    ({"train_iters": 20, SWITCHES[0]: True}, "train_iters", "length of the schedule changes, and the new"),
+    ({"lr": 2e-3, SWITCHES[0]: True}, "lr", "its learning rate changes, and the new one counts"),
+    ({"lr": 2e-3, SWITCHES[1]: True}, "lr", "changes, and the checkpoint's counts (`use"),
+    ({CONTENT: "other"}, "train_data_path", "the checkpoint was trained with other data"),
+    ({"train_data_path": ["2", "data/text"]}, "train_data_path", "other data"),
+    ({CONTENT: "", "train_data_path": ["1", "data/new"]}, "train_data_path", "other data"),
+    ({TOKENIZER: "other"}, "tokenizer_model", "the checkpoint was trained with another tokenizer"),
+    ({"tokenizer_type": "TikTokenizer", TOKENIZER: ""}, "tokenizer_type", '"TikTokenizer"'),
+]  # fmt: skip
+FREE: list[dict[str, Any]] = [
+    {},
+    {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+    {"micro_batch_size": 1, "log_interval": 7, "save_interval": 3, "eval_iters": 3},
+    {"train_data_path": ["1", "elsewhere/text"]},  # the same data at another place
+    {"seed": 7, "lr": 2e-3, "finetune": True},
+    {"window_size": "128,0"},  # as the launcher holds it
+]
+
+
+def run_of(catalog: Catalog) -> dict[str, Any]:
+    """Return the arguments of a run by dest, and what identifies its data and tokenizer."""
+    defaults = {option.dest: option.default for option in catalog.options.values()}
+    return {**defaults, **TASK, **DATA, "window_size": (128, 0), CONTENT: "data", TOKENIZER: "tokenizer"}
+
+
+@pytest.fixture
+def values(catalog: Catalog) -> dict[str, Any]:
+    return run_of(catalog)
+
+
+@pytest.fixture
+def saved(values: dict[str, Any], tmp_path: Path) -> Saved:
+    """Return the record of that run, as read from a checkpoint."""
+    write_arguments(tmp_path, record(values, values[CONTENT], values[TOKENIZER]))
+    stored = read_arguments(tmp_path)
+    assert stored is not None
+    return Saved("the checkpoint", stored)
+
+
+@pytest.mark.parametrize(("changes", "name", "says"), WRONG)
+def test_a_change_that_is_refused(
+    saved: Saved, values: dict[str, Any], changes: dict[str, Any], name: str, says: str
+) -> None:
+    found = list(resume_violations(saved, values | changes))
+    assert [blamed for blamed, _ in found] == [name]
+    assert says in found[0][1]
+
+
+@pytest.mark.parametrize(("changes", "name", "says"), NOTICED)
+def test_a_change_that_is_noticed(
+    saved: Saved, values: dict[str, Any], changes: dict[str, Any], name: str, says: str
+) -> None:
+    assert list(resume_violations(saved, values | changes)) == []
+    found = list(resume_notices(saved, values | changes))
+    assert {blamed for blamed, _ in found} == {name}
+    assert any(says in what for _, what in found)
+
+
+@pytest.mark.parametrize("changes", FREE)
+def test_a_change_that_is_free(saved: Saved, values: dict[str, Any], changes: dict[str, Any]) -> None:
+    assert list(resume_violations(saved, values | changes)) == []
+    assert list(resume_notices(saved, values | changes)) == []
+
+
+def test_all_refusals_are_reported_together(saved: Saved, values: dict[str, Any]) -> None:
+    changes = {"hidden_size": 128, "num_layers": 8, "rotary_base": 5000, "lr": 2e-3}
+    assert {name for name, _ in resume_violations(saved, values | changes)} == {*changes}
+
+
+def test_samples_and_iterations_are_compared_in_samples(values: dict[str, Any]) -> None:
+    in_iters = resume.schedule(values)
+    in_samples = resume.schedule({**values, "train_iters": None, "train_samples": 160})
+    assert in_iters == in_samples
+    assert in_iters["length of the schedule"] == 160
+    unknown = resume.schedule({**values, "global_batch_size": None})
+    assert unknown["length of the schedule"] is None
+
+
+def test_every_key_is_an_argument_of_the_engine(catalog: Catalog) -> None:
+    dests = {option.dest for option in catalog.options.values()}
+    assert set(resume.RECORDED) <= dests
+    groups = (resume.SHAPE, resume.FUNCTION)
+    assert not set(groups[0]) & set(groups[1])
+
+
+def test_the_newest_checkpoint(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+    (tmp_path / TRACKER).write_text("release")
+    assert newest(tmp_path) is None
+    (tmp_path / TRACKER).write_text("12\n")
+    assert newest(tmp_path) is None
+    (tmp_path / "iter_0000012").mkdir()
+    assert newest(tmp_path) == tmp_path / "iter_0000012"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2, "arguments": {}}', "\xff"])
+def test_a_record_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / ARGUMENTS).write_text(text, encoding="latin-1")
+    assert read_arguments(tmp_path) is None
