@@ -37,17 +37,17 @@ FUNCTION = (
 """Another value makes the same weights, or the state of the optimizer, mean something else: refused, unless
 `finetune` starts a new training from these weights."""
 SCHEDULE = {
-    "learning rate": ("lr",),
-    "minimum learning rate": ("min_lr",),
-    "warm-up": ("lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction", "lr_decay_iters",
+    "the learning rate": ("lr",),
+    "the minimum learning rate": ("min_lr",),
+    "the warm-up": ("lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction", "lr_decay_iters",
                 "lr_decay_samples", "train_iters", "train_samples", "global_batch_size"),
-    "length of the schedule": ("lr_decay_iters", "lr_decay_samples", "train_iters", "train_samples",
+    "the length of the schedule": ("lr_decay_iters", "lr_decay_samples", "train_iters", "train_samples",
                                "global_batch_size"),
-    "decay style": ("lr_decay_style",),
-    "weight decay at the start": ("start_weight_decay", "weight_decay", "weight_decay_incr_style"),
-    "weight decay at the end": ("end_weight_decay", "weight_decay", "weight_decay_incr_style"),
-    "length of the weight decay's increase": ("train_iters", "train_samples", "global_batch_size"),
-    "increase of the weight decay": ("weight_decay_incr_style",),
+    "the decay style": ("lr_decay_style",),
+    "the initial weight decay": ("start_weight_decay", "weight_decay", "weight_decay_incr_style"),
+    "the final weight decay": ("end_weight_decay", "weight_decay", "weight_decay_incr_style"),
+    "the length of the weight decay's increase": ("train_iters", "train_samples", "global_batch_size"),
+    "the increase of the weight decay": ("weight_decay_incr_style",),
 }  # fmt: skip
 """What the engine asserts to be equal, with the keys that it follows from: refused, unless a switch says
 which of the two schedules counts."""
@@ -94,24 +94,26 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
         yield name, f"{_difference(saved, now, name)}: {what}"
     if now.get(OVERRIDE) or now.get(KEEP):
         return
-    blamed = set()
-    for part, name in _changed_schedule(saved, now):
-        if name not in blamed:
-            blamed.add(name)
-            what = f"its {part} would change; set `{OVERRIDE}: true` to continue with the new one"
-            yield name, f"{_difference(saved, now, name)}: {what}, or `{KEEP}: true` to keep the checkpoint's"
+    for name, parts in _changed_schedule(saved, now).items():
+        switches = (
+            f"`{OVERRIDE}: true` to continue with the new value, or `{KEEP}: true` with the checkpoint's"
+        )
+        yield name, f"{_difference(saved, now, name)}, which changes {parts}; set {switches}"
 
 
 def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield each argument whose change is allowed, but changes what the run computes from here on."""
     if now.get("finetune"):
         return
+    changed = _changed_schedule(saved, now) if now.get(OVERRIDE) or now.get(KEEP) else {}
+    for name, parts in changed.items():
+        effect = (
+            f"which changes {parts}" if now.get(OVERRIDE) else f"which has no effect on {parts} (`{KEEP}`)"
+        )
+        yield name, f"{_difference(saved, now, name)}, {effect}"
     for name in _changed(saved, now, NOTICE):
-        yield name, _difference(saved, now, name)
-    if now.get(OVERRIDE) or now.get(KEEP):
-        for part, name in _changed_schedule(saved, now):
-            counts = "the new one counts" if now.get(OVERRIDE) else f"the checkpoint's counts (`{KEEP}`)"
-            yield name, f"{_difference(saved, now, name)}: its {part} changes, and {counts}"
+        if name not in changed:
+            yield name, _difference(saved, now, name)
     if what := _changed_data(saved.values, now):
         yield what, f"{saved.name} was trained with other data: the run continues with the data given here"
     is_known = saved.values.get(TOKENIZER) and now.get(TOKENIZER)
@@ -150,25 +152,29 @@ def schedule(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(SCHEDULE, found, strict=True))
 
 
-def _changed(saved: Saved, now: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+def _changed(saved: Saved, now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Return the arguments that are known on both sides and differ."""
+    found = []
     for name in names:
         if name not in saved.values or name not in now:
             continue
         before, after = saved.values[name] or None, _plain(now[name]) or None
         # The launcher holds some values as the text that the engine parses.
-        is_text = [isinstance(value, str) for value in (before, after) if value is not None]
-        if before != after and len({*is_text}) < 2:
-            yield name
+        is_text = {isinstance(value, str) for value in (before, after) if value is not None}
+        if before != after and len(is_text) < 2:
+            found.append(name)
+    return found
 
 
-def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (part, argument to blame) for each part of the schedule that differs."""
+def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments to blame for what differs in the schedule, each with the parts that it changes."""
     before, after = schedule(saved.values), schedule(now)
+    found: dict[str, str] = {}
     for part, names in SCHEDULE.items():
         if None not in (before[part], after[part]) and before[part] != after[part]:
-            blamed = next(_changed(saved, now, names), "")
-            if blamed:
-                yield part, blamed
+            for name in _changed(saved, now, names)[:1]:
+                found[name] = f"{found[name]} and {part}" if name in found else part
+    return found
 
 
 def _changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:

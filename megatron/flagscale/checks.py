@@ -63,9 +63,7 @@ def data_problems(values: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
                 continue
             text, made = known["sample"]["text"], known["sample"]["ids"]
             if (ids := list(tokenizer.tokenize(text))) != made:
-                what = (
-                    f"{prefix}: its text {text!r} was encoded as {made}, but the tokenizer gives {ids}"
-                )
+                what = f"{prefix}: its text {text!r} was encoded as {made}, but the tokenizer gives {ids}"
                 problems.append(Problem(what, hint="use the tokenizer that made the data, or make it again"))
     return problems
 

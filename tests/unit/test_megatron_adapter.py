@@ -11,7 +11,9 @@ import pytest
 from flagscale.config.schema import Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON
+from flagscale.run.checkpoints import TRACKER, write_arguments
 from flagscale.values import Job
+from tests.unit.conftest import TASK
 
 Build = Callable[..., Job]
 Refused = Callable[..., list[str]]
@@ -150,6 +152,25 @@ def test_data_without_a_split_is_a_notice(
     prefix = write_data(tmp_path / "text", (100,) * 1000)
     (notice,) = build({"mock_data": None, "data_path": prefix}).notices
     assert "`split` is not given" in notice
+
+
+def test_a_resume_is_compared_with_the_checkpoint_that_this_host_sees(
+    build: Build, refused: Refused, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    stored = {**TASK, "weight_decay_incr_style": "constant", "lr_decay_style": "linear", "seed": 1}
+    write_arguments(checkpoints / "iter_0000005", stored)
+    assert build().notices == ()  # no tracker file: nothing to resume from
+    (checkpoints / TRACKER).write_text("5")
+    (notice,) = build().notices
+    assert notice.startswith("train.seed: `seed` is 1234, but the checkpoint")
+    (problem,) = refused({"num_layers": 8})
+    assert f"the checkpoint {checkpoints / 'iter_0000005'} was trained with 4" in problem
+    assert build({"num_layers": 8, "load": None}).notices == ()
+    (problem,) = refused({"global_batch_size": None}, ranks=4)  # the engine's default: 2 per rank
+    assert "`global_batch_size` is 8, but the checkpoint" in problem
+    write_arguments(checkpoints / "iter_0000003", {**stored, "num_layers": 8, "seed": 1234})
+    assert build({"num_layers": 8, "ckpt_step": 3}).notices == ()
 
 
 def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
