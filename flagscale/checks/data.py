@@ -8,7 +8,7 @@ from typing import Any
 
 from flagscale.checks import blend, vocabulary
 from flagscale.checks.blend import blend_violations, list_violations, named_files, size_violations
-from flagscale.checks.indexed import problems
+from flagscale.checks.indexed import bin_path, problems
 from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.prompts import read_prompts
 from flagscale.errors import Violation
@@ -24,6 +24,7 @@ _TOKENIZERS_WITH_MODEL = (
 )
 
 
+_MUCH = 10**9
 HAS_OWN_DATA = "has_own_data"
 """A key of a job's inputs: its program has data of its own, so that the arguments need not name any."""
 
@@ -56,6 +57,18 @@ def data_violations(
     """
     yield from _data_violations(values, cwd, has_own_data)
     yield from _tokenizer_violations(values, cwd)
+
+
+def data_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
+    """Yield the data whose token ids have to be read before the start, if that takes a while."""
+    for name, prefix in named_files(values, cwd):
+        if not problems(prefix) and vocabulary.range_of(prefix) is None:
+            size = bin_path(prefix).stat().st_size
+            if size >= _MUCH:
+                what = (
+                    f"{prefix} has no facts beside it: its {size / 1e9:.1f} GB are read once before the start"
+                )
+                yield name, what
 
 
 def _data_violations(values: Mapping[str, Any], cwd: Path, has_own_data: bool) -> Iterator[Violation]:

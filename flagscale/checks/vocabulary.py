@@ -79,7 +79,7 @@ def id_violation(prefix: Path, found: tuple[int, int], vocabulary: int | None) -
     if vocabulary is not None and largest >= vocabulary:
         return (
             f"{prefix}.bin: contains the token id {largest}, but the tokenizer has {vocabulary} tokens (ids "
-            f"0 to {vocabulary - 1}): the data was made with another tokenizer; use that one, or make it again"
+            f"0 to {vocabulary - 1}): it was made with another tokenizer; use that one, or make it again"
         )
     return ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.engines.megatron.adapter import CATALOG, MEGATRON
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
+from flagscale_testing.jobs.data import write_pair
 
 HOSTILE = [
     "two words",
@@ -156,19 +156,7 @@ def refused(build: Callable[..., Job]) -> Callable[..., list[str]]:
 @pytest.fixture
 def write_data() -> Callable[..., str]:
     """Write a sound `.bin/.idx` pair of uint16 documents and return its prefix."""
-
-    def write_data(prefix: Path, documents: tuple[int, ...] = (5, 3)) -> str:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        starts = [2 * sum(documents[:index]) for index in range(len(documents))]
-        count = len(documents)
-        prefix.with_name(prefix.name + ".bin").write_bytes(b"\1\0" * sum(documents))
-        prefix.with_name(prefix.name + ".idx").write_bytes(
-            struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, count, count + 1)
-            + struct.pack(f"<{count}i{count}q{count + 1}q", *documents, *starts, *range(count + 1))
-        )
-        return str(prefix)
-
-    return write_data
+    return write_pair
 
 
 @pytest.fixture

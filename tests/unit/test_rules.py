@@ -111,6 +111,7 @@ def test_every_rule_has_an_example(
         test_vocabulary.test_recorded_ids_beyond_the_vocabulary(tmp_path / "1", write_data)
         test_vocabulary.test_data_of_another_tokenizer_with_the_same_size(tmp_path / "2", write_data)
         test_vocabulary.test_a_tokenizer_that_cannot_be_read(tmp_path / "3", write_data)
+        test_vocabulary.test_a_scan_that_takes_a_while_is_announced(tmp_path / "4", write_data, monkeypatch)
         for changes, *_ in (*test_resume.WRONG, *test_resume.NOTICED):
             saved = resume.Saved("the checkpoint", resume.record(run, "data", "tokenizer"))
             list(resume.resume_violations(saved, run | changes))

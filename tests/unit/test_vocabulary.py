@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks import scans
+from flagscale.checks import data, scans
 from flagscale.checks.data import data_violations
 from flagscale.checks.facts import write_facts
 from flagscale.checks.tokenizer import fingerprint
@@ -114,6 +114,19 @@ def test_scanned_ids_are_known_until_the_data_changes(tmp_path: Path, write_data
     assert "contains the token id -1, but ids start at 0" in what
     write_data(tmp_path / "text", (3, 5))
     assert reported(folder, prefix) == []
+
+
+def test_a_scan_that_takes_a_while_is_announced(
+    tmp_path: Path, write_data: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"train_data_path": [write_data(tmp_path / "text")]}
+    assert list(data.data_remarks(values)) == []
+    monkeypatch.setattr(data, "_MUCH", 10)
+    ((name, what),) = data.data_remarks(values)
+    assert name == "train_data_path"
+    assert "has no facts beside it: its 0.0 GB are read once before the start" in what
+    scans.remember_range(tmp_path / "text", 0, 1)
+    assert list(data.data_remarks(values)) == []
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(

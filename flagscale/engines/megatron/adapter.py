@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale import platforms, registry
-from flagscale.checks.data import inputs_of
+from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees, violations
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import UNSUPPORTED
@@ -54,7 +54,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     world_size = sum(host.slots for host in hosts)
     remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
     common = [remark for remark in remarked[0] if all(remark in others for others in remarked)]
-    for dest, what in (*common, *resume.notices(arguments.values, world_size)):
+    others = (*data_remarks(arguments.values), *resume.notices(arguments.values, world_size))
+    for dest, what in (*common, *others):
         notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
