@@ -61,6 +61,15 @@ NOTICE = (
 OVERRIDE, KEEP = "override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"
 CONTENT, TOKENIZER = "content", "tokenizer"
 """Names in a record besides arguments: what identifies the data and the tokenizer."""
+_NEEDS = {
+    "num_query_groups": "group_query_attention",
+    **dict.fromkeys(
+        ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"),
+        "multi_latent_attention",
+    ),
+    "rope_scaling_factor": "use_rope_scaling",
+}
+"""Arguments that have no effect without another one; those of experts are recognized by their names."""
 _OF_SCHEDULE = tuple(dict.fromkeys(name for names in SCHEDULE.values() for name in names))
 RECORDED = tuple(dict.fromkeys((*SHAPE, *FUNCTION, *_OF_SCHEDULE, *NOTICE, *NAMES, "tokenizer_type")))
 """The arguments (by dest) that are stored with a checkpoint."""
@@ -156,7 +165,9 @@ def _changed(saved: Saved, now: Mapping[str, Any], names: tuple[str, ...]) -> li
     """Return the arguments that are known on both sides and differ."""
     found = []
     for name in names:
-        if name not in saved.values or name not in now:
+        switch = _NEEDS.get(name, "num_experts" if name.startswith("moe_") else "")
+        is_known = name in saved.values and name in now
+        if not is_known or (switch and not (saved.values.get(switch) and now.get(switch))):
             continue
         before, after = saved.values[name] or None, _plain(now[name]) or None
         # The launcher holds some values as the text that the engine parses.

@@ -62,6 +62,7 @@ FREE: list[dict[str, Any]] = [
     {"train_data_path": ["1", "elsewhere/text"]},  # the same data at another place
     {"seed": 7, "lr": 2e-3, "finetune": True},
     {"window_size": "128,0"},  # as the launcher holds it
+    {"num_query_groups": 4, "kv_lora_rank": 7, "moe_router_topk": 1, "rope_scaling_factor": 4.0},  # not used
     {TOKENIZER: ""},  # not known on this host
 ]
 
