@@ -20,11 +20,9 @@ def id_range(prefix: Path) -> tuple[int, int]:
     smallest, largest = lanes.top, 0
     for tokens in lanes.chunks(bin_path(prefix)):
         if lanes.reaching(tokens, largest + 1):
-            largest = lanes.highest(lambda limit, tokens=tokens: lanes.reaching(tokens, limit) != 0)
+            largest = lanes.largest(tokens)
         if lanes.reaching(tokens, smallest) != lanes.signs:
-            smallest = lanes.highest(
-                lambda limit, tokens=tokens: lanes.reaching(tokens, limit) == lanes.signs
-            )
+            smallest = lanes.smallest(tokens)
     return smallest - lanes.bias, largest - lanes.bias
 
 
@@ -102,7 +100,13 @@ class _Lanes:
             return (rest + self.lanes_of(2 * half - limit)) & tokens & self.signs
         return ((rest + self.lanes_of(half - limit)) | tokens) & self.signs
 
-    def highest(self, holds: Callable[[int], bool]) -> int:
+    def largest(self, tokens: int) -> int:
+        return self._highest(lambda limit: self.reaching(tokens, limit) != 0)
+
+    def smallest(self, tokens: int) -> int:
+        return self._highest(lambda limit: self.reaching(tokens, limit) == self.signs)
+
+    def _highest(self, holds: Callable[[int], bool]) -> int:
         """Return the highest value for which `holds` is true; it holds for 0 and up to some value."""
         found = 0
         for bit in reversed(range(self.bits)):

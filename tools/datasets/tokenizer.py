@@ -46,10 +46,10 @@ def open_tokenizer(folder: Path) -> OpenTokenizer:
     """Open a tokenizer folder; raises UserError if it cannot be opened or has no end-of-document token."""
     by_class = _by_class(folder)
     ending = eos_token(folder)
-    if _by_file(folder).token_to_id(ending) is None:
-        raise UserError(f"{tokenizer_file(folder)}: the eos_token {ending!r} is not in its vocabulary")
     encoder = _plain(by_class.backend_tokenizer)
     eos = encoder.token_to_id(ending)
+    if eos is None or _by_file(folder).token_to_id(ending) != eos:  # otherwise transformers added it
+        raise UserError(f"{tokenizer_file(folder)}: the eos_token {ending!r} is not in its vocabulary")
     probe = encoder.encode(_PROBE)
     ends_documents = probe.ids[-1:] == [eos] and probe.special_tokens_mask[-1] == 1
     return OpenTokenizer(encoder, eos, ends_documents, len(by_class))
