@@ -9,7 +9,8 @@ from flagscale.errors import UserError
 
 _EXTRAS = {
     **dict.fromkeys(
-        ("matplotlib", "megatron", "numpy", "safetensors", "tokenizers", "torch", "transformers"), "train"
+        ("matplotlib", "megatron", "numpy", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"),
+        "train",
     ),
     "openai": "serve",
 }

@@ -1,6 +1,6 @@
 """The facts of a finished `.bin/.idx` pair, in `<prefix>.json`: sizes, largest id, tokenizer and a sample.
 
-`identity` ties the facts to the bytes of the pair, so facts of an older pair are not taken for those of a new one.
+`identity` ties the facts to the bytes of the pair, so those of an older pair are never taken for a new one's.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ def facts_path(prefix: Path) -> Path:
 
 
 def facts(prefix: Path) -> dict[str, Any] | None:
-    """Return the facts of a pair; None if they are missing, unreadable, or of other bytes or another version."""
+    """Return the facts of a pair; None if missing, unreadable, or of other bytes or another version."""
     try:
         known = json.loads(facts_path(prefix).read_text(encoding="utf-8"))
         matches = known["version"] == VERSION and known["identity"] == identity(prefix)

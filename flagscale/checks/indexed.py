@@ -10,7 +10,9 @@ import os
 import struct
 import sys
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass
+from operator import le
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +22,7 @@ _DTYPES = {
     1: ("uint8", 1), 2: ("int8", 1), 3: ("int16", 2), 4: ("int32", 4),
     5: ("int64", 8), 6: ("float64", 8), 7: ("float32", 4), 8: ("uint16", 2),
 }  # fmt: skip
+_FLOATS = (6, 7)
 _CHUNK = 1 << 20
 
 
@@ -48,7 +51,7 @@ def idx_path(prefix: Path) -> Path:
 def problems(prefix: Path, *, thorough: bool = False) -> list[str]:
     """Return why `<prefix>.bin` and `<prefix>.idx` cannot be used, one message each; empty if sound.
 
-    Reads a few bytes, whatever the size of the data; `thorough` also reads every length and offset.
+    Reads a few bytes, whatever the size of the data; `thorough` also reads every length, offset and bound.
     """
     found = []
     for path in (bin_path(prefix), idx_path(prefix)):
@@ -88,6 +91,15 @@ def tokens_between(prefix: Path, begin: int, end: int) -> int:
     return (bounds[1] - bounds[0]) // _DTYPES[code][1]
 
 
+def sequence_at(prefix: Path, token: int) -> int:
+    """Return the sequence of a sound pair that contains this token, both counted from 0."""
+    with idx_path(prefix).open("rb") as idx:
+        _, _, code, sequences, _ = _HEADER.unpack(idx.read(_HEADER.size))
+        offsets_at = _HEADER.size + sequences * 4
+        position = token * _DTYPES[code][1]
+        return bisect_right(range(sequences), position, key=lambda n: _read(idx, "q", offsets_at + n * 8)) - 1
+
+
 def _problem(prefix: Path, thorough: bool) -> str | None:
     """Return the first problem of two readable files: each check relies on those before it."""
     bin_file, idx_file = bin_path(prefix), idx_path(prefix)
@@ -106,6 +118,8 @@ def _problem(prefix: Path, thorough: bool) -> str | None:
             return f"{idx_file}: version {version} is not supported, only version 1"
         if code not in _DTYPES:
             return f"{idx_file}: unknown dtype code {code} (known: {', '.join(map(str, _DTYPES))})"
+        if code in _FLOATS:
+            return f"{idx_file}: contains {_DTYPES[code][0]} values, but token ids must be integers"
         expected = _HEADER.size + sequences * (4 + 8) + bounds * 8
         if idx_size not in (expected, expected + sequences):  # the second: with the modes of multimodal data
             return f"{idx_file}: {_cut(idx_size, expected)}: {idx_size} bytes, but its header says {expected}"
@@ -122,6 +136,8 @@ def _problem(prefix: Path, thorough: bool) -> str | None:
         itemsize = _DTYPES[code][1]
         if thorough and (torn := _first_torn_sequence(idx, sequences, itemsize)) is not None:
             return f"{idx_file}: damaged: sequence {torn} does not start where the previous one ends"
+        if thorough and (fallen := _first_falling_bound(idx, bounds_at, bounds)) is not None:
+            return f"{idx_file}: damaged: document {fallen} ends before it starts"
 
     expected = last_offset + last_length * itemsize
     if last_length < 0 or last_offset < 0:
@@ -159,6 +175,16 @@ def _first_torn_sequence(idx: BinaryIO, sequences: int, itemsize: int) -> int | 
             if offset != position or length < 0:
                 return number
             position += length * itemsize
+    return None
+
+
+def _first_falling_bound(idx: BinaryIO, bounds_at: int, bounds: int) -> int | None:
+    """Return the first document whose end is before its start; all bounds are then within 0 and the last."""
+    for start in range(0, bounds - 1, _CHUNK):
+        count = min(_CHUNK + 1, bounds - start)  # one more: the start of the next chunk's first document
+        values = _read_array(idx, "q", bounds_at + start * 8, count)
+        if not all(map(le, values, values[1:])):
+            return start + next(n for n in range(count - 1) if values[n] > values[n + 1])
     return None
 
 

@@ -15,7 +15,7 @@ from flagscale.errors import UserError
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
-# Settings that change no id. All others are part of the fingerprint, because a tokenizer's class may read them.
+# Settings that change no id. All others are part of the fingerprint: the class of a tokenizer may read them.
 _WITHOUT_EFFECT = {
     "backend", "chat_template", "clean_up_tokenization_spaces", "is_local", "local_files_only",
     "model_input_names", "model_max_length", "name_or_path", "padding_side", "processor_class",
@@ -88,7 +88,7 @@ def _named(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Return the settings that transformers would use; the added tokens of their own file are under its name."""
+    """Return the settings that transformers would use; `added_tokens.json` is a value under its name."""
     settings = _read(folder / _CONFIG)
     if "added_tokens_decoder" not in settings:
         settings |= _read(folder / _MAP)
@@ -104,7 +104,7 @@ def _content(token: Any) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the content, which is empty if there is no such file; raises UserError if it is no JSON object."""
+    """Return the content (empty if there is no such file); raises UserError if it is not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagscale.errors import UserError
-from tools.datasets.documents import Source, open_source, skipped_notice, standard_library
+from tools.datasets.documents import (
+    Source,
+    add_arguments,
+    open_source,
+    skipped_notice,
+    source_of,
+    standard_library,
+)
 
 
 def texts(source: Source) -> list[str]:
@@ -22,11 +30,11 @@ def _nothing_is_skipped(path: Path) -> None:
 
 
 def test_a_folder_gives_its_text_files_in_order(weird_path: Path) -> None:
-    for name in ("b.txt", "a.md", "sub/c.py", "ignored.bin", ".hidden/d.txt", "blank.rst"):
+    for name in ("b.txt", "a.md", "sub/c.PY", "ignored.bin", ".hidden/d.txt", "blank.rst"):
         (weird_path / name).parent.mkdir(exist_ok=True)
         (weird_path / name).write_text("" if name == "blank.rst" else name)
     (weird_path / "lines.jsonl").write_text('{"text": "one"}\n\n{"text": "two", "more": 1}\n')
-    assert texts(open_source(weird_path)) == ["a.md", "b.txt", "one", "two", "sub/c.py"]
+    assert texts(open_source(weird_path)) == ["a.md", "b.txt", "one", "two", "sub/c.PY"]
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.booleans())
@@ -87,6 +95,31 @@ def test_an_empty_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(UserError, match="no text in 1 file"):
         texts(open_source(tmp_path))
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"no text in 1 file\(s\) \(1 not UTF-8\)"):
+        list(open_source(tmp_path).documents(lambda _: None))
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted_by_suffix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.txt", "b.csv", "c.csv", "LICENSE", ".hidden.csv"):
+        (tmp_path / name).write_text(name)
+    parser = ArgumentParser()
+    add_arguments(parser)
+    assert texts(source_of(parser.parse_args(["--source", str(tmp_path)]))) == ["a.txt"]
+    error = capsys.readouterr().err
+    assert error.startswith(f"{tmp_path}: 3 file(s) are not read (2 .csv, 1 no suffix); ")
+    assert error.count("\n") == 1
+    source = source_of(parser.parse_args(["--source", str(tmp_path), "--suffixes", "csv", ".TXT"]))
+    assert texts(source) == ["a.txt", "b.csv", "c.csv"]
+
+
+def test_the_fingerprint_depends_on_how_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "x"}')
+    as_text = open_source(tmp_path, suffixes=(".json",))
+    assert texts(as_text) == ['{"text": "x"}']
+    assert as_text.fingerprint() != open_source(tmp_path).fingerprint()
 
 
 def test_the_fingerprint_depends_on_the_content_and_not_on_the_folder(tmp_path: Path) -> None:

@@ -11,22 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagscale.checks import indexed
-
-LENGTHS = [3, 1, 5]
-
-
-def write_pair(
-    prefix: Path, lengths: list[int] = LENGTHS, *, version: int = 1, code: int = 8, itemsize: int = 2
-) -> None:
-    """Write a pair as megatron-core does, with one sequence per document."""
-    count = len(lengths)
-    offsets = [sum(lengths[:index]) * itemsize for index in range(count)]
-    header = struct.pack("<9sQBQQ", indexed.MAGIC, version, code, count, count + 1)
-    arrays = struct.pack(f"<{count}i", *lengths) + struct.pack(
-        f"<{2 * count + 1}q", *offsets, *range(count + 1)
-    )
-    indexed.idx_path(prefix).write_bytes(header + arrays)
-    indexed.bin_path(prefix).write_bytes(bytes(max(0, sum(lengths)) * itemsize))
+from flagscale_testing.pairs import LENGTHS, write_pair
 
 
 def test_a_valid_pair_has_no_problems(weird_path: Path) -> None:
@@ -85,6 +70,10 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "swapped": (_swap, "p.idx: this is the .bin file: the two files are swapped"),
     "version": (lambda prefix: write_pair(prefix, version=2), "p.idx: version 2"),
     "dtype": (lambda prefix: write_pair(prefix, code=9), "p.idx: unknown dtype code 9"),
+    "float": (
+        lambda prefix: write_pair(prefix, code=7, itemsize=4),
+        "p.idx: contains float32 values, but token ids must be integers",
+    ),
     "no document": (lambda prefix: write_pair(prefix, []), "p.idx: contains no documents"),
     "no token": (lambda prefix: write_pair(prefix, [0, 0]), "p.bin: contains no tokens"),
     "negative": (lambda prefix: write_pair(prefix, [3, -1]), "p.idx: damaged: the last sequence"),
@@ -99,6 +88,26 @@ def test_each_kind_of_damage_has_its_own_message(tmp_path: Path, name: str) -> N
     damage(prefix)
     (problem,) = indexed.problems(prefix)
     assert message in problem
+
+
+@pytest.mark.parametrize("bound", [-1, 0, 4, 1 << 40])
+def test_the_thorough_check_finds_bounds_that_fall(tmp_path: Path, bound: int) -> None:
+    write_pair(tmp_path / "p")
+    content = bytearray(indexed.idx_path(tmp_path / "p").read_bytes())
+    struct.pack_into("<q", content, len(content) - 2 * 8, bound)  # the last but one; the others are 0, 1, 3
+    indexed.idx_path(tmp_path / "p").write_bytes(content)
+    (problem,) = indexed.problems(tmp_path / "p", thorough=True)
+    assert f"damaged: document {1 if bound < 1 else 2} ends before it starts" in problem
+
+
+def test_falling_bounds_are_found_between_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexed, "_CHUNK", 2)
+    write_pair(tmp_path / "p", [1] * 7)
+    assert indexed.problems(tmp_path / "p", thorough=True) == []
+    content = bytearray(indexed.idx_path(tmp_path / "p").read_bytes())
+    struct.pack_into("<q", content, len(content) - 4 * 8, 2)  # 0 1 2 3 [2] 5 6 7
+    indexed.idx_path(tmp_path / "p").write_bytes(content)
+    assert "document 3 ends before" in indexed.problems(tmp_path / "p", thorough=True)[0]
 
 
 def test_two_missing_files_are_reported_together(tmp_path: Path) -> None:

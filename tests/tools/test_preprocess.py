@@ -9,16 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy
 import pytest
 from tokenizers import Tokenizer
 
 from flagscale.checks import indexed
+from flagscale.checks.facts import facts, facts_path
+from flagscale.checks.tokenizer import fingerprint, vocabulary
 from flagscale.errors import UserError
 from tools.datasets import parts
 from tools.datasets.documents import Document, Source, open_source
 from tools.datasets.preprocess import prepare
+from tools.datasets.tokenizer import ids_of
+from tools.datasets.train_tokenizer import EOS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"document {number}: " + "naïve 数\n" * (number % 7) for number in range(25)] + [
@@ -59,7 +65,103 @@ def test_every_document_is_written_in_order_and_ends_with_eos(
     held_in = [document for number, document in enumerate(tokens) if number % 10]
     assert written(weird_path / "train_text_document") == held_in
     assert (prepared.splits["train"].documents, prepared.splits["train"].dtype) == (23, "uint16")
-    assert len(list(weird_path.iterdir())) == 5, "two pairs and the record only"
+    assert len(list(weird_path.iterdir())) == 7, "two pairs with their facts and the record only"
+
+
+def test_the_facts_of_each_pair_are_written_beside_it(
+    source: Source, tokenizer: Path, tmp_path: Path
+) -> None:
+    prepared = prepare(source, tokenizer, tmp_path / "out")
+    for split, held in prepared.splits.items():
+        prefix = tmp_path / "out" / f"{split}_text_document"
+        known = facts(prefix)
+        assert known
+        assert {**known, **asdict(held)} == known
+        assert known["largest_id"] == max(map(max, written(prefix)))
+        assert (known["tokenizer"], known["vocabulary"]) == (fingerprint(tokenizer), vocabulary(tokenizer))
+        assert known["sample"] == {"text": TEXTS[0], "ids": ids_of(tokenizer, TEXTS[0])}
+
+
+def test_the_facts_are_removed_with_the_data_and_missing_facts_are_remade(
+    source: Source, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(source, tokenizer, tmp_path / "out")
+    prefix = tmp_path / "out" / "valid_text_document"
+    facts_path(prefix).unlink()
+    assert prepare(source, tokenizer, tmp_path / "out").made_now
+    assert facts(prefix)
+    assert f"{facts_path(prefix)}: not the facts of this pair" in capsys.readouterr().err
+    prepare(source, tokenizer, tmp_path / "out", valid_every=0, overwrite=True)
+    assert not facts_path(prefix).exists()
+
+
+def test_the_data_has_the_token_that_the_tokenizer_puts_before_every_text(
+    source: Source, tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with BOS"
+    shutil.copytree(tokenizer, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    text, bos = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": EOS, "type_id": 0}}
+    special = {EOS: {"id": EOS, "ids": [0], "tokens": [EOS]}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": [bos, text], "pair": [text, text], "special_tokens": special
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    prepare(source, folder, tmp_path / "out", valid_every=0)
+    documents = written(tmp_path / "out" / "train_text_document")
+    assert documents[:25] == [[*ids_of(folder, text), 0] for text in TEXTS[:25]]
+    assert {document[0] for document in documents} == {0}
+
+
+def test_a_tokenizer_whose_class_gives_other_ids_than_its_file_writes_nothing(
+    source: Source, tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other class"
+    shutil.copytree(tokenizer, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "LlamaTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="class and its file disagree"):
+        prepare(source, folder, tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()] == ["request.json"]
+
+
+def test_new_data_clears_the_indices_that_megatron_made_of_the_old(
+    source: Source, tokenizer: Path, tmp_path: Path
+) -> None:
+    prefix = tmp_path / "out" / "train_text_document"
+    kept = tmp_path / "out" / "other" / "cache" / "GPTDataset_indices" / "kept.npy"
+    prepare(source, tokenizer, tmp_path / "out")
+    assert documents_of_an_epoch(prefix) == set(range(25))
+    assert list((prefix / "cache" / "GPTDataset_indices").glob("*.npy")), "Megatron writes its indices here"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    prepare(source, tokenizer, tmp_path / "out", overwrite=True, valid_every=2)
+    assert not prefix.exists()
+    assert kept.exists()
+    assert documents_of_an_epoch(prefix) == set(range(13))
+
+
+def documents_of_an_epoch(prefix: Path) -> set[int]:
+    """Return the documents in Megatron's training set of this data; Megatron caches its indices."""
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.utils import Split
+    from megatron.core.tokenizers import MegatronTokenizer
+
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=8,
+        blend=([str(prefix)], None),
+        split="1,0,0",
+        tokenizer=MegatronTokenizer.from_pretrained(metadata_path={"library": "null-text"}, vocab_size=300),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+    )
+    data = GPTDataset.build_low_level_dataset(str(prefix), config)
+    indices = numpy.arange(len(data), dtype=numpy.int32)
+    # 5 samples take a part of an epoch at most, so the name of the cache is the same for both sizes.
+    return set(GPTDataset(data, str(prefix), indices, 5, Split.train, config).document_index.tolist())
 
 
 def test_a_second_call_does_nothing(source: Source, tokenizer: Path, tmp_path: Path) -> None:
@@ -172,7 +274,7 @@ def test_a_killed_run_continues_to_the_same_bytes(tokenizer: Path, tmp_path: Pat
     assert content(output) == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("renamed", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("renamed", [0, 1, 2, 3, 4, 5, 6])
 def test_a_run_killed_between_two_renames_leaves_valid_files_and_can_be_continued(
     source: Source, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
 ) -> None:
@@ -240,7 +342,10 @@ def test_mistakes_in_the_tokenizer_are_reported(source: Source, tokenizer: Path,
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
         prepare(source, broken, tmp_path / "out")
     shutil.copytree(tokenizer, broken)
-    (broken / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+    (broken / "special_tokens_map.json").unlink()
+    (broken / "tokenizer_config.json").write_text(
+        '{"eos_token": {"__type": "AddedToken", "content": "</s>"}}'
+    )
     with pytest.raises(UserError, match="eos_token '</s>' is not in its vocabulary"):
         prepare(source, broken, tmp_path / "out")
     (broken / "tokenizer_config.json").write_text("{}")

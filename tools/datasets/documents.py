@@ -1,21 +1,21 @@
-"""Read text as a stream of documents from the standard library, a folder, a `.jsonl` file or a text file.
+"""Read text as a stream of documents from the standard library, a folder or a file.
 
 The order is the same on every call, so a number identifies a document.
 """
 
 import hashlib
-import json
 import platform
+import sys
 import sysconfig
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from flagscale.errors import UserError
-
-TEXT_SUFFIXES = (".py", ".txt", ".rst", ".md")
+from flagscale.errors import Problem, UserError
+from tools.datasets.formats import RECORD_SUFFIXES, TEXT, TEXT_SUFFIXES, Format, by_name, split_name
+from tools.datasets.readers import Document, check, read
 
 # Folders that would teach a model little: tests (two thirds of the library), an editor, character tables,
 # demos, and packages that not every Python has. The rest is about 9 MB, or 2 million tokens.
@@ -25,18 +25,12 @@ _STANDARD_LIBRARY_EXCLUDED = {
 }  # fmt: skip
 # Holds the variables of the machine that built this Python.
 _MACHINE_VARIABLES = "_sysconfigdata"
-
-
-class Document(NamedTuple):
-    """One document, and its size in the file in bytes, by which progress is measured."""
-
-    text: str
-    size: int
+_MOST_PROBLEMS, _MOST_SUFFIXES = 10, 5
 
 
 @dataclass(frozen=True)
 class Source:
-    """A fixed list of files: one document per file, or per line of `.jsonl`; blank documents are skipped."""
+    """A fixed list of files: a document per text file, JSON object or Parquet row; blank ones are skipped."""
 
     name: str
     root: Path
@@ -44,6 +38,10 @@ class Source:
     key: str = "text"
     version: str = ""
     """Identifies the content if modification times do not, as in a reinstalled Python."""
+    suffixes: tuple[str, ...] | None = None
+    """Suffixes of text files, if the user listed them."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Number of files in the folder that are not part of the source, for each suffix."""
 
     def size(self) -> int:
         """Return the total size of all files in bytes."""
@@ -55,68 +53,40 @@ class Source:
         for file in self.files:
             stat = file.stat()
             written = 0 if self.version else stat.st_mtime_ns
-            digest.update(repr((file.relative_to(self.root).as_posix(), stat.st_size, written)).encode())
+            name, form = file.relative_to(self.root).as_posix(), self.form(file).content
+            digest.update(repr((name, form, stat.st_size, written)).encode())
         return digest.hexdigest()
 
+    def form(self, file: Path) -> Format:
+        """Return the format that the name of one of the files stands for."""
+        return by_name(file, self.suffixes) or Format(TEXT, split_name(file)[1])
+
     def documents(self, on_skip: Callable[[Path], None]) -> Iterator[Document]:
-        """Yield all documents in order; call `on_skip` with each file that is not UTF-8 text."""
-        found = False
+        """Yield all documents in order; call `on_skip` with each file that is not UTF-8 text.
+
+        Raises UserError, before the first document, for all files whose content is not what their name says.
+        """
+        checked = (check(file, self.form(file), listed=self.suffixes is not None) for file in self.files)
+        if wrong := [Problem(what) for what in checked if what]:
+            raise UserError(wrong[:_MOST_PROBLEMS] + _and_more(len(wrong) - _MOST_PROBLEMS))
+        found, skipped = False, 0
         for file in self.files:
             try:
-                for document in self._lines(file) if file.suffix == ".jsonl" else _whole(file):
+                for document in read(file, self.form(file), self.key):
                     found = True
                     yield document
             except UnicodeDecodeError:
+                skipped += 1
                 on_skip(file)
         if not found:
-            raise UserError(f"{self.name}: no text in {len(self.files)} file(s); choose another --source")
-
-    def _lines(self, file: Path) -> Iterator[Document]:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    text = _text_of(line, self.key)
-                except ValueError as error:
-                    raise UserError(f"{file}:{number}: {error}; fix or remove this line") from None
-                if text.strip():
-                    yield Document(text, len(line))
+            why = f" ({skipped} not UTF-8)" if skipped else ""
+            raise UserError(
+                f"{self.name}: no text in {len(self.files)} file(s){why}; choose another --source"
+            )
 
 
-def _whole(file: Path) -> Iterator[Document]:
-    content = file.read_bytes()
-    text = content.decode("utf-8-sig")
-    if text.strip():
-        yield Document(text, len(content))
-
-
-def _text_of(line: bytes, key: str) -> str:
-    """Return the text of one JSON line; raise ValueError, which says what is wrong with the line."""
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start + 1})") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not JSON that Python can read (nested too deeply)") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but a {type(record).__name__}")
-    if key not in record:
-        raise ValueError(
-            f"key {key!r} is missing; choose another with --key (found: {', '.join(record) or 'none'})"
-        )
-    text = record[key]
-    if not isinstance(text, str):
-        raise ValueError(f"the value of {key!r} is not a string but of type {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"the value of {key!r} contains half of a surrogate pair, which is not a character"
-        ) from None
-    return text
+def _and_more(count: int) -> list[Problem]:
+    return [Problem(f"and {count} more such file(s)")] if count > 0 else []
 
 
 def standard_library() -> Source:
@@ -124,35 +94,45 @@ def standard_library() -> Source:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         file
-        for file in _text_files(root, TEXT_SUFFIXES)
+        for file in _files(root, TEXT_SUFFIXES)
         if not _STANDARD_LIBRARY_EXCLUDED.intersection(file.relative_to(root).parts[:-1])
         and not file.name.startswith(_MACHINE_VARIABLES)
     ]
     return Source("Python standard library", root, tuple(files), version=platform.python_version())
 
 
-def open_source(path: Path | None, *, key: str = "text", suffixes: tuple[str, ...] = TEXT_SUFFIXES) -> Source:
-    """Return the source at a path: a folder, a `.jsonl` or text file; `None` is the standard library."""
+def open_source(path: Path | None, *, key: str = "text", suffixes: tuple[str, ...] | None = None) -> Source:
+    """Return the source at a path: a folder or a file; `None` is the standard library.
+
+    Args:
+        suffixes: of text files; default: `TEXT_SUFFIXES`.
+    """
     if path is None:
         return standard_library()
+    if suffixes is not None:
+        suffixes = tuple(f".{suffix.lower().removeprefix('.')}" for suffix in suffixes)
     if path.is_file():
-        return Source(str(path), path.parent, (path,), key)
+        has_unknown_suffix = split_name(path)[0] and by_name(path, suffixes) is None
+        if has_unknown_suffix and (wrong := check(path, None, listed=False)):
+            raise UserError(wrong)
+        return Source(str(path), path.parent, (path,), key, suffixes=suffixes)
     if not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; --source takes a folder, a .jsonl or text file")
-    files = _text_files(path, (*suffixes, ".jsonl"))
-    if not files:
-        raise UserError(
-            f"{path}: no file ends in {', '.join(suffixes)} or .jsonl; choose others with --suffixes"
-        )
-    return Source(str(path), path, tuple(files), key)
+        raise UserError(f"{path}: no such file or folder; --source takes a folder or a file")
+    present = _files(path)
+    known = tuple(file for file in present if by_name(file, suffixes))
+    unread = Counter(file.suffix or "no suffix" for file in present if not by_name(file, suffixes))
+    if not known:
+        ends = ", ".join((*(suffixes or TEXT_SUFFIXES), *RECORD_SUFFIXES))
+        raise UserError(f"{path}: no file ends in {ends}{_listed(unread)}; name others with --suffixes")
+    return Source(str(path), path, known, key, suffixes=suffixes, unread=unread)
 
 
-def _text_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files below `root` in a fixed order, without hidden ones."""
+def _files(root: Path, suffixes: tuple[str, ...] | None = None) -> list[Path]:
+    """Return the files below `root` (with these suffixes) in a fixed order, without hidden ones."""
     return sorted(
         file
         for file in root.rglob("*")
-        if file.suffix in suffixes
+        if (suffixes is None or file.suffix in suffixes)
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
         and file.is_file()
     )
@@ -161,22 +141,42 @@ def _text_files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of every tool that reads text."""
     parser.add_argument(
-        "--source", type=Path, help="folder, .jsonl file or text file (default: the standard library)"
+        "--source",
+        type=Path,
+        help="folder or file: text, .jsonl, .ndjson, .json (each also .gz or .zst), or .parquet "
+        "(default: the standard library)",
     )
     parser.add_argument(
-        "--key", default="text", help="key of the text in a .jsonl line (default: %(default)s)"
+        "--key",
+        default="text",
+        help="key of the text in a JSON object, column in a Parquet file (default: %(default)s)",
     )
     parser.add_argument(
         "--suffixes",
         nargs="+",
-        default=TEXT_SUFFIXES,
-        help=f"suffixes of the text files in a folder (default: {' '.join(TEXT_SUFFIXES)})",
+        help=f"suffixes of files to read as plain text (default: {' '.join(TEXT_SUFFIXES)})",
     )
 
 
 def source_of(arguments: Namespace) -> Source:
-    """Return the source that the arguments of `add_arguments` describe."""
-    return open_source(arguments.source, key=arguments.key, suffixes=tuple(arguments.suffixes))
+    """Return the source that the arguments of `add_arguments` describe; print which files it leaves out."""
+    suffixes = None if arguments.suffixes is None else tuple(arguments.suffixes)
+    source = open_source(arguments.source, key=arguments.key, suffixes=suffixes)
+    if source.unread:
+        print(
+            f"{source.name}: {source.unread.total()} file(s) are not read{_listed(source.unread)}; "
+            "name a suffix with --suffixes to read it as text",
+            file=sys.stderr,
+        )
+    return source
+
+
+def _listed(unread: Counter[str]) -> str:
+    """Return the number of files for each suffix in parentheses, the most frequent first."""
+    if not unread:
+        return ""
+    most = ", ".join(f"{count} {suffix}" for suffix, count in unread.most_common(_MOST_SUFFIXES))
+    return f" ({most}{', ...' if len(unread) > _MOST_SUFFIXES else ''})"
 
 
 def skipped_notice(skipped: list[Path]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.checks import indexed
+from flagscale.checks.facts import facts_path
 
 TRAIN, VALID = "train", "valid"
 SUFFIX = "text_document"
@@ -55,12 +56,31 @@ class OutputFolder:
         """Return the complete parts in the order of their documents; an incomplete part has a suffix."""
         return sorted(path for path in self.parts.iterdir() if path.is_dir() and not path.suffix)
 
+    def merged(self, split: str) -> Path:
+        """Return the prefix of a split whose parts are being merged."""
+        return self.parts / f"{split}.merged"
+
     def files(self) -> list[Path]:
-        """Return all final files in a safe order of deletion: an index always goes before its tokens."""
+        """Return all final files in a safe order of deletion: facts, then an index, then its tokens."""
         prefixes = [self.prefix(split) for split in (TRAIN, VALID)]
-        return [self.record, *map(indexed.idx_path, prefixes), *map(indexed.bin_path, prefixes)]
+        kinds = (facts_path, indexed.idx_path, indexed.bin_path)
+        return [self.record, *(path(prefix) for path in kinds for prefix in prefixes)]
+
+    def remove_index_cache(self, split: str) -> None:
+        """Remove the indices that Megatron keeps in a folder with the name of the prefix.
+
+        Their names depend on settings and not on the data, so Megatron would use them for new data too.
+        """
+        cache = self.prefix(split) / "cache"
+        for indices in cache.glob("*_indices"):
+            shutil.rmtree(indices)
+        for folder in (cache, self.prefix(split)):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def discard(self) -> None:
         for file in self.files():
             file.unlink(missing_ok=True)
+        for split in (TRAIN, VALID):
+            self.remove_index_cache(split)
         shutil.rmtree(self.parts, ignore_errors=True)

@@ -5,98 +5,71 @@ A part is written to a temporary folder and renamed once complete, so a restart 
 
 import functools
 import gc
-import hashlib
 import itertools
-import json
 import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flagscale.checks import indexed
+from flagscale.checks.facts import write_facts
+from flagscale.checks.token_ids import id_range
 from flagscale.errors import UserError
 from flagscale.files import put_in_place
 from tools.datasets.documents import Document, Source, skipped_notice
 from tools.datasets.output import TRAIN, VALID, OutputFolder
+from tools.datasets.tokenizer import OpenTokenizer, comparison, ids_of, open_tokenizer
 from tools.progress import Progress
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 _BATCH = 256  # documents encoded at once: enough to keep all threads of the tokenizer busy
-
-
-def tokenizer_fingerprint(folder: Path) -> str:
-    """Return a hash that changes if the tokenizer yields other tokens."""
-    return hashlib.sha256(_tokenizer_file(folder).read_bytes() + eos_token(folder).encode()).hexdigest()
-
-
-def eos_token(folder: Path) -> str:
-    """Return the token that ends a document."""
-    path = folder / "tokenizer_config.json"
-    try:
-        token: Any = json.loads(path.read_text(encoding="utf-8"))["eos_token"]
-    except (OSError, ValueError, KeyError, TypeError):
-        token = None
-    if isinstance(token, dict):  # the long form: {"content": "</s>", "lstrip": ...}
-        token = token.get("content")
-    if not isinstance(token, str):
-        raise UserError(f"{path}: eos_token is missing, which has to end every document; add it")
-    return token
-
-
-def _tokenizer_file(folder: Path) -> Path:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; --tokenizer takes a folder that train_tokenizer.py or transformers wrote"
-        )
-    return path
+_COMPARED, _COMPARED_CHARACTERS = 8, 4000
+"""Documents, and characters of each, on which the class and the file of a tokenizer are compared."""
+_SAMPLE_CHARACTERS = 200
 
 
 def write_parts(
     layout: OutputFolder, source: Source, tokenizer: Path, valid_every: int, documents_per_part: int
-) -> None:
-    """Tokenize every part that does not exist yet."""
-    from tokenizers import Tokenizer
+) -> dict[str, Any]:
+    """Tokenize every part that does not exist yet; return what the tokenizer adds to the facts of the data.
 
-    try:
-        encoder = Tokenizer.from_file(str(_tokenizer_file(tokenizer)))
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{_tokenizer_file(tokenizer)}: cannot be read as a tokenizer: {error}") from None
-    encoder.encode_special_tokens = True  # text that spells "<|endoftext|>" must not end a document
-    eos = encoder.token_to_id(eos_token(tokenizer))
-    if eos is None:
-        raise UserError(
-            f"{_tokenizer_file(tokenizer)}: the eos_token {eos_token(tokenizer)!r} is not in its vocabulary"
-        )
-
-    _megatron()  # before the clock starts
+    Raises UserError if the class of the tokenizer gives the first documents other ids than its file.
+    """
+    opened = open_tokenizer(tokenizer)
     skipped: list[Path] = []
+    documents = source.documents(skipped.append)
+    first_documents = list(itertools.islice(documents, _COMPARED))
+    compared = "\n".join(document.text[:_COMPARED_CHARACTERS] for document in first_documents)
+    if differs := comparison(tokenizer, compared):
+        raise UserError(differs)
+    _megatron()  # before the clock starts
     reused = 0
     with Progress(source.size()) as progress:
-        batches = itertools.batched(source.documents(skipped.append), documents_per_part)
-        for number, documents in enumerate(batches):
+        batches = itertools.batched(itertools.chain(first_documents, documents), documents_per_part)
+        for number, batch in enumerate(batches):
             if _sound_part(layout.part(number)):
                 reused += 1
-                progress.advance(sum(document.size for document in documents))
+                progress.advance(sum(document.size for document in batch))
             else:
                 first = number * documents_per_part
-                _write_part(layout.part(number), documents, first, encoder, eos, valid_every, progress)
+                _write_part(layout.part(number), batch, first, opened, valid_every, progress)
     if reused:
         print(f"reusing {reused} part(s) of an earlier run", file=sys.stderr)
     if skipped:
         print(skipped_notice(skipped), file=sys.stderr)
+    text = first_documents[0].text[:_SAMPLE_CHARACTERS]
+    sample = {"text": text, "ids": ids_of(tokenizer, text)}
+    return {"vocabulary": opened.vocabulary, "sample": sample}
 
 
 def _write_part(
     part: Path,
     documents: tuple[Document, ...],
     first: int,
-    encoder: "Tokenizer",
-    eos: int,
+    tokenizer: OpenTokenizer,
     valid_every: int,
     progress: Progress,
 ) -> None:
@@ -108,13 +81,12 @@ def _write_part(
     builders: dict[str, Any] = {}
     for start in range(0, len(documents), _BATCH):
         batch = documents[start : start + _BATCH]
-        encodings = encoder.encode_batch_fast([document.text for document in batch], add_special_tokens=False)
         tokens = 0
-        for number, encoding in enumerate(encodings, first + start):
+        encoded = tokenizer.documents([document.text for document in batch])
+        for number, ids in enumerate(encoded, first + start):
             split = VALID if valid_every and number % valid_every == 0 else TRAIN
             if split not in builders:
-                builders[split] = _builder(temporary / split, _dtype(encoder.get_vocab_size()))
-            ids = [*encoding.ids, eos]
+                builders[split] = _builder(temporary / split, _dtype(tokenizer.vocabulary))
             builders[split].add_document(ids, [len(ids)])
             tokens += len(ids)
         progress.advance(sum(document.size for document in batch), documents=len(batch), tokens=tokens)
@@ -123,8 +95,8 @@ def _write_part(
     temporary.rename(part)
 
 
-def merge(layout: OutputFolder) -> dict[str, indexed.Summary]:
-    """Merge the parts of each split and move them to their final names."""
+def merge(layout: OutputFolder, known: Mapping[str, Any]) -> dict[str, indexed.Summary]:
+    """Merge the parts of each split, move them to their final names, and write their facts."""
     parts = layout.complete_parts()
     merged = {
         split: [part / split for part in parts if indexed.idx_path(part / split).exists()]
@@ -134,12 +106,16 @@ def merge(layout: OutputFolder) -> dict[str, indexed.Summary]:
         raise UserError(
             "the only document went to the validation text; choose a larger --source, or --valid-every 0"
         )
-    return {split: _merge_split(layout, split, prefixes) for split, prefixes in merged.items() if prefixes}
+    return {
+        split: _merge_split(layout, split, prefixes, known) for split, prefixes in merged.items() if prefixes
+    }
 
 
-def _merge_split(layout: OutputFolder, split: str, parts: list[Path]) -> indexed.Summary:
-    """Merge the parts of one split into its final pair, the index last."""
-    final, merged = layout.prefix(split), layout.parts / f"{split}.merged"
+def _merge_split(
+    layout: OutputFolder, split: str, parts: list[Path], known: Mapping[str, Any]
+) -> indexed.Summary:
+    """Merge the parts of one split into its final pair: first the tokens, then the index, then the facts."""
+    final, merged = layout.prefix(split), layout.merged(split)
     builder = _builder(merged, indexed.summary(parts[0]).dtype)
     gc.freeze()  # add_index collects garbage for each part; without torch's many objects this takes no time
     for part in parts:
@@ -148,9 +124,13 @@ def _merge_split(layout: OutputFolder, split: str, parts: list[Path]) -> indexed
     builder.finalize(str(indexed.idx_path(merged)))
     if problems := indexed.problems(merged, thorough=True):
         raise RuntimeError("the merged data is damaged: " + "; ".join(problems))
+    _, largest_id = id_range(merged)
+    layout.remove_index_cache(split)
     put_in_place(indexed.bin_path(merged), indexed.bin_path(final))
     put_in_place(indexed.idx_path(merged), indexed.idx_path(final))
-    return indexed.summary(final)
+    summary = indexed.summary(final)
+    write_facts(final, {**asdict(summary), "largest_id": largest_id, **known})
+    return summary
 
 
 def _sound_part(part: Path) -> bool:

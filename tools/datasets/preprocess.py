@@ -6,7 +6,8 @@ pair or nothing that Megatron would open.
 
 Documents are tokenized in parts of a fixed number. Each part is written to a temporary folder and renamed
 once complete, so a restart reuses complete parts; `text_document.parts/request.json` records what they are
-made from. At the end all parts are merged and renamed, `.idx` last; `text_document.json` records the result.
+made from. At the end all parts are merged and renamed, `.idx` last; the facts of each pair are written to
+`train_text_document.json` and `valid_text_document.json`, and `text_document.json` records the result.
 """
 
 import os
@@ -21,12 +22,14 @@ if not __package__:  # run as a file: import from the repository's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.checks import indexed
+from flagscale.checks import tokenizer as tokenizer_files
+from flagscale.checks.facts import facts, facts_path
 from flagscale.errors import UserError
 from tools.command import run
 from tools.datasets.documents import Source, add_arguments, source_of
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
 from tools.datasets.output import OutputFolder, Prepared
-from tools.datasets.parts import merge, tokenizer_fingerprint, write_parts
+from tools.datasets.parts import merge, write_parts
 
 VALID_EVERY = 50
 DOCUMENTS_PER_PART = 10_000
@@ -51,10 +54,10 @@ def prepare(
     if documents_per_part < 1:
         raise UserError(f"--documents-per-part {documents_per_part}: must be 1 or more")
     layout = OutputFolder(output)
-    fingerprint = source.fingerprint()
+    fingerprint, tokenizer_fingerprint = source.fingerprint(), tokenizer_files.fingerprint(tokenizer)
     request = {
         "source": fingerprint,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": tokenizer_fingerprint,
         "valid_every": valid_every,
         "documents_per_part": documents_per_part,
     }
@@ -66,10 +69,10 @@ def prepare(
             return ready
         layout.parts.mkdir(exist_ok=True)
         write_json(layout.request, request)
-        write_parts(layout, source, tokenizer, valid_every, documents_per_part)
+        known = write_parts(layout, source, tokenizer, valid_every, documents_per_part)
         if source.fingerprint() != fingerprint:
             raise UserError(f"{source.name}: changed while it was being read; run again with --overwrite")
-        splits = merge(layout)
+        splits = merge(layout, {"tokenizer": tokenizer_fingerprint, **known})
         write_json(
             layout.record,
             {"request": request, "splits": {name: asdict(held) for name, held in splits.items()}},
@@ -93,7 +96,11 @@ def _up_to_date(layout: OutputFolder, request: dict[str, Any]) -> Prepared | Non
         return None
     refuse_other(layout.output, record["request"], request)
     splits = {name: indexed.Summary(**held) for name, held in record["splits"].items()}
-    damaged = [problem for split in splits for problem in indexed.problems(layout.prefix(split))]
+    prefixes = [layout.prefix(split) for split in splits]
+    damaged = [problem for prefix in prefixes for problem in indexed.problems(prefix)]
+    damaged += [
+        f"{facts_path(prefix)}: not the facts of this pair" for prefix in prefixes if not facts(prefix)
+    ]
     if damaged:
         print(*damaged, "remaking the data", sep="\n", file=sys.stderr)
         layout.discard()

@@ -1,0 +1,133 @@
+"""Open a tokenizer folder as Megatron and vLLM do, with transformers' `AutoTokenizer`, and encode text fast.
+
+The class named in `tokenizer_config.json` may build another tokenizer than `tokenizer.json` describes, in
+silence. `comparison` finds this on a sample of text.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flagscale.checks.tokenizer import eos_token, tokenizer_file
+from flagscale.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+# Text that contains letters, digits and punctuation, so that any tokenizer has tokens for some of it.
+_PROBE = "The answer is 42, a word."
+_SHOWN = 8  # ids on each side of a difference
+
+
+@dataclass(frozen=True)
+class OpenTokenizer:
+    """A tokenizer that encodes whole documents."""
+
+    encoder: "Tokenizer"
+    eos: int
+    ends_documents: bool
+    """Whether its template already appends the end-of-document token."""
+    vocabulary: int
+    """Number of tokens."""
+
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each document, its template and the end-of-document token included.
+
+        Text that spells a special token does not become that token.
+        """
+        ending = [] if self.ends_documents else [self.eos]
+        return [[*encoding.ids, *ending] for encoding in self.encoder.encode_batch_fast(list(texts))]
+
+
+def open_tokenizer(folder: Path) -> OpenTokenizer:
+    """Open a tokenizer folder; raises UserError if it cannot be opened or has no end-of-document token."""
+    by_class = _by_class(folder)
+    ending = eos_token(folder)
+    encoder = _plain(by_class.backend_tokenizer)
+    eos = encoder.token_to_id(ending)
+    if eos is None or _by_file(folder).token_to_id(ending) != eos:  # otherwise transformers added it
+        raise UserError(f"{tokenizer_file(folder)}: the eos_token {ending!r} is not in its vocabulary")
+    probe = encoder.encode(_PROBE)
+    ends_documents = probe.ids[-1:] == [eos] and probe.special_tokens_mask[-1] == 1
+    return OpenTokenizer(encoder, eos, ends_documents, len(by_class))
+
+
+def ids_of(folder: Path, text: str) -> list[int]:
+    """Return the ids that `AutoTokenizer` gives for a text, as trainer and server would get them."""
+    return list(_by_class(folder)(text).input_ids)
+
+
+def comparison(folder: Path, text: str) -> str | None:
+    """Return how the ids of the tokenizer's class differ from those of its file for this text; None if equal.
+
+    Raises UserError if the folder cannot be opened.
+    """
+    by_class, file = _by_class(folder), _plain(_by_file(folder))
+    ours, theirs = _plain(by_class.backend_tokenizer).encode(text), file.encode(text)
+    if ours.ids == theirs.ids:
+        return None
+    pairs = zip_longest(ours.ids, theirs.ids)
+    first = next(number for number, (one, other) in enumerate(pairs) if one != other)
+    at = min((encoding.offsets[first][0] for encoding in (ours, theirs) if first < len(encoding)), default=0)
+    name = type(by_class).__name__
+    return (
+        f"{folder}: the tokenizer's class and its file disagree from token {first + 1} on, "
+        f"at {text[max(0, at - 10) : at + 40]!r}:\n"
+        f"    {name}: {_around(by_class.backend_tokenizer, ours, first)}\n"
+        f"    tokenizer.json: {_around(file, theirs, first)}\n"
+        "    Trainer and server use the class. To use the ids of the file, set `tokenizer_class` to "
+        f"PreTrainedTokenizerFast in {folder / 'tokenizer_config.json'}{_and_remove_config(folder)}; to keep "
+        "those of the class, save the tokenizer again, so that both agree: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER)"
+    )
+
+
+def _and_remove_config(folder: Path) -> str:
+    """Return what else to do: for some model types, `config.json` overrides the tokenizer's own class."""
+    return ", and use a folder without config.json" if (folder / "config.json").is_file() else ""
+
+
+def _around(tokenizer: "Tokenizer", encoding: "Encoding", first: int) -> str:
+    """Return the ids around the first difference, and the text that each of them decodes to."""
+    ids = encoding.ids[max(0, first - 2) : first + _SHOWN]
+    pieces = "|".join(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
+    return f"{' '.join(map(str, ids))}  ({pieces!r})"
+
+
+def _by_class(folder: Path) -> Any:
+    """Return transformers' tokenizer of a folder; neither a network nor code of the folder is used."""
+    tokenizer_file(folder)
+    from transformers import AutoTokenizer
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        opened = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the libraries raise nothing narrower
+        raise UserError(f"{folder}: transformers cannot open this tokenizer: {error}") from None
+    if not getattr(opened, "is_fast", False):
+        raise UserError(
+            f"{folder}: {type(opened).__name__} has no fast implementation; set `tokenizer_class` to "
+            f"PreTrainedTokenizerFast in {folder / 'tokenizer_config.json'}"
+        )
+    return opened
+
+
+def _by_file(folder: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    path = tokenizer_file(folder)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: cannot be read as a tokenizer: {error}") from None
+
+
+def _plain(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Return the tokenizer, set to encode whole texts, and special tokens in a text as any other text."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()  # transformers encodes without these, even if tokenizer.json sets them
+    tokenizer.no_padding()
+    return tokenizer
