@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks import data, degrees, layers, megatron, recompute, worker
+from flagscale.checks import data, degrees, layers, megatron, recompute, saving, worker
 from flagscale.checks.hetero import rules as hetero
 from flagscale.config.catalog import Catalog
 from flagscale.errors import UserError
@@ -21,7 +21,7 @@ from tests.unit import test_degrees, test_hetero_layout, test_recompute
 from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
-MODULES = (data, degrees, layers, megatron, recompute, worker, hetero)
+MODULES = (data, degrees, layers, megatron, recompute, saving, worker, hetero)
 """The modules whose every rule must have an example."""
 
 
@@ -39,7 +39,7 @@ def test_rules_of_the_cpu_apply_only_there(example: Example) -> None:
 
 
 def test_the_async_strategy_matters_only_with_async_save() -> None:
-    assert Example({"async_strategy": "nvrx", "ckpt_format": "torch_dcp"}, "", "cpu").report() == []
+    assert Example({"async_strategy": "nvrx"}, "", "cpu").report() == []
 
 
 @contextmanager

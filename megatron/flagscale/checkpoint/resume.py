@@ -16,7 +16,22 @@ from typing import Any
 
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
-from megatron.flagscale.checkpoint.manifest import TRACKER, Candidate, candidates, fault_of
+from megatron.flagscale.checkpoint.manifest import (
+    RELEASE,
+    TRACKER,
+    Candidate,
+    candidates,
+    fault_of,
+    is_torch_format,
+    tracked,
+)
+from megatron.flagscale.checkpoint.torch_format import (
+    TORCH,
+    TORCH_DIST,
+    check_layout,
+    check_names,
+    saved_arguments,
+)
 from megatron.flagscale.patching import Patch
 
 
@@ -35,9 +50,9 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
     damaged ones are renamed, and the tracker file is updated. Raises `UserError` if there are checkpoints but
     none can be used: starting over would overwrite them.
     """
-    if (directory / TRACKER).is_file() and (directory / TRACKER).read_text().strip() == "release":
-        if fault := fault_of(directory / "release"):
-            raise UserError(f"the checkpoint {directory / 'release'} cannot be used: {fault}")
+    if tracked(directory) == RELEASE:
+        if fault := fault_of(directory / RELEASE):
+            raise UserError(f"the checkpoint {directory / RELEASE} cannot be used: {fault}")
         return Choice(None)
     rejected: list[Candidate] = []
     for candidate in candidates(directory):
@@ -71,37 +86,37 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
 
 
 def _set_aside(folder: Path, fault: str, unfinished: bool) -> str:
-    if unfinished:
+    if unfinished and not is_torch_format(folder):
         shutil.rmtree(folder)
         return f"removed {folder}: {fault}"
-    spare = folder.with_name(f"{folder.name}.damaged")
+    # In the `torch` format, a tracker that was set back or left out looks the same as an unfinished save.
+    state = "unfinished" if unfinished else "damaged"
+    spare = folder.with_name(f"{folder.name}.{state}")
     if spare.exists():
         shutil.rmtree(spare)
     folder.rename(spare)
-    return f"checkpoint {folder} is damaged ({fault}); renamed to {spare.name}"
+    return f"checkpoint {folder} is {state} ({fault}); renamed to {spare.name}"
 
 
 def _point_at(directory: Path, iteration: int) -> None:
-    tracker = directory / TRACKER
-    if not tracker.is_file() or tracker.read_text().strip() != str(iteration):
-        write_atomic(tracker, str(iteration))
+    if tracked(directory) != str(iteration):
+        write_atomic(directory / TRACKER, str(iteration))
 
 
-def prepare_load(args: Any) -> None:
-    """Choose on rank 0, for all ranks, the checkpoint to load; all raise `UserError` if none is usable."""
+def prepare_load(args: Any) -> Path | None:
+    """Choose on rank 0, for all ranks, the checkpoint to load, and return its folder; None without one.
+
+    Raises:
+        UserError: on all ranks, if no checkpoint is usable, or if this run cannot load the chosen one.
+    """
     import torch
 
-    if args.load is None or args.ckpt_format != "torch_dist":
-        return
+    if args.ckpt_format not in (TORCH, TORCH_DIST):
+        return None
     answer: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
-        owned = args.save is not None and Path(args.save).resolve() == Path(args.load).resolve()
         try:
-            answer[0] = choose(Path(args.load), owned, args.ckpt_step)
-            for notice in answer[0].notices:
-                print(f"flagscale: {notice}", flush=True)
-            if answer[0].iteration is not None and not args.finetune:
-                _check_vocabulary(Path(args.load) / f"iter_{answer[0].iteration:07d}", args)
+            answer[0] = _chosen(args)
         except (UserError, OSError) as error:
             answer[0] = error
     torch.distributed.broadcast_object_list(answer, src=0)
@@ -109,19 +124,65 @@ def prepare_load(args: Any) -> None:
         raise UserError(f"the checkpoints in {args.load} cannot be read: {answer[0]}")
     if isinstance(answer[0], Exception):
         raise answer[0]
-    args.ckpt_step = answer[0].iteration
+    folder, iteration = answer[0]
+    if args.load is not None:
+        args.ckpt_step = iteration
+    return folder
 
 
-def _check_vocabulary(folder: Path, args: Any) -> None:
-    """Raise `UserError` if the run has a different number of padding tokens than the checkpoint.
+def _chosen(args: Any) -> tuple[Path | None, int | None]:
+    """Return the folder that the engine will load, and its iteration in `args.load`; None without one."""
+    choice = Choice(None)
+    if args.load is not None:
+        owned = args.save is not None and Path(args.save).resolve() == Path(args.load).resolve()
+        choice = choose(Path(args.load), owned, args.ckpt_step)
+        for notice in choice.notices:
+            print(f"flagscale: {notice}", flush=True)
+    folder = _folder(args, choice)
+    if folder is not None:
+        _check_loadable(folder, args, is_own=folder.parent == Path(args.load or ""))
+    return folder, choice.iteration
+
+
+def _folder(args: Any, choice: Choice) -> Path | None:
+    """Return the folder that the engine loads: the choice in `load`, or else `pretrained_checkpoint`."""
+    for directory in (args.load, args.pretrained_checkpoint):
+        if directory is None or not (named := tracked(Path(directory))):
+            continue
+        if directory == args.load and choice.iteration is not None:
+            return Path(directory) / f"iter_{choice.iteration:07d}"
+        return Path(directory) / (f"iter_{int(named):07d}" if named.isdigit() else named)
+    return None
+
+
+def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
+    resumes = is_own and folder.name != RELEASE and not args.finetune
+    saved = None
+    if is_torch_format(folder):
+        arguments = saved_arguments(folder)
+        check_layout(folder, arguments, args, needs_optimizer=resumes)
+        saved = arguments.get("padded_vocab_size")
+    elif args.ckpt_format == TORCH:
+        what = (
+            f"{folder} is not in Megatron's `{TORCH}` format, and a run with `ckpt_format: {TORCH}` can load"
+        )
+        raise UserError(f"{what} no other: set `ckpt_format: {TORCH_DIST}`, or remove the key")
+    elif resumes:
+        from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+
+        saved = getattr(load_common_state_dict(str(folder)).get("args"), "padded_vocab_size", None)
+    if resumes:
+        _check_vocabulary(folder, saved, args)
+
+
+def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
+    """Raise `UserError` if the run has a different number of padding tokens than the checkpoint (`saved`).
 
     The engine pads the vocabulary to a multiple that grows with tensor parallelism, and silently cuts or
     fills the saved weights. But padding tokens take part in the softmax, so the loss would jump.
     """
-    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
     from megatron.training.global_vars import get_tokenizer
 
-    saved = getattr(load_common_state_dict(str(folder)).get("args"), "padded_vocab_size", None)
     if saved in (None, args.padded_vocab_size):
         return
     what = f"{folder} has a padded vocabulary of {saved} tokens, but this run has {args.padded_vocab_size}"
@@ -135,11 +196,11 @@ def _check_vocabulary(folder: Path, args: Any) -> None:
 
 def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def load_checkpoint(*positional: Any, **named: Any) -> Any:
+    def load_checkpoint(model: Any, *positional: Any, **named: Any) -> Any:
         from megatron.training import get_args
 
         args = get_args()
-        prepare_load(args)
+        folder = prepare_load(args)
         if (
             args.ckpt_step is not None
             and args.train_iters
@@ -150,9 +211,27 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
                 done = f"{args.load} already contains iteration {args.ckpt_step} of {args.train_iters}"
                 print(f"flagscale: nothing left to do: {done}")
             sys.exit(0)
-        return original(*positional, **named)
+        if folder is None or not is_torch_format(folder):
+            return original(model, *positional, **named)
+        _check_own_file(folder, model)
+        try:
+            return original(model, *positional, **named)
+        except SystemExit:
+            # The engine prints the reason, and would end the run with exit code 0.
+            raise UserError(f"{folder}: the checkpoint could not be loaded; see the output above") from None
 
     return load_checkpoint
+
+
+def _check_own_file(folder: Path, model: Any) -> None:
+    """Check the tensors of this rank's file in a checkpoint in the `torch` format."""
+    from megatron.core.utils import unwrap_model
+    from megatron.training.checkpointing import get_checkpoint_name
+
+    number = folder.name.removeprefix("iter_")
+    named = {"release": True} if folder.name == RELEASE else {}
+    file = get_checkpoint_name(str(folder.parent), 0 if named else int(number), **named)
+    check_names(Path(file), unwrap_model(model))
 
 
 def _compare_the_padded_size_only(original: Callable[..., Any]) -> Callable[..., Any]:

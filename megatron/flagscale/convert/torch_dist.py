@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.errors import Problem, UserError
+from megatron.flagscale.checkpoint import safe_unpickle
 from megatron.flagscale.checkpoint.manifest import TRACKER, candidates, fault_of
 from megatron.flagscale.chips import HOST
-from megatron.flagscale.convert import safe_unpickle
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
