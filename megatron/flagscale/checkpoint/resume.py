@@ -124,9 +124,9 @@ def prepare_load(args: Any) -> Path | None:
         raise UserError(f"the checkpoints in {args.load} cannot be read: {answer[0]}")
     if isinstance(answer[0], Exception):
         raise answer[0]
-    folder, iteration = answer[0]
+    folder: Path | None = answer[0][0]
     if args.load is not None:
-        args.ckpt_step = iteration
+        args.ckpt_step = answer[0][1]
     return folder
 
 
@@ -146,12 +146,11 @@ def _chosen(args: Any) -> tuple[Path | None, int | None]:
 
 def _folder(args: Any, choice: Choice) -> Path | None:
     """Return the folder that the engine loads: the choice in `load`, or else `pretrained_checkpoint`."""
-    for directory in (args.load, args.pretrained_checkpoint):
-        if directory is None or not (named := tracked(Path(directory))):
-            continue
-        if directory == args.load and choice.iteration is not None:
-            return Path(directory) / f"iter_{choice.iteration:07d}"
-        return Path(directory) / (f"iter_{int(named):07d}" if named.isdigit() else named)
+    if choice.iteration is not None:
+        return Path(args.load) / f"iter_{choice.iteration:07d}"
+    for directory in map(Path, filter(None, (args.load, args.pretrained_checkpoint))):
+        if named := tracked(directory):
+            return directory / (f"iter_{int(named):07d}" if named.isdigit() else named)
     return None
 
 

@@ -27,6 +27,9 @@ class Unknown:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
+    def __repr__(self) -> str:
+        return "<an object of another package>"
+
     def __setstate__(self, state: Any) -> None:
         pass
 

@@ -21,11 +21,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron.flagscale.checkpoint.manifest import TRACKER, write_manifest
+from megatron.flagscale.checkpoint.manifest import RELEASE, TRACKER, write_manifest
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry
-from megatron.flagscale.convert.torch_dist import COMMON, RELEASE
+from megatron.flagscale.convert.torch_dist import COMMON
 
 _FILE_BYTES = 4 * 2**30
 
