@@ -12,6 +12,8 @@ NEEDS_CHIP = {
     "fp4": "fp4_format",
     "tp_comm_overlap": "tp_comm_overlap",
     "nccl_ub": "use_nccl_ub",
+    "use_torch_fsdp2": "use_torch_fsdp2",
+    "use_megatron_fsdp": "use_megatron_fsdp",
 }
 """Arguments (by dest) that are not supported on CPU, and their keys."""
 
@@ -28,12 +30,9 @@ def cpu_violations(values: Mapping[str, Any], backend: str) -> Iterator[Violatio
         if values[name] not in supported:
             what = f"`{name}: {values[name]}` is not supported on CPU"
             yield name, f"{what}; use `{supported[0]}`, or remove the key"
-    if values.get("async_save"):
-        if values["async_strategy"] != "mcore":
-            what = f"`async_strategy: {values['async_strategy']}` is not supported on CPU"
-            yield "async_strategy", f"{what}; use `mcore`, or remove the key"
-        if values["ckpt_format"] != "torch_dist":
-            yield "async_save", "`async_save` needs `ckpt_format: torch_dist` on CPU"
+    if values.get("async_save") and values["async_strategy"] != "mcore":
+        what = f"`async_strategy: {values['async_strategy']}` is not supported on CPU"
+        yield "async_strategy", f"{what}; use `mcore`, or remove the key"
     if values.get("cuda_graph_impl") not in (None, "none"):
         what = f"`cuda_graph_impl: {values['cuda_graph_impl']}` is not supported on CPU; remove it"
         yield "cuda_graph_impl", what

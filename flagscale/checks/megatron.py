@@ -1,4 +1,4 @@
-"""Rules between Megatron's arguments besides degrees: length, schedule, model, precision, recompute, saving.
+"""Rules between Megatron's arguments besides degrees: length, schedule, model, precision, recompute.
 
 `rule_violations` covers the rules of `megatron/training/arguments.py:validate_args` that users run into; the
 others cover arguments that the engine accepts and then ignores, or computes differently.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flagscale.checks.saving import saving_violations
 from flagscale.errors import Violation
 
 _REQUIRED = {
@@ -33,7 +34,7 @@ def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     yield from _precision_violations(values)
     yield from _recompute_violations(values)
     yield from _overlap_violations(values)
-    yield from _saving_violations(values)
+    yield from saving_violations(values)
 
 
 def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -169,17 +170,6 @@ def _overlap_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             yield "overlap_param_gather", "`overlap_param_gather` needs `overlap_grad_reduce: true`"
     if values.get("tp_comm_overlap") and not values.get("sequence_parallel"):
         yield "tp_comm_overlap", "`tp_comm_overlap` needs `sequence_parallel: true`"
-
-
-def _saving_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    interval, keep = values.get("save_interval"), values.get("save_retain_interval")
-    if values.get("save") and interval is None:
-        yield "save_interval", "`save_interval` is required: iterations between checkpoints (or `save: null`)"
-    if keep and interval and keep % interval:
-        yield (
-            "save_retain_interval",
-            f"save_retain_interval {keep} must be a multiple of save_interval {interval}",
-        )
 
 
 def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:

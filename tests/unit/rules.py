@@ -171,6 +171,8 @@ OF_THE_ENGINE = [
     Example({"tp_comm_overlap": True}, "`tp_comm_overlap` needs `sequence_parallel: true`"),
     Example({"save_interval": None}, "`save_interval` is required"),
     Example({"save_retain_interval": 7}, "save_retain_interval 7 must be a multiple of save_interval 5"),
+    Example({"ckpt_format": "torch_dcp"}, "`ckpt_format: torch_dcp` needs `use_torch_fsdp2: true`"),
+    Example({"ckpt_format": "fsdp_dtensor"}, "`ckpt_format: fsdp_dtensor` needs `use_megatron_fsdp: true`"),
     Example({"fp8_format": "hybrid", "fp4_format": "e2m1"}, "give `fp8_format` or `fp4_format`, not both"),
     Example({"micro_batch_size": 3}, "global_batch_size 16 must be a multiple of 3"),
 ]
@@ -179,6 +181,7 @@ OF_THE_ENGINE = [
 _EXPERTS = {"num_experts": 4, "moe_ffn_hidden_size": 64}
 _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
+_OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
 
@@ -212,6 +215,10 @@ SHARED = [
     ),
     Example({"num_query_groups": 2}, "`num_query_groups` needs `group_query_attention: true`"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
+    # Saving in a format from which the run can resume.
+    Example(_OLD | {"use_distributed_optimizer": True}, "cannot resume from `ckpt_format: torch`"),
+    Example(_OLD | {"async_save": True}, "`async_save` needs `ckpt_format: torch_dist`"),
+    Example(_OLD | {"non_persistent_ckpt_type": "global"}, "`non_persistent_ckpt_type: global` needs"),
     # On CPU.
     Example({"fp8_format": "hybrid"}, "`fp8_format` is not supported on CPU", "cpu"),
     Example({"fp4_format": "e2m1"}, "`fp4_format` is not supported on CPU", "cpu"),
@@ -220,7 +227,8 @@ SHARED = [
     Example({"distributed_backend": "nccl"}, "`distributed_backend: nccl` is not supported on CPU", "cpu"),
     Example({"transformer_impl": "transformer_engine"}, "use `torch`, or remove the key", "cpu"),
     Example({"async_save": True, "async_strategy": "nvrx"}, "`async_strategy: nvrx` is not", "cpu"),
-    Example({"async_save": True, "ckpt_format": "torch_dcp"}, "needs `ckpt_format: torch_dist`", "cpu"),
+    Example({"use_torch_fsdp2": True}, "`use_torch_fsdp2` is not supported on CPU", "cpu"),
+    Example({"use_megatron_fsdp": True}, "`use_megatron_fsdp` is not supported on CPU", "cpu"),
     Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
     Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
     # Megatron's local layers without TransformerEngine.

@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks import blend, data, degrees, layers, megatron, recompute, resume, vocabulary, worker
+from flagscale.checks import (
+    blend,
+    data,
+    degrees,
+    layers,
+    megatron,
+    recompute,
+    resume,
+    saving,
+    vocabulary,
+    worker,
+)
 from flagscale.checks.hetero import rules as hetero
 from flagscale.config.catalog import Catalog
 from flagscale.errors import UserError
@@ -28,7 +39,7 @@ from tests.unit import (
 from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
-MODULES = (blend, data, degrees, layers, megatron, recompute, resume, vocabulary, worker, hetero)
+MODULES = (blend, data, degrees, layers, megatron, recompute, resume, saving, vocabulary, worker, hetero)
 """The modules whose every rule must have an example."""
 
 
@@ -46,7 +57,7 @@ def test_rules_of_the_cpu_apply_only_there(example: Example) -> None:
 
 
 def test_the_async_strategy_matters_only_with_async_save() -> None:
-    assert Example({"async_strategy": "nvrx", "ckpt_format": "torch_dcp"}, "", "cpu").report() == []
+    assert Example({"async_strategy": "nvrx"}, "", "cpu").report() == []
 
 
 @contextmanager

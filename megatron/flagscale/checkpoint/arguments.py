@@ -38,10 +38,11 @@ def store(folder: Path, args: Any) -> None:
     write_arguments(folder, {name: value for name, value in _now(args).items() if name not in _READ})
 
 
-def compare(folder: Path, args: Any, common: Mapping[str, Any]) -> list[str]:
+def compare(folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool) -> list[str]:
     """Return notices about what differs from the run that saved a checkpoint.
 
-    `common` holds the engine's arguments of that run, which are compared if no record was stored.
+    `common` holds the engine's arguments of that run, which are compared if no record was stored. If the run
+    does not resume, it loads the weights only.
 
     Raises:
         UserError: a difference is refused; all of them are reported.
@@ -49,6 +50,7 @@ def compare(folder: Path, args: Any, common: Mapping[str, Any]) -> list[str]:
     stored = read_arguments(folder)
     name = f"the checkpoint {folder}"
     saved, now = (Saved(name, stored), _now(args)) if stored else (Saved(name, record(common)), vars(args))
+    now = {**now, "finetune": not resumes}
     if wrong := list(resume_violations(saved, now)):
         raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)
     return [what for _, what in resume_notices(saved, now)]

@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.files import write_atomic
+from flagscale.run.checkpoints import TRACKER
 
 MANIFEST = "manifest.json"
+RELEASE = "release"
+"""Folder name and tracker file content of a checkpoint that does not belong to an iteration."""
+RANK_FILE = "model_optim_rng.pt"
+"""In a checkpoint in Megatron's `torch` format, the file of each rank, in folders named `mp_rank_*`."""
 _FOLDER = re.compile(r"iter_(\d{7,})")
 _BLOCK = 64 * 1024
 _BLOCKS = 16  # per file at most: one megabyte is read, however large the file is
@@ -58,10 +63,13 @@ def write_manifest(folder: Path) -> None:
 
 
 def fault_of(folder: Path) -> str:
-    """Return why a checkpoint cannot be used, or an empty string; without a manifest it needs its index."""
+    """Return why a checkpoint cannot be used, or an empty string."""
     manifest = folder / MANIFEST
     if not manifest.exists():
-        return "" if _has_index(folder) else "its save was not finished"
+        if _was_finished(folder):
+            return ""
+        kind = "in Megatron's `torch` format, " if is_torch_format(folder) else ""
+        return f"{kind}its save was not finished"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
@@ -80,9 +88,26 @@ def fault_of(folder: Path) -> str:
     return ""
 
 
-def _has_index(folder: Path) -> bool:
-    """Return whether both files exist that the engine writes after all others."""
+def is_torch_format(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint in Megatron's `torch` format: with one folder per rank."""
+    return any(folder.glob(f"mp_rank_*/{RANK_FILE}"))
+
+
+def _was_finished(folder: Path) -> bool:
+    """Return whether the engine wrote what it writes last; for checkpoints without a manifest.
+
+    That is the index, or in the `torch` format the tracker, which then names this iteration or a later one.
+    """
+    if is_torch_format(folder):
+        named, match = tracked(folder.parent), _FOLDER.fullmatch(folder.name)
+        return named == folder.name or bool(match and named.isdigit() and int(match[1]) <= int(named))
     return all((folder / name).is_file() for name in (".metadata", "metadata.json"))
+
+
+def tracked(directory: Path) -> str:
+    """Return what the tracker file of a directory names: an iteration or `release`, or nothing."""
+    tracker = directory / TRACKER
+    return tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
 
 
 def candidates(directory: Path) -> Iterator[Candidate]:
@@ -91,5 +116,5 @@ def candidates(directory: Path) -> Iterator[Candidate]:
         return
     found = ((match, path) for path in directory.iterdir() if (match := _FOLDER.fullmatch(path.name)))
     for match, path in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True):
-        unfinished = not (path / MANIFEST).exists() and not _has_index(path)
+        unfinished = not (path / MANIFEST).exists() and not _was_finished(path)
         yield Candidate(int(match[1]), path, fault_of(path), unfinished)

@@ -12,7 +12,9 @@ from megatron.flagscale.patching import Patch
 def _experts_join_or_leave(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_state_dict(self: Any, state_dict: Any) -> None:
-        original(self, regroup(state_dict, len(self.chained_optimizers)))
+        # A checkpoint in the `torch` format has a list, and is only loaded in the layout that saved it.
+        is_list = isinstance(state_dict, list)
+        original(self, state_dict if is_list else regroup(state_dict, len(self.chained_optimizers)))
 
     return load_state_dict
 

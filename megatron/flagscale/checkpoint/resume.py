@@ -18,7 +18,21 @@ from flagscale.errors import UserError
 from flagscale.files import write_atomic
 from flagscale.run.checkpoints import TRACKER, folder_of
 from megatron.flagscale.checkpoint.arguments import compare
-from megatron.flagscale.checkpoint.manifest import Candidate, candidates, fault_of
+from megatron.flagscale.checkpoint.manifest import (
+    RELEASE,
+    Candidate,
+    candidates,
+    fault_of,
+    is_torch_format,
+    tracked,
+)
+from megatron.flagscale.checkpoint.torch_format import (
+    TORCH,
+    TORCH_DIST,
+    check_layout,
+    check_names,
+    saved_arguments,
+)
 from megatron.flagscale.patching import Patch
 
 
@@ -37,9 +51,9 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
     damaged ones are renamed, and the tracker file is updated. Raises `UserError` if there are checkpoints but
     none can be used: starting over would overwrite them.
     """
-    if (directory / TRACKER).is_file() and (directory / TRACKER).read_text().strip() == "release":
-        if fault := fault_of(directory / "release"):
-            raise UserError(f"the checkpoint {directory / 'release'} cannot be used: {fault}")
+    if tracked(directory) == RELEASE:
+        if fault := fault_of(directory / RELEASE):
+            raise UserError(f"the checkpoint {directory / RELEASE} cannot be used: {fault}")
         return Choice(None)
     rejected: list[Candidate] = []
     for candidate in candidates(directory):
@@ -73,37 +87,37 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
 
 
 def _set_aside(folder: Path, fault: str, unfinished: bool) -> str:
-    if unfinished:
+    if unfinished and not is_torch_format(folder):
         shutil.rmtree(folder)
         return f"removed {folder}: {fault}"
-    spare = folder.with_name(f"{folder.name}.damaged")
+    # In the `torch` format, a tracker that was set back or left out looks the same as an unfinished save.
+    state = "unfinished" if unfinished else "damaged"
+    spare = folder.with_name(f"{folder.name}.{state}")
     if spare.exists():
         shutil.rmtree(spare)
     folder.rename(spare)
-    return f"checkpoint {folder} is damaged ({fault}); renamed to {spare.name}"
+    return f"checkpoint {folder} is {state} ({fault}); renamed to {spare.name}"
 
 
 def _point_at(directory: Path, iteration: int) -> None:
-    tracker = directory / TRACKER
-    if not tracker.is_file() or tracker.read_text().strip() != str(iteration):
-        write_atomic(tracker, str(iteration))
+    if tracked(directory) != str(iteration):
+        write_atomic(directory / TRACKER, str(iteration))
 
 
-def prepare_load(args: Any) -> None:
-    """Choose on rank 0, for all ranks, the checkpoint to load; all raise `UserError` if none is usable."""
+def prepare_load(args: Any) -> Path | None:
+    """Choose on rank 0, for all ranks, the checkpoint to load, and return its folder; None without one.
+
+    Raises:
+        UserError: on all ranks, if no checkpoint is usable, or if this run cannot load the chosen one.
+    """
     import torch
 
-    if args.load is None or args.ckpt_format != "torch_dist":
-        return
+    if args.ckpt_format not in (TORCH, TORCH_DIST):
+        return None
     answer: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
-        owned = args.save is not None and Path(args.save).resolve() == Path(args.load).resolve()
         try:
-            answer[0] = choose(Path(args.load), owned, args.ckpt_step)
-            for notice in answer[0].notices:
-                print(f"flagscale: {notice}", flush=True)
-            if answer[0].iteration is not None:
-                _check_run(Path(args.load) / folder_of(answer[0].iteration), args)
+            answer[0] = _chosen(args)
         except (UserError, OSError) as error:
             answer[0] = error
     torch.distributed.broadcast_object_list(answer, src=0)
@@ -111,22 +125,60 @@ def prepare_load(args: Any) -> None:
         raise UserError(f"the checkpoints in {args.load} cannot be read: {answer[0]}")
     if isinstance(answer[0], Exception):
         raise answer[0]
-    args.ckpt_step = answer[0].iteration
+    folder: Path | None = answer[0][0]
+    if args.load is not None:
+        args.ckpt_step = answer[0][1]
+    return folder
 
 
-def _check_run(folder: Path, args: Any) -> None:
-    """Compare the run that saved a checkpoint with this one, and print notices; raises `UserError`."""
-    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+def _chosen(args: Any) -> tuple[Path | None, int | None]:
+    """Return the folder that the engine will load, and its iteration in `args.load`; None without one."""
+    choice = Choice(None)
+    if args.load is not None:
+        owned = args.save is not None and Path(args.save).resolve() == Path(args.load).resolve()
+        choice = choose(Path(args.load), owned, args.ckpt_step)
+        for notice in choice.notices:
+            print(f"flagscale: {notice}", flush=True)
+    folder = _folder(args, choice)
+    if folder is not None:
+        _check_loadable(folder, args, is_own=folder.parent == Path(args.load or ""))
+    return folder, choice.iteration
 
-    saved = load_common_state_dict(str(folder)).get("args")
-    for notice in compare(folder, args, vars(saved) if saved else {}):
+
+def _folder(args: Any, choice: Choice) -> Path | None:
+    """Return the folder that the engine loads: the choice in `load`, or else `pretrained_checkpoint`."""
+    if choice.iteration is not None:
+        return Path(args.load) / folder_of(choice.iteration)
+    for directory in map(Path, filter(None, (args.load, args.pretrained_checkpoint))):
+        if named := tracked(directory):
+            return directory / (folder_of(int(named)) if named.isdigit() else named)
+    return None
+
+
+def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
+    """Compare a checkpoint with this run, and print notices; raise `UserError` if this run cannot load it."""
+    resumes = is_own and folder.name != RELEASE and not args.finetune
+    if is_torch_format(folder):
+        saved = saved_arguments(folder)
+        check_layout(folder, saved, args, needs_optimizer=resumes)
+    elif args.ckpt_format == TORCH:
+        what = (
+            f"{folder} is not in Megatron's `{TORCH}` format, and a run with `ckpt_format: {TORCH}` can load"
+        )
+        raise UserError(f"{what} no other: set `ckpt_format: {TORCH_DIST}`, or remove the key")
+    else:
+        from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+
+        found = load_common_state_dict(str(folder)).get("args")
+        saved = vars(found) if found else {}
+    for notice in compare(folder, args, saved, resumes=resumes):
         print(f"flagscale: {notice}", flush=True)
-    if not args.finetune:
-        _check_vocabulary(folder, getattr(saved, "padded_vocab_size", None), args)
+    if resumes:
+        _check_vocabulary(folder, saved.get("padded_vocab_size"), args)
 
 
 def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
-    """Raise `UserError` if the run has a different number of padding tokens than the checkpoint.
+    """Raise `UserError` if the run has a different number of padding tokens than the checkpoint (`saved`).
 
     The engine pads the vocabulary to a multiple that grows with tensor parallelism, and silently cuts or
     fills the saved weights. But padding tokens take part in the softmax, so the loss would jump.
@@ -146,11 +198,11 @@ def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
 
 def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def load_checkpoint(*positional: Any, **named: Any) -> Any:
+    def load_checkpoint(model: Any, *positional: Any, **named: Any) -> Any:
         from megatron.training import get_args
 
         args = get_args()
-        prepare_load(args)
+        folder = prepare_load(args)
         if (
             args.ckpt_step is not None
             and args.train_iters
@@ -161,9 +213,27 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
                 done = f"{args.load} already contains iteration {args.ckpt_step} of {args.train_iters}"
                 print(f"flagscale: nothing left to do: {done}")
             sys.exit(0)
-        return original(*positional, **named)
+        if folder is None or not is_torch_format(folder):
+            return original(model, *positional, **named)
+        _check_own_file(folder, model)
+        try:
+            return original(model, *positional, **named)
+        except SystemExit:
+            # The engine prints the reason, and would end the run with exit code 0.
+            raise UserError(f"{folder}: the checkpoint could not be loaded; see the output above") from None
 
     return load_checkpoint
+
+
+def _check_own_file(folder: Path, model: Any) -> None:
+    """Check the tensors of this rank's file in a checkpoint in the `torch` format."""
+    from megatron.core.utils import unwrap_model
+    from megatron.training.checkpointing import get_checkpoint_name
+
+    number = folder.name.removeprefix("iter_")
+    named = {"release": True} if folder.name == RELEASE else {}
+    file = get_checkpoint_name(str(folder.parent), 0 if named else int(number), **named)
+    check_names(Path(file), unwrap_model(model))
 
 
 def _compare_the_padded_size_only(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from flagscale.errors import UserError
 from megatron.flagscale.checkpoint.arguments import store
 from megatron.flagscale.checkpoint.manifest import write_manifest
+from megatron.flagscale.checkpoint.torch_format import TORCH
 from megatron.flagscale.patching import Patch
 
 _PROBE_BYTES = 8 * 1024 * 1024
@@ -38,7 +39,11 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
         with _failing_as_user_error(folder):
             if torch.distributed.get_rank() == 0 and folder.exists():
                 shutil.rmtree(folder)
-            return original(iteration, *positional, **named)
+            torch.distributed.barrier()  # in the `torch` format, every rank creates its own folder
+            saved = original(iteration, *positional, **named)
+            if args.ckpt_format == TORCH:  # not written by `dist_checkpointing.save`
+                _write_manifest(folder)
+            return saved
 
     return save_checkpoint
 

@@ -15,6 +15,8 @@ import yaml
 
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from megatron.flagscale.checkpoint.manifest import RELEASE
+from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.files import complete_folder, read_json
 from megatron.flagscale.convert.hf_config import write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
@@ -30,14 +32,7 @@ from megatron.flagscale.convert.tokenizer import (
     open_tokenizer,
     stored_tokenizer,
 )
-from megatron.flagscale.convert.torch_dist import (
-    RELEASE,
-    TorchDistSource,
-    find_checkpoint,
-    is_checkpoint,
-    read_arguments,
-    stored_rows,
-)
+from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 
@@ -114,6 +109,10 @@ def convert(
         source, companion, notices = _open_huggingface(load, family, given)
     else:
         source, companion, notices = _open_megatron(load, family, given, vocab_size, iteration)
+    if verify and not isinstance(source, TorchDistSource | HuggingFaceSource):
+        what = "cannot load a checkpoint in Megatron's `torch` format"
+        hint = "convert it with `--to megatron` first, and the result with `--verify-logits`"
+        raise UserError([Problem(what, "--verify-logits", hint)])
     if upcycling:
         source = Upcycled(source, upcycling)
     model = replace(source.model, dtype=dtype) if dtype else source.model
@@ -172,19 +171,20 @@ def _open_megatron(
     load: Path, family: str | None, given: Tokenizer | None, vocab_size: int | None, iteration: int | None
 ) -> tuple[Source, Tokenizer, tuple[str, ...]]:
     checkpoint = find_checkpoint(load, iteration)
-    args = read_arguments(checkpoint)
+    reader = reader_of(checkpoint)
+    args = reader.read_arguments(checkpoint)
     named = [Path(args["tokenizer_model"])] if args.get("tokenizer_model") else []
     # The one next to a converted checkpoint, or else the one used in training, if it still exists.
     companion = given or stored_tokenizer([load / TOKENIZER, checkpoint.parent / TOKENIZER, *named])
     tokens = vocab_size or args.get("vocab_size") or (companion.size if companion else None)
-    rows = stored_rows(checkpoint)
+    rows = reader.stored_rows(checkpoint)
     if tokens is not None and tokens > rows:
         raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
     if tokens is None:
         notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
-    return TorchDistSource(checkpoint, model), companion or Tokenizer(), notices
+    return reader.open_source(checkpoint, model), companion or Tokenizer(), notices
 
 
 def _stream(

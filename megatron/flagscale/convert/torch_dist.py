@@ -24,51 +24,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.errors import Problem, UserError
-from flagscale.run.checkpoints import TRACKER
-from megatron.flagscale.checkpoint.manifest import candidates, fault_of
+from megatron.flagscale.checkpoint import safe_unpickle
 from megatron.flagscale.chips import HOST
-from megatron.flagscale.convert import safe_unpickle
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
-RELEASE = "release"
-"""Folder name and tracker file content of a checkpoint that does not belong to an iteration."""
-
 COMMON = "common_state/shard_0_1"
 """The object that holds everything that is not a tensor: arguments, iteration."""
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a checkpoint or contains checkpoints."""
-    return (folder / ".metadata").is_file() or (folder / TRACKER).is_file() or any(folder.glob("iter_*"))
-
-
-def find_checkpoint(folder: Path, iteration: int | None = None) -> Path:
-    """Return the newest complete checkpoint of a folder, or that of an iteration; or the folder if it is one.
-
-    Raises:
-        UserError: no checkpoint was found, or it is damaged.
-    """
-    if (folder / ".metadata").is_file():
-        chosen, fault = folder, fault_of(folder)
-    elif iteration is None and _tracked(folder) == RELEASE:
-        chosen, fault = folder / RELEASE, fault_of(folder / RELEASE)
-    else:
-        found = [one for one in candidates(folder) if iteration in (None, one.iteration)]
-        usable = [one for one in found if one.usable]
-        if not found:
-            which = "" if iteration is None else f" of iteration {iteration}"
-            raise UserError(f"{folder}: no checkpoint{which} found")
-        if iteration is None and usable:
-            return usable[0].path
-        chosen, fault = found[0].path, found[0].fault
-    if fault:
-        raise UserError(f"{chosen}: the checkpoint cannot be used: {fault}")
-    return chosen
-
-
-def _tracked(folder: Path) -> str:
-    return (folder / TRACKER).read_text().strip() if (folder / TRACKER).is_file() else ""
 
 
 def read_arguments(checkpoint: Path) -> dict[str, Any]:
@@ -185,6 +147,11 @@ class TorchDistSource:
             size = path.stat().st_size if path.is_file() else 0
             if size < end:
                 yield f"{name} is truncated: {size} of {end} bytes"
+
+
+def open_source(checkpoint: Path, model: Model) -> TorchDistSource:
+    """Return a checkpoint as a source; raises `UserError` if it does not hold the model."""
+    return TorchDistSource(checkpoint, model)
 
 
 def stored_rows(checkpoint: Path) -> int:

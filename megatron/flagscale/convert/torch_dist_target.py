@@ -22,11 +22,11 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from flagscale.run.checkpoints import TRACKER
-from megatron.flagscale.checkpoint.manifest import write_manifest
+from megatron.flagscale.checkpoint.manifest import RELEASE, write_manifest
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry
-from megatron.flagscale.convert.torch_dist import COMMON, RELEASE
+from megatron.flagscale.convert.torch_dist import COMMON
 
 _FILE_BYTES = 4 * 2**30
 
