@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
 from megatron.flagscale.checkpoint.manifest import MANIFEST, RANK_FILE, candidates, fault_of
 from megatron.flagscale.checkpoint.resume import choose
+from megatron.flagscale.checkpoint.torch_format import check_names, first_file
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS, SAVED_AT = 4, 2
@@ -43,7 +45,7 @@ REFUSED = (
     ("PP2", "llama", 2, f"{INTERLEAVED} {OLD}", "virtual_pipeline_model_parallel_size None (this run: 2)"),
     ("TP2", "llama", 1, "", "with `ckpt_format: torch_dist` until it saves: every layout can load that"),
     ("torch_dist", "llama", 1, OLD, "set `ckpt_format: torch_dist`, or remove the key"),
-    ("one", "qk norm", 1, OLD, "8 tensors of `model` are not the same as in this run's model"),
+    ("one", "qk norm", 1, OLD, "`qk_layernorm` is true, but the checkpoint"),
     (AS_DIST, "llama bf16", 1, OLD, "saved with `use_distributed_optimizer: true`"),
     (AS_DIST, "llama", 1, ZERO, "an fp32 model cannot load the state of its distributed optimizer"),
 )
@@ -180,3 +182,12 @@ def test_a_release_is_usable_if_the_tracker_names_it(tmp_path: Path) -> None:
     (tmp_path / "release" / MANIFEST).write_text("{}")
     with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
         choose(tmp_path, owned=False)
+
+
+def test_tensors_of_other_names_are_not_left_out(folder: Path, whole: dict[str, Curve]) -> None:
+    file = first_file(folder / "one" / f"iter_{SAVED_AT:07d}")
+    names = [*torch.load(file, weights_only=False)["model"]]
+    check_names(file, [SimpleNamespace(state_dict_for_save_checkpoint=lambda: dict.fromkeys(names))])
+    renamed = [*names[1:], "decoder.other"]
+    with pytest.raises(UserError, match="2 tensors of `model` are not the same as in this run's model"):
+        check_names(file, [SimpleNamespace(state_dict_for_save_checkpoint=lambda: dict.fromkeys(renamed))])
