@@ -1,4 +1,4 @@
-"""The rank's side of supervision: ending with its parent, heartbeats, and stacks of a rank that hangs."""
+"""The rank's side of supervision: signals, the end of its parent, heartbeats, stacks of a rank that hangs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ _last_heartbeat = 0.0
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies; no effect if it does not support that."""
     die_with(os.getppid())
+
+
+def leave_requests_to_torchrun() -> None:
+    """Ignore SIGINT and SIGHUP in a rank: torchrun passes on every request to end as SIGTERM.
+
+    A signal to all processes at once would otherwise end the ranks before they have saved a checkpoint.
+    """
+    if "LOCAL_RANK" in os.environ:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM in a process that is about to end, or that another one waits for and then ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def write_stacks_when_asked() -> None:
