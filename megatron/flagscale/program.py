@@ -110,11 +110,13 @@ def train(
     from megatron.flagscale.data import build_datasets
     from megatron.flagscale.hetero import join, parse_own
     from megatron.flagscale.recompute import schedule_recompute
+    from megatron.flagscale.validation import prepare_validation
 
     args = parse_own(part, add_arguments) if part else parse(add_arguments)
     model_config = gpt_config_from_args(args)
     adapt(model_config, args)
     schedule_recompute(model_config, args)
+    prepare_validation(args)
     seams = {}
     if part:
         seams = join(part, args, model_config)

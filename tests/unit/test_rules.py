@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks import data, degrees, layers, megatron, recompute, worker
+from flagscale.checks import data, degrees, layers, megatron, recompute, validation, worker
 from flagscale.checks.hetero import rules as hetero
 from flagscale.config.catalog import Catalog
 from flagscale.errors import UserError
-from tests.unit import test_degrees, test_hetero_layout, test_recompute
+from tests.unit import test_degrees, test_hetero_layout, test_recompute, test_validation
 from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
-MODULES = (data, degrees, layers, megatron, recompute, worker, hetero)
+MODULES = (data, degrees, layers, megatron, recompute, validation, worker, hetero)
 """The modules whose every rule must have an example."""
 
 
@@ -82,6 +82,8 @@ def test_every_rule_has_an_example(catalog: Catalog, build: test_hetero_layout.B
         for ranks, changes, _ in test_hetero_layout.WRONG:
             with pytest.raises(UserError):
                 build({"hetero_process_meshes": test_hetero_layout.FLAT, **changes}, ranks=ranks)
+        for values, _ in test_validation.WRONG:
+            list(validation.validation_violations(values))
         for number in ("[[1, 4, 0]]", "[[1, 4, 9]]", "[[1, 4, -1]]"):
             test_recompute.found(**{test_recompute.NUM_LAYERS: number})
         typed = test_hetero_layout.layout(
