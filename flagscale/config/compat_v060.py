@@ -227,9 +227,9 @@ TASK: Mapping[str, Change] = {
     **_each(
         "extra_valid_interval extra_valid_data_path",
         _refuse(
-            "list the prefixes of all validation sets, without token counts, in valid_data_path and their tags "
-            "in validation_set_names; set multiple_validation_sets: true, full_validation: true and, for "
-            "intervals of their own, validation_set_intervals (one per set)"
+            "list the prefixes of all validation sets, without token counts, in valid_data_path and their "
+            "tags in validation_set_names; set multiple_validation_sets: true and full_validation: true; "
+            "for intervals of their own, use validation_set_intervals (one per set)"
         ),
     ),
     "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),

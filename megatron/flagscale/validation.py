@@ -42,9 +42,10 @@ def evaluations(prefix: str, data: Any, iteration: int) -> Iterator[tuple[str, s
     # A whole set takes none of the samples that the engine counts, and a test takes none for validation.
     unchanged = {"consumed_valid_samples": args.consumed_valid_samples}
     if "test set" in prefix:
-        one_set = {"multiple_validation_sets": False, "full_validation": False, "validation_set_names": None}
-        with _changed(args, eval_iters=args.asked_eval_iters, **one_set, **unchanged):
-            yield "test", "", data
+        # As one of several sets it gets a name in TensorBoard and W&B, which else show it as validation.
+        named = {"multiple_validation_sets": True, "validation_set_names": ["test"], "full_validation": False}
+        with _changed(args, eval_iters=[args.asked_eval_iters], **named, **unchanged):
+            yield "test", "", [data]
     elif not args.full_validation:
         yield "validation", "", data
     elif not args.multiple_validation_sets:
