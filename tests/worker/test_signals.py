@@ -9,13 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flagscale.node.processes import alive, of_run
-from flagscale_testing.ranks.training import PATIENCE, ended_at_last, environment, torchrun, wait_for
+from flagscale_testing.ranks.training import (
+    MOCK_DATA,
+    MODEL,
+    PATIENCE,
+    ended_at_last,
+    environment,
+    read_metrics,
+    torchrun,
+    wait_for,
+)
 from tests.node.conftest import FakeJob, fake_job
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -157,6 +167,27 @@ def test_a_job_saves_if_all_its_processes_get_another_request(
     wait_for(lambda: job.state().phase == "finished" and job.is_gone())
     assert len([*tmp_path.glob("saved *")]) == RANKS
     assert "Traceback" not in job.log()
+
+
+def test_a_training_saves_if_all_its_processes_are_signalled_again_and_again(tmp_path: Path) -> None:
+    """Saving starts a process, which must not end before its rank, not even in its first moments."""
+    saved, metrics = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
+    argv = [*MODEL, *MOCK_DATA, "--exit-signal-handler", "--metrics-file", str(metrics)]
+    argv += ["--train-iters", "100000", "--save", str(saved), "--save-interval", "100000"]
+    command = torchrun(RANKS, "-m", "megatron.flagscale.train_gpt", *argv)
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path, env=environment())
+    with ended_at_last(process):
+        wait_for(lambda: len(read_metrics(metrics)) >= 2)
+        agent = psutil.Process(process.pid)
+        while process.poll() is None:
+            for one in (agent, *agent.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    one.terminate()
+            time.sleep(0.02)
+        assert process.returncode == 0, (tmp_path / "output").read_text()[-4000:]
+    assert len([*saved.glob("iter_*/manifest.json")]) == 1
+    assert "Traceback" not in (tmp_path / "output").read_text()
 
 
 PROGRAM = """
