@@ -11,6 +11,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from flagscale import registry
 from flagscale.config.load import load_command_keys, load_run_location
@@ -43,21 +46,43 @@ def test(request: Request) -> int:
 
 
 def _run_in_foreground(prepared: Prepared) -> int:
-    plan = _start(prepared)
-    # A cloud platform or a queue ends a job with SIGTERM.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        status = watch_job(plan)
-    except KeyboardInterrupt:
-        print("\nstopping the job ...", flush=True)
-        _stop(plan)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with _interrupted_once():
+        plan = _start(prepared)
+        try:
+            status = watch_job(plan)
+        except KeyboardInterrupt:
+            print("\nstopping the job ...", flush=True)
+            _stop(plan)
+            return 130
     print(status_text(status))
     hosts = taking_part(status.hosts)
     code = next((host.state.exit_code for host in hosts if host.state and host.state.exit_code), 0)
     return code if code > 0 else status.exit_code
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first Ctrl-C or SIGTERM; ignore later ones, which would end the stop.
+
+    A cloud platform or a queue ends a job with SIGTERM, and may send it repeatedly.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        for number, reaction in before.items():
+            if reaction is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, reaction in before.items():
+            if signal.getsignal(number) is interrupt:  # after an interrupt, the command only has to end
+                signal.signal(number, reaction)
 
 
 def dryrun(request: Request) -> int:
@@ -147,12 +172,13 @@ def _until_ready(plan: LaunchPlan) -> int:
     def is_enough(status: JobStatus) -> bool:
         return status.phase in ("running", "queued") or time.monotonic() > deadline
 
-    try:
-        status = watch_services(plan, is_enough)
-    except KeyboardInterrupt:
-        print("\nstopping the job ...", flush=True)
-        _stop(plan)
-        return 130
+    with _interrupted_once():
+        try:
+            status = watch_services(plan, is_enough)
+        except KeyboardInterrupt:
+            print("\nstopping the job ...", flush=True)
+            _stop(plan)
+            return 130
     if status.phase in ("running", "queued"):
         return 0
     print(status_text(status), file=sys.stderr)

@@ -12,6 +12,12 @@ def quantity(number: float) -> str:
     return f"{number:.3g}T"
 
 
+def key_text(key: str) -> str:
+    """Return `validation_loss/web` as `validation loss web`: a figure of the metrics, and its data set."""
+    kind, _, name = key.partition("/")
+    return f"{kind.replace('_', ' ')} {name}".rstrip()
+
+
 def duration(seconds: float) -> str:
     """Return 63.4 as `1m03s`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -94,6 +94,8 @@ class Job:
     """The layout as a picture, if it needs more than one line; otherwise empty."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """The arguments that name data and tokenizer, which every host must be able to read."""
+    packages: tuple[str, ...] = ()
+    """The distributions, besides the engine, that every host must have installed."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that must not be written to a file; never part of a plan."""
     notices: tuple[str, ...] = ()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 METRICS = RunDir(Path()).metrics.name
 
 _COLOURS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2")
+_MARKERS = "osD^vP"
+"""One per validation set."""
+_VALIDATION = "validation_loss"
 _INK, _GREY = "#1f2937", "#6b7280"
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -62,10 +65,11 @@ class Run:
         ]
         return [iteration for iteration, _ in points], [value for _, value in points]
 
-    def validation_loss(self) -> Series:
-        """Return the validation loss, whatever its key; empty if it is not logged."""
-        keys = sorted({key for record in self.records for key in record if "valid" in key and "loss" in key})
-        return self.series(keys[0]) if keys else ([], [])
+    def validation_losses(self) -> dict[str, Series]:
+        """Return the validation losses by the name of their data set; it is "" if there is only one."""
+        of_sets = sorted({key for record in self.records for key in record if key.startswith(_VALIDATION)})
+        found = {key.removeprefix(_VALIDATION).removeprefix("/"): self.series(key) for key in of_sets}
+        return {name: series for name, series in found.items() if series[0]}
 
 
 def read_run(path: Path) -> Run:
@@ -162,16 +166,19 @@ def _loss_panel(axes: "Axes", runs: list[Run]) -> None:
         smoothed = "smoothed" if alone else f"{run_.name}: {losses[-1]:.3f}"
         axes.plot(iterations, losses, color=colour, linewidth=0.8, alpha=0.35, label=raw)
         axes.plot(iterations, smooth(losses), color=colour, linewidth=2.4, label=smoothed)
-        validated, validation = run_.validation_loss()
-        if validated:
-            marker: dict[str, Any] = {
-                "markeredgecolor": colour,
-                "markeredgewidth": 1.8,
-                "markersize": 7,
-                "zorder": 5,
-            }
-            label = "validation" if alone else f"{run_.name}, validation: {validation[-1]:.3f}"
-            axes.plot(validated, validation, "o", color="white", label=label, **marker)
+        marker: dict[str, Any] = {
+            "markeredgecolor": colour,
+            "markeredgewidth": 1.8,
+            "markersize": 7,
+            "zorder": 5,
+        }
+        losses_of_sets = run_.validation_losses().items()
+        for shape, (name, (validated, validation)) in zip(
+            itertools.cycle(_MARKERS), losses_of_sets, strict=False
+        ):
+            what = f"validation {name}".rstrip()
+            label = what if alone else f"{run_.name}, {what}: {validation[-1]:.3f}"
+            axes.plot(validated, validation, shape, color="white", label=label, **marker)
     axes.set_title("language-model loss")
     axes.set_xlabel("iteration")
     axes.margins(x=0.015)

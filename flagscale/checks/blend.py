@@ -162,7 +162,8 @@ def blend_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
         for weight in weights or ():
             if not 0 < weight < math.inf:
                 yield argument, f"a weight must be a number above 0, not {weight:g}"
-        if weights and values.get("full_validation") and (split == "valid" or argument in ONE_SET):
+        is_whole = values.get("full_validation") and not values.get("multiple_validation_sets")
+        if weights and is_whole and (split == "valid" or argument in ONE_SET):
             yield argument, "with `full_validation` validation data cannot have weights: remove them"
 
 

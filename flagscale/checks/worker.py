@@ -14,6 +14,7 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.saving import resuming_violations
+from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
 DATASETS, FORWARD_STEP = PARTS = ("datasets", "forward_step")
@@ -64,6 +65,8 @@ def worker_violations(
     """
     found: dict[Violation, None] = {}
     for values in variants:
+        if DATASETS not in own_parts:
+            found |= dict.fromkeys(validation_violations(values))
         if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
         found |= dict.fromkeys(silent_violations(values))

@@ -224,7 +224,14 @@ TASK: Mapping[str, Change] = {
     "ulysses_sp_parallel_size": _refuse(
         "use context_parallel_size (with cp_comm_type: a2a, if TransformerEngine is installed)", off=1
     ),
-    **_each("extra_valid_interval extra_valid_data_path", _refuse("name the data sets in valid_data_path")),
+    **_each(
+        "extra_valid_interval extra_valid_data_path",
+        _refuse(
+            "list the prefixes of all validation sets, without token counts, in valid_data_path and their "
+            "tags in validation_set_names; set multiple_validation_sets: true and full_validation: true; "
+            "for intervals of their own, use validation_set_intervals (one per set)"
+        ),
+    ),
     "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
     "apply_sft_dataset_separated_loss_mask_if_existed": _refuse(
         "instruction tuning is not available in this version"

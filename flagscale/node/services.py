@@ -26,7 +26,7 @@ _LAST_WORDS = 2.0
 
 
 def run(plan: LaunchPlan, node: NodeCommand) -> int:
-    """Run the services of this host until they end or TERM is received; return the exit code."""
+    """Run the services of this host until they end or TERM, INT or HUP is received; return the exit code."""
     return _Agent(plan, node).run()
 
 
@@ -40,8 +40,8 @@ class _Agent:
         self._written, self._due = "", 0.0
 
     def run(self) -> int:
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_request)
         with_name = len(self._node.services) > 1
         for service in self._node.services:
             self._services.append(
@@ -100,5 +100,5 @@ class _Agent:
         except OSError as error:  # a full disk must not end servers
             print(f"flagscale: cannot write the service status: {error}", flush=True)
 
-    def _on_term(self, number: int, frame: FrameType | None) -> None:
+    def _on_request(self, number: int, frame: FrameType | None) -> None:
         self._stop_requested = True

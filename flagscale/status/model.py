@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from statistics import fmean
 from typing import Any, Literal
 
 from flagscale.remote.launcher import HostStatus
 from flagscale.run.failure import Failure
 from flagscale.run.state import Attempt, ServiceState
 from flagscale.runners.base import QueuePhase
+from flagscale.status.progress import Progress
 from flagscale.values import LaunchPlan
 
 JobPhase = Literal["queued", "starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]
@@ -141,6 +140,7 @@ def status_json(status: JobStatus) -> dict[str, Any]:
         "exp_dir": status.plan.exp_dir,
         "metrics": _finite(status.progress.record) if status.progress else None,
         "seconds_left": status.progress.seconds_left if status.progress else None,
+        "evaluations": _evaluations(status.progress),
         "failure": {"host": name, **asdict(failure)} if failure else None,
         "attempts": [{"host": host, **asdict(attempt)} for host, attempt in failed_attempts(status)],
         # The name is as in 0.1, because programs read it.
@@ -158,60 +158,17 @@ def status_json(status: JobStatus) -> dict[str, Any]:
     }
 
 
+def _evaluations(progress: Progress | None) -> dict[str, dict[str, Any]]:
+    evaluations = progress.evaluations if progress else {}
+    return {key: _finite(asdict(one)) for key, one in evaluations.items()}
+
+
 def _finite(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record without NaN and infinity, such as a diverged loss, which JSON cannot represent."""
     return {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
     }
-
-
-TAIL_BYTES = 32768
-_RECENT = 20
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The newest logged iteration, and the seconds left at the recent pace (None if the end is unknown)."""
-
-    record: dict[str, Any]
-    seconds_left: float | None
-
-    @property
-    def iteration(self) -> int:
-        return int(self.record["iteration"])
-
-    @property
-    def train_iters(self) -> int | None:
-        total = self.record.get("train_iters")
-        return int(total) if total else None
-
-
-def read_progress(tail: bytes, since: float = 0.0) -> Progress | None:
-    """Return the progress given by the last `TAIL_BYTES` of a metrics file (or all of it, if it is shorter).
-
-    None before its first line at or after the time `since`. A line that is being written at this moment is
-    ignored until the next call.
-    """
-    records = [record for record in _records(tail) if record.get("time", 0.0) >= since]
-    if not records:
-        return None
-    last = records[-1]
-    total = last.get("train_iters")
-    pace = fmean(float(record["iteration_ms"]) for record in records[-_RECENT:]) / 1000
-    return Progress(last, max(0, int(total) - int(last["iteration"])) * pace if total else None)
-
-
-def _records(tail: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the records of training iterations, oldest first; lines of validation are skipped."""
-    # The first piece may be the end of a line; the last one is an incomplete line.
-    for line in tail.split(b"\n")[1 if len(tail) >= TAIL_BYTES else 0 : -1]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "iteration" in record and "iteration_ms" in record:
-            yield record
 
 
 HostedService = tuple[str, ServiceState]

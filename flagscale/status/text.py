@@ -6,19 +6,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flagscale.formats import count, duration, quantity
+from flagscale.formats import count, duration, key_text, quantity
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ServiceState
 from flagscale.runners.base import all_scripts
 from flagscale.status.model import (
     HostedService,
     JobStatus,
-    Progress,
     failed_attempts,
     has_services,
     phase_of,
     servers,
 )
+from flagscale.status.progress import Progress
 from flagscale.values import LaunchPlan
 
 
@@ -61,6 +61,8 @@ def status_text(status: JobStatus) -> str:
     lines += [f"  {line}" for line in service_lines(status.services)]
     if status.progress:
         lines.append(f"  {progress_text(status.progress)}")
+        for key, one in status.progress.evaluations.items():
+            lines.append(f"  {key_text(key)} {one.value:.4f} at iteration {one.iteration}")
     for host in status.hosts:
         phase = phase_of(status, host)
         living = f"  {count(host.processes, 'process')}" if host.processes else ""

@@ -21,15 +21,14 @@ from flagscale.run.state import OVER, from_json
 from flagscale.runners.base import runner_of
 from flagscale.status.log_tail import LogTail, of_all
 from flagscale.status.model import (
-    TAIL_BYTES,
     HostedService,
     JobStatus,
     change,
     has_services,
     job_status,
-    read_progress,
     taking_part,
 )
+from flagscale.status.progress import TAIL_BYTES, read_progress
 from flagscale.status.text import progress_text, service_lines
 from flagscale.values import LaunchPlan, NodeCommand
 

@@ -33,6 +33,14 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         "parallel layout. By default they depend only on --seed, so all layouts start from the same weights. "
         "With --transformer-impl transformer_engine, weights are always drawn by rank.",
     )
+    group.add_argument(
+        "--validation-set-intervals",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="With --multiple-validation-sets: evaluate each data set every N iterations, a multiple of "
+        "--eval-interval, and at the end. By default all of them are evaluated every --eval-interval.",
+    )
     for part, meaning in (
         ("granularity", "0 off, 1 full"),
         ("method", "0 uniform, 1 block"),

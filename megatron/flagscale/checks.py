@@ -73,4 +73,5 @@ def _not_installed(args: argparse.Namespace) -> Iterator[Problem]:
     spec = importlib.util.find_spec("wandb") if args.wandb_project else None
     if args.wandb_project and (spec is None or spec.origin is None):
         what = f"the package `wandb` is not installed in {sys.prefix}"
-        yield Problem(what, "--wandb-project", "install it there, or remove wandb_project")
+        fix = "run `pip install 'flagscale[wandb]'` there, or remove wandb_project"
+        yield Problem(what, "--wandb-project", fix)

@@ -18,7 +18,13 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron.flagscale.supervision import die_with_parent, heartbeat, write_stacks_when_asked
+from megatron.flagscale.supervision import (
+    die_with_parent,
+    heartbeat,
+    ignore_sigterm,
+    leave_requests_to_torchrun,
+    write_stacks_when_asked,
+)
 
 if TYPE_CHECKING:
     from megatron.flagscale.args import AddArguments
@@ -52,6 +58,7 @@ def run(
     from flagscale.errors import UserError
 
     write_stacks_when_asked()
+    leave_requests_to_torchrun()
     die_with_parent()
 
     def train_this(argv: list[str]) -> None:
@@ -68,6 +75,9 @@ def run(
         code = 1
     else:
         return 0
+    finally:
+        # Python's exit takes a moment; a late signal must not turn a saved checkpoint into a failure.
+        ignore_sigterm()
     # Exit at once: tearing down process groups with dead peers can hang, and hides which rank failed first.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -100,11 +110,13 @@ def train(
     from megatron.flagscale.data import build_datasets
     from megatron.flagscale.hetero import join, parse_own
     from megatron.flagscale.recompute import schedule_recompute
+    from megatron.flagscale.validation import prepare_validation
 
     args = parse_own(part, add_arguments) if part else parse(add_arguments)
     model_config = gpt_config_from_args(args)
     adapt(model_config, args)
     schedule_recompute(model_config, args)
+    prepare_validation(args)
     seams = {}
     if part:
         seams = join(part, args, model_config)
@@ -127,5 +139,7 @@ def _with_heartbeat(forward_step: ForwardStep) -> ForwardStep:
 
 
 if "--multiprocessing-fork" in sys.orig_argv:
-    # The trainer spawned this process, which imports the program again: it has to end with its rank.
+    # The trainer spawned this process, which imports the program again: it has to end with its rank, but not
+    # earlier, because a checkpoint may be saved with its help.
     die_with_parent()
+    ignore_sigterm()

@@ -4,8 +4,8 @@ It is torchrun itself, with three differences:
 
 * if a worker fails, a JSON file (environment variable FLAGSCALE_FAILURE_FILE) names the rank that failed
   first;
-* SIGTERM is passed on to the ranks, which may take the time they need to save a checkpoint; the exit code is
-  then theirs: 0 if all of them ended with 0;
+* SIGTERM, SIGINT and SIGHUP are passed on to the ranks as SIGTERM, and the ranks may take the time they need
+  to save a checkpoint; the exit code is then theirs: 0 if all of them ended with 0 (see `ending`);
 * after a failure the surviving ranks get 3 seconds instead of 30, unless `--shutdown-timeout` is given.
 """
 
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from flagscale.errors import UserError
 from flagscale.run.env import FAILURE_FILE
 from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
-from megatron.flagscale.patching import TORCH, Patch
+from megatron.flagscale.ending import Ending
+from megatron.flagscale.patching import TORCH, Patch, apply
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -118,26 +119,10 @@ def _close_soon(seconds: int, early: set[int]) -> Callable[[Any], Any]:
     return make
 
 
-def _pass_sigterm_on(signum: int, frame: object) -> None:
-    """Send SIGTERM to every rank, wait for all of them, and exit with their outcome."""
-    import psutil
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ranks = [child.pid for child in psutil.Process().children()]
-    for pid in ranks:
-        os.kill(pid, signal.SIGTERM)
-    for pid in ranks:
-        # Do not reap them here: torchrun's own bookkeeping does that.
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if ended is not None and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
-            raise SystemExit(128 + signal.SIGTERM)
-    raise SystemExit(0 if ranks else 128 + signal.SIGTERM)
-
-
 def main() -> int:
     """Run torchrun with this process's arguments; the module's docstring lists the differences."""
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGINT,SIGHUP,SIGQUIT")
-    signal.signal(signal.SIGTERM, _pass_sigterm_on)
+    ending = Ending()
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGQUIT")
 
     from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -154,13 +139,20 @@ def main() -> int:
         "torchrun",
         TORCH,
     ).apply()
+    apply(ending.patches())
     try:
         run(args)
     except ChildFailedError as error:
-        _report(first_failure(failures_of(error.failures, early)))
+        failure = first_failure(failures_of(error.failures, early))
+        if ending.exit_code is not None and failure.signal == "SIGTERM":
+            # The same request reached a rank first.
+            return ending.exit_code
+        _report(failure)
         return 1
     except SignalException as error:
         return 128 + int(error.sigval)
+    finally:
+        ending.ignore_requests()
     return 0
 
 

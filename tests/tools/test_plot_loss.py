@@ -70,7 +70,7 @@ def test_an_evaluation_line_does_not_hide_the_training_line_of_its_iteration(tmp
         more.write('{"iteration": 3, "validation_loss": 5.5}\n')
     run = read_run(file)
     assert run.series("lm_loss")[0] == [1, 2, 3]
-    assert run.validation_loss() == ([3], [5.5])
+    assert run.validation_losses() == {"": ([3], [5.5])}
 
 
 def test_values_that_are_not_finite_numbers_are_left_out(tmp_path: Path) -> None:
@@ -81,11 +81,18 @@ def test_values_that_are_not_finite_numbers_are_left_out(tmp_path: Path) -> None
     assert read_run(file).series("lm_loss")[0] == [1, 2]
 
 
-def test_the_validation_loss_is_found(tmp_path: Path) -> None:
+def test_the_validation_loss_of_each_set_is_found(tmp_path: Path) -> None:
     write_metrics(tmp_path / "a", iterations=2, validation_loss=6.0)
-    assert read_run(tmp_path / "a").validation_loss() == ([1, 2], [6.0, 6.0])
+    assert read_run(tmp_path / "a").validation_losses() == {"": ([1, 2], [6.0, 6.0])}
     write_metrics(tmp_path / "b", iterations=2)
-    assert read_run(tmp_path / "b").validation_loss() == ([], [])
+    assert read_run(tmp_path / "b").validation_losses() == {}
+    sets = {
+        "validation_loss/web": 6.0,
+        "validation_loss/code": 5.0,
+        "validation_load_balancing_loss/web": 1.0,
+    }
+    write_metrics(tmp_path / "c", iterations=1, **sets)
+    assert read_run(tmp_path / "c").validation_losses() == {"code": ([1], [5.0]), "web": ([1], [6.0])}
 
 
 @given(st.floats(-1e3, 1e3), st.floats(-10, 10), st.integers(1, 300))

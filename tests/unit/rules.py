@@ -256,5 +256,9 @@ SHARED = [
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
     Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),
     Example(_HF | {"tokenizer_model": str(Path(__file__).parent)}, "has no tokenizer.json"),
+    # Validation sets.
+    Example({"validation_set_names": ["a"]}, "`validation_set_names` needs `multiple_validation_sets: true`"),
+    Example({"validation_set_intervals": [9]}, "`validation_set_intervals` needs `multiple_validation_sets"),
+    Example({"multiple_validation_sets": True}, "needs `valid_data_path`"),
 ]
 """Rules that the worker enforces as well, in the same words."""

@@ -218,7 +218,6 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         {"dataloader_type": "cyclic"},
         "draws other samples for each dp, and meshes that read data have dp 1",
     ),
-    (4, {"full_validation": True}, "`full_validation` draws other samples for each dp"),
     (4, {"tp_comm_overlap": True, "sequence_parallel": True}, "is not supported with meshes of unequal tp"),
     (4, {"cuda_graph_impl": "transformer_engine"}, "it captures the order of a pipeline in one group"),
     (4, {"use_mp_args_from_checkpoint_args": True}, "would give all meshes the degrees of the first rank"),

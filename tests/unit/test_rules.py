@@ -22,6 +22,7 @@ from flagscale.checks import (
     recompute,
     resume,
     saving,
+    validation,
     vocabulary,
     worker,
 )
@@ -34,12 +35,26 @@ from tests.unit import (
     test_hetero_layout,
     test_recompute,
     test_resume,
+    test_validation,
     test_vocabulary,
 )
 from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
-MODULES = (blend, data, degrees, layers, megatron, recompute, resume, saving, vocabulary, worker, hetero)
+MODULES = (
+    blend,
+    data,
+    degrees,
+    layers,
+    megatron,
+    recompute,
+    resume,
+    saving,
+    validation,
+    vocabulary,
+    worker,
+    hetero,
+)
 """The modules whose every rule must have an example."""
 
 
@@ -108,6 +123,8 @@ def test_every_rule_has_an_example(
         for ranks, changes, _ in test_hetero_layout.WRONG:
             with pytest.raises(UserError):
                 build({"hetero_process_meshes": test_hetero_layout.FLAT, **changes}, ranks=ranks)
+        for values, _ in test_validation.WRONG:
+            list(validation.validation_violations(values))
         for number in ("[[1, 4, 0]]", "[[1, 4, 9]]", "[[1, 4, -1]]"):
             test_recompute.found(**{test_recompute.NUM_LAYERS: number})
         typed = test_hetero_layout.layout(

@@ -11,7 +11,8 @@ import pytest
 
 from flagscale.run.failure import Failure
 from flagscale.run.state import Attempt, HostState, Phase, from_dict
-from flagscale.status.model import JobStatus, Progress, job_status, status_json
+from flagscale.status.model import JobStatus, job_status, status_json
+from flagscale.status.progress import Evaluation, Progress
 from flagscale.status.text import failure_lines, plan_text, started_text, status_text
 from flagscale.values import LaunchPlan
 from tests.unit.plans import host_status, make_plan
@@ -122,6 +123,9 @@ def test_the_cause_is_the_host_that_most_others_lost(tmp_path: Path) -> None:
     assert attempt["failure"]["message"] == true[0].message
 
 
+EVALUATED = {"validation_loss/web": Evaluation(5.5, 2), "test_loss": Evaluation(float("nan"), 3)}
+
+
 def test_text_of_a_failed_job(plan: LaunchPlan) -> None:
     failure = Failure(
         "ValueError: no",
@@ -134,9 +138,11 @@ def test_text_of_a_failed_job(plan: LaunchPlan) -> None:
         host_status(plan, 0, "running", processes=1),
         host_status(plan, 1, "failed", failure, processes=5),
     ]
-    assert status_text(job_status(plan, hosts, Progress({"iteration": 3}, None))).splitlines() == [
+    assert status_text(job_status(plan, hosts, Progress({"iteration": 3}, None, EVALUATED))).splitlines() == [
         "demo: failed  (4 ranks on 2 hosts, tp2 x dp2, run demo-1)",
         "  iteration 3",
+        "  validation loss web 5.5000 at iteration 2",
+        "  test loss nan at iteration 3",
         "  host 0  node0  running  1 process",
         "  host 1  node1  failed  5 processes",
         "  first failure: host node1, rank 2: ValueError: no",
@@ -152,7 +158,8 @@ def test_text_of_a_failed_job(plan: LaunchPlan) -> None:
 
 def test_status_json_is_valid_even_for_a_nan_loss(plan: LaunchPlan) -> None:
     hosts = [host_status(plan, 0, "running", processes=6), host_status(plan, 1, None, trouble="no route")]
-    reported = status_json(job_status(plan, hosts, Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5)))
+    progress = Progress({"iteration": 3, "lm_loss": float("nan")}, 4.5, EVALUATED)
+    reported = status_json(job_status(plan, hosts, progress))
     assert json.loads(json.dumps(reported, allow_nan=False)) == {
         "state": "unknown",
         "reason": "",
@@ -161,6 +168,10 @@ def test_status_json_is_valid_even_for_a_nan_loss(plan: LaunchPlan) -> None:
         "exp_dir": "/runs/demo",
         "metrics": {"iteration": 3, "lm_loss": None},
         "seconds_left": 4.5,
+        "evaluations": {
+            "validation_loss/web": {"value": 5.5, "iteration": 2},
+            "test_loss": {"value": None, "iteration": 3},
+        },
         "failure": None,
         "attempts": [],
         "programs": [],

@@ -197,6 +197,7 @@ def test_features_not_supported_on_cpu_are_refused_at_once(tmp_path: Path) -> No
     ended = train(tmp_path, 1, *MOCK_DATA, *asked)
     assert ended.failure is not None
     assert "the package `wandb` is not installed in" in ended.output
+    assert "run `pip install 'flagscale[wandb]'` there, or remove wandb_project" in ended.output
     assert "`distributed_backend: nccl` is not supported on CPU" in ended.output
     assert "`transformer_impl: transformer_engine` is not supported on CPU" in ended.output
 

@@ -119,8 +119,6 @@ def _data_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterato
     )
     if values.get("dataloader_type") not in (None, "single"):
         yield "dataloader_type", f"`dataloader_type: {values['dataloader_type']}` {why}: use `single`"
-    if values.get("full_validation"):
-        yield "full_validation", f"`full_validation` {why}: use `eval_iters`"
 
 
 def _batch_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:

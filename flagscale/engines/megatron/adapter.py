@@ -22,6 +22,8 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.program import TrainingProgram, read_program
+from flagscale.engines.megatron.wandb import PACKAGE, Login
+from flagscale.engines.megatron.wandb import login as log_in
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.platforms import cpu
 from flagscale.run.rundir import RunDir
@@ -57,6 +59,12 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     others = (*data_remarks(arguments.values), *resume.notices(arguments.values, world_size))
     for dest, what in (*common, *others):
         notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
+    wandb = arguments.values["wandb_project"]
+    login = log_in(secrets, experiment.envs) if wandb else Login()
+    if login.notice:
+        notices.append(
+            f"{source_map.where(_path(arguments, 'wandb_project', group, catalog))}: {login.notice}"
+        )
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
         name=experiment.name,
@@ -67,13 +75,15 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
             name="train",
             entrypoint=program.name,
             argv=arguments.argv,
+            env=login.env,
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
         ),
         hosts=hosts,
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
         inputs=inputs_of(arguments.values, has_own_data=DATASETS in program.own_parts),
-        secrets=secrets,
+        packages=(PACKAGE,) if wandb else (),
+        secrets={**secrets, **login.secrets},
         notices=tuple(notices),
     )
 

@@ -71,18 +71,21 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
     return training_log
 
 
-# The split and iteration of the current evaluation, passed from the outer function to the inner one.
-_evaluating: tuple[str, int] = ("validation", 0)
+# The split, data set and iteration of the current evaluation: from the outer function to the inner one.
+_evaluating: tuple[str, str, int] = ("validation", "", 0)
 
 
-def _name_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
+def _evaluate_each_set(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def evaluate_and_print_results(
         prefix: str, forward_step: Any, data: Any, model: Any, iteration: int, *rest: Any, **named: Any
-    ) -> Any:
+    ) -> None:
         global _evaluating
-        _evaluating = ("test" if "test set" in prefix else "validation", iteration)
-        return original(prefix, forward_step, data, model, iteration, *rest, **named)
+        from megatron.flagscale.validation import evaluations
+
+        for split, name, own_data in evaluations(prefix, data, iteration):
+            _evaluating = (split, name, iteration)
+            original(prefix, forward_step, own_data, model, iteration, *rest, **named)
 
     return evaluate_and_print_results
 
@@ -95,10 +98,9 @@ def _record_evaluation(original: Callable[..., Any]) -> Callable[..., Any]:
         losses, collected, time_is_up = original(*positional, **named)
         report = recorder()
         if report and losses:
-            split, iteration = _evaluating
-            report.evaluation(
-                get_args(), iteration, split, {name: float(loss) for name, loss in losses.items()}
-            )
+            split, name, iteration = _evaluating
+            values = {kind: float(loss) for kind, loss in losses.items()}
+            report.evaluation(get_args(), iteration, split, name, values)
         return losses, collected, time_is_up
 
     return evaluate
@@ -116,8 +118,8 @@ PATCHES = (
     ),
     Patch(
         "megatron.training.training:evaluate_and_print_results",
-        _name_evaluation,
-        "It knows the data split and the iteration of an evaluation.",
+        _evaluate_each_set,
+        "It knows split and iteration; it evaluates all sets at once, and whole ones only if several.",
         "worker",
         until=_UNTIL,
     ),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.files import write_atomic
-from flagscale.formats import duration, quantity
+from flagscale.formats import duration, key_text, quantity
 from megatron.flagscale.chips import chip
 
 
@@ -127,9 +127,12 @@ class Recorder:
             self.file.append(record)
         print(progress_line(record), flush=True)
 
-    def evaluation(self, args: Any, iteration: int, split: str, losses: Mapping[str, float]) -> None:
-        """Report the losses on the validation or test data."""
-        named = {f"{split}_{_key(name).removeprefix('lm_')}": value for name, value in losses.items()}
+    def evaluation(
+        self, args: Any, iteration: int, split: str, name: str, losses: Mapping[str, float]
+    ) -> None:
+        """Report the losses on the validation or test data, or on the set with this name among several."""
+        of_set = f"/{name}" if name else ""
+        named = {f"{split}_{_key(kind).removeprefix('lm_')}{of_set}": loss for kind, loss in losses.items()}
         if self.file:
             self.file.append(
                 {
@@ -139,7 +142,7 @@ class Recorder:
                     "time": time.time(),
                 }
             )
-        reported = " | ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named.items())
+        reported = " | ".join(f"{key_text(key)} {value:.4f}" for key, value in named.items())
         print(f"iteration {iteration}/{args.train_iters} | {reported}", flush=True)
 
 

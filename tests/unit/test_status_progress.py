@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.status.model import TAIL_BYTES, Progress, read_progress
+from flagscale.status.progress import TAIL_BYTES, Evaluation, Progress, read_progress
 from flagscale.status.text import progress_text
 
 
@@ -38,6 +38,21 @@ def test_other_lines_are_ignored() -> None:
     progress = read(line(2) + validation + "no json\n" + '{"iteration_ms": 1}\n')
     assert progress is not None
     assert progress.iteration == 2
+
+
+def test_the_newest_evaluation_of_each_set_is_found() -> None:
+    values = [
+        ("validation_loss/web", 2, 1.0),
+        ("validation_loss/code", 2, 3.0),
+        ("validation_loss/web", 4, 0.5),
+    ]
+    evaluated = [json.dumps({"iteration": number, key: loss, "time": 11.0}) for key, number, loss in values]
+    progress = read("\n".join([line(2).strip(), *evaluated, line(4)]))
+    assert progress is not None
+    assert progress.evaluations == {
+        "validation_loss/web": Evaluation(0.5, 4),
+        "validation_loss/code": Evaluation(3.0, 2),
+    }
 
 
 def test_a_restart_may_go_back_and_earlier_runs_are_ignored() -> None:
