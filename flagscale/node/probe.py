@@ -26,13 +26,13 @@ def probe(question: str) -> Reply:
     """Return the facts about this host that a preflight compares.
 
     Args:
-        question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "inputs" (of
-            the job) and "cwd" for their paths, "listens" ((address, port) of every server to start), "mark"
-            (a file that all hosts should see, or ""); for the first host also "address" and the preferred
-            "ports".
+        question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "packages"
+            (others that the job needs), "inputs" (of the job) and "cwd" for their paths, "listens" ((address,
+            port) of every server to start), "mark" (a file that all hosts should see, or ""); for the first
+            host also "address" and the preferred "ports".
 
-    Reply: versions, clock, devices, disk, problems with the inputs; for the first host "ports" (the preferred
-    ones if they are free, else others) and "taken" (the preferred ones that are in use).
+    Reply: versions, missing packages, clock, devices, disk, problems with the inputs; for the first host
+    "ports" (the preferred ones if they are free, else others) and "taken" (the preferred ones in use).
     """
     asked = json.loads(question)
     directory = Path(asked["directory"])
@@ -42,6 +42,7 @@ def probe(question: str) -> Reply:
     return {
         "flagscale": __version__,
         "engine": _version(asked["distributions"]),
+        "missing": [name for name in asked["packages"] if not _version([name])],
         "time": time.time(),
         "devices": platform.count_devices(os.environ),
         "busy": platform.count_users(),

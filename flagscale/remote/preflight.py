@@ -98,6 +98,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
             "directory": there.exp_dir,
             "platform": host.platform,
             "distributions": distributions,
+            "packages": job.packages,
             "cwd": there.node(host.rank).cwd,
             "inputs": dict(job.inputs),
             "listens": [place for one in there.node(host.rank).services for place in _listens(one)],
@@ -171,6 +172,9 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
         host.name,
         f"{distributions[0]} {reply['engine'] or 'is not installed'} (required: {job.engine_version})",
     )
+    for name in reply["missing"]:
+        text = f"the package `{name}` is not installed; install it there: pip install 'flagscale[{name}]'"
+        yield CheckResult(False, host.name, text)
     yield CheckResult(
         shared or reply["devices"] >= host.slots,
         host.name,

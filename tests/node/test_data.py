@@ -44,6 +44,7 @@ def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
         "directory": str(tmp_path),
         "platform": "cpu",
         "distributions": [],
+        "packages": ["pytest", "no-such-package"],
         "inputs": inputs(100, "text"),
         "cwd": str(tmp_path),
         "listens": [],
@@ -51,6 +52,7 @@ def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
         "address": "",
         "ports": [],
     }
+    assert probe(json.dumps(question))["missing"] == ["no-such-package"]
     for _ in range(2):
         (what,) = probe(json.dumps(question))["wrong_inputs"]
         assert "contains the token id 100" in what

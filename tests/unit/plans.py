@@ -78,6 +78,7 @@ def make_plan(
 GOOD: Mapping[str, Any] = {
     "flagscale": __version__,
     "engine": "1.2.3",
+    "missing": [],
     "time": 0.0,
     "devices": 8,
     "busy": 0,

@@ -131,6 +131,7 @@ def test_a_wrong_clock_is_only_advice(cluster: Cluster, seconds: int) -> None:
     ("changes", "is_advice", "text"),
     [
         ({"engine": "1.2.2"}, False, "engine-package 1.2.2 (required: 1.2.3)"),
+        ({"missing": ["wandb"]}, False, "the package `wandb` is not installed; install it there"),
         ({"engine": ""}, False, "engine-package is not installed (required: 1.2.3)"),
         ({"devices": 3}, False, "3 nvidia devices for 4 ranks"),
         ({"busy": 2}, True, "its nvidia devices are in use by 2 other processes"),
