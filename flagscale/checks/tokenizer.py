@@ -55,7 +55,8 @@ def eos_token(folder: Path) -> str:
 def vocabulary(folder: Path) -> int | None:
     """Return the number of tokens (the highest id + 1), or None if `tokenizer.json` does not list them.
 
-    Includes the tokens that only the settings name: transformers appends them when it opens the folder.
+    Includes the tokens that only the settings name: transformers appends them when it opens the folder. It
+    may also append special tokens that only the tokenizer's class knows; these are not included.
     """
     known = _read(tokenizer_file(folder))
     model = known.get("model")

@@ -31,7 +31,7 @@ class OpenTokenizer:
     ends_documents: bool
     """Whether its template already appends the end-of-document token."""
     vocabulary: int
-    """Number of tokens."""
+    """Number of tokens: the highest id + 1."""
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each document, its template and the end-of-document token included.
@@ -52,7 +52,7 @@ def open_tokenizer(folder: Path) -> OpenTokenizer:
         raise UserError(f"{tokenizer_file(folder)}: the eos_token {ending!r} is not in its vocabulary")
     probe = encoder.encode(_PROBE)
     ends_documents = probe.ids[-1:] == [eos] and probe.special_tokens_mask[-1] == 1
-    return OpenTokenizer(encoder, eos, ends_documents, len(by_class))
+    return OpenTokenizer(encoder, eos, ends_documents, 1 + max(encoder.get_vocab().values()))
 
 
 def ids_of(folder: Path, text: str) -> list[int]:
