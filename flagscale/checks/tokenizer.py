@@ -52,10 +52,16 @@ def eos_token(folder: Path) -> str:
     raise UserError(f"{folder / _CONFIG}: eos_token is missing, which has to end every document; add it")
 
 
+def tokenizer_class(folder: Path) -> str | None:
+    """Return the name of the class that the folder asks for, if it does."""
+    return _content(_read(folder / _CONFIG).get("tokenizer_class"))
+
+
 def vocabulary(folder: Path) -> int | None:
     """Return the number of tokens (the highest id + 1), or None if `tokenizer.json` does not list them.
 
-    Includes the tokens that only the settings name: transformers appends them when it opens the folder.
+    Includes the tokens that only the settings name: transformers appends them when it opens the folder. It
+    may also append special tokens that only the tokenizer's class knows; these are not included.
     """
     known = _read(tokenizer_file(folder))
     model = known.get("model")

@@ -65,8 +65,8 @@ def vocabulary_violations(
             size = known["vocabulary"] if known and is_same else vocabulary_of(values, cwd)
             if what := id_violation(prefix, found, size):
                 yield argument, what
-            elif known and here and not is_same:
-                yield "tokenizer_model", _other_tokenizer(prefix, str(values["tokenizer_model"]))
+            elif here and (what := tokenizer_violation(prefix, str(values["tokenizer_model"]), here)):
+                yield "tokenizer_model", what
     except UserError as error:
         yield "tokenizer_model", "; ".join(problem.what for problem in error.problems)
 
@@ -84,10 +84,14 @@ def id_violation(prefix: Path, found: tuple[int, int], vocabulary: int | None) -
     return ""
 
 
-def _other_tokenizer(prefix: Path, model: str) -> str:
+def tokenizer_violation(prefix: Path, folder: str, fingerprint: str) -> str:
+    """Return that another tokenizer than that in `folder` made a pair; "" if not, or if that is unknown."""
+    known = facts(prefix)
+    if known is None or known["tokenizer"] == fingerprint:
+        return ""
     return (
-        f"{model}: {prefix} was made with another tokenizer; use that one, or make the data again with "
-        "tools/datasets/preprocess.py"
+        f"{folder}: {prefix} was made with another tokenizer, or with other settings of it; use that one, or "
+        "make the data again with tools/datasets/preprocess.py"
     )
 
 

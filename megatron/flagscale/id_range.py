@@ -7,24 +7,40 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flagscale.checks import indexed
 
 _CHUNK = 1 << 26
+"""Bytes that are read at a time."""
 
 
 def id_range(prefix: Path) -> tuple[int, int]:
-    """Return the smallest and largest token id of a sound pair that has tokens."""
+    """Return the smallest and largest token id of a sound pair, which has tokens."""
+    ranges = [(int(ids.min()), int(ids.max())) for ids in _chunks(prefix)]
+    return min(smallest for smallest, _ in ranges), max(largest for _, largest in ranges)
+
+
+def first_sequence_outside(prefix: Path, vocabulary: int) -> int | None:
+    """Return the first sequence of a sound pair that holds an id below 0, or of `vocabulary` or more."""
+    position = 0
+    for ids in _chunks(prefix):
+        outside = ((ids < 0) | (ids >= vocabulary)).nonzero()[0]
+        if outside.size:
+            return indexed.sequence_at(prefix, position + int(outside[0]))
+        position += ids.size
+    return None
+
+
+def _chunks(prefix: Path) -> Iterator[Any]:
     import numpy
 
     dtype = numpy.dtype(indexed.summary(prefix).dtype).newbyteorder("<")
-    smallest, largest = [], []
     with indexed.bin_path(prefix).open("rb") as tokens:
         while (ids := numpy.fromfile(tokens, dtype, _CHUNK // dtype.itemsize)).size:
-            smallest.append(int(ids.min()))
-            largest.append(int(ids.max()))
-    return min(smallest), max(largest)
+            yield ids
 
 
 def main() -> None:

@@ -10,13 +10,18 @@ import pytest
 from flagscale.checks import vocabulary
 from flagscale.node.data import scan
 from flagscale.node.probe import probe
-from flagscale_testing.jobs.data import write_pair
+from flagscale_testing.pairs import write_pair
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+def write(prefix: Path, token: int) -> Path:
+    write_pair(prefix, [5, 3], bytes([token, 0]) * 8)
+    return prefix
 
 
 def inputs(vocab_size: int, *prefixes: str) -> dict[str, object]:
@@ -29,17 +34,17 @@ def inputs(vocab_size: int, *prefixes: str) -> dict[str, object]:
 
 
 def test_ids_beyond_the_vocabulary_are_found_and_remembered(tmp_path: Path, cache: Path) -> None:
-    sound, wrong = write_pair(tmp_path / "sound", token=9), write_pair(tmp_path / "wrong", token=100)
+    sound, wrong = write(tmp_path / "sound", 9), write(tmp_path / "wrong", 100)
     (what,) = scan(inputs(100, "sound", "wrong"), tmp_path)
     assert what.startswith(f"{wrong}.bin: contains the token id 100, but the tokenizer has 100 tokens")
-    assert vocabulary.range_of(Path(sound)) == (9, 9)
-    assert vocabulary.range_of(Path(wrong)) == (100, 100)
+    assert vocabulary.range_of(sound) == (9, 9)
+    assert vocabulary.range_of(wrong) == (100, 100)
     assert scan(inputs(100, "sound", "wrong"), tmp_path) == []  # now a rule of the inputs reports it
     assert len([*cache.rglob("*.json")]) == 2
 
 
 def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
-    write_pair(tmp_path / "text", token=100)
+    write(tmp_path / "text", 100)
     question = {
         "directory": str(tmp_path),
         "platform": "cpu",
@@ -60,7 +65,7 @@ def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
 
 
 def test_a_scan_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pair(tmp_path / "text")
+    write(tmp_path / "text", 1)
     monkeypatch.setattr("flagscale.node.data._SCANNER", "no_such_module")
     (what,) = scan(inputs(100, "text"), tmp_path)
     assert what.startswith("the token ids of the data could not be read: ")

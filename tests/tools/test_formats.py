@@ -184,6 +184,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(
         ("a.json", b'{"text": "x"}\n{"text": "cut', ":2: not JSON .Unterminated string"),
         ("a.json", b'[{"text": "x"},\n {"text": "y"}', ":2: not JSON .the array does not end at column 15"),
         ("a.json", b'[{"text": "x"}\n {"text": "y"}]', ":2: not JSON .Expecting ',' or ']'"),
+        ("a.json", b'[{"text": "x"},\n]', ":2: not JSON .Expecting value after ','"),
         ("a.json", b'[{"text": "x"}]\n\n[]', ":3: not JSON .text after the end of the array"),
         ("a.json", b'[{"text": "x"},\n\n"y"]', ":3: not a JSON object but a str"),
         ("a.json", b'{"text": "x"}\n\n{"other": 1}', r":3: key 'text' is missing.*found: other"),
@@ -204,14 +205,18 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert ", row 2: 'text' is not UTF-8" in refused(tmp_path / "a.parquet", parquet_of(text=raw))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-@pytest.mark.parametrize("damage", ["half", "one byte", "changed"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, cut) for name in ("a.jsonl.gz", "a.jsonl.zst", "a.parquet") for cut in ("half", "one byte")),
+        ("a.jsonl.gz", "changed"),  # pyarrow writes zstd without a checksum
+        ("a.parquet", "changed"),
+    ],
+)
 def test_damage_is_reported_in_one_message(tmp_path: Path, name: str, damage: str) -> None:
     content = bytearray(CORPORA[name])
     if damage == "changed":
         content[len(content) // 2 if name != "a.parquet" else 30] ^= 255
-    if name == "a.jsonl.zst" and damage == "changed":
-        pytest.skip("zstd without a checksum does not notice")
     cut = {"half": len(content) // 2, "one byte": len(content) - 1, "changed": len(content)}[damage]
     message = refused(tmp_path / name, bytes(content[:cut]))
     assert "damaged or truncated" in message

@@ -136,15 +136,3 @@ def test_the_check_imports_only_the_standard_library() -> None:
         [sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     assert eval(isolated.stdout) == {"indexed", "__main__"}
-
-
-def test_verify_reports_valid_and_broken_pairs(
-    tmp_path: Path, tool: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    write_pair(tmp_path / "p")
-    sound = tool("datasets/verify.py", tmp_path / "p.idx")
-    assert sound.returncode == 0
-    assert "valid, 3 documents, 9 tokens of type uint16" in sound.stdout
-    broken = tool("datasets/verify.py", tmp_path / "p", tmp_path / "absent")
-    assert broken.returncode == 1
-    assert "absent.bin: no such file" in broken.stderr

@@ -106,11 +106,14 @@ def test_a_class_that_changes_the_ids_is_found_and_both_ways_to_fix_it_work(
     assert comparison(change({"tokenizer_class": "PreTrainedTokenizerFast"}), TEXT) is None
 
 
-def test_a_model_type_that_changes_the_class_is_found(change: Change) -> None:
+def test_a_model_type_that_changes_the_class_is_found(change: Change, tmp_path: Path) -> None:
     folder = change()
     assert comparison(folder, TEXT) is None
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
-    assert "use a folder without config.json" in (comparison(folder, TEXT) or "")
+    assert f"The model_type in {folder / 'config.json'} chooses it" in (comparison(folder, TEXT) or "")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    shutil.copy(folder / "config.json", tmp_path / "again")
+    assert comparison(tmp_path / "again", TEXT) is None
 
 
 def test_the_comparison_runs_alone_in_a_child_process(tokenizer: Path) -> None:

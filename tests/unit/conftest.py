@@ -18,7 +18,7 @@ from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.engines.megatron.adapter import CATALOG, MEGATRON
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
-from flagscale_testing.jobs.data import write_pair
+from flagscale_testing.pairs import write_pair
 
 HOSTILE = [
     "two words",
@@ -155,8 +155,14 @@ def refused(build: Callable[..., Job]) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def write_data() -> Callable[..., str]:
-    """Write a sound `.bin/.idx` pair of uint16 documents and return its prefix."""
-    return write_pair
+    """Write a sound `.bin/.idx` pair of uint16 documents, all of one token, and return its prefix."""
+
+    def write_data(prefix: Path, documents: tuple[int, ...] = (5, 3)) -> str:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        write_pair(prefix, [*documents], b"\1\0" * sum(documents))
+        return str(prefix)
+
+    return write_data
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ class JsonStream:
             yield self._value()
             if is_array and self._next() == ",":
                 self._at += 1
+                if self._next() == "]":
+                    raise self._wrong("Expecting value after ','", self._at)
             elif is_array and self._next() not in ("]", ""):
                 raise self._wrong("Expecting ',' or ']'", self._at)
         if is_array:

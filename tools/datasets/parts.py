@@ -17,7 +17,6 @@ from typing import Any
 
 from flagscale.checks import indexed
 from flagscale.checks.facts import write_facts
-from flagscale.checks.token_ids import id_range
 from flagscale.errors import UserError
 from flagscale.files import put_in_place
 from tools.datasets.documents import Document, Source, skipped_notice
@@ -124,6 +123,8 @@ def _merge_split(
     builder.finalize(str(indexed.idx_path(merged)))
     if problems := indexed.problems(merged, thorough=True):
         raise RuntimeError("the merged data is damaged: " + "; ".join(problems))
+    from megatron.flagscale.id_range import id_range
+
     _, largest_id = id_range(merged)
     layout.remove_index_cache(split)
     put_in_place(indexed.bin_path(merged), indexed.bin_path(final))

@@ -14,6 +14,7 @@ from tools.datasets.json_stream import JsonStream, NotJsonError
 
 _BUFFER = 1 << 20
 _SIGNATURE = 16
+_FIX_OBJECT = "fix this place, or list .json in --suffixes to read such files as plain text"
 _ROWS = 1024  # of a Parquet file, read at once
 
 
@@ -86,12 +87,9 @@ def _values(file: Path, stream: BinaryIO, key: str) -> Iterator[str]:
     try:
         for value in values:
             yield _text_of(value, key)
-    except NotJsonError as error:
-        raise UserError(
-            f"{file}:{error.line}: {error}; fix the file, or name it .txt if it is text"
-        ) from None
     except ValueError as error:
-        raise UserError(f"{file}:{values.line}: {error}; fix or remove this object") from None
+        line = error.line if isinstance(error, NotJsonError) else values.line
+        raise UserError(f"{file}:{line}: {error}; {_FIX_OBJECT}") from None
 
 
 _TEXTS = {formats.TEXT: _whole, formats.LINES: _lines, formats.JSON: _values}

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagscale.checks.tokenizer import eos_token, tokenizer_file
+from flagscale.checks.tokenizer import eos_token, tokenizer_class, tokenizer_file
 from flagscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Text that contains letters, digits and punctuation, so that any tokenizer has tokens for some of it.
 _PROBE = "The answer is 42, a word."
+_CLASSES_OF_THE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _SHOWN = 8  # ids on each side of a difference
 
 
@@ -31,7 +32,7 @@ class OpenTokenizer:
     ends_documents: bool
     """Whether its template already appends the end-of-document token."""
     vocabulary: int
-    """Number of tokens."""
+    """Number of tokens: the highest id + 1."""
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each document, its template and the end-of-document token included.
@@ -52,7 +53,7 @@ def open_tokenizer(folder: Path) -> OpenTokenizer:
         raise UserError(f"{tokenizer_file(folder)}: the eos_token {ending!r} is not in its vocabulary")
     probe = encoder.encode(_PROBE)
     ends_documents = probe.ids[-1:] == [eos] and probe.special_tokens_mask[-1] == 1
-    return OpenTokenizer(encoder, eos, ends_documents, len(by_class))
+    return OpenTokenizer(encoder, eos, ends_documents, 1 + max(encoder.get_vocab().values()))
 
 
 def ids_of(folder: Path, text: str) -> list[int]:
@@ -78,16 +79,22 @@ def comparison(folder: Path, text: str) -> str | None:
         f"at {text[max(0, at - 10) : at + 40]!r}:\n"
         f"    {name}: {_around(by_class.backend_tokenizer, ours, first)}\n"
         f"    tokenizer.json: {_around(file, theirs, first)}\n"
-        "    Trainer and server use the class. To use the ids of the file, set `tokenizer_class` to "
-        f"PreTrainedTokenizerFast in {folder / 'tokenizer_config.json'}{_and_remove_config(folder)}; to keep "
-        "those of the class, save the tokenizer again, so that both agree: "
-        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER)"
+        f"    Trainer and server use the class. {_ways_to_fix(folder)}"
     )
 
 
-def _and_remove_config(folder: Path) -> str:
-    """Return what else to do: for some model types, `config.json` overrides the tokenizer's own class."""
-    return ", and use a folder without config.json" if (folder / "config.json").is_file() else ""
+def _ways_to_fix(folder: Path) -> str:
+    again = (
+        "save the tokenizer again, so that both agree, and prepare the data with it: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OTHER_FOLDER)"
+    )
+    if tokenizer_class(folder) in _CLASSES_OF_THE_FILE:
+        return f"The model_type in {folder / 'config.json'} chooses it; {again}"
+    config = folder / "tokenizer_config.json"
+    return (
+        f"To use the ids of the file, set `tokenizer_class` to {_CLASSES_OF_THE_FILE[0]} in {config}; "
+        f"to keep those of the class, {again}"
+    )
 
 
 def _around(tokenizer: "Tokenizer", encoding: "Encoding", first: int) -> str:

@@ -10,27 +10,66 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from flagscale.checks import indexed
+from flagscale.checks import indexed, tokenizer
+from flagscale.checks.facts import facts
+from flagscale.checks.vocabulary import id_violation, tokenizer_violation
+from flagscale.errors import UserError
+from megatron.flagscale.id_range import first_sequence_outside, id_range
 from tools.command import run
+
+
+def id_problem(prefix: Path, ids: tuple[int, int], vocabulary: int | None) -> str:
+    """Return which ids of a pair no token of the vocabulary (None: unknown) has, and where; "" if none."""
+    what = id_violation(prefix, ids, vocabulary)
+    first = first_sequence_outside(prefix, vocabulary or ids[1] + 1) if what else None
+    return f"{what} (sequence {first} is the first with such an id)" if what else ""
 
 
 def main() -> int:
     """Check every prefix on the command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("prefixes", nargs="+", type=Path, metavar="PREFIX", help="path without .bin or .idx")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer that must have cut the data")
+    parser.add_argument(
+        "--vocab-size", type=int, help="number of tokens; all ids must be below it (default: the tokenizer's)"
+    )
+    arguments = parser.parse_args()
+    vocabulary = _vocabulary(arguments.tokenizer, arguments.vocab_size)
     sound = True
-    for given in parser.parse_args().prefixes:
+    for given in arguments.prefixes:
         prefix = given.with_suffix("") if given.suffix in (".bin", ".idx") else given
-        found = indexed.problems(prefix, thorough=True)
-        if found:
-            sound = False
-            print(*found, sep="\n", file=sys.stderr)
-        else:
-            held = indexed.summary(prefix)
-            print(
-                f"{prefix}: valid, {held.documents:,} documents, {held.tokens:,} tokens of type {held.dtype}"
-            )
+        sound &= _verify(prefix, arguments.tokenizer, vocabulary)
     return 0 if sound else 1
+
+
+def _verify(prefix: Path, folder: Path | None, vocabulary: int | None) -> bool:
+    """Print the contents of a pair, or what is wrong with it; return whether it is valid."""
+    found = indexed.problems(prefix, thorough=True)
+    if not found:
+        ids = id_range(prefix)
+        wrong = tokenizer_violation(prefix, str(folder), tokenizer.fingerprint(folder)) if folder else ""
+        found = [what for what in (wrong, id_problem(prefix, ids, vocabulary)) if what]
+    if found:
+        print(*found, sep="\n", file=sys.stderr)
+        return False
+    held = indexed.summary(prefix)
+    tokens = f"{held.tokens:,} tokens of type {held.dtype}, ids {ids[0]} to {ids[1]}"
+    print(f"{prefix}: valid, {held.documents:,} documents, {tokens}")
+    if folder and not facts(prefix):
+        print(f"{prefix}: without facts, so only its ids were compared with {folder}")
+    return True
+
+
+def _vocabulary(folder: Path | None, size: int | None) -> int | None:
+    """Return the number of tokens of a tokenizer, or the given size."""
+    if size is not None and size < 1:
+        raise UserError(f"--vocab-size {size}: must be 1 or more")
+    if folder is None or size is not None:
+        return size
+    vocabulary = tokenizer.vocabulary(folder)
+    if vocabulary is None:
+        raise UserError(f"{folder}: its tokenizer.json does not list the tokens; give --vocab-size too")
+    return vocabulary
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The range of token ids in a pair: found without numpy, and the same as numpy's for every type."""
+"""The range of token ids in a pair of any integer type, read in chunks."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.checks import token_ids
-from flagscale.checks.token_ids import first_sequence_outside, id_range
 from flagscale_testing.pairs import write_pair
+from megatron.flagscale import id_range as module
+from megatron.flagscale.id_range import first_sequence_outside, id_range
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}
 
 
 @pytest.mark.parametrize("dtype", CODES)
 @given(data=st.data())
-def test_the_range_is_that_of_numpy(
+def test_the_range_of_any_type(
     tmp_path_factory: pytest.TempPathFactory, dtype: str, data: st.DataObject
 ) -> None:
     prefix, info = tmp_path_factory.getbasetemp() / dtype, numpy.iinfo(dtype)
@@ -24,7 +24,7 @@ def test_the_range_is_that_of_numpy(
     tokens = numpy.array(values, dtype=dtype)
     size = tokens.itemsize
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_ids, "_CHUNK", 16)  # several chunks, the last one short
+        patch.setattr(module, "_CHUNK", 16)  # several chunks, the last one short
         write_pair(prefix, [1] * len(values), tokens.tobytes(), code=CODES[dtype], itemsize=size)
         assert id_range(prefix) == (min(values), max(values))
         limit = data.draw(st.integers(1, int(info.max)))
