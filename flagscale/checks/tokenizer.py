@@ -34,10 +34,12 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash that changes if the tokenizer could yield other ids, and not if the folder is copied."""
-    model = _read(folder / "config.json")  # `AutoTokenizer` also reads the model's type, if it is there
+    """Return a hash that changes if the tokenizer's own files could yield other ids, wherever the folder is.
+
+    A model's `config.json` in the folder is left out: it changes the class of few families, and the same
+    tokenizer is used with and without it. The worker, which opens the tokenizer, compares a sample of ids.
+    """
     settings = {name: value for name, value in _settings(folder).items() if name not in _WITHOUT_EFFECT}
-    settings["config.json"] = [model.get("model_type"), model.get("tokenizer_class")]
     digest = hashlib.sha256(tokenizer_file(folder).read_bytes())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
