@@ -124,7 +124,7 @@ def grouped_experts(content: dict[str, Any]) -> None:
 
 
 def joined_experts(content: dict[str, Any]) -> None:
-    """Store the experts as Megatron-core before 0.14 does without TransformerEngine: `[hidden, all ffn]`."""
+    """Store the experts as older Megatron-core's `GroupedMLP` does: `[hidden, experts * ffn]` and reverse."""
     model = content["model"]
     for layer in range(4):
         prefix = f"decoder.layers.{layer}.mlp.experts"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -146,6 +148,21 @@ def test_a_file_that_the_engine_cannot_read_is_not_a_success(
     curve = run_all([run("foreign", model, ranks, options, foreign)], folder / "foreign")["foreign"]
     assert not curve.losses
     assert "the checkpoint could not be loaded; see the output above" in curve.error
+
+
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
+    model, ranks, options = SAVED["TP2"]
+    limited = replace(
+        run("full", model, ranks, options, tmp_path / "saved"), mutation=f"{__name__}:small_files"
+    )
+    error = run_all([limited], tmp_path)["full"].error
+    assert "the checkpoint of iteration 2 could not be written" in error
+    assert "File too large" in error
+    assert not (tmp_path / "saved" / TRACKER).exists()
 
 
 def rank_file(folder: Path) -> None:
