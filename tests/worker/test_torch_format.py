@@ -176,7 +176,10 @@ def test_without_a_manifest_the_tracker_shows_what_is_complete(tmp_path: Path) -
     (tmp_path / TRACKER).write_text("4")
     found = {one.iteration: (one.fault, one.unfinished) for one in candidates(tmp_path)}
     assert found[2] == found[4] == ("", False)
-    assert found[6] == ("in Megatron's `torch` format, its save was not finished", True)
+    fault = f"in Megatron's `torch` format, and {TRACKER} does not show that its save was finished"
+    assert found[6] == (fault, True)
+    with pytest.raises(UserError, match=r"iteration 6 .* cannot be used: in Megatron's `torch` format"):
+        choose(tmp_path, owned=False, wanted=6)
 
 
 def test_an_unfinished_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
@@ -187,6 +190,14 @@ def test_an_unfinished_checkpoint_is_kept_under_another_name(tmp_path: Path) -> 
     assert choice.iteration == 2
     assert "renamed to iter_0000004.unfinished" in choice.notices[0]
     assert (tmp_path / "iter_0000004.unfinished" / "mp_rank_00" / RANK_FILE).is_file()
+
+
+def test_a_training_does_not_silently_start_over_beside_a_checkpoint(tmp_path: Path) -> None:
+    rank_file(tmp_path / "iter_0000002")
+    with pytest.raises(UserError, match=r"iter_0000002: in Megatron's `torch` format, and latest_check"):
+        choose(tmp_path, owned=False)
+    (tmp_path / TRACKER).write_text("2")
+    assert choose(tmp_path, owned=False).iteration == 2
 
 
 def test_a_release_is_usable_if_the_tracker_names_it(tmp_path: Path) -> None:
