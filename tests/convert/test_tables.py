@@ -33,7 +33,7 @@ LLAMA = Model(
     tied=False,
     dtype="float32",
 )
-MIXTRAL = replace(LLAMA, family="mixtral", experts=3, topk=2)
+MIXTRAL = replace(LLAMA, family="mixtral", experts=3, topk=2, settings={"moe_aux_loss_coeff": 0.02})
 MODELS = (
     LLAMA,
     replace(LLAMA, tied=True, rope=Rope(500000.0, "llama3", 32.0)),

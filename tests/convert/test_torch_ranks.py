@@ -125,7 +125,7 @@ def grouped_experts(content: dict[str, Any]) -> None:
 
 
 def joined_experts(content: dict[str, Any]) -> None:
-    """Store the experts as Megatron-core before 0.14 does without TransformerEngine: `[hidden, all ffn]`."""
+    """Store the experts as older Megatron-core's `GroupedMLP` does: `[hidden, experts * ffn]` and reverse."""
     model = content["model"]
     for layer in range(4):
         prefix = f"decoder.layers.{layer}.mlp.experts"
@@ -229,7 +229,9 @@ def test_a_layout_that_its_arguments_contradict_is_refused(
 def test_an_unfinished_save_is_named_with_its_format(changed: Callable[..., Path], tmp_path: Path) -> None:
     folder = changed("one rank")
     (folder / SAVED).rename(folder / "iter_0000007")
-    assert "in Megatron's `torch` format, its save was not finished" in refused(folder, tmp_path)
+    assert "in Megatron's `torch` format, and latest_checkpointed_iteration.txt does not show" in refused(
+        folder, tmp_path
+    )
     (folder / TRACKER).unlink()
     convert(folder / "iter_0000007", tmp_path / "copied without its tracker")
 

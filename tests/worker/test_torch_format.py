@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +153,21 @@ def test_a_file_that_the_engine_cannot_read_is_not_a_success(
     assert "the checkpoint could not be loaded; see the output above" in curve.error
 
 
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
+    model, ranks, options = SAVED["TP2"]
+    limited = replace(
+        run("full", model, ranks, options, tmp_path / "saved"), mutation=f"{__name__}:small_files"
+    )
+    error = run_all([limited], tmp_path)["full"].error
+    assert "the checkpoint of iteration 2 could not be written" in error
+    assert "File too large" in error
+    assert not (tmp_path / "saved" / TRACKER).exists()
+
+
 def rank_file(folder: Path) -> None:
     (folder / "mp_rank_00").mkdir(parents=True)
     (folder / "mp_rank_00" / RANK_FILE).write_bytes(b"")
@@ -162,7 +179,10 @@ def test_without_a_manifest_the_tracker_shows_what_is_complete(tmp_path: Path) -
     (tmp_path / TRACKER).write_text("4")
     found = {one.iteration: (one.fault, one.unfinished) for one in candidates(tmp_path)}
     assert found[2] == found[4] == ("", False)
-    assert found[6] == ("in Megatron's `torch` format, its save was not finished", True)
+    fault = f"in Megatron's `torch` format, and {TRACKER} does not show that its save was finished"
+    assert found[6] == (fault, True)
+    with pytest.raises(UserError, match=r"iteration 6 .* cannot be used: in Megatron's `torch` format"):
+        choose(tmp_path, owned=False, wanted=6)
 
 
 def test_an_unfinished_checkpoint_is_kept_under_another_name(tmp_path: Path) -> None:
@@ -173,6 +193,14 @@ def test_an_unfinished_checkpoint_is_kept_under_another_name(tmp_path: Path) -> 
     assert choice.iteration == 2
     assert "renamed to iter_0000004.unfinished" in choice.notices[0]
     assert (tmp_path / "iter_0000004.unfinished" / "mp_rank_00" / RANK_FILE).is_file()
+
+
+def test_a_training_does_not_silently_start_over_beside_a_checkpoint(tmp_path: Path) -> None:
+    rank_file(tmp_path / "iter_0000002")
+    with pytest.raises(UserError, match=r"iter_0000002: in Megatron's `torch` format, and latest_check"):
+        choose(tmp_path, owned=False)
+    (tmp_path / TRACKER).write_text("2")
+    assert choose(tmp_path, owned=False).iteration == 2
 
 
 def test_a_release_is_usable_if_the_tracker_names_it(tmp_path: Path) -> None:

@@ -68,8 +68,9 @@ def fault_of(folder: Path) -> str:
     if not manifest.exists():
         if _was_finished(folder):
             return ""
-        kind = "in Megatron's `torch` format, " if is_torch_format(folder) else ""
-        return f"{kind}its save was not finished"
+        if is_torch_format(folder):
+            return f"in Megatron's `torch` format, and {TRACKER} does not show that its save was finished"
+        return "its save was not finished"
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():

@@ -71,9 +71,11 @@ def choose(directory: Path, owned: bool, wanted: int | None = None) -> Choice:
         rejected.append(candidate)
     damaged = [candidate for candidate in rejected if not candidate.unfinished]
     if wanted is not None:
-        reason = f": {damaged[0].fault}" if damaged else " (not found, or its save was not finished)"
-        raise UserError(f"the checkpoint of iteration {wanted} in {directory} cannot be used{reason}")
-    if damaged or (directory / TRACKER).is_file():
+        reason = rejected[0].fault if rejected else "not found"
+        raise UserError(f"the checkpoint of iteration {wanted} in {directory} cannot be used: {reason}")
+    # In the `torch` format, nothing but the tracker shows whether a checkpoint is complete.
+    unknown = not owned and any(is_torch_format(candidate.path) for candidate in rejected)
+    if damaged or unknown or (directory / TRACKER).is_file():
         reported = (
             "; ".join(f"{candidate.path.name}: {candidate.fault}" for candidate in rejected)
             or "no checkpoint folder found"

@@ -98,6 +98,12 @@ def _failing_as_user_error(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         torch.distributed.barrier()
         raise _not_saved(folder, reason) from error
+    except RuntimeError as error:
+        # `torch.save`, with which the `torch` format is written, does not report the reason.
+        if not (reason := write_fault(folder.parent)):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _not_saved(folder, reason) from error
     except OSError as error:
         raise _not_saved(folder, error.strerror or str(error)) from error
 

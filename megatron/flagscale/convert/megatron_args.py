@@ -54,6 +54,8 @@ _OF_EXPERTS = (
     "moe_layer_freq",
     "moe_latent_size",
 )
+AUX_LOSS = "moe_aux_loss_coeff"
+"""The setting of families with a loss that balances the experts."""
 _ALSO_STORED = (
     "group_query_attention",
     "untie_embeddings_and_output_weights",
@@ -108,8 +110,20 @@ def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None
         dtype="bfloat16" if args["bf16"] else "float16" if args["fp16"] else "float32",
         experts=experts,
         topk=args["moe_router_topk"] if experts else 0,
-        settings={setting.argument: args[setting.argument] for setting in found.settings},
+        settings={setting.argument: _setting(args, setting.argument) for setting in found.settings},
     )
+
+
+def _setting(args: Mapping[str, Any], argument: str) -> Any:
+    """Return the value of a family's setting; balancing losses other than `aux_loss` count as none."""
+    value = args[argument]
+    if argument != AUX_LOSS:
+        return value
+    kinds, values = (
+        given if isinstance(given, list) else [given]
+        for given in (args["moe_router_load_balancing_type"], value)
+    )
+    return dict(zip(kinds, values, strict=False)).get("aux_loss", 0.0)
 
 
 def _family(args: Mapping[str, Any], where: str, wanted: str | None) -> Family:
@@ -218,6 +232,8 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
     yield "layernorm_epsilon", model.norm_eps
     yield from family.arguments.items()
     yield from model.settings.items()
+    if AUX_LOSS in model.settings:
+        yield "moe_router_load_balancing_type", "aux_loss"
     yield "attention_dropout", 0.0
     yield "hidden_dropout", 0.0
     yield "vocab_size", model.vocab

@@ -51,8 +51,9 @@ def place_of(name: str, layers: int, experts: int) -> Place:
 def views(chunk: Mapping[str, torch.Tensor], experts: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a rank, those of joined experts one by one.
 
-    Before Megatron-core 0.14, `moe_grouped_gemm` without TransformerEngine joined the weights of a rank's
-    experts: `weight1 [hidden, experts * ffn]` is read as `[experts, hidden, ffn]`, `weight2` likewise.
+    In older Megatron-core, `moe_grouped_gemm` without TransformerEngine joins the weights of a rank's experts
+    (`megatron/core/transformer/moe/experts.py:GroupedMLP`): `weight1 [hidden, experts * ffn]` is read as
+    `[experts, hidden, ffn]`, and `weight2 [experts * ffn, hidden]` as `[experts, ffn, hidden]`.
     """
     for name, tensor in chunk.items():
         if not (match := _JOINED.fullmatch(name)):

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.families.base import Family
+from megatron.flagscale.convert.megatron_args import AUX_LOSS
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry, Source, entries
+
+BALANCING = 0.01
+"""The coefficient of the loss that balances the experts: where Megatron recommends to start."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,13 @@ class Upcycling:
     topk: int = 2
     std: float = 0.02
     seed: int = 0
+
+
+def _settings(mixture: Family, dense: Model) -> dict[str, Any]:
+    """Return the settings of the new model: those of the dense one, and defaults for the others."""
+    defaults = {one.argument: one.values.get(one.default, one.default) for one in mixture.settings}
+    defaults |= {AUX_LOSS: BALANCING} if AUX_LOSS in defaults else {}
+    return {argument: dense.settings.get(argument, value) for argument, value in defaults.items()}
 
 
 class Upcycled:
@@ -44,7 +57,13 @@ class Upcycled:
             problems.append(Problem(f"{how.topk} of {how.experts} experts cannot be chosen", "--topk"))
         if problems:
             raise UserError(problems)
-        self.model: Model = replace(dense.model, family=family.mixture, experts=how.experts, topk=how.topk)
+        self.model: Model = replace(
+            dense.model,
+            family=family.mixture,
+            experts=how.experts,
+            topk=how.topk,
+            settings=_settings(registry.load(family.mixture), dense.model),
+        )
         self._dense, self._how = dense, how
         self._entries = {entry.megatron: entry for entry in entries(dense.model)}
 

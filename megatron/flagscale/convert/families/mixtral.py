@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron.flagscale.convert.families.base import Setting
 from megatron.flagscale.convert.families.decoder import ATTENTION, FIRST, KEYS, LAST, layer, llama_like
 from megatron.flagscale.convert.families.joins import GATED
 from megatron.flagscale.convert.model import Model
@@ -28,6 +29,16 @@ _EXPERTS = (
 )
 
 
+BALANCING = Setting("router_aux_loss_coef", "moe_aux_loss_coeff", 0.001)
+"""The coefficient of the loss that balances the experts; the default is that of `MixtralConfig`.
+
+The same number weighs about layers / topk times as much in Megatron. Both multiply it by
+`experts * sum(fraction of tokens * mean probability)`. Megatron (`switch_load_balancing_loss_func`) adds this
+for every layer, with fractions that sum to one. transformers (`load_balancing_loss_func`) adds it once, for
+all layers together, with fractions that sum to topk, and only if `output_router_logits` is true.
+"""
+
+
 def _windows(config: Mapping[str, Any], model: Model) -> Iterator[str]:
     window = config.get("sliding_window")
     if window is not None and window < model.positions:
@@ -41,7 +52,8 @@ MIXTRAL = llama_like(
     rows=(*FIRST, *ATTENTION, *_EXPERTS, *LAST),
     keys={**KEYS, "experts": "num_local_experts", "topk": "num_experts_per_tok"},
     config={"hidden_act": "silu"},
-    written={"attention_dropout": 0.0, "sliding_window": None},
+    written={"attention_dropout": 0.0, "sliding_window": None, "output_router_logits": False},
     defaults={"norm_eps": lambda known: 1e-5},
+    settings=(BALANCING,),
     refuse=_windows,
 )
