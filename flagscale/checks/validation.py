@@ -10,13 +10,14 @@ from typing import Any
 from flagscale.checks.blend import parse
 from flagscale.errors import Violation
 
-_OF_EACH_SET = ("validation_set_names", "validation_set_intervals")
+OF_EACH_SET = ("validation_set_names", "validation_set_intervals")
+"""The arguments (by dest) that hold one value per set."""
 
 
 def validation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield each rule of validation sets that the arguments (by dest) break."""
     if not values.get("multiple_validation_sets"):
-        for name in _OF_EACH_SET:
+        for name in OF_EACH_SET:
             if values.get(name):
                 yield name, f"`{name}` needs `multiple_validation_sets: true`"
         return
@@ -42,7 +43,7 @@ def validation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         what = "the sets are evaluated separately; remove the weights or `multiple_validation_sets`"
         yield "valid_data_path", f"valid_data_path: {what}"
     else:
-        for name in _OF_EACH_SET:
+        for name in OF_EACH_SET:
             given = values.get(name)
             if given and len(given) != len(found):
                 what = f"{len(given)} values for the {len(found)} data sets of valid_data_path"

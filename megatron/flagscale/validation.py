@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from flagscale.checks.validation import set_names
+from flagscale.checks.validation import OF_EACH_SET, set_names
+from flagscale.errors import Problem, UserError
 from megatron.flagscale.chips import chip
 from megatron.flagscale.patching import Patch
 
@@ -159,10 +160,20 @@ def _whole_sets(original: Callable[..., Any]) -> Callable[..., Any]:
             loaders = valid or []
             sizes = _largest([0 if loader is None else len(loader.dataset) for loader in loaders])
             loaders = loaders or [None] * len(sizes)
+            _require_one_per_set(args, len(sizes))
             valid = [WholeSet(size, loader) for size, loader in zip(sizes, loaders, strict=True)]
         return train, valid, test
 
     return build_train_valid_test_data_loaders
+
+
+def _require_one_per_set(args: argparse.Namespace, sets: int) -> None:
+    """Raise `UserError` for lists that do not fit the sets; the launcher may not know how many there are."""
+    for name in OF_EACH_SET:
+        given = getattr(args, name)
+        if args.multiple_validation_sets and given and len(given) != sets:
+            what = f"{len(given)} values for {sets} validation sets; give one for each"
+            raise UserError([Problem(what, f"--{name.replace('_', '-')}")])
 
 
 def _largest(sizes: Sequence[int]) -> list[int]:

@@ -130,6 +130,24 @@ def test_sets_have_names_and_intervals_and_at_most_eval_iters(data: tuple[str, .
     assert found["begun"] | found["resumed"] == pytest.approx(found["whole"], abs=1e-5)
 
 
+def test_sets_of_a_file_have_default_names_and_the_number_of_given_names_must_fit(
+    data: tuple[str, ...], alone: dict[tuple[str, int], float], tmp_path: Path
+) -> None:
+    """Only the ranks read the file."""
+    file = tmp_path / "sets.json"
+    paths = {"train": [data[data.index("--train-data-path") + 1]], "test": None}
+    file.write_text(json.dumps({**paths, "valid": [*prefixes(data, "web", "code", "books")[1:]]}))
+    without = (*data[: data.index("--train-data-path")], "--per-split-data-args-path", str(file))
+    argv = (*MODEL, *without, *VALIDATING, "--multiple-validation-sets")
+    named = (*argv, "--validation-set-names", "a", "b")
+    curves = run_all([Run("default", 1, argv), Run("named", 1, named)], tmp_path)
+    assert not curves["default"].error
+    assert validated(tmp_path / "default") == pytest.approx(alone, abs=1e-5)
+    assert (
+        "--validation-set-names: 2 values for 3 validation sets; give one for each" in curves["named"].error
+    )
+
+
 def test_one_whole_set_is_evaluated_on_ranks_without_data(
     data: tuple[str, ...], alone: dict[tuple[str, int], float], tmp_path: Path
 ) -> None:
