@@ -75,6 +75,16 @@ def summary(prefix: Path) -> Summary:
     return Summary(bounds - 1, sequences, tokens_size // itemsize, dtype, size)
 
 
+def document_at(prefix: Path, document: int) -> tuple[int, int]:
+    """Return the range of tokens of a document of a sound pair, both counted from 0."""
+    with idx_path(prefix).open("rb") as idx:
+        _, _, _, sequences, _ = _HEADER.unpack(idx.read(_HEADER.size))
+        bounds_at = _HEADER.size + sequences * (4 + 8)
+        begin, end = (_read(idx, "q", bounds_at + (document + more) * 8) for more in (0, 1))
+    first = tokens_between(prefix, 0, begin)
+    return first, first + tokens_between(prefix, begin, end)
+
+
 def tokens_between(prefix: Path, begin: int, end: int) -> int:
     """Return the number of tokens of the sequences `begin` to `end` (exclusive) of a sound pair."""
     if end <= begin:

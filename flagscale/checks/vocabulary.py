@@ -90,8 +90,8 @@ def tokenizer_violation(prefix: Path, folder: str, fingerprint: str) -> str:
     if known is None or known["tokenizer"] == fingerprint:
         return ""
     return (
-        f"{folder}: {prefix} was made with another tokenizer, or with other settings of it; use that one, or "
-        "make the data again with tools/datasets/preprocess.py"
+        f"{folder}: {prefix} was made with another tokenizer, or with other settings of it; use that one, "
+        "make the data again (tools/datasets/preprocess.py), or confirm this one (verify.py --record)"
     )
 
 

@@ -11,11 +11,12 @@ if not __package__:  # run as a file: import from the repository's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from flagscale.checks import indexed, tokenizer
-from flagscale.checks.facts import facts
+from flagscale.checks.facts import facts, facts_path
 from flagscale.checks.vocabulary import id_violation, tokenizer_violation
 from flagscale.errors import UserError
 from megatron.flagscale.id_range import first_sequence_outside, id_range
 from tools.command import run
+from tools.datasets.recording import record
 
 
 def id_problem(prefix: Path, ids: tuple[int, int], vocabulary: int | None) -> str:
@@ -33,22 +34,31 @@ def main() -> int:
     parser.add_argument(
         "--vocab-size", type=int, help="number of tokens; all ids must be below it (default: the tokenizer's)"
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="if --tokenizer gives the same ids for some documents, write it to the facts of the pair",
+    )
     arguments = parser.parse_args()
+    if arguments.record and arguments.tokenizer is None:
+        raise UserError("--record: has no effect without --tokenizer; name the folder that made the data")
     vocabulary = _vocabulary(arguments.tokenizer, arguments.vocab_size)
     sound = True
     for given in arguments.prefixes:
         prefix = given.with_suffix("") if given.suffix in (".bin", ".idx") else given
-        sound &= _verify(prefix, arguments.tokenizer, vocabulary)
+        sound &= _verify(prefix, arguments.tokenizer, vocabulary, arguments.record)
     return 0 if sound else 1
 
 
-def _verify(prefix: Path, folder: Path | None, vocabulary: int | None) -> bool:
+def _verify(prefix: Path, folder: Path | None, vocabulary: int | None, with_record: bool) -> bool:
     """Print the contents of a pair, or what is wrong with it; return whether it is valid."""
     found = indexed.problems(prefix, thorough=True)
     if not found:
         ids = id_range(prefix)
-        wrong = tokenizer_violation(prefix, str(folder), tokenizer.fingerprint(folder)) if folder else ""
-        found = [what for what in (wrong, id_problem(prefix, ids, vocabulary)) if what]
+        wrong = id_problem(prefix, ids, vocabulary)
+        if not wrong and folder:
+            wrong = _record(prefix, folder, ids) if with_record else _other_tokenizer(prefix, folder)
+        found = [wrong] if wrong else []
     if found:
         print(*found, sep="\n", file=sys.stderr)
         return False
@@ -56,8 +66,22 @@ def _verify(prefix: Path, folder: Path | None, vocabulary: int | None) -> bool:
     tokens = f"{held.tokens:,} tokens of type {held.dtype}, ids {ids[0]} to {ids[1]}"
     print(f"{prefix}: valid, {held.documents:,} documents, {tokens}")
     if folder and not facts(prefix):
-        print(f"{prefix}: without facts, so only its ids were compared with {folder}")
+        print(f"{prefix}: without facts, so only its ids were compared with {folder}; --record compares more")
     return True
+
+
+def _other_tokenizer(prefix: Path, folder: Path) -> str:
+    return tokenizer_violation(prefix, str(folder), tokenizer.fingerprint(folder))
+
+
+def _record(prefix: Path, folder: Path, ids: tuple[int, int]) -> str:
+    """Write the facts of a pair; return why the tokenizer cannot have made it, else ""."""
+    try:
+        compared = record(prefix, folder, ids[1])
+    except UserError as error:
+        return "\n".join(problem.what for problem in error.problems)
+    print(f"{prefix}: {folder} gives the same ids for {compared} documents; recorded in {facts_path(prefix)}")
+    return ""
 
 
 def _vocabulary(folder: Path | None, size: int | None) -> int | None:

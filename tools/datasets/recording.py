@@ -1,0 +1,59 @@
+"""Record the tokenizer of a pair that has no facts, or those of another tokenizer.
+
+The tokenizer has to give the same ids for the text of some documents, spread over the whole pair.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from flagscale.checks import indexed
+from flagscale.checks.facts import write_facts
+from flagscale.checks.tokenizer import fingerprint
+from flagscale.errors import UserError
+from tools.datasets.tokenizer import ids_of, open_tokenizer
+
+_DOCUMENTS = 50
+_LONGEST = 100_000
+"""Tokens; longer documents are not compared."""
+_SAMPLE = 200
+"""Characters."""
+
+
+def record(prefix: Path, folder: Path, largest_id: int) -> int:
+    """Write the facts of a sound pair with the tokenizer in `folder`; return the number of compared documents.
+
+    Raises:
+        UserError: the tokenizer gives other ids for one of them, or there is none to compare.
+    """
+    import numpy
+
+    tokenizer, held = open_tokenizer(folder), indexed.summary(prefix)
+    dtype = numpy.dtype(held.dtype).newbyteorder("<")
+    tokens = numpy.memmap(indexed.bin_path(prefix), dtype=dtype, mode="r")
+    step, compared, sample = max(1, held.documents // _DOCUMENTS), 0, ""
+    for document in range(0, held.documents, step):
+        begin, end = indexed.document_at(prefix, document)
+        if not begin < end <= begin + _LONGEST:
+            continue
+        stored = tokens[begin:end].tolist()
+        text = tokenizer.encoder.decode(stored)
+        (made,) = tokenizer.documents([text])
+        if made != stored:
+            raise UserError(_other_ids(prefix, folder, document, stored, made))
+        compared, sample = compared + 1, sample or text[:_SAMPLE]
+    if not sample:
+        raise UserError(f"{prefix}: no document has text that could be compared with {folder}")
+    known = {"largest_id": largest_id, "tokenizer": fingerprint(folder), "vocabulary": tokenizer.vocabulary}
+    sample_ids = {"text": sample, "ids": ids_of(folder, sample)}
+    write_facts(prefix, {**asdict(held), **known, "sample": sample_ids})
+    return compared
+
+
+def _other_ids(prefix: Path, folder: Path, document: int, stored: list[int], made: list[int]) -> str:
+    pairs = enumerate(zip(stored, made, strict=False))
+    first = next((place for place, (one, other) in pairs if one != other), min(len(stored), len(made)))
+    shown = (" ".join(map(str, ids[max(0, first - 2) : first + 8])) for ids in (stored, made))
+    return (
+        f"{prefix}: document {document} was not made with {folder}, at token {first + 1}:\n"
+        f"    the data: {next(shown)}\n    the tokenizer: {next(shown)}"
+    )
