@@ -20,7 +20,7 @@ _SAMPLE = 200
 
 
 def record(prefix: Path, folder: Path, largest_id: int) -> int:
-    """Write the facts of a sound pair with the tokenizer in `folder`; return the number of compared documents.
+    """Write the facts of a sound pair with the tokenizer in `folder`; return how many were compared.
 
     Raises:
         UserError: the tokenizer gives other ids for one of them, or there is none to compare.
