@@ -17,6 +17,7 @@ from flagscale import __version__, registry
 from flagscale.config.load import load_action
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.source_map import SourceMap, index_sources
+from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, UserError
 
 # Hydra must not write anything: FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
@@ -102,6 +103,7 @@ def _perform(config: DictConfig) -> int:
     from flagscale.plan.prepare import Request
 
     where = _source_map()
+    restore_texts(config, where)
     try:
         action = load_action(config, where)
         code = registry.load("actions", action)(Request(config, where))

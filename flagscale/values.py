@@ -96,6 +96,9 @@ class Job:
     """The arguments that name data and tokenizer, which every host must be able to read."""
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that must not be written to a file; never part of a plan."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """By key path of the task level: the text of an argument that the engine gets as text, such as `1.10`,
+    although YAML reads a number."""
     notices: tuple[str, ...] = ()
 
     @property

@@ -71,7 +71,8 @@ def translate_task(
         change = TASK.get(flat_key.name)
         if flat_key.name in ("wandb_api_key", "wandb_mode"):
             if flat_key.value:
-                environment[flat_key.name.upper()] = str(flat_key.value)
+                text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
+                environment[flat_key.name.upper()] = text
         elif flat_key.name == "tokenizer_type" and flat_key.value in TOKENIZERS:
             instead = TOKENIZERS[flat_key.value]
             notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is now `{instead}`")

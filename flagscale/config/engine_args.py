@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flagscale.config.catalog import Catalog, Option
@@ -78,6 +78,8 @@ class EngineArguments:
     values: Mapping[str, Any]
     paths: Mapping[str, str]
     """dest -> key path of the arguments that the user gave."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Key path -> text that was passed on, of values that are text although YAML reads a number."""
 
 
 def render(
@@ -87,6 +89,7 @@ def render(
     argv: list[str] = []
     values = {option.dest: option.default for option in catalog.options.values()}
     paths: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for flat_key in flat_keys:
         option = catalog.by_name.get(flat_key.name)
         if option is None:
@@ -99,13 +102,33 @@ def render(
             problems.append(Problem(what, source_map.where(flat_key.path), "keep one of them"))
             continue
         paths[option.dest] = flat_key.path
+        if option.type == "str":
+            flat_key = _as_written(flat_key, source_map, texts)
         try:
             words, values[option.dest] = _words(option, flat_key)
         except ValueError as error:
             problems.append(Problem(str(error), source_map.where(flat_key.path)))
             continue
         argv += words
-    return EngineArguments(tuple(argv), values, paths)
+    return EngineArguments(tuple(argv), values, paths, texts)
+
+
+def _as_written(flat_key: FlatKey, source_map: SourceMap, texts: dict[str, str]) -> FlatKey:
+    """Return the key of a text argument with its numbers as they were written; record them in `texts`."""
+
+    def as_written(value: Any, path: str) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        text = source_map.text(path, value) or repr(value)
+        if text != repr(value):
+            texts[path] = text
+        return text
+
+    value = flat_key.value
+    if isinstance(value, list):
+        items = [as_written(item, f"{flat_key.path}.{index}") for index, item in enumerate(value)]
+        return replace(flat_key, value=items)
+    return replace(flat_key, value=as_written(value, flat_key.path))
 
 
 def _unknown(flat_key: FlatKey, catalog: Catalog, where: str) -> Problem:
@@ -203,19 +226,24 @@ _JSON_TYPES = ("loads", "parse_dataclass")
 """vLLM's converters that read JSON only."""
 
 
-def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, Any]:
-    """Return a whole number in vLLM's notation: `8192`, `8k` (thousands), `8K` (1024s), sometimes `auto`."""
+def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, int]:
+    """Return a whole number in vLLM's notation, and its value: `8k` is 8000, `8K` 8192, `auto` may be -1.
+
+    As `vllm/utils/argparse_utils.py:human_readable_int` of vLLM 0.32: decimals only with the units of 1000.
+    """
     text = str(value)
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)", text)
-    if option.type.endswith("or_auto") and text in ("auto", "-1"):
-        return text, text
-    if found and found[2]:
-        power = "kmgt".index(found[2].lower()) + 1
-        base = 1000 if found[2].islower() else 1024
-        return text, int(float(found[1]) * base**power)
-    if not found or "." in found[1]:
-        raise ValueError(f"`{name}` takes a whole number, with or without a unit (8k), not {value!r}")
-    return text, int(text)
+    plain = text.strip()
+    if option.type.endswith("or_auto") and plain.lower() in ("auto", "-1"):
+        return text, -1
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])", plain):
+        return text, int(float(found[1]) * 1000 ** ("kmgt".index(found[2]) + 1))
+    if found := re.fullmatch(r"(\d+)([KMGT])", plain):
+        return text, int(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
+    try:
+        return text, int(plain)
+    except ValueError:
+        unit = "with or without a unit: 8k is 8000, 8K is 8192, and only 8.5k may have a fraction"
+        raise ValueError(f"`{name}` takes a whole number, {unit}; not {value!r}") from None
 
 
 def _is_json(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +224,10 @@ def _children(
     keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
     for key in keys:
         child = f"{path}.{key}" if path else str(key)
+        if isinstance(node, DictConfig) and not isinstance(key, str) and path.startswith("experiment"):
+            what, hint = f"YAML reads this name as {key}", "if it is meant as text, quote it"
+            problems.append(Problem(what, source_map.where(child), hint))
+            continue
         try:
             if OmegaConf.is_missing(node, key):
                 problems.append(Problem("a value is required here (it is `???`)", source_map.where(child)))
@@ -234,9 +239,14 @@ def _children(
         yield key, _resolved(value, child, parents, source_map, problems)
 
 
+_BASE_60 = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+
+
 def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:
     """Yield a problem for each value that YAML 1.1 reads as base 60, although a range or a time is meant."""
-    for path, text in source_map.base60.items():
+    for path, text in source_map.texts.items():
+        if not _BASE_60.fullmatch(text):
+            continue
         value: Any = tree
         for part in path.split("."):
             if isinstance(value, list) and part.isdigit() and int(part) < len(value):
@@ -244,7 +254,7 @@ def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:
             else:
                 value = _mapping(value).get(part)
         where = source_map.where(path)
-        if isinstance(value, int) and not where.startswith("command line"):
+        if isinstance(value, int | float) and not where.startswith("command line"):
             yield Problem(f"YAML reads `{text}` as the number {value}", where, f'quote it: "{text}"')
 
 

@@ -65,7 +65,12 @@ def _no_secret(value: str) -> str:
 
 
 def _text(value: object) -> object:
-    """Return a value as text: YAML reads `VALUE: 0` as a number, but the environment holds text only."""
+    """Return a value as text: YAML reads `VALUE: 0` as a number, but the environment holds text only.
+
+    `text_values` has restored the text of values that read differently, such as `0022` and `yes`.
+    """
+    if value is None:
+        raise ValueError('no value: write "" for an empty text, or quote the word if it is meant as text')
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value

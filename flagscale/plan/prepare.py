@@ -6,18 +6,17 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from omegaconf import DictConfig
 
 from flagscale import platforms, registry
 from flagscale.config.load import load_experiment, load_task, read_section
+from flagscale.config.recorded import recorded_yaml
 from flagscale.config.schema import Experiment
-from flagscale.config.secrets import masked
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
@@ -91,8 +90,9 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
             started_on=this_machine(),
         )
 
+    config = _config_text(experiment, job.texts)
     all_notices = (*notices, *job.notices, *_unused(experiment, job, source_map))
-    return Prepared(experiment, engine, job, plan_at(None), plan_at, _config_text(experiment), all_notices)
+    return Prepared(experiment, engine, job, plan_at(None), plan_at, config, all_notices)
 
 
 def _unused(experiment: Experiment, job: Job, source_map: SourceMap) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _hostfile_type(experiment: Experiment) -> str:
     return f"{experiment.runner.hostfile}: type="
 
 
-def _config_text(experiment: Experiment) -> str:
+def _config_text(experiment: Experiment, texts: Mapping[str, str]) -> str:
     """Return YAML that loads as this experiment, except for secrets; keys that hold defaults are left out."""
     given = experiment.model_dump(
         mode="json", exclude={"arguments", "name", "exp_dir"}, exclude_defaults=True
@@ -216,4 +216,4 @@ def _config_text(experiment: Experiment) -> str:
         },
         experiment.task.type: experiment.arguments,
     }
-    return yaml.safe_dump(masked(tree), sort_keys=False, allow_unicode=True)
+    return recorded_yaml(tree, texts)

@@ -72,6 +72,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         picture=hetero.picture(meshes.layout, arguments.values),
         inputs=inputs_of(arguments.values, has_own_data=DATASETS in program.own_parts),
         secrets=secrets,
+        texts=arguments.texts,
         notices=tuple(notices),
     )
 

@@ -74,7 +74,8 @@ def take_secrets(
         elif flat_key.value is not None:
             name = SECRETS.get(flat_key.name, SECRETS["api_key"])
             try:
-                text = _read_key(str(flat_key.value)) if flat_key.name == KEY_FILE else flat_key.value
+                text = source_map.text(flat_key.path, flat_key.value) or flat_key.value
+                text = _read_key(str(text)) if flat_key.name == KEY_FILE else text
                 if not isinstance(text, str) or not text:
                     raise ValueError(f"`{flat_key.name}` takes one non-empty text")
                 if name in secrets:

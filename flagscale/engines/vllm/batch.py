@@ -108,6 +108,7 @@ def job(
         },
         inputs={"models": [inputs_of(values)], "prompts_file": _absolute(generate.prompts_file)},
         secrets=secrets,
+        texts=arguments.texts,
         notices=tuple(notices),
     )
 

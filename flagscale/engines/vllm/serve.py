@@ -83,6 +83,7 @@ def job(
         services={rank: tuple(found) for rank, found in services.items()},
         inputs={"models": [inputs_of(model.arguments.values) for model in models]},
         secrets=secrets,
+        texts={path: text for model in models for path, text in model.arguments.texts.items()},
         notices=(*notices, *_notices(instances, hosts, experiment, secrets)),
     )
 
