@@ -234,12 +234,19 @@ def _children(
                 continue
             value = node[key]
         except OmegaConfBaseException as error:
-            problems.append(Problem(_first_line(error), source_map.where(child)))
+            problems.append(_unresolved(error, source_map.where(child)))
             continue
         yield key, _resolved(value, child, parents, source_map, problems)
 
 
 _BASE_60 = re.compile(r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+
+
+def _unresolved(error: OmegaConfBaseException, where: str) -> Problem:
+    """Return the problem of an interpolation; `${HOME}` is probably meant as an environment variable."""
+    name = re.search(r"Interpolation key '([A-Z_][A-Z0-9_]*)' not found", str(error))
+    hint = f"to insert an environment variable of this machine, write ${{oc.env:{name[1]}}}" if name else ""
+    return Problem(_first_line(error), where, hint)
 
 
 def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:

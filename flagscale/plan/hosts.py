@@ -67,13 +67,15 @@ def slots_here(runner: Runner, devices: LocalDevices, where: Where) -> int:
     """Return how many ranks this host runs: `nproc_per_node`, otherwise one per device.
 
     Raises:
-        UserError: the host has too few devices.
+        UserError: the host has too few devices, unless the job is only planned; or none to count.
     """
     ranks, platform = _ranks(runner), devices.platform
     if ranks is None and devices.count < 1:
         what, hint = f"this host has no {platform} devices", "set experiment.runner.platform=cpu"
+        if devices.only_plans:
+            hint = "give experiment.runner.nproc_per_node or a hostfile to plan for other hosts"
         raise UserError([Problem(what, where("experiment.runner.platform"), hint)])
-    if ranks is not None and ranks > devices.count and not devices.are_shared:
+    if ranks is not None and not devices.suffice(ranks) and not devices.only_plans:
         what = f"nproc_per_node is {ranks}, but this host has {devices.count} {platform} devices"
         hint = "lower it and the parallel degrees, or set experiment.runner.platform=cpu"
         raise UserError([Problem(what, where("experiment.runner.nproc_per_node"), hint)])

@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
 from flagscale.plan.entrypoint import CLONE, check_entrypoint
 from flagscale.plan.hosts import select_hosts
+from flagscale.plan.notices import setting_notices
 from flagscale.plan.placement import build_plan, new_run_id
 from flagscale.plan.runner import LocalDevices, RunnerRules
 from flagscale.run.machine import this_machine
@@ -91,21 +92,8 @@ def prepare(request: Request, run_id: str | None = None) -> Prepared:
         )
 
     config = _config_text(experiment, job.texts)
-    all_notices = (*notices, *job.notices, *_unused(experiment, job, source_map))
+    all_notices = (*notices, *job.notices, *setting_notices(experiment, job, source_map))
     return Prepared(experiment, engine, job, plan_at(None), plan_at, config, all_notices)
-
-
-def _unused(experiment: Experiment, job: Job, source_map: SourceMap) -> Iterator[str]:
-    """Yield a notice per key for a host or type that the job does not have; a file may serve several jobs."""
-    hosts, types = {host.name for host in job.hosts}, {host.platform for host in job.hosts}
-    for key, given, known in (
-        ("runner.host_paths", experiment.runner.host_paths, hosts),
-        ("envs.node_specific", experiment.envs.node_specific, hosts),
-        ("envs.device_type_specific", experiment.envs.device_type_specific, types),
-    ):
-        for name in given:
-            if name not in known:
-                yield f"{source_map.where(f'experiment.{key}')}: this job has no `{name}`"
 
 
 def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: SourceMap) -> tuple[int, ...]:
