@@ -13,7 +13,7 @@ import sys
 import time
 
 from flagscale import registry
-from flagscale.config.load import load_command_keys, load_run_location
+from flagscale.config.command import load_command_keys, load_run_location
 from flagscale.errors import UserError
 from flagscale.plan.prepare import Prepared, Request, prepare
 from flagscale.run.rundir import RunDir
@@ -61,8 +61,11 @@ def _run_in_foreground(prepared: Prepared) -> int:
 
 
 def dryrun(request: Request) -> int:
-    """Print the configuration and scripts that `run` would use; touch no host and write nothing."""
-    prepared = _prepare(request, run_id="dryrun")
+    """Print the configuration and scripts that `run` would use; touch no host and write nothing.
+
+    This host need not have the job's devices.
+    """
+    prepared = _prepare(request, run_id="dryrun", only_plans=True)
     print(plan_text(prepared.plan, prepared.config))
     return 0
 
@@ -121,8 +124,8 @@ def stop(request: Request) -> int:
     return 0 if plan is None else _stop(plan)
 
 
-def _prepare(request: Request, run_id: str | None = None) -> Prepared:
-    prepared = prepare(request, run_id)
+def _prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:
+    prepared = prepare(request, run_id, only_plans=only_plans)
     for notice in prepared.notices:
         print(f"note: {notice}", file=sys.stderr)
     return prepared

@@ -8,17 +8,21 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flagscale import __version__, registry
-from flagscale.config.load import load_action
+from flagscale.config.command import load_action
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, UserError
+
+if TYPE_CHECKING:
+    from flagscale.plan.prepare import Request
 
 # Hydra must not write anything: FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
 _QUIET = (
@@ -105,7 +109,7 @@ def _perform(config: DictConfig) -> int:
     where = _source_map()
     restore_texts(config, where)
     try:
-        action = load_action(config, where)
+        action = _action(Request(config, where))
         code = registry.load("actions", action)(Request(config, where))
         if not isinstance(code, int):
             source = registry.registered_by("actions", action)
@@ -126,6 +130,21 @@ def _perform(config: DictConfig) -> int:
         # A bug of ours: print the whole traceback, which Hydra would shorten.
         traceback.print_exc()
         return 1
+
+
+def _action(request: Request) -> str:
+    """Return the name of the action. If there is none, the mistakes of the job are reported with that."""
+    from flagscale.plan.prepare import prepare
+
+    try:
+        return load_action(request.config, request.source_map)
+    except UserError as error:
+        problems = list(error.problems)
+    try:
+        prepare(request, only_plans=True)
+    except UserError as error:
+        problems += error.problems
+    raise UserError(problems)
 
 
 def _print_mistakes(error: UserError) -> int:

@@ -8,6 +8,7 @@ refuse or silently misread.
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,12 +17,21 @@ from typing import Any
 
 from flagscale.config.catalog import Catalog, Option
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem, nearest
+from flagscale.errors import Problem, closest, nearest
+
+
+class Unknown(enum.Enum):
+    """The value of a key for which a mistake was reported already."""
+
+    VALUE = enum.auto()
 
 
 @dataclass(frozen=True)
 class FlatKey:
-    """One engine argument as the user wrote it: `name` with `_`, the plain value, the full key path."""
+    """One engine argument as the user wrote it: `name` with `_`, the plain value, the full key path.
+
+    The value is `Unknown.VALUE` if the key cannot be read: only the name can be checked then.
+    """
 
     name: str
     value: Any
@@ -42,9 +52,14 @@ def flatten(
     The same name with different values is a problem; with the same value, it is returned once.
     """
     flat_keys: dict[str, FlatKey] = {}
-    for flat_key in _walk(arguments, group, is_option):
+    left_out = (path for path in sorted(source_map.unreadable) if path.startswith(f"{group}."))
+    unreadable = [FlatKey(_name(path), Unknown.VALUE, path) for path in left_out]
+    for flat_key in (*_walk(arguments, group, is_option), *unreadable):
         first = flat_keys.setdefault(flat_key.name, flat_key)
-        if not _same(first.value, flat_key.value):
+        if flat_key.value is Unknown.VALUE or first.value is Unknown.VALUE:
+            flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
+        elif not _same(first.value, flat_key.value):
+            flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
             problems.append(
                 Problem(
                     f"`{flat_key.name}` is given twice with different values: {flat_key.value!r} here, "
@@ -56,6 +71,10 @@ def flatten(
     return list(flat_keys.values())
 
 
+def _name(path: str) -> str:
+    return path.rpartition(".")[2].replace("-", "_")
+
+
 def _same(one: Any, other: Any) -> bool:
     """Return whether an engine sees two values as equal: `true` and `1` are equal only in Python."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
@@ -63,7 +82,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[FlatKey]:
     for key, value in node.items():
-        name, child = str(key).replace("-", "_"), f"{path}.{key}"
+        name, child = _name(str(key)), f"{path}.{key}"
         if isinstance(value, Mapping) and not is_option(name):
             yield from _walk(value, child, is_option)
         else:
@@ -80,19 +99,46 @@ class EngineArguments:
     """dest -> key path of the arguments that the user gave."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """Key path -> text that was passed on, of values that are text although YAML reads a number."""
+    unknown: Mapping[str, Option] = field(default_factory=dict)
+    """The arguments (by dest) that are given, but with a mistake, so that their values are not known."""
+    is_complete: bool = True
+    """Whether every key below the group could be read."""
 
 
 def render(
-    flat_keys: Iterable[FlatKey], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
+    flat_keys: Iterable[FlatKey],
+    catalog: Catalog,
+    source_map: SourceMap,
+    problems: list[Problem],
+    *,
+    may_have_others: bool = False,
 ) -> EngineArguments:
-    """Return flat keys as argv; add unknown names, wrong types and wrong choices to `problems`."""
+    """Return flat keys as argv; add unknown names, wrong types and wrong choices to `problems`.
+
+    With `may_have_others`, because a program could not be read, only those unknown names are problems that
+    are close to an argument of the catalog.
+    """
     argv: list[str] = []
     values = {option.dest: option.default for option in catalog.options.values()}
     paths: dict[str, str] = {}
     texts: dict[str, str] = {}
+    unknown: dict[str, Option] = {}
+    misspelt: dict[str, Option] = {}
+    is_complete = True
     for flat_key in flat_keys:
         option = catalog.by_name.get(flat_key.name)
+        if flat_key.value is Unknown.VALUE:
+            if option is None:
+                is_complete = False  # a section
+            else:
+                unknown[option.dest] = option
+                paths.setdefault(option.dest, flat_key.path)
+            continue
         if option is None:
+            if meant := catalog.by_name.get(closest(flat_key.name, catalog.by_name) or ""):
+                misspelt[meant.dest] = meant
+            elif may_have_others:
+                continue
             problems.append(_unknown(flat_key, catalog, source_map.where(flat_key.path)))
             continue
         if flat_key.value is None:
@@ -100,6 +146,7 @@ def render(
         if option.dest in paths:
             what = f"`{flat_key.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
             problems.append(Problem(what, source_map.where(flat_key.path), "keep one of them"))
+            unknown[option.dest] = option
             continue
         paths[option.dest] = flat_key.path
         if option.type == "str":
@@ -108,9 +155,11 @@ def render(
             words, values[option.dest] = _words(option, flat_key)
         except ValueError as error:
             problems.append(Problem(str(error), source_map.where(flat_key.path)))
+            unknown[option.dest] = option
             continue
         argv += words
-    return EngineArguments(tuple(argv), values, paths, texts)
+    unknown |= {dest: option for dest, option in misspelt.items() if dest not in paths}
+    return EngineArguments(tuple(argv), values, paths, texts, unknown, is_complete)
 
 
 def _as_written(flat_key: FlatKey, source_map: SourceMap, texts: dict[str, str]) -> FlatKey:

@@ -76,6 +76,12 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("input should not be empty")
+    return value
+
+
 def _streams(value: str) -> str:
     if not re.fullmatch(r"[0-3]|(\d:[0-3],)*\d:[0-3]", value):
         raise ValueError('input should be 0 (none), 1 (stdout), 2 (stderr), 3 (both), or by rank "0:3,1:2"')
@@ -233,9 +239,9 @@ class Commands(Section):
 class ExperimentSection(Section):
     """The keys below `experiment`."""
 
-    exp_name: Text
+    exp_name: Annotated[Text, AfterValidator(_not_empty)]
     """The run's name in lists and logs."""
-    exp_dir: str
+    exp_dir: Annotated[str, AfterValidator(_not_empty)]
     """The run directory: everything that the run writes is below it."""
     task: Task
     runner: Runner = Runner()

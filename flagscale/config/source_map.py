@@ -25,6 +25,8 @@ class SourceMap:
     overridden: frozenset[str] = frozenset()
     texts: Mapping[str, str] = field(default_factory=dict)
     """Key path -> text of the values without quotes, which YAML or Hydra may read as numbers or switches."""
+    unreadable: frozenset[str] = frozenset()
+    """Paths of the keys that were left out of the configuration, because a mistake was reported for them."""
 
     def where(self, key_path: str) -> str:
         """Return `file:line: key.path`, or the place of the nearest parent if the key is not written."""

@@ -27,7 +27,7 @@ def select_hosts(
         f"{os.path.relpath(runner.hostfile)} has {len(lines)}" if runner.hostfile else "there is no hostfile"
     )
     ranks = _ranks(runner)
-    _, wanted = runner.host_range(len(lines))
+    least, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
         what, hint = f"nnodes is {wanted}, but {source}", "list the hosts in experiment.runner.hostfile"
@@ -40,6 +40,11 @@ def select_hosts(
         for line in lines[:wanted]
         if ranks is not None and ranks > line.slots
     ]
+    kinds = {(ranks or line.slots, line.type) for line in lines[:wanted]}
+    if least < wanted <= len(lines) and len(kinds) > 1:
+        what = "any host may be left out, so all hosts need the same slots and type"
+        hint = "set nnodes to a single number"
+        problems.append(Problem(what, where("experiment.runner.nnodes"), hint))
     if problems:
         raise UserError(problems)
     return tuple(

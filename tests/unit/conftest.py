@@ -130,7 +130,14 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def load(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> Callable[..., Experiment]:
     """Load text (default: `EXPERIMENT`) with overrides."""
-    return lambda *args: load_experiment(*compose(*args))[0]
+
+    def load(*args: str) -> Experiment:
+        loaded = load_experiment(*compose(*args))
+        assert loaded.problems == ()
+        assert loaded.experiment is not None
+        return loaded.experiment
+
+    return load
 
 
 @pytest.fixture
@@ -138,9 +145,9 @@ def mistakes(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> Callable[.
     """Load text that has mistakes and return all of them."""
 
     def mistakes(*args: str) -> list[Problem]:
-        with pytest.raises(UserError) as raised:
-            load_experiment(*compose(*args))
-        return list(raised.value.problems)
+        loaded = load_experiment(*compose(*args))
+        assert loaded.problems
+        return list(loaded.problems)
 
     return mistakes
 

@@ -375,3 +375,15 @@ def test_a_size_that_the_engine_refuses(text: object) -> None:
     problems: list[Problem] = []
     render([FlatKey("max_model_len", text, "x")], vllm_catalog().server, SourceMap(), problems)
     assert "takes a whole number, with or without a unit" in problems[0].what
+
+
+def test_wrong_names_and_values_do_not_hide_broken_rules() -> None:
+    keys = {
+        "model": "./absent",
+        "tensor_paralel_size": 2,
+        "max_model_len": "1.5K",
+        "pipeline_parallel_size": 0,
+    }
+    found = VLLM.check(Task(type="serve", backend="vllm"), keys, SourceMap())
+    assert {problem.where for problem in found} == {f"serve.{key}" for key in keys}
+    assert len(found) == 4
