@@ -52,6 +52,9 @@ def _run_in_foreground(prepared: Prepared) -> int:
         print("\nstopping the job ...", flush=True)
         _stop(plan)
         return 130
+    except BrokenPipeError:  # `... action=test | head`: as with Ctrl-C, the job ends with its command
+        runner_of(plan).stop(plan)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
     print(status_text(status))
