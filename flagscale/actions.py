@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from flagscale import registry
-from flagscale.config.load import load_command_keys, load_run_location
+from flagscale.config.command import load_command_keys, load_run_location
 from flagscale.errors import UserError
 from flagscale.plan.prepare import Prepared, Request, prepare
 from flagscale.run.rundir import RunDir
@@ -54,6 +54,9 @@ def _run_in_foreground(prepared: Prepared) -> int:
             print("\nstopping the job ...", flush=True)
             _stop(plan)
             return 130
+        except BrokenPipeError:  # `... action=test | head`: as with Ctrl-C, the job ends with its command
+            runner_of(plan).stop(plan)
+            raise
     print(status_text(status))
     hosts = taking_part(status.hosts)
     code = next((host.state.exit_code for host in hosts if host.state and host.state.exit_code), 0)
@@ -86,8 +89,11 @@ def _interrupted_once() -> Iterator[None]:
 
 
 def dryrun(request: Request) -> int:
-    """Print the configuration and scripts that `run` would use; touch no host and write nothing."""
-    prepared = _prepare(request, run_id="dryrun")
+    """Print the configuration and scripts that `run` would use; touch no host and write nothing.
+
+    This host need not have the job's devices.
+    """
+    prepared = _prepare(request, run_id="dryrun", only_plans=True)
     print(plan_text(prepared.plan, prepared.config))
     return 0
 
@@ -146,8 +152,8 @@ def stop(request: Request) -> int:
     return 0 if plan is None else _stop(plan)
 
 
-def _prepare(request: Request, run_id: str | None = None) -> Prepared:
-    prepared = prepare(request, run_id)
+def _prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:
+    prepared = prepare(request, run_id, only_plans=only_plans)
     for notice in prepared.notices:
         print(f"note: {notice}", file=sys.stderr)
     return prepared

@@ -7,17 +7,24 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flagscale import __version__, registry
-from flagscale.config.load import load_action
+from flagscale.config.command import load_action
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
 from flagscale.config.source_map import SourceMap, index_sources
+from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, UserError
+from flagscale.streams import discard_unread, quietly
+
+if TYPE_CHECKING:
+    from flagscale.plan.prepare import Request
 
 # Hydra must not write anything: FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
 _QUIET = (
@@ -53,9 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Perform the action of a command line (default: of this process) and return the exit code.
 
     0: success; 1: a failure, or a bug (with its traceback); 2: a user's mistake; 3: nothing was started here;
-    130: interrupted.
+    130: interrupted. 0 too if the command ends because nobody reads its output any more (`... | head`).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return quietly(lambda: _main(words))
+
+
+def _main(words: list[str]) -> int:
     if words and _BUNDLED.fullmatch(words[0]):
         from flagscale import bundled
 
@@ -72,9 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not any(word.partition("=")[0] in _SUBJECTS for word in words):
         asked = bool({"--help", "-h"} & {*words}) or not words
         usage = _USAGE.format(actions=", ".join(registry.names("actions")))
-        message = usage if asked else f"no experiment given\n\n{usage}"
-        print(message, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else UserError.exit_code
+        if asked:
+            print(usage)
+            return 0
+        _complain(f"no experiment given\n\n{usage}")
+        return UserError.exit_code
     words = as_hydra_takes_it(words)
     os.environ[_RAISE] = "1"
     sys.argv = [sys.argv[0], *words, *(default for default in _QUIET if not _names(words, default))]
@@ -102,8 +115,9 @@ def _perform(config: DictConfig) -> int:
     from flagscale.plan.prepare import Request
 
     where = _source_map()
+    restore_texts(config, where)
     try:
-        action = load_action(config, where)
+        action = _action(Request(config, where))
         code = registry.load("actions", action)(Request(config, where))
         if not isinstance(code, int):
             source = registry.registered_by("actions", action)
@@ -114,23 +128,44 @@ def _perform(config: DictConfig) -> int:
     except UserError as error:
         return _print_mistakes(error)
     except FlagScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
-        # `... action=logs | head`: the pipe is closed. Python would report it again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if discard_unread():  # not left to `quietly`, because Hydra would complain first
+            return 0
+        traceback.print_exc()
+        return 1
     except Exception:
         # A bug of ours: print the whole traceback, which Hydra would shorten.
         traceback.print_exc()
         return 1
 
 
+def _action(request: Request) -> str:
+    """Return the name of the action. If there is none, the mistakes of the job are reported with that."""
+    from flagscale.plan.prepare import prepare
+
+    try:
+        return load_action(request.config, request.source_map)
+    except UserError as error:
+        problems = list(error.problems)
+    try:
+        prepare(request, only_plans=True)
+    except UserError as error:
+        problems += error.problems
+    raise UserError(problems)
+
+
 def _print_mistakes(error: UserError) -> int:
     count = len(error.problems)
     title = "1 mistake" if count == 1 else f"{count} mistakes"
-    print(f"{title} in the configuration:\n{error}", file=sys.stderr)
+    _complain(f"{title} in the configuration:\n{error}")
     return error.exit_code
+
+
+def _complain(text: str) -> None:
+    with suppress(BrokenPipeError):  # even if nobody reads it, the exit code says that there is an error
+        print(text, file=sys.stderr)
 
 
 def _source_map() -> SourceMap:

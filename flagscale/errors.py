@@ -52,10 +52,14 @@ class HostError(FlagScaleError):
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint: the valid name closest to `name`; if none is close, all valid names if they are few."""
+    names = sorted(set(valid))
+    if close := closest(name, names):
+        return f"did you mean `{close}`?"
+    return f"valid: {', '.join(names)}" if 0 < len(names) <= 40 else ""
+
+
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name that is close enough to be meant by `name`; None if there is none."""
     import difflib  # imported here, because hosts start many processes at once and never need it
 
-    names = sorted(set(valid))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean `{close[0]}`?"
-    return f"valid: {', '.join(names)}" if 0 < len(names) <= 40 else ""
+    return next(iter(difflib.get_close_matches(name, sorted(set(valid)), n=1, cutoff=0.6)), None)

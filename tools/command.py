@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from flagscale.errors import UserError
+from flagscale.streams import quietly
 
 _EXTRAS = {
     **dict.fromkeys(
@@ -20,7 +21,14 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 
 def run(main: Callable[[], int]) -> int:
-    """Call `main`; return exit code 2 for a user error, 130 for Ctrl-C, otherwise what `main` returns."""
+    """Call `main`; return exit code 2 for a user error, 130 for Ctrl-C, otherwise what `main` returns.
+
+    0 if it ends because nobody reads its output any more (`... | head`).
+    """
+    return quietly(lambda: _run(main))
+
+
+def _run(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:

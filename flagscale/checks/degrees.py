@@ -61,6 +61,7 @@ def degrees(values: Mapping[str, Any], world_size: int) -> Degrees:
 
 def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield every rule that arguments (by dest) break on `world_size` ranks."""
+    yield from _shape_violations(values)
     sizes = {name: values[f"{name}_size"] for name in _DEGREES if values[f"{name}_size"] is not None}
     wrong = [name for name, size in sizes.items() if not isinstance(size, int) or size < 1]
     for name in wrong:
@@ -96,19 +97,26 @@ def _largest(sizes: Mapping[str, int]) -> str:
     return f"{max(_DEGREES[:3], key=lambda name: sizes[name])}_size"
 
 
+def _shape_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield what is wrong with the model's shape whatever the degrees are."""
+    heads, groups = values.get("num_attention_heads"), values.get("num_query_groups")
+    if not isinstance(heads, int) or heads < 1:
+        return
+    if values.get("kv_channels") is None:
+        yield from multiple(values, "hidden_size", heads, f"{heads} attention heads")
+    if values.get("group_query_attention") and isinstance(groups, int) and groups > 0 and heads % groups:
+        yield "num_query_groups", f"num_query_groups {groups} must divide num_attention_heads {heads}"
+
+
 def _model_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Violation]:
     heads, groups = values.get("num_attention_heads"), values.get("num_query_groups")
     split = f"tensor_model_parallel_size {found.tp}"
-    if values.get("kv_channels") is None and isinstance(heads, int) and heads > 0:
-        yield from multiple(values, "hidden_size", heads, f"{heads} attention heads")
     yield from multiple(values, "num_attention_heads", found.tp, split)
     yield from multiple(values, "ffn_hidden_size", found.tp, split)
-    is_grouped = values.get("group_query_attention")
-    if is_grouped and isinstance(groups, int) and isinstance(heads, int) and groups > 0:
-        if heads % groups:
-            yield "num_query_groups", f"num_query_groups {groups} must divide num_attention_heads {heads}"
-        if groups % found.tp and found.tp % groups:
-            yield "num_query_groups", f"num_query_groups {groups} and {split} do not divide each other"
+    if not values.get("group_query_attention") or not isinstance(groups, int) or groups < 1:
+        pass
+    elif isinstance(heads, int) and groups % found.tp and found.tp % groups:
+        yield "num_query_groups", f"num_query_groups {groups} and {split} do not divide each other"
     if found.cp > 1:
         yield from multiple(values, "seq_length", 2 * found.cp, f"2 x context_parallel_size {found.cp}")
     if values.get("sequence_parallel") and found.tp > 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
-from flagscale.config.engine_args import FlatKey
+from flagscale.config.engine_args import FlatKey, Unknown
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
 
@@ -69,11 +69,15 @@ def translate_task(
     environment: dict[str, str] = {}
     for flat_key in [*_with_ffn_size(flat_keys, source_map, notices)]:
         change = TASK.get(flat_key.name)
-        if flat_key.name in ("wandb_api_key", "wandb_mode"):
+        if flat_key.value is Unknown.VALUE:
+            if change is None or change.act == "rename":
+                kept.append(replace(flat_key, name=change.text if change else flat_key.name))
+        elif flat_key.name in ("wandb_api_key", "wandb_mode"):
             if flat_key.value:
-                environment[flat_key.name.upper()] = str(flat_key.value)
-        elif flat_key.name == "tokenizer_type" and flat_key.value in TOKENIZERS:
-            instead = TOKENIZERS[flat_key.value]
+                text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
+                environment[flat_key.name.upper()] = text
+        elif flat_key.name == "tokenizer_type" and str(flat_key.value) in TOKENIZERS:
+            instead = TOKENIZERS[str(flat_key.value)]
             notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is now `{instead}`")
             kept.append(replace(flat_key, value=instead))
         elif change is None:
@@ -117,8 +121,11 @@ def _with_ffn_size(flat_keys: list[FlatKey], source_map: SourceMap, notices: lis
             notices.append(f"{source_map.where(flat_key.path)}: dropped because {unused}")
         elif flat_key.name == "multiple_of":
             hidden = values.get("hidden_size")
-            if not all(map(_is_positive, (rule, hidden, scale or 1.0))):
+            if not all(map(_is_positive, (rule, scale or 1.0))):
                 yield flat_key  # reported as an unknown argument
+                continue
+            if not _is_positive(hidden):
+                yield FlatKey("ffn_hidden_size", Unknown.VALUE, flat_key.path)
                 continue
             size = ffn_hidden_size(int(values["hidden_size"]), int(flat_key.value), float(scale or 1.0))
             rules = [named[name].path for name in ("multiple_of", "hidden_dim_multiplier") if name in named]

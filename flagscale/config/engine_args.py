@@ -8,20 +8,30 @@ refuse or silently misread.
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flagscale.config.catalog import Catalog, Option
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem, nearest
+from flagscale.errors import Problem, closest, nearest
+
+
+class Unknown(enum.Enum):
+    """The value of a key for which a mistake was reported already."""
+
+    VALUE = enum.auto()
 
 
 @dataclass(frozen=True)
 class FlatKey:
-    """One engine argument as the user wrote it: `name` with `_`, the plain value, the full key path."""
+    """One engine argument as the user wrote it: `name` with `_`, the plain value, the full key path.
+
+    The value is `Unknown.VALUE` if the key cannot be read: only the name can be checked then.
+    """
 
     name: str
     value: Any
@@ -42,9 +52,14 @@ def flatten(
     The same name with different values is a problem; with the same value, it is returned once.
     """
     flat_keys: dict[str, FlatKey] = {}
-    for flat_key in _walk(arguments, group, is_option):
+    left_out = (path for path in sorted(source_map.unreadable) if path.startswith(f"{group}."))
+    unreadable = [FlatKey(_name(path), Unknown.VALUE, path) for path in left_out]
+    for flat_key in (*_walk(arguments, group, is_option), *unreadable):
         first = flat_keys.setdefault(flat_key.name, flat_key)
-        if not _same(first.value, flat_key.value):
+        if flat_key.value is Unknown.VALUE or first.value is Unknown.VALUE:
+            flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
+        elif not _same(first.value, flat_key.value):
+            flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
             problems.append(
                 Problem(
                     f"`{flat_key.name}` is given twice with different values: {flat_key.value!r} here, "
@@ -56,6 +71,10 @@ def flatten(
     return list(flat_keys.values())
 
 
+def _name(path: str) -> str:
+    return path.rpartition(".")[2].replace("-", "_")
+
+
 def _same(one: Any, other: Any) -> bool:
     """Return whether an engine sees two values as equal: `true` and `1` are equal only in Python."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
@@ -63,7 +82,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[FlatKey]:
     for key, value in node.items():
-        name, child = str(key).replace("-", "_"), f"{path}.{key}"
+        name, child = _name(str(key)), f"{path}.{key}"
         if isinstance(value, Mapping) and not is_option(name):
             yield from _walk(value, child, is_option)
         else:
@@ -78,18 +97,48 @@ class EngineArguments:
     values: Mapping[str, Any]
     paths: Mapping[str, str]
     """dest -> key path of the arguments that the user gave."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Key path -> text that was passed on, of values that are text although YAML reads a number."""
+    unknown: Mapping[str, Option] = field(default_factory=dict)
+    """The arguments (by dest) that are given, but with a mistake, so that their values are not known."""
+    is_complete: bool = True
+    """Whether every key below the group could be read."""
 
 
 def render(
-    flat_keys: Iterable[FlatKey], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
+    flat_keys: Iterable[FlatKey],
+    catalog: Catalog,
+    source_map: SourceMap,
+    problems: list[Problem],
+    *,
+    may_have_others: bool = False,
 ) -> EngineArguments:
-    """Return flat keys as argv; add unknown names, wrong types and wrong choices to `problems`."""
+    """Return flat keys as argv; add unknown names, wrong types and wrong choices to `problems`.
+
+    With `may_have_others`, because a program could not be read, only those unknown names are problems that
+    are close to an argument of the catalog.
+    """
     argv: list[str] = []
     values = {option.dest: option.default for option in catalog.options.values()}
     paths: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    unknown: dict[str, Option] = {}
+    misspelt: dict[str, Option] = {}
+    is_complete = True
     for flat_key in flat_keys:
         option = catalog.by_name.get(flat_key.name)
+        if flat_key.value is Unknown.VALUE:
+            if option is None:
+                is_complete = False  # a section
+            else:
+                unknown[option.dest] = option
+                paths.setdefault(option.dest, flat_key.path)
+            continue
         if option is None:
+            if meant := catalog.by_name.get(closest(flat_key.name, catalog.by_name) or ""):
+                misspelt[meant.dest] = meant
+            elif may_have_others:
+                continue
             problems.append(_unknown(flat_key, catalog, source_map.where(flat_key.path)))
             continue
         if flat_key.value is None:
@@ -97,15 +146,38 @@ def render(
         if option.dest in paths:
             what = f"`{flat_key.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
             problems.append(Problem(what, source_map.where(flat_key.path), "keep one of them"))
+            unknown[option.dest] = option
             continue
         paths[option.dest] = flat_key.path
+        if option.type == "str":
+            flat_key = _as_written(flat_key, source_map, texts)
         try:
             words, values[option.dest] = _words(option, flat_key)
         except ValueError as error:
             problems.append(Problem(str(error), source_map.where(flat_key.path)))
+            unknown[option.dest] = option
             continue
         argv += words
-    return EngineArguments(tuple(argv), values, paths)
+    unknown |= {dest: option for dest, option in misspelt.items() if dest not in paths}
+    return EngineArguments(tuple(argv), values, paths, texts, unknown, is_complete)
+
+
+def _as_written(flat_key: FlatKey, source_map: SourceMap, texts: dict[str, str]) -> FlatKey:
+    """Return the key of a text argument with its numbers as they were written; record them in `texts`."""
+
+    def as_written(value: Any, path: str) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        text = source_map.text(path, value) or repr(value)
+        if text != repr(value):
+            texts[path] = text
+        return text
+
+    value = flat_key.value
+    if isinstance(value, list):
+        items = [as_written(item, f"{flat_key.path}.{index}") for index, item in enumerate(value)]
+        return replace(flat_key, value=items)
+    return replace(flat_key, value=as_written(value, flat_key.path))
 
 
 def _unknown(flat_key: FlatKey, catalog: Catalog, where: str) -> Problem:
@@ -203,19 +275,24 @@ _JSON_TYPES = ("loads", "parse_dataclass")
 """vLLM's converters that read JSON only."""
 
 
-def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, Any]:
-    """Return a whole number in vLLM's notation: `8192`, `8k` (thousands), `8K` (1024s), sometimes `auto`."""
+def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, int]:
+    """Return a whole number in vLLM's notation, and its value: `8k` is 8000, `8K` 8192, `auto` may be -1.
+
+    As `vllm/utils/argparse_utils.py:human_readable_int` of vLLM 0.32: decimals only with the units of 1000.
+    """
     text = str(value)
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)", text)
-    if option.type.endswith("or_auto") and text in ("auto", "-1"):
-        return text, text
-    if found and found[2]:
-        power = "kmgt".index(found[2].lower()) + 1
-        base = 1000 if found[2].islower() else 1024
-        return text, int(float(found[1]) * base**power)
-    if not found or "." in found[1]:
-        raise ValueError(f"`{name}` takes a whole number, with or without a unit (8k), not {value!r}")
-    return text, int(text)
+    plain = text.strip()
+    if option.type.endswith("or_auto") and plain.lower() in ("auto", "-1"):
+        return text, -1
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])", plain):
+        return text, int(float(found[1]) * 1000 ** ("kmgt".index(found[2]) + 1))
+    if found := re.fullmatch(r"(\d+)([KMGT])", plain):
+        return text, int(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
+    try:
+        return text, int(plain)
+    except ValueError:
+        unit = "with or without a unit: 8k is 8000, 8K is 8192, and only 8.5k may have a fraction"
+        raise ValueError(f"`{name}` takes a whole number, {unit}; not {value!r}") from None
 
 
 def _is_json(text: str) -> bool:

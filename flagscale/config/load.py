@@ -1,59 +1,60 @@
-"""Strict loading: a composed configuration becomes a frozen `Experiment`, or one error with every mistake."""
+"""Strict loading: a composed configuration becomes a frozen `Experiment`, and every mistake is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale import registry
 from flagscale.config import compat_v060 as v060
-from flagscale.config.schema import Experiment, ExperimentSection, Runner, Task
+from flagscale.config.command import COMMAND_KEYS, absolute
+from flagscale.config.resolve import resolve
+from flagscale.config.schema import Experiment, ExperimentSection
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem, UserError, nearest
-
-COMMAND_KEYS = {"output": "text", "follow": False}
-"""Keys that control the command rather than the job: `output=json`, `follow=true`."""
+from flagscale.errors import Problem, closest, nearest
 
 
-def load_experiment(config: DictConfig, source_map: SourceMap) -> tuple[Experiment, list[str]]:
-    """Return the checked experiment and notices about translated v0.6.0 keys.
+@dataclass(frozen=True)
+class Loaded:
+    """The experiment level, as far as it can be read."""
 
-    Raises:
-        UserError: with every unknown key, wrong type, missing key and unresolvable interpolation at once.
-    """
-    problems: list[Problem] = []
-    tree = _resolved(config, "", (), source_map, problems)
-    problems += _base60(tree, source_map)
+    experiment: Experiment | None
+    """With defaults in place of wrong keys, for further checks; None if there is no experiment to check."""
+    problems: tuple[Problem, ...]
+    """Every unknown key, wrong type, missing key and interpolation that cannot be resolved."""
+    notices: tuple[str, ...] = ()
+    wrong: frozenset[str] = frozenset()
+    """Paths of the keys whose value is not known because of a mistake: their own, or a misspelt name."""
+    has_task: bool = True
+    """Whether the task's engine, type and group are known."""
+
+
+def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
+    """Return the checked experiment, its mistakes, and notices about translated v0.6.0 keys."""
+    tree, failed = resolve(config, source_map)
+    problems = list(failed.values())
     notices = v060.translate_experiment(tree, source_map, problems)
     reported = {problem.where for problem in problems}
-    section, found = read_section(ExperimentSection, tree.get("experiment"), "experiment", source_map)
-    found += _other_groups(tree, source_map)
+    wrong = set(failed)
+    section, found = _read_experiment(tree.get("experiment"), source_map, wrong)
+    found += _other_groups(tree, source_map, wrong)
     # A key whose interpolation failed, or that is `???`, is reported once: not as missing too.
     problems += [problem for problem in found if problem.where not in reported]
-    if problems or section is None:
-        raise UserError(problems)
-    return _experiment(section, tree[section.task.type]), notices
-
-
-def load_task(config: DictConfig) -> tuple[Task, dict[str, Any]]:
-    """Return the task, unchecked, and the engine arguments, empty if they cannot be read.
-
-    Used to report mistakes of both levels at once if the experiment level has some; reports none itself.
-    """
-    tree = _resolved(config, "", (), SourceMap(), [])
-    task = _mapping(_mapping(tree.get("experiment")).get("task"))
-    group, backend = task.get("type") or "train", task.get("backend")
-    arguments = _mapping(tree.get(group)) if isinstance(group, str) else {}
-    entrypoint = str(task.get("entrypoint") or "")
-    return Task.model_construct(type=str(group), backend=str(backend or ""), entrypoint=entrypoint), arguments
+    if section is None:
+        return Loaded(None, tuple(problems), tuple(notices), frozenset(wrong), has_task=False)
+    arguments = _mapping(tree.get(section.task.type))
+    has_task = isinstance(tree.get(section.task.type), dict) and not wrong.intersection(
+        ("experiment.task", "experiment.task.type", "experiment.task.backend")
+    )
+    experiment = _experiment(section, arguments)
+    return Loaded(experiment, tuple(problems), tuple(notices), frozenset(wrong), has_task)
 
 
 def read_section[Keys: BaseModel](
@@ -65,31 +66,80 @@ def read_section[Keys: BaseModel](
     try:
         return model.model_validate(raw), []
     except ValidationError as error:
-        return None, [_problem(entry, model, path, source_map) for entry in error.errors()]
+        return None, _problems(error.errors(), model, path, source_map)
 
 
-def _other_groups(tree: dict[str, Any], source_map: SourceMap) -> list[Problem]:
+_PLACEHOLDERS: dict[tuple[str, ...], Any] = {
+    ("exp_name",): "unnamed",
+    ("exp_dir",): "unknown",
+    ("task",): {"backend": "unknown"},
+    ("task", "backend"): "unknown",
+}
+"""Values of required keys that are missing or wrong, so that the other keys can be used."""
+
+
+def _read_experiment(
+    raw: object, source_map: SourceMap, wrong: set[str]
+) -> tuple[ExperimentSection | None, list[Problem]]:
+    """Return the experiment level without its wrong keys, and their problems; add their paths to `wrong`."""
+    section, problems = read_section(ExperimentSection, raw, "experiment", source_map)
+    values = copy.deepcopy(raw)
+    for _ in _PLACEHOLDERS:
+        if section is not None or not isinstance(values, dict):
+            break
+        try:
+            section = ExperimentSection.model_validate(values)
+        except ValidationError as error:
+            for entry in error.errors():
+                _leave_out(values, entry, wrong)
+    return section, problems
+
+
+def _leave_out(values: dict[str, Any], entry: ErrorDetails, wrong: set[str]) -> None:
+    """Remove a wrong key, or fill in a missing one; a misspelt name makes the key that is meant wrong."""
+    *parents, name = keys = _keys(entry)
+    wrong.add(".".join(("experiment", *keys)))
+    place: Any = values
+    for key in parents:
+        if not isinstance(place.get(key), dict):
+            del place[key]  # an item of a list: the whole list is wrong
+            return
+        place = place[key]
+    place.pop(name, None)
+    if entry["type"] == "missing":
+        place[name] = copy.deepcopy(_PLACEHOLDERS.get(keys))
+    elif entry["type"] == "extra_forbidden":
+        meant = closest(name, _fields(ExperimentSection, parents))
+        if meant and meant not in place:
+            wrong.add(".".join(("experiment", *parents, meant)))
+
+
+def _other_groups(tree: dict[str, Any], source_map: SourceMap, wrong: set[str]) -> list[Problem]:
     """Return the problems at the top level: a task type that the engine does not support, a missing task
-    group, and unknown keys.
+    group, and unknown keys. Add to `wrong` what they leave open.
     """
     experiment = _mapping(tree.get("experiment"))
     task = _mapping(experiment.get("task"))
     group, engine = task.get("type") or "train", task.get("backend")
     problems: list[Problem] = []
-    is_group_known = bool(experiment) and isinstance(group, str)
+    is_group_known = bool(experiment) and not {"experiment.task", "experiment.task.type"} & wrong
     if is_group_known and _is_engine(engine) and group not in (types := _task_types(engine)):
         what, hint = f"the engine `{engine}` does not support `{group}`", f"supported: {', '.join(types)}"
         problems.append(Problem(what, source_map.where("experiment.task.type"), hint))
+        wrong.add("experiment.task.type")
         is_group_known = False
-    if is_group_known and not isinstance(tree.get(group), dict):
-        hint = f"add it (defaults: - {group}: NAME), or fix experiment.task.type"
-        problems.append(Problem("this task group is missing", source_map.where(group), hint))
     # If the task type is wrong, any group may be the intended one.
     valid = top_keys([group] if is_group_known else [*_task_types(), *_task_types(engine), str(group)])
+    unknown = [str(key) for key in tree if key not in valid]
+    if is_group_known and not isinstance(tree.get(group), dict):
+        is_given = tree.get(group) is not None
+        what = "a group of keys is expected here" if is_given else "this task group is missing"
+        hint = "" if is_given else f"add it (defaults: - {group}: NAME), or fix experiment.task.type"
+        # A misspelt group is reported once.
+        if not any(closest(key, valid) == group for key in unknown):
+            problems.append(Problem(what, source_map.where(group), hint))
     problems += [
-        Problem(f"unknown key `{key}`", source_map.where(str(key)), nearest(str(key), valid))
-        for key in tree
-        if key not in valid
+        Problem(f"unknown key `{key}`", source_map.where(key), nearest(key, valid)) for key in unknown
     ]
     return problems
 
@@ -116,76 +166,13 @@ def _mapping(value: object) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def load_action(config: DictConfig, source_map: SourceMap) -> str:
-    """Return the name of the action to perform, which may come from an installed package.
-
-    Raises:
-        UserError: if there is no such action; names the valid ones.
-    """
-    action = _top(config, "action", None)
-    if action is None:
-        valid = ", ".join(registry.names("actions"))
-        raise UserError([Problem("no action given", hint=f"add action=ACTION, one of: {valid}")])
-    if not registry.is_known("actions", str(action)):
-        hint = nearest(str(action), registry.names("actions"))
-        raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])
-    return str(action)
-
-
-def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
-    """Return (JSON wanted, follow wanted) from `output=` and `follow=`."""
-    output, follow = (_top(config, key, default) for key, default in COMMAND_KEYS.items())
-    problems = []
-    if output not in ("text", "json"):
-        problems.append(Problem(f"unknown output `{output}`", "output", "valid: text, json"))
-    if not isinstance(follow, bool):
-        problems.append(Problem("`follow` must be true or false", "follow"))
-    if problems:
-        raise UserError(problems)
-    return output == "json", bool(follow)
-
-
-def _top(config: DictConfig, key: str, default: object) -> object:
-    try:
-        return config.get(key, default)
-    except OmegaConfBaseException as error:
-        raise UserError([Problem(_first_line(error), key)]) from None
-
-
-@dataclass(frozen=True)
-class RunLocation:
-    """Where a run is: all that query, logs and stop need, even if the rest of the YAML is broken."""
-
-    exp_dir: Path
-    runner: str
-    """The name of its runner, whose rules derive this host's run directory from all of this."""
-    node_rank: int | None
-
-
-def load_run_location(config: DictConfig) -> RunLocation:
-    """Return where the run of a configuration is; raises UserError if that cannot be read."""
-    exp_dir = _selected(config, "experiment.exp_dir")
-    if not isinstance(exp_dir, str) or not exp_dir:
-        raise UserError([Problem("a path is required here", "experiment.exp_dir")])
-    runner = _selected(config, "experiment.runner.type") or Runner().type
-    rank = _selected(config, "experiment.runner.node_rank")
-    return RunLocation(_absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
-
-
-def _selected(config: DictConfig, key: str) -> object:
-    try:
-        return OmegaConf.select(config, key, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError([Problem(_first_line(error), key)]) from None
-
-
 def _experiment(section: ExperimentSection, arguments: dict[str, Any]) -> Experiment:
     runner = section.runner
     if runner.hostfile is not None:
-        runner = runner.model_copy(update={"hostfile": str(_absolute(runner.hostfile))})
+        runner = runner.model_copy(update={"hostfile": str(absolute(runner.hostfile))})
     return Experiment(
         name=section.exp_name,
-        exp_dir=_absolute(section.exp_dir),
+        exp_dir=absolute(section.exp_dir),
         task=section.task,
         runner=runner,
         envs=section.envs,
@@ -194,67 +181,29 @@ def _experiment(section: ExperimentSection, arguments: dict[str, Any]) -> Experi
     )
 
 
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()
+def _problems(
+    entries: Sequence[ErrorDetails], model: type[BaseModel], path: str, source_map: SourceMap
+) -> list[Problem]:
+    """Return the problem of each pydantic error; a required key whose name is misspelt is reported once."""
+    misspelt = {
+        (*_keys(entry)[:-1], closest(_keys(entry)[-1], _fields(model, _keys(entry)[:-1])))
+        for entry in entries
+        if entry["type"] == "extra_forbidden"
+    }
+    return [
+        _problem(entry, model, path, source_map)
+        for entry in entries
+        if entry["type"] != "missing" or _keys(entry) not in misspelt
+    ]
 
 
-def _resolved(
-    node: Any, path: str, parents: tuple[Any, ...], source_map: SourceMap, problems: list[Problem]
-) -> Any:
-    """Return a config node as plain values, resolved one by one so that every failure is reported."""
-    if not isinstance(node, DictConfig | ListConfig):
-        return node
-    if node._is_none():
-        return None
-    if any(node is parent for parent in parents):
-        problems.append(Problem("the interpolation refers to itself", source_map.where(path)))
-        return None
-    values = dict(_children(node, path, (*parents, node), source_map, problems))
-    return values if isinstance(node, DictConfig) else list(values.values())
-
-
-def _children(
-    node: DictConfig | ListConfig,
-    path: str,
-    parents: tuple[Any, ...],
-    source_map: SourceMap,
-    problems: list[Problem],
-) -> Iterator[tuple[Any, Any]]:
-    keys: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
-    for key in keys:
-        child = f"{path}.{key}" if path else str(key)
-        try:
-            if OmegaConf.is_missing(node, key):
-                problems.append(Problem("a value is required here (it is `???`)", source_map.where(child)))
-                continue
-            value = node[key]
-        except OmegaConfBaseException as error:
-            problems.append(Problem(_first_line(error), source_map.where(child)))
-            continue
-        yield key, _resolved(value, child, parents, source_map, problems)
-
-
-def _base60(tree: dict[str, Any], source_map: SourceMap) -> Iterator[Problem]:
-    """Yield a problem for each value that YAML 1.1 reads as base 60, although a range or a time is meant."""
-    for path, text in source_map.base60.items():
-        value: Any = tree
-        for part in path.split("."):
-            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
-                value = value[int(part)]
-            else:
-                value = _mapping(value).get(part)
-        where = source_map.where(path)
-        if isinstance(value, int) and not where.startswith("command line"):
-            yield Problem(f"YAML reads `{text}` as the number {value}", where, f'quote it: "{text}"')
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _keys(entry: ErrorDetails) -> tuple[str, ...]:
+    return tuple(str(part) for part in entry["loc"] if part != "[key]")
 
 
 def _problem(entry: ErrorDetails, model: type[BaseModel], path: str, source_map: SourceMap) -> Problem:
     """Turn one pydantic error into a message with file, line and the nearest valid name."""
-    keys = [str(part) for part in entry["loc"] if part != "[key]"]
+    keys = _keys(entry)
     where = source_map.where(".".join([path, *keys]))
     match entry["type"]:
         case "extra_forbidden":
@@ -270,7 +219,7 @@ def _problem(entry: ErrorDetails, model: type[BaseModel], path: str, source_map:
     return Problem(f"{message} (it is {value!r})" if is_shown else message, where)
 
 
-def _fields(model: type[BaseModel], keys: list[str]) -> list[str]:
+def _fields(model: type[BaseModel], keys: Sequence[str]) -> list[str]:
     """Return the valid names of the section at `keys` below a model."""
     for key in keys:
         annotation = model.model_fields[key].annotation

@@ -11,21 +11,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from flagscale.config.load import COMMAND_KEYS, top_keys
 from flagscale.errors import Problem, nearest
 
 COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
 """The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
-_KEY_BELOW_A_GROUP = re.compile(r"(?!hydra\.)[A-Za-z_][\w-]*(\.[\w-]+)+=")
-_UNKNOWN_KEY = re.compile(r"Could not override '([\w-]+)'\.")
-_COMMAND_KEY = re.compile(rf"({'|'.join(('action', *COMMAND_KEYS))})=")
+_KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    return [_set_or_add(word) for word in _absolute_config_path(words)]
+    words = _absolute_config_path(words)
+    folder = config_folder(words)
+    groups = [path.name for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
+    return [_set_or_add(word, groups) for word in words]
 
 
 def _absolute_config_path(words: Sequence[str]) -> list[str]:
@@ -48,14 +48,15 @@ def config_folder(words: Sequence[str]) -> Path | None:
     return next((Path(value) for flag, equals, value in flags if equals and flag in _PATH_FLAGS), None)
 
 
-def _set_or_add(word: str) -> str:
-    """Make `a.b=value` set the key whether or not a file has it.
+def _set_or_add(word: str, groups: Sequence[str]) -> str:
+    """Make `a.b=value` set the key whether or not a file has it; `train=demo` chooses a file of a group.
 
     Hydra requires a `+` for a key that no file has, to catch misspellings. Here every key is checked against
     the known ones, wherever it is written.
     """
-    key = word.removeprefix("+")
-    return f"++{key}" if _KEY_BELOW_A_GROUP.match(key) or _COMMAND_KEY.match(key) else word
+    override = word.lstrip("+")
+    found = _KEY.match(override)
+    return f"++{override}" if found and found[1] not in (*groups, "hydra") else word
 
 
 def problem_of(error: Exception, folder: Path | None) -> Problem:
@@ -71,9 +72,6 @@ def problem_of(error: Exception, folder: Path | None) -> Problem:
     # After an empty line come Hydra's search path and advice on its own switches.
     what, *lines = str(error).partition("\n\n")[0].replace("'++", "'").splitlines()
     more = "\n    ".join(line.strip() for line in lines)
-    if unknown := _UNKNOWN_KEY.match(what):
-        key = unknown[1]
-        return Problem(f"unknown key `{key}`", f"command line: {key}", nearest(key, top_keys()))
     if isinstance(error, OverrideParseException):
         return Problem(f"not a valid override: {what}", f"command line: {error.override.removeprefix('++')}")
     if isinstance(error, MissingConfigException):

@@ -65,10 +65,21 @@ def _no_secret(value: str) -> str:
 
 
 def _text(value: object) -> object:
-    """Return a value as text: YAML reads `VALUE: 0` as a number, but the environment holds text only."""
+    """Return a value as text: YAML reads `VALUE: 0` as a number, but the environment holds text only.
+
+    `text_values` has restored the text of values that read differently, such as `0022` and `yes`.
+    """
+    if value is None:
+        raise ValueError('no value: write "" for an empty text, or quote the word if it is meant as text')
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value) if isinstance(value, int | float) else value
+
+
+def _not_empty(value: str) -> str:
+    if not value.strip():
+        raise ValueError("input should not be empty")
+    return value
 
 
 def _streams(value: str) -> str:
@@ -228,9 +239,9 @@ class Commands(Section):
 class ExperimentSection(Section):
     """The keys below `experiment`."""
 
-    exp_name: Text
+    exp_name: Annotated[Text, AfterValidator(_not_empty)]
     """The run's name in lists and logs."""
-    exp_dir: str
+    exp_dir: Annotated[str, AfterValidator(_not_empty)]
     """The run directory: everything that the run writes is below it."""
     task: Task
     runner: Runner = Runner()

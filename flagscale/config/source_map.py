@@ -1,6 +1,7 @@
-"""Where a configuration key was written: the YAML file and line, or the command line.
+"""Where a configuration key was written, the YAML file and line or the command line, and with which text.
 
-Hydra merges several files and forgets the lines; an error that names them saves the user a search.
+Hydra merges several files and forgets the lines; an error that names them saves the user a search. It also
+forgets how a number was written: `1.10` becomes 1.1.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class SourceMap:
 
     lines: Mapping[str, str] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
-    base60: Mapping[str, str] = field(default_factory=dict)
-    """Key path -> text of values such as `1:4` without quotes, which YAML reads as a base-60 number."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Key path -> text of the values without quotes, which YAML or Hydra may read as numbers or switches."""
+    unreadable: frozenset[str] = frozenset()
+    """Paths of the keys that were left out of the configuration, because a mistake was reported for them."""
 
     def where(self, key_path: str) -> str:
         """Return `file:line: key.path`, or the place of the nearest parent if the key is not written."""
@@ -37,6 +41,22 @@ class SourceMap:
             return f"command line: {key_path}"
         return key_path
 
+    def text(self, key_path: str, value: object) -> str | None:
+        """Return how the number or switch at a key path was written; None if that is not known.
+
+        A reference to another key (`${train.version}`) is followed. `value` is the final value: a text that
+        reads as another value belongs to a file that was overridden.
+        """
+        text = self.texts.get(key_path)
+        seen = {key_path}
+        while text and (reference := _REFERENCE.fullmatch(text)) and reference[1] not in seen:
+            key_path = reference[1]
+            seen.add(key_path)
+            text = self.texts.get(key_path)
+        if text is None or key_path in self.overridden:
+            return text
+        return text if repr(_read(text)) == repr(value) else None
+
 
 def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = ()) -> SourceMap:
     """Index `files`, pairs of a YAML file and the package (key-path prefix) its content is placed under.
@@ -45,25 +65,44 @@ def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = 
     that cannot be read is skipped: messages then only lack its lines.
     """
     lines: dict[str, str] = {}
-    base60: dict[str, str] = {}
+    texts: dict[str, str] = {}
     chosen: set[str] = set()
     for path, package in files:
         chosen.add(f"{path.parent.name}={path.stem}")
         for file, prefix, root in _with_siblings(path, package):
-            found: dict[str, str] = {}
-            _index(root, prefix, os.path.relpath(file), found, base60)
-            lines |= (
-                {key: line for key, line in found.items() if key not in lines} if _yields(root) else found
-            )
-    written: dict[str, str] = {}
+            found = _index(root, prefix, os.path.relpath(file))
+            given = _texts(root, prefix)
+            if _yields(root):
+                given = {key: text for key, text in given.items() if key not in lines}
+                found = {key: line for key, line in found.items() if key not in lines}
+            lines |= found
+            texts |= given
+    written: set[str] = set()
     for override in _as_written(overrides):
         # `train=other` chooses a file; it writes no key.
         if not _is_choice(override.lstrip("+~"), chosen):
             key, _, value = override.lstrip("+~").partition("=")
-            written[key] = value
-            if value.startswith("{"):
-                _index(_parsed(value), key, "", written, {})
-    return SourceMap(lines, frozenset(written), base60)
+            written.add(key)
+            texts[key] = value.strip()
+            if value.startswith(("{", "[")):
+                # Hydra reads `{a:1}` as YAML reads `{a: 1}`.
+                root = _parsed(_KEY_IN_BRACES.sub(r"\1: ", value))
+                written |= _index(root, key, "").keys()
+                texts |= _texts(root, key)
+    return SourceMap(lines, frozenset(written), texts)
+
+
+_REFERENCE = re.compile(r"\$\{([\w.-]+)\}")
+_KEY_IN_BRACES = re.compile(r"([{,]\s*[\w.+-]+)\s*:\s*")
+
+
+def _read(text: str) -> object:
+    """Return the value that Hydra reads from a text without quotes in a file."""
+    try:
+        config = OmegaConf.create(f"it: {text}")
+        return config.get("it") if isinstance(config, DictConfig) else None
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return None
 
 
 def _as_written(overrides: Iterable[str]) -> list[str]:
@@ -127,17 +166,37 @@ def _is_choice(override: str, chosen: set[str]) -> bool:
     return f"{group}={value}" in chosen
 
 
-def _index(
-    node: yaml.Node | None, prefix: str, file: str, lines: dict[str, str], base60: dict[str, str]
-) -> None:
+def _index(root: yaml.Node | None, prefix: str, file: str) -> dict[str, str]:
+    """Return the line of each key and list item of a file."""
+    return {path: f"{file}:{start.start_mark.line + 1}" for path, start, _ in _entries(root, prefix)}
+
+
+def _texts(root: yaml.Node | None, prefix: str) -> dict[str, str]:
+    """Return the text of each value of a file; an empty text if it is not a single value, or is quoted and
+    not a reference.
+    """
+    return {path: _text_of(node) for path, _, node in _entries(root, prefix)}
+
+
+def _text_of(node: yaml.Node) -> str:
+    is_kept = isinstance(node, yaml.ScalarNode) and (node.style is None or _REFERENCE.fullmatch(node.value))
+    return str(node.value) if is_kept else ""
+
+
+def _entries(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Yield (key path, where it begins, value) of each key and list item; keys merged by `<<` come first."""
     children: list[tuple[str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        children = [(str(key.value), key, value) for key, value in node.value]
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                for one in reversed(merged):
+                    yield from _entries(one, prefix)
+            else:
+                children.append((str(key.value), key, value))
     elif isinstance(node, yaml.SequenceNode):
         children = [(str(index), item, item) for index, item in enumerate(node.value)]
-    elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and ":" in node.value:
-        base60[prefix] = node.value
     for name, start, value in children:
         path = f"{prefix}.{name}" if prefix else name
-        lines[path] = f"{file}:{start.start_mark.line + 1}"
-        _index(value, path, file, lines, base60)
+        yield path, start, value
+        yield from _entries(value, path)

@@ -25,4 +25,4 @@ class Engine:
     """The engine's names on the package index, one of which is installed; hosts must have equal versions."""
     build: Callable[[Experiment, tuple[Host, ...], SourceMap], Job]
     check: Callable[[Task, Mapping[str, Any], SourceMap], list[Problem]]
-    """Returns the mistakes that the task group alone shows: names, types, choices, duplicates."""
+    """Returns the mistakes that the task group shows whatever the hosts are: names, types, choices, rules."""

@@ -1,35 +1,33 @@
-"""Check that the training program that `experiment.task.entrypoint` names exists."""
+"""Check that the program that `experiment.task.entrypoint` names exists."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
+from flagscale.config.entrypoint import SOURCE_ROOT, find_entrypoint
+from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 
-_ROOT = Path(__file__).resolve().parents[2]
-CLONE = _ROOT if (_ROOT / "vllm" / "vllm_flagscale").is_dir() else None
+CLONE = SOURCE_ROOT if (SOURCE_ROOT / "vllm" / "vllm_flagscale").is_dir() else None
 """The clone that this package runs from; None if it is installed."""
-_PROGRAMS = {
-    "megatron.flagscale": _ROOT / "megatron" / "flagscale",
-    "vllm_flagscale": (_ROOT / "vllm" if CLONE else _ROOT) / "vllm_flagscale",
-}
-"""The folder of each of our packages that hold programs."""
 
 
-def check_entrypoint(entrypoint: str, source_map: SourceMap) -> None:
-    """Raise `UserError` if a path, or a module name of ours, has no program; skip other modules."""
+def check_entrypoint(experiment: Experiment, source_map: SourceMap) -> None:
+    """Raise `UserError` if the program is missing.
+
+    A module other than ours is accepted if the job has another interpreter, or shell lines that may find it.
+    """
+    entrypoint, runner = experiment.task.entrypoint, experiment.runner
     if not entrypoint:
         return  # the engine's default
-    if entrypoint.endswith(".py"):
-        exists = Path(entrypoint).is_file()
-    else:
-        # Only our own modules can be looked up without importing an engine's package.
-        ours = next((folder for name, folder in _PROGRAMS.items() if entrypoint.startswith(f"{name}.")), None)
-        exists = ours is None or (ours / f"{entrypoint.rpartition('.')[2]}.py").is_file()
-    if not exists:
-        programs = _PROGRAMS["megatron.flagscale"].glob("train_*.py")
-        known = [f"megatron.flagscale.{path.stem}" for path in programs]
-        hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate"])
-        where = source_map.where("experiment.task.entrypoint")
-        raise UserError([Problem(f"program not found: `{entrypoint}`", where, hint)])
+    found = find_entrypoint(entrypoint, experiment.envs.common().get("PYTHONPATH", "").split(os.pathsep))
+    is_ours = entrypoint.startswith(("megatron.flagscale.", "vllm_flagscale."))
+    is_elsewhere = runner.python is not None or bool(experiment.cmds.before_start)
+    if not found.is_missing or (is_elsewhere and not is_ours and not entrypoint.endswith(".py")):
+        return
+    programs = (SOURCE_ROOT / "megatron" / "flagscale").glob("train_*.py")
+    known = [f"megatron.flagscale.{path.stem}" for path in programs]
+    hint = nearest(entrypoint, [*known, "vllm_flagscale.server", "vllm_flagscale.generate", *found.beside])
+    where = source_map.where("experiment.task.entrypoint")
+    raise UserError([Problem(f"program not found: `{entrypoint}`", where, hint)])

@@ -27,7 +27,7 @@ def select_hosts(
         f"{os.path.relpath(runner.hostfile)} has {len(lines)}" if runner.hostfile else "there is no hostfile"
     )
     ranks = _ranks(runner)
-    _, wanted = runner.host_range(len(lines))
+    least, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
         what, hint = f"nnodes is {wanted}, but {source}", "list the hosts in experiment.runner.hostfile"
@@ -40,6 +40,11 @@ def select_hosts(
         for line in lines[:wanted]
         if ranks is not None and ranks > line.slots
     ]
+    kinds = {(ranks or line.slots, line.type) for line in lines[:wanted]}
+    if least < wanted <= len(lines) and len(kinds) > 1:
+        what = "any host may be left out, so all hosts need the same slots and type"
+        hint = "set nnodes to a single number"
+        problems.append(Problem(what, where("experiment.runner.nnodes"), hint))
     if problems:
         raise UserError(problems)
     return tuple(
@@ -67,13 +72,15 @@ def slots_here(runner: Runner, devices: LocalDevices, where: Where) -> int:
     """Return how many ranks this host runs: `nproc_per_node`, otherwise one per device.
 
     Raises:
-        UserError: the host has too few devices.
+        UserError: the host has too few devices, unless the job is only planned; or none to count.
     """
     ranks, platform = _ranks(runner), devices.platform
     if ranks is None and devices.count < 1:
         what, hint = f"this host has no {platform} devices", "set experiment.runner.platform=cpu"
+        if devices.only_plans:
+            hint = "give experiment.runner.nproc_per_node or a hostfile to plan for other hosts"
         raise UserError([Problem(what, where("experiment.runner.platform"), hint)])
-    if ranks is not None and ranks > devices.count and not devices.are_shared:
+    if ranks is not None and not devices.suffice(ranks) and not devices.only_plans:
         what = f"nproc_per_node is {ranks}, but this host has {devices.count} {platform} devices"
         hint = "lower it and the parallel degrees, or set experiment.runner.platform=cpu"
         raise UserError([Problem(what, where("experiment.runner.nproc_per_node"), hint)])

@@ -26,6 +26,12 @@ class LocalDevices:
     count: int
     are_shared: bool
     """Whether any number of ranks can use them, as with CPUs."""
+    only_plans: bool = False
+    """Whether the job is only planned here, so that it may ask for more devices than this host has."""
+
+    def suffice(self, ranks: int) -> bool:
+        """Return whether a start on this host would find enough devices."""
+        return self.are_shared or ranks <= self.count
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,20 @@ def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) 
     assert reported["cwd"] == job.plan.exp_dir
 
 
+def test_what_wins_among_shell_before_start_and_the_experiment(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_SHELL", "shell")
+    monkeypatch.setenv("IN_ALL", "shell")
+    lines = "echo before_start sees $OF_SHELL, $IN_ALL and [$OF_ENVS]\n"
+    lines += "export EXPORTED=$OF_SHELL:more IN_ALL=export"
+    job = make_job(before_start=lines, env={"IN_ALL": "envs", "OF_ENVS": "envs"}).start()
+    environ = job.agent_report()["environ"]
+    assert "before_start sees shell, shell and []" in job.log()
+    assert environ["EXPORTED"] == "shell:more"
+    assert (environ["OF_SHELL"], environ["OF_ENVS"], environ["IN_ALL"]) == ("shell", "envs", "envs")
+
+
 def test_secrets_are_stored_only_for_the_engine(make_job: MakeJob) -> None:
     job = make_job("rank", before_start=f"stat -c 'mode %a' {'logs/pids/*.secrets.json'}").start(
         {"API_KEY": "geheim"}

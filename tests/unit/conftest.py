@@ -53,6 +53,32 @@ train:
 action: run
 """
 
+TINY_JOB = """
+experiment:
+  exp_name: tiny
+  exp_dir: {exp_dir}
+  task: {{type: train, backend: megatron, entrypoint: megatron.flagscale.train_gpt}}
+  runner: {{nproc_per_node: 2, platform: cpu}}
+  envs: {{PLAIN: 1, SERVICE_TOKEN: do-not-tell}}
+action: dryrun
+train:
+  model:
+    num_layers: 2
+    hidden_size: 32
+    num_attention_heads: 4
+    seq_length: 64
+    max_position_embeddings: 64
+    micro_batch_size: 1
+    global_batch_size: 2
+    train_iters: 1
+    save_interval: 1
+    lr: 1.0e-3
+    disable_bias_linear: true
+  data: {{mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 100}}
+  wandb_api_key: do-not-tell
+"""
+"""An experiment of one file, which passes every check once `exp_dir` is filled in."""
+
 TASK = {
     "num_layers": 4,
     "hidden_size": 64,
@@ -92,9 +118,26 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 
 
 @pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command line that names a small experiment below `tmp_path`, which is also the current directory."""
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    (conf / "config.yaml").write_text(TINY_JOB.format(exp_dir=tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    return ["--config-path", "conf", "--config-name", "config"]
+
+
+@pytest.fixture
 def load(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> Callable[..., Experiment]:
     """Load text (default: `EXPERIMENT`) with overrides."""
-    return lambda *args: load_experiment(*compose(*args))[0]
+
+    def load(*args: str) -> Experiment:
+        loaded = load_experiment(*compose(*args))
+        assert loaded.problems == ()
+        assert loaded.experiment is not None
+        return loaded.experiment
+
+    return load
 
 
 @pytest.fixture
@@ -102,9 +145,9 @@ def mistakes(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> Callable[.
     """Load text that has mistakes and return all of them."""
 
     def mistakes(*args: str) -> list[Problem]:
-        with pytest.raises(UserError) as raised:
-            load_experiment(*compose(*args))
-        return list(raised.value.problems)
+        loaded = load_experiment(*compose(*args))
+        assert loaded.problems
+        return list(loaded.problems)
 
     return mistakes
 

@@ -22,41 +22,6 @@ from flagscale.values import Host, Job, Role, Service
 from flagscale_testing.packages import write_package
 from tests.unit.plans import GOOD, FakeHosts, make_plan
 
-EXPERIMENT = """
-experiment:
-  exp_name: tiny
-  exp_dir: {exp_dir}
-  task: {{type: train, backend: megatron, entrypoint: megatron.flagscale.train_gpt}}
-  runner: {{nproc_per_node: 2, platform: cpu}}
-  envs: {{PLAIN: 1, SERVICE_TOKEN: do-not-tell}}
-action: dryrun
-train:
-  model:
-    num_layers: 2
-    hidden_size: 32
-    num_attention_heads: 4
-    seq_length: 64
-    max_position_embeddings: 64
-    micro_batch_size: 1
-    global_batch_size: 2
-    train_iters: 1
-    save_interval: 1
-    lr: 1.0e-3
-    disable_bias_linear: true
-  data: {{mock_data: true, tokenizer_type: NullTokenizer, vocab_size: 100}}
-  wandb_api_key: do-not-tell
-"""
-
-
-@pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A command line that names a small experiment below `tmp_path`, which is also the current directory."""
-    conf = tmp_path / "conf"
-    conf.mkdir()
-    (conf / "config.yaml").write_text(EXPERIMENT.format(exp_dir=tmp_path / "out"))
-    monkeypatch.chdir(tmp_path)
-    return ["--config-path", "conf", "--config-name", "config"]
-
 
 @pytest.mark.parametrize(("action", "code"), [("stop", 0), ("query", 3), ("logs", 3)])
 def test_an_unknown_runner_does_not_matter_if_nothing_was_started(

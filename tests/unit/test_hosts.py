@@ -67,12 +67,19 @@ def test_hosts_keep_the_order_of_the_hostfile(hostfile: Callable[[str], str]) ->
 
 
 def test_a_range_of_hosts_starts_with_the_largest_number(hostfile: Callable[[str], str]) -> None:
-    path = hostfile("b slots=8\na slots=4\nc slots=2")
+    path = hostfile("b slots=8\na slots=8\nc slots=8")
     few = select(Runner(hostfile=path, nnodes="1:2"), "nvidia", 0, False)
     assert [host.name for host in few] == ["b", "a"]
     (message,) = problems(Runner(hostfile=path, nnodes="1:4"), "nvidia", 0, False)
     assert message.startswith("experiment.runner.nnodes: nnodes is 4, but ")
     assert message.endswith("hosts has 3")
+
+
+def test_a_range_requires_equal_hosts(hostfile: Callable[[str], str]) -> None:
+    path = hostfile("b slots=2\na slots=4\nc slots=2")
+    (message,) = problems(Runner(hostfile=path, nnodes="1:3"), "nvidia", 0, False)
+    assert message.startswith("experiment.runner.nnodes: any host may be left out")
+    assert len(select(Runner(hostfile=path, nnodes="1:3", nproc_per_node=2), "nvidia", 0, False)) == 3
 
 
 @pytest.mark.parametrize(

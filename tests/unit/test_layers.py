@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 FLAGSCALE = ROOT / "flagscale"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "errors", "formats", "linux", "values"),
+    ("__init__", "errors", "formats", "linux", "streams", "values"),
     ("files", "registry"),
     ("config", "checks", "run"),
     ("platforms",),

@@ -9,13 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale import registry
-from flagscale.config.load import (
-    RunLocation,
-    load_action,
-    load_command_keys,
-    load_run_location,
-    load_task,
-)
+from flagscale.config.command import RunLocation, load_action, load_command_keys, load_run_location
 from flagscale.config.schema import Environment, Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
@@ -275,28 +269,10 @@ def test_a_missing_task_group(mistakes: Mistakes) -> None:
 def test_v060_notices_are_returned(compose: Callable[..., tuple[DictConfig, SourceMap]]) -> None:
     from flagscale.config.load import load_experiment
 
-    _, notices = load_experiment(
-        *compose(EXPERIMENT.replace("megatron.flagscale.train_gpt", "./flagscale/train/train_aquila.py"))
-    )
+    text = EXPERIMENT.replace("megatron.flagscale.train_gpt", "./flagscale/train/train_aquila.py")
+    notices = load_experiment(*compose(text)).notices
     assert len(notices) == 1
     assert notices[0].startswith("config.yaml:7: experiment.task.entrypoint")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["experiment.exp_name=${nowhere}"], ("train", "megatron", {"model": {"num_layers": 4}})),
-        (["train.model.num_layers=${nowhere}"], ("train", "megatron", {"model": {}})),
-        (["experiment.task.type=serve"], ("serve", "megatron", {})),
-        (["experiment.task=4"], ("train", "", {"model": {"num_layers": 4}})),
-        (["experiment.task.type=[a]"], ("['a']", "megatron", {})),
-    ],
-)
-def test_the_task_can_be_read_from_a_broken_configuration(
-    compose: Callable[..., tuple[DictConfig, SourceMap]], overrides: list[str], expected: object
-) -> None:
-    task, arguments = load_task(compose(EXPERIMENT, *overrides)[0])
-    assert (task.type, task.backend, arguments) == expected
 
 
 @pytest.mark.parametrize("action", registry.BUILT_IN["actions"])

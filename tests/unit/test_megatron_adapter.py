@@ -65,7 +65,7 @@ def test_secrets_leave_argv(build: Build) -> None:
     assert not any("sk-123" in word for word in job.role.argv)
 
 
-def test_mistakes_of_names_and_values_are_reported_together_and_before_the_rules(refused: Refused) -> None:
+def test_mistakes_of_names_and_values_are_reported_together_with_broken_rules(refused: Refused) -> None:
     found = refused(
         {
             "num_layer": 1,
@@ -76,15 +76,35 @@ def test_mistakes_of_names_and_values_are_reported_together_and_before_the_rules
             "hidden_size": 65,
         }
     )
-    assert len(found) == 4
-    assert not any("hidden_size" in text for text in found)
+    assert len(found) == 5
+    assert "train.hidden_size: hidden_size 65 must be a multiple of 4 (4 attention heads)" in found
 
 
-def test_names_and_values_can_be_checked_alone() -> None:
-    arguments = {"a": {"num_layer": 1, "lr": "fast"}, "device_type": "x", "hidden_size": 65}
+def test_the_task_group_can_be_checked_without_hosts() -> None:
+    arguments = {**TASK, "a": {"num_layer": 1}, "lr": "fast", "device_type": "x", "hidden_size": 65}
     found = MEGATRON.check(Task(backend="megatron"), arguments, SourceMap())
-    assert {problem.where for problem in found} == {"train.a.num_layer", "train.a.lr", "train.device_type"}
-    assert MEGATRON.check(Task(backend="megatron"), {}, SourceMap()) == []
+    expected = {"train.a.num_layer", "train.lr", "train.device_type", "train.hidden_size"}
+    assert {problem.where for problem in found} == expected
+    assert MEGATRON.check(Task(backend="megatron"), TASK, SourceMap()) == []
+
+
+def test_a_layout_that_fits_some_number_of_ranks_is_not_blamed_without_hosts() -> None:
+    keys = {"tensor_model_parallel_size": 4, "global_batch_size": 12, "micro_batch_size": 1}
+    assert MEGATRON.check(Task(backend="megatron"), {**TASK, **keys}, SourceMap()) == []
+    keys |= {"pipeline_model_parallel_size": 3}
+    (problem,) = MEGATRON.check(Task(backend="megatron"), {**TASK, **keys}, SourceMap())
+    assert problem.what.startswith("num_layers 4 must be a multiple of 3")
+
+
+@pytest.mark.parametrize("name", TASK)
+def test_a_wrong_value_is_not_reported_again_by_the_rules(refused: Refused, name: str) -> None:
+    """Nor does it hide another mistake."""
+    (message,) = refused({name: [[1]]})
+    assert message.startswith(f"train.{name}: `{name}` ")
+    other = "fp16_lm_cross_entropy"
+    found = refused({name: [[1]], other: True})
+    assert len(found) == 2
+    assert any(f"`{other}` needs `fp16: true`" in text for text in found)
 
 
 def test_a_missing_argument_is_blamed_on_the_group(refused: Refused) -> None:

@@ -68,7 +68,3 @@ def test_a_range_without_a_usable_number_is_an_error() -> None:
     assert refusal("1:4", tensor_model_parallel_size=4, pipeline_model_parallel_size=2).endswith(
         "from 1 to 3"
     )
-
-
-def test_a_range_requires_equal_hosts() -> None:
-    assert "the same slots and type" in refusal("1:3", (2, 4, 2))

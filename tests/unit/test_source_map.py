@@ -119,6 +119,18 @@ def test_unreadable_files_are_skipped(write: Write, tmp_path: Path) -> None:
     assert found == SourceMap()
 
 
-def test_base_60_numbers_are_recorded(write: Write) -> None:
-    found = index_sources([(write("c.yaml", "a: 1:4\nb: '1:4'\nc: [2:30]\nd: 14\n"), "")])
-    assert found.base60 == {"a": "1:4", "c.0": "2:30"}
+def test_the_text_of_a_number_is_known_unless_the_value_comes_from_elsewhere(write: Write) -> None:
+    base = write("base.yaml", "a: 1.10\nb: 010\nc: [0x10, '0x10']\nd: ${a}\ne: ${e}\n")
+    found = index_sources([(base, ""), (write("c.yaml", "b: 1_0\n"), "")], ["f=1.50", "g={h:007,i:[1_0]}"])
+    assert found.text("a", 1.1) == "1.10"
+    assert found.text("a", 1.2) is None
+    assert found.text("b", 10) == "1_0"
+    assert found.text("b", 8) is None
+    assert found.text("c.0", 16) == "0x10"
+    assert found.text("c.1", "0x10") is None
+    assert found.text("d", 1.1) == "1.10"
+    assert found.text("e", 1) is None
+    assert found.text("f", 1.5) == "1.50"
+    assert found.text("g.h", "007") == "007"
+    assert found.text("g.i.0", 10) == "1_0"
+    assert found.text("absent", 1) is None

@@ -11,9 +11,10 @@ import pytest
 
 from flagscale.checks.worker import PARTS
 from flagscale.config.catalog import Catalog
+from flagscale.config.entrypoint import find_entrypoint
 from flagscale.engines.megatron import own_arguments
 from flagscale.engines.megatron.adapter import TRAIN
-from flagscale.engines.megatron.program import TrainingProgram, find_source, read_program
+from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.errors import UserError
 from flagscale.values import Job
 
@@ -101,7 +102,7 @@ def test_our_own_program_starts_no_process_and_has_no_parts(read: Read, build: C
 
 
 def test_a_program_that_is_not_found_declares_nothing(read: Read) -> None:
-    assert read(None, "absent.py") == TrainingProgram("absent.py")
+    assert read(None, "absent.py") == TrainingProgram("absent.py", has_mistake=True)
     assert read(None, "no_such_package.train").arguments == {}
 
 
@@ -111,7 +112,7 @@ def test_a_module_is_found_without_importing_its_package(read: Read, tmp_path: P
     (package / "__init__.py").write_text("")
     (package / "train.py").write_text("from . import more\n" + ARGUMENTS)
     (package / "more.py").write_text("")
-    assert find_source("a_package_of_mine.train") == package / "train.py"
+    assert find_entrypoint("a_package_of_mine.train").source == package / "train.py"
     assert "a_package_of_mine" not in sys.modules
     assert set(read(None, "a_package_of_mine.train").arguments) == {"mine"}
 

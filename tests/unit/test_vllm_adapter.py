@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.adapter import VLLM
-from flagscale.errors import UserError
+from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job, Service, address_of
 
 ONE = (Host(0, "localhost", 1, "cpu"),)
@@ -355,3 +357,33 @@ def test_wrong_engines_for_inference(refused: Callable[..., str], model: str) ->
     )
     assert "this section is required" in refused("inference", {"llm": {"model": model}})
     assert "unknown key `lm`" in refused("inference", {**inference(model), "lm": {}})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1k", 1000), ("1K", 1024), ("1.5k", 1500), ("2T", 2 << 40), (" 8k ", 8000), ("auto", -1)],
+)
+def test_a_size_with_a_unit(text: str, value: int) -> None:
+    problems: list[Problem] = []
+    catalog = vllm_catalog().server
+    arguments = render([FlatKey("max_model_len", text, "x")], catalog, SourceMap(), problems)
+    assert (problems, arguments.values["max_model_len"]) == ([], value)
+
+
+@pytest.mark.parametrize("text", ["1.5K", "1e3", 1.5, 1e3, "1 k", "8kb", "-8k", ""])
+def test_a_size_that_the_engine_refuses(text: object) -> None:
+    problems: list[Problem] = []
+    render([FlatKey("max_model_len", text, "x")], vllm_catalog().server, SourceMap(), problems)
+    assert "takes a whole number, with or without a unit" in problems[0].what
+
+
+def test_wrong_names_and_values_do_not_hide_broken_rules() -> None:
+    keys = {
+        "model": "./absent",
+        "tensor_paralel_size": 2,
+        "max_model_len": "1.5K",
+        "pipeline_parallel_size": 0,
+    }
+    found = VLLM.check(Task(type="serve", backend="vllm"), keys, SourceMap())
+    assert {problem.where for problem in found} == {f"serve.{key}" for key in keys}
+    assert len(found) == 4

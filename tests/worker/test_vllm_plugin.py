@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flagscale.config.catalog import Option, catalog_from
+from flagscale.config.engine_args import FlatKey, render
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import Problem
 from tests.e2e.test_serve import has_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,3 +56,51 @@ def test_vllm_finds_our_plugin_and_loads_aquila(tmp_path: Path) -> None:
         "AquilaConfig 128 AquilaForCausalLM",
         "True",
     ]
+
+
+SIZES = [
+    *(f"{number}{unit}" for number in ("1", "1.5", "25.6", "0", "-1", "01") for unit in ("", *"kKmMgGtT")),
+    *(
+        "1e3",
+        "1_000",
+        "1 k",
+        " 8k ",
+        "8 ",
+        "+8",
+        "auto",
+        "AUTO",
+        " auto",
+        "-1",
+        "8kb",
+        "k",
+        "",
+        "1.",
+        ".5k",
+        "0x10",
+    ),
+]
+
+
+def test_sizes_are_read_as_the_engine_reads_them() -> None:
+    code = """if True:
+        import argparse, json, sys
+        from vllm.utils import argparse_utils as engine
+        def read(function, text):
+            try:
+                return function(text)
+            except (ValueError, argparse.ArgumentTypeError):
+                return None
+        kinds = ("human_readable_int", "human_readable_int_or_auto")
+        texts = json.loads(sys.argv[1])
+        print(json.dumps({kind: [read(getattr(engine, kind), text) for text in texts] for kind in kinds}))
+    """
+    engine = json.loads(python("-c", code, json.dumps(SIZES)).splitlines()[-1])
+    for kind, expected in engine.items():
+        option = Option("size", "size", "value", kind, None, (), None, None, False)
+        catalog = catalog_from("vllm", "", {"size": option})
+        found = []
+        for text in SIZES:
+            problems: list[Problem] = []
+            arguments = render([FlatKey("size", text, "size")], catalog, SourceMap(), problems)
+            found.append(None if problems else arguments.values["size"])
+        assert dict(zip(SIZES, found, strict=True)) == dict(zip(SIZES, expected, strict=True)), kind

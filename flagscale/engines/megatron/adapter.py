@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flagscale import platforms, registry
 from flagscale.checks.data import data_remarks, inputs_of
-from flagscale.checks.degrees import degrees, violations
-from flagscale.checks.hetero.layout import HeteroLayout
-from flagscale.checks.hetero.rules import UNSUPPORTED
-from flagscale.checks.megatron import remarks, rule_violations
-from flagscale.checks.worker import DATASETS, Capabilities, with_defaults, worker_violations
+from flagscale.checks.degrees import degrees
+from flagscale.checks.megatron import remarks
+from flagscale.checks.worker import DATASETS
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.compat_v060 import translate_task
-from flagscale.config.engine_args import EngineArguments, FlatKey, flatten, render
+from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
+from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
+from flagscale.engines.megatron.rules import broken_rules
 from flagscale.engines.megatron.wandb import PACKAGE, Login
 from flagscale.engines.megatron.wandb import login as log_in
 from flagscale.errors import Problem, UserError, Violation
-from flagscale.platforms import cpu
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role
 
@@ -36,35 +35,35 @@ SAVE_GRACE = 120.0
 STOP_GRACE = 10.0
 
 
+@dataclass(frozen=True)
+class _Read:
+    """The task group as far as it can be read, without hosts."""
+
+    program: TrainingProgram
+    catalog: Catalog
+    arguments: EngineArguments
+    meshes: Hetero
+    secrets: Mapping[str, str]
+    notices: list[str]
+    problems: list[Problem]
+    """The mistakes in names and values."""
+
+
 def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> Job:
     """Return the training job; see `engines.base.Engine.build`."""
-    program, catalog = _program(experiment.task, source_map)
-    problems: list[Problem] = []
     group = experiment.task.type
-    flat_keys = _flat(group, experiment.arguments, catalog, source_map, problems)
-    flat_keys, secrets, notices = translate_task(flat_keys, source_map, problems)
-    flat_keys, meshes = hetero.take(flat_keys, source_map, problems, notices)
-    arguments = render([*_defaults(experiment, flat_keys), *flat_keys], catalog, source_map, problems)
-    arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
-    if not problems:
-        # A wrong value would be reported again by every rule that uses it.
-        for dest, what in _violations(arguments, hosts, meshes.layout, program):
-            problems.append(Problem(what, source_map.where(_path(arguments, dest, group, catalog))))
+    read = _read(experiment.task, experiment.arguments, _defaults(experiment), source_map)
+    arguments, meshes, catalog = read.arguments, read.meshes, read.catalog
+    problems = [*read.problems, *_rule_problems(read, hosts, group, source_map)]
     problems += _missing_chips(experiment, hosts, source_map)
     if problems:
         raise UserError(problems)
     world_size = sum(host.slots for host in hosts)
-    remarked = [list(remarks(values)) for values in hetero.variants(meshes.layout, arguments.values)]
-    common = [remark for remark in remarked[0] if all(remark in others for others in remarked)]
-    others = (*data_remarks(arguments.values), *resume.notices(arguments.values, world_size))
-    for dest, what in (*common, *others):
-        notices.append(f"{source_map.where(_path(arguments, dest, group, catalog))}: {what}")
-    wandb = arguments.values["wandb_project"]
-    login = log_in(secrets, experiment.envs) if wandb else Login()
-    if login.notice:
-        notices.append(
-            f"{source_map.where(_path(arguments, 'wandb_project', group, catalog))}: {login.notice}"
-        )
+    uses_wandb = bool(arguments.values["wandb_project"])
+    login = log_in(read.secrets, experiment.envs) if uses_wandb else Login()
+    remarked = [*_remarks(read, world_size), *([("wandb_project", login.notice)] if login.notice else ())]
+    places = [source_map.where(_path(arguments, dest, group, catalog)) for dest, _ in remarked]
+    notices = [f"{place}: {what}" for place, (_, what) in zip(places, remarked, strict=True)]
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]
     return Job(
         name=experiment.name,
@@ -73,7 +72,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         engine_version=catalog.version,
         role=Role(
             name="train",
-            entrypoint=program.name,
+            entrypoint=read.program.name,
             argv=arguments.argv,
             env=login.env,
             stop_grace=experiment.runner.stop_grace or (SAVE_GRACE if saves else STOP_GRACE),
@@ -81,11 +80,21 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         hosts=hosts,
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
-        inputs=inputs_of(arguments.values, has_own_data=DATASETS in program.own_parts),
-        packages=(PACKAGE,) if wandb else (),
-        secrets={**secrets, **login.secrets},
-        notices=tuple(notices),
+        inputs=inputs_of(arguments.values, has_own_data=DATASETS in read.program.own_parts),
+        packages=(PACKAGE,) if uses_wandb else (),
+        secrets={**read.secrets, **login.secrets},
+        texts=arguments.texts,
+        notices=(*read.notices, *notices),
     )
+
+
+def _remarks(read: _Read, world_size: int) -> Iterator[Violation]:
+    """Yield what is allowed, but deserves a notice: changes by the engine, long scans, another run before."""
+    values = read.arguments.values
+    variants = [[*remarks(variant)] for variant in hetero.variants(read.meshes.layout, values)]
+    yield from (remark for remark in variants[0] if all(remark in others for others in variants))
+    yield from data_remarks(values)
+    yield from resume.notices(values, world_size)
 
 
 def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> list[Problem]:
@@ -106,24 +115,41 @@ def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: 
 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return the mistakes in names and values; see `engines.base.Engine.check`."""
-    try:
-        _, catalog = _program(task, source_map)
-    except UserError as error:
-        return list(error.problems)
+    """Return the mistakes that do not depend on the hosts; see `engines.base.Engine.check`."""
+    read = _read(task, arguments, _folders(RunDir(Path("run"))), source_map)
+    return [*read.problems, *_rule_problems(read, None, task.type, source_map)]
+
+
+def _read(task: Task, tree: Mapping[str, Any], defaults: Mapping[str, Any], source_map: SourceMap) -> _Read:
     problems: list[Problem] = []
-    flat_keys = _flat(task.type, arguments, catalog, source_map, problems)
-    flat_keys, _, notices = translate_task(flat_keys, source_map, problems)
-    flat_keys, _ = hetero.take(flat_keys, source_map, problems, notices)
-    render(flat_keys, catalog, source_map, problems)
-    return problems
+    program, catalog = _program(task, source_map, problems)
+    flat_keys = _flat(task.type, tree, catalog, source_map, problems)
+    flat_keys, secrets, notices = translate_task(flat_keys, source_map, problems)
+    flat_keys, meshes = hetero.take(flat_keys, source_map, problems, notices)
+    flat_keys = [*_missing(defaults, flat_keys), *flat_keys]
+    arguments = render(flat_keys, catalog, source_map, problems, may_have_others=program.has_mistake)
+    arguments = replace(arguments, paths={**meshes.paths, **arguments.paths})
+    return _Read(program, catalog, arguments, meshes, secrets, notices, problems)
 
 
-def _program(task: Task, source_map: SourceMap) -> tuple[TrainingProgram, Catalog]:
+def _rule_problems(
+    read: _Read, hosts: Sequence[Host] | None, group: str, source_map: SourceMap
+) -> list[Problem]:
+    return [
+        Problem(what, source_map.where(_path(read.arguments, dest, group, read.catalog)))
+        for dest, what in broken_rules(read.arguments, hosts, read.meshes, read.program)
+    ]
+
+
+def _program(task: Task, source_map: SourceMap, problems: list[Problem]) -> tuple[TrainingProgram, Catalog]:
     """Return the training program, and every argument that a key can name: the engine's and the program's."""
     catalog = load_catalog(CATALOG)
     where = source_map.where("experiment.task.entrypoint")
-    program = read_program(task.entrypoint or TRAIN, catalog, where)
+    try:
+        program = read_program(task.entrypoint or TRAIN, catalog, where)
+    except UserError as error:
+        problems += error.problems
+        program = TrainingProgram(task.entrypoint, has_mistake=True)
     return program, catalog if program.name == TRAIN else program.extend(catalog)
 
 
@@ -147,22 +173,33 @@ def _takes_mapping(catalog: Catalog, name: str) -> bool:
     )
 
 
-def _defaults(experiment: Experiment, flat_keys: list[FlatKey]) -> list[FlatKey]:
-    """Return the run directory's folders and the run's name, unless the task level sets others (or `null`).
-
-    A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
-    """
+def _defaults(experiment: Experiment) -> dict[str, Any]:
+    """Return the run directory's folders and the run's name, for keys that the task level does not have."""
     run_dir = RunDir(experiment.exp_dir)
-    named = {flat_key.name: flat_key.value for flat_key in flat_keys}
-    defaults: dict[str, Path | str] = {
+    return {**_folders(run_dir), "wandb_save_dir": run_dir.path, "wandb_exp_name": experiment.name}
+
+
+def _folders(run_dir: RunDir) -> dict[str, Any]:
+    return {
         "save": run_dir.checkpoints,
-        "load": named.get("save") or run_dir.checkpoints,
+        "load": run_dir.checkpoints,
         "tensorboard_dir": run_dir.tensorboard,
         "metrics_file": run_dir.metrics,
     }
-    if named.get("wandb_project"):
-        defaults |= {"wandb_save_dir": run_dir.path, "wandb_exp_name": experiment.name}
-    return [FlatKey(name, str(value), name) for name, value in defaults.items() if name not in named]
+
+
+def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[FlatKey]:
+    """Return the defaults that apply, unless the task level sets others (or `null`).
+
+    A job that saves elsewhere also resumes from there: the engine would overwrite what it does not load.
+    """
+    named = {flat_key.name: flat_key.value for flat_key in flat_keys}
+    values = {**defaults, "load": named.get("save") or defaults["load"]}
+    return [
+        FlatKey(name, value if value is Unknown.VALUE else str(value), name)
+        for name, value in values.items()
+        if name not in named and (not name.startswith("wandb_") or named.get("wandb_project"))
+    ]
 
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
@@ -173,43 +210,6 @@ def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -
         (one for one in catalog.options.values() if one.dest == dest), None
     )
     return f"{group}.{option.name.replace('-', '_')}" if option else group
-
-
-def _violations(
-    arguments: EngineArguments,
-    hosts: tuple[Host, ...],
-    layout: HeteroLayout | None,
-    program: TrainingProgram,
-) -> Iterator[Violation]:
-    """Yield each mistake once, even if several meshes have it."""
-    machine = _machine(hosts)
-    given = arguments.paths.keys()
-    variants = [with_defaults(one, given, machine) for one in hetero.variants(layout, arguments.values)]
-    found: dict[Violation, None] = {}
-    for values in variants:
-        found |= dict.fromkeys(rule_violations(values))
-    if layout is None:
-        found |= dict.fromkeys(violations(arguments.values, sum(host.slots for host in hosts)))
-    else:
-        found |= dict.fromkeys(hetero.violations(layout, arguments.values, hosts, [*given]))
-    for violation in worker_violations(variants, machine, program.own_parts):
-        # No program supports these arguments with meshes: only the rules of meshes report them.
-        if layout is None or violation[0] not in UNSUPPORTED:
-            found[violation] = None
-    found |= dict.fromkeys(resume.violations(arguments.values, sum(host.slots for host in hosts)))
-    yield from found
-    for option in program.arguments.values():
-        if option.required and option.dest not in given:
-            yield option.dest, f"`{option.name.replace('-', '_')}` is required by `{program.name}`"
-
-
-def _machine(hosts: tuple[Host, ...]) -> Capabilities:
-    """Return the launcher's facts about the ranks' machines; the rules of meshes report unequal ones."""
-    kinds = [platforms.find(host.platform) for host in hosts]
-    kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
-    # Only the worker can see whether fused layers are installed; on chips, they are assumed to be.
-    has_chip = not kind.is_host_processor
-    return Capabilities(has_chip, has_chip, cpu.BACKEND)
 
 
 MEGATRON = Engine(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.config.catalog import describe_actions
-from flagscale.engines.megatron.own_arguments import is_engine
+from flagscale.config.entrypoint import is_engine
 
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LAUNCHER = Path(__file__).resolve().parents[2]

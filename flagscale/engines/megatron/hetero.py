@@ -11,7 +11,7 @@ from flagscale.checks.hetero.keys import CHUNK_KEYS, CURRENT, KEYS, MESHES, is_a
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import host_violations, mesh_values, mesh_violations
 from flagscale.checks.hetero.text import layout_text
-from flagscale.config.engine_args import FlatKey
+from flagscale.config.engine_args import FlatKey, Unknown
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, Violation
 from flagscale.values import Host
@@ -28,6 +28,8 @@ class Hetero:
 
     layout: HeteroLayout | None
     paths: Mapping[str, str]
+    is_known: bool = True
+    """Whether the keys have no mistake, so that without a layout there are no meshes."""
 
 
 def take(
@@ -46,7 +48,9 @@ def take(
         if flat_key.name == ARGUMENT:
             what = f"`{ARGUMENT}` is set by FlagScale: use `{MESHES}`"
             problems.append(Problem(what, source_map.where(flat_key.path)))
-            return rest, Hetero(None, paths)
+            return [one for one in rest if one is not flat_key], Hetero(None, paths, is_known=False)
+    if any(value is Unknown.VALUE for value in given.values()):
+        return rest, Hetero(None, paths, is_known=False)
     if not asked:
         for flat_key in ours.values():
             if flat_key.value not in (None, False):
@@ -68,7 +72,7 @@ def take(
                 notices.append(
                     f"{source_map.where(flat_key.path)}: ignored because `{MESHES}` sets it for each mesh"
                 )
-    return rest, Hetero(layout, paths)
+    return rest, Hetero(layout, paths, is_known=layout is not None)
 
 
 def variants(layout: HeteroLayout | None, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -79,12 +83,11 @@ def variants(layout: HeteroLayout | None, values: Mapping[str, Any]) -> list[Map
 
 
 def violations(
-    layout: HeteroLayout, values: Mapping[str, Any], hosts: Sequence[Host], given: Sequence[str]
+    layout: HeteroLayout, values: Mapping[str, Any], hosts: Sequence[Host] | None, given: Sequence[str]
 ) -> Iterator[Violation]:
-    """Yield every rule that a layout breaks, those of the hosts included."""
-    types = [host.platform for host in hosts for _ in range(host.slots)]
-    wrong = list(mesh_violations(layout, values, len(types), given))
-    yield from wrong
+    """Yield every rule that a layout breaks, those of the hosts included if they are known."""
+    types = [host.platform for host in hosts or () for _ in range(host.slots)]
+    yield from mesh_violations(layout, values, layout.world_size if hosts is None else len(types), given)
     if layout.world_size == len(types):
         on_hosts = {name for name in types if platforms.find(name).is_host_processor}
         yield from host_violations(layout, types, on_hosts)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.config.catalog import Option, catalog_of
+from flagscale.config.entrypoint import SOURCE_ROOT
 from flagscale.errors import Problem, UserError
 from flagscale.files import cache_file, write_atomic
 from flagscale.run.failure import how_it_ended
@@ -27,15 +28,8 @@ from flagscale.run.failure import how_it_ended
 TIME_LIMIT = 20.0
 """Seconds that a program has to be imported and to add its arguments."""
 
-SOURCE_ROOT = Path(__file__).resolve().parents[3]
-_ENGINES = ("torch", "megatron", "vllm", "transformers")
 _FORMAT = 2
 """The format of a cache entry; entries of another format are not read."""
-
-
-def is_engine(module: str) -> bool:
-    """Return whether a module belongs to an engine. Our own modules are judged by what they import."""
-    return module.split(".")[0] in _ENGINES and not f"{module}.".startswith("megatron.flagscale.")
 
 
 def own_arguments(entrypoint: str, source: Path, line: int, where: str) -> dict[str, Option]:

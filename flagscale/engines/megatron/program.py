@@ -7,20 +7,17 @@ process (`own_arguments`), which is why such a program may not import an engine 
 from __future__ import annotations
 
 import ast
-import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from flagscale.checks.hetero.keys import KEYS
 from flagscale.checks.worker import PARTS
 from flagscale.config.catalog import Catalog, Option, catalog_from
 from flagscale.config.compat_v060 import TASK
+from flagscale.config.entrypoint import find_entrypoint, is_engine
 from flagscale.config.secrets import is_secret
-from flagscale.engines.megatron.own_arguments import SOURCE_ROOT, is_engine, own_arguments
+from flagscale.engines.megatron.own_arguments import own_arguments
 from flagscale.errors import Problem, UserError
 
 ADD_ARGUMENTS = "add_arguments"
@@ -37,6 +34,8 @@ class TrainingProgram:
     """The parts that it has itself, so that rules about FlagScale's do not apply (`checks.worker.PARTS`)."""
     arguments: Mapping[str, Option] = field(default_factory=dict)
     """Its own arguments, by name without dashes."""
+    has_mistake: bool = False
+    """Whether it is missing or cannot be read, which is reported, so that its arguments are not known."""
 
     def extend(self, catalog: Catalog) -> Catalog:
         """Return the engine's catalog with the program's own arguments."""
@@ -55,9 +54,10 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
         UserError: with file and line if the program cannot be read, imports an engine at its top, or has an
             argument whose name is in use or is a secret's. `where` is the place that names the entrypoint.
     """
-    source = find_source(entrypoint)
+    found = find_entrypoint(entrypoint)
+    source = found.source
     if source is None:
-        return TrainingProgram(entrypoint)
+        return TrainingProgram(entrypoint, has_mistake=found.is_missing)
     tree = _parsed(source)
     top = list(_statements_at_import(tree))
     own_parts = _own_parts(tree, source)
@@ -68,21 +68,6 @@ def read_program(entrypoint: str, catalog: Catalog, where: str) -> TrainingProgr
     arguments = own_arguments(entrypoint, source, line, where)
     _refuse_names(arguments, catalog, tree, source, line)
     return TrainingProgram(entrypoint, own_parts, arguments)
-
-
-def find_source(entrypoint: str) -> Path | None:
-    """Return the file of an entrypoint without importing anything, None if it is not found."""
-    if entrypoint.endswith(".py"):
-        return Path(entrypoint) if Path(entrypoint).is_file() else None
-    folders: list[str] | None = [str(SOURCE_ROOT), os.getcwd(), *sys.path]
-    name, spec = "", None
-    with suppress(KeyError):  # a namespace package inside another one cannot be searched without an import
-        for part in entrypoint.split("."):
-            name = f"{name}.{part}".lstrip(".")
-            spec = PathFinder.find_spec(name, folders) if folders else None
-            folders = list(spec.submodule_search_locations or ()) if spec else None
-    found = Path(spec.origin) if spec and spec.name == entrypoint and spec.origin else None
-    return found if found and found.suffix == ".py" else None
 
 
 def _parsed(source: Path) -> ast.Module:

@@ -9,6 +9,7 @@ from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.vllm import batch, serve
+from flagscale.engines.vllm.arguments import broken_rules
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
 
@@ -49,9 +50,20 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
 
 
 def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> list[Problem]:
-    """Return the mistakes in names and values; see `engines.base.Engine.check`."""
+    """Return the mistakes that do not depend on the hosts; see `engines.base.Engine.check`."""
     problems: list[Problem] = []
-    (serve if task.type == "serve" else batch).read(task.type, arguments, source_map, problems)
+    if task.type == "serve":
+        models, _ = serve.read(task.type, arguments, source_map, problems)
+        each = [(model.path, model.arguments) for model in models]
+    else:
+        engine, _, _ = batch.read(task.type, arguments, source_map, problems)
+        each = [(f"{task.type}.llm", engine)] if engine else []
+    for group, keys in each:
+        on_chips = broken_rules(keys, is_host_processor=False)
+        for dest, what in broken_rules(keys, is_host_processor=True):
+            if (dest, what) in on_chips:
+                where = source_map.where(keys.paths.get(dest, f"{group}.{dest}"))
+                problems.append(Problem(what, where))
     return problems
 
 

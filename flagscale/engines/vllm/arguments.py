@@ -10,7 +10,8 @@ from typing import Any
 from flagscale import registry
 from flagscale.checks.model_folder import folder_violations, read_config
 from flagscale.config.catalog import Catalog
-from flagscale.config.engine_args import FlatKey, flatten
+from flagscale.config.certain import certain_violations
+from flagscale.config.engine_args import EngineArguments, FlatKey, flatten
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.errors import Problem, Violation, nearest
@@ -74,7 +75,8 @@ def take_secrets(
         elif flat_key.value is not None:
             name = SECRETS.get(flat_key.name, SECRETS["api_key"])
             try:
-                text = _read_key(str(flat_key.value)) if flat_key.name == KEY_FILE else flat_key.value
+                text = source_map.text(flat_key.path, flat_key.value) or flat_key.value
+                text = _read_key(str(text)) if flat_key.name == KEY_FILE else text
                 if not isinstance(text, str) or not text:
                     raise ValueError(f"`{flat_key.name}` takes one non-empty text")
                 if name in secrets:
@@ -152,6 +154,16 @@ def violations(
     yield from _architecture_violations(config, given)
     if is_host_processor:
         yield from _cpu_violations(config)
+
+
+def broken_rules(arguments: EngineArguments, is_host_processor: bool) -> list[Violation]:
+    """Return the violations in one model's arguments that hold whatever its mistakes are meant to be."""
+    if not arguments.is_complete:
+        return []
+    given = {**dict.fromkeys(arguments.unknown, ""), **arguments.paths}
+    return certain_violations(
+        lambda values: violations(values, is_host_processor, given), arguments.values, arguments.unknown
+    )
 
 
 def remarks(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:

@@ -14,7 +14,7 @@ from flagscale.checks.prompts import inline_prompts, read_prompts
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
-from flagscale.engines.vllm.arguments import devices_of, flat, refuse, remarks, take_secrets, violations
+from flagscale.engines.vllm.arguments import broken_rules, devices_of, flat, refuse, remarks, take_secrets
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.serve import ENV
 from flagscale.errors import Problem, nearest
@@ -59,7 +59,7 @@ def job(
 ) -> Job | None:
     """Return the job; None if there are `problems`."""
     arguments, generate, secrets = read("inference", experiment.arguments, source_map, problems)
-    if problems or arguments is None or generate is None:
+    if arguments is None:
         return None
     values = arguments.values
 
@@ -67,12 +67,11 @@ def job(
         return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
 
     on_host = platforms.find(hosts[0].platform).is_host_processor
-    wrong = list(violations(values, on_host, arguments.paths))
-    problems += [Problem(what, where(dest)) for dest, what in wrong]
+    problems += [Problem(what, where(dest)) for dest, what in broken_rules(arguments, on_host)]
     if values["data_parallel_size"] > 1:
         what = "prompts are distributed over the hosts, with one engine each"
         problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
-    if problems:
+    if problems or generate is None:
         return None
     devices = devices_of(values)
     short = [host for host in hosts if host.slots < devices]
@@ -108,6 +107,7 @@ def job(
         },
         inputs={"models": [inputs_of(values)], "prompts_file": _absolute(generate.prompts_file)},
         secrets=secrets,
+        texts=arguments.texts,
         notices=tuple(notices),
     )
 

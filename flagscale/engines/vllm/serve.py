@@ -10,7 +10,7 @@ from flagscale import platforms
 from flagscale.checks.model_folder import inputs_of
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
-from flagscale.engines.vllm.arguments import devices_of, remarks, violations
+from flagscale.engines.vllm.arguments import broken_rules, devices_of, remarks
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.models import Instance, Model, first_ports, read_models, served_name, services_of
 from flagscale.engines.vllm.placement import Size, place_instances
@@ -41,16 +41,14 @@ def job(
 ) -> Job | None:
     """Return the job; None if there are `problems`."""
     models, secrets = read("serve", experiment.arguments, source_map, problems)
-    if problems:
-        return None
 
     def where(model: Model, dest: str) -> str:
         return source_map.where(model.arguments.paths.get(dest, f"{model.path}.{dest}"))
 
     on_host = platforms.find(hosts[0].platform).is_host_processor
     for model in models:
-        for dest, what in violations(model.arguments.values, on_host, model.arguments.paths):
-            problems.append(Problem(what, where(model, dest)))
+        found = broken_rules(model.arguments, on_host)
+        problems += [Problem(what, where(model, dest)) for dest, what in found]
     if problems:
         return None
     instances = _placed(models, hosts, experiment, source_map, problems)
@@ -83,6 +81,7 @@ def job(
         services={rank: tuple(found) for rank, found in services.items()},
         inputs={"models": [inputs_of(model.arguments.values) for model in models]},
         secrets=secrets,
+        texts={path: text for model in models for path, text in model.arguments.texts.items()},
         notices=(*notices, *_notices(instances, hosts, experiment, secrets)),
     )
 

@@ -1,0 +1,88 @@
+"""What a command needs besides the job: its action, its own keys, and where the run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flagscale import registry
+from flagscale.config.schema import Runner
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import Problem, UserError, nearest
+
+COMMAND_KEYS = {"output": "text", "follow": False}
+"""Keys that control the command rather than the job: `output=json`, `follow=true`."""
+
+
+def load_action(config: DictConfig, source_map: SourceMap) -> str:
+    """Return the name of the action to perform, which may come from an installed package.
+
+    Raises:
+        UserError: if there is no such action; names the valid ones.
+    """
+    action = _top(config, "action", None)
+    if action is None:
+        valid = ", ".join(registry.names("actions"))
+        raise UserError([Problem("no action given", hint=f"add action=ACTION, one of: {valid}")])
+    if not registry.is_known("actions", str(action)):
+        hint = nearest(str(action), registry.names("actions"))
+        raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])
+    return str(action)
+
+
+def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
+    """Return (JSON wanted, follow wanted) from `output=` and `follow=`."""
+    output, follow = (_top(config, key, default) for key, default in COMMAND_KEYS.items())
+    problems = []
+    if output not in ("text", "json"):
+        problems.append(Problem(f"unknown output `{output}`", "output", "valid: text, json"))
+    if not isinstance(follow, bool):
+        problems.append(Problem("`follow` must be true or false", "follow"))
+    if problems:
+        raise UserError(problems)
+    return output == "json", bool(follow)
+
+
+def _top(config: DictConfig, key: str, default: object) -> object:
+    try:
+        return config.get(key, default)
+    except OmegaConfBaseException as error:
+        raise UserError([Problem(first_line(error), key)]) from None
+
+
+@dataclass(frozen=True)
+class RunLocation:
+    """Where a run is: all that query, logs and stop need, even if the rest of the YAML is broken."""
+
+    exp_dir: Path
+    runner: str
+    """The name of its runner, whose rules derive this host's run directory from all of this."""
+    node_rank: int | None
+
+
+def load_run_location(config: DictConfig) -> RunLocation:
+    """Return where the run of a configuration is; raises UserError if that cannot be read."""
+    exp_dir = _selected(config, "experiment.exp_dir")
+    if not isinstance(exp_dir, str) or not exp_dir:
+        raise UserError([Problem("a path is required here", "experiment.exp_dir")])
+    runner = _selected(config, "experiment.runner.type") or Runner().type
+    rank = _selected(config, "experiment.runner.node_rank")
+    return RunLocation(absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
+
+
+def _selected(config: DictConfig, key: str) -> object:
+    try:
+        return OmegaConf.select(config, key, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError([Problem(first_line(error), key)]) from None
+
+
+def absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
