@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from flagscale import __version__, registry
 from flagscale.config.command import load_action
-from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
+from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, problems_of
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, UserError
@@ -99,7 +99,7 @@ def _main(words: list[str]) -> int:
         *COMPLAINTS,
         ValueError,
     ) as error:  # the latter, too, comes from Hydra alone: `_perform` raises none
-        return _print_mistakes(UserError([problem_of(error, config_folder(words))]))
+        return _print_mistakes(UserError(problems_of(error, words)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
