@@ -92,7 +92,8 @@ def test_both_forms_of_the_config_path_mean_the_current_directory(words: list[st
 
 
 def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*words, "-m", "train.model.num_layers=2,4"]) == 0
+    own = "experiment.exp_dir=out/${train.model.num_layers}"
+    assert cli.main([*words, "-m", "train.model.num_layers=2,4", own]) == 0
     printed = capsys.readouterr().out
     assert "--num-layers 2" in printed
     assert "--num-layers 4" in printed

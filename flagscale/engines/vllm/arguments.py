@@ -160,7 +160,7 @@ def broken_rules(arguments: EngineArguments, is_host_processor: bool) -> list[Vi
     """Return the violations in one model's arguments that hold whatever its mistakes are meant to be."""
     if not arguments.is_complete:
         return []
-    given = {**{dest: "" for dest in arguments.unknown}, **arguments.paths}
+    given = {**dict.fromkeys(arguments.unknown, ""), **arguments.paths}
     return certain_violations(
         lambda values: violations(values, is_host_processor, given), arguments.values, arguments.unknown
     )
