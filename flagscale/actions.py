@@ -113,6 +113,8 @@ def query(request: Request) -> int:
     as_json, watch = load_command_keys(request.config)
     plan = _recorded(request)
     if plan is None:
+        if as_json:
+            print(json.dumps({"phase": "none", "reason": "nothing was started here"}))
         return 3
     if watch and not as_json:
         status = watch_job(plan)

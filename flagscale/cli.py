@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import hydra
@@ -17,11 +18,12 @@ from omegaconf import DictConfig
 
 from flagscale import __version__, registry
 from flagscale.config.command import load_action
-from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, config_folder, problem_of
+from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, problems_of
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.streams import discard_unread, quietly
+from flagscale.sweep import Swept, is_sweep, shared_run_directories, swept_job
 
 if TYPE_CHECKING:
     from flagscale.plan.prepare import Request
@@ -71,12 +73,6 @@ def _main(words: list[str]) -> int:
         from flagscale import bundled
 
         return bundled.main(words)
-    codes: list[int] = []
-
-    def perform(config: DictConfig) -> None:
-        os.environ.pop(_RAISE, None)  # it does not concern the job
-        codes.append(_perform(config))
-
     if "--version" in words:
         print(f"FlagScale {__version__}")
         return 0
@@ -89,21 +85,51 @@ def _main(words: list[str]) -> int:
         _complain(f"no experiment given\n\n{usage}")
         return UserError.exit_code
     words = as_hydra_takes_it(words)
-    os.environ[_RAISE] = "1"
-    sys.argv = [sys.argv[0], *words, *(default for default in _QUIET if not _names(words, default))]
     try:
-        hydra.main(version_base="1.3", config_path=None)(perform)()
+        if not is_sweep(words):
+            return _compose(words, _perform, _QUIET)
+        # Hydra's sweeper always writes a file, which holds the whole configuration.
+        with TemporaryDirectory(prefix="flagscale-") as folder:
+            return _sweep(words, (*_QUIET, f"hydra.sweep.dir='{folder}'"))
     except SystemExit as stop:  # an unknown flag, or a request that has been answered
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
     except (
         *COMPLAINTS,
         ValueError,
     ) as error:  # the latter, too, comes from Hydra alone: `_perform` raises none
-        return _print_mistakes(UserError([problem_of(error, config_folder(words))]))
+        return _print_mistakes(UserError(problems_of(error, words)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], defaults: Sequence[str]) -> int:
+    """Have Hydra compose each configuration of a command line; return the largest exit code of `perform`."""
+    codes: list[int] = []
+
+    def task(config: DictConfig) -> None:
+        os.environ.pop(_RAISE, None)  # it does not concern the job
+        codes.append(perform(config))
+
+    os.environ[_RAISE] = "1"
+    sys.argv = [sys.argv[0], *words, *(default for default in defaults if not _names(words, default))]
+    hydra.main(version_base="1.3", config_path=None)(task)()
     return max(codes, default=0)
+
+
+def _sweep(words: Sequence[str], defaults: Sequence[str]) -> int:
+    """Perform the action of every job of a sweep, unless two of them share a run directory."""
+    jobs: list[Swept] = []
+
+    def collect(config: DictConfig) -> int:
+        restore_texts(config, _source_map())
+        jobs.append(swept_job(config, HydraConfig.get().overrides.task))
+        return 0
+
+    code = _compose(words, collect, defaults)
+    if problems := shared_run_directories(jobs):
+        return _print_mistakes(UserError(problems))
+    return code or _compose(words, _perform, defaults)
 
 
 def _names(words: Sequence[str], default: str) -> bool:

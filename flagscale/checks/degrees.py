@@ -109,14 +109,15 @@ def _shape_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _model_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Violation]:
-    heads, groups = values.get("num_attention_heads"), values.get("num_query_groups")
+    heads = values.get("num_attention_heads")
+    groups = values.get("num_query_groups") if values.get("group_query_attention") else None
     split = f"tensor_model_parallel_size {found.tp}"
     yield from multiple(values, "num_attention_heads", found.tp, split)
     yield from multiple(values, "ffn_hidden_size", found.tp, split)
-    if not values.get("group_query_attention") or not isinstance(groups, int) or groups < 1:
-        pass
-    elif isinstance(heads, int) and groups % found.tp and found.tp % groups:
-        yield "num_query_groups", f"num_query_groups {groups} and {split} do not divide each other"
+    if isinstance(groups, int) and isinstance(heads, int) and groups > 0:
+        unequal = groups % found.tp and found.tp % groups
+        if unequal:
+            yield "num_query_groups", f"num_query_groups {groups} and {split} do not divide each other"
     if found.cp > 1:
         yield from multiple(values, "seq_length", 2 * found.cp, f"2 x context_parallel_size {found.cp}")
     if values.get("sequence_parallel") and found.tp > 1:

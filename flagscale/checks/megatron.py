@@ -7,6 +7,7 @@ others cover arguments that the engine accepts and then ignores, or computes dif
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from flagscale.checks.saving import saving_violations
@@ -28,6 +29,7 @@ def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name, what in _REQUIRED.items():
         if values.get(name) is None:
             yield name, f"`{name}` is required: {what}"
+    yield from _number_violations(values)
     yield from _length_violations(values)
     yield from _schedule_violations(values)
     yield from _model_violations(values)
@@ -47,24 +49,51 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
 
 
+LEAST: Mapping[str, int] = {
+    **dict.fromkeys(
+        (
+            *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
+            *("kv_channels", "seq_length", "max_position_embeddings", "moe_router_topk"),
+            *("moe_ffn_hidden_size", "make_vocab_size_divisible_by", "train_iters", "train_samples"),
+            *("log_interval", "eval_interval", "save_interval"),
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            *("lr", "min_lr", "lr_warmup_init", "lr_warmup_iters", "lr_warmup_samples", "weight_decay"),
+            *("clip_grad", "adam_eps", "init_method_std", "hidden_dropout"),
+            *("attention_dropout", "eval_iters", "num_workers"),
+        ),
+        0,
+    ),
+}
+"""The least value of each number that the engine does not check itself, or not before it has started."""
+
+
+def _number_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield numbers that no training can have."""
+    for name, value in values.items():
+        if isinstance(value, float) and not isfinite(value):
+            yield name, f"`{name}` must be a number, not {value}"
+        elif name in LEAST and isinstance(value, int | float) and value < LEAST[name]:
+            yield name, f"`{name}` must be at least {LEAST[name]}, not {value}"
+
+
 def _length_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     iters, samples = values.get("train_iters"), values.get("train_samples")
-    if not iters and not samples:
+    if iters is None and samples is None:
         yield "train_iters", "`train_iters` or `train_samples` is required: how long to train"
-    elif iters and samples:
+    elif iters is not None and samples is not None:
         yield "train_samples", "give `train_iters` or `train_samples`, not both"
     else:
-        unit, other = ("iters", "samples") if iters else ("samples", "iters")
+        unit, other = ("samples", "iters") if iters is None else ("iters", "samples")
         for name in (f"lr_decay_{other}", f"lr_warmup_{other}", f"lr_wsd_decay_{other}"):
             if values.get(name):
                 instead = name.replace(other, unit)
                 yield name, f"the length of the training is given in {unit}: use `{instead}`, not `{name}`"
-    for name in ("train_iters", "train_samples", "log_interval", "eval_interval", "save_interval"):
-        value = values.get(name)
-        if isinstance(value, int) and value < 1:
-            yield name, f"`{name}` must be at least 1, not {value}"
     length, positions = values.get("seq_length"), values.get("max_position_embeddings")
-    if isinstance(length, int) and isinstance(positions, int) and length > positions:
+    if isinstance(length, int) and isinstance(positions, int) and length > positions > 0:
         yield "seq_length", f"seq_length {length} is larger than max_position_embeddings {positions}"
 
 
@@ -82,9 +111,9 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             f"the warm-up ({warmup} {unit}) must be shorter than the schedule ({decay})",
         )
     lr, least, first = values.get("lr"), values.get("min_lr") or 0.0, values.get("lr_warmup_init") or 0.0
-    if lr is not None and least > lr:
+    if lr is not None and least > lr >= 0:
         yield "min_lr", f"min_lr {least} is larger than lr {lr}"
-    if lr is not None and first > lr:
+    if lr is not None and first > lr >= 0:
         yield "lr_warmup_init", f"lr_warmup_init {first} is larger than lr {lr}"
     if values.get("lr_decay_style") == "WSD" and not values.get(f"lr_wsd_decay_{unit}"):
         yield (

@@ -56,6 +56,8 @@ def flatten(
     unreadable = [FlatKey(_name(path), Unknown.VALUE, path) for path in left_out]
     for flat_key in (*_walk(arguments, group, is_option), *unreadable):
         first = flat_keys.setdefault(flat_key.name, flat_key)
+        if first is flat_key:
+            continue
         if flat_key.value is Unknown.VALUE or first.value is Unknown.VALUE:
             flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
         elif not _same(first.value, flat_key.value):

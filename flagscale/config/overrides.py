@@ -11,6 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from flagscale.config.grammar import override_problem
 from flagscale.errors import Problem, nearest
 
 COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
@@ -59,8 +60,16 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
     return f"++{override}" if found and found[1] not in (*groups, "hydra") else word
 
 
-def problem_of(error: Exception, folder: Path | None) -> Problem:
-    """Return one of the `COMPLAINTS` as a problem; `folder` holds the experiment files, if it is known."""
+def problems_of(error: Exception, words: Sequence[str]) -> list[Problem]:
+    """Return one of the `COMPLAINTS` about a translated command line; of overrides, all that are wrong."""
+    if isinstance(error, OverrideParseException):
+        overrides = (word for word in words if "=" in word and not word.startswith("-"))
+        found = map(override_problem, dict.fromkeys((error.override, *overrides)))
+        return [problem for problem in found if problem]
+    return [_problem_of(error, config_folder(words))]
+
+
+def _problem_of(error: Exception, folder: Path | None) -> Problem:
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         what = " ".join(filter(None, (error.context, error.problem)))
@@ -72,8 +81,6 @@ def problem_of(error: Exception, folder: Path | None) -> Problem:
     # After an empty line come Hydra's search path and advice on its own switches.
     what, *lines = str(error).partition("\n\n")[0].replace("'++", "'").splitlines()
     more = "\n    ".join(line.strip() for line in lines)
-    if isinstance(error, OverrideParseException):
-        return Problem(f"not a valid override: {what}", f"command line: {error.override.removeprefix('++')}")
     if isinstance(error, MissingConfigException):
         wanted = Path(error.missing_cfg_file or "").stem
         beside = [path.stem for path in folder.glob("*.yaml")] if folder else []

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.megatron import LEAST
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON, TRAIN
@@ -52,6 +53,15 @@ class Example:
         return []
 
 
+_WITH: dict[str, dict[str, Any]] = {
+    "num_query_groups": {"group_query_attention": True},
+    "moe_ffn_hidden_size": {"num_experts": 4},
+    "moe_router_topk": {"num_experts": 4, "moe_ffn_hidden_size": 64},
+    "train_samples": {"train_iters": None},
+    "lr_warmup_samples": {"train_iters": None, "train_samples": 64},
+}
+"""What else an argument needs."""
+
 OF_THE_ENGINE = [
     *(
         Example({name: None}, f"`{name}` is required")
@@ -70,10 +80,14 @@ OF_THE_ENGINE = [
     Example({"lr_warmup_samples": 10}, "use `lr_warmup_iters`, not `lr_warmup_samples`"),
     Example({"lr_decay_samples": 10}, "use `lr_decay_iters`, not `lr_decay_samples`"),
     Example({"train_iters": None, "train_samples": 64, "lr_warmup_iters": 1}, "use `lr_warmup_samples`"),
-    Example({"eval_interval": 0}, "`eval_interval` must be at least 1, not 0"),
-    Example({"save_interval": 0}, "`save_interval` must be at least 1, not 0"),
-    Example({"log_interval": 0}, "`log_interval` must be at least 1, not 0"),
-    Example({"train_iters": -1}, "`train_iters` must be at least 1, not -1"),
+    *(
+        Example(
+            _WITH.get(name, {}) | {name: least - 1}, f"`{name}` must be at least {least}, not {least - 1}"
+        )
+        for name, least in LEAST.items()
+    ),
+    Example({"lr": float("nan")}, "`lr` must be a number, not nan"),
+    Example({"clip_grad": float("inf")}, "`clip_grad` must be a number, not inf"),
     Example({"seq_length": 128}, "seq_length 128 is larger than max_position_embeddings 64"),
     Example(
         {"lr_warmup_fraction": 0.1, "lr_warmup_iters": 1},

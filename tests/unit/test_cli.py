@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_both_forms_of_the_config_path_mean_the_current_directory(words: list[st
 
 
 def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*words, "-m", "train.model.num_layers=2,4"]) == 0
+    own = "experiment.exp_dir=out/${train.model.num_layers}"
+    assert cli.main([*words, "-m", "train.model.num_layers=2,4", own]) == 0
     printed = capsys.readouterr().out
     assert "--num-layers 2" in printed
     assert "--num-layers 4" in printed
@@ -115,7 +117,7 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["actoin=run"], "did you mean `action`?"),
         (["trian.model.num_layers=3"], "did you mean `train`?"),
         (["hydra.verbos=1"], "hydra.verbos"),
-        (["train.model.num_layers=[1"], "not a valid override"),
+        (["train.model.num_layers=[1"], "`[1` cannot be read as a value"),
         (["train.model.num_layers=2,4"], "add --multirun"),
         (["~train.model.num_layer"], "does not exist"),
         (["action=query", "+output=yaml"], "valid: text, json"),
@@ -200,6 +202,77 @@ def test_without_a_run_query_and_logs_return_3_and_stop_succeeds(
     assert [cli.main([*words, f"action={name}"]) for name in ("query", "logs", "stop")] == [3, 3, 0]
     assert "nothing was started in" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["follow=true"]])
+def test_a_program_that_asks_for_a_job_that_was_never_started_gets_json(
+    more: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "action=query", "output=json", *more]) == 3
+    assert json.loads(capsys.readouterr().out) == {"phase": "none", "reason": "nothing was started here"}
+
+
+def test_a_plan_needs_no_devices_on_this_host(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words += ["experiment.runner.platform=nvidia", "experiment.runner.nproc_per_node=8"]
+    words += ["train.model.global_batch_size=8"]
+    assert cli.main([*words, "action=dryrun"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("tiny: 8 ranks on 1 host")
+    place = "command line: experiment.runner.nproc_per_node"
+    says = "this host has 0 nvidia devices, the plan uses 8: a start on this host would be refused"
+    assert printed.err == f"note: {place}: {says}\n"
+    for action in ("run", "test", "check"):
+        assert cli.main([*words, f"action={action}"]) == 2
+        assert "nproc_per_node is 8, but this host has 0 nvidia devices" in capsys.readouterr().err
+    assert cli.main([*words, "action=dryrun", "experiment.runner.nproc_per_node=auto"]) == 2
+    assert "give experiment.runner.nproc_per_node or a hostfile" in capsys.readouterr().err
+    Path("hosts").write_text("far slots=8\n")
+    assert cli.main([*words, "action=dryrun", "experiment.runner.hostfile=hosts"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "hint"),
+    [
+        ("my_pakage.train", ""),
+        ("mine.trian", "did you mean `mine.train`?"),
+        ("mine.absent.train", ""),
+        ("mines", "did you mean `mines_own`?"),
+        ("train_min.py", "did you mean `train_mine.py`?"),
+        ("megatron.flagscale.train_gtp", "did you mean `megatron.flagscale.train_gpt`?"),
+    ],
+)
+def test_a_program_that_nothing_can_find(
+    entrypoint: str, hint: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mine/__init__.py", "mine/train.py", "mines_own.py", "train_mine.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("")
+    assert cli.main([*words, f"experiment.task.entrypoint={entrypoint}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("1 mistake")
+    assert f"program not found: `{entrypoint}`" in error
+    assert hint in error
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["experiment.task.entrypoint=mine.train"],
+        ["experiment.task.entrypoint=there.train", "experiment.envs.PYTHONPATH=elsewhere"],
+        ["experiment.task.entrypoint=nowhere.train", "experiment.runner.python=/opt/other/python"],
+        ["experiment.task.entrypoint=nowhere.train", "experiment.cmds.before_start='. activate'"],
+        ["experiment.task.entrypoint=megatron.elsewhere.pretrain"],
+    ],
+)
+def test_a_program_that_may_be_found_where_the_job_runs(more: list[str], words: list[str]) -> None:
+    for name in ("mine/train.py", "elsewhere/there/train.py"):
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text("")
+    assert cli.main([*words, *more]) == 0
 
 
 def test_query_logs_and_stop_need_only_the_run_directory(words: list[str]) -> None:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("remote",),
     ("runners",),
     ("status",),
-    ("actions", "bundled"),
+    ("actions", "bundled", "sweep"),
     ("cli",),
 )
 """From the bottom up: a module imports from lower layers and from its own package, and from nothing else."""

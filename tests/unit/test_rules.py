@@ -157,6 +157,7 @@ def test_every_rule_has_an_example(
     # Rules that are rows of a table share a line.
     for function, table in (
         ("rule_violations", megatron._REQUIRED),
+        ("_number_violations", megatron.LEAST),
         ("program_violations", megatron.NOT_SUPPORTED),
         ("cpu_violations", layers.NEEDS_CHIP),
         ("torch_violations", layers.TORCH_IGNORES),

@@ -34,7 +34,7 @@ def unread(command: list[str], stream: str = "stdout") -> tuple[int, str]:
     [
         (["--help"], {0}),
         (["action=dryrun"], {0}),
-        (["-m", "action=dryrun", "train.model.num_layers=2,4"], {0}),
+        (["-m", "action=dryrun", "experiment.exp_dir=a,b"], {0}),
         (["action=query"], {3}),
         (["action=query", "output=json"], {0, 3}),
         (["action=logs"], {3}),

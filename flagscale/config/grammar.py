@@ -1,0 +1,62 @@
+"""Overrides that Hydra's grammar cannot read, in plain words, with the quotes that make them readable."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+
+from flagscale.config.secrets import is_secret
+from flagscale.errors import Problem
+
+_KEY = re.compile(r"[~+]{0,2}[\w$-]+([./@:][\w$-]+)*")
+
+
+def override_problem(override: str) -> Problem | None:
+    """Return why an override `key=value` of the command line cannot be read; None if it can."""
+    parser = OverridesParser.create()
+    try:
+        parser.parse_rule(override, "override")
+        return None
+    except HydraException as error:
+        place = _place(error.__cause__, override)
+    shown = override.removeprefix("++")
+    key, equals, value = shown.partition("=")
+    if not equals:
+        return Problem("an override needs the form `key=value`", f"command line: {shown}")
+    if place < override.index("=") or not _KEY.fullmatch(key):
+        what, hint = f"`{key}` is not a valid key", "write the names from the top, joined by dots"
+        return Problem(what, f"command line: {key}", hint)
+    if is_secret(key.rpartition(".")[2]):
+        return Problem(
+            "the value cannot be read", f"command line: {key}", "quote it for Hydra and for the shell"
+        )
+    rest = override[place:].strip()
+    at = f" at `{rest}`" if rest and rest != value.strip() else ""
+    return Problem(
+        f"`{value}` cannot be read as a value{at}", f"command line: {key}", _advice(key, value, parser)
+    )
+
+
+def _place(cause: BaseException | None, override: str) -> int:
+    """Return the position at which Hydra's lexer or parser gave up; the end if it does not tell."""
+    token = getattr(cause, "offendingToken", None)
+    start = getattr(cause, "startIndex", None) if token is None else token.start
+    return start if isinstance(start, int) else len(override)
+
+
+def _advice(key: str, value: str, parser: OverridesParser) -> str:
+    """Return how to write the value as a text, for a shell."""
+    # Within quotes, a backslash is special only before a quote and at the end.
+    inside = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ("\\" if found[2] else "") + found[2], value)
+    quoted = f'{key}="{inside}"'
+    try:
+        read = parser.parse_rule(quoted, "override").value()
+    except HydraException:
+        read = None
+    if read != value and not (isinstance(read, QuotedString) and read.text == value):
+        return "quote the value"
+    return f"if it is meant as text, quote it for Hydra and for the shell: {shlex.quote(quoted)}"

@@ -1,0 +1,61 @@
+"""The jobs of a sweep (`--multirun`): each needs a run directory of its own, or it would resume another's."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from flagscale.config.command import load_run_location
+from flagscale.errors import Problem, UserError
+
+_ONLY_LOOK = ("query", "logs", "stop")
+"""Actions that start nothing."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One job of a sweep."""
+
+    overrides: tuple[str, ...]
+    exp_dir: Path | None
+    """Its run directory without symbolic links; None if it cannot be read, which the job itself reports."""
+    action: str
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Return whether a command line asks Hydra for several jobs."""
+    return any(word in ("-m", "--multirun") or word.upper().endswith("HYDRA.MODE=MULTIRUN") for word in words)
+
+
+def swept_job(config: DictConfig, overrides: Sequence[str]) -> Swept:
+    """Return what must be known of a composed job before any job of its sweep starts."""
+    try:
+        exp_dir = load_run_location(config).exp_dir.resolve()
+    except UserError:
+        exp_dir = None
+    return Swept(tuple(override.lstrip("+") for override in overrides), exp_dir, str(config.get("action")))
+
+
+def shared_run_directories(jobs: Sequence[Swept]) -> list[Problem]:
+    """Return a problem for each job whose run directory is that of an earlier one."""
+    owners: dict[Path, Swept] = {}
+    problems = []
+    for job in jobs:
+        if job.exp_dir is None or job.action in _ONLY_LOOK:
+            continue
+        owner = owners.setdefault(job.exp_dir, job)
+        if owner is not job:
+            one, other = (_own_overrides(*pair) for pair in ((owner, job), (job, owner)))
+            what = f"the jobs `{one}` and `{other}` of this sweep have the same run directory {job.exp_dir}"
+            written = shlex.quote(f"experiment.exp_dir={job.exp_dir}/${{hydra:job.num}}")
+            hint = f"put the swept key or the job's number into it, for this and all later actions: {written}"
+            problems.append(Problem(what, "experiment.exp_dir", hint))
+    return problems
+
+
+def _own_overrides(job: Swept, other: Swept) -> str:
+    return " ".join(override for override in job.overrides if override not in other.overrides)

@@ -1,0 +1,72 @@
+"""Jobs of a sweep never share a run directory, and the advice of the refusal works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flagscale import actions
+from flagscale.cli import main
+from flagscale.plan.prepare import Request
+
+SWEEP = ["-m", "train.model.num_layers=2,4"]
+
+
+@pytest.mark.parametrize("action", ["run", "test", "dryrun"])
+def test_a_sweep_with_one_run_directory_starts_nothing(
+    action: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(request: Request) -> int:
+        raise AssertionError("a job was started")
+
+    monkeypatch.setattr(actions, action, fail)
+    assert main([*words, *SWEEP, f"action={action}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    one, other = ("train.model.num_layers=2", "train.model.num_layers=4")
+    says = f"the jobs `{one}` and `{other}` of this sweep have the same run directory {tmp_path}/out"
+    assert says in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_to_the_same_folder_is_the_same_folder(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    assert main([*words, "-m", "experiment.exp_dir=out,link"]) == 2
+    assert "have the same run directory" in capsys.readouterr().err
+    assert main([*words, "-m", "experiment.exp_dir=out,link", "action=query"]) == 3
+
+
+def test_the_advice_works_for_every_action(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, *SWEEP]) == 2
+    advice = re.search(r"all later actions: (.*)", capsys.readouterr().err)
+    assert advice
+    (override,) = shlex.split(advice[1])
+    assert main([*words, *SWEEP, override]) == 0
+    assert re.findall(r"^# .*/out/(\d)/config\.yaml$", capsys.readouterr().out, re.MULTILINE) == ["0", "1"]
+    assert [path.name for path in Path().iterdir()] == ["conf"]
+    assert main([*words, *SWEEP, override, "action=query"]) == 3
+    assert re.findall(r"nothing was started in .*/out/(\d)\n", capsys.readouterr().err) == ["0", "1"]
+    assert main([*words, *SWEEP, override, "action=stop"]) == 0
+
+
+def test_the_swept_key_in_the_run_directory(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    own = "experiment.exp_dir=out/${experiment.envs.VERSION}"
+    assert main([*words, "-m", "experiment.envs.VERSION='1.10','1.1'", own]) == 0
+    assert re.findall(r"out/(\S+)/config\.yaml$", capsys.readouterr().out, re.MULTILINE) == ["1.10", "1.1"]
+
+
+def test_mistakes_of_a_job_are_reported_by_that_job(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "-m", "experiment.exp_dir=a,b", "train.num_layer=1"]) == 2
+    assert capsys.readouterr().err.count("1 mistake") == 2
