@@ -243,6 +243,22 @@ def test_a_truncated_file_is_named(changed: Callable[..., Path], tmp_path: Path)
     assert "mp_rank_01/model_optim_rng.pt: cannot be read: damaged or truncated" in refused(folder, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"num_layers", b"\x80um_layers", "damaged ("),
+        (b"argparse", b"argpause", "it has no `args`"),
+    ],
+)
+def test_a_changed_file_is_refused(
+    old: bytes, new: bytes, message: str, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = changed("one rank")
+    file = folder / SAVED / "mp_rank_00" / RANK_FILE
+    file.write_bytes(file.read_bytes().replace(old, new, 1))
+    assert message in refused(folder, tmp_path)
+
+
 def legacy(content: dict[str, Any]) -> None:
     content["model"] = {"language_model": {"encoder": content["model"]}}
 

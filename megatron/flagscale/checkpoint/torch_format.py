@@ -6,7 +6,9 @@ code 0, or keeps the initial values of the tensors that it does not find.
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,12 @@ def read_rank(file: Path) -> dict[str, Any]:
     """Return what a rank saved, without running any code in it; raise `UserError` if it cannot be read."""
     try:
         content: dict[str, Any] = safe_unpickle.load_file(file)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
-    if not isinstance(content, dict) or "args" not in content:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # What unpickling raises for changed bytes, besides its own error.
+        raise UserError(f"{file}: cannot be read: damaged ({error!r})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("args"), argparse.Namespace):
         raise UserError(
             f"{file}: not a file of a checkpoint in Megatron's `{TORCH}` format: it has no `args`"
         )
