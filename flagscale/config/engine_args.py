@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flagscale.config.argument_words import words_of
+from flagscale.config.argument_values import words_of
 from flagscale.config.catalog import Catalog, Option
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, closest, nearest
