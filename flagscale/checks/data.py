@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks import blend, vocabulary
-from flagscale.checks.blend import blend_violations, list_violations, named_files, size_violations
+from flagscale.checks import blend, blend_rules, vocabulary
+from flagscale.checks.blend import named_files
+from flagscale.checks.blend_rules import blend_violations, list_violations, size_violations
 from flagscale.checks.indexed import bin_path, problems
 from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.prompts import read_prompts
@@ -31,7 +32,7 @@ HAS_OWN_DATA = "has_own_data"
 
 def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
     """Return the arguments (by dest) that `data_violations` reads."""
-    names = {*blend.NAMES, *blend.READ, *vocabulary.READ, *sum(_TOKENIZER_FILES.values(), ())}
+    names = {*blend.NAMES, *blend_rules.READ, *vocabulary.READ, *sum(_TOKENIZER_FILES.values(), ())}
     inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
     return {**inputs, HAS_OWN_DATA: True} if has_own_data else inputs
 

@@ -89,9 +89,14 @@ def record(values: Mapping[str, Any], content: str = "", tokenizer: str = "") ->
     return {**_plain(kept), CONTENT: content, TOKENIZER: tokenizer}
 
 
+def _shapes(values: Mapping[str, Any]) -> tuple[str, ...]:
+    is_learned = values.get("position_embedding_type") == "learned_absolute"
+    return (*SHAPE, "max_position_embeddings") if is_learned else SHAPE
+
+
 def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield each argument that may not differ from the checkpoint's; `now` are the arguments by dest."""
-    for name in _changed(saved, now, SHAPE):
+    for name in _changed(saved, now, _shapes(now)):
         what = f"its weights do not fit; use {_shown(saved.values[name])}, or another experiment.exp_dir"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if now.get("finetune"):
@@ -121,7 +126,7 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
         )
         yield name, f"{_difference(saved, now, name)}, {effect}"
     for name in _changed(saved, now, NOTICE):
-        if name not in changed:
+        if name not in changed and name not in _shapes(now):
             yield name, _difference(saved, now, name)
     if what := _changed_data(saved.values, now):
         yield what, f"{saved.name} was trained with other data: the run continues with the data given here"

@@ -19,6 +19,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"hidden_size": 128}, "hidden_size", "its weights do not fit; use 64, or another experiment.exp_dir"),
     ({"hidden_size": 128, "finetune": True}, "hidden_size", "its weights do not fit"),
     ({"num_experts": 4}, "num_experts", "`num_experts` is 4, but the checkpoint was trained with null"),
+    ({"max_position_embeddings": 128}, "max_position_embeddings", "its weights do not fit"),
     ({"rotary_base": 5000}, "rotary_base", "`finetune: true` to start a new training with its weights"),
     ({"optimizer": "sgd"}, "optimizer", '"sgd", but the checkpoint was trained with "adam"'),
     (

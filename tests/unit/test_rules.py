@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flagscale.checks import (
-    blend,
+    blend_rules,
     data,
     degrees,
     layers,
@@ -42,7 +42,7 @@ from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
 MODULES = (
-    blend,
+    blend_rules,
     data,
     degrees,
     layers,

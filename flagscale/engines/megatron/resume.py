@@ -39,7 +39,7 @@ def _saved(values: Mapping[str, Any]) -> Saved | None:
 def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """Return what a record of this run would hold; the batch is the engine's default if none is given."""
     batch = values.get("global_batch_size")
-    if batch is None and values.get("micro_batch_size"):
+    if batch is None and values.get("micro_batch_size") and model_size(values) > 0:
         batch = values["micro_batch_size"] * (world_size // model_size(values))
     known = {CONTENT: content(values), TOKENIZER: tokenizer_of(values)}
     return {**values, "global_batch_size": batch, **known}
