@@ -36,7 +36,8 @@ def run(request: Request) -> int:
     prepared = _prepare(request)
     if runner_of(prepared.plan).rules.foreground:
         return _run_in_foreground(prepared)
-    plan = _start(prepared)
+    plan, note = _start(prepared)
+    _print_started(plan, note)
     return _until_ready(plan) if servers(plan) else 0
 
 
@@ -47,8 +48,9 @@ def test(request: Request) -> int:
 
 def _run_in_foreground(prepared: Prepared) -> int:
     with _interrupted_once():
-        plan = _start(prepared)
+        plan, note = _start(prepared)
         try:
+            _print_started(plan, note)
             status = watch_job(plan)
         except KeyboardInterrupt:
             print("\nstopping the job ...", flush=True)
@@ -161,16 +163,19 @@ def _prepare(request: Request, run_id: str | None = None, *, only_plans: bool = 
     return prepared
 
 
-def _start(prepared: Prepared) -> LaunchPlan:
-    """Start or submit the job, and print where it is."""
+def _start(prepared: Prepared) -> tuple[LaunchPlan, str]:
+    """Start or submit the job; return its plan and what its runner says about it."""
     runner = runner_of(prepared.plan)
     plan = runner.require(prepared)
     with counted("starting", len(plan.nodes)) as done:
         note = runner.start(prepared, plan, done)
+    return plan, note
+
+
+def _print_started(plan: LaunchPlan, note: str) -> None:
     print(started_text(plan), flush=True)
     if note:
         print(note, flush=True)
-    return plan
 
 
 def _until_ready(plan: LaunchPlan) -> int:

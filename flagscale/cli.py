@@ -50,6 +50,8 @@ _USAGE = """flagscale: train and serve large models on whatever chips you have
     flagscale tools/NAME.py [ARGUMENT ...]      runs one
 
 with --config-name, --help prints the composed configuration; --hydra-help lists Hydra's own flags"""
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C or SIGTERM has ended."""
 # With this variable set, Hydra raises its errors instead of printing them in its own words.
 _RAISE = "HYDRA_FULL_ERROR"
 # The first word of a command that needs no experiment; a word with `=` is an override.
@@ -100,7 +102,7 @@ def _main(words: list[str]) -> int:
         return _print_mistakes(UserError(problems_of(error, words)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], defaults: Sequence[str]) -> int:
@@ -110,6 +112,8 @@ def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], default
     def task(config: DictConfig) -> None:
         os.environ.pop(_RAISE, None)  # it does not concern the job
         codes.append(perform(config))
+        if codes[-1] == INTERRUPTED:  # the rest of a sweep, too
+            raise KeyboardInterrupt
 
     os.environ[_RAISE] = "1"
     sys.argv = [sys.argv[0], *words, *(default for default in defaults if not _names(words, default))]

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from flagscale.config.command import load_run_location
 from flagscale.errors import Problem, UserError
 
-_ONLY_LOOK = ("query", "logs", "stop")
-"""Actions that start nothing."""
+_OF_A_RUN = ("query", "logs", "stop")
+"""Actions about a run that exists already."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def is_sweep(words: Sequence[str]) -> bool:
 
 
 def swept_job(config: DictConfig, overrides: Sequence[str]) -> Swept:
-    """Return what must be known of a composed job before any job of its sweep starts."""
+    """Return the facts about a composed job that are needed before any job of its sweep starts."""
     try:
         exp_dir = load_run_location(config).exp_dir.resolve()
     except UserError:
@@ -45,7 +45,7 @@ def shared_run_directories(jobs: Sequence[Swept]) -> list[Problem]:
     owners: dict[Path, Swept] = {}
     problems = []
     for job in jobs:
-        if job.exp_dir is None or job.action in _ONLY_LOOK:
+        if job.exp_dir is None or job.action in _OF_A_RUN:
             continue
         owner = owners.setdefault(job.exp_dir, job)
         if owner is not job:

@@ -241,7 +241,11 @@ class LaunchPlan:
 
     def path_on(self, name: str, path: str) -> str:
         """Return the name that a path of this plan has on a host."""
-        return str(_renamed(path, self.host_paths.get(name, {})))
+        return str(self.renamed_on(name, path))
+
+    def renamed_on(self, name: str, value: Any) -> Any:
+        """Return plain values with every path as it is named on a host."""
+        return _renamed(value, self.host_paths.get(name, {}))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

@@ -24,6 +24,8 @@ ONE_SET = ("data_path", "data_args_path")
 """Arguments for data that `split` divides."""
 SET_PER_SPLIT = ("train_data_path", "valid_data_path", "test_data_path")
 LIST_PER_SPLIT = "per_split_data_args_path"
+TRAINING = (*ONE_SET, "train_data_path", LIST_PER_SPLIT)
+"""Arguments that name the data of the training itself."""
 NAMES = (*ONE_SET, *SET_PER_SPLIT, LIST_PER_SPLIT)
 DEFAULT_SPLIT = "969, 30, 1"
 _OBJECT_STORAGE = ("s3://", "msc://")
@@ -62,10 +64,21 @@ def named_files(values: Mapping[str, Any], cwd: Path = Path()) -> list[tuple[str
     return list(found)
 
 
-def content(values: Mapping[str, Any], cwd: Path = Path()) -> str:
-    """Return what identifies the content of all files of data, wherever they are; "" if there are none."""
-    files = [] if values.get("mock_data") else named_files(values, cwd)
-    found = [identity(prefix) for _, prefix in files if not indexed.problems(prefix)]
+def content(values: Mapping[str, Any], cwd: Path = Path(), *, only_train: bool = False) -> str:
+    """Return what identifies the content of all files of data, wherever they are.
+
+    It is "" without files, and if a file is missing here. `only_train` leaves out the data of other splits.
+    """
+    found = []
+    lists = {} if values.get("mock_data") else read_lists(values, cwd)[0]
+    for (argument, split), words in lists.items():
+        if only_train and split not in ("", "train"):
+            continue
+        with suppress(ValueError):
+            for prefix in Blend(argument, split, *parse(words)).files(cwd):
+                if indexed.problems(prefix):
+                    return ""
+                found.append(identity(prefix))
     return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else ""
 
 
@@ -97,7 +110,7 @@ def parse(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...] | No
         return tuple(words), None
     for word, weight in zip(words[::2], weights, strict=True):
         if weight is None:
-            raise ValueError(f"`{word}` stands in the place of a weight, but is not a number")
+            raise ValueError(f"`{word}` is in the place of a weight, but is not a number")
     return tuple(words[1::2]), tuple(weight for weight in weights if weight is not None)
 
 
@@ -134,7 +147,8 @@ def read_lists(
         if words := values.get(name):
             found[name, split] = list(words)
     for name, read in (("data_args_path", _read_words), (LIST_PER_SPLIT, _read_table)):
-        if path := values.get(name):
+        path = values.get(name)
+        if path and not path.startswith(_OBJECT_STORAGE):
             try:
                 for split, words in read(cwd / path).items():
                     if words:
@@ -166,7 +180,9 @@ def _read_table(path: Path) -> dict[str, list[str]]:
     for split in SPLITS:
         is_list = isinstance(lists[split], list)
         if lists[split] is not None and not (is_list and all(isinstance(one, str) for one in lists[split])):
-            raise ValueError(f"the value of {split} is not a list of texts")
+            raise ValueError(f"the value of {split} is not a list of strings")
+        if lists[split] is not None and not lists[split]:
+            raise ValueError(f"the list of {split} is empty: write null instead")
     return {split: lists[split] or [] for split in SPLITS}
 
 

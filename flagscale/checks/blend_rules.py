@@ -23,12 +23,19 @@ from flagscale.checks.blend import (
     read_lists,
     shares,
 )
+from flagscale.checks.schedule import unit_of
 from flagscale.errors import Violation
 
 READ = (
     *("split", "seq_length", "train_iters", "train_samples", "global_batch_size", "micro_batch_size"),
     *("eval_iters", "eval_interval", "full_validation", "multiple_validation_sets", "dataloader_type"),
-    *("phase_transition_iterations", "mock_data"),
+    *(
+        "phase_transition_iterations",
+        "mock_data",
+        "eval_global_batch_size",
+        "start_eval_at_iter",
+        "skip_train",
+    ),
 )
 """The arguments (by dest) besides `blend.NAMES` that these rules read."""
 _DEFAULT_EVAL_INTERVAL = 1000
@@ -42,6 +49,9 @@ def list_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[V
 def blend_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
     """Yield every violation in the lists of data; the data itself is not opened."""
     given = [name for name in NAMES if values.get(name)]
+    for name in NAMES:
+        if values.get(name) == []:
+            yield name, f"`{name}` is an empty list: remove the key"
     if len([name for name in given if name in ONE_SET]) > 1:
         yield "data_args_path", "give `data_path` or `data_args_path`, not both"
     per_split = [name for name in given if name not in ONE_SET]
@@ -108,25 +118,31 @@ def _shortage(blend: Blend, values: Mapping[str, Any], cwd: Path) -> str:
     if found >= wanted:
         return ""
     return (
-        f"the {blend.split} split has {found:,} samples of {values['seq_length']} tokens, but {wanted:,} are "
-        "read: prefixes without weights are read only once; give each a weight (`[1, PREFIX, 1, PREFIX]`) to "
-        "repeat them"
+        f"the {blend.split} split has {found:,} samples of {values['seq_length']} tokens, but the job "
+        f"reads {wanted:,}: prefixes without weights are read only once; give each a weight "
+        "(`[1, PREFIX, 1, PREFIX]`) to repeat them"
     )
 
 
 def _wanted_samples(split: str, values: Mapping[str, Any]) -> int | None:
-    """Return how many samples of a split the job reads at least; None if it reads as many as there are."""
-    batch = values.get("global_batch_size") or values.get("micro_batch_size")
-    iters, samples = values.get("train_iters"), values.get("train_samples")
+    """Return how many samples of a split the job reads at least; None if it reads as many as there are.
+
+    As the engine's `get_train_valid_test_num_samples`; a batch size left out counts as the smallest possible.
+    """
+    batch = values.get("global_batch_size") or values.get("micro_batch_size") or 0
+    iters, samples = values.get("train_iters") or 0, values.get("train_samples") or 0
     is_single = values.get("dataloader_type") in (None, "single")
     if not (is_single and batch and values.get("seq_length") and (iters or samples)):
         return None
-    iters = iters or int(samples or 0) // batch
+    if unit_of(values) == "iters":
+        samples = iters * batch
     if split == "train":
-        return None if values.get("phase_transition_iterations") else int(samples or iters * batch)
+        is_other = values.get("phase_transition_iterations") or values.get("skip_train")
+        return None if is_other else int(samples)
     if values.get("full_validation"):
         return None
+    interval = values.get("eval_interval") or _DEFAULT_EVAL_INTERVAL
     times = 1
-    if split == "valid":
-        times += iters // (values.get("eval_interval") or _DEFAULT_EVAL_INTERVAL)
-    return int(times * (values.get("eval_iters") or 0) * batch)
+    if split == "valid" and not values.get("skip_train"):
+        times = max(0, samples // batch // interval + 1 - (values.get("start_eval_at_iter") or 0) // interval)
+    return int(times * (values.get("eval_iters") or 0) * (values.get("eval_global_batch_size") or batch))

@@ -108,7 +108,9 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
         model = values.get("tokenizer_model")
         if not model:
             yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
-        elif is_path(model) and not (cwd / Path(model).expanduser()).exists():
+        elif model.startswith("~"):
+            yield "tokenizer_model", f"{model}: write the full path: the engine does not expand `~`"
+        elif is_path(model) and not (cwd / model).exists():
             yield "tokenizer_model", f"{model}: no such tokenizer"
         elif kind == "HuggingFaceTokenizer" and (cwd / model).is_dir() and not _holds_tokenizer(cwd / model):
             yield "tokenizer_model", f"{model}: this folder has no {_TOKENIZER_JSON[0]}"

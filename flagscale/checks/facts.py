@@ -6,6 +6,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ def facts_path(prefix: Path) -> Path:
 def facts(prefix: Path) -> dict[str, Any] | None:
     """Return the facts of a pair; None if missing, unreadable, or of other bytes or another version."""
     try:
-        known = json.loads(facts_path(prefix).read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(facts_path(prefix).read_text(encoding="utf-8"))
+        sample = known["sample"]
+        types = (known["largest_id"], int), (known["vocabulary"], int), (known["tokenizers"], list)
+        is_sound = all(isinstance(*pair) for pair in (*types, (sample["text"], str), (sample["ids"], list)))
         matches = known["version"] == VERSION and known["identity"] == identity(prefix)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return known if matches else None
+    return known if matches and is_sound else None
 
 
 def write_facts(prefix: Path, values: Mapping[str, Any]) -> None:
@@ -43,9 +47,15 @@ def identity(prefix: Path) -> str:
 
     It does not depend on modification times. Raises OSError if a file cannot be read.
     """
+    found = [(path, path.stat()) for path in (idx_path(prefix), bin_path(prefix))]
+    return _identity(tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in found))
+
+
+@lru_cache(maxsize=4096)
+def _identity(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Return the hash of files, given as path, size, modification time and inode; kept until they change."""
     digest = hashlib.sha256()
-    for path in (idx_path(prefix), bin_path(prefix)):
-        size = path.stat().st_size
+    for path, size, *_ in files:
         digest.update(f"{size};".encode())
         last = max(0, size - _BLOCK)
         with path.open("rb") as file:

@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any
 
 from flagscale.checks.saving import saving_violations
+from flagscale.checks.schedule import unit_of
 from flagscale.errors import Violation
 
 _REQUIRED = {
@@ -98,7 +99,7 @@ def _length_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    unit = "samples" if values.get("train_samples") else "iters"
+    unit = unit_of(values)
     warmup, fraction = values.get(f"lr_warmup_{unit}") or 0, values.get("lr_warmup_fraction")
     decay = values.get(f"lr_decay_{unit}") or values.get(f"train_{unit}")
     if fraction is not None and warmup:

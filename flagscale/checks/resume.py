@@ -6,11 +6,12 @@ Keys that are not in the table are free: parallel degrees, logging, saving, spee
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagscale.checks.blend import NAMES, parse
+from flagscale.checks.blend import NAMES, TRAINING, parse
+from flagscale.checks.schedule import PARTS, schedule
 from flagscale.errors import Violation
 
 SHAPE = (
@@ -22,35 +23,16 @@ SHAPE = (
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (
-    *(
-        "squared_relu",
-        "quick_geglu",
-        "rotary_base",
-        "rotary_percent",
-        "rotary_interleaved",
-        "use_rope_scaling",
-    ),
-    *("rope_scaling_factor", "rotary_seq_len_interpolation_factor", "layernorm_epsilon"),
-    "layernorm_zero_centered_gamma",
-    *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax", "window_size", "optimizer"),
+    *("squared_relu", "quick_geglu", "rotary_base", "rotary_percent", "rotary_interleaved"),
+    *("use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "layernorm_epsilon"),
+    *("layernorm_zero_centered_gamma", "window_size"),
+    *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax"),
 )
-"""Another value makes the same weights, or the state of the optimizer, mean something else: refused, unless
-`finetune` starts a new training from these weights."""
-SCHEDULE = {
-    "the learning rate": ("lr",),
-    "the minimum learning rate": ("min_lr",),
-    "the warm-up": ("lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction", "lr_decay_iters",
-                "lr_decay_samples", "train_iters", "train_samples", "global_batch_size"),
-    "the length of the schedule": ("lr_decay_iters", "lr_decay_samples", "train_iters", "train_samples",
-                               "global_batch_size"),
-    "the decay style": ("lr_decay_style",),
-    "the initial weight decay": ("start_weight_decay", "weight_decay", "weight_decay_incr_style"),
-    "the final weight decay": ("end_weight_decay", "weight_decay", "weight_decay_incr_style"),
-    "the length of the weight decay's increase": ("train_iters", "train_samples", "global_batch_size"),
-    "the increase of the weight decay": ("weight_decay_incr_style",),
-}  # fmt: skip
-"""What the engine asserts to be equal, with the keys that it follows from: refused, unless a switch says
-which of the two schedules counts."""
+"""Another value makes the same weights compute something else: refused, unless `finetune` starts a new
+training with these weights."""
+OPTIMIZER = ("optimizer", *dict.fromkeys(name for names in PARTS.values() for name in names))
+"""Refused if the optimizer's state or its schedule would change, unless neither is loaded; a switch says
+which of two schedules counts."""
 NOTICE = (
     *("seed", "global_batch_size", "seq_length", "split", "step_batch_size_schedule", "attention_dropout"),
     *("hidden_dropout", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps", "bf16", "fp16", "eod_mask_loss"),
@@ -70,8 +52,9 @@ _NEEDS = {
     "rope_scaling_factor": "use_rope_scaling",
 }
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
-_OF_SCHEDULE = tuple(dict.fromkeys(name for names in SCHEDULE.values() for name in names))
-RECORDED = tuple(dict.fromkeys((*SHAPE, *FUNCTION, *_OF_SCHEDULE, *NOTICE, *NAMES, "tokenizer_type")))
+RECORDED = tuple(
+    dict.fromkeys((*SHAPE, *FUNCTION, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type"))
+)
 """The arguments (by dest) that are stored with a checkpoint."""
 
 
@@ -89,41 +72,41 @@ def record(values: Mapping[str, Any], content: str = "", tokenizer: str = "") ->
     return {**_plain(kept), CONTENT: content, TOKENIZER: tokenizer}
 
 
-def _shapes(values: Mapping[str, Any]) -> tuple[str, ...]:
-    is_learned = values.get("position_embedding_type") == "learned_absolute"
-    return (*SHAPE, "max_position_embeddings") if is_learned else SHAPE
-
-
 def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield each argument that may not differ from the checkpoint's; `now` are the arguments by dest."""
+    if now.get("moe_use_upcycling"):
+        return  # the engine makes another model of the checkpoint's
     for name in _changed(saved, now, _shapes(now)):
-        what = f"its weights do not fit; use {_shown(saved.values[name])}, or another experiment.exp_dir"
+        same = _instead(saved, name)
+        what = f"its weights do not fit; {same}, or start another run (experiment.exp_dir, `load`)"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if now.get("finetune"):
         return
     for name in _changed(saved, now, FUNCTION):
-        what = (
-            f"use {_shown(saved.values[name])}, or `finetune: true` to start a new training with its weights"
-        )
+        what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
+        yield name, f"{_difference(saved, now, name)}: {what}"
+    if not _loads_optimizer(now):
+        return
+    for name in _changed(saved, now, ("optimizer",)):
+        what = f"{_instead(saved, name)}, or set `no_load_optim: true` to continue without its state"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if now.get(OVERRIDE) or now.get(KEEP):
         return
     for name, parts in _changed_schedule(saved, now).items():
-        switches = (
-            f"`{OVERRIDE}: true` to continue with the new value, or `{KEEP}: true` with the checkpoint's"
-        )
+        switches = f"`{OVERRIDE}: true` to use the new value, or `{KEEP}: true` to use the checkpoint's"
         yield name, f"{_difference(saved, now, name)}, which changes {parts}; set {switches}"
 
 
 def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield each argument whose change is allowed, but changes what the run computes from here on."""
-    if now.get("finetune"):
+    if now.get("finetune") or now.get("moe_use_upcycling"):
         return
-    changed = _changed_schedule(saved, now) if now.get(OVERRIDE) or now.get(KEEP) else {}
+    # Otherwise a changed schedule is refused.
+    is_allowed = not _loads_optimizer(now) or now.get(OVERRIDE) or now.get(KEEP)
+    changed = _changed_schedule(saved, now) if is_allowed else {}
     for name, parts in changed.items():
-        effect = (
-            f"which changes {parts}" if now.get(OVERRIDE) else f"which has no effect on {parts} (`{KEEP}`)"
-        )
+        keeps = now.get(KEEP) and _loads_optimizer(now)
+        effect = f"which has no effect on {parts} (`{KEEP}`)" if keeps else f"which changes {parts}"
         yield name, f"{_difference(saved, now, name)}, {effect}"
     for name in _changed(saved, now, NOTICE):
         if name not in changed and name not in _shapes(now):
@@ -137,56 +120,61 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
         yield "tokenizer_type", _difference(saved, now, "tokenizer_type")
 
 
-def schedule(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the engine compares, by the names in `SCHEDULE`; lengths in samples, None if unknown.
-
-    The formulas are those of `get_optimizer_param_scheduler` in megatron/training/training.py (0.19.2).
-    """
-    batch = values.get("global_batch_size")
-    if values.get("train_iters"):
-        unit, scale = "iters", None if values.get("step_batch_size_schedule") else batch
-    else:
-        unit, scale = "samples", 1
-    whole = values.get(f"train_{unit}")
-    decay = values.get(f"lr_decay_{unit}") or whole
-    fraction = values.get("lr_warmup_fraction")
-    warmup = (values.get(f"lr_warmup_{unit}") or 0) if fraction is None else fraction * (decay or 0)
-    is_constant = values.get("weight_decay_incr_style") == "constant"
-    ends = [values.get("weight_decay" if is_constant else f"{end}_weight_decay") for end in ("start", "end")]
-    found = (
-        *(
-            values.get("lr"),
-            values.get("min_lr") or 0.0,
-            scale and warmup * scale,
-            scale and decay and decay * scale,
-        ),
-        *(values.get("lr_decay_style"), *ends, scale and whole and whole * scale),
-        values.get("weight_decay_incr_style"),
-    )
-    return dict(zip(SCHEDULE, found, strict=True))
+def _shapes(values: Mapping[str, Any]) -> tuple[str, ...]:
+    is_learned = values.get("position_embedding_type") == "learned_absolute"
+    return (*SHAPE, "max_position_embeddings") if is_learned else SHAPE
 
 
-def _changed(saved: Saved, now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    """Return the arguments that are known on both sides and differ."""
+def _loads_optimizer(now: Mapping[str, Any]) -> bool:
+    return not (now.get("no_load_optim") or now.get("skip_train"))
+
+
+def _changed(saved: Saved, now: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the arguments that are known on both sides and differ, as given and in effect."""
+    before, after = completed(saved.values), completed(now)
     found = []
     for name in names:
         switch = _NEEDS.get(name, "num_experts" if name.startswith("moe_") else "")
         is_known = name in saved.values and name in now
-        if not is_known or (switch and not (saved.values.get(switch) and now.get(switch))):
-            continue
-        before, after = saved.values[name] or None, _plain(now[name]) or None
-        # The launcher holds some values as the text that the engine parses.
-        is_text = {isinstance(value, str) for value in (before, after) if value is not None}
-        if before != after and len(is_text) < 2:
+        is_used = not switch or (before.get(switch) and after.get(switch))
+        pairs = ((saved.values, now), (before, after))
+        if is_known and is_used and all(_differ(one[name], other[name]) for one, other in pairs):
             found.append(name)
     return found
+
+
+def _differ(before: Any, after: Any) -> bool:
+    pair = [_comparable(value) for value in (before, after)]
+    # The launcher holds some values as the text that the engine parses.
+    kinds = {type(value) for value in pair if value is not None} - {int, float, bool}
+    is_mixed = len(kinds) > 1 or (kinds and any(isinstance(value, int | float) for value in pair))
+    return pair[0] != pair[1] and not is_mixed
+
+
+def _comparable(value: Any) -> Any:
+    """Return a plain value, None for each that means "off"; a list of one value is that value."""
+    value = _plain(value) or None
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with the sizes that the engine derives for those left out (`validate_args`)."""
+    done = dict(values)
+    hidden, heads = done.get("hidden_size"), done.get("num_attention_heads")
+    if done.get("ffn_hidden_size") is None and hidden:
+        done["ffn_hidden_size"] = int((4 * hidden * 2 / 3) / 64) * 64 if done.get("swiglu") else 4 * hidden
+    if done.get("kv_channels") is None and hidden and heads:
+        done["kv_channels"] = hidden // heads
+    if done.get("moe_ffn_hidden_size") is None and done.get("num_experts"):
+        done["moe_ffn_hidden_size"] = done.get("ffn_hidden_size")
+    return done
 
 
 def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:
     """Return the arguments to blame for what differs in the schedule, each with the parts that it changes."""
     before, after = schedule(saved.values), schedule(now)
     found: dict[str, str] = {}
-    for part, names in SCHEDULE.items():
+    for part, names in PARTS.items():
         if None not in (before[part], after[part]) and before[part] != after[part]:
             for name in _changed(saved, now, names)[:1]:
                 found[name] = f"{found[name]} and {part}" if name in found else part
@@ -194,17 +182,17 @@ def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the argument that names other data than before; "" if there is none, or nothing is known."""
-    given = [name for name in NAMES if now.get(name)]
-    if not given or not any(saved.get(name) for name in NAMES):
+    """Return the argument that names other training data than before; "" if none does or it is unknown."""
+    given = [name for name in TRAINING if now.get(name)]
+    had_data = any(saved.get(name) for name in TRAINING)
+    if bool(saved.get("mock_data")) != bool(now.get("mock_data")):
+        return "mock_data" if now.get("mock_data") else next(iter(given), "")
+    if not given or not had_data:
         return ""
-    if saved.get(CONTENT) and now.get(CONTENT):
-        if saved[CONTENT] != now[CONTENT]:
-            return given[0]
-        before, after = ([_weights(values.get(name)) for name in NAMES] for values in (saved, now))
-    else:
-        before, after = ([_plain(values.get(name)) for name in NAMES] for values in (saved, now))
-    return next((name for name, *pair in zip(NAMES, before, after, strict=True) if pair[0] != pair[1]), "")
+    if saved.get(CONTENT) and now.get(CONTENT) and saved[CONTENT] != now[CONTENT]:
+        return given[0]
+    relevant: Callable[[Any], Any] = _weights if saved.get(CONTENT) else _plain
+    return next((name for name in TRAINING if relevant(saved.get(name)) != relevant(now.get(name))), "")
 
 
 def _weights(words: Any) -> Any:
@@ -217,6 +205,12 @@ def _weights(words: Any) -> Any:
 
 def _difference(saved: Saved, now: Mapping[str, Any], name: str) -> str:
     return f"`{name}` is {_shown(now[name])}, but {saved.name} was trained with {_shown(saved.values[name])}"
+
+
+def _instead(saved: Saved, name: str) -> str:
+    """Return what to do to keep the checkpoint's value of an argument."""
+    value = saved.values[name]
+    return "remove it" if value is None else f"use {_shown(value)}"
 
 
 def _shown(value: Any) -> str:

@@ -17,29 +17,30 @@ _FORMAT = 1
 
 def known_range(prefix: Path) -> tuple[int, int] | None:
     """Return the smallest and largest id of a pair if it was scanned and has not changed since."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    # Without a home directory, Python raises RuntimeError.
+    with suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
         entry = json.loads(_file(prefix).read_text(encoding="utf-8"))
-        if entry["stamp"] == _stamp(prefix):
+        if entry["stamp"] == stamp(prefix):
             return int(entry["smallest"]), int(entry["largest"])
     return None
 
 
-def remember_range(prefix: Path, smallest: int, largest: int) -> None:
-    """Record the result of a scan; a home that is not writable only costs another scan."""
-    entry = {
-        "prefix": str(prefix.absolute()),
-        "stamp": _stamp(prefix),
-        "smallest": smallest,
-        "largest": largest,
-    }
-    with suppress(OSError):
+def remember_range(prefix: Path, scanned: list[int], smallest: int, largest: int) -> None:
+    """Record the result of a scan of files with the stamp `scanned`, taken before it began.
+
+    A home that is not writable only costs another scan.
+    """
+    found = {"smallest": smallest, "largest": largest}
+    entry = {"prefix": str(prefix.absolute()), "stamp": scanned, **found}
+    with suppress(OSError, RuntimeError):
         write_atomic(_file(prefix), json.dumps(entry, indent=1))
+
+
+def stamp(prefix: Path) -> list[int]:
+    """Return numbers that change if a file of a pair is written or replaced."""
+    found = [path.stat() for path in (indexed.bin_path(prefix), indexed.idx_path(prefix))]
+    return [number for one in found for number in (one.st_size, one.st_mtime_ns, one.st_ino)]
 
 
 def _file(prefix: Path) -> Path:
     return cache_file("data", f"{_FORMAT} {prefix.absolute()}")
-
-
-def _stamp(prefix: Path) -> list[int]:
-    found = [path.stat() for path in (indexed.bin_path(prefix), indexed.idx_path(prefix))]
-    return [number for one in found for number in (one.st_size, one.st_mtime_ns, one.st_ino)]

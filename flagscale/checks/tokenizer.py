@@ -87,8 +87,10 @@ def _named(settings: dict[str, Any]) -> Iterator[str]:
     """Yield every token that the settings name."""
     tokens = [value for name, value in settings.items() if name in _NAMED or name.endswith("_token")]
     for name in (*_EXTRA, "added_tokens_decoder"):
-        several = settings.get(name) or ()
-        tokens += several.values() if isinstance(several, dict) else several
+        several = settings.get(name)
+        tokens += (
+            several.values() if isinstance(several, dict) else several if isinstance(several, list) else ()
+        )
     tokens += settings.get(_ADDED, ())
     for token in tokens:
         if content := _content(token):

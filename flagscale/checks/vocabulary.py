@@ -61,8 +61,8 @@ def vocabulary_violations(
             known, found = facts(prefix), range_of(prefix)
             if not found:
                 continue
-            is_same = bool(known and known["tokenizer"] == here)
-            size = known["vocabulary"] if known and is_same else vocabulary_of(values, cwd)
+            made_it = bool(known and known["tokenizers"][:1] == [here])
+            size = known["vocabulary"] if known and made_it else vocabulary_of(values, cwd)
             if what := id_violation(prefix, found, size):
                 yield argument, what
             elif here and (what := tokenizer_violation(prefix, str(values["tokenizer_model"]), here)):
@@ -79,7 +79,7 @@ def id_violation(prefix: Path, found: tuple[int, int], vocabulary: int | None) -
     if vocabulary is not None and largest >= vocabulary:
         return (
             f"{prefix}.bin: contains the token id {largest}, but the tokenizer has {vocabulary} tokens (ids "
-            f"0 to {vocabulary - 1}): it was made with another tokenizer; use that one, or make it again"
+            f"0 to {vocabulary - 1}): use the tokenizer that made the data, or make the data again"
         )
     return ""
 
@@ -87,7 +87,7 @@ def id_violation(prefix: Path, found: tuple[int, int], vocabulary: int | None) -
 def tokenizer_violation(prefix: Path, folder: str, fingerprint: str) -> str:
     """Return that another tokenizer than that in `folder` made a pair; "" if not, or if that is unknown."""
     known = facts(prefix)
-    if known is None or known["tokenizer"] == fingerprint:
+    if known is None or fingerprint in known["tokenizers"]:
         return ""
     return (
         f"{folder}: {prefix} was made with another tokenizer, or with other settings of it; use that one, "

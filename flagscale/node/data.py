@@ -1,4 +1,4 @@
-"""Scan a job's data on the host that holds it, once: no facts beside the data say which ids it contains."""
+"""Scan a job's data on the host that holds it, once, if it has no facts file that gives its range of ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.indexed import problems
-from flagscale.checks.scans import remember_range
+from flagscale.checks.scans import remember_range, stamp
 from flagscale.checks.vocabulary import id_violation, unscanned, vocabulary_of
 
 _SCANNER = "megatron.flagscale.id_range"
@@ -24,6 +24,7 @@ def scan(inputs: Mapping[str, Any], cwd: Path) -> list[str]:
     unknown = [prefix for prefix in unscanned(inputs, cwd) if not problems(prefix)]
     if not unknown:
         return []
+    stamps = [stamp(prefix) for prefix in unknown]
     root = Path(__file__).resolve().parents[2]
     scanner = subprocess.run(
         [sys.executable, "-m", _SCANNER, *map(str, unknown)],
@@ -33,9 +34,9 @@ def scan(inputs: Mapping[str, Any], cwd: Path) -> list[str]:
         check=False,
     )
     size, wrong = vocabulary_of(inputs, cwd), []
-    for prefix, line in zip(unknown, scanner.stdout.splitlines(), strict=False):
+    for prefix, before, line in zip(unknown, stamps, scanner.stdout.splitlines(), strict=False):
         answer = json.loads(line)
-        remember_range(prefix, answer["smallest"], answer["largest"])
+        remember_range(prefix, before, answer["smallest"], answer["largest"])
         if what := id_violation(prefix, (answer["smallest"], answer["largest"]), size):
             wrong.append(what)
     if scanner.returncode:

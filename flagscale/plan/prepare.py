@@ -6,7 +6,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,14 +87,18 @@ def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: S
     """Return the smaller numbers of hosts, within `nnodes: min:max`, that the parallel degrees also fit."""
     least, _ = experiment.runner.host_range(len(job.hosts))
     where = source_map.where("experiment.runner.nnodes")
-    fitting = []
+    fitting, why = [], ""
     for count in range(len(job.hosts) - 1, least - 1, -1):
-        with suppress(UserError):
+        try:
             engine.build(experiment, job.hosts[:count], SourceMap())
             fitting.append(count)
+        except UserError as error:
+            why = why or f"with {count}: {error.problems[0].what}"
     if least < len(job.hosts) and not fitting:
-        what = f"the parallel degrees do not fit any number of hosts from {least} to {len(job.hosts) - 1}"
-        raise UserError([Problem(what, where, "set nnodes to a single number, or change the degrees")])
+        what = f"the job does not fit any number of hosts from {least} to {len(job.hosts) - 1} ({why})"
+        raise UserError(
+            [Problem(what, where, "set nnodes to a single number, or change the keys that it names")]
+        )
     return tuple(fitting)
 
 

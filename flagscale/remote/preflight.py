@@ -13,7 +13,8 @@ from secrets import token_hex
 from urllib.parse import urlsplit
 
 from flagscale import platforms
-from flagscale.checks.vocabulary import unscanned
+from flagscale.checks.blend import named_files
+from flagscale.checks.facts import facts
 from flagscale.config.schema import Experiment
 from flagscale.errors import HostError, Problem
 from flagscale.formats import count
@@ -100,7 +101,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
             "distributions": distributions,
             "packages": job.packages,
             "cwd": there.node(host.rank).cwd,
-            "inputs": dict(job.inputs),
+            "inputs": plan.renamed_on(host.name, dict(job.inputs)),
             "listens": [place for one in there.node(host.rank).services for place in _listens(one)],
             "mark": mark if sees_our_files(plan, host) else "",
             "address": address if host == first else "",
@@ -110,7 +111,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
 
     with _mark(Path(plan.exp_dir), len(plan.nodes)) as mark:
         asked = time.time()
-        replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if unscanned(job.inputs) else 0.0)
+        replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if _may_scan(job) else 0.0)
         answered = time.time()
     results: list[CheckResult] = []
     for host, reply in replies.items():
@@ -135,6 +136,11 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
         text = f"{reported['no_address']}; set experiment.runner.master_addr to an address of this host"
         results.append(CheckResult(False, first.name, text))
     return Survey(tuple(results), rendezvous)
+
+
+def _may_scan(job: Job) -> bool:
+    """Return whether a host may have to read data for its ids; what this host has read does not count."""
+    return any(facts(prefix) is None for _, prefix in named_files(job.inputs))
 
 
 def _listens(service: Service) -> Iterator[tuple[str, int]]:
@@ -173,7 +179,7 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
         f"{distributions[0]} {reply['engine'] or 'is not installed'} (required: {job.engine_version})",
     )
     for name in reply["missing"]:
-        text = f"the package `{name}` is not installed; install it there: pip install 'flagscale[{name}]'"
+        text = f"the package `{name}` is not installed; install it there: pip install {name}"
         yield CheckResult(False, host.name, text)
     yield CheckResult(
         shared or reply["devices"] >= host.slots,

@@ -23,7 +23,10 @@ def folder_of(iteration: int) -> str:
 
 
 def newest(directory: Path) -> Path | None:
-    """Return the folder of the checkpoint from which a run resumes; None if its tracker file names none."""
+    """Return the folder of the checkpoint that the tracker file names; None if there is none.
+
+    A run resumes from an older one if the worker finds that this one is damaged.
+    """
     with suppress(OSError, ValueError):
         folder = directory / folder_of(int((directory / TRACKER).read_text(encoding="utf-8")))
         return folder if folder.is_dir() else None

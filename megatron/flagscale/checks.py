@@ -54,13 +54,13 @@ def data_problems(values: Mapping[str, Any], tokenizer: Any) -> list[Problem]:
     problems: list[Problem] = []
     if values.get("mock_data"):
         return problems
+    is_hf = values.get("tokenizer_type") == "HuggingFaceTokenizer"
+    encodes_as_prepared = is_hf and not values.get("tokenizer_hf_no_include_special_tokens")
     for _, prefix in named_files(values):
         found = range_of(prefix)
         if found and (what := id_violation(prefix, found, tokenizer.vocab_size)):
             problems.append(Problem(what))
-        elif (known := facts(prefix)) and not values.get("tokenizer_hf_no_include_special_tokens"):
-            if values.get("tokenizer_type") != "HuggingFaceTokenizer":
-                continue
+        elif encodes_as_prepared and (known := facts(prefix)):
             text, made = known["sample"]["text"], known["sample"]["ids"]
             if (ids := list(tokenizer.tokenize(text))) != made:
                 what = f"{prefix}: its text {text!r} was encoded as {made}, but the tokenizer gives {ids}"

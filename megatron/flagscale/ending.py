@@ -84,6 +84,8 @@ class Ending:
                 return result
             codes = [rank.wait() for rank in self._ranks]
             self.ignore_requests()
+            if any(code > 0 for code in codes):  # a rank failed while it ended: torchrun reports it
+                return original(context, timeout, period)
             raise SystemExit(self.exit_code if any(codes) else 0)
 
         return wait

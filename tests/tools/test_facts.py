@@ -11,18 +11,21 @@ from flagscale.checks.indexed import bin_path, idx_path
 from flagscale_testing.pairs import write_pair
 
 
+KNOWN = {"largest_id": 7, "vocabulary": 8, "tokenizers": ["x"], "sample": {"text": "a", "ids": [7]}}
+
+
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
     """A pair of 400 KB with facts, whose name contains dots."""
     prefix = tmp_path / "train.v1_text_document"
     write_pair(prefix, [100_000, 100_000])
-    write_facts(prefix, {"documents": 2})
+    write_facts(prefix, KNOWN)
     return prefix
 
 
 def test_facts_are_read_back_with_their_version_and_identity(prefix: Path) -> None:
     assert facts_path(prefix).name == "train.v1_text_document.json"
-    assert facts(prefix) == {"version": 1, "documents": 2, "identity": identity(prefix)}
+    assert facts(prefix) == {"version": 1, **KNOWN, "identity": identity(prefix)}
 
 
 def test_facts_survive_a_copy_of_the_pair(prefix: Path, tmp_path: Path) -> None:
@@ -51,6 +54,21 @@ def test_unusable_facts_are_none(prefix: Path, content: str | None) -> None:
     facts_path(prefix).unlink()
     if content is not None:
         facts_path(prefix).write_text(content)
+    assert facts(prefix) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"largest_id": None},
+        {"vocabulary": "8"},
+        {"tokenizers": "x"},
+        {"sample": []},
+        {"sample": {"text": "a"}},
+    ],
+)
+def test_facts_of_other_types_are_none(prefix: Path, change: dict[str, object]) -> None:
+    write_facts(prefix, KNOWN | change)
     assert facts(prefix) is None
 
 

@@ -78,7 +78,7 @@ def test_the_facts_of_each_pair_are_written_beside_it(
         assert known
         assert {**known, **asdict(held)} == known
         assert known["largest_id"] == max(map(max, written(prefix)))
-        assert (known["tokenizer"], known["vocabulary"]) == (fingerprint(tokenizer), vocabulary(tokenizer))
+        assert (known["tokenizers"], known["vocabulary"]) == ([fingerprint(tokenizer)], vocabulary(tokenizer))
         assert known["sample"] == {"text": TEXTS[0], "ids": ids_of(tokenizer, TEXTS[0])}
 
 

@@ -261,6 +261,9 @@ SHARED = [
     Example(_TORCH | {"use_cpu_initialization": True}, "add `init_by_rank: true`"),
     Example(_TORCH | {"init_model_with_meta_device": True}, "add `init_by_rank: true`"),
     # Data and tokenizer.
+    Example(
+        {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "~/t"}, "the engine does not expand `~`"
+    ),
     Example({"mock_data": False}, "no data: give `data_path`"),
     Example({"data_path": ["nowhere"]}, "give `mock_data` or `data_path`, not both"),
     Example({"mock_data": False, "data_path": ["nowhere"]}, "no such file"),

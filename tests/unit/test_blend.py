@@ -30,10 +30,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"per_split_data_args_path": "TABLE", TRAIN: ["A"]}, "per_split_data_args_path", "not both"),
     ({"data_path": ["A"], "split": "1", VALID: ["A"]}, VALID, "would ignore `valid_data_path`"),
     ({TRAIN: ["A"], "split": "1"}, "split", "cannot be combined with `train_data_path`"),
+    ({TRAIN: ["A"], VALID: []}, VALID, "`valid_data_path` is an empty list: remove the key"),
     ({"data_path": ["A"], "split": "0,0"}, "split", "not one to three numbers"),
     ({"data_path": ["A"], "split": "1,1,1,1"}, "split", "not one to three numbers"),
     ({"data_path": ["A"], "split": "-1,2"}, "split", "not one to three numbers"),
-    ({TRAIN: ["1", "A", "B", "A"]}, TRAIN, "`B` stands in the place of a weight, but is not a number"),
+    ({TRAIN: ["1", "A", "B", "A"]}, TRAIN, "`B` is in the place of a weight, but is not a number"),
     ({TRAIN: ["1", "A", "0", "A"]}, TRAIN, "a weight must be a number above 0, not 0"),
     ({TRAIN: ["1", "A", "-2", "A"]}, TRAIN, "a weight must be a number above 0, not -2"),
     ({TRAIN: ["nan", "A"]}, TRAIN, "a weight must be a number above 0, not nan"),
@@ -42,11 +43,12 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"data_args_path": "EMPTY", "split": "1"}, "data_args_path", "contains no data prefix"),
     ({"per_split_data_args_path": "LIST"}, "per_split_data_args_path", "not JSON"),
     ({"per_split_data_args_path": "HALF"}, "per_split_data_args_path", "with the keys train, valid, test"),
+    ({"per_split_data_args_path": "NONE"}, "per_split_data_args_path", "the list of valid is empty"),
     ({"per_split_data_args_path": "BAD"}, "per_split_data_args_path", "the value of valid is not a list"),
     ({"data_path": ["A"]}, "data_path", "the test split of 969, 30, 1 (the default)"),
     ({"data_path": ["A"], "split": "98,1,1"}, "data_path", "the valid split of 98,1,1"),
     ({"data_path": ["1", "A", "1", "SHORT"], "split": "90,10"}, "data_path", "of the 2 that it holds"),
-    ({TRAIN: ["SHORT", "SHORT"]}, TRAIN, "the train split has 2 samples of 4 tokens, but 4 are read"),
+    ({TRAIN: ["SHORT", "SHORT"]}, TRAIN, "the train split has 2 samples of 4 tokens, but the job reads 4"),
     ({TRAIN: ["A"], VALID: ["SHORT", "SHORT"]}, VALID, "the valid split has 2 samples of 4 tokens,"),
     ({TRAIN: ["A"], TEST: ["SHORT", "SHORT"], "eval_iters": 2}, TEST, "the test split has 2 samples"),
     ({"data_path": ["SHORT", "SHORT"], "split": "1"}, "data_path", "the train split has 2 samples"),
@@ -64,6 +66,10 @@ RIGHT: list[dict[str, Any]] = [
     {TRAIN: ["A"], VALID: ["SHORT", "SHORT"], "full_validation": True},
     {TRAIN: ["A"], VALID: ["SHORT", "SHORT"], "eval_iters": 0},
     {TRAIN: ["s3://bucket/text"]},
+    {"data_args_path": "msc://bucket/list", "split": "1"},
+    {TRAIN: ["A"], VALID: ["SHORT", "SHORT"], "eval_global_batch_size": 1, "eval_interval": 2},
+    {TRAIN: ["A"], VALID: ["SHORT", "SHORT"], "start_eval_at_iter": 2},
+    {TRAIN: ["SHORT", "SHORT"], "skip_train": True},
 ]
 
 
@@ -76,6 +82,7 @@ def found(values: dict[str, Any], folder: Path, write_data: Write) -> list[tuple
         ("EMPTY", "\n"),
         ("TABLE", json.dumps({"train": "1 A", "valid": ["A"], "test": None})),
         ("HALF", json.dumps({"train": "A"})),
+        ("NONE", json.dumps({"train": "A", "valid": [], "test": None})),
         ("BAD", json.dumps({"train": "A", "valid": 3, "test": None})),
     ):
         (folder / name).write_text(text)

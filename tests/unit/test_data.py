@@ -107,10 +107,12 @@ def test_tokenizers(tmp_path: Path) -> None:
 
     assert [name for name, _ in tokenizer("NullTokenizer")] == ["vocab_size"]
     assert [name for name, _ in tokenizer("HuggingFaceTokenizer")] == ["tokenizer_model"]
-    for missing in ("./missing", "/missing/deep", "~/missing", "missing", "a/b/c"):
+    for missing in ("./missing", "/missing/deep", "missing", "a/b/c"):
         ((name, what),) = tokenizer("HuggingFaceTokenizer", tokenizer_model=missing)
         assert name == "tokenizer_model"
         assert what == f"{missing}: no such tokenizer"
+    ((_, what),) = tokenizer("HuggingFaceTokenizer", tokenizer_model="~/tokenizer")
+    assert what == "~/tokenizer: write the full path: the engine does not expand `~`"
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model="owner/name-on-a-hub") == []
     ((_, what),) = tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path))
     assert "has no tokenizer.json" in what

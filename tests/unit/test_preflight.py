@@ -85,6 +85,12 @@ def test_good_hosts_and_their_rendezvous(cluster: Cluster) -> None:
     assert require_ready(*cluster.arguments()) == survey.rendezvous
 
 
+def test_a_host_is_asked_for_data_by_the_paths_that_it_knows(cluster: Cluster) -> None:
+    cluster.survey(host_paths={NAMES[1]: {"/d": "/mnt/d"}})
+    assert cluster.question(NAMES[0])["inputs"] == {"data_path": ["/d"]}
+    assert cluster.question(NAMES[1])["inputs"] == {"data_path": ["/mnt/d"]}
+
+
 def test_the_first_host_chooses_other_ports_if_some_are_in_use(cluster: Cluster) -> None:
     cluster.answer(NAMES[0], ports=[20000, 29501], taken=[29500])
     survey = cluster.survey()

@@ -10,17 +10,22 @@ import pytest
 
 from flagscale.checks import resume
 from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, record, resume_notices, resume_violations
+from flagscale.checks.schedule import schedule
 from flagscale.config.catalog import Catalog
 from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
 from tests.unit.conftest import TASK
 
 DATA = {"mock_data": False, "train_data_path": ["1", "data/text"]}
 WRONG: list[tuple[dict[str, Any], str, str]] = [
-    ({"hidden_size": 128}, "hidden_size", "its weights do not fit; use 64, or another experiment.exp_dir"),
+    ({"hidden_size": 128}, "hidden_size", "its weights do not fit; use 64, or start another run"),
     ({"hidden_size": 128, "finetune": True}, "hidden_size", "its weights do not fit"),
     ({"num_experts": 4}, "num_experts", "`num_experts` is 4, but the checkpoint was trained with null"),
     ({"max_position_embeddings": 128}, "max_position_embeddings", "its weights do not fit"),
-    ({"rotary_base": 5000}, "rotary_base", "`finetune: true` to start a new training with its weights"),
+    (
+        {"rotary_base": 5000},
+        "rotary_base",
+        "or set `finetune: true` to start a new training with its weights",
+    ),
     ({"optimizer": "sgd"}, "optimizer", '"sgd", but the checkpoint was trained with "adam"'),
     (
         {"train_iters": 20},
@@ -52,12 +57,20 @@ NOTICED: list[tuple[dict[str, Any], str, str]] = [
     ({"lr": 2e-3, SWITCHES[1]: True}, "lr", "which has no effect on the learning rate (`use_checkpoint"),
     ({CONTENT: "other"}, "train_data_path", "the checkpoint was trained with other data"),
     ({"train_data_path": ["2", "data/text"]}, "train_data_path", "other data"),
-    ({CONTENT: "", "train_data_path": ["1", "data/new"]}, "train_data_path", "other data"),
+    ({"mock_data": True}, "mock_data", "other data"),
+    ({"lr": 2e-3, "optimizer": "sgd", "no_load_optim": True}, "lr", "which changes the learning rate"),
+    ({"train_iters": 20, "skip_train": True}, "train_iters", "which changes the length of the schedule"),
     ({TOKENIZER: "other"}, "tokenizer_model", "the checkpoint was trained with another tokenizer"),
     ({"tokenizer_type": "TikTokenizer", TOKENIZER: ""}, "tokenizer_type", '"TikTokenizer"'),
 ]  # fmt: skip
 FREE: list[dict[str, Any]] = [
     {},
+    {"kv_channels": 16, "ffn_hidden_size": 256},  # what the engine derives
+    {"moe_aux_loss_coeff": [0.0]},
+    {"moe_use_upcycling": True, "num_experts": 4},
+    {CONTENT: ""},  # not all files are here: their paths may differ
+    {CONTENT: "", "train_data_path": ["1", "elsewhere/text"]},
+    {"valid_data_path": ["other/text"]},
     {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
     {"micro_batch_size": 1, "log_interval": 7, "save_interval": 3, "eval_iters": 3},
     {"train_data_path": ["1", "elsewhere/text"]},  # the same data at another place
@@ -118,12 +131,31 @@ def test_all_refusals_are_reported_together(saved: Saved, values: dict[str, Any]
     assert {name for name, _ in resume_violations(saved, values | changes)} == {*changes}
 
 
+def test_data_without_a_known_content_is_compared_by_its_path(saved: Saved, values: dict[str, Any]) -> None:
+    unknown = Saved("the checkpoint", {**saved.values, CONTENT: ""})
+    assert list(resume_notices(unknown, values)) == []
+    ((name, _),) = resume_notices(unknown, values | {"train_data_path": ["1", "data/new"]})
+    assert name == "train_data_path"
+
+
+def test_a_record_with_other_types_counts_as_unknown(saved: Saved, values: dict[str, Any]) -> None:
+    odd = {**saved.values, "lr_warmup_fraction": "a", "global_batch_size": [1, 2], "lr_warmup_iters": "b"}
+    assert list(resume_violations(Saved("the checkpoint", odd), values)) == []
+
+
+def test_the_engine_derives_iterations_from_samples(values: dict[str, Any]) -> None:
+    in_samples = {**values, "train_iters": None, "train_samples": 1000}
+    by_engine = {**in_samples, "train_iters": 62}
+    saved = Saved("the checkpoint", record({**by_engine, "global_batch_size": 8, "train_iters": 125}))
+    assert not any(name == "train_iters" for name, _ in resume_violations(saved, by_engine))
+
+
 def test_samples_and_iterations_are_compared_in_samples(values: dict[str, Any]) -> None:
-    in_iters = resume.schedule(values)
-    in_samples = resume.schedule({**values, "train_iters": None, "train_samples": 160})
+    in_iters = schedule(values)
+    in_samples = schedule({**values, "train_iters": None, "train_samples": 160})
     assert in_iters == in_samples
     assert in_iters["the length of the schedule"] == 160
-    unknown = resume.schedule({**values, "global_batch_size": None})
+    unknown = schedule({**values, "global_batch_size": None})
     assert unknown["the length of the schedule"] is None
 
 
@@ -139,8 +171,7 @@ def test_the_table_in_the_docs_is_the_table_of_the_code() -> None:
     rows = [
         set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in text.splitlines() if line[:3] == "| `"
     ]
-    schedule = {name for names in resume.SCHEDULE.values() for name in names}
-    assert rows == [set(resume.SHAPE), set(resume.FUNCTION), schedule, set(resume.NOTICE)]
+    assert rows == [set(resume.SHAPE), set(resume.FUNCTION), set(resume.OPTIMIZER), set(resume.NOTICE)]
 
 
 def test_the_newest_checkpoint(tmp_path: Path) -> None:

@@ -70,3 +70,16 @@ def test_mistakes_of_a_job_are_reported_by_that_job(
 ) -> None:
     assert main([*words, "-m", "experiment.exp_dir=a,b", "train.num_layer=1"]) == 2
     assert capsys.readouterr().err.count("1 mistake") == 2
+
+
+def test_an_interrupt_ends_the_whole_sweep(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def interrupted(request: Request) -> int:
+        asked.append(request)
+        return 130
+
+    monkeypatch.setattr(actions, "test", interrupted)
+    own = "experiment.exp_dir=out/${hydra:job.num}"
+    assert main([*words, *SWEEP, own, "action=test"]) == 130
+    assert len(asked) == 1

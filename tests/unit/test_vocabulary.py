@@ -47,8 +47,12 @@ def reported(folder: Path, prefix: str, **values: Any) -> list[Violation]:
 
 def with_facts(prefix: str, largest: int, folder: Path) -> None:
     sample = {"text": "a", "ids": [1]}
-    known = {"largest_id": largest, "tokenizer": fingerprint(folder), "vocabulary": 50, "sample": sample}
+    known = {"largest_id": largest, "tokenizers": [fingerprint(folder)], "vocabulary": 50, "sample": sample}
     write_facts(Path(prefix), known)
+
+
+def remember(prefix: str, smallest: int, largest: int) -> None:
+    scans.remember_range(Path(prefix), scans.stamp(Path(prefix)), smallest, largest)
 
 
 def test_how_many_tokens_a_tokenizer_has(tmp_path: Path) -> None:
@@ -78,7 +82,7 @@ def test_recorded_ids_beyond_the_vocabulary(tmp_path: Path, write_data: Write) -
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path, write_data: Write) -> None:
     prefix, folder = write_data(tmp_path / "text"), tokenizer(tmp_path / "t", 50)
     (folder / "tokenizer.json").write_text("{")
-    scans.remember_range(Path(prefix), 0, 5)
+    remember(prefix, 0, 5)
     ((name, what),) = reported(folder, prefix)
     assert name == "tokenizer_model"
     assert "tokenizer.json: cannot be read as JSON" in what
@@ -105,11 +109,11 @@ def test_facts_of_earlier_data_do_not_count(tmp_path: Path, write_data: Write) -
 def test_scanned_ids_are_known_until_the_data_changes(tmp_path: Path, write_data: Write) -> None:
     prefix, folder = write_data(tmp_path / "text"), tokenizer(tmp_path / "t", 50)
     assert unscanned({"train_data_path": [prefix]}) == [Path(prefix)]
-    scans.remember_range(Path(prefix), 0, 100029)
+    remember(prefix, 0, 100029)
     assert unscanned({"train_data_path": [prefix]}) == []
     ((_, what),) = reported(folder, prefix)
     assert "contains the token id 100029" in what
-    scans.remember_range(Path(prefix), -1, 4)
+    remember(prefix, -1, 4)
     ((_, what),) = reported(folder, prefix)
     assert "contains the token id -1, but ids start at 0" in what
     write_data(tmp_path / "text", (3, 5))
@@ -125,7 +129,7 @@ def test_a_scan_that_takes_a_while_is_announced(
     ((name, what),) = data.data_remarks(values)
     assert name == "train_data_path"
     assert "has no facts beside it: its 0.0 GB are read once before the start" in what
-    scans.remember_range(tmp_path / "text", 0, 1)
+    remember(str(tmp_path / "text"), 0, 1)
     assert list(data.data_remarks(values)) == []
 
 
@@ -135,5 +139,5 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
     prefix = Path(write_data(tmp_path / "text"))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    scans.remember_range(prefix, 0, 5)
+    scans.remember_range(prefix, scans.stamp(prefix), 0, 5)
     assert scans.known_range(prefix) is None

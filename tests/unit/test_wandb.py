@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.config.schema import Environment
-from flagscale.engines.megatron.wandb import Login, login
+from flagscale.engines.megatron.wandb import Login, login_of
 from tests.unit.test_megatron_adapter import Build
 
 OFFLINE = {"WANDB_MODE": "offline"}
@@ -41,9 +41,9 @@ def test_a_job_without_a_project_needs_nothing(build: Build, monkeypatch: pytest
 def test_a_configured_key_is_used_as_it_is(build: Build) -> None:
     job = build({"wandb_project": "p", "wandb_api_key": "sk-1"})
     assert (job.role.env, job.secrets, job.notices) == ({}, {"WANDB_API_KEY": "sk-1"}, ())
-    assert login({}, Environment(WANDB_API_KEY="sk-2")) == Login()
+    assert login_of({}, Environment(WANDB_API_KEY="sk-2")) == Login()
     per_host = Environment(node_specific={"node1": {"WANDB_MODE": "online"}})
-    assert login({"WANDB_API_KEY": "sk-1"}, per_host) == Login()
+    assert login_of({"WANDB_API_KEY": "sk-1"}, per_host) == Login()
 
 
 def test_the_environment_of_the_launcher_reaches_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +51,9 @@ def test_the_environment_of_the_launcher_reaches_the_hosts(monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com")
     expected = {"WANDB_MODE": "online", "WANDB_BASE_URL": "https://wandb.example.com"}
-    assert login({}, Environment()) == Login(expected, {"WANDB_API_KEY": "sk-1"})
+    assert login_of({}, Environment()) == Login(expected, {"WANDB_API_KEY": "sk-1"})
     # The configuration has precedence.
-    assert login({"WANDB_MODE": "offline"}, Environment(WANDB_BASE_URL="http://here")).env == {}
+    assert login_of({"WANDB_MODE": "offline"}, Environment(WANDB_BASE_URL="http://here")).env == {}
 
 
 def test_the_login_of_this_machine_reaches_the_hosts(home: Path) -> None:
@@ -62,16 +62,18 @@ def test_the_login_of_this_machine_reaches_the_hosts(home: Path) -> None:
         "machine api.wandb.ai login user password sk-1\nmachine other login user password sk-2\n"
     )
     netrc.chmod(0o600)
-    assert login({}, Environment()) == Login({}, {"WANDB_API_KEY": "sk-1"})
-    assert login({}, Environment(WANDB_BASE_URL="https://other:8080/")).secrets == {"WANDB_API_KEY": "sk-2"}
-    assert login({}, Environment(WANDB_BASE_URL="https://third")).env == OFFLINE
+    assert login_of({}, Environment()) == Login({}, {"WANDB_API_KEY": "sk-1"})
+    assert login_of({}, Environment(WANDB_BASE_URL="https://other:8080/")).secrets == {
+        "WANDB_API_KEY": "sk-2"
+    }
+    assert login_of({}, Environment(WANDB_BASE_URL="https://third")).env == OFFLINE
     netrc.write_text("machine\n")
-    assert login({}, Environment()).env == OFFLINE
+    assert login_of({}, Environment()).env == OFFLINE
 
 
 def test_a_given_mode_is_kept_without_a_key() -> None:
-    assert login(OFFLINE, Environment()) == Login()
-    assert login({}, Environment(WANDB_MODE="disabled")) == Login()
-    assert login({"WANDB_MODE": "online"}, Environment()).notice.startswith(
+    assert login_of(OFFLINE, Environment()) == Login()
+    assert login_of({}, Environment(WANDB_MODE="disabled")) == Login()
+    assert login_of({"WANDB_MODE": "online"}, Environment()).notice.startswith(
         "W&B has no API key for mode online"
     )

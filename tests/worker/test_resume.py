@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from flagscale.checks.facts import write_facts
-from flagscale.checks.scans import remember_range
+from flagscale.checks.scans import remember_range, stamp
 from flagscale.run.checkpoints import ARGUMENTS, read_arguments
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL, saving
@@ -101,7 +101,7 @@ def test_the_tokenizer_itself_encodes_the_recorded_sample(
     values = {"data_path": [str(prefix)], "tokenizer_type": "HuggingFaceTokenizer"}
     assert data_problems(values, tokenizer) == []
 
-    known = {"largest_id": 9, "tokenizer": "x", "vocabulary": 10, "sample": {"text": "ab", "ids": [2]}}
+    known = {"largest_id": 9, "tokenizers": ["x"], "vocabulary": 10, "sample": {"text": "ab", "ids": [2]}}
     write_facts(prefix, known)
     assert data_problems(values, tokenizer) == []
     write_facts(prefix, {**known, "sample": {"text": "abc", "ids": [2]}})
@@ -115,7 +115,7 @@ def test_the_tokenizer_itself_encodes_the_recorded_sample(
 def test_scanned_data_is_compared_with_any_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_corpus(tmp_path / "text", [[5, 4, 300]])
-    remember_range(tmp_path / "text", *id_range(tmp_path / "text"))
+    remember_range(tmp_path / "text", stamp(tmp_path / "text"), *id_range(tmp_path / "text"))
     assert json.loads(next((tmp_path / "cache").rglob("*.json")).read_text())["largest"] == 300
     values = {"train_data_path": [str(tmp_path / "text")], "tokenizer_type": "SentencePieceTokenizer"}
     (problem,) = data_problems(values, SimpleNamespace(vocab_size=300))

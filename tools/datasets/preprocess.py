@@ -72,7 +72,7 @@ def prepare(
         known = write_parts(layout, source, tokenizer, valid_every, documents_per_part)
         if source.fingerprint() != fingerprint:
             raise UserError(f"{source.name}: changed while it was being read; run again with --overwrite")
-        splits = merge(layout, {"tokenizer": tokenizer_fingerprint, **known})
+        splits = merge(layout, {"tokenizers": [tokenizer_fingerprint], **known})
         write_json(
             layout.record,
             {"request": request, "splits": {name: asdict(held) for name, held in splits.items()}},

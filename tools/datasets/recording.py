@@ -1,4 +1,4 @@
-"""Record the tokenizer of a pair that has no facts, or those of another tokenizer.
+"""Record a tokenizer in the facts of a pair that another tool or another tokenizer made.
 
 The tokenizer has to give the same ids for the text of some documents, spread over the whole pair.
 """
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flagscale.checks import indexed
-from flagscale.checks.facts import write_facts
+from flagscale.checks.facts import facts, write_facts
 from flagscale.checks.tokenizer import fingerprint
 from flagscale.errors import UserError
 from tools.datasets.tokenizer import ids_of, open_tokenizer
@@ -15,12 +15,13 @@ from tools.datasets.tokenizer import ids_of, open_tokenizer
 _DOCUMENTS = 50
 _LONGEST = 100_000
 """Tokens; longer documents are not compared."""
+_LOST = "\N{REPLACEMENT CHARACTER}"
 _SAMPLE = 200
 """Characters."""
 
 
 def record(prefix: Path, folder: Path, largest_id: int) -> int:
-    """Write the facts of a sound pair with the tokenizer in `folder`; return how many were compared.
+    """Add the tokenizer in `folder` to the facts of a sound pair; return how many documents were compared.
 
     Raises:
         UserError: the tokenizer gives other ids for one of them, or there is none to compare.
@@ -37,15 +38,21 @@ def record(prefix: Path, folder: Path, largest_id: int) -> int:
             continue
         stored = tokens[begin:end].tolist()
         text = tokenizer.encoder.decode(stored)
+        if _LOST in text:  # tokens that are no whole character: the text cannot give the same ids
+            continue
         (made,) = tokenizer.documents([text])
         if made != stored:
             raise UserError(_other_ids(prefix, folder, document, stored, made))
         compared, sample = compared + 1, sample or text[:_SAMPLE]
     if not sample:
         raise UserError(f"{prefix}: no document has text that could be compared with {folder}")
-    known = {"largest_id": largest_id, "tokenizer": fingerprint(folder), "vocabulary": tokenizer.vocabulary}
-    sample_ids = {"text": sample, "ids": ids_of(folder, sample)}
-    write_facts(prefix, {**asdict(held), **known, "sample": sample_ids})
+    own = fingerprint(folder)
+    if known := facts(prefix):
+        known["tokenizers"] = list(dict.fromkeys([*known["tokenizers"], own]))
+    else:
+        ids = {"largest_id": largest_id, "tokenizers": [own], "vocabulary": tokenizer.vocabulary}
+        known = {**asdict(held), **ids, "sample": {"text": sample, "ids": ids_of(folder, sample)}}
+    write_facts(prefix, known)
     return compared
 
 
@@ -54,6 +61,6 @@ def _other_ids(prefix: Path, folder: Path, document: int, stored: list[int], mad
     first = next((place for place, (one, other) in pairs if one != other), min(len(stored), len(made)))
     shown = (" ".join(map(str, ids[max(0, first - 2) : first + 8])) for ids in (stored, made))
     return (
-        f"{prefix}: document {document} was not made with {folder}, at token {first + 1}:\n"
+        f"{prefix}: {folder} gives other ids for document {document}, from token {first + 1} on:\n"
         f"    the data: {next(shown)}\n    the tokenizer: {next(shown)}"
     )

@@ -22,8 +22,7 @@ from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.engines.megatron.rules import broken_rules
-from flagscale.engines.megatron.wandb import PACKAGE, Login
-from flagscale.engines.megatron.wandb import login as log_in
+from flagscale.engines.megatron.wandb import PACKAGE, Login, login_of
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role
@@ -60,7 +59,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         raise UserError(problems)
     world_size = sum(host.slots for host in hosts)
     uses_wandb = bool(arguments.values["wandb_project"])
-    login = log_in(read.secrets, experiment.envs) if uses_wandb else Login()
+    login = login_of(read.secrets, experiment.envs) if uses_wandb else Login()
     remarked = [*_remarks(read, world_size), *([("wandb_project", login.notice)] if login.notice else ())]
     places = [source_map.where(_path(arguments, dest, group, catalog)) for dest, _ in remarked]
     notices = [f"{place}: {what}" for place, (_, what) in zip(places, remarked, strict=True)]
@@ -94,7 +93,7 @@ def _remarks(read: _Read, world_size: int) -> Iterator[Violation]:
     variants = [[*remarks(variant)] for variant in hetero.variants(read.meshes.layout, values)]
     yield from (remark for remark in variants[0] if all(remark in others for others in variants))
     yield from data_remarks(values)
-    yield from resume.notices(values, world_size)
+    yield from resume.notices(*hetero.first_mesh(read.meshes.layout, values, world_size))
 
 
 def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> list[Problem]:

@@ -82,6 +82,15 @@ def variants(layout: HeteroLayout | None, values: Mapping[str, Any]) -> list[Map
     return [mesh_values(layout, values, number) for number in range(len(layout.meshes))]
 
 
+def first_mesh(
+    layout: HeteroLayout | None, values: Mapping[str, Any], world_size: int
+) -> tuple[Mapping[str, Any], int]:
+    """Return the arguments (by dest) of the first mesh and the number of ranks that its engine counts."""
+    if layout is None:
+        return values, world_size
+    return mesh_values(layout, values, 0), layout.engine_world_size(0)
+
+
 def violations(
     layout: HeteroLayout, values: Mapping[str, Any], hosts: Sequence[Host] | None, given: Sequence[str]
 ) -> Iterator[Violation]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flagscale.checks.blend import content
-from flagscale.checks.degrees import model_size
+from flagscale.checks.degrees import degrees, model_size
 from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations
 from flagscale.checks.vocabulary import tokenizer_of
-from flagscale.errors import Violation
+from flagscale.errors import UserError, Violation
 from flagscale.run.checkpoints import folder_of, newest, read_arguments
 
 
@@ -40,6 +41,8 @@ def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """Return what a record of this run would hold; the batch is the engine's default if none is given."""
     batch = values.get("global_batch_size")
     if batch is None and values.get("micro_batch_size") and model_size(values) > 0:
-        batch = values["micro_batch_size"] * (world_size // model_size(values))
-    known = {CONTENT: content(values), TOKENIZER: tokenizer_of(values)}
+        batch = values["micro_batch_size"] * degrees(values, world_size).dp
+    known = {CONTENT: content(values, only_train=True), TOKENIZER: ""}
+    with suppress(UserError):  # reported with the tokenizer
+        known[TOKENIZER] = tokenizer_of(values)
     return {**values, "global_batch_size": batch, **known}

@@ -73,7 +73,8 @@ def _violations(
         # No program supports these arguments with meshes: only the rules of meshes report them.
         if (layout is None and meshes.is_known) or violation[0] not in UNSUPPORTED:
             found[violation] = None
-    found |= dict.fromkeys(resume.violations(values, ranks))
+    if hosts is not None:  # otherwise the run directory, too, is a placeholder
+        found |= dict.fromkeys(resume.violations(*hetero.first_mesh(layout, values, ranks)))
     yield from found
     for option in program.arguments.values():
         if option.required and option.dest not in given:

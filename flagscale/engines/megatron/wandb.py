@@ -29,7 +29,7 @@ class Login:
     notice: str = ""
 
 
-def login(own: Mapping[str, str], envs: Environment) -> Login:
+def login_of(own: Mapping[str, str], envs: Environment) -> Login:
     """Return the mode and key of a job that logs to W&B: offline without a key, unless a mode is given.
 
     Args:

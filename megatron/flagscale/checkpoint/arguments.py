@@ -10,27 +10,41 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.blend import content
-from flagscale.checks.resume import KEEP, OVERRIDE, RECORDED, Saved, record, resume_notices, resume_violations
+from flagscale.checks.resume import (
+    CONTENT,
+    KEEP,
+    OVERRIDE,
+    RECORDED,
+    TOKENIZER,
+    Saved,
+    record,
+    resume_notices,
+    resume_violations,
+)
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import Problem, UserError
 from flagscale.run.checkpoints import read_arguments, write_arguments
 
-_READ = ("tokenizer_model", "mock_data", "finetune", OVERRIDE, KEEP)
+_READ = ("tokenizer_model", "finetune", "no_load_optim", "skip_train", "moe_use_upcycling", OVERRIDE, KEEP)
 """Needed to compare, but not stored."""
 _given: dict[str, Any] = {}
 
 
 def remember(values: Mapping[str, Any]) -> None:
-    """Keep the parsed arguments (by dest) of this process, before the engine validates them."""
+    """Keep the parsed arguments (by dest) of this process, before the engine validates them.
+
+    Data and tokenizer are identified now: they are those of this run even if the files change later.
+    """
     _given.clear()
     _given.update({name: values[name] for name in values if name in RECORDED or name in _READ})
+    _given[CONTENT], _given[TOKENIZER] = content(values, only_train=True), tokenizer_of(values)
 
 
 def _now(args: Any) -> dict[str, Any]:
     """Return the record of this run; the batch size is the engine's if none was given."""
     values = {**_given, "global_batch_size": args.global_batch_size}
     switches = {name: values.get(name) for name in _READ}
-    return {**switches, **record(values, content(values), tokenizer_of(values))}
+    return {**switches, **record(values, values.get(CONTENT, ""), values.get(TOKENIZER, ""))}
 
 
 def store(folder: Path, args: Any) -> None:

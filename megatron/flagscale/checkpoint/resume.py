@@ -169,14 +169,24 @@ def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
         )
         raise UserError(f"{what} no other: set `ckpt_format: {TORCH_DIST}`, or remove the key")
     else:
-        from megatron.core.dist_checkpointing.serialization import load_common_state_dict
-
-        found = load_common_state_dict(str(folder)).get("args")
-        saved = vars(found) if found else {}
+        saved = _saved_arguments(folder)
     for notice in compare(folder, args, saved, resumes=resumes):
         print(f"flagscale: {notice}", flush=True)
     if resumes:
         _check_vocabulary(folder, saved.get("padded_vocab_size"), args)
+
+
+def _saved_arguments(folder: Path) -> dict[str, Any]:
+    """Return the engine's arguments in a checkpoint; raise `UserError` if it cannot be read."""
+    from megatron.core.dist_checkpointing.serialization import load_common_state_dict
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint, although {folder.parent / TRACKER} names it")
+    try:
+        found = load_common_state_dict(str(folder)).get("args")
+    except Exception as error:  # the engine's own, and those of a damaged file
+        raise UserError(f"{folder}: its arguments cannot be read: {error}") from error
+    return dict(vars(found)) if found else {}
 
 
 def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
@@ -191,11 +201,13 @@ def _check_vocabulary(folder: Path, saved: int | None, args: Any) -> None:
         return
     what = f"{folder} has a padded vocabulary of {saved} tokens, but this run has {args.padded_vocab_size}"
     if get_tokenizer().vocab_size > saved:
-        raise UserError(f"{what}: the tokenizer is different. Add --finetune to continue with it.")
+        raise UserError(
+            f"{what}: the tokenizer is different. With `finetune: true` a new training starts from it."
+        )
     if saved % args.tensor_model_parallel_size:
         raise UserError(f"{what}: choose a tensor parallel size that divides {saved}.")
     multiple = saved // args.tensor_model_parallel_size
-    raise UserError(f"{what}: set --make-vocab-size-divisible-by {multiple}.")
+    raise UserError(f"{what}: set `make_vocab_size_divisible_by: {multiple}`.")
 
 
 def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:

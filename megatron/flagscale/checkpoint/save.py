@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import UserError
+from flagscale.run.checkpoints import folder_of
 from megatron.flagscale.checkpoint.arguments import store
 from megatron.flagscale.checkpoint.manifest import write_manifest
 from megatron.flagscale.checkpoint.torch_format import TORCH
@@ -35,7 +36,7 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
         args = get_args()
         if named.get("non_persistent_ckpt"):
             return original(iteration, *positional, **named)
-        folder = Path(args.save) / f"iter_{iteration:07d}"
+        folder = Path(args.save) / folder_of(iteration)
         with _failing_as_user_error(folder):
             if torch.distributed.get_rank() == 0 and folder.exists():
                 shutil.rmtree(folder)

@@ -1,0 +1,68 @@
+"""The length and the schedules of a training, as the engine derives them from its arguments.
+
+The formulas are those of `get_optimizer_param_scheduler` in megatron/training/training.py (0.19.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+_LENGTH = ("train_iters", "train_samples", "global_batch_size")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "the learning rate": ("lr",),
+    "the minimum learning rate": ("min_lr",),
+    "the warm-up": (
+        *("lr_warmup_iters", "lr_warmup_samples", "lr_warmup_fraction"),
+        *("lr_decay_iters", "lr_decay_samples", *_LENGTH),
+    ),
+    "the length of the schedule": ("lr_decay_iters", "lr_decay_samples", *_LENGTH),
+    "the decay style": ("lr_decay_style",),
+    "the initial weight decay": ("start_weight_decay", "weight_decay", "weight_decay_incr_style"),
+    "the final weight decay": ("end_weight_decay", "weight_decay", "weight_decay_incr_style"),
+    "the length of the weight decay's increase": _LENGTH,
+    "the increase of the weight decay": ("weight_decay_incr_style",),
+}
+"""What the engine asserts to be equal when a run resumes, with the arguments that each follows from."""
+
+
+def unit_of(values: Mapping[str, Any]) -> Literal["iters", "samples"]:
+    """Return the unit in which arguments (by dest) give the length of a training.
+
+    The engine itself sets `train_iters` if `train_samples` is given.
+    """
+    return "samples" if values.get("train_samples") else "iters"
+
+
+def schedule(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of each of `PARTS`; lengths in samples, None if unknown."""
+    unit = unit_of(values)
+    scale: float | None = 1
+    if unit == "iters":
+        scale = None if values.get("step_batch_size_schedule") else _number(values, "global_batch_size")
+    whole = _number(values, f"train_{unit}")
+    decay = _number(values, f"lr_decay_{unit}") or whole
+    fraction = _number(values, "lr_warmup_fraction")
+    warmup = (_number(values, f"lr_warmup_{unit}") or 0) if fraction is None else fraction * (decay or 0)
+    is_constant = values.get("weight_decay_incr_style") == "constant"
+    start, end = (
+        values.get("weight_decay" if is_constant else f"{one}_weight_decay") for one in ("start", "end")
+    )
+    found = (
+        values.get("lr"),
+        values.get("min_lr") or 0.0,
+        scale and warmup * scale,
+        scale and decay and decay * scale,
+        values.get("lr_decay_style"),
+        start,
+        end,
+        scale and whole and whole * scale,
+        values.get("weight_decay_incr_style"),
+    )
+    return dict(zip(PARTS, found, strict=True))
+
+
+def _number(values: Mapping[str, Any], name: str) -> float | None:
+    """Return a value; None if it is missing or, in a record that another version wrote, not a number."""
+    value = values.get(name)
+    return value if isinstance(value, int | float) else None
