@@ -10,7 +10,6 @@ from flagscale.checks.facts import facts, facts_path, identity, write_facts
 from flagscale.checks.indexed import bin_path, idx_path
 from flagscale_testing.pairs import write_pair
 
-
 KNOWN = {"largest_id": 7, "vocabulary": 8, "tokenizers": ["x"], "sample": {"text": "a", "ids": [7]}}
 
 
