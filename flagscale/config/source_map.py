@@ -45,8 +45,10 @@ class SourceMap:
         """Return how the number or switch at a key path was written; None if that is not known.
 
         A reference to another key (`${train.version}`) is followed. `value` is the final value: a text that
-        reads as another value belongs to a file that was overridden.
+        reads as another value belongs to a file that was overridden. A value that is a text itself is final.
         """
+        if isinstance(value, str):
+            return None
         text = self.texts.get(key_path)
         seen = {key_path}
         while text and (reference := _REFERENCE.fullmatch(text)) and reference[1] not in seen:

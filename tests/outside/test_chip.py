@@ -97,7 +97,7 @@ def test_unequal_meshes_and_blockwise_attention_use_the_devices_and_kernels_of_t
 def test_more_ranks_than_visible_devices_are_refused(abacus: Installed, tmp_path: Path) -> None:
     done = abacus.flagscale(
         *DEMO,
-        *(f"experiment.exp_dir={tmp_path}", "action=dryrun", "experiment.runner.nproc_per_node=2"),
+        *(f"experiment.exp_dir={tmp_path}", "action=check", "experiment.runner.nproc_per_node=2"),
         *("+experiment.runner.platform=abacus", "+experiment.envs.ABACUS_VISIBLE_DEVICES='3'"),
     )
     assert done.returncode == 2

@@ -134,7 +134,7 @@ def test_a_dry_run_plans_hosts_with_eight_gpus(rocm: Installed, tmp_path: Path) 
 
 def test_a_host_without_such_gpus_is_refused(rocm: Installed, tmp_path: Path) -> None:
     config = ("--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config")
-    words = (f"experiment.exp_dir={tmp_path}", "+experiment.runner.platform=rocm", "action=dryrun")
+    words = (f"experiment.exp_dir={tmp_path}", "+experiment.runner.platform=rocm", "action=check")
     done = rocm.flagscale(*config, *words)
     assert done.returncode == 2
     assert "this host has 0 rocm devices" in done.stderr

@@ -121,7 +121,7 @@ def test_unreadable_files_are_skipped(write: Write, tmp_path: Path) -> None:
 
 def test_the_text_of_a_number_is_known_unless_the_value_comes_from_elsewhere(write: Write) -> None:
     base = write("base.yaml", "a: 1.10\nb: 010\nc: [0x10, '0x10']\nd: ${a}\ne: ${e}\n")
-    found = index_sources([(base, ""), (write("c.yaml", "b: 1_0\n"), "")], ["f=1.50", "g={h:007,i:[1_0]}"])
+    found = index_sources([(base, ""), (write("c.yaml", "b: 1_0\n"), "")], ["f=1.50", "g={h:007,i:[1_0]}", "k='a b'"])
     assert found.text("a", 1.1) == "1.10"
     assert found.text("a", 1.2) is None
     assert found.text("b", 10) == "1_0"
@@ -131,6 +131,7 @@ def test_the_text_of_a_number_is_known_unless_the_value_comes_from_elsewhere(wri
     assert found.text("d", 1.1) == "1.10"
     assert found.text("e", 1) is None
     assert found.text("f", 1.5) == "1.50"
-    assert found.text("g.h", "007") == "007"
+    assert found.text("g.h", "007") is None  # a text already
+    assert found.text("k", "a b") is None
     assert found.text("g.i.0", 10) == "1_0"
     assert found.text("absent", 1) is None

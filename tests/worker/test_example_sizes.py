@@ -43,9 +43,10 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def job_of(size: str, ranks: int) -> Job:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        experiment, _ = load_experiment(compose(f"config_{size}"), SourceMap())
+        loaded = load_experiment(compose(f"config_{size}"), SourceMap())
+    assert loaded.experiment
     hosts = tuple(Host(rank, f"worker{rank}", 8, "nvidia") for rank in range(ranks // 8))
-    return MEGATRON.build(experiment, hosts, SourceMap())
+    return MEGATRON.build(loaded.experiment, hosts, SourceMap())
 
 
 def option(job: Job, name: str, default: int | None = None) -> int:
