@@ -121,7 +121,9 @@ def test_unreadable_files_are_skipped(write: Write, tmp_path: Path) -> None:
 
 def test_the_text_of_a_number_is_known_unless_the_value_comes_from_elsewhere(write: Write) -> None:
     base = write("base.yaml", "a: 1.10\nb: 010\nc: [0x10, '0x10']\nd: ${a}\ne: ${e}\n")
-    found = index_sources([(base, ""), (write("c.yaml", "b: 1_0\n"), "")], ["f=1.50", "g={h:007,i:[1_0]}", "k='a b'"])
+    found = index_sources(
+        [(base, ""), (write("c.yaml", "b: 1_0\n"), "")], ["f=1.50", "g={h:007,i:[1_0]}", "k='a b'"]
+    )
     assert found.text("a", 1.1) == "1.10"
     assert found.text("a", 1.2) is None
     assert found.text("b", 10) == "1_0"

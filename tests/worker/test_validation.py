@@ -92,7 +92,13 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+QUICK = ("one", "dp2", "tp2 pp2", "meshes")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout if layout in QUICK else pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS],
+)
 def test_each_set_is_evaluated_as_if_alone_in_every_layout(
     layout: str, data: tuple[str, ...], alone: dict[tuple[str, int], float], tmp_path: Path
 ) -> None:
