@@ -19,6 +19,7 @@ from flagscale import __version__, platforms
 from flagscale.checks.data import input_violations
 from flagscale.node.data import scan
 from flagscale.node.network import free_port, is_free, listen
+from flagscale.node.tokenizers import odd_tokenizers
 from flagscale.run.state import Reply
 
 
@@ -28,8 +29,8 @@ def probe(question: str) -> Reply:
     Args:
         question: JSON: "directory" (of the run), "platform", "distributions" (of the engine), "packages"
             (others that the job needs), "inputs" (of the job) and "cwd" for their paths, "listens" ((address,
-            port) of every server to start), "mark" (a file that all hosts should see, or ""); for the first
-            host also "address" and the preferred "ports".
+            port) of every server to start), "mark" (a file that all hosts should see, or ""), "is_check" (for
+            more checks than a start needs); for the first host also "address" and the preferred "ports".
 
     Reply: versions, missing packages, clock, devices, disk, problems with the inputs; for the first host
     "ports" (the preferred ones if they are free, else others) and "taken" (the preferred ones in use).
@@ -51,6 +52,7 @@ def probe(question: str) -> Reply:
         "directory": str(existing),
         "sees_mark": not asked["mark"] or Path(asked["mark"]).exists(),
         "wrong_inputs": [what for _, what in input_violations(inputs, cwd)] or scan(inputs, cwd),
+        "odd_tokenizers": odd_tokenizers(inputs, cwd) if asked["is_check"] else [],
         "taken_ports": [port for address, port in asked["listens"] if not _can_listen(address, port)],
         **(_ports(asked) if asked["address"] else {}),
     }

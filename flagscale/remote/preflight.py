@@ -59,7 +59,7 @@ def preflight(
     size = sum(map(len, job.services.values()))
     what = count(size, "service") if size else count(job.world_size, "rank")
     title = f"{what}, {job.layout}, {job.engine} {job.engine_version}"
-    survey = ask_hosts(experiment, job, plan, distributions)
+    survey = ask_hosts(experiment, job, plan, distributions, is_check=True)
     results = [CheckResult(True, "configuration", title), *survey.results]
     if survey.rendezvous and all(result.ok or result.is_advice for result in results):
         results += _reachability(plan, survey.rendezvous)
@@ -77,8 +77,15 @@ def require_ready(
     return survey.rendezvous
 
 
-def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions: tuple[str, ...]) -> Survey:
-    """Ask all hosts at once for the facts that a start needs."""
+def ask_hosts(
+    experiment: Experiment,
+    job: Job,
+    plan: LaunchPlan,
+    distributions: tuple[str, ...],
+    *,
+    is_check: bool = False,
+) -> Survey:
+    """Ask all hosts at once for the facts that a start needs; `is_check`: also for what takes seconds."""
     first = plan.hosts[0]
     runner = experiment.runner
     several = len(plan.nodes) > 1
@@ -103,6 +110,7 @@ def ask_hosts(experiment: Experiment, job: Job, plan: LaunchPlan, distributions:
             "cwd": there.node(host.rank).cwd,
             "inputs": plan.renamed_on(host.name, dict(job.inputs)),
             "listens": [place for one in there.node(host.rank).services for place in _listens(one)],
+            "is_check": is_check,
             "mark": mark if sees_our_files(plan, host) else "",
             "address": address if host == first else "",
             "ports": ports,
@@ -198,6 +206,8 @@ def _host(host: Host, job: Job, distributions: tuple[str, ...], reply: Reply) ->
         yield CheckResult(False, host.name, text)
     for what in reply["wrong_inputs"]:
         yield CheckResult(False, host.name, what)
+    for what in reply["odd_tokenizers"]:
+        yield CheckResult(False, host.name, what, is_advice=True)
     for port in reply["taken_ports"]:
         yield CheckResult(False, host.name, f"port {port} is in use: another process listens on it")
 

@@ -54,6 +54,7 @@ def test_the_probe_of_a_host_reads_its_data(tmp_path: Path) -> None:
         "cwd": str(tmp_path),
         "listens": [],
         "mark": "",
+        "is_check": False,
         "address": "",
         "ports": [],
     }

@@ -20,10 +20,10 @@ from flagscale.checks import indexed
 from flagscale.checks.facts import facts, facts_path
 from flagscale.checks.tokenizer import fingerprint, vocabulary
 from flagscale.errors import UserError
+from megatron.flagscale.tokenizer import ids_of
 from tools.datasets import parts
 from tools.datasets.documents import Document, Source, open_source
 from tools.datasets.preprocess import prepare
-from tools.datasets.tokenizer import ids_of
 from tools.datasets.train_tokenizer import EOS
 
 ROOT = Path(__file__).resolve().parents[2]

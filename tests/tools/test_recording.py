@@ -11,10 +11,10 @@ from flagscale.checks.facts import facts, facts_path
 from flagscale.checks.tokenizer import fingerprint
 from flagscale.errors import UserError
 from flagscale_testing.pairs import write_pair
+from megatron.flagscale.tokenizer import open_tokenizer
 from tools.datasets.documents import open_source
 from tools.datasets.preprocess import prepare
 from tools.datasets.recording import record
-from tools.datasets.tokenizer import open_tokenizer
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tokenizer folders: documents have the ids of transformers, and a class that changes ids is found."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 
 from flagscale.checks.tokenizer import eos_token, fingerprint, vocabulary
 from flagscale.errors import UserError
-from tools.datasets.tokenizer import comparison, ids_of, open_tokenizer
+from megatron.flagscale.tokenizer import beside_model, comparison, ids_of, open_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 EOS = "<|endoftext|>"
@@ -118,13 +119,27 @@ def test_a_model_type_that_changes_the_class_is_found(change: Change, tmp_path: 
 
 def test_the_comparison_runs_alone_in_a_child_process(tokenizer: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tools.datasets.tokenizer import comparison; "
+        "import sys; from pathlib import Path; from megatron.flagscale.tokenizer import comparison; "
         "print(comparison(Path(sys.argv[1]), 'some text'), 'tools.command' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tokenizer], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "None False\n"
+
+
+def test_a_model_that_changes_the_class_of_its_tokenizer_is_found(
+    change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron.flagscale.tokenizer.SAMPLE", TEXT)
+    beside = change({"tokenizer_class": "PreTrainedTokenizerFast"})
+    alone = Path(shutil.copytree(beside, beside.with_name("alone")))
+    (beside / "config.json").write_text('{"model_type": "llama"}')
+    assert beside_model(alone, beside) == ""
+    (beside / "config.json").write_text('{"model_type": "qwen2"}')
+    what = beside_model(alone, beside)
+    assert "transformers opens it as Qwen2Tokenizer" in what
+    assert re.search(r": [\d ]+ instead of [\d ]+ from token \d+ on", what)
 
 
 def test_a_folder_that_cannot_be_opened_is_a_users_mistake(change: Change, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ GOOD: Mapping[str, Any] = {
     "directory": "/r",
     "sees_mark": True,
     "wrong_inputs": [],
+    "odd_tokenizers": [],
     "taken_ports": [],
 }
 """The answer of a probe that finds nothing wrong (except for the time and the engine's version)."""

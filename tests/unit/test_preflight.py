@@ -137,6 +137,7 @@ def test_a_wrong_clock_is_only_advice(cluster: Cluster, seconds: int) -> None:
     ("changes", "is_advice", "text"),
     [
         ({"engine": "1.2.2"}, False, "engine-package 1.2.2 (required: 1.2.3)"),
+        ({"odd_tokenizers": ["its class and its file disagree"]}, True, "its class and its file disagree"),
         ({"missing": ["wandb"]}, False, "the package `wandb` is not installed; install it there"),
         ({"engine": ""}, False, "engine-package is not installed (required: 1.2.3)"),
         ({"devices": 3}, False, "3 nvidia devices for 4 ranks"),

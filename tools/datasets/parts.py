@@ -19,9 +19,9 @@ from flagscale.checks import indexed
 from flagscale.checks.facts import write_facts
 from flagscale.errors import UserError
 from flagscale.files import put_in_place
+from megatron.flagscale.tokenizer import OpenTokenizer, comparison, ids_of, open_tokenizer
 from tools.datasets.documents import Document, Source, skipped_notice
 from tools.datasets.output import TRAIN, VALID, OutputFolder
-from tools.datasets.tokenizer import OpenTokenizer, comparison, ids_of, open_tokenizer
 from tools.progress import Progress
 
 _BATCH = 256  # documents encoded at once: enough to keep all threads of the tokenizer busy

@@ -10,7 +10,7 @@ from flagscale.checks import indexed
 from flagscale.checks.facts import facts, write_facts
 from flagscale.checks.tokenizer import fingerprint
 from flagscale.errors import UserError
-from tools.datasets.tokenizer import ids_of, open_tokenizer
+from megatron.flagscale.tokenizer import ids_of, open_tokenizer
 
 _DOCUMENTS = 50
 _LONGEST = 100_000

@@ -35,11 +35,12 @@ from megatron.flagscale.convert.tokenizer import (
 from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
+from megatron.flagscale.tokenizer import beside_model
 
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
 """The names of the formats, as `--to` takes them."""
 SHARD_BYTES = 5 * 10**9
-TASK, TOKENIZER = "model.yaml", "tokenizer"
+TASK, TOKENIZER, TOKENIZER_FILE = "model.yaml", "tokenizer", "tokenizer.json"
 """Stored with a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
 
 
@@ -125,6 +126,7 @@ def convert(
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
         if to == HUGGINGFACE:
             _write_config(folder, model, companion)
+            notices += _odd_tokenizer(companion, folder)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
             _stream(source, dtypes, target, total, progress)
         else:
@@ -210,6 +212,14 @@ def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
     write_atomic(folder / CONFIG, json.dumps(write_config(model, companion.ids), indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}
     write_atomic(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
+
+
+def _odd_tokenizer(companion: Tokenizer, folder: Path) -> tuple[str, ...]:
+    """Return a notice if the tokenizer gives other ids beside the model's `config.json` than alone."""
+    if companion.folder is None or not (companion.folder / TOKENIZER_FILE).is_file():
+        return ()
+    what = beside_model(companion.folder, folder)
+    return (what,) if what else ()
 
 
 def _write_task(folder: Path, save: Path, model: Model, companion: Tokenizer) -> None:

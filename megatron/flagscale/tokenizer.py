@@ -1,10 +1,12 @@
 """Open a tokenizer folder as Megatron and vLLM do, with transformers' `AutoTokenizer`, and encode text fast.
 
 The class named in `tokenizer_config.json` may build another tokenizer than `tokenizer.json` describes, in
-silence. `comparison` finds this on a sample of text.
+silence, and so may the `model_type` of a `config.json` beside it. `comparison` and `beside_model` find this
+on a sample of text. `python -m megatron.flagscale.tokenizer FOLDER` prints the comparison for `SAMPLE`.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -17,6 +19,10 @@ from flagscale.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
+SAMPLE = (
+    'In 2024, 12 of 345 users wrote: "Don\'t panic!"\n\tdef f(x): return x ** 2  # naïve; 漢字 1234567890.'
+)
+"""Text of many kinds, for folders without a corpus."""
 # Text that contains letters, digits and punctuation, so that any tokenizer has tokens for some of it.
 _PROBE = "The answer is 42, a word."
 _CLASSES_OF_THE_FILE = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -83,6 +89,23 @@ def comparison(folder: Path, text: str) -> str | None:
     )
 
 
+def beside_model(alone: Path, model: Path) -> str:
+    """Return how the ids of a tokenizer differ in a model's folder from those in its own; "" if equal."""
+    ids = [ids_of(folder, SAMPLE) for folder in (alone, model)]
+    if ids[0] == ids[1]:
+        return ""
+    first = next(
+        (at for at, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), min(map(len, ids))
+    )
+    shown = [" ".join(map(str, one[max(0, first - 2) : first + _SHOWN])) for one in ids]
+    name = type(_by_class(model)).__name__
+    return (
+        f"the tokenizer gives other ids beside this model, where transformers opens it as {name}: "
+        f"{shown[1]} instead of {shown[0]} from token {first + 1} on; a model that was trained with the "
+        f"ids of {alone} does not understand what a server makes of prompts"
+    )
+
+
 def _ways_to_fix(folder: Path) -> str:
     again = (
         "save the tokenizer again, so that both agree, and prepare the data with it: "
@@ -138,3 +161,15 @@ def _plain(tokenizer: "Tokenizer") -> "Tokenizer":
     tokenizer.no_truncation()  # transformers encodes without these, even if tokenizer.json sets them
     tokenizer.no_padding()
     return tokenizer
+
+
+def main() -> None:
+    """Print the comparison of the folder on the command line, or why it cannot be opened."""
+    try:
+        print(comparison(Path(sys.argv[1]), SAMPLE) or "")
+    except UserError as error:
+        print("; ".join(problem.what for problem in error.problems))
+
+
+if __name__ == "__main__":
+    main()
