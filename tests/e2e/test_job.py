@@ -89,7 +89,9 @@ def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twi
     assert [record["iteration"] for record in job.metrics()] == list(range(1, saved + 3))
 
 
-@pytest.mark.parametrize("victim", ["rank", pytest.param("torchrun", marks=pytest.mark.slow), "supervisor"])
+@pytest.mark.parametrize(
+    "victim", ["rank", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torchrun", "supervisor"))]
+)
 def test_killing_any_process_ends_the_run_and_query_reports_it(
     make_experiment: Make, decoy: psutil.Process, victim: str
 ) -> None:

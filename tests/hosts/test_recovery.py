@@ -97,7 +97,8 @@ def test_a_supervisor_that_hangs_does_not_delay_the_others(
     assert f"{name(job, 1)}: nothing was heard from it" in job.first_failure()[1]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_host_that_is_cut_off_ends_the_run_on_all_hosts(
     farm: NamespaceFarm,
     make_job: MakeJob,

@@ -35,6 +35,7 @@ def losses(exp_dir: Path) -> list[float]:
     return [line["lm_loss"] for line in read_metrics(exp_dir / "metrics.jsonl") if "lm_loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * PATIENCE + 30)
 def test_two_ranks_train_on_the_chip_with_the_loss_of_the_cpu(abacus: Installed, tmp_path: Path) -> None:
     record, on_abacus, on_cpu = (tmp_path / name for name in ("record", "abacus", "cpu"))

@@ -116,6 +116,7 @@ def test_the_end_waits_for_the_last_save(slow: Path) -> None:
         assert fault_of(folder) == ""
 
 
+@pytest.mark.slow
 def test_a_kill_while_files_are_written_keeps_older_checkpoints(slow: Path, tmp_path: Path) -> None:
     partial = tmp_path / "saved" / "iter_0000004"
     with ended_at_last(start(tmp_path, GATED)) as process:

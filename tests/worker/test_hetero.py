@@ -116,7 +116,9 @@ SLOW = (
     "meshes as the same meshes",
     "meshes as interleaved ones",
     "interleaved meshes as one process",
+    "experts as the same meshes",
     "experts as expert parallel",
+    "sharded experts as other meshes",
     "sharded experts as one process",
 )
 

@@ -81,11 +81,17 @@ REFINED: dict[str, tuple[str, list[list[str]]]] = {
 NEEDED = {degree: {"off", *(kind for row in asked for kind in row)} for degree, (_, asked) in REFINED.items()}
 
 
+SLOW = "pp2"
+"""What the interleaved pipeline shows too."""
+SOME = [pytest.param(degree, marks=pytest.mark.slow if degree == SLOW else ()) for degree in REFINED]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train every degree with each kind of recompute everywhere, and with the lists."""
-    runs = [run(degree, kind, KINDS[kind]) for degree, kinds in NEEDED.items() for kind in sorted(kinds)] + [
-        run(degree, "lists", f"{full('uniform', 1)} {REFINED[degree][0]}") for degree in REFINED
+    degrees = [degree for degree in REFINED if request.config.getoption("--slow") or degree != SLOW]
+    runs = [run(degree, kind, KINDS[kind]) for degree in degrees for kind in sorted(NEEDED[degree])] + [
+        run(degree, "lists", f"{full('uniform', 1)} {REFINED[degree][0]}") for degree in degrees
     ]
     where: Path = tmp_path_factory.mktemp("recompute")
     curves = run_all(runs, where)
@@ -113,7 +119,7 @@ def forwards(where: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
     return found
 
 
-@pytest.mark.parametrize("degree", REFINED)
+@pytest.mark.parametrize("degree", SOME)
 def test_every_micro_batch_keeps_the_bytes_of_its_recompute_setting(degree: str, folder: Path) -> None:
     asked = REFINED[degree][1]
     costs = {kind: forwards(folder / f"{degree} {kind}") for kind in NEEDED[degree]}
@@ -128,14 +134,14 @@ def test_every_micro_batch_keeps_the_bytes_of_its_recompute_setting(degree: str,
         assert len({one[at][0]["bytes"] for one in costs.values()}) == len(costs), "the kinds differ"
 
 
-@pytest.mark.parametrize("degree", REFINED)
+@pytest.mark.parametrize("degree", SOME)
 def test_recompute_does_not_change_the_loss(degree: str, folder: Path) -> None:
     plain, refined = read_curve(folder / f"{degree} off"), read_curve(folder / f"{degree} lists")
     assert len(plain.losses) == STEPS
     assert refined == plain
 
 
-@pytest.mark.parametrize("degree", REFINED)
+@pytest.mark.parametrize("degree", SOME)
 def test_other_modules_do_not_see_the_settings_of_a_block(degree: str, folder: Path) -> None:
     seen = [line for lines in forwards(folder / f"{degree} lists").values() for line in lines]
     assert {tuple(line["shared"]) for line in seen} == {("full", "uniform", 1)}
