@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flagscale.config.command import load_run_location
+from flagscale.config.overrides import SWEEP_FLAGS
 from flagscale.errors import Problem, UserError
 
 _OF_A_RUN = ("query", "logs", "stop")
@@ -28,7 +29,7 @@ class Swept:
 
 def is_sweep(words: Sequence[str]) -> bool:
     """Return whether a command line asks Hydra for several jobs."""
-    return any(word in ("-m", "--multirun") or word.upper().endswith("HYDRA.MODE=MULTIRUN") for word in words)
+    return any(word in SWEEP_FLAGS or word.upper().endswith("HYDRA.MODE=MULTIRUN") for word in words)
 
 
 def swept_job(config: DictConfig, overrides: Sequence[str]) -> Swept:

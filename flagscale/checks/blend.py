@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -121,10 +122,11 @@ def shares(split: str) -> list[tuple[float, float] | None]:
         ValueError: there are not one to three numbers, or all of them are 0.
     """
     try:
-        parts = [float(part) for part in re.findall(r"[.0-9]+", split)]
+        # The engine takes every group of digits, whatever stands between them.
+        parts = [float(part) for part in re.split(r"\s*[,:/;\s]\s*", split.strip())]
     except ValueError:
         parts = []
-    if not 1 <= len(parts) <= len(SPLITS) or not sum(parts) or "-" in split:
+    if not 1 <= len(parts) <= len(SPLITS) or not sum(parts) > 0 or min(parts) < 0 or math.isinf(sum(parts)):
         raise ValueError(f"`split: {split}` is not one to three numbers of at least 0, such as 98,1,1")
     total, bounds = sum(parts), [0.0]
     for part in (*parts, *[0.0] * (len(SPLITS) - len(parts))):

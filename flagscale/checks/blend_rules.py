@@ -7,7 +7,8 @@ of them before the ranks have started.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flagscale.checks.blend import (
     LIST_PER_SPLIT,
     NAMES,
     ONE_SET,
+    TRAINING,
     Blend,
     blends,
     parse,
@@ -69,6 +71,7 @@ def blend_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
             shares(str(values["split"]))
         except ValueError as error:
             yield "split", str(error)
+    yield from _without_training(values, given)
     for (argument, split), words in read_lists(values, cwd)[0].items():
         try:
             _, weights = parse(words)
@@ -81,6 +84,21 @@ def blend_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[
         is_whole = values.get("full_validation") and not values.get("multiple_validation_sets")
         if weights and is_whole and (split == "valid" or argument in ONE_SET):
             yield argument, "with `full_validation` validation data cannot have weights: remove them"
+
+
+def _without_training(values: Mapping[str, Any], given: Sequence[str]) -> Iterator[Violation]:
+    """Yield that no data is left for the training, which the engine then ends at once, as a success."""
+    if values.get("skip_train") or not given:
+        return
+    if not any(name in TRAINING for name in given):
+        yield given[0], f"`{given[0]}` is given, but no `train_data_path`: the training has no data"
+    elif any(name in ONE_SET for name in given) and values.get("split"):
+        with suppress(ValueError):
+            if shares(str(values["split"]))[0] is None:
+                yield (
+                    "split",
+                    f"`split: {values['split']}` leaves the training, which comes first, no data",
+                )
 
 
 def size_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:

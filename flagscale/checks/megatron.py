@@ -56,7 +56,7 @@ LEAST: Mapping[str, int] = {
             *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
             *("kv_channels", "seq_length", "max_position_embeddings", "moe_router_topk"),
             *("moe_ffn_hidden_size", "make_vocab_size_divisible_by", "train_iters", "train_samples"),
-            *("log_interval", "eval_interval", "save_interval"),
+            *("log_interval", "eval_interval", "save_interval", "seed"),
         ),
         1,
     ),

@@ -64,6 +64,8 @@ class Saved:
 
     name: str
     values: Mapping[str, Any]
+    resumes: bool = True
+    """Whether the run continues; otherwise it loads the weights only, as `finetune` does."""
 
 
 def record(values: Mapping[str, Any], content: str = "", tokenizer: str = "") -> dict[str, Any]:
@@ -78,9 +80,10 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
         return  # the engine makes another model of the checkpoint's
     for name in _changed(saved, now, _shapes(now)):
         same = _instead(saved, name)
-        what = f"its weights do not fit; {same}, or start another run (experiment.exp_dir, `load`)"
+        others = "start another run (experiment.exp_dir, `load`)" if saved.resumes else "load other weights"
+        what = f"its weights do not fit; {same}, or {others}"
         yield name, f"{_difference(saved, now, name)}: {what}"
-    if now.get("finetune"):
+    if now.get("finetune") or not saved.resumes:
         return
     for name in _changed(saved, now, FUNCTION):
         what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
@@ -99,7 +102,7 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
 
 def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield each argument whose change is allowed, but changes what the run computes from here on."""
-    if now.get("finetune") or now.get("moe_use_upcycling"):
+    if now.get("finetune") or now.get("moe_use_upcycling") or not saved.resumes:
         return
     # Otherwise a changed schedule is refused.
     is_allowed = not _loads_optimizer(now) or now.get(OVERRIDE) or now.get(KEEP)
@@ -160,7 +163,9 @@ def _comparable(value: Any) -> Any:
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with the sizes that the engine derives for those left out (`validate_args`)."""
     done = dict(values)
-    hidden, heads = done.get("hidden_size"), done.get("num_attention_heads")
+    # A record that was edited or written by another version may hold anything.
+    sizes = (done.get(name) for name in ("hidden_size", "num_attention_heads"))
+    hidden, heads = (size if isinstance(size, int) else 0 for size in sizes)
     if done.get("ffn_hidden_size") is None and hidden:
         done["ffn_hidden_size"] = int((4 * hidden * 2 / 3) / 64) * 64 if done.get("swiglu") else 4 * hidden
     if done.get("kv_channels") is None and hidden and heads:

@@ -25,10 +25,10 @@ def validation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for own in values.get("validation_set_intervals") or ():
         if interval and (own < 1 or own % interval):
             what = f"{own} must be a multiple of eval_interval {interval}"
-            yield "validation_set_intervals", f"validation_set_intervals: {what}"
+            yield "validation_set_intervals", what
     names = Counter(values.get("validation_set_names") or ())
     for name in (name for name, times in names.items() if times > 1):
-        yield "validation_set_names", f"validation_set_names: `{name}` is given twice"
+        yield "validation_set_names", f"`{name}` is given twice"
     if values.get("per_split_data_args_path"):
         return  # the file says how many sets there are
     sets = values.get("valid_data_path") or ()
@@ -41,13 +41,13 @@ def validation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "multiple_validation_sets", what
     elif weights:
         what = "the sets are evaluated separately; remove the weights or `multiple_validation_sets`"
-        yield "valid_data_path", f"valid_data_path: {what}"
+        yield "valid_data_path", what
     else:
         for name in OF_EACH_SET:
             given = values.get(name)
             if given and len(given) != len(found):
                 what = f"{len(given)} values for the {len(found)} data sets of valid_data_path"
-                yield name, f"{name}: {what}; give one for each"
+                yield name, f"{what}; give one for each"
 
 
 def set_names(prefixes: Sequence[str]) -> list[str]:

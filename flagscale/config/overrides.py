@@ -17,13 +17,15 @@ from flagscale.errors import Problem, nearest
 COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
 """The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
+SWEEP_FLAGS = ("-m", "--multirun")
+"""Hydra's parser takes them only before the first override, or after the last one."""
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    words = _absolute_config_path(words)
+    words = sorted(_absolute_config_path(words), key=lambda word: word not in SWEEP_FLAGS)
     folder = config_folder(words)
     groups = [path.name for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
     return [_set_or_add(word, groups) for word in words]

@@ -32,6 +32,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({TRAIN: ["A"], "split": "1"}, "split", "cannot be combined with `train_data_path`"),
     ({TRAIN: ["A"], VALID: []}, VALID, "`valid_data_path` is an empty list: remove the key"),
     ({"data_path": ["A"], "split": "0,0"}, "split", "not one to three numbers"),
+    ({"data_path": ["A"], "split": "0,50,50"}, "split", "leaves the training, which comes first, no data"),
+    ({"data_path": ["A"], "split": "90,x,5"}, "split", "not one to three numbers"),
+    ({VALID: ["A"]}, VALID, "no `train_data_path`: the training has no data"),
     ({"data_path": ["A"], "split": "1,1,1,1"}, "split", "not one to three numbers"),
     ({"data_path": ["A"], "split": "-1,2"}, "split", "not one to three numbers"),
     ({TRAIN: ["1", "A", "B", "A"]}, TRAIN, "`B` is in the place of a weight, but is not a number"),
@@ -70,6 +73,8 @@ RIGHT: list[dict[str, Any]] = [
     {TRAIN: ["A"], VALID: ["SHORT", "SHORT"], "eval_global_batch_size": 1, "eval_interval": 2},
     {TRAIN: ["A"], VALID: ["SHORT", "SHORT"], "start_eval_at_iter": 2},
     {TRAIN: ["SHORT", "SHORT"], "skip_train": True},
+    {VALID: ["A"], "skip_train": True},
+    {"data_path": ["A"], "split": " 90 / 5 / 5 "},
 ]
 
 

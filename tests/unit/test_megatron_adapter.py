@@ -193,6 +193,22 @@ def test_a_resume_is_compared_with_the_checkpoint_that_this_host_sees(
     assert build({"num_layers": 8, "ckpt_step": 3}).notices == ()
 
 
+def test_weights_to_start_from_are_compared_in_their_shape_only(
+    build: Build, refused: Refused, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    (problem,) = refused({"pretrained_checkpoint": str(weights)})
+    assert problem == f"train.pretrained_checkpoint: {weights}: no such folder"
+    weights.mkdir()
+    (problem,) = refused({"pretrained_checkpoint": str(weights)})
+    assert "no latest_checkpointed_iteration.txt in this folder: not a folder of checkpoints" in problem
+    (weights / TRACKER).write_text("5")
+    write_arguments(weights / "iter_0000005", {**TASK, "lr": 5.0, "seed": 1})
+    assert build({"pretrained_checkpoint": str(weights)}).notices == ()
+    (problem,) = refused({"pretrained_checkpoint": str(weights), "num_layers": 8})
+    assert "was trained with 4: its weights do not fit; use 4, or load other weights" in problem
+
+
 def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
     from tests.unit.conftest import HOSTILE
 

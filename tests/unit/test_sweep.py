@@ -12,7 +12,7 @@ from flagscale import actions
 from flagscale.cli import main
 from flagscale.plan.prepare import Request
 
-SWEEP = ["-m", "train.model.num_layers=2,4"]
+SWEEP = ["-m", "train.model.num_layers=2,4"]  # after other overrides, too
 
 
 @pytest.mark.parametrize("action", ["run", "test", "dryrun"])

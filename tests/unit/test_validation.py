@@ -18,25 +18,24 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     (
         SETS | {"valid_data_path": ["1", "a", "2", "b"]},
-        "valid_data_path: the sets are evaluated separately; remove the weights "
-        "or `multiple_validation_sets`",
+        "the sets are evaluated separately; remove the weights or `multiple_validation_sets`",
     ),
     (
         SETS | {"validation_set_names": ["a"]},
-        "validation_set_names: 1 values for the 2 data sets of valid_data_path; give one for each",
+        "1 values for the 2 data sets of valid_data_path; give one for each",
     ),
-    (SETS | {"validation_set_names": ["a", "a"]}, "validation_set_names: `a` is given twice"),
+    (SETS | {"validation_set_names": ["a", "a"]}, "`a` is given twice"),
     (
         SETS | {"validation_set_intervals": [10]},
-        "validation_set_intervals: 1 values for the 2 data sets of valid_data_path; give one for each",
+        "1 values for the 2 data sets of valid_data_path; give one for each",
     ),
     (
         SETS | {"validation_set_intervals": [10, 25]},
-        "validation_set_intervals: 25 must be a multiple of eval_interval 10",
+        "25 must be a multiple of eval_interval 10",
     ),
     (
         SETS | {"validation_set_intervals": [10, 0]},
-        "validation_set_intervals: 0 must be a multiple of eval_interval 10",
+        "0 must be a multiple of eval_interval 10",
     ),
 ]
 

@@ -142,6 +142,9 @@ def _text_of_row(file: Path, number: int, value: Any, key: str) -> str:
     return str(text)
 
 
+_JSON_TYPES = {str: "string", list: "array", dict: "object", bool: "boolean", type(None): "null"}
+
+
 def _record(line: bytes) -> Any:
     """Return the value of one JSON line; raise ValueError, which says what is wrong with the line."""
     try:
@@ -157,14 +160,16 @@ def _record(line: bytes) -> Any:
 def _text_of(record: Any, key: str) -> str:
     """Return the text of a JSON object; raise ValueError, which says what is wrong with it."""
     if not isinstance(record, dict):
-        raise ValueError(f"not a JSON object but a {type(record).__name__}")
+        raise ValueError(f"not a JSON object but of type {_JSON_TYPES.get(type(record), 'number')}")
     if key not in record:
         raise ValueError(
             f"key {key!r} is missing; choose another with --key (found: {', '.join(record) or 'none'})"
         )
     text = record[key]
     if not isinstance(text, str):
-        raise ValueError(f"the value of {key!r} is not a string but of type {type(text).__name__}")
+        raise ValueError(
+            f"the value of {key!r} is not a string but of type {_JSON_TYPES.get(type(text), 'number')}"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:

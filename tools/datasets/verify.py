@@ -65,7 +65,9 @@ def _verify(prefix: Path, folder: Path | None, vocabulary: int | None, with_reco
     held = indexed.summary(prefix)
     tokens = f"{held.tokens:,} tokens of type {held.dtype}, ids {ids[0]} to {ids[1]}"
     print(f"{prefix}: valid, {held.documents:,} documents, {tokens}")
-    if folder and not facts(prefix):
+    if facts_path(prefix).is_file() and not facts(prefix):
+        print(f"{prefix}: {facts_path(prefix).name} does not describe these files: they have changed since")
+    elif folder and not facts(prefix):
         print(f"{prefix}: without facts, so only its ids were compared with {folder}; --record compares more")
     return True
 

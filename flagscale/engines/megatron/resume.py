@@ -12,11 +12,12 @@ from flagscale.checks.degrees import degrees, model_size
 from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import UserError, Violation
-from flagscale.run.checkpoints import folder_of, newest, read_arguments
+from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
 
 
 def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
     """Yield each argument (by dest) that may not differ from the run that saved the checkpoint."""
+    yield from _missing(values)
     if saved := _saved(values):
         yield from resume_violations(saved, _now(values, world_size))
 
@@ -27,14 +28,30 @@ def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
         yield from resume_notices(saved, _now(values, world_size))
 
 
+def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield that the weights to start from are not there, unless the run has checkpoints of its own."""
+    named, load = values.get("pretrained_checkpoint"), values.get("load")
+    if not named or (load and (Path(load) / TRACKER).is_file()) or (Path(named) / TRACKER).is_file():
+        return
+    what = (
+        f"no {TRACKER} in this folder: not a folder of checkpoints"
+        if Path(named).is_dir()
+        else "no such folder"
+    )
+    yield "pretrained_checkpoint", f"{named}: {what}"
+
+
 def _saved(values: Mapping[str, Any]) -> Saved | None:
     """Return the checkpoint's record; None if there is none here: the worker, too, compares."""
-    if not values.get("load"):
-        return None
-    directory, step = Path(values["load"]), values.get("ckpt_step")
-    folder = newest(directory) if step is None else directory / folder_of(step)
-    stored = read_arguments(folder) if folder else None
-    return Saved(f"the checkpoint {folder}", stored) if stored else None
+    step = values.get("ckpt_step")
+    for name in ("load", "pretrained_checkpoint"):
+        if directory := values.get(name):
+            has_step = name == "load" and step is not None
+            folder = Path(directory) / folder_of(int(step or 0)) if has_step else newest(Path(directory))
+            if folder:
+                stored = read_arguments(folder)
+                return Saved(f"the checkpoint {folder}", stored, name == "load") if stored else None
+    return None
 
 
 def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def compare(folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool
     """
     stored = read_arguments(folder)
     name = f"the checkpoint {folder}"
-    saved, now = (Saved(name, stored), _now(args)) if stored else (Saved(name, record(common)), vars(args))
-    now = {**now, "finetune": not resumes}
+    values, now = (stored, _now(args)) if stored else (record(common), vars(args))
+    saved = Saved(name, values, resumes)
     if wrong := list(resume_violations(saved, now)):
         raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)
     return [what for _, what in resume_notices(saved, now)]
