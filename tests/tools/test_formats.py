@@ -186,7 +186,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(
         ("a.json", b'[{"text": "x"}\n {"text": "y"}]', ":2: not JSON .Expecting ',' or ']'"),
         ("a.json", b'[{"text": "x"},\n]', ":2: not JSON .Expecting value after ','"),
         ("a.json", b'[{"text": "x"}]\n\n[]', ":3: not JSON .text after the end of the array"),
-        ("a.json", b'[{"text": "x"},\n\n"y"]', ":3: not a JSON object but a str"),
+        ("a.json", b'[{"text": "x"},\n\n"y"]', ":3: not a JSON object but of type string"),
         ("a.json", b'{"text": "x"}\n\n{"other": 1}', r":3: key 'text' is missing.*found: other"),
         ("a.json", b'{"text": "x"}\n{"text": "\xff"}', ":2: not UTF-8"),
         ("a.json", b"[" * 100_000, ":1: not JSON that Python can read"),
