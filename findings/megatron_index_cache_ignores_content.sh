@@ -48,7 +48,7 @@ def write(name, documents):
 
 def train_set(blend, samples):
     config = GPTDatasetConfig(
-        random_seed=1, sequence_length=8, blend=blend, split="1", tokenizer=Tokenizer(eod=0, pad=-1),
+        random_seed=1, sequence_length=8, blend=blend, split="1", tokenizer=Tokenizer(eod=0, pad=-1, vocab_size=100),
         reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, path_to_cache=None,
     )
     return BlendedMegatronDatasetBuilder(GPTDataset, (samples, 0, 0), lambda: True, config).build()[0]
