@@ -9,7 +9,7 @@ from pathlib import Path
 from flagscale.checks import indexed
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = "torch", "transformers", "tokenizers", "megatron", "numpy", "pyarrow", "rich"
+HEAVY = "torch", "transformers", "tokenizers", "megatron.core", "numpy", "pyarrow", "rich"
 
 
 def test_demo_data_is_prepared_from_a_folder_and_reused(
