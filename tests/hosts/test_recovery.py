@@ -124,6 +124,7 @@ def test_a_host_that_is_cut_off_ends_the_run_on_all_hosts(
     assert all(alive(decoy) for decoy in decoys)
 
 
+@pytest.mark.slow
 def test_a_host_that_loses_power_ends_the_run_on_all_hosts(
     farm: NamespaceFarm, make_job: MakeJob, record_property: Callable[[str, object], None]
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_round_trip_of_a_family_from_outside_is_bitwise_equal(
         assert after[name] == (before | before.get("rope_parameters", {}))[name]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # a busy machine imports the engine slowly
 def test_megatron_and_transformers_agree_on_the_logits(installed: Installed, tmp_path: Path) -> None:
     make(tmp_path / "hf", "GPT2LMHeadModel", **GPT2, activation_function="gelu")

@@ -90,6 +90,7 @@ def test_more_micro_batches_are_in_flight_between_meshes(tmp_path: Path) -> None
     assert noted == [2 + 2 + 1, 1 + 1 + 1, 1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_meshes_is_written_while_training_continues(tmp_path: Path) -> None:
     saved, events = tmp_path / "saved", tmp_path / "tensorboard"
     meshes = Hetero("meshes", "llama", 3, ZERO, TP2 + ONE, (3, 1)).run(STEPS)
