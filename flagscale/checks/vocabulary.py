@@ -27,7 +27,7 @@ def vocabulary_of(values: Mapping[str, Any], cwd: Path = Path()) -> int | None:
         case "NullTokenizer" | "TikTokenizer":
             return values.get("vocab_size")
         case "HuggingFaceTokenizer":
-            folder = _folder(values, cwd)
+            folder = tokenizer_folder(values, cwd)
             size = tokenizer.vocabulary(folder) if folder else None
             return size and size + len(values.get("special_tokens") or ())
     return None
@@ -35,7 +35,7 @@ def vocabulary_of(values: Mapping[str, Any], cwd: Path = Path()) -> int | None:
 
 def tokenizer_of(values: Mapping[str, Any], cwd: Path = Path()) -> str:
     """Return the fingerprint of a job's tokenizer; "" if this host does not have its folder."""
-    folder = _folder(values, cwd)
+    folder = tokenizer_folder(values, cwd)
     return tokenizer.fingerprint(folder) if folder else ""
 
 
@@ -95,7 +95,7 @@ def tokenizer_violation(prefix: Path, folder: str, fingerprint: str) -> str:
     )
 
 
-def _folder(values: Mapping[str, Any], cwd: Path) -> Path | None:
+def tokenizer_folder(values: Mapping[str, Any], cwd: Path) -> Path | None:
     """Return the folder of a Hugging Face tokenizer on this host; None for a name on a model hub."""
     model = values.get("tokenizer_model")
     is_kind = values.get("tokenizer_type") == "HuggingFaceTokenizer"

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.vocabulary import tokenizer_folder
 from flagscale.files import cache_file, write_atomic
 
 _COMPARER = "megatron.flagscale.tokenizer"
@@ -28,10 +29,10 @@ def odd_tokenizers(inputs: Mapping[str, Any], cwd: Path) -> list[str]:
 
 
 def _folders(inputs: Mapping[str, Any], cwd: Path) -> Iterator[Path]:
-    is_hf = inputs.get("tokenizer_type") == "HuggingFaceTokenizer"
-    named = [inputs.get("tokenizer_model")] if is_hf else []
-    named += [values.get("tokenizer") or values.get("model") for values in inputs.get("models", ())]
-    for name in named:
+    if folder := tokenizer_folder(inputs, cwd):
+        yield folder
+    for values in inputs.get("models", ()):
+        name = values.get("tokenizer") or values.get("model")
         if name and (cwd / str(name) / "tokenizer.json").is_file():
             yield cwd / str(name)
 

@@ -67,6 +67,16 @@ def ids_of(folder: Path, text: str) -> list[int]:
     return list(_by_class(folder)(text).input_ids)
 
 
+def first_difference(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return the place of the first id that differs between two different lists, one of which may go on."""
+    return next(place for place, (one, other) in enumerate(zip_longest(ids, others)) if one != other)
+
+
+def around(ids: Sequence[int], place: int) -> str:
+    """Return the ids around a place as text."""
+    return " ".join(map(str, ids[max(0, place - 2) : place + _SHOWN]))
+
+
 def comparison(folder: Path, text: str) -> str | None:
     """Return how the ids of the tokenizer's class differ from those of its file for this text; None if equal.
 
@@ -76,8 +86,7 @@ def comparison(folder: Path, text: str) -> str | None:
     ours, theirs = _plain(by_class.backend_tokenizer).encode(text), file.encode(text)
     if ours.ids == theirs.ids:
         return None
-    pairs = zip_longest(ours.ids, theirs.ids)
-    first = next(number for number, (one, other) in enumerate(pairs) if one != other)
+    first = first_difference(ours.ids, theirs.ids)
     at = min((encoding.offsets[first][0] for encoding in (ours, theirs) if first < len(encoding)), default=0)
     name = type(by_class).__name__
     return (
@@ -94,10 +103,8 @@ def beside_model(alone: Path, model: Path) -> str:
     ids = [ids_of(folder, SAMPLE) for folder in (alone, model)]
     if ids[0] == ids[1]:
         return ""
-    first = next(
-        (at for at, pair in enumerate(zip(*ids, strict=False)) if pair[0] != pair[1]), min(map(len, ids))
-    )
-    shown = [" ".join(map(str, one[max(0, first - 2) : first + _SHOWN])) for one in ids]
+    first = first_difference(*ids)
+    shown = [around(one, first) for one in ids]
     name = type(_by_class(model)).__name__
     return (
         f"the tokenizer gives other ids beside this model, where transformers opens it as {name}: "
@@ -124,7 +131,7 @@ def _around(tokenizer: "Tokenizer", encoding: "Encoding", first: int) -> str:
     """Return the ids around the first difference, and the text that each of them decodes to."""
     ids = encoding.ids[max(0, first - 2) : first + _SHOWN]
     pieces = "|".join(tokenizer.decode([one], skip_special_tokens=False) for one in ids)
-    return f"{' '.join(map(str, ids))}  ({pieces!r})"
+    return f"{around(encoding.ids, first)}  ({pieces!r})"
 
 
 def _by_class(folder: Path) -> Any:

@@ -10,7 +10,7 @@ from flagscale.checks import indexed
 from flagscale.checks.facts import facts, write_facts
 from flagscale.checks.tokenizer import fingerprint
 from flagscale.errors import UserError
-from megatron.flagscale.tokenizer import ids_of, open_tokenizer
+from megatron.flagscale.tokenizer import around, first_difference, ids_of, open_tokenizer
 
 _DOCUMENTS = 50
 _LONGEST = 100_000
@@ -57,10 +57,8 @@ def record(prefix: Path, folder: Path, largest_id: int) -> int:
 
 
 def _other_ids(prefix: Path, folder: Path, document: int, stored: list[int], made: list[int]) -> str:
-    pairs = enumerate(zip(stored, made, strict=False))
-    first = next((place for place, (one, other) in pairs if one != other), min(len(stored), len(made)))
-    shown = (" ".join(map(str, ids[max(0, first - 2) : first + 8])) for ids in (stored, made))
+    first = first_difference(stored, made)
     return (
         f"{prefix}: {folder} gives other ids for document {document}, from token {first + 1} on:\n"
-        f"    the data: {next(shown)}\n    the tokenizer: {next(shown)}"
+        f"    the data: {around(stored, first)}\n    the tokenizer: {around(made, first)}"
     )
