@@ -22,13 +22,19 @@ def folder_of(iteration: int) -> str:
     return f"iter_{iteration:07d}"
 
 
+def tracked(directory: Path) -> str:
+    """Return what the tracker file of a directory names: an iteration or `release`, or nothing."""
+    tracker = directory / TRACKER
+    return tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
+
+
 def newest(directory: Path) -> Path | None:
     """Return the folder of the checkpoint that the tracker file names; None if there is none.
 
     A run resumes from an older one if the worker finds that this one is damaged.
     """
     with suppress(OSError, ValueError):
-        folder = directory / folder_of(int((directory / TRACKER).read_text(encoding="utf-8")))
+        folder = directory / folder_of(int(tracked(directory)))
         return folder if folder.is_dir() else None
     return None
 

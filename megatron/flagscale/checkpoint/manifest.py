@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.files import write_atomic
-from flagscale.run.checkpoints import TRACKER
+from flagscale.run.checkpoints import TRACKER, tracked
 
 MANIFEST = "manifest.json"
 RELEASE = "release"
@@ -103,12 +103,6 @@ def _was_finished(folder: Path) -> bool:
         named, match = tracked(folder.parent), _FOLDER.fullmatch(folder.name)
         return named == folder.name or bool(match and named.isdigit() and int(match[1]) <= int(named))
     return all((folder / name).is_file() for name in (".metadata", "metadata.json"))
-
-
-def tracked(directory: Path) -> str:
-    """Return what the tracker file of a directory names: an iteration or `release`, or nothing."""
-    tracker = directory / TRACKER
-    return tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
 
 
 def candidates(directory: Path) -> Iterator[Candidate]:

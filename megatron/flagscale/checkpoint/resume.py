@@ -16,7 +16,7 @@ from typing import Any
 
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
-from flagscale.run.checkpoints import TRACKER, folder_of
+from flagscale.run.checkpoints import TRACKER, folder_of, tracked
 from megatron.flagscale.checkpoint.arguments import compare
 from megatron.flagscale.checkpoint.manifest import (
     RELEASE,
@@ -24,7 +24,6 @@ from megatron.flagscale.checkpoint.manifest import (
     candidates,
     fault_of,
     is_torch_format,
-    tracked,
 )
 from megatron.flagscale.checkpoint.torch_format import (
     TORCH,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import UserError
-from flagscale.run.checkpoints import TRACKER
+from flagscale.run.checkpoints import TRACKER, tracked
 from megatron.flagscale.checkpoint import safe_unpickle
-from megatron.flagscale.checkpoint.manifest import RANK_FILE, tracked
+from megatron.flagscale.checkpoint.manifest import RANK_FILE
 
 TORCH, TORCH_DIST = "torch", "torch_dist"
 """Values of `ckpt_format`."""

@@ -6,14 +6,13 @@ from pathlib import Path
 from types import ModuleType
 
 from flagscale.errors import UserError
+from flagscale.run.checkpoints import TRACKER, tracked
 from megatron.flagscale.checkpoint.manifest import (
     MANIFEST,
     RELEASE,
-    TRACKER,
     candidates,
     fault_of,
     is_torch_format,
-    tracked,
 )
 from megatron.flagscale.convert import torch_dist, torch_ranks
 
