@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale import registry
-from flagscale.config import compat_v060 as v060
+from flagscale.config import translate_v060 as v060
 from flagscale.config.command import COMMAND_KEYS, absolute
 from flagscale.config.resolve import resolve
 from flagscale.config.schema import Experiment, ExperimentSection
@@ -43,6 +43,9 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     notices = v060.translate_experiment(tree, source_map, problems)
     reported = {problem.where for problem in problems}
     wrong = set(failed)
+    is_available = not v060.is_not_available(_mapping(_mapping(tree.get("experiment")).get("task")).get("entrypoint"))
+    if not is_available:
+        wrong.add("experiment.task.entrypoint")
     section, found = _read_experiment(tree.get("experiment"), source_map, wrong)
     found += _other_groups(tree, source_map, wrong)
     # A key whose interpolation failed, or that is `???`, is reported once: not as missing too.
@@ -50,7 +53,8 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     if section is None:
         return Loaded(None, tuple(problems), tuple(notices), frozenset(wrong), has_task=False)
     arguments = _mapping(tree.get(section.task.type))
-    has_task = isinstance(tree.get(section.task.type), dict) and not wrong.intersection(
+    # Nothing can be said about the keys of a program that this version does not have.
+    has_task = is_available and isinstance(tree.get(section.task.type), dict) and not wrong.intersection(
         ("experiment.task", "experiment.task.type", "experiment.task.backend")
     )
     experiment = _experiment(section, arguments)

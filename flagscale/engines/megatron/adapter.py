@@ -13,10 +13,10 @@ from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
 from flagscale.checks.worker import DATASETS
 from flagscale.config.catalog import Catalog, load_catalog
-from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
+from flagscale.config.translate_v060 import translate_task
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero

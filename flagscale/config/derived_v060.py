@@ -1,0 +1,142 @@
+"""Keys of FlagScale v0.6.0 that stand for arguments of today's engine: their values are computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from flagscale.config.engine_args import FlatKey, Unknown
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import Problem
+
+
+def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0) -> int:
+    """Return the width of a SwiGLU feed-forward layer by Llama's rule: 2/3 of 4h, scaled, rounded up."""
+    width = int(multiplier * int(2 * 4 * hidden_size / 3))
+    return multiple_of * ceil(width / multiple_of)
+
+
+def with_ffn_size(
+    flat_keys: Sequence[FlatKey], source_map: SourceMap, notices: list[Problem]
+) -> list[FlatKey]:
+    """Replace `multiple_of` and `hidden_dim_multiplier` with the `ffn_hidden_size` that they stand for.
+
+    As in v0.6.0, they have an effect only with SwiGLU and without an explicit `ffn_hidden_size`.
+    """
+    named = {flat_key.name: flat_key for flat_key in flat_keys}
+    values = {flat_key.name: flat_key.value for flat_key in flat_keys}
+    given = [named[name] for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
+    rule, scale, hidden = (values.get(name) for name in ("multiple_of", "hidden_dim_multiplier", "hidden_size"))
+    unused = ""
+    if values.get("ffn_hidden_size") is not None:
+        unused = "ffn_hidden_size is given"
+    elif not values.get("swiglu"):
+        unused = "it is used only with swiglu"
+    elif rule is None:
+        unused = "it is used only with multiple_of"
+    if unused:
+        notices += [Problem(f"dropped because {unused}", source_map.where(key.path)) for key in given]
+        return [key for key in flat_keys if key not in given]
+    if not all(map(_is_positive, (rule, scale or 1.0))):
+        return [*flat_keys]  # reported as an unknown argument
+    size: Any = Unknown.VALUE
+    if _is_positive(hidden):
+        size = ffn_hidden_size(int(hidden), int(rule), float(scale or 1.0))
+        places = ", ".join(source_map.where(key.path) for key in given)
+        notices.append(Problem(f"is now `ffn_hidden_size: {size}`", places))
+    instead = FlatKey("ffn_hidden_size", size, named["multiple_of"].path)
+    return _replaced(flat_keys, {"multiple_of": instead, "hidden_dim_multiplier": None})
+
+
+def batch_steps(start: int, increment: int, samples: int, batch: int) -> dict[int, int]:
+    """Return consumed samples -> batch size from there on, as v0.6.0's ramp-up from `start` to `batch`.
+
+    Its calculator (megatron/core/num_microbatches_calculator.py) has taken `consumed // samples per increment`
+    increments, in floating-point numbers.
+    """
+    increments = (batch - start) // increment
+    if not (increments and samples):
+        return {0: batch}
+    per_increment = samples / increments
+    steps = {0: start}
+    for done in range(1, increments + 1):
+        first = ceil(done * samples / increments)
+        while int(first / per_increment) < done:
+            first += 1
+        while first and int((first - 1) / per_increment) >= done:
+            first -= 1
+        steps[first] = start + done * increment
+    return steps
+
+
+def with_batch_schedule(
+    flat_keys: Sequence[FlatKey], source_map: SourceMap, problems: list[Problem], notices: list[Problem]
+) -> list[FlatKey]:
+    """Replace `rampup_batch_size` and `global_batch_size` with a schedule of the same batch sizes.
+
+    The engine counts the schedule in tokens, and evaluates with a batch size of its own.
+    """
+    named = {flat_key.name: flat_key for flat_key in flat_keys}
+    ramp = named.get("rampup_batch_size")
+    if ramp is None:
+        return [*flat_keys]
+    where = source_map.where(ramp.path)
+    batch, length = (named[name].value if name in named else None for name in ("global_batch_size", "seq_length"))
+    unknown = FlatKey("step_batch_size_schedule", Unknown.VALUE, ramp.path)
+    numbers = _three_numbers(ramp.value)
+    if ramp.value in (None, []):
+        notices.append(Problem("dropped because it has no effect", where))
+        return _replaced(flat_keys, {ramp.name: None})
+    if Unknown.VALUE in (ramp.value, batch, length):
+        return _replaced(flat_keys, {ramp.name: unknown})
+    if wrong := _ramp_mistake(numbers, batch, named):
+        problems.append(Problem(wrong, where))
+    if wrong or numbers is None or not _is_positive(length):
+        return _replaced(flat_keys, {ramp.name: unknown})
+    steps = batch_steps(*numbers, batch)
+    if len(steps) == 1:
+        notices.append(Problem(f"dropped because the batch size is {batch} from the start", where))
+        return _replaced(flat_keys, {ramp.name: None})
+    pairs = [f"{samples * length}:{size}" for samples, size in steps.items()]
+    path = named["global_batch_size"].path
+    what = f"is now a `step_batch_size_schedule` of {len(steps)} steps ({pairs[0]} ... {pairs[-1]}, tokens:batch)"
+    places = ", ".join(map(source_map.where, (ramp.path, path)))
+    notices.append(Problem(f"{what} and `eval_global_batch_size: {batch}`", places))
+    schedule = FlatKey(unknown.name, " ".join(pairs), ramp.path)
+    evaluated = None if "eval_global_batch_size" in named else FlatKey("eval_global_batch_size", batch, path)
+    return _replaced(flat_keys, {ramp.name: schedule, "global_batch_size": evaluated})
+
+
+def _replaced(flat_keys: Sequence[FlatKey], instead: Mapping[str, FlatKey | None]) -> list[FlatKey]:
+    """Return the flat keys with those named replaced, or removed."""
+    changed = (instead.get(key.name, key) for key in flat_keys)
+    return [key for key in changed if key is not None]
+
+
+def _ramp_mistake(numbers: tuple[int, int, int] | None, batch: Any, named: dict[str, FlatKey]) -> str:
+    """Return what v0.6.0 would have refused; empty if it is valid."""
+    if numbers is None:
+        return "`rampup_batch_size` takes three whole numbers: first batch size, increment, samples"
+    start, increment, _ = numbers
+    if not _is_positive(batch) or not isinstance(batch, int):
+        return "`rampup_batch_size` needs `global_batch_size`, the batch size that it leads to"
+    if batch < start or (batch - start) % increment:
+        return f"rampup_batch_size: steps of {increment} do not lead from {start} to global_batch_size {batch}"
+    if "train_iters" in named and named["train_iters"].value is not None:
+        return "`rampup_batch_size` needs the length of the training in samples: `train_samples`, not `train_iters`"
+    return ""
+
+
+def _three_numbers(value: Any) -> tuple[int, int, int] | None:
+    """Return the ramp's numbers, which may be text; None if they are not valid."""
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    if not all(str(item).isdecimal() for item in value):
+        return None
+    start, increment, samples = (int(item) for item in value)
+    return (start, increment, samples) if start and increment else None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
