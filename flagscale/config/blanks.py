@@ -23,7 +23,7 @@ _WANTED: Mapping[str, str] = {
     "tokenizer_path": "put the tokenizer's folder here",
     "tokenizer_model": "put the path of the tokenizer here",
     "tokenizer_type": "put the type of the tokenizer here, such as HuggingFaceTokenizer",
-    "vocab_size": "put the number of the tokenizer's tokens here, or remove the key to use what the tokenizer says",
+    "vocab_size": "put the number of the tokenizer's tokens here, or remove the key",
     "load": "put the folder of the checkpoints here",
     "pretrained_checkpoint": "put the folder of the checkpoints here",
 }
@@ -42,7 +42,7 @@ def blank_interpolation(path: str, text: str, where: str) -> Problem | None:
         return _blank(path, found[0], where)
     if found := _OLD_ENV.search(text):
         instead = f"${{oc.env:{found[1]}{found[2]}}}"
-        unset = "" if found[1] in os.environ or found[2] else f", and set {found[1]} where you run the command"
+        unset = "" if found[1] in os.environ or found[2] else f", and set {found[1]} in your shell"
         return Problem(f"`{found[0]}` is no longer supported", where, f"write {instead}{unset}")
     return None
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flagscale.errors import Problem
+
+
 @dataclass(frozen=True)
 class Change:
     """The treatment of a key: it is renamed, dropped with a notice, refused, or not available yet.
@@ -84,7 +87,7 @@ TASK: Mapping[str, Change] = {
         _refuse("only Megatron's legacy models read it, which no longer exist; remove the key"),
     ),
     "wandb_log_model": _refuse(
-        "remove the key; W&B gets the norms instead of the histograms: the gradients' in any case, the weights' "
+        "remove the key; instead of histograms, W&B gets the norm of the gradients, and that of the weights "
         "with log_params_norm: true"
     ),
     "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
@@ -163,8 +166,9 @@ TASK: Mapping[str, Change] = {
     **_each(
         "process_meshes hetero_pipeline_stages hetero_mode",
         _refuse(
-            "v0.6.0 did not read it either; use enable_hetero: true, hetero_process_meshes (tp, cp, ep, dp, pp "
-            "of each mesh) and hetero_pipeline_layer_split (the layers of each stage)"
+            "v0.6.0 did not read it either; use enable_hetero: true, hetero_process_meshes (tp, cp, ep, dp, "
+            "pp of each mesh), hetero_pipeline_layer_split (the layers of each stage) and "
+            "hetero_device_types (a list with the type of each mesh, as in the hostfile)"
         ),
     ),
 }
@@ -172,7 +176,7 @@ TASK: Mapping[str, Change] = {
 WITH_OWN_RULES: Mapping[str, str] = {
     "multiple_of": "with `swiglu`, it becomes the `ffn_hidden_size` that it stands for",
     "hidden_dim_multiplier": "with `multiple_of`, it becomes part of `ffn_hidden_size`",
-    "rampup_batch_size": "it becomes a `step_batch_size_schedule` with the same batch sizes at the same samples",
+    "rampup_batch_size": "it becomes a `step_batch_size_schedule` with the same effect",
     "wandb_mode": "it becomes the environment variable `WANDB_MODE`",
     "wandb_api_key": "it becomes the environment variable `WANDB_API_KEY`, which no file or log shows",
 }
@@ -225,3 +229,8 @@ LATER_ENTRYPOINTS: Mapping[str, str] = {
 """Programs whose feature this version does not have yet."""
 
 LATER_ACTIONS: Mapping[str, str] = {"auto_tune": TUNER}
+
+
+def not_yet(feature: str, where: str) -> Problem:
+    """Return the problem of what asks for a feature that this version does not have; one text per feature."""
+    return Problem(f"{feature}: not in this version yet", where)

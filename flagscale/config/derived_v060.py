@@ -27,7 +27,8 @@ def with_ffn_size(
     named = {flat_key.name: flat_key for flat_key in flat_keys}
     values = {flat_key.name: flat_key.value for flat_key in flat_keys}
     given = [named[name] for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
-    rule, scale, hidden = (values.get(name) for name in ("multiple_of", "hidden_dim_multiplier", "hidden_size"))
+    rule, scale = values.get("multiple_of"), values.get("hidden_dim_multiplier")
+    hidden: Any = values.get("hidden_size")
     unused = ""
     if values.get("ffn_hidden_size") is not None:
         unused = "ffn_hidden_size is given"
@@ -42,7 +43,7 @@ def with_ffn_size(
         return [*flat_keys]  # reported as an unknown argument
     size: Any = Unknown.VALUE
     if _is_positive(hidden):
-        size = ffn_hidden_size(int(hidden), int(rule), float(scale or 1.0))
+        size = ffn_hidden_size(int(hidden), int(rule or 0), float(scale or 1.0))
         places = ", ".join(source_map.where(key.path) for key in given)
         notices.append(Problem(f"is now `ffn_hidden_size: {size}`", places))
     instead = FlatKey("ffn_hidden_size", size, named["multiple_of"].path)
@@ -52,8 +53,8 @@ def with_ffn_size(
 def batch_steps(start: int, increment: int, samples: int, batch: int) -> dict[int, int]:
     """Return consumed samples -> batch size from there on, as v0.6.0's ramp-up from `start` to `batch`.
 
-    Its calculator (megatron/core/num_microbatches_calculator.py) has taken `consumed // samples per increment`
-    increments, in floating-point numbers.
+    Its calculator (megatron/core/num_microbatches_calculator.py) divides the consumed samples by those per
+    increment, in floating-point numbers.
     """
     increments = (batch - start) // increment
     if not (increments and samples):
@@ -78,31 +79,41 @@ def with_batch_schedule(
     The engine counts the schedule in tokens, and evaluates with a batch size of its own.
     """
     named = {flat_key.name: flat_key for flat_key in flat_keys}
+    values: dict[str, Any] = {flat_key.name: flat_key.value for flat_key in flat_keys}
     ramp = named.get("rampup_batch_size")
     if ramp is None:
         return [*flat_keys]
-    where = source_map.where(ramp.path)
-    batch, length = (named[name].value if name in named else None for name in ("global_batch_size", "seq_length"))
+    where, batch, length = (
+        source_map.where(ramp.path),
+        values.get("global_batch_size"),
+        values.get("seq_length"),
+    )
     unknown = FlatKey("step_batch_size_schedule", Unknown.VALUE, ramp.path)
-    numbers = _three_numbers(ramp.value)
     if ramp.value in (None, []):
         notices.append(Problem("dropped because it has no effect", where))
         return _replaced(flat_keys, {ramp.name: None})
-    if Unknown.VALUE in (ramp.value, batch, length):
+    if Unknown.VALUE in (ramp.value, batch):
         return _replaced(flat_keys, {ramp.name: unknown})
-    if wrong := _ramp_mistake(numbers, batch, named):
-        problems.append(Problem(wrong, where))
-    if wrong or numbers is None or not _is_positive(length):
+    if wrong := _ramp_mistake(ramp.value, values):
+        hint = "or write the batch sizes as step_batch_size_schedule: '0:32 2M:64 ...' (tokens:batch)"
+        problems.append(Problem(wrong, where, hint))
         return _replaced(flat_keys, {ramp.name: unknown})
-    steps = batch_steps(*numbers, batch)
+    if not isinstance(length, int):
+        return _replaced(flat_keys, {ramp.name: unknown})
+    start, increment, samples = map(int, ramp.value)
+    steps = batch_steps(start, increment, samples, batch)
     if len(steps) == 1:
         notices.append(Problem(f"dropped because the batch size is {batch} from the start", where))
         return _replaced(flat_keys, {ramp.name: None})
-    pairs = [f"{samples * length}:{size}" for samples, size in steps.items()]
+    pairs = [f"{first * length}:{size}" for first, size in steps.items()]
     path = named["global_batch_size"].path
-    what = f"is now a `step_batch_size_schedule` of {len(steps)} steps ({pairs[0]} ... {pairs[-1]}, tokens:batch)"
-    places = ", ".join(map(source_map.where, (ramp.path, path)))
-    notices.append(Problem(f"{what} and `eval_global_batch_size: {batch}`", places))
+    notices.append(
+        Problem(
+            f"is now a `step_batch_size_schedule` of {len(steps)} steps, {pairs[0]} ... {pairs[-1]} "
+            f"(tokens:batch), and `eval_global_batch_size: {batch}`",
+            ", ".join(map(source_map.where, (ramp.path, path))),
+        )
+    )
     schedule = FlatKey(unknown.name, " ".join(pairs), ramp.path)
     evaluated = None if "eval_global_batch_size" in named else FlatKey("eval_global_batch_size", batch, path)
     return _replaced(flat_keys, {ramp.name: schedule, "global_batch_size": evaluated})
@@ -114,28 +125,29 @@ def _replaced(flat_keys: Sequence[FlatKey], instead: Mapping[str, FlatKey | None
     return [key for key in changed if key is not None]
 
 
-def _ramp_mistake(numbers: tuple[int, int, int] | None, batch: Any, named: dict[str, FlatKey]) -> str:
+def _ramp_mistake(ramp: Any, values: Mapping[str, Any]) -> str:
     """Return what v0.6.0 would have refused; empty if it is valid."""
-    if numbers is None:
+    if not _is_ramp(ramp):
         return "`rampup_batch_size` takes three whole numbers: first batch size, increment, samples"
-    start, increment, _ = numbers
-    if not _is_positive(batch) or not isinstance(batch, int):
+    start, increment, _ = map(int, ramp)
+    batch = values.get("global_batch_size")
+    if not isinstance(batch, int) or isinstance(batch, bool):
         return "`rampup_batch_size` needs `global_batch_size`, the batch size that it leads to"
     if batch < start or (batch - start) % increment:
-        return f"rampup_batch_size: steps of {increment} do not lead from {start} to global_batch_size {batch}"
-    if "train_iters" in named and named["train_iters"].value is not None:
-        return "`rampup_batch_size` needs the length of the training in samples: `train_samples`, not `train_iters`"
+        return f"steps of {increment} do not lead from {start} to global_batch_size {batch}"
+    if values.get("train_iters") is not None:
+        return "`rampup_batch_size` needs the length of the training as `train_samples`, not `train_iters`"
     return ""
 
 
-def _three_numbers(value: Any) -> tuple[int, int, int] | None:
-    """Return the ramp's numbers, which may be text; None if they are not valid."""
-    if not isinstance(value, list) or len(value) != 3:
-        return None
-    if not all(str(item).isdecimal() for item in value):
-        return None
-    start, increment, samples = (int(item) for item in value)
-    return (start, increment, samples) if start and increment else None
+def _is_ramp(value: Any) -> bool:
+    """Return whether a value is v0.6.0's ramp: three whole numbers, which may be text."""
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(not isinstance(item, bool) and str(item).isdecimal() for item in value)
+        and all(int(item) for item in value[:2])
+    )
 
 
 def _is_positive(value: Any) -> bool:

@@ -43,7 +43,8 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     notices = v060.translate_experiment(tree, source_map, problems)
     reported = {problem.where for problem in problems}
     wrong = set(failed)
-    is_available = not v060.is_not_available(_mapping(_mapping(tree.get("experiment")).get("task")).get("entrypoint"))
+    task = _mapping(_mapping(tree.get("experiment")).get("task"))
+    is_available = not v060.is_not_available(task.get("entrypoint"))
     if not is_available:
         wrong.add("experiment.task.entrypoint")
     section, found = _read_experiment(tree.get("experiment"), source_map, wrong)
@@ -54,8 +55,10 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
         return Loaded(None, tuple(problems), tuple(notices), frozenset(wrong), has_task=False)
     arguments = _mapping(tree.get(section.task.type))
     # Nothing can be said about the keys of a program that this version does not have.
-    has_task = is_available and isinstance(tree.get(section.task.type), dict) and not wrong.intersection(
-        ("experiment.task", "experiment.task.type", "experiment.task.backend")
+    has_task = (
+        is_available
+        and isinstance(tree.get(section.task.type), dict)
+        and not wrong.intersection(("experiment.task", "experiment.task.type", "experiment.task.backend"))
     )
     experiment = _experiment(section, arguments)
     return Loaded(experiment, tuple(problems), tuple(notices), frozenset(wrong), has_task)

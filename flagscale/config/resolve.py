@@ -62,10 +62,10 @@ def _children(
         except OmegaConfBaseException as error:
             failed[child] = _unresolved(error, child, str(node._get_node(key)), where)
             continue
-        if isinstance(node, DictConfig) and isinstance(value, str):
-            if blank := blank_text(child, value, where):
-                failed[child] = blank
-                continue
+        is_named_text = isinstance(node, DictConfig) and isinstance(value, str)
+        if is_named_text and (blank := blank_text(child, value, where)):
+            failed[child] = blank
+            continue
         yield key, _resolved(value, child, parents, source_map, failed)
 
 

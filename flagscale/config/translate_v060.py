@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from flagscale.config.compat_v060 import (
     TASK,
     TOKENIZERS,
     Change,
+    not_yet,
 )
 from flagscale.config.derived_v060 import with_batch_schedule, with_ffn_size
-from flagscale.config.engine_args import FlatKey, Unknown
+from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, messages
 
@@ -62,7 +63,7 @@ def _translate_entrypoint(
     where, given = source_map.where("experiment.task.entrypoint"), task.get("entrypoint")
     program = _program(given)
     if program in LATER_ENTRYPOINTS:
-        problems.append(_not_yet(LATER_ENTRYPOINTS[program], where))
+        problems.append(not_yet(LATER_ENTRYPOINTS[program], where))
     elif program in ENTRYPOINTS:
         task["entrypoint"] = ENTRYPOINTS[program]
         notices.append(Problem(f"`{given}` is now `{task['entrypoint']}`", where))
@@ -108,7 +109,35 @@ def translate_task(
             notices.append(Problem(f"dropped because {change.text}", where))
         else:
             _refuse_or_drop(flat_key.value, change, where, problems, notices)
+            if flat_key.name == "process_meshes":  # there are meshes, so rules without them do not apply
+                kept.append(FlatKey("hetero_process_meshes", Unknown.VALUE, flat_key.path))
     return kept, environment, messages(notices)
+
+
+_SECTIONS = ("system", "model", "data")
+
+
+def place_taken(name: str, group: str, arguments: Mapping[str, Any]) -> str:
+    """Return the key path whose value v0.6.0 took for a name that is given several times: the last.
+
+    It merged its three sections one after the other, and a key or group in a later section replaced that of
+    the same name in an earlier one. Returns "" if the name is given outside of the sections only.
+    """
+    merged: dict[str, tuple[str, Any]] = {}
+    for section in _SECTIONS:
+        node = arguments.get(section)
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            merged[str(key)] = (f"{group}.{section}.{key}", value)
+    places = [place for path, value in merged.values() for place in _places(path, value)]
+    return next((one for one in reversed(places) if leaf_name(one) == name), "")
+
+
+def _places(path: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _places(f"{path}.{key}", inner)
+    else:
+        yield path
 
 
 def translate_inference(
@@ -146,10 +175,6 @@ def _refuse_or_drop(
     if not (value if isinstance(value, bool) else value and value != change.off):
         notices.append(Problem("dropped because it has no effect", where))
     elif change.act == "later":
-        problems.append(_not_yet(change.text, where))
+        problems.append(not_yet(change.text, where))
     else:
         problems.append(Problem("this key of FlagScale v0.6.0 is no longer supported", where, change.text))
-
-
-def _not_yet(feature: str, where: str) -> Problem:
-    return Problem(f"{feature}: not in this version yet", where)

@@ -93,9 +93,8 @@ def _ranks(runner: Runner) -> int | None:
 
 def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
     if not Path(path).exists():
-        raise UserError(
-            [Problem(f"hostfile not found: {path}", where, "give the path of an existing file, or remove the key to run on this host only")]
-        )
+        hint = "give the path of an existing file, or remove the key to run on this host only"
+        raise UserError([Problem(f"hostfile not found: {path}", where, hint)])
     return read_hostfile(Path(path))
 
 

@@ -16,7 +16,7 @@ from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
-from flagscale.config.translate_v060 import translate_task
+from flagscale.config.translate_v060 import place_taken, translate_task
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
@@ -155,7 +155,14 @@ def _program(task: Task, source_map: SourceMap, problems: list[Problem]) -> tupl
 def _flat(
     group: str, arguments: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> list[FlatKey]:
-    return flatten(group, arguments, lambda name: _takes_mapping(catalog, name), source_map, problems)
+    return flatten(
+        group,
+        arguments,
+        lambda name: _takes_mapping(catalog, name),
+        source_map,
+        problems,
+        lambda name: place_taken(name, group, arguments),
+    )
 
 
 def _takes_mapping(catalog: Catalog, name: str) -> bool:
