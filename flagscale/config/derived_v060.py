@@ -83,11 +83,9 @@ def with_batch_schedule(
     ramp = named.get("rampup_batch_size")
     if ramp is None:
         return [*flat_keys]
-    where, batch, length = (
-        source_map.where(ramp.path),
-        values.get("global_batch_size"),
-        values.get("seq_length"),
-    )
+    where = source_map.where(ramp.path)
+    batch: Any = values.get("global_batch_size")
+    length: Any = values.get("seq_length")
     unknown = FlatKey("step_batch_size_schedule", Unknown.VALUE, ramp.path)
     if ramp.value in (None, []):
         notices.append(Problem("dropped because it has no effect", where))
