@@ -71,7 +71,8 @@ TASK: Mapping[str, Change] = {
     ),
     **_each("rotary_interleaved_patch norm_init_weight", _drop("it had no effect on Megatron-core models")),
     "no_scatter_gather_tensors_in_pipeline": _drop("v0.6.0 did not read it"),
-    **_each("use_flash_attn use_mcore_models", _drop("the engine does not read it: all its models have it")),
+    "use_flash_attn": _drop("the engine does not read it; attention_backend chooses the kernel"),
+    "use_mcore_models": _drop("the engine does not read it: it has no other models"),
     "no_async_tensor_model_parallel_allreduce": _drop("the engine decides it"),
     **_each(
         "log_batch_size_to_tensorboard log_learning_rate_to_tensorboard", _drop("the engine always logs it")

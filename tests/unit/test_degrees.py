@@ -201,7 +201,7 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
     (2, {"schedule": "0:4"}, "global_batch_size", "not both"),
     (2, {"schedule": "0:4 1M:6", "gbs": None}, "step_batch_size_schedule", "multiples of 4 "),
     (2, {"schedule": "4", "gbs": None}, "step_batch_size_schedule", "`4` is not TOKENS:BATCH"),
-    (2, {"schedule": "9:4", "gbs": None}, "step_batch_size_schedule", "must begin at 0 tokens"),
+    (2, {"schedule": "999:4", "gbs": None}, "step_batch_size_schedule", "must begin at 0 tokens"),
     (2, {"schedule": "0:4 9:8", "gbs": None}, "step_batch_size_schedule", "begin at the same sample"),
     (2, {"schedule": "0:0", "gbs": None}, "step_batch_size_schedule", "must be at least 1"),
     (2, {"schedule": "0:4", "gbs": None, "egbs": 6}, "eval_global_batch_size", "must be a multiple of 4"),
