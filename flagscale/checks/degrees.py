@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.checks.recompute import recompute_violations
-from flagscale.checks.schedule import batch_sizes
+from flagscale.checks.schedule import batch_sizes, whole_batches
 from flagscale.errors import Violation
 
 
@@ -184,13 +184,18 @@ def _schedule_violations(values: Mapping[str, Any], micro: int, found: Degrees) 
     if not isinstance(values.get("seq_length"), int) or values["seq_length"] < 1:
         return  # reported as missing
     try:
-        sizes = [batch for _, batch in batch_sizes(str(values[name]), values["seq_length"])]
+        steps = batch_sizes(str(values[name]), values["seq_length"])
     except ValueError as error:
         yield name, str(error)
         return
-    if wrong := [batch for batch in sizes if batch % step]:
+    if wrong := [batch for _, batch in steps if batch % step]:
         why = f"micro_batch_size {micro} x data parallel {found.dp}"
         yield name, f"its batch sizes must be multiples of {step} ({why}), but {wrong[0]} is not"
+    if isinstance(samples := values.get("train_samples"), int):
+        before, after = whole_batches(steps, samples)
+        if before < after:
+            what = f"{samples} samples do not end with a whole batch, and the last one would not be full"
+            yield "train_samples", f"{what}; use {before} or {after}"
     # Without a size of its own, an evaluation has one micro-batch per rank.
     yield from _evaluation_violations(values, step, micro, found)
 

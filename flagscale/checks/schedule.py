@@ -6,7 +6,7 @@ The formulas are those of `get_optimizer_param_scheduler` in megatron/training/t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import batched, pairwise
 from typing import Any, Literal
 
@@ -62,6 +62,19 @@ def batch_sizes(text: str, seq_length: int) -> list[tuple[int, int]]:
     if not all(batch for _, batch in steps):
         raise ValueError("a batch size must be at least 1")
     return steps
+
+
+def whole_batches(steps: Sequence[tuple[int, int]], samples: int) -> tuple[int, int]:
+    """Return the samples consumed by the steps within `samples`, and by the steps that reach them.
+
+    `steps` as from `batch_sizes`. The two numbers are equal if the samples end with a whole batch.
+    """
+    consumed, ends = 0, [*(first for first, _ in steps[1:]), samples]
+    for (_, batch), end in zip(steps, ends, strict=True):
+        consumed += max(0, -(-(min(end, samples) - consumed) // batch)) * batch
+        if consumed >= samples:
+            return consumed - batch * (consumed > samples), consumed
+    return consumed, consumed
 
 
 _NUMBER = r"(\d+(?:\.\d+)?)([KMBT]?)"

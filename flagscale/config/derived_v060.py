@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -104,17 +105,53 @@ def with_batch_schedule(
         notices.append(Problem(f"dropped because the batch size is {batch} from the start", where))
         return _replaced(flat_keys, {ramp.name: None})
     pairs = [f"{first * length}:{size}" for first, size in steps.items()]
+    span = f"{len(steps)} steps, {pairs[0]} ... {pairs[-1]} (tokens:batch)"
     path = named["global_batch_size"].path
+    places = ", ".join(map(source_map.where, (ramp.path, path)))
     notices.append(
         Problem(
-            f"is now a `step_batch_size_schedule` of {len(steps)} steps, {pairs[0]} ... {pairs[-1]} "
-            f"(tokens:batch), and `eval_global_batch_size: {batch}`",
-            ", ".join(map(source_map.where, (ramp.path, path))),
+            f"is now a `step_batch_size_schedule` of {span}, and `eval_global_batch_size: {batch}`", places
         )
     )
-    schedule = FlatKey(unknown.name, " ".join(pairs), ramp.path)
+    flat_keys = _replaced(flat_keys, {ramp.name: FlatKey(unknown.name, " ".join(pairs), ramp.path)})
     evaluated = None if "eval_global_batch_size" in named else FlatKey("eval_global_batch_size", batch, path)
-    return _replaced(flat_keys, {ramp.name: schedule, "global_batch_size": evaluated})
+    flat_keys = _replaced(flat_keys, {"global_batch_size": evaluated})
+    return _with_whole_batches(flat_keys, steps, samples, source_map, notices)
+
+
+def _with_whole_batches(
+    flat_keys: list[FlatKey],
+    steps: Mapping[int, int],
+    ramp: int,
+    source_map: SourceMap,
+    notices: list[Problem],
+) -> list[FlatKey]:
+    """Return the flat keys with the samples that v0.6.0 took; the engine would begin another batch."""
+    named = {flat_key.name: flat_key for flat_key in flat_keys}
+    length = named.get("train_samples")
+    if length is None or not isinstance(length.value, int):
+        return flat_keys
+    taken = samples_taken(steps, ramp, length.value)
+    if taken == length.value:
+        return flat_keys
+    what = f"is now {taken}: FlagScale v0.6.0 left out the last batch, which is not full"
+    notices.append(Problem(what, source_map.where(length.path)))
+    if "lr_decay_samples" not in named:
+        flat_keys = [*flat_keys, replace(length, name="lr_decay_samples")]
+    return _replaced(flat_keys, {length.name: replace(length, value=taken)})
+
+
+def samples_taken(steps: Mapping[int, int], ramp: int, samples: int) -> int:
+    """Return how many of the `samples` v0.6.0 trained on, with a ramp-up over the first `ramp` of them.
+
+    As its `update_train_iters` (megatron/training/training.py): every batch of the constant part is full.
+    """
+    consumed, (_, *later) = 0, steps
+    for size, end in zip(steps.values(), (*later, ramp + 1), strict=True):
+        until = min(end, ramp + 1, samples + 1)
+        consumed += max(0, ceil((until - consumed) / size)) * size
+    batch = [*steps.values()][-1]
+    return consumed + max(0, samples - consumed) // batch * batch
 
 
 def _replaced(flat_keys: Sequence[FlatKey], instead: Mapping[str, FlatKey | None]) -> list[FlatKey]:
