@@ -113,6 +113,8 @@ class EngineArguments:
     """Key path -> text that was passed on, of values that are text although YAML reads a number."""
     unknown: Mapping[str, Option] = field(default_factory=dict)
     """The arguments (by dest) that are given, but with a mistake, so that their values are not known."""
+    empty: Mapping[str, str] = field(default_factory=dict)
+    """dest -> key path of the arguments that are given as null, which counts as not given."""
     is_complete: bool = True
     """Whether every key below the group could be read."""
 
@@ -136,6 +138,7 @@ def render(
     texts: dict[str, str] = {}
     unknown: dict[str, Option] = {}
     misspelt: dict[str, Option] = {}
+    empty: dict[str, str] = {}
     is_complete = True
     for flat_key in flat_keys:
         option = catalog.by_name.get(flat_key.name)
@@ -154,6 +157,7 @@ def render(
             problems.append(_unknown(flat_key, catalog, source_map.where(flat_key.path)))
             continue
         if flat_key.value is None:
+            empty.setdefault(option.dest, flat_key.path)
             continue
         if option.dest in paths:
             what = f"`{flat_key.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
@@ -171,7 +175,7 @@ def render(
             continue
         argv += words
     unknown |= {dest: option for dest, option in misspelt.items() if dest not in paths}
-    return EngineArguments(tuple(argv), values, paths, texts, unknown, is_complete)
+    return EngineArguments(tuple(argv), values, paths, texts, unknown, empty, is_complete)
 
 
 def _as_written(flat_key: FlatKey, source_map: SourceMap, texts: dict[str, str]) -> FlatKey:

@@ -13,7 +13,7 @@ from flagscale.errors import UserError
 from tools.checkpoint.command_v060 import refuse_old_command
 from tools.checkpoint.convert import main
 
-SIZES = (
+SIZES = "--target-tensor-parallel-size 2 --target-pipeline-parallel-size 2 --max-queue-size 50"
     "--target-tensor-parallel-size 2 --target-pipeline-parallel-size 2 --max-queue-size 50 --megatron-path m"
 )
 

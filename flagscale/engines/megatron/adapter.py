@@ -210,8 +210,8 @@ def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[Flat
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
     """Return the key path to blame: the user's, else the group with the argument's name."""
-    if dest in arguments.paths:
-        return arguments.paths[dest]
+    if path := arguments.paths.get(dest) or arguments.empty.get(dest):
+        return path
     option = catalog.by_name.get(dest) or next(
         (one for one in catalog.options.values() if one.dest == dest), None
     )
