@@ -14,8 +14,6 @@ from tools.checkpoint.command_v060 import refuse_old_command
 from tools.checkpoint.convert import main
 
 SIZES = "--target-tensor-parallel-size 2 --target-pipeline-parallel-size 2 --max-queue-size 50"
-    "--target-tensor-parallel-size 2 --target-pipeline-parallel-size 2 --max-queue-size 50 --megatron-path m"
-)
 
 
 def answer(words: str) -> list[str]:

@@ -121,7 +121,7 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["train.model.num_layers=2,4"], "add --multirun"),
         (["~train.model.num_layer"], "does not exist"),
         (["action=query", "+output=yaml"], "valid: text, json"),
-        (["train.model.save_interval=null"], "train.save_interval"),
+        (["train.model.save_interval=null"], "train.model.save_interval"),
     ],
 )
 def test_a_users_mistake_is_a_message_and_exit_code_2(
