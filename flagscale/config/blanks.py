@@ -19,7 +19,8 @@ _FREE_TEXT = ("experiment.exp_name", "experiment.envs.", "experiment.cmds.", "in
 
 _WANTED: Mapping[str, str] = {
     "data_path": "put the path of the data here: the common prefix of its .bin and .idx files",
-    "hostfile": "put the path of the hostfile here, or remove the key to run on this host only",
+    "hostfile": "put the path of the hostfile here, with the hosts' `type=` (such as nvidia) if this machine "
+    "has none of their chips; or remove the key to run on this host only",
     "tokenizer_path": "put the tokenizer's folder here",
     "tokenizer_model": "put the path of the tokenizer here",
     "tokenizer_type": "put the type of the tokenizer here, such as HuggingFaceTokenizer",
@@ -47,8 +48,12 @@ def blank_interpolation(path: str, text: str, where: str) -> Problem | None:
     return None
 
 
-def _blank(path: str, text: str, where: str) -> Problem:
+def wanted_at(path: str) -> str:
+    """Return the hint that says which value belongs to a key."""
     name = path.rpartition(".")[2].replace("-", "_")
     is_path = name.endswith(("_path", "_file", "_dir", "_save", "_model"))
-    wanted = _WANTED.get(name, "put the path here" if is_path else "put the value here")
-    return Problem(f"`{text}` is a blank to fill in", where, wanted)
+    return _WANTED.get(name, "put the path here" if is_path else "put the value here")
+
+
+def _blank(path: str, text: str, where: str) -> Problem:
+    return Problem(f"`{text}` is a blank to fill in", where, wanted_at(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from flagscale.config.blanks import wanted_at
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -93,8 +94,7 @@ def _ranks(runner: Runner) -> int | None:
 
 def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
     if not Path(path).exists():
-        hint = "give the path of an existing file, or remove the key to run on this host only"
-        raise UserError([Problem(f"hostfile not found: {path}", where, hint)])
+        raise UserError([Problem(f"hostfile not found: {path}", where, wanted_at("hostfile"))])
     return read_hostfile(Path(path))
 
 

@@ -27,7 +27,6 @@ class Combination:
     environment: Mapping[str, str] = field(default_factory=dict)
     group: str = "train"
     action: str = "run"
-    platform: str = "nvidia"
 
 
 def _experiment(program: str, *, kind: str = "train", backend: str = "megatron", **more: Any) -> Tree:
@@ -434,7 +433,6 @@ COMBINATIONS = (
         _experiment("flagscale/inference/inference_aquila.py", kind="inference", backend="vllm", **_OFFLINE),
         _INFERENCE,
         group="inference",
-        platform="cpu",
     ),
     Combination(
         "emu_chat",
@@ -443,7 +441,6 @@ COMBINATIONS = (
         _emu3("BAAI/Emu3-Chat", mode="U", images=["a.png", "b.png"], sampling={"max_tokens": 1024}),
         later="Emu3",
         group="inference",
-        platform="cpu",
     ),
     Combination(
         "emu_gen",
@@ -452,7 +449,6 @@ COMBINATIONS = (
         _emu3("BAAI/Emu3-Gen", mode="G", ratios=["1:1", "16:9"], sampling={"guidance_scale": 3.0}),
         later="Emu3",
         group="inference",
-        platform="cpu",
     ),
     Combination(
         *("llama", "train_llama3_70b", _experiment(_LLAMA, runner=_FOUR_HOSTS), _LLAMA3_70B),
@@ -516,7 +512,6 @@ COMBINATIONS = (
         _LLAVA_ONEVISION,
         {**_DATA_FIX, **_TOKENIZER_FIX, "train.system.checkpoint.pretrained_checkpoint": "./checkpoints"},
         later="training on images and text",
-        platform="cpu",
     ),
     Combination(
         "mixtral",

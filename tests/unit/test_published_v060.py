@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "from_v060"
 
 @pytest.fixture(autouse=True)
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable[..., str]) -> None:
-    """Write data, a tokenizer and hostfiles into the current directory; no host has devices to count."""
+    """Write data, a tokenizer and hostfiles into the current directory of a machine without chips."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
@@ -33,7 +34,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(vocabulary))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("release")
-    (tmp_path / "hosts").write_text("".join(f"node{rank} slots=8\n" for rank in range(4)))
+    (tmp_path / "hosts").write_text("".join(f"node{rank} slots=8 type=nvidia\n" for rank in range(4)))
     for chip in ("A800", "A100"):
         (tmp_path / f"hosts_{chip}").write_text(f"node0 slots=8 type={chip}\n")
 
@@ -62,8 +63,7 @@ def dryrun(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(tree[one.group], sort_keys=False))
     Path("conf/config.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-    words = ["--config-path", "conf", "--config-name", "config", "action=dryrun"]
-    code = main([*words, f"experiment.runner.platform={one.platform}"])
+    code = main(["--config-path", "conf", "--config-name", "config", "action=dryrun"])
     printed = capsys.readouterr().err.replace(str(Path.cwd()), "DIR")
     first, _, rest = printed.partition("\n- ")
     messages = (
