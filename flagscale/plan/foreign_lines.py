@@ -14,7 +14,7 @@ from flagscale.config.host_names import expand, refusal
 
 FORM = "write `host slots=N` or `host slots=N type=NAME` on each line"
 MAX_SLOTS = 1024
-_SLOTS = ("slots", "slot", "gpus", "ngpus", "np", "nproc", "procs", "ppn", "cpus", "cpu", "count")
+_SLOTS = ("slots", "slot", "gpus", "ngpus", "np", "nproc", "procs", "ppn", "cpus", "count")
 _SSH_PORT = 22
 _OUTSIDE = r"(?![^\[]*\])"
 """Not within brackets."""
