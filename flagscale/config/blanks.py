@@ -19,8 +19,8 @@ _FREE_TEXT = ("experiment.exp_name", "experiment.envs.", "experiment.cmds.", "in
 
 _WANTED: Mapping[str, str] = {
     "data_path": "put the path of the data here: the common prefix of its .bin and .idx files",
-    "hostfile": "put the path of the hostfile here, with the hosts' `type=` (such as nvidia) if this machine "
-    "has none of their chips; or remove the key to run on this host only",
+    "hostfile": "put the path of the hostfile here, with the `type=` of each host if this machine has none of "
+    "their chips; or remove the key to run on this host only",
     "tokenizer_path": "put the tokenizer's folder here",
     "tokenizer_model": "put the path of the tokenizer here",
     "tokenizer_type": "put the type of the tokenizer here, such as HuggingFaceTokenizer",

@@ -18,14 +18,14 @@ COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
 """The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
 SWEEP_FLAGS = ("-m", "--multirun")
-"""Hydra's parser takes them only before the first override, or after the last one."""
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    words = sorted(_absolute_config_path(words), key=lambda word: word not in SWEEP_FLAGS)
+    # Hydra's parser takes flags before the first override or after the last one, but not between two.
+    words = sorted(_absolute_config_path(words), key=_is_override)
     folder = config_folder(words)
     groups = [path.name for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
     return [_set_or_add(word, groups) for word in words]
@@ -43,6 +43,10 @@ def _absolute_config_path(words: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         absolute.append(f"{flag}={Path(value).absolute()}" if equals and flag in _PATH_FLAGS else word)
     return absolute
+
+
+def _is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
 def config_folder(words: Sequence[str]) -> Path | None:
