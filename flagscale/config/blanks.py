@@ -19,7 +19,7 @@ _FREE_TEXT = ("experiment.exp_name", "experiment.envs.", "experiment.cmds.", "in
 
 _WANTED: Mapping[str, str] = {
     "data_path": "put the path of the data here: the common prefix of its .bin and .idx files",
-    "hostfile": "put the path of the hostfile here, with the `type=` of each host if this machine has none of "
+    "hostfile": "put the path of the hostfile here, with the `type=` of each host if this machine lacks "
     "their chips; or remove the key to run on this host only",
     "tokenizer_path": "put the tokenizer's folder here",
     "tokenizer_model": "put the path of the tokenizer here",
@@ -50,7 +50,8 @@ def blank_interpolation(path: str, text: str, where: str) -> Problem | None:
 
 def wanted_at(path: str) -> str:
     """Return the hint that says which value belongs to a key."""
-    name = path.rpartition(".")[2].replace("-", "_")
+    names = [name.replace("-", "_") for name in path.split(".") if not name.isdigit()]
+    name = names[-1]
     is_path = name.endswith(("_path", "_file", "_dir", "_save", "_model"))
     return _WANTED.get(name, "put the path here" if is_path else "put the value here")
 

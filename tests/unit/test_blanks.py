@@ -56,6 +56,7 @@ def test_free_text_is_never_a_blank(path: str) -> None:
         ("train.tokenizer_path", "the tokenizer's folder"),
         ("train.checkpoint.load", "the folder of the checkpoints"),
         ("train.merge_file", "put the path here"),
+        ("train.data.valid-data-path.1", "put the path here"),
         ("train.seed", "put the value here"),
     ],
 )
