@@ -91,7 +91,7 @@ def with_batch_schedule(
     if ramp.value in (None, []):
         notices.append(Problem("dropped because it has no effect", where))
         return _replaced(flat_keys, {ramp.name: None})
-    if Unknown.VALUE in (ramp.value, batch):
+    if Unknown.VALUE in (ramp.value, batch, values.get("train_iters")):
         return _replaced(flat_keys, {ramp.name: unknown})
     if wrong := _ramp_mistake(ramp.value, values):
         hint = "or write the batch sizes as step_batch_size_schedule: '0:32 2M:64 ...' (tokens:batch)"

@@ -385,7 +385,7 @@ def test_a_ramp_that_v060_would_have_refused(value: object, changes: dict[str, A
     assert kept["step_batch_size_schedule"] is Unknown.VALUE
 
 
-@pytest.mark.parametrize("name", ["global_batch_size", "seq_length"])
+@pytest.mark.parametrize("name", ["global_batch_size", "seq_length", "train_iters"])
 def test_a_ramp_whose_size_is_not_known_is_not_judged(name: str) -> None:
     kept, _, problems = ramp([2, 2, 20], **{name: Unknown.VALUE})
     assert kept["step_batch_size_schedule"] is Unknown.VALUE
