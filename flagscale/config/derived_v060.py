@@ -40,10 +40,11 @@ def with_ffn_size(
     if unused:
         notices += [Problem(f"dropped because {unused}", source_map.where(key.path)) for key in given]
         return [key for key in flat_keys if key not in given]
-    if not all(map(_is_positive, (rule, scale or 1.0))):
-        return [*flat_keys]  # reported as an unknown argument
     size: Any = Unknown.VALUE
-    if _is_positive(hidden):
+    is_known = Unknown.VALUE not in (rule, scale, hidden)
+    if is_known and not all(map(_is_positive, (rule, scale or 1.0))):
+        return [*flat_keys]  # reported as an unknown argument
+    if is_known and _is_positive(hidden):
         size = ffn_hidden_size(int(hidden), int(rule or 0), float(scale or 1.0))
         places = ", ".join(source_map.where(key.path) for key in given)
         notices.append(Problem(f"is now `ffn_hidden_size: {size}`", places))

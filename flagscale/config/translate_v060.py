@@ -78,6 +78,10 @@ def _program(entrypoint: object) -> str:
     return str(entrypoint).strip().removeprefix("./")
 
 
+_IN_ENVIRONMENT = ("wandb_api_key", "wandb_mode")
+"""Keys that become environment variables of the same names."""
+
+
 def translate_task(
     flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[FlatKey], dict[str, str], list[str]]:
@@ -90,9 +94,9 @@ def translate_task(
         change = TASK.get(flat_key.name)
         where = source_map.where(flat_key.path)
         if flat_key.value is Unknown.VALUE:
-            if change is None or change.act == "rename":
+            if flat_key.name not in _IN_ENVIRONMENT and (change is None or change.act == "rename"):
                 kept.append(replace(flat_key, name=change.text if change else flat_key.name))
-        elif flat_key.name in ("wandb_api_key", "wandb_mode"):
+        elif flat_key.name in _IN_ENVIRONMENT:
             if flat_key.value:
                 text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
                 environment[flat_key.name.upper()] = text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -392,6 +394,18 @@ def test_a_ramp_whose_size_is_not_known_is_not_judged(name: str) -> None:
     assert problems == []
 
 
+@pytest.mark.parametrize("name", ["multiple_of", "hidden_dim_multiplier", "hidden_size", "wandb_mode"])
+def test_a_blank_in_a_key_with_its_own_rule_hides_no_other_mistake(
+    name: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"swiglu": "true", "multiple_of": "8", "hidden_dim_multiplier": "1.3", name: "'${x:??}'"}
+    more = [f"train.model.{key}={value}" for key, value in values.items()]
+    assert main([*words, *more, "train.model.num_query_groups=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("2 mistakes")
+    assert "needs `group_query_attention: true`" in error
+
+
 @pytest.mark.parametrize("path", LATER_ENTRYPOINTS)
 def test_a_program_of_a_missing_feature_is_one_mistake(
     path: str, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -413,6 +427,35 @@ def test_nine_keys_of_a_missing_feature_are_one_mistake(
     assert title == "1 mistake in the configuration:"
     assert first == f"- {MULTIMODAL}: not in this version yet (9 places)"
     assert places == [f"    command line: train.{key}" for key in keys]
+
+
+def test_the_advice_for_extra_validation_sets_is_complete(
+    words: list[str], capsys: pytest.CaptureFixture[str], write_data: Callable[..., str]
+) -> None:
+    for name in ("a", "b", "c"):
+        write_data(Path(name), (400, 400))
+
+    def reported(**keys: str) -> str:
+        sizes = {"train_iters": "4", "eval_interval": "2", "eval_iters": "1"}
+        model = [f"train.model.{key}={value}" for key, value in sizes.items()]
+        data = [f"train.data.{key}={value}" for key, value in {"mock_data": "false", **keys}.items()]
+        main([*words, *model, *data])
+        return capsys.readouterr().err
+
+    sets = "[9,./b,x,9,./c,y]"
+    old = reported(data_path="./a", split="'100,0,0'", extra_valid_interval="2", extra_valid_data_path=sets)
+    assert old.startswith("1 mistake")
+    assert "this key of FlagScale v0.6.0 is no longer supported (2 places)" in old
+    new = {
+        "train_data_path": "[./a]",
+        "valid_data_path": "[./b,./c]",
+        "validation_set_names": "[x,y]",
+        "multiple_validation_sets": "true",
+        "full_validation": "true",
+        "validation_set_intervals": "[2,4]",
+    }
+    assert all(key in old for key in new)
+    assert "mistake" not in reported(**new)
 
 
 def test_its_tuner_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
