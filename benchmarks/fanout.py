@@ -30,7 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,8 @@ import psutil
 
 from flagscale.node.network import free_port
 from flagscale.remote import launcher
-from flagscale.remote.connection import connect
+from flagscale.remote.ssh import connect
+from flagscale.remote.transport import HostAccess
 from flagscale.run.env import run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
@@ -114,10 +115,10 @@ def ours(plan: LaunchPlan, step: str) -> None:
 
 
 def _log_in(host: Host) -> None:
-    client = connect(host.name, None, 60.0)
-    _, output, _ = client.exec_command("true")
-    assert output.channel.recv_exit_status() == 0
-    client.close()
+    program = connect(HostAccess(host.name, sys.executable, str(ROOT), connect_timeout=60.0), "true")
+    with suppress(EOFError):
+        program.receive(60.0)
+    program.close()
 
 
 def theirs(farm: LoopbackFarm, plan: LaunchPlan, step: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from flagscale import __version__
 from flagscale.plan.render import scripts
-from flagscale.remote.connection import Unreachable
+from flagscale.remote.pipe import Unreachable
 from flagscale.remote.ssh import Session, SshTransport
 from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
