@@ -16,6 +16,9 @@ _NO_REASON = re.compile(
 _DROPPED = re.compile(
     r"kex_exchange_identification: (read: )?Connection (closed|reset) by|Connection (closed|reset) by "
 )
+_CROWDED = re.compile(
+    r"kex_exchange_identification: .*\nConnection (closed|reset) by (?!UNKNOWN)\S+ port \d+"
+)
 _ON_THE_WAY = "UNKNOWN port 65535"
 """How `ssh` names the end of a connection through another host or a command."""
 _NOWHERE = ("/dev/null", "none", "")
@@ -51,8 +54,8 @@ def messages(printed: str) -> str:
 
 
 def is_crowded(printed: str) -> bool:
-    """Return whether a server closed the connection without a word."""
-    return all(_DROPPED.match(line) for line in messages(printed).splitlines() or [""])
+    """Return whether a server closed the connection without a word, as with too many logins at once."""
+    return _CROWDED.match(messages(printed)) is not None
 
 
 def reason(printed: str, to: Destination) -> str:

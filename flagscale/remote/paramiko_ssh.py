@@ -148,10 +148,10 @@ class _KnownKeys(paramiko.MissingHostKeyPolicy):
         for known in self._keys:
             if known.get_name() == key.get_name():
                 raise paramiko.BadHostKeyException(hostname, key, known)
-        raise UnknownHostKey(key)
+        raise _UnknownKey(key)
 
 
-class UnknownHostKey(paramiko.SSHException):
+class _UnknownKey(paramiko.SSHException):
     """The server's host key is in no file of known hosts."""
 
     def __init__(self, key: paramiko.PKey) -> None:
@@ -209,7 +209,7 @@ def _reason(error: Exception, settings: HostSettings, timeout: float) -> str:
                 "its host key has changed: someone may be intercepting the connection; if the host was "
                 f"reinstalled, remove {name} from known_hosts, and then {_how_to_add(error.key, name)}"
             )
-        case UnknownHostKey():
+        case _UnknownKey():
             return (
                 f"its host key is unknown; if it is {error.key.fingerprint}, {_how_to_add(error.key, name)}"
             )

@@ -33,13 +33,15 @@ _UNDERSTOOD = (
 )
 _WITHOUT_EFFECT = """
     addkeystoagent batchmode challengeresponseauthentication clearallforwardings compression
-    connectionattempts connecttimeout controlmaster controlpath controlpersist dynamicforward enableescapecommandline escapechar
-    exitonforwardfailure fingerprinthash forkafterauthentication forwardagent forwardx11 forwardx11timeout
-    forwardx11trusted gatewayports gssapiauthentication gssapidelegatecredentials hashknownhosts ignoreunknown
-    ipqos kbdinteractiveauthentication localforward loglevel logverbose numberofpasswordprompts
-    obscurekeystroketiming passwordauthentication permitremoteopen rekeylimit remotecommand remoteforward
-    requesttty sendenv serveralivecountmax serveraliveinterval sessiontype stdinnull streamlocalbindmask
-    streamlocalbindunlink syslogfacility tcpkeepalive updatehostkeys usekeychain visualhostkey xauthlocation
+    connectionattempts connecttimeout controlmaster controlpath controlpersist dynamicforward
+    enableescapecommandline escapechar exitonforwardfailure fingerprinthash forkafterauthentication
+    forwardagent forwardx11 forwardx11timeout forwardx11trusted gatewayports gssapiauthentication
+    gssapidelegatecredentials hashknownhosts ignoreunknown ipqos kbdinteractiveauthentication
+    localforward loglevel logverbose numberofpasswordprompts obscurekeystroketiming
+    passwordauthentication permitremoteopen rekeylimit remotecommand remoteforward requesttty sendenv
+    serveralivecountmax serveraliveinterval sessiontype stdinnull streamlocalbindmask
+    streamlocalbindunlink syslogfacility tcpkeepalive updatehostkeys usekeychain visualhostkey
+    xauthlocation
 """
 """Options that do not change where, as whom, through what and with which host key one connects."""
 _WITHOUT_EFFECT_AS = {
@@ -90,8 +92,8 @@ def settings_of(host: str, port: int | None = None, user: str = "") -> HostSetti
     reading.read([Path(os.path.expanduser(path)) for path in _CONFIGS])
     found = reading.found
     if refused := [line for line in found.values() if not _is_supported(line)]:
-        names = (f"{line.where}: `{line.name} {line.value}` is not supported; {HINT}" for line in refused)
-        raise ConfigError("; ".join(names))
+        names = [f"{line.where}: `{line.name}` is not supported" for line in refused]
+        raise ConfigError("; ".join([*names, HINT]))
 
     def word(option: str) -> str:
         return found[option].word() if option in found else ""
