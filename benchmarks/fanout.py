@@ -155,6 +155,7 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
             seconds = time.monotonic() - begun
             used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
             cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
+            cpu += sum(map(_cpu_of, psutil.Process().children(recursive=True)))  # connections that are open
             os.write(writer, json.dumps([seconds, cpu, used[0].ru_maxrss / 1024]).encode())
         except BaseException:
             traceback.print_exc()
@@ -171,17 +172,19 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
 
 def _cpu(farm: LoopbackFarm) -> float:
     """Return the CPU seconds of all current and former processes of the farm."""
-    total = 0.0
-    for process in [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]:
-        try:
-            ticks = process.cpu_times()
-            # Process times come in ticks of 10 ms, too coarse for many small processes; thread times in ns.
-            tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
-            own = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-            total += max(own, ticks.user + ticks.system) + ticks.children_user + ticks.children_system
-        except (psutil.NoSuchProcess, OSError):
-            continue
-    return total
+    return sum(map(_cpu_of, [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]))
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process and of those of its children that have ended."""
+    try:
+        ticks = process.cpu_times()
+        # Process times come in ticks of 10 ms, too coarse for many small processes; thread times in ns.
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+        own: float = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        return max(own, ticks.user + ticks.system) + ticks.children_user + ticks.children_system
+    except (psutil.NoSuchProcess, OSError):
+        return 0.0
 
 
 def rounds(farm: LoopbackFarm, count: int, number: int) -> Iterator[dict[str, tuple[Cost, Cost]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import re
@@ -29,16 +30,33 @@ def program() -> str | None:
 @cache
 def version(path: str) -> tuple[int, ...]:
     """Return the version of a client, () if it is not OpenSSH."""
-    try:
-        printed = subprocess.run(
-            [path, "-V"], capture_output=True, text=True, stdin=subprocess.DEVNULL
-        ).stderr
-    except OSError:
-        return ()
-    found = re.match(r"OpenSSH\w*_(\d+)\.(\d+)", printed)
+    found = re.match(r"OpenSSH\w*_(\d+)\.(\d+)", _run(path, "-V").stderr)
     return tuple(map(int, found.groups())) if found else ()
 
 
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of OpenSSH without input or terminal; return its output."""
+    try:
+        return subprocess.run(
+            words,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+    except OSError as error:
+        raise cannot_start(words[0], error) from None
+
+
+def cannot_start(path: str, error: OSError) -> Unreachable:
+    """Return the error of a program that cannot be started."""
+    is_limit = error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+    hint = "; raise the limits of your shell (`ulimit -n`, `ulimit -u`)" if is_limit else ""
+    return Unreachable(f"cannot start {path}: {error.strerror}{hint}")
+
+
+@cache
 def _account_home() -> str | None:
     """Return the home of our account; None for a user id without an account, which `ssh` refuses."""
     try:
@@ -69,16 +87,11 @@ def settings(host: str, port: int | None = None) -> Settings:
 
 
 def _asked(files: tuple[str, ...], host: str, port: int | None) -> Settings:
-    done = subprocess.run(
-        [program() or "ssh", *files, "-G", *place(host, port)],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    done = _run(program() or "ssh", *files, "-G", *place(host, port))
     if done.returncode:
-        raise Unreachable(reason(done.stderr.decode(errors="replace"), Destination(host)))
+        raise Unreachable(reason(done.stderr, Destination(host)))
     values: dict[str, list[str]] = {}
-    for line in done.stdout.decode(errors="surrogateescape").splitlines():
+    for line in done.stdout.split("\n"):
         name, _, value = line.partition(" ")
         values.setdefault(name, []).append(value)
     return Settings(values)
@@ -92,14 +105,15 @@ def place(host: str, port: int | None) -> list[str]:
 def config_files() -> tuple[str, ...]:
     """Return the words that make `ssh` read the configuration below $HOME.
 
-    OpenSSH takes the home directory of the account instead. If $HOME is another one and has a `.ssh`, that
-    one counts, as for other programs. `~` in its files remains the home of the account, as `ssh` reads it.
+    OpenSSH takes the home directory of the account instead. If $HOME is another one and has a `.ssh` of ours,
+    that one counts, as for other programs. `~` in its files is the home of the account, as `ssh` reads it.
     """
     home = os.environ.get("HOME", "")
     if not home or os.path.realpath(home) == os.path.realpath(_account_home() or ""):
         return ()
     folder = Path(os.path.abspath(home)) / ".ssh"
-    return _config(folder, identities=()) if folder.is_dir() else ()
+    is_ours = folder.is_dir() and folder.stat().st_uid == os.getuid()
+    return _config(folder, identities=()) if is_ours else ()
 
 
 def config_files_of(host: str, port: int | None) -> tuple[str, ...]:
@@ -152,13 +166,7 @@ def destination(host: str, port: int | None, timeout: float) -> Destination:
 
 def _has_passphrase(identity: str) -> bool:
     """Return whether a private key can be read only with a passphrase; `ssh` passes over it silently."""
-    done = subprocess.run(
-        ["ssh-keygen", "-y", "-P", "", "-f", identity],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    return "passphrase" in done.stderr
+    return "passphrase" in _run("ssh-keygen", "-y", "-P", "", "-f", identity).stderr
 
 
 def _quoted(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import random
@@ -85,9 +84,7 @@ def _start(words: Sequence[str]) -> OpenSsh:
     try:
         return OpenSsh(words)
     except OSError as error:
-        is_limit = error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
-        hint = "; raise the limits of your shell (`ulimit -n`, `ulimit -u`)" if is_limit else ""
-        raise Unreachable(f"cannot start ssh: {error.strerror}{hint}") from None
+        raise openssh.cannot_start(words[0], error) from None
 
 
 class OpenSsh:
@@ -124,9 +121,7 @@ class OpenSsh:
             raise TimeoutError
         end = self._output.find(b"\n") + 1
         if not end:
-            if self.has_failed():
-                raise ConnectionError(self.last_words() or "it ended")
-            raise EOFError("it ended")
+            raise ConnectionError("it ended") if self.has_failed() else EOFError("it ended")
         line = self._output[:end].decode(errors="surrogateescape")
         del self._output[:end]
         return line

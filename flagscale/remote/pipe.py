@@ -24,7 +24,7 @@ class Pipe(Protocol):
         Raises:
             TimeoutError: there is none within this time.
             EOFError: the program has ended.
-            ConnectionError: the connection was lost; the message says why.
+            ConnectionError: the connection was lost.
         """
         ...
 
@@ -33,7 +33,7 @@ class Pipe(Protocol):
         ...
 
     def last_words(self) -> str:
-        """Return what the program printed last to its stderr."""
+        """Return what the program, or the connection, reported last."""
         ...
 
     def close(self) -> None:

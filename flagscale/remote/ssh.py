@@ -91,8 +91,8 @@ class Session:
         except TimeoutError:
             self._pipe.close()
             raise Unreachable(f"connected, but it did not answer within {self._timeout:g} s") from None
-        except ConnectionError as error:
-            raise Unreachable(f"the connection was lost ({error})") from None
+        except ConnectionError:
+            raise Unreachable(self._ended("the connection was lost")) from None
         except EOFError:
             raise Unreachable(self._ended("FlagScale does not start there")) from None
         if reported[HELLO] != __version__:
