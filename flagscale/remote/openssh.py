@@ -8,7 +8,9 @@ import pwd
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from glob import escape
@@ -19,6 +21,10 @@ from flagscale.remote.pipe import Unreachable
 
 _SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 _IDENTITIES = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk", "id_xmss", "id_dsa")
+
+_KEY = b"openssh-key-v1\0"
+_PLAIN_KEY = _KEY + b"\0\0\0\4none"
+"""How a private key begins, and one without a passphrase: the name of its cipher (OpenSSH's PROTOCOL.key)."""
 
 
 def program() -> str | None:
@@ -43,7 +49,7 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             encoding="utf-8",
-            errors="surrogateescape",
+            errors="replace",
         )
     except OSError as error:
         raise cannot_start(words[0], error) from None
@@ -159,15 +165,24 @@ def destination(host: str, port: int | None, timeout: float) -> Destination:
         through=option and f"{option} {known.first(option.lower())}",
         alias=known.first("hostkeyalias"),
         known_hosts=known.first("userknownhostsfile").partition(" ")[0],
-        locked=tuple(file for file in files if os.path.isfile(file) and _has_passphrase(file)),
+        locked=tuple(file for file in files if _has_passphrase(file)),
         timeout=timeout,
     )
 
 
 def _has_passphrase(identity: str) -> bool:
     """Return whether a private key can be read only with a passphrase; `ssh` passes over it silently."""
-    return "passphrase" in _run("ssh-keygen", "-y", "-P", "", "-f", identity).stderr
+    try:
+        lines = Path(identity).read_bytes().splitlines()
+    except OSError:
+        return False
+    if any(b"ENCRYPTED" in line for line in lines[:2]):  # a PEM file
+        return True
+    with suppress(ValueError):
+        key = b64decode(b"".join(line for line in lines if not line.startswith(b"-----")))
+        return key.startswith(_KEY) and not key.startswith(_PLAIN_KEY)
+    return False
 
 
 def _quoted(path: str) -> str:
-    return '"' + path.replace("%", "%%") + '"'
+    return f'"{path}"'

@@ -142,7 +142,8 @@ class OpenSsh:
         if not self._has_ended():
             return False
         with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(_LAST_WORDS) in (_FAILED, -signal.SIGTERM, -signal.SIGKILL)
+            code = self._process.wait(_LAST_WORDS)
+            return code == _FAILED or code < 0  # or killed by a signal
         return True
 
     def _has_ended(self) -> bool:
