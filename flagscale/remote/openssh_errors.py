@@ -17,7 +17,7 @@ _DROPPED = re.compile(
     r"kex_exchange_identification: (read: )?Connection (closed|reset) by|Connection (closed|reset) by "
 )
 _CROWDED = re.compile(
-    r"kex_exchange_identification: .*\nConnection (closed|reset) by (?!UNKNOWN)\S+ port \d+"
+    r"kex_exchange_identification: .*\nConnection (closed|reset) by (?!UNKNOWN)(\S+) port (\d+)"
 )
 _ON_THE_WAY = "UNKNOWN port 65535"
 """How `ssh` names the end of a connection through another host or a command."""
@@ -64,6 +64,9 @@ def reason(printed: str, to: Destination) -> str:
     if "bad configuration options" in text:
         wrong = re.findall(r"^(.+?):? line (\d+): (.+)$", text, re.MULTILINE)
         return "; ".join(f"{file}:{line}: {what}" for file, line, what in wrong) or text
+    if crowded := _CROWDED.match(text):
+        place = f"{crowded[2]} port {crowded[3]}"
+        return f"{place} closed the connection at once; perhaps it has too many logins (MaxStartups)"
     for pattern, explain in _REASONS:
         if found := re.search(pattern, text, re.MULTILINE):
             return explain(found, to, text)

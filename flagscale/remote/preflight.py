@@ -270,5 +270,5 @@ def _address(name: str) -> str:
         known = configured_address(name)
     try:
         return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: `a..b`, for example
         return known

@@ -38,7 +38,10 @@ ON_THE_WAY = (
             "no matching host key type found. Their offer: ssh-rsa",
             "10.0.0.1 port 22: no matching host key type found. Their offer: ssh-rsa",
         ),
-        (DROPPED, f"10.0.0.1 port 22: {DROPPED.strip()}"),
+        (
+            DROPPED,
+            "10.0.0.1 port 22 closed the connection at once; perhaps it has too many logins (MaxStartups)",
+        ),
         ("sh: 1: nc: not found\n" + ON_THE_WAY, "10.0.0.1 port 22: sh: 1: nc: not found"),
         ("", "10.0.0.1 port 22: it closed the connection"),
     ],
