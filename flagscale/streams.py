@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import TextIO
 
 
@@ -15,6 +16,7 @@ def quietly(main: Callable[[], int]) -> int:
     A stream that is closed from the start (`2>&-`) is discarded.
     """
     _open_closed_streams()
+    _accept_any_text()
     try:
         code = main()
     except BrokenPipeError:
@@ -64,3 +66,12 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _accept_any_text() -> None:
+    """Have file names that are not UTF-8 printed as they are, and characters unknown to a terminal escaped."""
+    stream = sys.stdout
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(
+            errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import accumulate
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
@@ -39,6 +40,33 @@ def override_problem(override: str) -> Problem | None:
     return Problem(
         f"`{value}` cannot be read as a value{at}", f"command line: {key}", _advice(key, value, parser)
     )
+
+
+def choice_problem(override: str) -> Problem | None:
+    """Return why an override `group=file` names no file; None if it does, or if it cannot be read at all."""
+    try:
+        read = OverridesParser.create().parse_rule(override, "override")
+    except HydraException:
+        return None
+    if not read.key_or_group:
+        return Problem("an override needs the form `key=value`", f"command line: {override}")
+    if read.is_sweep_override() or read.is_delete() or isinstance(read.value(), str | list | dict):
+        return None
+    what = f"`{override.partition('=')[2]}` is not the name of a file of the group `{read.key_or_group}`"
+    return Problem(what, f"command line: {read.key_or_group}")
+
+
+_DEEPEST, _MOST_DIGITS = 50, 4300
+"""Hydra's parser needs about ten calls per bracket; Python converts no longer numbers."""
+
+
+def too_much(override: str) -> str:
+    """Return why Python cannot parse an override; "" if it can."""
+    deepest = sum(override.count(bracket) for bracket in "[{(")
+    if deepest > _DEEPEST and max(accumulate((one in "[{(") - (one in ")}]") for one in override)) > _DEEPEST:
+        return f"more than {_DEEPEST} levels of nesting"
+    longest = max(map(len, re.findall(r"[0-9_]+", override)), default=0)
+    return f"a number of more than {_MOST_DIGITS} digits" if longest > _MOST_DIGITS else ""
 
 
 def _place(cause: BaseException | None, override: str) -> int:

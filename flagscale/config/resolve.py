@@ -9,9 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flagscale.config.command import first_line
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem
+from flagscale.errors import Problem, first_line
 
 
 def resolve(config: DictConfig, source_map: SourceMap) -> tuple[dict[str, Any], dict[str, Problem]]:

@@ -167,8 +167,8 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
         ("a: 1\nexperiment: [1\n", "conf/broken.yaml:3: "),
         ("experiment:\n  exp_name: 'x\n", "conf/broken.yaml:3: "),
         ("a: 1\na: 2\n", "conf/broken.yaml:2: "),
-        ("experiment: {exp_name: '${nothing'}", "experiment.exp_name: "),
-        ("- a\n", "must be a DictConfig"),
+        ("experiment: {exp_name: '${nothing'}", "conf/broken.yaml:1: an interpolation cannot be read"),
+        ("- a\n", "conf/broken.yaml:1: a file holds keys with values (`key: value`), not a list"),
         ("defaults: [_self_, {train: absent}]", "train/absent"),
     ],
 )
