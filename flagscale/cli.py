@@ -24,7 +24,7 @@ from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, early_prob
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, Problem, UserError
-from flagscale.streams import discard_unread, quietly
+from flagscale.streams import discard_unread, is_disk_full, quietly
 from flagscale.sweep import Swept, is_sweep, shared_run_directories, swept_job
 
 if TYPE_CHECKING:
@@ -191,10 +191,12 @@ def _perform(config: DictConfig) -> int:
     except FlagScaleError as error:
         _complain(f"error: {error}")
         return error.exit_code
-    except BrokenPipeError:
-        if discard_unread():  # not left to `quietly`, because Hydra would complain first
+    except OSError as error:
+        # Not left to `quietly`, because Hydra would complain first.
+        if isinstance(error, BrokenPipeError) and discard_unread():
             return 0
-        traceback.print_exc()
+        if not is_disk_full(error):
+            traceback.print_exc()
         return 1
     except Exception:
         # A bug of ours: print the whole traceback, which Hydra would shorten.
@@ -225,7 +227,7 @@ def _print_mistakes(error: UserError) -> int:
 
 
 def _complain(text: str) -> None:
-    with suppress(BrokenPipeError):  # even if nobody reads it, the exit code says that there is an error
+    with suppress(OSError):  # even if nobody reads it, the exit code says that there is an error
         print(text, file=sys.stderr)
 
 

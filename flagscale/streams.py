@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import TextIO
 
@@ -13,16 +15,22 @@ from typing import TextIO
 def quietly(main: Callable[[], int]) -> int:
     """Return what `main` returns; 0, without a message, if it ends because nobody reads its output any more.
 
-    A stream that is closed from the start (`2>&-`) is discarded.
+    A stream that is closed from the start (`2>&-`) is discarded. Output that cannot be written, as on a full
+    disk, is a failure: 1, with a message.
     """
     _open_closed_streams()
     _accept_any_text()
     try:
         code = main()
+        sys.stdout.flush()
     except BrokenPipeError:
         if not discard_unread():
             raise  # another pipe or connection
         return 0
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        return 1
     except SystemExit:
         discard_unread()
         raise
@@ -30,11 +38,18 @@ def quietly(main: Callable[[], int]) -> int:
     return code
 
 
-def discard_unread() -> bool:
-    """Flush both streams; discard the output of each one whose reader has gone, and return whether one has.
+def is_disk_full(error: OSError) -> bool:
+    """Return whether a file, or standard output, could not be written for want of space; if so, report it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return False
+    _discard(sys.stdout)
+    with suppress(OSError):
+        print(f"error: cannot write {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
+    return True
 
-    Python would report them again when it flushes at exit.
-    """
+
+def discard_unread() -> bool:
+    """Flush both streams; discard those whose reader has gone, and return whether there are any."""
     gone = []
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -43,8 +58,13 @@ def discard_unread() -> bool:
             gone.append(stream)
     gone += [stream for stream in (sys.stdout, sys.stderr) if stream not in gone and _has_no_reader(stream)]
     for stream in gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _discard(stream)
     return bool(gone)
+
+
+def _discard(stream: TextIO) -> None:
+    """Connect a stream to nothing: Python would report the error again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _has_no_reader(stream: TextIO) -> bool:
@@ -69,9 +89,8 @@ def _open_closed_streams() -> None:
 
 
 def _accept_any_text() -> None:
-    """Have file names that are not UTF-8 printed as they are, and characters unknown to a terminal escaped."""
+    """Print file names that are not UTF-8 as they are, and escape what the terminal cannot show."""
     stream = sys.stdout
     if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
-        stream.reconfigure(
-            errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace"
-        )
+        is_utf8 = stream.encoding.lower() == "utf-8"
+        stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")

@@ -29,7 +29,7 @@ class Document:
     root: yaml.Node | None = None
     """Its syntax tree; None if the file is empty or cannot be read."""
     values: Mapping[Any, Any] = field(default_factory=dict)
-    """If the file has a mistake, only its defaults list, so that the mistakes of other files are found too."""
+    """If the file has a mistake, only its defaults list, so that further files are checked too."""
     package: str | None = None
     """What its `# @package` line says."""
     problems: tuple[Problem, ...] = ()
@@ -66,7 +66,7 @@ def _parsed(text: str, name: str) -> Document:
         values = {"defaults": rest.values["defaults"]} if "defaults" in rest.values else {}
         return Document(None, values, rest.package, (*rest.problems, refusal.problem(name)))
     header, problems = _header(text, name)
-    if is_empty(root):
+    if root is None or is_empty(root):
         return Document(None, {}, header, tuple(problems))
     if not isinstance(root, yaml.MappingNode):
         what = f"a file holds keys with values (`key: value`), not {kind_of(root)}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from flagscale.config.load import read_section
 from flagscale.config.schema import Section
@@ -43,7 +43,7 @@ class _Job(Section):
 
 
 class _Sweeper(Section):
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
     max_batch_size: int | None = None
 
 
@@ -53,7 +53,7 @@ class _Keys(Section):
     output_subdir: str | None = None
     job: _Job = _Job()
     sweeper: _Sweeper = _Sweeper()
-    searchpath: list[Annotated[str, AfterValidator(_place)]] = []
+    searchpath: list[Annotated[str, AfterValidator(_place)]] = Field(default_factory=list)
 
 
 class _CommandKeys(_Keys):

@@ -72,8 +72,8 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
     if found:
         return found
     groups = ["", *_groups(config_folder(words))]
-    found = [choice_problem(word) for word in overrides if _key(word).partition("@")[0] in groups]
-    return [*filter(None, found), *hydra_keys.override_problems(overrides)]
+    chosen = map(choice_problem, (word for word in overrides if _key(word).partition("@")[0] in groups))
+    return [*filter(None, chosen), *hydra_keys.override_problems(overrides)]
 
 
 def _key(override: str) -> str:

@@ -48,7 +48,9 @@ def _children(
     for key in keys:
         child = f"{path}.{key}" if path else str(key)
         where = source_map.where(child)
-        if isinstance(node, DictConfig) and not isinstance(key, str) and path.startswith("experiment"):
+        # Further down, a key may belong to a mapping that an engine takes, which may have numbers.
+        is_name = path.startswith("experiment.") or "." not in path
+        if isinstance(node, DictConfig) and not isinstance(key, str) and is_name:
             what, hint = f"YAML reads this name as {key}", "if it is meant as text, quote it"
             failed[child] = Problem(what, where, hint)
             continue

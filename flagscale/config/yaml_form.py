@@ -76,11 +76,12 @@ def _refused(error: yaml.MarkedYAMLError) -> Refused:
 
 def _check_depth(text: str) -> None:
     """Refuse a text that is nested too deeply, without recursion, unlike what reads it later."""
-    depth = 0
+    depth = line = 0
     for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark else line
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise Refused(f"more than {_DEEPEST} levels of nesting", event.start_mark.line + 1)
+            raise Refused(f"more than {_DEEPEST} levels of nesting", line)
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
@@ -112,7 +113,9 @@ def is_empty(node: yaml.Node | None) -> bool:
 
 def kind_of(node: yaml.Node) -> str:
     """Return what a node is, in words."""
-    return {"mapping": "a group of keys", "sequence": "a list"}.get(str(node.id), f"`{shown(node)}`")
+    if isinstance(node, yaml.MappingNode):
+        return "a group of keys"
+    return "a list" if isinstance(node, yaml.SequenceNode) else f"`{shown(node)}`"
 
 
 def shown(node: yaml.Node) -> str:

@@ -1,14 +1,14 @@
-"""The sound projects that slips start from: our examples, made so small that they need nothing else."""
+"""The sound projects that slips start from: our examples, without their data and chips."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 CONFIG, HOSTS = "conf/config.yaml", "hostfile"
-EXAMPLE = Path(__file__).parents[2] / "examples" / "aquila" / "conf"
+_EXAMPLE = Path(__file__).parents[2] / "examples" / "aquila" / "conf"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Project:
 
     name: str
     files: Mapping[str, bytes | str]
-    """A text says that something else is in the file's place: a folder, nothing, ..."""
+    """A text says what is in the place of a file: `folder`, `absent`, `unreadable`, `loop` or `fifo`."""
     words: tuple[str, ...] = ()
 
     def text(self, name: str) -> str:
@@ -28,7 +28,7 @@ class Project:
     def with_file(self, name: str, content: bytes | str) -> Project:
         return replace(self, files={**self.files, name: content})
 
-    def with_words(self, words: Sequence[str]) -> Project:
+    def with_words(self, words: Iterable[str]) -> Project:
         return replace(self, words=tuple(words))
 
     def write(self, folder: Path) -> None:
@@ -49,44 +49,45 @@ class Project:
                 os.mkfifo(path)
 
 
-def _project(name: str, config: str, *tasks: str, add: str = "", **files: str) -> Project:
-    texts = {CONFIG: _example(f"{config}.yaml").replace("\n  runner:\n", f"\n  runner:\n{add}")}
-    texts |= {f"conf/{task}.yaml": _example(f"{task}.yaml") for task in tasks}
-    return Project(name, {path: text.encode() for path, text in (texts | files).items()})
+def _project(name: str, config: str, *tasks: str, runner: str = "", **hostfile: str) -> Project:
+    """Return an example as a project; `runner` is keys of its runner, which win over those of the example."""
+    text = _example(config)
+    for line in runner.splitlines():
+        key = line.partition(":")[0]
+        kept = [other for other in text.splitlines() if not other.startswith(f"    {key}:")]
+        text = "\n".join([*kept, ""]).replace("\n  runner:\n", f"\n  runner:\n    {line}\n")
+    texts = {CONFIG: text, **{f"conf/{task}.yaml": _example(task) for task in tasks}, **hostfile}
+    return Project(name, {path: text.encode() for path, text in texts.items()})
+
+
+_INSTEAD = {
+    "train_data_path: [./data/demo/train_text_document]": "mock_data: true",
+    "valid_data_path: [./data/demo/valid_text_document]": "reset_position_ids: false",
+    "HuggingFaceTokenizer": "NullTokenizer",
+    "tokenizer_model: ./data/demo/tokenizer": "vocab_size: 511",
+    "./outputs/aquila_demo/hf": "facebook/opt-125m",
+}
+"""What the examples need that is not part of the repository, and what the projects have in its place."""
 
 
 def _example(name: str) -> str:
-    text = (EXAMPLE / name).read_text()
-    # The data and the model of the demo, which are not part of the repository.
-    for path in ("[./data/demo/train_text_document]", "[./data/demo/valid_text_document]"):
-        text = text.replace(f"train_data_path: {path}", "mock_data: true").replace(
-            f"valid_data_path: {path}", "no_mmap_bin_files: true"
-        )
-    text = text.replace("HuggingFaceTokenizer", "NullTokenizer").replace(
-        "tokenizer_model: ./data/demo/tokenizer", "vocab_size: 511"
-    )
-    return text.replace("./outputs/aquila_demo/hf", "facebook/opt-125m")
+    text = (_EXAMPLE / f"{name}.yaml").read_text()
+    for old, new in _INSTEAD.items():
+        text = text.replace(old, new)
+    return text
 
-
-_CPU = "    platform: cpu\n"
-_HOSTFILE = "# two hosts\nlocalhost slots=2 type=cpu\nother slots=2 type=cpu   # 2\n"
 
 PROJECTS = [
-    _project("train", "config", "train/demo", add=_CPU),
-    _project("hetero", "config_hetero", "train/demo_hetero", "train/demo", add=_CPU),
+    _project("train", "config", "train/demo", runner="platform: cpu"),
+    _project("hetero", "config_hetero", "train/demo_hetero", "train/demo", runner="platform: cpu"),
     _project("inference", "config_inference", "inference/demo"),
-    _project("serve", "config_serve", "serve/demo", add=_CPU),
-    _project("hosts", "config", "train/demo", add=f"{_CPU}    hostfile: ./hostfile\n", hostfile=_HOSTFILE),
-    _project("cloud", "config", "train/demo", add=f"{_CPU}    node_rank: 0\n    master_addr: 10.0.0.1\n"),
+    _project("serve", "config_serve", "serve/demo", runner="platform: cpu"),
+    _project(
+        "hosts",
+        "config",
+        "train/demo",
+        runner="platform: cpu\nhostfile: ./hostfile\nnnodes: 2\nnproc_per_node: 2",
+        hostfile="# two hosts\nlocalhost slots=2 type=cpu\nother slots=2 type=cpu   # 2\n",
+    ),
+    _project("cloud", "config", "train/demo", runner="platform: cpu\ntype: cloud\nmaster_addr: 10.0.0.1"),
 ]
-PROJECTS[-1] = PROJECTS[-1].with_file(
-    CONFIG, PROJECTS[-1].text(CONFIG).replace("type: ssh", "type: cloud").encode()
-)
-PROJECTS[-2] = PROJECTS[-2].with_file(
-    CONFIG,
-    PROJECTS[-2]
-    .text(CONFIG)
-    .replace("nnodes: 1", "nnodes: 2")
-    .replace("nproc_per_node: 4", "nproc_per_node: 2")
-    .encode(),
-)

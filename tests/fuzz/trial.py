@@ -1,4 +1,4 @@
-"""One trial: a command on a project in this process, and what every command promises of any project."""
+"""One trial: a command on a project, and what every command promises whatever the project is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,90 +21,105 @@ from flagscale.cli import main
 from tests.fuzz.projects import Project
 
 LIMIT = 60
+"""Seconds after which a command counts as hanging."""
+_RUN = Path(__file__).parents[2] / "run.py"
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """The result of a command."""
+
     code: int
     printed: str
     seconds: float
-    written: frozenset[str]
+    written: tuple[str, ...]
+    """Paths that the command created, changed or deleted."""
 
 
 class Hang(BaseException):
-    """A command took longer than `LIMIT` seconds."""
+    """A command took longer than `LIMIT`."""
 
 
-def command(project: Project) -> list[str]:
-    first = ["--config-path", "conf", "--config-name", "config", "action=dryrun"]
-    return [*first, *project.words]
-
-
-def run(project: Project) -> Outcome:
-    """Perform `dryrun` on a project in a new folder."""
-    with TemporaryDirectory(prefix="fuzz-") as name:
-        folder = Path(name)
-        project.write(folder)
-        before = _listing(folder)
-        out, err = _stream("strict"), _stream("backslashreplace")
-        start = time.perf_counter()
+def dryrun(project: Project) -> Outcome:
+    """Perform `dryrun` in this process."""
+    with _written(project) as folder:
+        out, err = (_stream(errors) for errors in ("strict", "backslashreplace"))
+        before, start = _listing(folder), time.perf_counter()
         with _as_new(folder), _limited(), redirect_stdout(out), redirect_stderr(err):
-            code = main(command(project))
+            code = main(_words(project, "dryrun"))
         seconds = time.perf_counter() - start
-        texts = [
-            stream.buffer.getvalue().decode(errors="replace") for stream in (out, err) if not stream.flush()
-        ]
-        return Outcome(code, "\n".join(texts), seconds, frozenset(_listing(folder) ^ before))
+        printed = "".join(_content(stream) for stream in (out, err))
+        return Outcome(code, printed, seconds, tuple(_listing(folder) ^ before))
 
 
-def complaint(outcome: Outcome) -> str:
-    """Return which promise is broken; "" if none is."""
-    printed = outcome.printed
-    if "Traceback (most recent call last)" in printed:
-        frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', printed)
-        last = next((line for line in reversed(printed.splitlines()) if re.match(r"[\w.]+(:|$)", line)), "")
-        ours = next(
-            (
-                f"{Path(file).name}:{line} {name}"
-                for file, line, name in reversed(frames)
-                if "/flagscale/" in file
-            ),
-            "",
+def command(project: Project, action: str) -> Outcome:
+    """Perform an action as a user does."""
+    with _written(project) as folder:
+        before, start = _listing(folder), time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, str(_RUN), *_words(project, action)],
+            cwd=folder,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
         )
-        return f"a traceback: {last[:100]} @ {ours}"
-    if outcome.code not in (0, 2):
-        return f"exit code {outcome.code}"
+        printed = (done.stdout + done.stderr).decode(errors="replace")
+        seconds = time.perf_counter() - start
+        return Outcome(done.returncode, printed, seconds, tuple(_listing(folder) ^ before))
+
+
+def broken_promise(outcome: Outcome, codes: tuple[int, ...] = (0, 2)) -> str:
+    """Return which promise a command has broken; "" if none."""
+    if "Traceback (most recent call last)" in outcome.printed:
+        return f"a traceback:\n{outcome.printed}"
+    if outcome.code not in codes:
+        return f"exit code {outcome.code}:\n{outcome.printed}"
     if outcome.written:
         return f"written: {sorted(outcome.written)}"
-    problems = re.findall(r"^- (.*)", printed, re.MULTILINE) if outcome.code == 2 else []
-    nameless = [problem for problem in problems if not _PLACE.match(problem)]
-    return f"no place is named: {nameless[0][:110]}" if nameless else ""
+    problems = re.findall(r"^- (.*)", outcome.printed, re.MULTILINE) if outcome.code == 2 else []
+    nameless = next((problem for problem in problems if not _PLACE.match(problem)), None)
+    return f"no place is named: {nameless}" if nameless else ""
 
 
-_PLACE = re.compile(
-    r"no action given|command line: |/|\S*(\.yaml|hostfile)\b(:\d+)?|[A-Za-z_][\w./@-]*: |.*`[^`]+`|.*'[^']+'"
-)
+_PLACE = re.compile(r"command line: |\S+(:\d+)?: |.*[`'].+[`']|no action given")
+"""How a problem begins: with a file, perhaps with a line, or with a key; or it quotes what is missing."""
+
+
+def _words(project: Project, action: str) -> list[str]:
+    return ["--config-path", "conf", "--config-name", "config", f"action={action}", *project.words]
+
+
+@contextmanager
+def _written(project: Project) -> Iterator[Path]:
+    with TemporaryDirectory(prefix="slips-") as name:
+        project.write(Path(name))
+        yield Path(name)
 
 
 def _listing(folder: Path) -> set[str]:
-    return {
-        f"{path.relative_to(folder)} {path.lstat().st_mtime_ns if not path.is_dir() else ''}"
-        for path in folder.rglob("*")
-    }
+    """Return the path of everything in a folder, with the time of its last change."""
+    return {f"{path.relative_to(folder)} {path.lstat().st_mtime_ns}" for path in folder.rglob("*")}
 
 
 def _stream(errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors)
 
 
+def _content(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue().decode(errors="replace")
+
+
 @contextmanager
 def _as_new(folder: Path) -> Iterator[None]:
     """Behave like a process that starts in a folder, and restore this one's state."""
-    here, argv, environ, handlers = Path.cwd(), sys.argv, dict(os.environ), logging._handlerList  # type: ignore[attr-defined]
+    here, argv, environ, handlers = Path.cwd(), sys.argv, dict(os.environ), logging._handlerList
     os.chdir(folder)
     sys.argv = ["run.py"]
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    logging._handlerList = []  # type: ignore[attr-defined]
+    logging._handlerList = []
     try:
         yield
     finally:
@@ -111,7 +127,7 @@ def _as_new(folder: Path) -> Iterator[None]:
         sys.argv = argv
         os.environ.clear()
         os.environ.update(environ)
-        logging._handlerList = handlers  # type: ignore[attr-defined]
+        logging._handlerList = handlers
 
 
 @contextmanager
