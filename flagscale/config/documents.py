@@ -87,7 +87,7 @@ def _parsed(text: str, name: str) -> Document:
 
 def _before(text: str, line: int) -> str:
     """Return the text above the top-level key in which a mistake begins."""
-    lines = text.splitlines(keepends=True)[: line - 1]
+    lines = text.splitlines(keepends=True)[:line]
     while lines and lines[-1][0] in " \t-#\r\n":
         lines.pop()
     return "".join(lines[:-1])

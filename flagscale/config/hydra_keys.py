@@ -80,10 +80,19 @@ def override_problems(words: Sequence[str]) -> Iterator[Problem]:
         if "~" in found[1]:
             yield Problem("Hydra's own keys cannot be removed", f"command line: {word}")
             continue
+        names = str(override.key_or_group).split(".")[1:]
         tree: Any = override.value()
-        for name in reversed(str(override.key_or_group).split(".")[1:]):
+        if tree is None and names and _is_group(names):
+            yield Problem("a group of keys is expected here", f"command line: {override.key_or_group}")
+            continue
+        for name in reversed(names):
             tree = {name: tree}
         yield from _checked(_CommandKeys, tree, index_sources([], [word]))[1]
+
+
+def _is_group(names: Sequence[str]) -> bool:
+    field = _CommandKeys.model_fields.get(names[0])
+    return len(names) == 1 and field is not None and isinstance(field.default, Section)
 
 
 def _checked(

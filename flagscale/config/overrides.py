@@ -95,7 +95,7 @@ def unreadable(words: Sequence[str]) -> list[Problem]:
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
-    return [word for word in words if "=" in word and not word.startswith("-")]
+    return [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
 
 
 def problems_of(error: Exception | None, words: Sequence[str]) -> list[Problem]:

@@ -97,7 +97,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
         known[id(node)] = (size, depth)
     if size > _MOST or depth > _DEEPEST:
         limit = f"{_MOST} values" if size > _MOST else f"{_DEEPEST} levels of nesting"
-        raise Refused(f"aliases (`*`) stand for more than {limit}", node.start_mark.line + 1)
+        raise Refused(f"aliases (`*`) stand for more than {limit}", node.start_mark.line + 1, first_line=1)
     return max(size, 1), depth
 
 
