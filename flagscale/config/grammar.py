@@ -14,6 +14,7 @@ from flagscale.config.secrets import is_secret
 from flagscale.errors import Problem
 
 _KEY = re.compile(r"[~+]{0,2}[\w$-]+([./@:][\w$-]+)*")
+_AFTER_DIGITS = re.compile(r"\.(\d+[A-Za-z_][\w-]*)")
 
 
 def override_problem(override: str) -> Problem | None:
@@ -28,9 +29,11 @@ def override_problem(override: str) -> Problem | None:
     key, equals, value = shown.partition("=")
     if not equals:
         return Problem("an override needs the form `key=value`", f"command line: {shown}")
-    if place < override.index("=") or not _KEY.fullmatch(key):
-        what, hint = f"`{key}` is not a valid key", "write the names from the top, joined by dots"
-        return Problem(what, f"command line: {key}", hint)
+    if place < override.index("=") or not _KEY.fullmatch(key) or not _is_readable(f"{key}=1", parser):
+        hint = "write the names from the top, joined by dots"
+        if found := _AFTER_DIGITS.search(key):
+            hint = f"a name cannot begin with a digit: `{found[1]}`"
+        return Problem(f"`{key}` is not a valid key", f"command line: {key}", hint)
     if is_secret(key.rpartition(".")[2]):
         return Problem(
             "the value cannot be read", f"command line: {key}", "quote it for Hydra and for the shell"
@@ -50,7 +53,11 @@ def choice_problem(override: str) -> Problem | None:
         return None
     if not read.key_or_group:
         return Problem("an override needs the form `key=value`", f"command line: {override}")
-    if read.is_sweep_override() or read.is_delete() or isinstance(read.value(), str | list | dict):
+    value = read.value()
+    is_name = isinstance(value, str | dict) or (
+        isinstance(value, list) and all(isinstance(one, str) for one in value)
+    )
+    if read.is_sweep_override() or read.is_delete() or is_name:
         return None
     what = f"`{override.partition('=')[2]}` is not the name of a file of the group `{read.key_or_group}`"
     return Problem(what, f"command line: {read.key_or_group}")
@@ -67,6 +74,14 @@ def too_much(override: str) -> str:
         return f"more than {_DEEPEST} levels of nesting"
     longest = max(map(len, re.findall(r"[0-9_]+", override)), default=0)
     return f"a number of more than {_MOST_DIGITS} digits" if longest > _MOST_DIGITS else ""
+
+
+def _is_readable(override: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_rule(override, "override")
+    except HydraException:
+        return False
+    return True
 
 
 def _place(cause: BaseException | None, override: str) -> int:

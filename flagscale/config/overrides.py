@@ -72,7 +72,12 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
     if found:
         return found
     groups = ["", *_groups(config_folder(words))]
-    chosen = map(choice_problem, (word for word in overrides if _key(word).partition("@")[0] in groups))
+    choices = [
+        word
+        for word in overrides
+        if _key(word).partition("@")[0] in groups or _key(word).startswith("hydra/")
+    ]
+    chosen = map(choice_problem, choices)
     return [*filter(None, chosen), *hydra_keys.override_problems(overrides)]
 
 

@@ -311,6 +311,19 @@ def test_a_task_type_of_another_engine_is_one_mistake(
     assert "the engine `vllm` does not support `train`" in reported
 
 
+@pytest.mark.parametrize("type_", ["trian", "serve", "[a]"])
+def test_a_wrong_task_type_does_not_hide_the_mistakes_of_the_task(
+    type_: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main([*words, "action=dryrun", f"experiment.task.type={type_}", "train.model.num_layer=3"]) == 2
+    )
+    reported = capfd.readouterr().err
+    assert reported.startswith("2 mistakes")
+    assert "experiment.task.type: " in reported
+    assert "train.model.num_layer: " in reported
+
+
 def test_mistakes_of_the_runner_and_the_task_are_reported_together(
     words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

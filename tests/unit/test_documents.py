@@ -1,4 +1,4 @@
-"""Every kind of wrong form of a YAML file, each found by `make fuzz` or by a user, is reported with its line."""
+"""Every kind of wrong form of a YAML file that `make fuzz` or a user has found is reported with its line."""
 
 from __future__ import annotations
 

@@ -125,6 +125,8 @@ def test_hydras_own_keys_that_have_no_effect(value: str, words: list[str]) -> No
         ("=3", "command line: =3: an override needs the form `key=value`"),
         ("train=3", "command line: train: `3` is not the name of a file of the group `train`"),
         ("train=null", "command line: train: `null` is not the name of a file"),
+        ("train=[demo,[1]]", "command line: train: `[demo,[1]]` is not the name of a file"),
+        ("hydra/launcher=[[1]]", "command line: hydra/launcher: `[[1]]` is not the name of a file"),
         ("experiment=[a]", "command line: experiment: "),
         (f"a={'9' * 5000}", "command line: a: a number of more than 4300 digits"),
         (f"a={'[' * 60}{']' * 60}", "command line: a: more than 50 levels of nesting"),
