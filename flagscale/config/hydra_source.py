@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import posixpath
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
@@ -46,6 +48,14 @@ def problems_of_files() -> dict[Problem, None]:
             problems.update(dict.fromkeys(found))
             header = {"package": document.package}
             return ConfigResult(self.provider, self.full_path(), OmegaConf.create(values), header)
+
+        def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
+            try:
+                return super().list(config_path, results_filter)
+            except OSError as error:
+                what = f"the folder cannot be read: {error.strerror}"
+                problems[Problem(what, os.path.relpath(Path(self.path, config_path)))] = None
+                return []
 
     Plugins.instance()  # registers Hydra's own source, which is then replaced
     SourcesRegistry.instance().types[Source.scheme()] = Source

@@ -18,14 +18,14 @@ COMPLAINTS = (HydraException, OmegaConfBaseException)
 """The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
 SWEEP_FLAGS = ("-m", "--multirun")
-"""Hydra's parser takes them only before the first override, or after the last one."""
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    words = sorted(_absolute_config_path(words), key=lambda word: word not in SWEEP_FLAGS)
+    # Hydra's parser takes flags before the first override or after the last one, but not between two.
+    words = sorted(_absolute_config_path(words), key=_is_override)
     groups = _groups(config_folder(words))
     return [_set_or_add(word, groups) for word in words]
 
@@ -42,6 +42,10 @@ def _absolute_config_path(words: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         absolute.append(f"{flag}={Path(value).absolute()}" if equals and flag in _PATH_FLAGS else word)
     return absolute
+
+
+def _is_override(word: str) -> bool:
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
 def config_folder(words: Sequence[str]) -> Path | None:
@@ -62,8 +66,10 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
 
 
 def early_problems(words: Sequence[str]) -> list[Problem]:
-    """Return the mistakes in overrides for which Hydra has no message that names them."""
-    overrides = _overrides(words)
+    """Return the mistakes of a command line for which Hydra has no message that names them."""
+    overrides, folder = _overrides(words), config_folder(words)
+    if folder and folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        return [Problem("the folder cannot be read: Permission denied", os.path.relpath(folder))]
     found = [
         Problem(what, f"command line: {_key(word)[:_SHOWN]}")
         for word in overrides
@@ -71,7 +77,7 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
     ]
     if found:
         return found
-    groups = ["", *_groups(config_folder(words))]
+    groups = ["", *_groups(folder)]
     choices = [
         word
         for word in overrides
@@ -86,11 +92,14 @@ def _key(override: str) -> str:
 
 
 def _groups(folder: Path | None) -> list[str]:
-    """Return the groups of files in a folder."""
-    return [path.name for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
+    """Return the groups of files in a folder, if it can be read."""
+    if folder is None or not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+        return []
+    return [path.name for path in folder.iterdir() if path.is_dir()]
 
 
 _SHOWN = 100
+"""Characters of a key in a message about a word that is too long."""
 
 
 def unreadable(words: Sequence[str]) -> list[Problem]:
@@ -100,7 +109,7 @@ def unreadable(words: Sequence[str]) -> list[Problem]:
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    return [word for word in words if _is_override(word)]
 
 
 def problems_of(error: Exception | None, words: Sequence[str]) -> list[Problem]:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from flagscale.config.host_names import refusal
 from flagscale.config.secrets import is_secret
 
 
@@ -88,6 +89,12 @@ def _streams(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if reason := refusal(value):
+        raise ValueError(reason)
+    return value
+
+
 def _pairs(value: str) -> str:
     if not all(re.fullmatch(r"[^=]*\S[^=]*=.*\S.*", pair) for pair in value.split(",")):
         raise ValueError("input should be key=value[,key=value ...]")
@@ -100,6 +107,7 @@ Text = Annotated[str, BeforeValidator(_text)]
 Streams = Annotated[Text, AfterValidator(_streams)]
 Ranks = Annotated[int | Literal["auto"], PlainValidator(_ranks)]
 Name = Annotated[str, AfterValidator(_name)]
+HostName = Annotated[str, AfterValidator(_host)]
 OpenName = Annotated[Name, AfterValidator(_no_secret)]
 
 
@@ -144,7 +152,7 @@ class Runner(Section):
     backend: Literal["torchrun"] = "torchrun"
     """The agent that starts the ranks of a host."""
     hostfile: str | None = None
-    """Path of a file with a line `host slots=N [type=NAME]` per host."""
+    """Path of a file with a line `host slots=N [type=NAME]` per host, or per range such as `node[01-04]`."""
     nnodes: Annotated[int | str, PlainValidator(_hosts)] | None = None
     """How many hosts of the hostfile to use; default: all. `"min:max"`: a restart may use fewer."""
     nproc_per_node: Ranks = "auto"
@@ -153,7 +161,7 @@ class Runner(Section):
     """The chip: `nvidia`, `cpu`, or an installed plugin's name; `auto`: the chip of this host."""
     node_rank: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] | None = None
     """The rank of this host among the hosts, with `type: cloud` only; default: the platform's value."""
-    master_addr: str | None = None
+    master_addr: HostName | None = None
     """The address at which the other hosts reach the first one."""
     master_port: Port | None = None
     """Rendezvous port on the first host; default: one that is free there."""
@@ -167,7 +175,7 @@ class Runner(Section):
     """torchrun's options: which streams of a rank go to files and to the host's log (3: both)."""
     log_dir: str | None = None
     """Where torchrun stores the streams of each rank; default: `logs/details` in the run directory."""
-    local_addr: str | None = None
+    local_addr: HostName | None = None
     monitor_interval: Seconds | None = None
     """torchrun's options, passed on unchanged."""
     max_restarts: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] = 0
@@ -182,9 +190,9 @@ class Runner(Section):
     host_paths: dict[str, dict[str, str]] = {}
     """By host of the hostfile: prefixes of paths, and what replaces them there."""
     include: list[str] = []
-    """Use only these hosts of the hostfile; default: all."""
+    """Use only these hosts of the hostfile, or ranges of them: `node[1-4]`; default: all."""
     exclude: list[str] = []
-    """Do not use these hosts of the hostfile."""
+    """Do not use these hosts of the hostfile, or ranges of them."""
     transport: str = "ssh"
     """How hosts other than this one are reached: `ssh`, or an installed plugin's name."""
     ssh_port: Port | None = None

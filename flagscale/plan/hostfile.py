@@ -1,17 +1,16 @@
-"""The hostfile: one line `host slots=N [type=NAME]` per host; `#` starts a comment."""
+"""The hostfile: one line `host slots=N [type=NAME]` per host or range of hosts; `#` starts a comment."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flagscale.config.host_names import canonical, expand, refusal
 from flagscale.errors import Problem, UserError
-
-_HOST = re.compile(r"[A-Za-z0-9_:]([A-Za-z0-9_.:-]*[A-Za-z0-9_])?")
-_MAX_SLOTS = 1024
-_FORM = "write `host slots=N` or `host slots=N type=NAME` on each line"
+from flagscale.plan.foreign_lines import FORM, MAX_SLOTS, advice
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,29 @@ def read_hostfile(path: Path) -> tuple[HostLine, ...]:
 
 def parse_hostfile(text: str, file: str) -> tuple[HostLine, ...]:
     """Parse the text of a hostfile; `file` names it in messages. Raises `UserError` with every bad line."""
-    hosts: dict[str, HostLine] = {}
+    hosts: dict[str, tuple[int, HostLine]] = {}
     problems: list[Problem] = []
-    for number, line in _lines(text):
-        parsed = _parse(line)
-        if isinstance(parsed, str):
-            problems.append(Problem(parsed, f"{file}:{number}", _FORM))
-        elif parsed.name in hosts:
-            problems.append(Problem(f"host `{parsed.name}` is listed twice", f"{file}:{number}"))
-        else:
-            hosts[parsed.name] = parsed
+    lines = dict(_lines(text))
+    repeated = Counter(lines.values())
+    for number, line in lines.items():
+        where = f"{file}:{number}"
+        try:
+            parsed = _parse(line)
+        except ValueError as error:
+            problems.append(Problem(str(error), where, advice(line, repeated[line])))
+            continue
+        for host in parsed:
+            first, known = hosts.setdefault(canonical(host.name), (number, host))
+            if known is not host:
+                other = (
+                    f"line {first}" if known.name == host.name else f"it is `{known.name}` of line {first}"
+                )
+                problems.append(Problem(f"host `{host.name}` is listed twice: {other}", where))
     if not hosts and not problems:
-        problems.append(Problem("the hostfile lists no hosts", file, _FORM))
+        problems.append(Problem("the hostfile lists no hosts", file, FORM))
     if problems:
         raise UserError(problems)
-    return tuple(hosts.values())
+    return tuple(host for _, host in hosts.values())
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -63,21 +70,23 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, content
 
 
-def _parse(line: str) -> HostLine | str:
+def _parse(line: str) -> list[HostLine]:
+    """Return the hosts of a line. Raises ValueError if it is not in our form."""
     name, *fields = line.split()
-    if not _HOST.fullmatch(name):
-        return f"`{name}` is not a valid host name or address"
+    names = expand(name)
+    for reason in filter(None, map(refusal, names)):
+        raise ValueError(reason)
     given: dict[str, str] = {}
     for field in fields:
         key, equals, value = field.partition("=")
         if key not in ("slots", "type") or not equals or not value:
-            return f"unknown field `{field}`"
+            raise ValueError(f"unknown field `{field}`")
         if key in given:
-            return f"`{key}` is given twice"
+            raise ValueError(f"`{key}` is given twice")
         given[key] = value
     slots = given.get("slots", "")
     if not slots:
-        return "`slots=N` is missing"
-    if not re.fullmatch(r"[0-9]{1,4}", slots) or not 1 <= int(slots) <= _MAX_SLOTS:
-        return f"`slots={slots}` is not a number from 1 to {_MAX_SLOTS}"
-    return HostLine(name, int(slots), given.get("type", ""))
+        raise ValueError("`slots=N` is missing")
+    if not re.fullmatch(r"[0-9]{1,4}", slots) or not 1 <= int(slots) <= MAX_SLOTS:
+        raise ValueError(f"`slots={slots}` is not a number from 1 to {MAX_SLOTS}")
+    return [HostLine(one, int(slots), given.get("type", "")) for one in names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from flagscale.config.host_names import canonical, expand
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
@@ -101,18 +102,28 @@ def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
 
 def _chosen(lines: tuple[HostLine, ...], runner: Runner, where: Where) -> tuple[HostLine, ...]:
     """Return the hosts that `include` and `exclude` leave, in the order of the hostfile."""
-    names = [line.name for line in lines]
-    problems = [
-        Problem(f"`{name}` is not in the hostfile", where(f"experiment.runner.{key}"), nearest(name, names))
-        for key in ("include", "exclude")
-        for name in getattr(runner, key)
-        if name not in names
-    ]
-    kept = tuple(
-        line
-        for line in lines
-        if (not runner.include or line.name in runner.include) and line.name not in runner.exclude
-    )
+    known = {canonical(line.name): line.name for line in lines}
+    problems: list[Problem] = []
+    chosen: dict[str, set[str]] = {"include": set(), "exclude": set()}
+    for key, names in chosen.items():
+        for given in getattr(runner, key):
+            try:
+                each = expand(given)
+            except ValueError as error:
+                problems.append(Problem(str(error), where(f"experiment.runner.{key}")))
+                continue
+            names |= set(map(canonical, each))
+            problems += [
+                Problem(
+                    f"`{name}` is not in the hostfile",
+                    where(f"experiment.runner.{key}"),
+                    nearest(name, known.values()),
+                )
+                for name in each
+                if canonical(name) not in known
+            ]
+    include, exclude = chosen["include"] or set(known), chosen["exclude"]
+    kept = tuple(line for line in lines if canonical(line.name) in include - exclude)
     if not kept and not problems:
         what = "`include` and `exclude` leave no hosts of the hostfile"
         problems.append(Problem(what, where("experiment.runner.exclude")))

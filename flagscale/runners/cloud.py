@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from flagscale.config.host_names import refusal
 from flagscale.config.schema import Runner
 from flagscale.errors import Problem, UserError
 from flagscale.plan.hostfile import HostLine
@@ -48,6 +49,8 @@ def on_this_host(runner: Runner, environ: Mapping[str, str], where: Where) -> Ru
         sources[key] = name or where(f"experiment.runner.{key}")
         if key == "master_addr":
             found[key] = value
+            if value and (reason := refusal(value)):
+                problems.append(Problem(reason, sources[key]))
         elif value.isdigit():
             found[key] = int(value)
         elif value:

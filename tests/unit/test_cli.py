@@ -91,6 +91,14 @@ def test_both_forms_of_the_config_path_mean_the_current_directory(words: list[st
     assert cli.main(["-cp", "conf", "-cn", "config"]) == 0
 
 
+def test_flags_may_stand_between_overrides(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra's parser refuses that."""
+    flags, overrides = words[:4], words[4:]
+    assert [word.startswith("-") for word in flags] == [True, False] * 2
+    assert cli.main(["action=dryrun", *flags[:2], *overrides, *flags[2:], "experiment.exp_name=between"]) == 0
+    assert "between" in capsys.readouterr().out
+
+
 def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     own = "experiment.exp_dir=out/${train.model.num_layers}"
     assert cli.main([*words, "-m", "train.model.num_layers=2,4", own]) == 0

@@ -58,6 +58,11 @@ def test_a_wrong_value_is_reported_with_its_variable(rank: str, what: str) -> No
     assert mistakes({**TOLD, "NODE_RANK": rank}) == (Problem(what, "NODE_RANK"),)
 
 
+def test_an_address_that_cannot_be_a_host_is_reported_with_its_variable() -> None:
+    problem = Problem("`node0:29500` has a port or a number of processes in it", "MASTER_ADDR")
+    assert mistakes({**TOLD, "MASTER_ADDR": "node0:29500"}) == (problem,)
+
+
 def test_keys_that_the_platform_determines_are_refused() -> None:
     given = Runner(type="cloud", max_restarts=1, include=["node0"], no_shared_fs=False)
     problems = CLOUD.rules.refusals(given, str)

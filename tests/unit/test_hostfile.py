@@ -54,7 +54,7 @@ def test_every_bad_line_is_reported() -> None:
         "hosts:2: `slots=N` is missing",
         "hosts:3: `slots=0` is not a number from 1 to 1024",
         "hosts:4: `slots=eight` is not a number from 1 to 1024",
-        "hosts:5: host `ok` is listed twice",
+        "hosts:5: host `ok` is listed twice: line 1",
         "hosts:6: unknown field `junk`",
         "hosts:7: `slots` is given twice",
         "hosts:8: `w/6` is not a valid host name or address",
@@ -72,6 +72,45 @@ def test_lines_that_v060_partly_accepted_are_errors(line: str) -> None:
 @pytest.mark.parametrize("slots", ["9" * 5000, "٣", "1_0", "+1", "1.0"])
 def test_unusual_numbers_of_slots_are_errors(slots: str) -> None:
     assert len(bad(f"w slots={slots}")) == 1
+
+
+def test_ranges_stand_for_their_hosts() -> None:
+    text = "node[001-003] slots=2 type=A100\nlogin,rack[1-2]-[7,9].site slots=1"
+    assert [(host.name, host.slots, host.type) for host in parse_hostfile(text, "hosts")] == [
+        *((f"node00{number}", 2, "A100") for number in (1, 2, 3)),
+        *(
+            (name, 1, "")
+            for name in ("login", "rack1-7.site", "rack1-9.site", "rack2-7.site", "rack2-9.site")
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "what"),
+    [
+        ("w1", "host `w1` is listed twice: it is `W1` of line 1"),
+        ("W1", "host `W1` is listed twice: line 1"),
+        ("w[0-1]", "host `w1` is listed twice: it is `W1` of line 1"),
+        ("127.0.0.1", "host `127.0.0.1` is listed twice: it is `localhost` of line 2"),
+        ("::1", "host `::1` is listed twice: it is `localhost` of line 2"),
+        ("2001:DB8:0::1", "host `2001:DB8:0::1` is listed twice: it is `2001:db8::1` of line 3"),
+        ("::ffff:10.0.0.1", "host `::ffff:10.0.0.1` is listed twice: it is `10.0.0.1` of line 4"),
+    ],
+)
+def test_a_host_under_two_spellings_is_listed_twice(second: str, what: str) -> None:
+    names = ["W1", "localhost", "2001:db8::1", "10.0.0.1", second]
+    assert bad("".join(f"{name} slots=1\n" for name in names)) == [f"hosts:5: {what}"]
+
+
+def test_a_host_per_slot_is_refused_with_the_line_for_all_of_them() -> None:
+    """The form of PBS."""
+    with pytest.raises(UserError) as raised:
+        parse_hostfile("w1\nw1\nw2\n", "hosts")
+    assert [problem.hint for problem in raised.value.problems] == [
+        "write `w1 slots=2` once",
+        "write `w1 slots=2` once",
+        "write `w2 slots=N`",
+    ]
 
 
 def test_a_hostfile_without_hosts_is_an_error() -> None:

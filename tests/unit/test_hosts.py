@@ -89,6 +89,7 @@ def test_a_range_requires_equal_hosts(hostfile: Callable[[str], str]) -> None:
         (["c", "b"], [], "bc"),
         ([], ["b"], "ac"),
         (["a", "b"], ["b"], "a"),
+        (["A,c"], [], "ac"),
     ],
 )
 def test_hosts_are_included_and_excluded_by_name(
@@ -108,6 +109,14 @@ def test_all_names_missing_from_the_hostfile_are_reported_together(hostfile: Cal
     assert (one.where, one.what) == ("experiment.runner.include", "`nod10` is not in the hostfile")
     assert one.hint == "did you mean `node10`?"
     assert (two.where, two.hint) == ("experiment.runner.exclude", "valid: node10, node11")
+
+
+def test_ranges_are_included_and_excluded(hostfile: Callable[[str], str]) -> None:
+    path = hostfile("node[01-12] slots=1")
+    found = select(Runner(hostfile=path, include=["node[03-06]"], exclude=["node[05,06]"]), "cpu", 1, True)
+    assert [host.name for host in found] == ["node03", "node04"]
+    (message,) = problems(Runner(hostfile=path, exclude=["node[4-1]"]), "cpu", 1, True)
+    assert message.startswith("experiment.runner.exclude: `node[4-1]`: 4-1 counts down")
 
 
 def test_excluding_every_host_is_an_error(hostfile: Callable[[str], str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,21 @@ def test_odd_overrides(
 ) -> None:
     write(train__demo="a: 1\n")
     assert expected in report(words, capfd, override)
+
+
+@pytest.mark.parametrize("folder", ["conf", "conf/train"])
+def test_a_folder_that_cannot_be_read(
+    folder: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write(config="defaults: [train: demo]\n", train__other="a: 1\n")
+    listed = os.listdir
+
+    def denied(path: str) -> list[str]:
+        if path == os.path.abspath(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    # Tests may run as root, who may read everything.
+    monkeypatch.setattr(os, "listdir", denied)
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != os.path.abspath(folder))
+    assert f"- {folder}: the folder cannot be read: Permission denied\n" in report(words, capfd)
