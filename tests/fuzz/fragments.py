@@ -5,7 +5,8 @@ from __future__ import annotations
 
 def _fragments(text: str, *others: str) -> list[str]:
     """Return the parts of a text between `¦`, and further ones that are long or not printable."""
-    return [part.strip(" ") for line in text.strip("\n").splitlines() for part in line.split("¦")] + [*others]
+    lines = text.strip("\n").splitlines()
+    return [part.strip(" ") for line in lines for part in line.split("¦")] + [*others]
 
 
 VALUES = _fragments(
@@ -218,3 +219,44 @@ node[1-4] slots=8 ¦ a max_slots=3 ¦ * ¦ a/b slots=1
     "\u2028",
 )
 """Lines of a hostfile."""
+SSH_VALUES = _fragments(
+    r"""
+none ¦ yes ¦ no ¦ 0 ¦ 22 ¦ 99999 ¦ -1 ¦ 1.5 ¦ x ¦ %h ¦ %% ¦ % ¦ %z ¦ %h%p%r ¦ ${HOME} ¦ ${NO_SUCH} ¦ ${
+~ ¦ ~nobody-here/x
+"a b" ¦ "a ¦ 'a ¦ \ ¦ \" ¦ a\ b ¦ "" ¦ * ¦ ? ¦ ! ¦ !* ¦ [a ¦ [a-z] ¦ [!a] ¦ ** ¦ a,b ¦ ,, ¦ a,,b ¦ # x
+a # b ¦ = ¦ == ¦ a=b
+user@host ¦ user@host:22 ¦ host:0 ¦ host:99999 ¦ host:x ¦ [::1]:22 ¦ [::1 ¦ ::1 ¦ ssh://user@host:22
+ssh:// ¦ a,b,c
+all ¦ final ¦ canonical ¦ exec true ¦ exec ¦ host ¦ host a ¦ host=a ¦ !host a ¦ user me host gpu-1
+all host a ¦ localnetwork x
+config ¦ ../config ¦ config.d ¦ /dev/null ¦ /nonexistent/* ¦ ** ¦ *[ ¦ ssh -W %h:%p jump
+nc %h %p | cat ¦ é ¦ 漢字
+|1|a|b ¦ |1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|x ¦ | ¦ |2|a|b ¦ @revoked ¦ @cert-authority ¦ ssh-rsa
+ssh-ed25519 AAAA
+""",
+    "",
+    "9" * 5000,
+    "\u0000",
+    "\u00a0",
+    "x" * 300,
+)
+"""Values of options of `ssh`, and words of known hosts."""
+SSH_LINES = _fragments(
+    r"""
+Host ¦ Host = ¦ Host * ¦ Host "gpu-1 ¦ Match ¦ Match all ¦ Match final ¦ Match exec "true" ¦ Match host
+Match nothing a
+Match !all ¦ Match final all ¦ Match canonical ¦ Match tagged x ¦ Match host gpu-1 exec "true"
+Include ¦ Include config
+Include * ¦ Include "a ¦ Include ~/.ssh/config ¦ Include /etc/hostname ¦ Port ¦ Port 22 23 ¦ Port x
+User ¦ User "" ¦ HostName
+HostName %z ¦ ProxyJump none ¦ ProxyJump gpu-1 ¦ ProxyJump a, ¦ ProxyCommand ¦ ProxyCommand none
+ProxyCommand %z
+IdentityFile ¦ IdentityFile none ¦ IdentityFile %d/%u/%z ¦ IdentityFile ~nobody-here/x
+IdentitiesOnly maybe ¦ NoSuchOption 1
+CanonicalizeHostname yes ¦ StrictHostKeyChecking no ¦ UserKnownHostsFile "a b" c ¦ GlobalKnownHostsFile
+Tag x ¦ = ¦ "a" b ¦ \
+gpu-1 ¦ gpu-1 ssh-ed25519 ¦ gpu-1 ssh-ed25519 AAAA ¦ gpu-1 ssh-ed25519 %%%
+@revoked gpu-1 ssh-ed25519 AAAA ¦ @revoked ¦ , ,
+""",
+)
+"""Lines of a configuration of `ssh`, or of known hosts."""
