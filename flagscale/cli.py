@@ -24,7 +24,7 @@ from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, early_prob
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, Problem, UserError
-from flagscale.streams import discard_unread, is_disk_full, quietly
+from flagscale.streams import discard_unread, quietly, report_full_disk
 from flagscale.sweep import Swept, is_sweep, shared_run_directories, swept_job
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _perform(config: DictConfig) -> int:
         # Not left to `quietly`, because Hydra would complain first.
         if isinstance(error, BrokenPipeError) and discard_unread():
             return 0
-        if not is_disk_full(error):
+        if not report_full_disk(error):
             traceback.print_exc()
         return 1
     except Exception:

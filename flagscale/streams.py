@@ -28,7 +28,7 @@ def quietly(main: Callable[[], int]) -> int:
             raise  # another pipe or connection
         return 0
     except OSError as error:
-        if not is_disk_full(error):
+        if not report_full_disk(error):
             raise
         return 1
     except SystemExit:
@@ -38,12 +38,12 @@ def quietly(main: Callable[[], int]) -> int:
     return code
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Return whether a file, or standard output, could not be written for want of space; if so, report it."""
+def report_full_disk(error: OSError) -> bool:
+    """Report a file or standard output that cannot be written for lack of space; False for other errors."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return False
-    _discard(sys.stdout)
-    with suppress(OSError):
+    with suppress(OSError):  # a stream that is no file, or standard error on the same disk
+        _discard(sys.stdout)
         print(f"error: cannot write {error.filename or 'the output'}: {error.strerror}", file=sys.stderr)
     return True
 

@@ -95,18 +95,25 @@ def _before(text: str, line: int) -> str:
 
 def _header(text: str, name: str) -> tuple[str | None, list[Problem]]:
     """Return the package that Hydra reads from the first lines of a file."""
+
+    def problem(what: str, hint: str, line: re.Pattern[str]) -> list[Problem]:
+        found = line.search(text)
+        return [Problem(what, f"{name}:{text.count(chr(10), 0, found.start() if found else 0) + 1}", hint)]
+
     try:
         package = ConfigSource._get_header_dict(text[:512])["package"]
     except ValueError:
         package = ""
-    if package is None and (late := _PACKAGE_LINE.search(text)):
+    if package is None and _PACKAGE_LINE.search(text):
         what, hint = "Hydra ignores a `# @package` line that is not the first", "move it to the first line"
-        return None, [Problem(what, f"{name}:{text.count(chr(10), 0, late.start()) + 1}", hint)]
+        return None, problem(what, hint, _PACKAGE_LINE)
     if package is None or _PACKAGE.fullmatch(package):
         return package, []
+    what = "a first line that begins with `# @` must be a `# @package` line that Hydra can read"
     hint = "valid: `# @package _global_`, `# @package _group_`, or names joined by dots"
-    return None, [Problem("the `# @package` line cannot be read", f"{name}:1", hint)]
+    return None, problem(what, hint, _HEADER_LINE)
 
 
+_HEADER_LINE = re.compile(r"^ *# *@", re.MULTILINE)
 _PACKAGE_LINE = re.compile(r"^#\s*@package\b", re.MULTILINE)
 _PACKAGE = re.compile(r"(?!hydra\b)[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")

@@ -32,6 +32,15 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+def _no_class(values: dict[str, Any]) -> dict[str, Any]:
+    if any(name.startswith("_") for name in values):
+        raise ValueError("a plugin is chosen with `hydra/sweeper=NAME` or `hydra/launcher=NAME`")
+    return values
+
+
+_OfPlugin = Annotated[dict[str, Any], AfterValidator(_no_class)]
+
+
 class _Folder(Section):
     dir: str | None = None
     subdir: str | None = None
@@ -40,11 +49,7 @@ class _Folder(Section):
 class _Job(Section):
     name: str | None = None
     chdir: bool | None = None
-
-
-class _Sweeper(Section):
-    params: dict[str, Any] = Field(default_factory=dict)
-    max_batch_size: int | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 class _Keys(Section):
@@ -52,8 +57,12 @@ class _Keys(Section):
     sweep: _Folder = _Folder()
     output_subdir: str | None = None
     job: _Job = _Job()
-    sweeper: _Sweeper = _Sweeper()
+    sweeper: _OfPlugin = Field(default_factory=dict)
+    launcher: _OfPlugin = Field(default_factory=dict)
     searchpath: list[Annotated[str, AfterValidator(_place)]] = Field(default_factory=list)
+
+
+_GROUPS = ("run", "sweep", "job", "sweeper", "launcher")
 
 
 class _CommandKeys(_Keys):
@@ -82,17 +91,12 @@ def override_problems(words: Sequence[str]) -> Iterator[Problem]:
             continue
         names = str(override.key_or_group).split(".")[1:]
         tree: Any = override.value()
-        if tree is None and names and _is_group(names):
+        if tree is None and names and names[0] in _GROUPS and len(names) == 1:
             yield Problem("a group of keys is expected here", f"command line: {override.key_or_group}")
             continue
         for name in reversed(names):
             tree = {name: tree}
         yield from _checked(_CommandKeys, tree, index_sources([], [word]))[1]
-
-
-def _is_group(names: Sequence[str]) -> bool:
-    field = _CommandKeys.model_fields.get(names[0])
-    return len(names) == 1 and field is not None and isinstance(field.default, Section)
 
 
 def _checked(

@@ -119,8 +119,8 @@ def kind_of(node: yaml.Node) -> str:
 
 
 def shown(node: yaml.Node) -> str:
-    """Return the text of a node, shortened."""
-    text = str(node.value)
+    """Return the text of a node on one line, shortened."""
+    text = " ".join(str(node.value).split())
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
@@ -152,7 +152,7 @@ _PREFIX = "tag:yaml.org,2002:"
 
 def _tag_problem(node: yaml.Node, where: str) -> Problem | None:
     name = node.tag.removeprefix(_PREFIX)
-    if name in _TAGS[type(node)] and (name != node.tag or ":" not in name):
+    if node.tag.startswith(_PREFIX) and name in _TAGS[type(node)]:
         return None
     if isinstance(node, yaml.ScalarNode) and name in ("merge", "value"):
         return Problem(f"`{node.value}` means something else in YAML", where, f'quote it: "{node.value}"')

@@ -90,7 +90,8 @@ def test_files_that_name_each_other(
         ("{run: {dri: x}}", "did you mean `dir`?"),
         ("{searchpath: 3}", "hydra.searchpath: input should be a valid list"),
         ("{searchpath: ['x://y']}", "input should be a folder"),
-        ("{sweeper: {params: 3}}", "hydra.sweeper.params: a group of keys is expected here"),
+        ("{sweeper: 3}", "hydra.sweeper: a group of keys is expected here"),
+        ("{sweeper: {_target_: os.abort}}", "hydra.sweeper: a plugin is chosen with `hydra/sweeper=NAME`"),
     ],
 )
 def test_hydras_own_keys_in_a_file(
@@ -118,6 +119,9 @@ def test_hydras_own_keys_that_have_no_effect(value: str, words: list[str]) -> No
         ("hydra=3", "command line: hydra: a group of keys is expected here"),
         ("~hydra.job", "Hydra's own keys cannot be removed"),
         ("hydra.job=null", "command line: hydra.job: a group of keys is expected here"),
+        ("hydra.launcher=null", "command line: hydra.launcher: a group of keys is expected here"),
+        ("hydra.launcher.n_jobs=2", "hydra.launcher.n_jobs"),
+        ("hydra.sweeper.x=2", "hydra.sweeper.x"),
         ("hydra.runtime=3", "command line: hydra.runtime: unknown key `runtime`"),
         ("hydra.verbose={}", "command line: hydra.verbose"),
         ("hydra.job.env_copy=[NO_SUCH]", "command line: hydra.job.env_copy: unknown key"),
