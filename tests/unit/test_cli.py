@@ -129,6 +129,10 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["train.model.num_layers=2,4"], "add --multirun"),
         (["~train.model.num_layer"], "does not exist"),
         (["action=query", "+output=yaml"], "valid: text, json"),
+        (["+experiment.envs={2: a}"], "experiment.envs.2: YAML reads this name as 2"),
+        (["+experiment.runner.host_paths={1: {a: b}}"], "host_paths.1: YAML reads this name as 1"),
+        (["train={true: 1}"], "train.True: YAML reads this name as True"),
+        (["experiment.envs.1BAD=x"], "a name cannot begin with a digit: `1BAD`"),
         (["train.model.save_interval=null"], "train.save_interval"),
     ],
 )
