@@ -30,7 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,8 @@ import psutil
 
 from flagscale.node.network import free_port
 from flagscale.remote import launcher
-from flagscale.remote.connection import connect
+from flagscale.remote.ssh import connect
+from flagscale.remote.transport import HostAccess
 from flagscale.run.env import run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand
@@ -114,10 +115,10 @@ def ours(plan: LaunchPlan, step: str) -> None:
 
 
 def _log_in(host: Host) -> None:
-    client = connect(host.name, None, 60.0)
-    _, output, _ = client.exec_command("true")
-    assert output.channel.recv_exit_status() == 0
-    client.close()
+    program = connect(HostAccess(host.name, sys.executable, str(ROOT), connect_timeout=60.0), "true")
+    with suppress(EOFError):
+        program.receive(60.0)
+    program.close()
 
 
 def theirs(farm: LoopbackFarm, plan: LaunchPlan, step: str) -> None:
@@ -154,6 +155,7 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
             seconds = time.monotonic() - begun
             used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
             cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
+            cpu += sum(map(_cpu_of, psutil.Process().children(recursive=True)))  # connections that are open
             os.write(writer, json.dumps([seconds, cpu, used[0].ru_maxrss / 1024]).encode())
         except BaseException:
             traceback.print_exc()
@@ -170,17 +172,19 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
 
 def _cpu(farm: LoopbackFarm) -> float:
     """Return the CPU seconds of all current and former processes of the farm."""
-    total = 0.0
-    for process in [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]:
-        try:
-            ticks = process.cpu_times()
-            # Process times come in ticks of 10 ms, too coarse for many small processes; thread times in ns.
-            tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
-            own = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
-            total += max(own, ticks.user + ticks.system) + ticks.children_user + ticks.children_system
-        except (psutil.NoSuchProcess, OSError):
-            continue
-    return total
+    return sum(map(_cpu_of, [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]))
+
+
+def _cpu_of(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process and of those of its children that have ended."""
+    try:
+        ticks = process.cpu_times()
+        # Process times come in ticks of 10 ms, too coarse for many small processes; thread times in ns.
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+        own: float = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        return max(own, ticks.user + ticks.system) + ticks.children_user + ticks.children_system
+    except (psutil.NoSuchProcess, OSError):
+        return 0.0
 
 
 def rounds(farm: LoopbackFarm, count: int, number: int) -> Iterator[dict[str, tuple[Cost, Cost]]]:

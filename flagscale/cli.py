@@ -220,7 +220,7 @@ def _action(request: Request) -> str:
 
 
 def _print_mistakes(error: UserError) -> int:
-    count = len(error.problems)
+    count = len(error.messages)
     title = "1 mistake" if count == 1 else f"{count} mistakes"
     _complain(f"{title} in the configuration:\n{error}")
     return error.exit_code
@@ -240,7 +240,8 @@ def _source_map() -> SourceMap:
         for group, choice in settings.runtime.choices.items():
             name, _, package = str(group).partition("@")
             if not name.startswith("hydra") and choice:
-                files.append((folder / name / f"{choice}.yaml", package or name.replace("/", ".")))
+                file = f"{str(choice).removesuffix('.yaml')}.yaml"
+                files.append((folder / name / file, package or name.replace("/", ".")))
         name = str(settings.job.config_name or "").removesuffix(".yaml")
         files.append((folder / f"{name}.yaml", ""))
     return index_sources(files, settings.overrides.task)

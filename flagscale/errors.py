@@ -20,6 +20,20 @@ class Problem:
         return f"{place}{self.what}{fix}"
 
 
+def messages(problems: Iterable[Problem]) -> list[str]:
+    """Return one message per problem; of problems that differ only in their place, one with all places."""
+    places: dict[tuple[str, str], dict[str, None]] = {}
+    for problem in problems:
+        places.setdefault((problem.what, problem.hint), {})[problem.where] = None
+    return [_message(what, hint, [*where]) for (what, hint), where in places.items()]
+
+
+def _message(what: str, hint: str, places: list[str]) -> str:
+    if len(places) == 1:
+        return str(Problem(what, places[0], hint))
+    return "\n    ".join([f"{what} ({len(places)} places)", *filter(None, [hint]), *places])
+
+
 Violation = tuple[str, str]
 """A broken rule: (dest of the argument to blame, what is wrong)."""
 
@@ -39,7 +53,8 @@ class UserError(FlagScaleError):
         self.problems: tuple[Problem, ...] = (
             (Problem(problems),) if isinstance(problems, str) else tuple(problems)
         )
-        super().__init__("\n".join(f"- {problem}" for problem in self.problems))
+        self.messages = messages(self.problems)
+        super().__init__("\n".join(f"- {message}" for message in self.messages))
 
 
 class HostError(FlagScaleError):

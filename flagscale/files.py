@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_FILES_EACH, _OTHER_FILES = 4, 256
+_FILES_EACH, _OTHER_FILES = 8, 256
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:

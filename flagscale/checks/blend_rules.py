@@ -25,7 +25,7 @@ from flagscale.checks.blend import (
     read_lists,
     shares,
 )
-from flagscale.checks.schedule import unit_of
+from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL, unit_of
 from flagscale.errors import Violation
 
 READ = (
@@ -40,7 +40,6 @@ READ = (
     ),
 )
 """The arguments (by dest) besides `blend.NAMES` that these rules read."""
-_DEFAULT_EVAL_INTERVAL = 1000
 
 
 def list_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
@@ -159,7 +158,7 @@ def _wanted_samples(split: str, values: Mapping[str, Any]) -> int | None:
         return None if is_other else int(samples)
     if values.get("full_validation"):
         return None
-    interval = values.get("eval_interval") or _DEFAULT_EVAL_INTERVAL
+    interval = values.get("eval_interval") or DEFAULT_EVAL_INTERVAL
     times = 1
     if split == "valid" and not values.get("skip_train"):
         times = max(0, samples // batch // interval + 1 - (values.get("start_eval_at_iter") or 0) // interval)

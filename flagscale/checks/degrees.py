@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.checks.recompute import recompute_violations
+from flagscale.checks.schedule import batch_sizes, whole_batches
 from flagscale.errors import Violation
 
 
@@ -160,6 +161,7 @@ def _batch_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Vio
     if values.get("step_batch_size_schedule"):
         if batch is not None:
             yield "global_batch_size", "give global_batch_size or step_batch_size_schedule, not both"
+        yield from _schedule_violations(values, micro, found)
         yield from _recompute_violations(values, found, 1)
         return
     step = micro * found.dp
@@ -171,6 +173,36 @@ def _batch_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Vio
     if wrong := schedule_violation(values, found.pp, found.vpp, batch // step):
         yield "global_batch_size", wrong
     yield from _recompute_violations(values, found, batch // step)
+    yield from _evaluation_violations(values, batch, micro, found)
+
+
+def _schedule_violations(values: Mapping[str, Any], micro: int, found: Degrees) -> Iterator[Violation]:
+    """Yield the batch sizes of a schedule that no step can have; the engine finds each when it begins."""
+    name, step = "step_batch_size_schedule", micro * found.dp
+    if values.get("decrease_batch_size_if_needed"):
+        yield "decrease_batch_size_if_needed", f"cannot be combined with `{name}`"
+    if not isinstance(values.get("seq_length"), int) or values["seq_length"] < 1:
+        return  # reported as missing
+    try:
+        steps = batch_sizes(str(values[name]), values["seq_length"])
+    except ValueError as error:
+        yield name, str(error)
+        return
+    if wrong := [batch for _, batch in steps if batch % step]:
+        why = f"micro_batch_size {micro} x data parallel {found.dp}"
+        yield name, f"its batch sizes must be multiples of {step} ({why}), but {wrong[0]} is not"
+    if isinstance(samples := values.get("train_samples"), int):
+        before, after = whole_batches(steps, samples)
+        if before < after:
+            what = f"{samples} samples do not end with a whole batch, and the last one would not be full"
+            yield "train_samples", f"{what}; use {before} or {after}"
+    # Without a size of its own, an evaluation has one micro-batch per rank.
+    yield from _evaluation_violations(values, step, micro, found)
+
+
+def _evaluation_violations(
+    values: Mapping[str, Any], batch: int, micro: int, found: Degrees
+) -> Iterator[Violation]:
     evaluated = values.get("eval_global_batch_size")
     step = (values.get("eval_micro_batch_size") or micro) * found.dp
     if (evaluated or batch) % step:

@@ -5,8 +5,13 @@ The formulas are those of `get_optimizer_param_scheduler` in megatron/training/t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from itertools import batched, pairwise
 from typing import Any, Literal
+
+DEFAULT_EVAL_INTERVAL = 1000
+"""The worker's default of `eval_interval`, as in FlagScale v0.6.0; the engine divides by it but has none."""
 
 _LENGTH = ("train_iters", "train_samples", "global_batch_size")
 PARTS: Mapping[str, tuple[str, ...]] = {
@@ -32,6 +37,48 @@ def unit_of(values: Mapping[str, Any]) -> Literal["iters", "samples"]:
     The engine itself sets `train_iters` if `train_samples` is given.
     """
     return "samples" if values.get("train_samples") else "iters"
+
+
+def batch_sizes(text: str, seq_length: int) -> list[tuple[int, int]]:
+    """Return (consumed samples, batch size from there on) of a `step_batch_size_schedule`.
+
+    Raises:
+        ValueError: it has another form (megatron/core/num_microbatches_calculator.py, 0.19.2).
+    """
+    steps = []
+    for entry in text.replace(",", " ").split():
+        found = re.fullmatch(rf"{_NUMBER}:{_NUMBER}", entry.strip(), re.IGNORECASE)
+        if not found:
+            raise ValueError(f"`{entry}` is not TOKENS:BATCH, such as 2M:64")
+        tokens, batch = (
+            int(float(number) * _UNITS[unit.upper()]) for number, unit in batched(found.groups(), 2)
+        )
+        steps.append((tokens // seq_length, batch))
+    steps.sort(key=lambda step: step[0])
+    if not steps or steps[0][0] != 0:
+        raise ValueError("the first batch size must begin at 0 tokens")
+    if any(first == later for (first, _), (later, _) in pairwise(steps)):
+        raise ValueError(f"two batch sizes begin at the same sample (of {seq_length} tokens)")
+    if not all(batch for _, batch in steps):
+        raise ValueError("a batch size must be at least 1")
+    return steps
+
+
+def whole_batches(steps: Sequence[tuple[int, int]], samples: int) -> tuple[int, int]:
+    """Return the samples consumed by the steps within `samples`, and by the steps that reach them.
+
+    `steps` as from `batch_sizes`. The two numbers are equal if the samples end with a whole batch.
+    """
+    consumed, ends = 0, [*(first for first, _ in steps[1:]), samples]
+    for (_, batch), end in zip(steps, ends, strict=True):
+        consumed += max(0, -(-(min(end, samples) - consumed) // batch)) * batch
+        if consumed >= samples:
+            return consumed - batch * (consumed > samples), consumed
+    return consumed, consumed
+
+
+_NUMBER = r"(\d+(?:\.\d+)?)([KMBT]?)"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def schedule(values: Mapping[str, Any]) -> dict[str, Any]:

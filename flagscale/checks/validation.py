@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from flagscale.checks.blend import parse
+from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL
 from flagscale.errors import Violation
 
 OF_EACH_SET = ("validation_set_names", "validation_set_intervals")
@@ -21,9 +22,9 @@ def validation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             if values.get(name):
                 yield name, f"`{name}` needs `multiple_validation_sets: true`"
         return
-    interval = values.get("eval_interval")
+    interval = values.get("eval_interval") or DEFAULT_EVAL_INTERVAL
     for own in values.get("validation_set_intervals") or ():
-        if interval and (own < 1 or own % interval):
+        if own < 1 or own % interval:
             what = f"{own} must be a multiple of eval_interval {interval}"
             yield "validation_set_intervals", what
     names = Counter(values.get("validation_set_names") or ())

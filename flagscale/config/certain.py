@@ -25,22 +25,25 @@ def certain_violations(
     unknown: Mapping[str, Option],
 ) -> list[Violation]:
     """Return what `find` reports for `values` (by dest) whatever the values of `unknown` arguments are."""
+    choices = {dest: _plausible(option) for dest, option in unknown.items()}
+    guessed = {dest for dest, one in choices.items() if len(one) > 1}
     common: dict[Violation, None] | None = None
-    for guess in _guesses(unknown):
+    for guess in _guesses(choices):
         found = dict.fromkeys(find({**values, **guess}))
-        if any(dest in unknown for dest, _ in found):
+        if any(dest in guessed for dest, _ in found):
             continue  # not a plausible value
+        # Of a path or a list, no value can be guessed: what is wrong with the default is not a mistake.
+        found = {one: None for one in found if one[0] not in unknown}
         common = found if common is None else {one: None for one in common if one in found}
     return list(common or ())
 
 
-def _guesses(unknown: Mapping[str, Option]) -> Iterator[dict[str, Any]]:
+def _guesses(choices: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
     """Yield values for the unknown arguments; without any, one empty guess."""
-    choices = [_plausible(option) for option in unknown.values()]
     for shift in (0, 1) if len(choices) > 1 else (0,):
-        for index in range(max(map(len, choices), default=1)):
-            picked = (one[(index + shift * place) % len(one)] for place, one in enumerate(choices))
-            yield dict(zip(unknown, picked, strict=True))
+        for index in range(max(map(len, choices.values()), default=1)):
+            picked = (one[(index + shift * place) % len(one)] for place, one in enumerate(choices.values()))
+            yield dict(zip(choices, picked, strict=True))
 
 
 def _plausible(option: Option) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale import registry
+from flagscale.config.compat_v060 import LATER_ACTIONS, not_yet
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, first_line, nearest
@@ -27,6 +28,8 @@ def load_action(config: DictConfig, source_map: SourceMap) -> str:
     if action is None:
         valid = ", ".join(registry.names("actions"))
         raise UserError([Problem("no action given", hint=f"add action=ACTION, one of: {valid}")])
+    if str(action) in LATER_ACTIONS:
+        raise UserError([not_yet(LATER_ACTIONS[str(action)], source_map.where("action"))])
     if not registry.is_known("actions", str(action)):
         hint = nearest(str(action), registry.names("actions"))
         raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])

@@ -1,163 +1,27 @@
-"""Read files written for FlagScale v0.6.0: translate keys that still have an effect, refuse others by name.
+"""The keys of FlagScale v0.6.0 that changed: one row each, which `translate_v060` applies and docs show.
 
-No key is ignored silently; the tables are at the end of this file.
+No key is ignored silently: docs/from_v060.md is tested to hold the same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from math import ceil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from flagscale.config.engine_args import FlatKey, Unknown
-from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
-
-
-def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: list[Problem]) -> list[str]:
-    """Change the experiment level of `tree` in place by the table; return the notices."""
-    notices: list[str] = []
-    experiment = tree.get("experiment")
-    if not isinstance(experiment, dict):
-        return notices
-    for key, change in EXPERIMENT.items():
-        parent, _, name = key.rpartition(".")
-        node = experiment.get(parent) if parent else experiment
-        if not isinstance(node, dict) or name not in node:
-            continue
-        value, path = node.pop(name), f"experiment.{key}"
-        if change.act == "rename":
-            _move(experiment, change.text, value, source_map.where(path), problems)
-            notices.append(f"{source_map.where(path)}: renamed to `experiment.{change.text}`")
-        elif _is_on(value, change):
-            problems.append(_refusal(path, name, change, source_map))
-        else:
-            notices.append(f"{source_map.where(path)}: dropped because it has no effect")
-    _translate_entrypoint(experiment, source_map, notices)
-    return notices
-
-
-def _move(experiment: dict[str, Any], target: str, value: Any, where: str, problems: list[Problem]) -> None:
-    """Move a value to the current place of its key, unless that is given too."""
-    group, _, name = target.rpartition(".")
-    node = experiment[group] = experiment.get(group) or {}
-    if not isinstance(node, dict):
-        return  # reported as a wrong type
-    if node.setdefault(name, value) != value:
-        what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
-        problems.append(Problem(what, where, "remove the key here"))
-
-
-def _translate_entrypoint(experiment: dict[str, Any], source_map: SourceMap, notices: list[str]) -> None:
-    task = experiment.get("task")
-    if not isinstance(task, dict):
-        return
-    entrypoint = str(task.get("entrypoint")).removeprefix("./")
-    if entrypoint in ENTRYPOINTS:
-        where = source_map.where("experiment.task.entrypoint")
-        notices.append(f"{where}: `{task['entrypoint']}` is now `{ENTRYPOINTS[entrypoint]}`")
-        task["entrypoint"] = ENTRYPOINTS[entrypoint]
-
-
-def translate_task(
-    flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
-) -> tuple[list[FlatKey], dict[str, str], list[str]]:
-    """Apply the table to the task level; return (flat keys, environment that replaces keys, notices)."""
-    kept: list[FlatKey] = []
-    notices: list[str] = []
-    environment: dict[str, str] = {}
-    for flat_key in [*_with_ffn_size(flat_keys, source_map, notices)]:
-        change = TASK.get(flat_key.name)
-        if flat_key.value is Unknown.VALUE:
-            if change is None or change.act == "rename":
-                kept.append(replace(flat_key, name=change.text if change else flat_key.name))
-        elif flat_key.name in ("wandb_api_key", "wandb_mode"):
-            if flat_key.value:
-                text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
-                environment[flat_key.name.upper()] = text
-        elif flat_key.name == "tokenizer_type" and str(flat_key.value) in TOKENIZERS:
-            instead = TOKENIZERS[str(flat_key.value)]
-            notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is now `{instead}`")
-            kept.append(replace(flat_key, value=instead))
-        elif change is None:
-            kept.append(flat_key)
-        elif change.act == "rename":
-            notices.append(f"{source_map.where(flat_key.path)}: renamed to `{change.text}`")
-            kept.append(replace(flat_key, name=change.text))
-        elif change.act == "refuse" and _is_on(flat_key.value, change):
-            problems.append(_refusal(flat_key.path, flat_key.name, change, source_map))
-        else:
-            why = change.text if change.act == "drop" else "it has no effect"
-            notices.append(f"{source_map.where(flat_key.path)}: dropped because {why}")
-    return kept, environment, notices
-
-
-def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0) -> int:
-    """Return the width of a SwiGLU feed-forward layer by Llama's rule: 2/3 of 4h, scaled, rounded up."""
-    width = int(multiplier * int(2 * 4 * hidden_size / 3))
-    return multiple_of * ceil(width / multiple_of)
-
-
-def _with_ffn_size(flat_keys: list[FlatKey], source_map: SourceMap, notices: list[str]) -> Iterator[FlatKey]:
-    """Replace `multiple_of` and `hidden_dim_multiplier` with the `ffn_hidden_size` that they stand for.
-
-    As in v0.6.0, they have an effect only with SwiGLU and without an explicit `ffn_hidden_size`.
-    """
-    named = {flat_key.name: flat_key for flat_key in flat_keys}
-    values = {flat_key.name: flat_key.value for flat_key in flat_keys}
-    rule, scale = values.get("multiple_of"), values.get("hidden_dim_multiplier")
-    unused = ""
-    if values.get("ffn_hidden_size") is not None:
-        unused = "ffn_hidden_size is given"
-    elif not values.get("swiglu"):
-        unused = "it is used only with swiglu"
-    elif rule is None:
-        unused = "it is used only with multiple_of"
-    for flat_key in flat_keys:
-        if flat_key.name not in ("multiple_of", "hidden_dim_multiplier"):
-            yield flat_key
-        elif unused:
-            notices.append(f"{source_map.where(flat_key.path)}: dropped because {unused}")
-        elif flat_key.name == "multiple_of":
-            hidden = values.get("hidden_size")
-            if not all(map(_is_positive, (rule, scale or 1.0))):
-                yield flat_key  # reported as an unknown argument
-                continue
-            if not _is_positive(hidden):
-                yield FlatKey("ffn_hidden_size", Unknown.VALUE, flat_key.path)
-                continue
-            size = ffn_hidden_size(int(values["hidden_size"]), int(flat_key.value), float(scale or 1.0))
-            rules = [named[name].path for name in ("multiple_of", "hidden_dim_multiplier") if name in named]
-            notices.append(f"{', '.join(map(source_map.where, rules))}: is now `ffn_hidden_size: {size}`")
-            yield FlatKey("ffn_hidden_size", size, flat_key.path)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def _is_on(value: Any, change: Change) -> bool:
-    if isinstance(value, bool):
-        return value
-    return bool(value) and value != change.off
-
-
-def _refusal(path: str, name: str, change: Change, source_map: SourceMap) -> Problem:
-    return Problem(
-        f"`{name}` of FlagScale v0.6.0 is no longer supported", source_map.where(path), change.text
-    )
 
 
 @dataclass(frozen=True)
 class Change:
-    """The treatment of a key: it is renamed, dropped with a notice, or refused.
+    """The treatment of a key: it is renamed, dropped with a notice, refused, or not available yet.
 
-    A refused key is dropped if its value has no effect: null, false, 0, an empty value, `off`.
+    The last two are dropped if the value has no effect: null, false, 0, an empty value, `off`.
     """
 
-    act: Literal["rename", "drop", "refuse"]
+    act: Literal["rename", "drop", "refuse", "later"]
     text: str
+    """The new name; why it is dropped; what to do instead; or the feature that will read it."""
     off: Any = None
 
 
@@ -173,13 +37,28 @@ def _refuse(instead: str, off: Any = None) -> Change:
     return Change("refuse", instead, off)
 
 
+def _later(feature: str, off: Any = None) -> Change:
+    return Change("later", feature, off)
+
+
 def _each(keys: str, change: Change) -> dict[str, Change]:
     return dict.fromkeys(keys.split(), change)
+
+
+MULTIMODAL, EMU3, TUNER, SFT = (
+    "training on images and text",
+    "Emu3",
+    "the tuner",
+    "instruction tuning",
+)
+"""Features that this version does not have yet."""
 
 
 def _prefixed(prefix: str, endings: Iterable[str], change: Change) -> dict[str, Change]:
     return {prefix + ending: change for ending in endings}
 
+
+_NO_RETRO = "Retro models no longer exist in the engine; remove the key"
 
 TASK: Mapping[str, Change] = {
     **_each(
@@ -191,16 +70,15 @@ TASK: Mapping[str, Change] = {
         _drop("v0.6.0 did not read it"),
     ),
     **_each("rotary_interleaved_patch norm_init_weight", _drop("it had no effect on Megatron-core models")),
+    "no_scatter_gather_tensors_in_pipeline": _drop("v0.6.0 did not read it"),
+    "use_flash_attn": _drop("the engine does not read it; attention_backend chooses the kernel"),
+    "use_mcore_models": _drop("the engine does not read it: it has no other models"),
     "no_async_tensor_model_parallel_allreduce": _drop("the engine decides it"),
     **_each(
         "log_batch_size_to_tensorboard log_learning_rate_to_tensorboard", _drop("the engine always logs it")
     ),
     "data_impl": _drop("data is always read by memory mapping"),
     "tokenizer_path": _rename("tokenizer_model"),
-    "rampup_batch_size": _refuse(
-        "Megatron ignores it now; use step_batch_size_schedule: '0:32 2M:64 ...' (tokens:batch) instead of "
-        "global_batch_size"
-    ),
     **_each(
         "apply_init_customized apply_init_norm_customized use_legacy_models"
         " init_method_std_scaled_embed init_method_std_scaled_output"
@@ -209,7 +87,10 @@ TASK: Mapping[str, Change] = {
         " init_weight_attn_norm init_weight_ffn_norm init_weight_output_norm",
         _refuse("only Megatron's legacy models read it, which no longer exist; remove the key"),
     ),
-    "wandb_log_model": _refuse("set W&B's own environment variables in experiment.envs instead"),
+    "wandb_log_model": _refuse(
+        "remove the key; instead of histograms, W&B gets the norm of the gradients, and that of the weights "
+        "with log_params_norm: true"
+    ),
     "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
     **_prefixed(
         "lr_decay_stablelm2_",
@@ -234,34 +115,87 @@ TASK: Mapping[str, Change] = {
     **_each(
         "extra_valid_interval extra_valid_data_path",
         _refuse(
-            "list the prefixes of all validation sets, without token counts, in valid_data_path and their "
-            "tags in validation_set_names; set multiple_validation_sets: true and full_validation: true; "
-            "for intervals of their own, use validation_set_intervals (one per set)"
+            "rename data_path to train_data_path and remove split; list the prefixes of all validation sets, "
+            "without token counts, in valid_data_path and their tags in validation_set_names; set "
+            "multiple_validation_sets: true and full_validation: true; for intervals of their own, use "
+            "validation_set_intervals (one per set, multiples of eval_interval)"
         ),
     ),
     "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
-    "apply_sft_dataset_separated_loss_mask_if_existed": _refuse(
-        "instruction tuning is not available in this version"
-    ),
+    "apply_sft_dataset_separated_loss_mask_if_existed": _later(SFT),
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
-    "auto_tune": _refuse("the tuner is not available in this version"),
+    "auto_tune": _later(TUNER),
     "eval_metric": _refuse("evaluation tasks are no longer supported"),
     **_each(
         "valid_path dataset_config prompt_path freeze_LM freeze_ViT language_model_type vision_model_type"
         " disable_vision_class_token allow_missing_vision_projection_checkpoint use_te dataloader_save"
         " interleaved_dataset training_dataset_only image_aspect_ratio mm_patch_merge_type"
         " image_grid_pinpoints use_pos_skipping pos_skipping_range",
-        _refuse("training on images and text is not available in this version"),
+        _later(MULTIMODAL),
+    ),
+    "standalone_embedding_stage": _refuse(
+        "give the embedding a stage of its own in pipeline_model_parallel_layout, such as 'E|tt|tt|L'"
+    ),
+    **_each(
+        "encoder_tensor_model_parallel_size encoder_pipeline_model_parallel_size"
+        " pipeline_model_parallel_split_rank",
+        _refuse("models of an encoder and a decoder no longer exist in the engine; remove the key"),
+    ),
+    "retriever_seq_length": _refuse(_NO_RETRO, off=256),
+    **_each(
+        "retro_project_dir retro_add_retriever retro_cyclic_train_iters retro_no_verify_neighbor_count",
+        _refuse(_NO_RETRO),
+    ),
+    **_each("retro_encoder_layers retro_num_neighbors retro_num_retrieved_chunks", _refuse(_NO_RETRO, off=2)),
+    **_each("retro_encoder_hidden_dropout retro_encoder_attention_dropout", _refuse(_NO_RETRO, off=0.1)),
+    "retro_attention_gate": _refuse(_NO_RETRO, off=1),
+    **_each(
+        "hybrid_attention_ratio hybrid_mlp_ratio",
+        _refuse("write the kind of each layer in hybrid_layer_pattern"),
+    ),
+    "moe_extended_tp": _refuse(
+        "set expert_tensor_parallel_size to tensor_model_parallel_size x expert_model_parallel_size, and "
+        "expert_model_parallel_size to 1"
+    ),
+    "renormalize_blend_weights": _refuse(
+        "remove the key; mid_level_dataset_surplus sets how many extra samples each data set prepares"
+    ),
+    "s3_cache_path": _rename("object_storage_cache_path"),
+    "tiktoken_special_tokens": _refuse(
+        "use tokenizer_special_tokens, which must also list <mask>, <pad>, <cls> and <sep>"
+    ),
+    **_each(
+        "process_meshes hetero_pipeline_stages hetero_mode",
+        _refuse(
+            "v0.6.0 did not read it either; use enable_hetero: true, hetero_process_meshes (tp, cp, ep, dp, "
+            "pp of each mesh), hetero_pipeline_layer_split (the layers of each stage) and "
+            "hetero_device_types (a list with the type of each mesh, as in the hostfile)"
+        ),
     ),
 }
 
-WITH_OWN_RULES = ("multiple_of", "hidden_dim_multiplier", "wandb_mode", "wandb_api_key")
-"""Task keys that are not simply renamed or dropped; see `translate_task`."""
+WITH_OWN_RULES: Mapping[str, str] = {
+    "multiple_of": "with `swiglu`, it becomes the `ffn_hidden_size` that it stands for",
+    "hidden_dim_multiplier": "with `multiple_of`, it becomes part of `ffn_hidden_size`",
+    "rampup_batch_size": "it becomes a `step_batch_size_schedule` with the same effect",
+    "wandb_mode": "it becomes the environment variable `WANDB_MODE`",
+    "wandb_api_key": "it becomes the environment variable `WANDB_API_KEY`, which no file or log shows",
+}
+"""Task keys that are not simply renamed or dropped (see `translate_task`), with what happens to them."""
+
+INFERENCE: Mapping[str, Change] = {
+    "llm.vq_model": _later(EMU3),
+    "generate.mode": _later(EMU3),
+    "generate.ratios": _later(EMU3),
+    "generate.images": _later(EMU3),
+    "generate.sampling.guidance_scale": _later("guidance"),
+}
+"""Keys of the task group `inference`, which vLLM and `vllm_flagscale.generate` read otherwise."""
 
 EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
     "ssh_port": _rename("runner.ssh_port"),
-    "auto_tuner": _refuse("the tuner is not available in this version"),
+    "auto_tuner": _later(TUNER),
     "runner.per_node_task": _refuse("start one experiment per host"),
 }
 
@@ -277,7 +211,27 @@ TOKENIZERS: Mapping[str, str] = dict.fromkeys(
     "HuggingFaceTokenizer",
 )
 
-ENTRYPOINTS: Mapping[str, str] = dict.fromkeys(
-    (f"flagscale/train/train_{model}.py" for model in ("aquila", "llama", "mixtral", "gpt")),
-    "megatron.flagscale.train_gpt",
-)
+ENTRYPOINTS: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            f"flagscale/train/{name}.py"
+            for name in ("train_aquila", "train_llama", "train_mixtral", "train_gpt", "hetero/train_llama")
+        ),
+        "megatron.flagscale.train_gpt",
+    ),
+    "flagscale/inference/inference_aquila.py": "vllm_flagscale.generate",
+}
+
+LATER_ENTRYPOINTS: Mapping[str, str] = {
+    "flagscale/train/train_llava.py": MULTIMODAL,
+    "flagscale/train/train_llava_onevision.py": MULTIMODAL,
+    "flagscale/inference/inference_emu3.py": EMU3,
+}
+"""Programs whose feature this version does not have yet."""
+
+LATER_ACTIONS: Mapping[str, str] = {"auto_tune": TUNER}
+
+
+def not_yet(feature: str, where: str) -> Problem:
+    """Return the problem of what asks for a feature that this version does not have; one text per feature."""
+    return Problem(f"{feature}: not in this version yet", where)

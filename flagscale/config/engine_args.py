@@ -43,36 +43,47 @@ def flatten(
     is_option: Callable[[str], bool],
     source_map: SourceMap,
     problems: list[Problem],
+    taken: Callable[[str], str] = lambda name: "",
 ) -> list[FlatKey]:
     """Return the flat keys below the task group `group`, in the order written.
 
     A mapping is a section unless `is_option(name)` says that the engine has an argument of that name that
     takes a mapping.
-    The same name with different values is a problem; with the same value, it is returned once.
+    The same name with different values is a problem, whose message says which place (key path) FlagScale
+    v0.6.0 would have `taken`, if any; with the same value, it is returned once.
     """
-    flat_keys: dict[str, FlatKey] = {}
+    named: dict[str, list[FlatKey]] = {}
     left_out = (path for path in sorted(source_map.unreadable) if path.startswith(f"{group}."))
-    unreadable = [FlatKey(_name(path), Unknown.VALUE, path) for path in left_out]
+    unreadable = [FlatKey(leaf_name(path), Unknown.VALUE, path) for path in left_out]
     for flat_key in (*_walk(arguments, group, is_option), *unreadable):
-        first = flat_keys.setdefault(flat_key.name, flat_key)
-        if first is flat_key:
-            continue
-        if flat_key.value is Unknown.VALUE or first.value is Unknown.VALUE:
-            flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
-        elif not _same(first.value, flat_key.value):
-            flat_keys[flat_key.name] = replace(first, value=Unknown.VALUE)
-            problems.append(
-                Problem(
-                    f"`{flat_key.name}` is given twice with different values: {flat_key.value!r} here, "
-                    f"{first.value!r} at {source_map.where(first.path)}",
-                    source_map.where(flat_key.path),
-                    "keep one of them",
-                )
-            )
-    return list(flat_keys.values())
+        named.setdefault(flat_key.name, []).append(flat_key)
+    return [_only(given, source_map, problems, taken) for given in named.values()]
 
 
-def _name(path: str) -> str:
+def _only(
+    given: list[FlatKey], source_map: SourceMap, problems: list[Problem], taken: Callable[[str], str]
+) -> FlatKey:
+    """Return the flat key that is given in these places; with different values, it is a problem."""
+    first, *others = given
+    if any(flat_key.value is Unknown.VALUE for flat_key in given):
+        return replace(first, value=Unknown.VALUE)
+    if all(_same(first.value, flat_key.value) for flat_key in others):
+        return first
+    *earlier, last = given
+    times = "twice" if len(given) == 2 else f"{len(given)} times"
+    what = f"`{first.name}` is given {times} with different values: {last.value!r} here"
+    for flat_key in earlier:
+        what += f", {flat_key.value!r} at {source_map.where(flat_key.path)}"
+    hint = "keep one of them"
+    if kept := next((flat_key for flat_key in given if flat_key.path == taken(first.name)), None):
+        place = "the one here" if kept is last else source_map.where(kept.path)
+        hint += f"; FlagScale v0.6.0 took {kept.value!r}, {place}"
+    problems.append(Problem(what, source_map.where(last.path), hint))
+    return replace(first, value=Unknown.VALUE)
+
+
+def leaf_name(path: str) -> str:
+    """Return the name of the argument at a key path, with `_`."""
     return path.rpartition(".")[2].replace("-", "_")
 
 
@@ -83,7 +94,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _walk(node: Mapping[str, Any], path: str, is_option: Callable[[str], bool]) -> Iterator[FlatKey]:
     for key, value in node.items():
-        name, child = _name(str(key)), f"{path}.{key}"
+        name, child = leaf_name(str(key)), f"{path}.{key}"
         if isinstance(value, Mapping) and not is_option(name):
             yield from _walk(value, child, is_option)
         else:
@@ -102,6 +113,8 @@ class EngineArguments:
     """Key path -> text that was passed on, of values that are text although YAML reads a number."""
     unknown: Mapping[str, Option] = field(default_factory=dict)
     """The arguments (by dest) that are given, but with a mistake, so that their values are not known."""
+    empty: Mapping[str, str] = field(default_factory=dict)
+    """dest -> key path of the arguments that are given as null, which counts as not given."""
     is_complete: bool = True
     """Whether every key below the group could be read."""
 
@@ -125,6 +138,7 @@ def render(
     texts: dict[str, str] = {}
     unknown: dict[str, Option] = {}
     misspelt: dict[str, Option] = {}
+    empty: dict[str, str] = {}
     is_complete = True
     for flat_key in flat_keys:
         option = catalog.by_name.get(flat_key.name)
@@ -143,6 +157,7 @@ def render(
             problems.append(_unknown(flat_key, catalog, source_map.where(flat_key.path)))
             continue
         if flat_key.value is None:
+            empty.setdefault(option.dest, flat_key.path)
             continue
         if option.dest in paths:
             what = f"`{flat_key.name}` sets the same argument as `{paths[option.dest].rpartition('.')[2]}`"
@@ -160,7 +175,7 @@ def render(
             continue
         argv += words
     unknown |= {dest: option for dest, option in misspelt.items() if dest not in paths}
-    return EngineArguments(tuple(argv), values, paths, texts, unknown, is_complete)
+    return EngineArguments(tuple(argv), values, paths, texts, unknown, empty, is_complete)
 
 
 def _as_written(flat_key: FlatKey, source_map: SourceMap, texts: dict[str, str]) -> FlatKey:

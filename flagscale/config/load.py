@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale import registry
-from flagscale.config import compat_v060 as v060
+from flagscale.config import translate_v060 as v060
 from flagscale.config.command import COMMAND_KEYS, absolute
 from flagscale.config.resolve import resolve
 from flagscale.config.schema import Experiment, ExperimentSection, Task
@@ -43,16 +43,22 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     notices = v060.translate_experiment(tree, source_map, problems)
     reported = {problem.where for problem in problems}
     wrong = set(failed)
+    task = _mapping(_mapping(tree.get("experiment")).get("task"))
+    is_available = not v060.is_not_available(task.get("entrypoint"))
+    if not is_available:
+        wrong.add("experiment.task.entrypoint")
     section, found = _read_experiment(tree.get("experiment"), source_map, wrong)
     found += _other_groups(tree, source_map, wrong)
     # A key whose interpolation failed, or that is `???`, is reported once: not as missing too.
     problems += [problem for problem in found if problem.where not in reported]
     if section is None:
         return Loaded(None, tuple(problems), tuple(notices), frozenset(wrong), has_task=False)
-    task = _meant(section.task, tree, wrong)
-    arguments = _mapping(tree.get(task.type))
-    has_task = isinstance(tree.get(task.type), dict) and task.type in _task_types(task.backend)
-    experiment = _experiment(section.model_copy(update={"task": task}), arguments)
+    meant = _meant(section.task, tree, wrong)
+    arguments = _mapping(tree.get(meant.type))
+    # Nothing can be said about the keys of a program that this version does not have.
+    has_group = isinstance(tree.get(meant.type), dict) and meant.type in _task_types(meant.backend)
+    has_task = is_available and has_group
+    experiment = _experiment(section.model_copy(update={"task": meant}), arguments)
     return Loaded(experiment, tuple(problems), tuple(notices), frozenset(wrong), has_task)
 
 

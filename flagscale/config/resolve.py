@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flagscale.config.blanks import blank_interpolation, blank_text
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, first_line
 
@@ -60,13 +61,19 @@ def _children(
                 continue
             value = node[key]
         except OmegaConfBaseException as error:
-            failed[child] = _unresolved(error, where)
+            failed[child] = _unresolved(error, child, str(node._get_node(key)), where)
+            continue
+        is_named_text = isinstance(node, DictConfig) and isinstance(value, str)
+        if is_named_text and (blank := blank_text(child, value, where)):
+            failed[child] = blank
             continue
         yield key, _resolved(value, child, parents, source_map, failed)
 
 
-def _unresolved(error: OmegaConfBaseException, where: str) -> Problem:
+def _unresolved(error: OmegaConfBaseException, path: str, text: str, where: str) -> Problem:
     """Return the problem of an interpolation; `${HOME}` is probably meant as an environment variable."""
+    if blank := blank_interpolation(path, text, where):
+        return blank
     name = re.search(r"Interpolation key '([A-Z_][A-Z0-9_]*)' not found", str(error))
     hint = f"to insert an environment variable of this machine, write ${{oc.env:{name[1]}}}" if name else ""
     return Problem(first_line(error), where, hint)

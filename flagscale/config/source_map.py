@@ -72,7 +72,7 @@ def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = 
     texts: dict[str, str] = {}
     chosen: set[str] = set()
     for path, package in files:
-        chosen.add(f"{path.parent.name}={path.stem}")
+        chosen.add("/" + path.as_posix().removesuffix(".yaml"))
         for file, prefix, root in _with_siblings(path, package):
             found = _index(root, prefix, os.path.relpath(file))
             given = _texts(root, prefix)
@@ -162,8 +162,8 @@ def _yields(root: yaml.Node | None) -> bool:
 
 def _is_choice(override: str, chosen: set[str]) -> bool:
     key, _, value = override.partition("=")
-    group = key.partition("@")[0].rpartition("/")[2]
-    return f"{group}={value}" in chosen
+    ending = f"/{key.partition('@')[0]}/{value.strip().removesuffix('.yaml')}"
+    return any(one.endswith(ending) for one in chosen)
 
 
 def _index(root: yaml.Node | None, prefix: str, file: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from flagscale.config.blanks import wanted_at
 from flagscale.config.host_names import canonical, expand
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
@@ -94,9 +95,7 @@ def _ranks(runner: Runner) -> int | None:
 
 def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
     if not Path(path).exists():
-        raise UserError(
-            [Problem(f"hostfile not found: {path}", where, "remove the key to run on this host only")]
-        )
+        raise UserError([Problem(f"hostfile not found: {path}", where, wanted_at("hostfile"))])
     return read_hostfile(Path(path))
 
 

@@ -55,7 +55,7 @@ def check_stages(config: DictConfig, source_map: SourceMap, only_plans: bool) ->
         experiment = stages.resolved(experiment, rules)
     hosts = stages.hosts(experiment, rules, only_plans)
     engine = stages.engine(experiment)
-    if "experiment.task" not in loaded.wrong:
+    if not {"experiment.task", "experiment.task.entrypoint"} & loaded.wrong:
         stages.gather(lambda: check_entrypoint(experiment, source_map))
     job = stages.job(experiment, engine, hosts)
     share = rules.share(experiment.exp_dir, experiment.runner.node_rank, os.environ) if rules else None

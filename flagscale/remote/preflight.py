@@ -20,6 +20,8 @@ from flagscale.errors import HostError, Problem
 from flagscale.formats import count
 from flagscale.node.network import own_address
 from flagscale.remote.hosts import ask_all, at_once, sees_our_files
+from flagscale.remote.pipe import Unreachable
+from flagscale.remote.ssh import configured_address
 from flagscale.run.machine import is_local
 from flagscale.run.state import Reply
 from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Service
@@ -263,12 +265,9 @@ def _own(others: list[str]) -> str:
 
 
 def _address(name: str) -> str:
-    # Not at the top: importing paramiko takes 0.3 s, and a job on one host does not need it.
-    from flagscale.remote.connection import Unreachable, lookup
-
     known = name
     with suppress(Unreachable):  # reported when connecting to the host
-        known = str(lookup(name).get("hostname", name))
+        known = configured_address(name)
     try:
         return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
     except OSError:

@@ -1,4 +1,4 @@
-"""Remote hosts: one SSH connection per host, with one or more sessions of `python -m flagscale.node serve`.
+"""Remote hosts: sessions of `python -m flagscale.node serve`, one after another or at the same time.
 
 Nothing that a user wrote becomes shell text: the command line holds only two quoted paths; everything else is
 sent as JSON on the session's standard input.
@@ -11,11 +11,10 @@ import shlex
 import threading
 from contextlib import suppress
 
-import paramiko
-
 from flagscale import __version__
 from flagscale.node.commands import HELLO
-from flagscale.remote.connection import Unreachable, connect
+from flagscale.remote import openssh, openssh_pipe
+from flagscale.remote.pipe import Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
 
@@ -23,9 +22,7 @@ _NOISE = 100
 """Lines that a user's shell may print before the first line of the session."""
 _LAST_LINES = 20
 _HANDSHAKES = threading.BoundedSemaphore(64)
-"""The number of simultaneous handshakes: each has a time limit, and all share one Python interpreter."""
-_LAST_WORDS = 2.0
-"""Seconds to wait for the remaining output of a session that has ended."""
+"""The number of simultaneous handshakes: each has a time limit, and all share the cores of this machine."""
 
 
 class SshTransport:
@@ -34,7 +31,6 @@ class SshTransport:
     def __init__(self, access: HostAccess) -> None:
         self._access = access
         self._lock = threading.Lock()
-        self._client: paramiko.SSHClient | None = None
         self._idle: list[Session] = []
 
     def call(self, words: list[str], seconds: float) -> Reply:
@@ -54,50 +50,29 @@ class SshTransport:
                 session = self._idle.pop()
                 if session.is_open():
                     return session
-            try:
-                return Session(self._connected(), self._access)
-            except Unreachable:
-                if self._client is None or _is_active(self._client):
-                    raise
-            # Sessions end a moment before the loss of their connection is noticed, so open a new connection.
-            return Session(self._connected(), self._access)
-
-    def _connected(self) -> paramiko.SSHClient:
-        if self._client is None or not _is_active(self._client):
-            self._client = None
-            with _HANDSHAKES:
-                self._client = connect(self._access.host, self._access.ssh_port, self._access.connect_timeout)
-        return self._client
+        return Session(self._access)
 
 
 class Session:
     """One remote process that performs verbs, one after another."""
 
-    def __init__(self, client: paramiko.SSHClient, access: HostAccess) -> None:
+    def __init__(self, access: HostAccess) -> None:
         self._timeout = access.connect_timeout
         words = ["env", f"PYTHONPATH={access.source_root}", access.python, "-m", "flagscale.node", "serve"]
-        try:
-            self._stdin, self._stdout, self._stderr = client.exec_command(
-                shlex.join(words), timeout=access.connect_timeout
-            )
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            why = str(error) or "the connection was lost"
-            raise Unreachable(f"cannot open a session: {why}") from None
+        self._pipe = connect(access, shlex.join(words))
         self._greet()
 
     def is_open(self) -> bool:
-        return not (self._stdout.channel.closed or self._stdout.channel.exit_status_ready())
+        return self._pipe.is_open()
 
     def ask(self, words: list[str], seconds: float) -> Reply:
         """Return the reply to a command."""
-        self._stdout.channel.settimeout(seconds)
         try:
             # Some file names are not valid UTF-8; JSON escapes those as well.
-            self._stdin.write(json.dumps(words) + "\n")
-            self._stdin.flush()
-            reply: Reply = json.loads(self._line())
+            self._pipe.send(json.dumps(words) + "\n")
+            reply: Reply = json.loads(self._pipe.receive(seconds))
         except TimeoutError:
-            self._stdout.channel.close()
+            self._pipe.close()
             raise Unreachable(f"no answer within {seconds:g} s") from None
         except (OSError, EOFError, ValueError) as error:
             raise Unreachable(self._ended(f"the connection was lost ({error})")) from None
@@ -108,35 +83,55 @@ class Session:
         try:
             for _ in range(_NOISE):
                 with suppress(ValueError):
-                    reported = json.loads(self._line())
+                    reported = json.loads(self._pipe.receive(self._timeout))
                     if isinstance(reported, dict) and HELLO in reported:
                         break
             else:
                 raise EOFError
         except TimeoutError:
+            self._pipe.close()
             raise Unreachable(f"connected, but it did not answer within {self._timeout:g} s") from None
-        except (OSError, EOFError):
+        except ConnectionError:
+            raise Unreachable(self._ended("the connection was lost")) from None
+        except EOFError:
             raise Unreachable(self._ended("FlagScale does not start there")) from None
         if reported[HELLO] != __version__:
-            self._stdout.channel.close()
+            self._pipe.close()
             raise Unreachable(f"FlagScale {reported[HELLO]} is installed there, but {__version__} here")
-
-    def _line(self) -> str:
-        line = self._stdout.readline()
-        if not line.endswith("\n"):
-            raise EOFError("it ended")
-        return str(line)
 
     def _ended(self, what: str) -> str:
         """Return `what`, followed by the last output of its shell or Python."""
-        printed = ""
-        self._stdout.channel.settimeout(_LAST_WORDS)
-        with suppress(OSError):
-            printed = self._stderr.read().decode(errors="replace").strip()
-        self._stdout.channel.close()
+        printed = self._pipe.last_words().strip()
+        self._pipe.close()
         return ": ".join(filter(None, (what, "\n".join(printed.splitlines()[-_LAST_LINES:]))))
 
 
-def _is_active(client: paramiko.SSHClient) -> bool:
-    transport = client.get_transport()
-    return transport is not None and transport.is_active()
+def connect(access: HostAccess, command: str) -> Pipe:
+    """Log in to a host, and return the streams of a shell command there.
+
+    The user's own `ssh` does it; where that is not installed, paramiko does.
+
+    Raises:
+        Unreachable: with the reason, and how to fix it if that is known.
+    """
+    with _HANDSHAKES:
+        if openssh.program():
+            return openssh_pipe.connect(access, command)
+        # Not at the top: importing paramiko takes 0.3 s.
+        from flagscale.remote import paramiko_ssh
+
+        return paramiko_ssh.connect(access, command)
+
+
+def configured_address(host: str) -> str:
+    """Return the name or address that the user's SSH configuration gives for a host.
+
+    Raises:
+        Unreachable: the configuration cannot be read; the message says why.
+    """
+    if openssh.program():
+        with _HANDSHAKES:
+            return openssh.settings(host).first("hostname")
+    from flagscale.remote.ssh_config import settings_of
+
+    return settings_of(host).address

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = (
     "--dist-ckpt-optim-fully-reshardable",  # every layout can read every checkpoint
-    "--eval-interval=1000",  # the engine divides by it but has no default
+    f"--eval-interval={DEFAULT_EVAL_INTERVAL}",
     "--logging-level=30",  # warnings only; otherwise hundreds of lines of information
     "--no-one-logger",  # NVIDIA's internal metrics service
 )

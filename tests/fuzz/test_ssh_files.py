@@ -7,15 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 
+from flagscale.remote import ssh_config
+from flagscale.remote.known_hosts import known_keys
+from flagscale.remote.ssh_config_blocks import ConfigError
+from flagscale.remote.ssh_jumps import read_jumps
 from tests.fuzz.ssh_files import SshFiles, ssh_slips
-
-ssh_config = pytest.importorskip("flagscale.remote.ssh_config")
-from flagscale.remote.known_hosts import known_keys  # noqa: E402
-from flagscale.remote.ssh_config_blocks import ConfigError  # noqa: E402
-from flagscale.remote.ssh_jumps import read_jumps  # noqa: E402
 
 
 def read(files: SshFiles) -> None:

@@ -133,7 +133,7 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["+experiment.runner.host_paths={1: {a: b}}"], "host_paths.1: YAML reads this name as 1"),
         (["train={true: 1}"], "train.True: YAML reads this name as True"),
         (["experiment.envs.1BAD=x"], "a name cannot begin with a digit: `1BAD`"),
-        (["train.model.save_interval=null"], "train.save_interval"),
+        (["train.model.save_interval=null"], "train.model.save_interval"),
     ],
 )
 def test_a_users_mistake_is_a_message_and_exit_code_2(

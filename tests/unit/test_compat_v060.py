@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flagscale.checks.hetero.keys import KEYS
+from flagscale.cli import main
 from flagscale.config.catalog import Catalog
 from flagscale.config.compat_v060 import (
     EXPERIMENT,
+    LATER_ENTRYPOINTS,
+    MULTIMODAL,
     TASK,
     TOKENIZERS,
     WITH_OWN_RULES,
-    ffn_hidden_size,
-    translate_experiment,
-    translate_task,
 )
-from flagscale.config.engine_args import FlatKey
+from flagscale.config.derived_v060 import ffn_hidden_size
+from flagscale.config.engine_args import FlatKey, Unknown
 from flagscale.config.schema import Commands, ExperimentSection, Runner
 from flagscale.config.source_map import SourceMap
+from flagscale.config.translate_v060 import (
+    place_taken,
+    translate_experiment,
+    translate_inference,
+    translate_task,
+)
 from flagscale.errors import Problem
 
 ADDED_BY_V060 = """
@@ -85,8 +94,12 @@ def test_no_key_is_ignored_silently(catalog: Catalog, key: str) -> None:
     change = TASK[key]
     if change.act == "refuse":
         (problem,) = problems
-        assert problem.what == f"`{key}` of FlagScale v0.6.0 is no longer supported"
+        assert problem.what == "this key of FlagScale v0.6.0 is no longer supported"
         assert problem.hint == change.text
+        assert set(kept.values()) <= {Unknown.VALUE}
+    elif change.act == "later":
+        (problem,) = problems
+        assert problem.what == f"{change.text}: not in this version yet"
         assert kept == {}
     else:
         (notice,) = notices
@@ -122,11 +135,6 @@ def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: objec
 )
 def test_a_key_with_an_effect_is_refused(key: str, value: object) -> None:
     assert len(translate({key: value})[3]) == 1
-
-
-def test_batch_ramp_up_is_refused_because_the_engine_ignores_it() -> None:
-    _, _, _, (problem,) = translate({"rampup_batch_size": [32, 32, 2000000]})
-    assert "step_batch_size_schedule" in problem.hint
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -272,3 +280,229 @@ def test_other_programs_are_left_alone() -> None:
 )
 def test_broken_trees_are_left_for_the_checks(tree: dict[str, Any]) -> None:
     translate_experiment(tree, SourceMap(), [])
+
+
+REMOVED = """
+encoder_pipeline_model_parallel_size encoder_tensor_model_parallel_size hybrid_attention_ratio
+hybrid_mlp_ratio moe_extended_tp no_async_tensor_model_parallel_allreduce
+no_scatter_gather_tensors_in_pipeline pipeline_model_parallel_split_rank renormalize_blend_weights
+retriever_seq_length retro_add_retriever retro_attention_gate retro_cyclic_train_iters
+retro_encoder_attention_dropout retro_encoder_hidden_dropout retro_encoder_layers
+retro_no_verify_neighbor_count retro_num_neighbors retro_num_retrieved_chunks retro_project_dir
+s3_cache_path standalone_embedding_stage tiktoken_special_tokens use_legacy_models
+"""
+"""Options of Megatron at v0.6.0 (megatron/training/arguments.py) that megatron-core 0.19.2 does not have."""
+
+
+@pytest.mark.parametrize("key", REMOVED.split())
+def test_every_option_that_megatron_removed_is_named(catalog: Catalog, key: str) -> None:
+    assert key in TASK
+    assert key not in catalog.by_name
+    kept, _, notices, problems = translate({key: False})
+    assert problems == []
+    assert len(notices) == 1
+    assert [*kept] in ([], [TASK[key].text])
+
+
+@pytest.mark.parametrize(
+    ("key", "default"),
+    [
+        ("retriever_seq_length", 256),
+        ("retro_encoder_layers", 2),
+        ("retro_attention_gate", 1.0),
+        ("encoder_tensor_model_parallel_size", 0),
+        ("hybrid_mlp_ratio", 0.0),
+    ],
+)
+def test_a_removed_option_with_its_default_is_dropped(key: str, default: object) -> None:
+    assert translate({key: default})[3] == []
+    assert len(translate({key: 7})[3]) == 1
+
+
+def test_equal_notices_are_one() -> None:
+    _, _, notices, _ = translate({"auto_tune": False, "eval_metric": None, "use_mcore_models": True})
+    assert notices == [
+        "dropped because it has no effect (2 places)\n    train.auto_tune\n    train.eval_metric",
+        "train.use_mcore_models: dropped because the engine does not read it: it has no other models",
+    ]
+
+
+def test_meshes_in_an_older_form_hide_rules_without_meshes() -> None:
+    kept, _, _, (problem,) = translate({"process_meshes": [4, 1, 1, 2, 1, 2]})
+    assert "hetero_process_meshes" in problem.hint
+    assert kept == {"hetero_process_meshes": Unknown.VALUE}
+
+
+def ramp(value: object, **changes: Any) -> tuple[dict[str, Any], list[str], list[Problem]]:
+    tree = {"seq_length": 64, "global_batch_size": 8, "train_samples": 46, "rampup_batch_size": value}
+    kept, _, notices, problems = translate(tree | changes)
+    return kept, notices, problems
+
+
+def test_a_ramp_becomes_a_schedule_in_tokens() -> None:
+    kept, notices, problems = ramp([2, 2, 20])
+    assert kept == {
+        "seq_length": 64,
+        "eval_global_batch_size": 8,
+        "train_samples": 46,
+        "step_batch_size_schedule": "0:2 448:4 896:6 1280:8",
+    }
+    assert problems == []
+    assert notices == [
+        "train.rampup_batch_size, train.global_batch_size: is now a `step_batch_size_schedule` of 4 steps, "
+        "0:2 ... 1280:8 (tokens:batch), and `eval_global_batch_size: 8`"
+    ]
+
+
+def test_a_last_batch_that_is_not_full_is_left_out_as_before() -> None:
+    kept, (_, notice), _ = ramp([2, 2, 20], train_samples=45)
+    assert (kept["train_samples"], kept["lr_decay_samples"]) == (38, 45)
+    assert notice.startswith("train.train_samples: is now 38")
+    kept, _, _ = ramp([2, 2, 20], train_samples=45, lr_decay_samples=40)
+    assert kept["lr_decay_samples"] == 40
+
+
+@pytest.mark.parametrize("value", [None, [], [8, 4, 100], [4, 4, 0]])
+def test_a_ramp_without_steps_is_dropped(value: object) -> None:
+    kept, notices, problems = ramp(value)
+    assert (kept["global_batch_size"], problems, len(notices)) == (8, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "says"),
+    [
+        ([2, 2], {}, "takes three whole numbers"),
+        ("2 2 20", {}, "takes three whole numbers"),
+        ([2, 0, 20], {}, "takes three whole numbers"),
+        ([2, 2, 20], {"global_batch_size": None}, "needs `global_batch_size`"),
+        ([2, 4, 20], {}, "steps of 4 do not lead from 2 to global_batch_size 8"),
+        ([16, 2, 20], {}, "do not lead from 16"),
+        ([2, 2, 20], {"train_samples": None, "train_iters": 9}, "`train_samples`, not `train_iters`"),
+    ],
+)
+def test_a_ramp_that_v060_would_have_refused(value: object, changes: dict[str, Any], says: str) -> None:
+    kept, _, (problem,) = ramp(value, **changes)
+    assert says in problem.what
+    assert "step_batch_size_schedule" in problem.hint
+    assert kept["step_batch_size_schedule"] is Unknown.VALUE
+
+
+@pytest.mark.parametrize("name", ["global_batch_size", "seq_length", "train_iters"])
+def test_a_ramp_whose_size_is_not_known_is_not_judged(name: str) -> None:
+    kept, _, problems = ramp([2, 2, 20], **{name: Unknown.VALUE})
+    assert kept["step_batch_size_schedule"] is Unknown.VALUE
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", ["multiple_of", "hidden_dim_multiplier", "hidden_size", "wandb_mode"])
+def test_a_blank_in_a_key_with_its_own_rule_hides_no_other_mistake(
+    name: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"swiglu": "true", "multiple_of": "8", "hidden_dim_multiplier": "1.3", name: "'${x:??}'"}
+    more = [f"train.model.{key}={value}" for key, value in values.items()]
+    assert main([*words, *more, "train.model.num_query_groups=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("2 mistakes")
+    assert "needs `group_query_attention: true`" in error
+
+
+@pytest.mark.parametrize("path", LATER_ENTRYPOINTS)
+def test_a_program_of_a_missing_feature_is_one_mistake(
+    path: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    override = f"experiment.task.entrypoint=./{path}"
+    assert main([*words, override, "train.freeze_LM=true", "train.nonsense=1"]) == 2
+    feature = f"{LATER_ENTRYPOINTS[path]}: not in this version yet"
+    assert capsys.readouterr().err == (
+        f"1 mistake in the configuration:\n- command line: experiment.task.entrypoint: {feature}\n"
+    )
+
+
+def test_nine_keys_of_a_missing_feature_are_one_mistake(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [key for key, change in TASK.items() if change.text == MULTIMODAL][:9]
+    assert main([*words, *(f"train.{key}=x" for key in keys)]) == 2
+    title, first, *places = capsys.readouterr().err.splitlines()
+    assert title == "1 mistake in the configuration:"
+    assert first == f"- {MULTIMODAL}: not in this version yet (9 places)"
+    assert places == [f"    command line: train.{key}" for key in keys]
+
+
+def test_the_advice_for_extra_validation_sets_is_complete(
+    words: list[str], capsys: pytest.CaptureFixture[str], write_data: Callable[..., str]
+) -> None:
+    for name in ("a", "b", "c"):
+        write_data(Path(name), (400, 400))
+
+    def reported(**keys: str) -> str:
+        sizes = {"train_iters": "4", "eval_interval": "2", "eval_iters": "1"}
+        model = [f"train.model.{key}={value}" for key, value in sizes.items()]
+        data = [f"train.data.{key}={value}" for key, value in {"mock_data": "false", **keys}.items()]
+        main([*words, *model, *data])
+        return capsys.readouterr().err
+
+    sets = "[9,./b,x,9,./c,y]"
+    old = reported(data_path="./a", split="'100,0,0'", extra_valid_interval="2", extra_valid_data_path=sets)
+    assert old.startswith("1 mistake")
+    assert "this key of FlagScale v0.6.0 is no longer supported (2 places)" in old
+    new = {
+        "train_data_path": "[./a]",
+        "valid_data_path": "[./b,./c]",
+        "validation_set_names": "[x,y]",
+        "multiple_validation_sets": "true",
+        "full_validation": "true",
+        "validation_set_intervals": "[2,4]",
+    }
+    assert all(key in old for key in new)
+    assert "mistake" not in reported(**new)
+
+
+def test_its_tuner_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "action=auto_tune"]) == 2
+    assert "- command line: action: the tuner: not in this version yet\n" in capsys.readouterr().err
+
+
+def test_keys_of_its_inference() -> None:
+    problems: list[Problem] = []
+    raw = {
+        "llm": {"model": "m", "vq_model": "v"},
+        "generate": {"mode": "G", "ratios": [], "sampling": {"top_k": 1, "guidance_scale": 3.0}},
+    }
+    kept, notices = translate_inference(raw, "inference", SourceMap(), problems)
+    assert kept == {"llm": {"model": "m"}, "generate": {"sampling": {"top_k": 1}}}
+    assert notices == ["inference.generate.ratios: dropped because it has no effect"]
+    assert [problem.where for problem in problems] == [
+        "inference.llm.vq_model",
+        "inference.generate.mode",
+        "inference.generate.sampling.guidance_scale",
+    ]
+    assert translate_inference({"llm": 3}, "inference", SourceMap(), problems)[0] == {"llm": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        ({"model": {"lr": 1, "optimizer": {"lr": 2}}}, "train.model.optimizer.lr"),
+        ({"model": {"optimizer": {"lr": 2}, "lr": 1}}, "train.model.lr"),
+        ({"data": {"lr": 3}, "system": {"lr": 1}}, "train.data.lr"),
+        ({"system": {"lr": 1, "x": {"lr": 2}}, "model": {"lr": 3}}, "train.system.x.lr"),
+        ({"system": {"x": {"lr": 2}}, "model": {"x": {"other": 3}}}, ""),
+        ({"lr": 1, "more": {"lr": 2}}, ""),
+    ],
+)
+def test_which_of_two_values_it_took(arguments: dict[str, Any], place: str) -> None:
+    # As its runner merged the sections and argparse took the last of equal options.
+    assert place_taken("lr", "train", arguments) == place
+
+
+def test_a_key_given_several_times_is_one_mistake_that_names_all_places(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"model.lr": 1, "model.a.lr": 2, "data.lr": 3, "model.b.lr": 3}
+    assert main([*words, *(f"train.{key}={value}" for key, value in values.items())]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("1 mistake")
+    assert "`lr` is given 4 times with different values" in error
+    assert all(f"train.{key}" in error for key in values)
+    assert "keep one of them; FlagScale v0.6.0 took 3, " in error

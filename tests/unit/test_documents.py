@@ -124,6 +124,7 @@ def test_one_mistake(content: str | bytes, expected: str) -> None:
         ),
         ("a: !!str 1\nb: !!int '2'\n", {"a": "1", "b": 2}),
         ("a: ${b.c}\nb: ${oc.env:X,'y}'}\n", {"a": "${b.c}", "b": "${oc.env:X,'y}'}"}),
+        ("a: ${b??}\nc: ${d:??}\n", {"a": "${b??}", "c": "${d:??}"}),
         ("a:\tx\n", {"a": "x"}),
         ("defaults: [b, c@d, {e: f}, {g: null}, {h: [i, j]}, _self_, override k: l]\n", None),
         ("defaults: ['b_${c}', {d: '${e/f}'}]\n", None),
@@ -137,7 +138,7 @@ def test_sound_files(content: str, values: dict[object, object] | None) -> None:
 
 
 def test_all_mistakes_of_a_file_are_reported() -> None:
-    text = "defaults: [1]\na: !!set {x}\nb: 1\nb: 2\nc: ${\nd: {null: 1}\n"
+    text = "defaults: [1]\na: !!set {x}\nb: 1\nb: 2\nc: !x y\nd: {null: 1}\n"
     assert [problem.where for problem in read(text).problems] == [f"a.yaml:{n}" for n in (4, 2, 5, 6, 1)]
     assert [problem.where for problem in read("a: 1\na: 2\nb: [\n").problems] == ["a.yaml:2", "a.yaml:4"]
 

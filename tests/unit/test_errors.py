@@ -17,6 +17,18 @@ def test_a_user_error_holds_every_problem() -> None:
     assert UserError("plain").problems == (Problem("plain"),)
 
 
+def test_problems_that_differ_only_in_their_place_are_one_message() -> None:
+    same = [Problem("it is wrong", f"a.yaml:{line}: key{line}", "fix it") for line in (1, 2, 2)]
+    error = UserError([same[0], Problem("other", "b"), *same[1:], Problem("it is wrong", "c")])
+    assert error.messages == [
+        "it is wrong (2 places)\n    fix it\n    a.yaml:1: key1\n    a.yaml:2: key2",
+        "b: other",
+        "c: it is wrong",
+    ]
+    assert len(error.problems) == 5
+    assert str(error).count("\n- ") == 2
+
+
 def test_exit_codes_distinguish_mistakes_from_failures() -> None:
     assert FlagScaleError("x").exit_code == 1
     assert HostError("x", []).exit_code == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from flagscale.cli import main
 from flagscale.config.source_map import SourceMap, index_sources
 
 
@@ -137,3 +138,23 @@ def test_the_text_of_a_number_is_known_unless_the_value_comes_from_elsewhere(wri
     assert found.text("k", "a b") is None
     assert found.text("g.i.0", 10) == "1_0"
     assert found.text("absent", 1) is None
+
+
+@pytest.mark.parametrize(
+    "override", ["train=demo", "train=demo.yaml", "train=large/demo", "train=large/demo.yaml"]
+)
+def test_a_chosen_file_is_not_a_key_of_the_command_line(write: Write, override: str) -> None:
+    path = write(f"conf/{override.replace('=', '/').removesuffix('.yaml')}.yaml", "n: 1\n")
+    assert index_sources([(path, "train")], [override]).where("train.n").endswith("/demo.yaml:1: train.n")
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.yaml", "demo1.5.yaml", "large/demo.yaml"])
+def test_a_file_that_the_defaults_list_names_with_its_suffix(
+    name: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("conf/config.yaml", f"defaults: [{{train: {name}}}, _self_]\nexperiment: {{exp_name: x}}\n")
+    write(f"conf/train/{name.removesuffix('.yaml')}.yaml", "no_such_key: 1\nmodel: {num_layer: 2}\n")
+    words = ["--config-path", "conf", "--config-name", "config", "action=dryrun"]
+    task = "experiment.task={backend: megatron}"
+    assert main([*words, "experiment.exp_dir=out", task]) == 2
+    assert f"conf/train/{name.removesuffix('.yaml')}.yaml:2: train.model.num_layer" in capsys.readouterr().err

@@ -37,6 +37,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         SETS | {"validation_set_intervals": [10, 0]},
         "0 must be a multiple of eval_interval 10",
     ),
+    (
+        SETS | {"validation_set_intervals": [1000, 1500], "eval_interval": None},
+        "1500 must be a multiple of eval_interval 1000",
+    ),
 ]
 
 

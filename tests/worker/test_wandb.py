@@ -50,7 +50,7 @@ def test_the_last_rank_logs_the_losses_of_training_and_validation(tmp_path: Path
     argv = (
         *(*MODEL, *MOCK_DATA, "--train-iters", "2", "--eval-interval", "2", "--eval-iters", "1"),
         *("--wandb-project", "p", "--wandb-exp-name", "demo", "--wandb-save-dir", str(tmp_path / "w")),
-        *("--tensorboard-dir", str(tmp_path / "t"), "--tensorboard-log-interval", "1"),
+        *("--tensorboard-dir", str(tmp_path / "t"), "--tensorboard-log-interval", "1", "--log-params-norm"),
     )
     curve = run_all([Run("run", 2, argv, f"{__name__}:train_with_stand_in")], tmp_path)["run"]
     assert not curve.error
@@ -59,6 +59,8 @@ def test_the_last_rank_logs_the_losses_of_training_and_validation(tmp_path: Path
     assert finished == {"finished": True}
     values = {(key, one["step"]): value for one in logged for key, value in one["values"].items()}
     assert (values["lm loss", 1], values["lm loss", 2]) == curve.losses
+    # What the message about v0.6.0's `wandb_log_model` promises.
+    assert {("grad-norm", 1), ("params-norm", 1)} <= {*values}
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     evaluated = {
         key: line[key] for line in metrics for key in ("validation_loss", "test_loss") if key in line

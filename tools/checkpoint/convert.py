@@ -16,6 +16,7 @@ if not __package__:  # run as a file: import from the root of the repository, no
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families.registry import names
 from megatron.flagscale.convert.model import DTYPES
+from tools.checkpoint.command_v060 import refuse_old_command
 from tools.command import run
 from tools.progress import Progress
 
@@ -57,6 +58,7 @@ def _parser() -> ArgumentParser:
 
 def main() -> int:
     """Run the conversion given on the command line."""
+    refuse_old_command(sys.argv[1:])
     arguments = _parser().parse_args()
     from megatron.flagscale.convert.convert import convert
     from megatron.flagscale.convert.upcycle import Upcycling

@@ -13,10 +13,10 @@ from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
 from flagscale.checks.worker import DATASETS
 from flagscale.config.catalog import Catalog, load_catalog
-from flagscale.config.compat_v060 import translate_task
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
+from flagscale.config.translate_v060 import place_taken, translate_task
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
@@ -155,7 +155,14 @@ def _program(task: Task, source_map: SourceMap, problems: list[Problem]) -> tupl
 def _flat(
     group: str, arguments: Mapping[str, Any], catalog: Catalog, source_map: SourceMap, problems: list[Problem]
 ) -> list[FlatKey]:
-    return flatten(group, arguments, lambda name: _takes_mapping(catalog, name), source_map, problems)
+    return flatten(
+        group,
+        arguments,
+        lambda name: _takes_mapping(catalog, name),
+        source_map,
+        problems,
+        lambda name: place_taken(name, group, arguments),
+    )
 
 
 def _takes_mapping(catalog: Catalog, name: str) -> bool:
@@ -203,8 +210,8 @@ def _missing(defaults: Mapping[str, Any], flat_keys: list[FlatKey]) -> list[Flat
 
 def _path(arguments: EngineArguments, dest: str, group: str, catalog: Catalog) -> str:
     """Return the key path to blame: the user's, else the group with the argument's name."""
-    if dest in arguments.paths:
-        return arguments.paths[dest]
+    if path := arguments.paths.get(dest) or arguments.empty.get(dest):
+        return path
     option = catalog.by_name.get(dest) or next(
         (one for one in catalog.options.values() if one.dest == dest), None
     )

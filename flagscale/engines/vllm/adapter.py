@@ -56,7 +56,7 @@ def check(task: Task, arguments: Mapping[str, Any], source_map: SourceMap) -> li
         models, _ = serve.read(task.type, arguments, source_map, problems)
         each = [(model.path, model.arguments) for model in models]
     else:
-        engine, _, _ = batch.read(task.type, arguments, source_map, problems)
+        engine = batch.read(task.type, arguments, source_map, problems).arguments
         each = [(f"{task.type}.llm", engine)] if engine else []
     for group, keys in each:
         on_chips = broken_rules(keys, is_host_processor=False)

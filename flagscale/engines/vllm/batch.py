@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flagscale import platforms
 from flagscale.checks.model_folder import inputs_of
@@ -14,6 +14,7 @@ from flagscale.checks.prompts import inline_prompts, read_prompts
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
+from flagscale.config.translate_v060 import translate_inference
 from flagscale.engines.vllm.arguments import broken_rules, devices_of, flat, refuse, remarks, take_secrets
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.serve import ENV
@@ -26,10 +27,19 @@ STOP_GRACE = 10.0
 _SECTIONS = ("llm", "generate")
 
 
-def read(
-    group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]
-) -> tuple[EngineArguments | None, Generate | None, dict[str, str]]:
-    """Return the engine's arguments, what to generate, and the secrets as environment variables."""
+class Read(NamedTuple):
+    """The task group: each part is None if it cannot be read."""
+
+    arguments: EngineArguments | None
+    generate: Generate | None
+    secrets: dict[str, str]
+    """Environment variables that replace keys."""
+    notices: list[str]
+
+
+def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: list[Problem]) -> Read:
+    """Return the task group as far as it can be read."""
+    raw, notices = translate_inference(raw, group, source_map, problems)
     for key in raw:
         if key not in _SECTIONS:
             hint = nearest(str(key), _SECTIONS)
@@ -51,14 +61,14 @@ def read(
         arguments = render([*others, *keys], catalog, source_map, problems)
     if "generate" not in missing:
         generate = read_generate(f"{group}.generate", raw["generate"], source_map, problems)
-    return arguments, generate, secrets
+    return Read(arguments, generate, secrets, notices)
 
 
 def job(
     experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
     """Return the job; None if there are `problems`."""
-    arguments, generate, secrets = read("inference", experiment.arguments, source_map, problems)
+    arguments, generate, secrets, translated = read("inference", experiment.arguments, source_map, problems)
     if arguments is None:
         return None
     values = arguments.values
@@ -108,7 +118,7 @@ def job(
         inputs={"models": [inputs_of(values)], "prompts_file": _absolute(generate.prompts_file)},
         secrets=secrets,
         texts=arguments.texts,
-        notices=tuple(notices),
+        notices=(*translated, *notices),
     )
 
 

@@ -1,0 +1,184 @@
+"""Read files written for FlagScale v0.6.0: apply the tables of `compat_v060` to both levels of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flagscale.config.compat_v060 import (
+    ENTRYPOINTS,
+    EXPERIMENT,
+    INFERENCE,
+    LATER_ENTRYPOINTS,
+    TASK,
+    TOKENIZERS,
+    Change,
+    not_yet,
+)
+from flagscale.config.derived_v060 import with_batch_schedule, with_ffn_size
+from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import Problem, messages
+
+
+def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: list[Problem]) -> list[str]:
+    """Change the experiment level of `tree` in place by the table; return the notices."""
+    notices: list[Problem] = []
+    experiment = tree.get("experiment")
+    if not isinstance(experiment, dict):
+        return []
+    for key, change in EXPERIMENT.items():
+        parent, _, name = key.rpartition(".")
+        node = experiment.get(parent) if parent else experiment
+        if not isinstance(node, dict) or name not in node:
+            continue
+        value, where = node.pop(name), source_map.where(f"experiment.{key}")
+        if change.act == "rename":
+            _move(experiment, change.text, value, where, problems)
+            notices.append(Problem(f"renamed to `experiment.{change.text}`", where))
+        else:
+            _refuse_or_drop(value, change, where, problems, notices)
+    _translate_entrypoint(experiment, source_map, problems, notices)
+    return messages(notices)
+
+
+def _move(experiment: dict[str, Any], target: str, value: Any, where: str, problems: list[Problem]) -> None:
+    """Move a value to the current place of its key, unless that is given too."""
+    group, _, name = target.rpartition(".")
+    node = experiment[group] = experiment.get(group) or {}
+    if not isinstance(node, dict):
+        return  # reported as a wrong type
+    if node.setdefault(name, value) != value:
+        what = f"given twice with different values: {value!r} here, {node[name]!r} at experiment.{target}"
+        problems.append(Problem(what, where, "remove the key here"))
+
+
+def _translate_entrypoint(
+    experiment: dict[str, Any], source_map: SourceMap, problems: list[Problem], notices: list[Problem]
+) -> None:
+    task = experiment.get("task")
+    if not isinstance(task, dict):
+        return
+    where, given = source_map.where("experiment.task.entrypoint"), task.get("entrypoint")
+    program = _program(given)
+    if program in LATER_ENTRYPOINTS:
+        problems.append(not_yet(LATER_ENTRYPOINTS[program], where))
+    elif program in ENTRYPOINTS:
+        task["entrypoint"] = ENTRYPOINTS[program]
+        notices.append(Problem(f"`{given}` is now `{task['entrypoint']}`", where))
+
+
+def is_not_available(entrypoint: object) -> bool:
+    """Return whether an entrypoint is a program of v0.6.0 whose feature this version does not have yet."""
+    return _program(entrypoint) in LATER_ENTRYPOINTS
+
+
+def _program(entrypoint: object) -> str:
+    return str(entrypoint).strip().removeprefix("./")
+
+
+_IN_ENVIRONMENT = ("wandb_api_key", "wandb_mode")
+"""Keys that become environment variables of the same names."""
+
+
+def translate_task(
+    flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
+) -> tuple[list[FlatKey], dict[str, str], list[str]]:
+    """Apply the table to the task level; return (flat keys, environment that replaces keys, notices)."""
+    kept: list[FlatKey] = []
+    notices: list[Problem] = []
+    environment: dict[str, str] = {}
+    flat_keys = with_ffn_size(flat_keys, source_map, notices)
+    for flat_key in with_batch_schedule(flat_keys, source_map, problems, notices):
+        change = TASK.get(flat_key.name)
+        where = source_map.where(flat_key.path)
+        if flat_key.value is Unknown.VALUE:
+            if flat_key.name not in _IN_ENVIRONMENT and (change is None or change.act == "rename"):
+                kept.append(replace(flat_key, name=change.text if change else flat_key.name))
+        elif flat_key.name in _IN_ENVIRONMENT:
+            if flat_key.value:
+                text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
+                environment[flat_key.name.upper()] = text
+        elif flat_key.name == "tokenizer_type" and str(flat_key.value) in TOKENIZERS:
+            instead = TOKENIZERS[str(flat_key.value)]
+            notices.append(Problem(f"`{flat_key.value}` is now `{instead}`", where))
+            kept.append(replace(flat_key, value=instead))
+        elif change is None:
+            kept.append(flat_key)
+        elif change.act == "rename":
+            notices.append(Problem(f"renamed to `{change.text}`", where))
+            kept.append(replace(flat_key, name=change.text))
+        elif change.act == "drop":
+            notices.append(Problem(f"dropped because {change.text}", where))
+        else:
+            _refuse_or_drop(flat_key.value, change, where, problems, notices)
+            if flat_key.name == "process_meshes":  # there are meshes, so rules without them do not apply
+                kept.append(FlatKey("hetero_process_meshes", Unknown.VALUE, flat_key.path))
+    return kept, environment, messages(notices)
+
+
+_SECTIONS = ("system", "model", "data")
+
+
+def place_taken(name: str, group: str, arguments: Mapping[str, Any]) -> str:
+    """Return the key path whose value v0.6.0 took for a name that is given several times: the last.
+
+    It merged its three sections one after the other, and a key or group in a later section replaced that of
+    the same name in an earlier one. Returns "" if the name is given outside of the sections only.
+    """
+    merged: dict[str, tuple[str, Any]] = {}
+    for section in _SECTIONS:
+        node = arguments.get(section)
+        for key, value in node.items() if isinstance(node, Mapping) else ():
+            merged[str(key)] = (f"{group}.{section}.{key}", value)
+    places = [place for path, value in merged.values() for place in _places(path, value)]
+    return next((one for one in reversed(places) if leaf_name(one) == name), "")
+
+
+def _places(path: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _places(f"{path}.{key}", inner)
+    else:
+        yield path
+
+
+def translate_inference(
+    raw: Mapping[str, Any], group: str, source_map: SourceMap, problems: list[Problem]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the task group `inference` without the keys of the table, and notices about those dropped."""
+    notices: list[Problem] = []
+    kept = dict(raw)
+    for key, change in INFERENCE.items():
+        *parents, name = key.split(".")
+        if name in _section(kept, parents):
+            value = _section(kept, parents)[name]
+            kept = _without(kept, (*parents, name))
+            _refuse_or_drop(value, change, source_map.where(f"{group}.{key}"), problems, notices)
+    return kept, messages(notices)
+
+
+def _section(node: Any, parents: Sequence[str]) -> Mapping[str, Any]:
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, Mapping) else None
+    return node if isinstance(node, Mapping) else {}
+
+
+def _without(node: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    name, *rest = path
+    if rest:
+        return {**node, name: _without(node[name], rest)}
+    return {key: value for key, value in node.items() if key != name}
+
+
+def _refuse_or_drop(
+    value: Any, change: Change, where: str, problems: list[Problem], notices: list[Problem]
+) -> None:
+    """Report a key; one without an effect is only noticed."""
+    if not (value if isinstance(value, bool) else value and value != change.off):
+        notices.append(Problem("dropped because it has no effect", where))
+    elif change.act == "later":
+        problems.append(not_yet(change.text, where))
+    else:
+        problems.append(Problem("this key of FlagScale v0.6.0 is no longer supported", where, change.text))

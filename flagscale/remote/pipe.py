@@ -1,0 +1,40 @@
+"""A program on a host as the launcher uses it: lines go in, lines come out, whatever carries them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Unreachable(Exception):
+    """A host cannot be reached; the message says why, and how to fix it if that is known."""
+
+
+class Pipe(Protocol):
+    """The standard streams of one program on a host; used by one thread at a time.
+
+    It is closed with its last reference, and when this process ends; then the program has no more input.
+    """
+
+    def send(self, line: str) -> None:
+        """Write a line, complete with its newline."""
+
+    def receive(self, seconds: float) -> str:
+        """Return the next line, complete with its newline.
+
+        Raises:
+            TimeoutError: there is none within this time.
+            EOFError: the program has ended.
+            ConnectionError: the connection was lost.
+        """
+        ...
+
+    def is_open(self) -> bool:
+        """Return whether the program can still answer, as far as this is known."""
+        ...
+
+    def last_words(self) -> str:
+        """Return what the program, or the connection, reported last."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
