@@ -53,7 +53,8 @@ def _entry_problem(entry: yaml.Node) -> str:
     return f"{_shown(wrong[0])} is not the name of a file of `{shown(group)}`" if wrong else ""
 
 
-_NAME = re.compile(r"(?!\?\?\?$)\S.*")
+_NAME = re.compile(r"(?!\?\?\?$)\S.{0,199}")
+"""Longer names cannot be those of files, and Hydra fails where it looks for them."""
 _REFERENCE = re.compile(r"\$\{[\w./@]+\}")
 
 

@@ -54,15 +54,16 @@ def choice_problem(override: str) -> Problem | None:
     if not read.key_or_group:
         return Problem("an override needs the form `key=value`", f"command line: {override}")
     value = read.value()
-    is_name = isinstance(value, str | dict) or (
-        isinstance(value, list) and all(isinstance(one, str) for one in value)
-    )
-    if read.is_sweep_override() or read.is_delete() or is_name:
+    names = value if isinstance(value, list) else [value]
+    is_name = all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
+    if read.is_sweep_override() or read.is_delete() or isinstance(value, dict) or is_name:
         return None
-    what = f"`{override.partition('=')[2]}` is not the name of a file of the group `{read.key_or_group}`"
-    return Problem(what, f"command line: {read.key_or_group}")
+    given, group = override.partition("=")[2][:LONGEST_NAME], read.key_or_group
+    return Problem(f"`{given}` is not the name of a file of the group `{group}`", f"command line: {group}")
 
 
+LONGEST_NAME = 200
+"""Longer names cannot be those of files, and Hydra fails where it looks for them."""
 _DEEPEST, _MOST_DIGITS = 50, 4300
 """Hydra's parser needs about ten calls per bracket; Python converts no longer numbers."""
 

@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale.config import hydra_keys
-from flagscale.config.grammar import choice_problem, override_problem, too_much
+from flagscale.config.grammar import LONGEST_NAME, choice_problem, override_problem, too_much
 from flagscale.errors import Problem, first_line, nearest
 
 COMPLAINTS = (HydraException, OmegaConfBaseException)
@@ -68,12 +68,17 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
 def early_problems(words: Sequence[str]) -> list[Problem]:
     """Return the mistakes of a command line for which Hydra has no message that names them."""
     overrides, folder = _overrides(words), config_folder(words)
-    if folder and folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+    if folder and os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         return [Problem("the folder cannot be read: Permission denied", os.path.relpath(folder))]
     found = [
         Problem(what, f"command line: {_key(word)[:_SHOWN]}")
         for word in overrides
         if (what := too_much(word))
+    ]
+    found += [
+        Problem(f"a name of a file has at most {LONGEST_NAME} characters", f"command line: {word[:_SHOWN]}")
+        for word in words
+        if not _is_override(word) and max(map(len, word.split("/"))) > LONGEST_NAME
     ]
     if found:
         return found
@@ -93,9 +98,9 @@ def _key(override: str) -> str:
 
 def _groups(folder: Path | None) -> list[str]:
     """Return the groups of files in a folder, if it can be read."""
-    if folder is None or not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+    if folder is None or not os.access(folder, os.R_OK | os.X_OK) or not os.path.isdir(folder):
         return []
-    return [path.name for path in folder.iterdir() if path.is_dir()]
+    return [path.name for path in folder.iterdir() if os.path.isdir(path)]
 
 
 _SHOWN = 100

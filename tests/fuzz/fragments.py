@@ -24,6 +24,8 @@ ${oc.select:x,y} ¦ ${oc.dict.keys:experiment} ¦ ${oc.dict.values:train} ¦ ${o
 ${hydra:job.num} ¦ ${hydra:run.dir} ¦ ${hydra:nothing} ¦ ${now:%Y} ¦ ${now:} ¦ ${python_version:x}
 """,
     "9" * 5000,
+    "x" * 300,
+    "x/" * 3000,
     "0x" + "f" * 5000,
     "[" * 300,
     "[" * 60 + "]" * 60,

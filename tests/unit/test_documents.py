@@ -89,6 +89,8 @@ BOMB = "\n".join(f"k{n + 1}: &k{n + 1} [*k{n}, *k{n}]" for n in range(40))
         ("defaults: [[b]]\n", "defaults: a list is not the name of a file"),
         ("defaults:\n- ???\n", "a.yaml:2: defaults: `???` is not the name of a file"),
         ("defaults: ['']\n", "defaults: `` is not the name of a file"),
+        (f"defaults: [{'x' * 300}]\n", "is not the name of a file"),
+        (f"defaults: [{{train: {'x' * 300}}}]\n", "is not the name of a file of `train`"),
         ("defaults: [{}]\n", "defaults: an entry names one group, not 0"),
         ("defaults:\n- train: b\n  serve: c\n", "a.yaml:2: defaults: an entry names one group, not 2"),
         ("defaults: [{1: b}]\n", "defaults: `1` is not the name of a group"),
