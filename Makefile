@@ -6,7 +6,7 @@ DOCS := build/docs-venv
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 
-.PHONY: demo demo-serve test test-all coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak catalog lock clean
+.PHONY: demo demo-serve test test-all coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak fuzz catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -70,6 +70,9 @@ conversions: $(READY) ## every model family to Megatron and back, with training 
 
 soak: $(READY) ssh    ## 200 random starts, kills and stops on four hosts; no process may be left over
 	$(BIN)/python -m benchmarks.soak
+
+fuzz: $(READY)        ## 10 000 configurations and command lines with slips: no traceback, nothing written
+	$(BIN)/python -m tests.fuzz
 
 catalog: $(READY)     ## record every argument of the installed engines, for the checks before launch
 	$(BIN)/python -m megatron.flagscale.catalog > build/catalog.json

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from flagscale import __version__, registry
 from flagscale.config.command import load_action
-from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, problems_of
+from flagscale.config.hydra_source import problems_of_files
+from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, early_problems, problems_of, unreadable
 from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
-from flagscale.errors import FlagScaleError, UserError
-from flagscale.streams import discard_unread, quietly
+from flagscale.errors import FlagScaleError, Problem, UserError
+from flagscale.streams import discard_unread, quietly, report_full_disk
 from flagscale.sweep import Swept, is_sweep, shared_run_directories, swept_job
 
 if TYPE_CHECKING:
@@ -87,6 +89,8 @@ def _main(words: list[str]) -> int:
         _complain(f"no experiment given\n\n{usage}")
         return UserError.exit_code
     words = as_hydra_takes_it(words)
+    if problems := early_problems(words):
+        return _print_mistakes(UserError(problems))
     try:
         if not is_sweep(words):
             return _compose(words, _perform, _QUIET)
@@ -95,30 +99,57 @@ def _main(words: list[str]) -> int:
             return _sweep(words, (*_QUIET, f"hydra.sweep.dir='{folder}'"))
     except SystemExit as stop:  # an unknown flag, or a request that has been answered
         return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
-    except (
-        *COMPLAINTS,
-        ValueError,
-    ) as error:  # the latter, too, comes from Hydra alone: `_perform` raises none
-        return _print_mistakes(UserError(problems_of(error, words)))
+    except UserError as error:
+        return _print_mistakes(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], defaults: Sequence[str]) -> int:
-    """Have Hydra compose each configuration of a command line; return the largest exit code of `perform`."""
+    """Have Hydra compose each configuration of a command line; return the largest exit code of `perform`.
+
+    Raises:
+        UserError: the command line or the files cannot be composed.
+    """
     codes: list[int] = []
 
     def task(config: DictConfig) -> None:
-        os.environ.pop(_RAISE, None)  # it does not concern the job
         codes.append(perform(config))
         if codes[-1] == INTERRUPTED:  # the rest of a sweep, too
             raise KeyboardInterrupt
 
+    in_files, error = _with_hydra(words, task, defaults)
+    if isinstance(error, OverrideParseException):  # raised before any file was read
+        readable = [word for word in words if not unreadable([word])]
+        in_files, _ = _with_hydra(readable, lambda config: None, defaults)
+        raise UserError([*in_files, *problems_of(error, words)])
+    if in_files or error:
+        # What a file with a mistake lacks is not another mistake.
+        raise UserError(in_files or problems_of(error, words))
+    return max(codes, default=0)
+
+
+def _with_hydra(
+    words: Sequence[str], task: Callable[[DictConfig], None], defaults: Sequence[str]
+) -> tuple[list[Problem], Exception | None]:
+    """Have Hydra call `task` with each configuration, unless a file has a mistake; return both kinds of
+    mistakes: those in the form of the files, and the one for which Hydra gave up.
+    """
+    in_files = problems_of_files()
+
+    def unless_in_files(config: DictConfig) -> None:
+        os.environ.pop(_RAISE, None)  # it does not concern the job
+        if not in_files:
+            task(config)
+
     os.environ[_RAISE] = "1"
     sys.argv = [sys.argv[0], *words, *(default for default in defaults if not _names(words, default))]
-    hydra.main(version_base="1.3", config_path=None)(task)()
-    return max(codes, default=0)
+    try:
+        hydra.main(version_base="1.3", config_path=None)(unless_in_files)()
+    except (*COMPLAINTS, ValueError) as error:  # the latter, too, comes from Hydra alone: `task` raises none
+        return list(in_files), error
+    return list(in_files), None
 
 
 def _sweep(words: Sequence[str], defaults: Sequence[str]) -> int:
@@ -160,10 +191,12 @@ def _perform(config: DictConfig) -> int:
     except FlagScaleError as error:
         _complain(f"error: {error}")
         return error.exit_code
-    except BrokenPipeError:
-        if discard_unread():  # not left to `quietly`, because Hydra would complain first
+    except OSError as error:
+        # Not left to `quietly`, because Hydra would complain first.
+        if isinstance(error, BrokenPipeError) and discard_unread():
             return 0
-        traceback.print_exc()
+        if not report_full_disk(error):
+            traceback.print_exc()
         return 1
     except Exception:
         # A bug of ours: print the whole traceback, which Hydra would shorten.
@@ -194,7 +227,7 @@ def _print_mistakes(error: UserError) -> int:
 
 
 def _complain(text: str) -> None:
-    with suppress(BrokenPipeError):  # even if nobody reads it, the exit code says that there is an error
+    with suppress(OSError):  # even if nobody reads it, the exit code says that there is an error
         print(text, file=sys.stderr)
 
 

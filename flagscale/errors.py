@@ -78,3 +78,8 @@ def closest(name: str, valid: Iterable[str]) -> str | None:
     import difflib  # imported here, because hosts start many processes at once and never need it
 
     return next(iter(difflib.get_close_matches(name, sorted(set(valid)), n=1, cutoff=0.6)), None)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; its type if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

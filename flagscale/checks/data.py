@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
     if kind == "NullTokenizer" and not values.get("vocab_size"):
         yield "vocab_size", "NullTokenizer needs `vocab_size`"
     for name in _TOKENIZER_FILES.get(str(kind), ()):
-        if not values.get(name) or not (cwd / values[name]).is_file():
+        if not values.get(name) or not os.path.isfile(cwd / values[name]):
             path = values.get(name)
             yield name, f"{kind} needs `{name}`{f': {path}: no such file' if path else ''}"
     if kind in _TOKENIZERS_WITH_MODEL:
@@ -110,11 +111,15 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
             yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
         elif model.startswith("~"):
             yield "tokenizer_model", f"{model}: write the full path: the engine does not expand `~`"
-        elif is_path(model) and not (cwd / model).exists():
+        elif is_path(model) and not os.path.exists(cwd / model):
             yield "tokenizer_model", f"{model}: no such tokenizer"
-        elif kind == "HuggingFaceTokenizer" and (cwd / model).is_dir() and not _holds_tokenizer(cwd / model):
+        elif (
+            kind == "HuggingFaceTokenizer"
+            and os.path.isdir(cwd / model)
+            and not _holds_tokenizer(cwd / model)
+        ):
             yield "tokenizer_model", f"{model}: this folder has no {_TOKENIZER_JSON[0]}"
 
 
 def _holds_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TOKENIZER_JSON)
+    return any(os.path.isfile(folder / name) for name in _TOKENIZER_JSON)

@@ -55,9 +55,9 @@ def problems(prefix: Path, *, thorough: bool = False) -> list[str]:
     """
     found = []
     for path in (bin_path(prefix), idx_path(prefix)):
-        if not path.is_file():
+        if not os.path.isfile(path):
             hint = f"; give the prefix without {prefix.suffix}" if prefix.suffix in (".bin", ".idx") else ""
-            found.append(f"{path}: {'not a file' if path.exists() else 'no such file'}{hint}")
+            found.append(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}{hint}")
         elif not os.access(path, os.R_OK):
             found.append(f"{path}: no permission to read it")
     if found:

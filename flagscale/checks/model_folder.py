@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,28 +36,28 @@ def folder_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator
         if path.startswith("~"):
             yield name, f"{path}: write the full path: the engine does not expand `~`"
             return
-    if is_path(model) or (cwd / model).is_dir():
+    if is_path(model) or os.path.isdir(cwd / model):
         needs_tokenizer = not tokenizer and not values.get("skip_tokenizer_init")
         weights = values.get("load_format") != "dummy"
         for what in problems(cwd / model, weights=weights, tokenizer=needs_tokenizer):
             yield "model", what
-    if tokenizer and is_path(tokenizer) and not (cwd / tokenizer).exists():
+    if tokenizer and is_path(tokenizer) and not os.path.exists(cwd / tokenizer):
         yield "tokenizer", f"{tokenizer}: no such tokenizer"
 
 
 def problems(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> Iterator[str]:
     """Yield why an engine cannot load the folder; `weights`, `tokenizer`: whether it needs them."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield f"{folder}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
         return
     try:
-        if not (folder / _MISTRAL_CONFIG).is_file():
+        if not os.path.isfile(folder / _MISTRAL_CONFIG):
             read_config(folder)
     except ValueError as error:
         yield str(error)
     if weights:
         yield from _weights(folder)
-    if tokenizer and not any((folder / name).is_file() for name in _TOKENIZERS):
+    if tokenizer and not any(os.path.isfile(folder / name) for name in _TOKENIZERS):
         yield f"{folder}: contains no tokenizer (no {_TOKENIZERS[0]}); name one with `tokenizer`"
 
 
@@ -77,7 +78,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 def _weights(folder: Path) -> Iterator[str]:
     shards = sorted(folder.glob("*.safetensors"))
     index = folder / _INDEX
-    if index.is_file():
+    if os.path.isfile(index):
         try:
             named = {
                 str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()

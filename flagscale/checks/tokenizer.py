@@ -6,6 +6,7 @@ The rules are those of transformers 5: `special_tokens_map.json` and `added_toke
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _WITHOUT_EFFECT = {
 def tokenizer_file(folder: Path) -> Path:
     """Return the folder's `tokenizer.json`; raises UserError if it is missing."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(
             f"{path}: no such file; a tokenizer is a folder that train_tokenizer.py or transformers wrote"
         )

@@ -6,6 +6,7 @@ With it, the embedding returns zeros for them and the training goes on (megatron
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,4 +101,4 @@ def tokenizer_folder(values: Mapping[str, Any], cwd: Path) -> Path | None:
     model = values.get("tokenizer_model")
     is_kind = values.get("tokenizer_type") == "HuggingFaceTokenizer"
     folder = cwd / str(model) if is_kind and model else None
-    return folder if folder and (folder / "tokenizer.json").is_file() else None
+    return folder if folder and os.path.isfile(folder / "tokenizer.json") else None

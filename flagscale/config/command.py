@@ -12,7 +12,7 @@ from flagscale import registry
 from flagscale.config.compat_v060 import LATER_ACTIONS, not_yet
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem, UserError, nearest
+from flagscale.errors import Problem, UserError, first_line, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}
 """Keys that control the command rather than the job: `output=json`, `follow=true`."""
@@ -85,7 +85,3 @@ def _selected(config: DictConfig, key: str) -> object:
 
 def absolute(path: str) -> Path:
     return Path(path).expanduser().absolute()
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -39,7 +39,7 @@ def find_entrypoint(entrypoint: str, folders: Sequence[str] = ()) -> Entrypoint:
     """
     if entrypoint.endswith(".py"):
         path = Path(entrypoint)
-        if path.is_file():
+        if os.path.isfile(path):
             return Entrypoint(path)
         return Entrypoint(None, True, tuple(map(str, sorted(path.parent.glob("*.py")))))
     # vLLM's plugin is below a folder of the clone (see `plan.render`).
@@ -71,7 +71,7 @@ def _inside(package: str, name: str, places: Sequence[str]) -> list[str] | None:
     if spec.origin:
         return list(spec.submodule_search_locations)
     # A namespace package: its own list cannot be read before its parents are imported.
-    return [folder for place in places if Path(folder := os.path.join(place, name)).is_dir()]
+    return [folder for place in places if os.path.isdir(folder := os.path.join(place, name))]
 
 
 def _not_found(entrypoint: str, package: str, places: Sequence[str]) -> Entrypoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import accumulate
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
@@ -13,6 +14,7 @@ from flagscale.config.secrets import is_secret
 from flagscale.errors import Problem
 
 _KEY = re.compile(r"[~+]{0,2}[\w$-]+([./@:][\w$-]+)*")
+_AFTER_DIGITS = re.compile(r"\.(\d+[A-Za-z_][\w-]*)")
 
 
 def override_problem(override: str) -> Problem | None:
@@ -27,9 +29,11 @@ def override_problem(override: str) -> Problem | None:
     key, equals, value = shown.partition("=")
     if not equals:
         return Problem("an override needs the form `key=value`", f"command line: {shown}")
-    if place < override.index("=") or not _KEY.fullmatch(key):
-        what, hint = f"`{key}` is not a valid key", "write the names from the top, joined by dots"
-        return Problem(what, f"command line: {key}", hint)
+    if place < override.index("=") or not _KEY.fullmatch(key) or not _is_readable(f"{key}=1", parser):
+        hint = "write the names from the top, joined by dots"
+        if found := _AFTER_DIGITS.search(key):
+            hint = f"a name cannot begin with a digit: `{found[1]}`"
+        return Problem(f"`{key}` is not a valid key", f"command line: {key}", hint)
     if is_secret(key.rpartition(".")[2]):
         return Problem(
             "the value cannot be read", f"command line: {key}", "quote it for Hydra and for the shell"
@@ -39,6 +43,46 @@ def override_problem(override: str) -> Problem | None:
     return Problem(
         f"`{value}` cannot be read as a value{at}", f"command line: {key}", _advice(key, value, parser)
     )
+
+
+def choice_problem(override: str) -> Problem | None:
+    """Return why an override `group=file` names no file; None if it does, or if it cannot be read at all."""
+    try:
+        read = OverridesParser.create().parse_rule(override, "override")
+    except HydraException:
+        return None
+    if not read.key_or_group:
+        return Problem("an override needs the form `key=value`", f"command line: {override}")
+    value = read.value()
+    names = value if isinstance(value, list) else [value]
+    is_name = all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
+    if read.is_sweep_override() or read.is_delete() or isinstance(value, dict) or is_name:
+        return None
+    given, group = override.partition("=")[2][:LONGEST_NAME], read.key_or_group
+    return Problem(f"`{given}` is not the name of a file of the group `{group}`", f"command line: {group}")
+
+
+LONGEST_NAME = 200
+"""Longer names cannot be those of files, and Hydra fails where it looks for them."""
+_DEEPEST, _MOST_DIGITS = 50, 4300
+"""Hydra's parser needs about ten calls per bracket; Python converts no longer numbers."""
+
+
+def too_much(override: str) -> str:
+    """Return why Python cannot parse an override; "" if it can."""
+    deepest = sum(override.count(bracket) for bracket in "[{(")
+    if deepest > _DEEPEST and max(accumulate((one in "[{(") - (one in ")}]") for one in override)) > _DEEPEST:
+        return f"more than {_DEEPEST} levels of nesting"
+    longest = max(map(len, re.findall(r"[0-9_]+", override)), default=0)
+    return f"a number of more than {_MOST_DIGITS} digits" if longest > _MOST_DIGITS else ""
+
+
+def _is_readable(override: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_rule(override, "override")
+    except HydraException:
+        return False
+    return True
 
 
 def _place(cause: BaseException | None, override: str) -> int:

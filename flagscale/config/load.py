@@ -15,7 +15,7 @@ from flagscale import registry
 from flagscale.config import translate_v060 as v060
 from flagscale.config.command import COMMAND_KEYS, absolute
 from flagscale.config.resolve import resolve
-from flagscale.config.schema import Experiment, ExperimentSection
+from flagscale.config.schema import Experiment, ExperimentSection, Task
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, closest, nearest
@@ -53,14 +53,12 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     problems += [problem for problem in found if problem.where not in reported]
     if section is None:
         return Loaded(None, tuple(problems), tuple(notices), frozenset(wrong), has_task=False)
-    arguments = _mapping(tree.get(section.task.type))
+    meant = _meant(section.task, tree, wrong)
+    arguments = _mapping(tree.get(meant.type))
     # Nothing can be said about the keys of a program that this version does not have.
-    has_task = (
-        is_available
-        and isinstance(tree.get(section.task.type), dict)
-        and not wrong.intersection(("experiment.task", "experiment.task.type", "experiment.task.backend"))
-    )
-    experiment = _experiment(section, arguments)
+    has_group = isinstance(tree.get(meant.type), dict) and meant.type in _task_types(meant.backend)
+    has_task = is_available and has_group
+    experiment = _experiment(section.model_copy(update={"task": meant}), arguments)
     return Loaded(experiment, tuple(problems), tuple(notices), frozenset(wrong), has_task)
 
 
@@ -154,6 +152,14 @@ def _other_groups(tree: dict[str, Any], source_map: SourceMap, wrong: set[str]) 
 def top_keys(groups: Iterable[str] | None = None) -> list[str]:
     """Return the valid names at the top level; `groups` are the task groups (default: the built-in ones)."""
     return ["experiment", "action", *(_task_types() if groups is None else groups), *COMMAND_KEYS]
+
+
+def _meant(task: Task, tree: dict[str, Any], wrong: set[str]) -> Task:
+    """Return the task; if its type is wrong, with the only type of its engine that has a group of keys."""
+    groups = [kind for kind in _task_types(task.backend) if isinstance(tree.get(kind), dict)]
+    if "experiment.task.type" in wrong and _is_engine(task.backend) and len(groups) == 1:
+        return task.model_copy(update={"type": groups[0]})
+    return task
 
 
 def _is_engine(name: object) -> bool:

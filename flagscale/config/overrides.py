@@ -9,12 +9,12 @@ from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
 
-from flagscale.config.grammar import override_problem
-from flagscale.errors import Problem, nearest
+from flagscale.config import hydra_keys
+from flagscale.config.grammar import LONGEST_NAME, choice_problem, override_problem, too_much
+from flagscale.errors import Problem, first_line, nearest
 
-COMPLAINTS = (HydraException, OmegaConfBaseException, YAMLError)
+COMPLAINTS = (HydraException, OmegaConfBaseException)
 """The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
 SWEEP_FLAGS = ("-m", "--multirun")
@@ -26,8 +26,7 @@ def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
     # Hydra's parser takes flags before the first override or after the last one, but not between two.
     words = sorted(_absolute_config_path(words), key=_is_override)
-    folder = config_folder(words)
-    groups = [path.name for path in folder.iterdir() if path.is_dir()] if folder and folder.is_dir() else []
+    groups = _groups(config_folder(words))
     return [_set_or_add(word, groups) for word in words]
 
 
@@ -66,24 +65,78 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
     return f"++{override}" if found and found[1] not in (*groups, "hydra") else word
 
 
-def problems_of(error: Exception, words: Sequence[str]) -> list[Problem]:
+def early_problems(words: Sequence[str]) -> list[Problem]:
+    """Return the mistakes of a command line for which Hydra has no message that names them."""
+    overrides, folder = _overrides(words), config_folder(words)
+    if folder and os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        return [Problem("the folder cannot be read: Permission denied", os.path.relpath(folder))]
+    found = [
+        Problem(what, f"command line: {_key(word)[:_SHOWN]}")
+        for word in overrides
+        if (what := too_much(word))
+    ]
+    found += [
+        Problem(f"a name of a file has at most {LONGEST_NAME} characters", f"command line: {word[:_SHOWN]}")
+        for word in words
+        if not _is_override(word) and max(map(len, word.split("/"))) > LONGEST_NAME
+    ]
+    if found:
+        return found
+    groups = ["", *_groups(folder)]
+    choices = [
+        word
+        for word in overrides
+        if _key(word).partition("@")[0] in groups or _key(word).startswith("hydra/")
+    ]
+    chosen = map(choice_problem, choices)
+    return [*filter(None, chosen), *hydra_keys.override_problems(overrides)]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def _groups(folder: Path | None) -> list[str]:
+    """Return the groups of files in a folder, if it can be read."""
+    if folder is None or not os.access(folder, os.R_OK | os.X_OK) or not os.path.isdir(folder):
+        return []
+    return [path.name for path in folder.iterdir() if os.path.isdir(path)]
+
+
+_SHOWN = 100
+"""Characters of a key in a message about a word that is too long."""
+
+
+def unreadable(words: Sequence[str]) -> list[Problem]:
+    """Return the problem of each override that Hydra's grammar cannot read."""
+    found = map(override_problem, dict.fromkeys(_overrides(words)))
+    return [problem for problem in found if problem]
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    return [word for word in words if _is_override(word)]
+
+
+def problems_of(error: Exception | None, words: Sequence[str]) -> list[Problem]:
     """Return one of the `COMPLAINTS` about a translated command line; of overrides, all that are wrong."""
     if isinstance(error, OverrideParseException):
-        overrides = (word for word in words if "=" in word and not word.startswith("-"))
-        found = map(override_problem, dict.fromkeys((error.override, *overrides)))
-        return [problem for problem in found if problem]
-    return [_problem_of(error, config_folder(words))]
+        overrides = [error.override, *_overrides(words)]
+        return [problem for problem in map(override_problem, dict.fromkeys(overrides)) if problem]
+    return [_problem_of(error, words)]
 
 
-def _problem_of(error: Exception, folder: Path | None) -> Problem:
-    if isinstance(error, MarkedYAMLError) and error.problem_mark:
-        mark = error.problem_mark
-        what = " ".join(filter(None, (error.context, error.problem)))
-        return Problem(f"not valid YAML: {what}", f"{os.path.relpath(mark.name)}:{mark.line + 1}")
-    if isinstance(error.__cause__, OmegaConfBaseException) and not str(error):
-        error = error.__cause__
+_OVERRIDE = re.compile(r"override ([^\s=]+)(=.*)?")
+
+
+def _problem_of(error: Exception | None, words: Sequence[str]) -> Problem:
+    folder = config_folder(words)
+    cause = error.__cause__ if error else None
+    if isinstance(cause, OmegaConfBaseException) and (merged := _OVERRIDE.search(str(error))):
+        return Problem(first_line(cause), f"command line: {_key(merged[1])}")
+    if isinstance(cause, OmegaConfBaseException) and not str(error):
+        error = cause
     if isinstance(error, OmegaConfBaseException):
-        return Problem(str(error.msg or error).splitlines()[0], error.full_key or "")
+        return Problem(first_line(error), error.full_key or "")
     # After an empty line come Hydra's search path and advice on its own switches.
     what, *lines = str(error).partition("\n\n")[0].replace("'++", "'").splitlines()
     more = "\n    ".join(line.strip() for line in lines)
@@ -91,4 +144,4 @@ def _problem_of(error: Exception, folder: Path | None) -> Problem:
         wanted = Path(error.missing_cfg_file or "").stem
         beside = [path.stem for path in folder.glob("*.yaml")] if folder else []
         return Problem(what, hint=nearest(wanted, error.options or beside) or more)
-    return Problem(what, hint=more)
+    return Problem(what, "" if "override" in what or not folder else os.path.relpath(folder), more)

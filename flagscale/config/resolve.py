@@ -10,9 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale.config.blanks import blank_interpolation, blank_text
-from flagscale.config.command import first_line
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem
+from flagscale.errors import Problem, first_line
 
 
 def resolve(config: DictConfig, source_map: SourceMap) -> tuple[dict[str, Any], dict[str, Problem]]:
@@ -50,7 +49,9 @@ def _children(
     for key in keys:
         child = f"{path}.{key}" if path else str(key)
         where = source_map.where(child)
-        if isinstance(node, DictConfig) and not isinstance(key, str) and path.startswith("experiment"):
+        # Further down, a key may belong to a mapping that an engine takes, which may have numbers.
+        is_name = path.startswith("experiment.") or "." not in path
+        if isinstance(node, DictConfig) and not isinstance(key, str) and is_name:
             what, hint = f"YAML reads this name as {key}", "if it is meant as text, quote it"
             failed[child] = Problem(what, where, hint)
             continue

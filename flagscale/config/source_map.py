@@ -16,6 +16,8 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flagscale.config.documents import read_document
+
 
 @dataclass(frozen=True)
 class SourceMap:
@@ -120,13 +122,9 @@ def _with_siblings(
     """Yield (file, package, content) of a file, after the files beside it that its defaults list names."""
     if path in seen:
         return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return
-    root = _parsed(text)
-    header = re.search(r"^#\s*@package\s+(\S+)", text, re.MULTILINE)
-    prefix = _package(header.group(1), package) if header else package
+    document = read_document(path)
+    root = document.root
+    prefix = _package(document.package, package) if document.package else package
     for entry in _defaults(root):
         if isinstance(entry, yaml.ScalarNode) and entry.value != "_self_":
             name = str(entry.value).partition("@")[0].removesuffix(".yaml")
@@ -181,7 +179,7 @@ def _texts(root: yaml.Node | None, prefix: str) -> dict[str, str]:
 
 
 def _text_of(node: yaml.Node) -> str:
-    is_kept = isinstance(node, yaml.ScalarNode) and (node.style is None or _REFERENCE.fullmatch(node.value))
+    is_kept = isinstance(node, yaml.ScalarNode) and (not node.style or _REFERENCE.fullmatch(node.value))
     return str(node.value) if is_kept else ""
 
 

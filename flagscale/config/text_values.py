@@ -41,8 +41,9 @@ def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig, An
         other = (*get_args(named.pop("__pydantic_extra__", None)), None, None)[1]
     elif get_origin(kind) is dict:
         other = get_args(kind)[1]
-    for key in map(str, list(node.keys())):
-        type_ = named.get(key, other)
+    keys: list[Any] = list(node.keys())
+    for key in keys:
+        type_ = named.get(str(key), other)
         if _is_text(type_):
             yield node, key, f"{path}.{key}"
         else:

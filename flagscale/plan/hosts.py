@@ -94,7 +94,7 @@ def _ranks(runner: Runner) -> int | None:
 
 
 def _hostfile_lines(path: str, where: str) -> tuple[HostLine, ...]:
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise UserError([Problem(f"hostfile not found: {path}", where, wanted_at("hostfile"))])
     return read_hostfile(Path(path))
 

@@ -5,6 +5,7 @@ arguments that it was trained with.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ def folder_of(iteration: int) -> str:
 def tracked(directory: Path) -> str:
     """Return what the tracker file of a directory names: an iteration or `release`, or nothing."""
     tracker = directory / TRACKER
-    return tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
+    return tracker.read_text(encoding="utf-8").strip() if os.path.isfile(tracker) else ""
 
 
 def newest(directory: Path) -> Path | None:
@@ -35,7 +36,7 @@ def newest(directory: Path) -> Path | None:
     """
     with suppress(OSError, ValueError):
         folder = directory / folder_of(int(tracked(directory)))
-        return folder if folder.is_dir() else None
+        return folder if os.path.isdir(folder) else None
     return None
 
 

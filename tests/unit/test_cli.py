@@ -129,6 +129,10 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["train.model.num_layers=2,4"], "add --multirun"),
         (["~train.model.num_layer"], "does not exist"),
         (["action=query", "+output=yaml"], "valid: text, json"),
+        (["+experiment.envs={2: a}"], "experiment.envs.2: YAML reads this name as 2"),
+        (["+experiment.runner.host_paths={1: {a: b}}"], "host_paths.1: YAML reads this name as 1"),
+        (["train={true: 1}"], "train.True: YAML reads this name as True"),
+        (["experiment.envs.1BAD=x"], "a name cannot begin with a digit: `1BAD`"),
         (["train.model.save_interval=null"], "train.model.save_interval"),
     ],
 )
@@ -175,8 +179,8 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
         ("a: 1\nexperiment: [1\n", "conf/broken.yaml:3: "),
         ("experiment:\n  exp_name: 'x\n", "conf/broken.yaml:3: "),
         ("a: 1\na: 2\n", "conf/broken.yaml:2: "),
-        ("experiment: {exp_name: '${nothing'}", "experiment.exp_name: "),
-        ("- a\n", "must be a DictConfig"),
+        ("experiment: {exp_name: '${nothing'}", "conf/broken.yaml:1: an interpolation cannot be read"),
+        ("- a\n", "conf/broken.yaml:1: a file holds keys with values (`key: value`), not a list"),
         ("defaults: [_self_, {train: absent}]", "train/absent"),
     ],
 )
@@ -317,6 +321,19 @@ def test_a_task_type_of_another_engine_is_one_mistake(
     reported = capfd.readouterr().err
     assert reported.startswith("1 mistake")
     assert "the engine `vllm` does not support `train`" in reported
+
+
+@pytest.mark.parametrize("type_", ["trian", "serve", "[a]"])
+def test_a_wrong_task_type_does_not_hide_the_mistakes_of_the_task(
+    type_: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        cli.main([*words, "action=dryrun", f"experiment.task.type={type_}", "train.model.num_layer=3"]) == 2
+    )
+    reported = capfd.readouterr().err
+    assert reported.startswith("2 mistakes")
+    assert "experiment.task.type: " in reported
+    assert "train.model.num_layer: " in reported
 
 
 def test_mistakes_of_the_runner_and_the_task_are_reported_together(

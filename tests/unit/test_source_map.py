@@ -55,7 +55,7 @@ def test_keys_of_a_group_file_are_below_its_package(write: Write) -> None:
     ],
 )
 def test_hydras_package_header(write: Write, header: str, key: str) -> None:
-    path = write("train/demo.yaml", f"# a comment\n# @package {header}\nn: 1\n")
+    path = write("train/demo.yaml", f"\n# @package {header}\nn: 1\n")
     assert index_sources([(path, "train")]).where(key) == f"train/demo.yaml:3: {key}"
 
 

@@ -89,3 +89,37 @@ def test_another_broken_pipe_is_a_bug_and_keeps_its_traceback() -> None:
 
     with pytest.raises(BrokenPipeError, match="a socket"):
         quietly(fail)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "more", [["--help"], ["action=dryrun"], ["--cfg=job"], ["action=query", "output=json"]]
+)
+def test_a_full_disk_is_one_line(more: list[str], unbuffered: str, words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*RUN, *more[:1], *words, *more[1:]] if more[0].startswith("--") else [*RUN, *words, *more],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "error: cannot write the output: No space left on device\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("utf-8", b"caf\xe9 \xe6\xbc\xa2"), ("latin-1", b"caf\\udce9 \\u6f22")]
+)
+def test_names_that_the_terminal_cannot_show(encoding: str, shown: bytes, words: list[str]) -> None:
+    done = subprocess.run(
+        [os.fsencode(word) for word in [*RUN, *words, "experiment.exp_dir='caf\udce9 漢'"]],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=60,
+        check=True,
+    )
+    assert shown in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,11 +32,11 @@ def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
 def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield that the weights to start from are not there, unless the run has checkpoints of its own."""
     named, load = values.get("pretrained_checkpoint"), values.get("load")
-    if not named or (load and (Path(load) / TRACKER).is_file()) or (Path(named) / TRACKER).is_file():
+    if not named or (load and os.path.isfile(Path(load) / TRACKER)) or os.path.isfile(Path(named) / TRACKER):
         return
     what = (
         f"no {TRACKER} in this folder: not a folder of checkpoints"
-        if Path(named).is_dir()
+        if os.path.isdir(named)
         else "no such folder"
     )
     yield "pretrained_checkpoint", f"{named}: {what}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -132,7 +133,7 @@ def violations(
     for name in _PATHS:
         value = values.get(name)
         is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
-        if is_path and not Path(str(value)).exists():
+        if is_path and not os.path.exists(str(value)):
             yield name, f"{value}: no such file"
     wrong = list(degree_violations(values))
     yield from wrong
