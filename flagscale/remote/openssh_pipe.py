@@ -34,6 +34,7 @@ _OPTIONS = {
     "RemoteCommand": "none",
     "ClearAllForwardings": "yes",
     "ForwardX11": "no",  # would end with the connection, long before the job
+    "Tunnel": "no",
     "ServerAliveCountMax": "3",
 }
 _OPTIONS_SINCE_8_7 = {"SessionType": "default", "ForkAfterAuthentication": "no", "StdinNull": "no"}

@@ -93,14 +93,14 @@ def test_room_for_as_many_connections_as_the_host_allows(monkeypatch: pytest.Mon
     monkeypatch.setattr(files.resource, "setrlimit", lambda what, pair: limits.append(pair))
     files.room_for_files(64)
     assert limits == [(1024, 4096)]
-    files.room_for_files(500)
+    files.room_for_files(250)
     files.room_for_files(100)
     files.room_for_files(10_000)
     assert limits == [(1024, 4096), (2256, 4096), (4096, 4096)]
     unlimited = files.resource.RLIM_INFINITY
     limits.append((256, unlimited))
     files.room_for_files(100)
-    assert limits[-1] == (656, unlimited)
+    assert limits[-1] == (1056, unlimited)
     limits.append((unlimited, unlimited))
     files.room_for_files(10_000)
     assert limits[-1] == (unlimited, unlimited)
