@@ -127,16 +127,22 @@ def _changed(found: re.Match[str], to: Destination, text: str) -> str:
     file = place[1] if place else to.known_hosts
     remove = shlex.join(["ssh-keygen", "-f", file, "-R", found[1]])
     return (
-        "its host key has changed: someone may be intercepting the connection; if the host was reinstalled, "
-        f"run `{remove}` and {_how_to_add(found[1], to, text)}"
+        f"{_whose(found[1], text)} has changed: someone may be intercepting the connection; if the host was "
+        f"reinstalled, run `{remove}` and {_how_to_add(found[1], to, text)}"
     )
 
 
 def _unknown(found: re.Match[str], to: Destination, text: str) -> str:
     named = re.search(r"^No \S+ host key is known for (\S+) and", text, re.MULTILINE)
     name = named[1] if named else ""
-    whose = f"the host key of {name}" if name and _ON_THE_WAY in text else "its host key"
-    return f"{whose} is unknown; verify it, then add it: {_how_to_add(name, to, text)}"
+    known = re.compile(rf"Host key verification failed|No \S+ host key is known|{_DROPPED.pattern}")
+    more = "".join(f" ({line})" for line in text.splitlines() if not known.match(line))
+    return f"{_whose(name, text)} is unknown{more}; verify it, then add it: {_how_to_add(name, to, text)}"
+
+
+def _whose(name: str, text: str) -> str:
+    """Return whose host key it is: that of the destination, or of a host on the way by its name."""
+    return f"the host key of {name}" if name and _ON_THE_WAY in text else "its host key"
 
 
 def _how_to_add(name: str, to: Destination, text: str) -> str:
