@@ -120,7 +120,7 @@ class NodeCommand:
     failure_file: str
     stop_grace: float
     options: Mapping[str, str] = field(default_factory=dict)
-    """torchrun's options by name, if the agent is torchrun."""
+    """torchrun's options by name, if the agent is torchrun; a switch has an empty value."""
     program: tuple[str, ...] = ()
     """The ranks' program and its arguments, which follow torchrun's options."""
     services: tuple[Service, ...] = ()
@@ -134,8 +134,14 @@ class NodeCommand:
         """
         place = {"nnodes": len(hosts), "node-rank": hosts.index(self.host.rank)} if hosts else {}
         options = {name: str(place.get(name, value)) for name, value in self.options.items()}
-        words = (word for name, value in options.items() for word in (f"--{name}", value))
+        words = (word for name, value in options.items() for word in _words(name, value))
         return (*self.argv, *words, *self.program)
+
+
+def _words(name: str, value: str) -> tuple[str, ...]:
+    if value.startswith("-"):  # as a word of its own, it would be read as an option
+        return (f"--{name}={value}",)
+    return (f"--{name}", value) if value else (f"--{name}",)
 
 
 @dataclass(frozen=True)

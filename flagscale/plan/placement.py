@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from flagscale.config.schema import Experiment, Runner
+from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
@@ -28,8 +28,6 @@ from flagscale.values import (
 )
 
 TORCHRUN = "megatron.flagscale.torchrun"
-SHUTDOWN_SECONDS = 3
-"""How long torchrun waits for the peers of a failed rank to end; they can do no useful work by then."""
 
 
 def build_plan(
@@ -193,15 +191,12 @@ def _torchrun(
         "node-rank": host.rank if len(job.hosts) > 1 else None,
         **_rendezvous(runner, len(job.hosts), rendezvous),
         "rdzv-id": rendezvous_id,
-        "rdzv-conf": runner.rdzv_conf,
         "max-restarts": 0,
-        "monitor-interval": runner.monitor_interval,
-        "shutdown-timeout": SHUTDOWN_SECONDS,
-        "log-dir": runner.log_dir or run_dir.details(host),
-        "redirects": runner.redirects,
-        "tee": runner.tee,
+        **{name.replace("_", "-"): getattr(runner, name) for name in PASSED_TO_TORCHRUN},
     }
-    return {name: str(value) for name, value in options.items() if value is not None}
+    options["log-dir"] = runner.log_dir or run_dir.details(host)
+    given = {name: value for name, value in options.items() if value is not False and value not in (None, "")}
+    return {name: "" if value is True else str(value) for name, value in given.items()}
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:

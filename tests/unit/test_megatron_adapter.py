@@ -218,3 +218,17 @@ def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
             f"--wandb-exp-name={text}" in argv
             or value(build({"wandb_exp_name": text}), "--wandb-exp-name") == text
         )
+
+
+def test_arguments_of_torchrun_that_this_chip_or_installation_cannot_serve(
+    build: Build, refused: Refused
+) -> None:
+    keys: dict[str, Any] = {"numa_binding": "node", "virtual_local_rank": True}
+    assert build(**keys).world_size == 1
+    found = refused(platform="cpu", **keys, logs_specs="defualt")
+    assert found == [
+        "experiment.runner.numa_binding: `numa_binding` needs CUDA, which `cpu` does not have",
+        "experiment.runner.virtual_local_rank: `virtual_local_rank` needs CUDA, which `cpu` does not have",
+        "experiment.runner.logs_specs: no installed package has the entry point `defualt` in "
+        "`torchrun.logs_specs`",
+    ]

@@ -22,6 +22,7 @@ from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.engines.megatron.rules import broken_rules
+from flagscale.engines.megatron.torchrun import torchrun_violations
 from flagscale.engines.megatron.wandb import PACKAGE, Login, login_of
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.run.rundir import RunDir
@@ -55,6 +56,10 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     arguments, meshes, catalog = read.arguments, read.meshes, read.catalog
     problems = [*read.problems, *_rule_problems(read, hosts, group, source_map)]
     problems += _missing_chips(experiment, hosts, source_map)
+    problems += [
+        Problem(what, source_map.where(f"experiment.runner.{key}"), hint)
+        for key, what, hint in torchrun_violations(experiment.runner, hosts)
+    ]
     if problems:
         raise UserError(problems)
     world_size = sum(host.slots for host in hosts)

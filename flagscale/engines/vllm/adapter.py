@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.config.schema import Experiment, Task
+from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.vllm import batch, serve
@@ -13,17 +13,7 @@ from flagscale.engines.vllm.arguments import broken_rules
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
 
-_OF_TORCHRUN = {
-    "rdzv_id",
-    "rdzv_backend",
-    "rdzv_endpoint",
-    "rdzv_conf",
-    "redirects",
-    "tee",
-    "log_dir",
-    "local_addr",
-    "monitor_interval",
-}
+_OF_TORCHRUN = {"rdzv_id", "rdzv_backend", "rdzv_endpoint", "local_addr", *PASSED_TO_TORCHRUN}
 """Keys of `experiment.runner` that a vLLM job would ignore."""
 
 
