@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.schedule import PARTS, schedule
+from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import Violation
 
 SHAPE = (
@@ -38,6 +39,7 @@ NOTICE = (
     *("hidden_dropout", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps", "bf16", "fp16", "eod_mask_loss"),
     *("reset_attention_mask", "reset_position_ids", "moe_aux_loss_coeff", "moe_router_load_balancing_type"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
+    *KEYS,
 )
 """The run continues and a notice says what changes; so do other data and another tokenizer."""
 OVERRIDE, KEEP = "override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"

@@ -5,7 +5,7 @@ No key is ignored silently; the tables are at the end of this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
@@ -177,10 +177,6 @@ def _each(keys: str, change: Change) -> dict[str, Change]:
     return dict.fromkeys(keys.split(), change)
 
 
-def _prefixed(prefix: str, endings: Iterable[str], change: Change) -> dict[str, Change]:
-    return {prefix + ending: change for ending in endings}
-
-
 TASK: Mapping[str, Change] = {
     **_each(
         "log_dir details_dir scripts_dir pids_dir",
@@ -211,19 +207,6 @@ TASK: Mapping[str, Change] = {
     ),
     "wandb_log_model": _refuse("set W&B's own environment variables in experiment.envs instead"),
     "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
-    **_prefixed(
-        "lr_decay_stablelm2_",
-        (
-            "cosine_samples",
-            "cosine_max_lr",
-            "cosine_period_samples",
-            "rsqrt_samples",
-            "decay_samples",
-            "alpha",
-            "beta",
-        ),
-        _refuse("the stablelm2 schedule is no longer supported; use lr_decay_style: WSD or cosine", off=1.0),
-    ),
     "save_param_index_maps_only": _refuse("remove the key: checkpoints contain their own index (torch_dist)"),
     "save_when_num_microbatches_change": _refuse("use save_interval instead"),
     "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),

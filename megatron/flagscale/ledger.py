@@ -12,6 +12,7 @@ from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
+from megatron.flagscale.schedule import PATCHES as schedule_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
@@ -33,6 +34,7 @@ _ALWAYS = (
     *args_patches,
     *recording_patches,
     *validation_patches,
+    *schedule_patches,
     *resume_patches,
     *saving_patches,
     *supervision_patches,

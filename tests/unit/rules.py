@@ -199,6 +199,8 @@ _OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
 
+_LM2 = {"lr_decay_style": "stablelm2-scheduler", "lr_decay_stablelm2_beta": 1.0}
+
 _IGNORED = {
     "mtp_num_layers": 1,
     "hybrid_layer_pattern": "M-M-",
@@ -229,6 +231,20 @@ SHARED = [
     ),
     Example({"num_query_groups": 2}, "`num_query_groups` needs `group_query_attention: true`"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
+    # The schedule of v0.6.0.
+    *(
+        Example(_LM2 | {f"lr_decay_stablelm2_{name}": -1}, "must be at least 0, not -1")
+        for name in (
+            *("cosine_samples", "cosine_period_samples", "rsqrt_samples", "decay_samples", "alpha", "beta"),
+        )
+    ),
+    Example(_LM2 | {"lr_decay_stablelm2_cosine_samples": 8}, "needs `lr_decay_stablelm2_cosine_max_lr`"),
+    Example(_LM2 | {"lr_decay_stablelm2_beta": 0.0}, "1 / sqrt(0) at the first step: give a warm-up"),
+    Example(_LM2 | {"decoupled_lr": 0.1}, "`decoupled_lr` is not supported with `lr_decay_style: stablelm2"),
+    Example(
+        _LM2 | {"decoupled_min_lr": 0.1},
+        "`decoupled_min_lr` is not supported with `lr_decay_style: stablelm2",
+    ),
     # Saving in a format from which the run can resume.
     Example(_OLD | {"use_distributed_optimizer": True}, "cannot resume from `ckpt_format: torch`"),
     Example(_OLD | {"async_save": True}, "`async_save` needs `ckpt_format: torch_dist`"),

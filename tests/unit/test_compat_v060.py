@@ -108,7 +108,6 @@ def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> No
         ("special_tokens_file", ""),
         ("extra_valid_data_path", []),
         ("ulysses_sp_parallel_size", 1),
-        ("lr_decay_stablelm2_alpha", 1.0),
     ],
 )
 def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: object) -> None:
