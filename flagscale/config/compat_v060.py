@@ -209,7 +209,6 @@ TASK: Mapping[str, Change] = {
     "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
     "save_param_index_maps_only": _refuse("remove the key: checkpoints contain their own index (torch_dist)"),
     "save_when_num_microbatches_change": _refuse("use save_interval instead"),
-    "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),
     "no_shared_fs": _refuse("set experiment.runner.no_shared_fs instead"),
     "ulysses_sp_parallel_size": _refuse(
         "use context_parallel_size (with cp_comm_type: a2a, if TransformerEngine is installed)", off=1

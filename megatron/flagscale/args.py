@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from flagscale.checks.resume import WITH_OPTIM
 from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
 from megatron.flagscale.chips import HOST_BACKEND, chip
@@ -42,6 +43,13 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         metavar="N",
         help="With --multiple-validation-sets: evaluate each data set every N iterations, a multiple of "
         "--eval-interval, and at the end. By default all of them are evaluated every --eval-interval.",
+    )
+    group.add_argument(
+        f"--{WITH_OPTIM.replace('_', '-')}",
+        action="store_true",
+        help="Start a new training with the weights and the optimizer's state of the checkpoint in --load: "
+        "iteration, samples, schedule and random numbers begin again. With --pretrained-checkpoint, only the "
+        "first start does so, from there, and later starts continue.",
     )
     for part, meaning in (
         ("granularity", "0 off, 1 full"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron.flagscale.args import PATCHES as args_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
+from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
@@ -39,6 +40,7 @@ _ALWAYS = (
     *saving_patches,
     *supervision_patches,
     *optimizer_patches,
+    *group_patches,
 )
 
 

@@ -245,6 +245,16 @@ SHARED = [
         _LM2 | {"decoupled_min_lr": 0.1},
         "`decoupled_min_lr` is not supported with `lr_decay_style: stablelm2",
     ),
+    *(
+        Example(
+            {"finetune_with_optim": True, name: True, "load": None}, f"give `finetune_with_optim` or `{name}`"
+        )
+        for name in ("finetune", "no_load_optim", "skip_train")
+    ),
+    Example(
+        {"finetune_with_optim": True, "moe_use_upcycling": True, "load": None},
+        "give `finetune_with_optim` or `moe_use_up",
+    ),
     # Saving in a format from which the run can resume.
     Example(_OLD | {"use_distributed_optimizer": True}, "cannot resume from `ckpt_format: torch`"),
     Example(_OLD | {"async_save": True}, "`async_save` needs `ckpt_format: torch_dist`"),

@@ -209,6 +209,30 @@ def test_weights_to_start_from_are_compared_in_their_shape_only(
     assert "was trained with 4: its weights do not fit; use 4, or load other weights" in problem
 
 
+def test_a_new_training_with_the_state_of_the_optimizer(
+    build: Build, refused: Refused, tmp_path: Path
+) -> None:
+    """It begins again, so that schedule and data may differ; with weights of its own run it continues."""
+    old, own = tmp_path / "old", tmp_path / "run" / "checkpoints"
+    start = {"finetune_with_optim": True, "load": str(old)}
+    assert refused(start) == [f"train.load: {old}: no such folder"]
+    old.mkdir()
+    (old / TRACKER).write_text("5")
+    write_arguments(
+        old / "iter_0000005", {**TASK, "lr": 5.0, "seed": 1, "rotary_base": 5, "optimizer": "adam"}
+    )
+    assert build(start).notices == ()
+    (problem,) = refused({**start, "optimizer": "sgd"})
+    assert problem.endswith('use "adam", or set `finetune: true` to start without its state')
+    pretrained = {"finetune_with_optim": True, "pretrained_checkpoint": str(old)}
+    assert build(pretrained).notices == ()
+    own.mkdir(parents=True)
+    (own / TRACKER).write_text("7")
+    write_arguments(own / "iter_0000007", {**TASK, "seed": 1})
+    (notice,) = build(pretrained).notices
+    assert "`seed` is 1234, but the checkpoint" in notice
+
+
 def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
     from tests.unit.conftest import HOSTILE
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
-from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations
+from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations, starts_over
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import UserError, Violation
 from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
@@ -31,14 +31,13 @@ def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
 def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield that the weights to start from are not there, unless the run has checkpoints of its own."""
     named, load = values.get("pretrained_checkpoint"), values.get("load")
-    if not named or (load and (Path(load) / TRACKER).is_file()) or (Path(named) / TRACKER).is_file():
+    name = "load" if starts_over(values) else "pretrained_checkpoint"
+    folders = [Path(folder) for folder in (named, load) if folder]
+    if not values.get(name) or any((folder / TRACKER).is_file() for folder in folders):
         return
-    what = (
-        f"no {TRACKER} in this folder: not a folder of checkpoints"
-        if Path(named).is_dir()
-        else "no such folder"
-    )
-    yield "pretrained_checkpoint", f"{named}: {what}"
+    is_folder = Path(values[name]).is_dir()
+    what = f"no {TRACKER} in this folder: not a folder of checkpoints" if is_folder else "no such folder"
+    yield name, f"{values[name]}: {what}"
 
 
 def _saved(values: Mapping[str, Any]) -> Saved | None:
@@ -50,7 +49,8 @@ def _saved(values: Mapping[str, Any]) -> Saved | None:
             folder = Path(directory) / folder_of(int(step or 0)) if has_step else newest(Path(directory))
             if folder:
                 stored = read_arguments(folder)
-                return Saved(f"the checkpoint {folder}", stored, name == "load") if stored else None
+                resumes = name == "load" and not starts_over(values)
+                return Saved(f"the checkpoint {folder}", stored, resumes) if stored else None
     return None
 
 
