@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
+from flagscale.config.compat_tokenizers import with_tokenizer
 from flagscale.config.engine_args import FlatKey, Unknown
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
@@ -67,6 +68,7 @@ def translate_task(
     kept: list[FlatKey] = []
     notices: list[str] = []
     environment: dict[str, str] = {}
+    flat_keys = with_tokenizer(flat_keys, source_map, problems, notices)
     for flat_key in [*_with_ffn_size(flat_keys, source_map, notices)]:
         change = TASK.get(flat_key.name)
         if flat_key.value is Unknown.VALUE:
@@ -76,10 +78,6 @@ def translate_task(
             if flat_key.value:
                 text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
                 environment[flat_key.name.upper()] = text
-        elif flat_key.name == "tokenizer_type" and str(flat_key.value) in TOKENIZERS:
-            instead = TOKENIZERS[str(flat_key.value)]
-            notices.append(f"{source_map.where(flat_key.path)}: `{flat_key.value}` is now `{instead}`")
-            kept.append(replace(flat_key, value=instead))
         elif change is None:
             kept.append(flat_key)
         elif change.act == "rename":
@@ -221,7 +219,6 @@ TASK: Mapping[str, Change] = {
             "for intervals of their own, use validation_set_intervals (one per set)"
         ),
     ),
-    "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
     "apply_sft_dataset_separated_loss_mask_if_existed": _refuse(
         "instruction tuning is not available in this version"
     ),
@@ -237,8 +234,14 @@ TASK: Mapping[str, Change] = {
     ),
 }
 
-WITH_OWN_RULES = ("multiple_of", "hidden_dim_multiplier", "wandb_mode", "wandb_api_key")
-"""Task keys that are not simply renamed or dropped; see `translate_task`."""
+WITH_OWN_RULES = (
+    "multiple_of",
+    "hidden_dim_multiplier",
+    "wandb_mode",
+    "wandb_api_key",
+    "special_tokens_file",
+)
+"""Task keys that are not simply renamed or dropped; see `translate_task` and `with_tokenizer`."""
 
 EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
@@ -246,18 +249,6 @@ EXPERIMENT: Mapping[str, Change] = {
     "auto_tuner": _refuse("the tuner is not available in this version"),
     "runner.per_node_task": _refuse("start one experiment per host"),
 }
-
-TOKENIZERS: Mapping[str, str] = dict.fromkeys(
-    (
-        "AquilaTokenizerFS",
-        "HFTokenizerFS",
-        "HFTokenizersTokenizerFS",
-        "Llama3TokenizerFS",
-        "QwenTokenizerFS",
-        "Qwen2TokenizerFS",
-    ),
-    "HuggingFaceTokenizer",
-)
 
 ENTRYPOINTS: Mapping[str, str] = dict.fromkeys(
     (f"flagscale/train/train_{model}.py" for model in ("aquila", "llama", "mixtral", "gpt")),

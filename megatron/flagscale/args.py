@@ -51,6 +51,12 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         "iteration, samples, schedule and random numbers begin again. With --pretrained-checkpoint, only the "
         "first start does so, from there, and later starts continue.",
     )
+    group.add_argument(
+        "--eod-token",
+        metavar="TOKEN",
+        help="The token that ends a document, with GPT2BPETokenizer (default: <|endoftext|>) and "
+        "HuggingFaceTokenizer (default: the tokenizer's own).",
+    )
     for part, meaning in (
         ("granularity", "0 off, 1 full"),
         ("method", "0 uniform, 1 block"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron.flagscale.args import PATCHES as args_patches
+from megatron.flagscale.build_tokenizer import PATCHES as tokenizer_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
 from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
@@ -35,6 +36,7 @@ _ALWAYS = (
     *args_patches,
     *recording_patches,
     *validation_patches,
+    *tokenizer_patches,
     *schedule_patches,
     *resume_patches,
     *saving_patches,

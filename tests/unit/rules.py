@@ -197,6 +197,8 @@ _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
+_ONE = str(Path(__file__).parent / "data" / "one_token.json")
+_OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
 
 _LM2 = {"lr_decay_style": "stablelm2-scheduler", "lr_decay_stablelm2_beta": 1.0}
@@ -296,6 +298,9 @@ SHARED = [
     Example({"mock_data": False, "data_args_path": "nowhere.txt", "split": "1"}, "nowhere.txt: no such file"),
     Example({"vocab_size": None}, "NullTokenizer needs `vocab_size`"),
     Example(_BPE | {"vocab_file": __file__}, "GPT2BPETokenizer needs `merge_file`"),
+    Example(_BPE | {"vocab_file": __file__, "merge_file": __file__}, "cannot be read as JSON"),
+    Example(_BPE | _OF_ONE | {"tokenizer_special_tokens": ["<|endoftext|>"]}, "names '<|endoftext|>', which"),
+    Example(_BPE | _OF_ONE | {"eod_token": "</s>"}, "has the token '</s>', which ends a document"),
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
     Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),
     Example(_HF | {"tokenizer_model": str(Path(__file__).parent)}, "has no tokenizer.json"),

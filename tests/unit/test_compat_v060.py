@@ -11,7 +11,6 @@ from flagscale.config.catalog import Catalog
 from flagscale.config.compat_v060 import (
     EXPERIMENT,
     TASK,
-    TOKENIZERS,
     WITH_OWN_RULES,
     ffn_hidden_size,
     translate_experiment,
@@ -126,19 +125,6 @@ def test_a_key_with_an_effect_is_refused(key: str, value: object) -> None:
 def test_batch_ramp_up_is_refused_because_the_engine_ignores_it() -> None:
     _, _, _, (problem,) = translate({"rampup_batch_size": [32, 32, 2000000]})
     assert "step_batch_size_schedule" in problem.hint
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_its_tokenizers_become_hugging_face_tokenizers(catalog: Catalog, name: str) -> None:
-    kept, _, (notice,), _ = (
-        translate({"tokenizer_type": name, "tokenizer_path": "./tokenizer"})[:1]
-        + translate({"tokenizer_type": name})[1:]
-    )
-    assert kept == {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "./tokenizer"}
-    assert name in notice
-    option = catalog.by_name.get("tokenizer_type")
-    assert option
-    assert "HuggingFaceTokenizer" in option.choices
 
 
 def test_keys_of_weights_and_biases_go_to_the_environment() -> None:

@@ -158,7 +158,10 @@ def test_experts_are_split_on_cpu_as_elsewhere(build: Build) -> None:
             "train.sequence_parallel: has no effect with tensor_model_parallel_size 1",
         ),
         ({"num_experts": 2, "add_bias_linear": False}, "train.num_experts: moe_ffn_hidden_size is not given"),
-        ({"tokenizer_path": "./nowhere"}, "train.tokenizer_path: renamed to `tokenizer_model`"),
+        (
+            {"tokenizer_model": "./nowhere"},
+            "train.tokenizer_model: has no effect with `tokenizer_type: NullTokenizer`",
+        ),
     ],
 )
 def test_a_change_by_the_engine_is_a_notice(build: Build, changes: dict[str, Any], says: str) -> None:
