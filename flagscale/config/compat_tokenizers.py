@@ -41,8 +41,10 @@ def with_tokenizer(
     kind: Any = given["tokenizer_type"].value if "tokenizer_type" in given else None
     values = {name: flat_key.value for name, flat_key in given.items()}
     if Unknown.VALUE in (kind, values.get("tokenizer_path"), values.get(_SPECIAL)):
-        known = {_SPECIAL: "tokenizer_special_tokens"}
-        return [replace(one, name=known.get(one.name, one.name)) for one in flat_keys]
+        return [
+            FlatKey("tokenizer_special_tokens", Unknown.VALUE, one.path) if one.name == _SPECIAL else one
+            for one in flat_keys
+        ]
 
     def note(name: str, what: str) -> None:
         notices.append(f"{source_map.where(given[name].path)}: {what}")
@@ -50,10 +52,12 @@ def with_tokenizer(
     kept: list[FlatKey] = []
     before = len(problems)
     is_old = isinstance(kind, str) and kind in TOKENIZERS
+    if kind == "AquilaTokenizerFS" and not values.get("vocab_file") and _has_folder(values):
+        kind = "HFTokenizerFS"  # so that files that name a converted folder keep working
     for flat_key in flat_keys:
         name, value = flat_key.name, flat_key.value
         if name == "tokenizer_type" and is_old:
-            note(name, f"`{kind}` is now `{TOKENIZERS[kind]}`")
+            note(name, f"`{value}` is now `{TOKENIZERS[kind]}`")
             kept += [
                 replace(flat_key, value=TOKENIZERS[kind]),
                 *_end(flat_key, kind, given, notices, source_map),
@@ -61,7 +65,7 @@ def with_tokenizer(
         elif name == "tokenizer_path" and kind == "HFTokenizersTokenizerFS" and value is not None:
             kept.append(replace(flat_key, value=_folder(flat_key, source_map, problems)))
         elif name == _SPECIAL:
-            kept += _special_tokens(flat_key, values, source_map, problems, notices)
+            kept += _special_tokens(flat_key, kind, values, source_map, problems, notices)
         elif name == _SIZE and kind == "Qwen2TokenizerFS" and isinstance(value, int):
             size = _padded(value, values)
             note(name, f"is now `padded_vocab_size: {size}`")
@@ -72,6 +76,10 @@ def with_tokenizer(
         unknown = ("tokenizer_special_tokens", "eod_token")
         kept = [replace(one, value=Unknown.VALUE) if one.name in unknown else one for one in kept]
     return kept
+
+
+def _has_folder(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("tokenizer_path") or values.get("tokenizer_model"))
 
 
 def _end(
@@ -105,13 +113,14 @@ def _folder(flat_key: FlatKey, source_map: SourceMap, problems: list[Problem]) -
 
 def _special_tokens(
     flat_key: FlatKey,
+    kind: Any,
     values: Mapping[str, Any],
     source_map: SourceMap,
     problems: list[Problem],
     notices: list[str],
 ) -> Iterator[FlatKey]:
     """Yield the tokens of the file as the engine's argument; v0.6.0 read it for one type only."""
-    where, kind = source_map.where(flat_key.path), values.get("tokenizer_type")
+    where = source_map.where(flat_key.path)
     listed = values.get("tokenizer_special_tokens")
     if not flat_key.value or kind not in ("AquilaTokenizerFS", "GPT2BPETokenizer"):
         why = f"{kind} does not read it" if flat_key.value else "it has no effect"

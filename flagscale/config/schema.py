@@ -214,6 +214,8 @@ class Runner(Section):
     hang_timeout: Seconds | None = None
     """Seconds without an iteration after which the job counts as dead (before the first one, ten minutes
     more); default: no limit."""
+    per_node_task: bool = False
+    """Whether each host runs the whole job by itself, as a job of one host, in a folder of its own."""
     no_shared_fs: bool = False
     """Whether the hosts do not share the run directory: scripts are then sent, and logs read back."""
     host_paths: dict[str, dict[str, str]] = {}

@@ -88,7 +88,7 @@ def ask_hosts(
     """Ask all hosts at once for the facts that a start needs; `is_check`: also for what takes seconds."""
     first = plan.hosts[0]
     runner = experiment.runner
-    several = len(plan.nodes) > 1
+    several = plan.channel is not None
     addresses = {host.rank: known for host, known in addresses_of(job.hosts).items()} if several else {}
     if several and runner.master_addr:
         addresses[first.rank] = runner.master_addr

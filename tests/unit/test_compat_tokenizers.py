@@ -30,12 +30,20 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_each_type_has_a_successor(catalog: Catalog, name: str) -> None:
-    kept, _, notices, problems = translate({"tokenizer_type": name, "tokenizer_path": "./folder"})
+    kept, _, notices, problems = translate({"tokenizer_type": name})
     assert kept["tokenizer_type"] == TOKENIZERS[name] in catalog.by_name["tokenizer_type"].choices
-    assert kept["tokenizer_model"] in ("./folder", "folder")
     assert f"train.tokenizer_type: `{name}` is now `{TOKENIZERS[name]}`" in notices
     assert any("`trust_remote_code: true`" in notice for notice in notices) == (TOKENIZERS[name] == HF)
     assert problems == []
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_each_type_may_name_a_folder(name: str) -> None:
+    """Aquila's did not, but its folder in Hugging Face's form is a good successor of the files."""
+    kept, _, notices, _ = translate({"tokenizer_type": name, "tokenizer_path": "./folder"})
+    assert kept["tokenizer_type"] == HF
+    assert kept["tokenizer_model"] in ("./folder", "folder")
+    assert f"train.tokenizer_type: `{name}` is now `{HF}`" in notices
 
 
 @pytest.mark.parametrize(
