@@ -73,7 +73,7 @@ def with_tokenizer(
         else:
             kept.append(flat_key)
     if len(problems) > before:
-        unknown = ("tokenizer_special_tokens", "eod_token")
+        unknown = ("tokenizer_special_tokens", "end_of_document")
         kept = [replace(one, value=Unknown.VALUE) if one.name in unknown else one for one in kept]
     return kept
 
@@ -87,8 +87,8 @@ def _end(
 ) -> Iterator[FlatKey]:
     """Yield the argument for the end of documents; report an end that cannot be kept, and code not run."""
     where = source_map.where(of_type.path)
-    if kind in _ENDS and "eod_token" not in given:
-        yield replace(of_type, name="eod_token", value=_ENDS[kind])
+    if kind in _ENDS and "end_of_document" not in given:
+        yield replace(of_type, name="end_of_document", value=_ENDS[kind])
     if kind == "Qwen2TokenizerFS":
         what = "documents now end with the tokenizer's eos_token, not the first token of `<|extra_204|>`"
         notices.append(f"{where}: {what}")

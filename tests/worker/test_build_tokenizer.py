@@ -34,7 +34,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         vocab_file=str(vocab),
         merge_file=str(merges),
         special_tokens=None,
-        eod_token=None,
+        end_of_document=None,
         tokenizer_hf_no_use_fast=False,
         tokenizer_hf_no_include_special_tokens=False,
         trust_remote_code=False,
@@ -68,7 +68,7 @@ def test_the_files_are_the_tokenizer(args: SimpleNamespace) -> None:
 
 def test_special_tokens_follow_in_their_order_and_split_the_text(args: SimpleNamespace) -> None:
     """As in v0.6.0's AquilaTokenizerFS; `<|endoftext|>` in a text is text unless it is listed."""
-    tokenizer = build(args, special_tokens=SPECIAL, eod_token="</s>")
+    tokenizer = build(args, special_tokens=SPECIAL, end_of_document="</s>")
     size = 1 + 256 + len(MERGES)
     assert (tokenizer.vocab_size, tokenizer.eod) == (size + 3, size)
     low, spaced = size - 2, size - 1
@@ -89,6 +89,6 @@ def test_the_end_of_documents_can_be_named_for_a_folder_too(args: SimpleNamespac
     named |= {"vocab_file": None, "merge_file": None}
     size = 1 + 256 + len(MERGES)
     assert build(args, **named).eod == size
-    assert build(args, **named, eod_token="[CLS]").eod == size + 1
+    assert build(args, **named, end_of_document="[CLS]").eod == size + 1
     with pytest.raises(UserError, match="the tokenizer has no token 'x y'"):
-        build(args, **named, eod_token="x y")
+        build(args, **named, end_of_document="x y")
