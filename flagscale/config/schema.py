@@ -195,11 +195,11 @@ class Runner(Section):
     numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
     virtual_local_rank: bool = False
     """torchrun's arguments, passed on unchanged."""
+    standalone: bool = False
+    """torchrun's argument for a job on one host: nothing outside the host takes part in the rendezvous. This
+    is so in any case unless `rdzv_endpoint`, `master_addr` or `master_port` is given."""
     shutdown_timeout: Annotated[int, BeforeValidator(_not_bool), Field(gt=0)] = 3
     """Seconds that the other ranks of a host have to exit after one failed; they cannot do useful work."""
-    standalone: Annotated[
-        None, _set_by_flagscale("remove the key, which has the same effect without a hostfile")
-    ] = None
     module: Annotated[None, _set_by_flagscale("write the module in experiment.task.entrypoint")] = None
     no_python: Annotated[None, _set_by_flagscale("experiment.task.entrypoint is a Python program")] = None
     run_path: Annotated[None, _set_by_flagscale("write the path in experiment.task.entrypoint")] = None

@@ -19,11 +19,10 @@ SPECIAL = ["</s>", "[CLS]", "<|mask|>"]
 
 
 @pytest.fixture
-def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def args(tmp_path: Path) -> SimpleNamespace:
     """Return arguments that name a vocabulary of bytes and three merges."""
     from tokenizers import pre_tokenizers
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|endoftext|>", *letters, *(merge.replace(" ", "") for merge in MERGES)]
     vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
@@ -52,10 +51,19 @@ def build(args: SimpleNamespace, **changes: Any) -> Any:
     return _from_named_files(build_tokenizer)(SimpleNamespace(**{**vars(args), **changes}))
 
 
-def test_the_engine_alone_asks_a_hub(args: SimpleNamespace) -> None:
+def test_the_engine_alone_asks_a_hub(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, the engine reads the files itself: remove the patch."""
-    with pytest.raises(ValueError, match="gpt2"):
+    from megatron.core.tokenizers.text.libraries import huggingface_tokenizer
+
+    class Hub:
+        @staticmethod
+        def from_pretrained(pretrained_model_name_or_path: str, **named: Any) -> None:
+            raise ValueError(f"asked for {pretrained_model_name_or_path}")
+
+    monkeypatch.setattr(huggingface_tokenizer, "AutoTokenizer", Hub)
+    with pytest.raises(ValueError, match="asked for gpt2"):
         build_tokenizer(args)
+    assert build(args).vocab_size > 256
 
 
 def test_the_files_are_the_tokenizer(args: SimpleNamespace) -> None:

@@ -13,7 +13,7 @@ from flagscale.engines.vllm.arguments import broken_rules
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
 
-_OF_TORCHRUN = {"rdzv_id", "rdzv_backend", "rdzv_endpoint", "local_addr", *PASSED_TO_TORCHRUN}
+_OF_TORCHRUN = {"rdzv_id", "rdzv_backend", "rdzv_endpoint", "local_addr", "standalone", *PASSED_TO_TORCHRUN}
 """Keys of `experiment.runner` that a vLLM job would ignore."""
 
 
