@@ -40,11 +40,6 @@ def with_tokenizer(
     given = {flat_key.name: flat_key for flat_key in flat_keys}
     kind: Any = given["tokenizer_type"].value if "tokenizer_type" in given else None
     values = {name: flat_key.value for name, flat_key in given.items()}
-    if Unknown.VALUE in (kind, values.get("tokenizer_path"), values.get(_SPECIAL)):
-        return [
-            FlatKey("tokenizer_special_tokens", Unknown.VALUE, one.path) if one.name == _SPECIAL else one
-            for one in flat_keys
-        ]
 
     def note(name: str, what: str) -> None:
         notices.append(f"{source_map.where(given[name].path)}: {what}")
@@ -62,8 +57,10 @@ def with_tokenizer(
                 replace(flat_key, value=TOKENIZERS[kind]),
                 *_end(flat_key, kind, given, notices, source_map),
             ]
-        elif name == "tokenizer_path" and kind == "HFTokenizersTokenizerFS" and value is not None:
+        elif name == "tokenizer_path" and kind == "HFTokenizersTokenizerFS" and isinstance(value, str):
             kept.append(replace(flat_key, value=_folder(flat_key, source_map, problems)))
+        elif name == _SPECIAL and Unknown.VALUE in (kind, value):
+            kept.append(FlatKey("tokenizer_special_tokens", Unknown.VALUE, flat_key.path))
         elif name == _SPECIAL:
             kept += _special_tokens(flat_key, kind, values, source_map, problems, notices)
         elif name == _SIZE and kind == "Qwen2TokenizerFS" and isinstance(value, int):
@@ -72,7 +69,7 @@ def with_tokenizer(
             kept.append(replace(flat_key, name="padded_vocab_size", value=size))
         else:
             kept.append(flat_key)
-    if len(problems) > before:
+    if len(problems) > before or values.get(_SPECIAL) is Unknown.VALUE:
         unknown = ("tokenizer_special_tokens", "end_of_document")
         kept = [replace(one, value=Unknown.VALUE) if one.name in unknown else one for one in kept]
     return kept

@@ -142,6 +142,18 @@ def test_a_special_tokens_file_that_nothing_reads_is_dropped() -> None:
     assert notices == ["train.special_tokens_file: dropped because Llama2Tokenizer does not read it"]
 
 
+def test_a_path_that_is_not_known_hides_nothing_else() -> None:
+    """Such as one whose interpolation failed, which has been reported."""
+    unknown = Unknown.VALUE
+    kept = translate({"tokenizer_type": "HFTokenizersTokenizerFS", "tokenizer_path": unknown})[0]
+    assert (kept["tokenizer_type"], kept["tokenizer_model"]) == (HF, unknown)
+    kept = translate({"tokenizer_type": "AquilaTokenizerFS", "special_tokens_file": unknown})[0]
+    assert (kept["tokenizer_special_tokens"], kept["end_of_document"]) == (unknown, unknown)
+    assert kept["tokenizer_type"] == BPE
+    kept, _, notices, _ = translate({"tokenizer_type": unknown, "special_tokens_file": "x"})
+    assert (kept["tokenizer_special_tokens"], notices) == (unknown, [])
+
+
 def test_a_tokenizer_named_by_its_file_is_its_folder() -> None:
     name = "HFTokenizersTokenizerFS"
     kept = translate({"tokenizer_type": name, "tokenizer_path": "folder/tokenizer.json"})[0]
