@@ -90,6 +90,8 @@ class Job:
     """The parallel degrees as text for people."""
     services: Mapping[int, tuple[Service, ...]] = field(default_factory=dict)
     """By host rank: the services that run there instead of ranks; empty for a job of ranks."""
+    own_roles: Mapping[int, Role] = field(default_factory=dict)
+    """By host rank: the program of a host that runs a job of its own; empty if the hosts run one job."""
     picture: str = ""
     """The layout as a picture, if it needs more than one line; otherwise empty."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +127,8 @@ class NodeCommand:
     """The ranks' program and its arguments, which follow torchrun's options."""
     services: tuple[Service, ...] = ()
     """The services, if the agent is the one of services (`flagscale.node.services`)."""
+    job_dir: str = ""
+    """Where this host's own job writes metrics and checkpoints; empty if the hosts run one job."""
 
     def command(self, hosts: tuple[int, ...] = ()) -> tuple[str, ...]:
         """Return the whole command line; `hosts`: ranks of the hosts that take part (default: as planned).
@@ -232,6 +236,11 @@ class LaunchPlan:
     @property
     def hosts(self) -> list[Host]:
         return [node.host for node in self.nodes]
+
+    @property
+    def has_own_jobs(self) -> bool:
+        """Whether each host runs a job of its own."""
+        return any(node.job_dir for node in self.nodes)
 
     def node(self, rank: int) -> NodeCommand:
         """Return the command of the host with this rank; raises ValueError if the plan has no such host."""

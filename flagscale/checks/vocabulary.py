@@ -23,11 +23,11 @@ from flagscale.errors import UserError, Violation
 
 OF_FILES = "GPT2BPETokenizer"
 """The tokenizer of `vocab_file` and `merge_file`: byte-level BPE, followed by the special tokens."""
-EOD, EOD_TOKEN = "<|endoftext|>", "eod_token"
+EOD, END_OF_DOCUMENT = "<|endoftext|>", "end_of_document"
 """The token that ends a document with `OF_FILES`, and the argument that names another one."""
 READ = (
     *("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size", "special_tokens"),
-    EOD_TOKEN,
+    END_OF_DOCUMENT,
 )
 """The arguments (by dest) that these rules read."""
 
@@ -55,7 +55,7 @@ def tokenizer_of(values: Mapping[str, Any], cwd: Path = Path()) -> str:
     paths = [cwd / str(values[name]) for name in ("vocab_file", "merge_file") if values.get(name)]
     if values.get("tokenizer_type") != OF_FILES or len(paths) < 2 or not all(map(Path.is_file, paths)):
         return ""
-    named = [values.get("special_tokens") or [], values.get(EOD_TOKEN) or EOD]
+    named = [values.get("special_tokens") or [], values.get(END_OF_DOCUMENT) or EOD]
     digest = hashlib.sha256(json.dumps(named).encode())
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -135,10 +135,10 @@ def file_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[V
     if twice := sorted({token for token in special if token in ids or special.count(token) > 1}):
         what = f"`tokenizer_special_tokens` names {', '.join(map(repr, twice))}, which the vocabulary or the"
         yield "special_tokens", f"{what} list already has: they would keep their ids, and shift the others"
-    ending = values.get(EOD_TOKEN) or EOD
+    ending = values.get(END_OF_DOCUMENT) or EOD
     if ending not in ids and ending not in special:
         what = f"neither {values['vocab_file']} nor `tokenizer_special_tokens` has the token {ending!r}"
-        yield EOD_TOKEN, f"{what}, which ends a document: name another one (`{EOD_TOKEN}`)"
+        yield END_OF_DOCUMENT, f"{what}, which ends a document: name another one (`{END_OF_DOCUMENT}`)"
 
 
 def _file_ids(values: Mapping[str, Any], cwd: Path) -> dict[str, int]:

@@ -40,8 +40,6 @@ def with_tokenizer(
     given = {flat_key.name: flat_key for flat_key in flat_keys}
     kind: Any = given["tokenizer_type"].value if "tokenizer_type" in given else None
     values = {name: flat_key.value for name, flat_key in given.items()}
-    if Unknown.VALUE in (kind, values.get("tokenizer_path"), values.get(_SPECIAL)):
-        return [_open(one, isinstance(kind, str) and kind in TOKENIZERS) for one in flat_keys]
 
     def note(name: str, what: str) -> None:
         notices.append(Problem(what, source_map.where(given[name].path)))
@@ -49,36 +47,36 @@ def with_tokenizer(
     kept: list[FlatKey] = []
     before = len(problems)
     is_old = isinstance(kind, str) and kind in TOKENIZERS
+    if kind == "AquilaTokenizerFS" and not values.get("vocab_file") and _has_folder(values):
+        kind = "HFTokenizerFS"  # so that files that name a converted folder keep working
     for flat_key in flat_keys:
         name, value = flat_key.name, flat_key.value
         if name == "tokenizer_type" and is_old:
-            note(name, f"`{kind}` is now `{TOKENIZERS[kind]}`")
+            note(name, f"`{value}` is now `{TOKENIZERS[kind]}`")
             kept += [
                 replace(flat_key, value=TOKENIZERS[kind]),
                 *_end(flat_key, kind, given, notices, source_map),
             ]
-        elif name == "tokenizer_path" and kind == "HFTokenizersTokenizerFS" and value is not None:
+        elif name == "tokenizer_path" and kind == "HFTokenizersTokenizerFS" and isinstance(value, str):
             kept.append(replace(flat_key, value=_folder(flat_key, source_map, problems)))
+        elif name == _SPECIAL and Unknown.VALUE in (kind, value):
+            kept.append(FlatKey("tokenizer_special_tokens", Unknown.VALUE, flat_key.path))
         elif name == _SPECIAL:
-            kept += _special_tokens(flat_key, values, source_map, problems, notices)
+            kept += _special_tokens(flat_key, kind, values, source_map, problems, notices)
         elif name == _SIZE and kind == "Qwen2TokenizerFS" and isinstance(value, int):
             size = _padded(value, values)
             note(name, f"is now `padded_vocab_size: {size}`")
             kept.append(replace(flat_key, name="padded_vocab_size", value=size))
         else:
             kept.append(flat_key)
-    if len(problems) > before:
-        unknown = ("tokenizer_special_tokens", "eod_token")
+    if len(problems) > before or values.get(_SPECIAL) is Unknown.VALUE:
+        unknown = ("tokenizer_special_tokens", "end_of_document")
         kept = [replace(one, value=Unknown.VALUE) if one.name in unknown else one for one in kept]
     return kept
 
 
-def _open(flat_key: FlatKey, is_old: bool) -> FlatKey:
-    """Return a flat key of a tokenizer that is not known yet, nor, if it `is_old`, the type for it."""
-    if flat_key.name == _SPECIAL:
-        return replace(flat_key, name="tokenizer_special_tokens")
-    is_open = is_old and flat_key.name == "tokenizer_type"
-    return replace(flat_key, value=Unknown.VALUE) if is_open else flat_key
+def _has_folder(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("tokenizer_path") or values.get("tokenizer_model"))
 
 
 def _end(
@@ -86,8 +84,8 @@ def _end(
 ) -> Iterator[FlatKey]:
     """Yield the argument for the end of documents; report an end that cannot be kept, and code not run."""
     where = source_map.where(of_type.path)
-    if kind in _ENDS and "eod_token" not in given:
-        yield replace(of_type, name="eod_token", value=_ENDS[kind])
+    if kind in _ENDS and "end_of_document" not in given:
+        yield replace(of_type, name="end_of_document", value=_ENDS[kind])
     if kind == "Qwen2TokenizerFS":
         what = "documents now end with the tokenizer's eos_token, not the first token of `<|extra_204|>`"
         notices.append(Problem(what, where))
@@ -112,13 +110,14 @@ def _folder(flat_key: FlatKey, source_map: SourceMap, problems: list[Problem]) -
 
 def _special_tokens(
     flat_key: FlatKey,
+    kind: Any,
     values: Mapping[str, Any],
     source_map: SourceMap,
     problems: list[Problem],
     notices: list[Problem],
 ) -> Iterator[FlatKey]:
     """Yield the tokens of the file as the engine's argument; v0.6.0 read it for one type only."""
-    where, kind = source_map.where(flat_key.path), values.get("tokenizer_type")
+    where = source_map.where(flat_key.path)
     listed = values.get("tokenizer_special_tokens")
     if not flat_key.value or kind not in ("AquilaTokenizerFS", "GPT2BPETokenizer"):
         why = f"{kind} does not read it" if flat_key.value else "it has no effect"

@@ -178,7 +178,6 @@ EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
     "ssh_port": _rename("runner.ssh_port"),
     "auto_tuner": _later(TUNER),
-    "runner.per_node_task": _refuse("start one experiment per host"),
 }
 
 ENTRYPOINTS: Mapping[str, str] = {

@@ -203,11 +203,11 @@ class Runner(Section):
     numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
     virtual_local_rank: bool = False
     """torchrun's arguments, passed on unchanged."""
+    standalone: bool = False
+    """torchrun's argument for a job on one host: nothing outside the host takes part in the rendezvous. This
+    is so in any case unless `rdzv_endpoint`, `master_addr` or `master_port` is given."""
     shutdown_timeout: Annotated[int, BeforeValidator(_not_bool), Field(gt=0)] = 3
     """Seconds that the other ranks of a host have to exit after one failed; they cannot do useful work."""
-    standalone: Annotated[
-        None, _set_by_flagscale("remove the key, which has the same effect without a hostfile")
-    ] = None
     module: Annotated[None, _set_by_flagscale("write the module in experiment.task.entrypoint")] = None
     no_python: Annotated[None, _set_by_flagscale("experiment.task.entrypoint is a Python program")] = None
     run_path: Annotated[None, _set_by_flagscale("write the path in experiment.task.entrypoint")] = None
@@ -222,6 +222,8 @@ class Runner(Section):
     hang_timeout: Seconds | None = None
     """Seconds without an iteration after which the job counts as dead (before the first one, ten minutes
     more); default: no limit."""
+    per_node_task: bool = False
+    """Whether each host runs the whole job by itself, as a job of one host, in a folder of its own."""
     no_shared_fs: bool = False
     """Whether the hosts do not share the run directory: scripts are then sent, and logs read back."""
     host_paths: dict[str, dict[str, str]] = {}

@@ -23,6 +23,7 @@ from flagscale.values import (
     NodeCommand,
     Recovery,
     Rendezvous,
+    Role,
     Service,
     address_of,
 )
@@ -65,12 +66,13 @@ def build_plan(
                 _services_agent(python, run_dir, host, run_id) if job.services else (python, "-m", TORCHRUN)
             ),
             options={} if job.services else _torchrun(job, runner, host, run_dir, rendezvous_id, rendezvous),
-            program=() if job.services else _ranks(job),
+            program=() if job.services else _ranks(job.own_roles.get(host.rank, job.role)),
             env=_environment(job, experiment, platforms[host.platform], host, run_dir, run_id, source_root),
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
             stop_grace=job.role.stop_grace,
             services=_services(job, host, python, rendezvous),
+            job_dir=str(run_dir.own_of(host).path) if job.own_roles else "",
         )
         for host in here
     )
@@ -92,7 +94,7 @@ def build_plan(
         start_timeout=runner.start_timeout,
         ready_timeout=runner.ready_timeout,
         nodes=nodes,
-        channel=Channel(rendezvous.address, rendezvous.channel_port) if len(here) > 1 else None,
+        channel=_channel(rendezvous) if len(here) > 1 and not job.own_roles else None,
         recovery=Recovery(runner.max_restarts, runner.restart_timeout, runner.hang_timeout, fewer_hosts),
         runner=runner.type,
         transport=runner.transport,
@@ -170,9 +172,13 @@ def _services(job: Job, host: Host, python: str, rendezvous: Rendezvous) -> tupl
     )
 
 
-def _ranks(job: Job) -> tuple[str, ...]:
-    entrypoint = job.role.entrypoint
-    return ((entrypoint,) if entrypoint.endswith(".py") else ("--module", entrypoint)) + job.role.argv
+def _channel(rendezvous: Rendezvous) -> Channel:
+    return Channel(rendezvous.address, rendezvous.channel_port)
+
+
+def _ranks(role: Role) -> tuple[str, ...]:
+    entrypoint = role.entrypoint
+    return ((entrypoint,) if entrypoint.endswith(".py") else ("--module", entrypoint)) + role.argv
 
 
 def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
@@ -185,11 +191,15 @@ def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
 def _torchrun(
     job: Job, runner: Runner, host: Host, run_dir: RunDir, rendezvous_id: str, rendezvous: Rendezvous
 ) -> dict[str, str]:
+    hosts = len(job.hosts)
+    if job.own_roles:
+        hosts, runner = 1, runner.model_copy(update={"master_addr": None})
+        rendezvous = Rendezvous("127.0.0.1", runner.master_port or DEFAULT_PORT)
     options = {
-        "nnodes": len(job.hosts),
+        "nnodes": hosts,
         "nproc-per-node": host.slots,
-        "node-rank": host.rank if len(job.hosts) > 1 else None,
-        **_rendezvous(runner, len(job.hosts), rendezvous),
+        "node-rank": host.rank if hosts > 1 else None,
+        **_rendezvous(runner, hosts, rendezvous),
         "rdzv-id": rendezvous_id,
         "max-restarts": 0,
         **{name.replace("_", "-"): getattr(runner, name) for name in PASSED_TO_TORCHRUN},

@@ -86,9 +86,9 @@ def ask_hosts(
     """Ask all hosts at once for the facts that a start needs; `is_check`: also for what takes seconds."""
     first = plan.hosts[0]
     runner = experiment.runner
-    several = len(plan.nodes) > 1
-    places = places_of(job.hosts, plan.ssh_port) if several else {}
-    addresses = {host.rank: place.address for host, place in places.items()}
+    several = plan.channel is not None
+    places = places_of(job.hosts, plan.ssh_port) if len(plan.nodes) > 1 else {}
+    addresses = {host.rank: place.address for host, place in places.items()} if several else {}
     if several and runner.master_addr:
         addresses[first.rank] = runner.master_addr
     address = addresses.get(first.rank, "")

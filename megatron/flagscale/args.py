@@ -52,7 +52,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         "first start does so, from there, and later starts continue.",
     )
     group.add_argument(
-        "--eod-token",
+        "--end-of-document",
         metavar="TOKEN",
         help="The token that ends a document, with GPT2BPETokenizer (default: <|endoftext|>) and "
         "HuggingFaceTokenizer (default: the tokenizer's own).",

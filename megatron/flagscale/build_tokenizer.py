@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from flagscale.checks.vocabulary import EOD, EOD_TOKEN, OF_FILES
+from flagscale.checks.vocabulary import END_OF_DOCUMENT, EOD, OF_FILES
 from flagscale.errors import UserError
 from megatron.flagscale.patching import Patch
 
@@ -20,7 +20,7 @@ from megatron.flagscale.patching import Patch
 def _from_named_files(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def build_tokenizer(args: Any, **named: Any) -> Any:
-        if args.tokenizer_type != OF_FILES and getattr(args, EOD_TOKEN) is None:
+        if args.tokenizer_type != OF_FILES and getattr(args, END_OF_DOCUMENT) is None:
             return original(args, **named)
         from megatron.core.tokenizers.text.libraries import huggingface_tokenizer as library
 
@@ -50,9 +50,11 @@ class _Opener:
             tokenizer = from_files(args.vocab_file, args.merge_file, args.special_tokens or [])
         else:
             tokenizer = self._auto.from_pretrained(*positional, **named)
-        eod = getattr(args, EOD_TOKEN) or (EOD if args.tokenizer_type == OF_FILES else tokenizer.eos_token)
+        eod = getattr(args, END_OF_DOCUMENT) or (
+            EOD if args.tokenizer_type == OF_FILES else tokenizer.eos_token
+        )
         if eod not in tokenizer.get_vocab():
-            raise UserError(f"`{EOD_TOKEN}`: the tokenizer has no token {eod!r}")
+            raise UserError(f"`{END_OF_DOCUMENT}`: the tokenizer has no token {eod!r}")
         tokenizer.eos_token = eod
         return tokenizer
 

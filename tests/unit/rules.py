@@ -300,7 +300,7 @@ SHARED = [
     Example(_BPE | {"vocab_file": __file__}, "GPT2BPETokenizer needs `merge_file`"),
     Example(_BPE | {"vocab_file": __file__, "merge_file": __file__}, "cannot be read as JSON"),
     Example(_BPE | _OF_ONE | {"tokenizer_special_tokens": ["<|endoftext|>"]}, "names '<|endoftext|>', which"),
-    Example(_BPE | _OF_ONE | {"eod_token": "</s>"}, "has the token '</s>', which ends a document"),
+    Example(_BPE | _OF_ONE | {"end_of_document": "</s>"}, "has the token '</s>', which ends a document"),
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
     Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),
     Example(_HF | {"tokenizer_model": str(Path(__file__).parent)}, "has no tokenizer.json"),

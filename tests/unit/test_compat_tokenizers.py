@@ -30,12 +30,20 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_each_type_has_a_successor(catalog: Catalog, name: str) -> None:
-    kept, _, notices, problems = translate({"tokenizer_type": name, "tokenizer_path": "./folder"})
+    kept, _, notices, problems = translate({"tokenizer_type": name})
     assert kept["tokenizer_type"] == TOKENIZERS[name] in catalog.by_name["tokenizer_type"].choices
-    assert kept["tokenizer_model"] in ("./folder", "folder")
     assert f"train.tokenizer_type: `{name}` is now `{TOKENIZERS[name]}`" in notices
     assert any("`trust_remote_code: true`" in notice for notice in notices) == (TOKENIZERS[name] == HF)
     assert problems == []
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_each_type_may_name_a_folder(name: str) -> None:
+    """Aquila's did not, but its folder in Hugging Face's form is a good successor of the files."""
+    kept, _, notices, _ = translate({"tokenizer_type": name, "tokenizer_path": "./folder"})
+    assert kept["tokenizer_type"] == HF
+    assert kept["tokenizer_model"] in ("./folder", "folder")
+    assert f"train.tokenizer_type: `{name}` is now `{HF}`" in notices
 
 
 @pytest.mark.parametrize(
@@ -50,8 +58,8 @@ def test_each_type_has_a_successor(catalog: Catalog, name: str) -> None:
     ],
 )
 def test_the_token_that_ends_a_document_is_kept(name: str, ending: str | None) -> None:
-    assert translate({"tokenizer_type": name})[0].get("eod_token") == ending
-    assert translate({"tokenizer_type": name, "eod_token": "x"})[0]["eod_token"] == "x"
+    assert translate({"tokenizer_type": name})[0].get("end_of_document") == ending
+    assert translate({"tokenizer_type": name, "end_of_document": "x"})[0]["end_of_document"] == "x"
     reported = any("eos_token" in notice for notice in translate({"tokenizer_type": name})[2])
     assert reported == (name == "Qwen2TokenizerFS")
 
@@ -61,12 +69,12 @@ def test_aquilas_files(build: Build, files: dict[str, str]) -> None:
     assert value(job, "--tokenizer-type") == BPE
     at = job.role.argv.index("--tokenizer-special-tokens")
     assert job.role.argv[at + 1 : at + 3] == ("</s>", "[CLS]")
-    assert value(job, "--eod-token") == "</s>"
+    assert value(job, "--end-of-document") == "</s>"
     notice = "train.special_tokens_file: is now `tokenizer_special_tokens`, the lines of the file"
     assert notice in job.notices
     same: dict[str, Any] = {**files, "tokenizer_special_tokens": ["</s>", "[CLS]"]}
     del same["special_tokens_file"]
-    other = build({"tokenizer_type": BPE, "vocab_size": None, "eod_token": "</s>", **same})
+    other = build({"tokenizer_type": BPE, "vocab_size": None, "end_of_document": "</s>", **same})
     assert sorted(other.role.argv) == sorted(job.role.argv)
     assert other.notices == ()
 
@@ -79,7 +87,7 @@ def test_aquilas_files(build: Build, files: dict[str, str]) -> None:
         ({"vocab_file": "nowhere.json"}, "vocab_file: GPT2BPETokenizer needs `vocab_file`: nowhere.json: no"),
         ({"merge_file": None}, "merge_file: GPT2BPETokenizer needs `merge_file`"),
         ({"vocab_file": __file__}, "cannot be read as JSON"),
-        ({"eod_token": "<end>"}, "has the token '<end>', which ends a document: name another one"),
+        ({"end_of_document": "<end>"}, "has the token '<end>', which ends a document: name another one"),
     ],
 )
 def test_files_that_do_not_fit(
@@ -105,7 +113,7 @@ def test_the_size_and_the_identity_of_a_tokenizer_of_files(files: dict[str, str]
     named = {name: files[name] for name in ("vocab_file", "merge_file")}
     values: dict[str, Any] = {"tokenizer_type": BPE, "special_tokens": ["</s>", "[CLS]"], **named}
     assert vocabulary_of(values) == 5
-    seen = {tokenizer_of(values), tokenizer_of({**values, "eod_token": "</s>"})}
+    seen = {tokenizer_of(values), tokenizer_of({**values, "end_of_document": "</s>"})}
     seen |= {tokenizer_of({**values, "special_tokens": ["[CLS]", "</s>"]}), ""}
     Path(files["merge_file"]).write_text("#version: 0.2\n")
     assert len({*seen, tokenizer_of(values)}) == 5
@@ -132,6 +140,18 @@ def test_a_special_tokens_file_that_nothing_reads_is_dropped() -> None:
     kept, _, notices, problems = translate({"tokenizer_type": "Llama2Tokenizer", "special_tokens_file": "x"})
     assert (kept, problems) == ({"tokenizer_type": "Llama2Tokenizer"}, [])
     assert notices == ["train.special_tokens_file: dropped because Llama2Tokenizer does not read it"]
+
+
+def test_a_path_that_is_not_known_hides_nothing_else() -> None:
+    """Such as one whose interpolation failed, which has been reported."""
+    unknown = Unknown.VALUE
+    kept = translate({"tokenizer_type": "HFTokenizersTokenizerFS", "tokenizer_path": unknown})[0]
+    assert (kept["tokenizer_type"], kept["tokenizer_model"]) == (HF, unknown)
+    kept = translate({"tokenizer_type": "AquilaTokenizerFS", "special_tokens_file": unknown})[0]
+    assert (kept["tokenizer_special_tokens"], kept["end_of_document"]) == (unknown, unknown)
+    assert kept["tokenizer_type"] == BPE
+    kept, _, notices, _ = translate({"tokenizer_type": unknown, "special_tokens_file": "x"})
+    assert (kept["tokenizer_special_tokens"], notices) == (unknown, [])
 
 
 def test_a_tokenizer_named_by_its_file_is_its_folder() -> None:

@@ -19,11 +19,10 @@ SPECIAL = ["</s>", "[CLS]", "<|mask|>"]
 
 
 @pytest.fixture
-def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def args(tmp_path: Path) -> SimpleNamespace:
     """Return arguments that name a vocabulary of bytes and three merges."""
     from tokenizers import pre_tokenizers
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|endoftext|>", *letters, *(merge.replace(" ", "") for merge in MERGES)]
     vocab, merges = tmp_path / "vocab.json", tmp_path / "merges.txt"
@@ -34,7 +33,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         vocab_file=str(vocab),
         merge_file=str(merges),
         special_tokens=None,
-        eod_token=None,
+        end_of_document=None,
         tokenizer_hf_no_use_fast=False,
         tokenizer_hf_no_include_special_tokens=False,
         trust_remote_code=False,
@@ -52,10 +51,19 @@ def build(args: SimpleNamespace, **changes: Any) -> Any:
     return _from_named_files(build_tokenizer)(SimpleNamespace(**{**vars(args), **changes}))
 
 
-def test_the_engine_alone_asks_a_hub(args: SimpleNamespace) -> None:
+def test_the_engine_alone_asks_a_hub(args: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this fails, the engine reads the files itself: remove the patch."""
-    with pytest.raises(ValueError, match="gpt2"):
+    from megatron.core.tokenizers.text.libraries import huggingface_tokenizer
+
+    class Hub:
+        @staticmethod
+        def from_pretrained(pretrained_model_name_or_path: str, **named: Any) -> None:
+            raise ValueError(f"asked for {pretrained_model_name_or_path}")
+
+    monkeypatch.setattr(huggingface_tokenizer, "AutoTokenizer", Hub)
+    with pytest.raises(ValueError, match="asked for gpt2"):
         build_tokenizer(args)
+    assert build(args).vocab_size > 256
 
 
 def test_the_files_are_the_tokenizer(args: SimpleNamespace) -> None:
@@ -68,7 +76,7 @@ def test_the_files_are_the_tokenizer(args: SimpleNamespace) -> None:
 
 def test_special_tokens_follow_in_their_order_and_split_the_text(args: SimpleNamespace) -> None:
     """As in v0.6.0's AquilaTokenizerFS; `<|endoftext|>` in a text is text unless it is listed."""
-    tokenizer = build(args, special_tokens=SPECIAL, eod_token="</s>")
+    tokenizer = build(args, special_tokens=SPECIAL, end_of_document="</s>")
     size = 1 + 256 + len(MERGES)
     assert (tokenizer.vocab_size, tokenizer.eod) == (size + 3, size)
     low, spaced = size - 2, size - 1
@@ -89,6 +97,6 @@ def test_the_end_of_documents_can_be_named_for_a_folder_too(args: SimpleNamespac
     named |= {"vocab_file": None, "merge_file": None}
     size = 1 + 256 + len(MERGES)
     assert build(args, **named).eod == size
-    assert build(args, **named, eod_token="[CLS]").eod == size + 1
+    assert build(args, **named, end_of_document="[CLS]").eod == size + 1
     with pytest.raises(UserError, match="the tokenizer has no token 'x y'"):
-        build(args, **named, eod_token="x y")
+        build(args, **named, end_of_document="x y")

@@ -75,8 +75,8 @@ def test_torchrun_reads_what_is_passed() -> None:
 
 def test_a_key_that_is_not_passed_is_decided_by_flagscale() -> None:
     decided = "nnodes nproc_per_node rdzv_backend rdzv_endpoint rdzv_id max_restarts node_rank master_addr"
-    refused = {"standalone", "module", "no_python", "run_path", "signals_to_handle"}
-    others = {*decided.split(), "master_port", "local_addr", *refused}
+    refused = {"module", "no_python", "run_path", "signals_to_handle"}
+    others = {*decided.split(), "master_port", "local_addr", "standalone", *refused}
     assert set(ACTIONS) - set(PASSED_TO_TORCHRUN) == others
     for name in refused:
         assert getattr(Runner.model_validate({name: False}), name) is None

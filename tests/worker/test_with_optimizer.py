@@ -54,9 +54,9 @@ def test_state_is_loaded_and_everything_else_begins_again(tmp_path: Path, layout
     import torch
 
     ranks, old, new = len(layout) // 3 + 1, tmp_path / "old", tmp_path / "new"
-    model = (*MODEL, *MOCK_DATA, *layout)
-    from_old = (*NEW, "--load", str(old), "--save", str(new))
-    first = Run("first", ranks, (*model, *saving(old), "--train-iters", "3"), mutation=MUTATION)
+    model = (*MODEL, *MOCK_DATA, *layout, "--num-layers", "1")
+    from_old = (*NEW, "--train-iters", "2", "--load", str(old), "--save", str(new))
+    first = Run("first", ranks, (*model, *saving(old), "--train-iters", "2"), mutation=MUTATION)
     both = Run("both", ranks, (*model, *from_old, "--finetune-with-optim"), mutation=MUTATION)
     weights = Run("weights", ranks, (*model, *from_old, "--save", str(tmp_path / "other"), "--finetune"))
     curves = run_all([first, both, weights], tmp_path)
@@ -73,9 +73,9 @@ def test_state_is_loaded_and_everything_else_begins_again(tmp_path: Path, layout
             assert found["exp_avg"].abs().sum() > 0
 
     records = read_metrics(tmp_path / "both" / "metrics.jsonl")
-    assert [record["iteration"] for record in records] == [1, 2, 3]
-    assert [record["consumed_samples"] for record in records] == [8, 16, 24]
-    assert [record["learning_rate"] for record in records] == [5e-3] * 3
+    assert [record["iteration"] for record in records] == [1, 2]
+    assert [record["consumed_samples"] for record in records] == [8, 16]
+    assert [record["learning_rate"] for record in records] == [5e-3] * 2
     # The same weights and samples, but other updates.
     assert curves["both"].losses[0] == curves["weights"].losses[0]
     assert curves["both"].losses[1] != curves["weights"].losses[1]

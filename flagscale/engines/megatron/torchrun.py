@@ -8,10 +8,10 @@ from importlib.metadata import entry_points
 from flagscale import platforms
 from flagscale.config.schema import Runner
 from flagscale.errors import nearest
+from flagscale.platforms.nvidia import NVIDIA
 from flagscale.values import Host
 
 _LOGS_SPECS = "torchrun.logs_specs"
-_TORCHS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
 def torchrun_violations(runner: Runner, hosts: Sequence[Host]) -> Iterator[tuple[str, str, str]]:
@@ -19,7 +19,7 @@ def torchrun_violations(runner: Runner, hosts: Sequence[Host]) -> Iterator[tuple
     without_cuda = [
         name
         for name in sorted({host.platform for host in hosts})
-        if platforms.find(name).visible_devices != _TORCHS_VARIABLE
+        if platforms.find(name).visible_devices != NVIDIA.visible_devices  # the one that torchrun knows
     ]
     for key, given in (
         ("numa_binding", runner.numa_binding),
