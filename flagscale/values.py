@@ -90,6 +90,8 @@ class Job:
     """The parallel degrees as text for people."""
     services: Mapping[int, tuple[Service, ...]] = field(default_factory=dict)
     """By host rank: the services that run there instead of ranks; empty for a job of ranks."""
+    own_roles: Mapping[int, Role] = field(default_factory=dict)
+    """By host rank: the program of a host that runs a job of its own; empty if the hosts run one job."""
     picture: str = ""
     """The layout as a picture, if it needs more than one line; otherwise empty."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -120,11 +122,13 @@ class NodeCommand:
     failure_file: str
     stop_grace: float
     options: Mapping[str, str] = field(default_factory=dict)
-    """torchrun's options by name, if the agent is torchrun."""
+    """torchrun's options by name, if the agent is torchrun; a switch has an empty value."""
     program: tuple[str, ...] = ()
     """The ranks' program and its arguments, which follow torchrun's options."""
     services: tuple[Service, ...] = ()
     """The services, if the agent is the one of services (`flagscale.node.services`)."""
+    job_dir: str = ""
+    """Where this host's own job writes metrics and checkpoints; empty if the hosts run one job."""
 
     def command(self, hosts: tuple[int, ...] = ()) -> tuple[str, ...]:
         """Return the whole command line; `hosts`: ranks of the hosts that take part (default: as planned).
@@ -134,8 +138,14 @@ class NodeCommand:
         """
         place = {"nnodes": len(hosts), "node-rank": hosts.index(self.host.rank)} if hosts else {}
         options = {name: str(place.get(name, value)) for name, value in self.options.items()}
-        words = (word for name, value in options.items() for word in (f"--{name}", value))
+        words = (word for name, value in options.items() for word in _words(name, value))
         return (*self.argv, *words, *self.program)
+
+
+def _words(name: str, value: str) -> tuple[str, ...]:
+    if value.startswith("-"):  # as a word of its own, it would be read as an option
+        return (f"--{name}={value}",)
+    return (f"--{name}", value) if value else (f"--{name}",)
 
 
 @dataclass(frozen=True)
@@ -226,6 +236,11 @@ class LaunchPlan:
     @property
     def hosts(self) -> list[Host]:
         return [node.host for node in self.nodes]
+
+    @property
+    def has_own_jobs(self) -> bool:
+        """Whether each host runs a job of its own."""
+        return any(node.job_dir for node in self.nodes)
 
     def node(self, rank: int) -> NodeCommand:
         """Return the command of the host with this rank; raises ValueError if the plan has no such host."""

@@ -15,7 +15,7 @@ from flagscale.checks.model_folder import folder_violations, is_path
 from flagscale.checks.prompts import read_prompts
 from flagscale.errors import Violation
 
-_TOKENIZER_FILES = {"GPT2BPETokenizer": ("vocab_file", "merge_file")}
+_TOKENIZER_FILES = {vocabulary.OF_FILES: ("vocab_file", "merge_file")}
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
 _TOKENIZERS_WITH_MODEL = (
     "HuggingFaceTokenizer",
@@ -33,7 +33,7 @@ HAS_OWN_DATA = "has_own_data"
 
 def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
     """Return the arguments (by dest) that `data_violations` reads."""
-    names = {*blend.NAMES, *blend_rules.READ, *vocabulary.READ, *sum(_TOKENIZER_FILES.values(), ())}
+    names = {*blend.NAMES, *blend_rules.READ, *vocabulary.READ}
     inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
     return {**inputs, HAS_OWN_DATA: True} if has_own_data else inputs
 
@@ -62,7 +62,9 @@ def data_violations(
 
 
 def data_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
-    """Yield the data whose token ids have to be read before the start, if that takes a while."""
+    """Yield the data whose token ids have to be read before the start, if that takes a while, and what the
+    tokenizer ignores."""
+    yield from vocabulary.tokenizer_remarks(values, cwd)
     for name, prefix in named_files(values, cwd):
         if not problems(prefix) and vocabulary.range_of(prefix) is None:
             size = bin_path(prefix).stat().st_size
@@ -105,6 +107,7 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
         if not values.get(name) or not os.path.isfile(cwd / values[name]):
             path = values.get(name)
             yield name, f"{kind} needs `{name}`{f': {path}: no such file' if path else ''}"
+    yield from vocabulary.file_violations(values, cwd)
     if kind in _TOKENIZERS_WITH_MODEL:
         model = values.get("tokenizer_model")
         if not model:

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
+from flagscale.checks.stablelm2 import stablelm2_remarks
 from flagscale.errors import Violation
 
 _REQUIRED = {
@@ -48,6 +49,7 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
     if values.get("data_path") and values.get("split") is None:
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
+    yield from stablelm2_remarks(values)
 
 
 LEAST: Mapping[str, int] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.schedule import PARTS, schedule
+from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import Violation
 
 SHAPE = (
@@ -38,9 +39,12 @@ NOTICE = (
     *("hidden_dropout", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps", "bf16", "fp16", "eod_mask_loss"),
     *("reset_attention_mask", "reset_position_ids", "moe_aux_loss_coeff", "moe_router_load_balancing_type"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
+    *KEYS,
 )
 """The run continues and a notice says what changes; so do other data and another tokenizer."""
 OVERRIDE, KEEP = "override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"
+WITH_OPTIM = "finetune_with_optim"
+"""Starts a new training with the weights and the optimizer's state of a checkpoint."""
 CONTENT, TOKENIZER = "content", "tokenizer"
 """Names in a record besides arguments: what identifies the data and the tokenizer."""
 _NEEDS = {
@@ -65,7 +69,16 @@ class Saved:
     name: str
     values: Mapping[str, Any]
     resumes: bool = True
-    """Whether the run continues; otherwise it loads the weights only, as `finetune` does."""
+    """Whether the run continues; otherwise it is a new one with the weights, as with `finetune`, and with the
+    optimizer's state if `finetune_with_optim` is set."""
+
+
+def starts_over(values: Mapping[str, Any]) -> bool:
+    """Return whether a run (arguments by dest) does not continue what it finds in `load`.
+
+    With `pretrained_checkpoint`, `finetune_with_optim` is about that one: later starts continue.
+    """
+    return bool(values.get(WITH_OPTIM)) and not values.get("pretrained_checkpoint")
 
 
 def record(values: Mapping[str, Any], content: str = "", tokenizer: str = "") -> dict[str, Any]:
@@ -83,17 +96,18 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
         others = "start another run (experiment.exp_dir, `load`)" if saved.resumes else "load other weights"
         what = f"its weights do not fit; {same}, or {others}"
         yield name, f"{_difference(saved, now, name)}: {what}"
-    if now.get("finetune") or not saved.resumes:
+    if now.get("finetune") or not (saved.resumes or now.get(WITH_OPTIM)):
         return
-    for name in _changed(saved, now, FUNCTION):
+    for name in _changed(saved, now, FUNCTION) if saved.resumes else ():
         what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if not _loads_optimizer(now):
         return
     for name in _changed(saved, now, ("optimizer",)):
-        what = f"{_instead(saved, name)}, or set `no_load_optim: true` to continue without its state"
+        without = "`no_load_optim: true` to continue" if saved.resumes else "`finetune: true` to start"
+        what = f"{_instead(saved, name)}, or set {without} without its state"
         yield name, f"{_difference(saved, now, name)}: {what}"
-    if now.get(OVERRIDE) or now.get(KEEP):
+    if not saved.resumes or now.get(OVERRIDE) or now.get(KEEP):
         return
     for name, parts in _changed_schedule(saved, now).items():
         switches = f"`{OVERRIDE}: true` to use the new value, or `{KEEP}: true` to use the checkpoint's"

@@ -27,7 +27,12 @@ def saving_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def resuming_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the arguments (by dest) with which the engine starts, but fails to save or to resume later."""
+    """Yield the arguments (by dest) with which the engine starts, but fails to save or to resume later, or
+    loads something else than asked for."""
+    for name in ("finetune", "no_load_optim", "skip_train", "moe_use_upcycling"):
+        if values.get("finetune_with_optim") and values.get(name):
+            what = f"give `finetune_with_optim` or `{name}`, which does not load the optimizer's state"
+            yield "finetune_with_optim", what
     if values.get("ckpt_format") != "torch":
         return
     needs = "needs `ckpt_format: torch_dist`"

@@ -6,8 +6,11 @@ With it, the embedding returns zeros for them and the training goes on (megatron
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,14 @@ from flagscale.checks.indexed import problems
 from flagscale.checks.scans import known_range
 from flagscale.errors import UserError, Violation
 
-READ = ("tokenizer_type", "tokenizer_model", "vocab_size", "special_tokens")
+OF_FILES = "GPT2BPETokenizer"
+"""The tokenizer of `vocab_file` and `merge_file`: byte-level BPE, followed by the special tokens."""
+EOD, END_OF_DOCUMENT = "<|endoftext|>", "end_of_document"
+"""The token that ends a document with `OF_FILES`, and the argument that names another one."""
+READ = (
+    *("tokenizer_type", "tokenizer_model", "vocab_file", "merge_file", "vocab_size", "special_tokens"),
+    END_OF_DOCUMENT,
+)
 """The arguments (by dest) that these rules read."""
 
 
@@ -31,13 +41,25 @@ def vocabulary_of(values: Mapping[str, Any], cwd: Path = Path()) -> int | None:
             folder = tokenizer_folder(values, cwd)
             size = tokenizer.vocabulary(folder) if folder else None
             return size and size + len(values.get("special_tokens") or ())
+        case "GPT2BPETokenizer":
+            ids = _file_ids(values, cwd)
+            return len(ids.keys() | set(values.get("special_tokens") or ())) if ids else None
     return None
 
 
 def tokenizer_of(values: Mapping[str, Any], cwd: Path = Path()) -> str:
-    """Return the fingerprint of a job's tokenizer; "" if this host does not have its folder."""
+    """Return the fingerprint of a job's tokenizer; "" if this host does not have its folder or files."""
     folder = tokenizer_folder(values, cwd)
-    return tokenizer.fingerprint(folder) if folder else ""
+    if folder is not None:
+        return tokenizer.fingerprint(folder)
+    paths = [cwd / str(values[name]) for name in ("vocab_file", "merge_file") if values.get(name)]
+    if values.get("tokenizer_type") != OF_FILES or len(paths) < 2 or not all(map(Path.is_file, paths)):
+        return ""
+    named = [values.get("special_tokens") or [], values.get(END_OF_DOCUMENT) or EOD]
+    digest = hashlib.sha256(json.dumps(named).encode())
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def range_of(prefix: Path) -> tuple[int, int] | None:
@@ -66,7 +88,11 @@ def vocabulary_violations(
             size = known["vocabulary"] if known and made_it else vocabulary_of(values, cwd)
             if what := id_violation(prefix, found, size):
                 yield argument, what
-            elif here and (what := tokenizer_violation(prefix, str(values["tokenizer_model"]), here)):
+            elif (
+                here
+                and tokenizer_folder(values, cwd)
+                and (what := tokenizer_violation(prefix, str(values["tokenizer_model"]), here))
+            ):
                 yield "tokenizer_model", what
     except UserError as error:
         yield "tokenizer_model", "; ".join(problem.what for problem in error.problems)
@@ -94,6 +120,69 @@ def tokenizer_violation(prefix: Path, folder: str, fingerprint: str) -> str:
         f"{folder}: {prefix} was made with another tokenizer, or with other settings of it; use that one, "
         "make the data again (tools/datasets/preprocess.py), or confirm this one (verify.py --record)"
     )
+
+
+def file_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
+    """Yield what is wrong with the tokens of a tokenizer of files: special ones, and the end of documents."""
+    try:
+        ids = _file_ids(values, cwd) if (cwd / str(values.get("merge_file"))).is_file() else {}
+    except UserError as error:
+        yield "vocab_file", "; ".join(problem.what for problem in error.problems)
+        return
+    special = values.get("special_tokens") or []
+    if not ids:
+        return
+    if twice := sorted({token for token in special if token in ids or special.count(token) > 1}):
+        what = f"`tokenizer_special_tokens` names {', '.join(map(repr, twice))}, which the vocabulary or the"
+        yield "special_tokens", f"{what} list already has: they would keep their ids, and shift the others"
+    ending = values.get(END_OF_DOCUMENT) or EOD
+    if ending not in ids and ending not in special:
+        what = f"neither {values['vocab_file']} nor `tokenizer_special_tokens` has the token {ending!r}"
+        yield END_OF_DOCUMENT, f"{what}, which ends a document: name another one (`{END_OF_DOCUMENT}`)"
+
+
+def _file_ids(values: Mapping[str, Any], cwd: Path) -> dict[str, int]:
+    """Return the ids in `vocab_file` by token; empty if this host does not have it.
+
+    Raises:
+        UserError: it is not a JSON object of consecutive ids.
+    """
+    path = cwd / str(values.get("vocab_file"))
+    if values.get("tokenizer_type") != OF_FILES or not values.get("vocab_file") or not path.is_file():
+        return {}
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+        raise UserError(f"{path}: not a vocabulary: a JSON object with ids from 0 on by token")
+    return ids
+
+
+def tokenizer_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
+    """Yield the arguments that the engine ignores with the tokenizer's type."""
+    kind = str(values.get("tokenizer_type"))
+    for name in _OF_TOKENIZERS if kind in _READ_BY_TYPE else ():
+        if values.get(name) and name not in _READ_BY_TYPE[kind]:
+            known = None
+            if name == "vocab_size":
+                with suppress(UserError):
+                    known = vocabulary_of(values, cwd)
+            if known != values[name]:
+                has = f": it has {known} tokens; the model's number is `padded_vocab_size`" if known else ""
+                yield name, f"has no effect with `tokenizer_type: {kind}`{has}"
+
+
+_MODEL = ("tokenizer_model", "special_tokens")
+_READ_BY_TYPE: Mapping[str, Sequence[str]] = {
+    OF_FILES: ("vocab_file", "merge_file", "special_tokens"),
+    "HuggingFaceTokenizer": _MODEL,
+    **dict.fromkeys(("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"), _MODEL),
+    "TikTokenizer": (*_MODEL, "vocab_size"),
+    "NullTokenizer": ("vocab_size",),
+}
+"""What the engine reads of `_OF_TOKENIZERS` (`megatron/core/tokenizers/utils/build_tokenizer.py`, 0.19.2)."""
+_OF_TOKENIZERS = (*_MODEL, "vocab_file", "merge_file", "vocab_size", "vocab_extra_ids")
 
 
 def tokenizer_folder(values: Mapping[str, Any], cwd: Path) -> Path | None:

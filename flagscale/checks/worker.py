@@ -14,6 +14,7 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.saving import resuming_violations
+from flagscale.checks.stablelm2 import stablelm2_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
@@ -70,6 +71,7 @@ def worker_violations(
         if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
         found |= dict.fromkeys(silent_violations(values))
+        found |= dict.fromkeys(stablelm2_violations(values))
         found |= dict.fromkeys(resuming_violations(values))
         found |= dict.fromkeys(_machine_violations(values, machine))
     found |= dict.fromkeys(data_violations(variants[0], has_own_data=DATASETS in own_parts))

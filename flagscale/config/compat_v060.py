@@ -5,7 +5,7 @@ No key is ignored silently: docs/from_v060.md is tested to hold the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,10 +54,6 @@ MULTIMODAL, EMU3, TUNER, SFT = (
 """Features that this version does not have yet."""
 
 
-def _prefixed(prefix: str, endings: Iterable[str], change: Change) -> dict[str, Change]:
-    return {prefix + ending: change for ending in endings}
-
-
 _NO_RETRO = "Retro models no longer exist in the engine; remove the key"
 
 TASK: Mapping[str, Change] = {
@@ -92,22 +88,8 @@ TASK: Mapping[str, Change] = {
         "with log_params_norm: true"
     ),
     "wandb_log_model_interval": _drop("wandb_log_model is no longer supported"),
-    **_prefixed(
-        "lr_decay_stablelm2_",
-        (
-            "cosine_samples",
-            "cosine_max_lr",
-            "cosine_period_samples",
-            "rsqrt_samples",
-            "decay_samples",
-            "alpha",
-            "beta",
-        ),
-        _refuse("the stablelm2 schedule is no longer supported; use lr_decay_style: WSD or cosine", off=1.0),
-    ),
     "save_param_index_maps_only": _refuse("remove the key: checkpoints contain their own index (torch_dist)"),
     "save_when_num_microbatches_change": _refuse("use save_interval instead"),
-    "finetune_with_optim": _refuse("use finetune: true (it starts with a fresh optimizer)"),
     "no_shared_fs": _refuse("set experiment.runner.no_shared_fs instead"),
     "ulysses_sp_parallel_size": _refuse(
         "use context_parallel_size (with cp_comm_type: a2a, if TransformerEngine is installed)", off=1
@@ -121,7 +103,6 @@ TASK: Mapping[str, Change] = {
             "validation_set_intervals (one per set, multiples of eval_interval)"
         ),
     ),
-    "special_tokens_file": _refuse("keep the special tokens in the tokenizer's folder"),
     "apply_sft_dataset_separated_loss_mask_if_existed": _later(SFT),
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
     "auto_tune": _later(TUNER),
@@ -178,6 +159,7 @@ WITH_OWN_RULES: Mapping[str, str] = {
     "multiple_of": "with `swiglu`, it becomes the `ffn_hidden_size` that it stands for",
     "hidden_dim_multiplier": "with `multiple_of`, it becomes part of `ffn_hidden_size`",
     "rampup_batch_size": "it becomes a `step_batch_size_schedule` with the same effect",
+    "special_tokens_file": "its lines become `tokenizer_special_tokens`",
     "wandb_mode": "it becomes the environment variable `WANDB_MODE`",
     "wandb_api_key": "it becomes the environment variable `WANDB_API_KEY`, which no file or log shows",
 }
@@ -196,20 +178,7 @@ EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
     "ssh_port": _rename("runner.ssh_port"),
     "auto_tuner": _later(TUNER),
-    "runner.per_node_task": _refuse("start one experiment per host"),
 }
-
-TOKENIZERS: Mapping[str, str] = dict.fromkeys(
-    (
-        "AquilaTokenizerFS",
-        "HFTokenizerFS",
-        "HFTokenizersTokenizerFS",
-        "Llama3TokenizerFS",
-        "QwenTokenizerFS",
-        "Qwen2TokenizerFS",
-    ),
-    "HuggingFaceTokenizer",
-)
 
 ENTRYPOINTS: Mapping[str, str] = {
     **dict.fromkeys(

@@ -101,6 +101,22 @@ def _pairs(value: str) -> str:
     return value
 
 
+def _ranks_on_host(value: str) -> str:
+    if value and not re.fullmatch(r"\d+(,\d+)*", value):
+        raise ValueError('input should be ranks of a host, such as "0,1"')
+    return value
+
+
+def _set_by_flagscale(instead: str) -> BeforeValidator:
+    """Refuse a torchrun argument, unless its value is the one that has no effect."""
+
+    def refuse(value: object) -> None:
+        if value not in (None, False, ""):
+            raise ValueError(f"this argument of torchrun is set by FlagScale: {instead}")
+
+    return BeforeValidator(refuse)
+
+
 Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=65535)]
 Seconds = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]
 Text = Annotated[str, BeforeValidator(_text)]
@@ -177,7 +193,28 @@ class Runner(Section):
     """Where torchrun stores the streams of each rank; default: `logs/details` in the run directory."""
     local_addr: HostName | None = None
     monitor_interval: Seconds | None = None
-    """torchrun's options, passed on unchanged."""
+    role: Annotated[Text, AfterValidator(_not_empty)] | None = None
+    start_method: Literal["spawn", "fork", "forkserver"] | None = None
+    event_log_handler: Literal["console", "dynamic_rendezvous", "null"] | None = None
+    logs_specs: Annotated[str, AfterValidator(_not_empty)] | None = None
+    local_ranks_filter: Annotated[Text, AfterValidator(_ranks_on_host)] | None = None
+    duplicate_stdout_filters: Text | None = None
+    duplicate_stderr_filters: Text | None = None
+    numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
+    virtual_local_rank: bool = False
+    """torchrun's arguments, passed on unchanged."""
+    standalone: bool = False
+    """torchrun's argument for a job on one host: nothing outside the host takes part in the rendezvous. This
+    is so in any case unless `rdzv_endpoint`, `master_addr` or `master_port` is given."""
+    shutdown_timeout: Annotated[int, BeforeValidator(_not_bool), Field(gt=0)] = 3
+    """Seconds that the other ranks of a host have to exit after one failed; they cannot do useful work."""
+    module: Annotated[None, _set_by_flagscale("write the module in experiment.task.entrypoint")] = None
+    no_python: Annotated[None, _set_by_flagscale("experiment.task.entrypoint is a Python program")] = None
+    run_path: Annotated[None, _set_by_flagscale("write the path in experiment.task.entrypoint")] = None
+    signals_to_handle: Annotated[
+        None, _set_by_flagscale("for a save before the end, use exit_signal_handler and stop_grace")
+    ] = None
+    """torchrun's arguments that FlagScale sets itself; the reason is in the message."""
     max_restarts: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] = 0
     """How often the job is restarted on all hosts, from the newest checkpoint, after a part of it died."""
     restart_timeout: Seconds = 300.0
@@ -185,6 +222,8 @@ class Runner(Section):
     hang_timeout: Seconds | None = None
     """Seconds without an iteration after which the job counts as dead (before the first one, ten minutes
     more); default: no limit."""
+    per_node_task: bool = False
+    """Whether each host runs the whole job by itself, as a job of one host, in a folder of its own."""
     no_shared_fs: bool = False
     """Whether the hosts do not share the run directory: scripts are then sent, and logs read back."""
     host_paths: dict[str, dict[str, str]] = {}
@@ -212,6 +251,26 @@ class Runner(Section):
         """Return the smallest and largest number of hosts; both are `available` if `nnodes` is not given."""
         least, _, most = str(self.nnodes or available).partition(":")
         return int(least), int(most or least)
+
+
+PASSED_TO_TORCHRUN = (
+    "rdzv_conf",
+    "monitor_interval",
+    "shutdown_timeout",
+    "log_dir",
+    "redirects",
+    "tee",
+    "role",
+    "start_method",
+    "event_log_handler",
+    "logs_specs",
+    "local_ranks_filter",
+    "duplicate_stdout_filters",
+    "duplicate_stderr_filters",
+    "numa_binding",
+    "virtual_local_rank",
+)
+"""The keys of `experiment.runner` that are passed to torchrun under their own name."""
 
 
 class Environment(Section):

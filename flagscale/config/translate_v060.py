@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from flagscale.config.compat_tokenizers import with_tokenizer
 from flagscale.config.compat_v060 import (
     ENTRYPOINTS,
     EXPERIMENT,
     INFERENCE,
     LATER_ENTRYPOINTS,
     TASK,
-    TOKENIZERS,
     Change,
     not_yet,
 )
@@ -89,6 +89,7 @@ def translate_task(
     kept: list[FlatKey] = []
     notices: list[Problem] = []
     environment: dict[str, str] = {}
+    flat_keys = with_tokenizer(flat_keys, source_map, problems, notices)
     flat_keys = with_ffn_size(flat_keys, source_map, notices)
     for flat_key in with_batch_schedule(flat_keys, source_map, problems, notices):
         change = TASK.get(flat_key.name)
@@ -100,10 +101,6 @@ def translate_task(
             if flat_key.value:
                 text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
                 environment[flat_key.name.upper()] = text
-        elif flat_key.name == "tokenizer_type" and str(flat_key.value) in TOKENIZERS:
-            instead = TOKENIZERS[str(flat_key.value)]
-            notices.append(Problem(f"`{flat_key.value}` is now `{instead}`", where))
-            kept.append(replace(flat_key, value=instead))
         elif change is None:
             kept.append(flat_key)
         elif change.act == "rename":

@@ -42,6 +42,18 @@ def select_hosts(
         for line in lines[:wanted]
         if ranks is not None and ranks > line.slots
     ]
+    if runner.standalone and wanted > 1 and not runner.per_node_task:
+        what, hint = (
+            f"`standalone` means one host, but the job has {wanted}",
+            "remove the key, or set nnodes: 1",
+        )
+        problems.append(Problem(what, where("experiment.runner.standalone"), hint))
+    elif runner.standalone:
+        problems += [
+            Problem(f"`standalone` and `{key}` contradict each other", where(f"experiment.runner.{key}"))
+            for key in ("rdzv_endpoint", "rdzv_backend", "master_addr", "master_port")
+            if getattr(runner, key) not in (None, "c10d", "static")
+        ]
     kinds = {(ranks or line.slots, line.type) for line in lines[:wanted]}
     if least < wanted <= len(lines) and len(kinds) > 1:
         what = "any host may be left out, so all hosts need the same slots and type"

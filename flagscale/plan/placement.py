@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from flagscale.config.schema import Experiment, Runner
+from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
@@ -23,13 +23,12 @@ from flagscale.values import (
     NodeCommand,
     Recovery,
     Rendezvous,
+    Role,
     Service,
     address_of,
 )
 
 TORCHRUN = "megatron.flagscale.torchrun"
-SHUTDOWN_SECONDS = 3
-"""How long torchrun waits for the peers of a failed rank to end; they can do no useful work by then."""
 
 
 def build_plan(
@@ -67,12 +66,13 @@ def build_plan(
                 _services_agent(python, run_dir, host, run_id) if job.services else (python, "-m", TORCHRUN)
             ),
             options={} if job.services else _torchrun(job, runner, host, run_dir, rendezvous_id, rendezvous),
-            program=() if job.services else _ranks(job),
+            program=() if job.services else _ranks(job.own_roles.get(host.rank, job.role)),
             env=_environment(job, experiment, platforms[host.platform], host, run_dir, run_id, source_root),
             cwd=str(cwd),
             failure_file=str(run_dir.failure(host)),
             stop_grace=job.role.stop_grace,
             services=_services(job, host, python, rendezvous),
+            job_dir=str(run_dir.own_of(host).path) if job.own_roles else "",
         )
         for host in here
     )
@@ -94,7 +94,7 @@ def build_plan(
         start_timeout=runner.start_timeout,
         ready_timeout=runner.ready_timeout,
         nodes=nodes,
-        channel=Channel(rendezvous.address, rendezvous.channel_port) if len(here) > 1 else None,
+        channel=_channel(rendezvous) if len(here) > 1 and not job.own_roles else None,
         recovery=Recovery(runner.max_restarts, runner.restart_timeout, runner.hang_timeout, fewer_hosts),
         runner=runner.type,
         transport=runner.transport,
@@ -172,9 +172,13 @@ def _services(job: Job, host: Host, python: str, rendezvous: Rendezvous) -> tupl
     )
 
 
-def _ranks(job: Job) -> tuple[str, ...]:
-    entrypoint = job.role.entrypoint
-    return ((entrypoint,) if entrypoint.endswith(".py") else ("--module", entrypoint)) + job.role.argv
+def _channel(rendezvous: Rendezvous) -> Channel:
+    return Channel(rendezvous.address, rendezvous.channel_port)
+
+
+def _ranks(role: Role) -> tuple[str, ...]:
+    entrypoint = role.entrypoint
+    return ((entrypoint,) if entrypoint.endswith(".py") else ("--module", entrypoint)) + role.argv
 
 
 def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
@@ -187,21 +191,22 @@ def _configured_rendezvous(runner: Runner, job: Job) -> Rendezvous:
 def _torchrun(
     job: Job, runner: Runner, host: Host, run_dir: RunDir, rendezvous_id: str, rendezvous: Rendezvous
 ) -> dict[str, str]:
+    hosts = len(job.hosts)
+    if job.own_roles:
+        hosts, runner = 1, runner.model_copy(update={"master_addr": None})
+        rendezvous = Rendezvous("127.0.0.1", runner.master_port or DEFAULT_PORT)
     options = {
-        "nnodes": len(job.hosts),
+        "nnodes": hosts,
         "nproc-per-node": host.slots,
-        "node-rank": host.rank if len(job.hosts) > 1 else None,
-        **_rendezvous(runner, len(job.hosts), rendezvous),
+        "node-rank": host.rank if hosts > 1 else None,
+        **_rendezvous(runner, hosts, rendezvous),
         "rdzv-id": rendezvous_id,
-        "rdzv-conf": runner.rdzv_conf,
         "max-restarts": 0,
-        "monitor-interval": runner.monitor_interval,
-        "shutdown-timeout": SHUTDOWN_SECONDS,
-        "log-dir": runner.log_dir or run_dir.details(host),
-        "redirects": runner.redirects,
-        "tee": runner.tee,
+        **{name.replace("_", "-"): getattr(runner, name) for name in PASSED_TO_TORCHRUN},
     }
-    return {name: str(value) for name, value in options.items() if value is not None}
+    options["log-dir"] = runner.log_dir or run_dir.details(host)
+    given = {name: value for name, value in options.items() if value is not False and value not in (None, "")}
+    return {name: "" if value is True else str(value) for name, value in given.items()}
 
 
 def _rendezvous(runner: Runner, hosts: int, rendezvous: Rendezvous) -> dict[str, object]:

@@ -85,6 +85,8 @@ def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = F
 
 def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: SourceMap) -> tuple[int, ...]:
     """Return the smaller numbers of hosts, within `nnodes: min:max`, that the parallel degrees also fit."""
+    if job.own_roles:
+        return ()
     least, _ = experiment.runner.host_range(len(job.hosts))
     where = source_map.where("experiment.runner.nnodes")
     fitting, why = [], ""

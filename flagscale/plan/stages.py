@@ -21,6 +21,7 @@ from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
 from flagscale.plan.entrypoint import check_entrypoint
 from flagscale.plan.hosts import select_hosts
+from flagscale.plan.per_host import job_per_host
 from flagscale.plan.runner import LocalDevices, RunnerRules, Share
 from flagscale.platforms import Platform
 from flagscale.values import Host, Job
@@ -54,6 +55,9 @@ def check_stages(config: DictConfig, source_map: SourceMap, only_plans: bool) ->
     if rules:
         experiment = stages.resolved(experiment, rules)
     hosts = stages.hosts(experiment, rules, only_plans)
+    if hosts and len(hosts) == 1:  # by itself in any case
+        runner = experiment.runner.model_copy(update={"per_node_task": False})
+        experiment = experiment.model_copy(update={"runner": runner})
     engine = stages.engine(experiment)
     if not {"experiment.task", "experiment.task.entrypoint"} & loaded.wrong:
         stages.gather(lambda: check_entrypoint(experiment, source_map))
@@ -191,6 +195,8 @@ class _Stages:
         if engine is None or not self._loaded.has_task:
             return None
         if hosts is not None:
+            if experiment.runner.per_node_task:
+                return self.gather(lambda: job_per_host(experiment, engine, hosts, self._source_map))
             return self.gather(lambda: engine.build(experiment, hosts, self._source_map))
         self.problems += engine.check(experiment.task, experiment.arguments, self._source_map)
         return None

@@ -25,11 +25,13 @@ def known_keys(paths: Sequence[Path], name: str) -> list[paramiko.PKey]:
     """
     found: list[paramiko.PKey] = []
     for path in paths:
-        if path.is_file():
+        try:
             status = path.stat()
             with _READING:
                 known = _keys_in(path, status.st_mtime_ns, status.st_size)
-            found += known.keys(name)
+        except OSError:
+            continue  # like `ssh`, know nothing from a file that is missing or cannot be read
+        found += known.keys(name)
     return found
 
 

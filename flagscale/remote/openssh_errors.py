@@ -17,7 +17,7 @@ _DROPPED = re.compile(
     r"kex_exchange_identification: (read: )?Connection (closed|reset) by|Connection (closed|reset) by "
 )
 _CROWDED = re.compile(
-    r"kex_exchange_identification: .*\nConnection (closed|reset) by (?!UNKNOWN)\S+ port \d+"
+    r"kex_exchange_identification: .*\nConnection (closed|reset) by (?!UNKNOWN)(\S+) port (\d+)"
 )
 _ON_THE_WAY = "UNKNOWN port 65535"
 """How `ssh` names the end of a connection through another host or a command."""
@@ -64,6 +64,9 @@ def reason(printed: str, to: Destination) -> str:
     if "bad configuration options" in text:
         wrong = re.findall(r"^(.+?):? line (\d+): (.+)$", text, re.MULTILINE)
         return "; ".join(f"{file}:{line}: {what}" for file, line, what in wrong) or text
+    if crowded := _CROWDED.match(text):
+        place = f"{crowded[2]} port {crowded[3]}"
+        return f"{place} closed the connection at once; perhaps it has too many logins (MaxStartups)"
     for pattern, explain in _REASONS:
         if found := re.search(pattern, text, re.MULTILINE):
             return explain(found, to, text)
@@ -124,16 +127,22 @@ def _changed(found: re.Match[str], to: Destination, text: str) -> str:
     file = place[1] if place else to.known_hosts
     remove = shlex.join(["ssh-keygen", "-f", file, "-R", found[1]])
     return (
-        "its host key has changed: someone may be intercepting the connection; if the host was reinstalled, "
-        f"run `{remove}` and {_how_to_add(found[1], to, text)}"
+        f"{_whose(found[1], text)} has changed: someone may be intercepting the connection; if the host was "
+        f"reinstalled, run `{remove}` and {_how_to_add(found[1], to, text)}"
     )
 
 
 def _unknown(found: re.Match[str], to: Destination, text: str) -> str:
     named = re.search(r"^No \S+ host key is known for (\S+) and", text, re.MULTILINE)
     name = named[1] if named else ""
-    whose = f"the host key of {name}" if name and _ON_THE_WAY in text else "its host key"
-    return f"{whose} is unknown; verify it, then add it: {_how_to_add(name, to, text)}"
+    known = re.compile(rf"Host key verification failed|No \S+ host key is known|{_DROPPED.pattern}")
+    more = "".join(f" ({line})" for line in text.splitlines() if not known.match(line))
+    return f"{_whose(name, text)} is unknown{more}; verify it, then add it: {_how_to_add(name, to, text)}"
+
+
+def _whose(name: str, text: str) -> str:
+    """Return whose host key it is: that of the destination, or of a host on the way by its name."""
+    return f"the host key of {name}" if name and _ON_THE_WAY in text else "its host key"
 
 
 def _how_to_add(name: str, to: Destination, text: str) -> str:

@@ -34,6 +34,7 @@ _OPTIONS = {
     "RemoteCommand": "none",
     "ClearAllForwardings": "yes",
     "ForwardX11": "no",  # would end with the connection, long before the job
+    "Tunnel": "no",
     "ServerAliveCountMax": "3",
 }
 _OPTIONS_SINCE_8_7 = {"SessionType": "default", "ForkAfterAuthentication": "no", "StdinNull": "no"}
@@ -141,10 +142,11 @@ class OpenSsh:
         """Return whether the connection has failed or was lost."""
         if not self._has_ended():
             return False
-        with suppress(subprocess.TimeoutExpired):
+        try:
             code = self._process.wait(_LAST_WORDS)
-            return code == _FAILED or code < 0  # or killed by a signal
-        return True
+        except subprocess.TimeoutExpired:  # the program left others behind that keep the connection open
+            return False
+        return code == _FAILED or code < 0  # or killed by a signal
 
     def _has_ended(self) -> bool:
         return self._stdout not in self._readable

@@ -108,7 +108,7 @@ def _log_in(
             settings.address,
             port=settings.port,
             username=settings.user,
-            key_filename=[str(path) for path in settings.identities if path.is_file()],  # type: ignore[arg-type]
+            key_filename=[str(path) for path in settings.identities if os.path.isfile(path)],  # type: ignore[arg-type]
             allow_agent=not settings.only_identities,
             look_for_keys=False,
             timeout=timeout,
@@ -117,7 +117,8 @@ def _log_in(
             sock=_way(settings, before, timeout, (*behind, to)),
             transport_factory=transport,
         )
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    # ValueError: a damaged key, or a name that cannot be one of a host.
+    except (paramiko.SSHException, OSError, EOFError, ValueError) as error:
         client.close()
         raise Unreachable(_reason(error, settings, timeout)) from None
     opened = client.get_transport()
@@ -222,7 +223,7 @@ def _reason(error: Exception, settings: HostSettings, timeout: float) -> str:
         case NoValidConnectionsError():
             first = next(iter(error.errors.values()))
             return f"{place}: {getattr(first, 'strerror', None) or first}"
-        case socket.gaierror():
+        case socket.gaierror() | UnicodeError():
             return f"cannot resolve the host name {settings.address}"
         # "No existing session": the same timeout, noticed by another of paramiko's threads.
         case paramiko.SSHException() if "protocol banner" in str(error) or "No existing" in str(error):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -18,11 +17,8 @@ from flagscale.checks.facts import facts
 from flagscale.config.schema import Experiment
 from flagscale.errors import HostError, Problem
 from flagscale.formats import count
-from flagscale.node.network import own_address
-from flagscale.remote.hosts import ask_all, at_once, sees_our_files
-from flagscale.remote.pipe import Unreachable
-from flagscale.remote.ssh import configured_address
-from flagscale.run.machine import is_local
+from flagscale.remote.hosts import ask_all, sees_our_files
+from flagscale.remote.places import places_of, repeated
 from flagscale.run.state import Reply
 from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Service
 
@@ -90,8 +86,9 @@ def ask_hosts(
     """Ask all hosts at once for the facts that a start needs; `is_check`: also for what takes seconds."""
     first = plan.hosts[0]
     runner = experiment.runner
-    several = len(plan.nodes) > 1
-    addresses = {host.rank: known for host, known in addresses_of(job.hosts).items()} if several else {}
+    several = plan.channel is not None
+    places = places_of(job.hosts, plan.ssh_port) if len(plan.nodes) > 1 else {}
+    addresses = {host.rank: place.address for host, place in places.items()} if several else {}
     if several and runner.master_addr:
         addresses[first.rank] = runner.master_addr
     address = addresses.get(first.rank, "")
@@ -123,7 +120,7 @@ def ask_hosts(
         asked = time.time()
         replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if _may_scan(job) else 0.0)
         answered = time.time()
-    results: list[CheckResult] = []
+    results = [CheckResult(False, host.name, text) for host, text in repeated(places)]
     for host, reply in replies.items():
         if reply.get("ok") is False:
             results.append(CheckResult(False, host.name, reply["message"]))
@@ -242,33 +239,3 @@ def _reachability(plan: LaunchPlan, rendezvous: Rendezvous) -> Iterator[CheckRes
             )
         if not bad:
             yield CheckResult(True, host.name, f"reaches all {len({to for to, *_ in places})} hosts")
-
-
-def addresses_of(hosts: tuple[Host, ...]) -> dict[Host, str]:
-    """Return the address of every host as seen by the other hosts.
-
-    Names are resolved here, where the user's SSH configuration knows them; the hosts resolve names that stay
-    unknown. The address of this host is the one on its route to another host.
-    """
-    names = [host.name for host in hosts if not is_local(host.name)]
-    # All at once: a name that no server answers for takes seconds.
-    remote = dict(zip(names, at_once(_address, names), strict=True))
-    return {host: remote.get(host.name) or _own([*remote.values()]) for host in hosts}
-
-
-def _own(others: list[str]) -> str:
-    """Return this host's address on the route to the first reachable one of the other hosts."""
-    for other in others:
-        with suppress(OSError):
-            return own_address(other)
-    return "127.0.0.1" if not others else _address(socket.gethostname())
-
-
-def _address(name: str) -> str:
-    known = name
-    with suppress(Unreachable):  # reported when connecting to the host
-        known = configured_address(name)
-    try:
-        return socket.getaddrinfo(known, None, type=socket.SOCK_STREAM)[0][4][0]  # type: ignore[return-value]
-    except OSError:
-        return known

@@ -123,15 +123,17 @@ def connect(access: HostAccess, command: str) -> Pipe:
         return paramiko_ssh.connect(access, command)
 
 
-def configured_address(host: str) -> str:
-    """Return the name or address that the user's SSH configuration gives for a host.
+def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
+    """Return the address (or name) and the port that the user's SSH configuration gives for a host.
 
     Raises:
         Unreachable: the configuration cannot be read; the message says why.
     """
     if openssh.program():
         with _HANDSHAKES:
-            return openssh.settings(host).first("hostname")
+            found = openssh.settings(host, port)
+        return found.first("hostname"), int(found.first("port"))
     from flagscale.remote.ssh_config import settings_of
 
-    return settings_of(host).address
+    settings = settings_of(host, port)
+    return settings.address, settings.port

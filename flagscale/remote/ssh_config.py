@@ -103,7 +103,7 @@ def settings_of(host: str, port: int | None = None, user: str = "") -> HostSetti
     if not user:
         raise ConfigError("this account has no name; set User in ~/.ssh/config")
     tokens = {"%": "%", "h": address, "n": host, "p": str(number), "r": user}
-    command = found.get("proxycommand")
+    jump, command = found.get("proxyjump"), found.get("proxycommand")
     own = {**tokens, "u": local_user, "d": os.path.expanduser("~")}
     default = Line(f"IdentityFile {_IDENTITIES}", "")
     return HostSettings(
@@ -111,10 +111,10 @@ def settings_of(host: str, port: int | None = None, user: str = "") -> HostSetti
         port=number,
         user=user,
         alias=word("hostkeyalias"),
-        jumps=word("proxyjump"),
-        command=command.expand(command.value, tokens) if command and command.value.lower() != "none" else "",
+        jumps=jump.value.split()[0] if jump and jump.value and not jump.is_none() else "",
+        command=command.expand(command.value, tokens) if command and not command.is_none() else "",
         identities=tuple(_paths(reading.identities.values() or [default], own)),
-        only_identities=word("identitiesonly").lower() in ("yes", "true"),
+        only_identities=_is_yes(found.get("identitiesonly")),
         known_hosts=tuple(
             _paths(
                 [found.get(name, Line(f"{name} {files}", "")) for name, files in _KNOWN_HOSTS.items()], own
@@ -129,6 +129,12 @@ def _is_supported(line: Line) -> bool:
             [value] for value in _WITHOUT_EFFECT_AS[line.option]
         ]
     return line.option in _UNDERSTOOD or line.option in _WITHOUT_EFFECT.split()
+
+
+def _is_yes(line: Line | None) -> bool:
+    if line and line.word().lower() not in ("yes", "no", "true", "false"):
+        raise ConfigError(f"{line.where}: `{line.name}` is `yes` or `no`")
+    return line is not None and line.word().lower() in ("yes", "true")
 
 
 def _port(line: Line | None) -> int:

@@ -43,11 +43,15 @@ class Line:
         return found
 
     def word(self) -> str:
-        """Return the only word of the value; "" for `none`, in whatever case it is written."""
+        """Return the only word of the value."""
         words = self.words()
         if len(words) != 1:
             raise ConfigError(f"{self.where}: `{self.name}` needs one value")
-        return "" if words[0].lower() == "none" else words[0]
+        return words[0]
+
+    def is_none(self) -> bool:
+        """Return whether the value is `none`, in whatever case it is written."""
+        return self.value.lower() == "none"
 
     def expand(self, text: str, tokens: Mapping[str, str]) -> str:
         """Return a text of this line with its `%` tokens replaced."""
@@ -93,7 +97,7 @@ class Reading:
 
     def _read_all(self, files: Sequence[Path]) -> None:
         for path in files:
-            if path.is_file():
+            if os.path.isfile(path):
                 self._read(path, path.parent, True, 0)
 
     def _read(self, path: Path, folder: Path, is_active: bool, depth: int) -> None:
@@ -105,23 +109,26 @@ class Reading:
                 case "host":
                     is_active = may_be_active and fits(line.words(), self._host)
                 case "match":
-                    is_active = may_be_active and self._meets(line)
+                    is_active = self._meets(line, may_be_active)
                 case "include":
                     for name in line.words():
                         for found in _included(name, folder):
                             self._read(found, folder, is_active, depth + 1)
                 case "identityfile" if is_active:
                     self.identities.setdefault(line.value, line)
-                case "proxycommand" if is_active:
-                    if "proxyjump" not in self.found:
-                        self.found.setdefault("proxycommand", line)
-                case "proxyjump" if is_active:
-                    if "proxycommand" not in self.found:
-                        self.found.setdefault("proxyjump", line)
                 case _ if is_active:
-                    self.found.setdefault(line.option, line)
+                    self._set(line)
 
-    def _meets(self, line: Line) -> bool:
+    def _set(self, line: Line) -> None:
+        """Keep the first line of an option; `ProxyJump` and `ProxyCommand` prevent each other."""
+        jump = self.found.get("proxyjump")
+        is_late = (line.option == "proxyjump" and "proxycommand" in self.found) or (
+            line.option == "proxycommand" and jump is not None and not jump.is_none()
+        )
+        if not is_late:
+            self.found.setdefault(line.option, line)
+
+    def _meets(self, line: Line, may_be_active: bool) -> bool:
         """Return whether a `Match` applies. Raises ConfigError if that depends on what is not known here."""
         tests: dict[str, Callable[[], str]] = {
             "host": self.address,
@@ -129,25 +136,25 @@ class Reading:
             "user": self._current_user,
             "localuser": lambda: self._local_user,
         }
-        words = line.words()
+        words, applies = line.words(), may_be_active
         if not words:
             raise ConfigError(f"{line.where}: `{line.name}` needs a condition")
         while words:
             name, _, value = words.pop(0).partition("=")
-            is_wanted = not name.startswith("!")
             criterion = name.removeprefix("!").lower()
             if criterion == "final":
-                self._wants_final = True
+                self._wants_final = True  # even if another criterion fails
             if criterion in ("all", "final", "canonical"):
-                holds = criterion == "all" or (criterion == "final" and self._is_final)
+                holds = criterion == "all" or self._is_final
             elif criterion in tests:
                 value = value or (words.pop(0) if words else "")
                 holds = fits(value.split(","), tests[criterion]())
-            else:
+            elif applies:
                 raise ConfigError(f"{line.where}: `Match {criterion}` is not supported; {HINT}")
-            if holds != is_wanted:
+            else:
                 return False
-        return True
+            applies = applies and holds != name.startswith("!")
+        return applies
 
     def _current_user(self) -> str:
         line = self.found.get("user")
@@ -168,7 +175,7 @@ def _included(name: str, folder: Path) -> list[Path]:
     """Return the files that an `Include` names, without folders."""
     # Not pathlib's `glob`, which also finds hidden files, such as those of an editor.
     found = sorted(glob(str(folder / os.path.expanduser(name))))
-    return [path for path in map(Path, found) if path.is_file()]
+    return [Path(path) for path in found if os.path.isfile(path)]
 
 
 def _lines_of(path: Path) -> tuple[Line, ...]:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from flagscale.remote.ssh_config_blocks import ConfigError
 
-_HOST = r"(?:\[(?P<bracketed>[^\]\s]+)\]|(?P<plain>[^\[\]:@/\s]+))(?::(?P<port>\d{1,5}))?"
+_HOST = r"""(?:\[(?P<bracketed>[^\]\s]+)\]|(?P<plain>[^\[\]:@/\s"']+))(?::(?P<port>\d{0,5}))?"""
 _FORMS = (re.compile(rf"ssh://(?:(?P<user>[^@/\s]+)@)?{_HOST}/?"), re.compile(rf"(?:(?P<user>\S+)@)?{_HOST}"))
 
 
@@ -34,7 +34,7 @@ def _read_jump(text: str) -> Jump:
     is_uri = text.startswith("ssh://")
     found = _FORMS[not is_uri].fullmatch(text)
     port = int(found["port"] or 0) if found else 0
-    if not found or port > 65535 or found["port"] == "0":
+    if not found or port > 65535 or (found["port"] and not port):
         raise ConfigError(f"ProxyJump: `{text}` is not a host; write `user@host:port`")
     user = found["user"] or ""
     return Jump(found["bracketed"] or found["plain"], port or None, unquote(user) if is_uri else user)

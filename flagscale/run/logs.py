@@ -107,7 +107,7 @@ def path_of(plan: LaunchPlan, node: NodeCommand, name: str) -> Path:
     if name == "services":
         return RunDir(Path(plan.exp_dir)).services(node.host)
     if name == "metrics":
-        return RunDir(Path(plan.job_dir or plan.exp_dir)).metrics
+        return RunDir(Path(node.job_dir or plan.job_dir or plan.exp_dir)).metrics
     return RunDir(Path(plan.exp_dir)).output(node.host)
 
 

@@ -48,6 +48,10 @@ class RunDir:
         """Return the run directory of one host's share, for hosts that each start their own share."""
         return RunDir(self.path / "cloud" / f"host_{rank}")
 
+    def own_of(self, host: Host) -> RunDir:
+        """Return the folder of one host's own job, if each host runs one."""
+        return RunDir(self.path / "hosts" / host.label)
+
     @property
     def logs(self) -> Path:
         return self.path / "logs"

@@ -30,6 +30,7 @@ _REFUSED = {
     "max_restarts": "the platform restarts the hosts",
     "no_shared_fs": "every host runs its own command",
     "host_paths": "every host runs its own command",
+    "per_node_task": "every host runs its own command; with nnodes: 1 and an exp_dir per host, its own job",
 }
 
 

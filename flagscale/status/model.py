@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
@@ -35,6 +35,8 @@ class JobStatus:
     """The phase of the job in the runner's queue; None: it follows from the states of its hosts."""
     reason: str = ""
     """The reason for the phase in the queue."""
+    own_progress: Mapping[int, Progress] = field(default_factory=dict)
+    """By host rank, if each host runs a job of its own; `progress` is then that of the slowest."""
 
     @property
     def exit_code(self) -> int:
@@ -52,8 +54,11 @@ class JobStatus:
     def is_lost(self) -> bool:
         """Whether the job has ended on some host, and all hosts that have not ended cannot be asked.
 
-        Hosts that each run a service to its end may continue when one of them has finished.
+        Hosts that each run a service to its end may continue when one of them has finished, and hosts with a
+        job of their own in any case.
         """
+        if self.plan.has_own_jobs:
+            return False
         hosts = taking_part(self.hosts)
         over = ("failed", "stopped", *(() if has_services(self.plan) else ("finished",)))
         is_over = any(host.state and host.state.phase in over for host in hosts)
@@ -152,10 +157,17 @@ def status_json(status: JobStatus) -> dict[str, Any]:
                 "state": phase_of(status, host),
                 "processes": host.processes,
                 "trouble": host.trouble,
+                **_own_metrics(status, host),
             }
             for host in status.hosts
         ],
     }
+
+
+def _own_metrics(status: JobStatus, host: HostStatus) -> dict[str, Any]:
+    """Return the newest metrics of a host that runs a job of its own."""
+    own = status.own_progress.get(host.host.rank)
+    return {"metrics": _finite(own.record)} if own else {}
 
 
 def _evaluations(progress: Progress | None) -> dict[str, dict[str, Any]]:

@@ -45,7 +45,9 @@ def started_text(plan: LaunchPlan) -> str:
         f"{plan.name}: {_size(plan)} on {hosts} ({plan.layout}), run {plan.run_id}",
         f"  logs         {run_dir.logs}",
     ]
-    if not has_services(plan):
+    if plan.has_own_jobs:
+        lines += [f"  {node.host.name:11}  {node.job_dir}" for node in plan.nodes]
+    elif not has_services(plan):
         lines += [f"  metrics      {job_dir.metrics}", f"  checkpoints  {job_dir.checkpoints}"]
     lines += [f"  {model}  {url}/v1" for model, url in servers(plan)]
     return "\n".join([*lines, "  manage it by the same command with action=query, logs or stop"])
@@ -59,7 +61,7 @@ def status_text(status: JobStatus) -> str:
     ]
     lines += [f"  {status.reason}"] if status.reason else []
     lines += [f"  {line}" for line in service_lines(status.services)]
-    if status.progress:
+    if status.progress and not status.own_progress:
         lines.append(f"  {progress_text(status.progress)}")
         for key, one in status.progress.evaluations.items():
             lines.append(f"  {key_text(key)} {one.value:.4f} at iteration {one.iteration}")
@@ -68,7 +70,10 @@ def status_text(status: JobStatus) -> str:
         living = f"  {count(host.processes, 'process')}" if host.processes else ""
         unseen = "run plan not found on this host" if host.processes else "nothing was started here yet"
         trouble = host.trouble or ("" if host.state or status.queue_phase else unseen)
-        lines.append(f"  host {host.host.rank}  {host.host.name}  {phase}{living}  {trouble}".rstrip())
+        own = status.own_progress.get(host.host.rank)
+        reached = f"  {progress_text(own)}" if own else ""
+        row = f"  host {host.host.rank}  {host.host.name}  {phase}{living}{reached}  {trouble}"
+        lines.append(row.rstrip())
     for number, (name, attempt) in enumerate(failed_attempts(status), start=1):
         ended = time.strftime("%H:%M:%S", time.localtime(attempt.ended))
         lines.append(f"  attempt {number} ended at {ended}: host {name}: {attempt.failure.message}")

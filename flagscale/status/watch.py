@@ -47,11 +47,20 @@ def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
         return job_status(plan, hosts, None, (), report.phase, report.reason)
     started = min((host.state.started for host in hosts if host.state), default=0.0)
     # The last rank writes the metrics, so they are on the last host if the hosts share no file system.
-    last = taking_part(hosts)[-1]
-    node = plan.node(last.host.rank)
-    tail = _read(plan, node, "metrics", -TAIL_BYTES, TAIL_BYTES) if _is_readable(plan, last) else b""
+    writing = hosts if plan.has_own_jobs else taking_part(hosts)[-1:]
+    found = {host.host.rank: read_progress(_metrics(plan, host), started) for host in writing}
+    known = {rank: progress for rank, progress in found.items() if progress}
+    slowest = min(known.values(), key=lambda progress: progress.iteration, default=None)
     services = _services(plan, hosts)
-    return job_status(plan, hosts, read_progress(tail, started), services, report.phase, report.reason)
+    status = job_status(plan, hosts, slowest, services, report.phase, report.reason)
+    return replace(status, own_progress=known) if plan.has_own_jobs else status
+
+
+def _metrics(plan: LaunchPlan, host: HostStatus) -> bytes:
+    """Return the end of a host's metrics file."""
+    if not _is_readable(plan, host):
+        return b""
+    return _read(plan, plan.node(host.host.rank), "metrics", -TAIL_BYTES, TAIL_BYTES)
 
 
 def _is_readable(plan: LaunchPlan, host: HostStatus) -> bool:

@@ -10,9 +10,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from flagscale.checks.resume import WITH_OPTIM
+from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
 from megatron.flagscale.chips import HOST_BACKEND, chip
 from megatron.flagscale.patching import Patch
+from megatron.flagscale.schedule import add_schedule_args
 
 AddArguments = Callable[[argparse.ArgumentParser], object]
 """Adds a training program's own arguments to a parser; the return value is ignored."""
@@ -41,6 +44,19 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         help="With --multiple-validation-sets: evaluate each data set every N iterations, a multiple of "
         "--eval-interval, and at the end. By default all of them are evaluated every --eval-interval.",
     )
+    group.add_argument(
+        f"--{WITH_OPTIM.replace('_', '-')}",
+        action="store_true",
+        help="Start a new training with the weights and the optimizer's state of the checkpoint in --load: "
+        "iteration, samples, schedule and random numbers begin again. With --pretrained-checkpoint, only the "
+        "first start does so, from there, and later starts continue.",
+    )
+    group.add_argument(
+        "--end-of-document",
+        metavar="TOKEN",
+        help="The token that ends a document, with GPT2BPETokenizer (default: <|endoftext|>) and "
+        "HuggingFaceTokenizer (default: the tokenizer's own).",
+    )
     for part, meaning in (
         ("granularity", "0 off, 1 full"),
         ("method", "0 uniform, 1 block"),
@@ -61,12 +77,24 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         '{"meshes": [{"tp", "cp", "ep", "dp", "pp", "layers"}, ...], "cpu_communication", ...}. '
         "Each rank finds its own degrees in it.",
     )
-    # Two of the engine's own arguments get one more choice: torch's kernels (megatron/flagscale/layers), and
-    # the collective backend of a chip that the engine does not know.
-    for dest, choice in (("transformer_impl", "torch"), ("distributed_backend", chip().backend)):
+    add_schedule_args(group)
+    for dest, (choice, _) in _our_choices().items():
         option = next(action for action in parser._actions if action.dest == dest)
         option.choices = list(dict.fromkeys([*(option.choices or ()), choice]))
     return parser
+
+
+def _our_choices() -> dict[str, tuple[str, str]]:
+    """Return, by dest, one more choice of an argument of the engine, and the engine's that is parsed instead.
+
+    They are torch's kernels (megatron/flagscale/layers), the collective backend of a chip that the engine
+    does not know, and a learning-rate schedule.
+    """
+    return {
+        "transformer_impl": ("torch", "local"),
+        "distributed_backend": (chip().backend, HOST_BACKEND),
+        "lr_decay_style": (STYLE, "cosine"),
+    }
 
 
 class _Parser(argparse.ArgumentParser):
@@ -112,10 +140,8 @@ def parse(add_arguments: AddArguments | None = None) -> argparse.Namespace:
 def _without_our_choices(argv: Sequence[str]) -> list[str]:
     """Return the arguments with our choices replaced by the engine's; its second parse uses neither."""
     shown = list(argv)
-    for option, ours, theirs in (
-        ("--transformer-impl", "torch", "local"),
-        ("--distributed-backend", chip().backend, HOST_BACKEND),
-    ):
+    for dest, (ours, theirs) in _our_choices().items():
+        option = f"--{dest.replace('_', '-')}"
         pairs = itertools.pairwise(["", *shown])
         shown = [
             argument.replace(ours, theirs) if option in (before, argument.partition("=")[0]) else argument

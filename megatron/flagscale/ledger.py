@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from megatron.flagscale.args import PATCHES as args_patches
+from megatron.flagscale.build_tokenizer import PATCHES as tokenizer_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
+from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
@@ -12,6 +14,7 @@ from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
+from megatron.flagscale.schedule import PATCHES as schedule_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
@@ -33,10 +36,13 @@ _ALWAYS = (
     *args_patches,
     *recording_patches,
     *validation_patches,
+    *tokenizer_patches,
+    *schedule_patches,
     *resume_patches,
     *saving_patches,
     *supervision_patches,
     *optimizer_patches,
+    *group_patches,
 )
 
 

@@ -46,17 +46,6 @@ def _allocate_before_state_dict(original: Callable[..., Any]) -> Callable[..., A
     return state_dict
 
 
-def _own_step_per_parameter(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        original(self, state_dict)
-        for state in self.optimizer.state.values():
-            if "step" in state:
-                state["step"] = state["step"].detach().clone()
-
-    return load_state_dict
-
-
 def _step_is_not_loaded_per_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
@@ -76,14 +65,6 @@ PATCHES = (
         _allocate_before_state_dict,
         "It reads the step count from the optimizer's state, which torch's AdamW creates only at its first "
         "step and only if it has parameters: loading a checkpoint fails on the empty list.",
-        "no-te",
-        until=_UNTIL,
-    ),
-    Patch(
-        f"{_OPTIMIZER}.load_state_dict",
-        _own_step_per_parameter,
-        "It stores the same step tensor in every parameter's state; AdamW then increments it once per "
-        "parameter, and the resumed run silently continues with a wrong step count.",
         "no-te",
         until=_UNTIL,
     ),

@@ -32,13 +32,10 @@ TOKENS = """User {user}
 
 FAST = [
     Case("port of the job", "Host t\n HostName {a}\n Port 1\n", port=1),
-    Case("jump to IPv6", T + " ProxyJump {user}@[::1]:{port}\n"),
-    Case("jump by URI", T + " ProxyJump ssh://{user}@{b}:{port}\n"),
-    Case("jumps", T + " ProxyJump node-2,{user}@{c}:{port}\n"),
+    Case("jumps", T + " ProxyJump {user}@[::1]:{port},ssh://{user}@{c}:{port}\n"),
     Case("tokens of a command", T + TOKENS),
     Case("HostKeyAlias", T + " HostKeyAlias other\n", known="other {key_a}"),
     Case("revoked", T, known="{all}@revoked * {key_a}", says="revoked", names="@revoked"),
-    Case("known among several", T, known="[{a}]:{port} {key_b}\n[{a}]:{port} {key_a}"),
     Case("Match exec", T + 'Match exec "test %n = t"\n ProxyJump node-2\n', names="Match exec"),
     Case("Include for a host", "Host t\n Include '{ssh}/some hosts'\n" + T),
     Case("User", T + " User nobody-of-this-name\n", says="none of your keys is accepted"),
@@ -49,6 +46,9 @@ FAST = [
 SLOW = [
     Case("port", T),
     Case("jump by name", T + " ProxyJump node-2\n"),
+    Case("jump to IPv6", T + " ProxyJump {user}@[::1]:{port}\n"),
+    Case("jump by URI", T + " ProxyJump ssh://{user}@{b}:{port}\n"),
+    Case("jumps by name and address", T + " ProxyJump node-2,{user}@{c}:{port}\n"),
     Case("jump by user, address and port", T + " ProxyJump {user}@{b}:{port}\n"),
     Case("jump whose jump is configured", "Host node-2\n ProxyJump node-3\n" + T + " ProxyJump node-2\n"),
     Case("no jump", T + " ProxyJump none\nHost *\n ProxyJump node-2\n"),
@@ -61,6 +61,7 @@ SLOW = [
     Case("token without support", T + " IdentityFile {ssh}/%C\n", names="%C"),
     Case("HostKeyAlias that is unknown", T + " HostKeyAlias other\n", says="its host key is unknown"),
     Case("authority", C, known="@cert-authority * {ca}", names="@cert-authority"),
+    Case("known among several", T, known="[{a}]:{port} {key_b}\n[{a}]:{port} {key_a}"),
     Case("known without a port", T, known="{a} {key_a}"),
     Case("known with another key", T, known="[{a}]:{port} {key_b}", says="its host key has changed"),
     Case("Match host", T + "Match host {a}\n ProxyJump node-2\nMatch host t\n ProxyCommand false\n"),

@@ -18,7 +18,7 @@ from flagscale_testing.farm.credentials import FarmHost, account
 from flagscale_testing.farm.farm import alive, is_sshd, wait_until
 from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
-from tests.hosts.access import ask, configure, refusal, way
+from tests.hosts.access import TIMEOUT, ask, configure, refusal, way
 from tests.hosts.conftest import HOSTILE, ROOT, MakeJob, command_line, logins, user_of
 
 
@@ -85,10 +85,28 @@ def test_a_lost_connection_is_reported_and_reopened(farm: LoopbackFarm, make_job
 
 
 def _kill_connections(farm: LoopbackFarm, host: FarmHost) -> None:
-    for process in farm.processes(host):
-        if "flagscale.node serve" in command_line(process):
-            for server in [parent for parent in process.parents() if is_sshd(parent)][:1]:
-                server.kill()
+    for server in _servers(farm, host):
+        server.kill()
+
+
+def _servers(farm: LoopbackFarm, host: FarmHost) -> list[psutil.Process]:
+    """Return the sshd of each session."""
+    sessions = [one for one in farm.processes(host) if "flagscale.node serve" in command_line(one)]
+    return [server for one in sessions for server in [*filter(is_sshd, one.parents())][:1]]
+
+
+@pytest.mark.slow
+def test_a_silent_connection_is_lost_in_time(farm: LoopbackFarm) -> None:
+    host = farm.hosts[0]
+    transport = way(host.address)
+    assert ask(transport)["ok"]
+    (server,) = _servers(farm, host)
+    server.suspend()
+    begun = time.monotonic()
+    message = transport.call(["vacant", "/nowhere"], 60)["message"]
+    assert time.monotonic() - begun < 2 * TIMEOUT + 10  # allows for a busy machine
+    assert message.startswith("the connection was lost (it ended): Timeout, server ")
+    server.resume()
 
 
 def test_values_and_paths_arrive_verbatim(
@@ -161,12 +179,12 @@ def test_nothing_is_left_after_the_launcher_ends(farm: LoopbackFarm) -> None:
 
 
 def test_a_transport_that_is_dropped_leaves_no_process(farm: LoopbackFarm) -> None:
-    ours = psutil.Process()
+    before = {*psutil.Process().children()}
     transport = way(farm.hosts[0].address)
     assert ask(transport)["ok"]
-    assert "ssh" in [child.name() for child in ours.children()]
+    (client,) = {*psutil.Process().children()} - before
     del transport
-    assert "ssh" not in [child.name() for child in ours.children()]
+    assert not client.is_running()
 
 
 def test_an_existing_connection_of_the_user_is_used(farm: LoopbackFarm) -> None:

@@ -375,8 +375,9 @@ _DEMO_FIXES = {
 }
 _AQUILA_FIXES = {
     **_DATA_FIX,
-    "train.data.tokenizer.special_tokens_file": None,
-    "train.data.tokenizer.tokenizer_model": "./tokenizer",
+    "train.data.tokenizer.vocab_file": "./tokenizer/vocab.json",
+    "train.data.tokenizer.merge_file": "./tokenizer/merges.txt",
+    "train.data.tokenizer.special_tokens_file": "./tokenizer/special_tokens.txt",
 }
 _MORE_HOSTS = {"experiment.runner.nnodes": 4, "experiment.runner.hostfile": "./hosts"}
 _HOSTS = {"experiment.runner.hostfile": "./hosts"}

@@ -197,7 +197,11 @@ _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
+_ONE = str(Path(__file__).parent / "data" / "one_token.json")
+_OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
+
+_LM2 = {"lr_decay_style": "stablelm2-scheduler", "lr_decay_stablelm2_beta": 1.0}
 
 _IGNORED = {
     "mtp_num_layers": 1,
@@ -229,6 +233,30 @@ SHARED = [
     ),
     Example({"num_query_groups": 2}, "`num_query_groups` needs `group_query_attention: true`"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
+    # The schedule of v0.6.0.
+    *(
+        Example(_LM2 | {f"lr_decay_stablelm2_{name}": -1}, "must be at least 0, not -1")
+        for name in (
+            *("cosine_samples", "cosine_period_samples", "rsqrt_samples", "decay_samples", "alpha", "beta"),
+        )
+    ),
+    Example(_LM2 | {"lr_decay_stablelm2_cosine_samples": 8}, "needs `lr_decay_stablelm2_cosine_max_lr`"),
+    Example(_LM2 | {"lr_decay_stablelm2_beta": 0.0}, "1 / sqrt(0) at the first step: give a warm-up"),
+    Example(_LM2 | {"decoupled_lr": 0.1}, "`decoupled_lr` is not supported with `lr_decay_style: stablelm2"),
+    Example(
+        _LM2 | {"decoupled_min_lr": 0.1},
+        "`decoupled_min_lr` is not supported with `lr_decay_style: stablelm2",
+    ),
+    *(
+        Example(
+            {"finetune_with_optim": True, name: True, "load": None}, f"give `finetune_with_optim` or `{name}`"
+        )
+        for name in ("finetune", "no_load_optim", "skip_train")
+    ),
+    Example(
+        {"finetune_with_optim": True, "moe_use_upcycling": True, "load": None},
+        "give `finetune_with_optim` or `moe_use_up",
+    ),
     # Saving in a format from which the run can resume.
     Example(_OLD | {"use_distributed_optimizer": True}, "cannot resume from `ckpt_format: torch`"),
     Example(_OLD | {"async_save": True}, "`async_save` needs `ckpt_format: torch_dist`"),
@@ -270,6 +298,9 @@ SHARED = [
     Example({"mock_data": False, "data_args_path": "nowhere.txt", "split": "1"}, "nowhere.txt: no such file"),
     Example({"vocab_size": None}, "NullTokenizer needs `vocab_size`"),
     Example(_BPE | {"vocab_file": __file__}, "GPT2BPETokenizer needs `merge_file`"),
+    Example(_BPE | {"vocab_file": __file__, "merge_file": __file__}, "cannot be read as JSON"),
+    Example(_BPE | _OF_ONE | {"tokenizer_special_tokens": ["<|endoftext|>"]}, "names '<|endoftext|>', which"),
+    Example(_BPE | _OF_ONE | {"end_of_document": "</s>"}, "has the token '</s>', which ends a document"),
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
     Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),
     Example(_HF | {"tokenizer_model": str(Path(__file__).parent)}, "has no tokenizer.json"),

@@ -16,7 +16,6 @@ from flagscale.config.compat_v060 import (
     LATER_ENTRYPOINTS,
     MULTIMODAL,
     TASK,
-    TOKENIZERS,
     WITH_OWN_RULES,
 )
 from flagscale.config.derived_v060 import ffn_hidden_size
@@ -121,7 +120,6 @@ def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> No
         ("special_tokens_file", ""),
         ("extra_valid_data_path", []),
         ("ulysses_sp_parallel_size", 1),
-        ("lr_decay_stablelm2_alpha", 1.0),
     ],
 )
 def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: object) -> None:
@@ -135,19 +133,6 @@ def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: objec
 )
 def test_a_key_with_an_effect_is_refused(key: str, value: object) -> None:
     assert len(translate({key: value})[3]) == 1
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_its_tokenizers_become_hugging_face_tokenizers(catalog: Catalog, name: str) -> None:
-    kept, _, (notice,), _ = (
-        translate({"tokenizer_type": name, "tokenizer_path": "./tokenizer"})[:1]
-        + translate({"tokenizer_type": name})[1:]
-    )
-    assert kept == {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": "./tokenizer"}
-    assert name in notice
-    option = catalog.by_name.get("tokenizer_type")
-    assert option
-    assert "HuggingFaceTokenizer" in option.choices
 
 
 def test_keys_of_weights_and_biases_go_to_the_environment() -> None:
@@ -227,17 +212,15 @@ def test_refused_experiment_keys() -> None:
     _, _, problems = experiment(
         shell_cmds="x",
         auto_tuner={"a": 1},
-        runner={"per_node_task": True},
     )
     assert [problem.where for problem in problems] == [
         "experiment.shell_cmds",
         "experiment.auto_tuner",
-        "experiment.runner.per_node_task",
     ]
 
 
 def test_experiment_keys_that_are_off_are_dropped_with_a_notice() -> None:
-    tree, notices, problems = experiment(runner={"no_shared_fs": True, "per_node_task": False, "nnodes": 2})
+    tree, notices, problems = experiment(auto_tuner={}, runner={"no_shared_fs": True, "nnodes": 2})
     assert tree == {"runner": {"no_shared_fs": True, "nnodes": 2}}
     assert problems == []
     assert len(notices) == 1

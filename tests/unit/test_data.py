@@ -120,7 +120,7 @@ def test_tokenizers(tmp_path: Path) -> None:
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path)) == []
     found = tokenizer("GPT2BPETokenizer", vocab_file=str(tmp_path / "vocab.json"))
     assert [name for name, _ in found] == ["vocab_file", "merge_file"]
-    (tmp_path / "vocab.json").touch()
+    (tmp_path / "vocab.json").write_text('{"<|endoftext|>": 0}')
     (tmp_path / "merges.txt").touch()
     files = {"vocab_file": str(tmp_path / "vocab.json"), "merge_file": str(tmp_path / "merges.txt")}
     assert tokenizer("GPT2BPETokenizer", **files) == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.config import compat_v060 as v060
+from flagscale.config.compat_tokenizers import TOKENIZERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "from_v060.md"
 _WORDS = {
@@ -39,7 +40,7 @@ TABLES = {
     "task": table(changes(v060.TASK), "keys of `train` | what happens"),
     "own rules": table(v060.WITH_OWN_RULES, "key of `train` | what happens"),
     "inference": table(changes(v060.INFERENCE), "keys of `inference` | what happens"),
-    "tokenizers": table({k: f"`{v}`" for k, v in v060.TOKENIZERS.items()}, "`tokenizer_type` | now"),
+    "tokenizers": table({k: f"`{v}`" for k, v in TOKENIZERS.items()}, "`tokenizer_type` | now"),
     "programs": table(
         {
             **{path: f"`{name}`" for path, name in v060.ENTRYPOINTS.items()},

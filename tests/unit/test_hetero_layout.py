@@ -274,7 +274,24 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         {"hetero_process_meshes": [{"tp": 2, "layers": [3]}, {"dp": 2}]},
         "mesh 1: `layers` has 0 numbers for 1",
     ),
-    (4, {"hetero_process_meshes": FLAT[:5] * 1}, "one mesh is an ordinary layout"),
+    (4, {"hetero_process_meshes": FLAT[:5]}, "the meshes have 2 ranks, but the job has 4"),
+    (
+        2,
+        {"hetero_process_meshes": [1, 1, 1, 1, 2], "pipeline_model_parallel_size": 4},
+        "4 is not the sum of all meshes' pp (2 = 2)",
+    ),
+    (
+        2,
+        {"hetero_process_meshes": [1, 1, 1, 1, 2], "hetero_pipeline_layer_split": [3, 2]},
+        "the stages have 3+2 = 5 layers, but num_layers is 4",
+    ),
+    (
+        2,
+        {"hetero_process_meshes": [1, 1, 1, 1, 2], "hetero_pipeline_layer_split": [3, 1]}
+        | {"pipeline_model_parallel_layout": "Et|tttL"},
+        "sets the same argument as `hetero_process_meshes`",
+    ),
+    (2, {"hetero_process_meshes": [3, 1, 1, 1, 1], "num_attention_heads": 4}, "have 3 ranks, but the job"),
     (8, {}, "the meshes have 2 + 2 = 4 ranks, but the job has 8"),
     (4, {"num_layers": 5}, "num_layers 5 cannot be divided evenly between 2 stages"),
     (4, {"hetero_pipeline_layer_split": [2, 1]}, "the stages have 2+1 = 3 layers, but num_layers is 4"),
@@ -418,6 +435,65 @@ def test_a_rule_that_every_mesh_breaks_is_reported_once(refused: Refused) -> Non
         {"hetero_process_meshes": FLAT, "num_query_groups": 3, "group_query_attention": True}, ranks=4
     )
     assert reported[0] == "train.num_query_groups: num_query_groups 3 must divide num_attention_heads 4"
+
+
+def test_a_single_mesh_is_an_ordinary_layout(build: Build) -> None:
+    """It is as if the degrees themselves were given: features that need equal ranks are allowed."""
+    keys = {"hetero_process_meshes": [2, 1, 1, 1, 2], "num_layers": 4, "log_params_norm": True}
+    ordinary = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "num_layers": 4}
+    job, expected = build(keys, ranks=4), build({**ordinary, "log_params_norm": True}, ranks=4)
+    ones = ["--context-parallel-size", "1", "--expert-model-parallel-size", "1"]
+    assert sorted(job.role.argv) == sorted([*expected.role.argv, *ones])
+    assert (job.layout, job.picture) == ("tp2 x pp2", "")
+    (notice,) = job.notices
+    assert notice == "train.hetero_process_meshes: is now an ordinary layout: tp2 x pp2"
+
+
+@pytest.mark.parametrize(
+    ("meshes", "more", "expected"),
+    [
+        ([1, 1, 1, 1, 2], {"hetero_pipeline_layer_split": [3, 1]}, {"layout": "Ettt|tL"}),
+        ([1, 1, 1, 1, 2], {"hetero_pipeline_layer_split": [2, 2]}, {}),
+        ([{"pp": 2, "layers": [3, 1]}], {}, {"layout": "Ettt|tL"}),
+        ([1, 1, 1, 1, 2], {"num_virtual_stages_per_pipeline_rank": 2}, {"chunks": "2"}),
+        ([1, 1, 1, 1, 2], {"num_layers_per_virtual_pipeline_stage": 1}, {"chunks": "2"}),
+        ([{"pp": 2, "layers": [[2, 1], [1, 2]]}], {"num_layers": 6}, {"layout": "Ett|t|t|ttL"}),
+        ([1, 1, 1, 1, 2], {"pipeline_model_parallel_layout": "Et|tttL"}, {"layout": "Et|tttL"}),
+    ],
+)
+def test_the_layers_of_a_single_mesh(
+    build: Build, meshes: list[Any], more: dict[str, Any], expected: dict[str, str]
+) -> None:
+    argv = build({"hetero_process_meshes": meshes, **more, "global_batch_size": 8}, ranks=2).role.argv
+    options = {
+        "layout": "--pipeline-model-parallel-layout",
+        "chunks": "--num-virtual-stages-per-pipeline-rank",
+    }
+    given = {name: argv[argv.index(option) + 1] for name, option in options.items() if option in argv}
+    assert given == expected
+    assert argv[argv.index("--pipeline-model-parallel-size") + 1] == "2"
+
+
+def test_what_a_single_mesh_makes_useless_is_a_notice(build: Build) -> None:
+    keys = {
+        "hetero_process_meshes": [{"tp": 2, "sp": True, "type": "A800"}],
+        "hetero_use_cpu_communication": True,
+        "hetero_current_device_type": "A800",
+        "hetero_extra_micro_batches": 1,
+        "tensor_model_parallel_size": 4,
+        "sequence_parallel": False,
+    }
+    job = build(keys, ranks=2)
+    assert "--sequence-parallel" in job.role.argv
+    notices = {notice.partition(":")[0]: notice.partition(": ")[2] for notice in job.notices}
+    assert notices == {
+        "train.tensor_model_parallel_size": "ignored because `hetero_process_meshes` sets it",
+        "train.sequence_parallel": "ignored because `hetero_process_meshes` sets it",
+        "train.hetero_use_cpu_communication": "ignored because there is only one mesh",
+        "train.hetero_extra_micro_batches": "ignored because there is only one mesh",
+        "train.hetero_current_device_type": "dropped because the hostfile gives the type of each host",
+        "train.hetero_process_meshes": "is now an ordinary layout: tp2",
+    }
 
 
 def test_one_mesh_alone() -> None:

@@ -45,6 +45,18 @@ def test_without_a_hostfile_the_job_runs_on_this_host() -> None:
     assert select(Runner(nproc_per_node=2), "nvidia", 8, False) == (Host(0, "localhost", 2, "nvidia"),)
 
 
+def test_standalone_is_for_one_host(tmp_path: Path) -> None:
+    """As torchrun's argument: with several hosts, each would wait for the others at its own address."""
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    two = {"hostfile": str(tmp_path / "hosts"), "standalone": True}
+    assert len(select(Runner(standalone=True), "cpu", 1, True)) == 1
+    assert len(select(Runner(**two, per_node_task=True), "cpu", 1, True)) == 2
+    (message,) = problems(Runner(**two), "cpu", 1, True)
+    assert message == "experiment.runner.standalone: `standalone` means one host, but the job has 2"
+    (message,) = problems(Runner(standalone=True, master_port=1), "cpu", 1, True)
+    assert message == "experiment.runner.master_port: `standalone` and `master_port` contradict each other"
+
+
 def test_ranks_may_share_cpus_but_not_gpus() -> None:
     assert select(Runner(nproc_per_node=4), "cpu", 1, True)[0].slots == 4
     (message,) = problems(Runner(nproc_per_node=4), "nvidia", 2, False)

@@ -158,7 +158,10 @@ def test_experts_are_split_on_cpu_as_elsewhere(build: Build) -> None:
             "train.sequence_parallel: has no effect with tensor_model_parallel_size 1",
         ),
         ({"num_experts": 2, "add_bias_linear": False}, "train.num_experts: moe_ffn_hidden_size is not given"),
-        ({"tokenizer_path": "./nowhere"}, "train.tokenizer_path: renamed to `tokenizer_model`"),
+        (
+            {"tokenizer_model": "./nowhere"},
+            "train.tokenizer_model: has no effect with `tokenizer_type: NullTokenizer`",
+        ),
     ],
 )
 def test_a_change_by_the_engine_is_a_notice(build: Build, changes: dict[str, Any], says: str) -> None:
@@ -209,6 +212,30 @@ def test_weights_to_start_from_are_compared_in_their_shape_only(
     assert "was trained with 4: its weights do not fit; use 4, or load other weights" in problem
 
 
+def test_a_new_training_with_the_state_of_the_optimizer(
+    build: Build, refused: Refused, tmp_path: Path
+) -> None:
+    """It begins again, so that schedule and data may differ; with weights of its own run it continues."""
+    old, own = tmp_path / "old", tmp_path / "run" / "checkpoints"
+    start = {"finetune_with_optim": True, "load": str(old)}
+    assert refused(start) == [f"train.load: {old}: no such folder"]
+    old.mkdir()
+    (old / TRACKER).write_text("5")
+    write_arguments(
+        old / "iter_0000005", {**TASK, "lr": 5.0, "seed": 1, "rotary_base": 5, "optimizer": "adam"}
+    )
+    assert build(start).notices == ()
+    (problem,) = refused({**start, "optimizer": "sgd"})
+    assert problem.endswith('use "adam", or set `finetune: true` to start without its state')
+    pretrained = {"finetune_with_optim": True, "pretrained_checkpoint": str(old)}
+    assert build(pretrained).notices == ()
+    own.mkdir(parents=True)
+    (own / TRACKER).write_text("7")
+    write_arguments(own / "iter_0000007", {**TASK, "seed": 1})
+    (notice,) = build(pretrained).notices
+    assert "`seed` is 1234, but the checkpoint" in notice
+
+
 def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
     from tests.unit.conftest import HOSTILE
 
@@ -218,3 +245,17 @@ def test_hostile_values_reach_argv_verbatim(build: Build) -> None:
             f"--wandb-exp-name={text}" in argv
             or value(build({"wandb_exp_name": text}), "--wandb-exp-name") == text
         )
+
+
+def test_arguments_of_torchrun_that_this_chip_or_installation_cannot_serve(
+    build: Build, refused: Refused
+) -> None:
+    keys: dict[str, Any] = {"numa_binding": "node", "virtual_local_rank": True}
+    assert build(**keys).world_size == 1
+    found = refused(platform="cpu", **keys, logs_specs="defualt")
+    assert found == [
+        "experiment.runner.numa_binding: `numa_binding` needs CUDA, which `cpu` does not have",
+        "experiment.runner.virtual_local_rank: `virtual_local_rank` needs CUDA, which `cpu` does not have",
+        "experiment.runner.logs_specs: no installed package has the entry point `defualt` in "
+        "`torchrun.logs_specs`",
+    ]

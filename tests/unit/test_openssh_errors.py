@@ -38,7 +38,22 @@ ON_THE_WAY = (
             "no matching host key type found. Their offer: ssh-rsa",
             "10.0.0.1 port 22: no matching host key type found. Their offer: ssh-rsa",
         ),
-        (DROPPED, f"10.0.0.1 port 22: {DROPPED.strip()}"),
+        (
+            DROPPED,
+            "10.0.0.1 port 22 closed the connection at once; perhaps it has too many logins (MaxStartups)",
+        ),
+        (
+            "Certificate invalid: expired\nNo ED25519 host key is known for 10.0.0.1 and you have requested "
+            "strict checking.\nHost key verification failed.",
+            "its host key is unknown (Certificate invalid: expired); verify it, then add it: "
+            "`ssh-keyscan -p 22 10.0.0.1 >> /k`",
+        ),
+        (
+            "Host key for jump has changed and you have requested strict checking.\n"
+            "Host key verification failed.\n" + ON_THE_WAY,
+            "the host key of jump has changed: someone may be intercepting the connection; if the host was "
+            "reinstalled, run `ssh-keygen -f /k -R jump` and `ssh-keyscan -p 22 jump >> /k`",
+        ),
         ("sh: 1: nc: not found\n" + ON_THE_WAY, "10.0.0.1 port 22: sh: 1: nc: not found"),
         ("", "10.0.0.1 port 22: it closed the connection"),
     ],

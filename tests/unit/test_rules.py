@@ -22,6 +22,7 @@ from flagscale.checks import (
     recompute,
     resume,
     saving,
+    stablelm2,
     validation,
     vocabulary,
     worker,
@@ -40,7 +41,12 @@ from tests.unit import (
 )
 from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
-REMARKED: list[dict[str, Any]] = [{"sequence_parallel": True}, {"num_experts": 2}, {"data_path": ["text"]}]
+REMARKED: list[dict[str, Any]] = [
+    {"sequence_parallel": True},
+    {"num_experts": 2},
+    {"data_path": ["text"]},
+    {"lr_decay_stablelm2_beta": 1.0},
+]
 MODULES = (
     blend_rules,
     data,
@@ -50,6 +56,7 @@ MODULES = (
     recompute,
     resume,
     saving,
+    stablelm2,
     validation,
     vocabulary,
     worker,
@@ -146,6 +153,7 @@ def test_every_rule_has_an_example(
             list(resume.resume_notices(saved, run | changes))
         for changes in REMARKED:
             list(megatron.remarks(defaults | changes))
+        list(vocabulary.tokenizer_remarks({"tokenizer_type": "NullTokenizer", "vocab_extra_ids": 1}))
     rules = {
         (Path(str(module.__file__)), node.lineno)
         for module in MODULES

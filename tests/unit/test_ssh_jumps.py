@@ -13,6 +13,7 @@ from flagscale.remote.ssh_jumps import Jump, read_jumps
     [
         ("", []),
         ("a", [Jump("a")]),
+        ("a:", [Jump("a")]),
         ("me@a:7", [Jump("a", 7, "me")]),
         ("me@dom@a", [Jump("a", None, "me@dom")]),
         ("[::1]", [Jump("::1")]),
@@ -27,7 +28,7 @@ def test_the_forms(text: str, jumps: list[Jump]) -> None:
     assert read_jumps(text) == tuple(jumps)
 
 
-BAD = ("a,", "a:", "a:0", "a:70000", "a:b", "::1", "[::1", "ssh://", "ssh://a/b", "a b")
+BAD = ("a,", "a:0", "a:70000", "a:b", "::1", "[::1", "ssh://", "ssh://a/b", "a b")
 
 
 @pytest.mark.parametrize("text", BAD)

@@ -166,7 +166,7 @@ train:
     optimizer: {lr: 1e-3, lr_scheduler: {lr: 2e-3}}
   data:
     data_path: absent
-    tokenizer: {tokenizer_type: AquilaTokenizerFS, tokenizer_path: ./absent}
+    tokenizer: {tokenizer_type: HFTokenizerFS, tokenizer_path: ./absent}
 """
 ITS_MISTAKES = [
     "unknown key `nnode`",

@@ -13,7 +13,7 @@ from flagscale.checks.facts import write_facts
 from flagscale.checks.scans import remember_range, stamp
 from flagscale.run.checkpoints import ARGUMENTS, read_arguments
 from flagscale_testing.ranks.forked import Curve, Run, run_all
-from flagscale_testing.ranks.training import MOCK_DATA, MODEL, saving
+from flagscale_testing.ranks.training import MOCK_DATA, MODEL, read_metrics, saving
 from megatron.flagscale.checkpoint.manifest import MANIFEST, write_manifest
 from megatron.flagscale.checks import data_problems
 from megatron.flagscale.id_range import id_range
@@ -121,3 +121,29 @@ def test_scanned_data_is_compared_with_any_tokenizer(tmp_path: Path, monkeypatch
     (problem,) = data_problems(values, SimpleNamespace(vocab_size=300))
     assert "contains the token id 300, but the tokenizer has 300 tokens (ids 0 to 299)" in problem.what
     assert data_problems({**values, "mock_data": True}, SimpleNamespace(vocab_size=300)) == []
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("--bf16",), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("is_shared_out", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_switch_says_which_learning_rate_counts(
+    tmp_path: Path, options: tuple[str, ...], is_shared_out: bool
+) -> None:
+    model = [word for word in MODEL if is_shared_out or word != "--use-distributed-optimizer"]
+    argv = (*model, *MOCK_DATA, *ONE_STEP, *options, "--save-interval", "1", "--min-lr", "1e-3")
+    saved = (*argv, "--save", str(tmp_path / "checkpoints"))
+    changed = (
+        "--lr",
+        "5e-3",
+        "--min-lr",
+        "1e-4",
+        "--train-iters",
+        "2",
+        "--load",
+        str(tmp_path / "checkpoints"),
+    )
+    switches = {"new": "--override-opt_param-scheduler", "old": "--use-checkpoint-opt_param-scheduler"}
+    runs = [Run(name, 1, (*argv, *changed, switch)) for name, switch in switches.items()]
+    curves = run_all([Run("first", 1, saved), *runs], tmp_path)
+    assert {name: curve.error for name, curve in curves.items()} == dict.fromkeys(curves, "")
+    rates = {name: read_metrics(tmp_path / name / "metrics.jsonl")[-1]["learning_rate"] for name in switches}
+    assert rates == {"new": 5e-3, "old": 1e-2}

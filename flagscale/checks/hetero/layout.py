@@ -177,6 +177,23 @@ class HeteroLayout:
                 found[name] = self.micro_batch_size(mesh, values[name])
         return found
 
+    def ordinary_arguments(self) -> dict[str, Any]:
+        """Return the arguments (by dest) of the ordinary layout that a single mesh is."""
+        (mesh,) = self.meshes
+        found: dict[str, Any] = {
+            "tensor_model_parallel_size": mesh.tp,
+            "context_parallel_size": mesh.cp,
+            "expert_model_parallel_size": mesh.ep,
+            "pipeline_model_parallel_size": mesh.pp,
+        }
+        if len({layers for stage in self.stages for layers in stage.chunks}) > 1:
+            found["pipeline_model_parallel_layout"] = self.pipeline_layout
+        elif self.chunks > 1:
+            found["num_virtual_stages_per_pipeline_rank"] = self.chunks
+        if mesh.sp is not None:
+            found["sequence_parallel"] = mesh.sp
+        return found
+
     def engine_world_size(self, mesh: int) -> int:
         """Return the world size that makes the engine's own arithmetic right on the ranks of a mesh.
 

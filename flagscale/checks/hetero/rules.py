@@ -48,14 +48,7 @@ def mesh_violations(
 
     `given`: the arguments (by dest) that the user wrote.
     """
-    if len(layout.meshes) < 2:
-        yield MESHES, "one mesh is an ordinary layout: use tensor_model_parallel_size and the other degrees"
-        return
-    if layout.world_size != world_size:
-        sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
-        what = f"the meshes have {sizes} = {layout.world_size} ranks, but the job has {world_size}"
-        yield MESHES, f"{what} (hosts x nproc_per_node)"
-    yield from _layer_violations(layout, values, given)
+    yield from shape_violations(layout, values, world_size, given)
     yield from _unsupported(values)
     if values.get("tp_comm_overlap") and len({mesh.tp for mesh in layout.meshes}) > 1:
         yield (
@@ -69,9 +62,15 @@ def mesh_violations(
     yield from _violations_of_each(layout, values)
 
 
-def _layer_violations(
-    layout: HeteroLayout, values: Mapping[str, Any], given: Sequence[str]
+def shape_violations(
+    layout: HeteroLayout, values: Mapping[str, Any], world_size: int, given: Sequence[str]
 ) -> Iterator[Violation]:
+    """Yield the sums of ranks, layers and stages that are wrong, also those of a single mesh."""
+    if layout.world_size != world_size:
+        sizes = " + ".join(str(mesh.ranks) for mesh in layout.meshes)
+        size = f"{sizes} = {layout.world_size}" if len(layout.meshes) > 1 else sizes
+        what = f"the meshes have {size} ranks, but the job has {world_size}"
+        yield MESHES, f"{what} (hosts x nproc_per_node)"
     stages, layers = layout.stages, values.get("num_layers")
     total = sum(stage.layers for stage in stages)
     if isinstance(layers, int) and total != layers:

@@ -22,6 +22,7 @@ from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
 from flagscale.engines.megatron.rules import broken_rules
+from flagscale.engines.megatron.torchrun import torchrun_violations
 from flagscale.engines.megatron.wandb import PACKAGE, Login, login_of
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.run.rundir import RunDir
@@ -55,6 +56,11 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     arguments, meshes, catalog = read.arguments, read.meshes, read.catalog
     problems = [*read.problems, *_rule_problems(read, hosts, group, source_map)]
     problems += _missing_chips(experiment, hosts, source_map)
+    problems += _common_folders(experiment, arguments, source_map)
+    problems += [
+        Problem(what, source_map.where(f"experiment.runner.{key}"), hint)
+        for key, what, hint in torchrun_violations(experiment.runner, hosts)
+    ]
     if problems:
         raise UserError(problems)
     world_size = sum(host.slots for host in hosts)
@@ -94,6 +100,25 @@ def _remarks(read: _Read, world_size: int) -> Iterator[Violation]:
     yield from (remark for remark in variants[0] if all(remark in others for others in variants))
     yield from data_remarks(values)
     yield from resume.notices(*hetero.first_mesh(read.meshes.layout, values, world_size))
+
+
+def _common_folders(
+    experiment: Experiment, arguments: EngineArguments, source_map: SourceMap
+) -> list[Problem]:
+    """Return a problem per folder into which the jobs of all hosts would write (`per_node_task`)."""
+    runner, paths = experiment.runner, arguments.paths
+    if not runner.per_node_task or runner.no_shared_fs:
+        return []
+    return [
+        Problem(
+            f"with `per_node_task`, the jobs of all hosts would write to the same `{dest}`",
+            source_map.where(paths[dest]),
+            "remove the key, so that each host has its own folder below experiment.exp_dir/hosts, or set "
+            "experiment.runner.no_shared_fs: true if this path is on each host's own disk",
+        )
+        for dest in ("save", "tensorboard_dir", "metrics_file")
+        if arguments.values.get(dest) and "." in paths.get(dest, "")
+    ]
 
 
 def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap) -> list[Problem]:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale import platforms
-from flagscale.checks.hetero.keys import CHUNK_KEYS, CURRENT, KEYS, MESHES, is_asked, read
+from flagscale.checks.hetero.keys import (
+    CHUNK_KEYS,
+    CPU,
+    CURRENT,
+    EXTRA,
+    KEYS,
+    MESHES,
+    TYPES,
+    is_asked,
+    read,
+)
 from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.checks.hetero.rules import host_violations, mesh_values, mesh_violations
 from flagscale.checks.hetero.text import layout_text
@@ -27,7 +37,10 @@ class Hetero:
     """The meshes in the task file: the layout, if it asks for one, and the key paths to blame."""
 
     layout: HeteroLayout | None
+    """None if the job has no meshes, or a single one."""
     paths: Mapping[str, str]
+    single: HeteroLayout | None = None
+    """The layout if it has a single mesh, whose degrees are then ordinary arguments."""
     is_known: bool = True
     """Whether the keys have no mistake, so that without a layout there are no meshes."""
 
@@ -64,6 +77,9 @@ def take(
     layout, found = read(given, layers if isinstance(layers, int) else None)
     for dest, what in found:
         problems.append(Problem(what, source_map.where(paths.get(dest, f"{group}.{dest}"))))
+    if layout is not None and len(layout.meshes) == 1:
+        rest = _ordinary(layout, rest, ours, source_map, notices)
+        return rest, Hetero(None, paths, single=layout)
     if layout is not None:
         path = paths.get(MESHES, group)
         rest.append(FlatKey(ARGUMENT, layout.to_json(), path))
@@ -73,6 +89,31 @@ def take(
                     f"{source_map.where(flat_key.path)}: ignored because `{MESHES}` sets it for each mesh"
                 )
     return rest, Hetero(layout, paths, is_known=layout is not None)
+
+
+def _ordinary(
+    layout: HeteroLayout,
+    flat_keys: Sequence[FlatKey],
+    ours: Mapping[str, FlatKey],
+    source_map: SourceMap,
+    notices: list[str],
+) -> list[FlatKey]:
+    """Return the flat keys of the ordinary layout that a single mesh is."""
+    own, path = layout.ordinary_arguments(), ours[MESHES].path
+    kept: list[FlatKey] = []
+    for flat_key in flat_keys:
+        if flat_key.name in (*_SET_BY_MESHES, "sequence_parallel") and flat_key.name in own:
+            if flat_key.value not in (None, own[flat_key.name]):
+                notices.append(f"{source_map.where(flat_key.path)}: ignored because `{MESHES}` sets it")
+        else:
+            kept.append(flat_key)
+            if flat_key.name == "pipeline_model_parallel_size" and flat_key.value is not None:
+                del own[flat_key.name]  # a rule compares it with the mesh
+    for name in (TYPES, CPU, EXTRA):
+        if name in ours and ours[name].value not in (None, False):
+            notices.append(f"{source_map.where(ours[name].path)}: ignored because there is only one mesh")
+    notices.append(f"{source_map.where(path)}: is now an ordinary layout: {layout.meshes[0]}")
+    return [*(FlatKey(name, value, path) for name, value in own.items()), *kept]
 
 
 def variants(layout: HeteroLayout | None, values: Mapping[str, Any]) -> list[Mapping[str, Any]]:

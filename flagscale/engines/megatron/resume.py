@@ -10,7 +10,7 @@ from typing import Any
 
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
-from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations
+from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations, starts_over
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import UserError, Violation
 from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
@@ -32,14 +32,13 @@ def notices(values: Mapping[str, Any], world_size: int) -> Iterator[Violation]:
 def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield that the weights to start from are not there, unless the run has checkpoints of its own."""
     named, load = values.get("pretrained_checkpoint"), values.get("load")
-    if not named or (load and os.path.isfile(Path(load) / TRACKER)) or os.path.isfile(Path(named) / TRACKER):
+    name = "load" if starts_over(values) else "pretrained_checkpoint"
+    folders = [folder for folder in (named, load) if folder]
+    if not values.get(name) or any(os.path.isfile(Path(folder) / TRACKER) for folder in folders):
         return
-    what = (
-        f"no {TRACKER} in this folder: not a folder of checkpoints"
-        if os.path.isdir(named)
-        else "no such folder"
-    )
-    yield "pretrained_checkpoint", f"{named}: {what}"
+    is_folder = os.path.isdir(values[name])
+    what = f"no {TRACKER} in this folder: not a folder of checkpoints" if is_folder else "no such folder"
+    yield name, f"{values[name]}: {what}"
 
 
 def _saved(values: Mapping[str, Any]) -> Saved | None:
@@ -51,7 +50,8 @@ def _saved(values: Mapping[str, Any]) -> Saved | None:
             folder = Path(directory) / folder_of(int(step or 0)) if has_step else newest(Path(directory))
             if folder:
                 stored = read_arguments(folder)
-                return Saved(f"the checkpoint {folder}", stored, name == "load") if stored else None
+                resumes = name == "load" and not starts_over(values)
+                return Saved(f"the checkpoint {folder}", stored, resumes) if stored else None
     return None
 
 

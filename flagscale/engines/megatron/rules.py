@@ -7,7 +7,7 @@ from typing import Any
 
 from flagscale import platforms
 from flagscale.checks.degrees import model_size, violations
-from flagscale.checks.hetero.rules import UNSUPPORTED
+from flagscale.checks.hetero.rules import UNSUPPORTED, shape_violations
 from flagscale.checks.megatron import rule_violations
 from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
 from flagscale.config.certain import certain_violations
@@ -68,7 +68,9 @@ def _violations(
     if layout is not None:
         found |= dict.fromkeys(hetero.violations(layout, values, hosts, [*given]))
     elif meshes.is_known:
-        found |= dict.fromkeys(violations(values, ranks))
+        single, size = meshes.single, ranks if hosts is not None else None
+        wrong = single and [*shape_violations(single, values, size or single.world_size, [*given])]
+        found |= dict.fromkeys(wrong or violations(values, ranks))
     for violation in worker_violations(variants, machine, program.own_parts):
         # No program supports these arguments with meshes: only the rules of meshes report them.
         if (layout is None and meshes.is_known) or violation[0] not in UNSUPPORTED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.config.schema import Experiment, Task
+from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.engines.vllm import batch, serve
@@ -13,17 +13,7 @@ from flagscale.engines.vllm.arguments import broken_rules
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job
 
-_OF_TORCHRUN = {
-    "rdzv_id",
-    "rdzv_backend",
-    "rdzv_endpoint",
-    "rdzv_conf",
-    "redirects",
-    "tee",
-    "log_dir",
-    "local_addr",
-    "monitor_interval",
-}
+_OF_TORCHRUN = {"rdzv_id", "rdzv_backend", "rdzv_endpoint", "local_addr", "standalone", *PASSED_TO_TORCHRUN}
 """Keys of `experiment.runner` that a vLLM job would ignore."""
 
 
@@ -37,6 +27,10 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     if runner.hang_timeout and experiment.task.type == "inference":
         where = source_map.where("experiment.runner.hang_timeout")
         problems.append(Problem("a hang of batch inference cannot be detected", where, "remove the key"))
+    if runner.per_node_task:
+        where = source_map.where("experiment.runner.per_node_task")
+        what = "only trainings can run as one job per host; vLLM shares prompts or requests between the hosts"
+        problems.append(Problem(what, where, "remove the key"))
     for key in sorted(_OF_TORCHRUN & runner.model_fields_set):
         where = source_map.where(f"experiment.runner.{key}")
         problems.append(

@@ -16,6 +16,7 @@ from flagscale.checks.resume import (
     OVERRIDE,
     RECORDED,
     TOKENIZER,
+    WITH_OPTIM,
     Saved,
     record,
     resume_notices,
@@ -25,7 +26,10 @@ from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import Problem, UserError
 from flagscale.run.checkpoints import read_arguments, write_arguments
 
-_READ = ("tokenizer_model", "finetune", "no_load_optim", "skip_train", "moe_use_upcycling", OVERRIDE, KEEP)
+_READ = (
+    *("tokenizer_model", "finetune", WITH_OPTIM, "pretrained_checkpoint", "no_load_optim", "skip_train"),
+    *("moe_use_upcycling", OVERRIDE, KEEP),
+)
 """Needed to compare, but not stored."""
 _given: dict[str, Any] = {}
 

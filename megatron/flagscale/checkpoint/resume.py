@@ -32,6 +32,7 @@ from megatron.flagscale.checkpoint.torch_format import (
     check_names,
     saved_arguments,
 )
+from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start, load_with_optimizer
 from megatron.flagscale.patching import Patch
 
 
@@ -158,10 +159,11 @@ def _folder(args: Any, choice: Choice) -> Path | None:
 
 def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
     """Compare a checkpoint with this run, and print notices; raise `UserError` if this run cannot load it."""
-    resumes = is_own and folder.name != RELEASE and not args.finetune
+    is_new = is_start(folder, args)
+    resumes = is_own and folder.name != RELEASE and not args.finetune and not is_new
     if is_torch_format(folder):
         saved = saved_arguments(folder)
-        check_layout(folder, saved, args, needs_optimizer=resumes)
+        check_layout(folder, saved, args, needs_optimizer=resumes or is_new)
     elif args.ckpt_format == TORCH:
         what = (
             f"{folder} is not in Megatron's `{TORCH}` format, and a run with `ckpt_format: {TORCH}` can load"
@@ -169,9 +171,11 @@ def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
         raise UserError(f"{what} no other: set `ckpt_format: {TORCH_DIST}`, or remove the key")
     else:
         saved = _saved_arguments(folder)
+    if is_new:
+        check_state(folder, saved)
     for notice in compare(folder, args, saved, resumes=resumes):
         print(f"flagscale: {notice}", flush=True)
-    if resumes:
+    if resumes or is_new:
         _check_vocabulary(folder, saved.get("padded_vocab_size"), args)
 
 
@@ -216,21 +220,24 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
 
         args = get_args()
         folder = prepare_load(args)
+        is_new = is_start(folder, args)
         if (
             args.ckpt_step is not None
             and args.train_iters
             and args.ckpt_step >= args.train_iters
             and not args.finetune
+            and not is_new
         ):
             if args.rank == 0:
                 done = f"{args.load} already contains iteration {args.ckpt_step} of {args.train_iters}"
                 print(f"flagscale: nothing left to do: {done}")
             sys.exit(0)
+        load = functools.partial(load_with_optimizer, original, folder) if is_new and folder else original
         if folder is None or not is_torch_format(folder):
-            return original(model, *positional, **named)
+            return load(model, *positional, **named)
         _check_own_file(folder, model)
         try:
-            return original(model, *positional, **named)
+            return load(model, *positional, **named)
         except SystemExit:
             # The engine prints the reason, and would end the run with exit code 0.
             raise UserError(f"{folder}: the checkpoint could not be loaded; see the output above") from None
