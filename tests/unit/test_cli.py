@@ -170,7 +170,9 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
     assert cli.main([*words[:3], "confg"]) == 2
     assert "did you mean `config`?" in capfd.readouterr().err
     assert cli.main(["--config-path=cnf", *words[2:]]) == 2
-    assert "cnf' exists" in capfd.readouterr().err
+    reported = capfd.readouterr().err
+    assert "- command line: --config-path: Primary config directory not found" in reported
+    assert "cnf' exists" in reported
 
 
 @pytest.mark.parametrize(
