@@ -24,6 +24,12 @@ def setting_notices(experiment: Experiment, job: Job, source_map: SourceMap) -> 
             if getattr(experiment.runner, key) != Runner.model_fields[key].default:
                 why = "without a hostfile the job runs on this host, which is reached directly"
                 yield f"{source_map.where(f'experiment.runner.{key}')}: has no effect here: {why}"
+    if experiment.runner.start_method:
+        why = "torchrun starts a program, not a function"
+        yield f"{source_map.where('experiment.runner.start_method')}: has no effect: {why}"
+    if job.own_roles and experiment.runner.master_addr:
+        why = "with per_node_task the ranks of a host meet on that host"
+        yield f"{source_map.where('experiment.runner.master_addr')}: has no effect: {why}"
     envs = experiment.envs
     sections = {
         "": envs.common(),

@@ -83,3 +83,13 @@ def test_keys_about_other_hosts_have_no_effect_on_this_one(
     )
     Path("hosts").write_text("far slots=2\n")
     assert noticed(capsys, *words, *more, "experiment.runner.hostfile=hosts")[0] == []
+
+
+def test_keys_of_torchrun_without_an_effect(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hosts").write_text("near slots=2\nfar slots=2\n")
+    more = ("start_method=fork", "master_addr=near", "hostfile=hosts", "per_node_task=true")
+    notices, _ = noticed(capsys, *words, *(f"experiment.runner.{one}" for one in more))
+    assert sorted(re.findall(r"experiment\.runner\.(\w+): has no effect: ", " ".join(notices))) == [
+        "master_addr",
+        "start_method",
+    ]
