@@ -325,6 +325,16 @@ def test_a_task_type_of_another_engine_is_one_mistake(
     assert "the engine `vllm` does not support `train`" in reported
 
 
+def test_meshes_without_keys_that_a_key_with_a_mistake_may_hold(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    meshes = "train.system={enable_hetero: true, hetero_process_meshes: [{layers: [1]}, {layers: [1]}]}"
+    assert cli.main([*words, "action=dryrun", meshes, "~train.model.micro_batch_size", "+train={1: a}"]) == 2
+    reported = capfd.readouterr().err
+    assert "train.1: YAML reads this name as 1" in reported
+    assert "Traceback" not in reported
+
+
 @pytest.mark.parametrize("type_", ["trian", "serve", "[a]"])
 def test_a_wrong_task_type_does_not_hide_the_mistakes_of_the_task(
     type_: str, words: list[str], capfd: pytest.CaptureFixture[str]
