@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 from hypothesis import HealthCheck, given, settings
 
-from flagscale.remote import ssh_config
-from flagscale.remote.known_hosts import known_keys
-from flagscale.remote.ssh_config_blocks import ConfigError
-from flagscale.remote.ssh_jumps import read_jumps
+from flagscale.remote.without_openssh import ssh_config
+from flagscale.remote.without_openssh.known_hosts import known_keys
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.ssh_jumps import read_jumps
 from tests.fuzz.ssh_files import SshFiles, ssh_slips
 
 

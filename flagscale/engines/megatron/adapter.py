@@ -16,7 +16,7 @@ from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
-from flagscale.config.translate_v060 import place_taken, translate_task
+from flagscale.config.v060.translate import place_taken, translate_task
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
