@@ -229,9 +229,15 @@ def test_output_of_the_login_shell_is_ignored_or_reported(noisy: tuple[FarmHost,
     host, profile = noisy
     profile.write_text('echo Welcome; echo \'{"a": 1}\'; echo "[]"; echo 17; echo; echo beware >&2\n')
     assert ask(way(host.address))["ok"]
-    # But not if it is too long.
-    profile.write_text("yes Welcome | head -200\n")
-    assert refusal(way(host.address)).startswith("FlagScale does not start there")
+    # However long it is, and if its last line does not end, such as a window's title.
+    profile.write_text("yes Welcome | head -2000; printf '\\033]0;title\\007'\n")
+    assert ask(way(host.address))["ok"]
+    # But not if it never ends.
+    profile.write_text("yes Welcome\n")
+    assert refusal(way(host.address)).startswith("connected, but it did not answer within 4 s: Welcome\n")
+    # A forced command that says no on its standard output is quoted.
+    profile.write_text("echo This account is not available.; exit 1\n")
+    assert refusal(way(host.address)) == "FlagScale does not start there: This account is not available."
     # The output of a shell that ends at once is quoted.
     profile.write_text("echo the disk of your home is away >&2; exit 1\n")
     assert refusal(way(host.address)) == "FlagScale does not start there: the disk of your home is away"
