@@ -58,6 +58,13 @@ def test_a_rejected_identity_is_reported_with_a_command_to_try(farm: LoopbackFar
     subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)], check=True)
     message = refusal(way(host.address))
     assert f"; {key} has a passphrase: load it into an agent with `ssh-add`" in message
+    # The right key, which `ssh` does not use because others can read it.
+    farm.config.write_text(own)
+    right = farm.home / ".ssh/id_ed25519"
+    right.chmod(0o644)
+    message = refusal(way(host.address))
+    assert f"; {right} is not used because others can read it: `chmod 600 {right}`; try" in message
+    run_hint(re.search("`chmod .+?`", message)[0])  # type: ignore[index]
     # One accepted identity is enough, and a missing identity file is not an error.
     farm.config.write_text(own)
     configure(farm, f"Host *\n  IdentityFile {tmp_path}/missing\n  IdentityFile {key}\n")

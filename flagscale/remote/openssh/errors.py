@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _LAST_LINES = 20
@@ -107,8 +107,23 @@ def _silent(found: re.Match[str], to: Destination, text: str) -> str:
 
 
 def _denied(found: re.Match[str], to: Destination, text: str) -> str:
-    locked = f"; {to.locked[0]} has a passphrase: load it into an agent with `ssh-add`" if to.locked else ""
-    return f"none of your keys is accepted ({found[0].rstrip('.')}){locked}; try `{to.command}`"
+    unused = [f"; {words}" for words in _unused_keys(text)]
+    if to.locked:
+        unused.append(f"; {to.locked[0]} has a passphrase: load it into an agent with `ssh-add`")
+    return f"none of your keys is accepted ({found[0].rstrip('.')}){''.join(unused)}; try `{to.command}`"
+
+
+def _unused_keys(text: str) -> Iterator[str]:
+    """Yield why each key that `ssh` could not read was not even offered."""
+    for missing, key, why in re.findall(
+        r'^no such identity: (.+?): No such file .*$|^Load key "(.+)": (.+)$', text, re.MULTILINE
+    ):
+        if missing:
+            yield f"{missing} does not exist"
+        elif why == "bad permissions":
+            yield f"{key} is not used because others can read it: `chmod 600 {shlex.quote(key)}`"
+        else:
+            yield f"{key} is not used ({why})"
 
 
 def _too_many(found: re.Match[str], to: Destination, text: str) -> str:
