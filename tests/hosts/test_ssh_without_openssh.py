@@ -102,6 +102,12 @@ def test_ssh_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (tmp_path / "ssh").chmod(0o755)
         patch.setenv("PATH", str(tmp_path))
         assert openssh.program() is None
+        # But a wrapper that prints something is still OpenSSH.
+        (tmp_path / "wrapper").mkdir()
+        (tmp_path / "wrapper/ssh").write_text("#!/bin/sh\necho wrapped >&2\necho OpenSSH_9.2p1 >&2\n")
+        (tmp_path / "wrapper/ssh").chmod(0o755)
+        patch.setenv("PATH", str(tmp_path / "wrapper"))
+        assert openssh.program() == str(tmp_path / "wrapper/ssh")
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)

@@ -36,7 +36,8 @@ def program() -> str | None:
 @cache
 def version(path: str) -> tuple[int, ...]:
     """Return the version of a client, () if it is not OpenSSH."""
-    found = re.match(r"OpenSSH\w*_(\d+)\.(\d+)", _run(path, "-V").stderr)
+    # Not only at the beginning: a wrapper may print a line of its own first.
+    found = re.search(r"^OpenSSH\w*_(\d+)\.(\d+)", _run(path, "-V").stderr, re.MULTILINE)
     return tuple(map(int, found.groups())) if found else ()
 
 
