@@ -89,7 +89,9 @@ class Session:
         noise: deque[str] = deque(maxlen=_LAST_LINES)
         try:
             while True:
-                line = self._pipe.receive(max(0.0, deadline - time.monotonic()))
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise TimeoutError  # although there is something to read
+                line = self._pipe.receive(left)
                 noise.append(line)
                 with suppress(ValueError):
                     reported = json.loads(line)

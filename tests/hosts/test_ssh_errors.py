@@ -232,16 +232,24 @@ def noisy(farm: LoopbackFarm, tmp_path: Path) -> Iterator[tuple[FarmHost, Path]]
     farm.start_sshd(host)
 
 
-def test_output_of_the_login_shell_is_ignored_or_reported(noisy: tuple[FarmHost, Path]) -> None:
+@pytest.mark.parametrize("has_ssh", [True, False])
+def test_output_of_the_login_shell_is_ignored_or_reported(
+    noisy: tuple[FarmHost, Path], has_ssh: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not has_ssh:
+        monkeypatch.setenv("PATH", str(tmp_path))
     host, profile = noisy
     profile.write_text('echo Welcome; echo \'{"a": 1}\'; echo "[]"; echo 17; echo; echo beware >&2\n')
     assert ask(way(host.address))["ok"]
     # However long it is, and if its last line does not end, such as a window's title.
-    profile.write_text("yes Welcome | head -2000; printf '\\033]0;title\\007'\n")
+    profile.write_text("yes Welcome | head -2000; printf '\\377\\n\\033]0;title\\007'\n")
     assert ask(way(host.address))["ok"]
     # But not if it never ends.
     profile.write_text("yes Welcome\n")
-    assert refusal(way(host.address)).startswith("connected, but it did not answer within 4 s: Welcome\n")
+    hasty = way(host.address, connect_timeout=2.0)
+    assert refusal(hasty).startswith("connected, but it did not answer within 2 s: Welcome\n")
+    profile.write_text("yes | tr -d '\\n'\n")
+    assert refusal(hasty) == "connected, but it did not answer within 2 s"
     # A forced command that says no on its standard output is quoted.
     profile.write_text("echo This account is not available.; exit 1\n")
     assert refusal(way(host.address)) == "FlagScale does not start there: This account is not available."

@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import subprocess
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from flagscale.remote.without_openssh.ssh_config import HostSettings, settings_o
 from flagscale.remote.without_openssh.ssh_jumps import Jump, read_jumps
 
 _KEEPALIVE = 15
+_PIECE = 1 << 16
 _LAST_WORDS = 2.0
 """Seconds to wait for the remaining output of a program that has ended."""
 
@@ -35,20 +37,26 @@ class ParamikoPipe:
     def __init__(self, client: paramiko.SSHClient, command: str, timeout: float) -> None:
         self._client = client
         self._stdin, self._stdout, self._stderr = client.exec_command(command, timeout=timeout)
-
-        self._unsent = ""
+        self._unsent, self._output = "", bytearray()
 
     def send(self, line: str) -> None:
         self._unsent += line
 
     def receive(self, seconds: float) -> str:
-        self._stdout.channel.settimeout(seconds)
+        channel, deadline = self._stdout.channel, time.monotonic() + seconds
+        channel.settimeout(seconds)
         unsent, self._unsent = self._unsent, ""
-        self._stdin.write(unsent)
-        self._stdin.flush()
-        line = str(self._stdout.readline())
-        if not line.endswith("\n"):
-            raise EOFError("it ended")
+        channel.sendall(unsent.encode())
+        # Not `readline`, which waits for the end of an endless line, and decodes strictly.
+        while not (end := self._output.find(b"\n") + 1):
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            channel.settimeout(left)
+            if not (data := channel.recv(_PIECE)):
+                raise EOFError("it ended")
+            self._output += data
+        line = self._output[:end].decode(errors="surrogateescape")
+        del self._output[:end]
         return line
 
     def is_open(self) -> bool:
