@@ -120,7 +120,10 @@ def ask_hosts(
         asked = time.time()
         replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if _may_scan(job) else 0.0)
         answered = time.time()
-    results = [CheckResult(False, host.name, text) for host, text in repeated(places)]
+    results = [
+        CheckResult(False, host.name, text, is_advice=not is_certain)
+        for host, text, is_certain in repeated(places)
+    ]
     for host, reply in replies.items():
         if reply.get("ok") is False:
             results.append(CheckResult(False, host.name, reply["message"]))

@@ -7,6 +7,7 @@ sent as JSON on the session's standard input.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import threading
 import time
@@ -138,8 +139,10 @@ def connect(access: HostAccess, command: str) -> Pipe:
         return without_openssh.connect(access, command)
 
 
-def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
-    """Return the address (or name) and the port that the user's SSH configuration gives for a host.
+def configured_place(host: str, port: int | None = None) -> tuple[str, int, str]:
+    """Return the address (or name), the port and the way to a host, as the user's SSH configuration says.
+
+    The way is "" for a direct connection.
 
     Raises:
         Unreachable: the configuration cannot be read; the message says why.
@@ -147,8 +150,11 @@ def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
     if openssh.program():
         with _HANDSHAKES:
             found = openssh.settings(host, port)
-        return found.first("hostname"), int(found.first("port"))
+        way = found.first("proxyjump") or found.first("proxycommand")
+        # A command with the name in it leads elsewhere for another name.
+        way = re.sub("%[nkC]", lambda _: host, way)
+        return found.first("hostname"), int(found.first("port")), way
     from flagscale.remote.without_openssh.ssh_config import settings_of
 
     settings = settings_of(host, port)
-    return settings.address, settings.port
+    return settings.address, settings.port, settings.jumps or settings.command
