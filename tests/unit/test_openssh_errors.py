@@ -58,6 +58,11 @@ ON_THE_WAY = (
             "`ssh-keyscan -p 22 10.0.0.1 >> /k`",
         ),
         (
+            "Host key ED25519 SHA256:b9WG revoked by file /r\nHost key verification failed.",
+            "its host key is revoked: Host key ED25519 SHA256:b9WG revoked by file /r. Do not connect before "
+            "the host has a new key",
+        ),
+        (
             "Host key for jump has changed and you have requested strict checking.\n"
             "Host key verification failed.\n" + ON_THE_WAY,
             "the host key of jump has changed: someone may be intercepting the connection; if the host was "

@@ -134,7 +134,7 @@ def _too_many(found: re.Match[str], to: Destination, text: str) -> str:
 
 
 def _revoked(found: re.Match[str], to: Destination, text: str) -> str:
-    return f"its host key is revoked: {found[0]} Do not connect before the host has a new key"
+    return f"its host key is revoked: {found[0].rstrip('.')}. Do not connect before the host has a new key"
 
 
 def _changed(found: re.Match[str], to: Destination, text: str) -> str:
@@ -177,6 +177,7 @@ _REASONS: tuple[tuple[str, Callable[[re.Match[str], Destination, str], str]], ..
     (r"^ssh: connect to host (\S+) port (\d+): (.+)$", _refused),
     (r"^ssh: Could not resolve hostname (\S+): (.+)$", _unresolved),
     (r"^The \S+ host key for \S+ is marked as revoked\.$", _revoked),
+    (r"^Host key \S+ \S+ revoked by file .+$", _revoked),
     (r"^Host key for (\S+) has changed and you have requested strict checking\.$", _changed),
     (r"^Host key verification failed\.$", _unknown),
     (r"^.*: (Too many authentication failures)$", _too_many),
