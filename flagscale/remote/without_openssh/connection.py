@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -205,13 +206,21 @@ def _connected(command: str) -> socket.socket:
         process = subprocess.Popen(
             [shell, "-c", f"exec {command}"], stdin=its.fileno(), stdout=its.fileno(), start_new_session=True
         )
-    weakref.finalize(ours, process.terminate)
+    weakref.finalize(ours, _end, process)
     return ours
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command with all that it has started, which may hold the connection."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def _reason(error: Exception, settings: HostSettings, timeout: float) -> str:
     """Return in one line why the connection failed; `error` was raised by paramiko or the system."""
     name, place = _name_of_key(settings), f"{settings.address} port {settings.port}"
+    if settings.command:
+        place = f"{place} (through ProxyCommand {settings.command})"
     match error:
         case paramiko.BadHostKeyException():
             return (
@@ -235,6 +244,8 @@ def _reason(error: Exception, settings: HostSettings, timeout: float) -> str:
             return f"cannot resolve the host name {settings.address}"
         # "No existing session": the same timeout, noticed by another of paramiko's threads.
         case paramiko.SSHException() if "protocol banner" in str(error) or "No existing" in str(error):
+            if settings.command:  # which may have ended at once
+                return f"no SSH server answered from {place}"
             return f"{place} accepts connections, but no SSH server answered in {timeout:g} s"
     return f"{place}: {str(error) or 'it closed the connection'}"
 
