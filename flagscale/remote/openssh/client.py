@@ -154,7 +154,7 @@ def _written(text: bytes) -> str:
         handle = os.memfd_create("ssh_config")
         os.write(handle, text)
         return f"/proc/{os.getpid()}/fd/{handle}"
-    file = _FILES.enter_context(NamedTemporaryFile(prefix="ssh_config."))
+    file = _FILES.enter_context(NamedTemporaryFile(prefix="ssh_config."))  # noqa: SIM115
     file.write(text)
     file.flush()
     return file.name
