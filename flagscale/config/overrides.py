@@ -143,5 +143,7 @@ def _problem_of(error: Exception | None, words: Sequence[str]) -> Problem:
     if isinstance(error, MissingConfigException):
         wanted = Path(error.missing_cfg_file or "").stem
         beside = [path.stem for path in folder.glob("*.yaml")] if folder else []
+        if not wanted:
+            return Problem(what, "command line: --config-path", more)
         return Problem(what, hint=nearest(wanted, error.options or beside) or more)
     return Problem(what, "" if "override" in what or not folder else os.path.relpath(folder), more)

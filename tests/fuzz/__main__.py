@@ -38,7 +38,8 @@ def _fuzz(kind: str, trials: int, strategy: SearchStrategy[Project]) -> None:
     def check(project: Project) -> None:
         outcome = dryrun(project)
         done.append((outcome.seconds, project))
-        assert broken_promise(outcome) == ""
+        broken = broken_promise(outcome)
+        assert not broken, broken
 
     start = time.monotonic()
     check()
@@ -56,7 +57,8 @@ def _fuzz_commands(commands: int) -> None:
         outcome = command(project, action)
         done.append((outcome.seconds, project))
         # `check` asks the hosts, which may not be there.
-        assert broken_promise(outcome, (0, 2) if action == "dryrun" else (0, 1, 2)) == ""
+        broken = broken_promise(outcome, (0, 2) if action == "dryrun" else (0, 1, 2))
+        assert not broken, broken
 
     start = time.monotonic()
     check()

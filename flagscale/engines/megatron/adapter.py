@@ -61,8 +61,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         Problem(what, source_map.where(f"experiment.runner.{key}"), hint)
         for key, what, hint in torchrun_violations(experiment.runner, hosts)
     ]
-    if problems:
-        raise UserError(problems)
+    if problems or arguments.unknown or not arguments.is_complete:
+        raise UserError(problems)  # the keys that cannot be read have been reported already
     world_size = sum(host.slots for host in hosts)
     uses_wandb = bool(arguments.values["wandb_project"])
     login = login_of(read.secrets, experiment.envs) if uses_wandb else Login()
