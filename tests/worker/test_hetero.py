@@ -62,6 +62,7 @@ def test_without_the_gradient_scale_the_training_differs(tmp_path: Path) -> None
     assert not found.is_small(layout.model), found
 
 
+@pytest.mark.slow  # test_validation.py evaluates on meshes, too
 def test_evaluation_spans_all_meshes(tmp_path: Path) -> None:
     layouts = (
         Layout("one", "llama", 1, ""),
