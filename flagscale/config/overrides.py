@@ -19,15 +19,43 @@ COMPLAINTS = (HydraException, OmegaConfBaseException)
 
 SWEEP_FLAGS = ("-m", "--multirun")
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
+_VALUE_FLAGS = (
+    *_PATH_FLAGS,
+    "--config-name",
+    "-cn",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--experimental-rerun",
+)
+_INFO_FLAGS = ("--info", "-i")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    # Hydra's parser takes flags before the first override or after the last one, but not between two.
-    words = sorted(_absolute_config_path(words), key=_is_override)
+    words = _flags_first(_absolute_config_path(words))
     groups = _groups(config_folder(words))
     return [_set_or_add(word, groups) for word in words]
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """Move flags before the overrides: Hydra's parser does not take them between two.
+
+    A flag without its value goes last, for `early_problems`: the parser would read an override as its value.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    lacking: list[str] = []
+    for word, after in zip(words, [*words[1:], "="], strict=True):
+        if word in _INFO_FLAGS and _is_override(after):
+            flags.append(f"{word}=all")
+        elif word in _VALUE_FLAGS and _is_override(after):
+            lacking.append(word)
+        else:
+            (overrides if _is_override(word) else flags).append(word)
+    return [*flags, *overrides, *lacking]
 
 
 def _absolute_config_path(words: Sequence[str]) -> list[str]:
@@ -68,6 +96,8 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
 def early_problems(words: Sequence[str]) -> list[Problem]:
     """Return the mistakes of a command line for which Hydra has no message that names them."""
     overrides, folder = _overrides(words), config_folder(words)
+    if words and words[-1] in _VALUE_FLAGS:
+        return [Problem("this flag needs a value", f"command line: {words[-1]}")]
     if folder and os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         return [Problem("the folder cannot be read: Permission denied", os.path.relpath(folder))]
     found = [

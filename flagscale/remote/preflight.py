@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,7 +166,7 @@ def _listens(service: Service) -> Iterator[tuple[str, int]]:
 @contextmanager
 def _mark(exp_dir: Path, hosts: int) -> Iterator[str]:
     """Create a temporary file by which hosts show that they share this file system; yield its path, or ""."""
-    existing = next(path for path in (exp_dir, *exp_dir.parents) if path.is_dir())
+    existing = next(path for path in (exp_dir, *exp_dir.parents) if os.path.isdir(path))
     path = existing / f".flagscale-{token_hex(8)}"
     try:
         if hosts > 1:

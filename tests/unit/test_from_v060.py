@@ -53,7 +53,10 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_page_holds_every_row(name: str) -> None:
-    assert TABLES[name] in PAGE.read_text("utf-8"), f"put this into {PAGE.name}:\n{TABLES[name]}"
+    """And no other: a blank line, or the end of the page, follows."""
+    assert f"{TABLES[name]}\n" in f"{PAGE.read_text('utf-8')}\n", (
+        f"put this into {PAGE.name}:\n{TABLES[name]}"
+    )
 
 
 def test_the_page_names_the_actions_that_are_missing() -> None:

@@ -360,6 +360,8 @@ def test_a_ramp_without_steps_is_dropped(value: object) -> None:
         ([2, 2, 20], {"global_batch_size": None}, "needs `global_batch_size`"),
         ([2, 4, 20], {}, "steps of 4 do not lead from 2 to global_batch_size 8"),
         ([16, 2, 20], {}, "do not lead from 16"),
+        ([2, 2, 10**400], {}, "takes three whole numbers"),
+        ([2, 2, 20], {"global_batch_size": 2 * 10**15}, "are more than 5000"),
         ([2, 2, 20], {"train_samples": None, "train_iters": 9}, "`train_samples`, not `train_iters`"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -162,7 +163,7 @@ def _replaced(flat_keys: Sequence[FlatKey], instead: Mapping[str, FlatKey | None
 
 
 def _ramp_mistake(ramp: Any, values: Mapping[str, Any]) -> str:
-    """Return what v0.6.0 would have refused; empty if it is valid."""
+    """Return why there is no schedule for a ramp-up, as v0.6.0 would have said it; empty if there is one."""
     if not _is_ramp(ramp):
         return "`rampup_batch_size` takes three whole numbers: first batch size, increment, samples"
     start, increment, _ = map(int, ramp)
@@ -171,6 +172,8 @@ def _ramp_mistake(ramp: Any, values: Mapping[str, Any]) -> str:
         return "`rampup_batch_size` needs `global_batch_size`, the batch size that it leads to"
     if batch < start or (batch - start) % increment:
         return f"steps of {increment} do not lead from {start} to global_batch_size {batch}"
+    if (steps := (batch - start) // increment) > _MOST_STEPS:
+        return f"{steps} steps from {start} to global_batch_size {batch} are more than {_MOST_STEPS}"
     if values.get("train_iters") is not None:
         return "`rampup_batch_size` needs the length of the training as `train_samples`, not `train_iters`"
     return ""
@@ -181,9 +184,14 @@ def _is_ramp(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(not isinstance(item, bool) and str(item).isdecimal() for item in value)
+        and all(not isinstance(item, bool) and _WHOLE.fullmatch(str(item)) for item in value)
         and all(int(item) for item in value[:2])
     )
+
+
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_MOST_STEPS = 5000
+"""The schedule is one word of the ranks' command line, for which Linux allows 128 KiB."""
 
 
 def _is_positive(value: Any) -> bool:

@@ -142,7 +142,8 @@ def _notice_loss(way: object, seconds: float) -> None:
 
     A connection through another host ends with the one to that host.
     """
-    if isinstance(way, socket.socket) and way.family != socket.AF_UNIX:
+    is_known = hasattr(socket, "TCP_USER_TIMEOUT")  # on Linux
+    if is_known and isinstance(way, socket.socket) and way.family != socket.AF_UNIX:
         way.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
