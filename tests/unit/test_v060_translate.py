@@ -141,6 +141,8 @@ def test_keys_of_weights_and_biases_go_to_the_environment() -> None:
     )
     assert kept == {"wandb_project": "p"}
     assert environment == {"WANDB_API_KEY": "secret", "WANDB_MODE": "offline"}
+    *_, (problem,) = translate({"wandb_mode": "onlin", "wandb_project": "p"})
+    assert problem.what == "`wandb_mode` cannot be 'onlin'; valid: online, offline, disabled"
 
 
 @pytest.mark.parametrize(

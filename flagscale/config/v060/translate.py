@@ -82,6 +82,9 @@ _IN_ENVIRONMENT = ("wandb_api_key", "wandb_mode")
 """Keys that become environment variables of the same names."""
 
 
+_WANDB_MODES = ("online", "offline", "disabled")
+
+
 def translate_task(
     flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]
 ) -> tuple[list[FlatKey], dict[str, str], list[str]]:
@@ -98,7 +101,10 @@ def translate_task(
             if flat_key.name not in _IN_ENVIRONMENT and (change is None or change.act == "rename"):
                 kept.append(replace(flat_key, name=change.text if change else flat_key.name))
         elif flat_key.name in _IN_ENVIRONMENT:
-            if flat_key.value:
+            if flat_key.name == "wandb_mode" and flat_key.value and flat_key.value not in _WANDB_MODES:
+                what = f"`wandb_mode` cannot be {flat_key.value!r}; valid: {', '.join(_WANDB_MODES)}"
+                problems.append(Problem(what, where))
+            elif flat_key.value:
                 text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
                 environment[flat_key.name.upper()] = text
         elif change is None:
