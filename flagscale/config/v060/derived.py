@@ -135,7 +135,8 @@ def _with_whole_batches(
     taken = samples_taken(steps, ramp, length.value)
     if taken == length.value:
         return flat_keys
-    what = f"is now {taken}: FlagScale v0.6.0 left out the last batch, which is not full"
+    last = "left out the last batch, which is not full" if taken < length.value else "filled the last batch"
+    what = f"is now {taken}: FlagScale v0.6.0 {last}"
     notices.append(Problem(what, source_map.where(length.path)))
     if "lr_decay_samples" not in named:
         flat_keys = [*flat_keys, replace(length, name="lr_decay_samples")]
