@@ -474,6 +474,9 @@ def test_keys_of_its_inference() -> None:
         ({"system": {"lr": 1, "x": {"lr": 2}}, "model": {"lr": 3}}, "train.system.x.lr"),
         ({"system": {"x": {"lr": 2}}, "model": {"x": {"other": 3}}}, ""),
         ({"lr": 1, "more": {"lr": 2}}, ""),
+        ({"model": {"a": {"lr": True}, "lr": False}}, "train.model.a.lr"),
+        ({"model": {"a": {"lr": False}, "lr": False}}, "train.model.lr"),
+        ({"system": {"lr": True}, "model": {"lr": False}}, "train.model.lr"),
     ],
 )
 def test_which_of_two_values_it_took(arguments: dict[str, Any], place: str) -> None:

@@ -128,23 +128,30 @@ def place_taken(name: str, group: str, arguments: Mapping[str, Any]) -> str:
     """Return the key path whose value v0.6.0 took for a name that is given several times: the last.
 
     It merged its three sections one after the other, and a key or group in a later section replaced that of
-    the same name in an earlier one. Returns "" if the name is given outside of the sections only.
+    the same name in an earlier one. It passed no `false` on, so a `true` counts wherever it is. Returns "" if
+    the name is given outside of the sections only.
     """
     merged: dict[str, tuple[str, Any]] = {}
     for section in _SECTIONS:
         node = arguments.get(section)
         for key, value in node.items() if isinstance(node, Mapping) else ():
             merged[str(key)] = (f"{group}.{section}.{key}", value)
-    places = [place for path, value in merged.values() for place in _places(path, value)]
-    return next((one for one in reversed(places) if leaf_name(one) == name), "")
+    places = [
+        (place, leaf)
+        for path, value in merged.values()
+        for place, leaf in _places(path, value)
+        if leaf_name(place) == name
+    ]
+    passed = [place for place, leaf in places if leaf is not False]
+    return next(reversed(passed or [place for place, _ in places]), "")
 
 
-def _places(path: str, value: Any) -> Iterator[str]:
+def _places(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _places(f"{path}.{key}", inner)
     else:
-        yield path
+        yield path, value
 
 
 def translate_inference(
