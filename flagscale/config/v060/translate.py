@@ -8,7 +8,7 @@ from typing import Any
 
 from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
 from flagscale.config.source_map import SourceMap
-from flagscale.config.v060.derived import with_batch_schedule, with_ffn_size
+from flagscale.config.v060.derived import with_batch_schedule, with_ffn_size, with_numbers
 from flagscale.config.v060.keys import (
     ENTRYPOINTS,
     EXPERIMENT,
@@ -80,8 +80,6 @@ def _program(entrypoint: object) -> str:
 
 _IN_ENVIRONMENT = ("wandb_api_key", "wandb_mode")
 """Keys that become environment variables of the same names."""
-
-
 _WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -92,8 +90,9 @@ def translate_task(
     kept: list[FlatKey] = []
     notices: list[Problem] = []
     environment: dict[str, str] = {}
+    flat_keys = with_numbers(flat_keys)
     flat_keys = with_tokenizer(flat_keys, source_map, problems, notices)
-    flat_keys = with_ffn_size(flat_keys, source_map, notices)
+    flat_keys = with_ffn_size(flat_keys, source_map, problems, notices)
     for flat_key in with_batch_schedule(flat_keys, source_map, problems, notices):
         change = TASK.get(flat_key.name)
         where = source_map.where(flat_key.path)
