@@ -76,7 +76,7 @@ def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation
             _largest(sizes),
             f"tensor {sizes['tensor_model_parallel']} x pipeline {sizes['pipeline_model_parallel']} x "
             f"context {sizes['context_parallel']} = {model} ranks hold one model, which does not divide "
-            f"the job's {world_size} ranks (hosts x nproc_per_node)",
+            f"the job's {world_size} ranks (hosts x nproc_per_node): {_fitting(model, world_size)}",
         )
         return
     found = degrees(values, world_size)
@@ -93,6 +93,12 @@ _DEGREES = (
     "expert_model_parallel",
     "expert_tensor_parallel",
 )
+
+
+def _fitting(model: int, world_size: int) -> str:
+    """Return how to make the ranks a multiple of those that hold one model."""
+    more = "use more ranks (experiment.runner: `hostfile` and `nnodes`, or `nproc_per_node`) or lower degrees"
+    return more if world_size < model else f"use a multiple of {model} ranks, or other degrees"
 
 
 def _largest(sizes: Mapping[str, int]) -> str:

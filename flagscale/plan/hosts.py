@@ -33,7 +33,8 @@ def select_hosts(
     least, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
-        what, hint = f"nnodes is {wanted}, but {source}", "list the hosts in experiment.runner.hostfile"
+        what = f"nnodes is {wanted}, but {source}"
+        hint = f"list the hosts in experiment.runner.hostfile, or use nnodes: {len(lines)}"
         problems.append(Problem(what, where("experiment.runner.nnodes"), hint))
     problems += [
         Problem(
