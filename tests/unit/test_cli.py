@@ -133,6 +133,9 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["+experiment.runner.host_paths={1: {a: b}}"], "host_paths.1: YAML reads this name as 1"),
         (["train={true: 1}"], "train.True: YAML reads this name as True"),
         (["experiment.envs.1BAD=x"], "a name cannot begin with a digit: `1BAD`"),
+        (["-m", "hydra.sweeper.max_batch_size=0"], "`max_batch_size` must be a whole number of at least 1"),
+        (["hydra.searchpath=[pkg://os]"], "hydra.searchpath.0: there is no such package"),
+        (["hydra.searchpath=[absent]"], "hydra.searchpath.0: there is no such folder"),
         (["train.model.save_interval=null"], "train.model.save_interval"),
     ],
 )
@@ -170,7 +173,90 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
     assert cli.main([*words[:3], "confg"]) == 2
     assert "did you mean `config`?" in capfd.readouterr().err
     assert cli.main(["--config-path=cnf", *words[2:]]) == 2
-    assert "cnf' exists" in capfd.readouterr().err
+    assert "cnf: no such folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (["--config-path=absent"], "- absent: no such folder (--config-path)"),
+        (["--config-path", "loop"], "- loop: no such folder (--config-path)"),
+        (["--config-path", "conf/config.yaml"], "write --config-path conf --config-name config\n"),
+        ([], "- command line: no folder is given\n    add --config-path FOLDER"),
+        (["--config-path", "conf", "--config-path", "absent"], "- absent: no such folder"),
+    ],
+)
+def test_a_wrong_folder_is_named(
+    place: list[str], expected: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("loop").symlink_to("loop")
+    assert cli.main([*place, "--config-name", "config", "action=dryrun"]) == 2
+    assert expected in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("conf", "./config"), (".", "conf/config"), ("conf", "conf/config.yaml"), ("conf", "../conf/config")],
+)
+def test_the_name_of_the_file_has_no_folder(
+    folder: str, name: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--config-path", folder, "--config-name", name, "action=dryrun"]) == 2
+    assert "write --config-path conf --config-name config\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--package", "-p", "--pack", "--cfg", "--experimental-rerun", "--config-dir"]
+)
+def test_a_flag_without_a_value_does_not_take_the_action_for_it(
+    flag: str, words: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_perform", lambda config: pytest.fail("an action was performed"))
+    assert cli.main([*words, "action=dryrun", flag]) == 2
+    assert "this flag needs a value" in capfd.readouterr().err
+
+
+def test_flags_of_no_effect(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    for more in (["--package", "train"], ["--resolve"]):
+        assert cli.main([*words, *more]) == 2
+        assert f"- command line: {more[0]}: this flag has no effect without --cfg" in capfd.readouterr().err
+    assert cli.main([*words, "--info"]) == 0
+    assert cli.main([*words, "--cfg", "job", "--package", "train", "--resolve"]) == 0
+
+
+def test_a_flag_that_is_cut_short(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().rglob("*"))
+    assert cli.main([*words, "--multi", "experiment.exp_dir=a,b"]) == 0
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_package_that_does_not_exist_is_a_users_mistake(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--cfg", "job", "--package", "absent"]) == 2
+    assert "'absent' not found" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["hydra.run.dir=x/y"],
+        ["hydra.run.dir=/dev/null/x"],
+        ["hydra={run: {dir: x}}"],
+        ["hydra.run.dir=x", "hydra.job.chdir=true"],
+        ["hydra.output_subdir=x", "hydra/job_logging=default"],
+        ["-m", "hydra.sweep.dir=x", "experiment.exp_dir=a,b"],
+        ["-m", "hydra.sweep.subdir=../../../../../../../..${hydra:runtime.cwd}/x", "experiment.exp_dir=a,b"],
+        ["-m", "hydra.job.chdir=true", "experiment.exp_dir=a,b"],
+    ],
+)
+def test_hydra_writes_nothing_whatever_its_own_keys_say(
+    more: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().rglob("*"))
+    assert cli.main([*words, *more]) == 0
+    assert str(Path.cwd()) in capfd.readouterr().out
+    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize(
