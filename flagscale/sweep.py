@@ -102,4 +102,5 @@ def shared_run_directories(jobs: Sequence[Swept]) -> list[Problem]:
 
 
 def _own_overrides(job: Swept, other: Swept) -> str:
-    return " ".join(override for override in job.overrides if override not in other.overrides)
+    own = [override for override in job.overrides if override not in other.overrides]
+    return " ".join(own or job.overrides)  # equal jobs: a value is given twice

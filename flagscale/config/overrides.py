@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale.config import hydra_keys
+from flagscale.config.defaults_list import line_of_entry
 from flagscale.config.documents import read_document
 from flagscale.config.grammar import LONGEST_NAME, choice_problem, override_problem, too_much
 from flagscale.errors import Problem, first_line, nearest
@@ -225,11 +226,43 @@ def _problem_of(error: Exception | None, words: Sequence[str]) -> Problem:
         error = cause
     if isinstance(error, OmegaConfBaseException):
         return Problem(first_line(error), error.full_key or "")
+    if folder and (in_file := _in_file(str(error), words, folder)):
+        return in_file
     # After an empty line come Hydra's search path and advice on its own switches.
     what, *lines = str(error).partition("\n\n")[0].replace("'++", "'").splitlines()
     more = "\n    ".join(line.strip() for line in lines)
     if isinstance(error, MissingConfigException):
         wanted = Path(error.missing_cfg_file or "").stem
-        beside = [path.stem for path in folder.glob("*.yaml")] if folder else []
-        return Problem(what, hint=nearest(wanted, error.options or beside) or more)
+        return Problem(what, hint=nearest(wanted, _files(folder) if folder else []) or more)
     return Problem(what, "" if "override" in what or not folder else os.path.relpath(folder), more)
+
+
+_IN_FILE = re.compile(r"In '([^']+)': (Could not (?:find|load) '([^']+)')?")
+
+
+def _in_file(message: str, words: Sequence[str], folder: Path) -> Problem | None:
+    """Return what Hydra says about one file, with its place."""
+    found = _IN_FILE.match(message)
+    file = folder / f"{found[1]}.yaml" if found else folder
+    if not found or not os.path.isfile(file):
+        return None
+    where = os.path.relpath(file)
+    if "Cannot merge DictConfig with ListConfig" in message:
+        what = (
+            "a list cannot be merged with a group of keys: the same key is one here and the other elsewhere"
+        )
+        return Problem(what, where)
+    if not found[3]:
+        return None
+    group, _, name = found[3].rpartition("/")
+    path = folder / f"{found[3]}.yaml"
+    if group and group in (_key(word).partition("@")[0] for word in words):
+        where = f"command line: {group}"
+    elif line := line_of_entry(read_document(file).root, name):
+        where = f"{where}:{line}"
+    what = "this cannot be read as a file" if os.path.lexists(path) else "no such file"
+    return Problem(f"{what}: {os.path.relpath(path)}", where, nearest(name, _files(path.parent)))
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.stem for path in folder.glob("*.yaml") if os.path.isfile(path)]

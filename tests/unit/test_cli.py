@@ -519,3 +519,62 @@ def test_relative_config_sources_do_not_change_the_directory(words: list[str]) -
     here = os.getcwd()
     cli.main(words)
     assert os.getcwd() == here
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "expected"),
+    [
+        (
+            {"a": "defaults:\n- _self_\n- train: demp\n"},
+            [],
+            "conf/a.yaml:3: no such file: conf/train/demp.yaml",
+        ),
+        ({"a": "defaults:\n- _self_\n- train: demp\n"}, [], "did you mean `demo`?"),
+        (
+            {"a": "defaults: [bse]\n"},
+            [],
+            "conf/a.yaml:1: no such file: conf/bse.yaml\n    did you mean `base`?",
+        ),
+        (
+            {"a": "defaults: [train: demo]\n"},
+            ["train=demp"],
+            "command line: train: no such file: conf/train/demp",
+        ),
+        (
+            {"a": "defaults: [train: one]\n", "train/one": "x: 1\ndefaults:\n- tow"},
+            [],
+            "conf/train/one.yaml:3: no such file: conf/train/tow.yaml",
+        ),
+        ({"a": "defaults:\n- train: folder\n"}, [], "this cannot be read as a file: conf/train/folder.yaml"),
+        (
+            {
+                "a": "defaults: [train: one]\n",
+                "train/one": "defaults: [two]\nx: [1]\n",
+                "train/two": "x: {a: 1}\n",
+            },
+            [],
+            "conf/train/one.yaml: a list cannot be merged with a group of keys",
+        ),
+    ],
+)
+def test_a_file_that_is_named_but_cannot_be_merged(
+    files: dict[str, str],
+    more: list[str],
+    expected: str,
+    words: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("conf/train/folder.yaml").mkdir(parents=True)
+    for name, text in {"base": "", "train/demo": "", **files}.items():
+        Path(f"conf/{name}.yaml").write_text(text)
+    assert cli.main([*words[:3], "a", "action=dryrun", *more]) == 2
+    assert expected in capfd.readouterr().err
+
+
+def test_where_the_run_is_not_written(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("conf/config.yaml").write_text("experiment:\n  exp_dir: [a]\n")
+    assert cli.main([*words, "action=query"]) == 2
+    assert "- conf/config.yaml:2: experiment.exp_dir: a path is required here" in capsys.readouterr().err
+    Path("conf/config.yaml").write_text("experiment: text\n")
+    assert cli.main([*words, "action=dryrun"]) == 2
+    assert "- conf/config.yaml:1: experiment: a group of keys is expected here" in capsys.readouterr().err

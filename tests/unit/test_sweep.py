@@ -110,3 +110,8 @@ def test_an_override_that_cannot_be_resolved(
 ) -> None:
     assert main([*words, "-m", "experiment.exp_dir=a,b", broken]) == 2
     assert capsys.readouterr().err.count("Interpolation key 'absent' not found") == 2
+
+
+def test_a_value_that_is_given_twice(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "-m", "experiment.exp_dir=a,a"]) == 2
+    assert "the jobs `experiment.exp_dir=a` and `experiment.exp_dir=a`" in capsys.readouterr().err
