@@ -51,7 +51,7 @@ def blank_interpolation(path: str, text: str, where: str) -> Problem | None:
 def wanted_at(path: str) -> str:
     """Return the hint that says which value belongs to a key."""
     names = [name.replace("-", "_") for name in path.split(".") if not name.isdigit()]
-    name = names[-1]
+    name = names[-1] if names else path
     is_path = name.endswith(("_path", "_file", "_dir", "_save", "_model"))
     return _WANTED.get(name, "put the path here" if is_path else "put the value here")
 

@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale import registry
-from flagscale.config.compat_v060 import LATER_ACTIONS, not_yet
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
+from flagscale.config.v060.keys import LATER_ACTIONS, not_yet
 from flagscale.errors import Problem, UserError, first_line, nearest
 
 COMMAND_KEYS = {"output": "text", "follow": False}

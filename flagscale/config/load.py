@@ -12,12 +12,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from flagscale import registry
-from flagscale.config import translate_v060 as v060
 from flagscale.config.command import COMMAND_KEYS, absolute
 from flagscale.config.resolve import resolve
 from flagscale.config.schema import Experiment, ExperimentSection, Task
 from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
+from flagscale.config.v060 import translate as v060
 from flagscale.errors import Problem, closest, nearest
 
 

@@ -126,7 +126,7 @@ def _folder_problems(words: Sequence[str], folder: Path | None) -> list[Problem]
     if os.path.isfile(folder):
         return [Problem("this is a file, not a folder", shown, _advice(folder.with_suffix("")))]
     if not os.path.isdir(folder):
-        return [Problem("no such folder (--config-path)", shown)]
+        return [Problem(f"no such folder: {shown}", "command line: --config-path")]
     if not os.access(folder, os.R_OK | os.X_OK):
         return [Problem("the folder cannot be read: Permission denied", shown)]
     name = _config_name(words)

@@ -13,7 +13,8 @@ from contextlib import suppress
 
 from flagscale import __version__
 from flagscale.node.commands import HELLO
-from flagscale.remote import openssh, openssh_pipe
+from flagscale.remote.openssh import client as openssh
+from flagscale.remote.openssh import connection as with_openssh
 from flagscale.remote.pipe import Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
@@ -116,11 +117,11 @@ def connect(access: HostAccess, command: str) -> Pipe:
     """
     with _HANDSHAKES:
         if openssh.program():
-            return openssh_pipe.connect(access, command)
+            return with_openssh.connect(access, command)
         # Not at the top: importing paramiko takes 0.3 s.
-        from flagscale.remote import paramiko_ssh
+        from flagscale.remote.without_openssh import connection as without_openssh
 
-        return paramiko_ssh.connect(access, command)
+        return without_openssh.connect(access, command)
 
 
 def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
@@ -133,7 +134,7 @@ def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
         with _HANDSHAKES:
             found = openssh.settings(host, port)
         return found.first("hostname"), int(found.first("port"))
-    from flagscale.remote.ssh_config import settings_of
+    from flagscale.remote.without_openssh.ssh_config import settings_of
 
     settings = settings_of(host, port)
     return settings.address, settings.port

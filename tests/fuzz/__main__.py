@@ -17,14 +17,16 @@ from hypothesis.strategies import SearchStrategy, sampled_from, tuples
 
 from tests.fuzz import slips
 from tests.fuzz.projects import Project
+from tests.fuzz.ssh_files import SshFiles, read_ssh_files, ssh_slips
 from tests.fuzz.trial import broken_promise, command, dryrun
 
 _SHARES = {
-    "experiment files": (0.36, slips.yaml_slips(of_task=False)),
-    "task files": (0.28, slips.yaml_slips(of_task=True)),
+    "experiment files": (0.33, slips.yaml_slips(of_task=False)),
+    "task files": (0.26, slips.yaml_slips(of_task=True)),
     "hostfiles": (0.08, slips.hostfile_slips()),
-    "command lines": (0.28, slips.word_slips()),
+    "command lines": (0.26, slips.word_slips()),
 }
+_SHARE_OF_SSH = 0.07
 _AT_RANDOM = partial(
     settings, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
 )
@@ -38,11 +40,28 @@ def _fuzz(kind: str, trials: int, strategy: SearchStrategy[Project]) -> None:
     def check(project: Project) -> None:
         outcome = dryrun(project)
         done.append((outcome.seconds, project))
-        assert broken_promise(outcome) == ""
+        broken = broken_promise(outcome)
+        assert not broken, broken
 
     start = time.monotonic()
     check()
     _report(kind, time.monotonic() - start, done)
+
+
+def _fuzz_ssh(trials: int) -> None:
+    took: list[float] = []
+
+    @_AT_RANDOM(max_examples=trials)
+    @given(ssh_slips())
+    def check(files: SshFiles) -> None:
+        start = time.monotonic()
+        read_ssh_files(files)
+        took.append(time.monotonic() - start)
+
+    check()
+    print(
+        f"SSH configurations: {len(took)} trials in {sum(took):.0f} s; the slowest: {max(took) * 1000:.0f} ms"
+    )
 
 
 def _fuzz_commands(commands: int) -> None:
@@ -56,7 +75,8 @@ def _fuzz_commands(commands: int) -> None:
         outcome = command(project, action)
         done.append((outcome.seconds, project))
         # `check` asks the hosts, which may not be there.
-        assert broken_promise(outcome, (0, 2) if action == "dryrun" else (0, 1, 2)) == ""
+        broken = broken_promise(outcome, (0, 2) if action == "dryrun" else (0, 1, 2))
+        assert not broken, broken
 
     start = time.monotonic()
     check()
@@ -74,6 +94,7 @@ def main(trials: int = 10_000, commands: int = 20) -> None:
     warnings.simplefilter("ignore")
     for kind, (share, strategy) in _SHARES.items():
         _fuzz(kind, round(trials * share), strategy)
+    _fuzz_ssh(round(trials * _SHARE_OF_SSH))
     _fuzz_commands(commands)
 
 

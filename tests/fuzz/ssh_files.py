@@ -1,11 +1,19 @@
-"""Strategies: SSH configurations and known hosts in which a hand has slipped."""
+"""SSH configurations and known hosts in which a hand has slipped, and reading them without OpenSSH."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hypothesis import strategies as st
 
+from flagscale.remote.without_openssh import ssh_config
+from flagscale.remote.without_openssh.known_hosts import known_keys
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.ssh_jumps import read_jumps
 from tests.fuzz.fragments import SSH_LINES, SSH_VALUES
 
 _CONFIG = """\
@@ -79,3 +87,23 @@ def _after_slips(draw: st.DrawFn, text: str) -> bytes:
     ending = draw(st.sampled_from(["\n", "\n", "\n", "\r\n", "\r"]))
     encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "latin-1"]))
     return ending.join([*lines, ""]).encode(encoding, "surrogatepass" if "8" in encoding else "replace")
+
+
+def read_ssh_files(files: SshFiles) -> None:
+    """Read the files for some hosts; raises nothing but what is documented."""
+    with TemporaryDirectory(prefix="slips-") as name:
+        folder = Path(name, ".ssh")
+        (folder / "config.d").mkdir(parents=True)
+        (folder / "config").write_bytes(files.config)
+        (folder / "known_hosts").write_bytes(files.known_hosts)
+        if files.included is not None:
+            (folder / "config.d" / "other").write_bytes(files.included)
+        home, os.environ["HOME"] = os.environ["HOME"], name
+        try:
+            for host in ("gpu-1", "gpu-9", "jump", "bad.cluster.example", "::1"):
+                with suppress(ConfigError):
+                    read_jumps(ssh_config.settings_of(host).jumps)
+                with suppress(ConfigError):
+                    known_keys([folder / "known_hosts"], host)
+        finally:
+            os.environ["HOME"] = home

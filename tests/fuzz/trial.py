@@ -83,8 +83,10 @@ def broken_promise(outcome: Outcome, codes: tuple[int, ...] = (0, 2)) -> str:
     return f"no place is named: {nameless}" if nameless else ""
 
 
-_PLACE = re.compile(r"command line: |\S+(:\d+)?: |.*[`'].+[`']|no action given")
-"""How a problem begins: with a file, perhaps with a line, or with a key; or it quotes what is missing."""
+_PLACE = re.compile(r"command line: |\S+(:\d+)?: |.*[`'].+[`']|.* \(\d+ places\)$|no action given")
+"""How a problem begins: with a file, perhaps with a line, or with a key; or it quotes what is missing, or its
+places follow.
+"""
 
 
 def _words(project: Project, action: str) -> list[str]:

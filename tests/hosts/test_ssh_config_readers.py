@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.remote import openssh, ssh_config
-from flagscale.remote.ssh_config import HostSettings, settings_of
-from flagscale.remote.ssh_config_blocks import ConfigError
-from flagscale.remote.ssh_jumps import read_jumps
+from flagscale.remote.openssh import client as openssh
+from flagscale.remote.without_openssh import ssh_config
+from flagscale.remote.without_openssh.ssh_config import HostSettings, settings_of
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.ssh_jumps import read_jumps
 from flagscale_testing.farm.credentials import account
 
 VALUES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.remote import openssh
+from flagscale.remote.openssh import client as openssh
 from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm

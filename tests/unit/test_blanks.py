@@ -90,3 +90,9 @@ def test_a_blank_is_reported_once_and_its_key_is_unknown(mistakes: Callable[...,
         ("config.yaml:9: experiment.runner.nproc_per_node", "`${ranks:??}` is a blank to fill in"),
         ("config.yaml:10: experiment.runner.hostfile", "`<xxx>` is a blank to fill in"),
     ]
+
+
+def test_a_blank_whose_key_is_a_number() -> None:
+    assert (
+        str(blank_text("1.5", "xxxx", "here")) == "here: `xxxx` is a blank to fill in\n    put the value here"
+    )

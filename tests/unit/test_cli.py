@@ -173,17 +173,17 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
     assert cli.main([*words[:3], "confg"]) == 2
     assert "did you mean `config`?" in capfd.readouterr().err
     assert cli.main(["--config-path=cnf", *words[2:]]) == 2
-    assert "cnf: no such folder" in capfd.readouterr().err
+    assert "- command line: --config-path: no such folder: cnf\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        (["--config-path=absent"], "- absent: no such folder (--config-path)"),
-        (["--config-path", "loop"], "- loop: no such folder (--config-path)"),
+        (["--config-path=absent"], "- command line: --config-path: no such folder: absent\n"),
+        (["--config-path", "loop"], "- command line: --config-path: no such folder: loop\n"),
         (["--config-path", "conf/config.yaml"], "write --config-path conf --config-name config\n"),
         ([], "- command line: no folder is given\n    add --config-path FOLDER"),
-        (["--config-path", "conf", "--config-path", "absent"], "- absent: no such folder"),
+        (["--config-path", "conf", "--config-path", "absent"], "no such folder: absent\n"),
     ],
 )
 def test_a_wrong_folder_is_named(
@@ -407,6 +407,16 @@ def test_a_task_type_of_another_engine_is_one_mistake(
     reported = capfd.readouterr().err
     assert reported.startswith("1 mistake")
     assert "the engine `vllm` does not support `train`" in reported
+
+
+def test_meshes_without_keys_that_a_key_with_a_mistake_may_hold(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    meshes = "train.system={enable_hetero: true, hetero_process_meshes: [{layers: [1]}, {layers: [1]}]}"
+    assert cli.main([*words, "action=dryrun", meshes, "~train.model.micro_batch_size", "+train={1: a}"]) == 2
+    reported = capfd.readouterr().err
+    assert "train.1: YAML reads this name as 1" in reported
+    assert "Traceback" not in reported
 
 
 @pytest.mark.parametrize("type_", ["trian", "serve", "[a]"])

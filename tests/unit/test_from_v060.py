@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.config import compat_v060 as v060
-from flagscale.config.compat_tokenizers import TOKENIZERS
+from flagscale.config.v060 import keys as v060
+from flagscale.config.v060.tokenizers import TOKENIZERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "from_v060.md"
 _WORDS = {

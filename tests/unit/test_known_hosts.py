@@ -8,8 +8,8 @@ import pytest
 from paramiko import Ed25519Key
 from paramiko.hostkeys import HostKeys
 
-from flagscale.remote.known_hosts import known_keys
-from flagscale.remote.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.known_hosts import known_keys
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
 
 KEYS = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIO7rJ8pQ2n0y1Wl2xkYo2D1Zb8m0b0r5m5yH2oS9i2kA",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flagscale.remote.openssh_errors import Destination, is_crowded, messages, reason
+from flagscale.remote.openssh.errors import Destination, is_crowded, messages, reason
 
 THERE = Destination("gpu-1", None, address="10.0.0.1", port="22", known_hosts="/k", timeout=10.0)
 DROPPED = (

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagscale.remote import ssh_config
-from flagscale.remote.ssh_config import settings_of
-from flagscale.remote.ssh_config_blocks import ConfigError
-from flagscale.remote.ssh_jumps import read_jumps
+from flagscale.remote.without_openssh import ssh_config
+from flagscale.remote.without_openssh.ssh_config import settings_of
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.ssh_jumps import read_jumps
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flagscale.remote.ssh_config_blocks import ConfigError
-from flagscale.remote.ssh_jumps import Jump, read_jumps
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.ssh_jumps import Jump, read_jumps
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flagscale.checks.schedule import batch_sizes, whole_batches
-from flagscale.config.derived_v060 import batch_steps, samples_taken, with_batch_schedule
 from flagscale.config.engine_args import FlatKey
 from flagscale.config.source_map import SourceMap
+from flagscale.config.v060.derived import batch_steps, samples_taken, with_batch_schedule
 from flagscale.errors import Problem
 from flagscale_testing.ranks.forked import Run, run_all
 from flagscale_testing.ranks.training import MOCK_DATA, MODEL, read_metrics

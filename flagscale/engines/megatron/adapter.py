@@ -16,7 +16,7 @@ from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
 from flagscale.config.source_map import SourceMap
-from flagscale.config.translate_v060 import place_taken, translate_task
+from flagscale.config.v060.translate import place_taken, translate_task
 from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
@@ -61,8 +61,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         Problem(what, source_map.where(f"experiment.runner.{key}"), hint)
         for key, what, hint in torchrun_violations(experiment.runner, hosts)
     ]
-    if problems:
-        raise UserError(problems)
+    if problems or arguments.unknown or not arguments.is_complete:
+        raise UserError(problems)  # the keys that cannot be read have been reported already
     world_size = sum(host.slots for host in hosts)
     uses_wandb = bool(arguments.values["wandb_project"])
     login = login_of(read.secrets, experiment.envs) if uses_wandb else Login()

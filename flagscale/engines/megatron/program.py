@@ -14,9 +14,9 @@ from pathlib import Path
 from flagscale.checks.hetero.keys import KEYS
 from flagscale.checks.worker import PARTS
 from flagscale.config.catalog import Catalog, Option, catalog_from
-from flagscale.config.compat_v060 import TASK
 from flagscale.config.entrypoint import find_entrypoint, is_engine
 from flagscale.config.secrets import is_secret
+from flagscale.config.v060.keys import TASK
 from flagscale.engines.megatron.own_arguments import own_arguments
 from flagscale.errors import Problem, UserError
 

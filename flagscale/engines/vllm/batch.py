@@ -14,7 +14,7 @@ from flagscale.checks.prompts import inline_prompts, read_prompts
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
-from flagscale.config.translate_v060 import translate_inference
+from flagscale.config.v060.translate import translate_inference
 from flagscale.engines.vllm.arguments import broken_rules, devices_of, flat, refuse, remarks, take_secrets
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.serve import ENV

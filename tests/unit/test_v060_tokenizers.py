@@ -10,10 +10,10 @@ import pytest
 
 from flagscale.checks.vocabulary import tokenizer_of, vocabulary_of
 from flagscale.config.catalog import Catalog
-from flagscale.config.compat_tokenizers import TOKENIZERS
 from flagscale.config.engine_args import Unknown
-from tests.unit.test_compat_v060 import translate
+from flagscale.config.v060.tokenizers import TOKENIZERS
 from tests.unit.test_megatron_adapter import Build, Refused, value
+from tests.unit.test_v060_translate import translate
 
 HF, BPE = "HuggingFaceTokenizer", "GPT2BPETokenizer"
 

@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from flagscale.remote import openssh
-from flagscale.remote.openssh_errors import is_crowded, messages, reason
+from flagscale.remote.openssh import client as openssh
+from flagscale.remote.openssh.errors import is_crowded, messages, reason
 from flagscale.remote.pipe import Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from flagscale.remote.ssh_config_blocks import ConfigError
+from flagscale.remote.without_openssh.ssh_config_blocks import ConfigError
 
 _HOST = r"""(?:\[(?P<bracketed>[^\]\s]+)\]|(?P<plain>[^\[\]:@/\s"']+))(?::(?P<port>\d{0,5}))?"""
 _FORMS = (re.compile(rf"ssh://(?:(?P<user>[^@/\s]+)@)?{_HOST}/?"), re.compile(rf"(?:(?P<user>\S+)@)?{_HOST}"))

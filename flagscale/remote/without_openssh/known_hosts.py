@@ -12,7 +12,7 @@ from threading import Lock
 import paramiko
 from paramiko.hostkeys import HostKeyEntry, HostKeys, InvalidHostKey
 
-from flagscale.remote.ssh_config_blocks import HINT, ConfigError, fits
+from flagscale.remote.without_openssh.ssh_config_blocks import HINT, ConfigError, fits
 
 _READING = Lock()
 

@@ -1,4 +1,4 @@
-"""Read files written for FlagScale v0.6.0: apply the tables of `compat_v060` to both levels of keys."""
+"""Read files written for FlagScale v0.6.0: apply the tables of `keys` to both levels of keys."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flagscale.config.compat_tokenizers import with_tokenizer
-from flagscale.config.compat_v060 import (
+from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
+from flagscale.config.source_map import SourceMap
+from flagscale.config.v060.derived import with_batch_schedule, with_ffn_size
+from flagscale.config.v060.keys import (
     ENTRYPOINTS,
     EXPERIMENT,
     INFERENCE,
@@ -16,9 +18,7 @@ from flagscale.config.compat_v060 import (
     Change,
     not_yet,
 )
-from flagscale.config.derived_v060 import with_batch_schedule, with_ffn_size
-from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
-from flagscale.config.source_map import SourceMap
+from flagscale.config.v060.tokenizers import with_tokenizer
 from flagscale.errors import Problem, messages
 
 

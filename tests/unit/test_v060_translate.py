@@ -11,18 +11,18 @@ import pytest
 from flagscale.checks.hetero.keys import KEYS
 from flagscale.cli import main
 from flagscale.config.catalog import Catalog
-from flagscale.config.compat_v060 import (
+from flagscale.config.engine_args import FlatKey, Unknown
+from flagscale.config.schema import Commands, ExperimentSection, Runner
+from flagscale.config.source_map import SourceMap
+from flagscale.config.v060.derived import ffn_hidden_size
+from flagscale.config.v060.keys import (
     EXPERIMENT,
     LATER_ENTRYPOINTS,
     MULTIMODAL,
     TASK,
     WITH_OWN_RULES,
 )
-from flagscale.config.derived_v060 import ffn_hidden_size
-from flagscale.config.engine_args import FlatKey, Unknown
-from flagscale.config.schema import Commands, ExperimentSection, Runner
-from flagscale.config.source_map import SourceMap
-from flagscale.config.translate_v060 import (
+from flagscale.config.v060.translate import (
     place_taken,
     translate_experiment,
     translate_inference,

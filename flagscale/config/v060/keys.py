@@ -1,4 +1,4 @@
-"""The keys of FlagScale v0.6.0 that changed: one row each, which `translate_v060` applies and docs show.
+"""The keys of FlagScale v0.6.0 that changed: one row each, which `translate` applies and docs show.
 
 No key is ignored silently: docs/from_v060.md is tested to hold the same rows.
 """

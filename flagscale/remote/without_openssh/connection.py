@@ -15,11 +15,11 @@ from typing import Any
 import paramiko
 from paramiko.ssh_exception import NoValidConnectionsError
 
-from flagscale.remote.known_hosts import known_keys
 from flagscale.remote.pipe import Pipe, Unreachable
-from flagscale.remote.ssh_config import HostSettings, settings_of
-from flagscale.remote.ssh_jumps import Jump, read_jumps
 from flagscale.remote.transport import HostAccess
+from flagscale.remote.without_openssh.known_hosts import known_keys
+from flagscale.remote.without_openssh.ssh_config import HostSettings, settings_of
+from flagscale.remote.without_openssh.ssh_jumps import Jump, read_jumps
 
 _KEEPALIVE = 15
 _LAST_WORDS = 2.0

@@ -16,7 +16,7 @@ from functools import cache
 from glob import escape
 from pathlib import Path
 
-from flagscale.remote.openssh_errors import Destination, reason
+from flagscale.remote.openssh.errors import Destination, reason
 from flagscale.remote.pipe import Unreachable
 
 _SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagscale.remote.ssh_config_blocks import HINT, ConfigError, Line, Reading
+from flagscale.remote.without_openssh.ssh_config_blocks import HINT, ConfigError, Line, Reading
 
 _CONFIGS = ("~/.ssh/config", "/etc/ssh/ssh_config")
 _IDENTITIES = "~/.ssh/id_rsa ~/.ssh/id_ecdsa ~/.ssh/id_ed25519"

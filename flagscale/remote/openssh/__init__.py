@@ -1,0 +1,1 @@
+"""How hosts are reached where OpenSSH's client is installed: that client does it."""
