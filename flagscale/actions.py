@@ -219,7 +219,7 @@ def _recorded(request: Request) -> LaunchPlan | None:
     The plan names the runner that started it. The configured one only says where the plan is, so without it
     (misspelt, uninstalled) the plan is searched for in `exp_dir` itself.
     """
-    location = load_run_location(request.config)
+    location = load_run_location(request.config, request.source_map)
     where = request.source_map.where("experiment.runner.type")
     run_dir = location.exp_dir
     try:

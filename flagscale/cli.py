@@ -25,20 +25,22 @@ from flagscale.config.source_map import SourceMap, index_sources
 from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, Problem, UserError
 from flagscale.streams import discard_unread, quietly, report_full_disk
-from flagscale.sweep import Swept, is_sweep, shared_run_directories, swept_job
+from flagscale.sweep import Swept, endless, is_sweep, shared_run_directories, swept_job
 
 if TYPE_CHECKING:
     from flagscale.plan.prepare import Request
 
-# Hydra must not write anything: FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
+# Hydra must not write anything, or leave the current directory, whatever the user's files and words say:
+# FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
 _QUIET = (
-    "hydra.job.name=flagscale",
-    "hydra.help.app_name=FlagScale",
     "hydra.run.dir=.",
+    "hydra.sweep.subdir=${hydra.job.num}",
+    "hydra.job.chdir=false",
     "hydra.output_subdir=null",
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )
+_DEFAULTS = ("hydra.job.name=flagscale", "hydra.help.app_name=FlagScale")
 _USAGE = """flagscale: train and serve large models on whatever chips you have
 
     python run.py --config-path FOLDER --config-name FILE action=ACTION [key=value ...]
@@ -94,11 +96,15 @@ def _main(words: list[str]) -> int:
     try:
         if not is_sweep(words):
             return _compose(words, _perform, _QUIET)
+        if problems := endless(words):
+            return _print_mistakes(UserError(problems))
         # Hydra's sweeper always writes a file, which holds the whole configuration.
         with TemporaryDirectory(prefix="flagscale-") as folder:
             return _sweep(words, (*_QUIET, f"hydra.sweep.dir='{folder}'"))
-    except SystemExit as stop:  # an unknown flag, or a request that has been answered
-        return int(stop.code or 0) if isinstance(stop.code, int | None) else 1
+    except SystemExit as stop:  # an unknown flag or package, or a request that has been answered
+        if not stop.code:
+            return 0
+        return UserError.exit_code if _RAISE in os.environ else 1  # 1: a bug, because a job had begun
     except UserError as error:
         return _print_mistakes(error)
     except KeyboardInterrupt:
@@ -106,7 +112,7 @@ def _main(words: list[str]) -> int:
         return INTERRUPTED
 
 
-def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], defaults: Sequence[str]) -> int:
+def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], quiet: Sequence[str]) -> int:
     """Have Hydra compose each configuration of a command line; return the largest exit code of `perform`.
 
     Raises:
@@ -119,10 +125,10 @@ def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], default
         if codes[-1] == INTERRUPTED:  # the rest of a sweep, too
             raise KeyboardInterrupt
 
-    in_files, error = _with_hydra(words, task, defaults)
+    in_files, error = _with_hydra(words, task, quiet)
     if isinstance(error, OverrideParseException):  # raised before any file was read
         readable = [word for word in words if not unreadable([word])]
-        in_files, _ = _with_hydra(readable, lambda config: None, defaults)
+        in_files, _ = _with_hydra(readable, lambda config: None, quiet)
         raise UserError([*in_files, *problems_of(error, words)])
     if in_files or error:
         # What a file with a mistake lacks is not another mistake.
@@ -131,7 +137,7 @@ def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], default
 
 
 def _with_hydra(
-    words: Sequence[str], task: Callable[[DictConfig], None], defaults: Sequence[str]
+    words: Sequence[str], task: Callable[[DictConfig], None], quiet: Sequence[str]
 ) -> tuple[list[Problem], Exception | None]:
     """Have Hydra call `task` with each configuration, unless a file has a mistake.
 
@@ -145,7 +151,8 @@ def _with_hydra(
             task(config)
 
     os.environ[_RAISE] = "1"
-    sys.argv = [sys.argv[0], *words, *(default for default in defaults if not _names(words, default))]
+    others = [word for word in words if not _names(quiet, word)]
+    sys.argv = [sys.argv[0], *others, *quiet, *(word for word in _DEFAULTS if not _names(words, word))]
     try:
         hydra.main(version_base="1.3", config_path=None)(unless_in_files)()
     except (*COMPLAINTS, ValueError) as error:  # the latter, too, comes from Hydra alone: `task` raises none
@@ -153,7 +160,7 @@ def _with_hydra(
     return list(in_files), None
 
 
-def _sweep(words: Sequence[str], defaults: Sequence[str]) -> int:
+def _sweep(words: Sequence[str], quiet: Sequence[str]) -> int:
     """Perform the action of every job of a sweep, unless two of them share a run directory."""
     jobs: list[Swept] = []
 
@@ -162,15 +169,21 @@ def _sweep(words: Sequence[str], defaults: Sequence[str]) -> int:
         jobs.append(swept_job(config, HydraConfig.get().overrides.task))
         return 0
 
-    code = _compose(words, collect, defaults)
+    code = _compose(words, collect, quiet)
+    if not jobs:
+        raise UserError([Problem("this sweep has no jobs: no file fits", "command line")])
     if problems := shared_run_directories(jobs):
         return _print_mistakes(UserError(problems))
-    return code or _compose(words, _perform, defaults)
+    return code or _compose(words, _perform, quiet)
 
 
-def _names(words: Sequence[str], default: str) -> bool:
-    key = default.partition("=")[0]
-    return any(word.partition("=")[0].lstrip("+~") == key for word in words)
+def _names(words: Sequence[str], override: str) -> bool:
+    """Return whether the key of an override is that of one of these words."""
+    return _key(override) in map(_key, words)
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
 
 
 def _perform(config: DictConfig) -> int:

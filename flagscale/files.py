@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import io
 import os
 import resource
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +35,35 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file that a user has named.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, from which a command might read forever.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
+
+
+def read_regular_text(path: Path, encoding: str = "utf-8") -> str:
+    """Return the text of a file that a user has named, with `\\n` at the end of its lines.
+
+    Raises:
+        OSError: as `read_regular`.
+        UnicodeDecodeError: the text has another encoding.
+    """
+    return io.TextIOWrapper(io.BytesIO(read_regular(path)), encoding=encoding).read()
 
 
 def cache_file(kind: str, key: str) -> Path:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from flagscale.config.command import load_run_location
 from flagscale.config.overrides import SWEEP_FLAGS
+from flagscale.config.source_map import as_written
 from flagscale.errors import Problem, UserError
 
 _OF_A_RUN = ("query", "logs", "stop")
@@ -32,13 +37,51 @@ def is_sweep(words: Sequence[str]) -> bool:
     return any(word in SWEEP_FLAGS or word.upper().endswith("HYDRA.MODE=MULTIRUN") for word in words)
 
 
+_MOST_JOBS = 10_000
+"""Hydra composes all jobs before the first one begins, at about ten per second."""
+
+
+def endless(words: Sequence[str]) -> list[Problem]:
+    """Return the reasons why Hydra would never come to the first job of a sweep."""
+    problems, numbers = [], {}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if (number := _values(word)) > 0:
+            numbers[key] = number
+            continue
+        hint = "write range(START, STOP, STEP), with a STEP that leads from START to STOP"
+        problems.append(Problem("this range has no numbers", f"command line: {key}", hint))
+    if math.prod(numbers.values()) > _MOST_JOBS:
+        swept = ", ".join(key for key, number in numbers.items() if number > 1)
+        problems.append(Problem(f"this sweep has more than {_MOST_JOBS} jobs", f"command line: {swept}"))
+    return problems
+
+
+def _values(word: str) -> float:
+    """Return how many values a word gives to its key; 1 if only the files tell."""
+    try:
+        value = OverridesParser.create().parse_rule(word, "override").value()
+    except (HydraException, AttributeError):  # not an override
+        return 1
+    if isinstance(value, ChoiceSweep):
+        return len(value.list)
+    if not isinstance(value, RangeSweep) or value.start is None or value.stop is None:
+        return 1
+    try:
+        return (value.stop - value.start) / value.step if value.step else 0
+    except OverflowError:
+        return math.inf
+
+
 def swept_job(config: DictConfig, overrides: Sequence[str]) -> Swept:
     """Return the facts about a composed job that are needed before any job of its sweep starts."""
     try:
         exp_dir = load_run_location(config).exp_dir.resolve()
     except UserError:
         exp_dir = None
-    return Swept(tuple(override.lstrip("+") for override in overrides), exp_dir, str(config.get("action")))
+    # An interpolation that fails is reported by the job itself.
+    action = next((str(value) for key, value in config.items_ex(resolve=False) if key == "action"), "")
+    return Swept(tuple(override.lstrip("+") for override in as_written(overrides)), exp_dir, action)
 
 
 def shared_run_directories(jobs: Sequence[Swept]) -> list[Problem]:
@@ -59,4 +102,5 @@ def shared_run_directories(jobs: Sequence[Swept]) -> list[Problem]:
 
 
 def _own_overrides(job: Swept, other: Swept) -> str:
-    return " ".join(override for override in job.overrides if override not in other.overrides)
+    own = [override for override in job.overrides if override not in other.overrides]
+    return " ".join(own or job.overrides)  # equal jobs: a value is given twice

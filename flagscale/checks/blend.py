@@ -19,6 +19,7 @@ from typing import Any
 from flagscale.checks import indexed
 from flagscale.checks.facts import identity
 from flagscale.errors import Violation
+from flagscale.files import read_regular_text
 
 SPLITS = ("train", "valid", "test")
 ONE_SET = ("data_path", "data_args_path")
@@ -165,7 +166,7 @@ def read_lists(
 
 
 def _read_words(path: Path) -> dict[str, list[str]]:
-    words = path.read_text(encoding="utf-8").split()
+    words = read_regular_text(path).split()
     if not words:
         raise ValueError("contains no data prefix")
     return {"": words}
@@ -173,7 +174,7 @@ def _read_words(path: Path) -> dict[str, list[str]]:
 
 def _read_table(path: Path) -> dict[str, list[str]]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(read_regular_text(path))
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(table, dict) or not all(split in table for split in SPLITS):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flagscale.files import read_regular_text
+
 _KEYS = ("prompt", "prompt_token_ids", "messages")
 OF_RESULTS = ("index", "prompt_tokens", "outputs", "prompt_logprobs")
 """The keys that inference adds to the object of a line."""
@@ -38,7 +40,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
     other file holds one prompt per line. Empty lines are skipped.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_regular_text(path).split("\n")
     except OSError as error:
         return [], [f"{path}: {error.strerror}"]
     except UnicodeDecodeError as error:

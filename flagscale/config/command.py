@@ -66,21 +66,24 @@ class RunLocation:
     node_rank: int | None
 
 
-def load_run_location(config: DictConfig) -> RunLocation:
+_NOWHERE = SourceMap()
+
+
+def load_run_location(config: DictConfig, source_map: SourceMap = _NOWHERE) -> RunLocation:
     """Return where the run of a configuration is; raises UserError if that cannot be read."""
-    exp_dir = _selected(config, "experiment.exp_dir")
+    exp_dir = _selected(config, "experiment.exp_dir", source_map)
     if not isinstance(exp_dir, str) or not exp_dir:
-        raise UserError([Problem("a path is required here", "experiment.exp_dir")])
-    runner = _selected(config, "experiment.runner.type") or Runner().type
-    rank = _selected(config, "experiment.runner.node_rank")
+        raise UserError([Problem("a path is required here", source_map.where("experiment.exp_dir"))])
+    runner = _selected(config, "experiment.runner.type", source_map) or Runner().type
+    rank = _selected(config, "experiment.runner.node_rank", source_map)
     return RunLocation(absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
 
 
-def _selected(config: DictConfig, key: str) -> object:
+def _selected(config: DictConfig, key: str, source_map: SourceMap) -> object:
     try:
         return OmegaConf.select(config, key, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError([Problem(first_line(error), key)]) from None
+        raise UserError([Problem(first_line(error), source_map.where(key))]) from None
 
 
 def absolute(path: str) -> Path:

@@ -73,6 +73,22 @@ def _shown(node: yaml.Node) -> str:
     return "nothing" if _is_null(node) else kind_of(node)
 
 
+def line_of_entry(root: yaml.Node | None, name: str) -> int | None:
+    """Return the line of the entry that adds a file of this name; None if it is not written there."""
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    open_ = [listed for key, listed in pairs if key.value == "defaults"]
+    while open_:
+        node = open_.pop(0)
+        if isinstance(node, yaml.ScalarNode):
+            if str(node.value).partition("@")[0].removesuffix(".yaml").rpartition("/")[2] == name:
+                return node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            open_ += [choice for _, choice in node.value]
+        else:
+            open_ += node.value
+    return None
+
+
 def files_named(entries: Iterable[Any], folder: str) -> list[str]:
     """Return the files that the sound entries of a list add, as paths below the root without `.yaml`."""
     found: list[str] = []

@@ -20,6 +20,7 @@ from hydra.plugins.config_source import ConfigSource
 from flagscale.config.defaults_list import defaults_problems
 from flagscale.config.yaml_form import Refused, composed, constructed, form_problems, is_empty, kind_of
 from flagscale.errors import Problem
+from flagscale.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read_document(path: Path) -> Document:
 @lru_cache(maxsize=64)
 def _document(path: Path, name: str, version: tuple[int, ...]) -> Document:
     """Read a file once per version: Hydra asks for each file several times, and the source map once more."""
-    content = path.read_bytes()
+    content = read_regular(path)
     try:
         return _parsed(content.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:

@@ -5,8 +5,10 @@ Hydra uses some of them before it checks them, and others it does not check at a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,10 +23,22 @@ from flagscale.errors import Problem
 _KEY = re.compile(r"([+~]*)hydra(?=[.=]|$)")
 
 
+def _is_package(name: str) -> bool:
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.submodule_search_locations is not None
+
+
 def _place(value: str) -> str:
     scheme, colon, _ = value.partition("://")
     if colon and scheme not in ("file", "pkg"):
         raise ValueError("input should be a folder, `file://FOLDER` or `pkg://PACKAGE`")
+    if scheme == "pkg" and not _is_package(value.removeprefix("pkg://")):
+        raise ValueError("there is no such package")
+    if scheme != "pkg" and "${" not in value and not os.path.isdir(value.removeprefix("file://")):
+        raise ValueError("there is no such folder")
     return value
 
 
@@ -35,6 +49,13 @@ def _upper(value: object) -> object:
 def _no_class(values: dict[str, Any]) -> dict[str, Any]:
     if any(name.startswith("_") for name in values):
         raise ValueError("a plugin is chosen with `hydra/sweeper=NAME` or `hydra/launcher=NAME`")
+    return values
+
+
+def _batched(values: dict[str, Any]) -> dict[str, Any]:
+    size = values.get("max_batch_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"`max_batch_size` must be a whole number of at least 1, not {size!r}")
     return values
 
 
@@ -57,7 +78,7 @@ class _Keys(Section):
     sweep: _Folder = _Folder()
     output_subdir: str | None = None
     job: _Job = _Job()
-    sweeper: _OfPlugin = Field(default_factory=dict)
+    sweeper: Annotated[_OfPlugin, AfterValidator(_batched)] = Field(default_factory=dict)
     launcher: _OfPlugin = Field(default_factory=dict)
     searchpath: list[Annotated[str, AfterValidator(_place)]] = Field(default_factory=list)
 

@@ -67,6 +67,8 @@ def read_section[Keys: BaseModel](
 ) -> tuple[Keys | None, list[Problem]]:
     """Return the checked group of keys at a path, or None and every problem in it."""
     if not isinstance(raw, dict):
+        if raw is not None:
+            return None, [Problem("a group of keys is expected here", source_map.where(path))]
         return None, [Problem("this group is missing", source_map.where(path), "copy one from examples/")]
     try:
         return model.model_validate(raw), []

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale.config import hydra_keys
+from flagscale.config.defaults_list import line_of_entry
+from flagscale.config.documents import read_document
 from flagscale.config.grammar import LONGEST_NAME, choice_problem, override_problem, too_much
 from flagscale.errors import Problem, first_line, nearest
 
@@ -19,43 +23,61 @@ COMPLAINTS = (HydraException, OmegaConfBaseException)
 
 SWEEP_FLAGS = ("-m", "--multirun")
 _PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
-_VALUE_FLAGS = (
-    *_PATH_FLAGS,
-    "--config-name",
-    "-cn",
-    "--package",
-    "-p",
-    "--cfg",
-    "-c",
-    "--experimental-rerun",
-)
+_NAME_FLAGS = ("--config-name", "-cn")
 _INFO_FLAGS = ("--info", "-i")
+_VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--experimental-rerun", *_INFO_FLAGS)
+_LONG_FLAGS = (
+    *(
+        "--help",
+        "--hydra-help",
+        "--version",
+        "--cfg",
+        "--resolve",
+        "--package",
+        "--run",
+        "--multirun",
+        "--info",
+    ),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
+_OTHER_WORD = re.compile(r"-|~|.*=")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    words = _flags_first(_absolute_config_path(words))
+    # Hydra's parser takes flags before the first override or after the last one, but not between two.
+    words = sorted(_absolute_config_path(_with_values(words)), key=_is_override)
     groups = _groups(config_folder(words))
     return [_set_or_add(word, groups) for word in words]
 
 
-def _flags_first(words: Sequence[str]) -> list[str]:
-    """Move flags before the overrides: Hydra's parser does not take them between two.
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Join each flag with its value: a flag without one would take an override for it, even the action."""
+    joined: list[str] = []
+    for word in map(_in_full, words):
+        last = joined[-1] if joined else ""
+        if last in (*_PATH_FLAGS, *_NAME_FLAGS) or (last in _VALUE_FLAGS and not _OTHER_WORD.match(word)):
+            word = f"{joined.pop()}={word}"
+        joined.append(word)
+    return [f"{word}=all" if word in _INFO_FLAGS else word for word in joined]
 
-    A flag without its value goes last, for `early_problems`: the parser would read an override as its value.
-    """
-    flags: list[str] = []
-    overrides: list[str] = []
-    lacking: list[str] = []
-    for word, after in zip(words, [*words[1:], "="], strict=True):
-        if word in _INFO_FLAGS and _is_override(after):
-            flags.append(f"{word}=all")
-        elif word in _VALUE_FLAGS and _is_override(after):
-            lacking.append(word)
-        else:
-            (overrides if _is_override(word) else flags).append(word)
-    return [*flags, *overrides, *lacking]
+
+def _in_full(word: str) -> str:
+    """Return a word; if it is the beginning of one flag of Hydra's, which Hydra accepts, that flag."""
+    name, equals, value = word.partition("=")
+    flags = [flag for flag in _LONG_FLAGS if name.startswith("--") and flag.startswith(name)]
+    return f"{flags[0]}{equals}{value}" if len(flags) == 1 else word
+
+
+def _flag_problems(words: Sequence[str]) -> Iterator[Problem]:
+    flags = {word.partition("=")[0] for word in words}
+    for word in words:
+        flag = word.partition("=")[0]
+        if word in (*_PATH_FLAGS, *_NAME_FLAGS, *_VALUE_FLAGS):
+            yield Problem("this flag needs a value", f"command line: {word}")
+        elif flag in ("--resolve", "--package", "-p") and not {"--cfg", "-c"} & flags:
+            yield Problem("this flag has no effect without --cfg", f"command line: {flag}")
 
 
 def _absolute_config_path(words: Sequence[str]) -> list[str]:
@@ -77,9 +99,48 @@ def _is_override(word: str) -> bool:
 
 
 def config_folder(words: Sequence[str]) -> Path | None:
-    """Return the folder that --config-path names in a translated command line; None if there is none."""
+    """Return the folder that --config-path names in a translated command line, else the one of --config-dir;
+    None if there is none. The last one counts, as in Hydra.
+    """
+    path, directory = _values(words, _PATH_FLAGS[:2]), _values(words, _PATH_FLAGS[2:])
+    return next((Path(value) for value in reversed([*directory, *path])), None)
+
+
+def _values(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the values of a flag in a translated command line; `names` is its two forms."""
     flags = (word.partition("=") for word in words)
-    return next((Path(value) for flag, equals, value in flags if equals and flag in _PATH_FLAGS), None)
+    return [value for flag, equals, value in flags if equals and flag in names]
+
+
+def _config_name(words: Sequence[str]) -> str:
+    followed = [f"{one}={other}" for one, other in pairwise(words) if one in _NAME_FLAGS]
+    return next(reversed(_values([*words, *followed], _NAME_FLAGS)), "").removesuffix(".yaml")
+
+
+def _folder_problems(words: Sequence[str], folder: Path | None) -> list[Problem]:
+    """Return what is wrong with the folder of the experiment's file, and with the file's name."""
+    if folder is None:
+        hint = "add --config-path FOLDER, the folder of the file that --config-name names"
+        return [Problem("command line: no folder is given", hint=hint)] if _config_name(words) else []
+    shown = os.path.relpath(folder)
+    if os.path.isfile(folder):
+        return [Problem("this is a file, not a folder", shown, _advice(folder.with_suffix("")))]
+    if not os.path.isdir(folder):
+        return [Problem(f"no such folder: {shown}", "command line: --config-path")]
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return [Problem("the folder cannot be read: Permission denied", shown)]
+    name = _config_name(words)
+    for file in (folder / name, Path(name)) if "/" in name else ():
+        path = Path(f"{file}.yaml")
+        # Hydra places its keys below the name of the folder, unless the file says otherwise.
+        if os.path.isfile(path) and read_document(path).package is None:
+            return [Problem("`--config-name` is the name of a file without its folder", name, _advice(file))]
+    return []
+
+
+def _advice(file: Path) -> str:
+    words = shlex.join(["--config-path", os.path.relpath(file.parent), "--config-name", file.name])
+    return f"write {words}"
 
 
 def _set_or_add(word: str, groups: Sequence[str]) -> str:
@@ -96,10 +157,8 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
 def early_problems(words: Sequence[str]) -> list[Problem]:
     """Return the mistakes of a command line for which Hydra has no message that names them."""
     overrides, folder = _overrides(words), config_folder(words)
-    if words and words[-1] in _VALUE_FLAGS:
-        return [Problem("this flag needs a value", f"command line: {words[-1]}")]
-    if folder and os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-        return [Problem("the folder cannot be read: Permission denied", os.path.relpath(folder))]
+    if wrong := [*_flag_problems(words)] or _folder_problems(words, folder):
+        return wrong
     found = [
         Problem(what, f"command line: {_key(word)[:_SHOWN]}")
         for word in overrides
@@ -167,13 +226,43 @@ def _problem_of(error: Exception | None, words: Sequence[str]) -> Problem:
         error = cause
     if isinstance(error, OmegaConfBaseException):
         return Problem(first_line(error), error.full_key or "")
+    if folder and (in_file := _in_file(str(error), words, folder)):
+        return in_file
     # After an empty line come Hydra's search path and advice on its own switches.
     what, *lines = str(error).partition("\n\n")[0].replace("'++", "'").splitlines()
     more = "\n    ".join(line.strip() for line in lines)
     if isinstance(error, MissingConfigException):
         wanted = Path(error.missing_cfg_file or "").stem
-        beside = [path.stem for path in folder.glob("*.yaml")] if folder else []
-        if not wanted:
-            return Problem(what, "command line: --config-path", more)
-        return Problem(what, hint=nearest(wanted, error.options or beside) or more)
+        return Problem(what, hint=nearest(wanted, _files(folder) if folder else []) or more)
     return Problem(what, "" if "override" in what or not folder else os.path.relpath(folder), more)
+
+
+_IN_FILE = re.compile(r"In '([^']+)': (Could not (?:find|load) '([^']+)')?")
+
+
+def _in_file(message: str, words: Sequence[str], folder: Path) -> Problem | None:
+    """Return what Hydra says about one file, with its place."""
+    found = _IN_FILE.match(message)
+    file = folder / f"{found[1]}.yaml" if found else folder
+    if not found or not os.path.isfile(file):
+        return None
+    where = os.path.relpath(file)
+    if "Cannot merge DictConfig with ListConfig" in message:
+        what = (
+            "a list cannot be merged with a group of keys: the same key is one here and the other elsewhere"
+        )
+        return Problem(what, where)
+    if not found[3]:
+        return None
+    group, _, name = found[3].rpartition("/")
+    path = folder / f"{found[3]}.yaml"
+    if group and group in (_key(word).partition("@")[0] for word in words):
+        where = f"command line: {group}"
+    elif line := line_of_entry(read_document(file).root, name):
+        where = f"{where}:{line}"
+    what = "this cannot be read as a file" if os.path.lexists(path) else "no such file"
+    return Problem(f"{what}: {os.path.relpath(path)}", where, nearest(name, _files(path.parent)))
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.stem for path in folder.glob("*.yaml") if os.path.isfile(path)]

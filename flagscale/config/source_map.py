@@ -82,7 +82,7 @@ def index_sources(files: Iterable[tuple[Path, str]], overrides: Iterable[str] = 
             lines |= found
             texts |= given
     written: set[str] = set()
-    for override in _as_written(overrides):
+    for override in as_written(overrides):
         # `train=other` chooses a file; it writes no key.
         if not _is_choice(override.lstrip("+~"), chosen):
             key, _, value = override.lstrip("+~").partition("=")
@@ -109,7 +109,7 @@ def _read(text: str) -> object:
         return None
 
 
-def _as_written(overrides: Iterable[str]) -> list[str]:
+def as_written(overrides: Iterable[str]) -> list[str]:
     """Return Hydra's list with interpolations unresolved: one that fails is reported later, with its key."""
     if isinstance(overrides, ListConfig):
         return [str(text) for text in OmegaConf.to_container(overrides, resolve=False) or ()]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flagscale.config.host_names import canonical, expand, refusal
 from flagscale.errors import Problem, UserError
+from flagscale.files import read_regular_text
 from flagscale.plan.foreign_lines import FORM, MAX_SLOTS, advice
 
 
@@ -29,7 +30,7 @@ def read_hostfile(path: Path) -> tuple[HostLine, ...]:
         UserError: the file cannot be read, lists no hosts, or has bad lines (all of them are reported).
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError([Problem(f"cannot read the hostfile: {reason}", str(path))]) from None

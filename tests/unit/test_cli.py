@@ -149,6 +149,9 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["+experiment.runner.host_paths={1: {a: b}}"], "host_paths.1: YAML reads this name as 1"),
         (["train={true: 1}"], "train.True: YAML reads this name as True"),
         (["experiment.envs.1BAD=x"], "a name cannot begin with a digit: `1BAD`"),
+        (["-m", "hydra.sweeper.max_batch_size=0"], "`max_batch_size` must be a whole number of at least 1"),
+        (["hydra.searchpath=[pkg://os]"], "hydra.searchpath.0: there is no such package"),
+        (["hydra.searchpath=[absent]"], "hydra.searchpath.0: there is no such folder"),
         (["train.model.save_interval=null"], "train.model.save_interval"),
     ],
 )
@@ -186,9 +189,90 @@ def test_a_missing_file_is_a_users_mistake(words: list[str], capfd: pytest.Captu
     assert cli.main([*words[:3], "confg"]) == 2
     assert "did you mean `config`?" in capfd.readouterr().err
     assert cli.main(["--config-path=cnf", *words[2:]]) == 2
-    reported = capfd.readouterr().err
-    assert "- command line: --config-path: Primary config directory not found" in reported
-    assert "cnf' exists" in reported
+    assert "- command line: --config-path: no such folder: cnf\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        (["--config-path=absent"], "- command line: --config-path: no such folder: absent\n"),
+        (["--config-path", "loop"], "- command line: --config-path: no such folder: loop\n"),
+        (["--config-path", "conf/config.yaml"], "write --config-path conf --config-name config\n"),
+        ([], "- command line: no folder is given\n    add --config-path FOLDER"),
+        (["--config-path", "conf", "--config-path", "absent"], "no such folder: absent\n"),
+    ],
+)
+def test_a_wrong_folder_is_named(
+    place: list[str], expected: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("loop").symlink_to("loop")
+    assert cli.main([*place, "--config-name", "config", "action=dryrun"]) == 2
+    assert expected in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("conf", "./config"), (".", "conf/config"), ("conf", "conf/config.yaml"), ("conf", "../conf/config")],
+)
+def test_the_name_of_the_file_has_no_folder(
+    folder: str, name: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--config-path", folder, "--config-name", name, "action=dryrun"]) == 2
+    assert "write --config-path conf --config-name config\n" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--package", "-p", "--pack", "--cfg", "--experimental-rerun", "--config-dir"]
+)
+def test_a_flag_without_a_value_does_not_take_the_action_for_it(
+    flag: str, words: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_perform", lambda config: pytest.fail("an action was performed"))
+    assert cli.main([*words, "action=dryrun", flag]) == 2
+    assert "this flag needs a value" in capfd.readouterr().err
+
+
+def test_flags_of_no_effect(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    for more in (["--package", "train"], ["--resolve"]):
+        assert cli.main([*words, *more]) == 2
+        assert f"- command line: {more[0]}: this flag has no effect without --cfg" in capfd.readouterr().err
+    assert cli.main([*words, "--info"]) == 0
+    assert cli.main([*words, "--cfg", "job", "--package", "train", "--resolve"]) == 0
+
+
+def test_a_flag_that_is_cut_short(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().rglob("*"))
+    assert cli.main([*words, "--multi", "experiment.exp_dir=a,b"]) == 0
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_package_that_does_not_exist_is_a_users_mistake(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--cfg", "job", "--package", "absent"]) == 2
+    assert "'absent' not found" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["hydra.run.dir=x/y"],
+        ["hydra.run.dir=/dev/null/x"],
+        ["hydra={run: {dir: x}}"],
+        ["hydra.run.dir=x", "hydra.job.chdir=true"],
+        ["hydra.output_subdir=x", "hydra/job_logging=default"],
+        ["-m", "hydra.sweep.dir=x", "experiment.exp_dir=a,b"],
+        ["-m", "hydra.sweep.subdir=../../../../../../../..${hydra:runtime.cwd}/x", "experiment.exp_dir=a,b"],
+        ["-m", "hydra.job.chdir=true", "experiment.exp_dir=a,b"],
+    ],
+)
+def test_hydra_writes_nothing_whatever_its_own_keys_say(
+    more: list[str], words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().rglob("*"))
+    assert cli.main([*words, *more]) == 0
+    assert str(Path.cwd()) in capfd.readouterr().out
+    assert sorted(Path().rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -461,3 +545,62 @@ def test_relative_config_sources_do_not_change_the_directory(words: list[str]) -
     here = os.getcwd()
     cli.main(words)
     assert os.getcwd() == here
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "expected"),
+    [
+        (
+            {"a": "defaults:\n- _self_\n- train: demp\n"},
+            [],
+            "conf/a.yaml:3: no such file: conf/train/demp.yaml",
+        ),
+        ({"a": "defaults:\n- _self_\n- train: demp\n"}, [], "did you mean `demo`?"),
+        (
+            {"a": "defaults: [bse]\n"},
+            [],
+            "conf/a.yaml:1: no such file: conf/bse.yaml\n    did you mean `base`?",
+        ),
+        (
+            {"a": "defaults: [train: demo]\n"},
+            ["train=demp"],
+            "command line: train: no such file: conf/train/demp",
+        ),
+        (
+            {"a": "defaults: [train: one]\n", "train/one": "x: 1\ndefaults:\n- tow"},
+            [],
+            "conf/train/one.yaml:3: no such file: conf/train/tow.yaml",
+        ),
+        ({"a": "defaults:\n- train: folder\n"}, [], "this cannot be read as a file: conf/train/folder.yaml"),
+        (
+            {
+                "a": "defaults: [train: one]\n",
+                "train/one": "defaults: [two]\nx: [1]\n",
+                "train/two": "x: {a: 1}\n",
+            },
+            [],
+            "conf/train/one.yaml: a list cannot be merged with a group of keys",
+        ),
+    ],
+)
+def test_a_file_that_is_named_but_cannot_be_merged(
+    files: dict[str, str],
+    more: list[str],
+    expected: str,
+    words: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    Path("conf/train/folder.yaml").mkdir(parents=True)
+    for name, text in {"base": "", "train/demo": "", **files}.items():
+        Path(f"conf/{name}.yaml").write_text(text)
+    assert cli.main([*words[:3], "a", "action=dryrun", *more]) == 2
+    assert expected in capfd.readouterr().err
+
+
+def test_where_the_run_is_not_written(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("conf/config.yaml").write_text("experiment:\n  exp_dir: [a]\n")
+    assert cli.main([*words, "action=query"]) == 2
+    assert "- conf/config.yaml:2: experiment.exp_dir: a path is required here" in capsys.readouterr().err
+    Path("conf/config.yaml").write_text("experiment: text\n")
+    assert cli.main([*words, "action=dryrun"]) == 2
+    assert "- conf/config.yaml:1: experiment: a group of keys is expected here" in capsys.readouterr().err

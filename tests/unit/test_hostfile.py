@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,12 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
         hosts = parse_hostfile(text, "hosts")
         assert hosts
     assert all(host.slots >= 1 and "/" not in host.name for host in hosts)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_a_file_without_an_end_is_refused(kind: str, tmp_path: Path) -> None:
+    path = Path(kind) if kind.startswith("/") else tmp_path / kind
+    if not path.exists():
+        os.mkfifo(path)
+    with pytest.raises(UserError, match="a pipe or a device, not a file"):
+        read_hostfile(path)

@@ -252,7 +252,7 @@ def test_an_interpolation_that_refers_to_itself(mistakes: Mistakes, value: str) 
 def test_a_missing_experiment(mistakes: Mistakes) -> None:
     assert texts(mistakes("train: {}\n")) == ["experiment: this group is missing"]
     assert texts(mistakes("experiment: 4\nserve: {}\n")) == [
-        "config.yaml:1: experiment: this group is missing"
+        "config.yaml:1: experiment: a group of keys is expected here"
     ]
     assert len(mistakes("experiment: ${nowhere}\ntrain: {}\n")) == 1
     assert len(mistakes("{}\n")) == 1

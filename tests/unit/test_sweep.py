@@ -83,3 +83,35 @@ def test_an_interrupt_ends_the_whole_sweep(words: list[str], monkeypatch: pytest
     own = "experiment.exp_dir=out/${hydra:job.num}"
     assert main([*words, *SWEEP, own, "action=test"]) == 130
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        (["train.model.seed=range(1,100000000)"], "train.model.seed: this sweep has more than 10000 jobs"),
+        (["train.model.seed=range(0,1e400)"], "train.model.seed: this sweep has more than 10000 jobs"),
+        (["a=range(0,200)", "b=range(1,0,-0.01)"], "a, b: this sweep has more than 10000 jobs"),
+        (["train.model.seed=range(0,10,0)"], "train.model.seed: this range has no numbers"),
+        (["train.model.seed=range(0,10,-1)"], "train.model.seed: this range has no numbers"),
+        (["train.model.seed=range(0,nan)"], "train.model.seed: this range has no numbers"),
+        (["train.model.seed=glob(x*)"], "command line: this sweep has no jobs"),
+    ],
+)
+def test_a_sweep_without_a_first_job(
+    sweep: list[str], expected: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "-m", *sweep]) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["experiment.envs.A=${absent}", "action=${absent}"])
+def test_an_override_that_cannot_be_resolved(
+    broken: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "-m", "experiment.exp_dir=a,b", broken]) == 2
+    assert capsys.readouterr().err.count("Interpolation key 'absent' not found") == 2
+
+
+def test_a_value_that_is_given_twice(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "-m", "experiment.exp_dir=a,a"]) == 2
+    assert "the jobs `experiment.exp_dir=a` and `experiment.exp_dir=a`" in capsys.readouterr().err

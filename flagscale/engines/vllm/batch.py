@@ -45,7 +45,9 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
             hint = nearest(str(key), _SECTIONS)
             problems.append(Problem(f"unknown key `{key}`", source_map.where(f"{group}.{key}"), hint))
     missing = [key for key in _SECTIONS if not isinstance(raw.get(key), Mapping)]
-    problems += [Problem("this section is required", source_map.where(f"{group}.{key}")) for key in missing]
+    for key in missing:
+        what = "this section is required" if raw.get(key) is None else "a group of keys is expected here"
+        problems.append(Problem(what, source_map.where(f"{group}.{key}")))
     arguments, generate = None, None
     secrets: dict[str, str] = {}
     if "llm" not in missing:
