@@ -40,6 +40,8 @@ _LONG_FLAGS = (
     ),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
+_COMPLETION_FLAGS = ("--shell-completion", "-sc")
+_COMPLETION = re.compile(r"(install|uninstall|query)=[a-z]+")
 _OTHER_WORD = re.compile(r"-|~|.*=")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
@@ -48,8 +50,14 @@ def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
     # Hydra's parser takes flags before the first override or after the last one, but not between two.
     words = sorted(_absolute_config_path(_with_values(words)), key=_is_override)
+    if _asks_for_completion(words):
+        return words
     groups = _groups(config_folder(words))
     return [_set_or_add(word, groups) for word in words]
+
+
+def _asks_for_completion(words: Sequence[str]) -> bool:
+    return any(word in _COMPLETION_FLAGS for word in words)
 
 
 def _with_values(words: Sequence[str]) -> list[str]:
@@ -73,7 +81,12 @@ def _in_full(word: str) -> str:
 
 def _flag_problems(words: Sequence[str]) -> Iterator[Problem]:
     flags = {word.partition("=")[0] for word in words}
+    if _asks_for_completion(words) and not any(map(_COMPLETION.fullmatch, words)):
+        hint = 'for example: eval "$(python run.py --shell-completion install=bash)"'
+        yield Problem("give install=SHELL or uninstall=SHELL", "command line: --shell-completion", hint)
     for word in words:
+        if _asks_for_completion(words) and _is_override(word) and not _COMPLETION.fullmatch(word):
+            yield Problem("this has no effect with --shell-completion", f"command line: {word}", "remove it")
         flag = word.partition("=")[0]
         if word in (*_PATH_FLAGS, *_NAME_FLAGS, *_VALUE_FLAGS):
             yield Problem("this flag needs a value", f"command line: {word}")

@@ -115,6 +115,14 @@ def test_flags_may_stand_between_overrides(words: list[str], capsys: pytest.Capt
     assert "between" in capsys.readouterr().out
 
 
+def test_the_shell_completes_only_what_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--shell-completion", "install=bash"]) == 0
+    assert "complete" in capsys.readouterr().out
+    for words in (["-sc"], ["--shell-completion", "+a=["], ["-sc", "experiment=!!str [a]", "install=bash"]):
+        assert cli.main(words) == 2
+        assert "command line: " in capsys.readouterr().err
+
+
 def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     own = "experiment.exp_dir=out/${train.model.num_layers}"
     assert cli.main([*words, "-m", "train.model.num_layers=2,4", own]) == 0

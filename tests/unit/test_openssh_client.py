@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.remote.openssh import client
+from flagscale.remote.pipe import Unreachable
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +45,15 @@ def test_a_home_that_cannot_be_entered_counts_as_one_without_configuration(
 ) -> None:
     monkeypatch.setenv("HOME", f"/{'y' * 300}")  # for root, too
     assert client.config_files() == ()
+
+
+def test_a_configuration_that_takes_for_ever_to_read_is_reported(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = home / "ssh"
+    program.write_text("#!/bin/sh\n[ $1 = -V ] && echo OpenSSH_9.2 >&2 && exit\nexec sleep 60\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(client, "program", lambda: str(program))
+    monkeypatch.setattr(client, "_LONGEST", 0.5)
+    with pytest.raises(Unreachable, match=r"ssh .*-G -- host` did not end within 0.5 s"):
+        client.settings("host")

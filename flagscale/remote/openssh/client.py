@@ -7,6 +7,7 @@ import errno
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
 from base64 import b64decode
@@ -23,7 +24,8 @@ from flagscale.remote.pipe import Unreachable
 
 _SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 _IDENTITIES = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk", "id_xmss", "id_dsa")
-
+_LONGEST = 30.0
+"""Seconds for reading the configuration; a `Match exec` in it may run any command."""
 _KEY = b"openssh-key-v1\0"
 _PLAIN_KEY = _KEY + b"\0\0\0\4none"
 """How a private key begins, and one without a passphrase: the name of its cipher (OpenSSH's PROTOCOL.key)."""
@@ -53,9 +55,12 @@ def _run(*words: str) -> subprocess.CompletedProcess[str]:
             start_new_session=True,
             encoding="utf-8",
             errors="replace",
+            timeout=_LONGEST,
         )
     except OSError as error:
         raise cannot_start(words[0], error) from None
+    except subprocess.TimeoutExpired:  # a `Match exec` in the configuration, for example
+        raise Unreachable(f"`{shlex.join(words)}` did not end within {_LONGEST:g} s") from None
 
 
 def cannot_start(path: str, error: OSError) -> Unreachable:
