@@ -139,8 +139,9 @@ def _compose(words: Sequence[str], perform: Callable[[DictConfig], int], quiet: 
 def _with_hydra(
     words: Sequence[str], task: Callable[[DictConfig], None], quiet: Sequence[str]
 ) -> tuple[list[Problem], Exception | None]:
-    """Have Hydra call `task` with each configuration, unless a file has a mistake; return both kinds of
-    mistakes: those in the form of the files, and the one for which Hydra gave up.
+    """Have Hydra call `task` with each configuration, unless a file has a mistake.
+
+    Returns: the mistakes in the form of the files, and the error with which Hydra gave up, if it did.
     """
     in_files = problems_of_files()
 

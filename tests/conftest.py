@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -10,6 +13,20 @@ settings.register_profile(
     "flagscale", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("flagscale")
+
+
+_FILES: set[Path] = set()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Spare the collector what is there when a file of tests begins: the tests themselves, and all imports.
+
+    Once tests have imported an engine, it takes a third of the time of the unit tests.
+    """
+    if item.path not in _FILES:
+        _FILES.add(item.path)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,13 +17,12 @@ from flagscale.errors import Violation
 
 _TOKENIZER_FILES = {vocabulary.OF_FILES: ("vocab_file", "merge_file")}
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json")
-_TOKENIZERS_WITH_MODEL = (
-    "HuggingFaceTokenizer",
-    "SentencePieceTokenizer",
-    "GPTSentencePieceTokenizer",
-    "Llama2Tokenizer",
-    "TikTokenizer",
-)
+_TOKENIZERS_WITH_MODEL = {
+    "HuggingFaceTokenizer": "folder",
+    **dict.fromkeys(
+        ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer"), "file"
+    ),
+}
 
 
 _MUCH = 10**9
@@ -111,11 +110,13 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
     if kind in _TOKENIZERS_WITH_MODEL:
         model = values.get("tokenizer_model")
         if not model:
-            yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its folder or file"
+            yield "tokenizer_model", f"{kind} needs `tokenizer_model`: its {_TOKENIZERS_WITH_MODEL[kind]}"
         elif model.startswith("~"):
             yield "tokenizer_model", f"{model}: write the full path: the engine does not expand `~`"
         elif is_path(model) and not os.path.exists(cwd / model):
             yield "tokenizer_model", f"{model}: no such tokenizer"
+        elif kind != "HuggingFaceTokenizer" and os.path.isdir(cwd / model):
+            yield "tokenizer_model", f"{model} is a folder: {kind} reads one file: name that"
         elif (
             kind == "HuggingFaceTokenizer"
             and os.path.isdir(cwd / model)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flagscale.checks.pipeline import interleaving_violation, model_chunks, pipeline_violations
 from flagscale.checks.recompute import recompute_violations
 from flagscale.checks.schedule import batch_sizes, whole_batches
 from flagscale.errors import Violation
@@ -75,7 +76,7 @@ def violations(values: Mapping[str, Any], world_size: int) -> Iterator[Violation
             _largest(sizes),
             f"tensor {sizes['tensor_model_parallel']} x pipeline {sizes['pipeline_model_parallel']} x "
             f"context {sizes['context_parallel']} = {model} ranks hold one model, which does not divide "
-            f"the job's {world_size} ranks (hosts x nproc_per_node)",
+            f"the job's {world_size} ranks (hosts x nproc_per_node): {_fitting(model, world_size)}",
         )
         return
     found = degrees(values, world_size)
@@ -92,6 +93,12 @@ _DEGREES = (
     "expert_model_parallel",
     "expert_tensor_parallel",
 )
+
+
+def _fitting(model: int, world_size: int) -> str:
+    """Return how to make the ranks a multiple of those that hold one model."""
+    more = "use more ranks (experiment.runner: `hostfile` and `nnodes`, or `nproc_per_node`) or lower degrees"
+    return more if world_size < model else f"use a multiple of {model} ranks, or other degrees"
 
 
 def _largest(sizes: Mapping[str, int]) -> str:
@@ -161,7 +168,7 @@ def _batch_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Vio
     if values.get("step_batch_size_schedule"):
         if batch is not None:
             yield "global_batch_size", "give global_batch_size or step_batch_size_schedule, not both"
-        yield from _schedule_violations(values, micro, found)
+        yield from _batch_schedule_violations(values, micro, found)
         yield from _recompute_violations(values, found, 1)
         return
     step = micro * found.dp
@@ -170,13 +177,13 @@ def _batch_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Vio
         why = f"micro_batch_size {micro} x data parallel {found.dp}"
         yield "global_batch_size", f"global_batch_size {batch} must be a multiple of {step} ({why})"
         return
-    if wrong := schedule_violation(values, found.pp, found.vpp, batch // step):
+    if wrong := interleaving_violation(values, found.pp, found.vpp, batch // step):
         yield "global_batch_size", wrong
     yield from _recompute_violations(values, found, batch // step)
     yield from _evaluation_violations(values, batch, micro, found)
 
 
-def _schedule_violations(values: Mapping[str, Any], micro: int, found: Degrees) -> Iterator[Violation]:
+def _batch_schedule_violations(values: Mapping[str, Any], micro: int, found: Degrees) -> Iterator[Violation]:
     """Yield the batch sizes of a schedule that no step can have; the engine finds each when it begins."""
     name, step = "step_batch_size_schedule", micro * found.dp
     if values.get("decrease_batch_size_if_needed"):
@@ -210,98 +217,6 @@ def _evaluation_violations(
         name = "eval_micro_batch_size" if is_micro else "eval_global_batch_size"
         why = f"eval_micro_batch_size {step // found.dp} x data parallel {found.dp}"
         yield name, f"an evaluation step of {evaluated or batch} samples must be a multiple of {step} ({why})"
-
-
-_CHUNKS = (
-    "num_layers_per_virtual_pipeline_stage",
-    "num_virtual_stages_per_pipeline_rank",
-    "pipeline_model_parallel_layout",
-)
-"""Three ways to cut a stage into model chunks; at most one may be given."""
-
-_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
-_COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-
-
-def model_chunks(values: Mapping[str, Any], pp: int) -> int:
-    """Return the number of model chunks per stage; 1 for a layout that is written with multiplications."""
-    layout = values.get("pipeline_model_parallel_layout")
-    if isinstance(layout, str) and "*" not in layout:
-        return max(1, (layout.count("|") + 1) // pp)
-    per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
-    if isinstance(per_chunk, int) and per_chunk > 0:
-        return max(1, _counted_layers(values) // pp // per_chunk)
-    return int(values.get("num_virtual_stages_per_pipeline_rank") or 1)
-
-
-def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Violation]:
-    """Yield why the layers cannot be cut into `pp` stages of `vpp` chunks."""
-    given = [name for name in _CHUNKS if values.get(name) is not None]
-    small = [name for name in given if isinstance(values[name], int) and values[name] < 1]
-    for name in small:
-        yield name, f"{name} must be a whole number of at least 1, not {values[name]}"
-    uneven = [name for name in _ENDS if values.get(name) is not None]
-    counted = [name for name in _COUNTED if values.get(name)]
-    groups = [given, [*uneven[:1], *counted[:1]], [*given[:1], *uneven[:1]] if _CHUNKS[0] in given else []]
-    if _CHUNKS[2] in given:
-        groups.append([_CHUNKS[2], *uneven, *counted])
-    clashes = [group for group in groups if len(group) > 1]
-    for group in clashes:
-        yield group[1], f"{' and '.join(group)} cannot be combined"
-    if small or clashes:
-        return
-    if _CHUNKS[2] not in given:
-        yield from (
-            _uneven_violations(values, uneven, pp, vpp) if uneven else _even_violations(values, pp, vpp)
-        )
-    if vpp > 1 and pp == 1:
-        yield given[0], "an interleaved pipeline needs pipeline_model_parallel_size > 1"
-    elif vpp > 1 and pp == 2 and not values.get("overlap_p2p_comm", True):
-        yield given[0], "an interleaved pipeline of 2 stages needs overlap_p2p_comm: true"
-
-
-def _counted_layers(values: Mapping[str, Any]) -> int:
-    """Return the number of layers to distribute: embedding and loss may count as one each."""
-    return int(values.get("num_layers") or 0) + sum(1 for name in _COUNTED if values.get(name))
-
-
-def _even_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Violation]:
-    layers, total = values.get("num_layers"), _counted_layers(values)
-    per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
-    unit = pp * (per_chunk or vpp)
-    if layers and total % unit:
-        counted = str(total) if total == layers else f"{layers} (counted as {total})"
-        chunks = f" x {vpp} chunks per stage" if vpp > 1 else ""
-        if per_chunk:
-            chunks = f" x {per_chunk} layers per chunk"
-        why = f"pipeline_model_parallel_size {pp}{chunks}"
-        yield "num_layers", f"num_layers {counted} must be a multiple of {unit} ({why})"
-
-
-def _uneven_violations(
-    values: Mapping[str, Any], uneven: list[str], pp: int, vpp: int
-) -> Iterator[Violation]:
-    for name in uneven:
-        if values[name] < 1 or values[name] % vpp:
-            yield name, f"{name} {values[name]} must be a multiple of {vpp} and at least 1"
-            return
-    layers = int(values.get("num_layers") or 0)
-    left, stages = layers - sum(values[name] for name in uneven), pp - len(uneven)
-    fits = left > 0 and left % (stages * vpp) == 0 if stages > 0 else left == 0 and stages == 0
-    if not fits:
-        yield uneven[0], f"{left} layers cannot fill {stages} stages x {vpp} chunks between the uneven ends"
-
-
-def schedule_violation(values: Mapping[str, Any], pp: int, vpp: int, micro_batches: int) -> str:
-    """Return why an interleaved pipeline cannot run this many micro-batches per step; empty if it can."""
-    if vpp == 1 or pp == 1:
-        return ""
-    group = values.get("microbatch_group_size_per_vp_stage") or pp
-    if not pp <= group <= micro_batches or 0 < micro_batches % group < pp:
-        return (
-            f"an interleaved pipeline needs a multiple of {group} micro-batches per step, not {micro_batches}"
-        )
-    return ""
 
 
 def multiple(values: Mapping[str, Any], name: str, of: int, why: str) -> Iterator[Violation]:

@@ -22,7 +22,7 @@ _REQUIRED = {
     "seq_length": "tokens per sample",
     "max_position_embeddings": "the longest sequence the model can read",
     "lr": "the learning rate",
-    "tokenizer_type": "HuggingFaceTokenizer, NullTokenizer, ...",
+    "tokenizer_type": "HuggingFaceTokenizer (with `tokenizer_model`), NullTokenizer (with `vocab_size`), ...",
 }
 
 
@@ -208,8 +208,14 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that the engine accepts but computes as something else."""
     groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
     if not values.get("group_query_attention") and groups not in (None, 1, heads):
-        # The engine would build full attention.
-        yield "num_query_groups", "`num_query_groups` needs `group_query_attention: true`"
+        # The engine would build full attention, as v0.6.0 did.
+        what = (
+            "`num_query_groups` needs `group_query_attention: true`; without it, every head is a group of its"
+        )
+        yield (
+            "num_query_groups",
+            f"{what} own: remove `num_query_groups` to keep that, as in FlagScale v0.6.0",
+        )
     is_native = values.get("cross_entropy_fusion_impl") != "te"
     if (
         values.get("cross_entropy_loss_fusion")
@@ -222,7 +228,7 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 NOT_SUPPORTED = (
     "mtp_num_layers",
-    "hybrid_layer_pattern",
+    *("hybrid_layer_pattern", "hybrid_override_pattern"),
     "hybrid_context_parallel",
     "dataloader_inter_document_masking",
     "per_dataset_sequences_path",

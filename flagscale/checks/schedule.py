@@ -77,7 +77,7 @@ def whole_batches(steps: Sequence[tuple[int, int]], samples: int) -> tuple[int, 
     return consumed, consumed
 
 
-_NUMBER = r"(\d+(?:\.\d+)?)([KMBT]?)"
+_NUMBER = r"(\d{1,18}(?:\.\d+)?)([KMBT]?)"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 

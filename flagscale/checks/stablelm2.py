@@ -58,13 +58,18 @@ def stablelm2_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name in (COSINE, PERIOD, RSQRT, DECAY, ALPHA, BETA):
         if isinstance(values.get(name), int | float) and values[name] < 0:
             yield name, f"`{name}` must be at least 0, not {values[name]}"
-    warm_up = schedule(values)["the warm-up"]
+    warm_up, length = (schedule(values)[part] for part in ("the warm-up", "the length of the schedule"))
     cosine = values.get(COSINE) or 0
     if cosine > (warm_up or 0) and values.get(COSINE_MAX) is None:
         yield COSINE_MAX, f"`{COSINE}` needs `{COSINE_MAX}`: the learning rate where the cosine begins"
     if not cosine and not values.get(BETA) and warm_up == 0:
         what = "1 / sqrt(0) at the first step: give a warm-up"
         yield BETA, f"`lr_decay_style: {STYLE}` begins with {what}, `{COSINE}` or `{BETA}`"
+    begin, own = max(cosine, warm_up or 0), values.get(RSQRT) or 0
+    if own >= 0 and cosine + own <= begin < (length or 0):
+        # v0.6.0 went on with a learning rate of 0.
+        what = f"the linear decay of `{STYLE}` begins where the inverse square root ends: give its samples"
+        yield RSQRT, f"{what}, more than {begin - cosine:.0f}, or let the cosine last {length:.0f} samples"
     for name, why in _UNSUPPORTED.items():
         if values.get(name) is not None:
             yield name, f"`{name}` is not supported with `lr_decay_style: {STYLE}`: {why}"

@@ -53,7 +53,7 @@ def tokenizer_of(values: Mapping[str, Any], cwd: Path = Path()) -> str:
     if folder is not None:
         return tokenizer.fingerprint(folder)
     paths = [cwd / str(values[name]) for name in ("vocab_file", "merge_file") if values.get(name)]
-    if values.get("tokenizer_type") != OF_FILES or len(paths) < 2 or not all(map(Path.is_file, paths)):
+    if values.get("tokenizer_type") != OF_FILES or len(paths) < 2 or not all(map(os.path.isfile, paths)):
         return ""
     named = [values.get("special_tokens") or [], values.get(END_OF_DOCUMENT) or EOD]
     digest = hashlib.sha256(json.dumps(named).encode())
@@ -125,7 +125,7 @@ def tokenizer_violation(prefix: Path, folder: str, fingerprint: str) -> str:
 def file_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Violation]:
     """Yield what is wrong with the tokens of a tokenizer of files: special ones, and the end of documents."""
     try:
-        ids = _file_ids(values, cwd) if (cwd / str(values.get("merge_file"))).is_file() else {}
+        ids = _file_ids(values, cwd) if os.path.isfile(cwd / str(values.get("merge_file"))) else {}
     except UserError as error:
         yield "vocab_file", "; ".join(problem.what for problem in error.problems)
         return
@@ -148,7 +148,7 @@ def _file_ids(values: Mapping[str, Any], cwd: Path) -> dict[str, int]:
         UserError: it is not a JSON object of consecutive ids.
     """
     path = cwd / str(values.get("vocab_file"))
-    if values.get("tokenizer_type") != OF_FILES or not values.get("vocab_file") or not path.is_file():
+    if values.get("tokenizer_type") != OF_FILES or not values.get("vocab_file") or not os.path.isfile(path):
         return {}
     try:
         ids = json.loads(path.read_text(encoding="utf-8"))

@@ -57,7 +57,8 @@ def _with_values(words: Sequence[str]) -> list[str]:
     joined: list[str] = []
     for word in map(_in_full, words):
         last = joined[-1] if joined else ""
-        if last in (*_PATH_FLAGS, *_NAME_FLAGS) or (last in _VALUE_FLAGS and not _OTHER_WORD.match(word)):
+        takes_a_word = last in (*_NAME_FLAGS, *_VALUE_FLAGS) and not _OTHER_WORD.match(word)
+        if last in _PATH_FLAGS or takes_a_word:  # a path may contain `=`
             word = f"{joined.pop()}={word}"
         joined.append(word)
     return [f"{word}=all" if word in _INFO_FLAGS else word for word in joined]

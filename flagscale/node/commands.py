@@ -135,7 +135,8 @@ def serve() -> int:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="surrogateescape")
     # Output of other code must not be mistaken for an answer.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    answers.write(json.dumps({HELLO: __version__}) + "\n")
+    # On a line of its own: the shell may have printed text without an end of line, such as a title.
+    answers.write("\n" + json.dumps({HELLO: __version__}) + "\n")
     answers.flush()
     for line in sys.stdin:
         answers.write(json.dumps(execute(json.loads(line))) + "\n")

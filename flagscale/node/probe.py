@@ -37,7 +37,7 @@ def probe(question: str) -> Reply:
     """
     asked = json.loads(question)
     directory = Path(asked["directory"])
-    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    existing = next(path for path in (directory, *directory.parents) if os.path.isdir(path))
     inputs, cwd = asked["inputs"], Path(asked["cwd"])
     platform = platforms.find(asked["platform"])
     return {
@@ -50,7 +50,7 @@ def probe(question: str) -> Reply:
         "disk_free": shutil.disk_usage(existing).free,
         "writable": os.access(existing, os.W_OK),
         "directory": str(existing),
-        "sees_mark": not asked["mark"] or Path(asked["mark"]).exists(),
+        "sees_mark": not asked["mark"] or os.path.exists(asked["mark"]),
         "wrong_inputs": [what for _, what in input_violations(inputs, cwd)] or scan(inputs, cwd),
         "odd_tokenizers": odd_tokenizers(inputs, cwd) if asked["is_check"] else [],
         "taken_ports": [port for address, port in asked["listens"] if not _can_listen(address, port)],

@@ -6,6 +6,7 @@ Opening a tokenizer takes seconds: it happens in a child process, and the result
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ def _folders(inputs: Mapping[str, Any], cwd: Path) -> Iterator[Path]:
         yield folder
     for values in inputs.get("models", ()):
         name = values.get("tokenizer") or values.get("model")
-        if name and (cwd / str(name) / "tokenizer.json").is_file():
+        if name and os.path.isfile(cwd / str(name) / "tokenizer.json"):
             yield cwd / str(name)
 
 

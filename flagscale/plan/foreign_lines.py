@@ -15,6 +15,8 @@ from flagscale.config.host_names import expand, refusal
 FORM = "write `host slots=N` or `host slots=N type=NAME` on each line"
 MAX_SLOTS = 1024
 _SLOTS = ("slots", "slot", "gpus", "ngpus", "np", "nproc", "procs", "ppn", "cpus", "count")
+_OPTIONS = {"user": "User", "login": "User", "port": "Port", "host": "HostName", "hostname": "HostName"}
+"""Fields, without prefixes such as `ssh_` and `ansible_`, that are options of `~/.ssh/config`."""
 _SSH_PORT = 22
 _OUTSIDE = r"(?![^\[]*\])"
 """Not within brackets."""
@@ -55,8 +57,13 @@ def _entry(words: list[str], repeated: int) -> str:
     port = place.number if slots or not _is_count(place.number) or int(place.number) == _SSH_PORT else ""
     slots = slots or ("" if port else place.number) or (str(repeated) if repeated > 1 else "N")
     chip = f" type={fields['type']}" if fields.get("type") else ""
-    settings = [f"`User {place.user}`"] if place.user else []
-    settings += [f"`Port {port}`"] if port and slots != "N" else []
+    options = {"User": place.user, "Port": port if slots != "N" else ""}
+    options |= {
+        name: value
+        for key, value in fields.items()
+        if (name := _OPTIONS.get(re.sub("^(ansible|ssh|_)+", "", key.lower())))
+    }
+    settings = [f"`{name} {value}`" for name, value in options.items() if value]
     steps = f"write `{place.host} slots={slots}{chip}`" + (" once" if repeated > 1 else "")
     if settings:
         steps += f", and {' and '.join(settings)} below `Host {place.host}` in ~/.ssh/config"

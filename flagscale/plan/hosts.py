@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from flagscale.config.blanks import wanted_at
@@ -32,7 +33,8 @@ def select_hosts(
     least, wanted = runner.host_range(len(lines))
     problems = []
     if wanted > len(lines):
-        what, hint = f"nnodes is {wanted}, but {source}", "list the hosts in experiment.runner.hostfile"
+        what = f"nnodes is {wanted}, but {source}"
+        hint = f"list the hosts in experiment.runner.hostfile, or use nnodes: {len(lines)}"
         problems.append(Problem(what, where("experiment.runner.nnodes"), hint))
     problems += [
         Problem(
@@ -42,18 +44,8 @@ def select_hosts(
         for line in lines[:wanted]
         if ranks is not None and ranks > line.slots
     ]
-    if runner.standalone and wanted > 1 and not runner.per_node_task:
-        what, hint = (
-            f"`standalone` means one host, but the job has {wanted}",
-            "remove the key, or set nnodes: 1",
-        )
-        problems.append(Problem(what, where("experiment.runner.standalone"), hint))
-    elif runner.standalone:
-        problems += [
-            Problem(f"`standalone` and `{key}` contradict each other", where(f"experiment.runner.{key}"))
-            for key in ("rdzv_endpoint", "rdzv_backend", "master_addr", "master_port")
-            if getattr(runner, key) not in (None, "c10d", "static")
-        ]
+    if runner.standalone:
+        problems += _standalone_problems(runner, wanted, where)
     kinds = {(ranks or line.slots, line.type) for line in lines[:wanted]}
     if least < wanted <= len(lines) and len(kinds) > 1:
         what = "any host may be left out, so all hosts need the same slots and type"
@@ -65,6 +57,18 @@ def select_hosts(
         Host(rank=rank, name=line.name, slots=ranks or line.slots, platform=line.type or devices.platform)
         for rank, line in enumerate(lines[:wanted])
     )
+
+
+def _standalone_problems(runner: Runner, hosts: int, where: Where) -> Iterator[Problem]:
+    if hosts > 1 and not runner.per_node_task:
+        what, hint = f"`standalone` means one host, but the job has {hosts}", "remove it, or set nnodes: 1"
+        yield Problem(what, where("experiment.runner.standalone"), hint)
+        return
+    for key in ("rdzv_endpoint", "rdzv_backend", "master_addr", "master_port"):
+        if getattr(runner, key) not in (None, "c10d", "static"):
+            yield Problem(
+                f"`standalone` and `{key}` contradict each other", where(f"experiment.runner.{key}")
+            )
 
 
 def named_hosts(runner: Runner, devices: LocalDevices, where: Where) -> tuple[HostLine, ...]:

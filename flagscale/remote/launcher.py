@@ -139,6 +139,8 @@ def _start_hosts(
     for host, reply in stopped.items():
         if not reply["ok"] and not replies[host].get("unreachable"):
             problems.append(Problem(f"could not be stopped again: {reply['message']}", host.name))
+    if not problems:
+        raise FlagScaleError("the job did not start: it was stopped by another command meanwhile")
     raise HostError("the job did not start; hosts that had started were stopped again:", problems)
 
 

@@ -24,7 +24,9 @@ class Place:
 
     address: str
     identity: str = ""
-    """Equal for two names of one host; "" for a host that the SSH configuration leads to."""
+    """Equal for two names of one host."""
+    is_certain: bool = True
+    """Whether the network says so; otherwise the SSH configuration leads there."""
 
 
 def places_of(hosts: tuple[Host, ...], ssh_port: int | None) -> dict[Host, Place]:
@@ -49,13 +51,15 @@ def _own(others: list[str]) -> str:
 
 
 def _remote_place(name: str, ssh_port: int | None) -> Place:
-    known, port = name, ssh_port
-    with suppress(Unreachable):  # reported when connecting to the host
-        known, port = configured_place(name, ssh_port)
+    try:
+        known, port, way = configured_place(name, ssh_port)
+    except Unreachable:  # reported when connecting to the host
+        return Place(_resolved(name), name)
     address = _resolved(known)
-    if known.lower() != name.lower() or port is None:
-        return Place(address)
-    return Place(address, _HERE if is_local(address) and port == _SSH_PORT else f"{address} port {port}")
+    identity = f"{address} port {port}" + (f" through {way}" if way else "")
+    if known.lower() != name.lower() or way:
+        return Place(address, identity, is_certain=False)
+    return Place(address, _HERE if is_local(address) and port == _SSH_PORT else identity)
 
 
 def _resolved(name: str) -> str:
@@ -65,11 +69,16 @@ def _resolved(name: str) -> str:
         return name
 
 
-def repeated(places: Mapping[Host, Place]) -> Iterator[tuple[Host, str]]:
-    """Yield every host that has been named before in another way, with what is wrong."""
+def repeated(places: Mapping[Host, Place]) -> Iterator[tuple[Host, str, bool]]:
+    """Yield each host that was named before in another way, what is wrong, and whether that is certain."""
     first: dict[str, Host] = {}
     for host, place in places.items():
-        known = first.setdefault(place.identity or host.name, host)
-        if known != host:
-            is_where = f"it is the same host as {known.name} ({place.identity})"
-            yield host, f"{is_where}; remove one of them from the hostfile"
+        known = first.setdefault(place.identity, host)
+        if known == host:
+            continue
+        is_certain = place.is_certain and places[known].is_certain
+        what = f"it is the same host as {known.name} ({place.identity})"
+        hint = "; remove one of them from the hostfile"
+        if not is_certain:
+            what, hint = f"{what} in ~/.ssh/config", "; correct it, or remove one of them from the hostfile"
+        yield host, what + hint, is_certain

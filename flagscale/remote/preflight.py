@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,10 @@ def ask_hosts(
         asked = time.time()
         replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if _may_scan(job) else 0.0)
         answered = time.time()
-    results = [CheckResult(False, host.name, text) for host, text in repeated(places)]
+    results = [
+        CheckResult(False, host.name, text, is_advice=not is_certain)
+        for host, text, is_certain in repeated(places)
+    ]
     for host, reply in replies.items():
         if reply.get("ok") is False:
             results.append(CheckResult(False, host.name, reply["message"]))
@@ -162,7 +166,7 @@ def _listens(service: Service) -> Iterator[tuple[str, int]]:
 @contextmanager
 def _mark(exp_dir: Path, hosts: int) -> Iterator[str]:
     """Create a temporary file by which hosts show that they share this file system; yield its path, or ""."""
-    existing = next(path for path in (exp_dir, *exp_dir.parents) if path.is_dir())
+    existing = next(path for path in (exp_dir, *exp_dir.parents) if os.path.isdir(path))
     path = existing / f".flagscale-{token_hex(8)}"
     try:
         if hosts > 1:

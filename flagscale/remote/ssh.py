@@ -7,8 +7,11 @@ sent as JSON on the session's standard input.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 
 from flagscale import __version__
@@ -19,8 +22,6 @@ from flagscale.remote.pipe import Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
 from flagscale.run.state import Reply
 
-_NOISE = 100
-"""Lines that a user's shell may print before the first line of the session."""
 _LAST_LINES = 20
 _HANDSHAKES = threading.BoundedSemaphore(64)
 """The number of simultaneous handshakes: each has a time limit, and all share the cores of this machine."""
@@ -80,31 +81,45 @@ class Session:
         return reply
 
     def _greet(self) -> None:
-        """Wait for the first line. Raises Unreachable, with the output of shell or Python, if none comes."""
+        """Wait for the first line, whatever the user's shell prints before it.
+
+        Raises:
+            Unreachable: none comes in time; the message quotes the last output of shell or Python.
+        """
+        deadline = time.monotonic() + self._timeout
+        noise: deque[str] = deque(maxlen=_LAST_LINES)
         try:
-            for _ in range(_NOISE):
+            while True:
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise TimeoutError  # although there is something to read
+                line = self._pipe.receive(left)
+                noise.append(line)
                 with suppress(ValueError):
-                    reported = json.loads(self._pipe.receive(self._timeout))
+                    reported = json.loads(line)
                     if isinstance(reported, dict) and HELLO in reported:
                         break
-            else:
-                raise EOFError
         except TimeoutError:
             self._pipe.close()
-            raise Unreachable(f"connected, but it did not answer within {self._timeout:g} s") from None
+            what = f"connected, but it did not answer within {self._timeout:g} s"
+            raise Unreachable(_quoting(what, "".join(noise))) from None
         except ConnectionError:
             raise Unreachable(self._ended("the connection was lost")) from None
         except EOFError:
-            raise Unreachable(self._ended("FlagScale does not start there")) from None
+            raise Unreachable(self._ended("FlagScale does not start there", "".join(noise))) from None
         if reported[HELLO] != __version__:
             self._pipe.close()
             raise Unreachable(f"FlagScale {reported[HELLO]} is installed there, but {__version__} here")
 
-    def _ended(self, what: str) -> str:
+    def _ended(self, what: str, printed: str = "") -> str:
         """Return `what`, followed by the last output of its shell or Python."""
-        printed = self._pipe.last_words().strip()
+        errors = self._pipe.last_words()
         self._pipe.close()
-        return ": ".join(filter(None, (what, "\n".join(printed.splitlines()[-_LAST_LINES:]))))
+        return _quoting(what, errors if errors.strip() else printed)
+
+
+def _quoting(what: str, printed: str) -> str:
+    """Return `what`, followed by the last lines that were printed."""
+    return ": ".join(filter(None, (what, "\n".join(printed.strip().splitlines()[-_LAST_LINES:]))))
 
 
 def connect(access: HostAccess, command: str) -> Pipe:
@@ -124,8 +139,10 @@ def connect(access: HostAccess, command: str) -> Pipe:
         return without_openssh.connect(access, command)
 
 
-def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
-    """Return the address (or name) and the port that the user's SSH configuration gives for a host.
+def configured_place(host: str, port: int | None = None) -> tuple[str, int, str]:
+    """Return the address (or name), the port and the way to a host, as the user's SSH configuration says.
+
+    The way is "" for a direct connection.
 
     Raises:
         Unreachable: the configuration cannot be read; the message says why.
@@ -133,8 +150,11 @@ def configured_place(host: str, port: int | None = None) -> tuple[str, int]:
     if openssh.program():
         with _HANDSHAKES:
             found = openssh.settings(host, port)
-        return found.first("hostname"), int(found.first("port"))
+        way = found.first("proxyjump") or found.first("proxycommand")
+        # A command with the name in it leads elsewhere for another name.
+        way = re.sub("%[nkC]", lambda _: host, way)
+        return found.first("hostname"), int(found.first("port")), way
     from flagscale.remote.without_openssh.ssh_config import settings_of
 
     settings = settings_of(host, port)
-    return settings.address, settings.port
+    return settings.address, settings.port, settings.jumps or settings.command

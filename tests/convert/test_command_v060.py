@@ -29,7 +29,7 @@ def answer(words: str) -> list[str]:
         (
             "--model-type llama --loader mcore --saver transformers --load-dir A --save-dir 'b c' "
             "--true-vocab-size 128256 --target-params-dtype bf16",
-            "--load A --save 'b c' --to huggingface --vocab-size 128256 --dtype bf16",
+            "--load A --save 'b c' --to huggingface --model llama --vocab-size 128256 --dtype bf16",
         ),
         (
             "--model-type=mixtral --loader=transformers --load-dir=A --save-dir=B --true-vocab-size 9",
@@ -39,6 +39,10 @@ def answer(words: str) -> list[str]:
             "--model-type mistral mixtral --loader transformers --load-dir A --save-dir B "
             "--target-num-experts 8",
             "--load A --save B --to megatron --experts 8",
+        ),
+        (
+            "--model-type mistral --loader mcore --saver transformers --load-dir A --save-dir B",
+            "--load A --save B --to huggingface --model mistral",
         ),
         ("--loader mcore --saver mcore --load-dir", "--load DIR --save DIR --to megatron"),
     ],

@@ -39,6 +39,7 @@ MODELS = (
     replace(LLAMA, tied=True, rope=Rope(500000.0, "llama3", 32.0)),
     replace(LLAMA, rope=Rope(10000.0, "linear", 4.0), dtype="bfloat16"),
     MIXTRAL,
+    replace(LLAMA, family="mistral"),
     replace(LLAMA, family="qwen2", groups=4),
     replace(LLAMA, family="qwen3", head_dim=6, dtype="float16"),
 )
@@ -108,6 +109,14 @@ def test_unsupported_settings_are_refused(changes: dict[str, object], message: s
     with pytest.raises(UserError) as caught:
         read_config(config, "config.json")
     assert message in str(caught.value)
+
+
+def test_a_window_that_matters_is_refused_also_if_it_is_the_default_of_transformers() -> None:
+    longer = {**write_config(replace(LLAMA, family="mistral", positions=8192), {}), "sliding_window": 8192}
+    assert read_config(longer, "config.json").family == "mistral"
+    del longer["sliding_window"]
+    with pytest.raises(UserError, match="`sliding_window` is 4096"):
+        read_config(longer, "config.json")
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

@@ -23,6 +23,7 @@ CLEAN_WITHIN = 30.0
 LONG = "train.model.train_iters=100000"
 
 
+@pytest.mark.slow  # the next test continues a run too, and tests/worker starts a finished one
 def test_a_second_foreground_run_continues_from_the_checkpoint_of_the_first(make_experiment: Make) -> None:
     job = make_experiment("train.model.train_iters=8", "train.system.checkpoint.save_interval=4")
     done = job("test")

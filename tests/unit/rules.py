@@ -201,11 +201,16 @@ _ONE = str(Path(__file__).parent / "data" / "one_token.json")
 _OF_ONE = {"vocab_file": _ONE, "merge_file": _ONE}
 _HF = {"tokenizer_type": "HuggingFaceTokenizer"}
 
-_LM2 = {"lr_decay_style": "stablelm2-scheduler", "lr_decay_stablelm2_beta": 1.0}
+_LM2 = {
+    "lr_decay_style": "stablelm2-scheduler",
+    "lr_decay_stablelm2_beta": 1.0,
+    "lr_decay_stablelm2_rsqrt_samples": 8,
+}
 
 _IGNORED = {
     "mtp_num_layers": 1,
     "hybrid_layer_pattern": "M-M-",
+    "hybrid_override_pattern": "M-M-",
     "hybrid_context_parallel": True,
     "dataloader_inter_document_masking": True,
     "per_dataset_sequences_path": "sequences.json",
@@ -231,7 +236,10 @@ SHARED = [
         Example({name: value}, f"`{name}` is not supported by FlagScale's forward step")
         for name, value in _IGNORED.items()
     ),
-    Example({"num_query_groups": 2}, "`num_query_groups` needs `group_query_attention: true`"),
+    Example(
+        {"num_query_groups": 2},
+        "needs `group_query_attention: true`; without it, every head is a group of its own: remove",
+    ),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # The schedule of v0.6.0.
     *(
@@ -242,6 +250,10 @@ SHARED = [
     ),
     Example(_LM2 | {"lr_decay_stablelm2_cosine_samples": 8}, "needs `lr_decay_stablelm2_cosine_max_lr`"),
     Example(_LM2 | {"lr_decay_stablelm2_beta": 0.0}, "1 / sqrt(0) at the first step: give a warm-up"),
+    Example(
+        _LM2 | {"lr_decay_stablelm2_rsqrt_samples": 0},
+        "the linear decay of `stablelm2-scheduler` begins where the inverse square root ends: give",
+    ),
     Example(_LM2 | {"decoupled_lr": 0.1}, "`decoupled_lr` is not supported with `lr_decay_style: stablelm2"),
     Example(
         _LM2 | {"decoupled_min_lr": 0.1},
@@ -302,6 +314,7 @@ SHARED = [
     Example(_BPE | _OF_ONE | {"tokenizer_special_tokens": ["<|endoftext|>"]}, "names '<|endoftext|>', which"),
     Example(_BPE | _OF_ONE | {"end_of_document": "</s>"}, "has the token '</s>', which ends a document"),
     Example(_HF, "HuggingFaceTokenizer needs `tokenizer_model`"),
+    Example(_HF | {"tokenizer_type": "Llama2Tokenizer", "tokenizer_model": "./"}, "./ is a folder: Llama2"),
     Example(_HF | {"tokenizer_model": "./nowhere"}, "./nowhere: no such tokenizer"),
     Example(_HF | {"tokenizer_model": str(Path(__file__).parent)}, "has no tokenizer.json"),
     # Validation sets.

@@ -91,6 +91,22 @@ def test_both_forms_of_the_config_path_mean_the_current_directory(words: list[st
     assert cli.main(["-cp", "conf", "-cn", "config"]) == 0
 
 
+@pytest.mark.parametrize(
+    "line", [("action=dryrun", "-cp"), *((flag, "action=dryrun") for flag in ("--package", "-cn", "--cfg"))]
+)
+def test_a_flag_without_its_value_takes_no_override_for_it(
+    line: tuple[str, str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (line, line[::-1]) if "-cp" not in line else (line,):  # a path may contain `=`
+        assert cli.main([*words, *given]) == 2
+        assert ": this flag needs a value" in capsys.readouterr().err
+
+
+def test_a_flag_whose_value_can_be_left_out(words: list[str]) -> None:
+    for line in ([*words, "action=dryrun", "--info"], [*words, "-i", "action=dryrun"]):
+        assert cli.main(line) == 0
+
+
 def test_flags_may_stand_between_overrides(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Hydra's parser refuses that."""
     flags, overrides = words[:4], words[4:]

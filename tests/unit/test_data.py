@@ -118,6 +118,8 @@ def test_tokenizers(tmp_path: Path) -> None:
     assert "has no tokenizer.json" in what
     (tmp_path / "tokenizer.json").touch()
     assert tokenizer("HuggingFaceTokenizer", tokenizer_model=str(tmp_path)) == []
+    ((_, what),) = tokenizer("Llama2Tokenizer", tokenizer_model=str(tmp_path))
+    assert what == f"{tmp_path} is a folder: Llama2Tokenizer reads one file: name that"
     found = tokenizer("GPT2BPETokenizer", vocab_file=str(tmp_path / "vocab.json"))
     assert [name for name, _ in found] == ["vocab_file", "merge_file"]
     (tmp_path / "vocab.json").write_text('{"<|endoftext|>": 0}')

@@ -208,6 +208,7 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
         "40 or 44",
     ),
     (2, {"schedule": "4", "gbs": None}, "step_batch_size_schedule", "`4` is not TOKENS:BATCH"),
+    (2, {"schedule": f"0:4 {'9' * 400}:8", "gbs": None}, "step_batch_size_schedule", "is not TOKENS:BATCH"),
     (2, {"schedule": "999:4", "gbs": None}, "step_batch_size_schedule", "must begin at 0 tokens"),
     (2, {"schedule": "0:4 9:8", "gbs": None}, "step_batch_size_schedule", "begin at the same sample"),
     (2, {"schedule": "0:0", "gbs": None}, "step_batch_size_schedule", "must be at least 1"),

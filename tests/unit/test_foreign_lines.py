@@ -35,6 +35,13 @@ SSH = "in ~/.ssh/config"
         ("[::2]:2222 slots=8", f"write `::2 slots=8`, and `Port 2222` below `Host ::2` {SSH}"),
         ("al@192.0.2.1 slots=2", f"write `192.0.2.1 slots=2`, and `User al` below `Host 192.0.2.1` {SSH}"),
         ("ssh://bob@w1:22 np=3", f"write `w1 slots=3`, and `User bob` and `Port 22` below `Host w1` {SSH}"),
+        ("w1 port=2222 slots=4", f"write `w1 slots=4`, and `Port 2222` below `Host w1` {SSH}"),
+        ("w1 ssh_port=29 np=4", f"write `w1 slots=4`, and `Port 29` below `Host w1` {SSH}"),
+        ("w1 slots=4 user=bob", f"write `w1 slots=4`, and `User bob` below `Host w1` {SSH}"),
+        (
+            "w1 ansible_host=192.0.2.1 ansible_ssh_user=al",
+            f"write `w1 slots=N`, and `User al` and `HostName 192.0.2.1` below `Host w1` {SSH}",
+        ),
         ("w1:2222", "write `w1 slots=N`"),
         ("w1:22", "write `w1 slots=N`"),
         # Slips

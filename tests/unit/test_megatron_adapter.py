@@ -218,7 +218,7 @@ def test_a_new_training_with_the_state_of_the_optimizer(
     """It begins again, so that schedule and data may differ; with weights of its own run it continues."""
     old, own = tmp_path / "old", tmp_path / "run" / "checkpoints"
     start = {"finetune_with_optim": True, "load": str(old)}
-    assert refused(start) == [f"train.load: {old}: no such folder"]
+    assert refused(start) == [f"train.load: `finetune_with_optim` needs a checkpoint: {old}: no such folder"]
     old.mkdir()
     (old / TRACKER).write_text("5")
     write_arguments(
@@ -228,7 +228,10 @@ def test_a_new_training_with_the_state_of_the_optimizer(
     (problem,) = refused({**start, "optimizer": "sgd"})
     assert problem.endswith('use "adam", or set `finetune: true` to start without its state')
     pretrained = {"finetune_with_optim": True, "pretrained_checkpoint": str(old)}
-    assert build(pretrained).notices == ()
+    assert build(pretrained, max_restarts=1).notices == ()
+    for name in ("finetune_with_optim", "finetune"):
+        (notice,) = build({name: True, "load": str(old)}, max_restarts=1).notices
+        assert notice.startswith(f"train.{name}: every restart (experiment.runner.max_restarts) begins again")
     own.mkdir(parents=True)
     (own / TRACKER).write_text("7")
     write_arguments(own / "iter_0000007", {**TASK, "seed": 1})

@@ -33,6 +33,15 @@ ON_THE_WAY = (
             "none of your keys is accepted (Too many authentication failures); name the right one in "
             "~/.ssh/config with IdentityFile and `IdentitiesOnly yes`",
         ),
+        (
+            "Permissions 0644 for '/a b' are too open.\nThis private key will be ignored.\n"
+            'Load key "/a b": bad permissions\nLoad key "/x": error in libcrypto\n'
+            "no such identity: /none: No such file or directory\n"
+            "me@10.0.0.1: Permission denied (publickey).",
+            "none of your keys is accepted (me@10.0.0.1: Permission denied (publickey)); /a b is not used "
+            "because others can read it: `chmod 600 '/a b'`; /x is not used (error in libcrypto); /none does "
+            "not exist; try `ssh gpu-1`",
+        ),
         ("Bad owner or permissions on /c", "10.0.0.1 port 22: Bad owner or permissions on /c"),
         (
             "no matching host key type found. Their offer: ssh-rsa",
@@ -47,6 +56,11 @@ ON_THE_WAY = (
             "strict checking.\nHost key verification failed.",
             "its host key is unknown (Certificate invalid: expired); verify it, then add it: "
             "`ssh-keyscan -p 22 10.0.0.1 >> /k`",
+        ),
+        (
+            "Host key ED25519 SHA256:b9WG revoked by file /r\nHost key verification failed.",
+            "its host key is revoked: Host key ED25519 SHA256:b9WG revoked by file /r. Do not connect before "
+            "the host has a new key",
         ),
         (
             "Host key for jump has changed and you have requested strict checking.\n"

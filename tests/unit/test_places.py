@@ -12,18 +12,21 @@ from flagscale.remote.places import Place, places_of, repeated
 from flagscale.values import Host
 
 NETWORK = {"w1": "10.0.0.1", "w1.example.org": "10.0.0.1", "w2": "10.0.0.2", "lo": "127.0.0.1"}
-CONFIGURED: Mapping[str, tuple[str, int]] = {
-    "box-a": ("w2", 2201),
-    "box-b": ("w2", 2202),
-    "again": ("w2", 22),
-    "docker": ("docker", 2201),
+CONFIGURED: Mapping[str, tuple[str, int, str]] = {
+    "box-a": ("w2", 2201, ""),
+    "box-b": ("w2", 2202, ""),
+    "again": ("w2", 22, ""),
+    "behind-a": ("w2", 22, "a"),
+    "behind-b": ("w2", 22, "b"),
+    "behind-b2": ("w2", 22, "b"),
+    "docker": ("docker", 2201, ""),
 }
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        places, "configured_place", lambda name, port: CONFIGURED.get(name, (name, port or 22))
+        places, "configured_place", lambda name, port: CONFIGURED.get(name, (name, port or 22, ""))
     )
     monkeypatch.setattr(places, "_resolved", lambda name: {**NETWORK, "docker": "10.0.0.1"}.get(name, name))
     monkeypatch.setattr(places, "own_address", lambda other: "10.0.0.9")
@@ -34,7 +37,15 @@ def hosts(*names: str) -> tuple[Host, ...]:
 
 
 def found(*names: str, ssh_port: int | None = None) -> list[tuple[str, str]]:
-    return [(host.name, text) for host, text in repeated(places_of(hosts(*names), ssh_port))]
+    return [(host.name, text) for host, text, certain in _repeated(names, ssh_port) if certain]
+
+
+def suspected(*names: str) -> list[tuple[str, str]]:
+    return [(host.name, text) for host, text, certain in _repeated(names) if not certain]
+
+
+def _repeated(names: tuple[str, ...], ssh_port: int | None = None) -> list[tuple[Host, str, bool]]:
+    return list(repeated(places_of(hosts(*names), ssh_port)))
 
 
 def test_two_names_of_one_address_are_one_host() -> None:
@@ -51,9 +62,17 @@ def test_two_names_of_this_machine_are_one_host() -> None:
 
 
 def test_hosts_that_the_ssh_configuration_tells_apart_are_several() -> None:
-    assert found("w2", "box-a", "box-b") == []
-    assert found("w1", "docker") == []
-    assert found("w2", "again") == []  # as the user has written it
+    for names in (("w2", "box-a", "box-b"), ("w1", "docker"), ("w2", "behind-a", "behind-b")):
+        assert found(*names) == suspected(*names) == []
+
+
+def test_hosts_that_the_ssh_configuration_does_not_tell_apart_are_suspected() -> None:
+    assert found("w2", "again", "behind-b", "behind-b2") == []  # as the user has written it
+    text = "it is the same host as {} in ~/.ssh/config; correct it, or remove one of them from the hostfile"
+    assert suspected("w2", "again", "behind-b", "behind-b2") == [
+        ("again", text.format("w2 (10.0.0.2 port 22)")),
+        ("behind-b2", text.format("behind-b (10.0.0.2 port 22 through b)")),
+    ]
 
 
 def test_addresses_are_those_that_other_hosts_see() -> None:

@@ -32,6 +32,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable
     (tmp_path / "tokenizer").mkdir()
     vocabulary = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": []}
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "tokenizer" / "llama2.model").write_bytes(b"")
     (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
     (tmp_path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer" / "special_tokens.txt").write_text("</s>\n")

@@ -86,6 +86,8 @@ def test_aquilas_files(build: Build, files: dict[str, str]) -> None:
         ({"tokenizer_special_tokens": ["x"]}, "give `special_tokens_file` or `tokenizer_special_tokens`"),
         ({"vocab_file": "nowhere.json"}, "vocab_file: GPT2BPETokenizer needs `vocab_file`: nowhere.json: no"),
         ({"merge_file": None}, "merge_file: GPT2BPETokenizer needs `merge_file`"),
+        ({"vocab_file": "y" * 300}, "GPT2BPETokenizer needs `vocab_file`: yyy"),
+        ({"merge_file": "y" * 300}, "GPT2BPETokenizer needs `merge_file`: yyy"),
         ({"vocab_file": __file__}, "cannot be read as JSON"),
         ({"end_of_document": "<end>"}, "has the token '<end>', which ends a document: name another one"),
     ],

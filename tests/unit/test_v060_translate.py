@@ -141,6 +141,8 @@ def test_keys_of_weights_and_biases_go_to_the_environment() -> None:
     )
     assert kept == {"wandb_project": "p"}
     assert environment == {"WANDB_API_KEY": "secret", "WANDB_MODE": "offline"}
+    *_, (problem,) = translate({"wandb_mode": "onlin", "wandb_project": "p"})
+    assert problem.what == "`wandb_mode` cannot be 'onlin'; valid: online, offline, disabled"
 
 
 @pytest.mark.parametrize(
@@ -185,10 +187,32 @@ def test_the_rule_is_dropped_if_v060_did_not_use_it(tree: dict[str, Any], why: s
     assert kept == {name: value for name, value in tree.items() if name not in WITH_OWN_RULES}
 
 
-def test_a_rule_without_numbers_is_reported_as_unknown() -> None:
-    kept, _, notices, _ = translate({"swiglu": True, "multiple_of": "x", "hidden_size": 64})
-    assert kept["multiple_of"] == "x"
+@pytest.mark.parametrize("wrong", ["x", 0, -8, True])
+def test_a_rule_without_numbers_is_refused(wrong: object) -> None:
+    _, _, notices, (problem,) = translate({"swiglu": True, "multiple_of": wrong, "hidden_size": 64})
+    assert problem.what == f"`multiple_of` must be a number above 0, not {wrong!r}"
+    assert problem.where == "train.multiple_of"
     assert notices == []
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"hidden_size": 64, "swiglu": True, "multiple_of": 8, "hidden_dim_multiplier": 1.5},
+        {"seq_length": 64, "global_batch_size": 8, "train_samples": 46, "rampup_batch_size": [2, 2, 9]},
+        {
+            "tokenizer_type": "Qwen2TokenizerFS",
+            "vocab_size": 151851,
+            "make_vocab_size_divisible_by": 64,
+            "tensor_model_parallel_size": 2,
+        },
+    ],
+)
+def test_numbers_may_be_text(tree: dict[str, Any]) -> None:
+    """As the engine reads `hidden_size: "64"`."""
+    as_text = {key: str(value) if isinstance(value, int | float) else value for key, value in tree.items()}
+    as_text |= {key: value for key, value in tree.items() if isinstance(value, bool)}
+    assert translate(as_text) == translate(tree)
 
 
 def experiment(**keys: Any) -> tuple[dict[str, Any], list[str], list[Problem]]:
@@ -360,6 +384,8 @@ def test_a_ramp_without_steps_is_dropped(value: object) -> None:
         ([2, 2, 20], {"global_batch_size": None}, "needs `global_batch_size`"),
         ([2, 4, 20], {}, "steps of 4 do not lead from 2 to global_batch_size 8"),
         ([16, 2, 20], {}, "do not lead from 16"),
+        ([2, 2, 10**400], {}, "takes three whole numbers"),
+        ([2, 2, 20], {"global_batch_size": 2 * 10**15}, "are more than 5000"),
         ([2, 2, 20], {"train_samples": None, "train_iters": 9}, "`train_samples`, not `train_iters`"),
     ],
 )
@@ -472,6 +498,9 @@ def test_keys_of_its_inference() -> None:
         ({"system": {"lr": 1, "x": {"lr": 2}}, "model": {"lr": 3}}, "train.system.x.lr"),
         ({"system": {"x": {"lr": 2}}, "model": {"x": {"other": 3}}}, ""),
         ({"lr": 1, "more": {"lr": 2}}, ""),
+        ({"model": {"a": {"lr": True}, "lr": False}}, "train.model.a.lr"),
+        ({"model": {"a": {"lr": False}, "lr": False}}, "train.model.lr"),
+        ({"system": {"lr": True}, "model": {"lr": False}}, "train.model.lr"),
     ],
 )
 def test_which_of_two_values_it_took(arguments: dict[str, Any], place: str) -> None:

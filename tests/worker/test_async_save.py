@@ -154,6 +154,7 @@ def test_sigterm_waits_for_the_save_in_progress(tmp_path: Path) -> None:
     assert fault_of(tmp_path / "saved" / f"iter_{last:07d}") == ""
 
 
+@pytest.mark.slow  # test_endings.py has a full disk without async_save
 def test_a_full_disk_ends_the_run_with_one_message(tmp_path: Path) -> None:
     """A file size limit stands in for a full disk."""
     with ended_at_last(start(tmp_path, SMALL_FILES)) as process:

@@ -54,6 +54,7 @@ def drop_gradient_scale() -> None:
     lane.Lane.__init__ = init  # type: ignore[method-assign]
 
 
+@pytest.mark.slow  # in test_layouts.py, too, a training that differs is found
 def test_without_the_gradient_scale_the_training_differs(tmp_path: Path) -> None:
     layout = next(layout for layout in LAYOUTS if layout.name == "llama: tp2 > dp2")
     found = compare([layout], tmp_path, STEPS, f"{__name__}:drop_gradient_scale")[layout.name]
@@ -61,6 +62,7 @@ def test_without_the_gradient_scale_the_training_differs(tmp_path: Path) -> None
     assert not found.is_small(layout.model), found
 
 
+@pytest.mark.slow  # test_validation.py evaluates on meshes, too
 def test_evaluation_spans_all_meshes(tmp_path: Path) -> None:
     layouts = (
         Layout("one", "llama", 1, ""),
@@ -113,6 +115,7 @@ CONTINUED = (
 
 
 SLOW = (
+    "one process as meshes",
     "meshes as the same meshes",
     "meshes as interleaved ones",
     "interleaved meshes as one process",

@@ -65,13 +65,18 @@ CONTINUED = (
 )
 
 
+SLOW = ("llama as CP2", "moe as EP2 PP2")
+
+
 @pytest.fixture(scope="module")
-def continued(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
+def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     folder: Path = tmp_path_factory.mktemp("checkpoints")
     runs: list[Run] = []
     for saved, layout in SAVED.items():
         runs.append(_run(layout, "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
     for saved, layout in CONTINUED:
+        if layout.name in SLOW and not request.config.getoption("--slow"):
+            continue
         runs.append(_run(layout, "--load", f"{folder}/{saved}", "--ckpt-step", str(SAVED_AT)))
     return run_all(runs, folder / "runs")
 
@@ -81,7 +86,11 @@ def _run(layout: Layout, *more: str) -> Run:
     return replace(run, argv=(*run.argv, ZERO, *more))
 
 
-@pytest.mark.parametrize(("saved", "layout"), CONTINUED, ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(
+    ("saved", "layout"),
+    [pytest.param(*one, marks=pytest.mark.slow if one[1].name in SLOW else ()) for one in CONTINUED],
+    ids=lambda value: getattr(value, "name", ""),
+)
 def test_another_layout_continues_from_a_checkpoint(
     saved: str, layout: Layout, continued: dict[str, Curve]
 ) -> None:

@@ -35,14 +35,18 @@ SAVED = {
     "EP2 bf16, whole states": ("moe", 2, f"{EP2} --bf16"),
     "experts of one process, bf16": ("moe", 1, "--bf16"),
 }
+# `test_layouts.py` has the kinds of the others, with the distributed optimizer, too.
+QUICK = (
+    ("TP2 PP2", 2, f"{INTERLEAVED} {ZERO}"),
+    ("padded TP2", 1, f"{ZERO} --make-vocab-size-divisible-by 400"),
+)
 CONTINUED = (
+    *QUICK,
     ("TP2 PP2", 1, ZERO),
     ("TP2 PP2", 2, f"{ZERO} {OVERLAP}"),
-    ("TP2 PP2", 2, f"{INTERLEAVED} {ZERO}"),
     ("TP2 PP2", 2, f"{TP2} {ZERO}"),
     ("DP2", 4, f"{TP2} {PP2} {ZERO}"),
     ("EP2", 1, ZERO),
-    ("padded TP2", 1, f"{ZERO} --make-vocab-size-divisible-by 400"),
     ("EP2, whole states", 1, ""),
     ("experts of one process", 2, EP2),
     ("EP2 bf16, whole states", 1, "--bf16"),
@@ -52,7 +56,7 @@ OTHER_PADDING = "padded TP2 with other padding"
 
 
 def is_slow(saved: str) -> bool:
-    return saved not in ("TP2 PP2", "EP2", "padded TP2")
+    return saved not in [name for name, *_ in QUICK]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     runs += [
         run(f"{saved} as {ranks} {options}", SAVED[saved][0], ranks, options, load(saved))
         for saved, ranks, options in CONTINUED
-        if request.config.getoption("--slow") or not is_slow(saved)
+        if request.config.getoption("--slow") or (saved, ranks, options) in QUICK
     ]
     runs.append(run(OTHER_PADDING, "llama", 1, ZERO, PADDED, load("padded TP2")))
     return run_all(runs, folder / "runs")
@@ -83,7 +87,7 @@ def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize(
     ("saved", "ranks", "options"),
-    [pytest.param(*one, marks=pytest.mark.slow if is_slow(one[0]) else ()) for one in CONTINUED],
+    [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in CONTINUED],
 )
 def test_another_layout_continues(saved: str, ranks: int, options: str, curves: dict[str, Curve]) -> None:
     whole, rest = curves[saved], curves[f"{saved} as {ranks} {options}"]

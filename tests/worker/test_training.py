@@ -56,6 +56,7 @@ def test_the_output_is_readable(base: Base) -> None:
     assert len(base.ended.output.splitlines()) < 200
 
 
+@pytest.mark.slow  # test_files.py shows which checkpoint is chosen
 def test_training_resumes_from_an_older_checkpoint_if_the_newest_is_damaged(
     base: Base, copy_of_base: Callable[[], Path], corpus: list[str]
 ) -> None:

@@ -92,7 +92,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 }
 
 
-QUICK = ("one", "dp2", "tp2 pp2", "meshes")
+QUICK = ("one", "tp2 pp2", "meshes")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def todays_command(given: Namespace) -> str:
     words = ["python", "tools/checkpoint/convert.py"]
     words += ["--load", given.load_dir or "DIR", "--save", given.save_dir or "DIR"]
     words += ["--to", "huggingface" if given.saver == "transformers" else "megatron"]
+    if given.loader == "mcore" and given.saver == "transformers" and given.model_type:
+        words += ["--model", given.model_type[0]]  # several families are alike in Megatron's format
     # A folder in Hugging Face's format states its own.
     if given.true_vocab_size and given.loader == "mcore":
         words += ["--vocab-size", given.true_vocab_size]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -10,6 +12,30 @@ from typing import Any
 from flagscale.config.engine_args import FlatKey, Unknown
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
+
+_NUMBERS: Mapping[str, type[int] | type[float]] = {
+    **dict.fromkeys(
+        (
+            *("hidden_size", "ffn_hidden_size", "multiple_of", "seq_length", "global_batch_size"),
+            *("train_samples", "vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"),
+        ),
+        int,
+    ),
+    "hidden_dim_multiplier": float,
+}
+"""The numbers from which values are computed."""
+
+
+def with_numbers(flat_keys: Sequence[FlatKey]) -> list[FlatKey]:
+    """Return the flat keys with numbers that are given as text, which the engine reads too, as numbers."""
+    return [replace(key, value=_as_number(key)) if key.name in _NUMBERS else key for key in flat_keys]
+
+
+def _as_number(flat_key: FlatKey) -> Any:
+    if isinstance(flat_key.value, str):
+        with suppress(ValueError):
+            return _NUMBERS[flat_key.name](flat_key.value)
+    return flat_key.value
 
 
 def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0) -> int:
@@ -19,7 +45,7 @@ def ffn_hidden_size(hidden_size: int, multiple_of: int, multiplier: float = 1.0)
 
 
 def with_ffn_size(
-    flat_keys: Sequence[FlatKey], source_map: SourceMap, notices: list[Problem]
+    flat_keys: Sequence[FlatKey], source_map: SourceMap, problems: list[Problem], notices: list[Problem]
 ) -> list[FlatKey]:
     """Replace `multiple_of` and `hidden_dim_multiplier` with the `ffn_hidden_size` that they stand for.
 
@@ -42,9 +68,12 @@ def with_ffn_size(
         return [key for key in flat_keys if key not in given]
     size: Any = Unknown.VALUE
     is_known = Unknown.VALUE not in (rule, scale, hidden)
-    if is_known and not all(map(_is_positive, (rule, scale or 1.0))):
-        return [*flat_keys]  # reported as an unknown argument
-    if is_known and _is_positive(hidden):
+    wrong = [key for key in given if is_known and key.value is not None and not _is_positive(key.value)]
+    problems += [
+        Problem(f"`{key.name}` must be a number above 0, not {key.value!r}", source_map.where(key.path))
+        for key in wrong
+    ]
+    if is_known and not wrong and _is_positive(hidden):
         size = ffn_hidden_size(int(hidden), int(rule or 0), float(scale or 1.0))
         places = ", ".join(source_map.where(key.path) for key in given)
         notices.append(Problem(f"is now `ffn_hidden_size: {size}`", places))
@@ -135,7 +164,8 @@ def _with_whole_batches(
     taken = samples_taken(steps, ramp, length.value)
     if taken == length.value:
         return flat_keys
-    what = f"is now {taken}: FlagScale v0.6.0 left out the last batch, which is not full"
+    last = "left out the last batch, which is not full" if taken < length.value else "filled the last batch"
+    what = f"is now {taken}: FlagScale v0.6.0 {last}"
     notices.append(Problem(what, source_map.where(length.path)))
     if "lr_decay_samples" not in named:
         flat_keys = [*flat_keys, replace(length, name="lr_decay_samples")]
@@ -162,7 +192,7 @@ def _replaced(flat_keys: Sequence[FlatKey], instead: Mapping[str, FlatKey | None
 
 
 def _ramp_mistake(ramp: Any, values: Mapping[str, Any]) -> str:
-    """Return what v0.6.0 would have refused; empty if it is valid."""
+    """Return why there is no schedule for a ramp-up, as v0.6.0 would have said it; empty if there is one."""
     if not _is_ramp(ramp):
         return "`rampup_batch_size` takes three whole numbers: first batch size, increment, samples"
     start, increment, _ = map(int, ramp)
@@ -171,6 +201,8 @@ def _ramp_mistake(ramp: Any, values: Mapping[str, Any]) -> str:
         return "`rampup_batch_size` needs `global_batch_size`, the batch size that it leads to"
     if batch < start or (batch - start) % increment:
         return f"steps of {increment} do not lead from {start} to global_batch_size {batch}"
+    if (steps := (batch - start) // increment) > _MOST_STEPS:
+        return f"{steps} steps from {start} to global_batch_size {batch} are more than {_MOST_STEPS}"
     if values.get("train_iters") is not None:
         return "`rampup_batch_size` needs the length of the training as `train_samples`, not `train_iters`"
     return ""
@@ -181,9 +213,14 @@ def _is_ramp(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(not isinstance(item, bool) and str(item).isdecimal() for item in value)
+        and all(not isinstance(item, bool) and _WHOLE.fullmatch(str(item)) for item in value)
         and all(int(item) for item in value[:2])
     )
+
+
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_MOST_STEPS = 5000
+"""The schedule is one word of the ranks' command line, for which Linux allows 128 KiB."""
 
 
 def _is_positive(value: Any) -> bool:

@@ -132,7 +132,10 @@ TASK: Mapping[str, Change] = {
     "retro_attention_gate": _refuse(_NO_RETRO, off=1),
     **_each(
         "hybrid_attention_ratio hybrid_mlp_ratio",
-        _refuse("write the kind of each layer in hybrid_layer_pattern"),
+        _refuse(
+            "remove the key: FlagScale's own training programs did not read it; a program with its own "
+            "`forward_step` can use hybrid_layer_pattern"
+        ),
     ),
     "moe_extended_tp": _refuse(
         "set expert_tensor_parallel_size to tensor_model_parallel_size x expert_model_parallel_size, and "

@@ -8,7 +8,7 @@ from typing import Any
 
 from flagscale.config.engine_args import FlatKey, Unknown, leaf_name
 from flagscale.config.source_map import SourceMap
-from flagscale.config.v060.derived import with_batch_schedule, with_ffn_size
+from flagscale.config.v060.derived import with_batch_schedule, with_ffn_size, with_numbers
 from flagscale.config.v060.keys import (
     ENTRYPOINTS,
     EXPERIMENT,
@@ -80,6 +80,7 @@ def _program(entrypoint: object) -> str:
 
 _IN_ENVIRONMENT = ("wandb_api_key", "wandb_mode")
 """Keys that become environment variables of the same names."""
+_WANDB_MODES = ("online", "offline", "disabled")
 
 
 def translate_task(
@@ -89,8 +90,9 @@ def translate_task(
     kept: list[FlatKey] = []
     notices: list[Problem] = []
     environment: dict[str, str] = {}
+    flat_keys = with_numbers(flat_keys)
     flat_keys = with_tokenizer(flat_keys, source_map, problems, notices)
-    flat_keys = with_ffn_size(flat_keys, source_map, notices)
+    flat_keys = with_ffn_size(flat_keys, source_map, problems, notices)
     for flat_key in with_batch_schedule(flat_keys, source_map, problems, notices):
         change = TASK.get(flat_key.name)
         where = source_map.where(flat_key.path)
@@ -98,7 +100,10 @@ def translate_task(
             if flat_key.name not in _IN_ENVIRONMENT and (change is None or change.act == "rename"):
                 kept.append(replace(flat_key, name=change.text if change else flat_key.name))
         elif flat_key.name in _IN_ENVIRONMENT:
-            if flat_key.value:
+            if flat_key.name == "wandb_mode" and flat_key.value and flat_key.value not in _WANDB_MODES:
+                what = f"`wandb_mode` cannot be {flat_key.value!r}; valid: {', '.join(_WANDB_MODES)}"
+                problems.append(Problem(what, where))
+            elif flat_key.value:
                 text = source_map.text(flat_key.path, flat_key.value) or str(flat_key.value)
                 environment[flat_key.name.upper()] = text
         elif change is None:
@@ -122,23 +127,30 @@ def place_taken(name: str, group: str, arguments: Mapping[str, Any]) -> str:
     """Return the key path whose value v0.6.0 took for a name that is given several times: the last.
 
     It merged its three sections one after the other, and a key or group in a later section replaced that of
-    the same name in an earlier one. Returns "" if the name is given outside of the sections only.
+    the same name in an earlier one. It passed no `false` on, so a `true` counts wherever it is. Returns "" if
+    the name is given outside of the sections only.
     """
     merged: dict[str, tuple[str, Any]] = {}
     for section in _SECTIONS:
         node = arguments.get(section)
         for key, value in node.items() if isinstance(node, Mapping) else ():
             merged[str(key)] = (f"{group}.{section}.{key}", value)
-    places = [place for path, value in merged.values() for place in _places(path, value)]
-    return next((one for one in reversed(places) if leaf_name(one) == name), "")
+    places = [
+        (place, leaf)
+        for path, value in merged.values()
+        for place, leaf in _places(path, value)
+        if leaf_name(place) == name
+    ]
+    passed = [place for place, leaf in places if leaf is not False]
+    return next(reversed(passed or [place for place, _ in places]), "")
 
 
-def _places(path: str, value: Any) -> Iterator[str]:
+def _places(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _places(f"{path}.{key}", inner)
     else:
-        yield path
+        yield path, value
 
 
 def translate_inference(

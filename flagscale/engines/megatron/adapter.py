@@ -67,6 +67,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     uses_wandb = bool(arguments.values["wandb_project"])
     login = login_of(read.secrets, experiment.envs) if uses_wandb else Login()
     remarked = [*_remarks(read, world_size), *([("wandb_project", login.notice)] if login.notice else ())]
+    remarked += resume.restart_notices(arguments.values, experiment.runner.max_restarts)
     places = [source_map.where(_path(arguments, dest, group, catalog)) for dest, _ in remarked]
     notices = [f"{place}: {what}" for place, (_, what) in zip(places, remarked, strict=True)]
     saves = arguments.values["exit_signal_handler"] and arguments.values["save"]

@@ -10,7 +10,15 @@ from typing import Any
 
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
-from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, resume_notices, resume_violations, starts_over
+from flagscale.checks.resume import (
+    CONTENT,
+    TOKENIZER,
+    WITH_OPTIM,
+    Saved,
+    resume_notices,
+    resume_violations,
+    starts_over,
+)
 from flagscale.checks.vocabulary import tokenizer_of
 from flagscale.errors import UserError, Violation
 from flagscale.run.checkpoints import TRACKER, folder_of, newest, read_arguments
@@ -38,7 +46,17 @@ def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
         return
     is_folder = os.path.isdir(values[name])
     what = f"no {TRACKER} in this folder: not a folder of checkpoints" if is_folder else "no such folder"
-    yield name, f"{values[name]}: {what}"
+    why = f"`{WITH_OPTIM}` needs a checkpoint: " if name == "load" else ""
+    yield name, f"{why}{values[name]}: {what}"
+
+
+def restart_notices(values: Mapping[str, Any], max_restarts: int) -> Iterator[Violation]:
+    """Yield the argument (by dest) with which a restart loses what the run has trained."""
+    name = "finetune" if values.get("finetune") else WITH_OPTIM
+    if max_restarts and (name == "finetune" or starts_over(values)):
+        what = "every restart (experiment.runner.max_restarts) begins again at iteration 0"
+        without = ", without this key," if name == "finetune" else ""
+        yield name, f"{what}; `pretrained_checkpoint` instead of `load`{without} continues"
 
 
 def _saved(values: Mapping[str, Any]) -> Saved | None:

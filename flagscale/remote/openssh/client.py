@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import pwd
@@ -10,11 +11,12 @@ import shutil
 import subprocess
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from glob import escape
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from flagscale.remote.openssh.errors import Destination, reason
 from flagscale.remote.pipe import Unreachable
@@ -36,7 +38,8 @@ def program() -> str | None:
 @cache
 def version(path: str) -> tuple[int, ...]:
     """Return the version of a client, () if it is not OpenSSH."""
-    found = re.match(r"OpenSSH\w*_(\d+)\.(\d+)", _run(path, "-V").stderr)
+    # Not only at the beginning: a wrapper may print a line of its own first.
+    found = re.search(r"^OpenSSH\w*_(\d+)\.(\d+)", _run(path, "-V").stderr, re.MULTILINE)
     return tuple(map(int, found.groups())) if found else ()
 
 
@@ -118,7 +121,7 @@ def config_files() -> tuple[str, ...]:
     if not home or os.path.realpath(home) == os.path.realpath(_account_home() or ""):
         return ()
     folder = Path(os.path.abspath(home)) / ".ssh"
-    is_ours = folder.is_dir() and folder.stat().st_uid == os.getuid()
+    is_ours = os.path.isdir(folder) and os.stat(folder).st_uid == os.getuid()
     return _config(folder, identities=()) if is_ours else ()
 
 
@@ -127,7 +130,7 @@ def config_files_of(host: str, port: int | None) -> tuple[str, ...]:
     if not (files := config_files()):
         return ()
     folder = Path(os.path.abspath(os.environ["HOME"])) / ".ssh"
-    identities = tuple(folder / name for name in _IDENTITIES if (folder / name).is_file())
+    identities = tuple(folder / name for name in _IDENTITIES if os.path.isfile(folder / name))
     if not identities:
         return files
     named = _asked(files, host, port).values.get("identityfile", ())
@@ -137,15 +140,29 @@ def config_files_of(host: str, port: int | None) -> tuple[str, ...]:
 
 @cache
 def _config(folder: Path, identities: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return the words that name a configuration in memory: it leaves no file behind."""
+    """Return the words that name a configuration of ours."""
     # The first value of an option counts, so the last lines are the defaults.
     lines = [f"Include {_quoted(escape(str(path)))}" for path in (folder / "config", _SYSTEM_CONFIG)]
     known = " ".join(_quoted(str(folder / name)) for name in ("known_hosts", "known_hosts2"))
     lines += ["Host *", f"UserKnownHostsFile {known}"]
     lines += [f"IdentityFile {_quoted(str(path))}" for path in identities]
-    handle = os.memfd_create("ssh_config")
-    os.write(handle, "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
-    return ("-F", f"/proc/{os.getpid()}/fd/{handle}")
+    return ("-F", _written("".join(f"{line}\n" for line in lines).encode(errors="surrogateescape")))
+
+
+def _written(text: bytes) -> str:
+    """Return the path of a file with this text, which exists until our process ends."""
+    if hasattr(os, "memfd_create"):  # Linux: even a process that is killed leaves no file behind
+        handle = os.memfd_create("ssh_config")
+        os.write(handle, text)
+        return f"/proc/{os.getpid()}/fd/{handle}"
+    file = _FILES.enter_context(NamedTemporaryFile(prefix="ssh_config."))  # noqa: SIM115
+    file.write(text)
+    file.flush()
+    return file.name
+
+
+_FILES = ExitStack()
+atexit.register(_FILES.close)
 
 
 def destination(host: str, port: int | None, timeout: float) -> Destination:

@@ -56,6 +56,7 @@ def connect(access: HostAccess, command: str) -> Pipe:
             child.close()
             raise Unreachable(f"no answer from {access.host} within {limit:g} s")
         if not child.has_failed():
+            child.close.atexit = False  # the end of our process closes the streams, and with them the session
             return child
         printed = child.last_words()
         pause = next(pauses, None)
@@ -112,7 +113,6 @@ class OpenSsh:
         self._readable = {out: self._output, err: self._errors}
         self._stdout, self._stderr = out, err
         self.close = weakref.finalize(self, _end, self._process)
-        self.close.atexit = False  # the end of our process closes the streams, and with them the session
 
     def send(self, line: str) -> None:
         self._unsent += line.encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _LAST_LINES = 20
@@ -107,8 +107,23 @@ def _silent(found: re.Match[str], to: Destination, text: str) -> str:
 
 
 def _denied(found: re.Match[str], to: Destination, text: str) -> str:
-    locked = f"; {to.locked[0]} has a passphrase: load it into an agent with `ssh-add`" if to.locked else ""
-    return f"none of your keys is accepted ({found[0].rstrip('.')}){locked}; try `{to.command}`"
+    unused = [f"; {words}" for words in _unused_keys(text)]
+    if to.locked:
+        unused.append(f"; {to.locked[0]} has a passphrase: load it into an agent with `ssh-add`")
+    return f"none of your keys is accepted ({found[0].rstrip('.')}){''.join(unused)}; try `{to.command}`"
+
+
+def _unused_keys(text: str) -> Iterator[str]:
+    """Yield why each key that `ssh` could not read was not even offered."""
+    for missing, key, why in re.findall(
+        r'^no such identity: (.+?): No such file .*$|^Load key "(.+)": (.+)$', text, re.MULTILINE
+    ):
+        if missing:
+            yield f"{missing} does not exist"
+        elif why == "bad permissions":
+            yield f"{key} is not used because others can read it: `chmod 600 {shlex.quote(key)}`"
+        else:
+            yield f"{key} is not used ({why})"
 
 
 def _too_many(found: re.Match[str], to: Destination, text: str) -> str:
@@ -119,7 +134,7 @@ def _too_many(found: re.Match[str], to: Destination, text: str) -> str:
 
 
 def _revoked(found: re.Match[str], to: Destination, text: str) -> str:
-    return f"its host key is revoked: {found[0]} Do not connect before the host has a new key"
+    return f"its host key is revoked: {found[0].rstrip('.')}. Do not connect before the host has a new key"
 
 
 def _changed(found: re.Match[str], to: Destination, text: str) -> str:
@@ -162,6 +177,7 @@ _REASONS: tuple[tuple[str, Callable[[re.Match[str], Destination, str], str]], ..
     (r"^ssh: connect to host (\S+) port (\d+): (.+)$", _refused),
     (r"^ssh: Could not resolve hostname (\S+): (.+)$", _unresolved),
     (r"^The \S+ host key for \S+ is marked as revoked\.$", _revoked),
+    (r"^Host key \S+ \S+ revoked by file .+$", _revoked),
     (r"^Host key for (\S+) has changed and you have requested strict checking\.$", _changed),
     (r"^Host key verification failed\.$", _unknown),
     (r"^.*: (Too many authentication failures)$", _too_many),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import signal
 import socket
 import subprocess
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +24,7 @@ from flagscale.remote.without_openssh.ssh_config import HostSettings, settings_o
 from flagscale.remote.without_openssh.ssh_jumps import Jump, read_jumps
 
 _KEEPALIVE = 15
+_PIECE = 1 << 16
 _LAST_WORDS = 2.0
 """Seconds to wait for the remaining output of a program that has ended."""
 
@@ -35,20 +38,26 @@ class ParamikoPipe:
     def __init__(self, client: paramiko.SSHClient, command: str, timeout: float) -> None:
         self._client = client
         self._stdin, self._stdout, self._stderr = client.exec_command(command, timeout=timeout)
-
-        self._unsent = ""
+        self._unsent, self._output = "", bytearray()
 
     def send(self, line: str) -> None:
         self._unsent += line
 
     def receive(self, seconds: float) -> str:
-        self._stdout.channel.settimeout(seconds)
+        channel, deadline = self._stdout.channel, time.monotonic() + seconds
+        channel.settimeout(seconds)
         unsent, self._unsent = self._unsent, ""
-        self._stdin.write(unsent)
-        self._stdin.flush()
-        line = str(self._stdout.readline())
-        if not line.endswith("\n"):
-            raise EOFError("it ended")
+        channel.sendall(unsent.encode())
+        # Not `readline`, which waits for the end of an endless line, and decodes strictly.
+        while not (end := self._output.find(b"\n") + 1):
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            channel.settimeout(left)
+            if not (data := channel.recv(_PIECE)):
+                raise EOFError("it ended")
+            self._output += data
+        line = self._output[:end].decode(errors="surrogateescape")
+        del self._output[:end]
         return line
 
     def is_open(self) -> bool:
@@ -133,7 +142,8 @@ def _notice_loss(way: object, seconds: float) -> None:
 
     A connection through another host ends with the one to that host.
     """
-    if isinstance(way, socket.socket) and way.family != socket.AF_UNIX:
+    is_known = hasattr(socket, "TCP_USER_TIMEOUT")  # on Linux
+    if is_known and isinstance(way, socket.socket) and way.family != socket.AF_UNIX:
         way.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
@@ -197,13 +207,21 @@ def _connected(command: str) -> socket.socket:
         process = subprocess.Popen(
             [shell, "-c", f"exec {command}"], stdin=its.fileno(), stdout=its.fileno(), start_new_session=True
         )
-    weakref.finalize(ours, process.terminate)
+    weakref.finalize(ours, _end, process)
     return ours
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command with all that it has started, which may hold the connection."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def _reason(error: Exception, settings: HostSettings, timeout: float) -> str:
     """Return in one line why the connection failed; `error` was raised by paramiko or the system."""
     name, place = _name_of_key(settings), f"{settings.address} port {settings.port}"
+    if settings.command:
+        place = f"{place} (through ProxyCommand {settings.command})"
     match error:
         case paramiko.BadHostKeyException():
             return (
@@ -227,6 +245,8 @@ def _reason(error: Exception, settings: HostSettings, timeout: float) -> str:
             return f"cannot resolve the host name {settings.address}"
         # "No existing session": the same timeout, noticed by another of paramiko's threads.
         case paramiko.SSHException() if "protocol banner" in str(error) or "No existing" in str(error):
+            if settings.command:  # which may have ended at once
+                return f"no SSH server answered from {place}"
             return f"{place} accepts connections, but no SSH server answered in {timeout:g} s"
     return f"{place}: {str(error) or 'it closed the connection'}"
 

@@ -5,10 +5,13 @@ Define such a family as `llama_like(...)` with its names, its rows, and the valu
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from megatron.flagscale.convert.families.base import Family, Row
 from megatron.flagscale.convert.families.joins import COPY, GATED, QKV, Join
+from megatron.flagscale.convert.model import Model
 
 
 def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: str = "") -> Row:
@@ -20,6 +23,13 @@ def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: 
         join,
         f"decoder.layers.{{layer}}.{also}" if also else "",
     )
+
+
+def refuse_windows(config: Mapping[str, Any], model: Model) -> Iterator[str]:
+    """Yield that a window shorter than the longest sequence is not supported."""
+    window = config.get("sliding_window")
+    if window is not None and window < model.positions:
+        yield f"`sliding_window` is {window}; sliding windows are not supported"
 
 
 FIRST = (Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("vocab", "hidden")),)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from megatron.flagscale.convert.families.base import Setting
-from megatron.flagscale.convert.families.decoder import ATTENTION, FIRST, KEYS, LAST, layer, llama_like
+from megatron.flagscale.convert.families.decoder import (
+    ATTENTION,
+    FIRST,
+    KEYS,
+    LAST,
+    layer,
+    llama_like,
+    refuse_windows,
+)
 from megatron.flagscale.convert.families.joins import GATED
-from megatron.flagscale.convert.model import Model
 
 _EXPERT = "block_sparse_moe.experts.{expert}."
 _EXPERTS = (
@@ -39,12 +43,6 @@ all layers together, with fractions that sum to topk, and only if `output_router
 """
 
 
-def _windows(config: Mapping[str, Any], model: Model) -> Iterator[str]:
-    window = config.get("sliding_window")
-    if window is not None and window < model.positions:
-        yield f"`sliding_window` is {window}; sliding windows are not supported"
-
-
 MIXTRAL = llama_like(
     name="mixtral",
     architecture="MixtralForCausalLM",
@@ -55,5 +53,5 @@ MIXTRAL = llama_like(
     written={"attention_dropout": 0.0, "sliding_window": None, "output_router_logits": False},
     defaults={"norm_eps": lambda known: 1e-5},
     settings=(BALANCING,),
-    refuse=_windows,
+    refuse=refuse_windows,
 )

@@ -13,6 +13,7 @@ BUILT_IN = {
     "llama": f"{_HERE}.llama:LLAMA",
     "aquila": f"{_HERE}.aquila:AQUILA",
     "mixtral": f"{_HERE}.mixtral:MIXTRAL",
+    "mistral": f"{_HERE}.mistral:MISTRAL",
     "qwen2": f"{_HERE}.qwen2:QWEN2",
     "qwen3": f"{_HERE}.qwen3:QWEN3",
 }
