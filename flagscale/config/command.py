@@ -74,9 +74,13 @@ def load_run_location(config: DictConfig, source_map: SourceMap = _NOWHERE) -> R
     exp_dir = _selected(config, "experiment.exp_dir", source_map)
     if not isinstance(exp_dir, str) or not exp_dir:
         raise UserError([Problem("a path is required here", source_map.where("experiment.exp_dir"))])
+    try:
+        folder = absolute(exp_dir)
+    except RuntimeError as error:
+        raise UserError([Problem(str(error), source_map.where("experiment.exp_dir"))]) from None
     runner = _selected(config, "experiment.runner.type", source_map) or Runner().type
     rank = _selected(config, "experiment.runner.node_rank", source_map)
-    return RunLocation(absolute(exp_dir), str(runner), rank if isinstance(rank, int) else None)
+    return RunLocation(folder, str(runner), rank if isinstance(rank, int) else None)
 
 
 def _selected(config: DictConfig, key: str, source_map: SourceMap) -> object:

@@ -83,6 +83,14 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _known_home(value: str) -> str:
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("no home directory is known for this `~`; write the path in full") from None
+    return value
+
+
 def _streams(value: str) -> str:
     if not re.fullmatch(r"[0-3]|(\d:[0-3],)*\d:[0-3]", value):
         raise ValueError('input should be 0 (none), 1 (stdout), 2 (stderr), 3 (both), or by rank "0:3,1:2"')
@@ -167,7 +175,7 @@ class Runner(Section):
     """The runner's own keys, if it has any, such as the partition and the time limit of a batch system."""
     backend: Literal["torchrun"] = "torchrun"
     """The agent that starts the ranks of a host."""
-    hostfile: str | None = None
+    hostfile: Annotated[str, AfterValidator(_known_home)] | None = None
     """Path of a file with a line `host slots=N [type=NAME]` per host, or per range such as `node[01-04]`."""
     nnodes: Annotated[int | str, PlainValidator(_hosts)] | None = None
     """How many hosts of the hostfile to use; default: all. `"min:max"`: a restart may use fewer."""
@@ -308,7 +316,7 @@ class ExperimentSection(Section):
 
     exp_name: Annotated[Text, AfterValidator(_not_empty)]
     """The run's name in lists and logs."""
-    exp_dir: Annotated[str, AfterValidator(_not_empty)]
+    exp_dir: Annotated[str, AfterValidator(_not_empty), AfterValidator(_known_home)]
     """The run directory: everything that the run writes is below it."""
     task: Task
     runner: Runner = Runner()

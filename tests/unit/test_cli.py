@@ -612,3 +612,16 @@ def test_where_the_run_is_not_written(words: list[str], capsys: pytest.CaptureFi
     Path("conf/config.yaml").write_text("experiment: text\n")
     assert cli.main([*words, "action=dryrun"]) == 2
     assert "- conf/config.yaml:1: experiment: a group of keys is expected here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["dryrun", "query", "stop"])
+@pytest.mark.parametrize("key", ["exp_dir", "runner.hostfile"])
+def test_the_home_of_nobody(
+    key: str, action: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([*words, f"action={action}", f"experiment.{key}='~no-such-user/x'"])
+    reported = capsys.readouterr().err
+    assert "Traceback" not in reported
+    if key == "exp_dir" or action == "dryrun":
+        assert code == 2
+        assert f"command line: experiment.{key}: " in reported
