@@ -29,7 +29,12 @@ from flagscale.status.watch import current_status
 from flagscale.values import Channel, Host, LaunchPlan, NodeCommand, Recovery
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.farm import Farm, alive, wait_until
-from flagscale_testing.farm.fixtures import make_loopback_farm, make_namespace_farm  # noqa: F401
+from flagscale_testing.farm.fixtures import (
+    MakeLoopbackFarm,
+    make_loopback_farm,  # noqa: F401
+    make_namespace_farm,  # noqa: F401
+)
+from flagscale_testing.farm.loopback import LoopbackFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
@@ -219,6 +224,19 @@ def _channel_port(farm: Farm) -> int:
         for port in random.sample(range(20000, 32000), 100)
         if is_free(farm.hosts[0].address, port) and port != farm.hosts[0].port
     )
+
+
+@pytest.fixture(scope="module")
+def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:  # noqa: F811
+    """Three hosts of this machine; a module with other needs has a fixture of its own."""
+    return make_loopback_farm(3)
+
+
+@pytest.fixture
+def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
+    """The hosts, with their user acting; a module on namespaces has a fixture of its own."""
+    with user_of(loopback, monkeypatch):
+        yield loopback
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,21 +17,9 @@ import pytest
 from flagscale.plan.render import scripts
 from flagscale_testing.farm.credentials import FarmHost, account
 from flagscale_testing.farm.farm import alive, is_sshd, wait_until
-from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.access import TIMEOUT, ask, configure, refusal, way
-from tests.hosts.conftest import HOSTILE, ROOT, MakeJob, command_line, logins, user_of
-
-
-@pytest.fixture(scope="module")
-def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
-    return make_loopback_farm(3)
-
-
-@pytest.fixture
-def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
-    with user_of(loopback, monkeypatch):
-        yield loopback
+from tests.hosts.conftest import HOSTILE, ROOT, MakeJob, command_line, logins
 
 
 def test_one_connection_serves_all_commands(farm: LoopbackFarm) -> None:

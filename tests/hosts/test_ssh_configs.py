@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from flagscale_testing.farm.credentials import FarmHost, account
 from flagscale_testing.farm.farm import Farm, wait_until
 from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
-from tests.hosts.conftest import ROOT, user_of
+from tests.hosts.conftest import ROOT
 from tests.hosts.ssh_cases import FAST, SLOW, Case
 
 RELAY = f"{sys.executable} -S {ROOT}/tests/hosts/relay.py"
@@ -56,12 +55,6 @@ def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
         settings.write(f"HostCertificate {last.key}-cert.pub\nTrustedUserCAKeys {folder}/authority.pub\n")
     farm.start_sshd(second, last)
     return farm
-
-
-@pytest.fixture
-def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
-    with user_of(loopback, monkeypatch):
-        yield loopback
 
 
 def keygen(*words: str) -> None:

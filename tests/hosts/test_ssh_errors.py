@@ -15,21 +15,9 @@ import pytest
 
 from flagscale import __version__
 from flagscale_testing.farm.credentials import FarmHost, account
-from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.access import ask, configure, refusal, way
-from tests.hosts.conftest import ROOT, user_of
-
-
-@pytest.fixture(scope="module")
-def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
-    return make_loopback_farm(3)
-
-
-@pytest.fixture
-def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
-    with user_of(loopback, monkeypatch):
-        yield loopback
+from tests.hosts.conftest import ROOT
 
 
 def test_a_host_can_be_reached_by_address_and_by_alias(farm: LoopbackFarm) -> None:

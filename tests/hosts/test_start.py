@@ -15,22 +15,10 @@ import pytest
 from flagscale.errors import FlagScaleError, HostError
 from flagscale_testing.disk import small_file_system
 from flagscale_testing.farm.farm import wait_until
-from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
-from tests.hosts.conftest import FarmJob, MakeJob, user_of
+from tests.hosts.conftest import FarmJob, MakeJob
 
 SLOW_START = "sleep 60 || sleep 60"
-
-
-@pytest.fixture(scope="module")
-def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
-    return make_loopback_farm(3)
-
-
-@pytest.fixture
-def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
-    with user_of(loopback, monkeypatch):
-        yield loopback
 
 
 def on(rank: int, line: str) -> str:
