@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from flagscale.config.command import load_run_location
-from flagscale.config.overrides import SWEEP_FLAGS
+from flagscale.config.flags import SWEEP_FLAGS
 from flagscale.config.source_map import as_written
 from flagscale.errors import Problem, UserError
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -15,127 +14,38 @@ from omegaconf.errors import OmegaConfBaseException
 from flagscale.config import hydra_keys
 from flagscale.config.defaults_list import line_of_entry
 from flagscale.config.documents import read_document
+from flagscale.config.flags import (
+    asks_for_completion,
+    config_folder,
+    config_name,
+    flag_problems,
+    flags_first,
+    is_override,
+    overrides_in,
+)
 from flagscale.config.grammar import LONGEST_NAME, choice_problem, override_problem, too_much
 from flagscale.errors import Problem, first_line, nearest
 
 COMPLAINTS = (HydraException, OmegaConfBaseException)
 """The exceptions that Hydra raises for a user's mistake in the command line or the files."""
 
-SWEEP_FLAGS = ("-m", "--multirun")
-_PATH_FLAGS = ("--config-path", "-cp", "--config-dir", "-cd")
-_NAME_FLAGS = ("--config-name", "-cn")
-_INFO_FLAGS = ("--info", "-i")
-_VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--experimental-rerun", *_INFO_FLAGS)
-_LONG_FLAGS = (
-    *(
-        "--help",
-        "--hydra-help",
-        "--version",
-        "--cfg",
-        "--resolve",
-        "--package",
-        "--run",
-        "--multirun",
-        "--info",
-    ),
-    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
-)
-_COMPLETION_FLAGS = ("--shell-completion", "-sc")
-_COMPLETION = re.compile(r"(install|uninstall|query)=[a-z]+")
-_OTHER_WORD = re.compile(r"-|~|.*=")
 _KEY = re.compile(r"(?!hydra\.)([A-Za-z_][\w-]*(?:\.[\w-]+)*)=")
 
 
 def as_hydra_takes_it(words: Sequence[str]) -> list[str]:
     """Return a command line whose paths and overrides Hydra understands as the user means them."""
-    # Hydra's parser takes flags before the first override or after the last one, but not between two.
-    words = sorted(_absolute_config_path(_with_values(words)), key=_is_override)
-    if _asks_for_completion(words):
+    words = flags_first(words)
+    if asks_for_completion(words):
         return words
     groups = _groups(config_folder(words))
     return [_set_or_add(word, groups) for word in words]
-
-
-def _asks_for_completion(words: Sequence[str]) -> bool:
-    return any(word in _COMPLETION_FLAGS for word in words)
-
-
-def _with_values(words: Sequence[str]) -> list[str]:
-    """Join each flag with its value: a flag without one would take an override for it, even the action."""
-    joined: list[str] = []
-    for word in map(_in_full, words):
-        last = joined[-1] if joined else ""
-        takes_a_word = last in (*_NAME_FLAGS, *_VALUE_FLAGS) and not _OTHER_WORD.match(word)
-        if last in _PATH_FLAGS or takes_a_word:  # a path may contain `=`
-            word = f"{joined.pop()}={word}"
-        joined.append(word)
-    return [f"{word}=all" if word in _INFO_FLAGS else word for word in joined]
-
-
-def _in_full(word: str) -> str:
-    """Return a word; if it is the beginning of one flag of Hydra's, which Hydra accepts, that flag."""
-    name, equals, value = word.partition("=")
-    flags = [flag for flag in _LONG_FLAGS if name.startswith("--") and flag.startswith(name)]
-    return f"{flags[0]}{equals}{value}" if len(flags) == 1 else word
-
-
-def _flag_problems(words: Sequence[str]) -> Iterator[Problem]:
-    flags = {word.partition("=")[0] for word in words}
-    if _asks_for_completion(words) and not any(map(_COMPLETION.fullmatch, words)):
-        hint = 'for example: eval "$(python run.py --shell-completion install=bash)"'
-        yield Problem("give install=SHELL or uninstall=SHELL", "command line: --shell-completion", hint)
-    for word in words:
-        if _asks_for_completion(words) and _is_override(word) and not _COMPLETION.fullmatch(word):
-            yield Problem("this has no effect with --shell-completion", f"command line: {word}", "remove it")
-        flag = word.partition("=")[0]
-        if word in (*_PATH_FLAGS, *_NAME_FLAGS, *_VALUE_FLAGS):
-            yield Problem("this flag needs a value", f"command line: {word}")
-        elif flag in ("--resolve", "--package", "-p") and not {"--cfg", "-c"} & flags:
-            yield Problem("this flag has no effect without --cfg", f"command line: {flag}")
-
-
-def _absolute_config_path(words: Sequence[str]) -> list[str]:
-    """Resolve --config-path against the current directory, like every other path that a user types.
-
-    Hydra would look for it beside the module that holds the task function.
-    """
-    absolute: list[str] = []
-    for word in words:
-        if absolute and absolute[-1] in _PATH_FLAGS:
-            word = f"{absolute.pop()}={word}"
-        flag, equals, value = word.partition("=")
-        absolute.append(f"{flag}={Path(value).absolute()}" if equals and flag in _PATH_FLAGS else word)
-    return absolute
-
-
-def _is_override(word: str) -> bool:
-    return not word.startswith("-") and ("=" in word or word.startswith("~"))
-
-
-def config_folder(words: Sequence[str]) -> Path | None:
-    """Return the folder that --config-path names in a translated command line, else the one of --config-dir;
-    None if there is none. The last one counts, as in Hydra.
-    """
-    path, directory = _values(words, _PATH_FLAGS[:2]), _values(words, _PATH_FLAGS[2:])
-    return next((Path(value) for value in reversed([*directory, *path])), None)
-
-
-def _values(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the values of a flag in a translated command line; `names` is its two forms."""
-    flags = (word.partition("=") for word in words)
-    return [value for flag, equals, value in flags if equals and flag in names]
-
-
-def _config_name(words: Sequence[str]) -> str:
-    followed = [f"{one}={other}" for one, other in pairwise(words) if one in _NAME_FLAGS]
-    return next(reversed(_values([*words, *followed], _NAME_FLAGS)), "").removesuffix(".yaml")
 
 
 def _folder_problems(words: Sequence[str], folder: Path | None) -> list[Problem]:
     """Return what is wrong with the folder of the experiment's file, and with the file's name."""
     if folder is None:
         hint = "add --config-path FOLDER, the folder of the file that --config-name names"
-        return [Problem("command line: no folder is given", hint=hint)] if _config_name(words) else []
+        return [Problem("command line: no folder is given", hint=hint)] if config_name(words) else []
     shown = os.path.relpath(folder)
     if os.path.isfile(folder):
         return [Problem("this is a file, not a folder", shown, _advice(folder.with_suffix("")))]
@@ -143,7 +53,7 @@ def _folder_problems(words: Sequence[str], folder: Path | None) -> list[Problem]
         return [Problem(f"no such folder: {shown}", "command line: --config-path")]
     if not os.access(folder, os.R_OK | os.X_OK):
         return [Problem("the folder cannot be read: Permission denied", shown)]
-    name = _config_name(words)
+    name = config_name(words)
     for file in (folder / name, Path(name)) if "/" in name else ():
         path = Path(f"{file}.yaml")
         # Hydra places its keys below the name of the folder, unless the file says otherwise.
@@ -170,8 +80,8 @@ def _set_or_add(word: str, groups: Sequence[str]) -> str:
 
 def early_problems(words: Sequence[str]) -> list[Problem]:
     """Return the mistakes of a command line for which Hydra has no message that names them."""
-    overrides, folder = _overrides(words), config_folder(words)
-    if wrong := [*_flag_problems(words)] or _folder_problems(words, folder):
+    overrides, folder = overrides_in(words), config_folder(words)
+    if wrong := [*flag_problems(words)] or _folder_problems(words, folder):
         return wrong
     found = [
         Problem(what, f"command line: {_key(word)[:_SHOWN]}")
@@ -181,7 +91,7 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
     found += [
         Problem(f"a name of a file has at most {LONGEST_NAME} characters", f"command line: {word[:_SHOWN]}")
         for word in words
-        if not _is_override(word) and max(map(len, word.split("/"))) > LONGEST_NAME
+        if not is_override(word) and max(map(len, word.split("/"))) > LONGEST_NAME
     ]
     if found:
         return found
@@ -212,18 +122,14 @@ _SHOWN = 100
 
 def unreadable(words: Sequence[str]) -> list[Problem]:
     """Return the problem of each override that Hydra's grammar cannot read."""
-    found = map(override_problem, dict.fromkeys(_overrides(words)))
+    found = map(override_problem, dict.fromkeys(overrides_in(words)))
     return [problem for problem in found if problem]
-
-
-def _overrides(words: Sequence[str]) -> list[str]:
-    return [word for word in words if _is_override(word)]
 
 
 def problems_of(error: Exception | None, words: Sequence[str]) -> list[Problem]:
     """Return one of the `COMPLAINTS` about a translated command line; of overrides, all that are wrong."""
     if isinstance(error, OverrideParseException):
-        overrides = [error.override, *_overrides(words)]
+        overrides = [error.override, *overrides_in(words)]
         return [problem for problem in map(override_problem, dict.fromkeys(overrides)) if problem]
     return [_problem_of(error, words)]
 

@@ -5,134 +5,30 @@ The names are those of FlagScale v0.6.0, so that its users' files keep working.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flagscale.config.key_types import (
+    NOT_EMPTY,
+    HostCount,
+    HostName,
+    Name,
+    NotEmpty,
+    OpenName,
+    Pairs,
+    Port,
+    Positive,
+    Ranks,
+    RanksOnHost,
+    Seconds,
+    Streams,
+    Text,
+    UserPath,
+    Whole,
+    set_by_flagscale,
 )
-
-from flagscale.config.host_names import refusal
-from flagscale.config.secrets import is_secret
-
-
-def _not_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("input should be a number, not true or false")
-    return value
-
-
-def _ranks(value: object) -> object:
-    """Check by hand, because pydantic would report one mistake once per member of the union."""
-    if value == "auto":
-        return value
-    try:
-        count = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else 0
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ValueError("input should be `auto` or a whole number of at least 1")
-    return count
-
-
-def _hosts(value: object) -> object:
-    """Return a number of hosts, or a range `min:max` as text."""
-    numbers = str(value).split(":") if isinstance(value, str | int) and not isinstance(value, bool) else []
-    if not 1 <= len(numbers) <= 2 or not all(number.strip().isdigit() for number in numbers):
-        raise ValueError('input should be a whole number of hosts, or "min:max"')
-    least, most = int(numbers[0]), int(numbers[-1])
-    if not 1 <= least <= most:
-        raise ValueError('input should be at least 1, and in "min:max" the smaller number comes first')
-    return most if least == most else f"{least}:{most}"
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ValueError("an environment variable's name may contain only letters, digits and `_`")
-    return value
-
-
-def _no_secret(value: str) -> str:
-    if is_secret(value):
-        raise ValueError(f"`{value}` is a secret: it can only be set for all hosts")
-    return value
-
-
-def _text(value: object) -> object:
-    """Return a value as text: YAML reads `VALUE: 0` as a number, but the environment holds text only.
-
-    `text_values` has restored the text of values that read differently, such as `0022` and `yes`.
-    """
-    if value is None:
-        raise ValueError('no value: write "" for an empty text, or quote the word if it is meant as text')
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _not_empty(value: str) -> str:
-    if not value.strip():
-        raise ValueError("input should not be empty")
-    return value
-
-
-def _known_home(value: str) -> str:
-    try:
-        Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError("no home directory is known for this `~`; write the path in full") from None
-    return value
-
-
-def _streams(value: str) -> str:
-    if not re.fullmatch(r"[0-3]|(\d:[0-3],)*\d:[0-3]", value):
-        raise ValueError('input should be 0 (none), 1 (stdout), 2 (stderr), 3 (both), or by rank "0:3,1:2"')
-    return value
-
-
-def _host(value: str) -> str:
-    if reason := refusal(value):
-        raise ValueError(reason)
-    return value
-
-
-def _pairs(value: str) -> str:
-    if not all(re.fullmatch(r"[^=]*\S[^=]*=.*\S.*", pair) for pair in value.split(",")):
-        raise ValueError("input should be key=value[,key=value ...]")
-    return value
-
-
-def _ranks_on_host(value: str) -> str:
-    if value and not re.fullmatch(r"\d+(,\d+)*", value):
-        raise ValueError('input should be ranks of a host, such as "0,1"')
-    return value
-
-
-def _set_by_flagscale(instead: str) -> BeforeValidator:
-    """Refuse a torchrun argument, unless its value is the one that has no effect."""
-
-    def refuse(value: object) -> None:
-        if value not in (None, False, ""):
-            raise ValueError(f"this argument of torchrun is set by FlagScale: {instead}")
-
-    return BeforeValidator(refuse)
-
-
-Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=65535)]
-Seconds = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]
-Text = Annotated[str, BeforeValidator(_text)]
-Streams = Annotated[Text, AfterValidator(_streams)]
-Ranks = Annotated[int | Literal["auto"], PlainValidator(_ranks)]
-Name = Annotated[str, AfterValidator(_name)]
-HostName = Annotated[str, AfterValidator(_host)]
-OpenName = Annotated[Name, AfterValidator(_no_secret)]
 
 
 class Section(BaseModel):
@@ -175,15 +71,15 @@ class Runner(Section):
     """The runner's own keys, if it has any, such as the partition and the time limit of a batch system."""
     backend: Literal["torchrun"] = "torchrun"
     """The agent that starts the ranks of a host."""
-    hostfile: Annotated[str, AfterValidator(_known_home)] | None = None
+    hostfile: UserPath | None = None
     """Path of a file with a line `host slots=N [type=NAME]` per host, or per range such as `node[01-04]`."""
-    nnodes: Annotated[int | str, PlainValidator(_hosts)] | None = None
+    nnodes: HostCount | None = None
     """How many hosts of the hostfile to use; default: all. `"min:max"`: a restart may use fewer."""
     nproc_per_node: Ranks = "auto"
     """Ranks per host; `auto`: the hostfile's `slots`, otherwise one per device (on `cpu`: one)."""
     platform: str = "auto"
     """The chip: `nvidia`, `cpu`, or an installed plugin's name; `auto`: the chip of this host."""
-    node_rank: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] | None = None
+    node_rank: Whole | None = None
     """The rank of this host among the hosts, with `type: cloud` only; default: the platform's value."""
     master_addr: HostName | None = None
     """The address at which the other hosts reach the first one."""
@@ -192,7 +88,7 @@ class Runner(Section):
     rdzv_id: Text | None = None
     rdzv_backend: str | None = None
     rdzv_endpoint: str | None = None
-    rdzv_conf: Annotated[str, AfterValidator(_pairs)] | None = None
+    rdzv_conf: Pairs | None = None
     """torchrun's rendezvous, if the default does not fit."""
     redirects: Streams = "3"
     tee: Streams = "3"
@@ -201,11 +97,11 @@ class Runner(Section):
     """Where torchrun stores the streams of each rank; default: `logs/details` in the run directory."""
     local_addr: HostName | None = None
     monitor_interval: Seconds | None = None
-    role: Annotated[Text, AfterValidator(_not_empty)] | None = None
+    role: NotEmpty | None = None
     start_method: Literal["spawn", "fork", "forkserver"] | None = None
     event_log_handler: Literal["console", "dynamic_rendezvous", "null"] | None = None
-    logs_specs: Annotated[str, AfterValidator(_not_empty)] | None = None
-    local_ranks_filter: Annotated[Text, AfterValidator(_ranks_on_host)] | None = None
+    logs_specs: Annotated[str, NOT_EMPTY] | None = None
+    local_ranks_filter: RanksOnHost | None = None
     duplicate_stdout_filters: Text | None = None
     duplicate_stderr_filters: Text | None = None
     numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
@@ -214,16 +110,16 @@ class Runner(Section):
     standalone: bool = False
     """torchrun's argument for a job on one host: nothing outside the host takes part in the rendezvous. This
     is so in any case unless `rdzv_endpoint`, `master_addr` or `master_port` is given."""
-    shutdown_timeout: Annotated[int, BeforeValidator(_not_bool), Field(gt=0)] = 3
+    shutdown_timeout: Positive = 3
     """Seconds that the other ranks of a host have to exit after one failed; they cannot do useful work."""
-    module: Annotated[None, _set_by_flagscale("write the module in experiment.task.entrypoint")] = None
-    no_python: Annotated[None, _set_by_flagscale("experiment.task.entrypoint is a Python program")] = None
-    run_path: Annotated[None, _set_by_flagscale("write the path in experiment.task.entrypoint")] = None
+    module: Annotated[None, set_by_flagscale("write the module in experiment.task.entrypoint")] = None
+    no_python: Annotated[None, set_by_flagscale("experiment.task.entrypoint is a Python program")] = None
+    run_path: Annotated[None, set_by_flagscale("write the path in experiment.task.entrypoint")] = None
     signals_to_handle: Annotated[
-        None, _set_by_flagscale("for a save before the end, use exit_signal_handler and stop_grace")
+        None, set_by_flagscale("for a save before the end, use exit_signal_handler and stop_grace")
     ] = None
     """torchrun's arguments that FlagScale sets itself; the reason is in the message."""
-    max_restarts: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] = 0
+    max_restarts: Whole = 0
     """How often the job is restarted on all hosts, from the newest checkpoint, after a part of it died."""
     restart_timeout: Seconds = 300.0
     """Seconds that a restart waits for all hosts; then it uses fewer (`nnodes: "min:max"`) or fails."""
@@ -314,9 +210,9 @@ class Commands(Section):
 class ExperimentSection(Section):
     """The keys below `experiment`."""
 
-    exp_name: Annotated[Text, AfterValidator(_not_empty)]
+    exp_name: NotEmpty
     """The run's name in lists and logs."""
-    exp_dir: Annotated[str, AfterValidator(_not_empty), AfterValidator(_known_home)]
+    exp_dir: Annotated[UserPath, NOT_EMPTY]
     """The run directory: everything that the run writes is below it."""
     task: Task
     runner: Runner = Runner()
