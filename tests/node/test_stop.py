@@ -97,7 +97,7 @@ def test_a_run_of_another_machine_is_left_alone(make_job: MakeJob) -> None:
     assert job.state() == before
     # A query from here looks for it there, but no host has that name here.
     (host,) = launcher.status(plan)
-    assert host.trouble == "cannot resolve the host name another"
+    assert str(host.trouble).startswith("cannot resolve the host name another")
     with pytest.raises(FlagScaleError, match=r"cannot tell whether a job .* or remove .*plan\.json if"):
         launcher.refuse_if_running(job.files, job.plan)
     (node,) = job.plan.nodes
