@@ -55,7 +55,10 @@ def choice_problem(override: str) -> Problem | None:
         return Problem("an override needs the form `key=value`", f"command line: {override}")
     value = read.value()
     names = value if isinstance(value, list) else [value]
-    is_name = all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names)
+    # `${hydra:...}` is known only after the files have been chosen.
+    is_name = all(
+        isinstance(name, str) and len(name) <= LONGEST_NAME and "${hydra:" not in name for name in names
+    )
     if read.is_sweep_override() or read.is_delete() or isinstance(value, dict) or is_name:
         return None
     given, group = override.partition("=")[2][:LONGEST_NAME], read.key_or_group

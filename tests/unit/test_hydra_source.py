@@ -130,6 +130,7 @@ def test_hydras_own_keys_that_have_no_effect(value: str, words: list[str]) -> No
         ("hydra/launcher=absent", "hydra/launcher/absent"),
         ("=3", "command line: =3: an override needs the form `key=value`"),
         ("train=3", "command line: train: `3` is not the name of a file of the group `train`"),
+        ("train=${hydra:job.num}", "command line: train: `${hydra:job.num}` is not the name of a file"),
         ("train=null", "command line: train: `null` is not the name of a file"),
         ("train=[demo,[1]]", "command line: train: `[demo,[1]]` is not the name of a file"),
         (f"train={'x' * 300}", f"command line: train: `{'x' * 200}` is not the name of a file"),
