@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from flagscale import __version__, registry
 from flagscale.config.command import load_action
+from flagscale.config.flags import key_of
 from flagscale.config.hydra_source import problems_of_files
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, early_problems, problems_of, unreadable
 from flagscale.config.source_map import SourceMap, index_sources
@@ -179,11 +180,7 @@ def _sweep(words: Sequence[str], quiet: Sequence[str]) -> int:
 
 def _names(words: Sequence[str], override: str) -> bool:
     """Return whether the key of an override is that of one of these words."""
-    return _key(override) in map(_key, words)
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+    return key_of(override) in map(key_of, words)
 
 
 def _perform(config: DictConfig) -> int:

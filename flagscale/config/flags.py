@@ -76,6 +76,11 @@ def is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
+def key_of(override: str) -> str:
+    """Return the key, or the group of files, that an override is about."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def overrides_in(words: Sequence[str]) -> list[str]:
     """Return the words of a command line that are no flags."""
     return [word for word in words if is_override(word)]

@@ -1,4 +1,4 @@
-"""The types of our keys: which values each takes, and what a mistake is told."""
+"""The types of our keys: the values that each takes, and the message for any other."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from flagscale.config.flags import (
     flag_problems,
     flags_first,
     is_override,
+    key_of,
     overrides_in,
 )
 from flagscale.config.grammar import LONGEST_NAME, choice_problem, override_problem, too_much
@@ -84,7 +85,7 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
     if wrong := [*flag_problems(words)] or _folder_problems(words, folder):
         return wrong
     found = [
-        Problem(what, f"command line: {_key(word)[:_SHOWN]}")
+        Problem(what, f"command line: {key_of(word)[:_SHOWN]}")
         for word in overrides
         if (what := too_much(word))
     ]
@@ -99,14 +100,10 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
     choices = [
         word
         for word in overrides
-        if _key(word).partition("@")[0] in groups or _key(word).startswith("hydra/")
+        if key_of(word).partition("@")[0] in groups or key_of(word).startswith("hydra/")
     ]
     chosen = map(choice_problem, choices)
     return [*filter(None, chosen), *hydra_keys.override_problems(overrides)]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _groups(folder: Path | None) -> list[str]:
@@ -141,7 +138,7 @@ def _problem_of(error: Exception | None, words: Sequence[str]) -> Problem:
     folder = config_folder(words)
     cause = error.__cause__ if error else None
     if isinstance(cause, OmegaConfBaseException) and (merged := _OVERRIDE.search(str(error))):
-        return Problem(first_line(cause), f"command line: {_key(merged[1])}")
+        return Problem(first_line(cause), f"command line: {key_of(merged[1])}")
     if isinstance(cause, OmegaConfBaseException) and not str(error):
         error = cause
     if isinstance(error, OmegaConfBaseException):
@@ -176,7 +173,7 @@ def _in_file(message: str, words: Sequence[str], folder: Path) -> Problem | None
         return None
     group, _, name = found[3].rpartition("/")
     path = folder / f"{found[3]}.yaml"
-    if group and group in (_key(word).partition("@")[0] for word in words):
+    if group and group in (key_of(word).partition("@")[0] for word in words):
         where = f"command line: {group}"
     elif line := line_of_entry(read_document(file).root, name):
         where = f"{where}:{line}"

@@ -62,20 +62,20 @@ SSH = "in ~/.ssh/config"
         ("10.0.0.300:4", FORM),
     ],
 )  # fmt: skip
-def test_the_line_to_write_is_told_and_is_accepted(line: str, hint: str) -> None:
+def test_the_hint_contains_a_line_that_is_accepted(line: str, hint: str) -> None:
     with pytest.raises(UserError) as raised:
         parse_hostfile(line, "hosts")
     (problem,) = raised.value.problems
     assert (problem.where, problem.hint) == ("hosts:1", hint)
     if hint != FORM:
-        told = [part.replace("=N", "=1") for part in re.findall("`(.+?)`", hint) if "slots=" in part]
-        assert parse_hostfile("\n".join(told), "hosts")
+        suggested = [part.replace("=N", "=1") for part in re.findall("`(.+?)`", hint) if "slots=" in part]
+        assert parse_hostfile("\n".join(suggested), "hosts")
 
 
-def test_every_line_of_a_long_file_is_told() -> None:
+def test_every_line_of_a_long_file_has_its_hint() -> None:
     with pytest.raises(UserError) as raised:
         parse_hostfile("".join(f"w{number}:8\n" for number in range(1000)), "hosts")
-    told = "\n".join(
+    suggested = "\n".join(
         problem.hint.removeprefix("write `").removesuffix("`") for problem in raised.value.problems
     )
-    assert parse_hostfile(told, "hosts") == tuple(HostLine(f"w{number}", 8) for number in range(1000))
+    assert parse_hostfile(suggested, "hosts") == tuple(HostLine(f"w{number}", 8) for number in range(1000))
