@@ -34,7 +34,6 @@ from flagscale_testing.farm.fixtures import (
     make_loopback_farm,  # noqa: F401
     make_namespace_farm,  # noqa: F401
 )
-from flagscale_testing.farm.loopback import LoopbackFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from flagscale_testing.jobs.plans import AGENT, fake_plan, launch
 
@@ -227,16 +226,16 @@ def _channel_port(farm: Farm) -> int:
 
 
 @pytest.fixture(scope="module")
-def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:  # noqa: F811
-    """Three hosts of this machine; a module with other needs has a fixture of its own."""
+def running_farm(make_loopback_farm: MakeLoopbackFarm) -> Farm:  # noqa: F811
+    """Three hosts of this machine; a module with other needs has a `running_farm` of its own."""
     return make_loopback_farm(3)
 
 
 @pytest.fixture
-def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackFarm]:
-    """The hosts, with their user acting; a module on namespaces has a fixture of its own."""
-    with user_of(loopback, monkeypatch):
-        yield loopback
+def farm(running_farm: Farm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Farm]:
+    """The farm of the module, with its user acting."""
+    with user_of(running_farm, monkeypatch):
+        yield running_farm
 
 
 @contextmanager

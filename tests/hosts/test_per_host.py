@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,15 @@ from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from tests.e2e.conftest import Experiment, rank_process
-from tests.hosts.conftest import CLEAN_WITHIN, user_of
+from tests.hosts.conftest import CLEAN_WITHIN
 from tests.hosts.test_training import LOCAL, SAVE_INTERVAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def namespaces(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
+def running_farm(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
     return make_namespace_farm(2)
-
-
-@pytest.fixture
-def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamespaceFarm]:
-    with user_of(namespaces, monkeypatch):
-        yield namespaces
 
 
 def test_a_host_that_fails_restarts_alone(farm: NamespaceFarm, tmp_path: Path) -> None:

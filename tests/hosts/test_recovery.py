@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import psutil
@@ -28,21 +28,14 @@ from tests.hosts.conftest import (
     cut_off,
     left,
     powered_off,
-    user_of,
 )
 
 RANKS = ("rank", "rank deaf", "rank daemon deaf")
 
 
 @pytest.fixture(scope="module")
-def namespaces(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
+def running_farm(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
     return make_namespace_farm(3)
-
-
-@pytest.fixture
-def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamespaceFarm]:
-    with user_of(namespaces, monkeypatch):
-        yield namespaces
 
 
 def name(job: FarmJob, rank: int) -> str:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from flagscale_testing.jobs.plans import SERVER
 from tests.e2e.test_serve import make_model
-from tests.hosts.conftest import ROOT, FarmJob, MakeJob, user_of
+from tests.hosts.conftest import ROOT, FarmJob, MakeJob
 
 PORT = 8000
 
@@ -33,14 +33,8 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def namespaces(make_namespace_farm: MakeNamespaceFarm, disk: Path) -> NamespaceFarm:
+def running_farm(make_namespace_farm: MakeNamespaceFarm, disk: Path) -> NamespaceFarm:
     return make_namespace_farm(2, [disk])
-
-
-@pytest.fixture
-def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamespaceFarm]:
-    with user_of(namespaces, monkeypatch):
-        yield namespaces
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
+def running_farm(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
     """Three hosts; the second one also listens on ::1, the last one knows an authority of hosts and users."""
     farm = make_loopback_farm(3)
     folder, (_, second, last) = farm.home / ".ssh", farm.hosts

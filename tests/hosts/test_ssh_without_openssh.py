@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,19 +18,18 @@ from flagscale_testing.farm.farm import alive, wait_until
 from flagscale_testing.farm.fixtures import MakeLoopbackFarm
 from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.access import ask, configure, refusal, way
-from tests.hosts.conftest import logins, user_of
+from tests.hosts.conftest import logins
 
 
 @pytest.fixture(scope="module")
-def loopback(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
+def running_farm(make_loopback_farm: MakeLoopbackFarm) -> LoopbackFarm:
     return make_loopback_farm(2)
 
 
 @pytest.fixture
-def farm(loopback: LoopbackFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackFarm]:
-    with user_of(loopback, monkeypatch):
-        monkeypatch.setenv("PATH", str(tmp_path))
-        yield loopback
+def farm(farm: LoopbackFarm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackFarm:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return farm
 
 
 def test_one_session_performs_all_commands_and_a_lost_one_is_replaced(farm: LoopbackFarm) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from tests.e2e.conftest import SMALL, Experiment, rank_process
-from tests.hosts.conftest import CLEAN_WITHIN, user_of
+from tests.hosts.conftest import CLEAN_WITHIN
 
 SAVE_INTERVAL = 10
 LOCAL = [
@@ -34,14 +33,8 @@ LOCAL = [
 
 
 @pytest.fixture(scope="module")
-def namespaces(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
+def running_farm(make_namespace_farm: MakeNamespaceFarm) -> NamespaceFarm:
     return make_namespace_farm(3)
-
-
-@pytest.fixture
-def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch) -> Iterator[NamespaceFarm]:
-    with user_of(namespaces, monkeypatch):
-        yield namespaces
 
 
 @pytest.mark.timeout(600)

@@ -33,16 +33,16 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def namespaces(make_namespace_farm: MakeNamespaceFarm, disk: Path) -> NamespaceFarm:
+def running_farm(make_namespace_farm: MakeNamespaceFarm, disk: Path) -> NamespaceFarm:
     return make_namespace_farm(3, [disk])
 
 
 @pytest.fixture
-def farm(namespaces: NamespaceFarm, monkeypatch: pytest.MonkeyPatch, disk: Path) -> Iterator[NamespaceFarm]:
-    with user_of(namespaces, monkeypatch):
-        yield namespaces
-    for host in namespaces.hosts:
-        namespaces.run(host, ["sh", "-c", 'rm -rf "$0"/*', str(disk)]).check_returncode()
+def farm(running_farm: NamespaceFarm, monkeypatch: pytest.MonkeyPatch, disk: Path) -> Iterator[NamespaceFarm]:
+    with user_of(running_farm, monkeypatch):
+        yield running_farm
+    for host in running_farm.hosts:
+        running_farm.run(host, ["sh", "-c", 'rm -rf "$0"/*', str(disk)]).check_returncode()
 
 
 @pytest.fixture
