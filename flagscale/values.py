@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORT = 29500
 """torchrun's default, for the rendezvous of the ranks; the supervisors use the next port."""
@@ -69,6 +69,10 @@ class Service:
     """The devices that it uses, as indices into those that its host makes visible; empty: all of them."""
     ports: tuple[int, ...] = ()
     """The ports on which it listens besides that of `url`."""
+    entrypoint: str = ""
+    """The module that runs instead of the role's; empty: the role's."""
+    behind: str = ""
+    """The name of the service that passes requests on to this one; empty: none."""
 
 
 def address_of(rank: int) -> str:
