@@ -242,6 +242,10 @@ class LaunchPlan:
         return [node.host for node in self.nodes]
 
     @property
+    def services(self) -> list[Service]:
+        return [service for node in self.nodes for service in node.services]
+
+    @property
     def has_own_jobs(self) -> bool:
         """Whether each host runs a job of its own."""
         return any(node.job_dir for node in self.nodes)

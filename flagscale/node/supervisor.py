@@ -22,7 +22,7 @@ import psutil
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
-from flagscale.node.agent import Heartbeat, end_agent, start_agent, write_stacks
+from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks
 from flagscale.node.coordinator import Coordinator
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
@@ -123,7 +123,7 @@ class Supervisor:
             peers.report(verdict)
         if verdict.kind == "stopped":
             self._note(phase="stopping")
-            end_agent(agent, self._node.stop_grace)
+            end_agent(agent, time_to_end(self._node))
         elif verdict.kind == "hung":
             write_stacks(agent)
         self._end_leftovers()
@@ -144,7 +144,7 @@ class Supervisor:
         failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
         who = "" if failure.rank is None else f"rank {failure.rank}: "
         # Restarting cannot fix a mistake of the user.
-        is_final = failure.exitcode == UserError.exit_code
+        is_final = failure.is_final or failure.exitcode == UserError.exit_code
         peers.report(self._verdict(begin, "failed", f"{who}{failure.message}", is_final))
         self._end_leftovers()
         return AttemptOutcome("failed", code, failure, is_final)
