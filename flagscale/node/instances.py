@@ -11,14 +11,13 @@ from typing import Literal
 
 from flagscale.errors import UserError
 from flagscale.run.state import OVER, ServicePhase
-from flagscale.values import Service
+from flagscale.values import Recovery, Service
 
 Kind = Literal["router", "instance", "joint"]
 """A `router` has instances behind it; an `instance` is a whole server behind a router; all other services are
 `joint`, also an instance with parts on other hosts: none of its parts can start again alone."""
 Sequel = Literal["end the job", "start again", "go on without it"]
 
-_LONGEST_PAUSE = 60.0
 _LOST_AFTER = 30.0
 """Seconds without an answer from a router after which no instance is left, if none is started again."""
 
@@ -52,7 +51,7 @@ def pause(kind: Kind, restart: int) -> float:
     """Return the seconds to wait before a restart, numbered from 1: clients wait for the router meanwhile."""
     if kind == "router" and restart == 1:
         return 0.0
-    return min(2.0 ** (restart - 1), _LONGEST_PAUSE)
+    return Recovery.pause(restart)
 
 
 def silence_allowed(has_answered: bool, hang_timeout: float | None, ready_timeout: float) -> float | None:

@@ -61,7 +61,9 @@ class ServiceMonitor:
         self._last_load: health.Load | None = None
         self._kills = oom_kills()
         self._why_killed = ""
-        self._heard = self._healthy = time.monotonic()
+        self._silent_since: float | None = time.monotonic()
+        self._unhealthy_since: float | None = self._silent_since
+        """Since when a server was found so at every check; None if it was not at the last one."""
         self.has_answered = False
         """Whether a server was found healthy."""
         self.goes_on = not service.url
@@ -114,13 +116,13 @@ class ServiceMonitor:
 
     @property
     def silent_for(self) -> float:
-        """Seconds since a server last answered; for a router, any answer counts."""
-        return time.monotonic() - self._heard
+        """Seconds without an answer of a server; for a router, any answer counts."""
+        return _since(self._silent_since)
 
     @property
     def unhealthy_for(self) -> float:
-        """Seconds since a server was last found healthy."""
-        return time.monotonic() - self._healthy
+        """Seconds for which a server was not healthy."""
+        return _since(self._unhealthy_since)
 
     def kill(self, why: str) -> None:
         """Kill the service's process; its failure then says why."""
@@ -189,12 +191,13 @@ class ServiceMonitor:
 
     def _look_at_server(self) -> None:
         """Update the state of a server, which is starting until it answers for the first time."""
+        begun = time.monotonic()
         status = health.check(self.service.url)
         self.goes_on = status == HTTPStatus.OK
-        if self.goes_on or (status and self.kind == "router"):
-            self._heard = time.monotonic()
+        is_silent = not self.goes_on and not (status and self.kind == "router")
+        self._silent_since = (self._silent_since or begun) if is_silent else None
+        self._unhealthy_since = None if self.goes_on else self._unhealthy_since or begun
         if self.goes_on:
-            self._healthy = self._heard
             if self.kind != "router":  # the load of a router is that of its instances
                 self._loaded(health.load(self.service.url))
             if not self.has_answered:
@@ -227,6 +230,10 @@ class ServiceMonitor:
         with self._lock:
             if self.state.phase not in OVER:
                 self.state = replace(self.state, **values)
+
+
+def _since(begin: float | None) -> float:
+    return 0.0 if begin is None else time.monotonic() - begin
 
 
 def _write(file: BinaryIO, line: bytes) -> None:

@@ -37,7 +37,6 @@ from flagscale.values import LaunchPlan, NodeCommand
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
 """Grace, in seconds, for remaining processes of a run after its agent has ended."""
-_LONGEST_BACKOFF = 60.0
 _EXPLAINING = 5.0
 """Seconds that an agent has to end after one of its ranks has failed; it ends the other ranks first."""
 
@@ -99,8 +98,8 @@ class Supervisor:
                 return outcome
             attempts = (*self._state.attempts, Attempt(number, begun, time.time(), outcome.failure))
             self._note(phase="starting", attempts=attempts, engine=None)
-            pause = min(2.0**number, _LONGEST_BACKOFF)
             number, patience = number + 1, recovery.restart_timeout
+            pause = recovery.pause(number)
             print(f"flagscale: {outcome.failure.message}", flush=True)
             print(f"flagscale: restart {number} of {recovery.max_restarts} in {pause:g} s", flush=True)
             self._pause(pause)
