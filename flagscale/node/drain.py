@@ -6,6 +6,7 @@ it must answer until then.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 
@@ -26,7 +27,8 @@ def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> N
     while time.monotonic() < due + SERVICES_EXIT:
         busy = {} if time.monotonic() >= due else _busy({one.service.behind for one in untold}, living, plan)
         for one in [one for one in untold if not busy.get(one.service.behind)]:
-            one.process.terminate()
+            for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused
+                one.process.send_signal(number)
             untold.remove(one)
         if all(one.code is not None for one in living):
             break

@@ -13,7 +13,7 @@ from flagscale.run.failure import Failure
 from flagscale.run.state import OVER, ServiceState
 from flagscale.values import LaunchPlan, NodeCommand, Service
 
-_LEFTOVER_GRACE = 2.0
+_LEFTOVER_GRACE = 1.0
 """Seconds that the remaining processes of a service have to end before it is started again."""
 
 

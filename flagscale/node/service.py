@@ -34,6 +34,8 @@ from flagscale.values import Host, LaunchPlan, NodeCommand, Service
 
 _LOOK = 1.0
 """Seconds between two checks of a service."""
+_LOOK_AT_START = 0.25
+"""The same for a server that has not answered yet."""
 _LONGEST_LINE = 300
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 << 10
@@ -187,7 +189,8 @@ class ServiceMonitor:
     def _repeat(self, look: Callable[[], None]) -> None:
         while self.code is None:
             look()
-            time.sleep(_LOOK)
+            is_loading = self.service.url and not self.has_answered
+            time.sleep(_LOOK_AT_START if is_loading else _LOOK)
 
     def _look_at_server(self) -> None:
         """Update the state of a server, which is starting until it answers for the first time."""

@@ -1,5 +1,5 @@
 """A server without an engine: `fake_server.py PORT BEHAVIOUR...`; it answers `/health` and `/metrics`, and
-`/slow/S`, with its port, after S seconds.
+`/slow/S`, with its port, after S seconds; `/exit/N` ends it with code N.
 
 Behaviours: `late:S` answers after S seconds; `raise` fails like an engine; `child` starts a process that
 ignores TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` reports that D of T are done; `sick`
@@ -77,6 +77,8 @@ def serve(address: str, port: int, sick: bool, last: int, drains: bool) -> None:
             if self.path.startswith("/slow/"):
                 time.sleep(float(self.path.removeprefix("/slow/")))
                 text = str(port)
+            if self.path.startswith("/exit/"):
+                os._exit(int(self.path.removeprefix("/exit/")))
             self.send_response(503 if sick and asked > 1 else 200)
             self.end_headers()
             self.wfile.write(text.encode())

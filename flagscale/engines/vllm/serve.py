@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from flagscale import platforms
@@ -23,7 +25,9 @@ ENV = {
     "SPT_NOENV": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-STOP_GRACE = 15.0
+STOP_GRACE = 20.0
+"""Seconds for begun requests. With the seconds after it for the engine to exit, it is less than the 30 s that
+Kubernetes gives a container by default."""
 _INNER_PORT = 29600
 """Default of the first port of instances with parts on several hosts (`experiment.runner.master_port`)."""
 _PORTS_APART = 10
@@ -55,10 +59,13 @@ def job(
     problems += _instance_problems(instances, source_map)
     if problems:
         return None
+    stop_grace = experiment.runner.stop_grace or STOP_GRACE
     services: dict[int, list[Service]] = defaultdict(list)
     for instance in instances:
         for rank, service in services_of(instance):
-            services[rank].append(service)
+            # Without it, SIGTERM ends the requests that the server has begun.
+            draining = ("--shutdown-timeout", str(ceil(stop_grace)))
+            services[rank].append(replace(service, argv=(*service.argv, *draining)))
     notices = [
         f"{where(model, dest)}: {what}"
         for model in models
@@ -74,7 +81,7 @@ def job(
             entrypoint=experiment.task.entrypoint or SERVER,
             argv=(),
             env={**ENV, **_cpu_env(services, hosts)},
-            stop_grace=experiment.runner.stop_grace or STOP_GRACE,
+            stop_grace=stop_grace,
         ),
         hosts=hosts,
         layout=", ".join(_layout(model) for model in models),
