@@ -22,7 +22,8 @@ from flagscale.plan.prepare import Prepared, Request, prepare
 from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner, runner_of
 from flagscale.status.log_tail import LogTail
-from flagscale.status.model import JobStatus, servers, status_json, taking_part
+from flagscale.status.model import JobStatus, status_json, taking_part
+from flagscale.status.services import is_degraded, servers
 from flagscale.status.text import plan_text, started_text, status_text
 from flagscale.status.watch import counted, current_status, statuses, watch_job, watch_services
 from flagscale.values import LaunchPlan
@@ -179,11 +180,19 @@ def _print_started(plan: LaunchPlan, note: str) -> None:
 
 
 def _until_ready(plan: LaunchPlan) -> int:
-    """Wait until the servers answer or the job is queued; stop the job if they do not answer in time."""
+    """Wait until all servers answer or the job is queued; stop the job if they do not answer in time."""
     deadline = time.monotonic() + plan.ready_timeout
 
+    def is_up(status: JobStatus) -> bool:
+        return status.phase == "queued" or (status.phase == "running" and not is_degraded(status.services))
+
     def is_enough(status: JobStatus) -> bool:
-        return status.phase in ("running", "queued") or time.monotonic() > deadline
+        has_failed = any(state.phase == "failed" for _, state in status.services)
+        return (
+            is_up(status)
+            or (has_failed and status.phase in ("starting", "running"))
+            or time.monotonic() > deadline
+        )
 
     with _interrupted_once():
         try:
@@ -192,10 +201,10 @@ def _until_ready(plan: LaunchPlan) -> int:
             print("\nstopping the job ...", flush=True)
             _stop(plan)
             return 130
-    if status.phase in ("running", "queued"):
+    if is_up(status):
         return 0
     print(status_text(status), file=sys.stderr)
-    if not status.ended:
+    if not status.ended and time.monotonic() > deadline:
         limit = plan.ready_timeout
         print(f"error: no answer within {limit:g} s (experiment.runner.ready_timeout)", file=sys.stderr)
     _stop(plan)

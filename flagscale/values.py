@@ -191,6 +191,11 @@ class Recovery:
     fewer_hosts: tuple[int, ...] = ()
     """With how many hosts the job may continue if some do not return; largest number first."""
 
+    @staticmethod
+    def pause(restart: int) -> float:
+        """Return the seconds to wait before a restart, numbered from 1: 1, 2, 4 ... 60."""
+        return min(2.0 ** min(restart - 1, 6), 60.0)
+
 
 class PlanVersionError(ValueError):
     """A plan was written by another version of FlagScale; the message names both plan versions."""
@@ -240,6 +245,10 @@ class LaunchPlan:
     @property
     def hosts(self) -> list[Host]:
         return [node.host for node in self.nodes]
+
+    @property
+    def services(self) -> list[Service]:
+        return [service for node in self.nodes for service in node.services]
 
     @property
     def has_own_jobs(self) -> bool:

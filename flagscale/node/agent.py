@@ -20,6 +20,10 @@ from flagscale.values import Channel, NodeCommand
 
 _NOTHING_TO_SAVE = 10.0
 """The longest grace, in seconds, of an agent that has not started any ranks yet."""
+SERVICES_EXIT = 5.0
+"""Seconds that services have to exit when their requests are finished or cut."""
+_LAST_WORDS = 2.0
+"""Seconds that the agent of services has to record how they ended."""
 _STACKS = 1.0
 """Seconds that ranks have to write their stacks."""
 
@@ -36,6 +40,11 @@ def start_agent(
         stdin=subprocess.DEVNULL,
         preexec_fn=partial(die_with, os.getpid()),
     )
+
+
+def time_to_end(node: NodeCommand) -> float:
+    """Return the seconds that the agent may take to end after SIGTERM: servers finish requests first."""
+    return node.stop_grace + (SERVICES_EXIT + _LAST_WORDS if node.services else 0.0)
 
 
 def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:

@@ -6,7 +6,9 @@ import ssl
 import time
 import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException
+from urllib.error import HTTPError
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,15 +28,16 @@ class Load:
     time: float
 
 
-def is_healthy(url: str) -> bool:
-    """Return whether the server answers and reports that its engine is alive."""
-    return _get(f"{url}/health") is not None
+def check(url: str, patience: float = _PATIENCE) -> int | None:
+    """Return the HTTP status of `/health`: 200 if the engine is alive; None if there is no answer in time."""
+    status, _ = _get(f"{url}/health", patience)
+    return status
 
 
 def load(url: str) -> Load | None:
     """Return the server's load; None if it does not report it."""
-    text = _get(f"{url}/metrics")
-    return parse_load(text, time.time()) if text is not None else None
+    status, text = _get(f"{url}/metrics", _PATIENCE)
+    return parse_load(text, time.time()) if status == HTTPStatus.OK else None
 
 
 def parse_load(text: str, now: float) -> Load:
@@ -50,8 +53,8 @@ def parse_load(text: str, now: float) -> Load:
     return Load(int(sums["running"]), int(sums["waiting"]), sums["generated"], sums["prompted"], now)
 
 
-def _get(url: str) -> str | None:
-    """Return the body of a successful response; None for any other response, or if there is none."""
+def _get(url: str, patience: float) -> tuple[int | None, str]:
+    """Return the status, None if there is no response, and the body of a successful response."""
     # The server is on this host; its certificate is meant for its clients.
     context = ssl._create_unverified_context() if url.startswith("https:") else None
     opener = urllib.request.build_opener(
@@ -59,8 +62,10 @@ def _get(url: str) -> str | None:
         *([urllib.request.HTTPSHandler(context=context)] if context else []),
     )
     try:
-        with opener.open(url, timeout=_PATIENCE) as answer:
+        with opener.open(url, timeout=patience) as answer:
             body: bytes = answer.read()
-            return body.decode(errors="replace")
+            return answer.status, body.decode(errors="replace")
+    except HTTPError as error:
+        return error.code, ""
     except (HTTPException, OSError, ValueError):
-        return None
+        return None, ""

@@ -17,7 +17,7 @@ from contextlib import suppress
 import psutil
 
 from flagscale.linux import may_name, parent
-from flagscale.run.env import HOST_RANK, RUN_ID
+from flagscale.run.env import HOST_RANK, RUN_ID, SERVICE
 from flagscale.run.state import HostState, ProcessId
 
 _POLL = 0.1
@@ -76,6 +76,18 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
             ]
     own = psutil.Process()
     return found - {own, *own.parents()}
+
+
+def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:
+    """Return the living processes of one service of a run on this host."""
+
+    def belongs(process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(SERVICE) == name
+        except psutil.Error:
+            return False  # ended meanwhile
+
+    return set(filter(belongs, of_run(run_id, rank)))
 
 
 def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""One service of a host: start it, read its output, check its health and progress."""
+"""One process of a service: start it, read its output, check its health and progress."""
 
 from __future__ import annotations
 
@@ -10,21 +10,32 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, BinaryIO
 
 from flagscale import platforms
-from flagscale.linux import die_with
+from flagscale.linux import die_with, oom_kills
 from flagscale.node import health
-from flagscale.run.env import PROGRESS_FILE
-from flagscale.run.failure import Failure, first_exception, how_it_ended, signal_name
+from flagscale.node.instances import kind_of
+from flagscale.run.env import PROGRESS_FILE, SERVICE
+from flagscale.run.failure import (
+    Failure,
+    first_exception,
+    for_lack_of_memory,
+    how_it_ended,
+    signal_name,
+)
 from flagscale.run.logs import read_piece
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import OVER, ServicePhase, ServiceState
-from flagscale.values import Host, Service
+from flagscale.values import Host, LaunchPlan, NodeCommand, Service
 
 _LOOK = 1.0
 """Seconds between two checks of a service."""
+_LOOK_AT_START = 0.25
+"""The same for a server that has not answered yet."""
 _LONGEST_LINE = 300
 _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 << 10
@@ -36,38 +47,66 @@ _LOAD = ("requests_running", "requests_waiting", "tokens_per_s", "prompt_tokens_
 class ServiceMonitor:
     """A started service, with its output and its state."""
 
-    def __init__(self, service: Service, files: RunDir, host: Host, serves: bool, with_name: bool) -> None:
+    def __init__(self, plan: LaunchPlan, node: NodeCommand, service: Service, restarts: int = 0) -> None:
         """Start the service. Raises OSError if that fails.
 
         Args:
-            serves: whether it runs until it is stopped.
-            with_name: whether its name precedes each of its lines in the host's log.
+            restarts: how often it was started before; its log then goes on.
         """
         self.service = service
+        self.kind = kind_of(service, plan.services)
+        files, host = RunDir(Path(plan.exp_dir)), node.host
+        serves = plan.task_type == "serve"
         self._log = files.service_log(host, service.name)
         self._progress = files.service_progress(host, service.name)
         self._lock = Lock()
         self._last_load: health.Load | None = None
-        self._searched_from = 0
+        self._kills = oom_kills()
+        self._why_killed = ""
+        self._silent_since: float | None = time.monotonic()
+        self._unhealthy_since: float | None = self._silent_since
+        """Since when a server was found so at every check; None if it was not at the last one."""
+        self.has_answered = False
+        """Whether a server was found healthy."""
         self.goes_on = not service.url
         """Whether it was found working at the last check; a server has to answer for that."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._progress.unlink(missing_ok=True)
-        self._log.write_bytes(b"")
+        if restarts:
+            with self._log.open("ab") as log:
+                log.write(f"=== restart {restarts} of {service.name}\n".encode())
+        else:
+            self._log.write_bytes(b"")
+        self._searched_from = self._log.stat().st_size
         self.process = subprocess.Popen(
             service.argv,
-            env={**os.environ, **_devices(service, host), **service.env, PROGRESS_FILE: str(self._progress)},
+            env={
+                **os.environ,
+                **_devices(service, host),
+                **service.env,
+                PROGRESS_FILE: str(self._progress),
+                SERVICE: service.name,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             preexec_fn=partial(die_with, os.getpid()),
         )
         # A part of a server on another host answers no requests.
-        phase: ServicePhase = "running" if serves and not service.url else "starting"
+        phase: ServicePhase = "restarting" if restarts else "starting"
         self.state = ServiceState(
-            service.name, phase, service.url, service.model, self.process.pid, since=time.time()
+            service.name,
+            "running" if serves and not service.url else phase,
+            service.url,
+            service.model,
+            self.process.pid,
+            since=time.time(),
+            behind=service.behind,
+            restarts=restarts,
         )
-        self._pump = Thread(target=self._pass_on, args=(with_name,), daemon=True)
+        # Its name precedes each of its lines if there are several.
+        prefix = f"[{service.name}] " if len(node.services) > 1 else ""
+        self._pump = Thread(target=self._pass_on, args=(prefix.encode(),), daemon=True)
         self._pump.start()
         looking = self._look_at_server if service.url else self.look_at_progress
         if service.url or not serves:
@@ -77,13 +116,20 @@ class ServiceMonitor:
     def code(self) -> int | None:
         return self.process.poll()
 
-    def end_by(self, deadline: float) -> None:
-        """Wait for the end of a service that was asked to end; kill it if that takes too long."""
-        try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.settle("stopped")
+    @property
+    def silent_for(self) -> float:
+        """Seconds without an answer of a server; for a router, any answer counts."""
+        return _since(self._silent_since)
+
+    @property
+    def unhealthy_for(self) -> float:
+        """Seconds for which a server was not healthy."""
+        return _since(self._unhealthy_since)
+
+    def kill(self, why: str) -> None:
+        """Kill the service's process; its failure then says why."""
+        self._why_killed = why
+        self.process.kill()
 
     def settle(self, phase: ServicePhase) -> None:
         """Enter the final phase."""
@@ -96,8 +142,9 @@ class ServiceMonitor:
         name = signal_name(code)
         found = None if name else first_exception(self._printed(self._searched_from, _SEARCHED))
         last = self._printed(-_SHOWN_BYTES, _SHOWN_BYTES).splitlines()[-_SHOWN_LINES:]
-        return Failure(
-            message=f"`{self.service.name}` {how_it_ended(code)}{f': {found[0]}' if found else ''}",
+        how = self._why_killed or f"{how_it_ended(code)}{f': {found[0]}' if found else ''}"
+        failure = Failure(
+            message=f"`{self.service.name}` {how}",
             pid=self.process.pid,
             exitcode=code,
             signal=name,
@@ -105,6 +152,8 @@ class ServiceMonitor:
             log=str(self._log),
             time=time.time(),
         )
+        ran_out = oom_kills() > self._kills and not self._why_killed
+        return for_lack_of_memory(failure) if ran_out else failure
 
     def look_at_progress(self) -> None:
         """Read the progress that a service reports in its file."""
@@ -119,9 +168,8 @@ class ServiceMonitor:
     def _printed(self, position: int, size: int) -> str:
         return read_piece(self._log, position, size)[0].decode(errors="replace")
 
-    def _pass_on(self, with_name: bool) -> None:
+    def _pass_on(self, prefix: bytes) -> None:
         """Read the service's output until it ends: a full pipe would block the service."""
-        prefix = f"[{self.service.name}] ".encode() if with_name else b""
         assert self.process.stdout is not None
         is_full = False
         with self._log.open("ab", buffering=0) as log:
@@ -135,24 +183,32 @@ class ServiceMonitor:
                         print(f"flagscale: output of services is lost: {error}", file=sys.stderr)
                     is_full = True
                 shown = line.decode(errors="replace").strip()[:_LONGEST_LINE]
-                if shown and self.state.phase == "starting":
+                if shown and self.state.phase in ("starting", "restarting"):
                     self._change(last_line=shown)
 
     def _repeat(self, look: Callable[[], None]) -> None:
         while self.code is None:
             look()
-            time.sleep(_LOOK)
+            is_loading = self.service.url and not self.has_answered
+            time.sleep(_LOOK_AT_START if is_loading else _LOOK)
 
     def _look_at_server(self) -> None:
-        """Update the state of a server, which is `starting` until it answers for the first time."""
-        self.goes_on = health.is_healthy(self.service.url)
+        """Update the state of a server, which is starting until it answers for the first time."""
+        begun = time.monotonic()
+        status = health.check(self.service.url)
+        self.goes_on = status == HTTPStatus.OK
+        is_silent = not self.goes_on and not (status and self.kind == "router")
+        self._silent_since = (self._silent_since or begun) if is_silent else None
+        self._unhealthy_since = None if self.goes_on else self._unhealthy_since or begun
         if self.goes_on:
-            self._loaded(health.load(self.service.url))
-            if self.state.phase == "starting":
+            if self.kind != "router":  # the load of a router is that of its instances
+                self._loaded(health.load(self.service.url))
+            if not self.has_answered:
                 # Its output so far contains no fatal errors.
                 self._searched_from = self._log.stat().st_size
+            self.has_answered = True
             self._enter("ready")
-        elif self.state.phase != "starting":
+        elif self.has_answered:
             self._enter("unhealthy")
 
     def _loaded(self, load: health.Load | None) -> None:
@@ -177,6 +233,10 @@ class ServiceMonitor:
         with self._lock:
             if self.state.phase not in OVER:
                 self.state = replace(self.state, **values)
+
+
+def _since(begin: float | None) -> float:
+    return 0.0 if begin is None else time.monotonic() - begin
 
 
 def _write(file: BinaryIO, line: bytes) -> None:

@@ -22,7 +22,7 @@ import psutil
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
-from flagscale.node.agent import Heartbeat, end_agent, start_agent, write_stacks
+from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks
 from flagscale.node.coordinator import Coordinator
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.member import Member
@@ -37,7 +37,6 @@ from flagscale.values import LaunchPlan, NodeCommand
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
 """Grace, in seconds, for remaining processes of a run after its agent has ended."""
-_LONGEST_BACKOFF = 60.0
 _EXPLAINING = 5.0
 """Seconds that an agent has to end after one of its ranks has failed; it ends the other ranks first."""
 
@@ -99,8 +98,8 @@ class Supervisor:
                 return outcome
             attempts = (*self._state.attempts, Attempt(number, begun, time.time(), outcome.failure))
             self._note(phase="starting", attempts=attempts, engine=None)
-            pause = min(2.0**number, _LONGEST_BACKOFF)
             number, patience = number + 1, recovery.restart_timeout
+            pause = recovery.pause(number)
             print(f"flagscale: {outcome.failure.message}", flush=True)
             print(f"flagscale: restart {number} of {recovery.max_restarts} in {pause:g} s", flush=True)
             self._pause(pause)
@@ -123,7 +122,7 @@ class Supervisor:
             peers.report(verdict)
         if verdict.kind == "stopped":
             self._note(phase="stopping")
-            end_agent(agent, self._node.stop_grace)
+            end_agent(agent, time_to_end(self._node))
         elif verdict.kind == "hung":
             write_stacks(agent)
         self._end_leftovers()
@@ -144,7 +143,7 @@ class Supervisor:
         failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
         who = "" if failure.rank is None else f"rank {failure.rank}: "
         # Restarting cannot fix a mistake of the user.
-        is_final = failure.exitcode == UserError.exit_code
+        is_final = failure.is_final or failure.exitcode == UserError.exit_code
         peers.report(self._verdict(begin, "failed", f"{who}{failure.message}", is_final))
         self._end_leftovers()
         return AttemptOutcome("failed", code, failure, is_final)

@@ -25,6 +25,7 @@ _MARK = re.compile(
 _DETAILS = " [type="
 """The text after which pydantic quotes the values that it checked."""
 _TRACEBACK = "Traceback (most recent call last):"
+_NO_MEMORY = "the kernel killed it because this host ran out of memory"
 _FOLLOWING = 3
 """Lines after the one that names the exception; they belong to its message if they are indented."""
 
@@ -47,6 +48,8 @@ class Failure:
     time: float = 0.0
     is_victim: bool = False
     """Whether the cause lies on another host."""
+    is_final: bool = False
+    """Whether another attempt would end in the same way, because the parts that may restart have done so."""
 
 
 def write_failure(path: Path, failure: Failure) -> None:
@@ -70,6 +73,13 @@ def how_it_ended(exit_code: int) -> str:
     return f"was killed by {name}" if name else f"ended with exit code {exit_code}"
 
 
+def for_lack_of_memory(failure: Failure) -> Failure:
+    """Return a failure during which the kernel killed processes of its host, with the cause if it is that."""
+    if failure.signal != "SIGKILL" or _NO_MEMORY in failure.message:
+        return failure
+    return replace(failure, message=f"{failure.message}: {_NO_MEMORY}")
+
+
 def first_failure(
     plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
 ) -> Failure:
@@ -81,11 +91,7 @@ def first_failure(
     """
     reported = _read_failure(Path(node.failure_file))
     if reported is not None:
-        if out_of_memory and reported.signal == "SIGKILL":
-            reported = replace(
-                reported,
-                message=f"{reported.message}: the kernel killed it because this host ran out of memory",
-            )
+        reported = for_lack_of_memory(reported) if out_of_memory else reported
         return reported if reported.local_rank is None else _with_log(reported, node)
     name = signal_name(exit_code)
     output = RunDir(Path(plan.exp_dir)).output(node.host)

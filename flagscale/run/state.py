@@ -22,8 +22,11 @@ Phase = Literal["starting", "running", "stopping", "finished", "failed", "stoppe
 Reply = dict[str, Any]
 """The reply of a node command: plain JSON values."""
 ENDED: tuple[Phase, ...] = ("finished", "failed", "stopped")
-ServicePhase = Literal["starting", "ready", "unhealthy", "running", "finished", "failed", "stopped"]
-"""Only servers are `ready` or `unhealthy`; only services that run to an end are `finished`."""
+ServicePhase = Literal[
+    "starting", "ready", "unhealthy", "restarting", "running", "finished", "failed", "stopped"
+]
+"""Only servers are `ready`, `unhealthy` or `restarting` (from an end until they answer again); only services
+that run to an end are `finished`."""
 OVER: tuple[ServicePhase, ...] = ("finished", "failed", "stopped")
 
 
@@ -132,6 +135,12 @@ class ServiceState:
     """The amount of work of a service that runs to an end; `done` is the part that is finished."""
     last_line: str = ""
     """The last line that it printed while starting."""
+    behind: str = ""
+    """The name of the service that passes requests on to it; empty: none."""
+    restarts: int = 0
+    """How often it was started again while the rest of the job went on."""
+    failure: Failure | None = None
+    """Why it last ended by itself."""
 
 
 def to_json(run_id: str, states: Iterable[ServiceState]) -> str:
@@ -143,6 +152,11 @@ def from_json(text: bytes, run_id: str) -> tuple[ServiceState, ...]:
     """Return the states that exactly this run wrote; empty if another run wrote the text, or none did."""
     try:
         raw = json.loads(text)
-        return tuple(ServiceState(**state) for state in raw["services"]) if raw["run_id"] == run_id else ()
+        return tuple(map(_service, raw["services"])) if raw["run_id"] == run_id else ()
     except (ValueError, TypeError, KeyError):
         return ()
+
+
+def _service(raw: dict[str, Any]) -> ServiceState:
+    failure = raw.get("failure")
+    return ServiceState(**{**raw, "failure": Failure(**failure) if failure else None})

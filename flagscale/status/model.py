@@ -10,9 +10,17 @@ from typing import Any, Literal
 
 from flagscale.remote.launcher import HostStatus
 from flagscale.run.failure import Failure
-from flagscale.run.state import Attempt, ServiceState
+from flagscale.run.state import Attempt
 from flagscale.runners.base import QueuePhase
 from flagscale.status.progress import Progress
+from flagscale.status.services import (
+    HostedService,
+    endpoints,
+    first_of_lost,
+    has_services,
+    phase_of_running,
+    programs_json,
+)
 from flagscale.values import LaunchPlan
 
 JobPhase = Literal["queued", "starting", "running", "stopping", "finished", "failed", "stopped", "unknown"]
@@ -90,12 +98,14 @@ def job_status(
     )
     failures = [(host.host.name, host.state.failure) for host in counted if host.state and host.state.failure]
     phase = next(phase for phase in order if phases[phase])
+    lost = first_of_lost(services) if phase == "failed" else None
+    first = failures[_cause([failure for _, failure in failures])] if failures else None
     return JobStatus(
         plan=plan,
         phase=queue_phase or (phase_of_running(plan, services) if phase == "running" else phase),
         hosts=tuple(hosts),
         progress=progress,
-        failure=failures[_cause([failure for _, failure in failures])] if failures else None,
+        failure=lost or first,
         services=tuple(services),
         queue_phase=queue_phase,
         reason=reason,
@@ -149,7 +159,8 @@ def status_json(status: JobStatus) -> dict[str, Any]:
         "failure": {"host": name, **asdict(failure)} if failure else None,
         "attempts": [{"host": host, **asdict(attempt)} for host, attempt in failed_attempts(status)],
         # The name is as in 0.1, because programs read it.
-        "programs": [{"host": host, **asdict(state)} for host, state in status.services],
+        "programs": programs_json(status.services),
+        "endpoints": [endpoint.to_json() for endpoint in endpoints(status.services)],
         "hosts": [
             {
                 "rank": host.host.rank,
@@ -181,39 +192,6 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
     }
-
-
-HostedService = tuple[str, ServiceState]
-"""A host's name and the state of a service there."""
-
-
-def has_services(plan: LaunchPlan) -> bool:
-    """Return whether the job runs services rather than ranks."""
-    return any(node.services for node in plan.nodes)
-
-
-def servers(plan: LaunchPlan) -> list[tuple[str, str]]:
-    """Return (model, address) of every server that the plan starts."""
-    services = (service for node in plan.nodes for service in node.services)
-    return [(service.model, service.url) for service in services if service.url]
-
-
-def phase_of_running(
-    plan: LaunchPlan, services: Sequence[HostedService]
-) -> Literal["starting", "running", "stopping"]:
-    """Return the phase of a job whose hosts are running: starting until all servers have answered, stopping
-    once a service has failed (and its host has not reported that yet).
-    """
-    phases = [state.phase for _, state in services]
-    if "failed" in phases:
-        return "stopping"
-    answered = sum(phase in ("ready", "unhealthy") for phase in phases)
-    return "starting" if answered < len(servers(plan)) else "running"
-
-
-def change(services: Sequence[HostedService]) -> object:
-    """Return a value that changes when there is something new to show; a server's speed does not count."""
-    return [(host, state.name, state.phase, state.done) for host, state in services]
 
 
 def phase_of(status: JobStatus, host: HostStatus) -> str:

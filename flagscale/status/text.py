@@ -10,15 +10,9 @@ from flagscale.formats import count, duration, key_text, quantity
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ServiceState
 from flagscale.runners.base import all_scripts
-from flagscale.status.model import (
-    HostedService,
-    JobStatus,
-    failed_attempts,
-    has_services,
-    phase_of,
-    servers,
-)
+from flagscale.status.model import JobStatus, failed_attempts, phase_of
 from flagscale.status.progress import Progress
+from flagscale.status.services import Endpoint, HostedService, endpoints, has_services, in_order, servers
 from flagscale.values import LaunchPlan
 
 
@@ -116,25 +110,47 @@ def progress_text(progress: Progress) -> str:
 
 
 def service_lines(services: Sequence[HostedService]) -> list[str]:
-    """Return one line per service, with names and addresses in columns."""
-    rows = [(state.name, state.url or host, _text(state)) for host, state in services]
+    """Return one line per service, with names and addresses in columns; instances follow their endpoint."""
+    totals = {endpoint.router.name: endpoint for endpoint in endpoints(services)}
+    several_hosts = len({host for host, _ in services}) > 1
+    rows = []
+    for depth, (host, state) in in_order(services):
+        total = totals.get(state.name)
+        place = f"on {host}" if several_hosts and state.behind else ""
+        text = _total_text(total) if total else _text(state, place)
+        rows.append(("  " * depth + state.name, state.url or host, text))
     wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return [f"{name:{wide[0]}}  {place:{wide[1]}}  {text}".rstrip() for name, place, text in rows]
 
 
-def _text(state: ServiceState) -> str:
-    if state.phase == "starting":
-        waited = duration(max(0.0, time.time() - state.since))
-        return f"starting for {waited}{f': {state.last_line}' if state.last_line else ''}"
+def _total_text(endpoint: Endpoint) -> str:
+    """Return the phase of an endpoint, how many of its instances are ready, and their load."""
+    return _text(endpoint.total, f"{endpoint.ready} of {count(len(endpoint.instances), 'instance')} ready")
+
+
+def _text(state: ServiceState, more: str = "") -> str:
+    passed = duration(max(0.0, time.time() - state.since))
+    doing = f": {state.last_line}" if state.last_line else ""
     parts: list[str] = [state.phase]
+    if state.phase == "starting":
+        parts = [f"starting for {passed}{doing}"]
+    elif state.phase == "restarting":
+        parts = [f"restart {state.restarts} for {passed}{doing}"]
+    elif state.phase == "failed":
+        parts = [f"failed {passed} ago"]
+    parts += [more] if more else []
+    if state.failure and state.phase in ("failed", "restarting"):
+        parts.append(f"{state.failure.message}; log {state.failure.log}".removesuffix("; log "))
     if state.total is not None:
         parts.append(f"{state.done}/{state.total} prompts")
     if state.requests_running is not None:
         parts.append(f"{state.requests_running} running, {state.requests_waiting} waiting")
     if state.tokens_per_s is not None:
         parts.append(f"{quantity(state.tokens_per_s)} tokens/s")
-    if state.url and state.model:
+    if state.url and state.model and state.phase in ("ready", "unhealthy"):
         parts.append(f"model {state.model}")
+    if state.restarts and state.phase != "restarting":
+        parts.append(count(state.restarts, "restart"))
     return "  ".join(parts)
 
 

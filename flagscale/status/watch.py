@@ -20,15 +20,9 @@ from flagscale.remote.launcher import HostStatus, OnProgress
 from flagscale.run.state import OVER, from_json
 from flagscale.runners.base import runner_of
 from flagscale.status.log_tail import LogTail, of_all
-from flagscale.status.model import (
-    HostedService,
-    JobStatus,
-    change,
-    has_services,
-    job_status,
-    taking_part,
-)
+from flagscale.status.model import JobStatus, job_status, taking_part
 from flagscale.status.progress import TAIL_BYTES, read_progress
+from flagscale.status.services import HostedService, change, has_services
 from flagscale.status.text import progress_text, service_lines
 from flagscale.values import LaunchPlan, NodeCommand
 

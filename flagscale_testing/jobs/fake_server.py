@@ -1,18 +1,21 @@
-"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; it answers `/health` and `/metrics`.
+"""A server without an engine: `fake_server.py PORT BEHAVIOUR...`; it answers `/health` and `/metrics`, and
+`/slow/S`, with its port, after S seconds; `/exit/N` ends it with code N.
 
 Behaviours: `late:S` answers after S seconds; `raise` fails like an engine; `child` starts a process that
 ignores TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` reports that D of T are done; `sick`
 is unhealthy from its second answer on; `bind:ADDRESS` listens on that address; `noisy` prints more than a
 pipe holds; `harmless` prints the traceback of an error and goes on; `raise_when_asked:N` fails at the Nth
-health check.
+health check; `once:FILE` fails if FILE exists, and creates it; `drains` finishes begun requests after TERM.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 METRICS = """\
 # HELP vllm:num_requests_running Requests in the engine.
@@ -47,16 +50,19 @@ def main() -> None:
             raise ValueError("no such weights")
         except ValueError as error:
             raise RuntimeError("the engine did not start") from error
+    if "once" in behaves:
+        with open(behaves["once"], "x"):  # raises FileExistsError the second time
+            pass
     if "noisy" in behaves:
         print("noise " * 100_000, flush=True)
     if "harmless" in behaves:
         print(TRACEBACK % "OSError: no matter", flush=True)
     time.sleep(float(behaves.get("late", 0)))
     last = int(behaves.get("raise_when_asked", 0))
-    serve(behaves.get("bind", "127.0.0.1"), int(port), "sick" in behaves, last)
+    serve(behaves.get("bind", "127.0.0.1"), int(port), "sick" in behaves, last, "drains" in behaves)
 
 
-def serve(address: str, port: int, sick: bool, last: int) -> None:
+def serve(address: str, port: int, sick: bool, last: int, drains: bool) -> None:
     begun, asked = time.monotonic(), 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -68,6 +74,11 @@ def serve(address: str, port: int, sick: bool, last: int) -> None:
                 os._exit(1)
             is_metrics = self.path == "/metrics"
             text = METRICS % (100 * (time.monotonic() - begun)) if is_metrics else ""
+            if self.path.startswith("/slow/"):
+                time.sleep(float(self.path.removeprefix("/slow/")))
+                text = str(port)
+            if self.path.startswith("/exit/"):
+                os._exit(int(self.path.removeprefix("/exit/")))
             self.send_response(503 if sick and asked > 1 else 200)
             self.end_headers()
             self.wfile.write(text.encode())
@@ -75,8 +86,12 @@ def serve(address: str, port: int, sick: bool, last: int) -> None:
         def log_message(self, *words: object) -> None:
             pass
 
-    server = HTTPServer((address, port), Handler)
-    server.serve_forever()
+    server = ThreadingHTTPServer((address, port), Handler)
+    if drains:
+        server.daemon_threads = False
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever(poll_interval=0.02)
+    server.server_close()
 
 
 main()

@@ -11,8 +11,10 @@ from typing import Any
 from flagscale.values import LaunchPlan, NodeCommand
 
 ROOT = Path(__file__).resolve().parents[2]
-AGENT, SERVER = (Path(__file__).with_name(name) for name in ("fake_agent.py", "fake_server.py"))
-"""The fake agent and the fake server."""
+AGENT, SERVER, ROUTER = (
+    Path(__file__).with_name(f"fake_{name}.py") for name in ("agent", "server", "router")
+)
+"""The fake agent, the fake server and the fake router."""
 
 
 def fake_plan(exp_dir: Path, run_id: str, nodes: Sequence[NodeCommand], **more: Any) -> LaunchPlan:

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from flagscale.values import Service
 from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
-from flagscale_testing.jobs.plans import SERVER
+from flagscale_testing.jobs.plans import ROUTER, SERVER
 from tests.e2e.test_serve import make_model
 from tests.hosts.conftest import ROOT, FarmJob, MakeJob
 
@@ -83,13 +85,79 @@ def test_servers_on_unshared_hosts_are_reported_and_stopped(make_servers: Callab
     job.wait_until_clean()
 
 
+@pytest.fixture
+def make_instances(make_servers: Callable[..., FarmJob]) -> Callable[..., FarmJob]:
+    """A function that makes a job with an instance on each of two hosts, and a router on the first."""
+
+    def make(max_restarts: int) -> FarmJob:
+        job = make_servers("drains")
+        first, second = job.plan.nodes
+        servers = [
+            replace(node.services[0], name=f"one.{node.host.rank}", behind="one") for node in (first, second)
+        ]
+        argv = (sys.executable, "-S", str(ROUTER), str(PORT + 1), *(server.url for server in servers))
+        router = Service("one", argv, f"http://127.0.0.1:{PORT + 1}", "m")
+        nodes = (
+            replace(first, services=(router, servers[0]), stop_grace=10.0),
+            replace(second, services=(servers[1],), stop_grace=10.0),
+        )
+        recovery = replace(job.plan.recovery, max_restarts=max_restarts)
+        return replace(job, plan=replace(job.plan, nodes=nodes, recovery=recovery))
+
+    return make
+
+
+def test_an_instance_may_die_while_that_of_another_host_answers(
+    make_instances: Callable[..., FarmJob],
+) -> None:
+    job = make_instances(0).start()
+    assert watch_services(job.plan, lambda status: status.phase != "starting").phase == "running"
+    kill(job, 1, "one.1")
+    wait_until(lambda: "failed" in phases(job), "the end of the instance")
+    assert current_status(job.plan).phase == "running"
+    text = status_text(current_status(job.plan))
+    assert "1 of 2 instances ready" in text
+    assert f"on {job.hosts[1].address}  `one.1` was killed by SIGKILL; log " in text
+    # A request in flight: the router has it when the stop begins, and it is answered.
+    asked = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://127.0.0.1:{PORT + 1}/slow/1.5"]
+    answers: list[str] = []
+    client = threading.Thread(target=lambda: answers.append(job.farm.run(job.hosts[0], asked).stdout))
+    client.start()
+    time.sleep(0.5)
+    assert all(reply["ok"] for reply in job.stop().values())
+    client.join()
+    assert answers == ["200"]
+    job.wait_until_clean()
+
+
+@pytest.mark.slow
+def test_a_job_fails_when_no_instance_of_any_host_is_left(make_instances: Callable[..., FarmJob]) -> None:
+    job = make_instances(0).start()
+    assert watch_services(job.plan, lambda status: status.phase != "starting").phase == "running"
+    kill(job, 1, "one.1")
+    wait_until(lambda: "failed" in phases(job), "the end of the first instance")
+    kill(job, 0, "one.0")
+    wait_until(lambda: current_status(job.plan).phase == "failed", "the end of the job", 60)
+    job.wait_until_clean()
+    assert job.first_failure() == (1, "`one.1` was killed by SIGKILL")
+
+
+def phases(job: FarmJob) -> list[str]:
+    return [state.phase for _, state in current_status(job.plan).services]
+
+
+def kill(job: FarmJob, rank: int, name: str) -> None:
+    (victim,) = [state.pid for _, state in current_status(job.plan).services if state.name == name]
+    host = job.hosts[rank]
+    inside = next(one for one in job.farm.processes(host) if _pid_inside(one.pid) == victim)
+    os.kill(inside.pid, signal.SIGKILL)
+
+
 def test_a_server_that_dies_ends_the_server_of_the_other_host(make_servers: Callable[..., FarmJob]) -> None:
     job = make_servers("child").start()
     watch_services(job.plan, lambda status: status.phase != "starting")
     wait_until(lambda: len(current_status(job.plan).services) == 2, "the states of both hosts")
-    (victim,) = [state.pid for _, state in current_status(job.plan).services if state.name == "one.1"]
-    inside = next(one for one in job.farm.processes(job.hosts[1]) if _pid_inside(one.pid) == victim)
-    os.kill(inside.pid, signal.SIGKILL)
+    kill(job, 1, "one.1")
     job.wait_until_clean()
     rank, message = job.first_failure()
     assert (rank, message) == (1, "`one.1` was killed by SIGKILL")

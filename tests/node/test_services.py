@@ -79,7 +79,7 @@ def pid(job: FakeJob, number: int) -> int:
 def test_a_job_runs_once_all_servers_have_answered(
     services: Programs, capsys: pytest.CaptureFixture[str], decoys: list[psutil.Process]
 ) -> None:
-    job = services([], ["late:5", "child"]).start({"VLLM_API_KEY": "geheim"})
+    job = services([], ["late:2", "child"]).start({"VLLM_API_KEY": "geheim"})
     assert current_status(job.plan).phase == "starting"
     status = watch_services(job.plan, lambda status: status.phase != "starting")
     assert status.phase == "running"
@@ -168,7 +168,7 @@ def test_hanging_servers_are_ended(services: Programs) -> None:
 def test_a_batch_reports_its_progress_and_ends(
     services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = services(["progress:3:8", "exit:0:8"], batch=True).start()
+    job = services(["progress:3:8", "exit:0:3"], batch=True).start()
     status = watch_services(job.plan, lambda status: status.ended)
     assert status.phase == "finished"
     assert status.exit_code == 0

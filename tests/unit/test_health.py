@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flagscale.node.health import Load, is_healthy, load, parse_load
+from flagscale.node.health import Load, check, load, parse_load
 
 METRICS = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.
@@ -27,5 +27,5 @@ def test_the_load_is_the_sum_over_all_engines() -> None:
 
 
 def test_a_missing_server_is_not_healthy_and_has_no_load() -> None:
-    assert not is_healthy("http://127.0.0.1:1")
+    assert check("http://127.0.0.1:1") is None
     assert load("http://127.0.0.1:1") is None

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flagscale.run.state import ServicePhase, ServiceState, from_json, to_json
-from flagscale.status.model import change, job_status, status_json
+from flagscale.status.model import job_status, status_json
+from flagscale.status.services import change
 from flagscale.status.text import plan_text, service_lines, started_text
 from flagscale.values import LaunchPlan, Service
 from tests.unit.plans import host_status, make_plan

@@ -73,7 +73,7 @@ def test_one_server(build: Build, model: str) -> None:
     assert (server.name, server.url, server.model) == ("server", "http://127.0.0.1:8000", model)
     assert server.argv == (
         *("--model", model, "--dtype", "float32", "--enforce-eager"),
-        *("--host", "127.0.0.1", "--port", "8000"),
+        *("--host", "127.0.0.1", "--port", "8000", "--shutdown-timeout", "20"),
     )
     assert job.role.entrypoint == "vllm_flagscale.server"
     assert job.role.env["SPT_NOENV"] == "1"

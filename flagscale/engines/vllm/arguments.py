@@ -36,6 +36,7 @@ REFUSED: Mapping[str, str] = {
         ),
         "one server answers for all its data parallel ranks; use `instances` for several",
     ),
+    "shutdown_timeout": "it is experiment.runner.stop_grace",
     "config": "write the keys of that file here",
     "grpc": "only HTTP servers are started",
     "uds": "only HTTP servers with a port are started",

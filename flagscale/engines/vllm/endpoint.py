@@ -27,14 +27,13 @@ def ports_of(models: Sequence[Model]) -> list[tuple[int, ...]]:
     The first is the one that the model names, else the next free one from 8000. The others count up from it.
     Those behind an endpoint skip the ports of other models.
     """
-    named = [
-        int(model.arguments.values["port"]) if "port" in model.arguments.paths else 0 for model in models
-    ]
+    given = [model.arguments for model in models]
+    named = [int(one.values["port"]) if "port" in one.paths else None for one in given]
     taken = {
         port + number
         for model, port in zip(models, named, strict=True)
-        for number in range(1 if model.has_endpoint else model.instances)
         if port is not None
+        for number in range(1 if model.has_endpoint else model.instances)
     }
     found: list[tuple[int, ...]] = []
     following = FIRST_PORT

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from flagscale import platforms
@@ -134,10 +135,15 @@ class Instance:
         return url_of(self.model, self.host, self.port, self.parts[0].host.rank)
 
 
-def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
-    """Yield (host rank, service) of each part: the first one answers clients and directs the others."""
+def services_of(instance: Instance, stop_grace: float) -> Iterator[tuple[int, Service]]:
+    """Yield (host rank, service) of each part: the first one answers clients and directs the others.
+
+    On a stop, begun requests have `stop_grace` seconds.
+    """
     model, several = instance.model, len(instance.parts) > 1
     argv = model.arguments.argv
+    # Without it, SIGTERM ends the requests that the server has begun.
+    draining = ("--shutdown-timeout", str(ceil(stop_grace)))
     for number, part in enumerate(instance.parts):
         words = [*argv, *_port(instance)]
         if number:
@@ -149,14 +155,14 @@ def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
             part.host.rank,
             Service(
                 name=f"{instance.name}.part{number}" if number else instance.name,
-                argv=(*words, *(_rendezvous(instance, number) if several else ())),
+                argv=(*words, *(_rendezvous(instance, number) if several else ()), *draining),
                 url="" if number else instance.url,
                 model=served_name(model),
                 # vLLM would guess it from the route to the internet, which a cluster may not have.
                 env={"VLLM_HOST_IP": address_of(part.host.rank)} if several else {},
                 devices=_devices(part),
                 ports=(instance.inner_port,) if several and not number else (),
-                behind=model.service if model.has_endpoint else "",
+                behind=instance.name if number else model.service if model.has_endpoint else "",
             ),
         )
 

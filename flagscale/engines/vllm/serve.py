@@ -26,7 +26,9 @@ ENV = {
     "SPT_NOENV": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-STOP_GRACE = 15.0
+STOP_GRACE = 20.0
+"""Seconds for begun requests. With the seconds after it for the engine to exit, it is less than the 30 s that
+Kubernetes gives a container by default."""
 _INNER_PORT = 29600
 """Default of the first port of instances with parts on several hosts (`experiment.runner.master_port`)."""
 _PORTS_APART = 10
@@ -55,9 +57,10 @@ def job(
     if problems:
         return None
     served = _placed(models, hosts, experiment, source_map, problems)
+    stop_grace = experiment.runner.stop_grace or STOP_GRACE
     services: dict[int, list[Service]] = defaultdict(list)
     for one in served:
-        for rank, service in one.services():
+        for rank, service in one.services(stop_grace):
             services[rank].append(service)
     problems += _service_problems(served, source_map)
     if problems:
@@ -77,7 +80,7 @@ def job(
             entrypoint=experiment.task.entrypoint or SERVER,
             argv=(),
             env={**ENV, **_cpu_env(services, hosts)},
-            stop_grace=experiment.runner.stop_grace or STOP_GRACE,
+            stop_grace=stop_grace,
         ),
         hosts=hosts,
         layout=", ".join(_layout(model) for model in models),
@@ -98,12 +101,12 @@ class _Served:
     ports: tuple[int, ...]
     instances: tuple[Instance, ...]
 
-    def services(self) -> Iterator[tuple[int, Service]]:
+    def services(self, stop_grace: float) -> Iterator[tuple[int, Service]]:
         """Yield (host rank, service) of the endpoint and of each part of the instances."""
         if self.model.has_endpoint:
             yield endpoint.endpoint_of(self.instances, self.ports[0])
         for instance in self.instances:
-            yield from services_of(instance)
+            yield from services_of(instance, stop_grace)
 
     def listeners(self) -> Iterator[tuple[str, int, int, str]]:
         """Yield (name, host rank, port, where it listens) of each service that answers requests."""

@@ -1,0 +1,50 @@
+"""End services in order: first those that clients address, then the ones that these pass requests on to.
+
+A server that is asked to end takes no new requests and finishes those that it has begun. What stands behind
+it must answer until then.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+
+from flagscale.node import health
+from flagscale.node.agent import SERVICES_EXIT
+from flagscale.node.service import ServiceMonitor
+from flagscale.values import LaunchPlan
+
+_POLL = 0.1
+_PATIENCE = 1.0
+"""Seconds that a server on another host has to answer; otherwise it counts as ended."""
+
+
+def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> None:
+    """End services of this host: begun requests have `seconds` to finish; the supervisor ends leftovers."""
+    due = time.monotonic() + seconds
+    untold = list(living)
+    while time.monotonic() < due + SERVICES_EXIT:
+        busy = {} if time.monotonic() >= due else _busy({one.service.behind for one in untold}, living, plan)
+        for one in [one for one in untold if not busy.get(one.service.behind)]:
+            for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused
+                one.process.send_signal(number)
+            untold.remove(one)
+        if all(one.code is not None for one in living):
+            break
+        time.sleep(_POLL)
+    for one in living:
+        if one.code is None:
+            one.process.kill()
+        one.settle("stopped")
+
+
+def _busy(names: set[str], living: Sequence[ServiceMonitor], plan: LaunchPlan) -> dict[str, bool]:
+    """Return whether each of these services still passes on requests; one on another host is asked."""
+    here = {one.service.name: one.code is None for one in living}
+    elsewhere = {one.name: one.url for one in plan.services if one.url}
+    return {
+        name: here[name] if name in here else health.check(elsewhere[name], _PATIENCE) is not None
+        for name in names
+        if name in here or name in elsewhere
+    }
