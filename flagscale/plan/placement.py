@@ -153,18 +153,21 @@ def _services_agent(python: str, run_dir: RunDir, host: Host, run_id: str) -> tu
 
 def _services(job: Job, host: Host, python: str, rendezvous: Rendezvous) -> tuple[Service, ...]:
     """Return the services of a host with complete command lines, including the addresses of hosts."""
-    entrypoint = job.role.entrypoint
-    start = (python, entrypoint) if entrypoint.endswith(".py") else (python, "-m", entrypoint)
+
+    def start(one: Service) -> tuple[str, ...]:
+        entrypoint = one.entrypoint or job.role.entrypoint
+        return (python, entrypoint) if entrypoint.endswith(".py") else (python, "-m", entrypoint)
 
     def filled(text: str) -> str:
         for rank, address in rendezvous.addresses.items():
-            text = text.replace(address_of(rank), address)
+            in_url = f"[{address}]" if ":" in address else address
+            text = text.replace(f"://{address_of(rank)}", f"://{in_url}").replace(address_of(rank), address)
         return text
 
     return tuple(
         replace(
             one,
-            argv=(*start, *map(filled, one.argv)),
+            argv=(*start(one), *map(filled, one.argv)),
             url=filled(one.url),
             env={name: filled(value) for name, value in one.env.items()},
         )

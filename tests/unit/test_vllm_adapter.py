@@ -73,7 +73,7 @@ def test_one_server(build: Build, model: str) -> None:
     assert (server.name, server.url, server.model) == ("server", "http://127.0.0.1:8000", model)
     assert server.argv == (
         *("--model", model, "--dtype", "float32", "--enforce-eager"),
-        *("--host", "127.0.0.1", "--port", "8000"),
+        *("--host", "127.0.0.1", "--port", "8000", "--shutdown-timeout", "20"),
     )
     assert job.role.entrypoint == "vllm_flagscale.server"
     assert job.role.env["SPT_NOENV"] == "1"
@@ -88,17 +88,17 @@ def test_several_models_share_the_keys_beside_them(build: Build, model: str) -> 
     }
     job = build("serve", {"dtype": "bfloat16", "models": several}, gpus(3))
     services = job.services[0]
-    assert [one.name for one in services] == ["chat.0", "chat.1", "small"]
-    assert [one.url.rpartition(":")[2] for one in services] == ["8000", "8001", "9000"]
-    assert [value(one, "--dtype") for one in services] == ["bfloat16", "bfloat16", "float32"]
-    assert [one.model for one in services] == ["chat", "chat", "small"]
-    assert [one.devices for one in services] == [(0,), (1,), (2,)]
+    assert [one.name for one in services] == ["chat", "chat.0", "chat.1", "small"]
+    assert [one.url.rpartition(":")[2] for one in services] == ["8000", "8001", "8002", "9000"]
+    assert [value(one, "--dtype") for one in services[1:]] == ["bfloat16", "bfloat16", "float32"]
+    assert [one.model for one in services] == ["chat", "chat", "chat", "small"]
+    assert [one.devices for one in services] == [(), (0,), (1,), (2,)]
 
 
 def test_devices_are_assigned_by_index(build: Build, model: str) -> None:
     keys = {"model": model, "tensor_parallel_size": 2, "instances": 2}
     job = build("serve", keys, gpus(4))
-    assert [one.devices for one in job.services[0]] == [(0, 1), (2, 3)]
+    assert [one.devices for one in job.services[0]] == [(), (0, 1), (2, 3)]
     assert build("serve", {**keys, "instances": 1}, gpus(2)).services[0][0].devices == ()
     context = {**keys, "instances": 1, "prefill_context_parallel_size": 2}
     assert build("serve", context, gpus(5)).services[0][0].devices == (0, 1, 2, 3)
@@ -132,15 +132,16 @@ def test_data_parallel_over_hosts(build: Build, model: str) -> None:
     assert "--nnodes" not in part.argv
 
 
-def test_instances_on_several_hosts_have_the_addresses_of_their_hosts(build: Build, model: str) -> None:
-    job = build("serve", {"model": model, "instances": 2, "host": "0.0.0.0"}, gpus(1, 1))
+def test_servers_that_others_can_reach_are_reported(build: Build, model: str) -> None:
+    keys = {"model": model, "instances": 2, "endpoint": False}
+    job = build("serve", {**keys, "host": "0.0.0.0"}, gpus(1, 1))
     urls = [job.services[rank][0].url for rank in (0, 1)]
     assert urls == [f"http://{address_of(0)}:8000", f"http://{address_of(1)}:8001"]
-    assert "answers everyone" in job.notices[0]
+    assert "server.0, server.1: answers everyone" in job.notices[0]
     with_key = build("serve", {"model": model, "host": "0.0.0.0", "api_key": "k"}, gpus(1))
     assert with_key.notices == ()
-    apart = build("serve", {"model": model, "instances": 2}, gpus(1, 1))
-    assert "only on its host's loopback address" in apart.notices[0]
+    apart = build("serve", keys, gpus(1, 1))
+    assert "server.0, server.1: answers only on its host's loopback address" in apart.notices[0]
 
 
 def test_an_empty_key_or_host_does_not_open_a_server(
@@ -159,8 +160,14 @@ def test_an_empty_key_or_host_does_not_open_a_server(
 
 def test_ports_count_up_from_the_one_beside_the_models(build: Build, model: str) -> None:
     keys = {"port": 9000, "model": model, "models": {"a": {"instances": 2}, "b": {}, "c": {"port": 7000}}}
-    urls = [one.url for one in build("serve", keys, gpus(4)).services[0]]
-    assert [url.rpartition(":")[2] for url in urls] == ["9000", "9001", "9002", "7000"]
+    services = build("serve", keys, gpus(4)).services[0]
+    assert {one.name: one.url.rpartition(":")[2] for one in services} == {
+        "a": "9000",
+        "a.0": "9001",
+        "a.1": "9002",
+        "b": "9003",
+        "c": "7000",
+    }
 
 
 def test_values_of_vllm_s_own_types(build: Build, refused: Callable[..., str], model: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from flagscale import platforms
@@ -14,7 +15,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.arguments import KEY_FILE, SECRETS, flat, refuse, take_secrets
 from flagscale.engines.vllm.placement import Part, Size
 from flagscale.errors import Problem
-from flagscale.values import Host, Service, address_of
+from flagscale.values import Service, address_of
 
 LOOPBACK = "127.0.0.1"
 _FIRST_PORT = 8000
@@ -30,6 +31,18 @@ class Model:
     """The key path of its group, for messages."""
     arguments: EngineArguments
     instances: int
+    has_endpoint: bool = False
+    """Whether clients reach its instances at one address."""
+
+    @property
+    def service(self) -> str:
+        """The name of its only service, or of the one before its instances."""
+        return self.name or "server"
+
+    @property
+    def host(self) -> str:
+        """Where clients reach it, as configured."""
+        return str(self.arguments.values["host"] or "")
 
 
 def read_models(
@@ -74,30 +87,28 @@ def _model(
     source_map: SourceMap,
     problems: list[Problem],
 ) -> Model:
-    instances = 1
+    instances, endpoint = 1, True
     kept = []
     for flat_key in refuse(flat_keys, source_map, problems):
-        if flat_key.name != "instances":
-            kept.append(flat_key)
-        elif type(flat_key.value) is int and flat_key.value > 0:
-            instances = flat_key.value
+        value, where = flat_key.value, source_map.where(flat_key.path)
+        if flat_key.name == "instances":
+            if type(value) is int and value > 0:
+                instances = value
+            else:
+                what = f"`instances` takes a whole number of at least 1, not {value!r}"
+                problems.append(Problem(what, where))
+        elif flat_key.name == "endpoint":
+            if type(value) is bool:
+                endpoint = value
+            else:
+                problems.append(Problem(f"`endpoint` takes true or false, not {value!r}", where))
         else:
-            what = f"`instances` takes a whole number of at least 1, not {flat_key.value!r}"
-            problems.append(Problem(what, source_map.where(flat_key.path)))
+            kept.append(flat_key)
     defaults = {"host": LOOPBACK, **({"served_model_name": name} if name else {})}
     given = {flat_key.name for flat_key in kept if flat_key.value is not None}
     kept += [FlatKey(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
-    return Model(name, path, render(kept, catalog, source_map, problems), instances)
-
-
-def first_ports(models: list[Model]) -> list[int]:
-    """Return the port of each model's first instance: the one it names, else the next free one from 8000."""
-    ports, following = [], _FIRST_PORT
-    for model in models:
-        port = int(model.arguments.values["port"]) if "port" in model.arguments.paths else following
-        ports.append(port)
-        following = port + model.instances
-    return ports
+    arguments = render(kept, catalog, source_map, problems)
+    return Model(name, path, arguments, instances, has_endpoint=endpoint and instances > 1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,8 @@ class Instance:
     model: Model
     number: int
     size: Size
+    host: str
+    """Where it listens, as vLLM takes it; an address that is known only at launch is a placeholder."""
     port: int
     inner_port: int
     """The port by which its parts on several hosts find each other."""
@@ -114,33 +127,42 @@ class Instance:
 
     @property
     def name(self) -> str:
-        base = self.model.name or "server"
+        base = self.model.service
         return f"{base}.{self.number}" if self.model.instances > 1 else base
 
     @property
-    def is_open(self) -> bool:
-        """Whether it listens on every address of its host."""
-        return str(self.model.arguments.values["host"] or "") in _OPEN_HOSTS
+    def url(self) -> str:
+        return url_of(self.model, self.host, self.port, self.parts[0].host.rank)
 
 
-def services_of(instance: Instance) -> Iterator[tuple[int, Service]]:
-    """Yield (host rank, service) of each part: the first one answers clients and directs the others."""
-    argv, several = instance.model.arguments.argv, len(instance.parts) > 1
+def services_of(instance: Instance, stop_grace: float) -> Iterator[tuple[int, Service]]:
+    """Yield (host rank, service) of each part: the first one answers clients and directs the others.
+
+    On a stop, begun requests have `stop_grace` seconds.
+    """
+    model, several = instance.model, len(instance.parts) > 1
+    argv = model.arguments.argv
+    # Without it, SIGTERM ends the requests that the server has begun.
+    draining = ("--shutdown-timeout", str(ceil(stop_grace)))
     for number, part in enumerate(instance.parts):
         words = [*argv, *_port(instance)]
         if number:
-            words = [*_without_servers(argv), *_headless(instance, number)]
+            words = [*_without(argv, "--api-server-count"), *_headless(instance, number)]
+        elif model.has_endpoint:
+            place = ("--host", instance.host, "--port", str(instance.port))
+            words = [*_without(argv, "--host", "--port"), *place]
         yield (
             part.host.rank,
             Service(
                 name=f"{instance.name}.part{number}" if number else instance.name,
-                argv=(*words, *(_rendezvous(instance, number) if several else ())),
-                url="" if number else _url(instance, part.host),
-                model=served_name(instance.model),
+                argv=(*words, *(_rendezvous(instance, number) if several else ()), *draining),
+                url="" if number else instance.url,
+                model=served_name(model),
                 # vLLM would guess it from the route to the internet, which a cluster may not have.
                 env={"VLLM_HOST_IP": address_of(part.host.rank)} if several else {},
                 devices=_devices(part),
                 ports=(instance.inner_port,) if several and not number else (),
+                behind=instance.name if number else model.service if model.has_endpoint else "",
             ),
         )
 
@@ -164,12 +186,13 @@ def _headless(instance: Instance, number: int) -> list[str]:
     return ["--headless", "--data-parallel-start-rank", str(local * number)]
 
 
-def _without_servers(argv: tuple[str, ...]) -> list[str]:
-    """Return the words for a part that does not answer clients: it must not start servers of its own."""
+def _without(argv: tuple[str, ...], *options: str) -> list[str]:
+    """Return the words without options that have one value."""
     words = list(argv)
-    if "--api-server-count" in words:
-        at = words.index("--api-server-count")
-        del words[at : at + 2]
+    for option in options:
+        if option in words:
+            at = words.index(option)
+            del words[at : at + 2]
     return words
 
 
@@ -184,11 +207,11 @@ def _rendezvous(instance: Instance, number: int) -> tuple[str, ...]:
     return ("--data-parallel-size-local", str(local), *meet)
 
 
-def _url(instance: Instance, host: Host) -> str:
-    values = instance.model.arguments.values
-    address = address_of(host.rank) if instance.is_open else str(values["host"])
-    scheme = "https" if values.get("ssl_certfile") else "http"
-    return f"{scheme}://{f'[{address}]' if address.count(':') > 1 else address}:{instance.port}"
+def url_of(model: Model, host: str, port: int, rank: int) -> str:
+    """Return the URL of a server of the model that listens at `host` on the host of this rank."""
+    address = address_of(rank) if host in _OPEN_HOSTS else host
+    scheme = "https" if model.arguments.values.get("ssl_certfile") else "http"
+    return f"{scheme}://{f'[{address}]' if address.count(':') > 1 else address}:{port}"
 
 
 def _devices(part: Part) -> tuple[int, ...]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from math import ceil
+from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
 from flagscale import platforms
 from flagscale.checks.model_folder import inputs_of
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
+from flagscale.engines.vllm import endpoint
 from flagscale.engines.vllm.arguments import broken_rules, devices_of, remarks
 from flagscale.engines.vllm.catalog import vllm_catalog
-from flagscale.engines.vllm.models import Instance, Model, first_ports, read_models, served_name, services_of
+from flagscale.engines.vllm.models import Instance, Model, read_models, served_name, services_of
 from flagscale.engines.vllm.placement import Size, place_instances
 from flagscale.errors import Problem
 from flagscale.values import LOCAL_NAMES, Host, Job, Role, Service
@@ -51,21 +52,19 @@ def job(
 
     on_host = platforms.find(hosts[0].platform).is_host_processor
     for model in models:
-        found = broken_rules(model.arguments, on_host)
+        found = [*broken_rules(model.arguments, on_host), *endpoint.violations(model)]
         problems += [Problem(what, where(model, dest)) for dest, what in found]
     if problems:
         return None
-    instances = _placed(models, hosts, experiment, source_map, problems)
-    problems += _instance_problems(instances, source_map)
-    if problems:
-        return None
+    served = _placed(models, hosts, experiment, source_map, problems)
     stop_grace = experiment.runner.stop_grace or STOP_GRACE
     services: dict[int, list[Service]] = defaultdict(list)
-    for instance in instances:
-        for rank, service in services_of(instance):
-            # Without it, SIGTERM ends the requests that the server has begun.
-            draining = ("--shutdown-timeout", str(ceil(stop_grace)))
-            services[rank].append(replace(service, argv=(*service.argv, *draining)))
+    for one in served:
+        for rank, service in one.services(stop_grace):
+            services[rank].append(service)
+    problems += _service_problems(served, source_map)
+    if problems:
+        return None
     notices = [
         f"{where(model, dest)}: {what}"
         for model in models
@@ -86,11 +85,36 @@ def job(
         hosts=hosts,
         layout=", ".join(_layout(model) for model in models),
         services={rank: tuple(found) for rank, found in services.items()},
+        packages=(endpoint.PACKAGE,) if any(model.has_endpoint for model in models) else (),
         inputs={"models": [inputs_of(model.arguments.values) for model in models]},
         secrets=secrets,
         texts={path: text for model in models for path, text in model.arguments.texts.items()},
-        notices=(*notices, *_notices(instances, hosts, experiment, secrets)),
+        notices=(*notices, *_notices(served, hosts, experiment, secrets)),
     )
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A model with its instances; the first of its ports is that of its endpoint, if it has one."""
+
+    model: Model
+    ports: tuple[int, ...]
+    instances: tuple[Instance, ...]
+
+    def services(self, stop_grace: float) -> Iterator[tuple[int, Service]]:
+        """Yield (host rank, service) of the endpoint and of each part of the instances."""
+        if self.model.has_endpoint:
+            yield endpoint.endpoint_of(self.instances, self.ports[0])
+        for instance in self.instances:
+            yield from services_of(instance, stop_grace)
+
+    def listeners(self) -> Iterator[tuple[str, int, int, str]]:
+        """Yield (name, host rank, port, where it listens) of each service that answers requests."""
+        if self.model.has_endpoint:
+            rank = self.instances[0].parts[0].host.rank
+            yield self.model.service, rank, self.ports[0], self.model.host
+        for one in self.instances:
+            yield one.name, one.parts[0].host.rank, one.port, one.host
 
 
 def _placed(
@@ -99,11 +123,11 @@ def _placed(
     experiment: Experiment,
     source_map: SourceMap,
     problems: list[Problem],
-) -> list[Instance]:
-    wanted = [(model, number) for model in models for number in range(model.instances)]
+) -> list[_Served]:
     sizes = [
-        Size(devices_of(values), values["data_parallel_size"])
-        for values in (model.arguments.values for model, _ in wanted)
+        Size(devices_of(model.arguments.values), model.arguments.values["data_parallel_size"])
+        for model in models
+        for _ in range(model.instances)
     ]
     try:
         places = place_instances(sizes, hosts)
@@ -112,39 +136,47 @@ def _placed(
         hint = "lower the degrees or `instances`; slots: experiment.runner.nproc_per_node, hostfile"
         problems.append(Problem(what, source_map.where("serve"), hint))
         return []
-    ports = dict(zip((model.path for model in models), first_ports(models), strict=True))
-    first_inner = experiment.runner.master_port or _INNER_PORT
-    found = [
-        Instance(model, number, size, ports[model.path] + number, first_inner + _PORTS_APART * index, parts)
-        for index, ((model, number), size, parts) in enumerate(zip(wanted, sizes, places, strict=True))
-    ]
-    idle = {host.rank for host in hosts} - {part.host.rank for one in found for part in one.parts}
+    idle = {host.rank for host in hosts} - {part.host.rank for parts in places for part in parts}
     if idle:
         what = f"no model runs on {', '.join(host.name for host in hosts if host.rank in idle)}"
         problems.append(Problem(what, source_map.where("experiment.runner.nnodes"), "lower it"))
-    return found
+    inner = count(experiment.runner.master_port or _INNER_PORT, _PORTS_APART)
+    following = iter(zip(sizes, places, strict=True))
+    served = []
+    for model, ports in zip(models, endpoint.ports_of(models), strict=True):
+        placed = list(islice(following, model.instances))
+        listening = endpoint.listen_at(model, [parts for _, parts in placed])
+        instances = tuple(
+            Instance(model, number, size, host, port, next(inner), parts)
+            for number, ((size, parts), host, port) in enumerate(
+                zip(placed, listening, ports[-model.instances :], strict=True)
+            )
+        )
+        served.append(_Served(model, ports, instances))
+    return served
 
 
-def _instance_problems(instances: list[Instance], source_map: SourceMap) -> Iterator[Problem]:
+def _service_problems(served: list[_Served], source_map: SourceMap) -> Iterator[Problem]:
     used: dict[tuple[int, int], str] = {}
     names: set[str] = set()
-    for one in instances:
-        place = (one.parts[0].host.rank, one.port)
+    for one in served:
         where = source_map.where(one.model.arguments.paths.get("port", f"{one.model.path}.port"))
-        if not 1 <= one.port <= 65535:
-            yield Problem(f"port {one.port} must be between 1 and 65535", where)
-        elif place in used:
-            yield Problem(f"port {one.port} of `{one.name}` is also used by `{used[place]}`", where)
-        used[place] = one.name
-        if one.name in names:
-            yield Problem(f"two servers would have the name `{one.name}`", source_map.where(one.model.path))
-        names.add(one.name)
+        for name, rank, port, _ in one.listeners():
+            if not 1 <= port <= 65535:
+                yield Problem(f"port {port} must be between 1 and 65535", where)
+            elif (rank, port) in used:
+                yield Problem(f"port {port} of `{name}` is also used by `{used[rank, port]}`", where)
+            used[rank, port] = name
+            if name in names:
+                yield Problem(f"two servers would have the name `{name}`", source_map.where(one.model.path))
+            names.add(name)
 
 
 def _cpu_env(services: Mapping[int, list[Service]], hosts: tuple[Host, ...]) -> dict[str, str]:
     """Return the environment that keeps several engines on one host's processors off the same cores."""
     crowded = any(
-        len(services.get(host.rank, ())) > 1 and platforms.find(host.platform).is_host_processor
+        sum(not service.entrypoint for service in services.get(host.rank, ())) > 1
+        and platforms.find(host.platform).is_host_processor
         for host in hosts
     )
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if crowded else {}
@@ -159,10 +191,15 @@ def _layout(model: Model) -> str:
 
 
 def _notices(
-    instances: list[Instance], hosts: tuple[Host, ...], experiment: Experiment, secrets: Mapping[str, str]
+    served: list[_Served], hosts: tuple[Host, ...], experiment: Experiment, secrets: Mapping[str, str]
 ) -> Iterator[str]:
-    local = [one.name for one in instances if str(one.model.arguments.values["host"]) in LOCAL_NAMES]
-    reached = [one.name for one in instances if one.name not in local]
+    listeners = [(one.model, name, host) for one in served for name, _, _, host in one.listeners()]
+    local = [
+        name
+        for model, name, host in listeners
+        if host in LOCAL_NAMES and (not model.has_endpoint or name == model.service)
+    ]
+    reached = [name for _, name, host in listeners if host not in LOCAL_NAMES]
     if local and len(hosts) > 1:
         yield f"{', '.join(local)}: answers only on its host's loopback address; set `host` to change that"
     if reached and not secrets.get("VLLM_API_KEY") and not experiment.envs.common().get("VLLM_API_KEY"):
