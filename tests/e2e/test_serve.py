@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,71 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     assert reported.returncode == 1
     assert "`server` was killed by SIGKILL" in reported.stdout
     assert run("stop").returncode == 0
+
+
+@pytest.mark.slow
+def test_two_instances_answer_at_one_address_and_one_dies(make_run: Callable[..., Run], model: Path) -> None:
+    import openai
+
+    port = free_port("127.0.0.1")
+    run = make_run(
+        "config_serve",
+        *(f"serve.model='{model}'", f"serve.port={port}", f"+serve.api_key='{KEY}'", "+serve.instances=2"),
+        *("+experiment.runner.nproc_per_node=2", "+experiment.runner.max_restarts=1"),
+    )
+    started = run("run")
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.count("/v1") == 1
+    assert f"http://127.0.0.1:{port}/v1" in started.stdout
+    url = f"http://127.0.0.1:{port}/v1"
+    client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="wrong").models.list()
+    assert client.responses.create(model="aquila", input="hello", max_output_tokens=4).output
+    every = " ".join(word for one in run.processes() for word in one.cmdline())
+    kept = "".join(path.read_text(errors="replace") for path in run.exp_dir.rglob("*") if path.is_file())
+    assert KEY not in every + kept
+
+    def phases() -> dict[str, str]:
+        return {one["name"]: one["phase"] for one in run.status()["programs"]}
+
+    assert phases() == dict.fromkeys(("server", "server.0", "server.1"), "ready")
+    answers: list[int] = []
+    is_over = threading.Event()
+
+    def complete() -> None:
+        settings: dict[str, Any] = {"max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
+        while not is_over.is_set():
+            answer = client.completions.create(model="aquila", prompt="hello", **settings)
+            answers.append(answer.usage.completion_tokens if answer.usage else 0)
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(complete) for _ in range(4)]
+        try:
+            wait_until(lambda: len(answers) > 8, 60)
+            victim = next(one for one in run.status()["programs"] if one["name"] == "server.0")
+            os.kill(victim["pid"], signal.SIGKILL)
+            wait_until(lambda: phases()["server.0"] != "ready", 30)
+            killed = len(answers)
+            wait_until(lambda: len(answers) > killed + 8, 60)
+            wait_until(lambda: phases()["server.0"] == "ready", 300)
+        finally:
+            is_over.set()
+    for one in clients:
+        one.result()  # raises what its client saw
+    assert set(answers) == {16}
+
+    pieces = client.completions.create(
+        model="aquila", prompt="hello", max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    first = next(iter(pieces))
+    assert first.choices[0].finish_reason is None
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(run, "stop")
+        *_, last = pieces
+        assert last.choices[0].finish_reason == "length"
+        assert stopped.result().returncode == 0
+    assert not run.processes()
 
 
 def test_the_error_of_the_engine_and_a_port_in_use_are_reported(

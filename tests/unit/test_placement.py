@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flagscale.config.schema import Commands
 from flagscale.plan.placement import new_run_id, secrets
-from flagscale.values import Service
+from flagscale.values import Service, address_of
 from tests.unit.plans import make_experiment, make_job, make_plan
 
 RUN = Path("/runs/demo")
@@ -160,3 +160,17 @@ def test_services_run_without_the_environment_of_ranks() -> None:
     assert ranks.nodes[0].env["ORDER"] == "kept"
     assert "ORDER" not in node.env
     assert node.env["CHIP_MODE"] == "fast"
+
+
+def test_a_service_may_run_a_module_of_its_own_and_know_the_addresses_of_hosts() -> None:
+    words = ("--at", address_of(0), "--to", f"a=http://{address_of(0)}:1", f"http://{address_of(1)}:2")
+    router = Service("one", words, f"http://{address_of(0)}:8000", entrypoint="a.router")
+    job = replace(make_job(1, 1, entrypoint="a.server"), services={0: (router, Service("two", ()))})
+    one, two = make_plan(RUN, job=job, master_addr="fd00::1").nodes[0].services
+    assert one.argv[:3] == ("/usr/bin/python3", "-m", "a.router")
+    assert one.argv[3:] == (
+        *("--at", "fd00::1", "--to", "a=http://[fd00::1]:1"),
+        f"http://{job.hosts[1].name}:2",
+    )
+    assert one.url == "http://[fd00::1]:8000"
+    assert two.argv == ("/usr/bin/python3", "-m", "a.server")

@@ -69,7 +69,7 @@ frontend endpoint
   bind {bind}
   monitor-uri /health
   monitor fail if {{ nbsrv(instances) lt 1 }}
-  acl changes_one path {of_one_server}
+  acl changes_one path,url_dec -m str {of_one_server}
   http-request return status 501 content-type application/json string "{refusal}" if changes_one
   http-request use-service prometheus-exporter if {{ path /metrics }}
   default_backend instances
