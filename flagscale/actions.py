@@ -204,7 +204,9 @@ def _until_ready(plan: LaunchPlan) -> int:
     if is_up(status):
         return 0
     print(status_text(status), file=sys.stderr)
-    if not status.ended and time.monotonic() > deadline:
+    if not status.ended and is_degraded(status.services):
+        print("error: an instance ended before all of them were ready", file=sys.stderr)
+    elif not status.ended:
         limit = plan.ready_timeout
         print(f"error: no answer within {limit:g} s (experiment.runner.ready_timeout)", file=sys.stderr)
     _stop(plan)
