@@ -16,6 +16,8 @@ from flagscale.node.service import ServiceMonitor
 from flagscale.values import LaunchPlan
 
 _POLL = 0.1
+_LAST = 1.0
+"""Seconds that a killed process has to end."""
 _PATIENCE = 1.0
 """Seconds that a server on another host has to answer; otherwise it counts as ended."""
 
@@ -23,19 +25,27 @@ _PATIENCE = 1.0
 def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> None:
     """End services of this host: begun requests have `seconds` to finish; the supervisor ends leftovers."""
     due = time.monotonic() + seconds
-    untold = list(living)
-    while time.monotonic() < due + SERVICES_EXIT:
-        busy = {} if time.monotonic() >= due else _busy({one.service.behind for one in untold}, living, plan)
-        for one in [one for one in untold if not busy.get(one.service.behind)]:
-            for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused
-                one.process.send_signal(number)
-            untold.remove(one)
-        if all(one.code is not None for one in living):
-            break
+    told: dict[ServiceMonitor, float] = {}
+    kill_at = dict.fromkeys(living, due + SERVICES_EXIT)
+    while running := [one for one in living if one.code is None]:
+        now = time.monotonic()
+        untold = [one for one in running if one not in told]
+        busy = _busy({one.service.behind for one in untold}, living, plan) if now < due else {}
+        for one in running:
+            if one in told:
+                if one.idle_at > told[one]:
+                    # It has nothing left to finish, but vLLM may take all the time that it was given.
+                    kill_at[one] = min(kill_at[one], now + SERVICES_EXIT)
+                if now > kill_at[one]:
+                    one.process.kill()
+            elif not busy.get(one.service.behind):
+                told[one] = now
+                for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused
+                    one.process.send_signal(number)
+        if now > due + SERVICES_EXIT + _LAST:
+            break  # a process that survives SIGKILL is stuck in the kernel
         time.sleep(_POLL)
     for one in living:
-        if one.code is None:
-            one.process.kill()
         one.settle("stopped")
 
 

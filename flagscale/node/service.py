@@ -63,6 +63,8 @@ class ServiceMonitor:
         self._last_load: health.Load | None = None
         self._kills = oom_kills()
         self._why_killed = ""
+        self.idle_at = 0.0
+        """When the last check began that found a server without requests, by the monotonic clock."""
         self._silent_since: float | None = time.monotonic()
         self._unhealthy_since: float | None = self._silent_since
         """Since when a server was found so at every check; None if it was not at the last one."""
@@ -201,8 +203,9 @@ class ServiceMonitor:
         self._silent_since = (self._silent_since or begun) if is_silent else None
         self._unhealthy_since = None if self.goes_on else self._unhealthy_since or begun
         if self.goes_on:
+            self._kills = oom_kills()
             if self.kind != "router":  # the load of a router is that of its instances
-                self._loaded(health.load(self.service.url))
+                self._loaded(health.load(self.service.url), begun)
             if not self.has_answered:
                 # Its output so far contains no fatal errors.
                 self._searched_from = self._log.stat().st_size
@@ -211,10 +214,12 @@ class ServiceMonitor:
         elif self.has_answered:
             self._enter("unhealthy")
 
-    def _loaded(self, load: health.Load | None) -> None:
+    def _loaded(self, load: health.Load | None, begun: float) -> None:
         before, self._last_load = self._last_load, load
         if load is None:
             return
+        if not load.running and not load.waiting:
+            self.idle_at = begun
         seconds = load.time - before.time if before else 0.0
         rate = 1 / seconds if seconds > 0 else 0.0
         self._change(

@@ -25,7 +25,7 @@ _MARK = re.compile(
 _DETAILS = " [type="
 """The text after which pydantic quotes the values that it checked."""
 _TRACEBACK = "Traceback (most recent call last):"
-_NO_MEMORY = "the kernel killed it because this host ran out of memory"
+_NO_MEMORY = "because this host ran out of memory"
 _FOLLOWING = 3
 """Lines after the one that names the exception; they belong to its message if they are indented."""
 
@@ -74,10 +74,11 @@ def how_it_ended(exit_code: int) -> str:
 
 
 def for_lack_of_memory(failure: Failure) -> Failure:
-    """Return a failure during which the kernel killed processes of its host, with the cause if it is that."""
-    if failure.signal != "SIGKILL" or _NO_MEMORY in failure.message:
+    """Return a failure with its cause: the kernel killed a process for lack of memory at that time."""
+    if _NO_MEMORY in failure.message:
         return failure
-    return replace(failure, message=f"{failure.message}: {_NO_MEMORY}")
+    whom = "it" if failure.signal == "SIGKILL" else "a process"
+    return replace(failure, message=f"{failure.message}: the kernel killed {whom} {_NO_MEMORY}")
 
 
 def first_failure(
@@ -91,7 +92,8 @@ def first_failure(
     """
     reported = _read_failure(Path(node.failure_file))
     if reported is not None:
-        reported = for_lack_of_memory(reported) if out_of_memory else reported
+        if out_of_memory and reported.signal == "SIGKILL":
+            reported = for_lack_of_memory(reported)
         return reported if reported.local_rank is None else _with_log(reported, node)
     name = signal_name(exit_code)
     output = RunDir(Path(plan.exp_dir)).output(node.host)

@@ -115,32 +115,36 @@ def service_lines(services: Sequence[HostedService]) -> list[str]:
     several_hosts = len({host for host, _ in services}) > 1
     rows = []
     for depth, (host, state) in in_order(services):
+        where = f" on {host}" if several_hosts and state.behind else ""
         total = totals.get(state.name)
-        place = f"on {host}" if several_hosts and state.behind else ""
-        text = _total_text(total) if total else _text(state, place)
+        text = _endpoint_text(total) if total else _text(state, f"{_phase_text(state)}{where}")
         rows.append(("  " * depth + state.name, state.url or host, text))
     wide = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     return [f"{name:{wide[0]}}  {place:{wide[1]}}  {text}".rstrip() for name, place, text in rows]
 
 
-def _total_text(endpoint: Endpoint) -> str:
-    """Return the phase of an endpoint, how many of its instances are ready, and their load."""
-    return _text(endpoint.total, f"{endpoint.ready} of {count(len(endpoint.instances), 'instance')} ready")
+def _endpoint_text(endpoint: Endpoint) -> str:
+    """Return how many instances are ready, and their load; before it the phase of the router if it is not."""
+    ready = f"{endpoint.ready} of {count(len(endpoint.instances), 'instance')} ready"
+    is_ready = endpoint.router.phase == "ready"
+    return _text(endpoint.total, ready if is_ready else f"{_phase_text(endpoint.router)}  {ready}")
 
 
-def _text(state: ServiceState, more: str = "") -> str:
+def _phase_text(state: ServiceState) -> str:
     passed = duration(max(0.0, time.time() - state.since))
-    doing = f": {state.last_line}" if state.last_line else ""
-    parts: list[str] = [state.phase]
-    if state.phase == "starting":
-        parts = [f"starting for {passed}{doing}"]
-    elif state.phase == "restarting":
-        parts = [f"restart {state.restarts} for {passed}{doing}"]
-    elif state.phase == "failed":
-        parts = [f"failed {passed} ago"]
-    parts += [more] if more else []
+    if state.phase == "failed":
+        return f"failed {passed} ago"
+    if state.phase not in ("starting", "restarting"):
+        return state.phase
+    what = "starting" if state.phase == "starting" else f"restart {state.restarts}"
+    return f"{what} for {passed}{f': {state.last_line}' if state.last_line else ''}"
+
+
+def _text(state: ServiceState, phase: str) -> str:
+    parts = [phase]
     if state.failure and state.phase in ("failed", "restarting"):
-        parts.append(f"{state.failure.message}; log {state.failure.log}".removesuffix("; log "))
+        parts.append(state.failure.message)
+        parts += [f"log {state.failure.log}"] if state.failure.log else []
     if state.total is not None:
         parts.append(f"{state.done}/{state.total} prompts")
     if state.requests_running is not None:

@@ -117,7 +117,7 @@ def test_an_instance_may_die_while_that_of_another_host_answers(
     assert current_status(job.plan).phase == "running"
     text = status_text(current_status(job.plan))
     assert "1 of 2 instances ready" in text
-    assert f"on {job.hosts[1].address}  `one.1` was killed by SIGKILL; log " in text
+    assert f"on {job.hosts[1].address}  `one.1` was killed by SIGKILL  log " in text
     # A request in flight: the router has it when the stop begins, and it is answered.
     asked = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://127.0.0.1:{PORT + 1}/slow/1.5"]
     answers: list[str] = []

@@ -87,7 +87,7 @@ def test_an_instance_that_is_killed_starts_again_while_the_other_answers(instanc
     assert ask(job) == port(job, 1)
     text = status_text(current_status(job.plan))
     assert "1 of 2 instances ready" in text
-    assert "`chat.0` was killed by SIGKILL; log " in text
+    assert "`chat.0` was killed by SIGKILL  log " in text
     wait_for(lambda: phases(job) == ["ready"] * 3, 20)
     after = states(job)
     assert after["chat.0"].pid != before["chat.0"].pid
@@ -102,7 +102,7 @@ def test_an_instance_that_is_killed_starts_again_while_the_other_answers(instanc
     wait_for(lambda: states(job)["chat.0"].phase == "failed")
     status = current_status(job.plan)
     assert (status.phase, status.exit_code) == ("running", 0)
-    assert "failed 0s ago  `chat.0` was killed by SIGKILL; log " in status_text(status)
+    assert "failed 0s ago  `chat.0` was killed by SIGKILL  log " in status_text(status)
     assert "it is not started again" in job.log()
     with pytest.raises(HTTPError):
         ask(job, "/exit/2")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.run.failure import first_failure
+from flagscale.run.failure import Failure, first_failure, for_lack_of_memory
 from flagscale.run.logs import has_error, rank_logs
 from flagscale.values import LaunchPlan
 from tests.unit.plans import make_plan, write_log
@@ -120,3 +120,14 @@ def test_an_exception_that_a_rank_has_recorded_is_found(tmp_path: Path) -> None:
     assert not has_error(node)
     (log.parent / "error.json").touch()
     assert has_error(node)
+
+
+def test_lack_of_memory_is_named_once() -> None:
+    killed = for_lack_of_memory(Failure("`chat.1` was killed by SIGKILL", signal="SIGKILL"))
+    assert killed.message == (
+        "`chat.1` was killed by SIGKILL: the kernel killed it because this host ran out of memory"
+    )
+    assert for_lack_of_memory(killed) == killed
+    # Its engine was killed, and the server ended because of that.
+    ended = for_lack_of_memory(Failure("`chat.1` ended with exit code 0: EngineDeadError"))
+    assert ended.message.endswith("the kernel killed a process because this host ran out of memory")

@@ -175,6 +175,7 @@ def test_status_json_is_valid_even_for_a_nan_loss(plan: LaunchPlan) -> None:
         "failure": None,
         "attempts": [],
         "programs": [],
+        "endpoints": [],
         "hosts": [
             {"rank": 0, "name": "node0", "state": "running", "processes": 6, "trouble": ""},
             {"rank": 1, "name": "node1", "state": "unknown", "processes": 0, "trouble": "no route"},
