@@ -100,7 +100,7 @@ def ask(port: int, path: str, body: bytes | None = None, host: str = "127.0.0.1"
 def test_only_instances_that_are_ready_get_requests(
     endpoint: Callable[..., int], server: Callable[..., int]
 ) -> None:
-    first, second = server("late:1"), server("late:2")
+    first, second = server("late:0.5"), server("late:1")
     port = endpoint(first, second)
     status, body = ask(port, "/slow/0")
     assert (status, json.loads(body)["error"]["message"]) == (503, "no instance is ready")
@@ -212,11 +212,11 @@ def test_a_killed_instance_takes_no_request_with_it_that_was_not_begun(job: Fake
 
 def test_a_stop_lets_begun_requests_finish(job: FakeJob) -> None:
     port, answers = port_of(job, "chat"), []
-    client = threading.Thread(target=lambda: answers.append(ask(port, "/stream/15")))
+    client = threading.Thread(target=lambda: answers.append(ask(port, "/stream/10")))
     client.start()
     time.sleep(0.3)  # the request has arrived
     assert job.stop()["ok"]
     client.join()
-    assert answers == [(200, b"." * 15)]
+    assert answers == [(200, b"." * 10)]
     assert not listens("127.0.0.1", port)
     assert job.is_gone()
