@@ -23,7 +23,7 @@ from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner, runner_of
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import JobStatus, status_json, taking_part
-from flagscale.status.services import is_degraded, servers
+from flagscale.status.services import is_given_up, servers
 from flagscale.status.text import plan_text, started_text, status_text
 from flagscale.status.watch import counted, current_status, statuses, watch_job, watch_services
 from flagscale.values import LaunchPlan
@@ -184,15 +184,14 @@ def _until_ready(plan: LaunchPlan) -> int:
     deadline = time.monotonic() + plan.ready_timeout
 
     def is_up(status: JobStatus) -> bool:
-        return status.phase == "queued" or (status.phase == "running" and not is_degraded(status.services))
+        has_ended = any(state.phase in ("restarting", "failed") for _, state in status.services)
+        return status.phase == "queued" or (status.phase == "running" and not has_ended)
+
+    def lacks_one(status: JobStatus) -> bool:
+        return any(is_given_up(state) for _, state in status.services)
 
     def is_enough(status: JobStatus) -> bool:
-        has_failed = any(state.phase == "failed" for _, state in status.services)
-        return (
-            is_up(status)
-            or (has_failed and status.phase in ("starting", "running"))
-            or time.monotonic() > deadline
-        )
+        return is_up(status) or lacks_one(status) or time.monotonic() > deadline
 
     with _interrupted_once():
         try:
@@ -204,7 +203,9 @@ def _until_ready(plan: LaunchPlan) -> int:
     if is_up(status):
         return 0
     print(status_text(status), file=sys.stderr)
-    if not status.ended and time.monotonic() > deadline:
+    if not status.ended and lacks_one(status):
+        print("error: an instance ended before all of them were ready", file=sys.stderr)
+    elif not status.ended:
         limit = plan.ready_timeout
         print(f"error: no answer within {limit:g} s (experiment.runner.ready_timeout)", file=sys.stderr)
     _stop(plan)

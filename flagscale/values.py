@@ -48,7 +48,7 @@ class Role:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     stop_grace: float = 10.0
-    """Seconds that the ranks have to exit after SIGTERM."""
+    """Seconds that the ranks have to exit after SIGTERM, or services to finish what they have begun."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,7 @@ class Recovery:
     """How the job recovers when a rank, an agent or a host dies."""
 
     max_restarts: int = 0
+    """How often all hosts start again; also how often a service that lives apart does."""
     restart_timeout: float = 300.0
     """Seconds that a restart waits for all hosts."""
     hang_timeout: float | None = None

@@ -120,12 +120,13 @@ class Runner(Section):
     ] = None
     """torchrun's arguments that FlagScale sets itself; the reason is in the message."""
     max_restarts: Whole = 0
-    """How often the job is restarted on all hosts, from the newest checkpoint, after a part of it died."""
+    """How often the job is restarted on all hosts, from the newest checkpoint, after a part of it died; and
+    how often an instance behind an endpoint, or its router, is restarted alone."""
     restart_timeout: Seconds = 300.0
     """Seconds that a restart waits for all hosts; then it uses fewer (`nnodes: "min:max"`) or fails."""
     hang_timeout: Seconds | None = None
     """Seconds without an iteration after which the job counts as dead (before the first one, ten minutes
-    more); default: no limit."""
+    more), or without an answer after which a server does; default: no limit."""
     per_node_task: bool = False
     """Whether each host runs the whole job by itself, as a job of one host, in a folder of its own."""
     no_shared_fs: bool = False
@@ -149,7 +150,8 @@ class Runner(Section):
     ready_timeout: Seconds = 1800.0
     """Seconds that servers have to load their models and answer."""
     stop_grace: Seconds | None = None
-    """Seconds that the ranks have to exit after SIGTERM; default: the engine's, longer if it saves then."""
+    """Seconds that the ranks have to exit after SIGTERM, or that servers have to finish begun requests;
+    default: the engine's, longer if it saves then."""
 
     def host_range(self, available: int) -> tuple[int, int]:
         """Return the smallest and largest number of hosts; both are `available` if `nnodes` is not given."""

@@ -96,6 +96,7 @@ class _Agent:
         )
         if not lost:
             return None
+        print(f"flagscale: no instance of `{name}` is left", flush=True)
         failures = [one.failure for one in here if one.failure]
         silence = f"`{name}`: no instance has answered for {router.monitor.unhealthy_for:.0f} s"
         first = min(failures, key=lambda failure: failure.time, default=Failure(silence, time=time.time()))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from flagscale.node.instances import kind_of
 from flagscale.run.failure import Failure
 from flagscale.run.state import ServiceState
 from flagscale.values import LaunchPlan
@@ -89,19 +88,18 @@ def phase_of_running(
     plan: LaunchPlan, services: Sequence[HostedService]
 ) -> Literal["starting", "running", "stopping"]:
     """Return the phase of a job whose hosts are running: starting until all servers have answered, stopping
-    once a service has failed (and its host has not reported that yet), unless it is an instance among others.
+    once a service has failed (and its host has not reported that yet), unless others go on without it.
     """
-    instances = {one.name for one in plan.services if kind_of(one, plan.services) == "instance"}
     states = [state for _, state in services]
-    if any(state.phase == "failed" and state.name not in instances for state in states):
+    if any(state.phase == "failed" and not is_given_up(state) for state in states):
         return "stopping"
     answered = sum(state.phase in ("ready", "unhealthy", "restarting", "failed") for state in states)
     return "starting" if answered < sum(bool(one.url) for one in plan.services) else "running"
 
 
-def is_degraded(services: Sequence[HostedService]) -> bool:
-    """Return whether a service has ended by itself while the job goes on."""
-    return any(state.phase in ("failed", "restarting") for _, state in services)
+def is_given_up(state: ServiceState) -> bool:
+    """Return whether a service is an instance that is not started again; the others go on without it."""
+    return state.phase == "failed" and bool(state.behind) and bool(state.failure and state.failure.is_final)
 
 
 def first_of_lost(services: Sequence[HostedService]) -> tuple[str, Failure] | None:

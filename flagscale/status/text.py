@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flagscale.formats import count, duration, key_text, quantity
@@ -126,8 +127,9 @@ def service_lines(services: Sequence[HostedService]) -> list[str]:
 def _endpoint_text(endpoint: Endpoint) -> str:
     """Return how many instances are ready, and their load; before it the phase of the router if it is not."""
     ready = f"{endpoint.ready} of {count(len(endpoint.instances), 'instance')} ready"
-    is_ready = endpoint.router.phase == "ready"
-    return _text(endpoint.total, ready if is_ready else f"{_phase_text(endpoint.router)}  {ready}")
+    # What the instances print is of more interest than the last line of their router.
+    phase = _phase_text(replace(endpoint.router, last_line=""))
+    return _text(endpoint.total, ready if phase == "ready" else f"{phase}  {ready}")
 
 
 def _phase_text(state: ServiceState) -> str:

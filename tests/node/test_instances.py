@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from flagscale.actions import _until_ready
 from flagscale.node import processes
 from flagscale.run.state import ServiceState
 from flagscale.status.text import status_text
@@ -154,6 +155,19 @@ def test_an_instance_that_fails_while_it_loads_ends_the_start(instances: Instanc
     failure = job.state().attempts[0].failure
     assert failure.message == "`chat.1` ended with exit code 1: ValueError: no such weights"
     assert not failure.is_final
+
+
+def test_a_start_is_rolled_back_if_an_instance_fails_before_all_are_ready(
+    instances: Instances, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = instances([], ["late:60"]).start()
+    wait_for(lambda: "ready" in phases(job), 20)
+    kill(job, "chat.0")
+    assert _until_ready(job.plan) == 1
+    said = capsys.readouterr().err
+    assert "`chat.0` was killed by SIGKILL  log " in said
+    assert "error: an instance ended before all of them were ready" in said
+    assert job.is_gone()
 
 
 def test_a_stop_lets_begun_requests_finish(instances: Instances) -> None:

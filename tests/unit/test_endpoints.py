@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flagscale.run.failure import Failure
 from flagscale.run.state import ServicePhase, ServiceState, from_json, to_json
 from flagscale.status.model import job_status
-from flagscale.status.services import change, endpoints, first_of_lost, in_order, is_degraded, servers
+from flagscale.status.services import change, endpoints, first_of_lost, in_order, is_given_up, servers
 from flagscale.status.text import service_lines, started_text
 from flagscale.values import LaunchPlan, Service
 from tests.unit.plans import host_status, make_plan
 
-KILLED = Failure("`chat.1` was killed by SIGKILL", signal="SIGKILL", log="/runs/chat.1.log", time=5.0)
+KILLED = Failure(
+    "`chat.1` was killed by SIGKILL", signal="SIGKILL", log="/runs/chat.1.log", time=5.0, is_final=True
+)
 MEMORY = replace(KILLED, message="`chat.0` ran out of memory", log="/runs/chat.0.log", time=3.0)
 
 
@@ -41,11 +44,14 @@ def state(name: str, phase: ServicePhase, host: str = "h", **more: object) -> tu
 
 
 LOADED = {"requests_running": 2, "requests_waiting": 1, "tokens_per_s": 310.4}
-DEGRADED = [
-    state("chat.1", "failed", "k", failure=KILLED, since=time.time() - 180),
-    state("chat", "ready"),
-    state("chat.0", "ready", **LOADED),
-]
+
+
+def degraded() -> list[tuple[str, ServiceState]]:
+    return [
+        state("chat.1", "failed", "k", failure=KILLED, since=time.time() - 7210),
+        state("chat", "ready"),
+        state("chat.0", "ready", **LOADED),
+    ]
 
 
 def test_an_endpoint_comes_before_its_instances_with_the_sums_of_their_load() -> None:
@@ -59,13 +65,12 @@ def test_an_endpoint_comes_before_its_instances_with_the_sums_of_their_load() ->
 
 
 def test_a_degraded_endpoint_is_visible_at_once() -> None:
-    assert service_lines(DEGRADED) == [
+    assert service_lines(degraded()) == [
         "chat      http://h:8000  1 of 2 instances ready  2 running, 1 waiting  310 tokens/s  model m",
-        f"  chat.1  http://k:8002  failed 3m00s ago on k  {KILLED.message}  log {KILLED.log}",
+        f"  chat.1  http://k:8002  failed 2h00m ago on k  {KILLED.message}  log {KILLED.log}",
         "  chat.0  http://h:8001  ready on h  2 running, 1 waiting  310 tokens/s  model m",
     ]
-    assert is_degraded(DEGRADED)
-    (endpoint,) = endpoints(DEGRADED)
+    (endpoint,) = endpoints(degraded())
     reported = endpoint.to_json()
     assert reported["url"] == "http://h:8000"
     assert (reported["instances"], reported["ready"]) == (["chat.1", "chat.0"], 1)
@@ -91,16 +96,23 @@ def test_a_restart_is_shown_with_its_number_and_its_reason() -> None:
         (["ready", "ready", "failed"], "running"),
         (["unhealthy", "restarting", "failed"], "running"),
         (["failed", "ready", "ready"], "stopping"),
+        (["ready", "ready", "failed while it loaded"], "stopping"),
     ],
 )
-def test_a_job_runs_on_without_an_instance(
-    plan: LaunchPlan, phases: list[ServicePhase], together: str
-) -> None:
+def test_a_job_runs_on_without_an_instance(plan: LaunchPlan, phases: list[Any], together: str) -> None:
     names = ("chat", "chat.0", "chat.1")
-    reported = [state(name, phase) for name, phase in zip(names, phases, strict=True)]
+    reported = [state(name, phase, failure=KILLED) for name, phase in zip(names, phases, strict=True)]
+    if phases[2] == "failed while it loaded":
+        reported[2] = state("chat.1", "failed", failure=replace(KILLED, is_final=False))
     reported.append(state("draft", "ready"))
     status = job_status(plan, [host_status(plan, 0, "running")], None, reported)
     assert (status.phase, status.exit_code) == (together, 0)
+
+
+def test_an_instance_is_given_up_once_no_restart_can_bring_it_back() -> None:
+    assert [is_given_up(one) for _, one in degraded()] == [True, False, False]
+    assert not is_given_up(state("chat.1", "restarting", failure=KILLED)[1])
+    assert not is_given_up(state("chat", "failed", failure=KILLED)[1])
 
 
 def test_the_first_instance_that_failed_is_the_cause_if_none_is_left(plan: LaunchPlan) -> None:
@@ -110,7 +122,7 @@ def test_the_first_instance_that_failed_is_the_cause_if_none_is_left(plan: Launc
         state("chat.0", "failed", "k", failure=MEMORY),
     ]
     assert first_of_lost(lost) == ("k", MEMORY)
-    assert first_of_lost(DEGRADED) is None
+    assert first_of_lost(degraded()) is None
     failed = job_status(plan, [host_status(plan, 0, "failed")], None, lost)
     assert failed.failure == ("k", MEMORY)
     # A job that was stopped, and one that another server ended, have causes of their own.
@@ -136,5 +148,5 @@ def test_parts_follow_their_instance() -> None:
 
 
 def test_failures_of_services_are_read_back() -> None:
-    _, one = DEGRADED[0]
+    _, one = degraded()[0]
     assert from_json(to_json("run-1", [one]).encode(), "run-1") == (one,)
