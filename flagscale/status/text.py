@@ -24,7 +24,9 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
     for node in plan.nodes:
         slots = count(node.host.slots, "slot" if node.services else "rank")
         lines.append(f"  host {node.host.rank}  {node.host.name}  {slots}  {node.host.platform}")
-        lines += [f"    {service.name}  {service.url}".rstrip() for service in node.services]
+        for one in node.services:
+            behind = f"  behind {one.behind}" if one.url and one.behind else ""
+            lines.append(f"    {one.name}  {one.url}{behind}".rstrip())
     lines += ["", plan.picture] if plan.picture else []
     lines += ["", f"# {run_dir.config}", config.rstrip("\n")]
     for path, text in all_scripts(plan).items():

