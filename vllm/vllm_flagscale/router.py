@@ -45,6 +45,8 @@ OF_ONE_SERVER = (
 _CONFIGURATION = """\
 global
   nbthread 2
+  # HAProxy reserves memory for as many connections as its limit of open files allows, however high that is.
+  fd-hard-limit 65536
   tune.bufsize {buffer}
   server-state-file {state}
 defaults
