@@ -76,6 +76,7 @@ def serve(address: str, port: int, sick: bool, last: int, drains: bool) -> None:
             is_metrics = self.path == "/metrics"
             text = METRICS % (100 * (time.monotonic() - begun)) if is_metrics else ""
             if self.path.startswith("/slow/"):
+                print(f"begun {self.path}", flush=True)
                 time.sleep(float(self.path.removeprefix("/slow/")))
                 text = str(port)
             if self.path == "/echo":

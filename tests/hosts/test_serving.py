@@ -125,7 +125,7 @@ def test_an_instance_may_die_while_that_of_another_host_answers(
     answers: list[str] = []
     client = threading.Thread(target=lambda: answers.append(job.farm.run(job.hosts[0], asked).stdout))
     client.start()
-    time.sleep(0.5)
+    wait_until(lambda: "begun /slow/1.5" in job.log(0), "the request")
     assert all(reply["ok"] for reply in job.stop().values())
     client.join()
     assert answers == ["200"]

@@ -18,6 +18,7 @@ import pytest
 from flagscale.actions import _until_ready
 from flagscale.node import processes
 from flagscale.run.state import ServiceState
+from flagscale.status.model import status_json
 from flagscale.status.text import status_text
 from flagscale.status.watch import current_status
 from flagscale.values import Recovery, Service
@@ -81,7 +82,7 @@ def port(job: FakeJob, number: int) -> str:
 
 
 def test_an_instance_that_is_killed_starts_again_while_the_other_answers(instances: Instances) -> None:
-    job = start(instances(["child"], [], max_restarts=1))
+    job = start(instances([], [], max_restarts=1))
     before = states(job)
     kill(job, "chat.0")
     wait_for(lambda: states(job)["chat.0"].phase == "restarting")
@@ -96,8 +97,6 @@ def test_an_instance_that_is_killed_starts_again_while_the_other_answers(instanc
         before[name].pid for name in ("chat", "chat.1")
     ]
     assert (after["chat.0"].restarts, after["chat.1"].restarts) == (1, 0)
-    # The child of the first process ignores TERM: it is gone, and that of the second is there.
-    assert len(processes.of_service(job.plan.run_id, 0, "chat.0")) == 2
     # Its restarts are used up: the other goes on alone, and ends by a mistake that no restart can fix.
     kill(job, "chat.0")
     wait_for(lambda: states(job)["chat.0"].phase == "failed")
@@ -136,8 +135,8 @@ def test_a_router_that_is_killed_starts_again_before_the_same_instances(instance
 
 
 @pytest.mark.slow
-def test_an_instance_that_hangs_is_started_again(instances: Instances) -> None:
-    job = instances([], [], max_restarts=1)
+def test_an_instance_that_hangs_is_started_again_without_what_it_left(instances: Instances) -> None:
+    job = instances([], ["child"])
     job = replace(job, plan=replace(job.plan, recovery=Recovery(max_restarts=1, hang_timeout=1.0)))
     start(job)
     kill(job, "chat.1", signal.SIGSTOP)
@@ -147,6 +146,8 @@ def test_an_instance_that_hangs_is_started_again(instances: Instances) -> None:
     assert reason is not None
     assert reason.message == "`chat.1` was killed: no answer for 1 s"
     wait_for(lambda: phases(job) == ["ready"] * 3, 20)
+    # The child of the first process ignores TERM: it is gone, and that of the second is there.
+    assert len(processes.of_service(job.plan.run_id, 0, "chat.1")) == 2
 
 
 def test_an_instance_that_fails_while_it_loads_ends_the_start(instances: Instances) -> None:
@@ -161,28 +162,13 @@ def test_a_start_is_rolled_back_if_an_instance_fails_before_all_are_ready(
     instances: Instances, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = instances([], ["late:60"]).start()
-    wait_for(lambda: "ready" in phases(job), 20)
+    wait_for(lambda: phases(job)[1:2] == ["ready"], 20)
     kill(job, "chat.0")
     assert _until_ready(job.plan) == 1
     said = capsys.readouterr().err
     assert "`chat.0` was killed by SIGKILL  log " in said
     assert "error: an instance ended before all of them were ready" in said
     assert job.is_gone()
-
-
-def test_a_stop_lets_begun_requests_finish(instances: Instances) -> None:
-    job = start(instances([], [], stop_grace=10.0))
-    answers: list[str] = []
-    client = threading.Thread(target=lambda: answers.append(ask(job, "/slow/1")))
-    client.start()
-    time.sleep(0.3)  # the request has arrived
-    begun = time.monotonic()
-    assert job.stop()["ok"]
-    client.join()
-    assert answers == [port(job, 0)]
-    assert time.monotonic() - begun < 6
-    assert job.is_gone()
-    assert phases(job) == ["stopped"] * 3
 
 
 def test_a_stop_cuts_requests_that_take_too_long(instances: Instances) -> None:
@@ -197,6 +183,7 @@ def test_a_stop_cuts_requests_that_take_too_long(instances: Instances) -> None:
 
     thread = threading.Thread(target=client)
     thread.start()
+    wait_for(lambda: "begun /slow/60" in job.log())
     kill(job, "chat.1", signal.SIGSTOP)
     begun = time.monotonic()
     second = threading.Thread(target=job.stop)
@@ -209,10 +196,10 @@ def test_a_stop_cuts_requests_that_take_too_long(instances: Instances) -> None:
     assert job.is_gone()
 
 
-def test_the_state_is_reported_to_programs(instances: Instances) -> None:
-    from flagscale.status.model import status_json
-
-    job = start(instances([], []))
+def test_the_state_is_reported_to_programs_and_a_stop_lets_begun_requests_finish(
+    instances: Instances,
+) -> None:
+    job = start(instances([], [], stop_grace=10.0))
     wait_for(lambda: states(job)["chat.1"].requests_running == 3)
     kill(job, "chat.0")
     wait_for(lambda: states(job)["chat.0"].phase == "failed")
@@ -222,3 +209,15 @@ def test_the_state_is_reported_to_programs(instances: Instances) -> None:
     assert (endpoint["requests_running"], endpoint["requests_waiting"]) == (3, 4)
     failed = reported["programs"][1]
     assert (failed["name"], failed["failure"]["signal"]) == ("chat.0", "SIGKILL")
+
+    answers: list[str] = []
+    client = threading.Thread(target=lambda: answers.append(ask(job, "/slow/1")))
+    client.start()
+    wait_for(lambda: "begun /slow/1" in job.log())
+    begun = time.monotonic()
+    assert job.stop()["ok"]
+    client.join()
+    assert answers == [port(job, 1)]
+    assert time.monotonic() - begun < 8
+    assert job.is_gone()
+    assert phases(job) == ["stopped", "failed", "stopped"]
