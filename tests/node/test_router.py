@@ -120,6 +120,8 @@ def test_requests_are_passed_on_unchanged(endpoint: Callable[..., int], server: 
     headers, received = json.loads(ask(port, "/echo", body)[1])
     assert received.encode() == body
     assert headers["authorization"] == "Bearer key"
+    # On a connection that the instance closes at this moment, a large request would be lost.
+    assert headers["connection"] == "close"
 
 
 def test_what_concerns_one_server_is_not_passed_on(

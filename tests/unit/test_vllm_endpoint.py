@@ -162,3 +162,9 @@ def test_the_endpoint_has_the_certificate_too(serve: Serve, tmp_path: Path) -> N
 )
 def test_what_is_refused(refused: Callable[..., str], keys: dict[str, Any], reported: str) -> None:
     assert reported in refused({"instances": 2, **keys}, 4)
+
+
+def test_mistakes_of_an_endpoint_are_found_without_the_hosts() -> None:
+    keys = {"model": "on/a-hub", "instances": 2, "ssl_ca_certs": "a", "endpoint": 3}
+    found = VLLM.check(Task(type="serve", backend="vllm"), keys, SourceMap())
+    assert [problem.where for problem in found] == ["serve.endpoint", "serve.ssl_ca_certs"]

@@ -45,6 +45,8 @@ OF_ONE_SERVER = (
 _CONFIGURATION = """\
 global
   nbthread 2
+  # HAProxy reserves memory for as many connections as its limit of open files allows, however high that is.
+  fd-hard-limit 65536
   tune.bufsize {buffer}
   server-state-file {state}
 defaults
@@ -53,6 +55,8 @@ defaults
   http-error status 503 content-type application/json string "{none_ready}"
   option http-buffer-request
   option abortonclose
+  # vLLM closes idle connections: a large request that is sent on one at that moment could not be sent again.
+  option http-server-close
   option redispatch 1
   retries {retries}
   # vLLM answers 500 to the requests that wait in an engine when it dies.
