@@ -160,7 +160,9 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
 
 
 @pytest.mark.slow
-def test_two_instances_answer_at_one_address_and_one_dies(make_run: Callable[..., Run], model: Path) -> None:
+def test_two_instances_answer_at_one_address_while_they_die_in_turn(
+    make_run: Callable[..., Run], model: Path
+) -> None:
     import openai
 
     port = free_port("127.0.0.1")
@@ -205,6 +207,14 @@ def test_two_instances_answer_at_one_address_and_one_dies(make_run: Callable[...
             killed = len(answers)
             wait_until(lambda: len(answers) > killed + 8, 60)
             wait_until(lambda: phases()["server.0"] == "ready", 300)
+            # A server whose engine dies answers with status 500.
+            other = next(one for one in run.status()["programs"] if one["name"] == "server.1")
+            parts = psutil.Process(other["pid"]).children(recursive=True)
+            (engine,) = [one for one in parts if "EngineCore" in one.cmdline()[0]]
+            engine.kill()
+            wait_until(lambda: phases()["server.1"] != "ready", 60)
+            killed = len(answers)
+            wait_until(lambda: len(answers) > killed + 8, 60)
         finally:
             is_over.set()
     for one in clients:
