@@ -15,9 +15,9 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, BinaryIO
 
-from flagscale import platforms
 from flagscale.linux import die_with, oom_kills
 from flagscale.node import health
+from flagscale.node.devices import device_environment
 from flagscale.node.instances import kind_of
 from flagscale.run.env import PROGRESS_FILE, SERVICE
 from flagscale.run.failure import (
@@ -30,7 +30,7 @@ from flagscale.run.failure import (
 from flagscale.run.logs import read_piece
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import OVER, ServicePhase, ServiceState
-from flagscale.values import Host, LaunchPlan, NodeCommand, Service
+from flagscale.values import LaunchPlan, NodeCommand, Service
 
 _LOOK = 1.0
 """Seconds between two checks of a service."""
@@ -84,7 +84,7 @@ class ServiceMonitor:
             service.argv,
             env={
                 **os.environ,
-                **_devices(service, host),
+                **device_environment(service, host),
                 **service.env,
                 PROGRESS_FILE: str(self._progress),
                 SERVICE: service.name,
@@ -247,19 +247,3 @@ def _since(begin: float | None) -> float:
 def _write(file: BinaryIO, line: bytes) -> None:
     file.write(line)
     file.flush()
-
-
-def _devices(service: Service, host: Host) -> dict[str, str]:
-    """Return the environment that limits a service to its devices, by index among those visible on this host.
-
-    Raises:
-        OSError: fewer devices are visible than planned for the job.
-    """
-    variable = platforms.find(host.platform).visible_devices
-    if not service.devices or not variable:
-        return {}
-    given = os.environ.get(variable)
-    visible = given.split(",") if given else [str(number) for number in range(host.slots)]
-    if max(service.devices) >= len(visible):
-        raise OSError(f"{variable}={given} makes {len(visible)} devices visible, not {host.slots}")
-    return {variable: ",".join(visible[number] for number in service.devices)}

@@ -15,6 +15,7 @@ import pytest
 
 from flagscale.actions import _until_ready
 from flagscale.node import processes
+from flagscale.node.devices import device_environment
 from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ServiceState
@@ -228,18 +229,16 @@ def test_a_full_disk_does_not_stop_a_server(services: Programs) -> None:
 def test_device_indices_refer_to_the_visible_devices_of_the_host(
     services: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flagscale.node.service import _devices
-
     host = replace(services([]).host, platform="nvidia", slots=2)
     own = Service("one", (), devices=(1,))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _devices(own, host) == {"CUDA_VISIBLE_DEVICES": "1"}
-    assert _devices(replace(own, devices=()), host) == {}
+    assert device_environment(own, host) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert device_environment(replace(own, devices=()), host) == {}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,4")
-    assert _devices(own, host) == {"CUDA_VISIBLE_DEVICES": "4"}
+    assert device_environment(own, host) == {"CUDA_VISIBLE_DEVICES": "4"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")
     with pytest.raises(OSError, match="makes 1 devices visible, not 2"):
-        _devices(own, host)
+        device_environment(own, host)
 
 
 def test_a_start_waits_until_servers_answer(services: Programs, capsys: pytest.CaptureFixture[str]) -> None:
