@@ -6,16 +6,22 @@ Versions 4 and 5 of `transformers` name the precision (`torch_dtype`, `dtype`) a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from difflib import SequenceMatcher
+from collections.abc import Mapping
 from typing import Any
 
+from flagscale.checks.model_folder import misspelt_architecture
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import DERIVED, Family, Setting
 from megatron.flagscale.convert.hf_keys import same, short, surplus_keys
-from megatron.flagscale.convert.hf_rope import PARTIAL, Report, is_positive, read_rope, rope_values, write_rope
+from megatron.flagscale.convert.hf_rope import (
+    PARTIAL,
+    Report,
+    is_positive,
+    read_rope,
+    rope_values,
+    write_rope,
+)
 from megatron.flagscale.convert.model import DTYPES, Model
 
 _SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn", "experts", "topk")
@@ -90,7 +96,7 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
     if not fitting:
         names = sorted({getattr(family, field) for family in known})
         what = f"the {field} {name} is not supported; known: {', '.join(names)}"
-        raise UserError([Problem(what, where, misspelt(name, names))])
+        raise UserError([Problem(what, where, misspelt_architecture(name, names))])
     named = [family for family in fitting if wanted in (None, family.name)]
     if not named:
         raise UserError(f"{where}: the model is {name}, not {wanted}")
@@ -98,22 +104,6 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
         what = f"`model_type` is {model_type!r}, but {name} has {named[0].model_type!r}"
         raise UserError([Problem(f"{what}: transformers follows the first, vLLM the second", where)])
     return named[0]
-
-
-def misspelt(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known architecture that is meant by `name`; "" unless the family's name is right.
-
-    A family with a similar name is another one: Mistral is no Mixtral, and Qwen3Moe no Qwen3.
-    """
-
-    def family(text: str) -> str:
-        return re.split("for(?=[a-z])|lmhead|model$", text.lower().replace("-", "_"))[0]
-
-    def likeness(other: str) -> float:
-        return SequenceMatcher(None, name.lower(), other.lower()).ratio()
-
-    best = max((other for other in known if family(other) == family(name)), key=likeness, default="")
-    return f"did you mean `{best}`?" if best and likeness(best) > 0.75 else ""
 
 
 def _value(values: Mapping[str, Any], family: Family, field: str, known: Mapping[str, Any]) -> Any:
@@ -189,7 +179,9 @@ def _dtype(config: Mapping[str, Any], report: Report) -> str:
     given = next((config[key] for key in ("dtype", "torch_dtype") if config.get(key) is not None), "float32")
     dtype = str(given).removeprefix("torch.")
     if not isinstance(given, str) or dtype not in DTYPES.values():
-        report(f"`dtype` {given if isinstance(given, str) else short(given)} is not supported; use one of {', '.join(DTYPES.values())}")
+        report(
+            f"`dtype` {given if isinstance(given, str) else short(given)} is not supported; use one of {', '.join(DTYPES.values())}"
+        )
     return dtype
 
 

@@ -46,8 +46,12 @@ _HARMLESS = frozenset(
 """Change nothing in any family."""
 
 _NEUTRAL: Mapping[str, Any] = {
-    **dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "rope_interleaved"), False),
-    **dict.fromkeys(("is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), False),
+    **dict.fromkeys(
+        ("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "rope_interleaved"), False
+    ),
+    **dict.fromkeys(
+        ("is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), False
+    ),
     **dict.fromkeys(("use_bfloat16", "tf_legacy_loss"), False),
     "is_llama_config": True,
     "is_causal": True,
@@ -58,7 +62,13 @@ _NEUTRAL: Mapping[str, Any] = {
 
 def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Iterator[Problem]:
     """Yield each key whose value is neither read, nor harmless, nor that of a missing key."""
-    read = {*_READ, *family.keys.values(), *family.config, *family.checks, *(ROPE_KEYS if family.is_rotary else ())}
+    read = {
+        *_READ,
+        *family.keys.values(),
+        *family.config,
+        *family.checks,
+        *(ROPE_KEYS if family.is_rotary else ()),
+    }
     read |= {setting.key for setting in family.settings}
     harmless = _HARMLESS | generation_keys() | {*family.harmless}
     missing = {**_NEUTRAL, **family.class_defaults}
@@ -71,7 +81,9 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
             continue
         close = get_close_matches(key, sorted({*read, *missing}), n=1, cutoff=0.8)
         hint = f"did you mean `{close[0]}`?" if close else "remove it if it changes nothing in this model"
-        yield Problem(f"{shown}, but models of the family {family.name} are not known to have it", where, hint)
+        yield Problem(
+            f"{shown}, but models of the family {family.name} are not known to have it", where, hint
+        )
 
 
 def same(value: Any, other: Any) -> bool:

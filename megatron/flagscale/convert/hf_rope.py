@@ -79,7 +79,9 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
         if name not in known and value is not None:
             close = closest(name, known)
             hint = f"; did you mean `{close}`?" if close else ""
-            report(f"`{name}` of the rotary positions is {value!r}, which the kind {kind!r} does not have{hint}")
+            report(
+                f"`{name}` of the rotary positions is {value!r}, which the kind {kind!r} does not have{hint}"
+            )
     if kind == "default":
         return Rope(theta)
     if not is_positive(factor):
