@@ -35,8 +35,8 @@ def read_config(config: Any, where: str, family: str | None = None) -> Model:
     A missing key has the default of the family's configuration class in transformers.
 
     Raises:
-        UserError: the architecture is unknown, a key is missing or may change the model and is not understood,
-            or Megatron has no argument for a value. Reports everything that is wrong.
+        UserError: the architecture is unknown, a key is missing, a key that is not understood may change the
+            model, or Megatron has no argument for a value. Reports everything that is wrong.
     """
     if not isinstance(config, dict):
         raise UserError([Problem(f"a JSON object is expected, not {short(config)}", where)])
@@ -56,6 +56,12 @@ def read_config(config: Any, where: str, family: str | None = None) -> Model:
         if not same(values.get(name, fixed[name]), fixed[name]):
             report(f"`{name}` is {short(values[name])}; only {fixed[name]!r} is supported")
     known = _sizes(values, found, report)
+    if known["heads"] % known["groups"]:
+        assumed = "" if found.keys.get("groups") in config else ", the default if the number is missing"
+        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups{assumed}")
+    if known["heads"] % known["groups"]:
+        assumed = "" if found.keys.get("groups") in config else ", the default if the number is missing"
+        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups{assumed}")
     tied = values.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         report(f"`tie_word_embeddings` is {short(tied)}, not true or false")
@@ -123,11 +129,9 @@ def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> dict[st
             report(_wrong(family.keys[field], value, "a positive whole number"))
             value = 1
         known[field] = value
-    hidden, heads, groups = known["hidden"], known["heads"], known["groups"]
+    hidden, heads = known["hidden"], known["heads"]
     if values.get(family.keys.get("head_dim", "")) is None and hidden % heads:
         report(f"`{family.keys['hidden']}` {hidden} cannot be divided into {heads} attention heads")
-    if heads % groups:
-        report(f"{heads} attention heads cannot be divided into {groups} groups")
     if family.has_experts and known["topk"] > known["experts"]:
         report(f"`{family.keys['topk']}` is {known['topk']}, but there are {known['experts']} experts")
     return known
@@ -179,9 +183,7 @@ def _dtype(config: Mapping[str, Any], report: Report) -> str:
     given = next((config[key] for key in ("dtype", "torch_dtype") if config.get(key) is not None), "float32")
     dtype = str(given).removeprefix("torch.")
     if not isinstance(given, str) or dtype not in DTYPES.values():
-        report(
-            f"`dtype` {given if isinstance(given, str) else short(given)} is not supported; use one of {', '.join(DTYPES.values())}"
-        )
+        report(f"`dtype` {dtype} is not supported; use one of {', '.join(DTYPES.values())}")
     return dtype
 
 

@@ -28,8 +28,8 @@ def class_defaults(model_type: str) -> Mapping[str, Any]:
     """Return the default of each key of a class; empty if transformers has no class of that type.
 
     A default is the one that the class declares; null often means that the class computes the value from
-    other keys. `rope_theta` is the base of rotary positions if none is given, `rope_parameters` what the class
-    makes of a file without any key of them.
+    other keys. `rope_theta` is the base of rotary positions if none is given; `rope_parameters` is what the
+    class makes of a file without any key of them.
     """
     found: Mapping[str, Any] = _catalog()["classes"].get(model_type, {})
     return found
@@ -76,8 +76,9 @@ _SET_ANYWAY = ("id2label", "label2id", "ignore_keys_at_rope_validation", "base_m
 
 
 def _declared(field: dataclasses.Field[Any]) -> Any:
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default  # type: ignore[misc]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _is_plain(value: Any) -> bool:

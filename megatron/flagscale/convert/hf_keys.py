@@ -1,7 +1,7 @@
-"""Find the keys of a `config.json` that may change what the model computes, and that its family does not read.
+"""Find the keys of a `config.json` that may change what the model computes, but are not read by its family.
 
-A key may have any value if the family reads it or if it is harmless. Every other key must have the value that it
-has if it is missing, so that it changes nothing: the default of the configuration class, or null if the class
+A key may have any value if the family reads it or if it is harmless. Every other key must have the value that
+stands for a missing one, and so changes nothing: the default of the configuration class, or null if the class
 has no such key. Standard library only.
 """
 
@@ -19,30 +19,23 @@ from megatron.flagscale.convert.hf_rope import ROPE_KEYS
 _READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings")
 """Read in every family."""
 
-_HARMLESS = frozenset(
-    # Where the folder comes from, and what wrote it. Code named by `auto_map` is not that of the architecture.
-    """
-    _name_or_path name_or_path _commit_hash _from_model_config transformers_version auto_map
-    unsloth_version unsloth_fixed finetuning_task task_specific_params transformers.js_config
-    """
-    # Tokens and lengths, which the converter takes from the tokenizer and from `max_position_embeddings`.
-    """
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id tokenizer_class
-    prefix max_sequence_length max_seq_len model_max_length tokenizer_model_max_length
-    """
-    # What a call returns, how it is computed, and initial weights.
-    """
-    use_cache return_dict output_attentions output_hidden_states torchscript chunk_size_feed_forward
-    _attn_implementation attn_implementation _attn_implementation_autoset _attn_implementation_internal
-    _experts_implementation experts_implementation _experts_implementation_internal _flash_attn_2_enabled
-    use_flash_attn use_flash_attention use_flash_attention_2 gradient_checkpointing pretraining_tp
-    initializer_range
-    """
-    # Heads of classifiers, and generation.
-    """
-    id2label label2id num_labels problem_type classifier_dropout max_new_tokens
-    """.split()
+_REASONS = (
+    # Where the folder comes from. Code that `auto_map` names is another model than the architecture's own.
+    "_name_or_path name_or_path _commit_hash _from_model_config transformers_version auto_map",
+    "unsloth_version unsloth_fixed finetuning_task task_specific_params transformers.js_config",
+    # Tokens and lengths: the converter asks the tokenizer and `max_position_embeddings`.
+    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id tokenizer_class",
+    "prefix max_sequence_length max_seq_len model_max_length tokenizer_model_max_length max_new_tokens",
+    # What a call returns, by which code it is computed, and how weights are drawn.
+    "use_cache return_dict output_attentions output_hidden_states torchscript chunk_size_feed_forward",
+    "_attn_implementation attn_implementation _attn_implementation_autoset _attn_implementation_internal",
+    "_experts_implementation experts_implementation _experts_implementation_internal _flash_attn_2_enabled",
+    "use_flash_attn use_flash_attention use_flash_attention_2 gradient_checkpointing pretraining_tp",
+    "initializer_range",
+    # Heads of classifiers.
+    "id2label label2id num_labels problem_type classifier_dropout",
 )
+_HARMLESS = frozenset(name for names in _REASONS for name in names.split())
 """Change nothing in any family."""
 
 _NEUTRAL: Mapping[str, Any] = {

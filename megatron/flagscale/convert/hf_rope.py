@@ -1,15 +1,15 @@
 """Read and write the rotary positions of a `config.json`, as transformers 5.19 and vLLM 0.32 read them.
 
-Version 4 of transformers has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`; both are written
-here. A file may hold all of them. Then the readers take `rope_scaling` as a whole if it holds anything, or else
-`rope_parameters`, and only what is missing there from the keys beside it, or else from the configuration class
-(`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`). Standard library only.
+Version 4 of transformers has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`; both forms are
+written. A file may hold all three keys. Then both readers use `rope_scaling` as a whole unless it is empty,
+and otherwise `rope_parameters`. Only what is missing there comes from the keys beside it, or else from the
+configuration class (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`). Standard library only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from flagscale.errors import closest
 from megatron.flagscale.convert.model import Rope
@@ -64,7 +64,7 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
     """Return the rotary positions of `rope_values`; reports whatever Megatron cannot compute."""
     theta = values.get(_THETA)
     if theta is None:
-        report(f"`{_THETA}` is missing")
+        report(f"`{_THETA}` is missing or null")
     elif not is_positive(theta):
         report(f"`{_THETA}` is {theta!r}, not a positive number")
     elif not float(theta).is_integer():
@@ -98,7 +98,7 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
     return Rope(theta, kind, factor)
 
 
-def is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> TypeGuard[float]:
     """Return whether a value of JSON is a positive number that fits a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
 

@@ -181,7 +181,7 @@ def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _window(args: Mapping[str, Any]) -> int:
-    """Return the number of tokens that a token attends to; Megatron counts only those before it, -1 is all."""
+    """Return the number of tokens that a token attends to; Megatron counts those before it, and -1 is all."""
     before = (args["window_size"] or (-1,))[0]
     return before + 1
 

@@ -35,7 +35,7 @@ DERIVED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "attention_dropout": lambda known: 0.0,
     "hidden_dropout": lambda known: 0.0,
 }
-"""Field of `Model` -> its value in every family if its key is null or there is none, from the fields so far."""
+"""Field of `Model` -> its value if its key is null or there is none, from the fields known so far."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Family:
     """In the order of the stream: before, in and after the layers. The output has a row even if a model may
     tie it to its embedding."""
     keys: Mapping[str, str]
-    """Field of `Model` -> key of `config.json`. Fields without a key have the value of `DERIVED`, or else that
-    of `Model`. A family with experts has `experts` and `topk`."""
+    """Field of `Model` -> key of `config.json`. Fields of `DERIVED` need none. A family with experts has
+    `experts` and `topk`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Megatron's arguments that define the architecture, by their names in the engine's `args`. All other
     arguments that change the computation (`megatron_args.ARCHITECTURE`) have the engine's defaults."""
@@ -94,8 +94,8 @@ class Family:
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     """Field of `Model` -> its value if its key is null, in addition to `DERIVED`."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Key of `config.json` -> its value if missing. Only for a family whose configuration class is not part of
-    transformers: all others have the defaults of their class."""
+    """Key of `config.json` -> its value if missing. Only for a family whose configuration class is not part
+    of transformers: all others have the defaults of their class."""
     settings: tuple[Setting, ...] = ()
     extents: Mapping[str, Callable[[Model], int]] = field(default_factory=dict)
     """Extents of this family, in addition to `EXTENTS`."""
