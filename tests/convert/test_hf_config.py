@@ -18,6 +18,7 @@ import pytest
 
 from flagscale.errors import UserError
 from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.hf_defaults import _FILE, build_catalog, class_defaults
 from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of, task_arguments
@@ -211,9 +212,13 @@ def test_surplus_keys_are_all_reported_at_once() -> None:
     assert message.count("config.json: ") == 3
 
 
-@pytest.mark.parametrize("config", [[], None, 7, "{}", [{}]])
-def test_a_file_without_an_object_is_refused(config: Any) -> None:
-    assert "a JSON object is expected" in refusal(config)
+@pytest.mark.parametrize("text", ["[]", "null", "7", '"{}"', "[{}]", "[" * 10**5, "{", "\ufeff{}", ""])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_file_without_an_object_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: (an object in braces is expected|invalid JSON)"):
+        read_json(path)
 
 
 @pytest.mark.parametrize(
