@@ -326,6 +326,38 @@ def test_rotary_positions_are_read_as_by_transformers() -> None:
         assert found == as_transformers(config), config
 
 
+VLLM_OPENS = """
+import json, sys, tempfile
+from copy import deepcopy
+from pathlib import Path
+from transformers import AutoConfig
+from vllm.transformers_utils.config import get_config
+from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.hf_config import read_config, write_config
+from tests.convert.public_configs import CONFIGS
+for name, (family, config) in CONFIGS.items():
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_config(read_config(config, name), {"eos_token_id": 2})
+        Path(folder, "config.json").write_text(json.dumps(written))
+        opened = get_config(folder, trust_remote_code=False)
+    theirs = AutoConfig.for_model(**deepcopy(config))
+    assert opened.architectures == [registry.load(family).architecture]
+    for key in registry.load(family).keys.values():
+        expected = getattr(theirs, key, None)
+        assert key in ("head_dim", "sliding_window") or getattr(opened, key) == expected, (name, key)
+    assert opened.rope_parameters["rope_theta"] == theirs.rope_parameters["rope_theta"]
+    assert opened.tie_word_embeddings == theirs.tie_word_embeddings
+print("all of", len(CONFIGS))
+"""
+
+
+@pytest.mark.slow
+def test_vllm_opens_what_is_written() -> None:
+    words = [sys.executable, "-c", VLLM_OPENS]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == [f"all of {len(CONFIGS)}"], done.stderr[-3000:]
+
+
 AS_VLLM = """
 import sys
 from copy import deepcopy

@@ -13,15 +13,9 @@ from flagscale.checks.model_folder import misspelt_architecture
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import DERIVED, Family, Setting
-from megatron.flagscale.convert.hf_keys import same, short, surplus_keys
-from megatron.flagscale.convert.hf_rope import (
-    PARTIAL,
-    Report,
-    is_positive,
-    read_rope,
-    rope_values,
-    write_rope,
-)
+from megatron.flagscale.convert.hf_keys import surplus_keys
+from megatron.flagscale.convert.hf_rope import PARTIAL, Report, read_rope, rope_values, write_rope
+from megatron.flagscale.convert.json_values import is_positive, same, short
 from megatron.flagscale.convert.model import DTYPES, Model
 
 _SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn", "experts", "topk")
@@ -197,7 +191,7 @@ def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
         "torch_dtype": model.dtype,
         "use_cache": True,
         **family.config,
-        **family.written,
+        **{key: value(model) if callable(value) else value for key, value in family.written.items()},
         **{setting.key: _write_setting(setting, model) for setting in family.settings},
         **special,
     }

@@ -85,7 +85,7 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fixed values of `config.json`: written, and the only ones that can be read."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Further values that are written to `config.json`, but not checked when it is read."""
+    """Further values that are written to `config.json`, or functions that return them for a model."""
     checks: Mapping[str, Callable[[Any, Model], str]] = field(default_factory=dict)
     """Key of `config.json` -> returns what is wrong with its value for a model; "" if nothing is."""
     harmless: tuple[str, ...] = ()
