@@ -209,6 +209,21 @@ def write_data() -> Callable[..., str]:
 
 
 @pytest.fixture
+def write_tensors() -> Callable[..., None]:
+    """Write a safetensors file of tensors of bytes, by name."""
+
+    def write_tensors(path: Path, **tensors: bytes) -> None:
+        header, end = {}, 0
+        for name, values in tensors.items():
+            header[name] = {"dtype": "U8", "shape": [len(values)], "data_offsets": [end, end + len(values)]}
+            end += len(values)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
+
+    return write_tensors
+
+
+@pytest.fixture
 def write_model() -> Callable[..., Path]:
     """Write a small sound model folder in Hugging Face's format and return it; keywords change its config."""
 

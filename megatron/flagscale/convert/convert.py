@@ -160,7 +160,7 @@ def _open_huggingface(
 ) -> tuple[Source, Tokenizer, tuple[str, ...]]:
     source = HuggingFaceSource(load, family)
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else None)
-    notices = check_tokens(companion, source.model.vocab)
+    notices = source.notices + check_tokens(companion, source.model.vocab)
     if companion is None:
         config = read_json(load / CONFIG)
         stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
