@@ -370,11 +370,27 @@ def test_a_size_with_a_unit(text: str, value: int) -> None:
     assert (problems, arguments.values["max_model_len"]) == ([], value)
 
 
-@pytest.mark.parametrize("text", ["1.5K", "1e3", 1.5, 1e3, "1 k", "8kb", "-8k", ""])
+@pytest.mark.parametrize("text", ["1.5K", "1e3", 1.5, 1e3, "1 k", "8kb", "-8k", "", "1" * 400 + "k"])
 def test_a_size_that_the_engine_refuses(text: object) -> None:
     problems: list[Problem] = []
     render([FlatKey("max_model_len", text, "x")], vllm_catalog().server, SourceMap(), problems)
     assert "takes a whole number, with or without a unit" in problems[0].what
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "is_valid"),
+    [
+        ("kv_transfer_config", '{"cpu_bytes_to_use": 80m}', True),
+        ("kv_transfer_config", '{"cpu_bytes_to_use": 1.5K}', False),
+        ("hf_overrides", "{max_position_embeddings: 512}", False),
+        ("additional_config", "any text", True),
+    ],
+)
+def test_json_with_units(key: str, text: str, is_valid: bool) -> None:
+    problems: list[Problem] = []
+    render([FlatKey(key, text, "x")], vllm_catalog().server, SourceMap(), problems)
+    assert (problems == []) == is_valid
+    assert is_valid or f"`{key}` takes a mapping or a list (JSON)" in problems[0].what
 
 
 def test_wrong_names_and_values_do_not_hide_broken_rules() -> None:

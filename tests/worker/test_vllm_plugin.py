@@ -77,7 +77,30 @@ SIZES = [
         "1.",
         ".5k",
         "0x10",
+        "1" * 400 + "k",
+        "1" * 400 + "K",
+        "\u0661k",
+        "8K ",
+        "1.5 K",
+        "1_0k",
+        "--1",
+        "inf",
+        "nan",
     ),
+]
+JSONS = [
+    '{"cpu_bytes_to_use": 80m}',
+    '{"cpu_bytes_to_use": 1.5K}',
+    '{"a": "80m", "b": [1k, 2.5g], "c": 1e3}',
+    '{"a": "say \\"1.5K\\" here"}',
+    '{"a": 1kk}',
+    "{a: 1}",
+    "{}",
+    "[1k]",
+    "text",
+    " { } ",
+    "{\n}",
+    "",
 ]
 
 
@@ -88,7 +111,7 @@ def test_sizes_are_read_as_the_engine_reads_them() -> None:
         def read(function, text):
             try:
                 return function(text)
-            except (ValueError, argparse.ArgumentTypeError):
+            except (ValueError, OverflowError, argparse.ArgumentTypeError):
                 return None
         kinds = ("human_readable_int", "human_readable_int_or_auto")
         texts = json.loads(sys.argv[1])
@@ -104,3 +127,38 @@ def test_sizes_are_read_as_the_engine_reads_them() -> None:
             arguments = render([FlatKey("size", text, "size")], catalog, SourceMap(), problems)
             found.append(None if problems else arguments.values["size"])
         assert dict(zip(SIZES, found, strict=True)) == dict(zip(SIZES, expected, strict=True)), kind
+
+
+@pytest.mark.slow
+def test_json_is_read_as_the_engine_reads_it() -> None:
+    code = """if True:
+        import argparse, json, sys
+        from typing import Any
+        from pydantic import TypeAdapter
+        from vllm.engine import arg_utils as engine
+        readers = {
+            "loads": engine.parse_type(json.loads),
+            "union_dict_and_str": engine.union_dict_and_str,
+            "parse_dataclass": lambda text: TypeAdapter(Any).validate_json(
+                engine._expand_json_human_readable_numbers(text)
+            ),
+        }
+        def reads(function, text):
+            try:
+                function(text)
+            except (ValueError, argparse.ArgumentTypeError):
+                return False
+            return True
+        texts = json.loads(sys.argv[1])
+        print(json.dumps({kind: [reads(one, text) for text in texts] for kind, one in readers.items()}))
+    """
+    engine = json.loads(python("-c", code, json.dumps(JSONS)).splitlines()[-1])
+    for kind, expected in engine.items():
+        option = Option("given", "given", "value", kind, None, (), None, None, False)
+        catalog = catalog_from("vllm", "", {"given": option})
+        found = []
+        for text in JSONS:
+            problems: list[Problem] = []
+            render([FlatKey("given", text, "given")], catalog, SourceMap(), problems)
+            found.append(not problems)
+        assert dict(zip(JSONS, found, strict=True)) == dict(zip(JSONS, expected, strict=True)), kind
