@@ -16,7 +16,7 @@ _MISTRAL_CONFIG = "params.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
 OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_UNTIED = ("aquila", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+UNTIED = ("aquila", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 """Model types with these names of tensors that are not tied if `config.json` does not specify it."""
 
 
@@ -81,6 +81,11 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
+def has_mistrals_config(folder: Path) -> bool:
+    """Return whether vLLM reads the folder by Mistral's `params.json` instead of its `config.json`."""
+    return os.path.isfile(folder / _MISTRAL_CONFIG) and any(folder.glob("consolidated*.safetensors"))
+
+
 def _weights(folder: Path, config: Mapping[str, Any], load_format: str) -> Iterator[str]:
     if load_format not in LOAD_FORMATS:
         if not any(next(folder.glob(form), None) for form in ("*.safetensors", *_OTHER_WEIGHTS)):
@@ -101,7 +106,9 @@ def _weights(folder: Path, config: Mapping[str, Any], load_format: str) -> Itera
 def _lacks_output(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> bool:
     """Return whether a model that generates text lacks its output layer, as far as names can tell."""
     architectures = config.get("architectures")
-    is_causal = isinstance(architectures, list) and any(str(one).endswith("ForCausalLM") for one in architectures)
-    is_tied = config.get("tie_word_embeddings", None if config.get("model_type") not in _UNTIED else False)
+    is_causal = isinstance(architectures, list) and any(
+        str(one).endswith("ForCausalLM") for one in architectures
+    )
+    is_tied = config.get("tie_word_embeddings", None if config.get("model_type") not in UNTIED else False)
     has_output = any(name.startswith(OUTPUT.removesuffix("weight")) for name in stored)
     return is_causal and is_tied is False and _EMBEDDING in stored and not has_output

@@ -73,7 +73,7 @@ def vllm_reads(listing: Listing, load_format: str = "auto") -> frozenset[str]:
 
 
 def difference(listing: Listing, load_format: str = "auto") -> str:
-    """Return how transformers and vLLM differ in the files that they read, and how to fix it; "" if they agree.
+    """Return how transformers and vLLM differ in the files that they read, and the fix; "" if they agree.
 
     A folder that only one of them can read leaves no doubt about its weights.
     """
@@ -151,7 +151,9 @@ def _missing(files: frozenset[str], listing: Listing) -> str:
     if absent := sorted(files - listing.names):
         named = next((name for name, named in listing.indexes.items() if absent[0] in named), "")
         what = f"missing shard {_some(absent)}{f', which {named} names' if named else ''}"
-        return f"{what}; if {WHOLE} is the model, remove {named}" if named and WHOLE in listing.names else what
+        return (
+            f"{what}; if {WHOLE} is the model, remove {named}" if named and WHOLE in listing.names else what
+        )
     if any(files <= named for named in listing.indexes.values()):
         return ""
     parts = [match for match in map(_SHARD.fullmatch, sorted(files)) if match]

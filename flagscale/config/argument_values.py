@@ -111,9 +111,9 @@ def _readable_int(text: str) -> int:
     """
     plain = text.strip()
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])", plain):
-        return int(float(found[1]) * 1000 ** ("kmgt".index(found[2]) + 1))
+        return int(float(found[1]) * 10 ** (3 * "kmgt".index(found[2]) + 3))
     if found := re.fullmatch(r"(\d+)([KMGT])", plain):
-        return int(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
+        return int(found[1]) << 10 * ("KMGT".index(found[2]) + 1)
     return int(plain)
 
 

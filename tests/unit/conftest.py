@@ -230,7 +230,8 @@ def write_model() -> Callable[..., Path]:
     def write_model(folder: Path, **config: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
-        facts = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256, **sizes, **config}
+        facts = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256, "dtype": "bfloat16"}
+        facts |= {**sizes, **config}
         (folder / "config.json").write_text(json.dumps(facts))
         header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
         (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)

@@ -115,7 +115,9 @@ def test_other_files_beside_a_whole_model(tmp_path: Path, write_tensors: Tensors
     (tmp_path / "pytorch_model.bin").touch()  # neither reads it
     assert reported(tmp_path) == ""
     write_tensors(tmp_path / "adapter_model.safetensors", c=b"12")
-    more = "F: vLLM would also read adapter_model.safetensors, which transformers ignores; remove adapter_model"
+    more = (
+        "F: vLLM would also read adapter_model.safetensors, which transformers ignores; remove adapter_model"
+    )
     assert reported(tmp_path).startswith(more)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "holds an adapter (adapter_config.json), which transformers applies" in reported(tmp_path)

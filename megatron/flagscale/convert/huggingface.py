@@ -28,7 +28,9 @@ _CODES = {dtype: name for name, dtype in _NAMES.items()}
 
 
 class HuggingFaceSource:
-    """A folder whose tensors match its `config.json` in names, number and shapes; `notices` say how it is read.
+    """A folder whose tensors match its `config.json` in names, number and shapes.
+
+    `notices` tell how a folder was read whose `config.json` says otherwise.
 
     Raises:
         UserError: the tensors do not match; lists all differences.
