@@ -52,6 +52,7 @@ CASES = {
     "Llama 3.2, tied": Case("Llama", {**_llama3(32.0), "tie_word_embeddings": True}),
     "Llama 2, bf16": Case("Llama", dtype="bfloat16"),
     "Mistral": Case("Mistral", {"sliding_window": None}),
+    "Mistral, window": Case("Mistral", {"sliding_window": 16}),
     "Mixtral": Case("Mixtral", {"num_local_experts": 4}, 2, EP2, "EP2"),
     "Mixtral, all splits": Case("Mixtral", {"num_local_experts": 4}, 4, _CUT, "TP2 SP PP2 EP2"),
     "Qwen2, 2.5": Case("Qwen2", {"rope_theta": 1000000.0}),

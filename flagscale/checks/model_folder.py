@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 def has_mistrals_config(folder: Path) -> bool:
     """Return whether vLLM reads the folder by Mistral's `params.json` instead of its `config.json`."""
     return os.path.isfile(folder / _MISTRAL_CONFIG) and any(folder.glob("consolidated*.safetensors"))
+
+
+def misspelt_architecture(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known architecture that is meant by `name`; "" unless it is of the same family.
+
+    A family with a similar name is another one: Mistral is not Mixtral, and Qwen3Moe is not Qwen3.
+    """
+    from difflib import SequenceMatcher  # imported here, because nearly every start has no use for it
+
+    def family(text: str) -> list[str]:
+        """Return the letters of the family's name; a doubled one counts once, and their order does not."""
+        name = re.split("for(?=[a-z])|lmhead|model$", text.lower())[0]
+        return sorted(re.sub(r"(.)\1", r"\1", name))
+
+    def likeness(other: str) -> tuple[float, float]:
+        pairs = ((name.lower(), other.lower()), (name, other))
+        any_case, same_case = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return any_case, same_case
+
+    best = max((other for other in known if family(other) == family(name)), key=likeness, default="")
+    return f"did you mean `{best}`?" if best and likeness(best)[0] > 0.75 else ""
 
 
 def _weights(folder: Path, config: Mapping[str, Any], load_format: str) -> Iterator[str]:

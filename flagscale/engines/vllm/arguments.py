@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from flagscale import registry
-from flagscale.checks.model_folder import folder_violations, has_mistrals_config, read_config
+from flagscale.checks.model_folder import (
+    folder_violations,
+    has_mistrals_config,
+    misspelt_architecture,
+    read_config,
+)
 from flagscale.config.catalog import Catalog
 from flagscale.config.certain import certain_violations
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten
@@ -17,7 +22,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.lengths import ANY_LENGTH, too_long
 from flagscale.engines.vllm.precision import is_pooling, lowered_precision
-from flagscale.errors import Problem, Violation, nearest
+from flagscale.errors import Problem, Violation
 
 KEY_FILE = "api_key_file"
 SECRETS = {"api_key": "VLLM_API_KEY", "hf_token": "HF_TOKEN"}
@@ -220,7 +225,7 @@ def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]
         return
     known = vllm_catalog().architectures
     if named and not any(one in known or registry.is_known("vllm_architectures", one) for one in named):
-        hint = nearest(named[0], known)
+        hint = misspelt_architecture(named[0], known)
         what = f"vLLM does not support its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
         yield "model", f"{what}; a vLLM plugin that adds it must list it in `flagscale.vllm_architectures`"
 

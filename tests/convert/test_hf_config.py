@@ -1,0 +1,370 @@
+"""`config.json` is read as transformers reads it; keys that may change the model otherwise are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale.errors import UserError
+from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.hf_config import read_config, write_config
+from megatron.flagscale.convert.hf_defaults import _FILE, build_catalog, class_defaults
+from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of, task_arguments
+from megatron.flagscale.convert.model import Model, Rope
+from tests.convert.public_configs import CONFIGS, SMALL
+
+ROOT = Path(__file__).parents[2]
+WITH_CLASS = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
+MODEL = Model("llama", 2, 64, 96, 4, 2, 16, 300, 4096, 1e-5, Rope(), False, "float32")
+
+
+def small(family: str, **changes: Any) -> dict[str, Any]:
+    """Return a file of a family with the sizes alone."""
+    found = registry.load(family)
+    named = {"architectures": [found.architecture], "model_type": found.model_type}
+    return {**SMALL, **named, "max_position_embeddings": 4096, **changes}
+
+
+def refusal(config: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read_config(config, "config.json")
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_catalog_is_that_of_the_installed_transformers() -> None:
+    assert json.loads(json.dumps(build_catalog())) == json.loads(_FILE.read_text()), "run `make catalog`"
+
+
+@pytest.mark.parametrize("family", WITH_CLASS)
+def test_a_missing_key_has_the_default_of_the_class(family: str) -> None:
+    from transformers import AutoConfig
+
+    keys = registry.load(family).keys
+    many = {"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8}
+    whole = small(family, **many, max_position_embeddings=8192)
+    for field, key in keys.items():
+        config = {name: value for name, value in whole.items() if name != key}
+        theirs = AutoConfig.for_model(**config)
+        ours = read_config(config, "config.json")
+        expected = getattr(theirs, key, None)
+        if field == "head_dim":
+            expected = expected or theirs.hidden_size // theirs.num_attention_heads
+        assert (getattr(ours, field) or None) == (expected or None), key
+        assert ours.rope is not None
+        assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+        assert ours.tied == theirs.tie_word_embeddings
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mixtral"])
+def test_null_sizes_are_derived_from_others(family: str) -> None:
+    model = read_config(small(family, head_dim=None), "config.json")
+    assert model.head_dim == 16
+    if family == "llama":
+        assert read_config(small(family, num_key_value_heads=None), "config.json").groups == 4
+
+
+def test_the_rotary_base_of_mixtral_is_a_million() -> None:
+    assert read_config(small("mixtral"), "config.json").rope == Rope(1e6)
+    assert read_config(small("llama"), "config.json").rope == Rope(1e4)
+    assert class_defaults("gpt_oss")["rope_theta"] == 150000.0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_well_known_folders_are_read(name: str) -> None:
+    family, config = CONFIGS[name]
+    assert read_config(config, "config.json").family == family
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_reads_what_is_written_as_the_same_model(name: str) -> None:
+    from transformers import AutoConfig
+
+    family, config = CONFIGS[name]
+    model = read_config(config, "config.json")
+    written = json.loads(json.dumps(write_config(model, {"eos_token_id": 2})))
+    assert read_config(written, "written", family) == model
+    theirs, again = (AutoConfig.for_model(**deepcopy(one)) for one in (config, written))
+    for field, key in registry.load(family).keys.items():
+        one, other = getattr(theirs, key, None), getattr(again, key)
+        if field == "window":  # as long as the longest sequence or longer, it is left out
+            one = one if one and one < model.positions else None
+        assert one == other or (field == "head_dim" and one is None), key
+    ropes = [{"original_max_position_embeddings": None, **one.rope_parameters} for one in (theirs, again)]
+    assert _effect(ropes[0]) == _effect(ropes[1])
+    assert (
+        read_config(json.loads(again.to_json_string(use_diff=False)), "saved by transformers", family)
+        == model
+    )
+
+
+def _effect(rope: Mapping[str, Any]) -> tuple[Any, ...]:
+    kind = rope["rope_type"]
+    names = {"default": (), "linear": ("factor",)}.get(kind, ("factor", "original_max_position_embeddings"))
+    return (kind, float(rope["rope_theta"]), *(rope.get(name) for name in names))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 9}}, "`dual_chunk_attention_config` is {"),
+        ("llama", {"logit_scale": 0.5}, "`logit_scale` is 0.5, but models of the family llama are not known"),
+        ("llama", {"final_logit_softcapping": 30.0}, "`final_logit_softcapping` is 30.0"),
+        ("llama", {"query_pre_attn_scalar": 256}, "`query_pre_attn_scalar` is 256"),
+        ("llama", {"no_rope_layers": [1, 0]}, "`no_rope_layers` is [1, 0]"),
+        ("llama", {"sliding_window": 128}, "`sliding_window` is 128"),
+        ("llama", {"layer_types": ["full_attention"] * 2}, "`layer_types`"),
+        ("llama", {"text_config": {}}, "`text_config` is {}"),
+        ("llama", {"hidden_dropout": 0.1}, "`hidden_dropout` is 0.1"),
+        ("llama", {"atention_bias": True}, "did you mean `attention_bias`?"),
+        ("llama", {"attention_bias": 1}, "`attention_bias` is 1; only False"),
+        ("llama", {"quantization_config": {"quant_method": "fp8"}}, "`quantization_config`"),
+        ("llama", {"num_experts": 8}, "`num_experts` is 8"),
+        ("mistral", {"attention_bias": True}, "`attention_bias` is True; only False"),
+        ("mistral", {"sliding_window": 0}, "`sliding_window` is 0, not a positive whole number"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` is 0.1; only 0.0"),
+        ("mixtral", {"num_experts_per_tok": 9}, "`num_experts_per_tok` is 9, but there are 8 experts"),
+        ("mixtral", {"router_aux_loss_coef": "much"}, "`router_aux_loss_coef` is 'much'"),
+        ("qwen2", {"use_sliding_window": True}, "`use_sliding_window` is True; only False"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "`layer_types` is ['sliding_attention', "),
+        ("qwen3", {"mlp_only_layers": [1]}, "`mlp_only_layers` is [1]"),
+        ("llama", {"partial_rotary_factor": 0.5}, "`partial_rotary_factor` is 0.5; only 1.0"),
+        (
+            "llama",
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "`partial_rotary_factor` is 0.5; only",
+        ),
+        ("llama", {"rope_parameters": {"mscale": 0.7}}, "`mscale` of the rotary positions is 0.7"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "attention_factor": 0.5}},
+            "`attention_factor` of the rotary positions is 0.5, which the kind 'linear' does not have",
+        ),
+        ("llama", {"rope_parameters": {"factr": 2.0, "rope_type": "linear"}}, "did you mean `factor`?"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, "`factor` of the rotary positions is missing"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.5}}, "requires a whole number"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "is '2', not a positive number"),
+        ("llama", {"rope_parameters": "default"}, "`rope_parameters` is 'default', not an object"),
+        ("llama", {"rope_scaling": ["linear"]}, "`rope_scaling` is ['linear'], not an object"),
+        ("llama", {"rope_theta": None}, "`rope_theta` is missing or null"),
+        ("llama", {"rope_theta": -1.0}, "`rope_theta` is -1.0, not a positive number"),
+        ("llama", {"rope_theta": "10000"}, "`rope_theta` is '10000'"),
+        ("llama", {"rope_theta": float("nan")}, "`rope_theta` is nan"),
+        ("llama", {"rope_scaling": {"rope_type": {}}}, "rotary scaling {} is not supported"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "default", "type": "linear"}},
+            "transformers reads the first, and vLLM refuses the file",
+        ),
+        (
+            "llama",
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1,
+                    "high_freq_factor": 4,
+                },
+                "original_max_position_embeddings": 8192,
+            },
+            "is 4096 in the rotary positions, but 8192 beside them: transformers reads the first",
+        ),
+        ("llama", {"num_hidden_layers": "4"}, "`num_hidden_layers` is '4', not a positive whole number"),
+        ("llama", {"num_hidden_layers": 4.0}, "`num_hidden_layers` is 4.0, not a positive whole number"),
+        ("llama", {"num_hidden_layers": True}, "`num_hidden_layers` is True, not a positive whole number"),
+        ("llama", {"num_hidden_layers": 10**9}, "more than any model has"),
+        ("llama", {"vocab_size": 0}, "`vocab_size` is 0, not"),
+        ("llama", {"vocab_size": [300]}, "`vocab_size` is [300], not"),
+        ("llama", {"hidden_size": float("nan")}, "`hidden_size` is nan, not"),
+        ("llama", {"hidden_size": 66}, "`hidden_size` 66 cannot be divided into 4 attention heads"),
+        ("llama", {"rms_norm_eps": None}, "`rms_norm_eps` is missing or null"),
+        ("llama", {"rms_norm_eps": True}, "`rms_norm_eps` is True, not a positive number"),
+        ("llama", {"rms_norm_eps": float("inf")}, "`rms_norm_eps` is inf, not a positive number"),
+        ("llama", {"attention_dropout": 1.5}, "`attention_dropout` is 1.5, not a number from 0 to 1"),
+        ("llama", {"tie_word_embeddings": "false"}, "`tie_word_embeddings` is 'false', not true or false"),
+        ("llama", {"dtype": ["bfloat16"]}, "`dtype` ['bfloat16'] is not supported"),
+        ("llama", {"architectures": "LlamaForCausalLM"}, "`architectures` is 'LlamaForCausalLM', not a list"),
+        ("llama", {"architectures": [None]}, "`architectures` is [None], not a list of names"),
+        ("llama", {"architectures": None, "model_type": None}, "neither `architectures` nor `model_type`"),
+        ("llama", {"model_type": 7}, "`model_type` is 7, not a name"),
+        ("llama", {"model_type": "mistral"}, "transformers follows the first, vLLM the second"),
+    ],
+)
+def test_what_is_not_understood_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(small(family, **changes))
+
+
+def test_surplus_keys_are_all_reported_at_once() -> None:
+    message = refusal(small("llama", logit_scale=0.5, num_experts=8, rope_theta=None))
+    assert [name for name in ("logit_scale", "num_experts", "rope_theta") if f"`{name}` is" in message]
+    assert message.count("config.json: ") == 3
+
+
+@pytest.mark.parametrize("config", [[], None, 7, "{}", [{}]])
+def test_a_file_without_an_object_is_refused(config: Any) -> None:
+    assert "a JSON object is expected" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "hint"),
+    [
+        ("LlamaForCausalLm", "LlamaForCausalLM"),
+        ("LLaMAForCausalLM", "LlamaForCausalLM"),
+        ("LamaForCausalLM", "LlamaForCausalLM"),
+        ("Qwen3MoeForCausalLM", ""),
+        ("Mistral3ForCausalLM", ""),
+        ("Qwen4ForCausalLM", ""),
+        ("MinstralForCausalLM", ""),
+        ("LlamaForSequenceClassification", ""),
+    ],
+)
+def test_a_hint_names_the_same_family_only(architecture: str, hint: str) -> None:
+    message = refusal(small("llama", architectures=[architecture]))
+    assert f"the architecture {architecture} is not supported; known: LlamaForCausalLM, Mi" in message
+    assert ("did you mean" in message) == bool(hint)
+    assert f"did you mean `{hint}`?" in message or not hint
+
+
+def test_a_model_type_without_architectures_gets_the_same_kind_of_hint() -> None:
+    assert "did you mean `llama`?" in refusal({"model_type": "Llama"})
+    assert "did you mean" not in refusal({"model_type": "qwen3_moe"})
+
+
+@pytest.mark.parametrize("family", ["mistral", "mixtral"])
+def test_a_window_is_carried_to_megatron_and_back(family: str) -> None:
+    model = read_config(small(family, sliding_window=1024), "config.json")
+    assert model.window == 1024
+    assert task_arguments(model)["window_size"] == "1023,0"
+    arguments = checkpoint_arguments(model)
+    assert arguments["window_size"] == (1023, 0)
+    assert model_of(arguments, model.vocab, "checkpoint", family) == model
+    assert write_config(model, {})["sliding_window"] == 1024
+    with pytest.raises(UserError, match="the model is not llama"):
+        model_of(
+            checkpoint_arguments(replace(model, family="mistral", experts=0)), 300, "checkpoint", "llama"
+        )
+
+
+def test_dropout_is_carried_to_megatron_whose_default_is_another() -> None:
+    model = read_config(small("llama", attention_dropout=0.25), "config.json")
+    assert task_arguments(model) | {"attention_dropout": 0.25, "hidden_dropout": 0.0} == task_arguments(model)
+    assert model_of(checkpoint_arguments(model), 300, "checkpoint", "llama") == model
+    assert task_arguments(MODEL)["attention_dropout"] == 0.0
+
+
+_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_WHOLE = {**_LLAMA3, "original_max_position_embeddings": 8192}
+_SCALINGS: tuple[dict[str, Any], ...] = (
+    *({}, {"rope_scaling": None}, {"rope_scaling": {}}, {"rope_scaling": {"factor": 2.0}}),
+    *({"rope_scaling": {"type": "linear", **more}} for more in ({"factor": 2.0, "rope_theta": 7000.0}, {})),
+    *(
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "type": kind}}
+        for kind in ("linear", "default")
+    ),
+    *({"rope_scaling": _LLAMA3}, {"rope_scaling": _WHOLE}, {"rope_scaling": "linear"}),
+    {"rope_scaling": {"rope_type": None}},
+)
+_PARAMETERS: tuple[dict[str, Any], ...] = (
+    *({}, {"rope_parameters": None}, {"rope_parameters": {"rope_theta": 9000.0}}),
+    {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 9000.0}},
+    *({"rope_parameters": {"type": "linear", "factor": 4.0}}, {"rope_parameters": {"rope_theta": None}}),
+    *({"rope_parameters": "default"}, {"rope_parameters": _WHOLE}),
+)
+_BESIDE = tuple(
+    {**one, **other}
+    for one in ({}, {"rope_theta": 5000.0}, {"rope_theta": None})
+    for other in ({}, {"original_max_position_embeddings": 8192})
+)
+
+
+def rotary_positions() -> Iterator[dict[str, Any]]:
+    """Yield files with every combination of the keys of rotary positions."""
+    for family, *parts in itertools.product(("llama", "mixtral"), _SCALINGS, _PARAMETERS, _BESIDE):
+        yield {**small(family), **parts[0], **parts[1], **parts[2]}
+
+
+def as_transformers(config: dict[str, Any]) -> Any:
+    """Return the effect of rotary positions in transformers; None if it refuses the file."""
+    from transformers import AutoConfig
+
+    try:
+        return _effect(AutoConfig.for_model(**deepcopy(config)).rope_parameters)
+    except Exception:
+        return None
+
+
+def as_here(config: dict[str, Any]) -> Any:
+    try:
+        rope = read_config(config, "config.json").rope
+    except UserError:
+        return None
+    assert rope is not None
+    kind = rope.scaling or "default"
+    return kind, rope.theta, *{"default": (), "linear": (rope.factor,)}.get(kind, (rope.factor, 8192))
+
+
+def test_rotary_positions_are_read_as_by_transformers() -> None:
+    ours = [(config, found) for config in rotary_positions() if (found := as_here(config)) is not None]
+    assert len(ours) > 300
+    for config, found in ours:
+        assert found == as_transformers(config), config
+
+
+AS_VLLM = """
+import sys
+from copy import deepcopy
+from transformers import AutoConfig
+from vllm.transformers_utils.config import patch_rope_parameters
+from tests.convert.test_hf_config import _effect, as_here, as_transformers, rotary_positions
+wrong, seen = [], 0
+for config in rotary_positions():
+    found = as_here(config)
+    try:
+        theirs = AutoConfig.for_model(**deepcopy(config))
+        patch_rope_parameters(theirs)
+        expected = _effect(theirs.rope_parameters)
+    except Exception:
+        expected = None
+    seen += 1
+    if found not in (None, expected) or (found is not None and expected != as_transformers(config)):
+        wrong.append(config)
+print(seen, wrong)
+"""
+
+
+@pytest.mark.slow
+def test_rotary_positions_are_read_as_by_vllm() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AS_VLLM], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == [f"{len([*rotary_positions()])} []"], done.stderr[-3000:]
+
+
+def test_no_content_ends_in_a_traceback() -> None:
+    chance = random.Random(1)
+    odd = [None, True, -1, 0, 4.0, 10**400, float("nan"), "", "4", [], [[]], {}, {"rope_type": []}, "llama"]
+    bases = [config for _, config in CONFIGS.values()]
+    keys = sorted({key for config in bases for key in config} | {"rope_parameters", "tie_word_embeddings"})
+    for _ in range(4000):
+        config = deepcopy(chance.choice(bases))
+        for key in chance.sample(keys, chance.randint(1, 4)):
+            target = config
+            if isinstance(config.get(key), dict) and config[key] and chance.random() < 0.5:
+                target, key = config[key], chance.choice(sorted(config[key]))
+            if chance.random() < 0.3:
+                target.pop(key, None)
+            else:
+                target[key] = deepcopy(chance.choice(odd))
+        with suppress(UserError):
+            json.dumps(write_config(read_config(config, "config.json"), {}))
