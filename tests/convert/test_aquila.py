@@ -70,7 +70,7 @@ def test_there_and_back_in_the_published_form(published: Path, tmp_path: Path) -
     assert not list((tmp_path / "back").glob("*.py"))
     (notice,) = (one for one in back.notices if "BAAI" in one)
     assert (
-        "vLLM opens it with FlagScale's plugin, transformers only with BAAI's code, which is never copied"
+        "vLLM opens it with FlagScale's plugin, and transformers only with BAAI's code, which is never"
         in notice
     )
     assert not (tmp_path / "ran").exists()

@@ -13,6 +13,8 @@ from flagscale.config.catalog import Option, catalog_from
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
+from flagscale_testing import conversion
+from megatron.flagscale.convert.convert import convert
 from tests.e2e.test_serve import has_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,28 @@ def test_vllm_finds_our_plugin_and_loads_aquila(tmp_path: Path) -> None:
         "AquilaConfig 128 AquilaForCausalLM",
         "True",
     ]
+
+
+@pytest.mark.slow
+def test_an_aquila_answers_as_the_llama_that_it_is(tmp_path: Path) -> None:
+    model = conversion.Case("Llama", {"hidden_size": 128, "num_key_value_heads": 4, "rms_norm_eps": 1e-5})
+    conversion.make_model(model, tmp_path / "llama")
+    convert(tmp_path / "llama", tmp_path / "aquila", to="huggingface", family="aquila")
+    code = """if __name__ == "__main__":
+        import sys
+        from vllm import LLM, SamplingParams
+        prompts = [{"prompt_token_ids": list(range(1, 9))}, {"prompt_token_ids": [7, 3, 200]}]
+        engine = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="float32", enforce_eager=True)
+        greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
+        print("tokens", [one.outputs[0].token_ids for one in engine.generate(prompts, greedy)])
+    """
+    (tmp_path / "answer.py").write_text(code)
+    answers = []
+    for form in ("llama", "aquila"):
+        lines = python(str(tmp_path / "answer.py"), str(tmp_path / form)).splitlines()
+        answers.append([line for line in lines if line.startswith("tokens [")])
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 1
 
 
 SIZES = [
