@@ -23,7 +23,7 @@ def test_missing_files_are_reported_at_once(tmp_path: Path) -> None:
     assert "no config.json" in reported
     assert "contains no weights" in reported
     assert "contains no tokenizer" in reported
-    assert list(problems(tmp_path / "m", weights=False, tokenizer=False)) == [
+    assert list(problems(tmp_path / "m", load_format="dummy", tokenizer=False)) == [
         f"{tmp_path / 'm'}: not a model folder (no config.json)"
     ]
     assert list(problems(tmp_path / "absent")) == [
@@ -49,7 +49,10 @@ def test_a_missing_shard_of_the_index(tmp_path: Path, write_model: Write) -> Non
     folder = write_model(tmp_path / "m")
     names = {"a": "model.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert list(problems(folder)) == [f"{folder}: missing shard model-2.safetensors and 1 more"]
+    assert list(problems(folder)) == [
+        f"{folder}: missing shard model-2.safetensors and 1 more, which model.safetensors.index.json names; "
+        "if model.safetensors is the model, remove model.safetensors.index.json"
+    ]
     (folder / "model.safetensors.index.json").write_text("{")
     assert "cannot be read" in next(problems(folder))
 
@@ -76,7 +79,7 @@ def test_paths_that_the_engine_would_not_find(tmp_path: Path, write_model: Write
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "absent")
-    assert list(problems(folder)) == [f"{folder / 'model.safetensors'}: No such file or directory"]
+    assert list(problems(folder)) == [f"{folder / 'model.safetensors'}: no such file"]
 
 
 def test_mistrals_own_format(tmp_path: Path, write_model: Write) -> None:
@@ -89,3 +92,19 @@ def test_paths_are_relative_to_the_job(tmp_path: Path, write_model: Write) -> No
     write_model(tmp_path / "here" / "m")
     assert list(folder_violations({"model": "./m"}, tmp_path / "here")) == []
     assert list(folder_violations({"model": "./m"}, tmp_path)) != []
+
+
+def test_a_generating_model_without_an_output_layer(
+    tmp_path: Path, write_model: Write, write_tensors: Callable[..., None]
+) -> None:
+    """vLLM 0.32 served it with whatever memory held, and transformers 5.19 with random values."""
+    folder = write_model(tmp_path / "m", model_type="llama")
+    write_tensors(folder / "model.safetensors", **{"model.embed_tokens.weight": b"1234"})
+    (reported,) = problems(folder)
+    assert "contains no output layer (lm_head.weight), and `tie_word_embeddings` is not true" in reported
+    write_model(tmp_path / "m", model_type="llama", tie_word_embeddings=True)
+    write_tensors(folder / "model.safetensors", **{"model.embed_tokens.weight": b"1234"})
+    assert list(problems(folder)) == []
+    write_model(tmp_path / "m", model_type="unheard_of")  # its default is unknown
+    write_tensors(folder / "model.safetensors", **{"model.embed_tokens.weight": b"1234"})
+    assert list(problems(folder)) == []

@@ -6,7 +6,7 @@ Versions 4 and 5 of `transformers` name the precision (`torch_dtype`, `dtype`) a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flagscale.checks.model_folder import misspelt_architecture
@@ -87,18 +87,25 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
         raise UserError([Problem("neither `architectures` nor `model_type` tells what the model is", where)])
     known = list(registry.families(wanted))
     field, name = ("architecture", architectures[0]) if architectures else ("model_type", str(model_type))
-    fitting = [family for family in known if getattr(family, field) == name]
+    # A family that calls the form its own comes first.
+    fitting = [one for one in known if name == getattr(one, field) or one.model_type == one.forms.get(name)]
+    fitting += [one for one in known if one not in fitting and name in one.forms]
     if not fitting:
-        names = sorted({getattr(family, field) for family in known})
+        names = sorted({one for family in known for one in _names(family, field)})
         what = f"the {field} {name} is not supported; known: {', '.join(names)}"
         raise UserError([Problem(what, where, misspelt_architecture(name, names))])
     named = [family for family in fitting if wanted in (None, family.name)]
     if not named:
         raise UserError(f"{where}: the model is {name}, not {wanted}")
-    if model_type not in (None, named[0].model_type):
-        what = f"`model_type` is {model_type!r}, but {name} has {named[0].model_type!r}"
+    expected = named[0].forms.get(name, named[0].model_type)
+    if model_type not in (None, expected):
+        what = f"`model_type` is {model_type!r}, but {name} has {expected!r}"
         raise UserError([Problem(f"{what}: transformers follows the first, vLLM the second", where)])
     return named[0]
+
+
+def _names(family: Family, field: str) -> Iterable[str]:
+    return family.forms if field == "architecture" else (family.model_type,)
 
 
 def _value(values: Mapping[str, Any], family: Family, field: str, known: Mapping[str, Any]) -> Any:

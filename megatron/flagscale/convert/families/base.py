@@ -73,6 +73,7 @@ class Family:
     architecture: str
     """The class in transformers, as named in `architectures` of `config.json`."""
     model_type: str
+    """The name of its configuration in `config.json`."""
     rows: tuple[Row, ...]
     """In the order of the stream: before, in and after the layers. The output has a row even if a model may
     tie it to its embedding."""
@@ -101,6 +102,11 @@ class Family:
     """Extents of this family, in addition to `EXTENTS`."""
     buffers: tuple[str, ...] = ()
     """Endings of the names of stored tensors to ignore, because they are computed from the configuration."""
+    other_forms: Mapping[str, str] = field(default_factory=dict)
+    """Further architectures whose folders can be read as this family, with their `model_type`. A folder that
+    another family calls its own is read as this one only on request."""
+    notice: str = ""
+    """Printed when a folder of this family was written: what else is needed to open it."""
     mixture: str = ""
     """The family of the model that results from copying the MLP of a dense one into experts."""
 
@@ -111,6 +117,11 @@ class Family:
     @property
     def is_rotary(self) -> bool:
         return self.arguments.get("position_embedding_type") == "rope"
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """The architectures that can be read as this family, with their `model_type`."""
+        return {self.architecture: self.model_type, **self.other_forms}
 
     @property
     def class_defaults(self) -> Mapping[str, Any]:
