@@ -30,7 +30,7 @@ EXTENTS: Mapping[str, Callable[[Model], int]] = {
 
 DERIVED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "groups": lambda known: known["heads"],
-    "head_dim": lambda known: known["hidden"] // known["heads"],
+    "head_dim": lambda known: max(known["hidden"] // known["heads"], 1),
     "window": lambda known: 0,
     "attention_dropout": lambda known: 0.0,
     "hidden_dropout": lambda known: 0.0,
