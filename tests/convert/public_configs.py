@@ -166,6 +166,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "with what others leave": (
+        "llama",
+        {**_LLAMA, "hidden_dropout": 0.0, "logit_scale": 1.0, "qk_norm": None, "is_decoder": False},
+    ),
     "with attention chosen": (
         "llama",
         {**_LLAMA, "_attn_implementation_autoset": True, "_flash_attn_2_enabled": True, "do_sample": True},

@@ -23,6 +23,7 @@ _READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embedd
 _REASONS = (
     # Where the folder comes from. Code that `auto_map` names is another model than the architecture's own.
     "_name_or_path name_or_path _commit_hash _from_model_config transformers_version auto_map",
+    "model_name keys_to_ignore_at_inference",
     "unsloth_version unsloth_fixed finetuning_task task_specific_params transformers.js_config",
     # Tokens and lengths: the converter asks the tokenizer and `max_position_embeddings`.
     "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id tokenizer_class",
@@ -39,19 +40,26 @@ _REASONS = (
 _HARMLESS = frozenset(name for names in _REASONS for name in names.split())
 """Change nothing in any family."""
 
+_OFF = (
+    "attention_bias mlp_bias bias use_bias qkv_bias use_qkv_bias qk_norm use_qk_norm qk_layernorm",
+    "use_sliding_window use_mrope rope_interleaved is_decoder is_encoder_decoder add_cross_attention",
+    "tie_encoder_decoder use_bfloat16 tf_legacy_loss",
+)
+_DROPOUT = "attention_dropout hidden_dropout hidden_dropout_prob attn_pdrop embd_pdrop resid_pdrop"
 _NEUTRAL: Mapping[str, Any] = {
-    **dict.fromkeys(
-        ("attention_bias", "mlp_bias", "use_sliding_window", "use_mrope", "rope_interleaved"), False
-    ),
-    **dict.fromkeys(
-        ("is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), False
-    ),
-    **dict.fromkeys(("use_bfloat16", "tf_legacy_loss"), False),
+    **{name: False for names in _OFF for name in names.split()},
+    **dict.fromkeys(_DROPOUT.split(), 0.0),
     "is_llama_config": True,
     "is_causal": True,
+    "logit_scale": 1.0,
     "pruned_heads": {},
 }
 """Keys of other classes and of older versions, with the value that changes nothing."""
+
+_HINT = "remove it if it changes nothing in this model"
+_HINTS = {
+    "quantization_config": "quantized weights cannot be converted: use the folder with the original ones"
+}
 
 
 def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Iterator[Problem]:
@@ -65,16 +73,19 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
     }
     read |= {setting.key for setting in family.settings}
     harmless = _HARMLESS | generation_keys() | {*family.harmless}
-    missing = {**_NEUTRAL, **family.class_defaults}
+    defaults = family.class_defaults
+    missing = {**_NEUTRAL, **defaults}
     for key, value in config.items():
         if key in read or key in harmless or same(value, missing.get(key)):
+            continue
+        if value is None and key not in defaults:
             continue
         shown = f"`{key}` is {short(value)}"
         if key in missing:
             yield Problem(f"{shown}; only {short(missing[key])} is supported", where)
             continue
         close = get_close_matches(key, sorted({*read, *missing}), n=1, cutoff=0.8)
-        hint = f"did you mean `{close[0]}`?" if close else "remove it if it changes nothing in this model"
+        hint = f"did you mean `{close[0]}`?" if close else _HINTS.get(key, _HINT)
         yield Problem(
             f"{shown}, but models of the family {family.name} are not known to have it", where, hint
         )
