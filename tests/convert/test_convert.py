@@ -22,19 +22,6 @@ ROOT = Path(__file__).parents[2]
 Models = Callable[[str], Path]
 
 
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A word-level tokenizer with fewer tokens than the models have."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = {word: number for number, word in enumerate(["<|end|>", *map(str, range(99))])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<|end|>"))
-    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(folder)
-    return folder
-
-
 def test_shards_hold_the_same_tensors_as_one_file(models: Models, tmp_path: Path) -> None:
     source = models("Mixtral") / "megatron"
     convert(source, tmp_path / "many", shard_bytes=100_000)

@@ -13,6 +13,12 @@ from typing import Any
 
 from flagscale.config.catalog import describe_actions, print_catalog
 
+_LENGTHS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
+    *("max_target_positions", "max_sequence_length", "max_seq_length", "seq_len"),
+)
+"""Keys of `config.json` from which vLLM derives the longest sequence of a model."""
+
 
 def build_catalog() -> dict[str, Any]:
     """Return the catalog that `flagscale.engines.vllm.catalog` reads.
@@ -20,9 +26,11 @@ def build_catalog() -> dict[str, Any]:
     `arguments`: those of the server, as `describe_actions` describes them; `engine_arguments`: the names of
     those that an engine without a server has too; `sampling`: the fields of SamplingParams with the kinds of
     their values; `architectures`: the models that are known, including ours; `cpu_head_sizes`: the head sizes
-    that attention on CPU supports.
+    that attention on CPU supports; `length_keys`: the keys that limit the length of a sequence, and `lengths`
+    their defaults; `layer_types`: the keys below which rotary positions may be given per type of layer.
     """
     import vllm
+    from transformers.configuration_utils import ALLOWED_LAYER_TYPES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm.engine.arg_utils import EngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -44,12 +52,39 @@ def build_catalog() -> dict[str, Any]:
         "sampling": sampling_fields(),
         "architectures": sorted(known),
         "cpu_head_sizes": CPUAttentionBackend.get_supported_head_sizes(),
+        "length_keys": list(_LENGTHS),
+        "lengths": default_lengths(),
+        "layer_types": list(ALLOWED_LAYER_TYPES),
     }
 
 
 def _names_of(mapping: Mapping[str, Any]) -> Iterator[str]:
     for names in mapping.values():
         yield from (names,) if isinstance(names, str) else names
+
+
+def default_lengths() -> dict[str, dict[str, Any]]:
+    """Return, by model type, the keys that limit the length of a sequence and have a default in its class.
+
+    The value is the default, or the name of another key if the class takes this one as another name of that.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto import modeling_auto as models
+
+    text, images = models.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, models.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    keys = (*_LENGTHS, "sliding_window", "use_sliding_window")
+    found = {}
+    for model_type in sorted({*text, *images, "aquila"}):
+        try:
+            config = CONFIG_MAPPING[model_type]().get_text_config()
+        except (StrictDataclassError, KeyError, TypeError, ValueError, AttributeError):
+            continue  # no class, or one without defaults
+        values = {key: getattr(config, key, None) for key in keys}
+        aliases = {key: name for key, name in config.attribute_map.items() if {key, name} <= set(keys)}
+        if known := {key: value for key, value in {**values, **aliases}.items() if value is not None}:
+            found[model_type] = known
+    return found
 
 
 def sampling_fields() -> dict[str, dict[str, Any]]:

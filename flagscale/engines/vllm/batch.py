@@ -17,6 +17,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.translate import translate_inference
 from flagscale.engines.vllm.arguments import broken_rules, devices_of, flat, refuse, remarks, take_secrets
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.serve import ENV
 from flagscale.errors import Problem, nearest
 from flagscale.run.rundir import RunDir
@@ -79,7 +80,9 @@ def job(
         return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
 
     on_host = platforms.find(hosts[0].platform).is_host_processor
-    problems += [Problem(what, where(dest)) for dest, what in broken_rules(arguments, on_host)]
+    any_length = may_exceed(experiment.envs, hosts)
+    broken = broken_rules(arguments, on_host, any_length)
+    problems += [Problem(what, where(dest)) for dest, what in broken]
     if values["data_parallel_size"] > 1:
         what = "prompts are distributed over the hosts, with one engine each"
         problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
@@ -91,7 +94,8 @@ def job(
         what = f"the parallel degrees need {devices} devices, but {host.name} has {host.slots}"
         problems.append(Problem(what, source_map.where("inference.llm")))
     idle = [host for host in hosts if platforms.find(host.platform).visible_devices and host.slots > devices]
-    notices = [f"{where(dest)}: {what}" for dest, what in remarks(values, arguments.paths)]
+    remarked = remarks(values, arguments.paths, on_host, any_length)
+    notices = [f"{where(dest)}: {what}" for dest, what in remarked]
     notices += [f"{host.name}: the engine uses {devices} of its {host.slots} devices" for host in idle]
     return Job(
         name=experiment.name,

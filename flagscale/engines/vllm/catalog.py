@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from flagscale.config.catalog import Catalog, catalog_from, catalog_of
 
@@ -25,6 +26,11 @@ class VllmCatalog:
     """The fields of SamplingParams, and the JSON types that a value may have."""
     architectures: tuple[str, ...]
     cpu_head_sizes: tuple[int, ...]
+    length_keys: tuple[str, ...]
+    """The keys of `config.json` that limit the length of a sequence."""
+    lengths: Mapping[str, Mapping[str, Any]]
+    """By model type: these keys (and the window's) with their defaults, or the key that they stand for."""
+    layer_types: tuple[str, ...]
 
 
 @cache
@@ -41,4 +47,7 @@ def vllm_catalog() -> VllmCatalog:
         sampling={name: tuple(entry["kinds"]) for name, entry in raw["sampling"].items()},
         architectures=tuple(raw["architectures"]),
         cpu_head_sizes=tuple(raw["cpu_head_sizes"]),
+        length_keys=tuple(raw["length_keys"]),
+        lengths=raw["lengths"],
+        layer_types=tuple(raw["layer_types"]),
     )

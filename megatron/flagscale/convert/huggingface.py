@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from flagscale.checks.stored_tensors import Stored
+from flagscale.checks.weight_files import INDEX, WHOLE, weights_of
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from megatron.flagscale.convert.families import registry
@@ -20,21 +22,15 @@ from megatron.flagscale.convert.hf_config import read_config
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-_ONE_FILE = "model.safetensors"
+CONFIG = "config.json"
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _CODES = {dtype: name for name, dtype in _NAMES.items()}
 
 
-@dataclass(frozen=True)
-class _Stored:
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class HuggingFaceSource:
     """A folder whose tensors match its `config.json` in names, number and shapes.
+
+    `notices` tell how a folder was read whose `config.json` says otherwise.
 
     Raises:
         UserError: the tensors do not match; lists all differences.
@@ -42,13 +38,17 @@ class HuggingFaceSource:
 
     def __init__(self, folder: Path, family: str | None = None) -> None:
         self.folder = folder
-        self.model: Model = read_config(read_json(folder / CONFIG), str(folder / CONFIG), family)
-        self._stored = _stored_tensors(folder)
-        problems = list(_differences(self.model, self._stored))
+        config = read_json(folder / CONFIG)
+        self.model: Model = read_config(config, str(folder / CONFIG), family)
+        self._stored = _stored_tensors(folder, config)
+        self.notices: tuple[str, ...] = ()
         output, embedding = _tied_names(self.model)
         stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
         if stored_twice and not torch.equal(self._tensor(output), self._tensor(embedding)):
-            problems.append(Problem(f"{output} is stored, but differs from the embedding that it is tied to"))
+            self.model = replace(self.model, tied=False)
+            what = f"{output} differs from the embedding to which {CONFIG} ties it"
+            self.notices = (f"{what}: the model is converted as not tied, as transformers and vLLM read it",)
+        problems = list(_differences(self.model, self._stored))
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
 
@@ -67,31 +67,13 @@ class HuggingFaceSource:
             return tensor
 
 
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map") or {}
-        files = [folder / name for name in sorted(set(index.values()))]
-    else:
-        index = {}
-        files = [folder / _ONE_FILE]
-    stored: dict[str, _Stored] = {}
-    problems = []
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    view = opened.get_slice(name)
-                    stored[name] = _Stored(file, tuple(view.get_shape()), view.get_dtype())
-        except FileNotFoundError:
-            problems.append(Problem("no such file", str(file)))
-        except SafetensorError as error:
-            problems.append(Problem(f"damaged or truncated: {error}", str(file)))
+def _stored_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Stored]:
+    stored, problems = weights_of(folder, config)
+    if not stored and not problems:
+        what = f"{folder}: its weights are not in safetensors"
+        problems = [f"{what}; open the model with transformers and save it with `save_pretrained`"]
     if problems:
-        raise UserError(problems)
-    misplaced = [name for name, file in index.items() if name not in stored or stored[name].file.name != file]
-    if misplaced:
-        what = f"lists {_some(misplaced)}, which the files do not contain"
-        raise UserError([Problem(what, str(folder / INDEX))])
+        raise UserError(Problem(what) for what in problems)
     return stored
 
 
@@ -101,7 +83,7 @@ def _tied_names(model: Model) -> tuple[str, str]:
     return rows[OUTPUT], rows[EMBEDDING]
 
 
-def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Problem]:
+def _differences(model: Model, stored: Mapping[str, Stored]) -> Iterator[Problem]:
     expected = {
         name: shape
         for entry in entries(model)
@@ -181,7 +163,7 @@ class HuggingFaceTarget:
 
     def _name(self, number: int) -> str:
         count = len(self._shards)
-        return _ONE_FILE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        return WHOLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
     def _open(self, number: int) -> None:
         self.close()

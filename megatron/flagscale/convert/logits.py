@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from flagscale.errors import UserError
+from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.model import Model
 
@@ -33,11 +34,9 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
     Raises:
         UserError: the logits differ by more than `TOLERANCE`.
     """
-    from transformers import AutoModelForCausalLM
-
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.vocab, (2, min(_LENGTH, model.positions)), generator=generator)
-    opened = AutoModelForCausalLM.from_pretrained(huggingface, dtype=torch.float32, local_files_only=True)
+    opened = _class_of(model).from_pretrained(huggingface, dtype=torch.float32, local_files_only=True)
     with torch.no_grad():
         expected = opened(tokens).logits
     del opened
@@ -49,6 +48,14 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
             f"largest logit, more than {TOLERANCE:.0e}; nothing was written"
         )
     return difference
+
+
+def _class_of(model: Model) -> Any:
+    """Return the first class of the family's forms that transformers has: a folder's code never runs."""
+    import transformers
+
+    known = (getattr(transformers, name, None) for name in registry.load(model.family).forms)
+    return next(filter(None, known), transformers.AutoModelForCausalLM)
 
 
 def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torch.Tensor) -> torch.Tensor:

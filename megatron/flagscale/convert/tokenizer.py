@@ -60,13 +60,13 @@ def is_tokenizer(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open a folder with `AutoTokenizer`, offline; raise `UserError` if that fails."""
+    """Open a folder with `AutoTokenizer`, offline and without its code; raise `UserError` if that fails."""
     from transformers import AutoTokenizer
 
     if not is_tokenizer(folder):
         raise UserError(f"{folder}: no tokenizer found (tokenizer.json, tokenizer.model or vocab.json)")
     try:
-        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder}: the tokenizer cannot be opened: {error}") from error
     ids = {name: getattr(opened, name) for name in _IDS}

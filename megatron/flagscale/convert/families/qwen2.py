@@ -8,6 +8,7 @@ from megatron.flagscale.convert.families.decoder import (
     FIRST,
     LAST,
     MLP,
+    full_attention,
     layer,
     llama_like,
 )
@@ -27,5 +28,7 @@ QWEN2 = llama_like(
     rows=(*FIRST, *ATTENTION, _BIASES, *MLP, *LAST),
     arguments={**ARGUMENTS, "add_qkv_bias": True},
     config={"hidden_act": "silu", "use_sliding_window": False},
-    written={"attention_dropout": 0.0, "sliding_window": None},
+    written={"sliding_window": None},
+    checks={"layer_types": full_attention},
+    harmless=("sliding_window", "max_window_layers"),
 )

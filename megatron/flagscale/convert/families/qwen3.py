@@ -8,6 +8,7 @@ from megatron.flagscale.convert.families.decoder import (
     FIRST,
     LAST,
     MLP,
+    full_attention,
     layer,
     llama_like,
 )
@@ -24,5 +25,7 @@ QWEN3 = llama_like(
     rows=(*FIRST, *ATTENTION, *_NORMS, *MLP, *LAST),
     arguments={**ARGUMENTS, "qk_layernorm": True},
     config={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
-    written={"attention_dropout": 0.0, "sliding_window": None},
+    written={"sliding_window": None},
+    checks={"layer_types": full_attention},
+    harmless=("sliding_window", "max_window_layers"),
 )
