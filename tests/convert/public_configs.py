@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron.flagscale.convert.families import registry
+
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -210,3 +212,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3, version 5": ("qwen3", _by_version_5(_QWEN3, layer_types=["full_attention"] * 2)),
 }
 CONFIGS = {name: (family, {**SMALL, **config}) for name, (family, config) in _CONFIGS.items()}
+
+
+def small(family: str, **changes: Any) -> dict[str, Any]:
+    """Return a file of a family with the sizes alone."""
+    found = registry.load(family)
+    named = {"architectures": [found.architecture], "model_type": found.model_type}
+    return {**SMALL, **named, "max_position_embeddings": 4096, **changes}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.checks.model_folder import folder_violations, is_path, problems
+from flagscale.checks.model_folder import folder_violations, is_path, misspelt_architecture, problems
+from flagscale.engines.vllm.catalog import vllm_catalog
 
 Write = Callable[..., Path]
 
@@ -108,3 +109,28 @@ def test_a_generating_model_without_an_output_layer(
     write_model(tmp_path / "m", model_type="unheard_of")  # its default is unknown
     write_tensors(folder / "model.safetensors", **{"model.embed_tokens.weight": b"1234"})
     assert list(problems(folder)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LlamaForCausalLm", "LlamaForCausalLM"),
+        ("LLaMaForCausalLm", "LLaMAForCausalLM"),
+        ("GPT2LMHead", "GPT2LMHeadModel"),
+        ("Qwen3_MoeForCausalLM", ""),
+        ("Qwen9ForCausalLM", ""),
+        ("MinstralForCausalLM", ""),
+        ("LlamaForEverything", ""),
+    ],
+)
+def test_an_architecture_is_hinted_at_only_within_its_family(name: str, meant: str) -> None:
+    hint = f"did you mean `{meant}`?" if meant else ""
+    assert misspelt_architecture(name, vllm_catalog().architectures) == hint
+
+
+def test_no_architecture_of_vllm_is_taken_for_another_family() -> None:
+    known = vllm_catalog().architectures
+    for name in known[::5]:
+        hint = misspelt_architecture(name, [other for other in known if other != name])
+        family = name.lower().partition("for")[0].partition("lmhead")[0].removesuffix("model")
+        assert not hint or hint.lower().startswith(f"did you mean `{family}"), name

@@ -13,15 +13,9 @@ from flagscale.checks.model_folder import misspelt_architecture
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import DERIVED, Family, Setting
-from megatron.flagscale.convert.hf_keys import same, short, surplus_keys
-from megatron.flagscale.convert.hf_rope import (
-    PARTIAL,
-    Report,
-    is_positive,
-    read_rope,
-    rope_values,
-    write_rope,
-)
+from megatron.flagscale.convert.hf_keys import surplus_keys
+from megatron.flagscale.convert.hf_rope import PARTIAL, Report, read_rope, rope_values, write_rope
+from megatron.flagscale.convert.json_values import is_positive, same, short
 from megatron.flagscale.convert.model import DTYPES, Model
 
 _SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn", "experts", "topk")
@@ -29,7 +23,7 @@ _MOST_MLPS = 1_000_000
 """Layers times experts: the names of the tensors of more would fill the memory."""
 
 
-def read_config(config: Any, where: str, family: str | None = None) -> Model:
+def read_config(config: Mapping[str, Any], where: str, family: str | None = None) -> Model:
     """Return the model that a `config.json` describes; `family` is the family requested by the user, or None.
 
     A missing key has the default of the family's configuration class in transformers.
@@ -38,8 +32,6 @@ def read_config(config: Any, where: str, family: str | None = None) -> Model:
         UserError: the architecture is unknown, a key is missing, a key that is not understood may change the
             model, or Megatron has no argument for a value. Reports everything that is wrong.
     """
-    if not isinstance(config, dict):
-        raise UserError([Problem(f"a JSON object is expected, not {short(config)}", where)])
     found = _family(config, where, family)
     problems: list[Problem] = []
 
@@ -56,9 +48,6 @@ def read_config(config: Any, where: str, family: str | None = None) -> Model:
         if not same(values.get(name, fixed[name]), fixed[name]):
             report(f"`{name}` is {short(values[name])}; only {fixed[name]!r} is supported")
     known = _sizes(values, found, report)
-    if known["heads"] % known["groups"]:
-        assumed = "" if found.keys.get("groups") in config else ", the default if the number is missing"
-        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups{assumed}")
     if known["heads"] % known["groups"]:
         assumed = "" if found.keys.get("groups") in config else ", the default if the number is missing"
         report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups{assumed}")
@@ -209,7 +198,7 @@ def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
         "torch_dtype": model.dtype,
         "use_cache": True,
         **family.config,
-        **family.written,
+        **{key: value(model) if callable(value) else value for key, value in family.written.items()},
         **{setting.key: _write_setting(setting, model) for setting in family.settings},
         **special,
     }

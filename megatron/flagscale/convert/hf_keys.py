@@ -15,6 +15,7 @@ from flagscale.errors import Problem
 from megatron.flagscale.convert.families.base import Family
 from megatron.flagscale.convert.hf_defaults import generation_keys
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
+from megatron.flagscale.convert.json_values import same, short
 
 _READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings")
 """Read in every family."""
@@ -77,14 +78,3 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
         yield Problem(
             f"{shown}, but models of the family {family.name} are not known to have it", where, hint
         )
-
-
-def same(value: Any, other: Any) -> bool:
-    """Return whether two values of JSON are equal; unlike in Python, `true` is not 1."""
-    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
-
-
-def short(value: Any) -> str:
-    """Return a value as text of one line and moderate length."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

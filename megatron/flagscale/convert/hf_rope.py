@@ -9,9 +9,10 @@ configuration class (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`). 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 from flagscale.errors import closest
+from megatron.flagscale.convert.json_values import is_positive, same, short
 from megatron.flagscale.convert.model import Rope
 
 PARTIAL, _THETA, _ORIGINAL = "partial_rotary_factor", "rope_theta", "original_max_position_embeddings"
@@ -36,7 +37,7 @@ def rope_values(config: Mapping[str, Any], defaults: Mapping[str, Any], report: 
     for name in (_SCALING, _PARAMETERS):
         groups[name] = config.get(name)
         if groups[name] is not None and not isinstance(groups[name], dict):
-            report(f"`{name}` is {groups[name]!r}, not an object")
+            report(f"`{name}` is {short(groups[name])}, not an object")
             groups[name] = None
     own = {name: value for name, value in (defaults.get(_PARAMETERS) or {}).items() if name != _THETA}
     values = dict(groups[_SCALING] or groups[_PARAMETERS] or own)
@@ -48,15 +49,19 @@ def rope_values(config: Mapping[str, Any], defaults: Mapping[str, Any], report: 
         kind = values.pop("type")
         if values.setdefault("rope_type", kind) != kind:
             what = "transformers reads the first, and vLLM refuses the file"
-            report(f"`rope_type` is {values['rope_type']!r}, but `type` beside it is {kind!r}: {what}")
+            report(
+                f"`rope_type` is {short(values['rope_type'])}, but `type` beside it is {short(kind)}: {what}"
+            )
     values.setdefault("rope_type", "default")
     if values["rope_type"] == "llama3":
         positions = config.get(_POSITIONS, defaults.get(_POSITIONS))
         within = values.setdefault(_ORIGINAL, positions)
         beside = config.get(_ORIGINAL, within)
         if beside != within:
-            what = "transformers reads the first, and vLLM the second"
-            report(f"`{_ORIGINAL}` is {within!r} in the rotary positions, but {beside!r} beside them: {what}")
+            what = (
+                f"`{_ORIGINAL}` is {short(within)} in the rotary positions, but {short(beside)} beside them"
+            )
+            report(f"{what}: transformers reads the first, and vLLM the second")
     return values
 
 
@@ -66,26 +71,25 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
     if theta is None:
         report(f"`{_THETA}` is missing or null")
     elif not is_positive(theta):
-        report(f"`{_THETA}` is {theta!r}, not a positive number")
+        report(f"`{_THETA}` is {short(theta)}, not a positive number")
     elif not float(theta).is_integer():
         report(f"`{_THETA}` {theta} is not a whole number, but Megatron requires one")
     theta = float(theta) if is_positive(theta) else 1.0
     kind, factor = values["rope_type"], values.get("factor")
     if not isinstance(kind, str) or kind not in _KINDS:
-        report(f"rotary scaling {kind!r} is not supported; use one of {', '.join(_KINDS)}")
+        report(f"rotary scaling {short(kind)} is not supported; use one of {', '.join(_KINDS)}")
         return Rope(theta)
     known = (_THETA, PARTIAL, "rope_type", *_KINDS[kind])
     for name, value in values.items():
         if name not in known and value is not None:
             close = closest(name, known)
             hint = f"; did you mean `{close}`?" if close else ""
-            report(
-                f"`{name}` of the rotary positions is {value!r}, which the kind {kind!r} does not have{hint}"
-            )
+            what = f"`{name}` of the rotary positions is {short(value)}"
+            report(f"{what}, which the kind {kind!r} does not have{hint}")
     if kind == "default":
         return Rope(theta)
     if not is_positive(factor):
-        found = "missing" if factor is None else f"{factor!r}, not a positive number"
+        found = "missing" if factor is None else f"{short(factor)}, not a positive number"
         report(f"`factor` of the rotary positions is {found}")
         return Rope(theta)
     factor = float(factor)
@@ -93,14 +97,10 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
         report(f"the linear rotary scaling has factor {factor:g}, but Megatron requires a whole number")
     if kind == "llama3":
         for name, value in _LLAMA3.items():
-            if values.get(name) != value:
-                report(f"`{name}` of the rotary scaling is {values.get(name)!r}; only {value:g} is supported")
+            if not same(values.get(name), value):
+                found = short(values.get(name))
+                report(f"`{name}` of the rotary scaling is {found}; only {value:g} is supported")
     return Rope(theta, kind, factor)
-
-
-def is_positive(value: Any) -> TypeGuard[float]:
-    """Return whether a value of JSON is a positive number that fits a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:

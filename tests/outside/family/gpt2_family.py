@@ -51,7 +51,11 @@ def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY) -> Row
 
 def like_hidden(dropout: Any, model: Model) -> str:
     """Return what is wrong with the dropout of embeddings: Megatron has one for them and the layers."""
-    return "" if dropout == model.hidden_dropout else f"only that of `resid_pdrop`, {model.hidden_dropout}"
+    return (
+        ""
+        if dropout == model.hidden_dropout
+        else f"only {model.hidden_dropout}, as `resid_pdrop`, is supported"
+    )
 
 
 GPT2 = Family(
@@ -94,6 +98,7 @@ GPT2 = Family(
     # The engine computes GELU by tanh if it fuses bias and GELU, and otherwise (as on a CPU) by erf.
     settings=(Setting("activation_function", "bias_gelu_fusion", {"gelu_new": True, "gelu": False}),),
     checks={"embd_pdrop": like_hidden},
+    written={"embd_pdrop": lambda model: model.hidden_dropout},
     # A head that classifies, and the precision of a product while training.
     harmless=(
         *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),

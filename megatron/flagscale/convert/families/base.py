@@ -30,7 +30,7 @@ EXTENTS: Mapping[str, Callable[[Model], int]] = {
 
 DERIVED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "groups": lambda known: known["heads"],
-    "head_dim": lambda known: known["hidden"] // known["heads"],
+    "head_dim": lambda known: max(known["hidden"] // known["heads"], 1),
     "window": lambda known: 0,
     "attention_dropout": lambda known: 0.0,
     "hidden_dropout": lambda known: 0.0,
@@ -86,7 +86,7 @@ class Family:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fixed values of `config.json`: written, and the only ones that can be read."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Further values that are written to `config.json`, but not checked when it is read."""
+    """Further values that are written to `config.json`, or functions that return them for a model."""
     checks: Mapping[str, Callable[[Any, Model], str]] = field(default_factory=dict)
     """Key of `config.json` -> returns what is wrong with its value for a model; "" if nothing is."""
     harmless: tuple[str, ...] = ()
