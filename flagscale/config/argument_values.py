@@ -34,6 +34,15 @@ def words_of(option: Option, name: str, value: Any) -> tuple[list[str], Any]:
     return [flag, *(text for text, _ in pairs)], [typed for _, typed in pairs]
 
 
+def structure_of(option: Option, given: Any, typed: Any) -> Any:
+    """Return the value that the engine gets: as `typed` by `words_of`, but JSON as the mapping it holds."""
+    if option.takes_many or option.kind == "append" or option.type == "tuple_type":
+        return typed
+    if isinstance(given, str) and option.type in _JSON_TYPES:
+        return json.loads(given)
+    return given if isinstance(given, list | dict) else typed
+
+
 def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 

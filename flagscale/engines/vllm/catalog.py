@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from flagscale.config.bounds import Bounds
 from flagscale.config.catalog import Catalog, catalog_from, catalog_of
 
 _FILE = Path(__file__).parents[1] / "catalog" / "vllm.json"
+
+
+@dataclass(frozen=True)
+class SamplingField:
+    """A field of SamplingParams: the JSON types that its value may have, and its bounds."""
+
+    kinds: tuple[str, ...]
+    bounds: Bounds
 
 
 @dataclass(frozen=True)
@@ -21,8 +30,8 @@ class VllmCatalog:
     """The arguments of a server."""
     engine: Catalog
     """The arguments of an engine without a server."""
-    sampling: Mapping[str, tuple[str, ...]]
-    """The fields of SamplingParams, and the JSON types that a value may have."""
+    sampling: Mapping[str, SamplingField]
+    """The fields of SamplingParams."""
     architectures: tuple[str, ...]
     cpu_head_sizes: tuple[int, ...]
 
@@ -38,7 +47,10 @@ def vllm_catalog() -> VllmCatalog:
     return VllmCatalog(
         server=server,
         engine=catalog_from(server.engine, server.version, options),
-        sampling={name: tuple(entry["kinds"]) for name, entry in raw["sampling"].items()},
+        sampling={
+            name: SamplingField(tuple(entry["kinds"]), entry.get("bounds", {}))
+            for name, entry in raw["sampling"].items()
+        },
         architectures=tuple(raw["architectures"]),
         cpu_head_sizes=tuple(raw["cpu_head_sizes"]),
     )
