@@ -43,7 +43,7 @@ class _Accepted(GenerateJsonSchema):
 def declared(cls: Any) -> dict[str, Any]:
     """Return the bounds of a configuration class: `properties` by field, with those of nested classes."""
     schema = TypeAdapter(cls).json_schema(schema_generator=_Accepted)
-    return _plain(schema, schema.get("$defs", {}))
+    return dict(_plain(schema, schema.get("$defs", {})))
 
 
 def _plain(schema: Any, definitions: Mapping[str, Any]) -> Any:

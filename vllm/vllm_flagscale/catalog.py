@@ -25,8 +25,8 @@ def build_catalog() -> dict[str, Any]:
 
     `arguments`: those of the server, as `describe_actions` describes them, with the `bounds` of their values;
     `engine_arguments`: the names of those that an engine without a server has too; `sampling`: the fields of
-    SamplingParams with the kinds of their values and their bounds; `architectures`: the models that are known,
-    including ours; `cpu_head_sizes`: the head sizes that attention on CPU supports.
+    SamplingParams with the kinds of their values and their bounds; `architectures`: the models that are
+    known, including ours; `cpu_head_sizes`: the head sizes that attention on CPU supports.
     """
     from vllm_flagscale import register
 

@@ -6,6 +6,8 @@ The command `vllm` itself needs the metadata of a distribution called `vllm`, wh
 
 from __future__ import annotations
 
+from vllm_flagscale.workers import choose_worker
+
 
 def main() -> None:
     """Run the server until it is stopped."""
@@ -16,6 +18,7 @@ def main() -> None:
 
     cli_env_setup()
     arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
+    choose_worker(arguments)
     command = ServeSubcommand()
     command.validate(arguments)
     command.cmd(arguments)

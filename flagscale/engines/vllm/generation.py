@@ -61,7 +61,9 @@ def generation_remarks(
         if name not in given and value != _NEUTRAL.get(name, 0)
     }
     if taken:
-        shown = ", ".join(f"{name} {value}" for name, value in taken.items())
+        # A plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
+        chats = {"max_tokens": " (chats)"}
+        shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
         whom = "requests without values of their own" if sampling is None else "all prompts"
         yield "model", f"its {FILE} sets {shown} for {whom}; `generation_config: vllm` turns this off"
 

@@ -47,7 +47,7 @@ def request_violations(
 ) -> Iterator[Violation]:
     """Yield the fields that contradict each other, the engine's arguments, or the size of the vocabulary.
 
-    `sampling` is what the user gives, `defaults` what the model's folder adds (`generation_values`); both have
+    `sampling` is what the user gives, `defaults` what the model's folder adds (`generation_values`). Both
     passed `field_violations`. `is_plain`: no prompt is a chat, so that answers have a limit by default.
     """
     values = {**defaults, **{key: value for key, value in sampling.items() if value is not None}}
