@@ -107,7 +107,7 @@ def _is_within(bounds: Bounds, number: float) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if not isinstance(value, int | float | str):
         return None
     try:
         return float(value) if isinstance(value, str) else value
@@ -120,9 +120,9 @@ def _is(kind: str, value: Any) -> bool:
     match kind:
         case "integer":
             number = _number(value)
-            return isinstance(value, bool) or (number is not None and number % 1 == 0)
+            return number is not None and number % 1 == 0
         case "number":
-            return isinstance(value, bool) or _number(value) is not None
+            return _number(value) is not None
         case "boolean":
             return isinstance(value, bool) or str(value).lower() in _SWITCH_WORDS
         case "string":

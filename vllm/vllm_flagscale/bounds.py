@@ -25,6 +25,14 @@ _FAR = 2**70
 class _Accepted(GenerateJsonSchema):
     """A schema of everything that is accepted: a value that a function converts first may be anything."""
 
+    def generate_inner(self, schema: Any) -> JsonSchemaValue:
+        # A value that pydantic does not look at is of any kind, whatever its hint says.
+        return {} if schema["type"] == "any" else super().generate_inner(schema)
+
+    def dataclass_args_schema(self, schema: Any) -> JsonSchemaValue:
+        fields = [field for field in schema["fields"] if field.get("init", True)]
+        return super().dataclass_args_schema({**schema, "fields": fields})
+
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         return {}
 
