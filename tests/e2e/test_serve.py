@@ -154,7 +154,9 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     assert (status["state"], server["phase"], server["model"]) == ("running", "ready", "aquila")
     # The reported figures may be some seconds old, from the time of the request above.
     wait_until(lambda: run.status()["programs"][0]["requests_running"] == 0, 30)
-    assert "Resolved architecture" in run("logs").stdout
+    logs = run("logs").stdout
+    assert "Resolved architecture" in logs
+    assert "present in the request but ignored: {'max_new_tokens'}" in logs
     again = run("run")
     assert again.returncode == 1
     assert "a job is still running" in again.stderr
@@ -222,7 +224,7 @@ def answered_as_transformers(client: Any, model: Path) -> None:
     how: Any = {
         "model": "aquila",
         "temperature": 0,
-        "extra_body": {"return_token_ids": True, "ignore_eos": True},
+        "extra_body": {"return_token_ids": True, "ignore_eos": True, "max_new_tokens": 3},
     }
     plain = [client.completions.create(prompt=text, **how).choices[0].token_ids for text in PROMPTS]
     chat = client.chat.completions.create(messages=QUESTION, **how).choices[0].token_ids

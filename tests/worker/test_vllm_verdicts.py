@@ -123,9 +123,15 @@ def test_a_batch_takes_the_values_of_the_folder(
     assert ask([("merged", given, engine, GENERATION)]) == [[[*plain], [*chat]]]
 
 
+def test_a_server_reports_each_field_that_it_ignores_once() -> None:
+    requests = [{"max_tokens": 3}, {"max_new_tokens": 3}, {"max_new_tokens": 3}, {"tempature": 1}]
+    said = "WARNING: The following fields were present in the request but ignored: "
+    assert ask([("ignored", requests)]) == [[said + "{'max_new_tokens'}", said + "{'tempature'}"]]
+
+
 def test_on_cpu_a_request_in_the_middle_of_its_prompt_draws_nothing() -> None:
     ((chosen, named, during, after),) = ask([("worker",)])
-    assert (chosen, named) == ("vllm_flagscale.cpu_worker.CPUWorker", "own.Worker")
+    assert (chosen, named) == ("vllm_flagscale.cpu_sampling.SeededSampling", "own.Worker")
     # Requests 0 and 2 have not reached the end of their prompts; 2 and 3 have seeds.
     assert (during, after) == ([3], [2, 3])
 

@@ -8,10 +8,11 @@ A question is [kind, ...]; its verdict is whether vLLM accepts. The kinds:
 - ["engine", {dest: value}]: an engine with several arguments
 - ["sampling", fields, {dest: value}]: a request to an engine with these arguments
 
-Two kinds have other answers:
+Three kinds have other answers:
 
 - ["merged", fields, {dest: value}, generation configuration]: [temperature, repetition penalty, most tokens],
   of plain prompts and of chats
+- ["ignored", [fields, ...]]: the messages about requests with these fields besides a prompt
 - ["worker"]: the class of workers on CPU, the same if the user names one, and the requests with a generator
   while tokens are sampled, and afterwards
 """
@@ -22,6 +23,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -39,7 +41,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_flagscale.probes import engine_probe, model_folder, sampling_probe, server_probe, silent
 from vllm_flagscale.sampling import sampling_of
-from vllm_flagscale.workers import choose_worker
+from vllm_flagscale.seeds import survive_seeds
 
 
 class Judge:
@@ -115,19 +117,37 @@ class Judge:
             [one.temperature, one.repetition_penalty, one.max_tokens] for one in (found.plain, found.chat)
         ]
 
+    def ignored(self, requests: list[dict[str, Any]]) -> list[str]:
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+        from vllm_flagscale.ignored_fields import LOGGER, report_ignored_fields
+
+        said: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: said.append(f"{record.levelname}: {record.getMessage()}")
+        logging.getLogger(LOGGER).addHandler(handler)
+        report_ignored_fields()
+        report_ignored_fields()
+        silenced = logging.root.manager.disable
+        logging.disable(logging.NOTSET)
+        for fields in requests:
+            CompletionRequest.model_validate({"prompt": "a", **fields})
+        logging.disable(silenced)
+        return said
+
     def worker(self) -> list[Any]:
         from vllm.v1.worker import cpu_worker
 
-        from vllm_flagscale.cpu_worker import CPUWorker
+        from vllm_flagscale.cpu_sampling import SeededSampling
 
         chosen, named = argparse.Namespace(worker_cls="auto"), argparse.Namespace(worker_cls="own.Worker")
         for arguments in (chosen, named):
-            choose_worker(arguments)
+            survive_seeds(arguments)
         engine = EngineArgs(model=self.folder, worker_cls=chosen.worker_cls).create_engine_config()
         generators = {2: "generator", 3: "generator"}
         batch = SimpleNamespace(num_reqs=4, generators=generators)
         mask = SimpleNamespace(np=np.array([True, False, True, False, True]))
-        worker = object.__new__(CPUWorker)
+        worker = object.__new__(SeededSampling)
         worker.use_v2_model_runner = False
         worker.model_runner = SimpleNamespace(input_batch=batch, discard_request_mask=mask)
         cpu_worker.CPUWorker.sample_tokens = lambda self, output: sorted(generators)

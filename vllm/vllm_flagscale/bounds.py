@@ -30,8 +30,9 @@ class _Accepted(GenerateJsonSchema):
         return {} if schema["type"] == "any" else super().generate_inner(schema)
 
     def dataclass_args_schema(self, schema: Any) -> JsonSchemaValue:
-        fields = [field for field in schema["fields"] if field.get("init", True)]
-        return super().dataclass_args_schema({**schema, "fields": fields})
+        given = schema.copy()
+        given["fields"] = [field for field in schema["fields"] if field.get("init", True)]
+        return super().dataclass_args_schema(given)
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         return {}

@@ -19,7 +19,7 @@ from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
 from vllm_flagscale.sampling import Sampling, sampling_of
-from vllm_flagscale.workers import choose_worker
+from vllm_flagscale.seeds import survive_seeds
 
 _MISTAKE = 2
 
@@ -33,7 +33,7 @@ def main() -> int:
     _add_arguments(parser)
     arguments = parser.parse_args()
     output = Path(arguments.output)
-    choose_worker(arguments)
+    survive_seeds(arguments)
     engine_args = EngineArgs.from_cli_args(arguments)
     try:
         sampling = sampling_of(arguments.sampling, engine_args.create_model_config())

@@ -6,7 +6,8 @@ The command `vllm` itself needs the metadata of a distribution called `vllm`, wh
 
 from __future__ import annotations
 
-from vllm_flagscale.workers import choose_worker
+from vllm_flagscale.ignored_fields import MIDDLEWARE
+from vllm_flagscale.seeds import survive_seeds
 
 
 def main() -> None:
@@ -18,7 +19,8 @@ def main() -> None:
 
     cli_env_setup()
     arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
-    choose_worker(arguments)
+    survive_seeds(arguments)
+    arguments.middleware = [*arguments.middleware, MIDDLEWARE]
     command = ServeSubcommand()
     command.validate(arguments)
     command.cmd(arguments)

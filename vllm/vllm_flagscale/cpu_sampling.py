@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker import cpu_worker
 
-CLASS = f"{__name__}.CPUWorker"
-"""The value of the argument `worker_cls`."""
 
-
-class CPUWorker(cpu_worker.CPUWorker):
+class SeededSampling(cpu_worker.CPUWorker):
     """A worker in which a request with a seed survives if its prompt is processed in several steps.
 
     After a step that ends within a prompt, vLLM 0.32 (`v1/worker/gpu_model_runner.py`, `_bookkeeping_sync`)
