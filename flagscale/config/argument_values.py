@@ -138,7 +138,7 @@ def _structure_in(kind: str, text: str) -> Any:
 
 
 def _without_units(text: str) -> str:
-    """Return JSON for a text that may have units outside of its strings: `{"kv_buffer_size": 80m}`."""
+    """Return JSON for a text that may have units outside of its strings: `{"cpu_bytes": 80m}`."""
     pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
     sizes = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
     pieces[::2] = [sizes.sub(lambda size: str(_readable_int(size[0])), piece) for piece in pieces[::2]]

@@ -413,8 +413,8 @@ def test_a_size_that_the_engine_refuses(text: object) -> None:
 @pytest.mark.parametrize(
     ("key", "text", "is_valid"),
     [
-        ("kv_transfer_config", '{"kv_buffer_size": 80m}', True),
-        ("kv_transfer_config", '{"kv_buffer_size": 1.5K}', False),
+        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 80m}}', True),
+        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 1.5K}}', False),
         ("hf_overrides", "{max_position_embeddings: 512}", False),
         ("additional_config", "any text", True),
     ],
