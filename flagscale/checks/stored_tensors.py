@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _MOST_HEADER = 100 << 20
 """Bytes; safetensors itself refuses longer headers."""
 _PIECE, _PIECES = 4096, 64
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """A tensor in a file; `dtype` is the code of safetensors (`BF16`), `start` and `size` are in bytes."""
 
     file: Path
@@ -37,17 +36,12 @@ def stored_in(file: Path) -> dict[str, Stored]:
         raise ValueError(f"{file}: {error.strerror or 'cannot be read'}") from None
     first = 8 + length
     try:
-        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        stored = {
-            name: Stored(
-                file,
-                str(entry["dtype"]),
-                tuple(map(int, entry["shape"])),
-                first + int(entry["data_offsets"][0]),
-                int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
-            )
-            for name, entry in entries.items()
-        }
+        stored = {}
+        for name, entry in json.loads(text).items():
+            if name != "__metadata__":
+                start, end = map(int, entry["data_offsets"])
+                shape = tuple(map(int, entry["shape"]))
+                stored[name] = Stored(file, str(entry["dtype"]), shape, first + start, end - start)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise ValueError(f"{file}: its header cannot be read") from None
     wanted = max((one.start + one.size for one in stored.values()), default=first)

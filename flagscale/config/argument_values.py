@@ -34,6 +34,15 @@ def words_of(option: Option, name: str, value: Any) -> tuple[list[str], Any]:
     return [flag, *(text for text, _ in pairs)], [typed for _, typed in pairs]
 
 
+def structure_of(option: Option, given: Any, typed: Any) -> Any:
+    """Return the value that the engine gets: as `typed` by `words_of`, but JSON as the mapping it holds."""
+    if option.takes_many or option.kind == "append" or option.type == "tuple_type":
+        return typed
+    if isinstance(given, str) and option.type in _JSON_TYPES:
+        return _structure_in(option.type, given)
+    return given if isinstance(given, list | dict) else typed
+
+
 def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -80,8 +89,12 @@ def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
         text, typed = _readable_number(option, name, value)
     else:
         text = typed = value if isinstance(value, str) else repr(value)
-        if option.type in _JSON_TYPES and not _is_valid(option.type, text):
-            raise ValueError(f"`{name}` takes a mapping or a list (JSON), not {_yaml(value)}")
+        if option.type in _JSON_TYPES:
+            try:
+                _structure_in(option.type, text)
+            except (ValueError, OverflowError):
+                what = f"`{name}` takes a mapping or a list (JSON), not {_yaml(value)}"
+                raise ValueError(what) from None
     if option.choices and text not in option.choices:
         hint = nearest(text, option.choices) or f"valid: {', '.join(option.choices)}"
         raise ValueError(f"`{name}` cannot be {text!r}; {hint}")
@@ -117,19 +130,15 @@ def _readable_int(text: str) -> int:
     return int(plain)
 
 
-def _is_valid(kind: str, text: str) -> bool:
-    """Return whether vLLM's converter of that name can read the text, as far as its form tells."""
+def _structure_in(kind: str, text: str) -> Any:
+    """Return what vLLM's converter of that name makes of a text; raises ValueError or OverflowError."""
     if kind == "union_dict_and_str" and not re.fullmatch(r"(?s)\s*{.*}\s*", text):
-        return True
-    try:
-        json.loads(_without_units(text) if kind == "parse_dataclass" else text)
-    except (ValueError, OverflowError):
-        return False
-    return True
+        return text
+    return json.loads(_without_units(text) if kind == "parse_dataclass" else text)
 
 
 def _without_units(text: str) -> str:
-    """Return JSON for a text that may have units outside of its strings: `{"cpu_bytes_to_use": 80m}`."""
+    """Return JSON for a text that may have units outside of its strings: `{"cpu_bytes": 80m}`."""
     pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
     sizes = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
     pieces[::2] = [sizes.sub(lambda size: str(_readable_int(size[0])), piece) for piece in pieces[::2]]

@@ -203,8 +203,8 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"port": "many"}, "`port` takes a whole number"),
         ({"port": 70000}, "port 70000 must be between 1 and 65535"),
         ({"port": 0}, "port 0 must be between 1 and 65535"),
-        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` must be at least 1, not 0"),
-        ({"data_parallel_size": -1}, "`data_parallel_size` must be at least 1, not -1"),
+        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` is 0; it must be at least 1"),
+        ({"data_parallel_size": -1}, "`data_parallel_size` is -1; it must be at least 1"),
         ({"data_parallel_hybrid_lb": True}, "use `instances` for several"),
         ({"device_ids": "0,1"}, "FlagScale derives it"),
         ({"headless": True}, "`headless` cannot be given here"),
@@ -420,8 +420,8 @@ def test_a_size_that_the_engine_refuses(text: object) -> None:
 @pytest.mark.parametrize(
     ("key", "text", "is_valid"),
     [
-        ("kv_transfer_config", '{"cpu_bytes_to_use": 80m}', True),
-        ("kv_transfer_config", '{"cpu_bytes_to_use": 1.5K}', False),
+        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 80m}}', True),
+        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 1.5K}}', False),
         ("hf_overrides", "{max_position_embeddings: 512}", False),
         ("additional_config", "any text", True),
     ],

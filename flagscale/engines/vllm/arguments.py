@@ -20,8 +20,10 @@ from flagscale.config.certain import certain_violations
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.generation import generation_remarks, generation_violations
 from flagscale.engines.vllm.lengths import ANY_LENGTH, too_long
 from flagscale.engines.vllm.precision import is_pooling, lowered_precision
+from flagscale.engines.vllm.rules import engine_violations
 from flagscale.errors import Problem, Violation
 
 KEY_FILE = "api_key_file"
@@ -114,13 +116,6 @@ def devices_of(values: Mapping[str, Any]) -> int:
     return prod(int(values[name]) for name in _DEGREES)
 
 
-def degree_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the degrees that are less than 1."""
-    for name in (*_DEGREES, "data_parallel_size"):
-        if values[name] < 1:
-            yield name, f"`{name}` must be at least 1, not {values[name]}"
-
-
 _PATHS = ("chat_template", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 _OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
 """Arguments that make the engine read a folder as another model than its configuration names."""
@@ -138,17 +133,17 @@ def violations(
         yield "model", "a model is required here: its folder, or its name on a model hub"
         return
     yield from folder_violations(values)
+    yield from generation_violations(values)
     for name in _PATHS:
         value = values.get(name)
         is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
         if is_path and not os.path.exists(str(value)):
             yield name, f"{value}: no such file"
-    wrong = list(degree_violations(values))
-    yield from wrong
+    yield from engine_violations(values, given)
     if not any_length and (what := _length(values)):
         yield "max_model_len", what
-    config = _config(values)
-    if wrong or config is None or "hf_overrides" in given:
+    config = config_of(values)
+    if config is None or "hf_overrides" in given:
         return
     heads, tensor = config.get("num_attention_heads"), values["tensor_parallel_size"]
     if isinstance(heads, int) and heads % tensor:
@@ -179,9 +174,16 @@ def broken_rules(
 
 
 def remarks(
-    values: Mapping[str, Any], given: Mapping[str, str], is_host_processor: bool, any_length: bool = False
+    values: Mapping[str, Any],
+    given: Mapping[str, str],
+    is_host_processor: bool,
+    any_length: bool = False,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Iterator[Violation]:
-    """Yield settings that are valid, but may not be intended; see `violations` for the arguments."""
+    """Yield settings that are valid, but may not be intended.
+
+    `sampling` is that of a batch; see `violations` for the other arguments.
+    """
     if values.get("trust_remote_code") and "trust_remote_code" in given:
         yield "trust_remote_code", "code that comes with the model runs with your permissions"
     if any_length and (what := _length(values)):
@@ -192,6 +194,7 @@ def remarks(
         pools = is_pooling(config, values.get("runner"))
         if what := lowered_precision(dtype, config, folder, on_host=is_host_processor, pools=pools):
             yield "dtype", what
+    yield from generation_remarks(values, sampling)
 
 
 def _length(values: Mapping[str, Any]) -> str:
@@ -210,7 +213,7 @@ def _own_config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None  # already reported
 
 
-def _config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def config_of(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the folder's configuration, updated by its text model's; None as for `_own_config`."""
     config = _own_config(values)
     if config is None:

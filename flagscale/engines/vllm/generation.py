@@ -1,0 +1,80 @@
+"""The sampling values that a model's folder sets by its `generation_config.json`, for servers and batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flagscale.config.bounds import broken_bounds
+from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.rules import mapping_of
+from flagscale.errors import Violation
+
+FILE = "generation_config.json"
+_OVERRIDE = "override_generation_config"
+_NEUTRAL = {"temperature": 1, "top_p": 1, "repetition_penalty": 1, "top_k": 0}
+"""The values that change nothing, if not 0."""
+_TAKEN = {
+    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty")),
+    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p")),
+    "max_new_tokens": "max_tokens",
+}
+"""The keys that vLLM 0.32 takes (`ModelConfig.get_diff_sampling_param`) -> the field, if of another name."""
+
+
+def generation_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of SamplingParams, and their values, that apply if a request does not give them.
+
+    As vLLM does: from the file in the model's folder (`generation_config: auto`), in another folder (its
+    path), or in none (`vllm`); `override_generation_config` comes last. {} for a model on a hub.
+    """
+    found = {**_of_folder(values), **mapping_of(values[_OVERRIDE])}
+    return {_TAKEN[key] or key: found[key] for key in _TAKEN if found.get(key) is not None}
+
+
+def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the mistakes in `generation_config` and `override_generation_config`."""
+    source = str(values["generation_config"])
+    folder = Path(source).expanduser()
+    is_path = folder.exists() or source.startswith(("/", ".", "~"))
+    if source not in ("auto", "vllm") and is_path and not (folder / FILE).is_file():
+        # vLLM would continue without it and without a message.
+        yield "generation_config", f"{source}: no folder with a {FILE}; use its path, `auto` or `vllm`"
+    fields = vllm_catalog().sampling
+    for dest, given in (("model", _of_folder(values)), (_OVERRIDE, mapping_of(values[_OVERRIDE]))):
+        for key in _TAKEN:
+            name = f"{_OVERRIDE}.{key}" if dest == _OVERRIDE else f"{key}` of `{FILE}"
+            for _, what in broken_bounds(fields[_TAKEN[key] or key].bounds, name, given.get(key)):
+                yield dest, f"{what}: vLLM would refuse every request"
+
+
+def generation_remarks(
+    values: Mapping[str, Any], sampling: Mapping[str, Any] | None = None
+) -> Iterator[Violation]:
+    """Yield which values of the folder apply to a server's requests; with `sampling`, to a batch with it."""
+    given = {key for key, value in (sampling or {}).items() if value is not None}
+    taken = {
+        name: value
+        for name, value in generation_values(values).items()
+        if name not in given and value != _NEUTRAL.get(name, 0)
+    }
+    if taken:
+        # A plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
+        chats = {"max_tokens": " (chats)"}
+        shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
+        whom = "requests without values of their own" if sampling is None else "all prompts"
+        yield "model", f"its {FILE} sets {shown} for {whom}; `generation_config: vllm` turns this off"
+
+
+def _of_folder(values: Mapping[str, Any]) -> dict[str, Any]:
+    source = str(values["generation_config"])
+    if source == "vllm":
+        return {}
+    folder = values["hf_config_path"] or values["model"] if source == "auto" else source
+    try:
+        read = json.loads((Path(str(folder)).expanduser() / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}

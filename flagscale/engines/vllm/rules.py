@@ -1,0 +1,58 @@
+"""Values of several arguments that vLLM's engine refuses together (vLLM 0.32, `config/`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flagscale.errors import Violation
+
+
+def engine_violations(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
+    """Yield the arguments that contradict each other, by dest; `given` holds those that the user wrote."""
+
+    def number(name: str) -> int | None:
+        return values[name] if name in given and isinstance(values[name], int) else None
+
+    tokens, length = number("max_num_batched_tokens"), number("max_model_len")
+    sequences, active = number("max_num_seqs"), number("max_num_active_seqs")
+    is_whole = values["enable_chunked_prefill"] is False
+    if is_whole and tokens is not None and length is not None and tokens < length:
+        what = f"`max_num_batched_tokens` is {tokens}, less than `max_model_len` {length}"
+        yield "max_num_batched_tokens", f"{what}; without chunked prefill, a prompt must fit into one step"
+    if tokens is not None and sequences is not None and tokens < sequences:
+        what = f"`max_num_batched_tokens` is {tokens}, less than `max_num_seqs` {sequences}"
+        yield "max_num_batched_tokens", f"{what}; each sequence needs at least one token per step"
+    if active is not None and sequences is not None and active > sequences:
+        yield (
+            "max_num_active_seqs",
+            f"`max_num_active_seqs` is {active}, more than `max_num_seqs` {sequences}",
+        )
+    long = number("long_prefill_token_threshold")
+    if long is not None and length is not None and length > 0 and long > length:
+        what = f"`long_prefill_token_threshold` is {long}, more than `max_model_len` {length}"
+        yield "long_prefill_token_threshold", what
+    tensor, context = values["tensor_parallel_size"], values["decode_context_parallel_size"]
+    if tensor % context:
+        what = f"`decode_context_parallel_size` {context} does not divide `tensor_parallel_size` {tensor}"
+        yield "decode_context_parallel_size", what
+    cached, loaded = values["max_cpu_loras"], values["max_loras"]
+    if values["enable_lora"] and cached is not None and cached < loaded:
+        yield "max_cpu_loras", f"`max_cpu_loras` is {cached}, less than `max_loras` {loaded}"
+    speculative = mapping_of(values["speculative_config"])
+    for name, key in _SPECULATIVE.items():
+        if name in given and key in speculative:
+            yield name, f"`{name}` and `{key}` in `speculative_config` set the same value: keep one of them"
+
+
+_SPECULATIVE = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
+
+
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return the mapping that an argument holds as JSON; an empty one if it holds none."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    return read if isinstance(read, Mapping) else {}
