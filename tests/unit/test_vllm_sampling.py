@@ -163,11 +163,17 @@ def test_values_of_the_folder_that_would_refuse_every_request(tmp_path: Path, fo
     first, second = generation_violations({**DEFAULTS, **given})
     assert first == (
         "model",
-        "`temperature` of `generation_config.json` is 3; it must be at least 0 and at most 2: "
+        "`temperature` is 3; it must be at least 0 and at most 2 (in generation_config.json): "
         "vLLM would refuse every request",
     )
     assert second[0] == "override_generation_config"
-    assert "`override_generation_config.top_p` is 0; it must be more than 0 and at most 1" in second[1]
+    assert "`top_p` is 0; it must be more than 0 and at most 1 (in `override_generation_config`)" in second[1]
+    (tmp_path / "generation_config.json").write_text('{"temperature": "hot", "max_new_tokens": true}')
+    wrong = [what for _, what in generation_violations({**DEFAULTS, "model": folder})]
+    assert [what.partition(" (in")[0] for what in wrong] == [
+        "`temperature` takes float, not 'hot'",
+        "`max_tokens` takes int, not True",
+    ]
 
 
 def test_a_missing_generation_config_is_refused(tmp_path: Path) -> None:

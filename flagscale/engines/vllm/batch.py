@@ -93,7 +93,7 @@ def job(
     if values["data_parallel_size"] > 1:
         what = "prompts are distributed over the hosts, with one engine each"
         problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
-    if generate is not None:
+    if generate is not None and not problems:
         problems += [
             Problem(what, source_map.where(f"inference.generate.sampling.{key}"))
             for key, what in _request_violations(generate, arguments)

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.config.bounds import broken_bounds
-from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.rules import mapping_of
+from flagscale.engines.vllm.sampling import field_violations
 from flagscale.errors import Violation
 
 FILE = "generation_config.json"
@@ -40,14 +39,13 @@ def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     folder = Path(source).expanduser()
     is_path = folder.exists() or source.startswith(("/", ".", "~"))
     if source not in ("auto", "vllm") and is_path and not (folder / FILE).is_file():
-        # vLLM would continue without it and without a message.
+        # If there is a config.json, vLLM would continue without the values and without a message.
         yield "generation_config", f"{source}: no folder with a {FILE}; use its path, `auto` or `vllm`"
-    fields = vllm_catalog().sampling
     for dest, given in (("model", _of_folder(values)), (_OVERRIDE, mapping_of(values[_OVERRIDE]))):
-        for key in _TAKEN:
-            name = f"{_OVERRIDE}.{key}" if dest == _OVERRIDE else f"{key}` of `{FILE}"
-            for _, what in broken_bounds(fields[_TAKEN[key] or key].bounds, name, given.get(key)):
-                yield dest, f"{what}: vLLM would refuse every request"
+        taken = {_TAKEN[key] or key: given[key] for key in _TAKEN if key in given}
+        for _, what in field_violations(taken):
+            place = FILE if dest == "model" else f"`{_OVERRIDE}`"
+            yield dest, f"{what} (in {place}): vLLM would refuse every request"
 
 
 def generation_remarks(
