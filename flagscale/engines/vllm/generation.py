@@ -34,18 +34,16 @@ def generation_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the mistakes in `generation_config` and `override_generation_config`."""
+    """Yield the mistakes in `generation_config` and `override_generation_config`, which the user writes."""
     source = str(values["generation_config"])
     folder = Path(source).expanduser()
     is_path = folder.exists() or source.startswith(("/", ".", "~"))
     if source not in ("auto", "vllm") and is_path and not (folder / FILE).is_file():
         # If there is a config.json, vLLM would continue without the values and without a message.
         yield "generation_config", f"{source}: no folder with a {FILE}; use its path, `auto` or `vllm`"
-    for dest, given in (("model", _of_folder(values)), (_OVERRIDE, mapping_of(values[_OVERRIDE]))):
-        taken = {_TAKEN[key] or key: given[key] for key in _TAKEN if key in given}
-        for _, what in field_violations(taken):
-            place = FILE if dest == "model" else f"`{_OVERRIDE}`"
-            yield dest, f"{what} (in {place}): vLLM would refuse every request"
+    given = mapping_of(values[_OVERRIDE])
+    for _, what in field_violations({_TAKEN[key] or key: given[key] for key in _TAKEN if key in given}):
+        yield _OVERRIDE, f"{what}: vLLM would refuse every request without a value of its own"
 
 
 def generation_remarks(
@@ -53,17 +51,24 @@ def generation_remarks(
 ) -> Iterator[Violation]:
     """Yield which values of the folder apply to a server's requests; with `sampling`, to a batch with it."""
     given = {key for key, value in (sampling or {}).items() if value is not None}
+    given |= {_TAKEN.get(key) or key for key in mapping_of(values[_OVERRIDE])}
     taken = {
         name: value
         for name, value in generation_values(values).items()
         if name not in given and value != _NEUTRAL.get(name, 0)
     }
-    if taken:
-        # A plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
-        chats = {"max_tokens": " (chats)"}
-        shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
-        whom = "requests without values of their own" if sampling is None else "all prompts"
-        yield "model", f"its {FILE} sets {shown} for {whom}; `generation_config: vllm` turns this off"
+    if not taken:
+        return
+    source = str(values["generation_config"])
+    file = f"its {FILE}" if source == "auto" else f"{FILE} of {source}"
+    # A plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
+    chats = {"max_tokens": " (chats)"}
+    shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
+    whom = "requests without values of their own" if sampling is None else "all prompts"
+    yield "model", f"{file} sets {shown} for {whom}; `generation_config: vllm` turns this off"
+    if sampling is None:
+        for _, what in field_violations(taken):
+            yield "model", f"{what} ({file}): vLLM will refuse requests without a value of their own"
 
 
 def _of_folder(values: Mapping[str, Any]) -> dict[str, Any]:
