@@ -387,6 +387,23 @@ def test_wrong_requests(
     assert reported in refused("inference", inference(model, generate))
 
 
+def test_the_values_of_the_folder_are_reported_and_checked(
+    build: Build, refused: Callable[..., str], model: str
+) -> None:
+    file = Path(model) / "generation_config.json"
+    file.write_text('{"repetition_penalty": 1.3, "temperature": 0}')
+    server = build("serve", {"model": model})
+    assert "sets repetition_penalty 1.3, temperature 0 for requests without values" in server.notices[0]
+    batch = build("inference", inference(model, {"sampling": {"temperature": 0.5}}))
+    assert "sets repetition_penalty 1.3 for all prompts" in batch.notices[0]
+    assert "`temperature` 0 gives the same answer" in refused(
+        "inference", inference(model, {"sampling": {"n": 2}})
+    )
+    file.write_text('{"temperature": 3}')
+    assert "(generation_config.json); give a value here" in refused("inference", inference(model))
+    assert build("inference", inference(model, {"sampling": {"temperature": 1}}))
+
+
 def test_wrong_engines_for_inference(refused: Callable[..., str], model: str) -> None:
     assert "has no argument `port`" in refused("inference", inference(model, port=8000))
     assert "distributed over the hosts" in refused("inference", inference(model, data_parallel_size=2))

@@ -154,20 +154,31 @@ def test_the_values_of_the_folder_apply_unless_an_argument_or_the_user_says_othe
     ((_, batch),) = generation_remarks(values, {"temperature": 0, "max_tokens": None})
     assert "sets repetition_penalty 1.3, max_tokens 40 (chats) for all prompts" in batch
     assert [*generation_remarks({**values, "generation_config": "vllm"})] == []
+    ((_, other),) = generation_remarks({**override, "model": "hub/name", "generation_config": folder})
+    assert f"generation_config.json of {folder} sets repetition_penalty 1.3, max_tokens 40" in other
 
 
-def test_values_of_the_folder_that_would_refuse_every_request(tmp_path: Path, folder: str) -> None:
-    assert [*generation_violations({**DEFAULTS, "model": folder})] == []
-    (tmp_path / "generation_config.json").write_text('{"temperature": 3}')
-    given = {"model": folder, "override_generation_config": '{"top_p":0}'}
-    first, second = generation_violations({**DEFAULTS, **given})
-    assert first == (
-        "model",
-        "`temperature` of `generation_config.json` is 3; it must be at least 0 and at most 2: "
-        "vLLM would refuse every request",
-    )
-    assert second[0] == "override_generation_config"
-    assert "`override_generation_config.top_p` is 0; it must be more than 0 and at most 1" in second[1]
+def test_values_of_the_folder_that_vllm_refuses_are_reported(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 3, "max_new_tokens": true}')
+    values = {**DEFAULTS, "model": folder}
+    assert [*generation_violations(values)] == []  # requests may have values of their own
+    _, *wrong = [what for _, what in generation_remarks(values)]
+    assert wrong == [
+        "`temperature` is 3; it must be at least 0 and at most 2 (its generation_config.json): "
+        "vLLM will refuse requests without a value of their own",
+        "`max_tokens` takes int, not True (its generation_config.json): "
+        "vLLM will refuse requests without a value of their own",
+    ]
+
+
+def test_an_override_that_would_refuse_requests_is_refused() -> None:
+    given = {"model": "hub/name", "override_generation_config": '{"top_p":0,"max_new_tokens":"x"}'}
+    found = [*generation_violations({**DEFAULTS, **given})]
+    assert {dest for dest, _ in found} == {"override_generation_config"}
+    assert [what.partition(": vLLM")[0] for _, what in found] == [
+        "`top_p` is 0; it must be more than 0 and at most 1",
+        "`max_tokens` takes int, not 'x'",
+    ]
 
 
 def test_a_missing_generation_config_is_refused(tmp_path: Path) -> None:

@@ -164,5 +164,6 @@ def judge() -> subprocess.Popen[str]:
 def end_judge() -> Iterator[None]:
     yield
     if judge.cache_info().currsize:
+        judge().kill()
         judge().communicate()
         judge.cache_clear()

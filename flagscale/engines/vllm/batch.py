@@ -96,7 +96,7 @@ def job(
     if values["data_parallel_size"] > 1:
         what = "prompts are distributed over the hosts, with one engine each"
         problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
-    if generate is not None:
+    if generate is not None and not problems:
         problems += [
             Problem(what, source_map.where(f"inference.generate.sampling.{key}"))
             for key, what in _request_violations(generate, arguments)
@@ -144,12 +144,20 @@ def job(
 
 
 def _request_violations(generate: Generate, arguments: EngineArguments) -> Iterator[Violation]:
+    """Yield what vLLM would refuse in the sampling values that the user and the model's folder give."""
     config = config_of(arguments.values) or {}
     vocabulary = config.get("vocab_size")
     size = vocabulary if isinstance(vocabulary, int) and "hf_overrides" not in arguments.paths else None
-    defaults = generation_values(arguments.values)
+    defaults = {
+        name: value
+        for name, value in generation_values(arguments.values).items()
+        if generate.sampling.get(name) is None
+    }
+    if wrong := [*field_violations(defaults)]:
+        yield from ((key, f"{what} (generation_config.json); give a value here") for key, what in wrong)
+        return
     is_plain = not generate.chat and not generate.prompts_file  # a file may hold chats
-    return request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
+    yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
 
 
 def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.config.bounds import broken_bounds
-from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.rules import mapping_of
+from flagscale.engines.vllm.sampling import field_violations
 from flagscale.errors import Violation
 
 FILE = "generation_config.json"
@@ -35,19 +34,16 @@ def generation_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the mistakes in `generation_config` and `override_generation_config`."""
+    """Yield the mistakes in `generation_config` and `override_generation_config`, which the user writes."""
     source = str(values["generation_config"])
     folder = Path(source).expanduser()
     is_path = folder.exists() or source.startswith(("/", ".", "~"))
     if source not in ("auto", "vllm") and is_path and not (folder / FILE).is_file():
-        # vLLM would continue without it and without a message.
+        # If there is a config.json, vLLM would continue without the values and without a message.
         yield "generation_config", f"{source}: no folder with a {FILE}; use its path, `auto` or `vllm`"
-    fields = vllm_catalog().sampling
-    for dest, given in (("model", _of_folder(values)), (_OVERRIDE, mapping_of(values[_OVERRIDE]))):
-        for key in _TAKEN:
-            name = f"{_OVERRIDE}.{key}" if dest == _OVERRIDE else f"{key}` of `{FILE}"
-            for _, what in broken_bounds(fields[_TAKEN[key] or key].bounds, name, given.get(key)):
-                yield dest, f"{what}: vLLM would refuse every request"
+    given = mapping_of(values[_OVERRIDE])
+    for _, what in field_violations({_TAKEN[key] or key: given[key] for key in _TAKEN if key in given}):
+        yield _OVERRIDE, f"{what}: vLLM would refuse every request without a value of its own"
 
 
 def generation_remarks(
@@ -55,17 +51,24 @@ def generation_remarks(
 ) -> Iterator[Violation]:
     """Yield which values of the folder apply to a server's requests; with `sampling`, to a batch with it."""
     given = {key for key, value in (sampling or {}).items() if value is not None}
+    given |= {_TAKEN.get(key) or key for key in mapping_of(values[_OVERRIDE])}
     taken = {
         name: value
         for name, value in generation_values(values).items()
         if name not in given and value != _NEUTRAL.get(name, 0)
     }
-    if taken:
-        # A plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
-        chats = {"max_tokens": " (chats)"}
-        shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
-        whom = "requests without values of their own" if sampling is None else "all prompts"
-        yield "model", f"its {FILE} sets {shown} for {whom}; `generation_config: vllm` turns this off"
+    if not taken:
+        return
+    source = str(values["generation_config"])
+    file = f"its {FILE}" if source == "auto" else f"{FILE} of {source}"
+    # A plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
+    chats = {"max_tokens": " (chats)"}
+    shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
+    whom = "requests without values of their own" if sampling is None else "all prompts"
+    yield "model", f"{file} sets {shown} for {whom}; `generation_config: vllm` turns this off"
+    if sampling is None:
+        for _, what in field_violations(taken):
+            yield "model", f"{what} ({file}): vLLM will refuse requests without a value of their own"
 
 
 def _of_folder(values: Mapping[str, Any]) -> dict[str, Any]:

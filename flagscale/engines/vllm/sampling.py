@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -94,8 +95,8 @@ def _id_violations(values: Mapping[str, Any], vocabulary: int | None) -> Iterato
         yield "allowed_token_ids", "`allowed_token_ids` is empty: no token could follow"
     for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"):
         for token in values.get(name, ()):
-            number = int(token) if str(token).lstrip("-").isdigit() else None
-            if number is None or isinstance(token, bool):
+            number = int(token) if re.fullmatch(r"-?[0-9]+", str(token)) else None
+            if number is None:
                 yield name, f"`{name}` holds ids of tokens, not {token!r}"
             elif vocabulary is not None and not 0 <= number < vocabulary:
                 yield name, f"`{name}`: {token} is not an id of the model's {vocabulary} tokens"
