@@ -130,7 +130,10 @@ def test_a_server_reports_each_field_that_it_ignores_once() -> None:
 
 
 def test_on_cpu_a_request_in_the_middle_of_its_prompt_draws_nothing() -> None:
-    ((chosen, named, during, after),) = ask([("worker",)])
+    (found,) = ask([("worker",)])
+    if found is None:
+        pytest.skip("vLLM runs on another device here")
+    chosen, named, during, after = found
     assert (chosen, named) == ("vllm_flagscale.cpu_sampling.SeededSampling", "own.Worker")
     # Requests 0 and 2 have not reached the end of their prompts; 2 and 3 have seeds.
     assert (during, after) == ([3], [2, 3])

@@ -14,7 +14,7 @@ Three kinds have other answers:
   of plain prompts and of chats
 - ["ignored", [fields, ...]]: the messages about requests with these fields besides a prompt
 - ["worker"]: the class of workers on CPU, the same if the user names one, and the requests with a generator
-  while tokens are sampled, and afterwards
+  while tokens are sampled, and afterwards; null on other devices
 """
 
 from __future__ import annotations
@@ -135,7 +135,11 @@ class Judge:
         logging.disable(silenced)
         return said
 
-    def worker(self) -> list[Any]:
+    def worker(self) -> list[Any] | None:
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return None
         from vllm.v1.worker import cpu_worker
 
         from vllm_flagscale.cpu_sampling import SeededSampling

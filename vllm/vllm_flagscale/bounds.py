@@ -39,7 +39,8 @@ class _Accepted(GenerateJsonSchema):
 
     def function_before_schema(self, schema: Any) -> JsonSchemaValue:
         # A function before a whole class reads its keys; before a field, it may read other types.
-        return self.generate_inner(schema["schema"]) if schema["schema"]["type"] == "dataclass" else {}
+        inner = schema["schema"]
+        return self.generate_inner(inner) if inner["type"].startswith("dataclass") else {}
 
     def function_plain_schema(self, schema: Any) -> JsonSchemaValue:
         return {}

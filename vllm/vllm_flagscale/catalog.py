@@ -94,7 +94,8 @@ def _with_bounds(arguments: dict[str, dict[str, Any]], parser: argparse.Argument
     with model_folder() as folder:
         for group in parser._action_groups:
             cls = getattr(vllm.config, str(group.title), None)
-            fields = declared(cls)["properties"] if dataclasses.is_dataclass(cls) else {}
+            own = declared(cls)["properties"] if dataclasses.is_dataclass(cls) else {}
+            fields = {**whole["properties"], **own}
             for action in group._group_actions:
                 names = [name.removeprefix("--") for name in action.option_strings]
                 described = [arguments[name] for name in names if name in arguments]
