@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flagscale.errors import UserError
-from flagscale_testing.conversion import same
+from flagscale_testing.conversion import same, tensors_of
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.hf_config import read_config
 
@@ -109,6 +109,24 @@ def test_the_special_tokens_of_the_tokenizer_are_kept(
     assert ids == {"bos_token_id": 100, "eos_token_id": 0, "pad_token_id": 0}
     assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == ids
     assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_are_refused_with_the_way_out(published: Path, tmp_path: Path) -> None:
+    """BAAI's older folders hold nothing else; the class of Llama opens them without BAAI's code."""
+    import torch
+    import transformers
+
+    torch.save(tensors_of(published), published / "pytorch_model.bin")
+    (published / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        convert(published, tmp_path / "megatron")
+    assert "transformers.LlamaForCausalLM.from_pretrained(FOLDER" in str(caught.value)
+    opened = transformers.LlamaForCausalLM.from_pretrained(published, dtype="auto")
+    opened.save_pretrained(tmp_path / "again")
+    convert(tmp_path / "again", tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back", family="aquila")
+    assert same(tmp_path, tmp_path / "back")
     assert not (tmp_path / "ran").exists()
 
 

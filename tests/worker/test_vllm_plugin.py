@@ -51,6 +51,7 @@ def test_vllm_finds_our_plugin_and_loads_aquila(tmp_path: Path) -> None:
         "from vllm.transformers_utils.config import get_config\n"
         "from vllm import ModelRegistry\n"
         "config = get_config(sys.argv[1], trust_remote_code=False)\n"
+        "import pickle; pickle.dumps(config)\n"  # an engine sends it to its processes
         "print(type(config).__name__, config.hidden_size, *config.architectures)\n"
         "print('AquilaForCausalLM' in ModelRegistry.get_supported_archs())\n"
     )

@@ -40,7 +40,7 @@ class HuggingFaceSource:
         self.folder = folder
         config = read_json(folder / CONFIG)
         self.model: Model = read_config(config, str(folder / CONFIG), family)
-        self._stored = _stored_tensors(folder, config)
+        self._stored = _stored_tensors(folder, config, registry.load(self.model.family).class_name)
         self.notices: tuple[str, ...] = ()
         output, embedding = _tied_names(self.model)
         stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
@@ -67,11 +67,15 @@ class HuggingFaceSource:
             return tensor
 
 
-def _stored_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, Stored]:
+def _stored_tensors(folder: Path, config: Mapping[str, Any], class_name: str) -> dict[str, Stored]:
     stored, problems = weights_of(folder, config)
     if not stored and not problems:
-        what = f"{folder}: its weights are not in safetensors"
-        problems = [f"{what}; open the model with transformers and save it with `save_pretrained`"]
+        again = (
+            f'transformers.{class_name}.from_pretrained(FOLDER, dtype="auto").save_pretrained(OTHER_FOLDER)'
+        )
+        raise UserError(
+            [Problem("its weights are not in safetensors", str(folder), f"save it again: {again}")]
+        )
     if problems:
         raise UserError(Problem(what) for what in problems)
     return stored

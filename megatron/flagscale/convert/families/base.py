@@ -124,6 +124,12 @@ class Family:
         return {self.architecture: self.model_type, **self.other_forms}
 
     @property
+    def class_name(self) -> str:
+        """The first of its forms that is a class of transformers; an auto class if there is none."""
+        known = (name for name, model_type in self.forms.items() if class_defaults(model_type))
+        return next(known, "AutoModelForCausalLM")
+
+    @property
     def class_defaults(self) -> Mapping[str, Any]:
         """The value of each key that `config.json` lacks."""
         return {**class_defaults(self.model_type), **self.defaults}
