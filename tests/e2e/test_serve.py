@@ -159,6 +159,8 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     logs = run("logs").stdout
     assert "Resolved architecture" in logs
     assert "present in the request but ignored: {'max_new_tokens'}" in logs
+    assert "POST /v1/completions" in logs
+    assert [line for line in logs.splitlines() if "GET /health" in line or "GET /metrics" in line] == []
     again = run("run")
     assert again.returncode == 1
     assert "a job is still running" in again.stderr

@@ -6,8 +6,13 @@ The command `vllm` itself needs the metadata of a distribution called `vllm`, wh
 
 from __future__ import annotations
 
+import argparse
+
 from vllm_flagscale.ignored_fields import MIDDLEWARE
 from vllm_flagscale.seeds import survive_seeds
+
+_POLLED = "/health,/metrics"
+"""What FlagScale and the router ask every second or two: these lines would hide all others in the log."""
 
 
 def main() -> None:
@@ -21,9 +26,16 @@ def main() -> None:
     arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
     survive_seeds(arguments)
     arguments.middleware = [*arguments.middleware, MIDDLEWARE]
+    leave_out_polling(arguments)
     command = ServeSubcommand()
     command.validate(arguments)
     command.cmd(arguments)
+
+
+def leave_out_polling(arguments: argparse.Namespace) -> None:
+    """Leave the requests that ask for health and load out of the log, unless the user names other paths."""
+    if arguments.disable_access_log_for_endpoints is None:
+        arguments.disable_access_log_for_endpoints = _POLLED
 
 
 if __name__ == "__main__":  # vLLM starts processes that import this module again
