@@ -88,10 +88,13 @@ def phase_of_running(
     plan: LaunchPlan, services: Sequence[HostedService]
 ) -> Literal["starting", "running", "stopping"]:
     """Return the phase of a job whose hosts are running: starting until all servers have answered, stopping
-    once a service has failed (and its host has not reported that yet), unless others go on without it.
+    once a service has failed, unless others go on without it, or was stopped (and its host has not reported
+    that yet).
     """
     states = [state for _, state in services]
-    if any(state.phase == "failed" and not is_given_up(state) for state in states):
+    if any(
+        state.phase == "stopped" or (state.phase == "failed" and not is_given_up(state)) for state in states
+    ):
         return "stopping"
     answered = sum(state.phase in ("ready", "unhealthy", "restarting", "failed") for state in states)
     return "starting" if answered < sum(bool(one.url) for one in plan.services) else "running"

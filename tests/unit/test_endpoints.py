@@ -97,6 +97,8 @@ def test_a_restart_is_shown_with_its_number_and_its_reason() -> None:
         (["unhealthy", "restarting", "failed"], "running"),
         (["failed", "ready", "ready"], "stopping"),
         (["ready", "ready", "failed while it loaded"], "stopping"),
+        (["stopped", "failed", "failed"], "stopping"),
+        (["stopped", "ready", "ready"], "stopping"),
     ],
 )
 def test_a_job_runs_on_without_an_instance(plan: LaunchPlan, phases: list[Any], together: str) -> None:
