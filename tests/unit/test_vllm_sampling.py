@@ -181,6 +181,18 @@ def test_an_override_that_would_refuse_requests_is_refused() -> None:
     ]
 
 
+def test_keys_of_an_override_that_vllm_ignores_are_reported() -> None:
+    given = {"temperatur": 1, "max_tokens": 5, "eos_token_id": 3, "attn_temperature_tuning": True, "top_k": 2}
+    values = {**DEFAULTS, "model": "hub/name", "override_generation_config": json.dumps(given)}
+    assert [*generation_violations(values)] == [
+        ("override_generation_config", "vLLM would ignore `temperatur`; did you mean `temperature`?"),
+        ("override_generation_config", "vLLM would ignore `max_tokens`; did you mean `max_new_tokens`?"),
+    ]
+    ((dest, what),) = generation_remarks(values)
+    assert dest == "override_generation_config"
+    assert what.startswith("vLLM ignores `eos_token_id`; it takes repetition_penalty, ")
+
+
 def test_a_missing_generation_config_is_refused(tmp_path: Path) -> None:
     for source, count in (("./absent", 1), (str(tmp_path), 1), ("vllm", 0), ("auto", 0), ("hub/name", 0)):
         found = [*generation_violations({**DEFAULTS, "model": "hub/name", "generation_config": source})]

@@ -9,7 +9,7 @@ from typing import Any
 
 from flagscale.engines.vllm.rules import mapping_of
 from flagscale.engines.vllm.sampling import field_violations
-from flagscale.errors import Violation
+from flagscale.errors import Violation, closest
 
 FILE = "generation_config.json"
 _OVERRIDE = "override_generation_config"
@@ -21,6 +21,8 @@ _TAKEN = {
     "max_new_tokens": "max_tokens",
 }
 """The keys that vLLM 0.32 takes (`ModelConfig.get_diff_sampling_param`) -> the field, if of another name."""
+_OF_A_MODEL = ("attn_temperature_tuning",)
+"""Keys that the code of a single model reads: Llama 4."""
 
 
 def generation_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,12 +46,18 @@ def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     given = mapping_of(values[_OVERRIDE])
     for _, what in field_violations({_TAKEN[key] or key: given[key] for key in _TAKEN if key in given}):
         yield _OVERRIDE, f"{what}: vLLM would refuse every request without a value of its own"
+    for key, meant in _ignored(given).items():
+        if meant:
+            yield _OVERRIDE, f"vLLM would ignore `{key}`; did you mean `{meant}`?"
 
 
 def generation_remarks(
     values: Mapping[str, Any], sampling: Mapping[str, Any] | None = None
 ) -> Iterator[Violation]:
     """Yield which values of the folder apply to a server's requests; with `sampling`, to a batch with it."""
+    for key, meant in _ignored(mapping_of(values[_OVERRIDE])).items():
+        if not meant:
+            yield _OVERRIDE, f"vLLM ignores `{key}`; it takes {', '.join(_TAKEN)}"
     given = {key for key, value in (sampling or {}).items() if value is not None}
     given |= {_TAKEN.get(key) or key for key in mapping_of(values[_OVERRIDE])}
     taken = {
@@ -69,6 +77,13 @@ def generation_remarks(
     if sampling is None:
         for _, what in field_violations(taken):
             yield "model", f"{what} ({file}): vLLM will refuse requests without a value of their own"
+
+
+def _ignored(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of an override that vLLM ignores, with the key that is meant; "" if that is unknown."""
+    fields = {field: key for key, field in _TAKEN.items() if field}
+    ignored = [key for key in map(str, given) if key not in _TAKEN and key not in _OF_A_MODEL]
+    return {key: fields.get(key) or closest(key, _TAKEN) or "" for key in ignored}
 
 
 def _of_folder(values: Mapping[str, Any]) -> dict[str, Any]:
