@@ -200,6 +200,22 @@ def test_what_is_not_understood_is_refused(family: str, changes: dict[str, Any],
     assert message in refusal(small(family, **changes))
 
 
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("qwen3", "num_attention_heads"),
+        ("qwen3", "num_key_value_heads"),
+        ("qwen3", "num_hidden_layers"),
+        ("llama", "hidden_size"),
+        ("mixtral", "num_local_experts"),
+    ],
+)
+def test_no_other_mistake_follows_from_a_wrong_size(family: str, key: str) -> None:
+    config = small(family, **({"layer_types": ["full_attention"] * 2} if family == "qwen3" else {}))
+    message = refusal({**config, "head_dim": None, key: "4"})
+    assert message == f"- config.json: `{key}` is '4', not a positive whole number"
+
+
 def test_surplus_keys_are_all_reported_at_once() -> None:
     message = refusal(small("llama", logit_scale=0.5, num_experts=8, rope_theta=None))
     assert [name for name in ("logit_scale", "num_experts", "rope_theta") if f"`{name}` is" in message]

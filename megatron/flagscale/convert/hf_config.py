@@ -47,8 +47,8 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
     for name in fixed.keys() - {one.key for one in found.settings}:
         if not same(values.get(name, fixed[name]), fixed[name]):
             report(f"`{name}` is {short(values[name])}; only {fixed[name]!r} is supported")
-    known = _sizes(values, found, report)
-    if known["heads"] % known["groups"]:
+    known, unknown = _sizes(values, found, report)
+    if not unknown & {"heads", "groups"} and known["heads"] % known["groups"]:
         assumed = "" if found.keys.get("groups") in config else ", the default if the number is missing"
         report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups{assumed}")
     tied = values.get("tie_word_embeddings", False)
@@ -69,7 +69,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
     if model.layers * max(model.experts, 1) > _MOST_MLPS:
         report(f"`{found.keys['layers']}` is {model.layers}, more than any model has")
     for key, check in found.checks.items():
-        if what := check(values.get(key), model):
+        if not unknown and (what := check(values.get(key), model)):
             report(f"`{key}` is {short(values.get(key))}; {what}")
     problems += surplus_keys(config, found, where)
     if problems:
@@ -115,8 +115,10 @@ def _value(values: Mapping[str, Any], family: Family, field: str, known: Mapping
     return derived[field](known) if value is None and field in derived else value
 
 
-def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> dict[str, int]:
+def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> tuple[dict[str, int], set[str]]:
+    """Return the sizes, and the fields of those that are wrong: they are 1, and no other mistake follows."""
     known: dict[str, int] = {}
+    unknown: set[str] = set()
     for field in _SIZES:
         if field in ("experts", "topk") and not family.has_experts:
             continue
@@ -124,13 +126,16 @@ def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> dict[st
         if type(value) is not int or not 0 < value < 2**31:
             report(_wrong(family.keys[field], value, "a positive whole number"))
             value = 1
+            unknown.add(field)
         known[field] = value
     hidden, heads = known["hidden"], known["heads"]
-    if values.get(family.keys.get("head_dim", "")) is None and hidden % heads:
+    is_split = values.get(family.keys.get("head_dim", "")) is None
+    if is_split and not unknown & {"hidden", "heads"} and hidden % heads:
         report(f"`{family.keys['hidden']}` {hidden} cannot be divided into {heads} attention heads")
-    if family.has_experts and known["topk"] > known["experts"]:
+    has_both = family.has_experts and not unknown & {"topk", "experts"}
+    if has_both and known["topk"] > known["experts"]:
         report(f"`{family.keys['topk']}` is {known['topk']}, but there are {known['experts']} experts")
-    return known
+    return known, unknown
 
 
 def _wrong(key: str, value: Any, expected: str) -> str:
