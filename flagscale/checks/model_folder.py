@@ -56,6 +56,10 @@ def problems(folder: Path, *, load_format: str = "auto", tokenizer: bool = True)
     if not os.path.isdir(folder):
         yield f"{folder}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
         return
+    if not os.path.exists(folder / "config.json") and (checkpoints := _checkpoints_in(folder)):
+        what = f"{checkpoints}: Megatron checkpoints, which an engine for inference cannot read; convert them"
+        yield f"{what}: tools/checkpoint/convert.py --load {checkpoints} --save FOLDER"
+        return
     config: Mapping[str, Any] = {}
     try:
         config = read_config(folder)
@@ -66,6 +70,11 @@ def problems(folder: Path, *, load_format: str = "auto", tokenizer: bool = True)
         yield from _weights(folder, config, load_format)
     if tokenizer and not any(os.path.isfile(folder / name) for name in _TOKENIZERS):
         yield f"{folder}: contains no tokenizer (no {_TOKENIZERS[0]}); name one with `tokenizer`"
+
+
+def _checkpoints_in(folder: Path) -> Path | None:
+    """Return the folder of Megatron's checkpoints that a folder is or, as a run directory, holds."""
+    return next((one for one in (folder, folder / "checkpoints") if any(one.glob("iter_*"))), None)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

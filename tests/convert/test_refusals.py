@@ -189,7 +189,10 @@ def test_a_tensor_missing_from_a_checkpoint_is_reported(copy: Copy) -> None:
 
 
 def test_a_missing_iteration_is_reported(copy: Copy) -> None:
-    assert "no checkpoint of iteration 7 found" in refused(copy(MODEL, "megatron"), iteration=7)
+    folder = copy(MODEL, "megatron")
+    assert "no checkpoint of iteration 7 found" in refused(folder, iteration=7)
+    (folder / "iter_0000003").mkdir()
+    assert "no checkpoint of iteration 7 found; there are 3" in refused(folder, iteration=7)
 
 
 def test_more_tokens_than_rows_are_refused(copy: Copy) -> None:
@@ -202,6 +205,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     assert "no such folder" in refused(source)
     source.mkdir()
     assert "neither a Hugging Face folder (config.json) nor a Megatron checkpoint" in refused(source)
+    (source / "checkpoints" / "iter_0000003").mkdir(parents=True)
+    assert f"a run directory, whose checkpoints are in {source / 'checkpoints'}" in refused(source)
     (source / TRACKER).write_text("3")
     assert "no checkpoint found" in refused(source)
 

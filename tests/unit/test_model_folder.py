@@ -24,6 +24,11 @@ def test_missing_files_are_reported_at_once(tmp_path: Path) -> None:
     assert "no config.json" in reported
     assert "contains no weights" in reported
     assert "contains no tokenizer" in reported
+    (tmp_path / "run" / "checkpoints" / "iter_0000010").mkdir(parents=True)
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+        (what,) = problems(folder)
+        assert what.startswith(f"{tmp_path / 'run' / 'checkpoints'}: Megatron checkpoints")
+        assert "convert.py --load" in what
     assert list(problems(tmp_path / "m", load_format="dummy", tokenizer=False)) == [
         f"{tmp_path / 'm'}: not a model folder (no config.json)"
     ]

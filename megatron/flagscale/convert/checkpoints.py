@@ -42,11 +42,13 @@ def find_checkpoint(folder: Path, iteration: int | None = None) -> Path:
     elif iteration is None and tracked(folder) == RELEASE:
         chosen, fault = folder / RELEASE, fault_of(folder / RELEASE)
     else:
-        found = [one for one in candidates(folder) if iteration in (None, one.iteration)]
+        stored = [*candidates(folder)]
+        found = [one for one in stored if iteration in (None, one.iteration)]
         usable = [one for one in found if one.usable]
         if not found:
             which = "" if iteration is None else f" of iteration {iteration}"
-            raise UserError(f"{folder}: no checkpoint{which} found")
+            others = f"; there are {', '.join(str(one.iteration) for one in stored)}" if stored else ""
+            raise UserError(f"{folder}: no checkpoint{which} found{others}")
         if iteration is None and usable:
             return usable[0].path
         chosen, fault = found[0].path, found[0].fault

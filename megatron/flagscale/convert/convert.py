@@ -15,6 +15,7 @@ import yaml
 
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.run.rundir import RunDir
 from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
@@ -154,7 +155,10 @@ def format_of(folder: Path) -> str:
         return HUGGINGFACE
     if is_checkpoint(folder):
         return MEGATRON
-    raise UserError(f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a Megatron checkpoint")
+    what = f"{folder}: neither a Hugging Face folder ({CONFIG}) nor a Megatron checkpoint"
+    below = RunDir(folder).checkpoints
+    hint = f"it is a run directory, whose checkpoints are in {below}" if is_checkpoint(below) else ""
+    raise UserError([Problem(what, hint=hint)])
 
 
 def _open_huggingface(
