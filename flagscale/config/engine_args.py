@@ -127,8 +127,11 @@ def render(
     problems: list[Problem],
     *,
     may_have_others: bool = False,
+    own: Iterable[str] = (),
 ) -> EngineArguments:
     """Return flat keys as argv; add unknown names and wrong types, choices and ranges to `problems`.
+
+    `own` names FlagScale's keys beside the engine's, because a misspelt name can mean one of them.
 
     With `may_have_others`, because a program could not be read, only those unknown names are problems that
     are close to an argument of the catalog.
@@ -141,6 +144,7 @@ def render(
     misspelt: dict[str, Option] = {}
     empty: dict[str, str] = {}
     is_complete = True
+    names = {*catalog.by_name, *own}
     for flat_key in flat_keys:
         option = catalog.by_name.get(flat_key.name)
         if flat_key.value is Unknown.VALUE:
@@ -151,11 +155,11 @@ def render(
                 paths.setdefault(option.dest, flat_key.path)
             continue
         if option is None:
-            if meant := catalog.by_name.get(closest(flat_key.name, catalog.by_name) or ""):
+            if meant := catalog.by_name.get(closest(flat_key.name, names) or ""):
                 misspelt[meant.dest] = meant
             elif may_have_others:
                 continue
-            problems.append(_unknown(flat_key, catalog, source_map.where(flat_key.path)))
+            problems.append(_unknown(flat_key, catalog, names, source_map.where(flat_key.path)))
             continue
         if flat_key.value is None:
             empty.setdefault(option.dest, flat_key.path)
@@ -206,8 +210,8 @@ def _as_written(flat_key: FlatKey, source_map: SourceMap, texts: dict[str, str])
     return replace(flat_key, value=as_written(value, flat_key.path))
 
 
-def _unknown(flat_key: FlatKey, catalog: Catalog, where: str) -> Problem:
-    hints = [nearest(flat_key.name, catalog.by_name)]
+def _unknown(flat_key: FlatKey, catalog: Catalog, names: Iterable[str], where: str) -> Problem:
+    hints = [nearest(flat_key.name, names)]
     if catalog.program and not hints[0]:
         hints.append(f"`add_arguments(parser)` in `{catalog.program}` can add it")
     if flat_key.value is None:

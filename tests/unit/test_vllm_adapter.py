@@ -212,6 +212,13 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"instances": 0}, "at least 1"),
         ({"instances": True}, "at least 1"),
         ({"tensor_parallel_size": 2}, "needs 2 devices; free: localhost 1"),
+        (
+            {"instances": 2},
+            "need 2 devices in all, and there is 1 slot: one model needs 1 device; free: localhost 0",
+        ),
+        ({"instance": 2}, "did you mean `instances`?"),
+        ({"endpoints": False}, "did you mean `endpoint`?"),
+        ({"api_key_fil": "k"}, "did you mean `api_key_file`?"),
         ({"tensor_parallel_size": 3}, "the model's 4 attention heads cannot be divided evenly by 3"),
         ({"pipeline_parallel_size": 3}, "the model has only 2 layers for 3 pipeline stages"),
         (
@@ -237,6 +244,16 @@ def test_wrong_servers(
 ) -> None:
     hosts = (Host(0, "localhost", 3, "cpu"),) if "models" in change else ONE
     assert reported in refused("serve", {"model": model, **change}, hosts)
+
+
+def test_ports_and_devices_are_judged_beside_other_mistakes(refused: Callable[..., str], model: str) -> None:
+    wrong = {"model": model, "port": 70000, "instances": 2, "dtype": "float23", "max_model_len": 512}
+    found = refused("serve", wrong)
+    for what in ("float23", "512", "need 2 devices"):
+        assert what in found
+    assert "port 70000" in refused("serve", {**wrong, "instances": 1})
+    unsure = refused("serve", {**wrong, "port": "many", "tensor_paralel_size": 2})
+    assert "need 2 devices" not in unsure
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ REFUSED: Mapping[str, str] = {
     "grpc": "only HTTP servers are started",
     "uds": "only HTTP servers with a port are started",
 }
-_DEGREES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+DEGREES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 
 
 def flat(
@@ -113,7 +113,7 @@ def _read_key(path: str) -> str:
 
 def devices_of(values: Mapping[str, Any]) -> int:
     """Return how many devices one data parallel rank of an engine uses."""
-    return prod(int(values[name]) for name in _DEGREES)
+    return prod(int(values[name]) for name in DEGREES)
 
 
 _PATHS = ("chat_template", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")

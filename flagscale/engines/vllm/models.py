@@ -20,6 +20,8 @@ from flagscale.values import Service, address_of
 LOOPBACK = "127.0.0.1"
 _FIRST_PORT = 8000
 _OPEN_HOSTS = ("0.0.0.0", "::", "")
+_OWN = ("models", "instances", "endpoint", KEY_FILE)
+"""The keys of a `serve` group that are not vLLM's."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _model(
     defaults = {"host": LOOPBACK, **({"served_model_name": name} if name else {})}
     given = {flat_key.name for flat_key in kept if flat_key.value is not None}
     kept += [FlatKey(key, value, f"{path}.{key}") for key, value in defaults.items() if key not in given]
-    arguments = render(kept, catalog, source_map, problems)
+    arguments = render(kept, catalog, source_map, problems, own=_OWN)
     return Model(name, path, arguments, instances, has_endpoint=endpoint and instances > 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flagscale.formats import count
 from flagscale.values import Host
 
 
@@ -41,7 +42,7 @@ def place_instances(sizes: Sequence[Size], hosts: Sequence[Host]) -> list[tuple[
         parts = _on_one(size, hosts, used) or _on_several(size, hosts, used)
         if not parts:
             left = ", ".join(f"{host.name} {host.slots - used[host.rank]}" for host in hosts)
-            raise ValueError(f"needs {size.devices} devices; free: {left}")
+            raise ValueError(f"needs {count(size.devices, 'device')}; free: {left}")
         for part in parts:
             used[part.host.rank] += part.devices
         placed.append(parts)
@@ -61,10 +62,10 @@ def _on_several(size: Size, hosts: Sequence[Host], used: dict[int, int]) -> tupl
     vLLM divides the processes of tensor and pipeline parallelism into equal blocks per host, or gives each
     host whole data parallel ranks.
     """
-    for count in range(2, len(hosts) + 1):
-        share, rest = divmod(size.devices, count)
+    for parts in range(2, len(hosts) + 1):
+        share, rest = divmod(size.devices, parts)
         is_whole = share % size.tensor_pipeline == 0 or size.data == 1
         room = [host for host in hosts if host.slots - used[host.rank] >= share]
-        if not rest and is_whole and len(room) >= count:
-            return tuple(Part(host, used[host.rank], share) for host in room[:count])
+        if not rest and is_whole and len(room) >= parts:
+            return tuple(Part(host, used[host.rank], share) for host in room[:parts])
     return ()

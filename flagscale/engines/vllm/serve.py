@@ -13,12 +13,13 @@ from flagscale.checks.model_folder import inputs_of
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm import endpoint
-from flagscale.engines.vllm.arguments import broken_rules, devices_of, remarks
+from flagscale.engines.vllm.arguments import DEGREES, broken_rules, devices_of, remarks
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.models import Instance, Model, read_models, served_name, services_of
 from flagscale.engines.vllm.placement import Size, place_instances
 from flagscale.errors import Problem
+from flagscale.formats import count as count_of
 from flagscale.values import LOCAL_NAMES, Host, Job, Role, Service
 
 SERVER = "vllm_flagscale.server"
@@ -56,7 +57,7 @@ def job(
     for model in models:
         found = [*broken_rules(model.arguments, on_host, any_length), *endpoint.violations(model)]
         problems += [Problem(what, where(model, dest)) for dest, what in found]
-    if problems:
+    if not all(_can_be_placed(model) for model in models):
         return None
     served = _placed(models, hosts, experiment, source_map, problems)
     stop_grace = experiment.runner.stop_grace or STOP_GRACE
@@ -93,6 +94,14 @@ def job(
         texts={path: text for model in models for path, text in model.arguments.texts.items()},
         notices=(*notices, *_notices(served, hosts, experiment, secrets)),
     )
+
+
+_PLACING = {"port", "data_parallel_size", *DEGREES}
+
+
+def _can_be_placed(model: Model) -> bool:
+    """Return whether the arguments that decide about devices and ports are known, whatever else is wrong."""
+    return model.arguments.is_complete and not _PLACING & model.arguments.unknown.keys()
 
 
 @dataclass(frozen=True)
@@ -134,12 +143,14 @@ def _placed(
     try:
         places = place_instances(sizes, hosts)
     except ValueError as error:
-        what = f"the models do not fit on the hosts: one {error}"
-        hint = "lower the degrees or `instances`; slots: experiment.runner.nproc_per_node, hostfile"
+        needed, slots = sum(size.devices for size in sizes), sum(host.slots for host in hosts)
+        free = f"there {'is' if slots == 1 else 'are'} {count_of(slots, 'slot')}"
+        what = f"the models need {count_of(needed, 'device')} in all, and {free}: one model {error}"
+        hint = "lower `instances` or the degrees; slots: experiment.runner.nproc_per_node, hostfile"
         problems.append(Problem(what, source_map.where("serve"), hint))
         return []
     idle = {host.rank for host in hosts} - {part.host.rank for parts in places for part in parts}
-    if idle:
+    if idle and not problems:  # a model that could not be read may be meant for them
         what = f"no model runs on {', '.join(host.name for host in hosts if host.rank in idle)}"
         problems.append(Problem(what, source_map.where("experiment.runner.nnodes"), "lower it"))
     inner = count(experiment.runner.master_port or _INNER_PORT, _PORTS_APART)
