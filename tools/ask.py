@@ -3,23 +3,33 @@
 If the server requires an API key, it is read from the environment variable VLLM_API_KEY.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flagscale.errors import UserError
+from flagscale.errors import Problem, UserError
 from tools.command import run
+
+if TYPE_CHECKING:
+    import openai
+
+_DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("prompt")
     parser.add_argument(
-        "--url", default="http://127.0.0.1:8000/v1", help="URL of the server (default: %(default)s)"
+        "--url", type=_url, default=_DEFAULT_URL, help="URL of the server (default: %(default)s)"
     )
     parser.add_argument("--model", help="name of the model on the server (default: its first model)")
     parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message")
@@ -34,9 +44,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Print the answer as it arrives."""
+    import httpx
     import openai
 
     arguments = _parser().parse_args()
+    begun = False
     client = openai.OpenAI(base_url=arguments.url, api_key=os.environ.get("VLLM_API_KEY") or "none")
     try:
         model = arguments.model or client.models.list().data[0].id
@@ -44,19 +56,47 @@ def main() -> int:
         if arguments.chat:
             messages = [{"role": "user", "content": arguments.prompt}]
             for chunk in client.chat.completions.create(model=model, messages=messages, **settings):
+                begun = True
                 print(chunk.choices[0].delta.content or "", end="", flush=True)
         else:
+            answer = client.completions.create(model=model, prompt=arguments.prompt, **settings)
             print(arguments.prompt, end="")
-            for chunk in client.completions.create(model=model, prompt=arguments.prompt, **settings):
+            for chunk in answer:
+                begun = True
                 print(chunk.choices[0].text, end="", flush=True)
-    except openai.APIConnectionError:
-        raise UserError(
-            f"no server answers at {arguments.url} (action=query prints the server's address)"
-        ) from None
     except openai.APIStatusError as error:
-        raise UserError(f"the server refused the request: {error.message}") from None
+        problem = Problem(
+            f"the server refused the request: {error.message}", hint=_hint(error, arguments.url)
+        )
+        raise UserError([problem]) from None
+    except (openai.APIConnectionError, httpx.TransportError):
+        if begun:
+            print()
+            raise UserError("the answer is not complete: the server ended the connection") from None
+        what = f"no server answers at {arguments.url} (action=query prints the server's address)"
+        raise UserError(what) from None
+    except openai.APIError as error:
+        print()
+        raise UserError(f"the server ended the answer: {error.message}") from None
     print()
     return 0
+
+
+def _hint(error: openai.APIStatusError, url: str) -> str:
+    """Return how to fix what the server refused; "" if its message says that."""
+    if error.status_code == HTTPStatus.UNAUTHORIZED:
+        return "it requires the key in the environment variable VLLM_API_KEY"
+    base = url.rstrip("/")
+    if error.status_code == HTTPStatus.NOT_FOUND and not base.endswith("/v1"):
+        root = "{0.scheme}://{0.netloc}".format(urlsplit(base))
+        return f"the address of the API ends in /v1: --url {root}/v1"
+    return ""
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a URL; write it like {_DEFAULT_URL}")
+    return text
 
 
 if __name__ == "__main__":

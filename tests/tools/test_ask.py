@@ -19,9 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server(BaseHTTPRequestHandler):
-    """A server with one model, which requires an API key."""
+    """A server with one model, which requires an API key. The prompt decides how its answer ends."""
+
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            self._send({"detail": "Not Found"}, 404)
+            return
         self._send({"object": "list", "data": [{"id": "aquila", "object": "model"}]})
 
     def do_POST(self) -> None:
@@ -33,14 +38,24 @@ class Server(BaseHTTPRequestHandler):
         lines = [f"data: {json.dumps({'choices': [{'index': 0, 'text': piece}]})}\n\n" for piece in pieces]
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.wfile.write("".join([*lines, "data: [DONE]\n\n"]).encode())
+        if asked["prompt"] == "broken":
+            lines.append(f"data: {json.dumps({'error': {'message': 'EngineCore encountered an issue'}})}\n\n")
+        lines += [] if asked["prompt"] == "cut" else ["data: [DONE]\n\n"]
+        for line in lines:
+            self.wfile.write(f"{len(line):x}\r\n{line}\r\n".encode())
+        if asked["prompt"] != "cut":
+            self.wfile.write(b"0\r\n\r\n")
 
     def _send(self, body: object, code: int = 200) -> None:
+        text = json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write(text)
 
     def log_message(self, *words: object) -> None:
         pass
@@ -73,7 +88,29 @@ def test_a_wrong_key_and_a_missing_server_are_reported(url: str) -> None:
     refused = ask("hello", "--url", url, VLLM_API_KEY="wrong")
     assert refused.returncode == 2
     assert "the server refused the request" in refused.stderr
+    assert "it requires the key in the environment variable VLLM_API_KEY" in refused.stderr
     assert "Traceback" not in refused.stderr
     absent = ask("hello", "--url", "http://127.0.0.1:1/v1")
     assert absent.returncode == 2
     assert "no server answers at http://127.0.0.1:1/v1" in absent.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reported"),
+    [
+        ("cut", "the answer is not complete: the server ended the connection"),
+        ("broken", "the server ended the answer: EngineCore encountered an issue"),
+    ],
+)
+def test_an_answer_that_is_not_complete_is_reported(url: str, prompt: str, reported: str) -> None:
+    done = ask(prompt, "--url", url, VLLM_API_KEY="key")
+    assert (done.returncode, done.stdout) == (2, f"{prompt} aquila 64\n")
+    assert done.stderr.startswith(f"error: {reported}")
+
+
+def test_a_wrong_url_gets_a_hint(url: str) -> None:
+    base = url.removesuffix("/v1")
+    for wrong in (base, f"{base}/v2"):
+        assert f"the address of the API ends in /v1: --url {base}/v1" in ask("hello", "--url", wrong).stderr
+    bare = ask("hello", "--url", url.removeprefix("http://"))
+    assert (bare.returncode, "write it like http://127.0.0.1:8000/v1" in bare.stderr) == (2, True)
