@@ -182,7 +182,7 @@ def test_an_override_that_would_refuse_requests_is_refused() -> None:
 
 
 def test_keys_of_an_override_that_vllm_ignores_are_reported() -> None:
-    given = {"temperatur": 1, "max_tokens": 5, "eos_token_id": 3, "attn_temperature_tuning": True, "top_k": 2}
+    given = {"temperatur": 1, "max_tokens": 5, "stop": ["a"], "attn_temperature_tuning": True, "top_k": 2}
     values = {**DEFAULTS, "model": "hub/name", "override_generation_config": json.dumps(given)}
     assert [*generation_violations(values)] == [
         ("override_generation_config", "vLLM would ignore `temperatur`; did you mean `temperature`?"),
@@ -190,7 +190,7 @@ def test_keys_of_an_override_that_vllm_ignores_are_reported() -> None:
     ]
     ((dest, what),) = generation_remarks(values)
     assert dest == "override_generation_config"
-    assert what.startswith("vLLM ignores `eos_token_id`; it takes repetition_penalty, ")
+    assert what.startswith("vLLM ignores `stop`; it takes repetition_penalty, ")
 
 
 def test_a_missing_generation_config_is_refused(tmp_path: Path) -> None:

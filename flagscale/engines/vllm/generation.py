@@ -9,7 +9,7 @@ from typing import Any
 
 from flagscale.engines.vllm.rules import mapping_of
 from flagscale.engines.vllm.sampling import field_violations
-from flagscale.errors import Violation, closest
+from flagscale.errors import Violation
 
 FILE = "generation_config.json"
 _OVERRIDE = "override_generation_config"
@@ -81,9 +81,12 @@ def generation_remarks(
 
 def _ignored(given: Mapping[str, Any]) -> dict[str, str]:
     """Return the keys of an override that vLLM ignores, with the key that is meant; "" if that is unknown."""
+    from difflib import get_close_matches  # imported here, because nearly every start has no use for it
+
     fields = {field: key for key, field in _TAKEN.items() if field}
     ignored = [key for key in map(str, given) if key not in _TAKEN and key not in _OF_A_MODEL]
-    return {key: fields.get(key) or closest(key, _TAKEN) or "" for key in ignored}
+    # Nearly equal: valid keys of requests, such as `stop`, resemble others.
+    return {key: fields.get(key) or "".join(get_close_matches(key, _TAKEN, 1, 0.8)) for key in ignored}
 
 
 def _of_folder(values: Mapping[str, Any]) -> dict[str, Any]:

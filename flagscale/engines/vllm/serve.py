@@ -59,6 +59,9 @@ def job(
         problems += [Problem(what, where(model, dest)) for dest, what in found]
     if not all(_can_be_placed(model) for model in models):
         return None
+    for model, ports in zip(models, endpoint.ports_of(models), strict=True):
+        if wrong := [port for port in ports if not 1 <= port <= 65535]:
+            problems.append(Problem(f"port {wrong[0]} must be between 1 and 65535", where(model, "port")))
     served = _placed(models, hosts, experiment, source_map, problems)
     stop_grace = experiment.runner.stop_grace or STOP_GRACE
     services: dict[int, list[Service]] = defaultdict(list)
@@ -175,9 +178,7 @@ def _service_problems(served: list[_Served], source_map: SourceMap) -> Iterator[
     for one in served:
         where = source_map.where(one.model.arguments.paths.get("port", f"{one.model.path}.port"))
         for name, rank, port, _ in one.listeners():
-            if not 1 <= port <= 65535:
-                yield Problem(f"port {port} must be between 1 and 65535", where)
-            elif (rank, port) in used:
+            if (rank, port) in used:
                 yield Problem(f"port {port} of `{name}` is also used by `{used[rank, port]}`", where)
             used[rank, port] = name
             if name in names:
