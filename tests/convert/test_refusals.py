@@ -70,6 +70,19 @@ def test_all_differences_are_reported_at_once(copy: Copy) -> None:
     assert refused(folder).count("\n") == 2
 
 
+def test_layers_of_the_same_wrong_shape_are_one_mistake_that_names_missing_sizes(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_key_value_heads"]
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 8}))
+    message = refused(folder)
+    others = config["num_hidden_layers"] - 1
+    for name in ("gate_proj", "up_proj", "down_proj", "k_proj", "v_proj"):
+        assert message.count(f"{name}.weight (and {others} like it) has shape [") == 1
+    assumed = f"`num_key_value_heads` {config['num_attention_heads']}"
+    assert message.count(f"does not give these sizes, which have a default: {assumed}") == 1
+
+
 def test_integer_weights_are_refused(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))

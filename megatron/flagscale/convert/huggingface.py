@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +50,7 @@ class HuggingFaceSource:
             self.model = replace(self.model, tied=False)
             what = f"{output} differs from the embedding to which {CONFIG} ties it"
             self.notices = (f"{what}: the model is converted as not tied, as transformers and vLLM read it",)
-        problems = list(_differences(self.model, self._stored))
+        problems = list(_differences(self.model, self._stored, _assumed(self.model, config)))
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
 
@@ -87,7 +89,16 @@ def _tied_names(model: Model) -> tuple[str, str]:
     return rows[OUTPUT], rows[EMBEDDING]
 
 
-def _differences(model: Model, stored: Mapping[str, Stored]) -> Iterator[Problem]:
+def _assumed(model: Model, config: Mapping[str, Any]) -> str:
+    """Return the sizes that `config.json` lacks, and the values that count for them; "" if it lacks none."""
+    keys = registry.load(model.family).keys
+    of_shapes = ("layers", "hidden", "heads", "groups", "head_dim", "ffn", "vocab", "experts")
+    missing = [field for field in of_shapes if field in keys and config.get(keys[field]) is None]
+    shown = ", ".join(f"`{keys[field]}` {getattr(model, field)}" for field in missing)
+    return f"{CONFIG} does not give these sizes, which have a default: {shown}" if shown else ""
+
+
+def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> Iterator[Problem]:
     expected = {
         name: shape
         for entry in entries(model)
@@ -101,10 +112,16 @@ def _differences(model: Model, stored: Mapping[str, Stored]) -> Iterator[Problem
         yield Problem(f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}")
     if extra:
         yield Problem(f"{len(extra)} tensors do not belong to the family {model.family}: {_some(extra)}")
+    wrong: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[str]] = defaultdict(list)
     for name, shape in expected.items():
         if name in stored and stored[name].shape != shape:
-            yield Problem(f"{name} has shape {list(stored[name].shape)}, but {CONFIG} gives {list(shape)}")
-        elif name in stored and stored[name].dtype not in _NAMES:
+            wrong[re.sub(r"\d+", "N", name), stored[name].shape, shape].append(name)
+    for number, ((_, found, shape), names) in enumerate(wrong.items()):
+        others = f" (and {len(names) - 1} like it)" if len(names) > 1 else ""
+        what = f"{names[0]}{others} has shape {list(found)}, but {CONFIG} gives {list(shape)}"
+        yield Problem(what, hint="" if number else assumed)
+    for name, shape in expected.items():
+        if name in stored and stored[name].shape == shape and stored[name].dtype not in _NAMES:
             yield Problem(f"{name} is {stored[name].dtype}; only {', '.join(_NAMES)} are supported")
 
 
