@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, BinaryIO
 
+from flagscale.errors import UserError
 from flagscale.linux import die_with, oom_kills
 from flagscale.node import health
 from flagscale.node.devices import device_environment
@@ -25,6 +26,7 @@ from flagscale.run.failure import (
     first_exception,
     for_lack_of_memory,
     how_it_ended,
+    mistakes,
     signal_name,
 )
 from flagscale.run.logs import read_piece
@@ -142,7 +144,7 @@ class ServiceMonitor:
         self._pump.join(_LOOK)  # its last output explains its end
         code = self.code or 0
         name = signal_name(code)
-        found = None if name else first_exception(self._printed(self._searched_from, _SEARCHED))
+        found = None if name else self._cause(code)
         last = self._printed(-_SHOWN_BYTES, _SHOWN_BYTES).splitlines()[-_SHOWN_LINES:]
         how = self._why_killed or f"{how_it_ended(code)}{f': {found[0]}' if found else ''}"
         failure = Failure(
@@ -156,6 +158,15 @@ class ServiceMonitor:
         )
         ran_out = oom_kills() > self._kills and not self._why_killed
         return for_lack_of_memory(failure) if ran_out else failure
+
+    def _cause(self, code: int) -> tuple[str, str] | None:
+        """Return (the cause, more about it) as far as the service has printed it."""
+        if code == UserError.exit_code:
+            size = read_piece(self._log, 0, 0)[1]
+            said = mistakes(self._printed(max(self._searched_from, size - _SEARCHED), _SEARCHED))
+            if said:
+                return said[0], "\n".join(said[1:])
+        return first_exception(self._printed(self._searched_from, _SEARCHED))
 
     def look_at_progress(self) -> None:
         """Read the progress that a service reports in its file."""

@@ -17,6 +17,8 @@ from flagscale.run.logs import last_lines, rank_logs
 from flagscale.run.rundir import RunDir
 from flagscale.values import LaunchPlan, NodeCommand
 
+MISTAKE = "flagscale: error: "
+"""The text before each mistake of the user that a program of ours prints; it then ends with exit code 2."""
 _LAST_LINES = 20
 _MARK = re.compile(
     r"^(\(\w[\w ]* pid=\d+\) )?(?:(?:ERROR|WARNING|INFO|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?"
@@ -120,6 +122,12 @@ def _read_failure(file: Path) -> Failure | None:
 def _with_log(failure: Failure, node: NodeCommand) -> Failure:
     streams = rank_logs(node).get(failure.local_rank or 0, ())
     return replace(failure, log=str(streams[-1])) if streams else failure
+
+
+def mistakes(text: str) -> list[str]:
+    """Return the mistakes of the user that a program of ours printed."""
+    # Not only at the beginning of a line: a progress bar does not end its own.
+    return [line.partition(MISTAKE)[2].strip() for line in text.splitlines() if MISTAKE in line]
 
 
 def first_exception(text: str) -> tuple[str, str] | None:

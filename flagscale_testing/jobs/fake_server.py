@@ -6,7 +6,8 @@ Behaviours: `late:S` answers after S seconds; `raise` fails like an engine; `chi
 ignores TERM; `exit:N:S` ends with code N after S seconds; `progress:D:T` reports that D of T are done; `sick`
 is unhealthy from its second answer on; `bind:ADDRESS` listens on that address; `noisy` prints more than a
 pipe holds; `harmless` prints the traceback of an error and goes on; `raise_when_asked:N` fails at the Nth
-health check; `once:FILE` fails if FILE exists, and creates it; `drains` finishes begun requests after TERM.
+health check; `once:FILE` fails if FILE exists, and creates it; `drains` finishes begun requests after TERM;
+`mistakes:N` reports N mistakes of the user and ends.
 """
 
 import json
@@ -42,6 +43,10 @@ def main() -> None:
         done, total = map(int, behaves["progress"].split(":"))
         with open(os.environ["FLAGSCALE_PROGRESS_FILE"], "w") as file:
             json.dump({"done": done, "total": total, "tokens_per_s": 7.5}, file)
+    if "mistakes" in behaves:
+        lines = [f"flagscale: error: mistake {number}" for number in range(int(behaves["mistakes"]))]
+        print("progress: 0%", "\n".join([*lines, *["shutting down"] * 30]), flush=True)
+        sys.exit(2)
     if "exit" in behaves:
         code, seconds = behaves["exit"].split(":")
         time.sleep(float(seconds))

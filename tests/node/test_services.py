@@ -136,6 +136,15 @@ def test_the_error_of_the_engine_is_reported(services: Programs) -> None:
     assert status.exit_code == 1
 
 
+def test_the_mistakes_that_our_programs_report_are_the_cause(services: Programs) -> None:
+    job = services(["mistakes:3"]).start()
+    wait_for(lambda: current_status(job.plan).phase == "failed", 20)
+    failure = job.state().failure
+    assert failure is not None
+    assert failure.message == "`one.0` ended with exit code 2: mistake 0"
+    assert failure.traceback == "mistake 1\nmistake 2"
+
+
 def test_a_server_that_exits_with_code_0_has_failed(services: Programs) -> None:
     job = services(["exit:0:0.5"], []).start()
     wait_for(lambda: job.state().phase == "failed", 20)

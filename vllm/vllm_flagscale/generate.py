@@ -18,15 +18,23 @@ from typing import Any
 from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
+from flagscale.run.failure import MISTAKE
 from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
 
 _MISTAKE = 2
 
+_NO_TEMPLATE = (
+    "the model's tokenizer has no chat template, which `chat: true` and `messages` need: "
+    "add chat_template.jinja to its folder"
+)
+
 
 def main() -> int:
     """Generate, and return the exit code: 0 if all is done, 2 for a user's mistake."""
     from vllm import LLM, EngineArgs
+    from vllm.exceptions import VLLMClientError
+    from vllm.renderers.chat_utils import ChatTemplateResolutionError
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="vllm_flagscale.generate"))
@@ -51,11 +59,16 @@ def main() -> int:
         _print_progress(0, len(prompts), 0.0)
         engine = LLM.from_engine_args(engine_args)
         try:
-            _check_lengths(engine, prompts)
+            _check_prompts(engine, prompts)
         except ValueError as error:
             return _refused(error)
-        for record in _generated(engine, prompts, sampling, arguments):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            for record in _generated(engine, prompts, sampling, arguments):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except ChatTemplateResolutionError:
+            return _refused(ValueError(_NO_TEMPLATE))
+        except VLLMClientError as error:  # a chat that is too long, for example
+            return _refused(error)
     readable = output.with_suffix(".txt")
     write_atomic(readable, _readable(partial))
     put_in_place(partial, output)
@@ -75,7 +88,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _refused(error: Exception) -> int:
-    print("\n".join(f"flagscale: {line}" for line in str(error).splitlines()), flush=True)
+    print("\n".join(f"{MISTAKE}{line}" for line in str(error).splitlines()), flush=True)
     return _MISTAKE
 
 
@@ -94,12 +107,20 @@ def _share(prompts: Sequence[Prompt], rank: int, hosts: int) -> list[tuple[int, 
     return list(enumerate(prompts))[first:last]
 
 
-def _check_lengths(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
-    """Raise a ValueError that lists all prompts that are too long; the engine would stop at the first one."""
-    longest = engine.llm_engine.model_config.max_model_len
-    tokenizer = engine.get_tokenizer() if any(prompt.text for _, prompt in prompts) else None
+def _check_prompts(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
+    """Raise a ValueError that lists all prompts that are too long, or have ids that the model does not have.
+
+    The engine would stop at the first one.
+    """
+    model = engine.llm_engine.model_config
+    longest, tokens = model.max_model_len, model.get_vocab_size()
+    tokenizer = None if model.skip_tokenizer_init else engine.get_tokenizer()
+    # An id that only the tokenizer has is accepted: it may stand for an image.
+    known = max(tokens, tokenizer.max_token_id + 1) if tokenizer else tokens
     wrong = []
     for place, prompt in prompts:
+        if (largest := max(prompt.token_ids, default=0)) >= known:
+            wrong.append(f"prompt {place}: {largest} is not an id of the model's {tokens} tokens")
         length = len(tokenizer.encode(prompt.text)) if prompt.text and tokenizer else len(prompt.token_ids)
         if length >= longest:
             what = f"prompt {place} has {length} tokens; the limit is {longest}, including the answer"

@@ -1,0 +1,41 @@
+"""Batch inference: prompts that the engine would refuse, which it does one at a time and with a traceback."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flagscale.checks.prompts import Prompt
+from vllm_flagscale.generate import _check_prompts
+
+TOKENS, LENGTH = 300, 8
+
+
+def engine(tokenizer: Any) -> Any:
+    config = SimpleNamespace(
+        max_model_len=LENGTH, get_vocab_size=lambda: TOKENS, skip_tokenizer_init=tokenizer is None
+    )
+    return SimpleNamespace(llm_engine=SimpleNamespace(model_config=config), get_tokenizer=lambda: tokenizer)
+
+
+WORDS = SimpleNamespace(encode=str.split, max_token_id=309)
+
+
+def test_all_prompts_that_the_engine_would_refuse_are_listed() -> None:
+    prompts = [Prompt("a b"), Prompt("a " * 8), Prompt(token_ids=(310, 1)), Prompt(token_ids=(1,) * 9)]
+    with pytest.raises(ValueError, match="prompt 1 has 8 tokens; the limit is 8") as raised:
+        _check_prompts(engine(WORDS), list(enumerate(prompts)))
+    assert [line.partition(";")[0] for line in str(raised.value).splitlines()] == [
+        "prompt 1 has 8 tokens",
+        "prompt 2: 310 is not an id of the model's 300 tokens",
+        "prompt 3 has 9 tokens",
+    ]
+
+
+def test_ids_that_only_the_tokenizer_has_are_accepted() -> None:
+    _check_prompts(engine(WORDS), [(0, Prompt(token_ids=(309, 0)))])
+    _check_prompts(engine(None), [(0, Prompt(token_ids=(299,)))])
+    with pytest.raises(ValueError, match="300 is not an id of the model's 300 tokens"):
+        _check_prompts(engine(None), [(0, Prompt(token_ids=(300,)))])
