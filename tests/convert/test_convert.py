@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from flagscale.errors import UserError
 from flagscale_testing.conversion import same, tensors_of
@@ -46,6 +48,29 @@ def test_the_precision_can_be_chosen(dtype: str, models: Models, tmp_path: Path)
         assert torch.equal(tensor, original[name].to(getattr(torch, dtype)))
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "cast")
     assert opened.dtype == getattr(torch, dtype)
+
+
+def test_no_value_of_mixed_precisions_is_rounded(models: Models, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models("Llama 2") / "hf", tmp_path / "mixed"))
+    stored = {
+        name: tensor.to(torch.bfloat16 if "q_proj" in name or "gate" in name else tensor.dtype)
+        for name, tensor in tensors_of(folder).items()
+    }
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    convert(folder, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    back = tensors_of(tmp_path / "back")
+    assert all(torch.equal(back[name].double(), tensor.double()) for name, tensor in stored.items())
+
+
+def test_a_precision_that_is_not_named_is_that_of_the_weights(models: Models, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(models("Llama 2, bf16") / "hf", tmp_path / "nameless"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+    assert convert(folder, tmp_path / "megatron").model.dtype == "bfloat16"
 
 
 def test_the_tokenizer_is_copied_in_both_directions(models: Models, tokenizer: Path, tmp_path: Path) -> None:
