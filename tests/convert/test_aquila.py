@@ -95,9 +95,7 @@ def test_the_form_of_a_folder_can_be_changed(published: Path, tmp_path: Path) ->
     assert all(same(published, tmp_path / name) for name in ("same", "llama", "aquila"))
 
 
-def test_the_special_tokens_of_the_model_are_kept(
-    published: Path, tokenizer: Path, tmp_path: Path
-) -> None:
+def test_the_special_tokens_of_the_model_are_kept(published: Path, tokenizer: Path, tmp_path: Path) -> None:
     """transformers ends a text at these, and not at the tokenizer's, unless told otherwise.
 
     Opening the tokenizer by its folder, it would ask at the terminal whether to run the folder's code.

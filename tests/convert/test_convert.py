@@ -201,6 +201,19 @@ def test_the_command_compares_logits(models: Models, tmp_path: Path) -> None:
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys", [{"attn_implementation": "flash_attention_2"}, {"output_attentions": True, "return_dict": False}]
+)
+def test_logits_are_compared_without_what_the_folder_chooses(
+    keys: dict[str, object], models: Models, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(models("Qwen3") / "hf", tmp_path / "chosen"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+    assert "differ by 0.0e+00" in convert(folder, tmp_path / "megatron", verify=True).notices[-1]
+
+
 def test_the_engine_is_not_imported(models: Models, tmp_path: Path) -> None:
     # Importing it takes seconds, and on a machine without CUDA its patches of torch break transformers.
     code = (

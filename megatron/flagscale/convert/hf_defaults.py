@@ -35,6 +35,12 @@ def class_defaults(model_type: str) -> Mapping[str, Any]:
     return found
 
 
+@cache
+def all_keys() -> frozenset[str]:
+    """Return the keys of all classes."""
+    return frozenset(key for defaults in _catalog()["classes"].values() for key in defaults)
+
+
 def generation_keys() -> frozenset[str]:
     """Return the keys for generating text, which older folders hold in `config.json`; no model reads them."""
     return frozenset(_catalog()["generation"])

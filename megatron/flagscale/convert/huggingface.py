@@ -110,7 +110,9 @@ def _differences(model: Model, stored: Mapping[str, Stored]) -> Iterator[Problem
     known = {name: one for name, one in stored.items() if name in expected}
     wrong = [name for name, one in known.items() if one.shape != expected[name]]
     for name in wrong[:_SHOWN]:
-        yield Problem(f"{name} has shape {list(known[name].shape)}, but {CONFIG} gives {list(expected[name])}")
+        yield Problem(
+            f"{name} has shape {list(known[name].shape)}, but {CONFIG} gives {list(expected[name])}"
+        )
     if len(wrong) > _SHOWN:
         yield Problem(f"{len(wrong) - _SHOWN} more tensors have shapes that differ from {CONFIG}")
     codes = {one.dtype for one in known.values()} - _NAMES.keys()
