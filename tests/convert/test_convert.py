@@ -95,13 +95,29 @@ def test_special_ids_survive_without_a_tokenizer(models: Models, tmp_path: Path)
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
 
 
+def test_settings_for_generating_in_config_json_are_not_lost_silently(models: Models, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models("Llama 2") / "hf", tmp_path / "old"))
+    config = json.loads((folder / "config.json").read_text())
+    usual = {"temperature": None, "max_length": 20, "use_cache": False, "repetition_penalty": 1}
+    changed = {"do_sample": True, "repetition_penalty": 1.3}
+    for name, keys, beside in (("a", usual, False), ("b", changed, True), ("c", {**usual, **changed}, False)):
+        (folder / "config.json").write_text(json.dumps({**config, **keys}))
+        if not beside:
+            (folder / "generation_config.json").unlink(missing_ok=True)
+        else:
+            (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+        notices = convert(folder, tmp_path / name).notices[1:]
+        assert len(notices) == (name == "c"), notices
+    assert notices[0].startswith("do_sample, repetition_penalty of config.json are left out: ")
+
+
 def test_a_tokenizer_with_too_many_tokens_is_refused(models: Models, tokenizer: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     larger = AutoTokenizer.from_pretrained(tokenizer)
     larger.add_tokens([f"<{number}>" for number in range(200)])
     larger.save_pretrained(tmp_path / "larger")
-    with pytest.raises(UserError, match="300 tokens, but the model has only 250"):
+    with pytest.raises(UserError, match=r"300 tokens, but the model has only 250\n *remove the added ones"):
         convert(models("Llama 2") / "hf", tmp_path / "target", tokenizer=tmp_path / "larger")
 
 

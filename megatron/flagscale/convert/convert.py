@@ -31,6 +31,7 @@ from megatron.flagscale.convert.tokenizer import (
     check_tokens,
     is_tokenizer,
     open_tokenizer,
+    settings_left_out,
     stored_tokenizer,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
@@ -163,9 +164,10 @@ def _open_huggingface(
     source = HuggingFaceSource(load, family)
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
     notices = source.notices + check_tokens(companion, source.model.vocab)
+    config = read_json(load / CONFIG)
+    stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
+    notices += settings_left_out(config) if not stored else ()
     if given is None:  # text ends at the model's own ids, not at its tokenizer's
-        config = read_json(load / CONFIG)
-        stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
         ids = {name: config[name] for name in companion.ids if config.get(name) is not None}
         companion = replace(companion, generation={**companion.generation, **ids, **stored})
     return source, companion, notices

@@ -13,7 +13,7 @@ from typing import Any
 
 from flagscale.errors import Problem
 from megatron.flagscale.convert.families.base import Family
-from megatron.flagscale.convert.hf_defaults import all_keys, generation_keys
+from megatron.flagscale.convert.hf_defaults import all_keys, generation_defaults
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
 from megatron.flagscale.convert.json_values import same, short
 
@@ -77,7 +77,7 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
         *(ROPE_KEYS if family.is_rotary else ()),
     }
     read |= {setting.key for setting in family.settings}
-    harmless = _HARMLESS | generation_keys() | {*family.harmless}
+    harmless = _HARMLESS | generation_defaults().keys() | {*family.harmless}
     defaults = family.class_defaults
     missing = {**_NEUTRAL, **defaults}
     for key, value in config.items():
