@@ -17,7 +17,7 @@ from megatron.flagscale.convert.hf_defaults import all_keys, generation_defaults
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
 from megatron.flagscale.convert.json_values import same, short
 
-_READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings")
+_READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "transformers_weights")
 """Read in every family."""
 
 _REASONS = (

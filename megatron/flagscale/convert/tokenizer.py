@@ -69,7 +69,16 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     try:
         opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: the tokenizer cannot be opened: {error}") from error
+        if "trust_remote_code" in str(error):
+            what = "the tokenizer needs code from its folder, which is never run"
+            hint = "use --tokenizer with a folder that has a tokenizer.json"
+            raise UserError([Problem(what, str(folder), hint)]) from error
+        why = f"its files lack {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder}: the tokenizer cannot be opened: {why}") from error
+    if opened.get_vocab().keys() <= {
+        *opened.all_special_tokens
+    }:  # for instance if tokenizer.model is damaged
+        raise UserError(f"{folder}: the tokenizer has only special tokens; its files are damaged or missing")
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
