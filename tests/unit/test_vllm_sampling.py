@@ -59,6 +59,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 ACCEPTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"temperature": 0}, {}),
+    ({"temperature": 1e-6, "n": 2}, {}),
     ({"temperature": 2, "top_p": 1, "top_k": -1, "min_p": 1, "n": 2, "seed": 2**64 - 1}, {}),
     ({"presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 0.01}, {}),
     ({"min_tokens": 16}, {}),
@@ -114,10 +115,27 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2}, ""),
     ({"max_loras": 2, "max_cpu_loras": 1}, ""),
     ({"spec_method": "ngram", "speculative_config": {"method": "ngram"}}, "spec_method"),
+    ({"speculative_config": {"num_speculative_tokens": 2}}, "speculative_config"),
+    ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, ""),
+    ({"spec_method": "ngram", "speculative_config": {"num_speculative_tokens": 2}}, ""),
+    ({"structured_outputs_config": {"disable_any_whitespace": True}}, "structured_outputs_config"),
+    ({"structured_outputs_config": {"disable_any_whitespace": True, "backend": "xgrammar"}}, ""),
+    (
+        {"structured_outputs_config": {"disable_additional_properties": True, "backend": "xgrammar"}},
+        "structured_outputs_config",
+    ),
+]
+SERVER_CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"enable_auto_tool_choice": True}, "enable_auto_tool_choice"),
+    ({"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}, ""),
+    ({"enable_log_outputs": True}, "enable_log_outputs"),
+    ({"enable_log_outputs": True, "enable_log_requests": True}, ""),
+    ({"enable_per_request_metrics": True, "disable_log_stats": True}, "enable_per_request_metrics"),
+    ({"enable_per_request_metrics": True}, ""),
 ]
 
 
-@pytest.mark.parametrize(("keys", "blamed"), CONTRADICTIONS)
+@pytest.mark.parametrize(("keys", "blamed"), [*CONTRADICTIONS, *SERVER_CONTRADICTIONS])
 def test_arguments_that_contradict_each_other(keys: dict[str, Any], blamed: str) -> None:
     found = [dest for dest, _ in engine_violations({**DEFAULTS, **keys}, dict.fromkeys(keys, ""))]
     assert found == ([blamed] if blamed else [])

@@ -17,7 +17,7 @@ from flagscale.config.bounds import broken_bounds, types_of
 from flagscale.engines.vllm.arguments import REFUSED as SET_BY_US
 from flagscale.engines.vllm.catalog import vllm_catalog
 from tests.e2e.test_serve import has_vllm
-from tests.unit.test_vllm_sampling import ACCEPTED, CONTRADICTIONS, REFUSED
+from tests.unit.test_vllm_sampling import ACCEPTED, CONTRADICTIONS, REFUSED, SERVER_CONTRADICTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {option.dest: option for option in vllm_catalog().server.options.values()}
@@ -97,8 +97,10 @@ def test_sampling_is_refused_as_vllm_refuses_it() -> None:
 
 
 def test_contradictions_are_refused_by_the_engine() -> None:
-    verdicts = ask([("engine", keys) for keys, _ in CONTRADICTIONS])
-    for (given, blamed), verdict in zip(CONTRADICTIONS, verdicts, strict=True):
+    cases = [("engine", *case) for case in CONTRADICTIONS]
+    cases += [("server", *case) for case in SERVER_CONTRADICTIONS]
+    verdicts = ask([(kind, keys) for kind, keys, _ in cases])
+    for (_, given, blamed), verdict in zip(cases, verdicts, strict=True):
         assert verdict == (not blamed), given
 
 

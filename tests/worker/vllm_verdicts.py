@@ -6,6 +6,7 @@ A question is [kind, ...]; its verdict is whether vLLM accepts. The kinds:
 - ["field", dest, value]: the class of this argument; null if it has no such field
 - ["key", dest, path, value]: a value within an argument that is a mapping; `path` is a list of keys
 - ["engine", {dest: value}]: an engine with several arguments
+- ["server", {dest: value}]: a server with several arguments, as far as its own checks tell
 - ["sampling", fields, {dest: value}]: a request to an engine with these arguments
 
 Three kinds have other answers:
@@ -98,6 +99,10 @@ class Judge:
         except Exception:
             return False
         return True
+
+    def server(self, keys: dict[str, Any]) -> bool:
+        parsed = argparse.Namespace(**{**vars(self.defaults), **keys})
+        return server_probe("model", parsed)(self.folder)
 
     def sampling(self, fields: dict[str, Any], keys: dict[str, Any]) -> bool:
         if "seed" in fields and not sampling_probe("seed")(fields["seed"]):

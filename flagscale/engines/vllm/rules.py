@@ -1,4 +1,4 @@
-"""Values of several arguments that vLLM's engine refuses together (vLLM 0.32, `config/`)."""
+"""Values of several arguments that vLLM refuses together (0.32, `config/` and `launchers/cli_args.py`)."""
 
 from __future__ import annotations
 
@@ -44,8 +44,33 @@ def engine_violations(values: Mapping[str, Any], given: Mapping[str, str]) -> It
     for name, key in _SPECULATIVE.items():
         if name in given and key in speculative:
             yield name, f"`{name}` and `{key}` in `speculative_config` set the same value: keep one of them"
+    yield from _missing(values, speculative)
 
 
+def _missing(values: Mapping[str, Any], speculative: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the settings that need another one; an engine without a server lacks some of the arguments."""
+    if values.get("enable_auto_tool_choice") and not values["tool_call_parser"]:
+        yield "enable_auto_tool_choice", "`enable_auto_tool_choice` needs `tool_call_parser`"
+    if values.get("enable_log_outputs") and not values["enable_log_requests"]:
+        yield "enable_log_outputs", "`enable_log_outputs` needs `enable_log_requests: true`"
+    if values.get("enable_per_request_metrics") and values["disable_log_stats"]:
+        what = "`enable_per_request_metrics` needs statistics, and `disable_log_stats` turns them off"
+        yield "enable_per_request_metrics", what
+    structured = mapping_of(values["structured_outputs_config"])
+    for key, backends in _BACKENDS.items():
+        if structured.get(key) is True and structured.get("backend", "auto") not in backends:
+            what = f"`{key}` in `structured_outputs_config` needs `backend` {' or '.join(backends)}"
+            yield "structured_outputs_config", what
+    names_drafter = {"method", "model"} & set(speculative) or values["spec_method"] or values["spec_model"]
+    if speculative.get("num_speculative_tokens") and not names_drafter:
+        yield "speculative_config", "`speculative_config` needs a `method` or a `model`"
+
+
+_BACKENDS = {
+    "disable_any_whitespace": ("xgrammar", "guidance"),
+    "disable_additional_properties": ("guidance",),
+}
+"""Key of `structured_outputs_config` -> the backends that have it."""
 _SPECULATIVE = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
 
 

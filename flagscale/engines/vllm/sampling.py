@@ -58,7 +58,7 @@ def request_violations(
     if most is not None and least > most:
         note = "" if "max_tokens" in sampling else ", which is the default"
         yield "min_tokens", f"`min_tokens` is {least}, more than `max_tokens` {most}{note}"
-    if values.get("n", 1) > 1 and values.get("temperature", 1.0) < _GREEDY:
+    if values.get("n", 1) > 1 and values.get("temperature", 1.0) == 0:  # vLLM raises others to 0.01
         yield "n", f"`n` is {values['n']}, but `temperature` 0 gives the same answer each time: use n 1"
     stops = [values["stop"]] if isinstance(values.get("stop"), str) else values.get("stop", [])
     if stops and values.get("detokenize") is False:
@@ -70,10 +70,6 @@ def request_violations(
     yield from _id_violations(values, vocabulary)
     yield from _structure_violations(values.get("structured_outputs"))
     yield from _repetition_violations(values.get("repetition_detection"))
-
-
-_GREEDY = 1e-5
-"""Temperatures below this are greedy (`_SAMPLING_EPS`)."""
 
 
 def _logprob_violations(
