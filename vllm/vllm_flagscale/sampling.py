@@ -25,7 +25,8 @@ def sampling_of(given: Mapping[str, Any], model_config: Any) -> Sampling:
     A field that is not given, or null, takes the value of the model's `generation_config.json`, by the seam
     that the server uses (`ModelConfig.get_diff_sampling_param`). The length of answers follows
     `entrypoints/serve/utils/api_utils.py:get_max_tokens` of vLLM 0.32: without `max_tokens`, 16 tokens for
-    plain prompts; chats, and null, take the folder's value, or all that fits.
+    plain prompts; chats, and null, take the folder's value, or all that fits (a server reads null in a plain
+    prompt as 16).
 
     Raises:
         ValueError: if vLLM refuses a value.
