@@ -90,6 +90,11 @@ def test_every_wrong_key_within_a_mapping_has_its_place() -> None:
         ({"type": "integer", "minimum": 1}, "0", [("", "`n` is 0; it must be at least 1")]),
         ({"type": "integer", "minimum": 2}, True, [("", "`n` is True; it must be at least 2")]),
         ({"type": "boolean"}, "on", []),
+        (
+            {"anyOf": [{"type": "integer"}, {"additionalProperties": {"type": "integer"}, "type": "object"}]},
+            {"count": "x"},
+            [("count", "`n.count` takes a whole number, not 'x'")],
+        ),
         ({"items": {"type": "string"}}, ["a", 1], [("1", "`n[1]` takes a text, not 1")]),
         ({"additionalProperties": {"maximum": 2}}, {"a": 3}, [("a", "`n.a` is 3; it must be at most 2")]),
         ({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 3}]}, "x", []),

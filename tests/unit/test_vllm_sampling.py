@@ -108,14 +108,34 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"max_num_batched_tokens": 8, "max_num_seqs": 8}, ""),
     ({"max_num_active_seqs": 9, "max_num_seqs": 8}, "max_num_active_seqs"),
     ({"max_num_active_seqs": 8, "max_num_seqs": 8}, ""),
+    (
+        {"max_num_batched_tokens": 128, "enable_chunked_prefill": False, "max_num_seqs": 8},
+        "max_num_batched_tokens",
+    ),
+    ({"max_num_batched_tokens": 256, "enable_chunked_prefill": False, "max_num_seqs": 8}, ""),
     ({"long_prefill_token_threshold": 129, "max_model_len": 128}, "long_prefill_token_threshold"),
+    ({"long_prefill_token_threshold": 257, "max_model_len": -1}, "long_prefill_token_threshold"),
+    ({"long_prefill_token_threshold": 256}, ""),
     ({"long_prefill_token_threshold": 128, "max_model_len": 128}, ""),
     ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
     ({"enable_lora": True, "max_loras": 2, "max_cpu_loras": 1}, "max_cpu_loras"),
     ({"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2}, ""),
     ({"max_loras": 2, "max_cpu_loras": 1}, ""),
-    ({"spec_method": "ngram", "speculative_config": {"method": "ngram"}}, "spec_method"),
+    (
+        {"spec_method": "ngram", "speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        "spec_method",
+    ),
+    ({"attention_backend": "TORCH_SDPA", "attention_config": {"backend": "FLASH_ATTN"}}, "attention_backend"),
+    (
+        {"cudagraph_capture_sizes": [1], "compilation_config": {"cudagraph_capture_sizes": [1]}},
+        "cudagraph_capture_sizes",
+    ),
+    ({"max_cudagraph_capture_size": 4, "compilation_config": {"cudagraph_mode": "NONE"}}, ""),
     ({"speculative_config": {"num_speculative_tokens": 2}}, "speculative_config"),
+    ({"spec_tokens": 2}, "spec_tokens"),
+    ({"spec_method": "ngram"}, "spec_method"),
+    ({"spec_method": "ngram", "spec_tokens": 2}, ""),
+    ({"speculative_config": {"method": "ngram", "prompt_lookup_max": 3}}, "speculative_config"),
     ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, ""),
     ({"spec_method": "ngram", "speculative_config": {"num_speculative_tokens": 2}}, ""),
     ({"structured_outputs_config": {"disable_any_whitespace": True}}, "structured_outputs_config"),
@@ -137,7 +157,9 @@ SERVER_CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("keys", "blamed"), [*CONTRADICTIONS, *SERVER_CONTRADICTIONS])
 def test_arguments_that_contradict_each_other(keys: dict[str, Any], blamed: str) -> None:
-    found = [dest for dest, _ in engine_violations({**DEFAULTS, **keys}, dict.fromkeys(keys, ""))]
+    found = [
+        dest for dest, _ in engine_violations({**DEFAULTS, **keys}, dict.fromkeys(keys, ""), longest=256)
+    ]
     assert found == ([blamed] if blamed else [])
 
 
