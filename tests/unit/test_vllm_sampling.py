@@ -42,6 +42,10 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"bad_words": [""]}, {}, "`bad_words` takes texts that are not empty"),
     ({"stop_token_ids": [320]}, {}, "`stop_token_ids`: 320 is not an id of the model's 320 tokens"),
     ({"stop_token_ids": ["a"]}, {}, "`stop_token_ids` holds ids of tokens, not 'a'"),
+    ({"stop_token_ids": ["3"]}, {}, "`stop_token_ids` holds ids of tokens, not '3'"),
+    ({"logit_bias": {"05": 1}}, {}, "`logit_bias` holds ids of tokens, not '05'"),
+    ({"logit_bias": {"5": "1"}}, {}, "`logit_bias` takes a number for the token 5, not '1'"),
+    ({"logprob_token_ids": [1], "logprobs": 5}, {}, "`logprobs` is 5, but there are 1 `logprob_token_ids`"),
     ({"allowed_token_ids": []}, {}, "`allowed_token_ids` is empty"),
     ({"allowed_token_ids": [-1]}, {}, "`allowed_token_ids`: -1 is not an id"),
     ({"logit_bias": {"400": 1}}, {}, "`logit_bias`: 400 is not an id"),
@@ -70,6 +74,7 @@ ACCEPTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"logit_bias": {"5": -1}, "allowed_token_ids": [0, 319], "stop_token_ids": [0]}, {}),
     ({"stop": "x", "bad_words": ["y"], "stream_interval": 1, "thinking_token_budget": -1}, {}),
     ({"structured_outputs": {"regex": "a+"}}, {}),
+    ({"logprob_token_ids": [1, 2], "logprobs": 2}, {}),
     ({"repetition_detection": {"max_pattern_size": 3, "min_count": 2}}, {}),
 ]
 

@@ -84,18 +84,34 @@ def _logprob_violations(
                 name,
                 f"`{name}` is {shown}, more than the engine's `max_logprobs` {most}; raise it in `llm`",
             )
+    chosen, count = values.get("logprob_token_ids"), values.get("logprobs")
+    if chosen and count is not None and count != len(chosen):
+        yield "logprobs", f"`logprobs` is {count}, but there are {len(chosen)} `logprob_token_ids`"
 
 
 def _id_violations(values: Mapping[str, Any], vocabulary: int | None) -> Iterator[Violation]:
     if values.get("allowed_token_ids") == []:
         yield "allowed_token_ids", "`allowed_token_ids` is empty: no token could follow"
+    for token, bias in values.get("logit_bias", {}).items():
+        if type(bias) not in (int, float):
+            yield "logit_bias", f"`logit_bias` takes a number for the token {token}, not {bias!r}"
     for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"):
+        # The keys of JSON are texts.
+        read = _id_in if name == "logit_bias" else _id
         for token in values.get(name, ()):
-            number = int(token) if re.fullmatch(r"-?[0-9]+", str(token)) else None
+            number = read(token)
             if number is None:
                 yield name, f"`{name}` holds ids of tokens, not {token!r}"
             elif vocabulary is not None and not 0 <= number < vocabulary:
                 yield name, f"`{name}`: {token} is not an id of the model's {vocabulary} tokens"
+
+
+def _id(token: object) -> int | None:
+    return token if type(token) is int else None
+
+
+def _id_in(key: object) -> int | None:
+    return int(str(key)) if re.fullmatch(r"0|-?[1-9][0-9]*", str(key)) else None
 
 
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
