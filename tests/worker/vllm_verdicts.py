@@ -36,12 +36,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # some values are names of models
 import numpy as np
 import vllm.config
 from pydantic import TypeAdapter, ValidationError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_flagscale.probes import engine_probe, model_folder, sampling_probe, server_probe, silent
-from vllm_flagscale.sampling import sampling_of
+from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
 
 
@@ -108,15 +110,19 @@ class Judge:
         if "seed" in fields and not sampling_probe("seed")(fields["seed"]):
             return False
         try:
-            sampling_of(fields, EngineArgs(model=self.folder, **keys).create_model_config())
+            self._sampling(fields, keys)
         except ValueError:
             return False
         return True
 
+    def _sampling(self, fields: dict[str, Any], keys: dict[str, Any]) -> Sampling:
+        engine = EngineArgs(model=self.folder, **keys)
+        return sampling_of(fields, engine.create_model_config(), engine.create_structured_outputs_config())
+
     def merged(self, fields: dict[str, Any], keys: dict[str, Any], generation: dict[str, Any]) -> list[Any]:
         file = Path(self.folder) / "generation_config.json"
         file.write_text(json.dumps(generation))
-        found = sampling_of(fields, EngineArgs(model=self.folder, **keys).create_model_config())
+        found = self._sampling(fields, keys)
         file.unlink()
         return [
             [one.temperature, one.repetition_penalty, one.max_tokens] for one in (found.plain, found.chat)
@@ -166,6 +172,7 @@ class Judge:
 
 if __name__ == "__main__":
     with silent(), model_folder() as folder:
+        Tokenizer(WordLevel({"a": 0}, "a")).save(f"{folder}/tokenizer.json")
         judge = Judge(folder)
         for line in sys.stdin:
             with contextlib.redirect_stdout(sys.stderr):

@@ -36,7 +36,9 @@ def main() -> int:
     survive_seeds(arguments)
     engine_args = EngineArgs.from_cli_args(arguments)
     try:
-        sampling = sampling_of(arguments.sampling, engine_args.create_model_config())
+        model_config = engine_args.create_model_config()
+        structured = engine_args.create_structured_outputs_config()
+        sampling = sampling_of(arguments.sampling, model_config, structured)
         prompts = _share(_prompts(arguments), *arguments.share)
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
