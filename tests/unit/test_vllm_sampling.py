@@ -96,6 +96,17 @@ def test_accepted_sampling(sampling: dict[str, Any], engine: dict[str, Any]) -> 
     assert violations(sampling, engine) == []
 
 
+def test_every_wrong_value_is_reported_at_once() -> None:
+    sampling = {"temperature": "hot", "stop": "", "logit_bias": {"x": 1, "5": None}, "structured_outputs": {}}
+    assert [what.partition(", not")[0].partition(" (given")[0] for _, what in field_violations(sampling)] == [
+        "`temperature` takes a number",
+        "`stop` takes texts that are not empty",
+        "`logit_bias` holds ids of tokens",
+        "`logit_bias` takes a number for the token 5",
+        "give exactly one of json, regex, choice, grammar, json_object, structural_tag",
+    ]
+
+
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     # arguments that the engine refuses together, the one that is reported; "" if they are accepted
     (
@@ -211,7 +222,7 @@ def test_values_of_the_folder_that_vllm_refuses_are_reported(tmp_path: Path, fol
     assert wrong == [
         "`temperature` is 3; it must be at least 0 and at most 2 (its generation_config.json): "
         "vLLM will refuse requests without a value of their own",
-        "`max_tokens` takes int, not True (its generation_config.json): "
+        "`max_tokens` takes a whole number, not True (its generation_config.json): "
         "vLLM will refuse requests without a value of their own",
     ]
 
@@ -222,7 +233,7 @@ def test_an_override_that_would_refuse_requests_is_refused() -> None:
     assert {dest for dest, _ in found} == {"override_generation_config"}
     assert [what.partition(": vLLM")[0] for _, what in found] == [
         "`top_p` is 0; it must be more than 0 and at most 1",
-        "`max_tokens` takes int, not 'x'",
+        "`max_tokens` takes a whole number, not 'x'",
     ]
 
 
