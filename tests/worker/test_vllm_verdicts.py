@@ -127,6 +127,15 @@ def test_a_batch_takes_the_values_of_the_folder(
     assert ask([("merged", given, engine, GENERATION)]) == [[[*plain], [*chat]]]
 
 
+def test_chats_alone_may_be_longer_than_plain_prompts() -> None:
+    longer = {"min_tokens": 17}
+    assert ask([("sampling", longer, {}), ("chats", longer), ("chats", {"min_tokens": -1})]) == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_a_server_reports_each_field_that_it_ignores_once() -> None:
     requests = [{"max_tokens": 3}, {"max_new_tokens": 3}, {"max_new_tokens": 3}, {"tempature": 1}]
     said = "WARNING: The following fields were present in the request but ignored: "

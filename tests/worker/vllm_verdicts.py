@@ -8,6 +8,7 @@ A question is [kind, ...]; its verdict is whether vLLM accepts. The kinds:
 - ["engine", {dest: value}]: an engine with several arguments
 - ["server", {dest: value}]: a server with several arguments, as far as its own checks tell
 - ["sampling", fields, {dest: value}]: a request to an engine with these arguments
+- ["chats", fields]: requests of which none is a plain prompt
 
 Three kinds have other answers:
 
@@ -115,9 +116,17 @@ class Judge:
             return False
         return True
 
-    def _sampling(self, fields: dict[str, Any], keys: dict[str, Any]) -> Sampling:
+    def chats(self, fields: dict[str, Any]) -> bool:
+        try:
+            self._sampling(fields, {}, has_plain=False)
+        except ValueError:
+            return False
+        return True
+
+    def _sampling(self, fields: dict[str, Any], keys: dict[str, Any], has_plain: bool = True) -> Sampling:
         engine = EngineArgs(model=self.folder, **keys)
-        return sampling_of(fields, engine.create_model_config(), engine.create_structured_outputs_config())
+        structured = engine.create_structured_outputs_config()
+        return sampling_of(fields, engine.create_model_config(), structured, has_plain=has_plain)
 
     def merged(self, fields: dict[str, Any], keys: dict[str, Any], generation: dict[str, Any]) -> list[Any]:
         file = Path(self.folder) / "generation_config.json"

@@ -12,14 +12,17 @@ PLAIN_MAX_TOKENS = 16
 
 @dataclass(frozen=True)
 class Sampling:
-    """The parameters of plain prompts and of chats, and the values that the model's folder sets in them."""
+    """The parameters of plain prompts and of chats, and the values that the model's folder sets in them.
+
+    `plain` is None if there are no plain prompts: a `min_tokens` above 16 is valid for chats alone.
+    """
 
     plain: Any
     chat: Any
     from_folder: Mapping[str, Any]
 
 
-def sampling_of(given: Mapping[str, Any], model_config: Any, structured: Any) -> Sampling:
+def sampling_of(given: Mapping[str, Any], model_config: Any, structured: Any, *, has_plain: bool) -> Sampling:
     """Return the parameters for the fields that the user gives.
 
     A field that is not given, or null, takes the value of the model's `generation_config.json`, by the seam
@@ -38,11 +41,14 @@ def sampling_of(given: Mapping[str, Any], model_config: Any, structured: Any) ->
     defaults = model_config.get_diff_sampling_param()
     fields = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     most = _most_tokens(model_config, defaults)
-    asked = (given.get("max_tokens", PLAIN_MAX_TOKENS), given.get("max_tokens"))
-    limits = (_limit(tokens, defaults, most) for tokens in asked)
-    plain, chat = (_params({**fields, "max_tokens": limit}, model_config, structured) for limit in limits)
+
+    def params(asked: int | None) -> Any:
+        limit = _limit(asked, defaults, most)
+        return _params({**fields, "max_tokens": limit}, model_config, structured)
+
+    plain = params(given.get("max_tokens", PLAIN_MAX_TOKENS)) if has_plain else None
     taken = {name: value for name, value in defaults.items() if given.get(name) is None}
-    return Sampling(plain, chat, taken)
+    return Sampling(plain, params(given.get("max_tokens")), taken)
 
 
 def _most_tokens(model_config: Any, defaults: Mapping[str, Any]) -> int | None:

@@ -33,10 +33,8 @@ def field_violations(sampling: Mapping[str, Any]) -> Iterator[Violation]:
         elif value is None:
             continue
         elif not any(type(value) in _JSON[kind][1] for kind in field.kinds):
-            yield (
-                str(key),
-                f"`{key}` takes {' or '.join(_JSON[kind][0] for kind in field.kinds)}, not {value!r}",
-            )
+            expected = " or ".join(_JSON[kind][0] for kind in field.kinds)
+            yield str(key), f"`{key}` takes {expected}, not {value!r}"
         elif broken := [*broken_bounds(field.bounds, str(key), value)]:
             yield from ((f"{key}.{path}" if path else str(key), what) for path, what in broken)
         else:
