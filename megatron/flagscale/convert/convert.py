@@ -136,14 +136,18 @@ def convert(
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
         if verify:
-            notices += (_verify(source, folder / RELEASE if to == MEGATRON else folder, to, model),)
+            rounded = any(
+                torch.promote_types(source.dtype(one), kind) != kind for one, kind in dtypes.items()
+            )
+            hint = "--dtype rounds the weights: compare without it" if rounded else ""
+            notices += (_verify(source, folder / RELEASE if to == MEGATRON else folder, to, model, hint),)
     return Converted(save, to, model, len(dtypes), total, notices)
 
 
-def _verify(source: Source, made: Path, to: str, model: Model) -> str:
+def _verify(source: Source, made: Path, to: str, model: Model, hint: str) -> str:
     assert isinstance(source, TorchDistSource | HuggingFaceSource)  # `convert` refuses others
     sides = (made, source.folder) if to == HUGGINGFACE else (source.folder, made)
-    difference = verify_logits(*sides, model)
+    difference = verify_logits(*sides, model, hint)
     return f"logits of Megatron and transformers differ by {difference:.1e} relative to the largest value"
 
 
