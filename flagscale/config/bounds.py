@@ -41,7 +41,9 @@ def broken_bounds(bounds: Bounds, name: str, value: Any, path: str = "") -> Iter
         found = [[*broken_bounds(one, name, value, path)] for one in alternatives]
         if all(found):
             # The alternative that is meant is the one of the same type.
-            yield from min(found, key=lambda broken: any(_TAKES in what for _, what in broken))
+            yield from min(
+                found, key=lambda broken: any(one[0] == path and _TAKES in one[1] for one in broken)
+            )
         return
     types = types_of(bounds)
     if types and not any(_is(kind, value) for kind in types):

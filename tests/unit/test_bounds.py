@@ -37,7 +37,10 @@ def reported(**keys: Any) -> list[str]:
         ("kv_cache_memory_bytes", 0, "is 0; it must be at least 1"),
         ("num_gpu_blocks_override", -5, "is -5; it must be at least 1"),
         ("watermark", 1, "is 1.0; it must be at least 0 and less than 1"),
-        ("max_lora_rank", 7, "cannot be '7'; valid: 1, 128, "),
+        ("max_lora_rank", 12, "cannot be '12'; valid: 1, 8, 16, 32, "),
+        ("optimization_level", 4, "cannot be 4; valid: 0, 1, 2, 3"),
+        ("optimization_level", "O1", "takes a whole number, not 'O1'"),
+        ("override_generation_config", "0.5", "takes a mapping, not 0.5"),
         ("sse_keep_alive_interval", -1, "is -1; it must be at least 0"),
     ],
 )
@@ -48,7 +51,13 @@ def test_a_value_out_of_range(name: str, value: Any, what: str) -> None:
 
 def test_values_at_the_ends_are_valid() -> None:
     keys = {"gpu_memory_utilization": 1, "max_num_seqs": 1, "max_model_len": "auto", "seed": 4294967295}
-    assert reported(**keys, watermark=0, compilation_config={"mode": "NONE", "cudagraph_mode": "FULL"}) == []
+    assert reported(**keys, optimization_level="0", max_lora_rank=320) == []
+    assert (
+        reported(
+            watermark=0, optimization_level=3, compilation_config={"mode": "NONE", "cudagraph_mode": "FULL"}
+        )
+        == []
+    )
 
 
 def test_every_wrong_key_within_a_mapping_has_its_place() -> None:
@@ -81,6 +90,11 @@ def test_every_wrong_key_within_a_mapping_has_its_place() -> None:
         ({"type": "integer", "minimum": 1}, "0", [("", "`n` is 0; it must be at least 1")]),
         ({"type": "integer", "minimum": 2}, True, [("", "`n` is True; it must be at least 2")]),
         ({"type": "boolean"}, "on", []),
+        (
+            {"anyOf": [{"type": "integer"}, {"additionalProperties": {"type": "integer"}, "type": "object"}]},
+            {"count": "x"},
+            [("count", "`n.count` takes a whole number, not 'x'")],
+        ),
         ({"items": {"type": "string"}}, ["a", 1], [("1", "`n[1]` takes a text, not 1")]),
         ({"additionalProperties": {"maximum": 2}}, {"a": 3}, [("a", "`n.a` is 3; it must be at most 2")]),
         ({"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 3}]}, "x", []),

@@ -377,8 +377,8 @@ def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> No
             {"sampling": {"temprature": 1}},
             "SamplingParams has no field `temprature`; did you mean `temperature`?",
         ),
-        ({"sampling": {"temperature": "hot"}}, "`temperature` takes float, not 'hot'"),
-        ({"sampling": {"max_tokens": True}}, "`max_tokens` takes int, not True"),
+        ({"sampling": {"temperature": "hot"}}, "`temperature` takes a number, not 'hot'"),
+        ({"sampling": {"max_tokens": True}}, "`max_tokens` takes a whole number, not True"),
     ],
 )
 def test_wrong_requests(

@@ -42,6 +42,10 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"bad_words": [""]}, {}, "`bad_words` takes texts that are not empty"),
     ({"stop_token_ids": [320]}, {}, "`stop_token_ids`: 320 is not an id of the model's 320 tokens"),
     ({"stop_token_ids": ["a"]}, {}, "`stop_token_ids` holds ids of tokens, not 'a'"),
+    ({"stop_token_ids": ["3"]}, {}, "`stop_token_ids` holds ids of tokens, not '3'"),
+    ({"logit_bias": {"05": 1}}, {}, "`logit_bias` holds ids of tokens, not '05'"),
+    ({"logit_bias": {"5": "1"}}, {}, "`logit_bias` takes a number for the token 5, not '1'"),
+    ({"logprob_token_ids": [1], "logprobs": 5}, {}, "`logprobs` is 5, but there are 1 `logprob_token_ids`"),
     ({"allowed_token_ids": []}, {}, "`allowed_token_ids` is empty"),
     ({"allowed_token_ids": [-1]}, {}, "`allowed_token_ids`: -1 is not an id"),
     ({"logit_bias": {"400": 1}}, {}, "`logit_bias`: 400 is not an id"),
@@ -59,6 +63,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 ACCEPTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"temperature": 0}, {}),
+    ({"temperature": 1e-6, "n": 2}, {}),
     ({"temperature": 2, "top_p": 1, "top_k": -1, "min_p": 1, "n": 2, "seed": 2**64 - 1}, {}),
     ({"presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 0.01}, {}),
     ({"min_tokens": 16}, {}),
@@ -69,6 +74,7 @@ ACCEPTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"logit_bias": {"5": -1}, "allowed_token_ids": [0, 319], "stop_token_ids": [0]}, {}),
     ({"stop": "x", "bad_words": ["y"], "stream_interval": 1, "thinking_token_budget": -1}, {}),
     ({"structured_outputs": {"regex": "a+"}}, {}),
+    ({"logprob_token_ids": [1, 2], "logprobs": 2}, {}),
     ({"repetition_detection": {"max_pattern_size": 3, "min_count": 2}}, {}),
 ]
 
@@ -90,6 +96,17 @@ def test_accepted_sampling(sampling: dict[str, Any], engine: dict[str, Any]) -> 
     assert violations(sampling, engine) == []
 
 
+def test_every_wrong_value_is_reported_at_once() -> None:
+    sampling = {"temperature": "hot", "stop": "", "logit_bias": {"x": 1, "5": None}, "structured_outputs": {}}
+    assert [what.partition(", not")[0].partition(" (given")[0] for _, what in field_violations(sampling)] == [
+        "`temperature` takes a number",
+        "`stop` takes texts that are not empty",
+        "`logit_bias` holds ids of tokens",
+        "`logit_bias` takes a number for the token 5",
+        "give exactly one of json, regex, choice, grammar, json_object, structural_tag",
+    ]
+
+
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     # arguments that the engine refuses together, the one that is reported; "" if they are accepted
     (
@@ -107,19 +124,58 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"max_num_batched_tokens": 8, "max_num_seqs": 8}, ""),
     ({"max_num_active_seqs": 9, "max_num_seqs": 8}, "max_num_active_seqs"),
     ({"max_num_active_seqs": 8, "max_num_seqs": 8}, ""),
+    (
+        {"max_num_batched_tokens": 128, "enable_chunked_prefill": False, "max_num_seqs": 8},
+        "max_num_batched_tokens",
+    ),
+    ({"max_num_batched_tokens": 256, "enable_chunked_prefill": False, "max_num_seqs": 8}, ""),
     ({"long_prefill_token_threshold": 129, "max_model_len": 128}, "long_prefill_token_threshold"),
+    ({"long_prefill_token_threshold": 257, "max_model_len": -1}, "long_prefill_token_threshold"),
+    ({"long_prefill_token_threshold": 256}, ""),
     ({"long_prefill_token_threshold": 128, "max_model_len": 128}, ""),
     ({"decode_context_parallel_size": 2}, "decode_context_parallel_size"),
     ({"enable_lora": True, "max_loras": 2, "max_cpu_loras": 1}, "max_cpu_loras"),
     ({"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2}, ""),
     ({"max_loras": 2, "max_cpu_loras": 1}, ""),
-    ({"spec_method": "ngram", "speculative_config": {"method": "ngram"}}, "spec_method"),
+    (
+        {"spec_method": "ngram", "speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        "spec_method",
+    ),
+    ({"attention_backend": "TORCH_SDPA", "attention_config": {"backend": "FLASH_ATTN"}}, "attention_backend"),
+    (
+        {"cudagraph_capture_sizes": [1], "compilation_config": {"cudagraph_capture_sizes": [1]}},
+        "cudagraph_capture_sizes",
+    ),
+    ({"max_cudagraph_capture_size": 4, "compilation_config": {"cudagraph_mode": "NONE"}}, ""),
+    ({"speculative_config": {"num_speculative_tokens": 2}}, "speculative_config"),
+    ({"spec_tokens": 2}, "spec_tokens"),
+    ({"spec_method": "ngram"}, "spec_method"),
+    ({"spec_method": "ngram", "spec_tokens": 2}, ""),
+    ({"speculative_config": {"method": "ngram", "prompt_lookup_max": 3}}, "speculative_config"),
+    ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, ""),
+    ({"spec_method": "ngram", "speculative_config": {"num_speculative_tokens": 2}}, ""),
+    ({"structured_outputs_config": {"disable_any_whitespace": True}}, "structured_outputs_config"),
+    ({"structured_outputs_config": {"disable_any_whitespace": True, "backend": "xgrammar"}}, ""),
+    (
+        {"structured_outputs_config": {"disable_additional_properties": True, "backend": "xgrammar"}},
+        "structured_outputs_config",
+    ),
+]
+SERVER_CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"enable_auto_tool_choice": True}, "enable_auto_tool_choice"),
+    ({"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}, ""),
+    ({"enable_log_outputs": True}, "enable_log_outputs"),
+    ({"enable_log_outputs": True, "enable_log_requests": True}, ""),
+    ({"enable_per_request_metrics": True, "disable_log_stats": True}, "enable_per_request_metrics"),
+    ({"enable_per_request_metrics": True}, ""),
 ]
 
 
-@pytest.mark.parametrize(("keys", "blamed"), CONTRADICTIONS)
+@pytest.mark.parametrize(("keys", "blamed"), [*CONTRADICTIONS, *SERVER_CONTRADICTIONS])
 def test_arguments_that_contradict_each_other(keys: dict[str, Any], blamed: str) -> None:
-    found = [dest for dest, _ in engine_violations({**DEFAULTS, **keys}, dict.fromkeys(keys, ""))]
+    found = [
+        dest for dest, _ in engine_violations({**DEFAULTS, **keys}, dict.fromkeys(keys, ""), longest=256)
+    ]
     assert found == ([blamed] if blamed else [])
 
 
@@ -152,7 +208,7 @@ def test_the_values_of_the_folder_apply_unless_an_argument_or_the_user_says_othe
         True,
     )
     ((_, batch),) = generation_remarks(values, {"temperature": 0, "max_tokens": None})
-    assert "sets repetition_penalty 1.3, max_tokens 40 (chats) for all prompts" in batch
+    assert "sets repetition_penalty 1.3, max_tokens 40 for all prompts" in batch
     assert [*generation_remarks({**values, "generation_config": "vllm"})] == []
     ((_, other),) = generation_remarks({**override, "model": "hub/name", "generation_config": folder})
     assert f"generation_config.json of {folder} sets repetition_penalty 1.3, max_tokens 40" in other
@@ -166,7 +222,7 @@ def test_values_of_the_folder_that_vllm_refuses_are_reported(tmp_path: Path, fol
     assert wrong == [
         "`temperature` is 3; it must be at least 0 and at most 2 (its generation_config.json): "
         "vLLM will refuse requests without a value of their own",
-        "`max_tokens` takes int, not True (its generation_config.json): "
+        "`max_tokens` takes a whole number, not True (its generation_config.json): "
         "vLLM will refuse requests without a value of their own",
     ]
 
@@ -177,7 +233,7 @@ def test_an_override_that_would_refuse_requests_is_refused() -> None:
     assert {dest for dest, _ in found} == {"override_generation_config"}
     assert [what.partition(": vLLM")[0] for _, what in found] == [
         "`top_p` is 0; it must be more than 0 and at most 1",
-        "`max_tokens` takes int, not 'x'",
+        "`max_tokens` takes a whole number, not 'x'",
     ]
 
 
@@ -185,3 +241,34 @@ def test_a_missing_generation_config_is_refused(tmp_path: Path) -> None:
     for source, count in (("./absent", 1), (str(tmp_path), 1), ("vllm", 0), ("auto", 0), ("hub/name", 0)):
         found = [*generation_violations({**DEFAULTS, "model": "hub/name", "generation_config": source})]
         assert len(found) == count, source
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1]", "null"])
+def test_a_generation_config_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+    of_model, of_folder = {"model": str(tmp_path)}, {"model": "hub/name", "generation_config": str(tmp_path)}
+    for given, blamed in ((of_model, "model"), (of_folder, "generation_config")):
+        ((dest, what),) = generation_violations({**DEFAULTS, **given})
+        assert dest == blamed
+        assert what.startswith(f"{tmp_path}/generation_config.json: ")
+        assert "vLLM would not take its sampling values and the tokens that end answers" in what
+
+
+def test_a_folder_with_other_tokens_that_end_answers_is_reported(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other/generation_config.json"
+    values = {**DEFAULTS, "model": folder, "generation_config": str(other.parent)}
+    for ends, count in (({}, 1), ({"eos_token_id": 2}, 1), ({"eos_token_id": [1, 2]}, 0)):
+        other.write_text(json.dumps(ends))
+        found = [*generation_remarks(values)]
+        assert len(found) == count
+    other.write_text("{}")
+    ((dest, what),) = generation_remarks(values)
+    assert dest == "generation_config"
+    assert what.endswith("those of this folder (without `eos_token_id`), not the model's [1, 2]")
+
+
+def test_notices_leave_out_values_without_effect(tmp_path: Path) -> None:
+    neutral = {"top_k": -1, "top_p": 1.0, "temperature": 1, "repetition_penalty": 1, "min_p": 0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(neutral))
+    assert [*generation_remarks({**DEFAULTS, "model": str(tmp_path)})] == []

@@ -17,7 +17,7 @@ from flagscale.config.bounds import broken_bounds, types_of
 from flagscale.engines.vllm.arguments import REFUSED as SET_BY_US
 from flagscale.engines.vllm.catalog import vllm_catalog
 from tests.e2e.test_serve import has_vllm
-from tests.unit.test_vllm_sampling import ACCEPTED, CONTRADICTIONS, REFUSED
+from tests.unit.test_vllm_sampling import ACCEPTED, CONTRADICTIONS, REFUSED, SERVER_CONTRADICTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {option.dest: option for option in vllm_catalog().server.options.values()}
@@ -91,14 +91,18 @@ def test_sampling_is_refused_as_vllm_refuses_it() -> None:
         for name, field in vllm_catalog().sampling.items()
         for value, is_within in ends({"type": "number" if "float" in field.kinds else "", **field.bounds})
     ]
-    cases = [*refused, *accepted, *at_ends]
+    # Only vLLM can read it: the batch refuses it before it loads the model.
+    at_start = [({"structured_outputs": {"regex": "["}}, {}, False)]
+    cases = [*refused, *accepted, *at_ends, *at_start]
     verdicts = ask([("sampling", sampling, engine) for sampling, engine, _ in cases])
     assert [case for case, verdict in zip(cases, verdicts, strict=True) if case[2] != verdict] == []
 
 
 def test_contradictions_are_refused_by_the_engine() -> None:
-    verdicts = ask([("engine", keys) for keys, _ in CONTRADICTIONS])
-    for (given, blamed), verdict in zip(CONTRADICTIONS, verdicts, strict=True):
+    cases = [("engine", *case) for case in CONTRADICTIONS]
+    cases += [("server", *case) for case in SERVER_CONTRADICTIONS]
+    verdicts = ask([(kind, keys) for kind, keys, _ in cases])
+    for (_, given, blamed), verdict in zip(cases, verdicts, strict=True):
         assert verdict == (not blamed), given
 
 
@@ -121,6 +125,15 @@ def test_a_batch_takes_the_values_of_the_folder(
     given: dict[str, Any], engine: dict[str, Any], plain: tuple[Any, ...], chat: tuple[Any, ...]
 ) -> None:
     assert ask([("merged", given, engine, GENERATION)]) == [[[*plain], [*chat]]]
+
+
+def test_chats_alone_may_be_longer_than_plain_prompts() -> None:
+    longer = {"min_tokens": 17}
+    assert ask([("sampling", longer, {}), ("chats", longer), ("chats", {"min_tokens": -1})]) == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_server_reports_each_field_that_it_ignores_once() -> None:

@@ -6,7 +6,9 @@ A question is [kind, ...]; its verdict is whether vLLM accepts. The kinds:
 - ["field", dest, value]: the class of this argument; null if it has no such field
 - ["key", dest, path, value]: a value within an argument that is a mapping; `path` is a list of keys
 - ["engine", {dest: value}]: an engine with several arguments
+- ["server", {dest: value}]: a server with several arguments, as far as its own checks tell
 - ["sampling", fields, {dest: value}]: a request to an engine with these arguments
+- ["chats", fields]: requests of which none is a plain prompt
 
 Three kinds have other answers:
 
@@ -35,12 +37,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # some values are names of models
 import numpy as np
 import vllm.config
 from pydantic import TypeAdapter, ValidationError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vllm_flagscale.probes import engine_probe, model_folder, sampling_probe, server_probe, silent
-from vllm_flagscale.sampling import sampling_of
+from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
 
 
@@ -99,19 +103,35 @@ class Judge:
             return False
         return True
 
+    def server(self, keys: dict[str, Any]) -> bool:
+        parsed = argparse.Namespace(**{**vars(self.defaults), **keys})
+        return server_probe("model", parsed)(self.folder)
+
     def sampling(self, fields: dict[str, Any], keys: dict[str, Any]) -> bool:
         if "seed" in fields and not sampling_probe("seed")(fields["seed"]):
             return False
         try:
-            sampling_of(fields, EngineArgs(model=self.folder, **keys).create_model_config())
+            self._sampling(fields, keys)
         except ValueError:
             return False
         return True
 
+    def chats(self, fields: dict[str, Any]) -> bool:
+        try:
+            self._sampling(fields, {}, has_plain=False)
+        except ValueError:
+            return False
+        return True
+
+    def _sampling(self, fields: dict[str, Any], keys: dict[str, Any], has_plain: bool = True) -> Sampling:
+        engine = EngineArgs(model=self.folder, **keys)
+        structured = engine.create_structured_outputs_config()
+        return sampling_of(fields, engine.create_model_config(), structured, has_plain=has_plain)
+
     def merged(self, fields: dict[str, Any], keys: dict[str, Any], generation: dict[str, Any]) -> list[Any]:
         file = Path(self.folder) / "generation_config.json"
         file.write_text(json.dumps(generation))
-        found = sampling_of(fields, EngineArgs(model=self.folder, **keys).create_model_config())
+        found = self._sampling(fields, keys)
         file.unlink()
         return [
             [one.temperature, one.repetition_penalty, one.max_tokens] for one in (found.plain, found.chat)
@@ -161,6 +181,7 @@ class Judge:
 
 if __name__ == "__main__":
     with silent(), model_folder() as folder:
+        Tokenizer(WordLevel({"a": 0}, "a")).save(f"{folder}/tokenizer.json")
         judge = Judge(folder)
         for line in sys.stdin:
             with contextlib.redirect_stdout(sys.stderr):

@@ -74,6 +74,7 @@ _ELSEWHERE = {
     "spec_tokens": ("speculative_config", "num_speculative_tokens"),
     "mamba_cache_philox_rounds": ("mamba_config", "stochastic_rounding_philox_rounds"),
     "cpu_offload_gb": ("offload_config", "uva", "cpu_offload_gb"),
+    "limit_mm_per_prompt": ("model_config", "limit_mm_per_prompt"),
     **{
         f"offload_{name}": ("offload_config", "prefetch", f"offload_{name}")
         for name in ("group_size", "num_in_group", "prefetch_step")
@@ -101,7 +102,8 @@ def _with_bounds(arguments: dict[str, dict[str, Any]], parser: argparse.Argument
                 described = [arguments[name] for name in names if name in arguments]
                 if not described:
                     continue
-                bounds = _useful(_field(whole, _ELSEWHERE.get(action.dest)) or fields.get(action.dest, {}))
+                found = _field(whole, _ELSEWHERE.get(action.dest)) or fields.get(action.dest, {})
+                bounds = _useful(found, described[0]["type"])
                 if _is_number(described[0]) and "enum" not in bounds:
                     is_engine = action.dest in of_engine
                     probe = (
@@ -112,6 +114,8 @@ def _with_bounds(arguments: dict[str, dict[str, Any]], parser: argparse.Argument
                     bounds = {**bounds, "dashes": True}
                 for one in described:
                     one.update({"bounds": bounds} if bounds else {})
+                    if one["type"] == "str" and types_of(bounds) == ("integer",):
+                        one["type"] = "int"  # the parser takes any text, and the class reads the number in it
     return arguments
 
 
@@ -125,11 +129,15 @@ def _field(bounds: Mapping[str, Any], path: tuple[str, ...] | None) -> Mapping[s
 _LIMITS = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "not"}
 
 
-def _useful(bounds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the bounds if they say more than the parser: a range, whole numbers to choose from, keys."""
+def _useful(bounds: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the bounds if they say more than the parser, whose type is `kind`.
+
+    That is a range, whole numbers to choose from, keys, or the form of a value that the parser takes as JSON.
+    """
     says_more = {*_LIMITS, "properties", "required"} & set(bounds) or isinstance(
         bounds.get("additionalProperties"), dict
     )
+    says_more = says_more or (kind == "loads" and bool(bounds))
     return dict(bounds) if says_more or ("enum" in bounds and "integer" in types_of(bounds)) else {}
 
 

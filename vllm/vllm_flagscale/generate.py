@@ -36,8 +36,11 @@ def main() -> int:
     survive_seeds(arguments)
     engine_args = EngineArgs.from_cli_args(arguments)
     try:
-        sampling = sampling_of(arguments.sampling, engine_args.create_model_config())
+        model_config = engine_args.create_model_config()
+        structured = engine_args.create_structured_outputs_config()
         prompts = _share(_prompts(arguments), *arguments.share)
+        has_plain = not all(_is_chat(prompt, arguments) for _, prompt in prompts)
+        sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")
@@ -118,8 +121,7 @@ def _generated(
         texts: list[tuple[int, Prompt]] = []
         chats: list[tuple[int, Prompt]] = []
         for one in batch:
-            is_chat = one[1].messages or (arguments.chat and one[1].text)
-            (chats if is_chat else texts).append(one)
+            (chats if _is_chat(one[1], arguments) else texts).append(one)
         answers: dict[int, Any] = {}
         if texts:
             forms = [_engine_form(one) for _, one in texts]
@@ -135,6 +137,10 @@ def _generated(
 
 def _by_place(prompts: list[tuple[int, Prompt]], answers: list[Any]) -> dict[int, Any]:
     return {place: answer for (place, _), answer in zip(prompts, answers, strict=True)}
+
+
+def _is_chat(prompt: Prompt, arguments: argparse.Namespace) -> bool:
+    return bool(prompt.messages or (arguments.chat and prompt.text))
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from flagscale.config.engine_args import EngineArguments, FlatKey, flatten
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.generation import generation_remarks, generation_violations
-from flagscale.engines.vllm.lengths import ANY_LENGTH, too_long
+from flagscale.engines.vllm.lengths import ANY_LENGTH, default_length, too_long
 from flagscale.engines.vllm.precision import is_pooling, lowered_precision
 from flagscale.engines.vllm.rules import engine_violations
 from flagscale.errors import Problem, Violation
@@ -139,7 +139,7 @@ def violations(
         is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
         if is_path and not os.path.exists(str(value)):
             yield name, f"{value}: no such file"
-    yield from engine_violations(values, given)
+    yield from engine_violations(values, given, _default_length(values))
     if not any_length and (what := _length(values)):
         yield "max_model_len", what
     config = config_of(values)
@@ -200,6 +200,11 @@ def remarks(
 def _length(values: Mapping[str, Any]) -> str:
     config = _own_config(values)
     return "" if config is None else too_long(values, config, Path(str(values["model"])))
+
+
+def _default_length(values: Mapping[str, Any]) -> int | None:
+    config = _own_config(values)
+    return None if config is None else default_length(values, config, Path(str(values["model"])))
 
 
 def _own_config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -56,24 +56,38 @@ def too_long(values: Mapping[str, Any], config: Mapping[str, Any], folder: Path)
     wanted, settings = values.get("max_model_len"), _settings(config, values.get("hf_overrides"))
     if type(wanted) is not int or settings is None:
         return ""
+    longest, source = _longest(values, config, folder, settings)
+    own = settings.get("model_max_length")
+    if wanted <= longest or (isinstance(own, int) and wanted <= own):
+        return ""
+    kept = next((kind for one in _rotary(settings) if (kind := _kind(one)) in _NOT_STRETCHED), "")
+    note = f"; its rotary scaling `{kept}` does not extend that" if kept else ""
+    return f"the model supports sequences of at most {longest:g} tokens ({source}), not {wanted}{note}"
+
+
+def default_length(values: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> int | None:
+    """Return the length that vLLM takes if `max_model_len` is not given, or `auto`; None if unknown."""
+    settings = _settings(config, values.get("hf_overrides"))
+    if settings is None or any(_kind(one) == "longrope" for one in _rotary(settings)):
+        return None
+    longest, _ = _longest(values, config, folder, settings)
+    return None if longest == inf else int(longest)
+
+
+def _longest(
+    values: Mapping[str, Any], config: Mapping[str, Any], folder: Path, settings: Mapping[str, Any]
+) -> tuple[float, str]:
+    """Return the longest sequence, and where it comes from; infinity if nothing limits it."""
     longest, key = _derived(settings, has_windows=not values.get("disable_sliding_window"))
     if is_pooling(config, values.get("runner")) and settings.get("position_embedding_type") == "absolute":
         limit = _read(folder / "tokenizer_config.json").get("model_max_length")
         longest = min(longest, limit) if isinstance(limit, int | float) else longest
     if longest == inf:
-        return ""
-    kinds = list(_rotary(settings))
-    factor = _factor(kinds) if "gemma3" not in str(settings.get("model_type")) else 1.0
-    longest *= factor
+        return longest, ""
     if (encoder := _sentence_length(folder)) is not None:
-        longest, key = encoder, "max_seq_length of sentence-transformers"
-    own = settings.get("model_max_length")
-    if wanted <= longest or (isinstance(own, int) and wanted <= own):
-        return ""
-    scaled = f", scaled by {factor:g}" if factor != 1 and encoder is None else ""
-    kept = next((kind for kind in kinds if _kind(kind) in _NOT_STRETCHED), None)
-    note = f"; its rotary scaling `{_kind(kept)}` does not extend that" if kept else ""
-    return f"the model supports sequences of at most {longest:g} tokens ({key}{scaled}), not {wanted}{note}"
+        return encoder, "max_seq_length of sentence-transformers"
+    factor = _factor([*_rotary(settings)]) if "gemma3" not in str(settings.get("model_type")) else 1.0
+    return longest * factor, f"{key}, scaled by {factor:g}" if factor != 1 else key
 
 
 def _settings(config: Mapping[str, Any], overridden: Any) -> dict[str, Any] | None:

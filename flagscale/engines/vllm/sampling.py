@@ -12,18 +12,18 @@ from flagscale.errors import Violation, nearest
 
 DEFAULT_MAX_TOKENS = 16
 """Tokens of an answer to a plain prompt if nothing says more: that of completions, and of vLLM's class."""
-_JSON: Mapping[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "list": (list,),
-    "dict": (dict,),
+_JSON: Mapping[str, tuple[str, tuple[type, ...]]] = {
+    "bool": ("true or false", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("a text", (str,)),
+    "list": ("a list", (list,)),
+    "dict": ("a mapping", (dict,)),
 }
 
 
 def field_violations(sampling: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the fields that SamplingParams does not have, and values of a wrong type or out of range."""
+    """Yield unknown fields of SamplingParams, and values that are wrong whatever the others are."""
     fields = vllm_catalog().sampling
     for key, value in sampling.items():
         field = fields.get(key)
@@ -32,11 +32,44 @@ def field_violations(sampling: Mapping[str, Any]) -> Iterator[Violation]:
             yield str(key), f"SamplingParams has no field `{key}`{f'; {hint}' if hint else ''}"
         elif value is None:
             continue
-        elif type(value) not in sum((_JSON[kind] for kind in field.kinds), ()):
-            yield str(key), f"`{key}` takes {' or '.join(field.kinds)}, not {value!r}"
+        elif not any(type(value) in _JSON[kind][1] for kind in field.kinds):
+            expected = " or ".join(_JSON[kind][0] for kind in field.kinds)
+            yield str(key), f"`{key}` takes {expected}, not {value!r}"
+        elif broken := [*broken_bounds(field.bounds, str(key), value)]:
+            yield from ((f"{key}.{path}" if path else str(key), what) for path, what in broken)
         else:
-            for path, what in broken_bounds(field.bounds, str(key), value):
-                yield f"{key}.{path}" if path else str(key), what
+            yield from _content_violations(str(key), value)
+
+
+def _content_violations(key: str, value: Any) -> Iterator[Violation]:
+    """Yield what is wrong within the value of a field."""
+    match key:
+        case "stop" | "bad_words":
+            if any(not isinstance(one, str) or not one for one in _listed(value)):
+                yield key, f"`{key}` takes texts that are not empty"
+        case "allowed_token_ids" if not value:
+            yield key, "`allowed_token_ids` is empty: no token could follow"
+        case "stop_token_ids" | "allowed_token_ids" | "logprob_token_ids" | "logit_bias":
+            for token in value:
+                if _id_of(token, key) is None:
+                    yield key, f"`{key}` holds ids of tokens, not {token!r}"
+                elif key == "logit_bias" and type(value[token]) not in (int, float):
+                    yield key, f"`logit_bias` takes a number for the token {token}, not {value[token]!r}"
+        case "structured_outputs":
+            yield from _structure_violations(value)
+        case "repetition_detection":
+            yield from _repetition_violations(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _id_of(token: object, key: str) -> int | None:
+    """Return the id; None if it is not one. A mapping has texts as keys, once it is JSON."""
+    if key != "logit_bias":
+        return token if type(token) is int else None
+    return int(str(token)) if re.fullmatch(r"0|-?[1-9][0-9]*", str(token)) else None
 
 
 def request_violations(
@@ -58,22 +91,16 @@ def request_violations(
     if most is not None and least > most:
         note = "" if "max_tokens" in sampling else ", which is the default"
         yield "min_tokens", f"`min_tokens` is {least}, more than `max_tokens` {most}{note}"
-    if values.get("n", 1) > 1 and values.get("temperature", 1.0) < _GREEDY:
+    if values.get("n", 1) > 1 and values.get("temperature", 1.0) == 0:  # vLLM raises others to 0.01
         yield "n", f"`n` is {values['n']}, but `temperature` 0 gives the same answer each time: use n 1"
-    stops = [values["stop"]] if isinstance(values.get("stop"), str) else values.get("stop", [])
-    if stops and values.get("detokenize") is False:
+    if values.get("stop") and values.get("detokenize") is False:
         yield "stop", "`stop` needs text, and `detokenize` is false"
-    for name, texts in (("stop", stops), ("bad_words", values.get("bad_words", []))):
-        if any(not isinstance(text, str) or not text for text in texts):
-            yield name, f"`{name}` takes texts that are not empty"
     yield from _logprob_violations(values, engine, vocabulary)
-    yield from _id_violations(values, vocabulary)
-    yield from _structure_violations(values.get("structured_outputs"))
-    yield from _repetition_violations(values.get("repetition_detection"))
-
-
-_GREEDY = 1e-5
-"""Temperatures below this are greedy (`_SAMPLING_EPS`)."""
+    for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"):
+        for token in values.get(name, ()):
+            number = _id_of(token, name)
+            if number is not None and vocabulary is not None and not 0 <= number < vocabulary:
+                yield name, f"`{name}`: {token} is not an id of the model's {vocabulary} tokens"
 
 
 def _logprob_violations(
@@ -88,26 +115,15 @@ def _logprob_violations(
                 name,
                 f"`{name}` is {shown}, more than the engine's `max_logprobs` {most}; raise it in `llm`",
             )
-
-
-def _id_violations(values: Mapping[str, Any], vocabulary: int | None) -> Iterator[Violation]:
-    if values.get("allowed_token_ids") == []:
-        yield "allowed_token_ids", "`allowed_token_ids` is empty: no token could follow"
-    for name in ("stop_token_ids", "allowed_token_ids", "logprob_token_ids", "logit_bias"):
-        for token in values.get(name, ()):
-            number = int(token) if re.fullmatch(r"-?[0-9]+", str(token)) else None
-            if number is None:
-                yield name, f"`{name}` holds ids of tokens, not {token!r}"
-            elif vocabulary is not None and not 0 <= number < vocabulary:
-                yield name, f"`{name}`: {token} is not an id of the model's {vocabulary} tokens"
+    chosen, count = values.get("logprob_token_ids"), values.get("logprobs")
+    if chosen and count is not None and count != len(chosen):
+        yield "logprobs", f"`logprobs` is {count}, but there are {len(chosen)} `logprob_token_ids`"
 
 
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
-def _structure_violations(structure: Mapping[str, Any] | None) -> Iterator[Violation]:
-    if structure is None:
-        return
+def _structure_violations(structure: Mapping[str, Any]) -> Iterator[Violation]:
     given = [name for name in _CONSTRAINTS if structure.get(name) is not None]
     if len(given) != 1:
         shown = " and ".join(given) or "none"
@@ -122,9 +138,7 @@ def _structure_violations(structure: Mapping[str, Any] | None) -> Iterator[Viola
             yield f"structured_outputs.{name}", f"`{name}` constrains nothing: {value!r}"
 
 
-def _repetition_violations(detection: Mapping[str, Any] | None) -> Iterator[Violation]:
-    if detection is None:
-        return
+def _repetition_violations(detection: Mapping[str, Any]) -> Iterator[Violation]:
     longest, shortest, count = (
         int(detection.get(name, 0)) for name in ("max_pattern_size", "min_pattern_size", "min_count")
     )
