@@ -1,4 +1,4 @@
-"""Keys of `config.json` that may change the model, and unknown architectures, are refused with useful hints."""
+"""Keys of `config.json` that may change the model are refused, as unknown architectures are, with useful hints."""
 
 from __future__ import annotations
 
