@@ -1,13 +1,17 @@
-"""Keys of `config.json` that may change the model are refused, as unknown architectures are, with useful hints."""
+"""Keys of `config.json` that may change the model, and unknown architectures, are refused with hints."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flagscale.errors import UserError
+from megatron.flagscale.convert.convert import _write_config
 from megatron.flagscale.convert.hf_config import read_config
+from megatron.flagscale.convert.tokenizer import Tokenizer
 from tests.convert.public_configs import small
 
 
@@ -49,6 +53,11 @@ def refusal(config: Any) -> str:
         ("mixtral", {"router_jitter_noise": 0.1}, "`router_jitter_noise` is 0.1; only 0.0"),
         ("mixtral", {"num_experts_per_tok": 9}, "`num_experts_per_tok` is 9, but there are 8 experts"),
         ("mixtral", {"router_aux_loss_coef": "much"}, "`router_aux_loss_coef` is 'much'"),
+        (
+            "qwen2",
+            {"head_dim": 24},
+            "`head_dim` is 24; vLLM computes it as hidden_size / num_attention_heads: 16",
+        ),
         ("qwen2", {"use_sliding_window": True}, "`use_sliding_window` is True; only False"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "`layer_types` is ['sliding_attention', "),
         ("qwen3", {"mlp_only_layers": [1]}, "`mlp_only_layers` is [1]"),
@@ -123,6 +132,14 @@ def test_a_key_of_other_models_is_not_taken_for_a_misspelling(key: str) -> None:
     message = refusal(small("llama", **{key: 4096}))
     assert f"`{key}` is 4096, but models of the family llama are not known to have it" in message
     assert "did you mean" not in message
+
+
+def test_what_would_be_refused_is_not_written(tmp_path: Path) -> None:
+    """vLLM cannot load a Qwen2 whose heads have another size; Megatron can train it (`kv_channels`)."""
+    model = replace(read_config(small("qwen2"), "config.json"), head_dim=24)
+    with pytest.raises(UserError, match=r"config\.json of the family qwen2: `head_dim` is 24; vLLM computes"):
+        _write_config(tmp_path, model, Tokenizer())
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_surplus_keys_are_all_reported_at_once() -> None:

@@ -19,7 +19,7 @@ from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.hf_config import write_config
+from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import model_of, task_arguments
@@ -217,7 +217,9 @@ def _stream(
 
 def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
     companion.copy(folder)
-    write_atomic(folder / CONFIG, json.dumps(write_config(model, companion.ids), indent=2) + "\n")
+    config = write_config(model, companion.ids)
+    read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
+    write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}
     write_atomic(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
 
