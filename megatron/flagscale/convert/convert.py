@@ -122,7 +122,7 @@ def convert(
     cast = getattr(torch, dtype) if dtype else None
     dtypes = {entry: cast or source.dtype(entry) for entry in entries(model)}
     total = sum(entry.elements * kind.itemsize for entry, kind in dtypes.items())
-    with complete_folder(save, overwrite) as folder:
+    with complete_folder(save, overwrite, load) as folder:
         free = shutil.disk_usage(folder).free
         if free < total:
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
