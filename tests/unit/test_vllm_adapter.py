@@ -190,6 +190,21 @@ def test_secrets_leave_argv(build: Build, model: str, tmp_path: Path) -> None:
     assert job.secrets == {"VLLM_API_KEY": "from a file"}
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"tool_cal_parser": "hermes", "enable_auto_tool_choice": True},
+        {"spec_modl": "a/b", "spec_tokens": 2},
+        {"spec_method": "ngram", "spec_token": 2},
+        {"speculative_config": {"methd": "ngram", "num_speculative_tokens": 2}},
+    ],
+)
+def test_a_misspelt_argument_is_not_missed_again(
+    refused: Callable[..., str], model: str, keys: dict[str, Any]
+) -> None:
+    assert refused("serve", {"model": model, **keys}).count("- serve.") == 1
+
+
 def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
     job = build("serve", {"model": model, "compilation_config": {"mode": 3}})
     assert json.loads(value(job.services[0][0], "--compilation-config")) == {"mode": 3}
