@@ -90,7 +90,8 @@ def has_mistrals_config(folder: Path) -> bool:
 def misspelt_architecture(name: str, known: Iterable[str]) -> str:
     """Return a hint at the known architecture that is meant by `name`; "" unless it is of the same family.
 
-    A family with a similar name is another one: Mistral is not Mixtral, and Qwen3Moe is not Qwen3.
+    A family with a similar name is another one: Mistral is not Mixtral, and Qwen3Moe is not Qwen3. So is a
+    known name with a word after it: LlamaForCausalLMEagle3 is a draft model.
     """
     from difflib import SequenceMatcher  # imported here, because nearly every start has no use for it
 
@@ -104,7 +105,11 @@ def misspelt_architecture(name: str, known: Iterable[str]) -> str:
         any_case, same_case = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return any_case, same_case
 
-    best = max((other for other in known if family(other) == family(name)), key=likeness, default="")
+    def has_another_word(other: str) -> bool:
+        return name.lower().startswith(other.lower()) and len(name) > len(other) + 2
+
+    alike = [other for other in known if family(other) == family(name) and not has_another_word(other)]
+    best = max(alike, key=likeness, default="")
     return f"did you mean `{best}`?" if best and likeness(best)[0] > 0.75 else ""
 
 

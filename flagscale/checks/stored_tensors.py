@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 _MOST_HEADER = 100 << 20
 """Bytes; safetensors itself refuses longer headers."""
+_LFS = b"version "
+"""The first 8 bytes of the text that stands for a file in a Git repository cloned without Git LFS."""
 _PIECE, _PIECES = 4096, 64
 
 
@@ -26,7 +28,10 @@ def stored_in(file: Path) -> dict[str, Stored]:
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
+            lead = opened.read(8)
+            if lead == _LFS:
+                raise ValueError(f"{file}: only a Git LFS pointer; download the file itself (`git lfs pull`)")
+            length = int.from_bytes(lead, "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER):
                 raise ValueError(f"{file}: damaged or truncated, or not a safetensors file")
             text = opened.read(length)

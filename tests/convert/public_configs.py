@@ -168,8 +168,17 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "with what others leave": (
         "llama",
-        {**_LLAMA, "hidden_dropout": 0.0, "logit_scale": 1.0, "qk_norm": None, "is_decoder": False},
+        {
+            **_LLAMA,
+            "hidden_dropout": 0.0,
+            "logit_scale": 1.0,
+            "qk_norm": None,
+            "is_decoder": False,
+            "layer_types": ["full_attention"] * 2,
+            "transformers_weights": "model.safetensors",
+        },
     ),
+    "trained by DeepSpeed-Chat": ("llama", {**_LLAMA, "dropout": 0.0, "end_token_id": 2, "pad_token_id": 2}),
     "with attention chosen": (
         "llama",
         {**_LLAMA, "_attn_implementation_autoset": True, "_flash_attn_2_enabled": True, "do_sample": True},

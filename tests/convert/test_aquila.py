@@ -95,18 +95,18 @@ def test_the_form_of_a_folder_can_be_changed(published: Path, tmp_path: Path) ->
     assert all(same(published, tmp_path / name) for name in ("same", "llama", "aquila"))
 
 
-def test_the_special_tokens_of_the_tokenizer_are_kept(
-    published: Path, tokenizer: Path, tmp_path: Path
-) -> None:
-    """transformers would otherwise ask at the terminal whether to run the folder's code."""
+def test_the_special_tokens_of_the_model_are_kept(published: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """transformers ends a text at these, and not at the tokenizer's, unless told otherwise.
+
+    Opening the tokenizer by its folder, it would ask at the terminal whether to run the folder's code.
+    """
     for file in tokenizer.iterdir():
         shutil.copyfile(file, published / file.name)
     convert(published, tmp_path / "megatron")
     convert(tmp_path / "megatron", tmp_path / "back", family="aquila")
     found = config_of(tmp_path / "back")
     ids = {name: found[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    # Those that the tokenizer does not have are the model's.
-    assert ids == {"bos_token_id": 100, "eos_token_id": 0, "pad_token_id": 0}
+    assert ids == {"bos_token_id": 100, "eos_token_id": 101, "pad_token_id": 0}
     assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == ids
     assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
     assert not (tmp_path / "ran").exists()

@@ -113,16 +113,27 @@ def test_transformers_reads_what_is_written_as_the_same_model(name: str) -> None
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 9}}, "`dual_chunk_attention_config` is {"),
+        (
+            "qwen2",
+            {"dual_chunk_attention_config": {"chunk_size": 9}},
+            "vLLM computes attention in chunks by it",
+        ),
         ("llama", {"logit_scale": 0.5}, "`logit_scale` is 0.5; only 1.0 is supported"),
         ("llama", {"final_logit_softcapping": 30.0}, "is 30.0, but models of the family llama are not known"),
         ("llama", {"query_pre_attn_scalar": 256}, "`query_pre_attn_scalar` is 256"),
         ("llama", {"no_rope_layers": [1, 0]}, "`no_rope_layers` is [1, 0]"),
         ("llama", {"sliding_window": 128}, "`sliding_window` is 128"),
-        ("llama", {"layer_types": ["full_attention"] * 2}, "`layer_types`"),
+        ("llama", {"layer_types": ["full_attention"]}, "`layer_types`"),
         ("llama", {"text_config": {}}, "`text_config` is {}"),
         ("llama", {"hidden_dropout": 0.1}, "`hidden_dropout` is 0.1"),
         ("llama", {"atention_bias": True}, "did you mean `attention_bias`?"),
+        ("llama", {"compression_config": {"format": "int4"}}, "quantized weights cannot be converted"),
+        ("llama", {"dropout": 0.1}, "`dropout` is 0.1; only 0.0"),
+        (
+            "mistral",
+            {"layer_types": ["full_attention"] * 2, "sliding_window": 128},
+            "`layer_types` is ['full",
+        ),
         ("llama", {"attention_bias": 1}, "`attention_bias` is 1; only False"),
         ("llama", {"quantization_config": {"quant_method": "fp8"}}, "quantized weights cannot be converted"),
         ("llama", {"num_experts": 8}, "`num_experts` is 8"),
@@ -200,6 +211,13 @@ def test_what_is_not_understood_is_refused(family: str, changes: dict[str, Any],
     assert message in refusal(small(family, **changes))
 
 
+@pytest.mark.parametrize("key", ["sliding_window", "logits_scaling", "mm_hidden_size", "max_seq_length"])
+def test_a_key_of_other_models_is_not_taken_for_a_misspelling(key: str) -> None:
+    message = refusal(small("llama", **{key: 4096}))
+    assert f"`{key}` is 4096, but models of the family llama are not known to have it" in message
+    assert "did you mean" not in message
+
+
 def test_surplus_keys_are_all_reported_at_once() -> None:
     message = refusal(small("llama", logit_scale=0.5, num_experts=8, rope_theta=None))
     assert [name for name in ("logit_scale", "num_experts", "rope_theta") if f"`{name}` is" in message]
@@ -221,6 +239,7 @@ def test_a_file_without_an_object_is_refused(name: str, text: str, tmp_path: Pat
         ("LlamaForCausalLm", "LlamaForCausalLM"),
         ("LLaMAForCausalLM", "LlamaForCausalLM"),
         ("LamaForCausalLM", "LlamaForCausalLM"),
+        ("LlamaForCausalLMEagle", ""),
         ("Qwen3MoeForCausalLM", ""),
         ("Mistral3ForCausalLM", ""),
         ("Qwen4ForCausalLM", ""),

@@ -73,7 +73,25 @@ def test_all_differences_are_reported_at_once(copy: Copy) -> None:
 def test_integer_weights_are_refused(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
-    assert "model.norm.weight is I8" in refused(folder)
+    assert "model.norm.weight: stored as I8; only F32, BF16, F16 are supported" in refused(folder)
+
+
+def test_a_difference_of_many_tensors_takes_a_few_lines(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if "mlp" in name:
+                tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            elif "self_attn" in name:
+                tensors[name] = tensors[name][:3]
+
+    rewrite(folder, change)
+    message = refused(folder)
+    assert message.count("\n") == 4
+    assert message.count("has shape [3, 64], but") == 3
+    assert "13 more tensors have shapes that differ from config.json" in message
+    assert "mlp.up_proj.weight, ...: stored as F8_E4M3" in message
 
 
 def test_a_truncated_shard_is_reported(copy: Copy) -> None:

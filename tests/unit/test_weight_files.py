@@ -141,3 +141,8 @@ def test_mistral_publishes_its_models_twice(tmp_path: Path, write_tensors: Tenso
     assert reported(tmp_path).startswith(differ) == (norm != b"12")
     if norm == b"12":
         assert weights_of(tmp_path, {})[0].keys() == {"model.norm.weight", "q"}
+
+
+def test_a_file_that_was_not_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert "model.safetensors: only a Git LFS pointer; download the file itself" in reported(tmp_path)

@@ -31,6 +31,7 @@ from megatron.flagscale.convert.tokenizer import (
     check_tokens,
     is_tokenizer,
     open_tokenizer,
+    settings_left_out,
     stored_tokenizer,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
@@ -163,10 +164,11 @@ def _open_huggingface(
     source = HuggingFaceSource(load, family)
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
     notices = source.notices + check_tokens(companion, source.model.vocab)
-    if given is None:  # the model's special ids stand for those that its tokenizer does not have
-        config = read_json(load / CONFIG)
-        stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
-        ids = {name: config[name] for name, id in companion.ids.items() if id is None and name in config}
+    config = read_json(load / CONFIG)
+    stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
+    notices += settings_left_out(config) if not stored else ()
+    if given is None:  # text ends at the model's own ids, not at its tokenizer's
+        ids = {name: config[name] for name in companion.ids if config.get(name) is not None}
         companion = replace(companion, generation={**companion.generation, **ids, **stored})
     return source, companion, notices
 

@@ -35,9 +35,16 @@ def class_defaults(model_type: str) -> Mapping[str, Any]:
     return found
 
 
-def generation_keys() -> frozenset[str]:
-    """Return the keys for generating text, which older folders hold in `config.json`; no model reads them."""
-    return frozenset(_catalog()["generation"])
+@cache
+def all_keys() -> frozenset[str]:
+    """Return the keys of all classes."""
+    return frozenset(key for defaults in _catalog()["classes"].values() for key in defaults)
+
+
+def generation_defaults() -> Mapping[str, Any]:
+    """Return the keys for generating text, which older folders hold in `config.json`, with their defaults."""
+    defaults: Mapping[str, Any] = _catalog()["generation"]
+    return defaults
 
 
 def build_catalog() -> dict[str, Any]:
@@ -47,7 +54,7 @@ def build_catalog() -> dict[str, Any]:
 
     return {
         "version": transformers.__version__,
-        "generation": sorted(transformers.GenerationConfig()._get_default_generation_params()),
+        "generation": dict(sorted(transformers.GenerationConfig()._get_default_generation_params().items())),
         "classes": dict(_described(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))),
     }
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from flagscale.errors import Problem
 from megatron.flagscale.convert.families.base import Family
-from megatron.flagscale.convert.hf_defaults import generation_keys
+from megatron.flagscale.convert.hf_defaults import all_keys, generation_defaults
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
 from megatron.flagscale.convert.json_values import same, short
 
-_READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings")
+_READ = ("architectures", "model_type", "dtype", "torch_dtype", "tie_word_embeddings", "transformers_weights")
 """Read in every family."""
 
 _REASONS = (
@@ -26,8 +26,9 @@ _REASONS = (
     "model_name keys_to_ignore_at_inference",
     "unsloth_version unsloth_fixed finetuning_task task_specific_params transformers.js_config",
     # Tokens and lengths: the converter asks the tokenizer and `max_position_embeddings`.
-    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id tokenizer_class",
-    "prefix max_sequence_length max_seq_len model_max_length tokenizer_model_max_length max_new_tokens",
+    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id end_token_id",
+    "tokenizer_class prefix max_new_tokens",
+    "max_sequence_length max_seq_len model_max_length tokenizer_model_max_length",
     # What a call returns, by which code it is computed, and how weights are drawn.
     "use_cache return_dict output_attentions output_hidden_states torchscript chunk_size_feed_forward",
     "_attn_implementation attn_implementation _attn_implementation_autoset _attn_implementation_internal",
@@ -45,7 +46,7 @@ _OFF = (
     "use_sliding_window use_mrope rope_interleaved is_decoder is_encoder_decoder add_cross_attention",
     "tie_encoder_decoder use_bfloat16 tf_legacy_loss",
 )
-_DROPOUT = "attention_dropout hidden_dropout hidden_dropout_prob attn_pdrop embd_pdrop resid_pdrop"
+_DROPOUT = "dropout attention_dropout hidden_dropout hidden_dropout_prob attn_pdrop embd_pdrop resid_pdrop"
 _NEUTRAL: Mapping[str, Any] = {
     **{name: False for names in _OFF for name in names.split()},
     **dict.fromkeys(_DROPOUT.split(), 0.0),
@@ -57,8 +58,12 @@ _NEUTRAL: Mapping[str, Any] = {
 """Keys of other classes and of older versions, with the value that changes nothing."""
 
 _HINT = "remove it if it changes nothing in this model"
+_QUANTIZED = "quantized weights cannot be converted: use the folder with the original ones"
 _HINTS = {
-    "quantization_config": "quantized weights cannot be converted: use the folder with the original ones"
+    "quantization_config": _QUANTIZED,
+    "compression_config": _QUANTIZED,
+    "dual_chunk_attention_config": "vLLM computes attention in chunks by it, and transformers ignores it: "
+    "remove it to convert the model as transformers reads it",
 }
 
 
@@ -72,7 +77,7 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
         *(ROPE_KEYS if family.is_rotary else ()),
     }
     read |= {setting.key for setting in family.settings}
-    harmless = _HARMLESS | generation_keys() | {*family.harmless}
+    harmless = _HARMLESS | generation_defaults().keys() | {*family.harmless}
     defaults = family.class_defaults
     missing = {**_NEUTRAL, **defaults}
     for key, value in config.items():
@@ -84,7 +89,8 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
         if key in missing:
             yield Problem(f"{shown}; only {short(missing[key])} is supported", where)
             continue
-        close = get_close_matches(key, sorted({*read, *missing}), n=1, cutoff=0.8)
+        absent = {*read, *missing} - config.keys() if key not in all_keys() else ()
+        close = get_close_matches(key, sorted(absent), n=1, cutoff=0.8)
         hint = f"did you mean `{close[0]}`?" if close else _HINTS.get(key, _HINT)
         yield Problem(
             f"{shown}, but models of the family {family.name} are not known to have it", where, hint

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 CONFIG = "config.json"
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _CODES = {dtype: name for name, dtype in _NAMES.items()}
+_SHOWN = 3
+"""Tensors that a message names at most."""
 
 
 class HuggingFaceSource:
@@ -51,10 +54,13 @@ class HuggingFaceSource:
         problems = list(_differences(self.model, self._stored))
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
+        if config.get("dtype") is None and config.get("torch_dtype") is None:
+            dtype = str(self.dtype(next(entries(self.model)))).removeprefix("torch.")
+            self.model = replace(self.model, dtype=dtype)  # as transformers and vLLM do
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """Return the precision of a tensor as stored."""
-        return _NAMES[self._stored[entry.huggingface[0]].dtype]
+        """Return the precision of a tensor: the one that holds all values of its parts as stored."""
+        return reduce(torch.promote_types, (_NAMES[self._stored[name].dtype] for name in entry.huggingface))
 
     def read(self, entry: Entry) -> torch.Tensor:
         """Return the tensor of an entry of `entries(self.model)`, joined into Megatron's form."""
@@ -101,15 +107,22 @@ def _differences(model: Model, stored: Mapping[str, Stored]) -> Iterator[Problem
         yield Problem(f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}")
     if extra:
         yield Problem(f"{len(extra)} tensors do not belong to the family {model.family}: {_some(extra)}")
-    for name, shape in expected.items():
-        if name in stored and stored[name].shape != shape:
-            yield Problem(f"{name} has shape {list(stored[name].shape)}, but {CONFIG} gives {list(shape)}")
-        elif name in stored and stored[name].dtype not in _NAMES:
-            yield Problem(f"{name} is {stored[name].dtype}; only {', '.join(_NAMES)} are supported")
+    known = {name: one for name, one in stored.items() if name in expected}
+    wrong = [name for name, one in known.items() if one.shape != expected[name]]
+    for name in wrong[:_SHOWN]:
+        yield Problem(
+            f"{name} has shape {list(known[name].shape)}, but {CONFIG} gives {list(expected[name])}"
+        )
+    if len(wrong) > _SHOWN:
+        yield Problem(f"{len(wrong) - _SHOWN} more tensors have shapes that differ from {CONFIG}")
+    codes = {one.dtype for one in known.values()} - _NAMES.keys()
+    for code in sorted(codes):
+        names = [name for name, one in known.items() if one.dtype == code]
+        yield Problem(f"{_some(names)}: stored as {code}; only {', '.join(_NAMES)} are supported")
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 @dataclass(frozen=True)

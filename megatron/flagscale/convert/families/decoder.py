@@ -25,10 +25,11 @@ def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: 
 
 
 def full_attention(value: Any, model: Model) -> str:
-    """Return "" if every layer attends to all preceding tokens: the check of `layer_types`."""
-    if value is None or value == ["full_attention"] * model.layers:
+    """Return "" if `layer_types` agrees with the window, which is that of all layers."""
+    if value is None or (value == ["full_attention"] * model.layers and not model.window):
         return ""
-    return f"only null or {model.layers} times 'full_attention' is supported"
+    only = "" if model.window else f" or {model.layers} times 'full_attention'"
+    return f"only null{only} is supported"
 
 
 FIRST = (Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("vocab", "hidden")),)
@@ -75,5 +76,6 @@ llama_like = partial(
     Family,
     keys=KEYS,
     arguments=ARGUMENTS,
+    checks={"layer_types": full_attention},
     buffers=(".rotary_emb.inv_freq",),  # in older checkpoints
 )

@@ -8,7 +8,6 @@ from megatron.flagscale.convert.families.decoder import (
     FIRST,
     LAST,
     MLP,
-    full_attention,
     layer,
     llama_like,
 )
@@ -29,6 +28,5 @@ QWEN2 = llama_like(
     arguments={**ARGUMENTS, "add_qkv_bias": True},
     config={"hidden_act": "silu", "use_sliding_window": False},
     written={"sliding_window": None},
-    checks={"layer_types": full_attention},
     harmless=("sliding_window", "max_window_layers"),
 )

@@ -8,7 +8,6 @@ from megatron.flagscale.convert.families.decoder import (
     FIRST,
     LAST,
     MLP,
-    full_attention,
     layer,
     llama_like,
 )
@@ -26,6 +25,5 @@ QWEN3 = llama_like(
     arguments={**ARGUMENTS, "qk_layernorm": True},
     config={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
     written={"sliding_window": None},
-    checks={"layer_types": full_attention},
     harmless=("sliding_window", "max_window_layers"),
 )
