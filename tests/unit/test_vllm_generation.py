@@ -67,7 +67,7 @@ def test_an_override_that_would_refuse_requests_is_refused() -> None:
     assert {dest for dest, _ in found} == {"override_generation_config"}
     assert [what.partition(": vLLM")[0] for _, what in found] == [
         "`top_p` is 0; it must be more than 0 and at most 1",
-        "`max_tokens` takes a whole number, not 'x'",
+        "`max_new_tokens` takes a whole number, not 'x'",
     ]
 
 
