@@ -40,13 +40,21 @@ def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> N
                     one.process.kill()
             elif not busy.get(one.service.behind):
                 told[one] = now
+                if _is_without_requests(one):
+                    kill_at[one] = now + SERVICES_EXIT
                 for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused
                     one.process.send_signal(number)
         if now > due + SERVICES_EXIT + _LAST:
             break  # a process that survives SIGKILL is stuck in the kernel
         time.sleep(_POLL)
-    for one in living:
-        one.settle("stopped")
+
+
+def _is_without_requests(one: ServiceMonitor) -> bool:
+    """Return whether a service answers no client: it is still loading, or is part of a server that has ended.
+
+    vLLM may not notice TERM before its model is loaded.
+    """
+    return not one.has_answered and bool(one.service.url or one.service.behind)
 
 
 def _busy(names: set[str], living: Sequence[ServiceMonitor], plan: LaunchPlan) -> dict[str, bool]:

@@ -1,0 +1,55 @@
+"""How long services may take to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flagscale.node import drain
+from flagscale.values import Service
+from flagscale_testing.jobs.plans import fake_plan
+
+
+class Deaf:
+    """A service that ends only by SIGKILL."""
+
+    kind, idle_at = "joint", 0.0
+
+    def __init__(self, service: Service, has_answered: bool) -> None:
+        self.service, self.has_answered = service, has_answered
+        self.code: int | None = None
+        self.process = SimpleNamespace(send_signal=lambda number: None, kill=self._kill)
+
+    def _kill(self) -> None:
+        self.code = -9
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(drain, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("service", "has_answered", "seconds"),
+    [
+        (Service("chat", (), "http://h:1"), True, 25),
+        (Service("chat", (), "http://h:1"), False, 5),
+        (Service("chat.part1", (), behind="another host's"), False, 5),
+        (Service("batch", ()), False, 25),
+    ],
+    ids=["may have requests", "is loading", "part of a server that has ended", "batch inference"],
+)
+def test_only_what_may_have_requests_gets_the_time_to_finish_them(
+    service: Service, has_answered: bool, seconds: float, tmp_path: Path, clock: Any
+) -> None:
+    one: Any = Deaf(service, has_answered)
+    drain.end([one], fake_plan(tmp_path, "run", [], start_timeout=1.0), 20.0)
+    assert one.code == -9
+    assert seconds <= clock.now < seconds + 1
