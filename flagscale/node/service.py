@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -74,7 +75,7 @@ class ServiceMonitor:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._progress.unlink(missing_ok=True)
         if restarts:
-            with self._log.open("ab") as log:
+            with suppress(OSError), self._log.open("ab") as log:  # a full disk does not prevent a restart
                 log.write(f"=== restart {restarts} of {service.name}\n".encode())
         else:
             self._log.write_bytes(b"")

@@ -155,7 +155,7 @@ def test_the_endpoint_has_the_certificate_too(serve: Serve, tmp_path: Path) -> N
         ({"endpoint": 1}, "`endpoint` takes true or false, not 1"),
         ({"ssl_cert_reqs": 2}, "`ssl_cert_reqs` is not supported by the endpoint"),
         ({"ssl_ciphers": "X"}, "set `endpoint: false`"),
-        ({"port": 65534}, "port 65536 must be between 1 and 65535"),
+        ({"port": 65534}, "port 65536 of `server.1` must be between 1 and 65535"),
         ({"models": {"a": {}, "a.0": {"instances": 1}}}, "two servers would have the name `a.0`"),
         ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "port 9000 of `b` is also used by `a`"),
     ],

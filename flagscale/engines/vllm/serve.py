@@ -163,7 +163,7 @@ def _service_problems(served: list[_Served], source_map: SourceMap) -> Iterator[
         where = source_map.where(one.model.arguments.paths.get("port", f"{one.model.path}.port"))
         for name, rank, port, _ in one.listeners():
             if not 1 <= port <= 65535:
-                yield Problem(f"port {port} must be between 1 and 65535", where)
+                yield Problem(f"port {port} of `{name}` must be between 1 and 65535", where)
             elif (rank, port) in used:
                 yield Problem(f"port {port} of `{name}` is also used by `{used[rank, port]}`", where)
             used[rank, port] = name
