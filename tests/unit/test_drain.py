@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flagscale.node import drain
+from flagscale.node.instances import Kind
 from flagscale.values import Service
 from flagscale_testing.jobs.plans import fake_plan
 
@@ -16,10 +17,10 @@ from flagscale_testing.jobs.plans import fake_plan
 class Deaf:
     """A service that ends only by SIGKILL."""
 
-    kind, idle_at = "joint", 0.0
+    idle_at = 0.0
 
-    def __init__(self, service: Service, has_answered: bool) -> None:
-        self.service, self.has_answered = service, has_answered
+    def __init__(self, service: Service, kind: Kind, has_answered: bool) -> None:
+        self.service, self.kind, self.has_answered = service, kind, has_answered
         self.code: int | None = None
         self.process = SimpleNamespace(send_signal=lambda number: None, kill=self._kill)
 
@@ -37,19 +38,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("service", "has_answered", "seconds"),
+    ("service", "kind", "has_answered", "seconds"),
     [
-        (Service("chat", (), "http://h:1"), True, 25),
-        (Service("chat", (), "http://h:1"), False, 5),
-        (Service("chat.part1", (), behind="another host's"), False, 5),
-        (Service("batch", ()), False, 25),
+        (Service("chat", (), "http://h:1"), "joint", True, 25),
+        (Service("chat", (), "http://h:1"), "joint", False, 5),
+        (Service("chat.part1", (), behind="another host's"), "joint", False, 5),
+        (Service("batch", ()), "joint", False, 25),
+        (Service("chat", (), "http://h:1"), "router", True, 20),
     ],
-    ids=["may have requests", "is loading", "part of a server that has ended", "batch inference"],
+    ids=["may have requests", "is loading", "part of a server that has ended", "batch inference", "router"],
 )
 def test_only_what_may_have_requests_gets_the_time_to_finish_them(
-    service: Service, has_answered: bool, seconds: float, tmp_path: Path, clock: Any
+    service: Service, kind: Kind, has_answered: bool, seconds: float, tmp_path: Path, clock: Any
 ) -> None:
-    one: Any = Deaf(service, has_answered)
+    one: Any = Deaf(service, kind, has_answered)
     drain.end([one], fake_plan(tmp_path, "run", [], start_timeout=1.0), 20.0)
     assert one.code == -9
     assert seconds <= clock.now < seconds + 1
