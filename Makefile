@@ -74,11 +74,13 @@ soak: $(READY) ssh    ## 200 random starts, kills and stops on four hosts; no pr
 fuzz: $(READY)        ## 10 000 configurations and command lines with slips: no traceback, nothing written
 	$(BIN)/python -m tests.fuzz
 
-catalog: $(READY)     ## record every argument of the installed engines, for the checks before launch
+catalog: $(READY)     ## record every argument of the installed engines, and the defaults of Hugging Face's configurations
 	$(BIN)/python -m megatron.flagscale.catalog > build/catalog.json
 	mv build/catalog.json flagscale/engines/catalog/megatron.json
 	$(BIN)/python -m vllm_flagscale.catalog > build/catalog.json
 	mv build/catalog.json flagscale/engines/catalog/vllm.json
+	$(BIN)/python -m megatron.flagscale.convert.hf_defaults > build/catalog.json
+	mv build/catalog.json megatron/flagscale/convert/hf_defaults.json
 
 lock: $(READY)        ## record the installed versions
 	sed -n '/^#/p' requirements/constraints.txt > build/constraints.txt

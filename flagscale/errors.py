@@ -66,9 +66,12 @@ class HostError(FlagScaleError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return a hint: the valid name closest to `name`; if none is close, all valid names if they are few."""
-    names = sorted(set(valid))
-    if close := closest(name, names):
+    """Return a hint: the valid name closest to `name`; if none is close, all valid names if they are few.
+
+    Numbers have no spelling: 512 is not what 12 was meant to be.
+    """
+    names = sorted(set(valid), key=lambda one: (len(one) if one.isdecimal() else 0, one))
+    if not name.isdecimal() and (close := closest(name, names)):
         return f"did you mean `{close}`?"
     return f"valid: {', '.join(names)}" if 0 < len(names) <= 40 else ""
 

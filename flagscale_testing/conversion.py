@@ -5,6 +5,7 @@ Used by the tests and, for the table in docs/conversion.md, by `benchmarks/conve
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Case:
     """A model in terms of its transformers configuration, and the layout of its training.
 
     `layout` holds the training's arguments for it; `padded` means that the training pads the vocabulary.
+    `named` holds the keys of `config.json` by which the family is published, if not by those of `config`.
     """
 
     config: str
@@ -38,6 +40,7 @@ class Case:
     layout_name: str = "TP2 PP2"
     dtype: str = "float32"
     padded: bool = False
+    named: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _llama3(factor: float) -> dict[str, Any]:
@@ -46,12 +49,18 @@ def _llama3(factor: float) -> dict[str, Any]:
 
 
 CASES = {
-    "Aquila": Case("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}, padded=True),
+    "Aquila": Case(
+        "Llama",
+        {"num_key_value_heads": 4, "rms_norm_eps": 1e-5},
+        padded=True,
+        named={"architectures": ["AquilaForCausalLM"], "model_type": "aquila"},
+    ),
     "Llama 2": Case("Llama"),
     "Llama 3.1": Case("Llama", _llama3(8.0)),
     "Llama 3.2, tied": Case("Llama", {**_llama3(32.0), "tie_word_embeddings": True}),
     "Llama 2, bf16": Case("Llama", dtype="bfloat16"),
     "Mistral": Case("Mistral", {"sliding_window": None}),
+    "Mistral, window": Case("Mistral", {"sliding_window": 16}),
     "Mixtral": Case("Mixtral", {"num_local_experts": 4}, 2, EP2, "EP2"),
     "Mixtral, all splits": Case("Mixtral", {"num_local_experts": 4}, 4, _CUT, "TP2 SP PP2 EP2"),
     "Qwen2, 2.5": Case("Qwen2", {"rope_theta": 1000000.0}),
@@ -102,6 +111,9 @@ def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
             if parameter.dim() == 1:
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
     model.save_pretrained(folder)
+    if case.named:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **case.named}))
     return model
 
 

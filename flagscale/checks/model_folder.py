@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.stored_tensors import Stored, stored_in
+from flagscale.checks.weight_files import LOAD_FORMATS, weights_of
 from flagscale.errors import Violation
 
-_INDEX = "model.safetensors.index.json"
 _MISTRAL_CONFIG = "params.json"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tekken.json")
-_MOST_HEADER = 100 << 20
-"""Bytes; safetensors itself refuses longer headers."""
+OUTPUT, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+UNTIED = ("aquila", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+"""Model types with these names of tensors that are not tied if `config.json` does not specify it."""
 
 
 def is_path(model: str) -> bool:
@@ -38,25 +41,29 @@ def folder_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator
             return
     if is_path(model) or os.path.isdir(cwd / model):
         needs_tokenizer = not tokenizer and not values.get("skip_tokenizer_init")
-        weights = values.get("load_format") != "dummy"
-        for what in problems(cwd / model, weights=weights, tokenizer=needs_tokenizer):
+        load_format = str(values.get("load_format") or "auto")
+        for what in problems(cwd / model, load_format=load_format, tokenizer=needs_tokenizer):
             yield "model", what
     if tokenizer and is_path(tokenizer) and not os.path.exists(cwd / tokenizer):
         yield "tokenizer", f"{tokenizer}: no such tokenizer"
 
 
-def problems(folder: Path, *, weights: bool = True, tokenizer: bool = True) -> Iterator[str]:
-    """Yield why an engine cannot load the folder; `weights`, `tokenizer`: whether it needs them."""
+def problems(folder: Path, *, load_format: str = "auto", tokenizer: bool = True) -> Iterator[str]:
+    """Yield why an engine cannot load the folder, or would load other weights than transformers.
+
+    `load_format` is vLLM's argument (`dummy` needs no weights); `tokenizer`: whether it needs one.
+    """
     if not os.path.isdir(folder):
         yield f"{folder}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
         return
+    config: Mapping[str, Any] = {}
     try:
-        if not os.path.isfile(folder / _MISTRAL_CONFIG):
-            read_config(folder)
+        config = read_config(folder)
     except ValueError as error:
-        yield str(error)
-    if weights:
-        yield from _weights(folder)
+        if not os.path.isfile(folder / _MISTRAL_CONFIG):
+            yield str(error)
+    if load_format != "dummy":
+        yield from _weights(folder, config, load_format)
     if tokenizer and not any(os.path.isfile(folder / name) for name in _TOKENIZERS):
         yield f"{folder}: contains no tokenizer (no {_TOKENIZERS[0]}); name one with `tokenizer`"
 
@@ -75,41 +82,60 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _weights(folder: Path) -> Iterator[str]:
-    shards = sorted(folder.glob("*.safetensors"))
-    index = folder / _INDEX
-    if os.path.isfile(index):
-        try:
-            named = {
-                str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            yield f"{index}: cannot be read ({error})"
-            return
-        missing = sorted(named - {shard.name for shard in shards})
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            yield f"{folder}: missing shard {missing[0]}{more}"
-    elif not shards and not any(next(folder.glob(form), None) for form in _OTHER_WEIGHTS):
-        yield f"{folder}: contains no weights (no *.safetensors)"
-    for shard in shards:
-        if what := _damage(shard):
-            yield f"{shard}: {what}"
+def has_mistrals_config(folder: Path) -> bool:
+    """Return whether vLLM reads the folder by Mistral's `params.json` instead of its `config.json`."""
+    return os.path.isfile(folder / _MISTRAL_CONFIG) and any(folder.glob("consolidated*.safetensors"))
 
 
-def _damage(shard: Path) -> str:
-    """Return the damage in a safetensors file, judged by its header and size; "" if there is none."""
-    try:
-        size = shard.stat().st_size
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MOST_HEADER):
-                return "truncated, or not a safetensors file"
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        wanted = 8 + length + max(ends, default=0)
-    except OSError as error:
-        return error.strerror or "cannot be read"
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "its header cannot be read"
-    return "" if size == wanted else f"{size} bytes long, but its header says {wanted}"
+def misspelt_architecture(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known architecture that is meant by `name`; "" unless it is of the same family.
+
+    A family with a similar name is another one: Mistral is not Mixtral, and Qwen3Moe is not Qwen3. So is a
+    known name with a word after it: LlamaForCausalLMEagle3 is a draft model.
+    """
+    from difflib import SequenceMatcher  # imported here, because nearly every start has no use for it
+
+    def family(text: str) -> list[str]:
+        """Return the letters of the family's name; a doubled one counts once, and their order does not."""
+        name = re.split("for(?=[a-z])|lmhead|model$", text.lower())[0]
+        return sorted(re.sub(r"(.)\1", r"\1", name))
+
+    def likeness(other: str) -> tuple[float, float]:
+        pairs = ((name.lower(), other.lower()), (name, other))
+        any_case, same_case = (SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return any_case, same_case
+
+    def has_another_word(other: str) -> bool:
+        return name.lower().startswith(other.lower()) and len(name) > len(other) + 2
+
+    alike = [other for other in known if family(other) == family(name) and not has_another_word(other)]
+    best = max(alike, key=likeness, default="")
+    return f"did you mean `{best}`?" if best and likeness(best)[0] > 0.75 else ""
+
+
+def _weights(folder: Path, config: Mapping[str, Any], load_format: str) -> Iterator[str]:
+    if load_format not in LOAD_FORMATS:
+        if not any(next(folder.glob(form), None) for form in ("*.safetensors", *_OTHER_WEIGHTS)):
+            yield f"{folder}: contains no weights (no *.safetensors)"
+        for file in sorted(folder.glob("*.safetensors")):
+            try:
+                stored_in(file)
+            except ValueError as error:
+                yield str(error)
+        return
+    stored, problems = weights_of(folder, config, load_format)
+    yield from problems
+    if not problems and _lacks_output(config, stored):
+        what = f"{folder}: contains no output layer ({OUTPUT}), and `tie_word_embeddings` is not true"
+        yield f"{what}: the engine would use arbitrary values; set it to true if the model is tied"
+
+
+def _lacks_output(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> bool:
+    """Return whether a model that generates text lacks its output layer, as far as names can tell."""
+    architectures = config.get("architectures")
+    is_causal = isinstance(architectures, list) and any(
+        str(one).endswith("ForCausalLM") for one in architectures
+    )
+    is_tied = config.get("tie_word_embeddings", None if config.get("model_type") not in UNTIED else False)
+    has_output = any(name.startswith(OUTPUT.removesuffix("weight")) for name in stored)
+    return is_causal and is_tied is False and _EMBEDDING in stored and not has_output

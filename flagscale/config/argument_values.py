@@ -34,6 +34,15 @@ def words_of(option: Option, name: str, value: Any) -> tuple[list[str], Any]:
     return [flag, *(text for text, _ in pairs)], [typed for _, typed in pairs]
 
 
+def structure_of(option: Option, given: Any, typed: Any) -> Any:
+    """Return the value that the engine gets: as `typed` by `words_of`, but JSON as the mapping it holds."""
+    if option.takes_many or option.kind == "append" or option.type == "tuple_type":
+        return typed
+    if isinstance(given, str) and option.type in _JSON_TYPES:
+        return _structure_in(option.type, given)
+    return given if isinstance(given, list | dict) else typed
+
+
 def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -80,44 +89,60 @@ def _scalar(option: Option, name: str, value: Any) -> tuple[str, Any]:
         text, typed = _readable_number(option, name, value)
     else:
         text = typed = value if isinstance(value, str) else repr(value)
-        if option.type in _JSON_TYPES and not _is_json(text):
-            raise ValueError(f"`{name}` takes a mapping or a list (JSON), not {_yaml(value)}")
+        if option.type in _JSON_TYPES:
+            try:
+                _structure_in(option.type, text)
+            except (ValueError, OverflowError):
+                what = f"`{name}` takes a mapping or a list (JSON), not {_yaml(value)}"
+                raise ValueError(what) from None
     if option.choices and text not in option.choices:
         hint = nearest(text, option.choices) or f"valid: {', '.join(option.choices)}"
         raise ValueError(f"`{name}` cannot be {text!r}; {hint}")
     return text, typed
 
 
-_JSON_TYPES = ("loads", "parse_dataclass")
-"""vLLM's converters that read JSON only."""
+_JSON_TYPES = ("loads", "parse_dataclass", "union_dict_and_str")
+"""vLLM's converters of JSON; the last one takes other texts as they are."""
 
 
 def _readable_number(option: Option, name: str, value: int | float | str) -> tuple[str, int]:
-    """Return a whole number in vLLM's notation, and its value: `8k` is 8000, `8K` 8192, `auto` may be -1.
-
-    As `vllm/utils/argparse_utils.py:human_readable_int` of vLLM 0.32: decimals only with the units of 1000.
-    """
+    """Return a whole number in vLLM's notation, and its value: `8k` is 8000, `8K` 8192, `auto` may be -1."""
     text = str(value)
-    plain = text.strip()
-    if option.type.endswith("or_auto") and plain.lower() in ("auto", "-1"):
+    if option.type.endswith("or_auto") and text.strip().lower() in ("auto", "-1"):
         return text, -1
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])", plain):
-        return text, int(float(found[1]) * 1000 ** ("kmgt".index(found[2]) + 1))
-    if found := re.fullmatch(r"(\d+)([KMGT])", plain):
-        return text, int(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)
     try:
-        return text, int(plain)
-    except ValueError:
+        return text, _readable_int(text)
+    except (ValueError, OverflowError):
         unit = "with or without a unit: 8k is 8000, 8K is 8192, and only 8.5k may have a fraction"
         raise ValueError(f"`{name}` takes a whole number, {unit}; not {value!r}") from None
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+def _readable_int(text: str) -> int:
+    """Return the value of a number that may have a unit; decimals are valid only with the units of 1000.
+
+    As `vllm/utils/argparse_utils.py:human_readable_int` of vLLM 0.32. Raises ValueError or OverflowError.
+    """
+    plain = text.strip()
+    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])", plain):
+        return int(float(found[1]) * 10 ** (3 * "kmgt".index(found[2]) + 3))
+    if found := re.fullmatch(r"(\d+)([KMGT])", plain):
+        return int(found[1]) << 10 * ("KMGT".index(found[2]) + 1)
+    return int(plain)
+
+
+def _structure_in(kind: str, text: str) -> Any:
+    """Return what vLLM's converter of that name makes of a text; raises ValueError or OverflowError."""
+    if kind == "union_dict_and_str" and not re.fullmatch(r"(?s)\s*{.*}\s*", text):
+        return text
+    return json.loads(_without_units(text) if kind == "parse_dataclass" else text)
+
+
+def _without_units(text: str) -> str:
+    """Return JSON for a text that may have units outside of its strings: `{"cpu_bytes": 80m}`."""
+    pieces = re.split(r'("(?:[^"\\]|\\.)*")', text)
+    sizes = re.compile(r"\b\d+(?:\.\d+)?[kKmMgGtT]\b")
+    pieces[::2] = [sizes.sub(lambda size: str(_readable_int(size[0])), piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 _EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -9,7 +9,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ class Option:
     takes_many: bool
     """Whether a list gives several values."""
     required: bool = False
+    bounds: Mapping[str, Any] = field(default_factory=dict)
+    """The values that the engine accepts, as far as it declares them (see `flagscale.config.bounds`)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def catalog_of(raw: Mapping[str, Any]) -> Catalog:
             negative=entry.get("negative"),
             takes_many=entry["kind"] == "value" and entry["nargs"] is not None,
             required=entry.get("required", False),
+            bounds=entry.get("bounds", {}),
         )
         options[name] = option
         if option.kind == "bool_pair" and option.negative:

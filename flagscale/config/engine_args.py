@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flagscale.config.argument_values import words_of
+from flagscale.config.argument_values import structure_of, words_of
+from flagscale.config.bounds import broken_bounds
 from flagscale.config.catalog import Catalog, Option
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, closest, nearest
@@ -127,7 +128,7 @@ def render(
     *,
     may_have_others: bool = False,
 ) -> EngineArguments:
-    """Return flat keys as argv; add unknown names, wrong types and wrong choices to `problems`.
+    """Return flat keys as argv; add unknown names and wrong types, choices and ranges to `problems`.
 
     With `may_have_others`, because a program could not be read, only those unknown names are problems that
     are close to an argument of the catalog.
@@ -167,12 +168,21 @@ def render(
         paths[option.dest] = flat_key.path
         if option.type == "str":
             flat_key = _as_written(flat_key, source_map, texts)
+        wrong: list[tuple[str, str]]
         try:
-            words, values[option.dest] = words_of(option, flat_key.name, flat_key.value)
+            words, value = words_of(option, flat_key.name, flat_key.value)
+            wrong = [
+                *broken_bounds(option.bounds, flat_key.name, structure_of(option, flat_key.value, value))
+            ]
         except ValueError as error:
-            problems.append(Problem(str(error), source_map.where(flat_key.path)))
+            wrong = [("", str(error))]
+        if wrong:
+            places = (f"{flat_key.path}.{path}" if path else flat_key.path for path, _ in wrong)
+            whats = (what for _, what in wrong)
+            problems += map(Problem, whats, map(source_map.where, places))
             unknown[option.dest] = option
             continue
+        values[option.dest] = value
         argv += words
     unknown |= {dest: option for dest, option in misspelt.items() if dest not in paths}
     return EngineArguments(tuple(argv), values, paths, texts, unknown, empty, is_complete)

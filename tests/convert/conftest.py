@@ -35,3 +35,16 @@ def copy(models: Callable[[str], Path], tmp_path: Path) -> Callable[[str, str], 
         return Path(shutil.copytree(models(name) / format, tmp_path / "copy"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word-level tokenizer with fewer tokens than the models have."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = {word: number for number, word in enumerate(["<|end|>", *map(str, range(99))])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<|end|>"))
+    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(folder)
+    return folder

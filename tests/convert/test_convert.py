@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from flagscale.errors import UserError
 from flagscale_testing.conversion import same, tensors_of
@@ -20,19 +22,6 @@ from megatron.flagscale.convert.upcycle import Upcycling
 
 ROOT = Path(__file__).parents[2]
 Models = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A word-level tokenizer with fewer tokens than the models have."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = {word: number for number, word in enumerate(["<|end|>", *map(str, range(99))])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<|end|>"))
-    PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>").save_pretrained(folder)
-    return folder
 
 
 def test_shards_hold_the_same_tensors_as_one_file(models: Models, tmp_path: Path) -> None:
@@ -61,6 +50,29 @@ def test_the_precision_can_be_chosen(dtype: str, models: Models, tmp_path: Path)
     assert opened.dtype == getattr(torch, dtype)
 
 
+def test_no_value_of_mixed_precisions_is_rounded(models: Models, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models("Llama 2") / "hf", tmp_path / "mixed"))
+    stored = {
+        name: tensor.to(torch.bfloat16 if "q_proj" in name or "gate" in name else tensor.dtype)
+        for name, tensor in tensors_of(folder).items()
+    }
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    convert(folder, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    back = tensors_of(tmp_path / "back")
+    assert all(torch.equal(back[name].double(), tensor.double()) for name, tensor in stored.items())
+
+
+def test_a_precision_that_is_not_named_is_that_of_the_weights(models: Models, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(models("Llama 2, bf16") / "hf", tmp_path / "nameless"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": None}))
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+    assert convert(folder, tmp_path / "megatron").model.dtype == "bfloat16"
+
+
 def test_the_tokenizer_is_copied_in_both_directions(models: Models, tokenizer: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -83,13 +95,29 @@ def test_special_ids_survive_without_a_tokenizer(models: Models, tmp_path: Path)
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
 
 
+def test_settings_for_generating_in_config_json_are_not_lost_silently(models: Models, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models("Llama 2") / "hf", tmp_path / "old"))
+    config = json.loads((folder / "config.json").read_text())
+    usual = {"temperature": None, "max_length": 20, "use_cache": False, "repetition_penalty": 1}
+    changed = {"do_sample": True, "repetition_penalty": 1.3}
+    for name, keys, beside in (("a", usual, False), ("b", changed, True), ("c", {**usual, **changed}, False)):
+        (folder / "config.json").write_text(json.dumps({**config, **keys}))
+        if not beside:
+            (folder / "generation_config.json").unlink(missing_ok=True)
+        else:
+            (folder / "generation_config.json").write_text('{"eos_token_id": 2}')
+        notices = convert(folder, tmp_path / name).notices[1:]
+        assert len(notices) == (name == "c"), notices
+    assert notices[0].startswith("do_sample, repetition_penalty of config.json are left out: ")
+
+
 def test_a_tokenizer_with_too_many_tokens_is_refused(models: Models, tokenizer: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     larger = AutoTokenizer.from_pretrained(tokenizer)
     larger.add_tokens([f"<{number}>" for number in range(200)])
     larger.save_pretrained(tmp_path / "larger")
-    with pytest.raises(UserError, match="300 tokens, but the model has only 250"):
+    with pytest.raises(UserError, match=r"300 tokens, but the model has only 250\n *remove the added ones"):
         convert(models("Llama 2") / "hf", tmp_path / "target", tokenizer=tmp_path / "larger")
 
 
@@ -187,6 +215,19 @@ def test_the_command_compares_logits(models: Models, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "more than 1e-04; nothing was written" in refused.stderr
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys", [{"attn_implementation": "flash_attention_2"}, {"output_attentions": True, "return_dict": False}]
+)
+def test_logits_are_compared_without_what_the_folder_chooses(
+    keys: dict[str, object], models: Models, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(models("Qwen3") / "hf", tmp_path / "chosen"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **keys}))
+    assert "differ by 0.0e+00" in convert(folder, tmp_path / "megatron", verify=True).notices[-1]
 
 
 def test_the_engine_is_not_imported(models: Models, tmp_path: Path) -> None:

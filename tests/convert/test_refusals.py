@@ -73,7 +73,25 @@ def test_all_differences_are_reported_at_once(copy: Copy) -> None:
 def test_integer_weights_are_refused(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
-    assert "model.norm.weight is I8" in refused(folder)
+    assert "model.norm.weight: stored as I8; only F32, BF16, F16 are supported" in refused(folder)
+
+
+def test_a_difference_of_many_tensors_takes_a_few_lines(copy: Copy) -> None:
+    folder = copy(MODEL, "hf")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if "mlp" in name:
+                tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            elif "self_attn" in name:
+                tensors[name] = tensors[name][:3]
+
+    rewrite(folder, change)
+    message = refused(folder)
+    assert message.count("\n") == 4
+    assert message.count("has shape [3, 64], but") == 3
+    assert "13 more tensors have shapes that differ from config.json" in message
+    assert "mlp.up_proj.weight, ...: stored as F8_E4M3" in message
 
 
 def test_a_truncated_shard_is_reported(copy: Copy) -> None:
@@ -87,7 +105,11 @@ def test_a_truncated_shard_is_reported(copy: Copy) -> None:
 def test_a_missing_shard_is_reported(copy: Copy) -> None:
     folder = copy(MODEL, "hf")
     (folder / "model.safetensors").unlink()
-    assert "model.safetensors: no such file" in refused(folder)
+    assert "contains no weights (no *.safetensors)" in refused(folder)
+    (folder / "pytorch_model.bin").touch()
+    message = refused(folder)
+    assert "its weights are not in safetensors" in message
+    assert 'transformers.LlamaForCausalLM.from_pretrained(FOLDER, dtype="auto").save_pretrained(' in message
 
 
 def test_a_wrong_index_is_reported(copy: Copy) -> None:
@@ -95,6 +117,24 @@ def test_a_wrong_index_is_reported(copy: Copy) -> None:
     index = {"weight_map": dict.fromkeys(("lm_head.weight", "nothing.weight"), "model.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "lists nothing.weight, which the files do not contain" in refused(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_an_index_that_cannot_be_used_is_reported(copy: Copy, text: str) -> None:
+    folder = copy(MODEL, "hf")
+    (folder / "model.safetensors.index.json").write_text(text)
+    assert f"{folder / 'model.safetensors.index.json'}: " in refused(folder)
+
+
+def test_whole_and_sharded_weights_in_one_folder_are_refused(copy: Copy, tmp_path: Path) -> None:
+    """transformers would read the whole file, and vLLM the shards, which may hold another model."""
+    folder = copy(MODEL, "hf")
+    convert(folder, tmp_path / "sharded", to="huggingface", shard_bytes=100_000)
+    for file in (tmp_path / "sharded").glob("model*"):
+        shutil.copyfile(file, folder / file.name)
+    message = refused(folder)
+    assert "transformers reads model.safetensors, but vLLM reads model-00001-of-" in message
+    assert "keep one of them and remove the other" in message
 
 
 def test_an_unknown_architecture_is_refused(copy: Copy) -> None:
@@ -114,10 +154,18 @@ def test_invalid_json_in_the_configuration_is_reported(copy: Copy) -> None:
     assert "config.json: invalid JSON" in refused(folder)
 
 
-def test_a_tied_model_with_a_different_output_is_refused(copy: Copy) -> None:
+def test_a_tied_model_with_a_different_output_is_not_tied(copy: Copy, tmp_path: Path) -> None:
+    """transformers and vLLM both read it so."""
     folder = copy("Llama 3.2, tied", "hf")
     rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": torch.ones(250, 64)}))
-    assert "differs from the embedding that it is tied to" in refused(folder)
+    converted = convert(folder, tmp_path / "target")
+    assert not converted.model.tied
+    assert any("lm_head.weight differs from the embedding" in notice for notice in converted.notices)
+    convert(tmp_path / "target", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(
+        load_file(tmp_path / "back" / "model.safetensors")["lm_head.weight"], torch.ones(250, 64)
+    )
 
 
 def test_a_tied_model_may_store_its_output_twice(copy: Copy, tmp_path: Path) -> None:

@@ -79,16 +79,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_model(folder: Path) -> None:
-    """Make a random Llama of 2 layers with a byte-level tokenizer."""
+    """Make a random Llama of 2 layers, with a byte-level tokenizer, a chat template and sampling values."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    byte_level = Tokenizer(models.BPE({token: index for index, token in enumerate(["<eos>", *alphabet])}, []))
+    tokens = ["<eos>", *alphabet, "<bos>"]
+    byte_level = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_level.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="<eos>").save_pretrained(folder)
+    # Plain prompts begin with a token that chats, by their template, do not begin with.
+    begin = ("<bos>", tokens.index("<bos>"))
+    byte_level.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[begin])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level, eos_token="<eos>", bos_token="<bos>")
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
@@ -103,6 +109,13 @@ def make_model(folder: Path) -> None:
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    own = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**own, **GENERATION}))
+
+
+GENERATION = {"repetition_penalty": 1.3, "temperature": 0.7, "max_new_tokens": 40}
+PROMPTS = ["def main(", "The quick brown fox", "import os\n", "0123456789"]
+QUESTION = [{"role": "user", "content": "What is the time?"}]
 
 
 @pytest.fixture
@@ -131,6 +144,7 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     answer = client.completions.create(model="aquila", prompt="hello", max_tokens=8, temperature=0)
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 8
+    answered_as_transformers(client, model)
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=client.base_url, api_key="wrong").models.list()
     every = " ".join(word for one in run.processes() for word in one.cmdline())
@@ -142,7 +156,9 @@ def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., 
     assert (status["state"], server["phase"], server["model"]) == ("running", "ready", "aquila")
     # The reported figures may be some seconds old, from the time of the request above.
     wait_until(lambda: run.status()["programs"][0]["requests_running"] == 0, 30)
-    assert "Resolved architecture" in run("logs").stdout
+    logs = run("logs").stdout
+    assert "Resolved architecture" in logs
+    assert "present in the request but ignored: {'max_new_tokens'}" in logs
     again = run("run")
     assert again.returncode == 1
     assert "a job is still running" in again.stderr
@@ -253,40 +269,66 @@ def test_the_error_of_the_engine_and_a_port_in_use_are_reported(
 def test_a_greedy_batch_generates_the_tokens_of_transformers(
     make_run: Callable[..., Run], model: Path, tmp_path: Path
 ) -> None:
-    prompts = ["def main(", "The quick brown fox", "import os\n", "0123456789"]
     file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": text, "id": text[0]}) + "\n" for text in prompts))
+    lines = [{"prompt": text, "id": text[0]} for text in PROMPTS] + [{"messages": QUESTION}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = make_run(
         "config_inference",
         f"inference.llm.model='{model}'",
         "~inference.generate.prompts",
         f"+inference.generate.prompts_file='{file}'",
         "+inference.generate.batch_size=3",
-        "inference.generate.sampling={temperature: 0, max_tokens: 64, ignore_eos: true}",
+        "~inference.generate.sampling",
+        "+inference.generate.sampling={temperature: 0, ignore_eos: true}",
     )
     done = run("test")
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads(line) for line in (run.exp_dir / "results.jsonl").read_text().splitlines()]
-    assert [(one["index"], one["prompt"], one["id"]) for one in results] == [
-        (number, text, text[0]) for number, text in enumerate(prompts)
+    assert [(one["index"], one["prompt"], one["id"]) for one in results[:4]] == [
+        (number, text, text[0]) for number, text in enumerate(PROMPTS)
     ]
-    assert "4/4 prompts" in done.stdout
+    assert "5/5 prompts" in done.stdout
+    taken = "repetition_penalty 1.3, max_tokens 40"
+    assert f"sets {taken} (chats) for all prompts" in done.stderr
+    assert f"generation configuration: {taken}" in run("logs").stdout
     assert "=== 3\n0123456789\n--- length\n" in (run.exp_dir / "results.txt").read_text()
-    assert [one["outputs"][0]["token_ids"] for one in results] == greedy(model, prompts, 64)
+    expected = [*greedy(model, PROMPTS, 16), *greedy(model, [QUESTION], 40)]
+    assert [one["outputs"][0]["token_ids"] for one in results] == expected
 
 
-def greedy(model: Path, prompts: list[str], tokens: int) -> list[list[int]]:
-    """Return the tokens with which `transformers` continues the prompts."""
+def answered_as_transformers(client: Any, model: Path) -> None:
+    """The server answers as a batch does, which `transformers` is compared with in both tests."""
+    how: Any = {
+        "model": "aquila",
+        "temperature": 0,
+        "extra_body": {"return_token_ids": True, "ignore_eos": True, "max_new_tokens": 3},
+    }
+    plain = [client.completions.create(prompt=text, **how).choices[0].token_ids for text in PROMPTS]
+    chat = client.chat.completions.create(messages=QUESTION, **how).choices[0].token_ids
+    assert plain == greedy(model, PROMPTS, 16)
+    assert [chat] == greedy(model, [QUESTION], 40)
+
+
+def greedy(model: Path, prompts: list[Any], tokens: int) -> list[list[int]]:
+    """Return the tokens with which `transformers` continues texts or chats, with the folder's penalty."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     found = []
-    for text in prompts:
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        out = loaded.generate(
-            ids, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, eos_token_id=None
+    for prompt in prompts:
+        is_text = isinstance(prompt, str)
+        ids = (
+            tokenizer.encode(prompt) if is_text else tokenizer.apply_chat_template(prompt, return_dict=False)
         )
-        found.append(out[0, ids.shape[1] :].tolist())
+        out = loaded.generate(
+            torch.tensor([ids]),
+            do_sample=False,
+            repetition_penalty=GENERATION["repetition_penalty"],
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            eos_token_id=None,
+        )
+        found.append(out[0, len(ids) :].tolist())
     return found

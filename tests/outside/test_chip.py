@@ -109,12 +109,12 @@ def test_a_service_sees_only_its_own_devices(abacus: Installed) -> None:
     """As on NVIDIA's chips, but by the variable that the package names."""
     program = """
 import json, os
-from flagscale.node.service import _devices
+from flagscale.node.devices import device_environment
 from flagscale.values import Host, Service
 host, second = Host(0, "localhost", 2, "abacus"), Service("one", (), devices=(1,))
-found = [_devices(second, host)]
+found = [device_environment(second, host)]
 os.environ["ABACUS_VISIBLE_DEVICES"] = "1,3"
-print(json.dumps([*found, _devices(second, host)]))
+print(json.dumps([*found, device_environment(second, host)]))
 """
     done = abacus.python("-c", program)
     assert done.returncode == 0, done.stderr

@@ -142,9 +142,9 @@ def test_a_host_without_such_gpus_is_refused(rocm: Installed, tmp_path: Path) ->
 
 def test_a_server_sees_only_its_own_gpus(rocm: Installed) -> None:
     program = """
-from flagscale.node.service import _devices
+from flagscale.node.devices import device_environment
 from flagscale.values import Host, Service
-print(_devices(Service("one", (), devices=(2, 3)), Host(0, "localhost", 4, "MI300X")))
+print(device_environment(Service("one", (), devices=(2, 3)), Host(0, "localhost", 4, "MI300X")))
 """
     done = rocm.python("-c", program)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from tests.outside.conftest import ROOT, Installed
 
 CONVERT = str(ROOT / "tools" / "checkpoint" / "convert.py")
 GPT2 = {"n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 64}
+DROPOUT = {"attn_pdrop": 0.125, "resid_pdrop": 0.25, "embd_pdrop": 0.25}
 STABLELM = {
     "num_hidden_layers": 2,
     "hidden_size": 64,
@@ -54,7 +55,7 @@ def make(folder: Path, architecture: str, **settings: object) -> None:
 @pytest.mark.parametrize(
     ("family", "architecture", "settings"),
     [
-        ("gpt2", "GPT2LMHeadModel", {**GPT2, "n_inner": 96, "tie_word_embeddings": False}),
+        ("gpt2", "GPT2LMHeadModel", {**GPT2, **DROPOUT, "n_inner": 96, "tie_word_embeddings": False}),
         ("stablelm", "StableLmForCausalLM", STABLELM),
     ],
 )
@@ -70,6 +71,14 @@ def test_a_round_trip_of_a_family_from_outside_is_bitwise_equal(
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, back))
     for name in settings:
         assert after[name] == (before | before.get("rope_parameters", {}))[name]
+
+
+def test_the_keys_of_a_family_from_outside_are_checked_too(installed: Installed, tmp_path: Path) -> None:
+    make(tmp_path / "hf", "GPT2LMHeadModel", **GPT2, embd_pdrop=0.5, scale_attn_by_inverse_layer_idx=True)
+    done = installed.python(CONVERT, "--load", str(tmp_path / "hf"), "--save", str(tmp_path / "megatron"))
+    assert done.returncode == 2
+    assert "`embd_pdrop` is 0.5; only 0.1, as `resid_pdrop`, is supported" in done.stderr
+    assert "`scale_attn_by_inverse_layer_idx` is True; only False is supported" in done.stderr
 
 
 @pytest.mark.slow
@@ -89,7 +98,7 @@ def test_the_family_is_listed_for_an_unknown_architecture(installed: Installed, 
     (source / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHead"]}))
     refused = installed.python(CONVERT, "--load", str(source), "--save", str(tmp_path / "target"))
     assert refused.returncode == 2
-    assert "the architecture GPT2LMHead is not supported; known: GPT2LMHeadModel, " in refused.stderr
+    assert "the architecture GPT2LMHead is not supported; known: " in refused.stderr
     assert "did you mean `GPT2LMHeadModel`?" in refused.stderr
     assert "gpt2" in installed.python(CONVERT, "--help").stdout
     with pytest.raises(UserError) as caught:  # here it is not installed

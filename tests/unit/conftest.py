@@ -209,13 +209,29 @@ def write_data() -> Callable[..., str]:
 
 
 @pytest.fixture
+def write_tensors() -> Callable[..., None]:
+    """Write a safetensors file of tensors of bytes, by name."""
+
+    def write_tensors(path: Path, **tensors: bytes) -> None:
+        header, end = {}, 0
+        for name, values in tensors.items():
+            header[name] = {"dtype": "U8", "shape": [len(values)], "data_offsets": [end, end + len(values)]}
+            end += len(values)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(tensors.values()))
+
+    return write_tensors
+
+
+@pytest.fixture
 def write_model() -> Callable[..., Path]:
     """Write a small sound model folder in Hugging Face's format and return it; keywords change its config."""
 
     def write_model(folder: Path, **config: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
-        facts = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256, **sizes, **config}
+        facts = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 256, "dtype": "bfloat16"}
+        facts |= {**sizes, **config}
         (folder / "config.json").write_text(json.dumps(facts))
         header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
         (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)

@@ -41,6 +41,7 @@ SHARED_WITH_WORKERS = (
     "registry",
     "checks",
     "run",
+    "config.bounds",
     "config.catalog",
 )
 """What the data plane may import: the standard library alone stands below these."""

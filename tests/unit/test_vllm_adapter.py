@@ -203,8 +203,8 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"port": "many"}, "`port` takes a whole number"),
         ({"port": 70000}, "port 70000 of `server` must be between 1 and 65535"),
         ({"port": 0}, "port 0 of `server` must be between 1 and 65535"),
-        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` must be at least 1, not 0"),
-        ({"data_parallel_size": -1}, "`data_parallel_size` must be at least 1, not -1"),
+        ({"tensor_parallel_size": 0}, "`tensor_parallel_size` is 0; it must be at least 1"),
+        ({"data_parallel_size": -1}, "`data_parallel_size` is -1; it must be at least 1"),
         ({"data_parallel_hybrid_lb": True}, "use `instances` for several"),
         ({"device_ids": "0,1"}, "FlagScale derives it"),
         ({"headless": True}, "`headless` cannot be given here"),
@@ -214,7 +214,10 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"tensor_parallel_size": 2}, "needs 2 devices; free: localhost 1"),
         ({"tensor_parallel_size": 3}, "the model's 4 attention heads cannot be divided evenly by 3"),
         ({"pipeline_parallel_size": 3}, "the model has only 2 layers for 3 pipeline stages"),
-        ({"max_model_len": 512}, "the model supports sequences of at most 256 tokens, not 512"),
+        (
+            {"max_model_len": 512},
+            "the model supports sequences of at most 256 tokens (max_position_embeddings), not 512",
+        ),
         ({"model": "./absent"}, "no such model folder"),
         ({"model": None}, "a model is required here"),
         ({"tokenizer": "./absent"}, "no such tokenizer"),
@@ -266,8 +269,38 @@ def test_an_unknown_architecture_may_be_intended(
 
 
 def test_positions_may_be_stretched(build: Build, write_model: Callable[..., Path], tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "n", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    folder = write_model(tmp_path / "n", rope_scaling={"rope_type": "linear", "factor": 4.0})
     assert build("serve", {"model": str(folder), "max_model_len": 1024})
+    assert build("inference", inference(str(folder), max_model_len="1K"))
+
+
+def test_a_length_beyond_the_models_is_allowed_by_a_variable(
+    build: Build, refused: Callable[..., str], write_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "n", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    tasks = {
+        "serve": {"model": str(folder), "max_model_len": 1024},
+        "inference": inference(str(folder), max_model_len=1024),
+    }
+    for task, keys in tasks.items():
+        what = "at most 256 tokens (max_position_embeddings), not 1024; its rotary scaling `yarn` does not"
+        assert what in refused(task, keys)
+        job = build(task, keys, envs={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": 1})
+        assert f"max_model_len: the model supports sequences of {what[:22]}" in job.notices[0]
+        assert "VLLM_ALLOW_LONG_MAX_MODEL_LEN accepts it" in job.notices[0]
+
+
+def test_a_lower_precision_is_reported(
+    build: Build, write_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = str(write_model(tmp_path / "n", dtype="float32"))
+    what = "the model is float32, but vLLM computes in bfloat16 by default; `dtype: float32` keeps float32"
+    for task, keys in {"serve": {"model": model}, "inference": inference(model)}.items():
+        assert next(one for one in build(task, keys).notices if "float32" in one).endswith(what)
+    for dtype in ("float32", "bfloat16", "half"):
+        assert not any("float32" in one for one in build("serve", {"model": model, "dtype": dtype}).notices)
+    (on_chips,) = (one for one in build("serve", {"model": model}, gpus(1)).notices if "float32" in one)
+    assert "in bfloat16 by default (in float16 on chips without bfloat16)" in on_chips
 
 
 def test_aquila_is_known(build: Build, write_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -344,14 +377,31 @@ def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> No
             {"sampling": {"temprature": 1}},
             "SamplingParams has no field `temprature`; did you mean `temperature`?",
         ),
-        ({"sampling": {"temperature": "hot"}}, "`temperature` takes float, not 'hot'"),
-        ({"sampling": {"max_tokens": True}}, "`max_tokens` takes int, not True"),
+        ({"sampling": {"temperature": "hot"}}, "`temperature` takes a number, not 'hot'"),
+        ({"sampling": {"max_tokens": True}}, "`max_tokens` takes a whole number, not True"),
     ],
 )
 def test_wrong_requests(
     refused: Callable[..., str], model: str, generate: dict[str, Any], reported: str
 ) -> None:
     assert reported in refused("inference", inference(model, generate))
+
+
+def test_the_values_of_the_folder_are_reported_and_checked(
+    build: Build, refused: Callable[..., str], model: str
+) -> None:
+    file = Path(model) / "generation_config.json"
+    file.write_text('{"repetition_penalty": 1.3, "temperature": 0}')
+    server = build("serve", {"model": model})
+    assert "sets repetition_penalty 1.3, temperature 0 for requests without values" in server.notices[0]
+    batch = build("inference", inference(model, {"sampling": {"temperature": 0.5}}))
+    assert "sets repetition_penalty 1.3 for all prompts" in batch.notices[0]
+    assert "`temperature` 0 gives the same answer" in refused(
+        "inference", inference(model, {"sampling": {"n": 2}})
+    )
+    file.write_text('{"temperature": 3}')
+    assert "(generation_config.json); give a value here" in refused("inference", inference(model))
+    assert build("inference", inference(model, {"sampling": {"temperature": 1}}))
 
 
 def test_wrong_engines_for_inference(refused: Callable[..., str], model: str) -> None:
@@ -377,11 +427,27 @@ def test_a_size_with_a_unit(text: str, value: int) -> None:
     assert (problems, arguments.values["max_model_len"]) == ([], value)
 
 
-@pytest.mark.parametrize("text", ["1.5K", "1e3", 1.5, 1e3, "1 k", "8kb", "-8k", ""])
+@pytest.mark.parametrize("text", ["1.5K", "1e3", 1.5, 1e3, "1 k", "8kb", "-8k", "", "1" * 400 + "k"])
 def test_a_size_that_the_engine_refuses(text: object) -> None:
     problems: list[Problem] = []
     render([FlatKey("max_model_len", text, "x")], vllm_catalog().server, SourceMap(), problems)
     assert "takes a whole number, with or without a unit" in problems[0].what
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "is_valid"),
+    [
+        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 80m}}', True),
+        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 1.5K}}', False),
+        ("hf_overrides", "{max_position_embeddings: 512}", False),
+        ("additional_config", "any text", True),
+    ],
+)
+def test_json_with_units(key: str, text: str, is_valid: bool) -> None:
+    problems: list[Problem] = []
+    render([FlatKey(key, text, "x")], vllm_catalog().server, SourceMap(), problems)
+    assert (problems == []) == is_valid
+    assert is_valid or f"`{key}` takes a mapping or a list (JSON)" in problems[0].what
 
 
 def test_wrong_names_and_values_do_not_hide_broken_rules() -> None:

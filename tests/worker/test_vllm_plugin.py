@@ -13,6 +13,8 @@ from flagscale.config.catalog import Option, catalog_from
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
+from flagscale_testing import conversion
+from megatron.flagscale.convert.convert import convert
 from tests.e2e.test_serve import has_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +51,7 @@ def test_vllm_finds_our_plugin_and_loads_aquila(tmp_path: Path) -> None:
         "from vllm.transformers_utils.config import get_config\n"
         "from vllm import ModelRegistry\n"
         "config = get_config(sys.argv[1], trust_remote_code=False)\n"
+        "import pickle; pickle.dumps(config)\n"  # an engine sends it to its processes
         "print(type(config).__name__, config.hidden_size, *config.architectures)\n"
         "print('AquilaForCausalLM' in ModelRegistry.get_supported_archs())\n"
     )
@@ -56,6 +59,28 @@ def test_vllm_finds_our_plugin_and_loads_aquila(tmp_path: Path) -> None:
         "AquilaConfig 128 AquilaForCausalLM",
         "True",
     ]
+
+
+@pytest.mark.slow
+def test_an_aquila_answers_as_the_llama_that_it_is(tmp_path: Path) -> None:
+    model = conversion.Case("Llama", {"hidden_size": 128, "num_key_value_heads": 4, "rms_norm_eps": 1e-5})
+    conversion.make_model(model, tmp_path / "llama")
+    convert(tmp_path / "llama", tmp_path / "aquila", to="huggingface", family="aquila")
+    code = """if __name__ == "__main__":
+        import sys
+        from vllm import LLM, SamplingParams
+        prompts = [{"prompt_token_ids": list(range(1, 9))}, {"prompt_token_ids": [7, 3, 200]}]
+        engine = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="float32", enforce_eager=True)
+        greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
+        print("tokens", [one.outputs[0].token_ids for one in engine.generate(prompts, greedy)])
+    """
+    (tmp_path / "answer.py").write_text(code)
+    answers = []
+    for form in ("llama", "aquila"):
+        lines = python(str(tmp_path / "answer.py"), str(tmp_path / form)).splitlines()
+        answers.append([line for line in lines if line.startswith("tokens [")])
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 1
 
 
 SIZES = [
@@ -77,7 +102,30 @@ SIZES = [
         "1.",
         ".5k",
         "0x10",
+        "1" * 400 + "k",
+        "1" * 400 + "K",
+        "\u0661k",
+        "8K ",
+        "1.5 K",
+        "1_0k",
+        "--1",
+        "inf",
+        "nan",
     ),
+]
+JSONS = [
+    '{"cpu_bytes_to_use": 80m}',
+    '{"cpu_bytes_to_use": 1.5K}',
+    '{"a": "80m", "b": [1k, 2.5g], "c": 1e3}',
+    '{"a": "say \\"1.5K\\" here"}',
+    '{"a": 1kk}',
+    "{a: 1}",
+    "{}",
+    "[1k]",
+    "text",
+    " { } ",
+    "{\n}",
+    "",
 ]
 
 
@@ -88,7 +136,7 @@ def test_sizes_are_read_as_the_engine_reads_them() -> None:
         def read(function, text):
             try:
                 return function(text)
-            except (ValueError, argparse.ArgumentTypeError):
+            except (ValueError, OverflowError, argparse.ArgumentTypeError):
                 return None
         kinds = ("human_readable_int", "human_readable_int_or_auto")
         texts = json.loads(sys.argv[1])
@@ -104,3 +152,38 @@ def test_sizes_are_read_as_the_engine_reads_them() -> None:
             arguments = render([FlatKey("size", text, "size")], catalog, SourceMap(), problems)
             found.append(None if problems else arguments.values["size"])
         assert dict(zip(SIZES, found, strict=True)) == dict(zip(SIZES, expected, strict=True)), kind
+
+
+@pytest.mark.slow
+def test_json_is_read_as_the_engine_reads_it() -> None:
+    code = """if True:
+        import argparse, json, sys
+        from typing import Any
+        from pydantic import TypeAdapter
+        from vllm.engine import arg_utils as engine
+        readers = {
+            "loads": engine.parse_type(json.loads),
+            "union_dict_and_str": engine.union_dict_and_str,
+            "parse_dataclass": lambda text: TypeAdapter(Any).validate_json(
+                engine._expand_json_human_readable_numbers(text)
+            ),
+        }
+        def reads(function, text):
+            try:
+                function(text)
+            except (ValueError, argparse.ArgumentTypeError):
+                return False
+            return True
+        texts = json.loads(sys.argv[1])
+        print(json.dumps({kind: [reads(one, text) for text in texts] for kind, one in readers.items()}))
+    """
+    engine = json.loads(python("-c", code, json.dumps(JSONS)).splitlines()[-1])
+    for kind, expected in engine.items():
+        option = Option("given", "given", "value", kind, None, (), None, None, False)
+        catalog = catalog_from("vllm", "", {"given": option})
+        found = []
+        for text in JSONS:
+            problems: list[Problem] = []
+            render([FlatKey("given", text, "given")], catalog, SourceMap(), problems)
+            found.append(not problems)
+        assert dict(zip(JSONS, found, strict=True)) == dict(zip(JSONS, expected, strict=True)), kind

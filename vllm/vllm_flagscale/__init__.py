@@ -6,13 +6,10 @@ def register() -> None:
 
     vLLM calls this in every process of an engine, possibly more than once.
     """
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import AutoConfig
     from vllm import ModelRegistry
 
-    class AquilaConfig(LlamaConfig):
-        """The configuration of BAAI's Aquila folders, whose keys are those of Llama."""
-
-        model_type = "aquila"
+    from vllm_flagscale.aquila import AquilaConfig
 
     AutoConfig.register("aquila", AquilaConfig, exist_ok=True)
     known = ModelRegistry.get_supported_archs()

@@ -18,6 +18,8 @@ from typing import Any
 from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
+from vllm_flagscale.sampling import Sampling, sampling_of
+from vllm_flagscale.seeds import survive_seeds
 
 _MISTAKE = 2
 
@@ -31,18 +33,26 @@ def main() -> int:
     _add_arguments(parser)
     arguments = parser.parse_args()
     output = Path(arguments.output)
+    survive_seeds(arguments)
+    engine_args = EngineArgs.from_cli_args(arguments)
     try:
-        sampling = _sampling(arguments.sampling)
+        model_config = engine_args.create_model_config()
+        structured = engine_args.create_structured_outputs_config()
         prompts = _share(_prompts(arguments), *arguments.share)
+        has_plain = not all(_is_chat(prompt, arguments) for _, prompt in prompts)
+        sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")
         file = partial.open("w", encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
         return _refused(error)
+    if sampling.from_folder:
+        taken = ", ".join(f"{name} {value}" for name, value in sampling.from_folder.items())
+        print(f"flagscale: sampling values of the model's generation configuration: {taken}", flush=True)
     with file:
         _print_progress(0, len(prompts), 0.0)
-        engine = LLM.from_engine_args(EngineArgs.from_cli_args(arguments))
+        engine = LLM.from_engine_args(engine_args)
         try:
             _check_lengths(engine, prompts)
         except ValueError as error:
@@ -70,15 +80,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _refused(error: Exception) -> int:
     print("\n".join(f"flagscale: {line}" for line in str(error).splitlines()), flush=True)
     return _MISTAKE
-
-
-def _sampling(fields: dict[str, Any]) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
-
-    if isinstance(structured := fields.get("structured_outputs"), dict):
-        fields = {**fields, "structured_outputs": StructuredOutputsParams(**structured)}
-    return SamplingParams(**fields)
 
 
 def _prompts(arguments: argparse.Namespace) -> list[Prompt]:
@@ -111,7 +112,7 @@ def _check_lengths(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
 
 
 def _generated(
-    engine: Any, prompts: list[tuple[int, Prompt]], sampling: Any, arguments: argparse.Namespace
+    engine: Any, prompts: list[tuple[int, Prompt]], sampling: Sampling, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Yield one record per prompt, batch by batch."""
     size, begun, tokens = arguments.batch_size, time.monotonic(), 0
@@ -120,13 +121,13 @@ def _generated(
         texts: list[tuple[int, Prompt]] = []
         chats: list[tuple[int, Prompt]] = []
         for one in batch:
-            is_chat = one[1].messages or (arguments.chat and one[1].text)
-            (chats if is_chat else texts).append(one)
+            (chats if _is_chat(one[1], arguments) else texts).append(one)
         answers: dict[int, Any] = {}
         if texts:
-            answers |= _by_place(texts, engine.generate([_engine_form(one) for _, one in texts], sampling))
+            forms = [_engine_form(one) for _, one in texts]
+            answers |= _by_place(texts, engine.generate(forms, sampling.plain))
         if chats:
-            answers |= _by_place(chats, engine.chat([_messages(one) for _, one in chats], sampling))
+            answers |= _by_place(chats, engine.chat([_messages(one) for _, one in chats], sampling.chat))
         for place, prompt in batch:
             record = _record(place, prompt, answers[place])
             tokens += sum(len(one["token_ids"]) for one in record["outputs"])
@@ -136,6 +137,10 @@ def _generated(
 
 def _by_place(prompts: list[tuple[int, Prompt]], answers: list[Any]) -> dict[int, Any]:
     return {place: answer for (place, _), answer in zip(prompts, answers, strict=True)}
+
+
+def _is_chat(prompt: Prompt, arguments: argparse.Namespace) -> bool:
+    return bool(prompt.messages or (arguments.chat and prompt.text))
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:

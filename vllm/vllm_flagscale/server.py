@@ -6,6 +6,9 @@ The command `vllm` itself needs the metadata of a distribution called `vllm`, wh
 
 from __future__ import annotations
 
+from vllm_flagscale.ignored_fields import MIDDLEWARE
+from vllm_flagscale.seeds import survive_seeds
+
 
 def main() -> None:
     """Run the server until it is stopped."""
@@ -16,6 +19,8 @@ def main() -> None:
 
     cli_env_setup()
     arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
+    survive_seeds(arguments)
+    arguments.middleware = [*arguments.middleware, MIDDLEWARE]
     command = ServeSubcommand()
     command.validate(arguments)
     command.cmd(arguments)

@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from flagscale import registry
-from flagscale.checks.model_folder import folder_violations, read_config
+from flagscale.checks.model_folder import (
+    folder_violations,
+    has_mistrals_config,
+    misspelt_architecture,
+    read_config,
+)
 from flagscale.config.catalog import Catalog
 from flagscale.config.certain import certain_violations
 from flagscale.config.engine_args import EngineArguments, FlatKey, flatten
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
-from flagscale.errors import Problem, Violation, nearest
+from flagscale.engines.vllm.generation import generation_remarks, generation_violations
+from flagscale.engines.vllm.lengths import ANY_LENGTH, default_length, too_long
+from flagscale.engines.vllm.precision import is_pooling, lowered_precision
+from flagscale.engines.vllm.rules import engine_violations
+from flagscale.errors import Problem, Violation
 
 KEY_FILE = "api_key_file"
 SECRETS = {"api_key": "VLLM_API_KEY", "hf_token": "HF_TOKEN"}
@@ -107,39 +116,34 @@ def devices_of(values: Mapping[str, Any]) -> int:
     return prod(int(values[name]) for name in _DEGREES)
 
 
-def degree_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the degrees that are less than 1."""
-    for name in (*_DEGREES, "data_parallel_size"):
-        if values[name] < 1:
-            yield name, f"`{name}` must be at least 1, not {values[name]}"
-
-
 _PATHS = ("chat_template", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 _OTHER_MODEL = ("hf_overrides", "model_impl", "runner", "convert")
 """Arguments that make the engine read a folder as another model than its configuration names."""
 
 
 def violations(
-    values: Mapping[str, Any], is_host_processor: bool, given: Mapping[str, str]
+    values: Mapping[str, Any], is_host_processor: bool, given: Mapping[str, str], any_length: bool = False
 ) -> Iterator[Violation]:
     """Yield every violation in one model's arguments, by dest.
 
     `is_host_processor`: whether the model is served by the host's own processors; `given` holds the arguments
-    that the user wrote.
+    that the user wrote; `any_length`: whether vLLM accepts sequences longer than the model's.
     """
     if "model" not in given:
         yield "model", "a model is required here: its folder, or its name on a model hub"
         return
     yield from folder_violations(values)
+    yield from generation_violations(values)
     for name in _PATHS:
         value = values.get(name)
         is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
         if is_path and not os.path.exists(str(value)):
             yield name, f"{value}: no such file"
-    wrong = list(degree_violations(values))
-    yield from wrong
-    config = _config(values)
-    if wrong or config is None or "hf_overrides" in given:
+    yield from engine_violations(values, given, _default_length(values))
+    if not any_length and (what := _length(values)):
+        yield "max_model_len", what
+    config = config_of(values)
+    if config is None or "hf_overrides" in given:
         return
     heads, tensor = config.get("num_attention_heads"), values["tensor_parallel_size"]
     if isinstance(heads, int) and heads % tensor:
@@ -150,46 +154,78 @@ def violations(
     layers, stages = config.get("num_hidden_layers"), values["pipeline_parallel_size"]
     if isinstance(layers, int) and layers < stages:
         yield "pipeline_parallel_size", f"the model has only {layers} layers for {stages} pipeline stages"
-    longest, wanted = config.get("max_position_embeddings"), values.get("max_model_len")
-    if isinstance(longest, int) and isinstance(wanted, int) and wanted > longest and not _stretches(config):
-        yield "max_model_len", f"the model supports sequences of at most {longest} tokens, not {wanted}"
     yield from _architecture_violations(config, given)
     if is_host_processor:
         yield from _cpu_violations(config)
 
 
-def broken_rules(arguments: EngineArguments, is_host_processor: bool) -> list[Violation]:
+def broken_rules(
+    arguments: EngineArguments, is_host_processor: bool, any_length: bool = False
+) -> list[Violation]:
     """Return the violations in one model's arguments that hold whatever its mistakes are meant to be."""
     if not arguments.is_complete:
         return []
     given = {**dict.fromkeys(arguments.unknown, ""), **arguments.paths}
     return certain_violations(
-        lambda values: violations(values, is_host_processor, given), arguments.values, arguments.unknown
+        lambda values: violations(values, is_host_processor, given, any_length),
+        arguments.values,
+        arguments.unknown,
     )
 
 
-def remarks(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
-    """Yield settings that are valid, but may not be intended."""
+def remarks(
+    values: Mapping[str, Any],
+    given: Mapping[str, str],
+    is_host_processor: bool,
+    any_length: bool = False,
+    sampling: Mapping[str, Any] | None = None,
+) -> Iterator[Violation]:
+    """Yield settings that are valid, but may not be intended.
+
+    `sampling` is that of a batch; see `violations` for the other arguments.
+    """
     if values.get("trust_remote_code") and "trust_remote_code" in given:
         yield "trust_remote_code", "code that comes with the model runs with your permissions"
+    if any_length and (what := _length(values)):
+        yield "max_model_len", f"{what}; {ANY_LENGTH} accepts it, and answers may be wrong beyond that"
+    config = _own_config(values)
+    if config is not None:
+        folder, dtype = Path(str(values["model"])), str(values.get("dtype"))
+        pools = is_pooling(config, values.get("runner"))
+        if what := lowered_precision(dtype, config, folder, on_host=is_host_processor, pools=pools):
+            yield "dtype", what
+    yield from generation_remarks(values, sampling)
 
 
-def _config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the folder's configuration, updated by its text model's; None for a name on a hub."""
+def _length(values: Mapping[str, Any]) -> str:
+    config = _own_config(values)
+    return "" if config is None else too_long(values, config, Path(str(values["model"])))
+
+
+def _default_length(values: Mapping[str, Any]) -> int | None:
+    config = _own_config(values)
+    return None if config is None else default_length(values, config, Path(str(values["model"])))
+
+
+def _own_config(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the folder's `config.json`; None if there is none, or if the engine reads another file."""
+    folder = Path(str(values["model"]))
+    if values.get("hf_config_path") or has_mistrals_config(folder):
+        return None
     try:
-        config = read_config(Path(str(values["model"])))
+        return read_config(folder)
     except ValueError:
         return None  # already reported
+
+
+def config_of(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the folder's configuration, updated by its text model's; None as for `_own_config`."""
+    config = _own_config(values)
+    if config is None:
+        return None
     text = config.get("text_config")
     own = {name: config[name] for name in ("architectures", "auto_map") if name in config}
     return {**config, **text, **own} if isinstance(text, dict) else config
-
-
-def _stretches(config: Mapping[str, Any]) -> bool:
-    """Return whether rotary positions are scaled to longer sequences than the model was trained on."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    return kind != "default"
 
 
 def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
@@ -198,7 +234,7 @@ def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]
         return
     known = vllm_catalog().architectures
     if named and not any(one in known or registry.is_known("vllm_architectures", one) for one in named):
-        hint = nearest(named[0], known)
+        hint = misspelt_architecture(named[0], known)
         what = f"vLLM does not support its architecture `{named[0]}`{f' ({hint})' if hint else ''}"
         yield "model", f"{what}; a vLLM plugin that adds it must list it in `flagscale.vllm_architectures`"
 

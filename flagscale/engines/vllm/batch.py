@@ -15,10 +15,21 @@ from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.translate import translate_inference
-from flagscale.engines.vllm.arguments import broken_rules, devices_of, flat, refuse, remarks, take_secrets
+from flagscale.engines.vllm.arguments import (
+    broken_rules,
+    config_of,
+    devices_of,
+    flat,
+    refuse,
+    remarks,
+    take_secrets,
+)
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.generation import generation_values
+from flagscale.engines.vllm.lengths import may_exceed
+from flagscale.engines.vllm.sampling import field_violations, request_violations
 from flagscale.engines.vllm.serve import ENV
-from flagscale.errors import Problem, nearest
+from flagscale.errors import Problem, Violation, nearest
 from flagscale.run.rundir import RunDir
 from flagscale.values import Host, Job, Role, Service
 
@@ -79,10 +90,17 @@ def job(
         return source_map.where(arguments.paths.get(dest, f"inference.llm.{dest}"))
 
     on_host = platforms.find(hosts[0].platform).is_host_processor
-    problems += [Problem(what, where(dest)) for dest, what in broken_rules(arguments, on_host)]
+    any_length = may_exceed(experiment.envs, hosts)
+    broken = broken_rules(arguments, on_host, any_length)
+    problems += [Problem(what, where(dest)) for dest, what in broken]
     if values["data_parallel_size"] > 1:
         what = "prompts are distributed over the hosts, with one engine each"
         problems.append(Problem(what, where("data_parallel_size"), "remove the key"))
+    if generate is not None and not problems:
+        problems += [
+            Problem(what, source_map.where(f"inference.generate.sampling.{key}"))
+            for key, what in _request_violations(generate, arguments)
+        ]
     if problems or generate is None:
         return None
     devices = devices_of(values)
@@ -91,7 +109,8 @@ def job(
         what = f"the parallel degrees need {devices} devices, but {host.name} has {host.slots}"
         problems.append(Problem(what, source_map.where("inference.llm")))
     idle = [host for host in hosts if platforms.find(host.platform).visible_devices and host.slots > devices]
-    notices = [f"{where(dest)}: {what}" for dest, what in remarks(values, arguments.paths)]
+    remarked = remarks(values, arguments.paths, on_host, any_length, generate.sampling)
+    notices = [f"{where(dest)}: {what}" for dest, what in remarked]
     notices += [f"{host.name}: the engine uses {devices} of its {host.slots} devices" for host in idle]
     return Job(
         name=experiment.name,
@@ -122,6 +141,23 @@ def job(
         texts=arguments.texts,
         notices=(*translated, *notices),
     )
+
+
+def _request_violations(generate: Generate, arguments: EngineArguments) -> Iterator[Violation]:
+    """Yield what vLLM would refuse in the sampling values that the user and the model's folder give."""
+    config = config_of(arguments.values) or {}
+    vocabulary = config.get("vocab_size")
+    size = vocabulary if isinstance(vocabulary, int) and "hf_overrides" not in arguments.paths else None
+    defaults = {
+        name: value
+        for name, value in generation_values(arguments.values).items()
+        if generate.sampling.get(name) is None
+    }
+    if wrong := [*field_violations(defaults)]:
+        yield from ((key, f"{what} (generation_config.json); give a value here") for key, what in wrong)
+        return
+    is_plain = not generate.chat and not generate.prompts_file  # a file may hold chats
+    yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
 
 
 def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
@@ -193,7 +229,7 @@ def read_generate(
         )
     sampling = given.get("sampling", {})
     if isinstance(sampling, Mapping):
-        for key, what in _sampling_violations(sampling):
+        for key, what in field_violations(sampling):
             report(f"sampling.{key}", what)
     else:
         report("sampling", "the fields of SamplingParams are expected here")
@@ -216,22 +252,3 @@ def _prompt_violations(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 _TEXT = {int: "a whole number", bool: "true or false", str: "a text"}
-_JSON: Mapping[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "list": (list,),
-    "dict": (dict,),
-}
-
-
-def _sampling_violations(sampling: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    fields = vllm_catalog().sampling
-    for key, value in sampling.items():
-        kinds = fields.get(key)
-        if kinds is None:
-            hint = nearest(str(key), fields)
-            yield str(key), f"SamplingParams has no field `{key}`{f'; {hint}' if hint else ''}"
-        elif value is not None and type(value) not in sum((_JSON[kind] for kind in kinds), ()):
-            yield str(key), f"`{key}` takes {' or '.join(kinds)}, not {value!r}"

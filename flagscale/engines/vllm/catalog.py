@@ -7,10 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from flagscale.config.bounds import Bounds
 from flagscale.config.catalog import Catalog, catalog_from, catalog_of
 
 _FILE = Path(__file__).parents[1] / "catalog" / "vllm.json"
+
+
+@dataclass(frozen=True)
+class SamplingField:
+    """A field of SamplingParams: the JSON types that its value may have, and its bounds."""
+
+    kinds: tuple[str, ...]
+    bounds: Bounds
 
 
 @dataclass(frozen=True)
@@ -21,10 +31,15 @@ class VllmCatalog:
     """The arguments of a server."""
     engine: Catalog
     """The arguments of an engine without a server."""
-    sampling: Mapping[str, tuple[str, ...]]
-    """The fields of SamplingParams, and the JSON types that a value may have."""
+    sampling: Mapping[str, SamplingField]
+    """The fields of SamplingParams."""
     architectures: tuple[str, ...]
     cpu_head_sizes: tuple[int, ...]
+    length_keys: tuple[str, ...]
+    """The keys of `config.json` that limit the length of a sequence."""
+    lengths: Mapping[str, Mapping[str, Any]]
+    """By model type: these keys (and the window's) with their defaults, or the key that they stand for."""
+    layer_types: tuple[str, ...]
 
 
 @cache
@@ -38,7 +53,13 @@ def vllm_catalog() -> VllmCatalog:
     return VllmCatalog(
         server=server,
         engine=catalog_from(server.engine, server.version, options),
-        sampling={name: tuple(entry["kinds"]) for name, entry in raw["sampling"].items()},
+        sampling={
+            name: SamplingField(tuple(entry["kinds"]), entry.get("bounds", {}))
+            for name, entry in raw["sampling"].items()
+        },
         architectures=tuple(raw["architectures"]),
         cpu_head_sizes=tuple(raw["cpu_head_sizes"]),
+        length_keys=tuple(raw["length_keys"]),
+        lengths=raw["lengths"],
+        layer_types=tuple(raw["layer_types"]),
     )

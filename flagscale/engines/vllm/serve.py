@@ -15,6 +15,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm import endpoint
 from flagscale.engines.vllm.arguments import broken_rules, devices_of, remarks
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.models import Instance, Model, read_models, served_name, services_of
 from flagscale.engines.vllm.placement import Size, place_instances
 from flagscale.errors import Problem
@@ -51,8 +52,9 @@ def job(
         return source_map.where(model.arguments.paths.get(dest, f"{model.path}.{dest}"))
 
     on_host = platforms.find(hosts[0].platform).is_host_processor
+    any_length = may_exceed(experiment.envs, hosts)
     for model in models:
-        found = [*broken_rules(model.arguments, on_host), *endpoint.violations(model)]
+        found = [*broken_rules(model.arguments, on_host, any_length), *endpoint.violations(model)]
         problems += [Problem(what, where(model, dest)) for dest, what in found]
     if problems:
         return None
@@ -68,7 +70,7 @@ def job(
     notices = [
         f"{where(model, dest)}: {what}"
         for model in models
-        for dest, what in remarks(model.arguments.values, model.arguments.paths)
+        for dest, what in remarks(model.arguments.values, model.arguments.paths, on_host, any_length)
     ]
     return Job(
         name=experiment.name,

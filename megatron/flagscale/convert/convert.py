@@ -17,6 +17,7 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
+from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
 from megatron.flagscale.convert.hf_config import write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
@@ -30,6 +31,7 @@ from megatron.flagscale.convert.tokenizer import (
     check_tokens,
     is_tokenizer,
     open_tokenizer,
+    settings_left_out,
     stored_tokenizer,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
@@ -129,6 +131,7 @@ def convert(
             notices += _odd_tokenizer(companion, folder)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
             _stream(source, dtypes, target, total, progress)
+            notices += tuple(filter(None, (load_family(model.family).notice,)))
         else:
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
@@ -159,13 +162,14 @@ def _open_huggingface(
     load: Path, family: str | None, given: Tokenizer | None
 ) -> tuple[Source, Tokenizer, tuple[str, ...]]:
     source = HuggingFaceSource(load, family)
-    companion = given or (open_tokenizer(load) if is_tokenizer(load) else None)
-    notices = check_tokens(companion, source.model.vocab)
-    if companion is None:
-        config = read_json(load / CONFIG)
-        stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
-        ids = {name: config[name] for name in Tokenizer().ids if config.get(name) is not None}
-        companion = Tokenizer(generation={**ids, **stored})
+    companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
+    notices = source.notices + check_tokens(companion, source.model.vocab)
+    config = read_json(load / CONFIG)
+    stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
+    notices += settings_left_out(config) if not stored else ()
+    if given is None:  # text ends at the model's own ids, not at its tokenizer's
+        ids = {name: config[name] for name in companion.ids if config.get(name) is not None}
+        companion = replace(companion, generation={**companion.generation, **ids, **stored})
     return source, companion, notices
 
 

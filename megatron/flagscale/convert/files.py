@@ -14,14 +14,17 @@ from flagscale.errors import UserError
 from flagscale.files import locked
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raise `UserError` if it is missing or invalid."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raise `UserError` if it is missing, invalid, or something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: invalid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: an object in braces is expected, not {json.dumps(content)[:80]}")
+    return content
 
 
 @contextmanager

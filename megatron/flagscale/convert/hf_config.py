@@ -1,165 +1,204 @@
 """Convert a model's description to Hugging Face's `config.json`, and back. Standard library only.
 
 Versions 4 and 5 of `transformers` name the precision (`torch_dtype`, `dtype`) and the rotary positions
-(`rope_theta` with `rope_scaling`, `rope_parameters`) differently. Both can open the files written here, and
-the files of both can be read.
+(see `hf_rope`) differently. Both can open the files written here, and the files of both can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flagscale.errors import Problem, UserError, nearest
+from flagscale.checks.model_folder import misspelt_architecture
+from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
-from megatron.flagscale.convert.families.base import Family, Setting
-from megatron.flagscale.convert.model import DTYPES, Model, Rope
+from megatron.flagscale.convert.families.base import DERIVED, Family, Setting
+from megatron.flagscale.convert.hf_keys import surplus_keys
+from megatron.flagscale.convert.hf_rope import PARTIAL, Report, read_rope, rope_values, write_rope
+from megatron.flagscale.convert.json_values import is_positive, same, short
+from megatron.flagscale.convert.model import DTYPES, Model
 
-# Keys of `config.json` that change what a model computes, with their values in families that do not set them.
-_EXPECTED = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "quantization_config": None,
-    "partial_rotary_factor": 1.0,
-}
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn", "experts", "topk")
+_MOST_MLPS = 1_000_000
+"""Layers times experts: the names of the tensors of more would fill the memory."""
 
 
 def read_config(config: Mapping[str, Any], where: str, family: str | None = None) -> Model:
     """Return the model that a `config.json` describes; `family` is the family requested by the user, or None.
 
+    A missing key has the default of the family's configuration class in transformers.
+
     Raises:
-        UserError: the architecture is unknown, a key is missing, or Megatron has no argument for a value.
+        UserError: the architecture is unknown, a key is missing, a key that is not understood may change the
+            model, or Megatron has no argument for a value. Reports everything that is wrong.
     """
     found = _family(config, where, family)
     problems: list[Problem] = []
-    # Version 5 stores some keys, such as `partial_rotary_factor`, together with the rotary positions.
-    config = {**(config.get("rope_parameters") or {}), **config}
 
     def report(what: str) -> None:
         problems.append(Problem(what, where))
 
-    settings = {setting.argument: _setting(config, setting, report) for setting in found.settings}
-    varying = {setting.key for setting in found.settings}
-    for name, value in {**_EXPECTED, **found.config}.items():
-        if name not in varying and config.get(name, value) != value:
-            report(f"`{name}` is {config[name]!r}; only {value!r} is supported")
-    known = _sizes(config, found, report)
+    values = {**found.class_defaults, **config}
+    rope = rope_values(config, found.class_defaults, report) if found.is_rotary else {}
+    if found.is_rotary:
+        values[PARTIAL] = rope.get(PARTIAL, 1.0)
+    settings = {one.argument: _setting(values, one, report) for one in found.settings}
+    fixed = {**({PARTIAL: 1.0} if found.is_rotary else {}), **found.config}
+    for name in fixed.keys() - {one.key for one in found.settings}:
+        if not same(values.get(name, fixed[name]), fixed[name]):
+            report(f"`{name}` is {short(values[name])}; only {fixed[name]!r} is supported")
+    known = _sizes(values, found, report)
     if known["heads"] % known["groups"]:
-        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups")
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    if dtype not in DTYPES.values():
-        report(f"`dtype` {dtype} is not supported; use one of {', '.join(DTYPES.values())}")
-    norm_eps = _value(config, found, "norm_eps", known)
-    if not isinstance(norm_eps, float | int):
-        report(f"`{found.keys['norm_eps']}` is missing")
-        norm_eps = 0
+        assumed = "" if found.keys.get("groups") in config else ", the default if the number is missing"
+        report(f"{known['heads']} attention heads cannot be divided into {known['groups']} groups{assumed}")
+    tied = values.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        report(f"`tie_word_embeddings` is {short(tied)}, not true or false")
     model = Model(
         family=found.name,
         **known,
-        norm_eps=float(norm_eps),
-        rope=_rope(config, report) if found.is_rotary else None,
-        tied=bool(config.get("tie_word_embeddings", found.tied)),
-        dtype=dtype,
+        norm_eps=_number(values, found, "norm_eps", report),
+        rope=read_rope(rope, report) if found.is_rotary else None,
+        tied=tied is True,
+        dtype=_dtype(config, report),
+        window=_window(values, found, known["positions"], report),
+        attention_dropout=_dropout(values, found, "attention_dropout", report),
+        hidden_dropout=_dropout(values, found, "hidden_dropout", report),
         settings=settings,
     )
-    for what in found.refuse(config, model):
-        report(what)
+    if model.layers * max(model.experts, 1) > _MOST_MLPS:
+        report(f"`{found.keys['layers']}` is {model.layers}, more than any model has")
+    for key, check in found.checks.items():
+        if what := check(values.get(key), model):
+            report(f"`{key}` is {short(values.get(key))}; {what}")
+    problems += surplus_keys(config, found, where)
     if problems:
         raise UserError(problems)
     return model
 
 
 def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family:
-    architectures = config.get("architectures") or []
-    architecture = architectures[0] if architectures else f"model_type {config.get('model_type')!r}"
+    architectures, model_type = config.get("architectures") or [], config.get("model_type")
+    if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
+        raise UserError([Problem(f"`architectures` is {short(architectures)}, not a list of names", where)])
+    if model_type is not None and not isinstance(model_type, str):
+        raise UserError([Problem(f"`model_type` is {short(model_type)}, not a name", where)])
+    if not architectures and model_type is None:
+        raise UserError([Problem("neither `architectures` nor `model_type` tells what the model is", where)])
     known = list(registry.families(wanted))
-    fitting = [
-        family
-        for family in known
-        if architecture == family.architecture
-        or (not architectures and config.get("model_type") == family.model_type)
-    ]
+    field, name = ("architecture", architectures[0]) if architectures else ("model_type", str(model_type))
+    # A family that calls the form its own comes first.
+    fitting = [one for one in known if name == getattr(one, field) or one.model_type == one.forms.get(name)]
+    fitting += [one for one in known if one not in fitting and name in one.forms]
     if not fitting:
-        names = sorted({family.architecture for family in known})
-        what = f"the architecture {architecture} is not supported; known: {', '.join(names)}"
-        raise UserError([Problem(what, where, nearest(str(architecture), names))])
+        names = sorted({one for family in known for one in _names(family, field)})
+        what = f"the {field} {name} is not supported; known: {', '.join(names)}"
+        raise UserError([Problem(what, where, misspelt_architecture(name, names))])
     named = [family for family in fitting if wanted in (None, family.name)]
     if not named:
-        raise UserError(f"{where}: the model is {architecture}, not {wanted}")
+        raise UserError(f"{where}: the model is {name}, not {wanted}")
+    expected = named[0].forms.get(name, named[0].model_type)
+    if model_type not in (None, expected):
+        what = f"`model_type` is {model_type!r}, but {name} has {expected!r}"
+        raise UserError([Problem(f"{what}: transformers follows the first, vLLM the second", where)])
     return named[0]
 
 
-def _setting(config: Mapping[str, Any], setting: Setting, report: Callable[[str], None]) -> Any:
-    value = config.get(setting.key, setting.default)
-    if setting.values and value not in setting.values:
-        known = " or ".join(map(repr, setting.values))
-        report(f"`{setting.key}` is {value!r}; only {known} is supported")
-    return setting.values.get(value, value)
+def _names(family: Family, field: str) -> Iterable[str]:
+    return family.forms if field == "architecture" else (family.model_type,)
 
 
-def _value(config: Mapping[str, Any], family: Family, field: str, known: Mapping[str, Any]) -> Any:
-    """Return the value of a size's key, or its default; None if there is neither."""
-    defaults = {
-        "groups": lambda known: known["heads"],
-        "head_dim": lambda known: max(known["hidden"] // known["heads"], 1),
-        **family.defaults,
-    }
-    value = config.get(family.keys.get(field, ""))
-    return defaults[field](known) if value is None and field in defaults else value
+def _value(values: Mapping[str, Any], family: Family, field: str, known: Mapping[str, Any]) -> Any:
+    """Return the value of a field's key, or what the family makes of null; None if there is neither."""
+    value = values.get(family.keys.get(field, ""))
+    derived = {**DERIVED, **family.derived}
+    return derived[field](known) if value is None and field in derived else value
 
 
-def _sizes(config: Mapping[str, Any], family: Family, report: Callable[[str], None]) -> dict[str, int]:
+def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> dict[str, int]:
     known: dict[str, int] = {}
     for field in _SIZES:
         if field in ("experts", "topk") and not family.has_experts:
             continue
-        value = _value(config, family, field, known)
-        if not isinstance(value, int) or value <= 0:
-            key = family.keys[field]
-            report(f"`{key}` is missing" if value is None else f"`{key}` is {value!r}, not a positive number")
+        value = _value(values, family, field, known)
+        if type(value) is not int or not 0 < value < 2**31:
+            report(_wrong(family.keys[field], value, "a positive whole number"))
             value = 1
         known[field] = value
+    hidden, heads = known["hidden"], known["heads"]
+    if values.get(family.keys.get("head_dim", "")) is None and hidden % heads:
+        report(f"`{family.keys['hidden']}` {hidden} cannot be divided into {heads} attention heads")
+    if family.has_experts and known["topk"] > known["experts"]:
+        report(f"`{family.keys['topk']}` is {known['topk']}, but there are {known['experts']} experts")
     return known
 
 
-def _rope(config: Mapping[str, Any], report: Callable[[str], None]) -> Rope:
-    parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    theta = float(parameters.get("rope_theta", config.get("rope_theta", 10000.0)))
-    if not theta.is_integer():
-        report(f"`rope_theta` {theta} is not a whole number, but Megatron requires one")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    factor = float(parameters.get("factor", 1.0))
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear" and factor.is_integer():
-        return Rope(theta, "linear", factor)
-    if kind == "llama3":
-        for name, value in _LLAMA3.items():
-            if parameters.get(name) != value:
-                found = parameters.get(name)
-                report(f"`{name}` of the rotary scaling is {found!r}; only {value:g} is supported")
-        return Rope(theta, "llama3", factor)
-    report(f"rotary scaling {kind!r} with factor {factor:g} is not supported by Megatron")
-    return Rope(theta)
+def _wrong(key: str, value: Any, expected: str) -> str:
+    return f"`{key}` is missing or null" if value is None else f"`{key}` is {short(value)}, not {expected}"
+
+
+def _setting(values: Mapping[str, Any], setting: Setting, report: Report) -> Any:
+    value = values.get(setting.key)
+    for known, argument in setting.values.items():
+        if same(value, known):
+            return argument
+    if setting.values:
+        known = " or ".join(map(repr, setting.values))
+        report(f"`{setting.key}` is {short(value)}; only {known} is supported")
+    elif value != 0 and not is_positive(value):
+        report(_wrong(setting.key, value, "a number of at least 0"))
+    return value
+
+
+def _number(values: Mapping[str, Any], family: Family, field: str, report: Report) -> float:
+    value = _value(values, family, field, {})
+    if is_positive(value):
+        return float(value)
+    report(_wrong(family.keys[field], value, "a positive number"))
+    return 1.0
+
+
+def _dropout(values: Mapping[str, Any], family: Family, field: str, report: Report) -> float:
+    value = _value(values, family, field, {})
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        report(_wrong(family.keys[field], value, "a number from 0 to 1"))
+        value = 0
+    return float(value)
+
+
+def _window(values: Mapping[str, Any], family: Family, positions: int, report: Report) -> int:
+    """Return the size of the window; 0 if it is not shorter than the longest sequence."""
+    value = _value(values, family, "window", {})
+    if type(value) is not int or value < 0 or same(values.get(family.keys.get("window", "")), 0):
+        report(_wrong(family.keys["window"], value, "a positive whole number"))
+        return 0
+    return value if value < positions else 0
+
+
+def _dtype(config: Mapping[str, Any], report: Report) -> str:
+    given = next((config[key] for key in ("dtype", "torch_dtype") if config.get(key) is not None), "float32")
+    dtype = str(given).removeprefix("torch.")
+    if not isinstance(given, str) or dtype not in DTYPES.values():
+        report(f"`dtype` {dtype} is not supported; use one of {', '.join(DTYPES.values())}")
+    return dtype
 
 
 def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of `config.json`; `special` holds the tokenizer's ids (`eos_token_id`, ...)."""
     family = registry.load(model.family)
+    sizes = {key: getattr(model, field) for field, key in family.keys.items()}
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        **{key: getattr(model, field) for field, key in family.keys.items()},
-        **(_write_rope(model.rope) if model.rope else {}),
+        **sizes,
+        **({family.keys["window"]: model.window or None} if "window" in family.keys else {}),
+        **(write_rope(model.rope) if model.rope else {}),
         "tie_word_embeddings": model.tied,
         "dtype": model.dtype,
         "torch_dtype": model.dtype,
         "use_cache": True,
         **family.config,
-        **family.written,
+        **{key: value(model) if callable(value) else value for key, value in family.written.items()},
         **{setting.key: _write_setting(setting, model) for setting in family.settings},
         **special,
     }
@@ -168,13 +207,3 @@ def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
 def _write_setting(setting: Setting, model: Model) -> Any:
     value = model.settings[setting.argument]
     return next((key for key, argument in setting.values.items() if argument == value), value)
-
-
-def _write_rope(rope: Rope) -> dict[str, Any]:
-    scaling: dict[str, Any] = {"rope_type": rope.scaling or "default"}
-    if rope.scaling:
-        scaling["factor"] = rope.factor
-    if rope.scaling == "llama3":
-        scaling |= _LLAMA3
-    config = {"rope_theta": rope.theta, "rope_parameters": {"rope_theta": rope.theta, **scaling}}
-    return {**config, "rope_scaling": scaling} if rope.scaling else config

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from flagscale.checks.stored_tensors import Stored
+from flagscale.checks.weight_files import INDEX, WHOLE, weights_of
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from megatron.flagscale.convert.families import registry
@@ -20,21 +23,17 @@ from megatron.flagscale.convert.hf_config import read_config
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-_ONE_FILE = "model.safetensors"
+CONFIG = "config.json"
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _CODES = {dtype: name for name, dtype in _NAMES.items()}
-
-
-@dataclass(frozen=True)
-class _Stored:
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
+_SHOWN = 3
+"""Tensors that a message names at most."""
 
 
 class HuggingFaceSource:
     """A folder whose tensors match its `config.json` in names, number and shapes.
+
+    `notices` tell how a folder was read whose `config.json` says otherwise.
 
     Raises:
         UserError: the tensors do not match; lists all differences.
@@ -42,19 +41,26 @@ class HuggingFaceSource:
 
     def __init__(self, folder: Path, family: str | None = None) -> None:
         self.folder = folder
-        self.model: Model = read_config(read_json(folder / CONFIG), str(folder / CONFIG), family)
-        self._stored = _stored_tensors(folder)
-        problems = list(_differences(self.model, self._stored))
+        config = read_json(folder / CONFIG)
+        self.model: Model = read_config(config, str(folder / CONFIG), family)
+        self._stored = _stored_tensors(folder, config, registry.load(self.model.family).class_name)
+        self.notices: tuple[str, ...] = ()
         output, embedding = _tied_names(self.model)
         stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
         if stored_twice and not torch.equal(self._tensor(output), self._tensor(embedding)):
-            problems.append(Problem(f"{output} is stored, but differs from the embedding that it is tied to"))
+            self.model = replace(self.model, tied=False)
+            what = f"{output} differs from the embedding to which {CONFIG} ties it"
+            self.notices = (f"{what}: the model is converted as not tied, as transformers and vLLM read it",)
+        problems = list(_differences(self.model, self._stored))
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
+        if config.get("dtype") is None and config.get("torch_dtype") is None:
+            dtype = str(self.dtype(next(entries(self.model)))).removeprefix("torch.")
+            self.model = replace(self.model, dtype=dtype)  # as transformers and vLLM do
 
     def dtype(self, entry: Entry) -> torch.dtype:
-        """Return the precision of a tensor as stored."""
-        return _NAMES[self._stored[entry.huggingface[0]].dtype]
+        """Return the precision of a tensor: the one that holds all values of its parts as stored."""
+        return reduce(torch.promote_types, (_NAMES[self._stored[name].dtype] for name in entry.huggingface))
 
     def read(self, entry: Entry) -> torch.Tensor:
         """Return the tensor of an entry of `entries(self.model)`, joined into Megatron's form."""
@@ -67,31 +73,17 @@ class HuggingFaceSource:
             return tensor
 
 
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map") or {}
-        files = [folder / name for name in sorted(set(index.values()))]
-    else:
-        index = {}
-        files = [folder / _ONE_FILE]
-    stored: dict[str, _Stored] = {}
-    problems = []
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    view = opened.get_slice(name)
-                    stored[name] = _Stored(file, tuple(view.get_shape()), view.get_dtype())
-        except FileNotFoundError:
-            problems.append(Problem("no such file", str(file)))
-        except SafetensorError as error:
-            problems.append(Problem(f"damaged or truncated: {error}", str(file)))
+def _stored_tensors(folder: Path, config: Mapping[str, Any], class_name: str) -> dict[str, Stored]:
+    stored, problems = weights_of(folder, config)
+    if not stored and not problems:
+        again = (
+            f'transformers.{class_name}.from_pretrained(FOLDER, dtype="auto").save_pretrained(OTHER_FOLDER)'
+        )
+        raise UserError(
+            [Problem("its weights are not in safetensors", str(folder), f"save it again: {again}")]
+        )
     if problems:
-        raise UserError(problems)
-    misplaced = [name for name, file in index.items() if name not in stored or stored[name].file.name != file]
-    if misplaced:
-        what = f"lists {_some(misplaced)}, which the files do not contain"
-        raise UserError([Problem(what, str(folder / INDEX))])
+        raise UserError(Problem(what) for what in problems)
     return stored
 
 
@@ -101,7 +93,7 @@ def _tied_names(model: Model) -> tuple[str, str]:
     return rows[OUTPUT], rows[EMBEDDING]
 
 
-def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Problem]:
+def _differences(model: Model, stored: Mapping[str, Stored]) -> Iterator[Problem]:
     expected = {
         name: shape
         for entry in entries(model)
@@ -115,15 +107,22 @@ def _differences(model: Model, stored: Mapping[str, _Stored]) -> Iterator[Proble
         yield Problem(f"{len(missing)} of {len(expected)} tensors are missing: {_some(missing)}")
     if extra:
         yield Problem(f"{len(extra)} tensors do not belong to the family {model.family}: {_some(extra)}")
-    for name, shape in expected.items():
-        if name in stored and stored[name].shape != shape:
-            yield Problem(f"{name} has shape {list(stored[name].shape)}, but {CONFIG} gives {list(shape)}")
-        elif name in stored and stored[name].dtype not in _NAMES:
-            yield Problem(f"{name} is {stored[name].dtype}; only {', '.join(_NAMES)} are supported")
+    known = {name: one for name, one in stored.items() if name in expected}
+    wrong = [name for name, one in known.items() if one.shape != expected[name]]
+    for name in wrong[:_SHOWN]:
+        yield Problem(
+            f"{name} has shape {list(known[name].shape)}, but {CONFIG} gives {list(expected[name])}"
+        )
+    if len(wrong) > _SHOWN:
+        yield Problem(f"{len(wrong) - _SHOWN} more tensors have shapes that differ from {CONFIG}")
+    codes = {one.dtype for one in known.values()} - _NAMES.keys()
+    for code in sorted(codes):
+        names = [name for name, one in known.items() if one.dtype == code]
+        yield Problem(f"{_some(names)}: stored as {code}; only {', '.join(_NAMES)} are supported")
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class HuggingFaceTarget:
 
     def _name(self, number: int) -> str:
         count = len(self._shards)
-        return _ONE_FILE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        return WHOLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
     def _open(self, number: int) -> None:
         self.close()

@@ -36,6 +36,7 @@ ARCHITECTURE = (
     "softmax_type",
     "activation_func_clamp_value",
     "window_size",
+    "window_attn_skip_freq",
     "no_rope_freq",
     "use_mup",
     "mtp_num_layers",
@@ -56,6 +57,8 @@ _OF_EXPERTS = (
 )
 AUX_LOSS = "moe_aux_loss_coeff"
 """The setting of families with a loss that balances the experts."""
+DROPOUTS = ("attention_dropout", "hidden_dropout")
+"""Fields of `Model`, by the same names in Megatron. The engine's default is 0.1."""
 _ALSO_STORED = (
     "group_query_attention",
     "untie_embeddings_and_output_weights",
@@ -110,6 +113,8 @@ def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None
         dtype="bfloat16" if args["bf16"] else "float16" if args["fp16"] else "float32",
         experts=experts,
         topk=args["moe_router_topk"] if experts else 0,
+        window=_window(args) if "window" in found.keys else 0,
+        **{name: args[name] for name in DROPOUTS if name in found.keys},
         settings={setting.argument: _setting(args, setting.argument) for setting in found.settings},
     )
 
@@ -155,6 +160,7 @@ def _expected(family: Family) -> dict[str, Any]:
     checked = (*ARCHITECTURE, *(_OF_EXPERTS if family.has_experts else ()))
     expected = {**{name: _default(name) for name in checked}, **family.arguments}
     varying = {setting.argument for setting in family.settings}
+    varying |= {"window_size"} if "window" in family.keys else set()
     return {name: value for name, value in expected.items() if name not in varying}
 
 
@@ -172,6 +178,12 @@ def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
     if bool(args.get("num_experts")) != family.has_experts:
         differences["num_experts"] = "a number" if family.has_experts else "None"
     return differences
+
+
+def _window(args: Mapping[str, Any]) -> int:
+    """Return the number of tokens that a token attends to; Megatron counts those before it, and -1 is all."""
+    before = (args["window_size"] or (-1,))[0]
+    return before + 1
 
 
 def _rope(args: Mapping[str, Any]) -> Rope:
@@ -199,7 +211,8 @@ def _option(argument: str, value: Any) -> tuple[str, Any]:
     kinds = ("value", "append") if not is_flag else ("flag_true", "bool_pair") if value else ("flag_false",)
     for option in _options().get(argument, ()):
         if option.kind in kinds:
-            return option.name.replace("-", "_"), True if is_flag else value
+            written = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            return option.name.replace("-", "_"), True if is_flag else written
     raise UserError(f"a family has {argument} = {value!r}, but Megatron has no option that sets it")
 
 
@@ -234,8 +247,9 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
     yield from model.settings.items()
     if AUX_LOSS in model.settings:
         yield "moe_router_load_balancing_type", "aux_loss"
-    yield "attention_dropout", 0.0
-    yield "hidden_dropout", 0.0
+    yield from ((name, getattr(model, name)) for name in DROPOUTS)
+    if model.window:
+        yield "window_size", (model.window - 1, 0)
     yield "vocab_size", model.vocab
     yield "padded_vocab_size", model.vocab
     if model.groups != model.heads:

@@ -25,6 +25,7 @@ class Model:
 
     `vocab` is the true number of tokens, without padding; `ffn` is the width of one expert if there are
     experts; `rope` is None if positions are not rotary; `dtype` is torch's name of the intended precision.
+    `window` is the number of tokens that each token attends to, itself included; 0 is all of the preceding.
     `settings` holds the values of the family's `Setting`s, by argument of Megatron.
     """
 
@@ -43,4 +44,7 @@ class Model:
     dtype: str
     experts: int = 0
     topk: int = 0
+    window: int = 0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)

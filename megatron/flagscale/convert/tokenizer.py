@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flagscale.errors import UserError
+from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.files import read_json
+from megatron.flagscale.convert.hf_defaults import generation_defaults
 
 GENERATION = "generation_config.json"
 # The files of Hugging Face tokenizers of any kind, and the generation settings stored with them.
@@ -60,15 +61,24 @@ def is_tokenizer(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """Open a folder with `AutoTokenizer`, offline; raise `UserError` if that fails."""
+    """Open a folder with `AutoTokenizer`, offline and without its code; raise `UserError` if that fails."""
     from transformers import AutoTokenizer
 
     if not is_tokenizer(folder):
         raise UserError(f"{folder}: no tokenizer found (tokenizer.json, tokenizer.model or vocab.json)")
     try:
-        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder}: the tokenizer cannot be opened: {error}") from error
+        if "trust_remote_code" in str(error):
+            what = "the tokenizer needs code from its folder, which is never run"
+            hint = "use --tokenizer with a folder that has a tokenizer.json"
+            raise UserError([Problem(what, str(folder), hint)]) from error
+        why = f"its files lack {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder}: the tokenizer cannot be opened: {why}") from error
+    if opened.get_vocab().keys() <= {
+        *opened.all_special_tokens
+    }:  # for instance if tokenizer.model is damaged
+        raise UserError(f"{folder}: the tokenizer has only special tokens; its files are damaged or missing")
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
@@ -85,10 +95,26 @@ def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:
     return None
 
 
+def settings_left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a notice if a `config.json` without `generation_config.json` beside it says how to generate."""
+    usual = {**generation_defaults(), "use_cache": config.get("use_cache")}
+    names = sorted(name for name in usual if config.get(name) not in (None, usual[name]))
+    if not names:
+        return ()
+    what = (
+        f"{', '.join(names)} of config.json are left out: for generating text, transformers reads them there"
+    )
+    return (f"{what}, but vLLM only in {GENERATION}; write them to the new one if you want them",)
+
+
 def check_tokens(tokenizer: Tokenizer | None, vocab: int) -> tuple[str, ...]:
     """Return a notice if there is no tokenizer; raise `UserError` if it has more than `vocab` tokens."""
     if tokenizer is None or tokenizer.folder is None:
         return ("no tokenizer is included; add one with --tokenizer FOLDER",)
     if tokenizer.size is not None and tokenizer.size > vocab:
-        raise UserError(f"{tokenizer.folder}: {tokenizer.size} tokens, but the model has only {vocab}")
+        what = f"{tokenizer.size} tokens, but the model has only {vocab}"
+        hint = (
+            "remove the added ones from a copy of it and name that with --tokenizer, or enlarge the embedding"
+        )
+        raise UserError([Problem(what, str(tokenizer.folder), hint)])
     return ()

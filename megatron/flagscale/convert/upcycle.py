@@ -36,7 +36,8 @@ class Upcycling:
 
 def _settings(mixture: Family, dense: Model) -> dict[str, Any]:
     """Return the settings of the new model: those of the dense one, and defaults for the others."""
-    defaults = {one.argument: one.values.get(one.default, one.default) for one in mixture.settings}
+    values = mixture.class_defaults
+    defaults = {one.argument: one.values.get(values[one.key], values[one.key]) for one in mixture.settings}
     defaults |= {AUX_LOSS: BALANCING} if AUX_LOSS in defaults else {}
     return {argument: dense.settings.get(argument, value) for argument, value in defaults.items()}
 

@@ -6,7 +6,7 @@ matrices transposed, with the queries of all heads first, then all keys, then al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron.flagscale.convert.families.base import Family, Row, Setting
@@ -49,9 +49,13 @@ def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY) -> Row
     return Row(f"decoder.layers.{{layer}}.{megatron}", names, tuple(shape.split()), join)
 
 
-def refuse(config: Mapping[str, Any], model: Model) -> Iterator[str]:
-    if config.get("add_cross_attention"):
-        yield "`add_cross_attention`: an encoder is not supported"
+def like_hidden(dropout: Any, model: Model) -> str:
+    """Return what is wrong with the dropout of embeddings: Megatron has one for them and the layers."""
+    return (
+        ""
+        if dropout == model.hidden_dropout
+        else f"only {model.hidden_dropout}, as `resid_pdrop`, is supported"
+    )
 
 
 GPT2 = Family(
@@ -85,16 +89,20 @@ GPT2 = Family(
         "vocab": "vocab_size",
         "positions": "n_positions",
         "norm_eps": "layer_norm_epsilon",
+        "attention_dropout": "attn_pdrop",
+        "hidden_dropout": "resid_pdrop",
     },
-    defaults={"ffn": lambda known: 4 * known["hidden"], "norm_eps": lambda known: 1e-5},
+    derived={"ffn": lambda known: 4 * known["hidden"]},  # in the class of the model, not of its configuration
     # The engine's defaults are those of GPT-2; it also sets this bias of query, key and value automatically.
     arguments={"add_qkv_bias": True},
     # The engine computes GELU by tanh if it fuses bias and GELU, and otherwise (as on a CPU) by erf.
-    settings=(
-        Setting("activation_function", "bias_gelu_fusion", "gelu_new", {"gelu_new": True, "gelu": False}),
+    settings=(Setting("activation_function", "bias_gelu_fusion", {"gelu_new": True, "gelu": False}),),
+    checks={"embd_pdrop": like_hidden},
+    written={"embd_pdrop": lambda model: model.hidden_dropout},
+    # A head that classifies, and the precision of a product while training.
+    harmless=(
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+        *("summary_first_dropout", "reorder_and_upcast_attn", "n_ctx"),
     ),
-    config={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
-    tied=True,
     buffers=(".attn.bias", ".attn.masked_bias"),  # causal masks, in older checkpoints
-    refuse=refuse,
 )

@@ -26,13 +26,9 @@ STABLELM = llama_like(
     architecture="StableLmForCausalLM",
     model_type="stablelm",
     rows=(*FIRST, *ATTENTION, *MLP, *_BIASES, _NORM, _NORM_BIAS, _OUTPUT),
-    keys={name: key for name, key in KEYS.items() if name != "head_dim"} | {"norm_eps": "layer_norm_eps"},
+    keys={name: key for name, key in KEYS.items() if name != "head_dim"}
+    | {"norm_eps": "layer_norm_eps", "hidden_dropout": "hidden_dropout"},
     arguments={**ARGUMENTS, "normalization": "LayerNorm"},
-    settings=(Setting("partial_rotary_factor", "rotary_percent", 0.25),),
-    config={
-        "hidden_act": "silu",
-        "use_qkv_bias": False,
-        "qk_layernorm": False,
-        "use_parallel_residual": False,
-    },
+    settings=(Setting("partial_rotary_factor", "rotary_percent"),),
+    config={"hidden_act": "silu"},
 )

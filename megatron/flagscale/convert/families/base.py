@@ -6,11 +6,12 @@ arguments of Megatron that differ from the engine's defaults. Standard library o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.flagscale.convert.families.joins import COPY, Join, Shape
+from megatron.flagscale.convert.hf_defaults import class_defaults
 from megatron.flagscale.convert.model import Model
 
 EXTENTS: Mapping[str, Callable[[Model], int]] = {
@@ -26,6 +27,15 @@ EXTENTS: Mapping[str, Callable[[Model], int]] = {
     "experts": lambda model: model.experts,
 }
 """The extents that shapes can name in every family."""
+
+DERIVED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "groups": lambda known: known["heads"],
+    "head_dim": lambda known: max(known["hidden"] // known["heads"], 1),
+    "window": lambda known: 0,
+    "attention_dropout": lambda known: 0.0,
+    "hidden_dropout": lambda known: 0.0,
+}
+"""Field of `Model` -> its value if its key is null or there is none, from the fields known so far."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,11 @@ class Row:
 class Setting:
     """A choice that varies within a family: a key of `config.json` and the matching argument of Megatron.
 
-    `values` maps each value of the key to Megatron's; if empty, both formats write the same value. `default`
-    is the value if the key is missing.
+    `values` maps each value of the key to Megatron's; if empty, both formats write the same value.
     """
 
     key: str
     argument: str
-    default: Any
     values: Mapping[Any, Any] = field(default_factory=dict)
 
 
@@ -65,30 +73,40 @@ class Family:
     architecture: str
     """The class in transformers, as named in `architectures` of `config.json`."""
     model_type: str
+    """The name of its configuration in `config.json`."""
     rows: tuple[Row, ...]
     """In the order of the stream: before, in and after the layers. The output has a row even if a model may
     tie it to its embedding."""
     keys: Mapping[str, str]
-    """Field of `Model` -> key of `config.json`. Without a key, `head_dim` is `hidden / heads`, and `groups`
-    is the number of heads. A family with experts has `experts` and `topk`."""
+    """Field of `Model` -> key of `config.json`. Fields of `DERIVED` need none. A family with experts has
+    `experts` and `topk`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Megatron's arguments that define the architecture, by their names in the engine's `args`. All other
     arguments that change the computation (`megatron_args.ARCHITECTURE`) have the engine's defaults."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Fixed values of `config.json`: another value is refused, and a missing key stands for this one."""
+    """Fixed values of `config.json`: written, and the only ones that can be read."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Further values that are written to `config.json`, but not checked when it is read."""
-    defaults: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
-    """Field of `Model` -> its value if the key is missing or null, computed from the fields known so far."""
-    tied: bool = False
-    """Whether a model is tied if its `config.json` does not specify it."""
+    """Further values that are written to `config.json`, or functions that return them for a model."""
+    checks: Mapping[str, Callable[[Any, Model], str]] = field(default_factory=dict)
+    """Key of `config.json` -> returns what is wrong with its value for a model; "" if nothing is."""
+    harmless: tuple[str, ...] = ()
+    """Further keys of `config.json` that change nothing in any model that can be read. Every other key must
+    have the default of the configuration class (see `hf_keys`)."""
+    derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+    """Field of `Model` -> its value if its key is null, in addition to `DERIVED`."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Key of `config.json` -> its value if missing. Only for a family whose configuration class is not part
+    of transformers: all others have the defaults of their class."""
     settings: tuple[Setting, ...] = ()
     extents: Mapping[str, Callable[[Model], int]] = field(default_factory=dict)
     """Extents of this family, in addition to `EXTENTS`."""
     buffers: tuple[str, ...] = ()
     """Endings of the names of stored tensors to ignore, because they are computed from the configuration."""
-    refuse: Callable[[Mapping[str, Any], Model], Iterator[str]] = lambda config, model: iter(())
-    """Yields a message for each other setting of a `config.json` that cannot be converted."""
+    other_forms: Mapping[str, str] = field(default_factory=dict)
+    """Further architectures whose folders can be read as this family, with their `model_type`. A folder that
+    another family calls its own is read as this one only on request."""
+    notice: str = ""
+    """Printed when a folder of this family was written: what else is needed to open it."""
     mixture: str = ""
     """The family of the model that results from copying the MLP of a dense one into experts."""
 
@@ -99,6 +117,22 @@ class Family:
     @property
     def is_rotary(self) -> bool:
         return self.arguments.get("position_embedding_type") == "rope"
+
+    @property
+    def forms(self) -> dict[str, str]:
+        """The architectures that can be read as this family, with their `model_type`."""
+        return {self.architecture: self.model_type, **self.other_forms}
+
+    @property
+    def class_name(self) -> str:
+        """The first of its forms that is a class of transformers; an auto class if there is none."""
+        known = (name for name, model_type in self.forms.items() if class_defaults(model_type))
+        return next(known, "AutoModelForCausalLM")
+
+    @property
+    def class_defaults(self) -> Mapping[str, Any]:
+        """The value of each key that `config.json` lacks."""
+        return {**class_defaults(self.model_type), **self.defaults}
 
     def sizes(self, model: Model) -> dict[str, int]:
         """Return the extents of a model, by the names that shapes use."""

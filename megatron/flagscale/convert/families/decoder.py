@@ -5,7 +5,6 @@ Define such a family as `llama_like(...)` with its names, its rows, and the valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,11 +24,12 @@ def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: 
     )
 
 
-def refuse_windows(config: Mapping[str, Any], model: Model) -> Iterator[str]:
-    """Yield that a window shorter than the longest sequence is not supported."""
-    window = config.get("sliding_window")
-    if window is not None and window < model.positions:
-        yield f"`sliding_window` is {window}; sliding windows are not supported"
+def full_attention(value: Any, model: Model) -> str:
+    """Return "" if `layer_types` agrees with the window, which is that of all layers."""
+    if value is None or (value == ["full_attention"] * model.layers and not model.window):
+        return ""
+    only = "" if model.window else f" or {model.layers} times 'full_attention'"
+    return f"only null{only} is supported"
 
 
 FIRST = (Row("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ("vocab", "hidden")),)
@@ -63,6 +63,7 @@ KEYS = {
     "vocab": "vocab_size",
     "positions": "max_position_embeddings",
     "norm_eps": "rms_norm_eps",
+    "attention_dropout": "attention_dropout",
 }
 ARGUMENTS = {
     "position_embedding_type": "rope",
@@ -75,7 +76,6 @@ llama_like = partial(
     Family,
     keys=KEYS,
     arguments=ARGUMENTS,
-    written={"attention_dropout": 0.0},
-    defaults={"norm_eps": lambda known: 1e-6},
+    checks={"layer_types": full_attention},
     buffers=(".rotary_emb.inv_freq",),  # in older checkpoints
 )

@@ -10,5 +10,6 @@ LLAMA = llama_like(
     model_type="llama",
     rows=(*FIRST, *ATTENTION, *MLP, *LAST),
     config={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    other_forms={"AquilaForCausalLM": "aquila", "AquilaModel": "aquila"},
     mixture="mixtral",
 )

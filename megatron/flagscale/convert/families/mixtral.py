@@ -10,7 +10,6 @@ from megatron.flagscale.convert.families.decoder import (
     LAST,
     layer,
     llama_like,
-    refuse_windows,
 )
 from megatron.flagscale.convert.families.joins import GATED
 
@@ -33,8 +32,8 @@ _EXPERTS = (
 )
 
 
-BALANCING = Setting("router_aux_loss_coef", "moe_aux_loss_coeff", 0.001)
-"""The coefficient of the loss that balances the experts; the default is that of `MixtralConfig`.
+BALANCING = Setting("router_aux_loss_coef", "moe_aux_loss_coeff")
+"""The coefficient of the loss that balances the experts.
 
 The same number weighs about layers / topk times as much in Megatron. Both multiply it by
 `experts * sum(fraction of tokens * mean probability)`. Megatron (`switch_load_balancing_loss_func`) adds this
@@ -48,10 +47,14 @@ MIXTRAL = llama_like(
     architecture="MixtralForCausalLM",
     model_type="mixtral",
     rows=(*FIRST, *ATTENTION, *_EXPERTS, *LAST),
-    keys={**KEYS, "experts": "num_local_experts", "topk": "num_experts_per_tok"},
+    keys={
+        **KEYS,
+        "experts": "num_local_experts",
+        "topk": "num_experts_per_tok",
+        "window": "sliding_window",
+    },
     config={"hidden_act": "silu"},
-    written={"attention_dropout": 0.0, "sliding_window": None, "output_router_logits": False},
-    defaults={"norm_eps": lambda known: 1e-5},
+    written={"output_router_logits": False},
     settings=(BALANCING,),
-    refuse=refuse_windows,
+    harmless=("output_router_logits",),
 )

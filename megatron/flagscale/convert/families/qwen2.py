@@ -27,5 +27,6 @@ QWEN2 = llama_like(
     rows=(*FIRST, *ATTENTION, _BIASES, *MLP, *LAST),
     arguments={**ARGUMENTS, "add_qkv_bias": True},
     config={"hidden_act": "silu", "use_sliding_window": False},
-    written={"attention_dropout": 0.0, "sliding_window": None},
+    written={"sliding_window": None},
+    harmless=("sliding_window", "max_window_layers"),
 )

@@ -24,5 +24,6 @@ QWEN3 = llama_like(
     rows=(*FIRST, *ATTENTION, *_NORMS, *MLP, *LAST),
     arguments={**ARGUMENTS, "qk_layernorm": True},
     config={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
-    written={"attention_dropout": 0.0, "sliding_window": None},
+    written={"sliding_window": None},
+    harmless=("sliding_window", "max_window_layers"),
 )

@@ -1,0 +1,109 @@
+"""Values of several arguments that vLLM refuses together (0.32, `config/` and `launchers/cli_args.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flagscale.errors import Violation
+
+
+def engine_violations(
+    values: Mapping[str, Any], given: Mapping[str, str], longest: int | None = None
+) -> Iterator[Violation]:
+    """Yield the arguments that contradict each other, by dest.
+
+    `given` holds those that the user wrote; `longest` is the length of a sequence that the model's
+    configuration sets, if known.
+    """
+
+    def number(name: str) -> int | None:
+        return values[name] if name in given and isinstance(values[name], int) else None
+
+    tokens, length = number("max_num_batched_tokens"), number("max_model_len")
+    length = longest if length in (None, -1) else length
+    sequences, active = number("max_num_seqs"), number("max_num_active_seqs")
+    is_whole = values["enable_chunked_prefill"] is False
+    if is_whole and tokens is not None and length is not None and tokens < length:
+        what = f"`max_num_batched_tokens` is {tokens}, less than `max_model_len` {length}"
+        yield "max_num_batched_tokens", f"{what}; without chunked prefill, a prompt must fit into one step"
+    if tokens is not None and sequences is not None and tokens < sequences:
+        what = f"`max_num_batched_tokens` is {tokens}, less than `max_num_seqs` {sequences}"
+        yield "max_num_batched_tokens", f"{what}; each sequence needs at least one token per step"
+    if active is not None and sequences is not None and active > sequences:
+        yield (
+            "max_num_active_seqs",
+            f"`max_num_active_seqs` is {active}, more than `max_num_seqs` {sequences}",
+        )
+    long = number("long_prefill_token_threshold")
+    if long is not None and length is not None and long > length:
+        what = f"`long_prefill_token_threshold` is {long}, more than `max_model_len` {length}"
+        yield "long_prefill_token_threshold", what
+    tensor, context = values["tensor_parallel_size"], values["decode_context_parallel_size"]
+    if tensor % context:
+        what = f"`decode_context_parallel_size` {context} does not divide `tensor_parallel_size` {tensor}"
+        yield "decode_context_parallel_size", what
+    cached, loaded = values["max_cpu_loras"], values["max_loras"]
+    if values["enable_lora"] and cached is not None and cached < loaded:
+        yield "max_cpu_loras", f"`max_cpu_loras` is {cached}, less than `max_loras` {loaded}"
+    for name, (config, key) in _ELSEWHERE.items():
+        if name in given and mapping_of(values[config]).get(key) is not None:
+            yield name, f"`{name}` and `{key}` in `{config}` set the same value: keep one of them"
+    yield from _missing(values)
+    yield from _speculative_violations(values, given)
+
+
+def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the settings that need another one; an engine without a server lacks some of the arguments."""
+    if values.get("enable_auto_tool_choice") and not values["tool_call_parser"]:
+        yield "enable_auto_tool_choice", "`enable_auto_tool_choice` needs `tool_call_parser`"
+    if values.get("enable_log_outputs") and not values["enable_log_requests"]:
+        yield "enable_log_outputs", "`enable_log_outputs` needs `enable_log_requests: true`"
+    if values.get("enable_per_request_metrics") and values["disable_log_stats"]:
+        what = "`enable_per_request_metrics` needs statistics, and `disable_log_stats` turns them off"
+        yield "enable_per_request_metrics", what
+    structured = mapping_of(values["structured_outputs_config"])
+    for key, backends in _BACKENDS.items():
+        if structured.get(key) is True and structured.get("backend", "auto") not in backends:
+            what = f"`{key}` in `structured_outputs_config` needs `backend` {' or '.join(backends)}"
+            yield "structured_outputs_config", what
+
+
+def _speculative_violations(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
+    speculative = dict(mapping_of(values["speculative_config"]))
+    for name, (config, key) in _ELSEWHERE.items():
+        if config == "speculative_config" and name in given:
+            speculative[key] = values[name]
+    tokens, method = (speculative.get(key) for key in ("num_speculative_tokens", "method"))
+    blamed = next((name for name in ("speculative_config", "spec_method") if name in given), "spec_tokens")
+    if tokens and not method and not speculative.get("model"):
+        yield blamed, "speculative decoding needs a `method` or a `model`"
+    if method in ("ngram", "ngram_gpu") and not tokens:
+        yield blamed, f"the method `{method}` needs `num_speculative_tokens`"
+
+
+_BACKENDS = {
+    "disable_any_whitespace": ("xgrammar", "guidance"),
+    "disable_additional_properties": ("guidance",),
+}
+"""Key of `structured_outputs_config` -> the backends that have it."""
+_ELSEWHERE = {
+    "spec_method": ("speculative_config", "method"),
+    "spec_model": ("speculative_config", "model"),
+    "spec_tokens": ("speculative_config", "num_speculative_tokens"),
+    "attention_backend": ("attention_config", "backend"),
+    "enable_flashinfer_autotune": ("kernel_config", "enable_flashinfer_autotune"),
+    "cudagraph_capture_sizes": ("compilation_config", "cudagraph_capture_sizes"),
+    "max_cudagraph_capture_size": ("compilation_config", "max_cudagraph_capture_size"),
+}
+"""Argument -> the argument, and the key in it, that set the same value."""
+
+
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return the mapping that an argument holds as JSON; an empty one if it holds none."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    return read if isinstance(read, Mapping) else {}

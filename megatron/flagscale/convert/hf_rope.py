@@ -1,0 +1,114 @@
+"""Read and write the rotary positions of a `config.json`, as transformers 5.19 and vLLM 0.32 read them.
+
+Version 4 of transformers has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`; both forms are
+written. A file may hold all three keys. Then both readers use `rope_scaling` as a whole unless it is empty,
+and otherwise `rope_parameters`. Only what is missing there comes from the keys beside it, or else from the
+configuration class (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`). Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flagscale.errors import closest
+from megatron.flagscale.convert.json_values import is_positive, same, short
+from megatron.flagscale.convert.model import Rope
+
+PARTIAL, _THETA, _ORIGINAL = "partial_rotary_factor", "rope_theta", "original_max_position_embeddings"
+_POSITIONS = "max_position_embeddings"
+_SCALING, _PARAMETERS = "rope_scaling", "rope_parameters"
+ROPE_KEYS = (_SCALING, _PARAMETERS, _THETA, PARTIAL, _ORIGINAL)
+"""Keys of `config.json` that hold rotary positions."""
+
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, _ORIGINAL: 8192}
+_KINDS: Mapping[str, tuple[str, ...]] = {"default": (), "linear": ("factor",), "llama3": ("factor", *_LLAMA3)}
+"""Kinds of scaling that Megatron has, with their keys."""
+
+Report = Callable[[str], None]
+
+
+def rope_values(config: Mapping[str, Any], defaults: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Return the rotary positions that a file describes, with all missing values filled in.
+
+    The keys are those of `rope_parameters`. `defaults` are those of the configuration class.
+    """
+    groups = {}
+    for name in (_SCALING, _PARAMETERS):
+        groups[name] = config.get(name)
+        if groups[name] is not None and not isinstance(groups[name], dict):
+            report(f"`{name}` is {short(groups[name])}, not an object")
+            groups[name] = None
+    own = {name: value for name, value in (defaults.get(_PARAMETERS) or {}).items() if name != _THETA}
+    values = dict(groups[_SCALING] or groups[_PARAMETERS] or own)
+    for name in (_THETA, PARTIAL):
+        value = config.get(name, defaults.get(name))
+        if value is not None or name in config:
+            values.setdefault(name, value)
+    if "type" in values:
+        kind = values.pop("type")
+        if values.setdefault("rope_type", kind) != kind:
+            what = "transformers reads the first, and vLLM refuses the file"
+            report(
+                f"`rope_type` is {short(values['rope_type'])}, but `type` beside it is {short(kind)}: {what}"
+            )
+    values.setdefault("rope_type", "default")
+    if values["rope_type"] == "llama3":
+        positions = config.get(_POSITIONS, defaults.get(_POSITIONS))
+        within = values.setdefault(_ORIGINAL, positions)
+        beside = config.get(_ORIGINAL, within)
+        if beside != within:
+            what = (
+                f"`{_ORIGINAL}` is {short(within)} in the rotary positions, but {short(beside)} beside them"
+            )
+            report(f"{what}: transformers reads the first, and vLLM the second")
+    return values
+
+
+def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
+    """Return the rotary positions of `rope_values`; reports whatever Megatron cannot compute."""
+    theta = values.get(_THETA)
+    if theta is None:
+        report(f"`{_THETA}` is missing or null")
+    elif not is_positive(theta):
+        report(f"`{_THETA}` is {short(theta)}, not a positive number")
+    elif not float(theta).is_integer():
+        report(f"`{_THETA}` {theta} is not a whole number, but Megatron requires one")
+    theta = float(theta) if is_positive(theta) else 1.0
+    kind, factor = values["rope_type"], values.get("factor")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        report(f"rotary scaling {short(kind)} is not supported; use one of {', '.join(_KINDS)}")
+        return Rope(theta)
+    known = (_THETA, PARTIAL, "rope_type", *_KINDS[kind])
+    for name, value in values.items():
+        if name not in known and value is not None:
+            close = closest(name, known)
+            hint = f"; did you mean `{close}`?" if close else ""
+            what = f"`{name}` of the rotary positions is {short(value)}"
+            report(f"{what}, which the kind {kind!r} does not have{hint}")
+    if kind == "default":
+        return Rope(theta)
+    if not is_positive(factor):
+        found = "missing" if factor is None else f"{short(factor)}, not a positive number"
+        report(f"`factor` of the rotary positions is {found}")
+        return Rope(theta)
+    factor = float(factor)
+    if kind == "linear" and not factor.is_integer():
+        report(f"the linear rotary scaling has factor {factor:g}, but Megatron requires a whole number")
+    if kind == "llama3":
+        for name, value in _LLAMA3.items():
+            if not same(values.get(name), value):
+                found = short(values.get(name))
+                report(f"`{name}` of the rotary scaling is {found}; only {value:g} is supported")
+    return Rope(theta, kind, factor)
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """Return the keys of `config.json` for all versions of transformers."""
+    scaling: dict[str, Any] = {"rope_type": rope.scaling or "default"}
+    if rope.scaling:
+        scaling["factor"] = rope.factor
+    if rope.scaling == "llama3":
+        scaling |= _LLAMA3
+    config = {_THETA: rope.theta, _PARAMETERS: {_THETA: rope.theta, **scaling}}
+    return {**config, _SCALING: scaling} if rope.scaling else config

@@ -1,0 +1,234 @@
+"""The keys of `config.json` in well-known folders, with small sizes: name -> (family, content).
+
+Written from what is publicly known about these folders, in the forms of versions 4 and 5 of transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.flagscale.convert.families import registry
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+}
+_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-05,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.31.0",
+    "torch_dtype": "float16",
+    "use_cache": True,
+}
+_LLAMA3 = {
+    **_LLAMA,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "torch_dtype": "bfloat16",
+}
+_MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-05,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.34.0",
+    "use_cache": True,
+}
+_MIXTRAL = {
+    **_MISTRAL,
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "attention_dropout": 0.0,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.02,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+}
+_QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_sliding_window": False,
+}
+_QWEN3 = {
+    **_QWEN2,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "head_dim": 32,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 36,
+    "rope_scaling": None,
+    "sliding_window": None,
+}
+_SAVED_BY_5 = {"transformers_version": "5.0.0", "dtype": "bfloat16"}
+
+
+def _by_version_5(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    gone = ("torch_dtype", "rope_theta", "rope_scaling")
+    rope = {"rope_type": "default", **(config.get("rope_scaling") or {})}
+    rope["rope_theta"] = config.get("rope_theta", 10000.0)
+    kept = {name: value for name, value in config.items() if name not in gone}
+    return {**kept, "rope_parameters": rope, **_SAVED_BY_5, **changes}
+
+
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama 1, converted early": ("llama", {**_LLAMA, "max_sequence_length": 2048, "pad_token_id": 0}),
+    "Llama 2": (
+        "llama",
+        {**_LLAMA, "max_position_embeddings": 4096, "pretraining_tp": 1, "rope_scaling": None},
+    ),
+    "Vicuna 1.5, 16k": (
+        "llama",
+        {
+            **_LLAMA,
+            "_name_or_path": "vicuna-7b-v1.5-16k",
+            "max_position_embeddings": 4096,
+            "max_sequence_length": 16384,
+            "rope_scaling": {"factor": 4.0, "type": "linear"},
+            "top_p": None,
+            "temperature": None,
+        },
+    ),
+    "CodeLlama": ("llama", {**_LLAMA, "max_position_embeddings": 16384, "rope_theta": 1000000}),
+    "Llama 3": ("llama", {**_LLAMA3, "rope_scaling": None, "max_position_embeddings": 8192}),
+    "Llama 3.1": ("llama", _LLAMA3),
+    "Llama 3.2": (
+        "llama",
+        {
+            **_LLAMA3,
+            "head_dim": 16,
+            "rope_scaling": {**_LLAMA3["rope_scaling"], "factor": 32.0},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Llama 3.1, version 5": ("llama", _by_version_5(_LLAMA3, head_dim=16, pad_token_id=None)),
+    "fine-tuned by Unsloth": (
+        "llama",
+        {**_LLAMA3, "unsloth_version": "2024.9", "unsloth_fixed": True, "pad_token_id": 128004},
+    ),
+    "SmolLM2": (
+        "llama",
+        {
+            **_LLAMA,
+            "is_llama_config": True,
+            "rope_interleaved": False,
+            "rope_scaling": None,
+            "rope_theta": 130000,
+            "max_position_embeddings": 8192,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "with what others leave": (
+        "llama",
+        {
+            **_LLAMA,
+            "hidden_dropout": 0.0,
+            "logit_scale": 1.0,
+            "qk_norm": None,
+            "is_decoder": False,
+            "layer_types": ["full_attention"] * 2,
+            "transformers_weights": "model.safetensors",
+        },
+    ),
+    "trained by DeepSpeed-Chat": ("llama", {**_LLAMA, "dropout": 0.0, "end_token_id": 2, "pad_token_id": 2}),
+    "with attention chosen": (
+        "llama",
+        {**_LLAMA, "_attn_implementation_autoset": True, "_flash_attn_2_enabled": True, "do_sample": True},
+    ),
+    "Mistral 7B 0.1": ("mistral", {**_MISTRAL, "sliding_window": 4096, "rope_theta": 10000.0}),
+    "Mistral 7B 0.3": (
+        "mistral",
+        {**_MISTRAL, "sliding_window": None, "rope_theta": 1000000.0, "attention_dropout": 0.0},
+    ),
+    "Mistral Nemo": (
+        "mistral",
+        {
+            **_MISTRAL,
+            "head_dim": 24,
+            "sliding_window": None,
+            "rope_theta": 1000000.0,
+            "max_position_embeddings": 131072,
+        },
+    ),
+    "Mistral, version 5": ("mistral", _by_version_5({**_MISTRAL, "sliding_window": None}, head_dim=16)),
+    "Zephyr": (
+        "mistral",
+        {
+            **_MISTRAL,
+            "_name_or_path": "mistral",
+            "pad_token_id": 2,
+            "sliding_window": 4096,
+            "rope_theta": 10000.0,
+        },
+    ),
+    "Mixtral 8x7B": ("mixtral", _MIXTRAL),
+    "Mixtral 8x22B": ("mixtral", {**_MIXTRAL, "router_jitter_noise": 0.0, "router_aux_loss_coef": 0.001}),
+    "Mixtral, version 5": ("mixtral", _by_version_5(_MIXTRAL, head_dim=None, router_jitter_noise=0.0)),
+    "Qwen1.5": ("qwen2", {**_QWEN2, "max_window_layers": 21}),
+    "Qwen2": ("qwen2", {**_QWEN2, "sliding_window": 131072}),
+    "Qwen2.5": ("qwen2", {**_QWEN2, "use_mrope": False, "tie_word_embeddings": True}),
+    "Qwen2.5, version 5": (
+        "qwen2",
+        _by_version_5(
+            {**_QWEN2, "sliding_window": None}, layer_types=["full_attention"] * 2, pad_token_id=None
+        ),
+    ),
+    "Qwen3": ("qwen3", _QWEN3),
+    "Qwen3, version 5": ("qwen3", _by_version_5(_QWEN3, layer_types=["full_attention"] * 2)),
+}
+CONFIGS = {name: (family, {**SMALL, **config}) for name, (family, config) in _CONFIGS.items()}
+
+
+def small(family: str, **changes: Any) -> dict[str, Any]:
+    """Return a file of a family with the sizes alone."""
+    found = registry.load(family)
+    named = {"architectures": [found.architecture], "model_type": found.model_type}
+    return {**SMALL, **named, "max_position_embeddings": 4096, **changes}
