@@ -1,4 +1,4 @@
-"""The paths of the pinned vLLM: each that takes a request is passed on to one instance or refused, on purpose."""
+"""Every path of the pinned vLLM that takes requests is passed on to one instance or refused, on purpose."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
 from vllm_flagscale.router import OF_ONE_SERVER
 
 PASSED_ON = {
