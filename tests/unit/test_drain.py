@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.node import drain
+from flagscale.node import drain, health
 from flagscale.node.instances import Kind
 from flagscale.values import Service
 from flagscale_testing.jobs.plans import fake_plan
@@ -55,3 +55,21 @@ def test_only_what_may_have_requests_gets_the_time_to_finish_them(
     drain.end([one], fake_plan(tmp_path, "run", [], start_timeout=1.0), 20.0)
     assert one.code == -9
     assert seconds <= clock.now < seconds + 1
+
+
+@pytest.mark.parametrize(
+    ("url", "answers_for", "seconds"),
+    [("http://10.0.0.1:8000", 2, 2), ("http://127.0.0.1:8000", 9, 3), ("http://10.0.0.1:8000", 99, 20)],
+    ids=["asked", "on its host's loopback address", "answers too long"],
+)
+def test_an_instance_outlives_the_router_of_another_host(
+    url: str, answers_for: float, seconds: float, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A loopback address is asked on this host, where something else may answer.
+    monkeypatch.setattr(health, "check", lambda url, patience: 200 if clock.now < answers_for else None)
+    one: Any = Deaf(Service("chat.1", (), "http://10.0.0.2:8002", behind="chat"), "instance", True)
+    told = []
+    one.process.send_signal = lambda number: told.append(clock.now)
+    plan: Any = SimpleNamespace(services=[Service("chat", (), url), one.service])
+    drain.end([one], plan, 20.0)
+    assert seconds <= told[0] < seconds + 0.5
