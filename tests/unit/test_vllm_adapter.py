@@ -229,7 +229,7 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"models": {"a": 3}}, "the keys of a model are expected here"),
         ({"models": {"a": {"api_key": "k"}}}, "applies to all models"),
         ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "is also used by `a`"),
-        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two servers would have the name `a.0`"),
+        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two services would have the name `a.0`"),
     ],
 )
 def test_wrong_servers(

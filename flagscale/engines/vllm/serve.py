@@ -110,6 +110,10 @@ class _Served:
         for instance in self.instances:
             yield from services_of(instance, stop_grace)
 
+    def names(self) -> list[str]:
+        """Return the names of all its services."""
+        return [service.name for _, service in self.services(STOP_GRACE)]
+
     def listeners(self) -> Iterator[tuple[str, int, int, str]]:
         """Yield (name, host rank, port, where it listens) of each service that answers requests."""
         if self.model.has_endpoint:
@@ -169,8 +173,9 @@ def _service_problems(served: list[_Served], source_map: SourceMap) -> Iterator[
             elif (rank, port) in used:
                 yield Problem(f"port {port} of `{name}` is also used by `{used[rank, port]}`", where)
             used[rank, port] = name
+        for name in one.names():
             if name in names:
-                yield Problem(f"two servers would have the name `{name}`", source_map.where(one.model.path))
+                yield Problem(f"two services would have the name `{name}`", source_map.where(one.model.path))
             names.add(name)
 
 
