@@ -8,6 +8,7 @@ that is not declared is accepted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,14 +49,17 @@ def broken_bounds(bounds: Bounds, name: str, value: Any, path: str = "") -> Iter
     types = types_of(bounds)
     if types and not any(_is(kind, value) for kind in types):
         expected = " or ".join(_TYPES[kind] for kind in types if kind != "null")
-        yield path, f"`{name}`{_TAKES}{expected}, not {value!r}"
+        yield path, f"`{name}`{_TAKES}{expected}, not {_written(value)}"
         return
     if value is None:
         return
     choices = bounds.get("enum")
     if choices and value not in choices:
         hint = nearest(str(value), map(str, choices))
-        yield path, f"`{name}` cannot be {value!r}; {hint or f'valid: {", ".join(map(str, choices))}'}"
+        yield (
+            path,
+            f"`{name}` cannot be {_written(value)}; {hint or f'valid: {", ".join(map(str, choices))}'}",
+        )
     if (number := _number(value)) is not None and not _is_within(bounds, number):
         yield path, f"`{name}` is {value}; it must be {range_of(bounds)}"
     if isinstance(value, list):
@@ -83,6 +87,11 @@ def _broken_keys(bounds: Bounds, name: str, value: Mapping[str, Any], path: str)
     for key in bounds.get("required", ()):
         if key not in value:
             yield path, f"`{name}` needs the key `{key}`"
+
+
+def _written(value: Any) -> str:
+    """Return a value as YAML has it, as far as that differs from Python."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def types_of(bounds: Bounds) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_every_wrong_key_within_a_mapping_has_its_place() -> None:
     [
         ({}, object(), []),
         ({"type": ["integer", "null"], "minimum": 1}, None, []),
-        ({"type": "integer", "minimum": 1}, None, [("", "`n` takes a whole number, not None")]),
+        ({"type": "integer", "minimum": 1}, None, [("", "`n` takes a whole number, not null")]),
         ({"type": "integer", "minimum": 1}, "0", [("", "`n` is 0; it must be at least 1")]),
         ({"type": "integer", "minimum": 2}, True, [("", "`n` is True; it must be at least 2")]),
         ({"type": "boolean"}, "on", []),

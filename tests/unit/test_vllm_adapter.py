@@ -14,6 +14,7 @@ from flagscale.config.schema import Commands, Environment, Experiment, Runner, T
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.adapter import VLLM
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.refused import REMOVED
 from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job, Service, address_of
 
@@ -188,6 +189,32 @@ def test_secrets_leave_argv(build: Build, model: str, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from a file\n")
     job = build("serve", {"model": model, "api_key_file": str(tmp_path / "key")})
     assert job.secrets == {"VLLM_API_KEY": "from a file"}
+
+
+def test_removed_arguments_are_named_with_what_to_write_instead(
+    refused: Callable[..., str], model: str
+) -> None:
+    removed = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "task": "generate"}
+    said = refused("serve", {"model": model, **removed})
+    assert said.count("- serve.") == 2
+    assert "no longer has the argument `rope_scaling`" in said
+    assert "use `hf_overrides: {rope_parameters: {...}}`" in said
+    assert not REMOVED.keys() & vllm_catalog().server.by_name.keys()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"tool_cal_parser": "hermes", "enable_auto_tool_choice": True},
+        {"spec_modl": "a/b", "spec_tokens": 2},
+        {"spec_method": "ngram", "spec_token": 2},
+        {"speculative_config": {"methd": "ngram", "num_speculative_tokens": 2}},
+    ],
+)
+def test_a_misspelt_argument_is_not_missed_again(
+    refused: Callable[..., str], model: str, keys: dict[str, Any]
+) -> None:
+    assert refused("serve", {"model": model, **keys}).count("- serve.") == 1
 
 
 def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:

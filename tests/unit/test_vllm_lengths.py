@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.engines.vllm.lengths import allows_any_length, too_long
+from flagscale.engines.vllm.lengths import allows_any_length, default_length, too_long
 from flagscale_testing.lengths import CASES
 
 
@@ -43,6 +43,21 @@ def test_the_longest_sequence(name: str, tmp_path: Path) -> None:
 )
 def test_the_message_names_the_key(config: Mapping[str, Any], what: str, tmp_path: Path) -> None:
     assert what in too_long({"max_model_len": 999}, config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "length"),
+    [
+        ({}, 256),
+        ({"type": "linear", "factor": 2.0}, 512),
+        ({"type": "yarn", "factor": 2.0}, 256),
+        ({"type": "longrope"}, None),
+    ],
+)
+def test_the_length_if_none_is_given(rotary: Mapping[str, Any], length: int | None, tmp_path: Path) -> None:
+    config = {"max_position_embeddings": 256, "rope_scaling": rotary}
+    assert default_length({"max_model_len": None}, config, tmp_path) == length
+    assert default_length({"max_model_len": -1}, {"rope_scaling": rotary}, tmp_path) is None
 
 
 @pytest.mark.parametrize(

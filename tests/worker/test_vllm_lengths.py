@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flagscale.engines.vllm.lengths import default_length
 from flagscale_testing import precisions
 from flagscale_testing.lengths import CASES, LLAMA
 from tests.unit.test_vllm_precision import write_codes
@@ -29,7 +30,10 @@ _PROGRAM = """if True:
 
     cases = json.loads(sys.argv[1])
     print(json.dumps({
-        name: [accepts(folder, wanted, arguments) for wanted in (longest, longest + 1)]
+        name: [
+            *(accepts(folder, wanted, arguments) for wanted in (longest, longest + 1)),
+            ModelConfig(model=folder, skip_tokenizer_init=True, **arguments).max_model_len,
+        ]
         for name, (folder, longest, arguments) in cases.items()
     }))
 """
@@ -46,7 +50,10 @@ def test_the_longest_sequences_are_those_of_the_engine(tmp_path: Path) -> None:
             (folder / file).write_text(text)
         folders[name] = (str(folder), case.longest, dict(case.arguments))
     found = json.loads(python("-c", _PROGRAM, json.dumps(folders)).splitlines()[-1])
-    assert found == {name: [True, False] for name in CASES}
+    assert {name: accepted for name, (*accepted, _) in found.items()} == {one: [True, False] for one in CASES}
+    for name, (folder, _, arguments) in folders.items():
+        ours = default_length({**arguments, "runner": "auto"}, CASES[name].config, Path(folder))
+        assert ours in (None, found[name][-1]), name
 
 
 _PRECISIONS = """if True:

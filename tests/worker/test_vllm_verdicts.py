@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from flagscale.config.bounds import broken_bounds, types_of
-from flagscale.engines.vllm.arguments import REFUSED as SET_BY_US
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.refused import REFUSED as SET_BY_US
 from tests.e2e.test_serve import has_vllm
-from tests.unit.test_vllm_sampling import ACCEPTED, CONTRADICTIONS, REFUSED, SERVER_CONTRADICTIONS
+from tests.unit.test_vllm_rules import CONTRADICTIONS, SERVER_CONTRADICTIONS
+from tests.unit.test_vllm_sampling import ACCEPTED, REFUSED
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {option.dest: option for option in vllm_catalog().server.options.values()}

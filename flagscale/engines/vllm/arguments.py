@@ -1,4 +1,4 @@
-"""vLLM keys that are not passed on as they are: secrets, and those that FlagScale sets itself."""
+"""The arguments of one model: secrets, which are not passed on as they are, and rules for the others."""
 
 from __future__ import annotations
 
@@ -23,33 +23,13 @@ from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.generation import generation_remarks, generation_violations
 from flagscale.engines.vllm.lengths import ANY_LENGTH, default_length, too_long
 from flagscale.engines.vllm.precision import is_pooling, lowered_precision
+from flagscale.engines.vllm.refused import REMOVED
 from flagscale.engines.vllm.rules import engine_violations
 from flagscale.errors import Problem, Violation
 
 KEY_FILE = "api_key_file"
 SECRETS = {"api_key": "VLLM_API_KEY", "hf_token": "HF_TOKEN"}
 """Key -> the environment variable in which vLLM, or the hub's client, looks for it."""
-REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        (
-            *("headless", "nnodes", "node_rank", "master_addr", "master_port", "device_ids"),
-            *("data_parallel_rank", "data_parallel_start_rank", "data_parallel_size_local"),
-            *("data_parallel_address", "data_parallel_rpc_port"),
-        ),
-        "FlagScale derives it from the hosts and the parallel degrees",
-    ),
-    **dict.fromkeys(
-        (
-            *("data_parallel_external_lb", "data_parallel_hybrid_lb"),
-            "data_parallel_multi_port_external_lb",
-        ),
-        "one server answers for all its data parallel ranks; use `instances` for several",
-    ),
-    "shutdown_timeout": "it is experiment.runner.stop_grace",
-    "config": "write the keys of that file here",
-    "grpc": "only HTTP servers are started",
-    "uds": "only HTTP servers with a port are started",
-}
 _DEGREES = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
 
 
@@ -60,18 +40,11 @@ def flat(
 
     def takes_mapping(name: str) -> bool:
         option = catalog.by_name.get(name)
+        if name in REMOVED:
+            return True
         return option is not None and option.kind == "value" and option.type not in ("int", "float")
 
     return flatten(path, keys, takes_mapping, source_map, problems)
-
-
-def refuse(flat_keys: list[FlatKey], source_map: SourceMap, problems: list[Problem]) -> list[FlatKey]:
-    """Return the flat keys that a user may give; add the others, if they have a value, to `problems`."""
-    for flat_key in flat_keys:
-        if flat_key.name in REFUSED and flat_key.value not in (None, False):
-            what = f"`{flat_key.name}` cannot be given here"
-            problems.append(Problem(what, source_map.where(flat_key.path), REFUSED[flat_key.name]))
-    return [flat_key for flat_key in flat_keys if flat_key.name not in REFUSED]
 
 
 def take_secrets(

@@ -20,13 +20,13 @@ from flagscale.engines.vllm.arguments import (
     config_of,
     devices_of,
     flat,
-    refuse,
     remarks,
     take_secrets,
 )
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.generation import generation_values
 from flagscale.engines.vllm.lengths import may_exceed
+from flagscale.engines.vllm.refused import refuse
 from flagscale.engines.vllm.sampling import field_violations, request_violations
 from flagscale.engines.vllm.serve import ENV
 from flagscale.errors import Problem, Violation, nearest

@@ -50,8 +50,10 @@ def generation_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         what = f"{error}: vLLM would not take its sampling values and the tokens that end answers"
         yield "model" if source in _OF_MODEL else "generation_config", f"{what}; repair or remove it"
     given = mapping_of(values[_OVERRIDE])
-    for _, what in field_violations({_TAKEN[key] or key: given[key] for key in _TAKEN if key in given}):
-        yield _OVERRIDE, f"{what}: vLLM would refuse every request without a value of its own"
+    for key, field in _TAKEN.items():
+        for _, what in field_violations({field or key: given[key]} if key in given else {}):
+            as_written = what.replace(f"`{field}`", f"`{key}`")
+            yield _OVERRIDE, f"{as_written}: vLLM would refuse every request without a value of its own"
 
 
 def generation_remarks(

@@ -68,7 +68,7 @@ def too_long(values: Mapping[str, Any], config: Mapping[str, Any], folder: Path)
 def default_length(values: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> int | None:
     """Return the length that vLLM takes if `max_model_len` is not given, or `auto`; None if unknown."""
     settings = _settings(config, values.get("hf_overrides"))
-    if settings is None or any(_kind(one) == "longrope" for one in _rotary(settings)):
+    if settings is None or any(_kind(one) in ("su", "longrope") for one in _rotary(settings)):
         return None
     longest, _ = _longest(values, config, folder, settings)
     return None if longest == inf else int(longest)

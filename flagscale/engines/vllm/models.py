@@ -12,8 +12,9 @@ from flagscale import platforms
 from flagscale.config.catalog import Catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, render
 from flagscale.config.source_map import SourceMap
-from flagscale.engines.vllm.arguments import KEY_FILE, SECRETS, flat, refuse, take_secrets
+from flagscale.engines.vllm.arguments import KEY_FILE, SECRETS, flat, take_secrets
 from flagscale.engines.vllm.placement import Part, Size
+from flagscale.engines.vllm.refused import refuse
 from flagscale.errors import Problem
 from flagscale.values import Service, address_of
 

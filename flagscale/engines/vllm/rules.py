@@ -50,13 +50,13 @@ def engine_violations(
     for name, (config, key) in _ELSEWHERE.items():
         if name in given and mapping_of(values[config]).get(key) is not None:
             yield name, f"`{name}` and `{key}` in `{config}` set the same value: keep one of them"
-    yield from _missing(values)
+    yield from _missing(values, given)
     yield from _speculative_violations(values, given)
 
 
-def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
+def _missing(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
     """Yield the settings that need another one; an engine without a server lacks some of the arguments."""
-    if values.get("enable_auto_tool_choice") and not values["tool_call_parser"]:
+    if values.get("enable_auto_tool_choice") and "tool_call_parser" not in given:
         yield "enable_auto_tool_choice", "`enable_auto_tool_choice` needs `tool_call_parser`"
     if values.get("enable_log_outputs") and not values["enable_log_requests"]:
         yield "enable_log_outputs", "`enable_log_outputs` needs `enable_log_requests: true`"
@@ -71,15 +71,14 @@ def _missing(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _speculative_violations(values: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[Violation]:
-    speculative = dict(mapping_of(values["speculative_config"]))
-    for name, (config, key) in _ELSEWHERE.items():
-        if config == "speculative_config" and name in given:
-            speculative[key] = values[name]
-    tokens, method = (speculative.get(key) for key in ("num_speculative_tokens", "method"))
-    blamed = next((name for name in ("speculative_config", "spec_method") if name in given), "spec_tokens")
-    if tokens and not method and not speculative.get("model"):
+    speculative = mapping_of(values[_SPECULATIVE])
+    keys = {key for key, value in speculative.items() if value is not None}
+    keys |= {key for name, (config, key) in _ELSEWHERE.items() if config == _SPECULATIVE and name in given}
+    blamed = next((name for name in (_SPECULATIVE, "spec_method") if name in given), "spec_tokens")
+    if "num_speculative_tokens" in keys and not {"method", "model"} & keys:
         yield blamed, "speculative decoding needs a `method` or a `model`"
-    if method in ("ngram", "ngram_gpu") and not tokens:
+    method = speculative.get("method", values["spec_method"])
+    if method in ("ngram", "ngram_gpu") and "num_speculative_tokens" not in keys:
         yield blamed, f"the method `{method}` needs `num_speculative_tokens`"
 
 
@@ -88,10 +87,11 @@ _BACKENDS = {
     "disable_additional_properties": ("guidance",),
 }
 """Key of `structured_outputs_config` -> the backends that have it."""
+_SPECULATIVE = "speculative_config"
 _ELSEWHERE = {
-    "spec_method": ("speculative_config", "method"),
-    "spec_model": ("speculative_config", "model"),
-    "spec_tokens": ("speculative_config", "num_speculative_tokens"),
+    "spec_method": (_SPECULATIVE, "method"),
+    "spec_model": (_SPECULATIVE, "model"),
+    "spec_tokens": (_SPECULATIVE, "num_speculative_tokens"),
     "attention_backend": ("attention_config", "backend"),
     "enable_flashinfer_autotune": ("kernel_config", "enable_flashinfer_autotune"),
     "cudagraph_capture_sizes": ("compilation_config", "cudagraph_capture_sizes"),

@@ -19,7 +19,7 @@ from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.hf_config import write_config
+from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import model_of, task_arguments
@@ -122,7 +122,7 @@ def convert(
     cast = getattr(torch, dtype) if dtype else None
     dtypes = {entry: cast or source.dtype(entry) for entry in entries(model)}
     total = sum(entry.elements * kind.itemsize for entry, kind in dtypes.items())
-    with complete_folder(save, overwrite) as folder:
+    with complete_folder(save, overwrite, load) as folder:
         free = shutil.disk_usage(folder).free
         if free < total:
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
@@ -136,14 +136,18 @@ def convert(
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
         if verify:
-            notices += (_verify(source, folder / RELEASE if to == MEGATRON else folder, to, model),)
+            rounded = any(
+                torch.promote_types(source.dtype(one), kind) != kind for one, kind in dtypes.items()
+            )
+            hint = "--dtype rounds the weights: compare without it" if rounded else ""
+            notices += (_verify(source, folder / RELEASE if to == MEGATRON else folder, to, model, hint),)
     return Converted(save, to, model, len(dtypes), total, notices)
 
 
-def _verify(source: Source, made: Path, to: str, model: Model) -> str:
+def _verify(source: Source, made: Path, to: str, model: Model, hint: str) -> str:
     assert isinstance(source, TorchDistSource | HuggingFaceSource)  # `convert` refuses others
     sides = (made, source.folder) if to == HUGGINGFACE else (source.folder, made)
-    difference = verify_logits(*sides, model)
+    difference = verify_logits(*sides, model, hint)
     return f"logits of Megatron and transformers differ by {difference:.1e} relative to the largest value"
 
 
@@ -213,7 +217,9 @@ def _stream(
 
 def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
     companion.copy(folder)
-    write_atomic(folder / CONFIG, json.dumps(write_config(model, companion.ids), indent=2) + "\n")
+    config = write_config(model, companion.ids)
+    read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
+    write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}
     write_atomic(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
 

@@ -28,15 +28,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
+def complete_folder(path: Path, overwrite: bool, source: Path) -> Iterator[Path]:
     """Yield an empty folder next to `path`; rename it to `path` if the block succeeds, or else remove it.
 
     Raises:
-        UserError: `path` exists and `overwrite` is false, or another process is writing to it.
+        UserError: `path` exists and `overwrite` is false, it is not a folder, or it contains the `source`; or
+            another process is writing to it.
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path}: already exists; use --overwrite to replace it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.resolve()  # `..` in it could lead through the folder that is renamed
+    if path.exists() and source.resolve().is_relative_to(path):
+        raise UserError(f"{path}: --overwrite would delete the source {source}; choose another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path.parent}: not a folder") from None
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: not a folder")
     temporary = path.with_name(f".{path.name}.converting")
     temporary.mkdir(exist_ok=True)
     busy = UserError(f"{path}: another conversion is writing to it; wait until it ends")
@@ -51,6 +60,7 @@ def complete_folder(path: Path, overwrite: bool) -> Iterator[Path]:
             raise
         if path.exists():
             old = path.with_name(f".{path.name}.replaced")
+            shutil.rmtree(old, ignore_errors=True)  # left behind by a conversion that was killed
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)

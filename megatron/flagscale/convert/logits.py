@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flagscale.errors import UserError
+from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.model import Model
@@ -26,10 +26,10 @@ TOLERANCE = 1e-4
 _LENGTH = 64
 
 
-def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
+def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str = "") -> float:
     """Return the largest difference between logits on random tokens, in fp32, relative to the largest logit.
 
-    `checkpoint` is the folder of an iteration or of a release.
+    `checkpoint` is the folder of an iteration or of a release; `hint` is what may have made them differ.
 
     Raises:
         UserError: the logits differ by more than `TOLERANCE`.
@@ -49,10 +49,9 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model) -> float:
     found = megatron_logits(checkpoint, task_arguments(model), tokens)[..., : model.vocab]
     difference: float = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
-        raise UserError(
-            f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
-            f"largest logit, more than {TOLERANCE:.0e}; nothing was written"
-        )
+        what = f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
+        what += f"largest logit, more than {TOLERANCE:.0e}; nothing was written"
+        raise UserError([Problem(what, hint=hint)])
     return difference
 
 

@@ -54,7 +54,9 @@ class Upcycled:
             known = ", ".join(f"{one.name} to {one.mixture}" for one in registry.families() if one.mixture)
             what = f"experts cannot be added to the family {family.name}; supported: {known}"
             problems.append(Problem(what, "--experts"))
-        if not 0 < how.topk <= how.experts:
+        if how.experts < 1:
+            problems.append(Problem(f"{how.experts} is not a number of experts", "--experts"))
+        elif not 0 < how.topk <= how.experts:
             problems.append(Problem(f"{how.topk} of {how.experts} experts cannot be chosen", "--topk"))
         if problems:
             raise UserError(problems)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron.flagscale.convert.families.decoder import (
     ARGUMENTS,
     ATTENTION,
     FIRST,
     LAST,
     MLP,
+    full_attention,
     layer,
     llama_like,
 )
 from megatron.flagscale.convert.families.joins import QKV
+from megatron.flagscale.convert.model import Model
 
 _BIASES = layer(
     "self_attention.linear_qkv.bias",
@@ -19,6 +23,15 @@ _BIASES = layer(
     "qkv",
     QKV,
 )
+
+
+def _as_vllm(head_dim: Any, model: Model) -> str:
+    """Return "" if the head size is the one that vLLM 0.32 computes, which does not read the key."""
+    computed = model.hidden // model.heads
+    if model.head_dim == computed:
+        return ""
+    return f"vLLM computes it as hidden_size / num_attention_heads: {computed}"
+
 
 QWEN2 = llama_like(
     name="qwen2",
@@ -28,5 +41,6 @@ QWEN2 = llama_like(
     arguments={**ARGUMENTS, "add_qkv_bias": True},
     config={"hidden_act": "silu", "use_sliding_window": False},
     written={"sliding_window": None},
+    checks={"layer_types": full_attention, "head_dim": _as_vllm},
     harmless=("sliding_window", "max_window_layers"),
 )
