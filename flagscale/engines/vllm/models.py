@@ -19,7 +19,6 @@ from flagscale.errors import Problem
 from flagscale.values import Service, address_of
 
 LOOPBACK = "127.0.0.1"
-_FIRST_PORT = 8000
 _OPEN_HOSTS = ("0.0.0.0", "::", "")
 
 
