@@ -9,28 +9,33 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from flagscale.node import health
 from flagscale.node.agent import SERVICES_EXIT
 from flagscale.node.service import ServiceMonitor
-from flagscale.values import LaunchPlan
+from flagscale.values import LOCAL_NAMES, LaunchPlan
 
 _POLL = 0.1
 _LAST = 1.0
 """Seconds that a killed process has to end."""
 _PATIENCE = 1.0
 """Seconds that a server on another host has to answer; otherwise it counts as ended."""
+_UNSEEN = 3.0
+"""Seconds after which one counts as ended that listens on the loopback address of another host."""
 
 
 def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> None:
     """End services of this host: begun requests have `seconds` to finish; the supervisor ends leftovers."""
-    due = time.monotonic() + seconds
+    begun = time.monotonic()
+    due = begun + seconds
     told: dict[ServiceMonitor, float] = {}
-    kill_at = dict.fromkeys(living, due + SERVICES_EXIT)
+    # A router has nothing to tidy up; once its requests are cut, the instances can exit properly.
+    kill_at = {one: due + (0.0 if one.kind == "router" else SERVICES_EXIT) for one in living}
     while running := [one for one in living if one.code is None]:
         now = time.monotonic()
         untold = [one for one in running if one not in told]
-        busy = _busy({one.service.behind for one in untold}, living, plan) if now < due else {}
+        busy = _busy({one.service.behind for one in untold}, living, plan, now - begun) if now < due else {}
         for one in running:
             if one in told:
                 if one.idle_at > told[one]:
@@ -40,21 +45,39 @@ def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> N
                     one.process.kill()
             elif not busy.get(one.service.behind):
                 told[one] = now
+                if _is_without_requests(one):
+                    kill_at[one] = now + SERVICES_EXIT
                 for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused
                     one.process.send_signal(number)
         if now > due + SERVICES_EXIT + _LAST:
             break  # a process that survives SIGKILL is stuck in the kernel
         time.sleep(_POLL)
-    for one in living:
-        one.settle("stopped")
 
 
-def _busy(names: set[str], living: Sequence[ServiceMonitor], plan: LaunchPlan) -> dict[str, bool]:
-    """Return whether each of these services still passes on requests; one on another host is asked."""
+def _is_without_requests(one: ServiceMonitor) -> bool:
+    """Return whether a service answers no client: it is still loading, or is part of a server that has ended.
+
+    vLLM may not notice TERM before its model is loaded.
+    """
+    return not one.has_answered and bool(one.service.url or one.service.behind)
+
+
+def _busy(
+    names: set[str], living: Sequence[ServiceMonitor], plan: LaunchPlan, passed: float
+) -> dict[str, bool]:
+    """Return whether each of these services still passes on requests; one on another host is asked.
+
+    Args:
+        passed: seconds since the services are to end.
+    """
     here = {one.service.name: one.code is None for one in living}
     elsewhere = {one.name: one.url for one in plan.services if one.url}
-    return {
-        name: here[name] if name in here else health.check(elsewhere[name], _PATIENCE) is not None
-        for name in names
-        if name in here or name in elsewhere
-    }
+
+    def is_busy(name: str) -> bool:
+        if name in here:
+            return here[name]
+        if urlsplit(elsewhere[name]).hostname in LOCAL_NAMES:
+            return passed < _UNSEEN
+        return health.check(elsewhere[name], _PATIENCE) is not None
+
+    return {name: is_busy(name) for name in names if name in here or name in elsewhere}

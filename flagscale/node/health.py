@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ssl
 import time
-import urllib.request
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
-from http.client import HTTPException
-from urllib.error import HTTPError
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,42 +30,53 @@ class Load:
 
 def check(url: str, patience: float = _PATIENCE) -> int | None:
     """Return the HTTP status of `/health`: 200 if the engine is alive; None if there is no answer in time."""
-    status, _ = _get(f"{url}/health", patience)
+    status, _ = _get(url, "/health", patience)
     return status
 
 
 def load(url: str) -> Load | None:
     """Return the server's load; None if it does not report it."""
-    status, text = _get(f"{url}/metrics", _PATIENCE)
+    status, text = _get(url, "/metrics", _PATIENCE)
     return parse_load(text, time.time()) if status == HTTPStatus.OK else None
 
 
-def parse_load(text: str, now: float) -> Load:
-    """Sum up the metrics of all engines behind one server."""
+def parse_load(text: str, now: float) -> Load | None:
+    """Sum up the metrics of all engines behind one server; None if its requests are not among them."""
     names = (*_GAUGES, *_COUNTERS)
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(names)) + "\n"
-    sums = dict.fromkeys((*_GAUGES.values(), *_COUNTERS.values()), 0.0)
+    sums: dict[str, float] = {}
     for family in text_string_to_metric_families(wanted):
         for sample in family.samples:
             meaning = _GAUGES.get(sample.name) or _COUNTERS.get(sample.name)
             if meaning:
-                sums[meaning] += sample.value
-    return Load(int(sums["running"]), int(sums["waiting"]), sums["generated"], sums["prompted"], now)
+                sums[meaning] = sums.get(meaning, 0.0) + sample.value
+    if not sums.keys() >= set(_GAUGES.values()):  # vLLM does not report them with `disable_log_stats`
+        return None
+    running, waiting = int(sums["running"]), int(sums["waiting"])
+    return Load(running, waiting, sums.get("generated", 0.0), sums.get("prompted", 0.0), now)
 
 
-def _get(url: str, patience: float) -> tuple[int | None, str]:
-    """Return the status, None if there is no response, and the body of a successful response."""
-    # The server is on this host; its certificate is meant for its clients.
-    context = ssl._create_unverified_context() if url.startswith("https:") else None
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}),  # the user's proxy cannot reach this host's loopback
-        *([urllib.request.HTTPSHandler(context=context)] if context else []),
+def _get(url: str, path: str, patience: float) -> tuple[int | None, str]:
+    """Return the status, None if there is no response, and the body of the response."""
+    place = urlsplit(url)
+    # `urllib.request` would load all trusted certificates each time, and use the user's proxy, which cannot
+    # reach this host's loopback.
+    connection = (
+        HTTPSConnection(place.hostname or "", place.port, timeout=patience, context=_any_certificate())
+        if place.scheme == "https"
+        else HTTPConnection(place.hostname or "", place.port, timeout=patience)
     )
     try:
-        with opener.open(url, timeout=patience) as answer:
-            body: bytes = answer.read()
-            return answer.status, body.decode(errors="replace")
-    except HTTPError as error:
-        return error.code, ""
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
     except (HTTPException, OSError, ValueError):
         return None, ""
+    finally:
+        connection.close()
+
+
+@cache
+def _any_certificate() -> ssl.SSLContext:
+    """Return a context for a server on this host, whose certificate is meant for its clients."""
+    return ssl._create_unverified_context()

@@ -44,16 +44,7 @@ class ServiceKeeper:
         state = replace(self.monitor.state, restarts=self._restarts, failure=self.failure)
         if self._failed_at is None or state.phase in OVER:
             return state
-        return replace(
-            state,
-            phase="restarting",
-            since=self._failed_at,
-            last_line="",
-            requests_running=None,
-            requests_waiting=None,
-            tokens_per_s=None,
-            prompt_tokens_per_s=None,
-        )
+        return state.entered("restarting", self._failed_at)
 
     def step(self) -> Failure | None:
         """Look at the service; return why the job must end, if it must."""
@@ -63,7 +54,7 @@ class ServiceKeeper:
             return self._start_again()
         if self.monitor.code == 0 and self._plan.task_type != "serve":
             self.monitor.look_at_progress()
-            self.monitor.settle("finished")
+            self.monitor.enter("finished")
             return None
         if self.monitor.code is not None:
             return self._ended(self.monitor.failure(), self.monitor.code)
@@ -84,7 +75,7 @@ class ServiceKeeper:
             self._clearing = Thread(target=self._end_leftovers, daemon=True)
             self._clearing.start()
             return None
-        self.monitor.settle("failed")
+        self.monitor.enter("failed")
         if follows == "end the job":
             return self.failure
         print(f"flagscale: {failure.message}; it is not started again", flush=True)

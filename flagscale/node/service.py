@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -43,7 +44,6 @@ _SHOWN_LINES = 20
 _SHOWN_BYTES = 64 << 10
 _SEARCHED = 4 << 20
 """Bytes of a log that are searched for its first exception."""
-_LOAD = ("requests_running", "requests_waiting", "tokens_per_s", "prompt_tokens_per_s")
 
 
 class ServiceMonitor:
@@ -77,7 +77,7 @@ class ServiceMonitor:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._progress.unlink(missing_ok=True)
         if restarts:
-            with self._log.open("ab") as log:
+            with suppress(OSError), self._log.open("ab") as log:  # a full disk does not prevent a restart
                 log.write(f"=== restart {restarts} of {service.name}\n".encode())
         else:
             self._log.write_bytes(b"")
@@ -135,9 +135,11 @@ class ServiceMonitor:
         self._why_killed = why
         self.process.kill()
 
-    def settle(self, phase: ServicePhase) -> None:
-        """Enter the final phase."""
-        self._change(phase=phase, since=time.time(), last_line="", **dict.fromkeys(_LOAD))
+    def enter(self, phase: ServicePhase) -> None:
+        """Enter a phase, unless the service has ended."""
+        with self._lock:
+            if self.state.phase not in (phase, *OVER):
+                self.state = self.state.entered(phase, time.time())
 
     def failure(self) -> Failure:
         """Return how the service ended, and why if its output says so."""
@@ -175,7 +177,7 @@ class ServiceMonitor:
             figures = {name: reported[name] for name in ("done", "total", "tokens_per_s")}
         except (OSError, ValueError, KeyError):
             return  # it has not reported anything yet
-        self._enter("running")
+        self.enter("running")
         self._change(**figures)
 
     def _printed(self, position: int, size: int) -> str:
@@ -215,15 +217,15 @@ class ServiceMonitor:
         self._unhealthy_since = None if self.goes_on else self._unhealthy_since or begun
         if self.goes_on:
             self._kills = oom_kills()
-            if self.kind != "router":  # the load of a router is that of its instances
-                self._loaded(health.load(self.service.url), begun)
             if not self.has_answered:
                 # Its output so far contains no fatal errors.
                 self._searched_from = self._log.stat().st_size
             self.has_answered = True
-            self._enter("ready")
+            self.enter("ready")
+            if self.kind != "router":  # the load of a router is that of its instances
+                self._loaded(health.load(self.service.url), begun)
         elif self.has_answered:
-            self._enter("unhealthy")
+            self.enter("unhealthy")
 
     def _loaded(self, load: health.Load | None, begun: float) -> None:
         before, self._last_load = self._last_load, load
@@ -239,10 +241,6 @@ class ServiceMonitor:
             tokens_per_s=(load.generated - before.generated) * rate if before else 0.0,
             prompt_tokens_per_s=(load.prompted - before.prompted) * rate if before else 0.0,
         )
-
-    def _enter(self, phase: ServicePhase) -> None:
-        if self.state.phase != phase:
-            self._change(phase=phase, since=time.time(), last_line="")
 
     def _change(self, **values: Any) -> None:
         """Change the state, unless the service has ended meanwhile."""

@@ -111,7 +111,7 @@ class _Agent:
         living = [one for one in self._monitors() if one.code is None]
         drain.end(living, self._plan, seconds)
         for one in self._monitors():
-            one.settle("stopped")
+            one.enter("stopped")
 
     def _record(self, is_last: bool) -> None:
         """Record the states of the services: at once if a phase has changed, else every two seconds."""

@@ -142,6 +142,19 @@ class ServiceState:
     failure: Failure | None = None
     """Why it last ended by itself."""
 
+    def entered(self, phase: ServicePhase, since: float) -> ServiceState:
+        """Return the state at the beginning of a phase: what was last seen of the load no longer holds."""
+        return replace(
+            self,
+            phase=phase,
+            since=since,
+            last_line="",
+            requests_running=None,
+            requests_waiting=None,
+            tokens_per_s=None,
+            prompt_tokens_per_s=None,
+        )
+
 
 def to_json(run_id: str, states: Iterable[ServiceState]) -> str:
     """Return the file of a host's services; `from_json` reads it."""

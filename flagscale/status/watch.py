@@ -83,7 +83,7 @@ def _services(plan: LaunchPlan, hosts: Sequence[HostStatus]) -> list[HostedServi
         for state in from_json(text, plan.run_id):
             # Their agent could not record the end if it was killed.
             over = host.ended and state.phase not in OVER
-            found.append((node.host.name, replace(state, phase="stopped") if over else state))
+            found.append((node.host.name, state.entered("stopped", state.since) if over else state))
     return found
 
 

@@ -86,11 +86,11 @@ def listens(host: str, port: int) -> bool:
     return True
 
 
-def ask(port: int, path: str, body: bytes | None = None, host: str = "127.0.0.1") -> tuple[int, bytes]:
+def ask(port: int, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
     """Return the status and the body of an answer."""
-    connection = HTTPConnection(host, port, timeout=20)
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.request("POST" if body else "GET", path, body, {"Authorization": "Bearer key"})
+        connection.request("POST" if body else "GET", path, body, {"Authorization": "Bearer key", **headers})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -122,6 +122,14 @@ def test_requests_are_passed_on_unchanged(endpoint: Callable[..., int], server: 
     assert headers["authorization"] == "Bearer key"
     # On a connection that the instance closes at this moment, a large request would be lost.
     assert headers["connection"] == "close"
+    # vLLM takes 256 headers, this server 100.
+    assert ask(port, "/echo", **{f"name-{number}": "" for number in range(200)})[0] == 431
+
+
+def test_a_second_router_at_the_same_port_does_not_start(endpoint: Callable[..., int], start: Start) -> None:
+    port = endpoint(1)
+    words = ("-m", ROUTER, "--host", "127.0.0.1", "--port", port, "--instance", "m.0=http://127.0.0.1:1")
+    assert start(*words).wait(20) == 1
 
 
 def test_what_concerns_one_server_is_not_passed_on(
@@ -129,7 +137,8 @@ def test_what_concerns_one_server_is_not_passed_on(
 ) -> None:
     port = endpoint(server())
     wait_for(lambda: ask(port, "/health")[0] == 200, 20)
-    for path in ("/v1/load_lora_adapter", "/sleep?level=1", "/%73leep"):
+    plain = ("/v1/load_lora_adapter", "/sleep?level=1", "/%73leep", "/weight_checker")
+    for path in (*plain, "/inference/v1/abort_requests", "/root/path/sleep"):
         status, body = ask(port, path, b"{}")
         assert (status, json.loads(body)["error"]["code"]) == (501, 501)
     assert b"haproxy_" in ask(port, "/metrics")[1]

@@ -124,6 +124,7 @@ def test_nothing_is_left_after_any_member_is_killed(services: Programs, member: 
     wait_for(job.is_gone, 20)
     wait_for(lambda: current_status(job.plan).phase == "failed")
     assert states(job.plan)[0].phase in ("stopped", "failed")
+    assert states(job.plan)[0].requests_running is None
 
 
 def test_the_error_of_the_engine_is_reported(services: Programs) -> None:

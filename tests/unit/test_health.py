@@ -23,7 +23,11 @@ process_open_fds 33.0
 
 def test_the_load_is_the_sum_over_all_engines() -> None:
     assert parse_load(METRICS, 5.0) == Load(running=3, waiting=4, generated=120.5, prompted=7.0, time=5.0)
-    assert parse_load("", 5.0) == Load(0, 0, 0.0, 0.0, 5.0)
+
+
+def test_a_server_that_does_not_report_its_requests_is_not_taken_for_idle() -> None:
+    """vLLM does not with `disable_log_stats`; a stop would cut its requests after a few seconds."""
+    assert parse_load("process_open_fds 33.0\nvllm:generation_tokens_total{} 1.0\n", 5.0) is None
 
 
 def test_a_missing_server_is_not_healthy_and_has_no_load() -> None:

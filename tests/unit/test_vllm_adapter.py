@@ -228,8 +228,8 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"tensor_paralel_size": 2}, "did you mean `tensor_parallel_size`?"),
         ({"dtype": "float23"}, "`dtype` cannot be 'float23'"),
         ({"port": "many"}, "`port` takes a whole number"),
-        ({"port": 70000}, "port 70000 must be between 1 and 65535"),
-        ({"port": 0}, "port 0 must be between 1 and 65535"),
+        ({"port": 70000}, "port 70000 of `server` must be between 1 and 65535"),
+        ({"port": 0}, "port 0 of `server` must be between 1 and 65535"),
         ({"tensor_parallel_size": 0}, "`tensor_parallel_size` is 0; it must be at least 1"),
         ({"data_parallel_size": -1}, "`data_parallel_size` is -1; it must be at least 1"),
         ({"data_parallel_hybrid_lb": True}, "use `instances` for several"),
@@ -263,7 +263,7 @@ def test_mappings_reach_the_engine_as_json(build: Build, model: str) -> None:
         ({"models": {"a": 3}}, "the keys of a model are expected here"),
         ({"models": {"a": {"api_key": "k"}}}, "applies to all models"),
         ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "is also used by `a`"),
-        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two servers would have the name `a.0`"),
+        ({"models": {"a": {"instances": 2}, "a.0": {}}}, "two services would have the name `a.0`"),
     ],
 )
 def test_wrong_servers(

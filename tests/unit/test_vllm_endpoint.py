@@ -155,13 +155,17 @@ def test_the_endpoint_has_the_certificate_too(serve: Serve, tmp_path: Path) -> N
         ({"endpoint": 1}, "`endpoint` takes true or false, not 1"),
         ({"ssl_cert_reqs": 2}, "`ssl_cert_reqs` is not supported by the endpoint"),
         ({"ssl_ciphers": "X"}, "set `endpoint: false`"),
-        ({"port": 65534}, "port 65536 must be between 1 and 65535"),
-        ({"models": {"a": {}, "a.0": {"instances": 1}}}, "two servers would have the name `a.0`"),
+        ({"port": 65534}, "port 65536 of `server.1` must be between 1 and 65535"),
         ({"models": {"a": {"port": 9000}, "b": {"port": 9000}}}, "port 9000 of `b` is also used by `a`"),
     ],
 )
 def test_what_is_refused(refused: Callable[..., str], keys: dict[str, Any], reported: str) -> None:
     assert reported in refused({"instances": 2, **keys}, 4)
+
+
+def test_a_model_may_not_have_the_name_of_a_part_of_another(refused: Callable[..., str]) -> None:
+    models = {"a": {"tensor_parallel_size": 2}, "a.part1": {}}
+    assert "two services would have the name `a.part1`" in refused({"models": models}, 1, 1, 1)
 
 
 def test_mistakes_of_an_endpoint_are_found_without_the_hosts() -> None:

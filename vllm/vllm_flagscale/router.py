@@ -33,20 +33,27 @@ RETRIES = 2
 BUFFER = 256 << 10
 """Bytes of a request up to which it is kept, so that another instance can get it."""
 OF_ONE_SERVER = (
-    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/scale_elastic_ep", "/collective_rpc"),
+    *("/load_lora_adapter", "/unload_lora_adapter", "/scale_elastic_ep", "/collective_rpc"),
     *("/sleep", "/wake_up", "/pause", "/resume", "/abort_requests", "/release_kv_cache_memory"),
     *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/start_profile", "/stop_profile"),
     *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/update_weight_version"),
     *("/start_weight_update", "/start_draft_weight_update", "/update_weights", "/finish_weight_update"),
-    "/fault_tolerance/apply",
+    *("/weight_checker", "/fault_tolerance/apply"),
 )
-"""Paths of vLLM 0.32.0 that change a server: through the endpoint, they would change one of several."""
+"""How paths of vLLM 0.32.0 end that change a server: through the endpoint, they would change one of several.
+
+A prefix may precede them: `/v1`, `/inference/v1`, that of `root_path`.
+"""
 
 _CONFIGURATION = """\
 global
   nbthread 2
   # HAProxy reserves memory for as many connections as its limit of open files allows, however high that is.
   fd-hard-limit 65536
+  # Otherwise a second router at this port would get half of the connections, without an error.
+  noreuseport
+  # As many headers as vLLM takes (`h11_max_header_count`).
+  tune.http.maxhdr 256
   tune.bufsize {buffer}
   server-state-file {state}
 defaults
@@ -73,7 +80,7 @@ frontend endpoint
   bind {bind}
   monitor-uri /health
   monitor fail if {{ nbsrv(instances) lt 1 }}
-  acl changes_one path,url_dec -m str {of_one_server}
+  acl changes_one path,url_dec -m end {of_one_server}
   http-request return status 501 content-type application/json string "{refusal}" if changes_one
   http-request use-service prometheus-exporter if {{ path /metrics }}
   default_backend instances
@@ -191,7 +198,11 @@ def _joined(address: str, port: int) -> str:
 
 
 def _address(host: str) -> str:
-    return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    """Return a host's first address. Raises OSError if it has none."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise OSError(f"`{host}` has no address: {error.strerror}") from None
 
 
 def _file(content: bytes) -> int:

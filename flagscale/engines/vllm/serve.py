@@ -60,8 +60,10 @@ def job(
     if not all(_can_be_placed(model) for model in models):
         return None
     for model, ports in zip(models, endpoint.ports_of(models), strict=True):
-        if wrong := [port for port in ports if not 1 <= port <= 65535]:
-            problems.append(Problem(f"port {wrong[0]} must be between 1 and 65535", where(model, "port")))
+        for name, port in zip(model.listeners, ports, strict=True):
+            if not 1 <= port <= 65535:
+                what = f"port {port} of `{name}` must be between 1 and 65535"
+                problems.append(Problem(what, where(model, "port")))
     served = _placed(models, hosts, experiment, source_map, problems)
     stop_grace = experiment.runner.stop_grace or STOP_GRACE
     services: dict[int, list[Service]] = defaultdict(list)
@@ -122,6 +124,10 @@ class _Served:
         for instance in self.instances:
             yield from services_of(instance, stop_grace)
 
+    def names(self) -> list[str]:
+        """Return the names of all its services."""
+        return [service.name for _, service in self.services(STOP_GRACE)]
+
     def listeners(self) -> Iterator[tuple[str, int, int, str]]:
         """Yield (name, host rank, port, where it listens) of each service that answers requests."""
         if self.model.has_endpoint:
@@ -181,8 +187,9 @@ def _service_problems(served: list[_Served], source_map: SourceMap) -> Iterator[
             if (rank, port) in used:
                 yield Problem(f"port {port} of `{name}` is also used by `{used[rank, port]}`", where)
             used[rank, port] = name
+        for name in one.names():
             if name in names:
-                yield Problem(f"two servers would have the name `{name}`", source_map.where(one.model.path))
+                yield Problem(f"two services would have the name `{name}`", source_map.where(one.model.path))
             names.add(name)
 
 
