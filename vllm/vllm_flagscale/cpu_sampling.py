@@ -11,13 +11,13 @@ from vllm.v1.worker import cpu_worker
 
 
 class SeededSampling(cpu_worker.CPUWorker):
-    """A worker in which a request with a seed survives if its prompt is processed in several steps.
+    """A worker that never sets a generator back.
 
-    After a step that ends within a prompt, vLLM 0.32 (`v1/worker/gpu_model_runner.py`, `_bookkeeping_sync`)
-    discards the sampled token and sets the request's generator back by `Generator.set_offset`, which only
-    devices have: on CPU it raises, and the engine ends with all its requests. Here such a request draws
-    nothing from its generator, so there is nothing to set back, and the answer is that of a prompt that is
-    processed in one step. Remove it when vLLM no longer sets back generators on CPU.
+    vLLM 0.32 (`v1/worker/gpu_model_runner.py`, `_bookkeeping_sync`) does so with `Generator.set_offset` if it
+    discards a sampled token. Only devices have this method: on CPU it raises, and the engine ends with all its
+    requests. Here such a request draws nothing from its generator, so there is nothing to set back, and the
+    answer does not depend on how its prompt is divided into steps. Remove it when vLLM no longer sets back
+    generators on CPU.
     """
 
     def sample_tokens(self, grammar_output: Any) -> Any:
