@@ -16,8 +16,8 @@ class SeededSampling(cpu_worker.CPUWorker):
     vLLM 0.32 (`v1/worker/gpu_model_runner.py`, `_bookkeeping_sync`) does so with `Generator.set_offset` if it
     discards a sampled token. Only devices have this method: on CPU it raises, and the engine ends with all
     its requests. Here such a request draws nothing from its generator, so there is nothing to set back, and
-    the answer does not depend on how its prompt is divided into steps. Remove it when vLLM no longer sets back
-    generators on CPU.
+    the answer does not depend on how its prompt is divided into steps. Remove it when vLLM no longer
+    sets back generators on CPU.
     """
 
     def sample_tokens(self, grammar_output: Any) -> Any:
