@@ -24,25 +24,25 @@ def test_the_projects_themselves_are_sound() -> None:
     assert {name: outcome.printed for name, outcome in outcomes.items() if outcome.code} == {}
 
 
-@settings(max_examples=110, **_SAME)
+@settings(max_examples=55, **_SAME)
 @given(slips.yaml_slips(of_task=False))
 def test_slips_in_an_experiment_file(project: Project) -> None:
     assert broken_promise(dryrun(project)) == ""
 
 
-@settings(max_examples=90, **_SAME)
+@settings(max_examples=45, **_SAME)
 @given(slips.yaml_slips(of_task=True))
 def test_slips_in_a_task_file(project: Project) -> None:
     assert broken_promise(dryrun(project)) == ""
 
 
-@settings(max_examples=25, **_SAME)
+@settings(max_examples=15, **_SAME)
 @given(slips.hostfile_slips())
 def test_slips_in_a_hostfile(project: Project) -> None:
     assert broken_promise(dryrun(project)) == ""
 
 
-@settings(max_examples=75, **_SAME)
+@settings(max_examples=35, **_SAME)
 @given(slips.word_slips())
 def test_slips_on_the_command_line(project: Project) -> None:
     assert broken_promise(dryrun(project)) == ""

@@ -220,7 +220,7 @@ def noisy(farm: LoopbackFarm, tmp_path: Path) -> Iterator[tuple[FarmHost, Path]]
     farm.start_sshd(host)
 
 
-@pytest.mark.parametrize("has_ssh", [True, False])
+@pytest.mark.parametrize("has_ssh", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_output_of_the_login_shell_is_ignored_or_reported(
     noisy: tuple[FarmHost, Path], has_ssh: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
