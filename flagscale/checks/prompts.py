@@ -11,6 +11,8 @@ from typing import Any
 from flagscale.files import read_regular_text
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
+PLAIN_MAX_TOKENS = 16
+"""Tokens of an answer to a plain prompt if nothing else limits it, as in `/v1/completions` of vLLM."""
 OF_RESULTS = ("index", "prompt_tokens", "outputs", "prompt_logprobs")
 """The keys that inference adds to the object of a line."""
 

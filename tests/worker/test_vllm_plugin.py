@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,15 @@ def test_an_aquila_answers_as_the_llama_that_it_is(tmp_path: Path) -> None:
     assert len(answers[0]) == 1
 
 
+def read_as(kind: str, text: str) -> Any:
+    """Return the value that FlagScale reads for an argument of this type; None if it refuses the text."""
+    option = Option("given", "given", "value", kind, None, (), None, None, False)
+    problems: list[Problem] = []
+    catalog = catalog_from("vllm", "", {"given": option})
+    arguments = render([FlatKey("given", text, "given")], catalog, SourceMap(), problems)
+    return None if problems else arguments.values["given"]
+
+
 SIZES = [
     *(f"{number}{unit}" for number in ("1", "1.5", "25.6", "0", "-1", "01") for unit in ("", *"kKmMgGtT")),
     *(
@@ -146,13 +156,7 @@ def test_sizes_are_read_as_the_engine_reads_them() -> None:
     """
     engine = json.loads(python("-c", code, json.dumps(SIZES)).splitlines()[-1])
     for kind, expected in engine.items():
-        option = Option("size", "size", "value", kind, None, (), None, None, False)
-        catalog = catalog_from("vllm", "", {"size": option})
-        found = []
-        for text in SIZES:
-            problems: list[Problem] = []
-            arguments = render([FlatKey("size", text, "size")], catalog, SourceMap(), problems)
-            found.append(None if problems else arguments.values["size"])
+        found = [read_as(kind, text) for text in SIZES]
         assert dict(zip(SIZES, found, strict=True)) == dict(zip(SIZES, expected, strict=True)), kind
 
 
@@ -181,11 +185,5 @@ def test_json_is_read_as_the_engine_reads_it() -> None:
     """
     engine = json.loads(python("-c", code, json.dumps(JSONS)).splitlines()[-1])
     for kind, expected in engine.items():
-        option = Option("given", "given", "value", kind, None, (), None, None, False)
-        catalog = catalog_from("vllm", "", {"given": option})
-        found = []
-        for text in JSONS:
-            problems: list[Problem] = []
-            render([FlatKey("given", text, "given")], catalog, SourceMap(), problems)
-            found.append(not problems)
+        found = [read_as(kind, text) is not None for text in JSONS]
         assert dict(zip(JSONS, found, strict=True)) == dict(zip(JSONS, expected, strict=True)), kind

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PLAIN_MAX_TOKENS = 16
-"""What completions take if a request does not say how long its answer may be."""
+from flagscale.checks.prompts import PLAIN_MAX_TOKENS
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def generation_remarks(
         return
     source = str(values["generation_config"])
     file = f"its {FILE}" if source == "auto" else f"{FILE} of {source}"
-    # Unless a batch says null, a plain prompt has a limit of its own (`sampling.DEFAULT_MAX_TOKENS`).
+    # Unless a batch says null, a plain prompt has a limit of its own (`prompts.PLAIN_MAX_TOKENS`).
     chats = {} if sampling and "max_tokens" in sampling else {"max_tokens": " (chats)"}
     shown = ", ".join(f"{name} {value}{chats.get(name, '')}" for name, value in taken.items())
     whom = "requests without values of their own" if sampling is None else "all prompts"

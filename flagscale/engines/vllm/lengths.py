@@ -6,7 +6,6 @@ As `vllm/config/model.py:_get_and_verify_max_len` of vLLM 0.32, with the configu
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from math import inf
@@ -16,6 +15,7 @@ from typing import Any
 from flagscale.config.schema import Environment
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.precision import is_pooling
+from flagscale.engines.vllm.rules import mapping_of
 from flagscale.values import Host
 
 ANY_LENGTH = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -31,7 +31,7 @@ _NOT_STRETCHED = (
 )
 """Kinds of rotary scaling whose factor vLLM does not apply: their configured length includes it already."""
 _OTHER_PARTS = ("thinker_config", "llm_config", "language_config", "decoder", "generator")
-"""Keys below which the language model of some models is described; there, no length can be told."""
+"""Keys below which the language model of some models is described; there, the longest sequence is unknown."""
 _SENTENCES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -92,7 +92,7 @@ def _longest(
 
 def _settings(config: Mapping[str, Any], overridden: Any) -> dict[str, Any] | None:
     """Return the settings of the language model, with the defaults of its class; None if unknown."""
-    overrides = _mapping(overridden)
+    overrides = mapping_of(overridden)
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         if any(isinstance(config.get(part), Mapping) for part in _OTHER_PARTS):
@@ -100,28 +100,17 @@ def _settings(config: Mapping[str, Any], overridden: Any) -> dict[str, Any] | No
         text = config
     if config.get("model_type") == "moss_audio":
         return None
-    of_text = _mapping(overrides.get("text_config")) if text is not config else overrides
+    of_text = mapping_of(overrides.get("text_config")) if text is not config else overrides
     model_type = text.get("model_type") or config.get("model_type")
     defaults = vllm_catalog().lengths.get(str(model_type), {})
     aliases = {key: name for key, name in defaults.items() if isinstance(name, str)}
     given: dict[str, Any] = {"model_type": model_type, **defaults}
     for key, value in {**text, **of_text}.items():
         given[aliases.get(key, key)] = value
-    if (
-        old := of_text.get("rope_scaling") or text.get("rope_scaling")
-        if "rope_parameters" not in of_text
-        else None
-    ):
+    old = of_text.get("rope_scaling") or text.get("rope_scaling")
+    if old and "rope_parameters" not in of_text:
         given["rope_parameters"] = old  # the old key wins over the new one
     return {key: value for key, value in given.items() if key not in aliases}
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return {}
-    return value if isinstance(value, Mapping) else {}
 
 
 def _derived(settings: Mapping[str, Any], has_windows: bool) -> tuple[float, str]:
@@ -165,6 +154,6 @@ def _sentence_length(folder: Path) -> int | None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        return _mapping(path.read_text(encoding="utf-8"))
+        return mapping_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return {}

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flagscale.checks.prompts import PLAIN_MAX_TOKENS
 from flagscale.config.bounds import broken_bounds
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.errors import Violation, nearest
 
-DEFAULT_MAX_TOKENS = 16
-"""Tokens of an answer to a plain prompt if nothing says more: that of completions, and of vLLM's class."""
 _JSON: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "bool": ("true or false", (bool,)),
     "int": ("a whole number", (int,)),
@@ -87,7 +86,7 @@ def request_violations(
     values = {**defaults, **{key: value for key, value in sampling.items() if value is not None}}
     least, most = values.get("min_tokens", 0), sampling.get("max_tokens")
     if most is None and is_plain and "max_tokens" not in sampling:
-        most = DEFAULT_MAX_TOKENS
+        most = PLAIN_MAX_TOKENS
     if most is not None and least > most:
         note = "" if "max_tokens" in sampling else ", which is the default"
         yield "min_tokens", f"`min_tokens` is {least}, more than `max_tokens` {most}{note}"
