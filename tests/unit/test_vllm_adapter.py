@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flagscale.config.engine_args import FlatKey, render
-from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
+from flagscale.config.schema import Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.adapter import VLLM
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.refused import REMOVED
-from flagscale.errors import Problem, UserError
 from flagscale.values import Host, Job, Service, address_of
+from tests.unit.vllm_jobs import ONE, gpus, inference, job_of, refusal
 
-ONE = (Host(0, "localhost", 1, "cpu"),)
 Build = Callable[..., Job]
 
 
@@ -29,39 +28,12 @@ def model(tmp_path: Path, write_model: Callable[..., Path]) -> str:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    def build(
-        kind: str,
-        arguments: Mapping[str, Any],
-        hosts: tuple[Host, ...] = ONE,
-        envs: Mapping[str, Any] | None = None,
-        **runner: Any,
-    ) -> Job:
-        experiment = Experiment(
-            name="demo",
-            exp_dir=tmp_path / "run",
-            task=Task(type=kind, backend="vllm"),  # type: ignore[arg-type]
-            runner=Runner(**runner),
-            envs=Environment.model_validate(dict(envs or {})),
-            cmds=Commands(),
-            arguments=dict(arguments),
-        )
-        return VLLM.build(experiment, hosts, SourceMap())
-
-    return build
+    return partial(job_of, tmp_path)
 
 
 @pytest.fixture
-def refused(build: Build) -> Callable[..., str]:
-    def refused(*args: Any, **more: Any) -> str:
-        with pytest.raises(UserError) as raised:
-            build(*args, **more)
-        return str(raised.value)
-
-    return refused
-
-
-def gpus(*slots: int) -> tuple[Host, ...]:
-    return tuple(Host(rank, f"gpu-{rank}", count, "nvidia") for rank, count in enumerate(slots))
+def refused(tmp_path: Path) -> Callable[..., str]:
+    return partial(refusal, tmp_path)
 
 
 def value(service: Service, option: str) -> str:
@@ -369,128 +341,6 @@ def test_all_mistakes_at_once() -> None:
         SourceMap(),
     )
     assert len(problems) == 4  # the shared key is wrong for each of the two models
-
-
-def inference(model: str, generate: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
-    return {"llm": {"model": model, **llm}, "generate": {"prompts": ["a"], **(generate or {})}}
-
-
-def test_batch_inference(build: Build, model: str, tmp_path: Path) -> None:
-    sampling = {"temperature": 0, "stop": ["x"]}
-    keys = {"sampling": sampling, "batch_size": None, "output": None, "chat": True}
-    job = build("inference", inference(model, keys, dtype="float32"))
-    (service,) = job.services[0]
-    assert service.url == ""
-    assert service.argv == (
-        *("--model", model, "--dtype", "float32", "--prompts", '["a"]'),
-        *("--sampling", '{"temperature": 0, "stop": ["x"]}', "--batch-size", "256"),
-        *("--output", str(tmp_path / "run" / "results.jsonl"), "--share", "0", "1", "--chat"),
-    )
-
-
-def test_hosts_share_the_prompts(build: Build, model: str, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("a\nb")
-    generate = {"prompts": None, "prompts_file": str(file), "output": str(tmp_path / "out.jsonl")}
-    job = build("inference", inference(model, generate), gpus(1, 2))
-    for rank in (0, 1):
-        argv = job.services[rank][0].argv
-        assert argv[-3:] == ("--share", str(rank), "2")
-        assert value(job.services[rank][0], "--output") == str(tmp_path / f"out_{rank}.jsonl")
-    assert job.inputs["prompts_file"] == str(file)
-    assert job.notices == ("gpu-1: the engine uses 1 of its 2 devices",)
-
-
-@pytest.mark.parametrize(
-    ("generate", "reported"),
-    [
-        ({"promts": ["a"]}, "did you mean `prompts`?"),
-        ({"prompts": None}, "give either `prompts` or `prompts_file`"),
-        ({"prompts_file": "x"}, "give either `prompts` or `prompts_file`"),
-        ({"prompts": "a"}, "a list of texts is expected here"),
-        ({"prompts": ["a", 3]}, "prompt 1 is not a text: 3"),
-        ({"prompts": ["a" * 200_000]}, "too long for a command line"),
-        ({"prompts": None, "prompts_file": "/absent.txt"}, "/absent.txt: No such file"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"batch_size": "x"}, "`batch_size` takes a whole number"),
-        ({"chat": 1}, "`chat` takes true or false"),
-        ({"output": "a.txt"}, "name a .jsonl file"),
-        ({"sampling": 3}, "the fields of SamplingParams are expected here"),
-        (
-            {"sampling": {"temprature": 1}},
-            "SamplingParams has no field `temprature`; did you mean `temperature`?",
-        ),
-        ({"sampling": {"temperature": "hot"}}, "`temperature` takes a number, not 'hot'"),
-        ({"sampling": {"max_tokens": True}}, "`max_tokens` takes a whole number, not True"),
-    ],
-)
-def test_wrong_requests(
-    refused: Callable[..., str], model: str, generate: dict[str, Any], reported: str
-) -> None:
-    assert reported in refused("inference", inference(model, generate))
-
-
-def test_the_values_of_the_folder_are_reported_and_checked(
-    build: Build, refused: Callable[..., str], model: str
-) -> None:
-    file = Path(model) / "generation_config.json"
-    file.write_text('{"repetition_penalty": 1.3, "temperature": 0}')
-    server = build("serve", {"model": model})
-    assert "sets repetition_penalty 1.3, temperature 0 for requests without values" in server.notices[0]
-    batch = build("inference", inference(model, {"sampling": {"temperature": 0.5}}))
-    assert "sets repetition_penalty 1.3 for all prompts" in batch.notices[0]
-    assert "`temperature` 0 gives the same answer" in refused(
-        "inference", inference(model, {"sampling": {"n": 2}})
-    )
-    file.write_text('{"temperature": 3}')
-    assert "(generation_config.json); give a value here" in refused("inference", inference(model))
-    assert build("inference", inference(model, {"sampling": {"temperature": 1}}))
-
-
-def test_wrong_engines_for_inference(refused: Callable[..., str], model: str) -> None:
-    assert "has no argument `port`" in refused("inference", inference(model, port=8000))
-    assert "distributed over the hosts" in refused("inference", inference(model, data_parallel_size=2))
-    assert "`nnodes` cannot be given here" in refused("inference", inference(model, nnodes=2))
-    assert "api_key" in refused("inference", inference(model, api_key="k"))
-    assert "need 2 devices, but localhost has 1" in refused(
-        "inference", inference(model, tensor_parallel_size=2)
-    )
-    assert "this section is required" in refused("inference", {"llm": {"model": model}})
-    assert "unknown key `lm`" in refused("inference", {**inference(model), "lm": {}})
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("1k", 1000), ("1K", 1024), ("1.5k", 1500), ("2T", 2 << 40), (" 8k ", 8000), ("auto", -1)],
-)
-def test_a_size_with_a_unit(text: str, value: int) -> None:
-    problems: list[Problem] = []
-    catalog = vllm_catalog().server
-    arguments = render([FlatKey("max_model_len", text, "x")], catalog, SourceMap(), problems)
-    assert (problems, arguments.values["max_model_len"]) == ([], value)
-
-
-@pytest.mark.parametrize("text", ["1.5K", "1e3", 1.5, 1e3, "1 k", "8kb", "-8k", "", "1" * 400 + "k"])
-def test_a_size_that_the_engine_refuses(text: object) -> None:
-    problems: list[Problem] = []
-    render([FlatKey("max_model_len", text, "x")], vllm_catalog().server, SourceMap(), problems)
-    assert "takes a whole number, with or without a unit" in problems[0].what
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "is_valid"),
-    [
-        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 80m}}', True),
-        ("kv_transfer_config", '{"kv_connector_extra_config": {"cpu_bytes": 1.5K}}', False),
-        ("hf_overrides", "{max_position_embeddings: 512}", False),
-        ("additional_config", "any text", True),
-    ],
-)
-def test_json_with_units(key: str, text: str, is_valid: bool) -> None:
-    problems: list[Problem] = []
-    render([FlatKey(key, text, "x")], vllm_catalog().server, SourceMap(), problems)
-    assert (problems == []) == is_valid
-    assert is_valid or f"`{key}` takes a mapping or a list (JSON)" in problems[0].what
 
 
 def test_wrong_names_and_values_do_not_hide_broken_rules() -> None:

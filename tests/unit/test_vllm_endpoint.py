@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 
-from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
+from flagscale.config.schema import Task
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.adapter import VLLM
 from flagscale.errors import UserError
-from flagscale.values import Host, Job, Service, address_of
+from flagscale.values import Job, Service, address_of
+from tests.unit.vllm_jobs import gpus, job_of
 
 Serve = Callable[..., Job]
-
-
-def gpus(*slots: int) -> tuple[Host, ...]:
-    return tuple(Host(rank, f"gpu-{rank}", count, "nvidia") for rank, count in enumerate(slots))
 
 
 @pytest.fixture
@@ -27,16 +24,7 @@ def serve(tmp_path: Path, write_model: Callable[..., Path]) -> Serve:
     model = str(write_model(tmp_path / "m"))
 
     def serve(keys: dict[str, Any], *slots: int) -> Job:
-        experiment = Experiment(
-            name="demo",
-            exp_dir=tmp_path / "run",
-            task=Task(type="serve", backend="vllm"),
-            runner=Runner(),
-            envs=Environment(),
-            cmds=Commands(),
-            arguments={"model": model, **keys},
-        )
-        return VLLM.build(experiment, gpus(*slots), SourceMap())
+        return job_of(tmp_path, "serve", {"model": model, **keys}, gpus(*slots))
 
     return serve
 
