@@ -128,8 +128,8 @@ def alive(process: psutil.Process) -> bool:
 
 
 def is_sshd(process: psutil.Process) -> bool:
-    """Return whether it is an sshd: a listener, or a session (a separate program in newer versions)."""
-    try:
-        return process.name().startswith("sshd")
-    except psutil.NoSuchProcess:
-        return False
+    """Return whether it is an sshd: a listener, or a session (a separate program in newer versions).
+
+    Raises psutil.NoSuchProcess if it has ended: what it was is unknown then.
+    """
+    return process.name().startswith("sshd")

@@ -10,7 +10,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,11 +83,12 @@ class NamespaceFarm(Farm):
         init = self._init.get(host)
         if init is None or not alive(init):
             return []
-        return [
-            process
-            for process in _living_in(_process_table(init.pid))
-            if process != init and not is_sshd(process)
-        ]
+        found = []
+        for process in _living_in(_process_table(init.pid)):
+            with suppress(psutil.NoSuchProcess):
+                if process != init and not is_sshd(process):
+                    found.append(process)
+        return found
 
     def write_files(self) -> None:
         super().write_files()
