@@ -49,12 +49,12 @@ def write_credentials(home: Path, hosts: Sequence[FarmHost]) -> None:
     """Write the keys of all hosts, and `.ssh` below `home` with a key that all accept and their names."""
     folder = home / ".ssh"
     folder.mkdir(parents=True, mode=0o700)
-    (folder / "authorized_keys").write_text(_write_key(folder / "id_ed25519") + "\n")
+    (folder / "authorized_keys").write_text(write_key(folder / "id_ed25519") + "\n")
     user = account().pw_name
     config, known = [], []
     for host in hosts:
         host.directory.mkdir(parents=True)
-        known.append(f"{_known_names(host)} {_write_key(host.key)}\n")
+        known.append(f"{_known_names(host)} {write_key(host.key)}\n")
         config.append(
             f"Host {host.name} {host.address}\n  HostName {host.address}\n  Port {host.port}\n  User {user}\n"
         )
@@ -72,7 +72,7 @@ def _known_names(host: FarmHost) -> str:
     return ",".join(names if host.port == 22 else (f"[{name}]:{host.port}" for name in names))
 
 
-def _write_key(path: Path) -> str:
+def write_key(path: Path) -> str:
     """Write a new private key and `.pub` beside it; return the public one."""
     key = Ed25519PrivateKey.generate()
     path.touch(mode=0o600)

@@ -1,0 +1,241 @@
+"""Start a job on 1 000 hosts that one process plays: time, memory and report of failures, against 64 hosts.
+
+The launching side is the real one in a process of its own: `launcher.start` over the user's own `ssh`, with
+real TCP connections, key exchanges and logins. The hosts take drawn times, some five times as long; where
+hosts fail, they do so in all ways equally often (see `flagscale_testing.farm.parts`). The launcher, its
+`ssh` processes and the process that plays the hosts share this machine's cores.
+
+Every failed start is checked: its one report names each host that failed once, with its own reason, and
+every host that had started was stopped again.
+
+    python -m benchmarks.thousand [--hosts 64 1000] [--faults 0 40] [--rounds 3] [--interrupt 8] [--base PATH]
+
+`--base` is a clone of another version of FlagScale; both sides alternate. `--interrupt` also measures how
+long a start takes to end that is interrupted (Ctrl-C) after so many seconds; `--slow` multiplies the drawn
+times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from flagscale.config.host_names import expand
+from flagscale_testing.farm.parts import BEFORE_START, Fault, draw_parts
+from flagscale_testing.farm.played import PlayedFarm, played_farm
+
+ROOT = Path(__file__).resolve().parents[1]
+REASONS: Mapping[Fault, str] = {
+    "refused": "Connection refused",
+    "silent": "no SSH server answered",
+    "login": "none of your keys is accepted",
+    "version": "FlagScale 0.0.1 is installed there",
+    "shell": "python: No such file or directory",
+    "ends": "FlagScale does not start there",
+    "start": "ended with exit code 3: no such module",
+    "late start": "ended with exit code 3: no such module",
+    "lost": "the connection was lost",
+    "late loss": "the connection was lost",
+}
+_MIB = 2.0**20
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one start, until it has succeeded or everything is stopped again."""
+
+    seconds: float
+    cpu: float
+    """CPU seconds of the launcher and its `ssh` processes."""
+    hosts_cpu: float
+    """CPU seconds of the process that plays the hosts."""
+    launcher: float
+    """Peak memory of the launching process, MiB."""
+    total: float
+    """The same with its `ssh` processes: the sum of their proportional set sizes at the end, MiB."""
+    threads: int
+    files: int
+    """Open files of the launching process at the end, when all connections are open."""
+    processes: int
+    logins: int
+
+
+def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tuple[Cost, str]:
+    """Start a job with the FlagScale of a clone; return the cost and what the launcher reported.
+
+    `interrupt`: seconds after which it gets Ctrl-C; the cost then counts from that moment.
+    """
+    spec = farm.directory / "spec.json"
+    addresses = [part.address for part in farm.parts]
+    spec.write_text(json.dumps({"addresses": addresses, "exp_dir": str(run), "run_id": run.name}))
+    words = [sys.executable, "-P", str(ROOT / "benchmarks/one_start.py"), str(spec)]
+    environment = {**farm.environment(), "PYTHONPATH": str(tree)}
+    pipe = subprocess.PIPE
+    before, logins = _cpu(farm.player), farm.count("login").total()
+    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True) as launcher:
+        assert launcher.stdin
+        assert launcher.stdout
+        try:
+            launcher.stdout.readline()
+            launcher.stdin.write("\n")
+            launcher.stdin.flush()
+            begun = time.monotonic()
+            if interrupt:
+                time.sleep(interrupt)
+                launcher.send_signal(signal.SIGINT)
+                begun = time.monotonic()
+            told = json.loads(launcher.stdout.readline())
+            seconds = time.monotonic() - begun
+            children = psutil.Process(launcher.pid).children(recursive=True)
+            everyone = [launcher.pid, *(child.pid for child in children)]
+            cost = Cost(
+                seconds=seconds,
+                cpu=sum(map(_cpu, everyone)),
+                hosts_cpu=_cpu(farm.player) - before,
+                launcher=_memory(launcher.pid, "status", "VmHWM"),
+                total=sum(_memory(pid, "smaps_rollup", "Pss") for pid in everyone),
+                threads=told["threads"],
+                files=len(os.listdir(f"/proc/{launcher.pid}/fd")),
+                processes=len(children),
+                logins=farm.count("login").total() - logins,
+            )
+            launcher.stdin.close()
+            launcher.wait()
+        finally:
+            launcher.kill()
+    return cost, told["outcome"]
+
+
+def _cpu(pid: int) -> float:
+    """Return the CPU seconds of a process and of its children that have ended; 0 if it has ended."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        user, system, *ended = (int(field) / os.sysconf("SC_CLK_TCK") for field in fields[11:15])
+        tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+        # Clock ticks are too coarse for many small processes, but threads that have ended count only there.
+        own = max(user + system, sum(int(task.read_text().split()[0]) for task in tasks) / 1e9)
+        return own + sum(ended)
+    return 0.0
+
+
+def _memory(pid: int, file: str, name: str) -> float:
+    with suppress(OSError):
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 / _MIB if found else 0.0
+    return 0.0
+
+
+def faults_of_report(farm: PlayedFarm, report: str) -> Iterator[str]:
+    """Yield what is wrong with the report of a failed start: every failure must be in it, once.
+
+    Hosts that would have failed to start need not be in it if nothing was started.
+    """
+    told: dict[str, list[str]] = {}
+    for entry in re.split(r"(?m)^- ", report)[1:]:
+        where, _, what = entry.partition(": ")
+        for host in (host for names in where.split(", ") for host in expand(names)):
+            told.setdefault(host, []).append(what)
+    failing = {part.address: part.fault for part in farm.parts if part.fault}
+    certain = {host for host, fault in failing.items() if fault in BEFORE_START} or {*failing}
+    for host in sorted(certain - told.keys()):
+        yield f"{host} is missing ({failing[host]})"
+    for host, whats in told.items():
+        fault = failing.get(host)
+        if fault is None or len(whats) > 1 or REASONS[fault] not in whats[0]:
+            yield f"{host} ({fault}): {whats}"
+
+
+def left_running(farm: PlayedFarm) -> list[str]:
+    """Return the hosts on which a supervisor was started and not stopped."""
+    return sorted((farm.count("started") - farm.count("stopped")).keys())
+
+
+def measure(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> Cost:
+    """Start a job, and check what was reported and what is left. Raises SystemExit if that is wrong."""
+    cost, report = start(farm, tree, run, interrupt)
+    failing = any(part.fault for part in farm.parts)
+    wrong: list[str] = []
+    if interrupt:
+        wrong += [] if report == "interrupted" else [f"not interrupted: {report}"]
+    elif failing:
+        wrong += faults_of_report(farm, report)
+    elif report:
+        wrong.append(report)
+    if failing or interrupt:
+        wrong += [f"{host} is still running" for host in left_running(farm)]
+    if wrong:
+        raise SystemExit("\n".join([f"{tree}: the start was not as it must be:", *wrong[:20]]))
+    return cost
+
+
+def _text(values: Sequence[float], digits: int = 1) -> str:
+    """Return the median with its range."""
+    low, high = min(values), max(values)
+    span = f" ({low:.{digits}f}-{high:.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.median(values):.{digits}f}{span}"
+
+
+def main(words: Sequence[str]) -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hosts", type=int, nargs="+", default=[64, 1000])
+    parser.add_argument("--faults", type=int, nargs="+", default=[0, 40])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--interrupt", type=float, default=0.0)
+    parser.add_argument("--slow", type=float, default=1.0)
+    parser.add_argument("--base", type=Path)
+    asked = parser.parse_args(words)
+    trees = {"this version": ROOT, **({"base": asked.base.resolve()} if asked.base else {})}
+    cases = [(faults, 0.0) for faults in asked.faults]
+    cases += [(0, asked.interrupt)] if asked.interrupt else []
+    print("| hosts | failing | side | s | CPU s | CPU s per host | hosts' CPU s ", end="")
+    print("| launcher, MiB | with ssh, MiB | threads | files | processes | logins |")
+    print("|" + "---|" * 13)
+    medians: dict[tuple[str, int, float], dict[int, float]] = {}
+    for (faults, interrupt), hosts in itertools.product(cases, asked.hosts):
+        costs: dict[str, list[Cost]] = {name: [] for name in trees}
+        for attempt in range(asked.rounds):
+            for name, tree in (sorted if attempt % 2 else list)(trees.items()):
+                parts = draw_parts(hosts, min(faults, hosts // 2), attempt, asked.slow)
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    played_farm(Path(folder) / "farm", parts) as farm,
+                ):
+                    costs[name].append(measure(farm, tree, Path(folder) / "run", interrupt))
+        what = f"Ctrl-C after {interrupt:g} s" if interrupt else str(faults)
+        for name, each in costs.items():
+            medians.setdefault((name, faults, interrupt), {})[hosts] = statistics.median(
+                cost.seconds for cost in each
+            )
+            worst = max(each, key=lambda cost: cost.launcher)
+            print(
+                f"| {hosts} | {what} | {name} | {_text([cost.seconds for cost in each])} "
+                f"| {_text([cost.cpu for cost in each])} | {_text([cost.cpu / hosts for cost in each], 3)} "
+                f"| {_text([cost.hosts_cpu for cost in each])} | {worst.launcher:.0f} | {worst.total:.0f} "
+                f"| {worst.threads} | {worst.files} | {worst.processes} | {worst.logins} |",
+                flush=True,
+            )
+    few, many = min(asked.hosts), max(asked.hosts)
+    if few < many:
+        for (name, faults, interrupt), seconds in medians.items():
+            what = f"Ctrl-C after {interrupt:g} s" if interrupt else f"{faults} failing"
+            print(f"{name}, {what}: time({many}) / time({few}) = {seconds[many] / seconds[few]:.1f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
