@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import product
@@ -122,3 +123,32 @@ def _numbers(ranges: str, name: str) -> list[str]:
             raise ValueError(f"`{name}`: {part.strip()} counts down; write the smaller number first")
         found += [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
     return found
+
+
+def compress(names: Sequence[str]) -> str:
+    """Return different names as a list in Slurm's form, which `expand` reads: `node[001-003,7],login`."""
+    fields = {name: [name] if ":" in name else re.split(r"([0-9]+)", name) for name in names}
+    found: dict[str, str] = {}
+    # The names of one range differ in one number; the last number of a name is tried first.
+    for place in range(2, max(map(len, fields.values()), default=0) + 1, 2):
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, parts in fields.items():
+            if name not in found and place <= len(parts):
+                around = "".join(parts[:-place]), "".join(parts[1 - place :])
+                alike.setdefault(around, []).append(name)
+        for (before, after), group in alike.items():
+            if len(group) > 1:
+                ranges = f"{before}[{_runs([fields[name][-place] for name in group])}]{after}"
+                found |= dict.fromkeys(group, ranges)
+    return ",".join(dict.fromkeys(found.get(name, name) for name in names))
+
+
+def _runs(numbers: Sequence[str]) -> str:
+    """Return numbers as `001-003,7`; both ends of a run are written as in the names."""
+    runs: list[list[str]] = []
+    for number in sorted(numbers, key=lambda one: (int(one), len(one))):
+        last = runs[-1][-1] if runs else ""
+        is_padded = number.startswith("0") or last.startswith("0")
+        follows = last and int(number) == int(last) + 1 and (len(number) == len(last) or not is_padded)
+        runs[-1:] = [[runs[-1][0], number]] if follows else [*runs[-1:], [number]]
+    return ",".join("-".join(run) for run in runs)

@@ -30,6 +30,7 @@ def _later(module: str, name: str) -> Callable[..., Reply]:
 
 
 _OF_A_HOST: Mapping[str, Callable[..., Reply]] = {
+    "ready": lambda: {"ok": True},
     "probe": _later("probe", "probe"),
     "put": _later("files", "put"),
     "vacant": _later("start", "vacant"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from queue import SimpleQueue
 from threading import Thread
 
@@ -34,6 +34,7 @@ def ask_all(
     commands_of: Callable[[Host], Iterable[list[str]]],
     seconds: float = 0.0,
     on_reply: Callable[[Host, Reply], None] | None = None,
+    hosts: Collection[Host] | None = None,
 ) -> dict[Host, Reply]:
     """Perform commands on every host of the plan; return the last reply of each host, in rank order.
 
@@ -43,8 +44,10 @@ def ask_all(
     Args:
         seconds: how long each command may take.
         on_reply: called with each host and its last reply as they arrive.
+        hosts: only these hosts of the plan.
     """
-    room_for_files(len(plan.hosts))
+    asked = plan.hosts if hosts is None else [host for host in plan.hosts if host in hosts]
+    room_for_files(len(asked))
 
     def perform(host: Host) -> Reply:
         reply: Reply = {}
@@ -54,7 +57,7 @@ def ask_all(
                 break
         return reply
 
-    return dict(zip(plan.hosts, at_once(perform, plan.hosts, on_reply), strict=True))
+    return dict(zip(asked, at_once(perform, asked, on_reply), strict=True))
 
 
 def at_once[Item, Value](

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from threading import Event
 
-from flagscale.errors import FlagScaleError, HostError, Problem
+from flagscale.errors import FlagScaleError
 from flagscale.plan.render import scripts
 from flagscale.remote.hosts import ask, ask_all, run_command, sees_our_files
+from flagscale.remote.report import host_error
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
@@ -113,35 +113,73 @@ def _forget_secrets(plan: LaunchPlan) -> None:
 def _start_hosts(
     plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], done: OnProgress | None
 ) -> None:
+    _reach_hosts(plan, unseen)
     replies: dict[Host, Reply] = {}
     stopped: dict[Host, Reply] = {}
-    taken_back = Event()
 
     def note(host: Host, reply: Reply) -> None:
         replies[host] = reply
         if not reply["ok"] and not stopped:
-            taken_back.set()
             stopped.update(stop(plan))  # immediately: the others are waiting for this host
         if done and not stopped:
             done(len(replies), len(plan.nodes))
 
     try:
-        commands = partial(_start_commands, plan, unseen, taken_back)
-        ask_all(plan, commands, plan.start_timeout, note)
+        ask_all(plan, lambda host: [run_command(plan, host, "start")], plan.start_timeout, note)
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
-        taken_back.set()
         stop(plan)
         raise
     if not stopped:
         return
-    failed = {host: reply for host, reply in replies.items() if not (reply["ok"] or reply.get("stopped"))}
-    problems = [Problem(failed[host]["message"], host.name) for host in plan.hosts if host in failed]
+    failed = {host: reply["message"] for host, reply in replies.items() if _has_failed(reply)}
     for host, reply in stopped.items():
         if not reply["ok"] and not replies[host].get("unreachable"):
-            problems.append(Problem(f"could not be stopped again: {reply['message']}", host.name))
-    if not problems:
+            failed[host] = "\n".join(
+                filter(None, [failed.get(host), f"could not be stopped again: {reply['message']}"])
+            )
+    if not failed:
         raise FlagScaleError("the job did not start: it was stopped by another command meanwhile")
-    raise HostError("the job did not start; hosts that had started were stopped again:", problems)
+    summary = "the job did not start; hosts that had started were stopped again:"
+    raise host_error(summary, [(host, failed[host]) for host in plan.hosts if host in failed])
+
+
+def _has_failed(reply: Reply) -> bool:
+    """Return whether a host has failed by itself, rather than because it was stopped."""
+    return not (reply["ok"] or reply.get("stopped"))
+
+
+def _reach_hosts(plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]]) -> None:
+    """Log in to all hosts and send them the files that they cannot see, before any of them starts.
+
+    So the hosts that start first do not wait, until they give up, while the launcher still logs in to others;
+    and if a host cannot be reached, there is nothing to stop on the others.
+
+    Raises:
+        HostError: hosts failed; no host keeps the files of the run.
+    """
+    sent: set[Host] = set()
+    is_cancelled = Event()
+
+    def commands(host: Host) -> Iterator[list[str]]:
+        if host not in unseen:
+            yield ["ready"]
+            return
+        directory = plan.path_on(host.name, plan.exp_dir)
+        yield ["vacant", directory]
+        for file in unseen[host]:
+            if is_cancelled.is_set():
+                return
+            sent.add(host)
+            yield ["put", directory, *file]
+
+    try:
+        replies = ask_all(plan, commands)
+        if failed := [(host, reply["message"]) for host, reply in replies.items() if not reply["ok"]]:
+            raise host_error("the job was not started:", failed)
+    except BaseException:
+        is_cancelled.set()
+        stop(plan, sent)  # removes the secrets
+        raise
 
 
 def _unseen_files(
@@ -160,19 +198,6 @@ def _unseen_files(
             files.append((run_dir.secrets(host), "600", json.dumps(dict(secrets))))
         found[host] = [(str(path.relative_to(run_dir.path)), mode, text) for path, mode, text in files]
     return found
-
-
-def _start_commands(
-    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], taken_back: Event, host: Host
-) -> Iterator[list[str]]:
-    """Send a host the files that it cannot see, then start it, unless the start was cancelled meanwhile."""
-    if host in unseen:
-        directory = plan.path_on(host.name, plan.exp_dir)
-        yield ["vacant", directory]
-        for file in unseen[host]:
-            yield ["put", directory, *file]
-    # A stop that came before the plan found nothing to stop.
-    yield run_command(plan, host, "stop" if taken_back.is_set() else "start")
 
 
 def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
@@ -266,7 +291,7 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
     return [HostStatus(*pair) for pair in zip(plan.hosts, states, strict=True)]
 
 
-def stop(plan: LaunchPlan) -> dict[Host, Reply]:
-    """End the run on every host; each reply says what happened there."""
+def stop(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:
+    """End the run on these hosts (default: on all); each reply says what happened there."""
     longest = max(node.stop_grace for node in plan.nodes)
-    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest)
+    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest, hosts=hosts)

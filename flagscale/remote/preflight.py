@@ -16,10 +16,10 @@ from flagscale import platforms
 from flagscale.checks.blend import named_files
 from flagscale.checks.facts import facts
 from flagscale.config.schema import Experiment
-from flagscale.errors import HostError, Problem
 from flagscale.formats import count
 from flagscale.remote.hosts import ask_all, sees_our_files
 from flagscale.remote.places import places_of, repeated
+from flagscale.remote.report import host_error
 from flagscale.run.state import Reply
 from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Service
 
@@ -72,7 +72,8 @@ def require_ready(
     survey = ask_hosts(experiment, job, plan, distributions)
     bad = [result for result in survey.results if not result.ok and not result.is_advice]
     if bad:
-        raise HostError("the job was not started:", [Problem(one.text, one.host) for one in bad])
+        hosts = {host.name: host for host in plan.hosts}
+        raise host_error("the job was not started:", [(hosts[one.host], one.text) for one in bad])
     return survey.rendezvous
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flagscale.config.host_names import canonical, expand, refusal
+from flagscale.config.host_names import canonical, compress, expand, refusal
 from flagscale.config.schema import Runner
 
 HOSTS = ("w1", "W_1.example.org", "a", "_x", "10.0.0.1", "::1", "2001:db8::1", "1and1.com", "node.7")
@@ -81,3 +81,27 @@ def test_any_text_is_expanded_or_refused(text: str) -> None:
         return
     assert names
     assert all(canonical(name) for name in names if not refusal(name))
+
+
+@pytest.mark.parametrize(
+    ("names", "ranges"),
+    [
+        (["node001", "node002", "node003", "node7", "login"], "node[001-003,7],login"),
+        (["n9", "n10", "n11"], "n[9-11]"),
+        (["n09", "n10", "n011"], "n[09-10,011]"),
+        (["b2", "a1", "b1"], "b[1-2],a1"),
+        (["n1-ib0", "n2-ib0", "n3-ib0"], "n[1-3]-ib0"),
+        (["10.0.0.1", "10.0.0.2", "10.0.1.1"], "10.0.0.[1-2],10.0.1.1"),
+        (["fd00::1", "fd00::2"], "fd00::1,fd00::2"),
+        ([f"node{number:03}" for number in range(1, 998)], "node[001-997]"),
+        (["login"], "login"),
+        ([], ""),
+    ],
+)
+def test_names_are_written_as_ranges(names: list[str], ranges: str) -> None:
+    assert compress(names) == ranges
+
+
+@given(st.sets(st.from_regex(r"[ab]?[0-9]{1,3}(-[0-9]{1,2})?x?", fullmatch=True), min_size=1))
+def test_ranges_stand_for_the_same_names(names: set[str]) -> None:
+    assert sorted(expand(compress([*names]))) == sorted(names)
