@@ -9,11 +9,12 @@ import io
 import os
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _FILES_EACH, _OTHER_FILES = 8, 256
+_WRITERS = 16
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
@@ -35,6 +36,17 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_all(files: Iterable[tuple[Path, str, int]]) -> None:
+    """Write many files, each with its content and mode, as `write_atomic`; several at a time.
+
+    Each waits for the disk, or for a file server; all of these waits would add up. Raises the first OSError.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # here, because hosts write single files
+
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        list(writers.map(lambda file: write_atomic(*file), files))
 
 
 def read_regular(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 PLAN_VERSION = 6
@@ -264,9 +264,15 @@ class LaunchPlan:
         raise ValueError(f"host {rank} is not part of the plan")
 
     def on_host(self, name: str) -> LaunchPlan:
-        """Return the plan for a host, with every path as it is named there."""
+        """Return the plan for a host, with every path as it is named there, except for those of other hosts."""
         renamed = self.host_paths.get(name)
-        return LaunchPlan.from_json(json.dumps(_renamed(asdict(self), renamed))) if renamed else self
+        if not renamed:
+            return self
+        # Without the others: a start asks this for each host, and thousands of them may rename paths.
+        own = replace(self, nodes=tuple(node for node in self.nodes if node.host.name == name), host_paths={})
+        there = LaunchPlan.from_json(json.dumps(_renamed(asdict(own), renamed)))
+        nodes = {node.host.rank: node for node in (*self.nodes, *there.nodes)}
+        return replace(there, nodes=tuple(nodes.values()), host_paths=self.host_paths)
 
     def path_on(self, name: str, path: str) -> str:
         """Return the name that a path of this plan has on a host."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -77,7 +77,7 @@ def start(
         try:
             _start_hosts(plan, _unseen_files(plan, texts, secrets), done)
         finally:
-            _forget_secrets(plan)
+            RunDir(Path(plan.exp_dir)).forget_secrets(plan.hosts)
 
 
 @contextmanager
@@ -100,14 +100,8 @@ def recorded(
             run_dir.write_launch(plan, texts, config, ours)
             yield
         except BaseException:
-            _forget_secrets(plan)
+            run_dir.forget_secrets(plan.hosts)
             raise
-
-
-def _forget_secrets(plan: LaunchPlan) -> None:
-    for host in plan.hosts:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            RunDir(Path(plan.exp_dir)).secrets(host).unlink()
 
 
 def _start_hosts(

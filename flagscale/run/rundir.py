@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.errors import FlagScaleError
-from flagscale.files import locked, write_atomic
+from flagscale.files import locked, write_all, write_atomic
 from flagscale.values import Host, LaunchPlan, PlanVersionError
 
 
@@ -102,6 +103,13 @@ class RunDir:
         """Secret environment variables for the supervisor, which deletes the file after reading it."""
         return self.logs / "pids" / f"{host.label}.secrets.json"
 
+    def forget_secrets(self, hosts: Iterable[Host]) -> None:
+        """Remove the secrets of these hosts that are left here: those that no supervisor has read."""
+        ours = {self.secrets(host).name: self.secrets(host) for host in hosts}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for name in ours.keys() & {*os.listdir(self.logs / "pids")}:
+                ours[name].unlink(missing_ok=True)
+
     def read_plan(self) -> LaunchPlan | None:
         """Return the plan of the newest start; None if nothing was started.
 
@@ -162,12 +170,12 @@ class RunDir:
         """
         try:
             write_atomic(self.config, config)
-            for path, text in scripts.items():
-                write_atomic(path, text, mode=0o755)
+            write_all((path, text, 0o755) for path, text in scripts.items())
             write_atomic(self.plan, plan.to_json())
             # Without a plan, `stop` would not find the secrets if this command were killed now.
-            for host, hidden in secrets.items():
-                write_atomic(self.secrets(host), json.dumps(dict(hidden)), mode=0o600)
+            write_all(
+                (self.secrets(host), json.dumps(dict(hidden)), 0o600) for host, hidden in secrets.items()
+            )
         except OSError as error:
             raise self.unwritable(error) from None
 

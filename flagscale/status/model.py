@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import isfinite
 from typing import Any, Literal
 
@@ -45,6 +46,11 @@ class JobStatus:
     """The reason for the phase in the queue."""
     own_progress: Mapping[int, Progress] = field(default_factory=dict)
     """By host rank, if each host runs a job of its own; `progress` is then that of the slowest."""
+
+    @cached_property
+    def members(self) -> frozenset[int]:
+        """The ranks of the hosts that the job runs on: a restart may have left some out."""
+        return frozenset(host.host.rank for host in taking_part(self.hosts))
 
     @property
     def exit_code(self) -> int:
@@ -114,7 +120,7 @@ def job_status(
 
 def taking_part(hosts: Sequence[HostStatus]) -> list[HostStatus]:
     """Return the hosts that the job runs on: a restart may have left some out, as the first host reports."""
-    members = next((host.state.members for host in hosts if host.state and host.state.members), ())
+    members = frozenset(next((host.state.members for host in hosts if host.state and host.state.members), ()))
     return [host for host in hosts if not members or host.host.rank in members]
 
 
@@ -196,6 +202,6 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 def phase_of(status: JobStatus, host: HostStatus) -> str:
     """Return the phase of one host of the job."""
-    if host not in taking_part(status.hosts):
+    if host.host.rank not in status.members:
         return "left out"
     return host.state.phase if host.state else status.queue_phase or "unknown"

@@ -22,6 +22,7 @@ from flagscale import __version__
 from flagscale.node.commands import HELLO
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Reply
+from flagscale.values import Host
 from flagscale_testing.farm.parts import Part
 
 _BACKLOG = 100
@@ -38,9 +39,8 @@ class Run:
     started: set[str] = field(default_factory=set)
     """The hosts whose supervisors are ready."""
     stopped: set[str] = field(default_factory=set)
-    change: asyncio.Condition = field(default_factory=asyncio.Condition)
-    is_over: bool = False
-    """Whether a host was stopped, which all the others hear."""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when all supervisors are ready, or when one was stopped, which all the others hear."""
 
 
 class Stage:
@@ -76,7 +76,10 @@ class PlayedHost:
         self.note(verb)
         if verb in ("vacant", "put", "ready"):
             return {"ok": True}
-        exp_dir, _, run_id, *_ = arguments
+        exp_dir, rank, run_id, *_ = arguments
+        if verb == "start":  # its supervisor reads the secrets first of all
+            secrets = RunDir(Path(exp_dir)).secrets(Host(int(rank), self.part.address, 1, "cpu"))
+            await asyncio.to_thread(secrets.unlink, missing_ok=True)
         answers: dict[str, Callable[[Run, str], Awaitable[Reply]]] = {
             "start": self._start,
             "stop": self._stop,
@@ -95,15 +98,16 @@ class PlayedHost:
             return {"ok": False, "message": "stopped before it started", "stopped": True}
         run.started.add(self.part.address)
         self.note("started")
+        if len(run.started) == run.hosts:
+            run.settled.set()
         try:
-            async with asyncio.timeout(run.start_timeout + _MEMBER_MARGIN), run.change:
-                run.change.notify_all()
-                await run.change.wait_for(lambda: run.is_over or len(run.started) == run.hosts)
+            async with asyncio.timeout(run.start_timeout + _MEMBER_MARGIN):
+                await run.settled.wait()
         except TimeoutError:
             late = run.hosts - len(run.started)
             run.started.discard(self.part.address)
             return {"ok": False, "message": f"not heard from within {run.start_timeout:g} s: {late} hosts"}
-        if run.is_over:
+        if run.stopped:
             return {"ok": False, "message": "stopped", "stopped": True}
         return {"ok": True, "message": "running"}
 
@@ -117,11 +121,9 @@ class PlayedHost:
         was_running = self.part.address in run.started
         run.stopped.add(self.part.address)
         if was_running:
+            run.settled.set()
             await asyncio.sleep(self.part.stop)
-            async with run.change:
-                run.is_over = True
-                run.started.discard(self.part.address)
-                run.change.notify_all()
+            run.started.discard(self.part.address)
             self.note("stopped")
         message = "stopped" if was_running else "nothing was running"
         return {"ok": True, "ended": was_running, "message": message}
