@@ -264,7 +264,7 @@ class LaunchPlan:
         raise ValueError(f"host {rank} is not part of the plan")
 
     def on_host(self, name: str) -> LaunchPlan:
-        """Return the plan for a host, with every path as it is named there, except for those of other hosts."""
+        """Return the plan for a host, with its paths as they are named there; those of other hosts remain."""
         renamed = self.host_paths.get(name)
         if not renamed:
             return self

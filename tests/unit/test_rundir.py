@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flagscale import files as files_module
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
 from flagscale.run import rundir
@@ -59,7 +60,8 @@ def test_secrets_are_never_written_without_the_plan(
         count += 1
         write_atomic(path, text, mode)
 
-    monkeypatch.setattr(rundir, "write_atomic", kill)
+    for module in (rundir, files_module):
+        monkeypatch.setattr(module, "write_atomic", kill)
     with suppress(KeyboardInterrupt):
         secrets = {plan.hosts[0]: {"API_KEY": "geheim"}}
         files.write_launch(plan, {files.run_script(plan.hosts[0]): ""}, "", secrets)
