@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
-from flagscale.remote.transport import HostAccess, transport
+from flagscale.remote.transport import HostAccess, Transport, new_transport, transport
 from flagscale.run.logs import find_run, path_of, read_piece
 from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
@@ -47,14 +48,34 @@ def ask_all(
     room_for_files(len(plan.hosts))
 
     def perform(host: Host) -> Reply:
-        reply: Reply = {}
-        for words in commands_of(host):
-            reply = ask(plan, host, words, seconds)
-            if reply.get("ok") is False:
-                break
-        return reply
+        return ask_in_turn(transport(access(plan, host)), commands_of(host), seconds)
 
     return dict(zip(plan.hosts, at_once(perform, plan.hosts, on_reply), strict=True))
+
+
+def ask_in_turn(reach: Transport, commands: Iterable[list[str]], seconds: float = 0.0) -> Reply:
+    """Perform commands on one host until a reply is not ok; return the last reply.
+
+    Args:
+        seconds: how long each command may take.
+    """
+    reply: Reply = {}
+    for words in commands:
+        reply = reach.call(words, seconds + _PATIENCE)
+        if reply.get("ok") is False:
+            break
+    return reply
+
+
+def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
+    """Return the transport by which a host is started: a session there becomes the supervisor.
+
+    It cannot if lines of the user come first, because a shell has to run them.
+    """
+    known = access(plan, host)
+    if plan.before_start:
+        return transport(known)
+    return new_transport(replace(known, supervises=(plan.run_id, host.rank)))
 
 
 def at_once[Item, Value](
