@@ -7,6 +7,7 @@ heard from, this is reported to all others, and they end theirs.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -14,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from typing import Literal, Protocol
 
 from flagscale.node.channel import Link, LinkLost, Message
@@ -133,7 +133,10 @@ class ChannelEnd(ABC):
 
     def _pump(self) -> None:
         while True:
-            wait([self._bell.fileno(), *(link.fileno() for link in self._open_links())], _PUMP)
+            poll = select.poll()
+            for number in (self._bell.fileno(), *(link.fileno() for link in self._open_links())):
+                poll.register(number, select.POLLIN)
+            poll.poll(1000 * _PUMP)
             with suppress(BlockingIOError):
                 self._bell.recv(4096)
             last = self._closing.is_set()

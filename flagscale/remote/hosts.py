@@ -35,6 +35,7 @@ def ask_all(
     commands_of: Callable[[Host], Iterable[list[str]]],
     seconds: float = 0.0,
     on_reply: Callable[[Host, Reply], None] | None = None,
+    reach: Callable[[Host], Transport] | None = None,
 ) -> dict[Host, Reply]:
     """Perform commands on every host of the plan; return the last reply of each host, in rank order.
 
@@ -44,27 +45,20 @@ def ask_all(
     Args:
         seconds: how long each command may take.
         on_reply: called with each host and its last reply as they arrive.
+        reach: returns the transport to a host; default: the one that this process keeps.
     """
     room_for_files(len(plan.hosts))
 
     def perform(host: Host) -> Reply:
-        return ask_in_turn(transport(access(plan, host)), commands_of(host), seconds)
+        way = reach(host) if reach else transport(access(plan, host))
+        reply: Reply = {}
+        for words in commands_of(host):
+            reply = way.call(words, seconds + _PATIENCE)
+            if reply.get("ok") is False:
+                break
+        return reply
 
     return dict(zip(plan.hosts, at_once(perform, plan.hosts, on_reply), strict=True))
-
-
-def ask_in_turn(reach: Transport, commands: Iterable[list[str]], seconds: float = 0.0) -> Reply:
-    """Perform commands on one host until a reply is not ok; return the last reply.
-
-    Args:
-        seconds: how long each command may take.
-    """
-    reply: Reply = {}
-    for words in commands:
-        reply = reach.call(words, seconds + _PATIENCE)
-        if reply.get("ok") is False:
-            break
-    return reply
 
 
 def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:

@@ -13,17 +13,8 @@ from secrets import token_hex
 from threading import Event
 
 from flagscale.errors import FlagScaleError, HostError, Problem
-from flagscale.files import room_for_files
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import (
-    ask,
-    ask_all,
-    ask_in_turn,
-    at_once,
-    reach_for_start,
-    run_command,
-    sees_our_files,
-)
+from flagscale.remote.hosts import ask, ask_all, reach_for_start, run_command, sees_our_files
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
@@ -135,8 +126,8 @@ def _start_hosts(
             done(len(replies), len(plan.nodes))
 
     try:
-        room_for_files(len(plan.hosts))
-        at_once(partial(_start_host, plan, unseen, taken_back), plan.hosts, note)
+        commands = partial(_start_commands, plan, unseen, taken_back)
+        ask_all(plan, commands, plan.start_timeout, note, partial(reach_for_start, plan))
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
         taken_back.set()
         stop(plan)
@@ -169,18 +160,6 @@ def _unseen_files(
             files.append((run_dir.secrets(host), "600", json.dumps(dict(secrets))))
         found[host] = [(str(path.relative_to(run_dir.path)), mode, text) for path, mode, text in files]
     return found
-
-
-def _start_host(
-    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], taken_back: Event, host: Host
-) -> Reply:
-    commands = _start_commands(plan, unseen, taken_back, host)
-    reply = ask_in_turn(reach_for_start(plan, host), commands, plan.start_timeout)
-    if not reply.get("ended"):
-        return reply
-    # The session, or the supervisor that it became, was killed: by a stop, for example.
-    found = ask(plan, host, run_command(plan, host, "outcome", reply["message"]))
-    return reply if found.get("unreachable") else found
 
 
 def _start_commands(

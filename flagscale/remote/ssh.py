@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 
 from flagscale import __version__
 from flagscale.node.commands import HELLO
@@ -42,11 +43,19 @@ class SshTransport:
             session = self._session()
             reply = session.ask(words, seconds)
         except Unreachable as failure:
-            ended = {"ended": True} if isinstance(failure, Ended) else {}
-            return {"ok": False, "message": str(failure), "unreachable": True, **ended}
+            if isinstance(failure, Ended) and self._access.supervises:
+                return self._ask_again(words, seconds, str(failure))
+            return {"ok": False, "message": str(failure), "unreachable": True}
         with self._lock:
             self._idle.append(session)
         return reply
+
+    def _ask_again(self, words: list[str], seconds: float, failure: str) -> Reply:
+        """Ask a plain session, after one that is a process of the run was killed: by a stop, for example."""
+        if words[0] == "start":
+            words = ["outcome", *words[1:], failure]
+        reply = SshTransport(replace(self._access, supervises=None)).call(words, seconds)
+        return {**reply, "message": failure} if reply.get("unreachable") else reply
 
     def _session(self) -> Session:
         """Return an idle session, or open another one: a stop must not wait for a start."""
@@ -109,7 +118,7 @@ class Session:
         except ConnectionError:
             raise Unreachable(self._ended("the connection was lost")) from None
         except EOFError:
-            raise Unreachable(self._ended("FlagScale does not start there", "".join(noise))) from None
+            raise Ended(self._ended("FlagScale does not start there", "".join(noise))) from None
         if reported[HELLO] != __version__:
             self._pipe.close()
             raise Unreachable(f"FlagScale {reported[HELLO]} is installed there, but {__version__} here")
