@@ -1,7 +1,7 @@
 """`python -m flagscale.node VERB ...`: the entry point for the scripts and for remote transports.
 
 `supervise` and `services` run until the job ends, `serve` until its launcher disconnects; the other verbs
-print one JSON object. `supervise - RANK RUN_ID` is a session like `serve` until it is asked to start that run.
+print one JSON object. `supervise - RANK RUN_ID` is a session like `serve` until it is to start that run.
 """
 
 from __future__ import annotations

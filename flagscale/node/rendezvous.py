@@ -14,9 +14,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from flagscale.frozen import dataclass
 from flagscale.node.channel import Link, LinkLost, Message
 
 _PUMP = 0.5

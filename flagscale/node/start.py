@@ -1,4 +1,4 @@
-"""Start a run on this host: its supervisor is the process that the run script executes, or the session itself.
+"""Start a run on this host: the run script executes its supervisor, or a session becomes the supervisor.
 
 The session does what the script would do, unless the script has lines of the user, which need a shell.
 """

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -21,6 +20,7 @@ from typing import Literal
 import psutil
 
 from flagscale.errors import FlagScaleError, UserError
+from flagscale.frozen import dataclass, replace
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
 from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks

@@ -27,7 +27,7 @@ class HostAccess:
     """None: the port in `~/.ssh/config`, else 22."""
     connect_timeout: float = 10.0
     supervises: tuple[str, int] | None = None
-    """The run (its id, the host's rank) whose supervisor a session of this transport may become at `start`."""
+    """Run id and host rank of the supervisor that a session of this transport may become at `start`."""
 
 
 class Transport(Protocol):

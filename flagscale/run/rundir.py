@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import locked, write_atomic
+from flagscale.frozen import dataclass
 from flagscale.values import Host, LaunchPlan, PlanVersionError
 
 
