@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from flagscale.frozen import asdict, dataclass, field, replace
 
 PLAN_VERSION = 6
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")

@@ -1,7 +1,7 @@
 """`python -m flagscale.node VERB ...`: the entry point for the scripts and for remote transports.
 
 `supervise` and `services` run until the job ends, `serve` until its launcher disconnects; the other verbs
-print one JSON object.
+print one JSON object. `supervise - RANK RUN_ID` is a session like `serve` until it is to start that run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ def main(words: list[str]) -> int:
     verb, *arguments = words
     if verb == "serve":
         return commands.serve()
+    if verb == "supervise" and arguments[0] == "-":
+        return commands.serve(supervises=arguments[1:])
     if verb in ("supervise", "services"):
         try:
             plan, node = commands.load(*arguments)
@@ -25,9 +27,9 @@ def main(words: list[str]) -> int:
                 from flagscale.node import services
 
                 return services.run(plan, node)
-            from flagscale.node.supervisor import Supervisor
+            from flagscale.node.start import supervise
 
-            return Supervisor(plan, node).run()
+            return supervise(plan, node)
         except (FlagScaleError, OSError) as error:
             print(f"flagscale: {error}", file=sys.stderr)
             return 1

@@ -1,18 +1,19 @@
 """An authenticated connection between two supervisors of a run: small JSON messages, a keepalive per second.
 
-Both sides prove that they know the secret of the run, which is never sent (an HMAC challenge each way, by
-`multiprocessing.connection`); nothing is unpickled.
+Both sides prove that they know the secret of the run, which is never sent (an HMAC challenge each way). Each
+message is preceded by its length, four bytes in network order.
 """
 
 from __future__ import annotations
 
+import errno
+import hmac
 import json
+import os
 import select
 import socket
 import struct
 import time
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 SILENCE = 4.0
@@ -21,6 +22,10 @@ GONE = "the connection to its supervisor was lost"
 _ALIVE_EVERY = 1.0
 _LARGEST = 1 << 16
 _ALIVE = b"{}"
+_LENGTH = struct.Struct("!I")
+_NONCE = 32
+_ROLES = (b"coordinator", b"member")
+"""Part of a proof, so that the proof of one side cannot be sent back as that of the other."""
 
 Message = dict[str, Any]
 
@@ -37,9 +42,8 @@ class LinkLost(Exception):
 class Link:
     """One side of a connection; used by one thread."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        # The connection's own `poll` would create such an object each time.
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLIN)
         self._looked = self._heard = self._spoke = time.monotonic()
@@ -61,7 +65,7 @@ class Link:
         try:
             while self._poll.poll(0):
                 self._heard = time.monotonic()
-                message = json.loads(self._connection.recv_bytes(_LARGEST))
+                message = json.loads(_received(self._connection, _LARGEST))
                 if message:
                     messages.append(message)
         except (OSError, EOFError, ValueError):
@@ -84,7 +88,7 @@ class Link:
     def _write(self, data: bytes) -> None:
         self._spoke = time.monotonic()
         try:
-            self._connection.send_bytes(data)
+            _send(self._connection, data)
         except (OSError, ValueError):
             raise LinkLost(GONE, is_closed=True) from None
 
@@ -109,12 +113,43 @@ def _proved(channel: socket.socket, secret: bytes, *, server: bool) -> Link | No
     for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         # Neither a silent unknown peer nor a full buffer may block this side.
         channel.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", int(SILENCE), 0))
-    connection = Connection(channel.detach())
-    steps = (deliver_challenge, answer_challenge) if server else (answer_challenge, deliver_challenge)
+    own, other = _ROLES if server else _ROLES[::-1]
     try:
-        for step in steps:
-            step(connection, secret)
-    except (AuthenticationError, OSError, EOFError):
-        connection.close()
-        return None
-    return Link(connection)
+        nonce = os.urandom(_NONCE)
+        _send(channel, nonce)
+        proof = _proof(secret, own, _received(channel, _NONCE))
+        if not server:  # which proves nothing to a stranger
+            _send(channel, proof)
+        if hmac.compare_digest(_received(channel, _NONCE), _proof(secret, other, nonce)):
+            if server:
+                _send(channel, proof)
+            return Link(channel)
+    except (OSError, EOFError):
+        pass
+    channel.close()
+    return None
+
+
+def _proof(secret: bytes, role: bytes, nonce: bytes) -> bytes:
+    return hmac.digest(secret, role + nonce, "sha256")
+
+
+def _send(channel: socket.socket, data: bytes) -> None:
+    channel.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def _received(channel: socket.socket, largest: int) -> bytes:
+    """Return the next message. Raises OSError if it is larger than allowed, EOFError at the end."""
+    (size,) = _LENGTH.unpack(_exactly(channel, _LENGTH.size))
+    if size > largest:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    return _exactly(channel, size)
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        if not (piece := channel.recv(size - len(data))):
+            raise EOFError
+        data += piece
+    return data

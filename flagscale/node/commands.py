@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 from flagscale import __version__
 from flagscale.errors import FlagScaleError
@@ -40,6 +41,7 @@ _OF_A_HOST: Mapping[str, Callable[..., Reply]] = {
 """Called with the words after the verb."""
 _OF_A_PLAN: Mapping[str, Callable[..., Reply]] = {
     "start": _later("start", "start"),
+    "outcome": _later("start", "outcome"),
     "stop": _later("stop", "stop"),
     "status": _later("status", "status"),
     "begin": _later("files", "begin"),
@@ -71,17 +73,21 @@ def execute(words: list[str]) -> Reply:
                 return {"ok": False, "message": str(error)}
             return _WITHOUT_PLAN[verb](run_id, int(rank))
         return _OF_A_PLAN[verb](plan, node, *more)
-    except FlagScaleError as error:
+    except Exception as error:
+        return _failed(verb, error)
+
+
+def _failed(verb: str, error: Exception) -> Reply:
+    """Return the reply that reports an expected failure; any other error is raised again."""
+    if isinstance(error, FlagScaleError):
         return {"ok": False, "message": str(error)}
-    except OSError as error:
+    if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return {"ok": False, "message": f"cannot {verb}: {place}{error.strerror}"}
-    except Exception as error:
-        import psutil  # here, because a start does not need it
-
-        if not isinstance(error, psutil.Error):
-            raise
-        return {"ok": False, "message": f"cannot {verb}: {error}"}
+    psutil = sys.modules.get("psutil")  # not imported here, because a session that starts a job does without
+    if psutil is None or not isinstance(error, psutil.Error):
+        raise error
+    return {"ok": False, "message": f"cannot {verb}: {error}"}
 
 
 def _load_late(exp_dir: str, rank: str, run_id: str) -> tuple[LaunchPlan, NodeCommand]:
@@ -131,8 +137,13 @@ HELLO = "flagscale"
 """The key that distinguishes the first line from anything that the user's shell prints before it."""
 
 
-def serve() -> int:
-    """Answer requests until the launcher disconnects."""
+def serve(supervises: list[str] | None = None) -> int:
+    """Answer requests until the launcher disconnects.
+
+    Args:
+        supervises: host rank and id of the run that this process supervises as soon as it is asked to start
+            it; `run_tags` must be in the environment with which it was executed.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="surrogateescape")
     # Output of other code must not be mistaken for an answer.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -140,6 +151,30 @@ def serve() -> int:
     answers.write("\n" + json.dumps({HELLO: __version__}) + "\n")
     answers.flush()
     for line in sys.stdin:
-        answers.write(json.dumps(execute(json.loads(line))) + "\n")
+        words: list[str] = json.loads(line)
+        if supervises and words[0] == "start" and words[2:] == supervises:
+            return _supervise(words, answers)
+        answers.write(json.dumps(execute(words)) + "\n")
         answers.flush()
     return 0
+
+
+def _supervise(words: list[str], answers: TextIO) -> int:
+    """Become the supervisor; the launcher gets one answer, and the job does not depend on its arrival."""
+
+    def answer(reply: Reply) -> None:
+        if answers.closed:
+            return
+        with suppress(OSError):
+            answers.write(json.dumps(reply) + "\n")
+        with suppress(OSError):
+            answers.close()
+
+    verb, exp_dir, rank, run_id = words
+    try:
+        from flagscale.node.start import supervise_from_session
+
+        return supervise_from_session(*_load_late(exp_dir, rank, run_id), answer)
+    except Exception as error:
+        answer(_failed(verb, error))
+        return 1

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from queue import Empty, SimpleQueue
 
 from flagscale.files import room_for_files
+from flagscale.frozen import asdict
 from flagscale.node.channel import GONE, Link, LinkLost, Message, accept
 from flagscale.node.network import listen
 from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Verdict, send_quietly, until

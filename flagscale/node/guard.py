@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import traceback
 from pathlib import Path
 
 from flagscale.node import processes
@@ -98,6 +97,8 @@ class GuardKeeper:
             os.closerange(_FIRST_FILE, os.sysconf("SC_OPEN_MAX"))
             guard(self._plan, self._node, 0)
         except BaseException:
+            import traceback  # here, because a start does not need it
+
             traceback.print_exc()
         finally:
             os._exit(0)

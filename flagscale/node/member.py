@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
+from flagscale.frozen import asdict
 from flagscale.node.channel import GONE, Link, LinkLost, Message, dial
 from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Verdict, send_quietly, until
 

@@ -7,16 +7,16 @@ heard from, this is reported to all others, and they end theirs.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing.connection import wait
 from typing import Literal, Protocol
 
+from flagscale.frozen import dataclass
 from flagscale.node.channel import Link, LinkLost, Message
 
 _PUMP = 0.5
@@ -133,7 +133,10 @@ class ChannelEnd(ABC):
 
     def _pump(self) -> None:
         while True:
-            wait([self._bell.fileno(), *(link.fileno() for link in self._open_links())], _PUMP)
+            poll = select.poll()
+            for number in (self._bell.fileno(), *(link.fileno() for link in self._open_links())):
+                poll.register(number, select.POLLIN)
+            poll.poll(1000 * _PUMP)
             with suppress(BlockingIOError):
                 self._bell.recv(4096)
             last = self._closing.is_set()

@@ -1,4 +1,7 @@
-"""Start a run on this host."""
+"""Start a run on this host: the run script executes its supervisor, or a session becomes the supervisor.
+
+The session does what the script would do, unless the script has lines of the user, which need a shell.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-from flagscale.run.env import run_tags
+from flagscale.run.env import import_path, run_tags
 from flagscale.run.failure import Failure, how_it_ended
 from flagscale.run.logs import last_lines, write_header
 from flagscale.run.rundir import RunDir
@@ -20,6 +25,8 @@ _POLL = 0.05
 _LAST_LINES = 20
 _MARGIN = 10.0
 """Seconds beyond `start_timeout` for the supervisors of several hosts, which report the missing host."""
+_STOPPED: Reply = {"ok": False, "message": "stopped", "stopped": True}
+_STOPPED_BEFORE: Reply = {"ok": False, "message": "stopped before it started", "stopped": True}
 
 
 def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
@@ -31,7 +38,7 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
     path = files.state(node.host)
     with files.on_host(node.host):
         if read_state(path, plan.run_id) is not None:
-            return {"ok": False, "message": "stopped before it started", "stopped": True}
+            return _STOPPED_BEFORE
         script = _start_script(plan, node)
         try:
             first = HostState(plan.run_id, "starting", ProcessId.of(script.pid), started=time.time())
@@ -50,21 +57,86 @@ def start(plan: LaunchPlan, node: NodeCommand) -> Reply:
         ended = script.poll() is not None
         if (stamp := _stamp(path)) != seen:
             state, seen = read_state(path, plan.run_id) or first, stamp
-        if state.phase == "failed" and state.failure:
-            return {"ok": False, "message": f"{state.failure.message}\n{state.failure.traceback}".rstrip()}
-        if state.phase == "stopped":
-            return {"ok": False, "message": "stopped", "stopped": True}
-        if state.phase != "starting":
-            return {"ok": True, "message": state.phase}
+        if reply := _reply(state):
+            return reply
         if ended:
-            return _failed(first, files, node, _script_failure(plan, node, script.returncode))
+            return _failed(plan, node, _script_failure(plan, node, script.returncode))
         time.sleep(_POLL)
     log = files.output(node.host)
-    reply = _failed(first, files, node, f"the job did not start within {plan.start_timeout:g} s; see {log}")
+    reply = _failed(plan, node, f"the job did not start within {plan.start_timeout:g} s; see {log}")
+    if reply["ok"]:
+        return reply
     from flagscale.node.stop import stop  # imports psutil, which a successful start does not need
 
     stop(plan, node)
     return reply
+
+
+def supervise(plan: LaunchPlan, node: NodeCommand) -> int:
+    """Supervise this host's share of a run in this process, which the run script executes.
+
+    Returns the exit code of the agent.
+    """
+    from flagscale.node.supervisor import Supervisor
+
+    supervisor = Supervisor(plan, node)
+    # Waits until `start` has written the first state. TERM is not handled yet: it just ends this process.
+    with RunDir(Path(plan.exp_dir)).on_host(node.host):
+        supervisor.begin()
+    return supervisor.run()
+
+
+def supervise_from_session(plan: LaunchPlan, node: NodeCommand, answer: Callable[[Reply], None]) -> int:
+    """Do the same in this process, a session of the launcher, without a script.
+
+    Args:
+        answer: called with the reply, as of `start`; the first call counts.
+
+    Raises:
+        FlagScaleError, OSError: this process cannot become the supervisor; there is no state of this run.
+    """
+    from flagscale.node.supervisor import Supervisor
+
+    def report(state: HostState) -> None:
+        if reply := _reply(state):
+            answer(reply)
+
+    files = RunDir(Path(plan.exp_dir))
+    with files.on_host(node.host):
+        if read_state(files.state(node.host), plan.run_id) is not None:
+            answer(_STOPPED_BEFORE)
+            return 1
+        _leave_session(plan, node)
+        supervisor = Supervisor(plan, node, report)
+        supervisor.begin()
+    return supervisor.run()
+
+
+def _leave_session(plan: LaunchPlan, node: NodeCommand) -> None:
+    """Give this process what the run script would have: its session, streams, signals, and environment."""
+    os.setsid()
+    with _open_log(plan, node) as output, open(os.devnull, "rb") as nothing:
+        for source, stream in ((nothing, 0), (output, 1), (output, 2)):
+            os.dup2(source.fileno(), stream)
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)  # a shell makes the programs in its background ignore these
+    os.environ["PWD"] = node.cwd
+    if plan.source_root:
+        os.environ["PYTHONPATH"] = import_path(plan.source_root, os.environ.get("PYTHONPATH", ""))
+
+
+def outcome(plan: LaunchPlan, node: NodeCommand, what: str) -> Reply:
+    """Reply as `start` for a start whose session has ended without an answer; `what` was noticed then."""
+    return _failed(plan, node, what)
+
+
+def _reply(state: HostState) -> Reply | None:
+    """Return the reply to a start that has led to this state; None while that is open."""
+    if state.phase == "stopped":
+        return _STOPPED
+    if state.phase == "failed" and state.failure:
+        return {"ok": False, "message": f"{state.failure.message}\n{state.failure.traceback}".rstrip()}
+    return None if state.phase == "starting" else {"ok": True, "message": state.phase}
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -89,11 +161,9 @@ def vacant(exp_dir: str) -> Reply:
 
 
 def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes]:
-    files = RunDir(Path(plan.exp_dir))
-    with files.output(node.host).open("ab") as output:
-        write_header(output, plan.run_id, node.host.name, time.strftime("%Y-%m-%d %H:%M:%S"))
+    with _open_log(plan, node) as output:
         return subprocess.Popen(
-            ["bash", str(files.run_script(node.host))],
+            ["bash", str(RunDir(Path(plan.exp_dir)).run_script(node.host))],
             # Identifies it as a process of this run from its first moment.
             env={**os.environ, **run_tags(plan.run_id, node.host.rank)},
             stdin=subprocess.DEVNULL,
@@ -103,19 +173,27 @@ def _start_script(plan: LaunchPlan, node: NodeCommand) -> subprocess.Popen[bytes
         )
 
 
+def _open_log(plan: LaunchPlan, node: NodeCommand) -> BinaryIO:
+    """Return the log of this host, with the header of this run as its last line."""
+    output = RunDir(Path(plan.exp_dir)).output(node.host).open("ab")
+    write_header(output, plan.run_id, node.host.name, time.strftime("%Y-%m-%d %H:%M:%S"))
+    return output
+
+
 def _script_failure(plan: LaunchPlan, node: NodeCommand, code: int) -> str:
     what = "experiment.cmds.before_start" if plan.before_start else "the start script"
     printed = last_lines(RunDir(Path(plan.exp_dir)).output(node.host), plan.run_id, _LAST_LINES).strip()
     return f"{what} {how_it_ended(code)}: {printed or 'it printed nothing'}"
 
 
-def _failed(first: HostState, files: RunDir, node: NodeCommand, message: str) -> Reply:
-    """Record that the start failed, unless it was stopped meanwhile."""
+def _failed(plan: LaunchPlan, node: NodeCommand, message: str) -> Reply:
+    """Record that the start failed, unless its end, or its success, was recorded meanwhile."""
+    files = RunDir(Path(plan.exp_dir))
     path = files.state(node.host)
     with files.on_host(node.host):
-        state = read_state(path, first.run_id) or first
-        if state.phase == "stopped":
-            return {"ok": False, "message": "stopped", "stopped": True}
+        state = read_state(path, plan.run_id) or HostState(plan.run_id, "starting")
+        if reply := _reply(state):
+            return reply
         failure = Failure(message, exitcode=1, time=time.time())
         state.changed(phase="failed", failure=failure, exit_code=1, ended=time.time()).write(path)
     return {"ok": False, "message": message}

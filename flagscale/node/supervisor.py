@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -20,6 +20,7 @@ from typing import Literal
 import psutil
 
 from flagscale.errors import FlagScaleError, UserError
+from flagscale.frozen import dataclass, replace
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
 from flagscale.node import processes
 from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks
@@ -55,23 +56,31 @@ class AttemptOutcome:
 class Supervisor:
     """Runs one host's share of a plan; `run` returns the agent's exit code (0 if stopped)."""
 
-    def __init__(self, plan: LaunchPlan, node: NodeCommand) -> None:
-        self._plan, self._node = plan, node
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        node: NodeCommand,
+        report: Callable[[HostState], None] = lambda state: None,
+    ) -> None:
+        """Prepare; `report` is called with the state in which the start has succeeded, and with the last."""
+        self._plan, self._node, self._report = plan, node, report
         self._files = RunDir(Path(plan.exp_dir))
         self._stop_requested = False
         self._guard = GuardKeeper(plan, node)
         self._state = HostState(plan.run_id, "starting", ProcessId.of(os.getpid()), started=time.time())
 
+    def begin(self) -> None:
+        """Record the first state; the caller holds this host's lock."""
+        self._record()
+
     def run(self) -> int:
         adopt_orphans()
-        # Waits until `start` has written the first state. TERM is not handled yet: it just ends this process.
-        with self._files.on_host(self._node.host):
-            self._record()
         signal.signal(signal.SIGTERM, self._on_term)
         for ignored in (signal.SIGINT, signal.SIGHUP):
             # Not SIG_IGN, which the engine would inherit.
             signal.signal(ignored, lambda number, frame: None)
         try:
+            os.chdir(self._node.cwd)
             self._keep_guard()
             secrets = self._secrets()
             peers = _peers(self._plan, self._node, secrets.pop(CHANNEL_SECRET, ""))
@@ -110,6 +119,7 @@ class Supervisor:
         try:
             agent = start_agent(self._node, begin, self._plan.channel, secrets)
             self._record(phase="running", engine=ProcessId.of(agent.pid), members=begin.hosts)
+            self._report(self._state)
         except (OSError, ValueError) as error:
             self._end_leftovers()
             why = f"the engine cannot be started: {error}"
@@ -246,6 +256,7 @@ class Supervisor:
         self._note(
             phase=outcome.phase, exit_code=outcome.exit_code, failure=outcome.failure, ended=time.time()
         )
+        self._report(self._state)
         self._guard.end()
         return 0 if outcome.phase == "stopped" else outcome.exit_code
 

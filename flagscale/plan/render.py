@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from flagscale.run.env import import_path
 from flagscale.run.rundir import RunDir
 from flagscale.values import LaunchPlan, NodeCommand
 
@@ -107,7 +108,5 @@ def node_lines(plan: LaunchPlan, node: NodeCommand, verb: str) -> list[str]:
 def _pythonpath(plan: LaunchPlan) -> list[str]:
     if not plan.source_root:
         return []
-    # In a clone, the folder `vllm` holds our plugin under a unique name. Among installed packages, `vllm` is
-    # vLLM itself, and its modules would hide other packages: `vllm/tokenizers` hides `tokenizers`.
-    roots = f"{plan.source_root}:{plan.source_root}/vllm"
-    return [f"export PYTHONPATH={shlex.quote(roots)}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    roots = shlex.quote(import_path(plan.source_root))
+    return [f"export PYTHONPATH={roots}${{PYTHONPATH:+:$PYTHONPATH}}"]

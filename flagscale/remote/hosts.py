@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
-from flagscale.remote.transport import HostAccess, transport
+from flagscale.remote.transport import HostAccess, Transport, new_transport, transport
 from flagscale.run.logs import find_run, path_of, read_piece
 from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
@@ -35,6 +36,7 @@ def ask_all(
     seconds: float = 0.0,
     on_reply: Callable[[Host, Reply], None] | None = None,
     hosts: Collection[Host] | None = None,
+    reach: Callable[[Host], Transport] | None = None,
 ) -> dict[Host, Reply]:
     """Perform commands on every host of the plan; return the last reply of each host, in rank order.
 
@@ -45,19 +47,32 @@ def ask_all(
         seconds: how long each command may take.
         on_reply: called with each host and its last reply as they arrive.
         hosts: only these hosts of the plan.
+        reach: returns the transport to a host; default: the one that this process keeps.
     """
     asked = plan.hosts if hosts is None else [host for host in plan.hosts if host in hosts]
     room_for_files(len(asked))
 
     def perform(host: Host) -> Reply:
+        way = reach(host) if reach else transport(access(plan, host))
         reply: Reply = {}
         for words in commands_of(host):
-            reply = ask(plan, host, words, seconds)
+            reply = way.call(words, seconds + _PATIENCE)
             if reply.get("ok") is False:
                 break
         return reply
 
     return dict(zip(asked, at_once(perform, asked, on_reply), strict=True))
+
+
+def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
+    """Return the transport by which a host is started: a session there becomes the supervisor.
+
+    It cannot if lines of the user come first, because a shell has to run them.
+    """
+    known = access(plan, host)
+    if plan.before_start:
+        return transport(known)
+    return new_transport(replace(known, supervises=(plan.run_id, host.rank)))
 
 
 def at_once[Item, Value](

@@ -13,8 +13,9 @@ from threading import Event
 
 from flagscale.errors import FlagScaleError
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import ask, ask_all, run_command, sees_our_files
+from flagscale.remote.hosts import ask, ask_all, reach_for_start, run_command, sees_our_files
 from flagscale.remote.report import host_error
+from flagscale.remote.transport import Transport
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
@@ -107,7 +108,8 @@ def recorded(
 def _start_hosts(
     plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], done: OnProgress | None
 ) -> None:
-    _reach_hosts(plan, unseen)
+    ways = {host: reach_for_start(plan, host) for host in plan.hosts}
+    _reach_hosts(plan, unseen, ways)
     replies: dict[Host, Reply] = {}
     stopped: dict[Host, Reply] = {}
 
@@ -119,7 +121,8 @@ def _start_hosts(
             done(len(replies), len(plan.nodes))
 
     try:
-        ask_all(plan, lambda host: [run_command(plan, host, "start")], plan.start_timeout, note)
+        starts = {host: [run_command(plan, host, "start")] for host in plan.hosts}
+        ask_all(plan, starts.__getitem__, plan.start_timeout, note, reach=ways.__getitem__)
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
         stop(plan)
         raise
@@ -142,7 +145,9 @@ def _has_failed(reply: Reply) -> bool:
     return not (reply["ok"] or reply.get("stopped"))
 
 
-def _reach_hosts(plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]]) -> None:
+def _reach_hosts(
+    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], ways: Mapping[Host, Transport]
+) -> None:
     """Log in to all hosts and send them the files that they cannot see, before any of them starts.
 
     So the hosts that start first do not wait, until they give up, while the launcher still logs in to others;
@@ -167,7 +172,7 @@ def _reach_hosts(plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]]) 
             yield ["put", directory, *file]
 
     try:
-        replies = ask_all(plan, commands)
+        replies = ask_all(plan, commands, reach=ways.__getitem__)
         if failed := [(host, reply["message"]) for host, reply in replies.items() if not reply["ok"]]:
             raise host_error("the job was not started:", failed)
     except BaseException:

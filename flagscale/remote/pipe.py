@@ -9,6 +9,10 @@ class Unreachable(Exception):
     """A host cannot be reached; the message says why, and how to fix it if that is known."""
 
 
+class Ended(Unreachable):
+    """The host was reached, but the program there has ended."""
+
+
 class Pipe(Protocol):
     """The standard streams of one program on a host; used by one thread at a time.
 

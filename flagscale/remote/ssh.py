@@ -1,7 +1,8 @@
 """Remote hosts: sessions of `python -m flagscale.node serve`, one after another or at the same time.
 
-Nothing that a user wrote becomes shell text: the command line holds only two quoted paths; everything else is
-sent as JSON on the session's standard input.
+A session that starts a host becomes its supervisor, so that a start takes one Python per host. Nothing that a
+user wrote becomes shell text: the command line holds only two quoted paths and the run's id; everything else
+is sent as JSON on the session's standard input.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 
 from flagscale import __version__
 from flagscale.node.commands import HELLO
 from flagscale.remote.openssh import client as openssh
 from flagscale.remote.openssh import connection as with_openssh
-from flagscale.remote.pipe import Pipe, Unreachable
+from flagscale.remote.pipe import Ended, Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
+from flagscale.run.env import run_tags
 from flagscale.run.state import Reply
 
 _LAST_LINES = 20
@@ -40,10 +43,19 @@ class SshTransport:
             session = self._session()
             reply = session.ask(words, seconds)
         except Unreachable as failure:
+            if isinstance(failure, Ended) and self._access.supervises:
+                return self._ask_again(words, seconds, str(failure))
             return {"ok": False, "message": str(failure), "unreachable": True}
         with self._lock:
             self._idle.append(session)
         return reply
+
+    def _ask_again(self, words: list[str], seconds: float, failure: str) -> Reply:
+        """Ask a plain session, after one that is a process of the run was killed: by a stop, for example."""
+        if words[0] == "start":
+            words = ["outcome", *words[1:], failure]
+        reply = SshTransport(replace(self._access, supervises=None)).call(words, seconds)
+        return {**reply, "message": failure} if reply.get("unreachable") else reply
 
     def _session(self) -> Session:
         """Return an idle session, or open another one: a stop must not wait for a start."""
@@ -60,8 +72,7 @@ class Session:
 
     def __init__(self, access: HostAccess) -> None:
         self._timeout = access.connect_timeout
-        words = ["env", f"PYTHONPATH={access.source_root}", access.python, "-m", "flagscale.node", "serve"]
-        self._pipe = connect(access, shlex.join(words))
+        self._pipe = connect(access, _session_command(access))
         self._greet()
 
     def is_open(self) -> bool:
@@ -76,7 +87,9 @@ class Session:
         except TimeoutError:
             self._pipe.close()
             raise Unreachable(f"no answer within {seconds:g} s") from None
-        except (OSError, EOFError, ValueError) as error:
+        except EOFError as error:
+            raise Ended(self._ended(f"the connection was lost ({error})")) from None
+        except (OSError, ValueError) as error:
             raise Unreachable(self._ended(f"the connection was lost ({error})")) from None
         return reply
 
@@ -105,7 +118,7 @@ class Session:
         except ConnectionError:
             raise Unreachable(self._ended("the connection was lost")) from None
         except EOFError:
-            raise Unreachable(self._ended("FlagScale does not start there", "".join(noise))) from None
+            raise Ended(self._ended("FlagScale does not start there", "".join(noise))) from None
         if reported[HELLO] != __version__:
             self._pipe.close()
             raise Unreachable(f"FlagScale {reported[HELLO]} is installed there, but {__version__} here")
@@ -115,6 +128,25 @@ class Session:
         errors = self._pipe.last_words()
         self._pipe.close()
         return _quoting(what, errors if errors.strip() else printed)
+
+
+def _session_command(access: HostAccess) -> str:
+    """Return the shell command of a session.
+
+    If the session is to become a supervisor, the kernel records it as a process of the run from its first
+    moment: `run_tags` are in its environment. It runs in the background, so that the SSH session can end
+    before it does, and `cat` keeps that session open until it closes its output.
+    """
+    environment, verb = {"PYTHONPATH": access.source_root}, ["serve"]
+    if access.supervises:
+        run_id, rank = access.supervises
+        environment, verb = environment | run_tags(run_id, rank), ["supervise", "-", str(rank), run_id]
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    command = shlex.join(["env", *variables, access.python, "-m", "flagscale.node", *verb])
+    if not access.supervises:
+        return command
+    # A program in the background has no input unless it is given one.
+    return shlex.join(["sh", "-c", f"exec 3<&0; {{ {command} <&3 3<&- & }} | exec cat 3<&-"])
 
 
 def _quoting(what: str, printed: str) -> str:

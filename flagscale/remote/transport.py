@@ -1,4 +1,4 @@
-"""Reach hosts: one open transport per host, kept for as long as the command runs."""
+"""Reach hosts: one open transport per host, kept for as long as the command runs, and one for its start."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class HostAccess:
     ssh_port: int | None = None
     """None: the port in `~/.ssh/config`, else 22."""
     connect_timeout: float = 10.0
+    supervises: tuple[str, int] | None = None
+    """Run id and host rank of the supervisor that a session of this transport may become at `start`."""
 
 
 class Transport(Protocol):
@@ -56,7 +58,11 @@ class LocalTransport:
 @cache
 def transport(access: HostAccess) -> Transport:
     """Return the transport to a host; always the same one for the same host."""
-    made: Transport = registry.load("transports", "local" if is_local(access.host) else access.transport)(
-        access
-    )
+    return new_transport(access)
+
+
+def new_transport(access: HostAccess) -> Transport:
+    """Return a transport to a host whose connections end with the last reference to it."""
+    name = "local" if is_local(access.host) else access.transport
+    made: Transport = registry.load("transports", name)(access)
     return made

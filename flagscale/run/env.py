@@ -21,6 +21,15 @@ CHIP = "FLAGSCALE_CHIP"
 """The name of the platform on which a rank runs; the worker uses the chip of the same name."""
 
 
+def import_path(source_root: str, further: str = "") -> str:
+    """Return PYTHONPATH for the processes of a run that imports FlagScale from a clone.
+
+    In a clone, the folder `vllm` holds our plugin under a unique name. Among installed packages, `vllm` is
+    vLLM itself, and its modules would hide other packages: `vllm/tokenizers` hides `tokenizers`.
+    """
+    return ":".join(filter(None, (source_root, f"{source_root}/vllm", further)))
+
+
 def run_tags(run_id: str, rank: int) -> dict[str, str]:
     """Return the environment that marks a process as part of a run, on the host with this rank."""
     return {RUN_ID: run_id, HOST_RANK: str(rank)}

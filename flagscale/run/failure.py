@@ -9,10 +9,10 @@ import json
 import re
 import signal
 import time
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from flagscale.files import write_atomic
+from flagscale.frozen import asdict, dataclass, replace
 from flagscale.run.logs import last_lines, rank_logs
 from flagscale.run.rundir import RunDir
 from flagscale.values import LaunchPlan, NodeCommand
@@ -111,7 +111,7 @@ def first_failure(
 
 def _read_failure(file: Path) -> Failure | None:
     """Return the failure that the agent reported for a rank or a service; None if it reported none."""
-    known = {field.name for field in fields(Failure)}
+    known = Failure.__match_args__
     try:
         reported = json.loads(file.read_text(encoding="utf-8"))
         return Failure(**{name: value for name, value in reported.items() if name in known})

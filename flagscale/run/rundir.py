@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import locked, write_all, write_atomic
+from flagscale.frozen import dataclass
 from flagscale.values import Host, LaunchPlan, PlanVersionError
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
+from flagscale.frozen import asdict, dataclass, replace
 from flagscale.linux import birth, boot
 from flagscale.run.failure import Failure
 

@@ -26,6 +26,8 @@ from flagscale.values import Host
 from flagscale_testing.farm.parts import Part
 
 _BACKLOG = 100
+_SUPERVISES = " supervise "
+"""In the command of a session that becomes the supervisor when it is asked to start (`flagscale.node`)."""
 _MEMBER_MARGIN = 8.0
 """Seconds that a supervisor waits beyond `start_timeout` (`flagscale.node.member`)."""
 
@@ -76,6 +78,8 @@ class PlayedHost:
         self.note(verb)
         if verb in ("vacant", "put", "ready"):
             return {"ok": True}
+        if verb == "outcome":
+            return {"ok": False, "message": arguments[-1]}
         exp_dir, rank, run_id, *_ = arguments
         if verb == "start":  # its supervisor reads the secrets first of all
             secrets = RunDir(Path(exp_dir)).secrets(Host(int(rank), self.part.address, 1, "cpu"))
@@ -166,7 +170,10 @@ class PlayedHost:
         async with asyncio.TaskGroup() as group:
             group.create_task(answer())
             while line := await process.stdin.readline():
-                replies.put_nowait(group.create_task(self.execute(json.loads(line))))
+                words: list[str] = json.loads(line)
+                replies.put_nowait(group.create_task(self.execute(words)))
+                if words[0] == "start" and _SUPERVISES in (process.command or ""):
+                    break  # the session has become the supervisor: it answers once
             replies.put_nowait(None)
 
 

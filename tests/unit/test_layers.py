@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 FLAGSCALE = ROOT / "flagscale"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("frozen",),
     ("__init__", "errors", "formats", "linux", "streams", "values"),
     ("files", "registry"),
     ("config", "checks", "run"),
@@ -36,6 +37,7 @@ SHARED_WITH_WORKERS = (
     "errors",
     "files",
     "formats",
+    "frozen",
     "linux",
     "values",
     "registry",
