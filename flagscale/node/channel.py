@@ -7,6 +7,7 @@ Both sides prove that they know the secret of the run, which is never sent (an H
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import struct
@@ -80,6 +81,10 @@ class Link:
 
     def close(self) -> None:
         self._connection.close()
+
+    def hold_until_exit(self) -> None:
+        """Have the kernel close the connection when this process ends, and nothing else before that."""
+        os.dup(self.fileno())
 
     def _write(self, data: bytes) -> None:
         self._spoke = time.monotonic()

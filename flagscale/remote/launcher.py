@@ -13,8 +13,9 @@ from secrets import token_hex
 from threading import Event
 
 from flagscale.errors import FlagScaleError, HostError, Problem
+from flagscale.files import room_for_files
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import ask, ask_all, run_command, sees_our_files
+from flagscale.remote.hosts import ask, ask_all, at_once, run_command, sees_our_files
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
@@ -28,6 +29,10 @@ FileToSend = tuple[str, str, str]
 _POLL = 0.1
 _LEAVING = 10.0
 """Seconds that the supervisor of a run that has just ended may take to exit."""
+_FIRST_ANSWER = 5.0
+"""Seconds that a stop waits for the first host's answer before it turns to the others."""
+_CONFIRMING = 20.0
+"""Seconds, in addition to the longest grace, that the first host has to end the others too."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def _start_hosts(
         replies[host] = reply
         if not reply["ok"] and not stopped:
             taken_back.set()
-            stopped.update(stop(plan))  # immediately: the others are waiting for this host
+            stopped.update(_stop_each(plan))  # immediately: the others are waiting for this host
         if done and not stopped:
             done(len(replies), len(plan.nodes))
 
@@ -130,7 +135,7 @@ def _start_hosts(
         ask_all(plan, commands, plan.start_timeout, note)
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
         taken_back.set()
-        stop(plan)
+        _stop_each(plan)
         raise
     if not stopped:
         return
@@ -267,6 +272,48 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
 
 
 def stop(plan: LaunchPlan) -> dict[Host, Reply]:
-    """End the run on every host; each reply says what happened there."""
-    longest = max(node.stop_grace for node in plan.nodes)
-    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest)
+    """End the run on every host; each reply says what happened there.
+
+    Usually one session is enough: the first host's supervisor ends those of the others, which confirm to it
+    that nothing is left. Every host that does not confirm this is asked itself.
+    """
+    if not plan.stops_together:
+        return _stop_each(plan)
+    first, longest = plan.hosts[0], _longest_grace(plan)
+    linked: set[int] = set()
+    ended: set[int] = set()
+    is_linked, has_ended = Event(), Event()
+
+    def stop_first() -> Reply:
+        reply = ask(plan, first, run_command(plan, first, "status"))
+        if reply.get("phase") == "running":
+            linked.update(reply["members"] or [host.rank for host in plan.hosts])
+        is_linked.set()
+        if not reply.get("unreachable"):
+            reply = ask(plan, first, run_command(plan, first, "stop"), longest)
+            ended.update(reply.pop("ended_with", ()))
+        has_ended.set()
+        return reply
+
+    def stop_other(host: Host) -> Reply:
+        if is_linked.wait(_FIRST_ANSWER) and host.rank in linked:
+            has_ended.wait(longest + _CONFIRMING)
+        return {} if host.rank in ended else ask(plan, host, run_command(plan, host, "stop"), longest)
+
+    room_for_files(len(plan.hosts))
+    replies = at_once(lambda host: stop_first() if host == first else stop_other(host), plan.hosts)
+    stopped: Reply = {"ok": True, "ended": True, "message": "stopped"}
+    return {
+        # A session that came late has found nothing, because the first host had ended it.
+        host: stopped if host.rank in ended and reply.get("ok", True) else reply
+        for host, reply in zip(plan.hosts, replies, strict=True)
+    }
+
+
+def _stop_each(plan: LaunchPlan) -> dict[Host, Reply]:
+    """End the run by a session on every host, as if there were no channel."""
+    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], _longest_grace(plan))
+
+
+def _longest_grace(plan: LaunchPlan) -> float:
+    return max(node.stop_grace for node in plan.nodes)
