@@ -257,6 +257,14 @@ class LaunchPlan:
         """Whether each host runs a job of its own."""
         return any(node.job_dir for node in self.nodes)
 
+    @property
+    def stops_together(self) -> bool:
+        """Whether a stop of the first host ends the others through the channel, without a session on each.
+
+        Lines to run after a stop need that session.
+        """
+        return self.channel is not None and not self.after_stop
+
     def node(self, rank: int) -> NodeCommand:
         """Return the command of the host with this rank; raises ValueError if the plan has no such host."""
         for node in self.nodes:

@@ -85,6 +85,10 @@ class Link:
     def close(self) -> None:
         self._connection.close()
 
+    def hold_until_exit(self) -> None:
+        """Have the kernel close the connection when this process ends, and nothing else before that."""
+        os.dup(self.fileno())
+
     def _write(self, data: bytes) -> None:
         self._spoke = time.monotonic()
         try:

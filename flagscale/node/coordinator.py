@@ -39,6 +39,9 @@ class Coordinator(ChannelEnd):
         self._ready: dict[int, int] = {}
         self._taking_part: set[int] = set()
         self._closed: dict[int, float] = {}
+        self._confirmed: set[int] = set()
+        self._ended: set[int] = set()
+        """The hosts that have confirmed their end and whose connection the kernel has closed since."""
         self._last_sent: Message | None = None
         self._strangers: SimpleQueue[Link] = SimpleQueue()
         self._unnamed: list[Link] = []
@@ -77,6 +80,12 @@ class Coordinator(ChannelEnd):
     def _report(self, verdict: Verdict) -> None:
         self._take(verdict)
         self._announce({"verdict": asdict(verdict)})
+
+    def confirm_end(self, deadline: float) -> tuple[int, ...]:
+        with self._changed:
+            # Only a host that is linked may still confirm: one that is silent loses its link.
+            self._changed.wait_for(lambda: not self._links, deadline - time.monotonic())
+            return tuple(sorted(self._ended))
 
     def _with_fewer(self, attempt: int, hosts: list[int], seconds: float) -> AttemptStart | Verdict:
         """Start with the hosts that are ready, if they are enough; the first attempt needs all hosts."""
@@ -120,6 +129,10 @@ class Coordinator(ChannelEnd):
                 self._lost(host, str(lost))
                 if lost.is_closed:
                     self._closed[host] = time.monotonic()
+                    if host in self._confirmed:
+                        self._ended.add(host)
+        if not self._links:
+            self._changed.notify_all()
 
     def _lost(self, host: int, why: str) -> None:
         self._links.pop(host).close()
@@ -148,6 +161,8 @@ class Coordinator(ChannelEnd):
                     self._lost(host, "its supervisor lost the connection")
                 self._links[host] = link
                 self._closed.pop(host, None)
+                self._confirmed.discard(host)
+                self._ended.discard(host)
                 for message in messages[1:]:
                     self._heard(host, message)
 
@@ -162,6 +177,8 @@ class Coordinator(ChannelEnd):
                 self._taking_part.discard(host)
             else:
                 self._pass_on(verdict)
+        elif message.get("confirmed") == self._attempt:
+            self._confirmed.add(host)
 
     def _pass_on(self, verdict: Verdict) -> None:
         if self._take(verdict):

@@ -58,6 +58,14 @@ class Member(ChannelEnd):
             self._outbox.append({"verdict": asdict(verdict)})
             self._ring()
 
+    def confirm_end(self, deadline: float) -> tuple[int, ...]:
+        with self._lock:
+            if self._link:
+                self._link.hold_until_exit()
+                self._outbox.append({"confirmed": self._attempt})
+                self._ring()
+        return ()
+
     def _left_out(self, attempt: int) -> Verdict:
         return Verdict(attempt, "failed", self._rank, "this host was too late: the job continues without it")
 

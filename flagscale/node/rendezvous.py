@@ -2,7 +2,8 @@
 
 A star: the supervisor of the first host listens (`Coordinator`), the others connect to it (`Member`). Each
 attempt of the job begins when every host is ready; when one host's part fails, is stopped, or is no longer
-heard from, this is reported to all others, and they end theirs.
+heard from, this is reported to all others, and they end theirs. If the first host is stopped, the others also
+confirm to it that nothing of the run is left on them.
 """
 
 from __future__ import annotations
@@ -61,6 +62,18 @@ class Peers(Protocol):
         """Report to all other hosts how this host's part ended."""
         ...
 
+    def wait(self, seconds: float) -> None:
+        """Wait for at most this time, but not longer than until there is a verdict."""
+        ...
+
+    def confirm_end(self, deadline: float) -> tuple[int, ...]:
+        """Confirm that nothing of the run is left on this host but this process, which then exits.
+
+        Returns the hosts that have confirmed the same to this one and whose supervisors have exited since. It
+        waits for them, but not beyond the deadline (`time.monotonic`).
+        """
+        ...
+
     def close(self) -> None:
         """Send the remaining messages and disconnect."""
         ...
@@ -78,6 +91,12 @@ class Alone:
     def report(self, verdict: Verdict) -> None:
         pass
 
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def confirm_end(self, deadline: float) -> tuple[int, ...]:
+        return ()
+
     def close(self) -> None:
         pass
 
@@ -87,6 +106,8 @@ class ChannelEnd(ABC):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        """Notified when there is a verdict, and when the last link is lost."""
         self._attempt = -1
         self._verdict: Verdict | None = None
         self._outbox: list[Message] = []
@@ -99,6 +120,11 @@ class ChannelEnd(ABC):
     def verdict(self) -> Verdict | None:
         with self._lock:
             return self._verdict
+
+    def wait(self, seconds: float) -> None:
+        with self._changed:
+            if self._verdict is None:
+                self._changed.wait(seconds)
 
     def close(self) -> None:
         self._closing.set()
@@ -121,6 +147,7 @@ class ChannelEnd(ABC):
             is_new = self._verdict is None and verdict.attempt == self._attempt
         if is_new:
             self._verdict = verdict
+            self._changed.notify_all()
         return is_new
 
     def _is_stopped(self) -> bool:

@@ -28,7 +28,8 @@ _UNKNOWN_GRACE = 10.0
 def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
     """End every process of the run on this host, then run `after_stop` if there were any; safe to repeat.
 
-    Reply: {"ok": bool, "message": str, "ended": whether anything was running}.
+    Reply: {"ok": bool, "message": str, "ended": whether anything was running}, and "ended_with": the ranks of
+    other hosts that have ended with this one, if there are any; nothing of the run is left on them either.
     """
     files = RunDir(Path(plan.exp_dir))
     _wake_holder(plan, node)
@@ -39,7 +40,8 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
             state = _state(plan, node)  # the final one, if it has ended since
         # Another host's stop may have reached the supervisor first; `after_stop` still has to run.
         running = bool(living) or (state.phase == "stopped" and not state.is_tidied)
-        died = state.supervisor is not None and processes.living(state.supervisor) is None
+        was_supervised = processes.living(state.supervisor) is not None
+        died = state.supervisor is not None and not was_supervised
         left = _end(plan, node, state)
         # Not earlier: a supervisor that is starting would miss them, and fail instead of being stopped.
         files.secrets(node.host).unlink(missing_ok=True)
@@ -51,7 +53,10 @@ def stop(plan: LaunchPlan, node: NodeCommand) -> Reply:
         with suppress(OSError):  # a full disk must not prevent a stop
             _state(plan, node).changed(is_tidied=True).write(files.state(node.host))
         trouble = _after_stop(plan, node)
-    return {"ok": not trouble, "ended": True, "message": trouble or "stopped"}
+    reply: Reply = {"ok": not trouble, "ended": True, "message": trouble or "stopped"}
+    # What an earlier stop has found is too old to rely on.
+    others = _state(plan, node).ended_with if was_supervised else ()
+    return {**reply, "ended_with": others} if others else reply
 
 
 def stop_without_plan(run_id: str, rank: int) -> Reply:
@@ -96,7 +101,9 @@ def _end(plan: LaunchPlan, node: NodeCommand, state: HostState) -> list[psutil.P
     supervisor, group = processes.living(state.supervisor), processes.group_of(state)
     if supervisor:
         processes.send([supervisor], signal.SIGTERM)
-        processes.wait_until_gone(supervisor, node.stop_grace + _STOP_SLACK)
+        # It also waits for the hosts that end with this one.
+        longest = max(one.stop_grace for one in (plan.nodes if plan.stops_together else (node,)))
+        processes.wait_until_gone(supervisor, longest + _STOP_SLACK)
     return processes.end(
         lambda: processes.of_run(plan.run_id, node.host.rank, group),
         _LEFTOVER_GRACE if supervisor else node.stop_grace,

@@ -38,6 +38,8 @@ from flagscale.values import LaunchPlan, NodeCommand
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
 """Grace, in seconds, for remaining processes of a run after its agent has ended."""
+_CONFIRMING = 5.0
+"""Seconds that all hosts have to confirm a stop, in addition to those that their agents may take."""
 _EXPLAINING = 5.0
 """Seconds that an agent has to end after one of its ranks has failed; it ends the other ranks first."""
 
@@ -51,6 +53,9 @@ class AttemptOutcome:
     failure: Failure | None = None
     is_final: bool = False
     """Whether another attempt would end in the same way."""
+    confirm_until: float | None = None
+    """Set if a stop of the first host has ended the others with it, and nothing is left on this one: the time
+    (`time.monotonic`) by which all of them should have confirmed this to the first host."""
 
 
 class Supervisor:
@@ -85,9 +90,9 @@ class Supervisor:
             secrets = self._secrets()
             peers = _peers(self._plan, self._node, secrets.pop(CHANNEL_SECRET, ""))
         except (FlagScaleError, OSError) as error:
-            return self._finish(_failed(f"the job cannot be started: {error}"))
+            return self._finish(_failed(f"the job cannot be started: {error}"), Alone())
         try:
-            return self._finish(self._attempts(peers, secrets))
+            return self._finish(self._attempts(peers, secrets), peers)
         finally:
             peers.close()
 
@@ -128,6 +133,7 @@ class Supervisor:
         verdict = self._watch(agent, begin, peers)
         if verdict is None:
             return self._ended_by_itself(agent, begin, peers, kills)
+        begun = time.monotonic()
         if verdict.host == self._node.host.rank:
             peers.report(verdict)
         if verdict.kind == "stopped":
@@ -135,9 +141,13 @@ class Supervisor:
             end_agent(agent, time_to_end(self._node))
         elif verdict.kind == "hung":
             write_stacks(agent)
-        self._end_leftovers()
+        is_clean = self._end_leftovers()
         if verdict.kind == "stopped":
-            return AttemptOutcome("stopped", _exit_code(agent))
+            outcome = AttemptOutcome("stopped", _exit_code(agent))
+            if not (is_clean and self._plan.stops_together and verdict.host == self._plan.hosts[0].rank):
+                return outcome
+            longest = max(map(time_to_end, self._plan.nodes))
+            return replace(outcome, confirm_until=begun + longest + _CONFIRMING)
         is_victim = verdict.host != self._node.host.rank
         outcome = _failed(f"ended because of {verdict.text}" if is_victim else verdict.text, is_victim)
         return replace(outcome, is_final=verdict.is_final)
@@ -172,7 +182,7 @@ class Supervisor:
                 return self._verdict(begin, "hung", f"no {what} for {limit:g} s")
             self._keep_guard()
             reap_adopted({agent.pid, self._guard.pid})
-            time.sleep(_POLL)
+            peers.wait(_POLL)
         # If a stop found no readable state, it has signalled all processes at once.
         return self._verdict(begin, "stopped", "it was stopped") if self._stop_requested else None
 
@@ -223,12 +233,14 @@ class Supervisor:
         self._state = self._state.changed(**values)
         self._state.write(self._files.state(self._node.host))
 
-    def _note(self, **values: object) -> None:
-        """Record a change after a confirmed start; a full disk must not end a job."""
+    def _note(self, **values: object) -> bool:
+        """Record a change after a confirmed start, if that is possible; a full disk must not end a job."""
         try:
             self._record(**values)
         except OSError as error:
             print(f"flagscale: cannot write the state of the run: {error}", flush=True)
+            return False
+        return True
 
     def _secrets(self) -> dict[str, str]:
         path = self._files.secrets(self._node.host)
@@ -245,20 +257,39 @@ class Supervisor:
             if self._state.phase != "starting":
                 self._note()
 
-    def _end_leftovers(self) -> None:
+    def _end_leftovers(self) -> bool:
+        """End all that is left of the run on this host; return whether that succeeded."""
+
         def leftovers() -> set[psutil.Process]:
             found = processes.of_run(self._plan.run_id, self._node.host.rank, os.getpid())
             return {process for process in found if process.pid != self._guard.pid}
 
-        processes.end(leftovers, _LEFTOVER_GRACE)
+        return not processes.end(leftovers, _LEFTOVER_GRACE)
 
-    def _finish(self, outcome: AttemptOutcome) -> int:
-        self._note(
-            phase=outcome.phase, exit_code=outcome.exit_code, failure=outcome.failure, ended=time.time()
+    def _finish(self, outcome: AttemptOutcome, peers: Peers) -> int:
+        is_recorded = self._note(
+            phase=outcome.phase,
+            exit_code=outcome.exit_code,
+            failure=outcome.failure,
+            ended=time.time(),
+            # A stop need not come to this host, unless it is the first one.
+            is_tidied=outcome.confirm_until is not None and self._node.host != self._plan.hosts[0],
         )
         self._report(self._state)
         self._guard.end()
+        if outcome.confirm_until is not None and is_recorded:
+            self._confirm_end(peers, outcome.confirm_until)
         return 0 if outcome.phase == "stopped" else outcome.exit_code
+
+    def _confirm_end(self, peers: Peers, until: float) -> None:
+        """Confirm that nothing is left; on the first host, record which other hosts have done so."""
+        try:
+            self._files.secrets(self._node.host).unlink(missing_ok=True)
+        except OSError as error:
+            print(f"flagscale: cannot remove the secrets of the run: {error}", flush=True)
+        else:
+            if others := peers.confirm_end(until):
+                self._note(ended_with=others)
 
 
 def _peers(plan: LaunchPlan, node: NodeCommand, secret: str) -> Peers:

@@ -12,8 +12,9 @@ from secrets import token_hex
 from threading import Event
 
 from flagscale.errors import FlagScaleError
+from flagscale.files import room_for_files
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import ask, ask_all, reach_for_start, run_command, sees_our_files
+from flagscale.remote.hosts import ask, ask_all, at_once, reach_for_start, run_command, sees_our_files
 from flagscale.remote.report import host_error
 from flagscale.remote.transport import Transport
 from flagscale.run.env import CHANNEL_SECRET
@@ -29,6 +30,10 @@ FileToSend = tuple[str, str, str]
 _POLL = 0.1
 _LEAVING = 10.0
 """Seconds that the supervisor of a run that has just ended may take to exit."""
+_FIRST_ANSWER = 5.0
+"""Seconds that a stop waits for the first host's answer before it turns to the others."""
+_CONFIRMING = 20.0
+"""Seconds, in addition to the longest grace, that the first host has to end the others too."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def _start_hosts(
     def note(host: Host, reply: Reply) -> None:
         replies[host] = reply
         if not reply["ok"] and not stopped:
-            stopped.update(stop(plan))  # immediately: the others are waiting for this host
+            stopped.update(_stop_each(plan))  # immediately: the others are waiting for this host
         if done and not stopped:
             done(len(replies), len(plan.nodes))
 
@@ -124,7 +129,7 @@ def _start_hosts(
         starts = {host: [run_command(plan, host, "start")] for host in plan.hosts}
         ask_all(plan, starts.__getitem__, plan.start_timeout, note, reach=ways.__getitem__)
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
-        stop(plan)
+        _stop_each(plan)
         raise
     if not stopped:
         return
@@ -177,7 +182,7 @@ def _reach_hosts(
             raise host_error("the job was not started:", failed)
     except BaseException:
         is_cancelled.set()
-        stop(plan, sent)  # removes the secrets
+        _stop_each(plan, sent)  # removes the secrets
         raise
 
 
@@ -290,7 +295,49 @@ def _all_running(plan: LaunchPlan) -> list[HostStatus] | None:
     return [HostStatus(*pair) for pair in zip(plan.hosts, states, strict=True)]
 
 
-def stop(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:
-    """End the run on these hosts (default: on all); each reply says what happened there."""
-    longest = max(node.stop_grace for node in plan.nodes)
-    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest, hosts=hosts)
+def stop(plan: LaunchPlan) -> dict[Host, Reply]:
+    """End the run on every host; each reply says what happened there.
+
+    Usually one session is enough: the first host's supervisor ends those of the others, which confirm to it
+    that nothing is left. Every host that does not confirm this is asked itself.
+    """
+    if not plan.stops_together:
+        return _stop_each(plan)
+    first, longest = plan.hosts[0], _longest_grace(plan)
+    linked: set[int] = set()
+    ended: set[int] = set()
+    is_linked, has_ended = Event(), Event()
+
+    def stop_first() -> Reply:
+        reply = ask(plan, first, run_command(plan, first, "status"))
+        if reply.get("phase") == "running":
+            linked.update(reply["members"] or [host.rank for host in plan.hosts])
+        is_linked.set()
+        if not reply.get("unreachable"):
+            reply = ask(plan, first, run_command(plan, first, "stop"), longest)
+            ended.update(reply.pop("ended_with", ()))
+        has_ended.set()
+        return reply
+
+    def stop_other(host: Host) -> Reply:
+        if is_linked.wait(_FIRST_ANSWER) and host.rank in linked:
+            has_ended.wait(longest + _CONFIRMING)
+        return {} if host.rank in ended else ask(plan, host, run_command(plan, host, "stop"), longest)
+
+    room_for_files(len(plan.hosts))
+    replies = at_once(lambda host: stop_first() if host == first else stop_other(host), plan.hosts)
+    stopped: Reply = {"ok": True, "ended": True, "message": "stopped"}
+    return {
+        # A session that came late has found nothing, because the first host had ended it.
+        host: stopped if host.rank in ended and reply.get("ok", True) else reply
+        for host, reply in zip(plan.hosts, replies, strict=True)
+    }
+
+
+def _stop_each(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:
+    """End the run by a session on each of these hosts (default: on all), as if there were no channel."""
+    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], _longest_grace(plan), hosts=hosts)
+
+
+def _longest_grace(plan: LaunchPlan) -> float:
+    return max(node.stop_grace for node in plan.nodes)

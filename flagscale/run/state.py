@@ -73,6 +73,8 @@ class HostState:
     """The ranks of the hosts that take part in the current attempt; empty: all."""
     is_tidied: bool = False
     """Whether a stop has run `after_stop` since the end."""
+    ended_with: tuple[int, ...] = ()
+    """The hosts that a stop has ended through this one: nothing of the run was left, and no supervisor."""
     attempts: tuple[Attempt, ...] = ()
     """The failed attempts before the current one."""
 
@@ -89,12 +91,12 @@ def from_dict(raw: dict[str, Any]) -> HostState:
         names = ("supervisor", "guard", "engine")
         processes = {name: ProcessId(**raw[name]) if raw.get(name) else None for name in names}
         failure = Failure(**raw["failure"]) if raw.get("failure") else None
-        members = tuple(raw.get("members", ()))
+        ranks = {name: tuple(raw.get(name, ())) for name in ("members", "ended_with")}
         attempts = tuple(
             Attempt(**{**attempt, "failure": Failure(**attempt["failure"])})
             for attempt in raw.get("attempts", ())
         )
-        return HostState(**{**raw, **processes, "failure": failure, "attempts": attempts, "members": members})
+        return HostState(**{**raw, **processes, **ranks, "failure": failure, "attempts": attempts})
     except (TypeError, AttributeError) as error:
         raise ValueError(f"not a host state: {error}") from None
 

@@ -33,8 +33,8 @@ _MEMBER_MARGIN = 8.0
 
 
 @dataclass
-class Run:
-    """One run, as its hosts see it together."""
+class Shared:
+    """What the hosts of one run know together."""
 
     hosts: int
     start_timeout: float
@@ -50,16 +50,16 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self._events = (folder / "events").open("w", buffering=1)
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[str, Shared] = {}
 
     def note(self, host: str, event: str) -> None:
         self._events.write(json.dumps({"time": time.monotonic(), "host": host, "event": event}) + "\n")
 
-    def run(self, exp_dir: str, run_id: str) -> Run:
+    def run(self, exp_dir: str, run_id: str) -> Shared:
         if run_id not in self._runs:
             # As JSON: the launcher under test may write another version of the plan.
             plan = json.loads(RunDir(Path(exp_dir)).plan.read_text())
-            self._runs[run_id] = Run(len(plan["nodes"]), plan["start_timeout"])
+            self._runs[run_id] = Shared(len(plan["nodes"]), plan["start_timeout"])
         return self._runs[run_id]
 
 
@@ -84,14 +84,14 @@ class PlayedHost:
         if verb == "start":  # its supervisor reads the secrets first of all
             secrets = RunDir(Path(exp_dir)).secrets(Host(int(rank), self.part.address, 1, "cpu"))
             await asyncio.to_thread(secrets.unlink, missing_ok=True)
-        answers: dict[str, Callable[[Run, str], Awaitable[Reply]]] = {
+        answers: dict[str, Callable[[Shared, str], Awaitable[Reply]]] = {
             "start": self._start,
             "stop": self._stop,
             "status": self._status,
         }
         return await answers[verb](self._stage.run(exp_dir, run_id), run_id)
 
-    async def _start(self, run: Run, run_id: str) -> Reply:
+    async def _start(self, run: Shared, run_id: str) -> Reply:
         fault = self.part.fault or ""
         if fault in ("start", "lost"):
             return self._fail(fault)
@@ -121,7 +121,7 @@ class PlayedHost:
         what = "experiment.cmds.before_start ended with exit code 3: no such module"
         return {"ok": False, "message": what}
 
-    async def _stop(self, run: Run, run_id: str) -> Reply:
+    async def _stop(self, run: Shared, run_id: str) -> Reply:
         was_running = self.part.address in run.started
         run.stopped.add(self.part.address)
         if was_running:
@@ -132,7 +132,7 @@ class PlayedHost:
         message = "stopped" if was_running else "nothing was running"
         return {"ok": True, "ended": was_running, "message": message}
 
-    async def _status(self, run: Run, run_id: str) -> Reply:
+    async def _status(self, run: Shared, run_id: str) -> Reply:
         phase = "running" if len(run.started) == run.hosts else "starting"
         state = HostState(run_id, phase if self.part.address in run.started else "stopped")  # type: ignore[arg-type]
         return {**asdict(state), "processes": 0}
