@@ -33,7 +33,7 @@ _MEMBER_MARGIN = 8.0
 
 
 @dataclass
-class Shared:
+class Scene:
     """What the hosts of one run know together."""
 
     hosts: int
@@ -45,32 +45,32 @@ class Shared:
     """Set when all supervisors are ready, or when one was stopped, which all the others hear."""
 
 
-class Stage:
+class Play:
     """Everything that the hosts share: their runs, and the record of events."""
 
     def __init__(self, folder: Path) -> None:
         self._events = (folder / "events").open("w", buffering=1)
-        self._runs: dict[str, Shared] = {}
+        self._runs: dict[str, Scene] = {}
 
     def note(self, host: str, event: str) -> None:
         self._events.write(json.dumps({"time": time.monotonic(), "host": host, "event": event}) + "\n")
 
-    def run(self, exp_dir: str, run_id: str) -> Shared:
+    def run(self, exp_dir: str, run_id: str) -> Scene:
         if run_id not in self._runs:
             # As JSON: the launcher under test may write another version of the plan.
             plan = json.loads(RunDir(Path(exp_dir)).plan.read_text())
-            self._runs[run_id] = Shared(len(plan["nodes"]), plan["start_timeout"])
+            self._runs[run_id] = Scene(len(plan["nodes"]), plan["start_timeout"])
         return self._runs[run_id]
 
 
 class PlayedHost:
     """One host: answers the verbs of `flagscale.node.commands`."""
 
-    def __init__(self, part: Part, stage: Stage) -> None:
-        self.part, self._stage = part, stage
+    def __init__(self, part: Part, play: Play) -> None:
+        self.part, self._play = part, play
 
     def note(self, event: str) -> None:
-        self._stage.note(self.part.address, event)
+        self._play.note(self.part.address, event)
 
     async def execute(self, words: list[str]) -> Reply:
         """Perform one request; raises ConnectionResetError if the connection is to be lost instead."""
@@ -84,14 +84,14 @@ class PlayedHost:
         if verb == "start":  # its supervisor reads the secrets first of all
             secrets = RunDir(Path(exp_dir)).secrets(Host(int(rank), self.part.address, 1, "cpu"))
             await asyncio.to_thread(secrets.unlink, missing_ok=True)
-        answers: dict[str, Callable[[Shared, str], Awaitable[Reply]]] = {
+        answers: dict[str, Callable[[Scene, str], Awaitable[Reply]]] = {
             "start": self._start,
             "stop": self._stop,
             "status": self._status,
         }
-        return await answers[verb](self._stage.run(exp_dir, run_id), run_id)
+        return await answers[verb](self._play.run(exp_dir, run_id), run_id)
 
-    async def _start(self, run: Shared, run_id: str) -> Reply:
+    async def _start(self, run: Scene, run_id: str) -> Reply:
         fault = self.part.fault or ""
         if fault in ("start", "lost"):
             return self._fail(fault)
@@ -121,7 +121,7 @@ class PlayedHost:
         what = "experiment.cmds.before_start ended with exit code 3: no such module"
         return {"ok": False, "message": what}
 
-    async def _stop(self, run: Shared, run_id: str) -> Reply:
+    async def _stop(self, run: Scene, run_id: str) -> Reply:
         was_running = self.part.address in run.started
         run.stopped.add(self.part.address)
         if was_running:
@@ -132,7 +132,7 @@ class PlayedHost:
         message = "stopped" if was_running else "nothing was running"
         return {"ok": True, "ended": was_running, "message": message}
 
-    async def _status(self, run: Shared, run_id: str) -> Reply:
+    async def _status(self, run: Scene, run_id: str) -> Reply:
         phase = "running" if len(run.started) == run.hosts else "starting"
         state = HostState(run_id, phase if self.part.address in run.started else "stopped")  # type: ignore[arg-type]
         return {**asdict(state), "processes": 0}
@@ -197,7 +197,7 @@ class Login(asyncssh.SSHServer):
 async def play(folder: Path) -> None:
     """Play all hosts until the standard input ends."""
     given: dict[str, Any] = json.loads((folder / "parts.json").read_text())
-    stage, port = Stage(folder), given["port"]
+    told, port = Play(folder), given["port"]
     shared = {
         "server_host_keys": [str(folder / "host_key")],
         "login_timeout": 600,
@@ -212,7 +212,7 @@ async def play(folder: Path) -> None:
         if part.fault == "silent":
             servers.append(await asyncio.start_server(_say_nothing, part.address, port))
             continue
-        host = PlayedHost(part, stage)
+        host = PlayedHost(part, told)
         options = asyncssh.SSHServerConnectionOptions(
             server_factory=lambda host=host: Login(host),
             process_factory=host.session,
