@@ -28,31 +28,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
-import psutil
-
-from flagscale.config.host_names import expand
-from flagscale_testing.farm.parts import BEFORE_START, Fault, draw_parts
+from flagscale_testing.farm.parts import draw_parts
 from flagscale_testing.farm.played import PlayedFarm, played_farm
 
 ROOT = Path(__file__).resolve().parents[1]
-REASONS: Mapping[Fault, str] = {
-    "refused": "Connection refused",
-    "silent": "no SSH server answered",
-    "login": "none of your keys is accepted",
-    "version": "FlagScale 0.0.1 is installed there",
-    "shell": "python: No such file or directory",
-    "ends": "FlagScale does not start there",
-    "start": "ended with exit code 3: no such module",
-    "late start": "ended with exit code 3: no such module",
-    "lost": "the connection was lost",
-    "late loss": "the connection was lost",
-}
 _MIB = 2.0**20
+_SAMPLE = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,12 +54,32 @@ class Cost:
     launcher: float
     """Peak memory of the launching process, MiB."""
     total: float
-    """The same with its `ssh` processes: the sum of their proportional set sizes at the end, MiB."""
+    """The same with its `ssh` processes, MiB: the sum of their proportional set sizes, sampled."""
     threads: int
     files: int
-    """Open files of the launching process at the end, when all connections are open."""
+    """Open files of the launching process, sampled; and its `ssh` processes."""
     processes: int
     logins: int
+
+
+class Peak(Thread):
+    """Samples what a launcher and its `ssh` processes hold at most."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid = pid
+        self.is_over = Event()
+        self.memory, self.files, self.processes = 0.0, 0, 0
+
+    def run(self) -> None:
+        while not self.is_over.wait(_SAMPLE):
+            pids = _tree(self._pid)
+            # Reading the memory of a thousand processes takes a while, so only when there are more of them.
+            if len(pids) > 1.05 * self.processes:
+                self.memory = max(self.memory, sum(_memory(pid, "smaps_rollup", "Pss") for pid in pids))
+            self.processes = max(self.processes, len(pids))
+            with suppress(OSError):
+                self.files = max(self.files, len(os.listdir(f"/proc/{self._pid}/fd")))
 
 
 def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tuple[Cost, str]:
@@ -95,23 +102,26 @@ def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tu
             launcher.stdin.write("\n")
             launcher.stdin.flush()
             begun = time.monotonic()
+            peak = Peak(launcher.pid)
+            peak.start()
             if interrupt:
                 time.sleep(interrupt)
                 launcher.send_signal(signal.SIGINT)
                 begun = time.monotonic()
             told = json.loads(launcher.stdout.readline())
             seconds = time.monotonic() - begun
-            children = psutil.Process(launcher.pid).children(recursive=True)
-            everyone = [launcher.pid, *(child.pid for child in children)]
+            peak.is_over.set()
+            peak.join()
+            everyone = _tree(launcher.pid)
             cost = Cost(
                 seconds=seconds,
                 cpu=sum(map(_cpu, everyone)),
                 hosts_cpu=_cpu(farm.player) - before,
                 launcher=_memory(launcher.pid, "status", "VmHWM"),
-                total=sum(_memory(pid, "smaps_rollup", "Pss") for pid in everyone),
+                total=peak.memory,
                 threads=told["threads"],
-                files=len(os.listdir(f"/proc/{launcher.pid}/fd")),
-                processes=len(children),
+                files=peak.files,
+                processes=peak.processes - 1,
                 logins=farm.count("login").total() - logins,
             )
             launcher.stdin.close()
@@ -119,6 +129,16 @@ def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tu
         finally:
             launcher.kill()
     return cost, told["outcome"]
+
+
+def _tree(pid: int) -> list[int]:
+    """Return the launcher and its children."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    found: list[int] = [pid]
+    for task in tasks:
+        with suppress(OSError):
+            found += map(int, task.read_text().split())
+    return found
 
 
 def _cpu(pid: int) -> float:
@@ -140,31 +160,6 @@ def _memory(pid: int, file: str, name: str) -> float:
     return 0.0
 
 
-def faults_of_report(farm: PlayedFarm, report: str) -> Iterator[str]:
-    """Yield what is wrong with the report of a failed start: every failure must be in it, once.
-
-    Hosts that would have failed to start need not be in it if nothing was started.
-    """
-    told: dict[str, list[str]] = {}
-    for entry in re.split(r"(?m)^- ", report)[1:]:
-        where, _, what = entry.partition(": ")
-        for host in (host for names in where.split(", ") for host in expand(names)):
-            told.setdefault(host, []).append(what)
-    failing = {part.address: part.fault for part in farm.parts if part.fault}
-    certain = {host for host, fault in failing.items() if fault in BEFORE_START} or {*failing}
-    for host in sorted(certain - told.keys()):
-        yield f"{host} is missing ({failing[host]})"
-    for host, whats in told.items():
-        fault = failing.get(host)
-        if fault is None or len(whats) > 1 or REASONS[fault] not in whats[0]:
-            yield f"{host} ({fault}): {whats}"
-
-
-def left_running(farm: PlayedFarm) -> list[str]:
-    """Return the hosts on which a supervisor was started and not stopped."""
-    return sorted((farm.count("started") - farm.count("stopped")).keys())
-
-
 def measure(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> Cost:
     """Start a job, and check what was reported and what is left. Raises SystemExit if that is wrong."""
     cost, report = start(farm, tree, run, interrupt)
@@ -173,11 +168,11 @@ def measure(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> 
     if interrupt:
         wrong += [] if report == "interrupted" else [f"not interrupted: {report}"]
     elif failing:
-        wrong += faults_of_report(farm, report)
+        wrong += farm.mistakes_in(report)
     elif report:
         wrong.append(report)
     if failing or interrupt:
-        wrong += [f"{host} is still running" for host in left_running(farm)]
+        wrong += [f"{host} is still running" for host in farm.left_running()]
     if wrong:
         raise SystemExit("\n".join([f"{tree}: the start was not as it must be:", *wrong[:20]]))
     return cost

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from threading import BoundedSemaphore
 from typing import Protocol
+
+HANDSHAKES = BoundedSemaphore(64)
+"""The number of simultaneous handshakes: each has a time limit, and all share the cores of this machine."""
 
 
 class Unreachable(Exception):

@@ -20,14 +20,12 @@ from flagscale import __version__
 from flagscale.node.commands import HELLO
 from flagscale.remote.openssh import client as openssh
 from flagscale.remote.openssh import connection as with_openssh
-from flagscale.remote.pipe import Ended, Pipe, Unreachable
+from flagscale.remote.pipe import HANDSHAKES, Ended, Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
 from flagscale.run.env import run_tags
 from flagscale.run.state import Reply
 
 _LAST_LINES = 20
-_HANDSHAKES = threading.BoundedSemaphore(64)
-"""The number of simultaneous handshakes: each has a time limit, and all share the cores of this machine."""
 
 
 class SshTransport:
@@ -162,9 +160,9 @@ def connect(access: HostAccess, command: str) -> Pipe:
     Raises:
         Unreachable: with the reason, and how to fix it if that is known.
     """
-    with _HANDSHAKES:
-        if openssh.program():
-            return with_openssh.connect(access, command)
+    if openssh.program():
+        return with_openssh.connect(access, command)
+    with HANDSHAKES:
         # Not at the top: importing paramiko takes 0.3 s.
         from flagscale.remote.without_openssh import connection as without_openssh
 
@@ -180,7 +178,7 @@ def configured_place(host: str, port: int | None = None) -> tuple[str, int, str]
         Unreachable: the configuration cannot be read; the message says why.
     """
     if openssh.program():
-        with _HANDSHAKES:
+        with HANDSHAKES:
             found = openssh.settings(host, port)
         way = found.first("proxyjump") or found.first("proxycommand")
         # A command with the name in it leads elsewhere for another name.

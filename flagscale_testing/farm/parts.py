@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +15,19 @@ version of FlagScale, its shell finds no Python, or its session ends at once; it
 connection is lost when it is to start; the same two after the usual time of a start ("late").
 """
 FAULTS: tuple[Fault, ...] = get_args(Fault)
+REASONS: Mapping[Fault, str] = {
+    "refused": "Connection refused",
+    "silent": "no SSH server answered",
+    "login": "none of your keys is accepted",
+    "version": "FlagScale 0.0.1 is installed there",
+    "shell": "python: No such file or directory",
+    "ends": "FlagScale does not start there",
+    "start": "ended with exit code 3: no such module",
+    "late start": "ended with exit code 3: no such module",
+    "lost": "the connection was lost",
+    "late loss": "the connection was lost",
+}
+"""What the report of a failed start says about each fault."""
 BEFORE_START = FAULTS[:6]
 """The faults that show before the host is asked to start anything."""
 _SLOW = 0.03

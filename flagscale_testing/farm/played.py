@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flagscale.config.host_names import expand
 from flagscale_testing.farm.credentials import account, write_key
-from flagscale_testing.farm.parts import Part
+from flagscale_testing.farm.parts import BEFORE_START, REASONS, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 _PORTS = range(14000, 19000)
@@ -55,6 +57,29 @@ class PlayedFarm:
     def count(self, event: str) -> Counter[str]:
         """Return how often an event has happened, by the address of the host."""
         return Counter(one["host"] for one in self.events() if one["event"] == event)
+
+    def left_running(self) -> list[str]:
+        """Return the hosts on which a supervisor was started and not stopped."""
+        return sorted((self.count("started") - self.count("stopped")).keys())
+
+    def mistakes_in(self, report: str) -> Iterator[str]:
+        """Yield what is wrong with the report of a failed start: it must name each failing host once.
+
+        Hosts that would have failed to start need not be named if no host was asked to start.
+        """
+        told: dict[str, list[str]] = {}
+        for entry in re.split(r"(?m)^- ", report)[1:]:
+            names, _, what = entry.partition(": ")
+            for host in expand(names):
+                told.setdefault(host, []).append(what)
+        failing = {part.address: part.fault for part in self.parts if part.fault}
+        certain = {host for host, fault in failing.items() if fault in BEFORE_START} or {*failing}
+        for host in sorted(certain - told.keys()):
+            yield f"{host} is missing ({failing[host]})"
+        for host, whats in told.items():
+            fault = failing.get(host)
+            if fault is None or len(whats) > 1 or REASONS[fault] not in whats[0]:
+                yield f"{host} ({fault}): {whats}"
 
 
 @contextmanager

@@ -16,13 +16,15 @@ from contextlib import suppress
 
 from flagscale.remote.openssh import client as openssh
 from flagscale.remote.openssh.errors import is_crowded, messages, reason
-from flagscale.remote.pipe import Pipe, Unreachable
+from flagscale.remote.pipe import HANDSHAKES, Pipe, Unreachable
 from flagscale.remote.transport import HostAccess
 
 _FAILED = 255
 """The exit code of `ssh` itself; any other one is that of the remote command."""
 _LAST_WORDS = 2.0
 """Seconds to wait for the remaining output of a program that has ended."""
+_BUSY = 3.0
+"""Seconds after which a handshake waits for its host, rather than for a core of this machine."""
 _KEPT = 1 << 16
 _AUTHENTICATED = re.compile(rb"^Authenticated to ", re.MULTILINE)
 _PAUSES = (0.5, 1.5, 3.0)
@@ -46,10 +48,11 @@ def connect(access: HostAccess, command: str) -> Pipe:
     Raises:
         Unreachable: with the reason, and how to fix it if that is known.
     """
-    words = [*_command_line(access), command]
     pauses = iter(_PAUSES)
     while True:
-        child = _start(words)
+        with HANDSHAKES:
+            child = _start([*_command_line(access), command])
+            child.wait(child.has_begun, _BUSY)
         # It has limits of its own: one for each address of the host, and for each host on the way.
         limit = 3 * access.connect_timeout
         if not child.wait(child.has_begun, limit):
