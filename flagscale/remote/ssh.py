@@ -44,6 +44,9 @@ class SshTransport:
             if isinstance(failure, Ended) and self._access.supervises:
                 return self._ask_again(words, seconds, str(failure))
             return {"ok": False, "message": str(failure), "unreachable": True}
+        if self._access.supervises and words[0] == "start":
+            session.close()  # it is the supervisor now
+            return reply
         with self._lock:
             self._idle.append(session)
         return reply
@@ -75,6 +78,9 @@ class Session:
 
     def is_open(self) -> bool:
         return self._pipe.is_open()
+
+    def close(self) -> None:
+        self._pipe.close()
 
     def ask(self, words: list[str], seconds: float) -> Reply:
         """Return the reply to a command."""

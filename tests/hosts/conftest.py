@@ -124,7 +124,7 @@ class FarmJob:
         mark = f"{AGENT} " if name == "engine" else "flagscale.node supervise"
         found = [
             process
-            for process in left(self.farm, self.hosts[rank])
+            for process in self.left(self.hosts[rank])
             if mark in (line := command_line(process)) and self.plan.run_id in line
         ]
         # A fork that has not yet run its program has the same command line but is younger, like the guard.

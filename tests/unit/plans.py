@@ -101,7 +101,10 @@ class FakeHosts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
         self.answers = {name: dict(known) for name, known in answers.items()}
         self.asked: list[tuple[str, list[str]]] = []
-        monkeypatch.setattr("flagscale.remote.hosts.transport", lambda reach: FakeTransport(self, reach.host))
+        for name in ("transport", "new_transport"):
+            monkeypatch.setattr(
+                f"flagscale.remote.hosts.{name}", lambda access: FakeTransport(self, access.host)
+            )
 
     def verbs(self, name: str) -> list[str]:
         return [words[0] for host, words in self.asked if host == name]
