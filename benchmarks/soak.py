@@ -144,7 +144,7 @@ def run_trial(farm: Farm, exp_dir: Path, trial: Trial, dice: random.Random) -> t
         done.append(f"{name}: {reported}")
         # A start whose session we killed may report that an earlier job may still be running.
         refused = "a job is still running" in reported and "whether a job is still running" not in reported
-        if refused or "another command" in reported or (name == "stop" and reported != "ok"):
+        if refused or "another command is starting" in reported or (name == "stop" and reported != "ok"):
             wrong.append(f"{name} reported: {reported}")
     return done, wrong + _left(farm, plan)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PIECE = 1 << 16
 # Loaded here because nothing may be loaded between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -63,9 +64,12 @@ def birth(pid: int) -> str:
         raise ProcessLookupError(f"no process {pid}") from None
 
 
-def may_name(pid: int, entry: str) -> bool:
-    """Return whether a process may have `NAME=value` in its environment; only Linux can rule that out."""
-    return not _IS_LINUX or os.fsencode(entry) in _read(pid, "environ")
+def may_name(pid: int, *entries: str) -> bool:
+    """Return whether a process may have each `NAME=value` in its environment; only Linux can say no."""
+    if not _IS_LINUX:
+        return True
+    environment = _read(pid, "environ")
+    return all(os.fsencode(entry) in environment for entry in entries)
 
 
 def parent(pid: int) -> int:
@@ -100,11 +104,20 @@ def boot() -> str:
 
 def _read(pid: int, name: str) -> bytes:
     """Return a file of `/proc/PID`; b"" if the process no longer exists or belongs to another user."""
+    # Twice as fast as `open`: a search for the processes of a run reads two files of every process here.
     try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
-            return file.read()
+        handle = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    try:
+        pieces = []
+        while piece := os.read(handle, _PIECE):
+            pieces.append(piece)
+        return b"".join(pieces)
+    except OSError:
+        return b""
+    finally:
+        os.close(handle)
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -6,6 +6,7 @@ print one JSON object. `supervise - RANK RUN_ID` is a session like `serve` until
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 
@@ -39,4 +40,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    gc.freeze()  # the interpreter would search everything for garbage before it ends: 9 ms
+    sys.exit(code)

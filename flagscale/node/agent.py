@@ -52,8 +52,9 @@ def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:
     if agent.poll() is not None:
         return
     process = psutil.Process(agent.pid)
-    if not process.children():
-        grace = min(grace, _NOTHING_TO_SAVE)
+    # Looking for children takes some milliseconds.
+    if grace > _NOTHING_TO_SAVE and not process.children():
+        grace = _NOTHING_TO_SAVE
     processes.send([process], signal.SIGTERM)
     try:
         agent.wait(grace)

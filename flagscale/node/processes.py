@@ -11,13 +11,13 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 import psutil
 
 from flagscale.linux import may_name, parent
-from flagscale.run.env import HOST_RANK, RUN_ID, SERVICE
+from flagscale.run.env import HOST_RANK, RUN_ID, SERVICE, run_tags
 from flagscale.run.state import HostState, ProcessId
 
 _POLL = 0.1
@@ -54,13 +54,12 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
         group: the process group of the run's supervisor, if it is certain that no other process has it now.
     """
     pids = psutil.pids()
+    tags = run_tags(run_id, rank) if rank is not None else {RUN_ID: run_id}
     pending = [
         process
         for pid in pids
         # A host has thousands of processes, and psutil is slow for each: it examines only likely ones.
-        if _is_likely(pid, run_id, group)
-        and (process := find(pid))
-        and _belongs(process, run_id, rank, group)
+        if _is_likely(pid, tags, group) and (process := find(pid)) and _belongs(process, run_id, rank, group)
     ]
     found: set[psutil.Process] = set()
     children = _children(pids) if pending else {}
@@ -74,8 +73,8 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
                 for pid in children.get(process.pid, ())
                 if (child := find(pid)) and parent(pid) == process.pid
             ]
-    own = psutil.Process()
-    return found - {own, *own.parents()}
+    callers = _line_of(os.getpid())
+    return {process for process in found if process.pid not in callers}
 
 
 def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:
@@ -147,9 +146,11 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def _is_likely(pid: int, run_id: str, group: int | None) -> bool:
+def _is_likely(pid: int, tags: Mapping[str, str], group: int | None) -> bool:
     try:
-        return (group is not None and os.getpgid(pid) == group) or may_name(pid, f"{RUN_ID}={run_id}")
+        if group is not None and os.getpgid(pid) == group:
+            return True
+        return may_name(pid, *(f"{name}={value}" for name, value in tags.items()))
     except ProcessLookupError:
         return False
 
@@ -162,6 +163,15 @@ def _belongs(process: psutil.Process, run_id: str, rank: int | None, group: int 
         return environment.get(RUN_ID) == run_id and (rank is None or environment.get(HOST_RANK) == str(rank))
     except (psutil.Error, OSError):
         return False  # ended meanwhile, or another user's: neither belongs to this run
+
+
+def _line_of(pid: int) -> set[int]:
+    """Return a process and its ancestors."""
+    line = set()
+    while pid and pid not in line:
+        line.add(pid)
+        pid = parent(pid)
+    return line
 
 
 def _children(pids: Iterable[int]) -> dict[int, list[int]]:

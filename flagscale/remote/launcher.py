@@ -214,7 +214,7 @@ def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_
         queued: returns what an earlier job is waiting for in a queue; "" if it is not queued.
     """
     earlier = run_dir.read_plan()
-    if earlier is None:
+    if earlier is None or _was_stopped_everywhere(earlier):
         return
     if waits_for := queued(earlier):
         what = f"run {earlier.run_id} of {run_dir.path} is queued ({waits_for})"
@@ -240,6 +240,18 @@ def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_
             reported, reason = f"cannot tell whether a job is still running in {run_dir.path}", found.trouble
             hint += f", or remove {run_dir.plan} if none of its processes are running"
         raise FlagScaleError(f"{reported} ({found.host.name}: {reason}); {hint}")
+
+
+def _was_stopped_everywhere(plan: LaunchPlan) -> bool:
+    """Return whether a stop has recorded that it left nothing on any host, so that none has to be asked."""
+    first = plan.hosts[0]
+    state = _recorded_end(plan, first)
+    return (
+        plan.stops_together
+        and state is not None
+        and state.is_tidied
+        and {first.rank, *state.ended_with} == {host.rank for host in plan.hosts}
+    )
 
 
 def status(plan: LaunchPlan, *, count: bool = True) -> list[HostStatus]:

@@ -78,6 +78,16 @@ class FarmJob:
             env=self.farm.environment(), capture_output=True, text=True, timeout=60, cwd=self.farm.directory,
         )  # fmt: skip
 
+    def launch_stop(self) -> subprocess.Popen[bytes]:
+        """Stop the job from a separate process, as a command does."""
+        program = (
+            "import sys; from pathlib import Path; from flagscale.remote import launcher\n"
+            "from flagscale.run.rundir import RunDir\n"
+            "launcher.stop(RunDir(Path(sys.argv[1])).read_plan())"
+        )
+        words = [sys.executable, "-c", program, self.plan.exp_dir]
+        return subprocess.Popen(words, env={**self.farm.environment(), "PYTHONPATH": str(ROOT)})
+
     def stop(self) -> dict[int, Reply]:
         """Stop the job; return the replies by host rank."""
         return {host.rank: reply for host, reply in launcher.stop(self.plan).items()}

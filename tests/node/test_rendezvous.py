@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -425,3 +427,94 @@ def test_a_stop_ends_the_rendezvous(star: Callable[..., Star]) -> None:
         verdict = stars.ends[rank].rendezvous(0, 60, lambda: True)  # type: ignore[attr-defined]
         assert (verdict.kind, verdict.host) == ("stopped", rank)
         assert time.monotonic() - began < 1
+
+
+def confirm(stars: Star, *ranks: int, seconds: float = 10) -> tuple[int, ...]:
+    """Have these members confirm a stop, then the coordinator; return what the coordinator has heard."""
+    for rank in ranks:
+        assert stars.ends[rank].confirm_end(0.0) == ()  # type: ignore[attr-defined]
+    ended: tuple[int, ...] = stars.ends[0].confirm_end(time.monotonic() + seconds)  # type: ignore[attr-defined]
+    return ended
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Return a function that does what the end of a process would do: closes the connections that it held."""
+    held: list[int] = []
+    monkeypatch.setattr(link.Link, "hold_until_exit", lambda self: held.append(os.dup(self.fileno())))
+
+    def exit_now() -> None:
+        while held:
+            os.close(held.pop())
+
+    yield exit_now
+    exit_now()
+
+
+def test_members_confirm_a_stop_by_a_message_and_their_exit(
+    star: Callable[..., Star], exits: Callable[[], None]
+) -> None:
+    stars = star(4)
+    stars.begin(0)
+    stars.report(0, 0, "stopped")
+    stars.words(1, 2, 3)
+    stars.lose(3, "closed")  # ends without a word
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(confirm, stars, 1, 2)
+        for rank in (1, 2):
+            stars.ends.pop(rank).close()
+        time.sleep(0.3)
+        assert not ended.done(), "their processes are still alive"
+        exits()
+        assert ended.result() == (1, 2)
+
+
+@pytest.mark.usefixtures("exits")
+def test_a_member_that_confirms_a_stop_but_does_not_exit_is_not_counted(star: Callable[..., Star]) -> None:
+    stars = star(3)
+    stars.begin(0)
+    stars.report(0, 0, "stopped")
+    stars.words(1, 2)
+    begun = time.monotonic()
+    assert confirm(stars, 1, seconds=0.5) == ()
+    assert time.monotonic() - begun < TOLD
+    # Its host falls silent meanwhile: this is not taken for its end either.
+    for rank in (1, 2):
+        stars.lose(rank, "silent")
+    assert confirm(stars, seconds=TOLD) == ()
+
+
+@pytest.mark.usefixtures("exits")
+def test_a_member_that_reconnects_after_it_has_confirmed_is_not_counted(star: Callable[..., Star]) -> None:
+    stars = star(2)
+    stars.begin(0)
+    stars.report(0, 0, "stopped")
+    stars.words(1)
+    stars.ends[1].confirm_end(0.0)  # type: ignore[attr-defined]
+    wait_for(lambda: 1 in stars.ends[0]._confirmed)  # type: ignore[attr-defined]
+    stars.lose(1, "cut")
+    wait_for(lambda: 1 in stars.ends[0]._links and not stars.ends[0]._confirmed)  # type: ignore[attr-defined]
+    assert confirm(stars, seconds=0.5) == ()
+
+
+def test_the_end_of_a_process_closes_the_connection_that_it_held() -> None:
+    """And nothing else does, such as the end of the object or of its thread."""
+    program = (
+        "import sys, time; from multiprocessing.connection import Connection\n"
+        "from flagscale.node.channel import Link\n"
+        "held = Link(Connection(int(sys.argv[1]))); held.hold_until_exit(); held.close(); del held\n"
+        "print(flush=True); time.sleep(100)"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        words = [sys.executable, "-c", program, str(ours.fileno())]
+        with subprocess.Popen(words, pass_fds=[ours.fileno()], stdout=subprocess.PIPE) as child:
+            assert child.stdout
+            child.stdout.readline()
+            ours.close()
+            theirs.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                theirs.recv(1)
+            child.kill()
+            theirs.settimeout(10)
+            assert theirs.recv(1) == b""
