@@ -13,6 +13,7 @@ from threading import Event
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
+from flagscale.node.files import packed
 from flagscale.plan.render import scripts
 from flagscale.remote.hosts import ask, ask_all, at_once, reach_for_start, run_command, sees_our_files
 from flagscale.remote.report import host_error
@@ -26,7 +27,7 @@ OnProgress = Callable[[int, int], None]
 """Called with the number of hosts that have started, and the number of all hosts."""
 Queued = Callable[[LaunchPlan], str]
 FileToSend = tuple[str, str, str]
-"""A file to send: its path below the run directory, its mode (octal), its text."""
+"""A file to send: its path below the run directory, its mode (octal), its text as `packed`."""
 _POLL = 0.1
 _LEAVING = 10.0
 """Seconds that the supervisor of a run that has just ended may take to exit."""
@@ -190,17 +191,21 @@ def _unseen_files(
     plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
 ) -> dict[Host, list[FileToSend]]:
     """Return the files to send to each host that has a run directory of its own."""
-    run_dir, recorded = RunDir(Path(plan.exp_dir)), plan.to_json()
+    run_dir, recorded, hidden = (
+        RunDir(Path(plan.exp_dir)),
+        packed(plan.to_json()),
+        packed(json.dumps(dict(secrets))),
+    )
     found: dict[Host, list[FileToSend]] = {}
     for host in plan.hosts:
         if sees_our_files(plan, host):
             continue
         mine = (run_dir.run_script(host), run_dir.stop_script(host))
-        files = [(path, "755", texts[path]) for path in mine]
+        files = [(path, "755", packed(texts[path])) for path in mine]
         files.append((run_dir.plan, "644", recorded))
         if secrets:  # after the plan, without which `stop` would not find them
-            files.append((run_dir.secrets(host), "600", json.dumps(dict(secrets))))
-        found[host] = [(str(path.relative_to(run_dir.path)), mode, text) for path, mode, text in files]
+            files.append((run_dir.secrets(host), "600", hidden))
+        found[host] = [(str(path.relative_to(run_dir.path)), mode, content) for path, mode, content in files]
     return found
 
 

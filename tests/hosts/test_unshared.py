@@ -172,10 +172,10 @@ def test_a_failed_start_leaves_nothing(farm: NamespaceFarm, make_unshared: MakeJ
     make_unshared("rank").start()
 
 
-def test_a_start_that_is_rolled_back_while_files_are_sent_starts_nothing(
+def test_no_host_starts_before_all_have_their_files(
     farm: NamespaceFarm, make_unshared: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop that arrives before the plan finds nothing, so no start may follow the files."""
+    """A stop that arrives before the plan would find nothing to stop, and a start would follow the files."""
     job = make_unshared("rank", before_start='[ "$FLAGSCALE_HOST_RANK" != 0 ]')
     slow, send = farm.hosts[2].address, SshTransport.call
 

@@ -99,7 +99,7 @@ class FakeHosts:
     """Hosts with prepared answers, `answers[name][verb]`; any other request is a failure."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
-        self.answers = {name: dict(known) for name, known in answers.items()}
+        self.answers = {name: {"ready": {"ok": True}, **known} for name, known in answers.items()}
         self.asked: list[tuple[str, list[str]]] = []
         for name in ("transport", "new_transport"):
             monkeypatch.setattr(

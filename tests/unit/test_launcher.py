@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flagscale.errors import FlagScaleError, HostError
+from flagscale.node.files import unpacked
 from flagscale.remote import launcher
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
@@ -52,8 +53,12 @@ def plan(tmp_path: Path) -> LaunchPlan:
     return make_plan(tmp_path / "run", 1, 1, 1)
 
 
-def failing_start(plan: LaunchPlan, done: launcher.Done | None = None) -> list[tuple[str, str]]:
-    with pytest.raises(HostError, match="hosts that had started were stopped again") as raised:
+def failing_start(
+    plan: LaunchPlan,
+    done: launcher.Done | None = None,
+    summary: str = "hosts that had started were stopped again",
+) -> list[tuple[str, str]]:
+    with pytest.raises(HostError, match=summary) as raised:
         launcher.start(plan, "a: 1\n", {}, done)
     return [(problem.where, problem.what) for problem in raised.value.problems]
 
@@ -63,7 +68,9 @@ def test_a_start_reports_its_progress(plan: LaunchPlan, monkeypatch: pytest.Monk
     reported: list[tuple[int, int]] = []
     launcher.start(plan, "a: 1\n", {}, lambda done, total: reported.append((done, total)))
     assert reported == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(words for _, words in hosts.asked) == [
+    # None is asked to start before all of them are reached.
+    assert [words for _, words in hosts.asked[:3]] == [["ready"]] * 3
+    assert sorted(words for _, words in hosts.asked[3:]) == [
         ["start", plan.exp_dir, str(rank), plan.run_id] for rank in range(3)
     ]
     assert RunDir(Path(plan.exp_dir)).read_plan() == plan
@@ -91,7 +98,17 @@ def test_one_failure_stops_the_others_immediately(
     assert time.monotonic() - began < WAITED
     assert reported == []
     for host in plan.hosts:
-        assert hosts.verbs(host.name) == ["start", "stop"]
+        assert hosts.verbs(host.name) == ["ready", "start", "stop"]
+
+
+def test_hosts_that_cannot_be_reached_are_reported_before_any_starts(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {name: {"ready": {**LOST, "message": f"no answer from {name}"}} for name in ("node1", "node2")}
+    hosts = FakeHosts(monkeypatch, node0={}, **lost)
+    reported = failing_start(plan, summary="the job was not started:")
+    assert reported == [("node[1-2]", "no answer from HOST")]
+    assert {words[0] for _, words in hosts.asked} == {"ready"}
 
 
 def test_every_cause_is_reported_in_the_order_of_the_hosts(
@@ -125,8 +142,8 @@ def test_every_cause_is_reported_in_the_order_of_the_hosts(
     )
     assert failing_start(plan) == [
         ("node0", "no such engine"),
-        ("node2", "no such directory"),
         ("node1", "could not be stopped again: could not be killed: 7 (python)"),
+        ("node2", "no such directory"),
     ]
 
 
@@ -173,7 +190,7 @@ def test_a_host_that_does_not_see_the_run_directory_is_sent_its_files(
     (vacant, *puts, start) = (words for name, words in hosts.asked if name == "node1")
     assert (vacant[1:], start[1:]) == (["/there/run"], ["/there/run", "1", plan.run_id])
     assert {words[1] for words in puts} == {"/there/run"}
-    sent = {words[2]: (words[3], words[4]) for words in puts}
+    sent = {words[2]: (words[3], unpacked(words[4])) for words in puts}
     assert {name: mode for name, (mode, _) in sent.items()} == {
         "logs/pids/host_1_node1.secrets.json": "600",
         "logs/scripts/host_1_node1_run.sh": "755",
@@ -194,10 +211,13 @@ def test_a_host_that_does_not_see_the_run_directory_is_sent_its_files(
 def test_a_host_with_a_running_job_is_sent_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(tmp_path, 1, 1, no_shared_fs=True)
     busy: Reply = {"ok": False, "message": "run other-1 is still running"}
-    answers = {"vacant": STARTED, "put": STARTED, **Waiting().answers()}
-    hosts = FakeHosts(monkeypatch, node0=answers, node1={"vacant": busy, "stop": STOPPED})
-    assert failing_start(plan) == [("node1", "run other-1 is still running")]
-    assert hosts.verbs("node1") == ["vacant", "stop"]
+    answers = {"vacant": STARTED, "put": STARTED, "stop": STOPPED}
+    hosts = FakeHosts(monkeypatch, node0=answers, node1={"vacant": busy})
+    reported = failing_start(plan, summary="the job was not started:")
+    assert reported == [("node1", "run other-1 is still running")]
+    assert hosts.verbs("node1") == ["vacant"]
+    # The stop removes the secrets.
+    assert hosts.verbs("node0") == ["vacant", *["put"] * 4, "stop"]
 
 
 def test_an_unreachable_host_blocks_only_starts_that_need_it(

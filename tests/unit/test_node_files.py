@@ -9,7 +9,7 @@ import pytest
 
 from flagscale.errors import FlagScaleError
 from flagscale.node import commands
-from flagscale.node.files import put
+from flagscale.node.files import packed, put
 from flagscale.run.logs import read_piece
 from flagscale.run.rundir import RunDir
 from tests.unit.conftest import HOSTILE
@@ -18,12 +18,12 @@ from tests.unit.plans import make_plan, write_log
 
 def test_put_writes_files_below_the_run_directory(tmp_path: Path) -> None:
     root = tmp_path / "not yet there"
-    assert put(str(root), "logs/scripts/run.sh", "755", "text ü\n") == {"ok": True}
+    assert put(str(root), "logs/scripts/run.sh", "755", packed("text ü\n")) == {"ok": True}
     path = root / "logs/scripts/run.sh"
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("text ü\n", 0o755)
-    put(str(root), "logs/pids/x.secrets.json", "600", "{}")
+    put(str(root), "logs/pids/x.secrets.json", "600", packed("{}"))
     assert (root / "logs/pids/x.secrets.json").stat().st_mode & 0o777 == 0o600
-    put(str(root), "logs/scripts/run.sh", "644", "")
+    put(str(root), "logs/scripts/run.sh", "644", packed(""))
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("", 0o644)
     assert len([path for path in root.rglob("*") if path.is_file()]) == 2
 
@@ -37,7 +37,7 @@ def test_put_refuses_paths_outside_the_run_directory(tmp_path: Path, name: str) 
     before = sorted(tmp_path.rglob("*"))
     name = name.format(outside=outside)
     with pytest.raises(FlagScaleError, match="is not below"):
-        put(str(root), name, "644", "text")
+        put(str(root), name, "644", packed("text"))
     assert commands.execute(["put", str(root), name, "644", "text"])["ok"] is False
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -45,14 +45,14 @@ def test_put_refuses_paths_outside_the_run_directory(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_put_accepts_any_name_of_a_run_directory(tmp_path: Path, value: str) -> None:
     root = tmp_path / f"run {value.replace('/', '_')}"
-    assert put(str(root), f"x{value.replace('/', '_')}", "644", value)["ok"]
+    assert put(str(root), f"x{value.replace('/', '_')}", "644", packed(value))["ok"]
     assert root.joinpath(f"x{value.replace('/', '_')}").read_bytes() == value.encode()
 
 
 def test_put_follows_a_link_to_the_run_directory(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert put(str(tmp_path / "link"), "plan.json", "644", "x")["ok"]
+    assert put(str(tmp_path / "link"), "plan.json", "644", packed("x"))["ok"]
     assert (tmp_path / "real" / "plan.json").read_text() == "x"
 
 
