@@ -94,7 +94,10 @@ class Coordinator(ChannelEnd):
             return self._begun(attempt, hosts[:count])
         gone = self._gone()
         late = [name for host, name in self._names.items() if host not in hosts and host not in gone]
-        reported = [f"not heard from within {seconds:g} s: {', '.join(late)}"] if late else []
+        # Imported here, because a start that succeeds does not need it.
+        from flagscale.config.host_names import compress
+
+        reported = [f"not heard from within {seconds:g} s: {compress(late)}"] if late else []
         reported += [f"{self._names[host]}: {GONE}" for host in sorted(gone)]
         verdict = Verdict(attempt, "failed", self._rank, "; ".join(reported))
         self._report(verdict)

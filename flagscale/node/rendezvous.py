@@ -22,6 +22,8 @@ from flagscale.node.channel import Link, LinkLost, Message
 
 _PUMP = 0.5
 """Seconds at most between two checks of the links; this side must send a keepalive every second."""
+_REST = 2e-5
+"""Seconds per link to pause before all are checked: of 1 000 links, one sends something at any moment."""
 _LOOK = 0.1
 COMING_BACK = 10.0
 """Seconds after which a supervisor that closed its connection and did not reconnect counts as ended."""
@@ -161,9 +163,11 @@ class ChannelEnd(ABC):
     def _pump(self) -> None:
         while True:
             poll = select.poll()
-            for number in (self._bell.fileno(), *(link.fileno() for link in self._open_links())):
+            links = self._open_links()
+            for number in (self._bell.fileno(), *(link.fileno() for link in links)):
                 poll.register(number, select.POLLIN)
             poll.poll(1000 * _PUMP)
+            time.sleep(_REST * len(links))
             with suppress(BlockingIOError):
                 self._bell.recv(4096)
             last = self._closing.is_set()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, stack_size
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
@@ -16,6 +17,8 @@ from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
 from flagscale.values import Host, LaunchPlan, NodeCommand
 
+_STACK = 1 << 20
+"""Bytes of address space per thread; the usual 8 MiB, 1 000 times, may be more than a limit allows."""
 _PATIENCE = 60.0
 """Seconds to wait for a reply, beyond the time that the command itself may take."""
 
@@ -37,6 +40,7 @@ def ask_all(
     on_reply: Callable[[Host, Reply], None] | None = None,
     hosts: Collection[Host] | None = None,
     reach: Callable[[Host], Transport] | None = None,
+    together: bool = False,
 ) -> dict[Host, Reply]:
     """Perform commands on every host of the plan; return the last reply of each host, in rank order.
 
@@ -48,6 +52,7 @@ def ask_all(
         on_reply: called with each host and its last reply as they arrive.
         hosts: only these hosts of the plan.
         reach: returns the transport to a host; default: the one that this process keeps.
+        together: as in `at_once`.
     """
     asked = plan.hosts if hosts is None else [host for host in plan.hosts if host in hosts]
     room_for_files(len(asked))
@@ -61,7 +66,7 @@ def ask_all(
                 break
         return reply
 
-    return dict(zip(asked, at_once(perform, asked, on_reply), strict=True))
+    return dict(zip(asked, at_once(perform, asked, on_reply, together=together), strict=True))
 
 
 def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
@@ -75,28 +80,73 @@ def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
     return new_transport(replace(known, supervises=(plan.run_id, host.rank)))
 
 
+def stop_each(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:
+    """End the run by a session on each of these hosts (default: on all), as if there were no channel."""
+    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest_grace(plan), hosts=hosts)
+
+
+def longest_grace(plan: LaunchPlan) -> float:
+    """Return the seconds that the ranks of any host may take to exit."""
+    return max(node.stop_grace for node in plan.nodes)
+
+
+def in_background[Value](work: Callable[[], Value]) -> Future[Value]:
+    """Do the work in a thread that ends with this process."""
+    outcome: Future[Value] = Future()
+
+    def perform() -> None:
+        try:
+            outcome.set_result(work())
+        except Exception as bug:
+            outcome.set_exception(bug)
+
+    Thread(target=perform, daemon=True).start()
+    return outcome
+
+
 def at_once[Item, Value](
     work: Callable[[Item], Value],
     items: Sequence[Item],
     on_value: Callable[[Item, Value], None] | None = None,
+    *,
+    together: bool = False,
 ) -> list[Value]:
     """Do the work for all items at the same time; return the outcomes in the order of the items.
 
-    Each item has a thread that ends with this process, so Ctrl-C does not wait for any of them.
+    Each item has a thread that ends with this process, so Ctrl-C does not wait for any of them. If the system
+    allows fewer threads, they do one item after another.
 
     Args:
         on_value: called in this thread with each item and its outcome as they arrive.
+        together: whether the items wait for each other, so that each must have a thread.
+
+    Raises:
+        FlagScaleError: the system does not allow enough threads.
     """
     answers: SimpleQueue[tuple[int, Value | None, Exception | None]] = SimpleQueue()
+    places = iter(range(len(items)))
 
-    def perform(place: int) -> None:
-        try:
-            answers.put((place, work(items[place]), None))
-        except Exception as bug:
-            answers.put((place, None, bug))
+    def perform() -> None:
+        for place in places:
+            try:
+                answers.put((place, work(items[place]), None))
+            except Exception as bug:
+                answers.put((place, None, bug))
 
-    for place in range(len(items)):
-        Thread(target=perform, args=(place,), daemon=True).start()
+    usual = stack_size(_STACK)
+    try:
+        for number in range(len(items)):
+            try:
+                Thread(target=perform, daemon=True).start()
+            except RuntimeError:
+                if number and not together:
+                    break
+                what = (
+                    f"cannot reach {len(items)} hosts at once: the system allows {number} more threads here"
+                )
+                raise FlagScaleError(f"{what}; raise the limits of your shell (`ulimit -u`)") from None
+    finally:
+        stack_size(usual)
     found: dict[int, Value] = {}
     for _ in items:
         place, value, bug = answers.get()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,23 @@ from threading import Event
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
-from flagscale.node.files import packed
 from flagscale.plan.render import scripts
-from flagscale.remote.hosts import ask, ask_all, at_once, reach_for_start, run_command, sees_our_files
-from flagscale.remote.report import host_error
-from flagscale.remote.transport import Transport
+from flagscale.remote.hosts import (
+    ask,
+    ask_all,
+    at_once,
+    longest_grace,
+    run_command,
+    sees_our_files,
+    stop_each,
+)
+from flagscale.remote.start import OnProgress, start_hosts, unseen_files
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, HostState, Reply, from_dict, read_state
 from flagscale.values import Host, LaunchPlan
 
-OnProgress = Callable[[int, int], None]
-"""Called with the number of hosts that have started, and the number of all hosts."""
 Queued = Callable[[LaunchPlan], str]
-FileToSend = tuple[str, str, str]
-"""A file to send: its path below the run directory, its mode (octal), its text as `packed`."""
 _POLL = 0.1
 _LEAVING = 10.0
 """Seconds that the supervisor of a run that has just ended may take to exit."""
@@ -82,7 +83,7 @@ def start(
     texts = scripts(plan)
     with recorded(plan, texts, config, secrets, queued):
         try:
-            _start_hosts(plan, _unseen_files(plan, texts, secrets), done)
+            start_hosts(plan, unseen_files(plan, texts, secrets), done)
         finally:
             RunDir(Path(plan.exp_dir)).forget_secrets(plan.hosts)
 
@@ -109,104 +110,6 @@ def recorded(
         except BaseException:
             run_dir.forget_secrets(plan.hosts)
             raise
-
-
-def _start_hosts(
-    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], done: OnProgress | None
-) -> None:
-    ways = {host: reach_for_start(plan, host) for host in plan.hosts}
-    _reach_hosts(plan, unseen, ways)
-    replies: dict[Host, Reply] = {}
-    stopped: dict[Host, Reply] = {}
-
-    def note(host: Host, reply: Reply) -> None:
-        replies[host] = reply
-        if not reply["ok"] and not stopped:
-            stopped.update(_stop_each(plan))  # immediately: the others are waiting for this host
-        if done and not stopped:
-            done(len(replies), len(plan.nodes))
-
-    try:
-        starts = {host: [run_command(plan, host, "start")] for host in plan.hosts}
-        ask_all(plan, starts.__getitem__, plan.start_timeout, note, reach=ways.__getitem__)
-    except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
-        _stop_each(plan)
-        raise
-    if not stopped:
-        return
-    failed = {host: reply["message"] for host, reply in replies.items() if _has_failed(reply)}
-    for host, reply in stopped.items():
-        if not reply["ok"] and not replies[host].get("unreachable"):
-            failed[host] = "\n".join(
-                filter(None, [failed.get(host), f"could not be stopped again: {reply['message']}"])
-            )
-    if not failed:
-        raise FlagScaleError("the job did not start: it was stopped by another command meanwhile")
-    summary = "the job did not start; hosts that had started were stopped again:"
-    raise host_error(summary, [(host, failed[host]) for host in plan.hosts if host in failed])
-
-
-def _has_failed(reply: Reply) -> bool:
-    """Return whether a host has failed by itself, rather than because it was stopped."""
-    return not (reply["ok"] or reply.get("stopped"))
-
-
-def _reach_hosts(
-    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], ways: Mapping[Host, Transport]
-) -> None:
-    """Log in to all hosts and send them the files that they cannot see, before any of them starts.
-
-    So the hosts that start first do not wait, until they give up, while the launcher still logs in to others;
-    and if a host cannot be reached, there is nothing to stop on the others.
-
-    Raises:
-        HostError: hosts failed; no host keeps the files of the run.
-    """
-    sent: set[Host] = set()
-    is_cancelled = Event()
-
-    def commands(host: Host) -> Iterator[list[str]]:
-        if host not in unseen:
-            yield ["ready"]
-            return
-        directory = plan.path_on(host.name, plan.exp_dir)
-        yield ["vacant", directory]
-        for file in unseen[host]:
-            if is_cancelled.is_set():
-                return
-            sent.add(host)
-            yield ["put", directory, *file]
-
-    try:
-        replies = ask_all(plan, commands, reach=ways.__getitem__)
-        if failed := [(host, reply["message"]) for host, reply in replies.items() if not reply["ok"]]:
-            raise host_error("the job was not started:", failed)
-    except BaseException:
-        is_cancelled.set()
-        _stop_each(plan, sent)  # removes the secrets
-        raise
-
-
-def _unseen_files(
-    plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
-) -> dict[Host, list[FileToSend]]:
-    """Return the files to send to each host that has a run directory of its own."""
-    run_dir, recorded, hidden = (
-        RunDir(Path(plan.exp_dir)),
-        packed(plan.to_json()),
-        packed(json.dumps(dict(secrets))),
-    )
-    found: dict[Host, list[FileToSend]] = {}
-    for host in plan.hosts:
-        if sees_our_files(plan, host):
-            continue
-        mine = (run_dir.run_script(host), run_dir.stop_script(host))
-        files = [(path, "755", packed(texts[path])) for path in mine]
-        files.append((run_dir.plan, "644", recorded))
-        if secrets:  # after the plan, without which `stop` would not find them
-            files.append((run_dir.secrets(host), "600", hidden))
-        found[host] = [(str(path.relative_to(run_dir.path)), mode, content) for path, mode, content in files]
-    return found
 
 
 def refuse_if_running(run_dir: RunDir, new: LaunchPlan, queued: Queued = _never_queued) -> None:
@@ -319,8 +222,8 @@ def stop(plan: LaunchPlan) -> dict[Host, Reply]:
     that nothing is left. Every host that does not confirm this is asked itself.
     """
     if not plan.stops_together:
-        return _stop_each(plan)
-    first, longest = plan.hosts[0], _longest_grace(plan)
+        return stop_each(plan)
+    first, longest = plan.hosts[0], longest_grace(plan)
     linked: set[int] = set()
     ended: set[int] = set()
     is_linked, has_ended = Event(), Event()
@@ -349,12 +252,3 @@ def stop(plan: LaunchPlan) -> dict[Host, Reply]:
         host: stopped if host.rank in ended and reply.get("ok", True) else reply
         for host, reply in zip(plan.hosts, replies, strict=True)
     }
-
-
-def _stop_each(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:
-    """End the run by a session on each of these hosts (default: on all), as if there were no channel."""
-    return ask_all(plan, lambda host: [run_command(plan, host, "stop")], _longest_grace(plan), hosts=hosts)
-
-
-def _longest_grace(plan: LaunchPlan) -> float:
-    return max(node.stop_grace for node in plan.nodes)

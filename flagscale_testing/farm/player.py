@@ -112,6 +112,8 @@ class PlayedHost:
             run.started.discard(self.part.address)
             return {"ok": False, "message": f"not heard from within {run.start_timeout:g} s: {late} hosts"}
         if run.stopped:
+            await asyncio.sleep(self.part.stop)
+            self._gone(run)
             return {"ok": False, "message": "stopped", "stopped": True}
         return {"ok": True, "message": "running"}
 
@@ -121,14 +123,19 @@ class PlayedHost:
         what = "experiment.cmds.before_start ended with exit code 3: no such module"
         return {"ok": False, "message": what}
 
+    def _gone(self, run: Scene) -> None:
+        """Note once that its supervisor has ended."""
+        if self.part.address in run.started:
+            run.started.discard(self.part.address)
+            self.note("stopped")
+
     async def _stop(self, run: Scene, run_id: str) -> Reply:
         was_running = self.part.address in run.started
         run.stopped.add(self.part.address)
         if was_running:
             run.settled.set()
             await asyncio.sleep(self.part.stop)
-            run.started.discard(self.part.address)
-            self.note("stopped")
+            self._gone(run)
         message = "stopped" if was_running else "nothing was running"
         return {"ok": True, "ended": was_running, "message": message}
 

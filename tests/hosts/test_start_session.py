@@ -1,4 +1,4 @@
-"""A start over SSH, in which the launcher's session becomes the supervisor: what it keeps and what ends it."""
+"""A start over SSH, in which the launcher's session becomes the supervisor: what it keeps, what ends it."""
 
 from __future__ import annotations
 
