@@ -5,8 +5,9 @@ actions do, each with new connections like separate commands: supervisors guard 
 begin together, and a stop returns when nothing is left. The other side does what the reference does: three
 `ssh` calls per host to start (create the folder, send a script, run it in the background), one to query and
 one to stop, neither of which waits for anything. A login alone is measured as well: no step can be faster.
-Both sides alternate in one run; figures are medians. CPU time is that of the launcher and of all "hosts"
-together, which share this machine's cores.
+Both sides alternate in one run; figures are medians and ranges of the rounds, the speedup is of each round.
+CPU time is that of the launcher and of all "hosts" together, which share this machine's cores; that of the
+engines, which both sides start, is part of it and shown apart.
 
     python -m benchmarks.fanout [--hosts 1 4 16 64] [--rounds 3] [--login SECONDS]
 
@@ -60,6 +61,8 @@ class Cost:
 
     seconds: float
     cpu: float
+    engines: float
+    """The part of `cpu` that the engines have used."""
     megabytes: float
 
 
@@ -96,6 +99,9 @@ def quick_farm(count: int, login: float = 0.0) -> Iterator[LoopbackFarm]:
     """Make a farm whose logins are delayed."""
     with tempfile.TemporaryDirectory() as folder, loopback_farm(Path(folder) / "farm", count) as farm:
         (farm.home / ".bashrc").write_text(f"sleep {login}\n" if login else "")
+        # A key with a usual name below a $HOME that is not the account's would cost an `ssh -G` per login.
+        (farm.home / ".ssh/id_ed25519").rename(farm.home / ".ssh/farm_key")
+        farm.config.write_text(farm.config.read_text().replace("id_ed25519", "farm_key"))
         yield farm
 
 
@@ -143,7 +149,7 @@ def theirs(farm: LoopbackFarm, plan: LaunchPlan, step: str) -> None:
 
 def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
     """Do the work in a separate process, as the farm's user, and return its cost."""
-    before = _cpu(farm)
+    before, engines = _cpu(farm), _cpu_of_engines(farm)
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -167,12 +173,22 @@ def measure(farm: LoopbackFarm, work: Callable[[], None]) -> Cost:
     if not reply:
         raise SystemExit("the step failed")
     seconds, cpu, megabytes = json.loads(reply)
-    return Cost(seconds, cpu + _cpu(farm) - before, megabytes)
+    return Cost(seconds, cpu + _cpu(farm) - before, _cpu_of_engines(farm) - engines, megabytes)
 
 
 def _cpu(farm: LoopbackFarm) -> float:
     """Return the CPU seconds of all current and former processes of the farm."""
     return sum(map(_cpu_of, [psutil.Process(farm.keeper.pid), *farm.keeper.processes()]))
+
+
+def _cpu_of_engines(farm: LoopbackFarm) -> float:
+    """Return the CPU seconds of the fake agents and their ranks, whose command lines name their report."""
+    found = 0.0
+    for process in farm.keeper.processes():
+        with suppress(psutil.NoSuchProcess):
+            if any("/report-" in word for word in process.cmdline()):
+                found += _cpu_of(process)
+    return found
 
 
 def _cpu_of(process: psutil.Process) -> float:
@@ -207,6 +223,12 @@ def rounds(farm: LoopbackFarm, count: int, number: int) -> Iterator[dict[str, tu
         yield {step: tuple(pair[order]) for step, pair in costs.items()}  # type: ignore[misc]
 
 
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Return the median, and the range if there are several values."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
 def main(words: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -214,22 +236,24 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--login", type=float, default=0.0)
     asked = parser.parse_args(words)
-    print("| hosts | step | FlagScale, s | ssh loop, s | speedup ", end="")
-    print("| FlagScale, CPU s | ssh loop, CPU s | command, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| hosts | step | FlagScale, s | ssh loop, s | speedup, x | FlagScale, CPU s per host ", end="")
+    print("| of it engines | ssh loop, CPU s per host | command, MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     with quick_farm(max(asked.hosts), asked.login) as farm:
         for count in asked.hosts:
             measured = list(rounds(farm, count, asked.rounds))
             for step in STEPS:
-                ours_, theirs_ = zip(*(costs[step] for costs in measured), strict=True)
-                seconds, others = (statistics.median(c.seconds for c in side) for side in (ours_, theirs_))
-                cpu, others_cpu = (statistics.median(c.cpu for c in side) for side in (ours_, theirs_))
-                megabytes = max(cost.megabytes for cost in ours_)
-                print(
-                    f"| {count} | {step} | {seconds:.2f} | {others:.2f} | {others / seconds:.1f} x "
-                    f"| {cpu:.2f} | {others_cpu:.2f} | {megabytes:.0f} |",
-                    flush=True,
+                pairs = [costs[step] for costs in measured]
+                figures = (
+                    _spread([ours_.seconds for ours_, _ in pairs], 2),
+                    _spread([theirs_.seconds for _, theirs_ in pairs], 2),
+                    _spread([theirs_.seconds / ours_.seconds for ours_, theirs_ in pairs], 1),
+                    _spread([ours_.cpu / count for ours_, _ in pairs], 3),
+                    _spread([ours_.engines / count for ours_, _ in pairs], 3),
+                    _spread([theirs_.cpu / count for _, theirs_ in pairs], 3),
+                    f"{max(ours_.megabytes for ours_, _ in pairs):.0f}",
                 )
+                print(f"| {count} | {step} | {' | '.join(figures)} |", flush=True)
 
 
 if __name__ == "__main__":

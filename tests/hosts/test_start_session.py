@@ -1,4 +1,4 @@
-"""A start over SSH, in which the launcher's session becomes the supervisor: what it keeps, what ends it."""
+"""A start over SSH, in which the session becomes the supervisor: what is left of it, and what can end it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_supervisor_without_state_and_plan_is_found_counted_and_stopped(
     assert_nothing_is_left(job)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_session_that_is_killed_fails_the_start(
     farm: LoopbackFarm, make_job: MakeJob, number: signal.Signals
 ) -> None:
