@@ -13,7 +13,6 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_PIECE = 1 << 16
 # Loaded here because nothing may be loaded between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -104,20 +103,11 @@ def boot() -> str:
 
 def _read(pid: int, name: str) -> bytes:
     """Return a file of `/proc/PID`; b"" if the process no longer exists or belongs to another user."""
-    # Twice as fast as `open`: a search for the processes of a run reads two files of every process here.
     try:
-        handle = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read()
     except OSError:
         return b""
-    try:
-        pieces = []
-        while piece := os.read(handle, _PIECE):
-            pieces.append(piece)
-        return b"".join(pieces)
-    except OSError:
-        return b""
-    finally:
-        os.close(handle)
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -73,8 +73,8 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
                 for pid in children.get(process.pid, ())
                 if (child := find(pid)) and parent(pid) == process.pid
             ]
-    callers = _line_of(os.getpid())
-    return {process for process in found if process.pid not in callers}
+    own = psutil.Process()
+    return found - {own, *own.parents()}
 
 
 def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:
@@ -163,15 +163,6 @@ def _belongs(process: psutil.Process, run_id: str, rank: int | None, group: int 
         return environment.get(RUN_ID) == run_id and (rank is None or environment.get(HOST_RANK) == str(rank))
     except (psutil.Error, OSError):
         return False  # ended meanwhile, or another user's: neither belongs to this run
-
-
-def _line_of(pid: int) -> set[int]:
-    """Return a process and its ancestors."""
-    line = set()
-    while pid and pid not in line:
-        line.add(pid)
-        pid = parent(pid)
-    return line
 
 
 def _children(pids: Iterable[int]) -> dict[int, list[int]]:

@@ -12,6 +12,7 @@ from flagscale.remote import launcher
 from flagscale.remote.ssh import SshTransport
 from flagscale.remote.transport import transport
 from flagscale.run.state import Reply, read_state
+from flagscale.values import Recovery
 from flagscale_testing.farm.farm import alive, wait_until
 from flagscale_testing.farm.loopback import LoopbackFarm
 from tests.hosts.conftest import FarmJob, MakeJob, left
@@ -156,6 +157,17 @@ def test_a_stop_that_is_killed_and_repeated(farm: LoopbackFarm, make_job: MakeJo
     assert_nothing_is_left(job)
     assert job.phases() == ["stopped"] * 3
     assert job.stop() == dict.fromkeys(range(3), NOTHING)
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_hosts_end_a_hanging_attempt(farm: LoopbackFarm, make_job: MakeJob) -> None:
+    job = make_job(farm, "rank", "rank deaf", recovery=Recovery(max_restarts=5, hang_timeout=2)).start()
+    for host in job.plan.hosts:
+        job.files.heartbeat(host).touch()
+    wait_until(lambda: "stacks of the rank" in job.log(0) + job.log(1) + job.log(2), "the hang")
+    assert job.stop() == dict.fromkeys(range(3), STOPPED)
+    assert_nothing_is_left(job)
+    assert job.phases() == ["stopped"] * 3
 
 
 def _recorded_phase(job: FarmJob, rank: int) -> str:
