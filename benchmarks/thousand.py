@@ -8,11 +8,11 @@ hosts fail, they do so in all ways equally often (see `flagscale_testing.farm.pa
 Every failed start is checked: its one report names each host that failed once, with its own reason, and
 every host that had started was stopped again.
 
-    python -m benchmarks.thousand [--hosts 64 1000] [--faults 0 40] [--rounds 3] [--interrupt 8] [--base PATH]
+    python -m benchmarks.thousand [--hosts 64 1000] [--cases none all start interrupt] [--rounds 3] [--base PATH]
 
-`--base` is a clone of another version of FlagScale; both sides alternate. `--interrupt` also measures how
-long a start takes to end that is interrupted (Ctrl-C) after so many seconds; `--slow` multiplies the drawn
-times.
+`--base` is a clone of another version of FlagScale; both sides alternate. `--faults 40`: the number of hosts
+that fail in the case `all`; in `start`, a tenth of them. In the case `interrupt`, a start is interrupted
+(Ctrl-C) after `--interrupt 8` seconds, and its time counts from then. `--slow` multiplies the drawn times.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-from flagscale_testing.farm.parts import draw_parts
+from flagscale_testing.farm.parts import AT_START, FAULTS, Fault, draw_parts
 from flagscale_testing.farm.played import PlayedFarm, played_farm
 
 ROOT = Path(__file__).resolve().parents[1]
+CASES = ["none", "all", "start", "interrupt"]
 _MIB = 2.0**20
 _SAMPLE = 0.5
 
@@ -178,6 +179,16 @@ def measure(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> 
     return cost
 
 
+@dataclass(frozen=True)
+class Case:
+    """What happens to a start: how many hosts fail, in which ways, or when it is interrupted."""
+
+    name: str
+    faults: int = 0
+    kinds: Sequence[Fault] = FAULTS
+    interrupt: float = 0.0
+
+
 def _text(values: Sequence[float], digits: int = 1) -> str:
     """Return the median with its range."""
     low, high = min(values), max(values)
@@ -189,47 +200,51 @@ def main(words: Sequence[str]) -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hosts", type=int, nargs="+", default=[64, 1000])
-    parser.add_argument("--faults", type=int, nargs="+", default=[0, 40])
+    parser.add_argument("--faults", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--interrupt", type=float, default=0.0)
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+    parser.add_argument("--interrupt", type=float, default=8.0)
     parser.add_argument("--slow", type=float, default=1.0)
     parser.add_argument("--base", type=Path)
     asked = parser.parse_args(words)
     trees = {"this version": ROOT, **({"base": asked.base.resolve()} if asked.base else {})}
-    cases = [(faults, 0.0) for faults in asked.faults]
-    cases += [(0, asked.interrupt)] if asked.interrupt else []
-    print("| hosts | failing | side | s | CPU s | CPU s per host | hosts' CPU s ", end="")
+    known = {
+        "none": Case("none"),
+        "all": Case(f"{asked.faults} in all ways", asked.faults),
+        "start": Case(f"{asked.faults // 10} in the start", asked.faults // 10, AT_START),
+        "interrupt": Case(f"Ctrl-C after {asked.interrupt:g} s", interrupt=asked.interrupt),
+    }
+    cases = [known[name] for name in asked.cases]
+    print("| failing | hosts | side | s | CPU s | CPU s per host | hosts' CPU s ", end="")
     print("| launcher, MiB | with ssh, MiB | threads | files | processes | logins |")
     print("|" + "---|" * 13)
-    medians: dict[tuple[str, int, float], dict[int, float]] = {}
-    for (faults, interrupt), hosts in itertools.product(cases, asked.hosts):
+    medians: dict[tuple[str, str], dict[int, float]] = {}
+    for case, hosts in itertools.product(cases, asked.hosts):
         costs: dict[str, list[Cost]] = {name: [] for name in trees}
         for attempt in range(asked.rounds):
-            for name, tree in (sorted if attempt % 2 else list)(trees.items()):
-                parts = draw_parts(hosts, min(faults, hosts // 2), attempt, asked.slow)
+            for name, tree in (reversed if attempt % 2 else list)([*trees.items()]):
+                parts = draw_parts(hosts, min(case.faults, hosts // 2), attempt, asked.slow, case.kinds)
                 with (
                     tempfile.TemporaryDirectory() as folder,
                     played_farm(Path(folder) / "farm", parts) as farm,
                 ):
-                    costs[name].append(measure(farm, tree, Path(folder) / "run", interrupt))
-        what = f"Ctrl-C after {interrupt:g} s" if interrupt else str(faults)
+                    costs[name].append(measure(farm, tree, Path(folder) / "run", case.interrupt))
         for name, each in costs.items():
-            medians.setdefault((name, faults, interrupt), {})[hosts] = statistics.median(
-                cost.seconds for cost in each
-            )
-            worst = max(each, key=lambda cost: cost.launcher)
+            seconds = [cost.seconds for cost in each]
+            medians.setdefault((name, case.name), {})[hosts] = statistics.median(seconds)
             print(
-                f"| {hosts} | {what} | {name} | {_text([cost.seconds for cost in each])} "
+                f"| {case.name} | {hosts} | {name} | {_text(seconds)} "
                 f"| {_text([cost.cpu for cost in each])} | {_text([cost.cpu / hosts for cost in each], 3)} "
-                f"| {_text([cost.hosts_cpu for cost in each])} | {worst.launcher:.0f} | {worst.total:.0f} "
-                f"| {worst.threads} | {worst.files} | {worst.processes} | {worst.logins} |",
+                f"| {_text([cost.hosts_cpu for cost in each])} | {max(cost.launcher for cost in each):.0f} "
+                f"| {max(cost.total for cost in each):.0f} | {max(cost.threads for cost in each)} "
+                f"| {max(cost.files for cost in each)} | {max(cost.processes for cost in each)} "
+                f"| {max(cost.logins for cost in each)} |",
                 flush=True,
             )
     few, many = min(asked.hosts), max(asked.hosts)
     if few < many:
-        for (name, faults, interrupt), seconds in medians.items():
-            what = f"Ctrl-C after {interrupt:g} s" if interrupt else f"{faults} failing"
-            print(f"{name}, {what}: time({many}) / time({few}) = {seconds[many] / seconds[few]:.1f}")
+        for (name, what), taken in medians.items():
+            print(f"{name}, failing: {what}: time({many}) / time({few}) = {taken[many] / taken[few]:.1f}")
 
 
 if __name__ == "__main__":

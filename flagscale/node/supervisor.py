@@ -275,8 +275,8 @@ class Supervisor:
             # A stop need not come to this host, unless it is the first one.
             is_tidied=outcome.confirm_until is not None and self._node.host != self._plan.hosts[0],
         )
-        self._report(self._state)
         self._guard.end()
+        self._report(self._state)
         if outcome.confirm_until is not None and is_recorded:
             self._confirm_end(peers, outcome.confirm_until)
         return 0 if outcome.phase == "stopped" else outcome.exit_code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,8 +28,8 @@ REASONS: Mapping[Fault, str] = {
     "late loss": "the connection was lost",
 }
 """What the report of a failed start says about each fault."""
-BEFORE_START = FAULTS[:6]
-"""The faults that show before the host is asked to start anything."""
+BEFORE_START, AT_START = FAULTS[:6], FAULTS[6:]
+"""The faults that show before the host is asked to start anything, and those that show after that."""
 _SLOW = 0.03
 _TIMES_SLOWER = 5.0
 _LONGEST = 8.0
@@ -61,8 +61,10 @@ def addresses() -> Iterator[str]:
             yield f"127.9.{third}.{last}"
 
 
-def draw_parts(count: int, faults: int = 0, seed: int = 0, scale: float = 1.0) -> list[Part]:
-    """Return the parts of `count` hosts, of which `faults` fail, in all ways equally often.
+def draw_parts(
+    count: int, faults: int = 0, seed: int = 0, scale: float = 1.0, kinds: Sequence[Fault] = FAULTS
+) -> list[Part]:
+    """Return the parts of `count` hosts, of which `faults` fail, in these ways equally often.
 
     Times are log-normal, and a few hosts are five times as slow; `scale` multiplies all of them. Every 50th
     host's shell prints a line. The first host has no fault.
@@ -73,11 +75,11 @@ def draw_parts(count: int, faults: int = 0, seed: int = 0, scale: float = 1.0) -
         return scale * min(median * rng.lognormvariate(0.0, 0.5) * slower, _LONGEST)
 
     failing = rng.sample(range(1, count), faults)
-    kinds = {rank: FAULTS[place % len(FAULTS)] for place, rank in enumerate(failing)}
+    fault_of = {rank: kinds[place % len(kinds)] for place, rank in enumerate(failing)}
     parts = []
     for rank, address in zip(range(count), addresses(), strict=False):
         slower = _TIMES_SLOWER if rng.random() < _SLOW else 1.0
         times = {"login": 0.05, "hello": 0.3, "start": 0.6, "stop": 0.3}
         drawn = {name: seconds(median) for name, median in times.items()}
-        parts.append(Part(address, **drawn, noise=rank % 50 == 7, fault=kinds.get(rank)))
+        parts.append(Part(address, **drawn, noise=rank % 50 == 7, fault=fault_of.get(rank)))
     return parts

@@ -65,7 +65,8 @@ class PlayedFarm:
     def mistakes_in(self, report: str) -> Iterator[str]:
         """Yield what is wrong with the report of a failed start: it must name each failing host once.
 
-        Hosts that would have failed to start need not be named if no host was asked to start.
+        Hosts that fail to start need not be named if no host was asked to start, and those that would have
+        failed late may have been stopped before.
         """
         told: dict[str, list[str]] = {}
         for entry in re.split(r"(?m)^- ", report)[1:]:
@@ -73,7 +74,8 @@ class PlayedFarm:
             for host in expand(names):
                 told.setdefault(host, []).append(what)
         failing = {part.address: part.fault for part in self.parts if part.fault}
-        certain = {host for host, fault in failing.items() if fault in BEFORE_START} or {*failing}
+        certain = {host for host, fault in failing.items() if fault in BEFORE_START}
+        certain = certain or {host for host, fault in failing.items() if "late" not in fault}
         for host in sorted(certain - told.keys()):
             yield f"{host} is missing ({failing[host]})"
         for host, whats in told.items():
