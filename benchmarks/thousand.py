@@ -8,7 +8,7 @@ hosts fail, they do so in all ways equally often (see `flagscale_testing.farm.pa
 Every failed start is checked: its one report names each host that failed once, with its own reason, and
 every host that had started was stopped again.
 
-    python -m benchmarks.thousand [--hosts 64 1000] [--cases none all start interrupt] [--rounds 3] [--base PATH]
+    python -m benchmarks.thousand [--hosts 64 1000] [--cases none all start interrupt] [--base PATH]
 
 `--base` is a clone of another version of FlagScale; both sides alternate. `--faults 40`: the number of hosts
 that fail in the case `all`; in `start`, a tenth of them. In the case `interrupt`, a start is interrupted

@@ -165,6 +165,8 @@ def _supervise(words: list[str], answers: TextIO) -> int:
     def answer(reply: Reply) -> None:
         if answers.closed:
             return
+        if reply.get("stopped"):
+            os.dup(answers.fileno())  # the launcher sees the connection end when this process has ended
         with suppress(OSError):
             answers.write(json.dumps(reply) + "\n")
         with suppress(OSError):

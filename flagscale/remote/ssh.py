@@ -26,6 +26,8 @@ from flagscale.run.env import run_tags
 from flagscale.run.state import Reply
 
 _LAST_LINES = 20
+_EXIT = 2.0
+"""Seconds that a supervisor may take to exit after it has answered that it was stopped."""
 
 
 class SshTransport:
@@ -96,6 +98,16 @@ class Session:
         except (OSError, ValueError) as error:
             raise Unreachable(self._ended(f"the connection was lost ({error})")) from None
         return reply
+
+    def ends(self, seconds: float) -> bool:
+        """Return whether the process ends within this time, as the kernel tells by closing its output."""
+        try:
+            self._pipe.receive(seconds)
+        except EOFError:
+            return True
+        except (TimeoutError, OSError):
+            pass
+        return False
 
     def _greet(self) -> None:
         """Wait for the first line, whatever the user's shell prints before it.

@@ -99,8 +99,8 @@ def start_hosts(
 class Starting:
     """A start, as its hosts answer; the first failure stops them all again, while the others still answer.
 
-    They are waiting for the host that failed. If the first host is stopped, its supervisor passes that on,
-    and the others answer that they have stopped: most of them need no session for a stop.
+    They are waiting for the host that failed. If the first host is stopped, its supervisor passes that on;
+    the supervisors of the others answer that they have stopped, and exit. Most need no session for a stop.
     """
 
     def __init__(self, plan: LaunchPlan) -> None:
@@ -133,7 +133,7 @@ class Starting:
         known = stop_each(plan, [first])
         with self._changed:
             self._changed.wait_for(lambda: len(self.replies) == len(plan.nodes), _HEARING)
-            heard = [host for host, reply in self.replies.items() if reply.get("stopped")]
+            heard = [host for host, reply in self.replies.items() if reply.get("ended")]
         known = dict.fromkeys(heard, _STOPPED) | known
         return known | stop_each(plan, {*plan.hosts} - known.keys())
 

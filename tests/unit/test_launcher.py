@@ -111,6 +111,28 @@ def test_hosts_that_cannot_be_reached_are_reported_before_any_starts(
     assert {words[0] for _, words in hosts.asked} == {"ready"}
 
 
+def test_hosts_that_hear_of_the_failure_from_the_first_host_need_no_stop(
+    plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, asked = Waiting(), threading.Event()
+
+    def hear(words: list[str]) -> Reply:
+        asked.set()
+        assert first.stopped.wait(WAITED)
+        return {"ok": False, "message": "stopped", "stopped": True, "ended": True}
+
+    def fail(words: list[str]) -> Reply:
+        assert first.asked.wait(WAITED)
+        assert asked.wait(WAITED)
+        return {"ok": False, "message": "no space left"}
+
+    hosts = FakeHosts(
+        monkeypatch, node0=first.answers(), node1={"start": hear}, node2={"start": fail, "stop": STOPPED}
+    )
+    assert failing_start(plan) == [("node2", "no space left")]
+    assert [hosts.verbs(host.name)[-1] for host in plan.hosts] == ["stop", "start", "stop"]
+
+
 def test_every_cause_is_reported_in_the_order_of_the_hosts(
     plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
