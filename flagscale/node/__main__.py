@@ -19,10 +19,10 @@ def main(words: list[str]) -> int:
     verb, *arguments = words
     if verb == "serve":
         return commands.serve()
-    if verb == "supervise" and arguments[0] == "-":
-        return commands.serve(supervises=arguments[1:])
     if verb in ("supervise", "services"):
         try:
+            if arguments[0] == "-":
+                return commands.serve(supervises=arguments[1:])
             plan, node = commands.load(*arguments)
             if verb == "services":
                 from flagscale.node import services

@@ -178,5 +178,7 @@ def _supervise(words: list[str], answers: TextIO) -> int:
 
         return supervise_from_session(*_load_late(exp_dir, rank, run_id), answer)
     except Exception as error:
+        if answers.closed:
+            raise  # the start is over: the log of the run holds the message
         answer(_failed(verb, error))
         return 1

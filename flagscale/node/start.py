@@ -93,7 +93,7 @@ def supervise_from_session(plan: LaunchPlan, node: NodeCommand, answer: Callable
         answer: called with the reply, as of `start`; the first call counts.
 
     Raises:
-        FlagScaleError, OSError: this process cannot become the supervisor; there is no state of this run.
+        FlagScaleError, OSError: this process cannot become the supervisor.
     """
     from flagscale.node.supervisor import Supervisor
 

@@ -15,14 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Literal
-
-import psutil
+from typing import TYPE_CHECKING, Literal
 
 from flagscale.errors import FlagScaleError, UserError
 from flagscale.frozen import dataclass, replace
 from flagscale.linux import adopt_orphans, oom_kills, reap_adopted
-from flagscale.node import processes
 from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks
 from flagscale.node.coordinator import Coordinator
 from flagscale.node.guard import GuardKeeper
@@ -34,6 +31,9 @@ from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Attempt, HostState, Phase, ProcessId
 from flagscale.values import LaunchPlan, NodeCommand
+
+if TYPE_CHECKING:
+    import psutil
 
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
@@ -130,6 +130,7 @@ class Supervisor:
             why = f"the engine cannot be started: {error}"
             peers.report(self._verdict(begin, "failed", why))  # another attempt may not need this host
             return replace(_failed(why), is_final=True)
+        self._prepare_to_end()
         verdict = self._watch(agent, begin, peers)
         if verdict is None:
             return self._ended_by_itself(agent, begin, peers, kills)
@@ -257,8 +258,18 @@ class Supervisor:
             if self._state.phase != "starting":
                 self._note()
 
+    def _prepare_to_end(self) -> None:
+        """Load what ends processes, here and in the guard, which a start does without.
+
+        Not later: when it is needed, the file system that holds it may be gone.
+        """
+        from flagscale.node import processes  # noqa: F401
+
+        self._guard.prepare()
+
     def _end_leftovers(self) -> bool:
         """End all that is left of the run on this host; return whether that succeeded."""
+        from flagscale.node import processes
 
         def leftovers() -> set[psutil.Process]:
             found = processes.of_run(self._plan.run_id, self._node.host.rank, os.getpid())

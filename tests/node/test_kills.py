@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -142,3 +143,11 @@ def test_the_agent_does_not_outlive_its_supervisor(make_job: MakeJob) -> None:
     assert status.state is not None
     assert status.state.phase == "stopping"
     assert status.state.failure is not None
+
+
+@pytest.mark.parametrize("name", ["supervisor", "guard"])
+def test_what_ends_processes_is_in_memory_before_it_is_needed(make_job: MakeJob, name: str) -> None:
+    """A start does without it; later, the file system that holds it may be gone."""
+    job = make_job("rank").start()
+    loaded = Path(f"/proc/{job.member(name).pid}/maps")
+    wait_for(lambda: "_psutil_linux" in loaded.read_text())
