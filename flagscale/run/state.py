@@ -72,7 +72,7 @@ class HostState:
     members: tuple[int, ...] = ()
     """The ranks of the hosts that take part in the current attempt; empty: all."""
     is_tidied: bool = False
-    """Whether a stop has run `after_stop` since the end."""
+    """Whether a stop has run `after_stop` since the end; also if it ended this host through the first one."""
     ended_with: tuple[int, ...] = ()
     """The hosts that a stop has ended through this one: nothing of the run was left, and no supervisor."""
     attempts: tuple[Attempt, ...] = ()
