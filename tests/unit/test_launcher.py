@@ -14,6 +14,7 @@ import pytest
 from flagscale.errors import FlagScaleError, HostError
 from flagscale.node.files import unpacked
 from flagscale.remote import launcher
+from flagscale.remote.hosts import at_once
 from flagscale.run.env import CHANNEL_SECRET
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Phase, Reply
@@ -329,6 +330,23 @@ def test_any_number_of_hosts_may_wait_for_each_other(tmp_path: Path, monkeypatch
 
     FakeHosts(monkeypatch, **{host.name: {"start": begin} for host in plan.hosts})
     launcher.start(plan, "", {})
+
+
+def test_fewer_threads_than_hosts_delay_a_stop_and_prevent_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scarce(threading.Thread):
+        left = 2
+
+        def start(self) -> None:
+            if not Scarce.left:
+                raise RuntimeError("can't start new thread")
+            Scarce.left -= 1
+            super().start()
+
+    monkeypatch.setattr("flagscale.remote.hosts.Thread", Scarce)
+    assert at_once(str, range(5)) == ["0", "1", "2", "3", "4"]
+    Scarce.left = 2
+    with pytest.raises(FlagScaleError, match=r"5 hosts at once: only 2 more threads .* `ulimit -u`"):
+        at_once(str, range(5), together=True)
 
 
 def test_states_of_another_run_are_ignored(plan: LaunchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
