@@ -2,10 +2,12 @@
 
 The checkpoint is made once, by the other tree. Reported for each way to start: CPU seconds of all processes
 and wall seconds from the start of the command to the end of the first iteration, the peak memory of a rank,
-and the CPU seconds of each phase of rank 0, from runs of their own. Both trees must report the same loss.
+and with `--phases` the CPU seconds of each phase of rank 0, from runs of their own. Both trees must report
+the same loss.
 
     python -m benchmarks.resume --base PATH [--rounds 3] [--ways torchrun run.py] [--ranks 1 2]
-                                [--format torch_dist] [--layers 8] [--hidden-size 1024] [-- ARGUMENT ...]
+                                [--format torch_dist] [--phases] [--layers 8] [--hidden-size 1024]
+                                [-- ARGUMENT ...]
 
 PATH is a worktree of another commit. The arguments after `--` are added to those of Megatron.
 """
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=["torchrun", "run.py"], default=["torchrun", "run.py"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--format", choices=["torch_dist", "torch"], default="torch_dist")
+    parser.add_argument("--phases", action="store_true", help="also report the phases of rank 0")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("arguments", nargs="*", help="more arguments of Megatron, after --")
@@ -107,7 +110,8 @@ def main() -> None:
             _save(job, trees["base"])
             for way in asked.ways:
                 _compare(job, way, trees, asked.rounds)
-            _print_phases(job, trees, asked.rounds)
+            if asked.phases:
+                _print_phases(job, trees, asked.rounds)
 
 
 def _save(job: Job, tree: Path) -> None:
@@ -131,18 +135,19 @@ def _compare(job: Job, way: str, trees: dict[str, Path], rounds: int) -> None:
                 runs[side].append(resumed)
     if len(losses := {one.loss for side in runs.values() for one in side}) > 1:
         raise SystemExit(f"the losses differ: {losses}")
-    print(f"{way:24}{'CPU s':>22}{'wall s':>22}{'peak MB of a rank':>26}")
+    print(f"{way:24}{'CPU s':>24}{'wall s':>24}{'peak MB of a rank':>24}")
     for side, resumed_runs in runs.items():
         cells = [_cell(column) for column in list(zip(*map(astuple, resumed_runs), strict=True))[:3]]
-        print(f"  {side:22}{cells[0]:>22}{cells[1]:>22}{cells[2]:>26}")
+        print(f"  {side:22}{cells[0]:>24}{cells[1]:>24}{cells[2]:>24}")
     pairs = list(zip(runs["new"], runs["base"], strict=True))
     ratios = [[one / other for one, other in zip(astuple(a), astuple(b), strict=True)][:3] for a, b in pairs]
     cells = [_cell(column) for column in zip(*ratios, strict=True)]
-    print(f"  {'ratio':22}{cells[0]:>22}{cells[1]:>22}{cells[2]:>26}", flush=True)
+    print(f"  {'ratio':22}{cells[0]:>24}{cells[1]:>24}{cells[2]:>24}", flush=True)
 
 
 def _cell(values: tuple[float, ...]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f} to {max(values):.2f}]"
+    digits = 0 if max(values) > 100 else 2
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f} to {max(values):.{digits}f}]"
 
 
 def _torchrun(ranks: int, *argv: str) -> list[str]:
