@@ -126,7 +126,7 @@ def weights_will_be_loaded(args: Any) -> bool:
 
     All ranks have to call it together. Raises `UserError` as `prepare_load` does.
     """
-    if not (args.load or args.pretrained_checkpoint) or args.moe_use_upcycling:
+    if not (args.load or args.pretrained_checkpoint) or args.moe_use_upcycling or args.use_torch_fsdp2:
         return False
     _prepared[:] = [prepare_load(args)]
     return _prepared[0].is_whole
