@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from megatron.core import mpu
+from megatron.training import get_args
+
+from megatron.flagscale.checkpoint.resume import weights_will_be_loaded
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _OUTPUT = "output_layer.weight"
@@ -27,7 +30,8 @@ def draw_by_name(model_config: Any, seed: int) -> None:
     """Make a model that is built from `model_config` start from the same weights in every layout.
 
     Megatron then only records the rule of each parameter; a hook draws all of them once their names are
-    known. Weights without a rule (norms, biases) are the same in every layout anyway.
+    known, unless a checkpoint will replace them. Weights without a rule (norms, biases) are the same in every
+    layout anyway.
     """
     transformer = model_config.transformer
     for name in _RULES:
@@ -41,11 +45,12 @@ def _note(rule: Rule, parameter: torch.Tensor) -> None:
 
 def _draw_all(model_config: Any, seed: int, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
     real_rows = model_config.vocab_size if model_config.should_pad_vocab else None
+    is_drawn = not weights_will_be_loaded(get_args())
     for chunk in chunks:
         for prefix, module in chunk.named_modules():
             for local_name, parameter in module.named_parameters(prefix, recurse=False):
                 rule = vars(parameter).pop("drawn_by", None)
-                if rule is None:
+                if rule is None or not is_drawn:
                     continue
                 name = global_name(local_name, chunk)
                 if name == _OUTPUT and model_config.share_embeddings_and_output_weights:

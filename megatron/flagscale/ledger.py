@@ -15,6 +15,7 @@ from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import PATCHES as schedule_patches
+from megatron.flagscale.startup import PATCHES as startup_patches
 from megatron.flagscale.supervision import PATCHES as supervision_patches
 from megatron.flagscale.validation import PATCHES as validation_patches
 
@@ -43,6 +44,7 @@ _ALWAYS = (
     *supervision_patches,
     *optimizer_patches,
     *group_patches,
+    *startup_patches,
 )
 
 

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from megatron.flagscale.startup import importing
 from megatron.flagscale.supervision import (
     die_with_parent,
     heartbeat,
@@ -53,7 +54,8 @@ def run(
     A user's error ends the process with exit code 2, any other error with its traceback and exit code 1. Both
     write the structured error file that torchrun asked for; torchrun reports a user's error in one line.
     """
-    from torch.distributed.elastic.multiprocessing.errors import record
+    with importing():
+        from torch.distributed.elastic.multiprocessing.errors import record
 
     from flagscale.errors import UserError
 
@@ -92,6 +94,18 @@ def train(
     forward_step: ForwardStep | None = None,
 ) -> None:
     """Train with these arguments; raises `UserError` for a user's mistake. For the other ones see `run`."""
+    with importing():
+        pretrain, *positional, seams = _prepared(argv, add_arguments, datasets, forward_step)
+    pretrain(*positional, **seams)
+
+
+def _prepared(
+    argv: list[str],
+    add_arguments: AddArguments | None,
+    datasets: Datasets | None,
+    forward_step: ForwardStep | None,
+) -> tuple[Any, ...]:
+    """Import the engine; return its `pretrain`, the positional arguments for it, and those by name."""
     from flagscale.checks.worker import DATASETS, FORWARD_STEP
     from megatron.flagscale.bootstrap import adapt, prepare_engine
     from megatron.flagscale.hetero.arguments import own_part
@@ -101,6 +115,7 @@ def train(
     own_parts = {name for name, value in given.items() if value is not None}
     sys.argv[1:] = prepare_engine(part.argv if part else argv, add_arguments, own_parts)
 
+    import torch._dynamo  # noqa: F401 - the optimizer imports it
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
     from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
@@ -120,12 +135,13 @@ def train(
     seams = {}
     if part:
         seams = join(part, args, model_config)
-    pretrain(
+    return (
+        pretrain,
         pretrain_cfg_container_from_args(args, model_config),
         datasets or build_datasets,
         ModelType.encoder_or_decoder,
         _with_heartbeat(forward_step or forward.forward_step),
-        **seams,
+        seams,
     )
 
 

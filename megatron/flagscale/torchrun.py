@@ -26,6 +26,7 @@ from flagscale.run.env import FAILURE_FILE
 from flagscale.run.failure import Failure, how_it_ended, signal_name, write_failure
 from megatron.flagscale.ending import Ending
 from megatron.flagscale.patching import TORCH, Patch, apply
+from megatron.flagscale.startup import importing
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -124,9 +125,10 @@ def main() -> int:
     ending = Ending()
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGQUIT")
 
-    from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    with importing():
+        from torch.distributed.elastic.multiprocessing.api import PContext, SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.run import parse_args, run
 
     # The report below replaces its messages about the processes that it ends.
     logging.getLogger(PContext.__module__).setLevel(logging.CRITICAL)

@@ -162,6 +162,11 @@ def _whole_sets(original: Callable[..., Any]) -> Callable[..., Any]:
             loaders = loaders or [None] * len(sizes)
             _require_one_per_set(args, len(sizes))
             valid = [WholeSet(size, loader) for size, loader in zip(sizes, loaders, strict=True)]
+        if not args.full_validation and not args.eval_iters:
+            # Nobody will read them: without workers, their iterators start no processes.
+            for loader in (*(valid or ()), test):
+                if isinstance(loader, torch.utils.data.DataLoader):
+                    loader.num_workers = 0
         return train, valid, test
 
     return build_train_valid_test_data_loaders
@@ -191,7 +196,8 @@ PATCHES = (
     Patch(
         "megatron.training.training:build_train_valid_test_data_loaders",
         _whole_sets,
-        "Full validation fails on ranks without data, and its result depends on the layout.",
+        "Full validation fails on ranks without data, and its result depends on the layout. For sets "
+        "that are never evaluated, it starts processes that load samples.",
         "worker",
         until="full validation works in every layout, and for several sets with eval_iters",
     ),

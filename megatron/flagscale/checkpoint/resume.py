@@ -35,6 +35,9 @@ from megatron.flagscale.checkpoint.torch_format import (
 from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start, load_with_optimizer
 from megatron.flagscale.patching import Patch
 
+_REFUSES_MISSING = ("assume_ok_unexpected", "raise_unexpected", "raise_all")
+"""Values of `dist_ckpt_strictness` with which a tensor that is not in the checkpoint is an error."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -106,8 +109,31 @@ def _point_at(directory: Path, iteration: int) -> None:
         write_atomic(directory / TRACKER, str(iteration))
 
 
-def prepare_load(args: Any) -> Path | None:
-    """Choose on rank 0, for all ranks, the checkpoint to load, and return its folder; None without one.
+@dataclass(frozen=True)
+class Load:
+    """The folder of the checkpoint to load, None without one; whether it replaces all initial weights."""
+
+    folder: Path | None = None
+    is_whole: bool = False
+
+
+_prepared: list[Load] = []
+"""What was chosen before the model got its initial weights, until it is loaded."""
+
+
+def weights_will_be_loaded(args: Any) -> bool:
+    """Choose the checkpoint early, and return whether it replaces all initial weights.
+
+    All ranks have to call it together. Raises `UserError` as `prepare_load` does.
+    """
+    if not (args.load or args.pretrained_checkpoint) or args.moe_use_upcycling or args.use_torch_fsdp2:
+        return False
+    _prepared[:] = [prepare_load(args)]
+    return _prepared[0].is_whole
+
+
+def prepare_load(args: Any) -> Load:
+    """Choose on rank 0, for all ranks, the checkpoint to load.
 
     Raises:
         UserError: on all ranks, if no checkpoint is usable, or if this run cannot load the chosen one.
@@ -115,7 +141,7 @@ def prepare_load(args: Any) -> Path | None:
     import torch
 
     if args.ckpt_format not in (TORCH, TORCH_DIST):
-        return None
+        return Load()
     answer: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
         try:
@@ -127,14 +153,14 @@ def prepare_load(args: Any) -> Path | None:
         raise UserError(f"the checkpoints in {args.load} cannot be read: {answer[0]}")
     if isinstance(answer[0], Exception):
         raise answer[0]
-    folder: Path | None = answer[0][0]
+    chosen: Load = answer[0][0]
     if args.load is not None:
         args.ckpt_step = answer[0][1]
-    return folder
+    return chosen
 
 
-def _chosen(args: Any) -> tuple[Path | None, int | None]:
-    """Return the folder that the engine will load, and its iteration in `args.load`; None without one."""
+def _chosen(args: Any) -> tuple[Load, int | None]:
+    """Return what the engine will load, and its iteration in `args.load`; None without one."""
     choice = Choice(None)
     if args.load is not None:
         owned = args.save is not None and Path(args.save).resolve() == Path(args.load).resolve()
@@ -142,9 +168,10 @@ def _chosen(args: Any) -> tuple[Path | None, int | None]:
         for notice in choice.notices:
             print(f"flagscale: {notice}", flush=True)
     folder = _folder(args, choice)
-    if folder is not None:
-        _check_loadable(folder, args, is_own=folder.parent == Path(args.load or ""))
-    return folder, choice.iteration
+    if folder is None:
+        return Load(), choice.iteration
+    is_whole = _check_loadable(folder, args, is_own=folder.parent == Path(args.load or ""))
+    return Load(folder, is_whole), choice.iteration
 
 
 def _folder(args: Any, choice: Choice) -> Path | None:
@@ -157,8 +184,12 @@ def _folder(args: Any, choice: Choice) -> Path | None:
     return None
 
 
-def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
-    """Compare a checkpoint with this run, and print notices; raise `UserError` if this run cannot load it."""
+def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> bool:
+    """Compare a checkpoint with this run, print notices, and return whether it replaces all initial weights.
+
+    Raises:
+        UserError: this run cannot load it.
+    """
     is_new = is_start(folder, args)
     resumes = is_own and folder.name != RELEASE and not args.finetune and not is_new
     if is_torch_format(folder):
@@ -175,8 +206,11 @@ def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> None:
         check_state(folder, saved)
     for notice in compare(folder, args, saved, resumes=resumes):
         print(f"flagscale: {notice}", flush=True)
+    vocabulary = saved.get("padded_vocab_size")
     if resumes or is_new:
-        _check_vocabulary(folder, saved.get("padded_vocab_size"), args)
+        _check_vocabulary(folder, vocabulary, args)
+    # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
+    return vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in _REFUSES_MISSING
 
 
 def _saved_arguments(folder: Path) -> dict[str, Any]:
@@ -219,7 +253,7 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.training import get_args
 
         args = get_args()
-        folder = prepare_load(args)
+        folder = (_prepared.pop() if _prepared else prepare_load(args)).folder
         is_new = is_start(folder, args)
         if (
             args.ckpt_step is not None

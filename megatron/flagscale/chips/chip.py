@@ -60,7 +60,8 @@ class Chip:
     patches: tuple[Patch, ...] = ()
     """Changes of the engine, or of torch under it, without which they do not run on this chip."""
     defaults: tuple[str, ...] = ()
-    """Engine arguments, placed before the user's own: they turn off defaults that this chip cannot use."""
+    """Engine arguments, placed before the user's own: they turn off defaults that this chip cannot
+    use, or does not gain from."""
     attention: AttentionKernels | None = None
     """If None, blockwise attention is computed in plain torch operations."""
     compiles: bool = True

@@ -11,8 +11,11 @@ from megatron.flagscale.chips.chip import HOST, HOST_BACKEND, AttentionKernels, 
 
 _aten = torch.ops.aten
 
-# Turn off what the engine enables by default but only CUDA supports.
+# Turn off what the engine enables by default but only CUDA supports, or what only helps beside a device.
 _DEFAULTS = (
+    # Processes that load samples would take the processors from training. They are forked when the model
+    # exists: the first step would copy all weights and the optimizer's state, which they keep.
+    "--num-workers=0",
     "--async-strategy=mcore",  # the other one starts a process that needs a CUDA device
     "--no-bias-gelu-fusion",
     "--no-bias-swiglu-fusion",
