@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from flagscale import platforms
+from flagscale.config.command import Request
 from flagscale.config.recorded import recorded_yaml
 from flagscale.config.schema import Experiment
+from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
@@ -23,14 +23,6 @@ from flagscale.plan.placement import build_plan, new_run_id
 from flagscale.plan.stages import check_stages, hostfile_type
 from flagscale.run.machine import this_machine
 from flagscale.values import Job, LaunchPlan, Rendezvous
-
-
-@dataclass(frozen=True)
-class Request:
-    """The input of a command: the composed configuration and the source of each key."""
-
-    config: DictConfig
-    source_map: SourceMap
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,12 @@ class Prepared:
     config: str
     """The resolved configuration as YAML, secrets masked."""
     notices: tuple[str, ...]
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The environment variables that must not be written to the plan, scripts or logs."""
+        given = self.experiment.envs.common()
+        return {**self.job.secrets, **{name: value for name, value in given.items() if is_secret(name)}}
 
 
 def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:
