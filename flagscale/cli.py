@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -15,7 +16,8 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flagscale import __version__, registry
 from flagscale.config.command import Request, load_action
@@ -40,7 +42,10 @@ _QUIET = (
 )
 _VERSION = "1.3"
 """The version of Hydra whose rules apply."""
-_DEFAULTS = ("hydra.job.name=flagscale", "hydra.help.app_name=FlagScale")
+_JOB = "flagscale"
+_DEFAULTS = (f"hydra.job.name={_JOB}", "hydra.help.app_name=FlagScale")
+_VISIBLE = {"run.dir": ".", "output_subdir": None, "job.chdir": False, "job.name": _JOB, "mode": RunMode.RUN}
+"""The same, for a configuration that inserts Hydra's own values (`${hydra:runtime.output_dir}`)."""
 _USAGE = """flagscale: train and serve large models on whatever chips you have
 
     python run.py --config-path FOLDER --config-name FILE action=ACTION [key=value ...]
@@ -152,28 +157,41 @@ def _with_hydra(
 
     os.environ[_RAISE] = "1"
     others = [word for word in words if not _names(quiet, word)]
-    others += [*quiet, *(word for word in _DEFAULTS if not _names(words, word))]
     try:
-        if experiment := sole_experiment(words):
-            _run_once(*experiment, overrides_in(others), unless_in_files)
-        else:
-            sys.argv = [sys.argv[0], *others]
+        experiment = sole_experiment(words)
+        if not experiment or not _run_once(*experiment, overrides_in(words), unless_in_files):
+            sys.argv = [sys.argv[0], *others, *quiet, *(word for word in _DEFAULTS if not _names(words, word))]
             hydra.main(version_base=_VERSION, config_path=None)(unless_in_files)()
     except (*COMPLAINTS, ValueError) as error:  # the latter, too, comes from Hydra alone: `task` raises none
         return list(in_files), error
     return list(in_files), None
 
 
-def _run_once(folder: str, name: str, overrides: Sequence[str], task: Callable[[DictConfig], None]) -> None:
-    """Do what Hydra's main function does for a single job. It would compose everything twice: the first time
-    only to see whether there are several jobs, which takes a tenth of a `query`.
+def _run_once(folder: str, name: str, overrides: list[str], task: Callable[[DictConfig], None]) -> bool:
+    """Do what Hydra's main function does for a single job, unless the files ask for more; return whether it
+    was done.
+
+    Hydra would compose twice, the first time only to see whether there are several jobs, and parse the words
+    that keep it from writing. That takes longer than all the rest of a `query`.
     """
-    hydra.initialize_config_dir(folder, version_base=_VERSION)
-    everything = GlobalHydra.instance()
+    hydra.initialize_config_dir(folder, job_name=_JOB, version_base=_VERSION)
+    started = GlobalHydra.instance()
     try:
-        everything.hydra.run(name, task, [*overrides, "hydra.mode=RUN"])
+        config = started.hydra.compose_config(name, overrides, RunMode.RUN)
+        if config.hydra.mode or config.hydra.callbacks or config.hydra.job.env_set:
+            return False
+        for key, value in _VISIBLE.items():
+            OmegaConf.update(config, f"hydra.{key}", value, force_add=True)
+        config.hydra.runtime.output_dir = os.getcwd()
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        logging.getLogger().setLevel(logging.ERROR)
+        task(config)
     finally:
-        everything.clear()
+        HydraConfig.instance().cfg = None
+        started.clear()
+    return True
 
 
 def _sweep(words: Sequence[str], quiet: Sequence[str]) -> int:
