@@ -160,7 +160,12 @@ def _with_hydra(
     try:
         experiment = sole_experiment(words)
         if not experiment or not _run_once(*experiment, overrides_in(words), unless_in_files):
-            sys.argv = [sys.argv[0], *others, *quiet, *(word for word in _DEFAULTS if not _names(words, word))]
+            sys.argv = [
+                sys.argv[0],
+                *others,
+                *quiet,
+                *(word for word in _DEFAULTS if not _names(words, word)),
+            ]
             hydra.main(version_base=_VERSION, config_path=None)(unless_in_files)()
     except (*COMPLAINTS, ValueError) as error:  # the latter, too, comes from Hydra alone: `task` raises none
         return list(in_files), error

@@ -35,7 +35,7 @@ from flagscale.config.key_types import (
 class Section(BaseModel):
     """A frozen group of keys; a key that is not listed is a mistake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -115,6 +115,14 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:60]
 
 
+def secrets(job: Job, experiment: Experiment) -> dict[str, str]:
+    """Return the environment variables that must not be written to the plan, scripts or logs."""
+    return {
+        **job.secrets,
+        **{name: value for name, value in experiment.envs.common().items() if is_secret(name)},
+    }
+
+
 def _environment(
     job: Job,
     experiment: Experiment,

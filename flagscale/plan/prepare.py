@@ -13,7 +13,6 @@ from flagscale import platforms
 from flagscale.config.command import Request
 from flagscale.config.recorded import recorded_yaml
 from flagscale.config.schema import Experiment
-from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
@@ -38,12 +37,6 @@ class Prepared:
     config: str
     """The resolved configuration as YAML, secrets masked."""
     notices: tuple[str, ...]
-
-    @property
-    def secrets(self) -> dict[str, str]:
-        """The environment variables that must not be written to the plan, scripts or logs."""
-        given = self.experiment.envs.common()
-        return {**self.job.secrets, **{name: value for name, value in given.items() if is_secret(name)}}
 
 
 def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:

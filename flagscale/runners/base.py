@@ -61,7 +61,9 @@ def require_hosts(prepared: Prepared) -> LaunchPlan:
 
 def start_now(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
     """Start the plan on all of its hosts, or on none of them."""
-    launcher.start(plan, prepared.config, prepared.secrets, done, queued)
+    from flagscale.plan.placement import secrets
+
+    launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done, queued)
     return ""
 
 
@@ -147,5 +149,8 @@ def recorded(prepared: Prepared, plan: LaunchPlan) -> Iterator[None]:
     Raises:
         FlagScaleError: a job is still running or queued there, or another command is starting one.
     """
-    with launcher.recorded(plan, all_scripts(plan), prepared.config, prepared.secrets, queued):
+    from flagscale.plan.placement import secrets
+
+    hidden = secrets(prepared.job, prepared.experiment)
+    with launcher.recorded(plan, all_scripts(plan), prepared.config, hidden, queued):
         yield
