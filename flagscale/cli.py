@@ -181,6 +181,7 @@ def _run_once(folder: str, name: str, overrides: list[str], task: Callable[[Dict
     """
     hydra.initialize_config_dir(folder, job_name=_JOB, version_base=_VERSION)
     started = GlobalHydra.instance()
+    assert started.hydra
     try:
         config = started.hydra.compose_config(name, overrides, RunMode.RUN)
         if config.hydra.mode or config.hydra.callbacks or config.hydra.job.env_set:

@@ -46,6 +46,9 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
 Platforms, chips and families are listed by their own packages.
 """
 
+_PREFIX = "flagscale."
+"""What the names of our groups of entry points begin with."""
+
 CONTRACTS: Mapping[str, str] = {
     "actions": "collections.abc:Callable",
     "chips": "megatron.flagscale.chips.chip:Chip",
@@ -150,9 +153,6 @@ def _named(kind: str, name: str) -> list[EntryPoint]:
 def _added(kind: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a kind that installed packages bring."""
     return _installed(tuple(sys.path)).get(f"{_PREFIX}{kind}", ())
-
-
-_PREFIX = "flagscale."
 
 
 @cache

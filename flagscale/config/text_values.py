@@ -78,9 +78,9 @@ def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig, An
 
 def _is_text(kind: Any) -> bool:
     """Return whether a type is `Text`, perhaps with further checks, or `Text | None`."""
-    from flagscale.config.key_types import Text
+    from flagscale.config.key_types import AS_TEXT
 
     if get_origin(kind) in (Union, UnionType):
         return any(map(_is_text, get_args(kind)))
-    # Annotations of annotations are merged into one; the first distinguishes `Text` from `str`.
-    return Text.__metadata__[0] in getattr(kind, "__metadata__", ())
+    # Annotations of annotations are merged into one.
+    return AS_TEXT in getattr(kind, "__metadata__", ())
