@@ -2,8 +2,10 @@
 
 Both start the same program with the same arguments on the same two ranks, alternately, in one run of this
 script: ours by `run.py action=test` (checks, scripts, supervisor, metrics, followed logs), theirs as
-`torchrun` without metrics file and supervisor. Prints the difference of the times to the first iteration and
-the ratio of the step times, as medians over pairs.
+`torchrun` without metrics file and supervisor. A third side is a Hydra app that only composes the same files:
+any launcher on Hydra needs that time before it starts anything. Prints, as medians and intervals over rounds,
+the difference of the times to the first iteration, with and without that time, and the ratio of the step
+times.
 
     python benchmarks/launch_overhead.py [--rounds 5] [--iterations 30]
 """
@@ -53,7 +55,7 @@ class Timing:
 def ours(folder: Path, iterations: int) -> Timing:
     """Time `run.py action=test`."""
     begun = time.time()
-    subprocess.run(_command(folder, iterations, "test"), check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    subprocess.run(command(folder, iterations, "test"), check=True, stdout=subprocess.DEVNULL, cwd=folder)
     lines = [json.loads(line) for line in RunDir(folder).metrics.read_text().splitlines()]
     return _timing(begun, [line["time"] for line in lines if "iteration_ms" in line])
 
@@ -87,12 +89,21 @@ def theirs(folder: Path, iterations: int) -> Timing:
     return _timing(begun, times)
 
 
+def composing(folder: Path, iterations: int) -> float:
+    """Return the seconds that a Hydra app takes to compose what our command composes."""
+    words = command(folder, iterations, "test")
+    begun = time.time()
+    subprocess.run([words[0], str(ROOT / "benchmarks/composing_app.py"), *words[2:]], check=True, cwd=folder)
+    return time.time() - begun
+
+
 def _timing(begun: float, times: list[float]) -> Timing:
     steps = [later - earlier for earlier, later in itertools.pairwise(times[4:])]
     return Timing(times[0] - begun, statistics.median(steps))
 
 
-def _command(folder: Path, iterations: int, action: str) -> list[str]:
+def command(folder: Path, iterations: int, action: str) -> list[str]:
+    """Return our command line for the job, with `folder` as its run directory."""
     overrides = [
         *MODEL,
         f"experiment.exp_dir={folder}",
@@ -105,7 +116,7 @@ def _command(folder: Path, iterations: int, action: str) -> list[str]:
 def _argv(folder: Path, iterations: int) -> list[str]:
     """Return the worker's arguments of our plan, without the metrics file."""
     printed = subprocess.run(
-        _command(folder, iterations, "dryrun"), check=True, capture_output=True, text=True, cwd=folder
+        command(folder, iterations, "dryrun"), check=True, capture_output=True, text=True, cwd=folder
     ).stdout
     start = printed.index("--module megatron.flagscale.train_gpt")
     lines = printed[start : printed.index("set -eo pipefail")].splitlines()[1:]
@@ -118,7 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=30)
     arguments = parser.parse_args()
-    pairs: list[tuple[Timing, Timing]] = []
+    rounds: list[tuple[Timing, Timing, float]] = []
     for number in range(arguments.rounds + 1):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
             # The order alternates from pair to pair, so that warm-up effects favour neither side.
@@ -126,16 +137,23 @@ def main() -> None:
                 b, a = theirs(Path(other), arguments.iterations), ours(Path(one), arguments.iterations)
             else:
                 a, b = ours(Path(one), arguments.iterations), theirs(Path(other), arguments.iterations)
+            alone = composing(Path(one), arguments.iterations)
         if number:  # the first round warms the file cache
-            pairs.append((a, b))
+            rounds.append((a, b, alone))
             print(
                 f"round {number}: first iteration {a.first:.2f} s / {b.first:.2f} s, "
-                f"step {a.step:.4f} s / {b.step:.4f} s"
+                f"composing alone {alone:.2f} s, step {a.step:.4f} s / {b.step:.4f} s"
             )
-    first = statistics.median(a.first - b.first for a, b in pairs)
-    step = statistics.median(a.step / b.step for a, b in pairs)
-    print(f"to the first iteration: flagscale - torchrun = {first:+.2f} s (median of {len(pairs)} pairs)")
-    print(f"step time:              flagscale / torchrun = {step:.3f} (median of {len(pairs)} pairs)")
+    later = [a.first - b.first for a, b, _ in rounds]
+    beyond = [a.first - b.first - alone for a, b, alone in rounds]
+    steps = [a.step / b.step for a, b, _ in rounds]
+    print(f"to the first iteration: flagscale - torchrun = {_described(later)} s")
+    print(f"          beyond a Hydra app that only composes: {_described(beyond)} s")
+    print(f"step time:              flagscale / torchrun = {_described(steps)}")
+
+
+def _described(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from flagscale import registry
-from flagscale.config.command import load_command_keys, load_run_location
+from flagscale.config.command import Request, load_command_keys, load_run_location
 from flagscale.errors import UserError
-from flagscale.plan.prepare import Prepared, Request, prepare
 from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner, runner_of
 from flagscale.status.log_tail import LogTail
@@ -27,6 +27,9 @@ from flagscale.status.services import is_given_up, servers
 from flagscale.status.text import plan_text, started_text, status_text
 from flagscale.status.watch import counted, current_status, statuses, watch_job, watch_services
 from flagscale.values import LaunchPlan
+
+if TYPE_CHECKING:
+    from flagscale.plan.prepare import Prepared
 
 
 def run(request: Request) -> int:
@@ -158,6 +161,8 @@ def stop(request: Request) -> int:
 
 
 def _prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:
+    from flagscale.plan.prepare import prepare  # here: actions about a run that exists plan nothing
+
     prepared = prepare(request, run_id, only_plans=only_plans)
     for notice in prepared.notices:
         print(f"note: {notice}", file=sys.stderr)

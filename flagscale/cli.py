@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -10,16 +11,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flagscale import __version__, registry
-from flagscale.config.command import load_action
-from flagscale.config.flags import key_of
+from flagscale.config.command import Request, load_action
+from flagscale.config.flags import key_of, overrides_in, sole_experiment
 from flagscale.config.hydra_source import problems_of_files
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, early_problems, problems_of, unreadable
 from flagscale.config.source_map import SourceMap, index_sources
@@ -27,9 +29,6 @@ from flagscale.config.text_values import restore_texts
 from flagscale.errors import FlagScaleError, Problem, UserError
 from flagscale.streams import discard_unread, quietly, report_full_disk
 from flagscale.sweep import Swept, endless, is_sweep, shared_run_directories, swept_job
-
-if TYPE_CHECKING:
-    from flagscale.plan.prepare import Request
 
 # Hydra must not write anything, or leave the current directory, whatever the user's files and words say:
 # FlagScale alone writes the run directory, and `dryrun` writes nothing at all.
@@ -41,7 +40,12 @@ _QUIET = (
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )
-_DEFAULTS = ("hydra.job.name=flagscale", "hydra.help.app_name=FlagScale")
+_VERSION = "1.3"
+"""The version of Hydra whose rules apply."""
+_JOB = "flagscale"
+_DEFAULTS = (f"hydra.job.name={_JOB}", "hydra.help.app_name=FlagScale")
+_VISIBLE = {"run.dir": ".", "output_subdir": None, "job.chdir": False, "job.name": _JOB, "mode": RunMode.RUN}
+"""The same, for a configuration that inserts Hydra's own values (`${hydra:runtime.output_dir}`)."""
 _USAGE = """flagscale: train and serve large models on whatever chips you have
 
     python run.py --config-path FOLDER --config-name FILE action=ACTION [key=value ...]
@@ -153,12 +157,47 @@ def _with_hydra(
 
     os.environ[_RAISE] = "1"
     others = [word for word in words if not _names(quiet, word)]
-    sys.argv = [sys.argv[0], *others, *quiet, *(word for word in _DEFAULTS if not _names(words, word))]
     try:
-        hydra.main(version_base="1.3", config_path=None)(unless_in_files)()
+        experiment = sole_experiment(words)
+        if not experiment or not _run_once(*experiment, overrides_in(words), unless_in_files):
+            sys.argv = [
+                sys.argv[0],
+                *others,
+                *quiet,
+                *(word for word in _DEFAULTS if not _names(words, word)),
+            ]
+            hydra.main(version_base=_VERSION, config_path=None)(unless_in_files)()
     except (*COMPLAINTS, ValueError) as error:  # the latter, too, comes from Hydra alone: `task` raises none
         return list(in_files), error
     return list(in_files), None
+
+
+def _run_once(folder: str, name: str, overrides: list[str], task: Callable[[DictConfig], None]) -> bool:
+    """Do what Hydra's main function does for a single job, unless the files ask for more; return whether it
+    was done.
+
+    Hydra would compose twice, the first time only to see whether there are several jobs, and parse the words
+    that keep it from writing. That takes longer than all the rest of a `query`.
+    """
+    hydra.initialize_config_dir(folder, job_name=_JOB, version_base=_VERSION)
+    started = GlobalHydra.instance()
+    assert started.hydra
+    try:
+        config = started.hydra.compose_config(name, overrides, RunMode.RUN)
+        if config.hydra.mode or config.hydra.callbacks or config.hydra.job.env_set:
+            return False
+        for key, value in _VISIBLE.items():
+            OmegaConf.update(config, f"hydra.{key}", value, force_add=True)
+        config.hydra.runtime.output_dir = os.getcwd()
+        HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        logging.getLogger().setLevel(logging.ERROR)
+        task(config)
+    finally:
+        HydraConfig.instance().cfg = None
+        started.clear()
+    return True
 
 
 def _sweep(words: Sequence[str], quiet: Sequence[str]) -> int:
@@ -184,8 +223,6 @@ def _names(words: Sequence[str], override: str) -> bool:
 
 
 def _perform(config: DictConfig) -> int:
-    from flagscale.plan.prepare import Request
-
     where = _source_map()
     restore_texts(config, where)
     try:
@@ -217,12 +254,12 @@ def _perform(config: DictConfig) -> int:
 
 def _action(request: Request) -> str:
     """Return the name of the action. If there is none, the mistakes of the job are reported with that."""
-    from flagscale.plan.prepare import prepare
-
     try:
         return load_action(request.config, request.source_map)
     except UserError as error:
         problems = list(error.problems)
+    from flagscale.plan.prepare import prepare
+
     try:
         prepare(request, only_plans=True)
     except UserError as error:

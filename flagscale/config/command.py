@@ -9,13 +9,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flagscale import registry
-from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.config.v060.keys import LATER_ACTIONS, not_yet
 from flagscale.errors import Problem, UserError, first_line, nearest
 
+DEFAULT_RUNNER = "ssh"
 COMMAND_KEYS = {"output": "text", "follow": False}
 """Keys that control the command rather than the job: `output=json`, `follow=true`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The input of a command: the composed configuration and the source of each key."""
+
+    config: DictConfig
+    source_map: SourceMap
 
 
 def load_action(config: DictConfig, source_map: SourceMap) -> str:
@@ -78,7 +86,7 @@ def load_run_location(config: DictConfig, source_map: SourceMap = _NOWHERE) -> R
         folder = absolute(exp_dir)
     except RuntimeError as error:
         raise UserError([Problem(str(error), source_map.where("experiment.exp_dir"))]) from None
-    runner = _selected(config, "experiment.runner.type", source_map) or Runner().type
+    runner = _selected(config, "experiment.runner.type", source_map) or DEFAULT_RUNNER
     rank = _selected(config, "experiment.runner.node_rank", source_map)
     return RunLocation(folder, str(runner), rank if isinstance(rank, int) else None)
 

@@ -110,6 +110,16 @@ def config_name(words: Sequence[str]) -> str:
     return next(reversed(_values(words, _NAME_FLAGS)), "").removesuffix(".yaml")
 
 
+def sole_experiment(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return folder and name of the experiment if a translated command line has no other flags, and sets no
+    key of Hydra's own; else None.
+    """
+    folders, names = _values(words, _PATH_FLAGS[:2]), _values(words, _NAME_FLAGS)
+    others = [word for word in words if not is_override(word) or re.match("hydra[./=@]", key_of(word) + "=")]
+    is_sole = len(folders) == len(names) == 1 and len(others) == 2
+    return (folders[0], names[0]) if is_sole else None
+
+
 def flag_problems(words: Sequence[str]) -> Iterator[Problem]:
     """Yield every flag of a translated command line that lacks its value, or has no effect."""
     flags = {word.partition("=")[0] for word in words}

@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from flagscale.config.defaults_list import files_named
 from flagscale.config.documents import read_document
-from flagscale.config.hydra_keys import checked_section
 from flagscale.config.source_map import index_sources
 from flagscale.errors import Problem
 
@@ -37,6 +36,8 @@ def problems_of_files() -> dict[Problem, None]:
             values = dict(document.values)
             found = [*document.problems]
             if "hydra" in values:
+                from flagscale.config.hydra_keys import checked_section  # late: it imports pydantic
+
                 values["hydra"], wrong = checked_section(values["hydra"], index_sources([(path, "")]))
                 found += wrong
             name = posixpath.normpath(config_path.removesuffix(".yaml"))

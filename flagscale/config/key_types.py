@@ -116,7 +116,9 @@ def set_by_flagscale(instead: str) -> BeforeValidator:
 
 Port = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=65535)]
 Seconds = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]
-Text = Annotated[str, BeforeValidator(_text)]
+AS_TEXT = BeforeValidator(_text)
+"""What distinguishes `Text` from `str`."""
+Text = Annotated[str, AS_TEXT]
 Streams = Annotated[Text, AfterValidator(_streams)]
 Ranks = Annotated[int | Literal["auto"], PlainValidator(_ranks)]
 Name = Annotated[str, AfterValidator(_name)]

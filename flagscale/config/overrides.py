@@ -11,7 +11,6 @@ from pathlib import Path
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from flagscale.config import hydra_keys
 from flagscale.config.defaults_list import line_of_entry
 from flagscale.config.documents import read_document
 from flagscale.config.flags import (
@@ -102,8 +101,12 @@ def early_problems(words: Sequence[str]) -> list[Problem]:
         for word in overrides
         if key_of(word).partition("@")[0] in groups or key_of(word).startswith("hydra/")
     ]
-    chosen = map(choice_problem, choices)
-    return [*filter(None, chosen), *hydra_keys.override_problems(overrides)]
+    found = [*filter(None, map(choice_problem, choices))]
+    if any(key_of(word).partition(".")[0] == "hydra" for word in overrides):
+        from flagscale.config.hydra_keys import override_problems  # late: it imports pydantic
+
+        found += override_problems(overrides)
+    return found
 
 
 def _groups(folder: Path | None) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flagscale.config.command import DEFAULT_RUNNER
 from flagscale.config.key_types import (
     NOT_EMPTY,
     HostCount,
@@ -34,7 +35,7 @@ from flagscale.config.key_types import (
 class Section(BaseModel):
     """A frozen group of keys; a key that is not listed is a mistake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +65,7 @@ class Task(Section):
 class Runner(Section):
     """Where the job runs, and how it is started, watched and recovered."""
 
-    type: str = "ssh"
+    type: str = DEFAULT_RUNNER
     """How the job gets its hosts and starts on them. `ssh`: hosts of the hostfile; without a hostfile, this
     host. `cloud`: a platform runs this command on every host. Or an installed plugin's name."""
     options: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from flagscale.config.schema import ExperimentSection, Section
 from flagscale.config.source_map import SourceMap
 
 
@@ -19,21 +18,48 @@ def restore_texts(config: DictConfig, source_map: SourceMap) -> None:
     Interpolations of such a key then insert that text too. A value whose text is not known is left as it is.
     """
     experiment = config._get_node("experiment") if "experiment" in config else None
+    if not any(_as_written(*each, source_map) for each in _keys(experiment, "experiment")):
+        return  # the usual case, in which the schema is not needed
+    from flagscale.config.schema import ExperimentSection
+
     for node, key, path in _text_keys(experiment, ExperimentSection, "experiment"):
-        try:
-            value = node[key]
-        except OmegaConfBaseException:
-            continue  # reported when the configuration is loaded
-        if isinstance(value, int | float):
-            text = source_map.text(path, value)
-            # `4` and `true` stay what they are: a key that needs a number or a switch may refer to them.
-            if text and text != (str(value).lower() if isinstance(value, bool) else repr(value)):
-                node[key] = text
+        if text := _as_written(node, key, path, source_map):
+            node[key] = text
+
+
+def _as_written(node: DictConfig, key: Any, path: str, source_map: SourceMap) -> str | None:
+    """Return the text of a number or a switch that was written in another form; None for other values."""
+    try:
+        value = node[key]
+    except OmegaConfBaseException:
+        return None  # reported when the configuration is loaded
+    if not isinstance(value, int | float):
+        return None
+    text = source_map.text(path, value)
+    # `4` and `true` stay what they are: a key that needs a number or a switch may refer to them.
+    return None if text == (str(value).lower() if isinstance(value, bool) else repr(value)) else text
+
+
+def _is_group(node: Any) -> bool:
+    """Return whether a node holds keys itself."""
+    if not isinstance(node, DictConfig):
+        return False
+    return not (node._is_none() or node._is_interpolation() or node._is_missing())
+
+
+def _keys(node: Any, path: str) -> Iterator[tuple[DictConfig, Any, str]]:
+    """Yield (mapping, key, key path) of each given key below a node."""
+    if _is_group(node):
+        for key in node:
+            yield node, key, f"{path}.{key}"
+            yield from _keys(node._get_node(key), f"{path}.{key}")
 
 
 def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig, Any, str]]:
     """Yield (mapping, key, key path) of each given key whose type in the schema is `Text`."""
-    if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation() or node._is_missing():
+    from flagscale.config.schema import Section
+
+    if not _is_group(node):
         return
     named, other = {}, None
     if isinstance(kind, type) and issubclass(kind, Section):
@@ -52,11 +78,9 @@ def _text_keys(node: Any, kind: Any, path: str) -> Iterator[tuple[DictConfig, An
 
 def _is_text(kind: Any) -> bool:
     """Return whether a type is `Text`, perhaps with further checks, or `Text | None`."""
+    from flagscale.config.key_types import AS_TEXT
+
     if get_origin(kind) in (Union, UnionType):
         return any(map(_is_text, get_args(kind)))
     # Annotations of annotations are merged into one.
-    return _MARK in getattr(kind, "__metadata__", ())
-
-
-_MARK = get_type_hints(ExperimentSection, include_extras=True)["exp_name"].__metadata__[0]
-"""What distinguishes `Text` from `str`: `exp_name` is a plain `Text`."""
+    return AS_TEXT in getattr(kind, "__metadata__", ())

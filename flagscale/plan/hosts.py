@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flagscale.config.blanks import wanted_at
 from flagscale.config.host_names import canonical, expand
-from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.plan.hostfile import HostLine, read_hostfile
 from flagscale.plan.runner import LocalDevices, RunnerRules, Where
 from flagscale.values import Host
+
+if TYPE_CHECKING:
+    from flagscale.config.schema import Runner
 
 
 def select_hosts(

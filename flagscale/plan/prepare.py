@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from flagscale import platforms
+from flagscale.config.command import Request
 from flagscale.config.recorded import recorded_yaml
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -23,14 +22,6 @@ from flagscale.plan.placement import build_plan, new_run_id
 from flagscale.plan.stages import check_stages, hostfile_type
 from flagscale.run.machine import this_machine
 from flagscale.values import Job, LaunchPlan, Rendezvous
-
-
-@dataclass(frozen=True)
-class Request:
-    """The input of a command: the composed configuration and the source of each key."""
-
-    config: DictConfig
-    source_map: SourceMap
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flagscale.config.schema import Runner, Section
 from flagscale.errors import Problem, nearest
-from flagscale.plan.hostfile import HostLine
 from flagscale.values import LaunchPlan
+
+if TYPE_CHECKING:
+    from flagscale.config.schema import Runner, Section
+    from flagscale.plan.hostfile import HostLine
 
 Where = Callable[[str], str]
 """Returns the file and line at which a key path was written."""
@@ -68,7 +71,7 @@ class RunnerRules:
     """
     refused: Mapping[str, str] = field(default_factory=dict)
     """Keys of `experiment.runner` that have no effect with this runner, and why."""
-    options: type[Section] = Section
+    options: type[Section] | None = None
     """The keys of `experiment.runner.options`, which are checked like all others; default: no keys."""
     resolve: Callable[[Runner, Mapping[str, str], Where], Runner] = _as_given
     """Return the keys, completed from the environment. Raises UserError if a value is missing or wrong."""
@@ -82,14 +85,17 @@ class RunnerRules:
     scripts: Callable[[LaunchPlan], Mapping[Path, str]] = _no_scripts
     """Return scripts, by path, that its `start` records besides those of the hosts; `dryrun` prints them."""
 
-    def __post_init__(self) -> None:
-        for key in self.refused:
-            if key not in Runner.model_fields:
-                hint = nearest(key, Runner.model_fields)
-                raise ValueError(f"runner `{self.name}`: `refused` has an unknown key `{key}`; {hint}")
-
     def refusals(self, runner: Runner, where: Where) -> list[Problem]:
-        """Return one problem per given key that has no effect with this runner."""
+        """Return one problem per given key that has no effect with this runner.
+
+        Raises:
+            ValueError: `refused` has a key that does not exist.
+        """
+        fields = type(runner).model_fields
+        for key in self.refused:
+            if key not in fields:
+                hint = nearest(key, fields)
+                raise ValueError(f"runner `{self.name}`: `refused` has an unknown key `{key}`; {hint}")
         return [
             Problem(
                 f"`{key}` has no effect with type: {self.name}: {why}",
@@ -97,5 +103,5 @@ class RunnerRules:
                 "remove the key",
             )
             for key, why in self.refused.items()
-            if getattr(runner, key) != Runner.model_fields[key].default
+            if getattr(runner, key) != fields[key].default
         ]

@@ -121,9 +121,10 @@ class _Stages:
             return None
         self.problems += rules.refusals(experiment.runner, self._where)
         path = "experiment.runner.options"
-        _, found = read_section(rules.options, experiment.runner.options, path, self._source_map)
+        keys = rules.options or Section
+        _, found = read_section(keys, experiment.runner.options, path, self._source_map)
         self.problems += found
-        if found and rules.options is not Section:
+        if found and rules.options:
             self._hosts_known = False  # a runner with options may choose hosts by them
         return rules
 

@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from flagscale import registry
-from flagscale.plan.placement import secrets
-from flagscale.plan.prepare import Prepared
 from flagscale.plan.render import scripts
 from flagscale.plan.runner import RunnerRules
 from flagscale.remote import hosts, launcher
 from flagscale.remote.launcher import HostStatus, OnProgress
-from flagscale.remote.preflight import CheckResult, preflight, require_ready
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Reply
 from flagscale.values import Host, LaunchPlan, NodeCommand
+
+# The functions below import what only a start needs: `query` and `stop` would wait as long for it as for the
+# rest of their work (docs/benchmarks.md).
+if TYPE_CHECKING:
+    from flagscale.plan.prepare import Prepared
+    from flagscale.remote.preflight import CheckResult
 
 QueuePhase = Literal["queued", "stopped", "failed"]
 
@@ -38,11 +41,15 @@ class RunReport:
 
 def check_hosts(prepared: Prepared) -> list[CheckResult]:
     """Check everything that the job needs on every host of the plan."""
+    from flagscale.remote.preflight import preflight
+
     return preflight(prepared.experiment, prepared.job, prepared.plan, prepared.engine.distributions)
 
 
 def require_hosts(prepared: Prepared) -> LaunchPlan:
     """Return the plan with the addresses that its hosts report. Raises HostError if a host is not ready."""
+    from flagscale.remote.preflight import require_ready
+
     if any(service.url for services in prepared.job.services.values() for service in services):
         # Otherwise the servers of an earlier job would be reported as unknown processes that use the ports.
         launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
@@ -54,6 +61,8 @@ def require_hosts(prepared: Prepared) -> LaunchPlan:
 
 def start_now(prepared: Prepared, plan: LaunchPlan, done: OnProgress | None) -> str:
     """Start the plan on all of its hosts, or on none of them."""
+    from flagscale.plan.placement import secrets
+
     launcher.start(plan, prepared.config, secrets(prepared.job, prepared.experiment), done, queued)
     return ""
 
@@ -140,6 +149,8 @@ def recorded(prepared: Prepared, plan: LaunchPlan) -> Iterator[None]:
     Raises:
         FlagScaleError: a job is still running or queued there, or another command is starting one.
     """
+    from flagscale.plan.placement import secrets
+
     hidden = secrets(prepared.job, prepared.experiment)
     with launcher.recorded(plan, all_scripts(plan), prepared.config, hidden, queued):
         yield

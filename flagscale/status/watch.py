@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-
-from rich.console import Console
-from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from flagscale.errors import FlagScaleError
 from flagscale.remote.hosts import sees_our_files
@@ -146,13 +140,13 @@ def watch_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> 
     tail.skip_earlier_runs()
     shown: object = None
     # In a terminal, a table that is redrawn; otherwise lines, printed only if something has changed.
-    with Live(console=Console(), transient=True) if sys.stdout.isatty() else nullcontext() as live:
+    with _table() if sys.stdout.isatty() else nullcontext() as redraw:
         for status in statuses(plan, _say):
             tail.plan = status.plan
             for line in tail.notices():
                 _say(line)
-            if live:
-                live.update("\n".join(map(escape, service_lines(status.services))))
+            if redraw:
+                redraw(service_lines(status.services))
             elif change(status.services) != shown:
                 shown = change(status.services)
                 _say("\n".join(service_lines(status.services)))
@@ -161,9 +155,24 @@ def watch_services(plan: LaunchPlan, is_enough: Callable[[JobStatus], bool]) -> 
     return status
 
 
+# rich is imported by what is shown in a terminal only: each other command would wait for it.
+@contextmanager
+def _table() -> Iterator[Callable[[Iterable[str]], None]]:
+    """Yield a function that replaces the lines it has shown before; they vanish at the end."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.markup import escape
+
+    with Live(console=Console(), transient=True) as live:
+        yield lambda lines: live.update("\n".join(map(escape, lines)))
+
+
 def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-    with Bar(*columns, console=Console(), transient=False) as bar:
+    with Progress(*columns, console=Console(), transient=False) as bar:
         task = bar.add_task(plan.name, total=None, text="starting the ranks")
 
         def say(line: str) -> None:
@@ -190,7 +199,11 @@ def counted(what: str, hosts: int) -> Iterator[OnProgress | None]:
     if hosts == 1:
         yield None
     elif sys.stderr.isatty():
-        with Bar(TextColumn(what), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(what, total=hosts)
             yield lambda done, total: bar.update(task, completed=done)
     else:

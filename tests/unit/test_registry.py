@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -166,3 +167,15 @@ def test_a_platform_without_its_chip_cannot_train(
     assert (
         "install the package that adds the chip `npu` (the platform is from thirdparty_chips 1.0)" in reported
     )
+
+
+def test_packages_in_a_zip_file_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "packages.zip"
+    with ZipFile(file, "w") as packed:
+        packed.writestr(
+            "zipped-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: zipped\nVersion: 1.0\n"
+        )
+        packed.writestr("zipped-1.0.dist-info/entry_points.txt", "[flagscale.platforms]\nnpu = zipped:NPU\n")
+    monkeypatch.syspath_prepend(str(file))
+    assert registry.names("platforms", platforms.BUILT_IN)["npu"] == "zipped:NPU"
+    assert registry.registered_by("platforms", "npu") == "zipped 1.0"

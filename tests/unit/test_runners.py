@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from flagscale import registry
+from flagscale.config.schema import Runner
 from flagscale.errors import FlagScaleError
 from flagscale.plan.hosts import named_hosts
 from flagscale.plan.runner import RunnerRules
@@ -130,10 +131,11 @@ def test_no_runner_starts_a_job_while_another_is_queued(plan: LaunchPlan) -> Non
 
 
 def test_a_misspelt_key_in_the_rules_is_reported_to_their_author() -> None:
+    rules = RunnerRules("queue", named_hosts, refused={"hostfil": "the queue chooses the hosts"})
     with pytest.raises(
         ValueError, match=r"runner `queue`: .* unknown key `hostfil`; did you mean `hostfile`\?"
     ):
-        RunnerRules("queue", named_hosts, refused={"hostfil": "the queue chooses the hosts"})
+        rules.refusals(Runner(), str)
 
 
 def test_a_runner_that_is_no_longer_installed_is_named(plan: LaunchPlan) -> None:
