@@ -9,6 +9,14 @@ HANDSHAKES = BoundedSemaphore(64)
 """The number of simultaneous handshakes: each has a time limit, and all share the cores of this machine."""
 
 
+def is_crowded() -> bool:
+    """Return whether further handshakes have to wait: this machine is busy with those of many hosts."""
+    is_free = HANDSHAKES.acquire(blocking=False)
+    if is_free:
+        HANDSHAKES.release()
+    return not is_free
+
+
 class Unreachable(Exception):
     """A host cannot be reached; the message says why, and how to fix it if that is known."""
 

@@ -20,7 +20,7 @@ from flagscale import __version__
 from flagscale.node.commands import HELLO
 from flagscale.remote.openssh import client as openssh
 from flagscale.remote.openssh import connection as with_openssh
-from flagscale.remote.pipe import HANDSHAKES, Ended, Pipe, Unreachable
+from flagscale.remote.pipe import HANDSHAKES, Ended, Pipe, Unreachable, is_crowded
 from flagscale.remote.transport import HostAccess
 from flagscale.run.env import run_tags
 from flagscale.run.state import Reply
@@ -119,11 +119,18 @@ class Session:
         noise: deque[str] = deque(maxlen=_LAST_LINES)
         try:
             while True:
+                if is_crowded():  # nothing is lost by waiting for this host as well
+                    deadline = time.monotonic() + self._timeout
                 left = deadline - time.monotonic()
                 if left < -self._timeout:
                     raise TimeoutError  # although there is something to read
-                # What has arrived by now counts: this machine may be busy with the logins to other hosts.
-                line = self._pipe.receive(max(0.0, left))
+                try:
+                    # What has arrived by now counts, even if this machine was too busy to read it in time.
+                    line = self._pipe.receive(max(0.0, left))
+                except TimeoutError:
+                    if is_crowded():
+                        continue
+                    raise
                 noise.append(line)
                 with suppress(ValueError):
                     reported = json.loads(line)

@@ -29,19 +29,16 @@ OnProgress = Callable[[int, int], None]
 FileToSend = tuple[str, str, str]
 """A file to send: its path below the run directory, its mode (octal), its text as `packed`."""
 _STOPPED: Reply = {"ok": True, "ended": True, "message": "stopped"}
-_HEARING = 2.0
-"""Seconds in which the other hosts hear from the first one that the start was stopped, and answer."""
+_HEARING = 5.0
+"""Seconds to stop the first host, and for the others to hear of it and answer."""
 
 
 def unseen_files(
     plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
 ) -> dict[Host, list[FileToSend]]:
     """Return the files to send to each host that has a run directory of its own."""
-    run_dir, recorded, hidden = (
-        RunDir(Path(plan.exp_dir)),
-        packed(plan.to_json()),
-        packed(json.dumps(dict(secrets))),
-    )
+    run_dir = RunDir(Path(plan.exp_dir))
+    recorded, hidden = packed(plan.to_json()), packed(json.dumps(dict(secrets)))
     found: dict[Host, list[FileToSend]] = {}
     for host in plan.hosts:
         if sees_our_files(plan, host):
@@ -87,9 +84,8 @@ def start_hosts(
     failed = {host: reply["message"] for host, reply in replies.items() if _has_failed(reply)}
     for host, reply in stopped.items():
         if not reply["ok"] and not replies[host].get("unreachable"):
-            failed[host] = "\n".join(
-                filter(None, [failed.get(host), f"could not be stopped again: {reply['message']}"])
-            )
+            stuck = f"could not be stopped again: {reply['message']}"
+            failed[host] = f"{failed[host]}\n{stuck}" if host in failed else stuck
     if not failed:
         raise FlagScaleError("the job did not start: it was stopped by another command meanwhile")
     summary = "the job did not start; hosts that had started were stopped again:"
@@ -128,14 +124,14 @@ class Starting:
 
     def _stop(self) -> dict[Host, Reply]:
         plan, first = self._plan, self._plan.hosts[0]
-        if not plan.stops_together:
+        if not plan.stops_together or first in self.replies:
             return stop_each(plan)
-        known = stop_each(plan, [first])
+        of_first = in_background(lambda: stop_each(plan, [first]))
         with self._changed:
             self._changed.wait_for(lambda: len(self.replies) == len(plan.nodes), _HEARING)
-            heard = [host for host, reply in self.replies.items() if reply.get("ended")]
-        known = dict.fromkeys(heard, _STOPPED) | known
-        return known | stop_each(plan, {*plan.hosts} - known.keys())
+            heard = [host for host, reply in self.replies.items() if reply.get("ended") and host != first]
+        others = stop_each(plan, {*plan.hosts} - {first, *heard})
+        return {**dict.fromkeys(heard, _STOPPED), **others, **of_first.result()}
 
 
 def _has_failed(reply: Reply) -> bool:
