@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 
 from benchmarks.launch_overhead import command
 
@@ -44,10 +45,10 @@ def timed(words: Sequence[str], folder: Path) -> Timing:
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment.pop("PYTHONPATH", None)  # each clone's run.py imports its own sources
-    before, begun = os.times(), time.perf_counter()
+    before, begun = getrusage(RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=folder, env=environment)
-    after, ended = os.times(), time.perf_counter()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
+    after, ended = getrusage(RUSAGE_CHILDREN), time.perf_counter()
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Timing(used, ended - begun)
 
 
