@@ -2,6 +2,8 @@
 PYTHON ?= python3.12
 BIN := .venv/bin
 READY := .venv/.ready
+# Several processes beside each other: tests/scheduling.py.
+TESTS := $(BIN)/python -m pytest --numprocesses=auto --durations=25 --durations-min=1 --cov --cov-report=
 DOCS := build/docs-venv
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
@@ -15,11 +17,11 @@ demo-serve: $(READY)  ## train the demo model if needed, convert it, serve it, q
 	$(BIN)/python tools/demo_serve.py
 
 test: lint ssh        ## what CI runs: lint, types, all tests that take minutes at most, coverage
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(TESTS)
 	$(MAKE) --no-print-directory coverage
 
 test-all: lint ssh    ## the same with the slow tests
-	$(BIN)/python -m pytest --slow --cov --cov-report=
+	$(TESTS) --slow
 	$(MAKE) --no-print-directory coverage
 
 # Ranks and engines run untraced, as tracing would double their startup time: the second figure is a lower bound.
@@ -100,7 +102,9 @@ $(READY): pyproject.toml requirements/constraints.txt tools/install_vllm.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "$(PYTHON) is not Python 3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the engines and tools into .venv (about 7 GB; takes minutes the first time) ..."
-	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
-	$(BIN)/python tools/install_vllm.py
+	PIP_COMPILE=0 $(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
+	PIP_COMPILE=0 $(BIN)/python tools/install_vllm.py
+	@# pip compiles on one core, this on all. Like pip, it goes on after a file that is not for this Python.
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	mkdir -p build
 	touch $(READY)

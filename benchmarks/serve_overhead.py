@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,8 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
+from flagscale_testing.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = {"dtype": "float32", "max-model-len": "256", "served-model-name": "model"}
@@ -72,11 +73,6 @@ def wait_until_healthy(url: str) -> None:
         except OSError:
             time.sleep(0.5)
     raise SystemExit(f"{url} does not answer")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 def main() -> None:

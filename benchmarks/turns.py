@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.hetero.layout import Mesh
-from flagscale_testing.ranks.training import ROOT, environment, free_port
+from flagscale_testing.ports import free_port
+from flagscale_testing.ranks.training import ROOT, environment
 
 _DOOR = "door"
 

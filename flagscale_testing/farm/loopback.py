@@ -5,9 +5,7 @@ The hosts share this machine's file system, process table and network. Dozens st
 
 from __future__ import annotations
 
-import random
 import secrets
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,7 @@ from flagscale_testing.farm import sshd
 from flagscale_testing.farm.credentials import FarmHost
 from flagscale_testing.farm.farm import Farm, is_sshd
 from flagscale_testing.farm.keeper import Keeper
-
-_PORTS = range(20000, 32000)  # below the ports that the kernel assigns to clients
+from flagscale_testing.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def loopback_farm(directory: Path, count: int) -> Iterator[LoopbackFarm]:
     """Make a farm of `count` hosts in an empty folder; at the end, none of its processes is left."""
     assert 1 <= count <= 250
     directory = directory.resolve()
-    port = _free_port()
+    port = free_port()
     hosts = tuple(
         FarmHost(f"node-{n}", f"127.0.0.{n + 1}", port, directory / f"node-{n}") for n in range(1, count + 1)
     )
@@ -57,15 +54,3 @@ def loopback_farm(directory: Path, count: int) -> Iterator[LoopbackFarm]:
         farm.write_files()
         farm.start_sshd(*hosts)
         yield farm
-
-
-def _free_port() -> int:
-    """Return a port that is free on every address."""
-    for port in random.sample(_PORTS, 100):
-        with socket.socket() as trial:
-            try:
-                trial.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free port was found")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 TINY = (
     "train.system.tensor_model_parallel_size=1",
     "train.model.num_layers=2",
@@ -12,6 +14,12 @@ TINY = (
     "train.model.optimizer.lr_warmup_iters=2",
 )
 """The smallest useful model; batch sizes and the other parallel degrees are for the caller to choose."""
+
+LONG = (
+    f"experiment.task.entrypoint='{Path(__file__).with_name('paced.py')}'",
+    "train.model.train_iters=100000",
+)
+"""A training that is still running when a test ends it, and leaves the cores to the test's own commands."""
 
 
 def random_tokens(vocab_size: int) -> tuple[str, ...]:

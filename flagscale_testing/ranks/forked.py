@@ -7,6 +7,7 @@ Starting a rank takes a fraction of a second instead of ten seconds.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -19,7 +20,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flagscale_testing.ranks.training import PATIENCE, ROOT, environment, free_port, read_metrics
+from flagscale_testing.ports import free_port
+from flagscale_testing.ranks.training import PATIENCE, ROOT, environment, read_metrics
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,15 @@ def read_curve(folder: Path) -> Curve:
 
 def main() -> None:
     """Import everything once, then execute the runs that each line of standard input describes."""
+    from megatron.flagscale.supervision import die_with_parent
+
+    die_with_parent()  # the end of standard input would be noticed only after the runs of a line
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the engine's output must not mix with our replies
     _import_all()
+    _remember_docstrings()
+    gc.collect()
+    gc.freeze()  # or the first collection in each rank would copy all of this memory
     for line in sys.stdin:
         folder, runs = json.loads(line)
         for fields in runs:
@@ -101,6 +109,24 @@ def _import_all() -> None:
     import megatron.flagscale.initialization
     import megatron.flagscale.layers.spec
     import megatron.flagscale.program  # noqa: F401
+
+
+def _remember_docstrings() -> None:
+    """Read the texts of the engine's options from its sources once; each rank builds four parsers."""
+    from megatron.training.argument_utils import ArgumentGroupFactory
+
+    from megatron.flagscale.args import engine_parser
+
+    read: Callable[..., dict[str, str]] = ArgumentGroupFactory._get_field_docstrings
+    known: dict[type, dict[str, str]] = {}
+
+    def remembered(self: object, group: type) -> dict[str, str]:
+        if group not in known:
+            known[group] = read(self, group)
+        return known[group]
+
+    ArgumentGroupFactory._get_field_docstrings = remembered
+    engine_parser()
 
 
 def _train(run: Run, parent: Path) -> None:

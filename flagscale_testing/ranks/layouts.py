@@ -30,7 +30,7 @@ COMMON = """
     --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --seq-length 64 --max-position-embeddings 64
     --num-layers 4 --hidden-size 64 --num-attention-heads 4 --attention-dropout 0 --hidden-dropout 0
     --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --lr-decay-style constant
-    --weight-decay 0.1 --log-interval 1 --eval-iters 0 --make-vocab-size-divisible-by 32
+    --weight-decay 0.1 --log-interval 1 --eval-iters 0 --make-vocab-size-divisible-by 32 --num-workers 0
 """
 GPT = "--position-embedding-type learned_absolute"
 LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear

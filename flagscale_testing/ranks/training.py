@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.run.env import FAILURE_FILE
+from flagscale_testing.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
@@ -54,13 +54,6 @@ def environment(**more: str) -> dict[str, str]:
         if not name.startswith(("COV_", "COVERAGE_", "PYTEST_"))
     }
     return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
-def free_port() -> int:
-    """Return a free port, another one at each call, even if nothing listens on the earlier ones yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def torchrun(ranks: int, *argv: str) -> list[str]:

@@ -54,7 +54,7 @@ class Experiment:
             f"experiment.exp_dir='{exp_dir}'", *self.overrides, f"action={action}", *more,
         ]  # fmt: skip
 
-    def __call__(self, action: str, *more: str, timeout: float = 120) -> Command:
+    def __call__(self, action: str, *more: str, timeout: float = 240) -> Command:
         done = subprocess.run(
             self.words(action, *more), cwd=self.cwd, capture_output=True, text=True, timeout=timeout
         )
@@ -68,7 +68,7 @@ class Experiment:
         lines = path.read_text().splitlines() if path.exists() else []
         return [record for record in map(json.loads, lines) if "iteration_ms" in record]
 
-    def wait_for_iteration(self, iteration: int, seconds: float = 90) -> None:
+    def wait_for_iteration(self, iteration: int, seconds: float = 240) -> None:
         wait_until(lambda: bool(self.metrics()) and self.metrics()[-1]["iteration"] >= iteration, seconds)
 
     def processes(self) -> set[psutil.Process]:

@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from flagscale.run.rundir import RunDir
+from flagscale_testing.jobs.demo import LONG
 from tests.e2e.conftest import Experiment, rank_process, wait_until
 
+pytestmark = pytest.mark.timeout(900)  # more than the limits of a test's commands and waits
 Make = Callable[..., Experiment]
 CLEAN_WITHIN = 30.0
 """Seconds; torchrun gives the survivors three seconds, and each command has to import everything."""
-LONG = "train.model.train_iters=100000"
 
 
 @pytest.mark.slow  # the next test continues a run too, and tests/worker starts a finished one
@@ -48,7 +49,7 @@ def test_a_second_foreground_run_continues_from_the_checkpoint_of_the_first(make
 def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twice(
     make_experiment: Make, decoy: psutil.Process
 ) -> None:
-    job = make_experiment(LONG)
+    job = make_experiment(*LONG)
     assert job("query").code == 3
     assert job("logs").code == 3
     assert job("stop").code == 0
@@ -71,7 +72,7 @@ def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twi
     assert status["metrics"]["lm_loss"] > 0
     assert status["hosts"][0]["processes"] >= 3
     wait_until(
-        lambda: "iteration 3/" in job("logs").out, 30
+        lambda: "iteration 3/" in job("logs").out, 120
     )  # the log is written independently of the metrics
 
     stopped = job("stop")
@@ -96,7 +97,7 @@ def test_a_background_job_can_be_watched_stopped_and_resumed_but_not_started_twi
 def test_killing_any_process_ends_the_run_and_query_reports_it(
     make_experiment: Make, decoy: psutil.Process, victim: str
 ) -> None:
-    job = make_experiment(LONG)
+    job = make_experiment(*LONG)
     assert job("run").code == 0
     job.wait_for_iteration(2)
     running = job.processes()
@@ -147,7 +148,7 @@ def test_the_traceback_of_the_first_failing_rank_is_shown(make_experiment: Make,
 
 
 def test_ctrl_c_stops_the_whole_job(make_experiment: Make) -> None:
-    job = make_experiment(LONG)
+    job = make_experiment(*LONG)
     # A shell that runs the tests in the background makes them ignore Ctrl-C; a user's terminal does not.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     foreground = subprocess.Popen(
@@ -155,7 +156,7 @@ def test_ctrl_c_stops_the_whole_job(make_experiment: Make) -> None:
     )
     job.wait_for_iteration(1)
     foreground.send_signal(signal.SIGINT)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while foreground.poll() is None:
         # An impatient user, or a queue that ends the whole job: the stop must not be interrupted.
         assert time.monotonic() < end

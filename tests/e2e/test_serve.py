@@ -21,8 +21,9 @@ import pytest
 
 from flagscale.engines.vllm.adapter import VLLM
 from flagscale.node import processes
-from flagscale.node.network import free_port, is_free
+from flagscale.node.network import is_free
 from flagscale.run.rundir import RunDir
+from flagscale_testing.ports import free_port
 from tests.e2e.conftest import wait_until
 from tools.install_vllm import installed
 
@@ -134,7 +135,7 @@ def make_run(tmp_path: Path, model: Path) -> Iterator[Callable[..., Run]]:
 def test_a_served_model_answers_and_leaves_no_processes(make_run: Callable[..., Run], model: Path) -> None:
     import openai
 
-    port = free_port("127.0.0.1")
+    port = free_port()
     run = make_run("config_serve", f"serve.model='{model}'", f"serve.port={port}", f"+serve.api_key='{KEY}'")
     started = run("run")
     assert started.returncode == 0, started.stderr
@@ -183,7 +184,7 @@ def test_two_instances_answer_at_one_address_while_they_die_in_turn(
 ) -> None:
     import openai
 
-    port = free_port("127.0.0.1")
+    port = free_port()
     run = make_run(
         "config_serve",
         *(f"serve.model='{model}'", f"serve.port={port}", f"+serve.api_key='{KEY}'", "+serve.instances=2"),
@@ -255,7 +256,7 @@ def test_two_instances_answer_at_one_address_while_they_die_in_turn(
 def test_the_error_of_the_engine_and_a_port_in_use_are_reported(
     make_run: Callable[..., Run], model: Path
 ) -> None:
-    port = free_port("127.0.0.1")
+    port = free_port()
     run = make_run("config_serve", f"serve.model='{model}'", f"serve.port={port}", "+serve.quantization=awq")
     failed = run("run")
     assert failed.returncode == 1

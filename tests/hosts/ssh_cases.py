@@ -108,7 +108,7 @@ SLOW = [
         names="KnownHostsCommand",
     ),
     Case("AddressFamily", T + " AddressFamily inet6\n", says="cannot resolve", names="AddressFamily"),
-    Case("ControlMaster", T + " ControlMaster auto\n ControlPersist 2\n ControlPath {ssh}/%C\n"),
+    Case("ControlMaster", T + " ControlMaster auto\n ControlPersist 2\n ControlPath {ssh}/master-%h\n"),
     Case("LocalForward", T + " LocalForward {port} localhost:1\n ExitOnForwardFailure yes\n"),
     Case("SetEnv", T + " SetEnv FARM_HOST=elsewhere\n", names="SetEnv"),
     Case(

@@ -132,7 +132,7 @@ def test_a_configuration_means_what_it_means_to_ssh(
     by_itself = by_ssh(farm, case), events(farm, begun)
     assert bool(by_itself[0]) != bool(case.says), by_itself
     for has_openssh in (True, False):
-        wait_until(lambda: not list((farm.home / ".ssh").glob("?" * 40)), "the end of ControlPersist")
+        wait_until(lambda: not list((farm.home / ".ssh").glob("master-*")), "the end of ControlPersist")
         write(farm, case)
         if not has_openssh:
             monkeypatch.setenv("PATH", str(tmp_path))
@@ -145,4 +145,4 @@ def test_a_configuration_means_what_it_means_to_ssh(
         else:
             assert (printed, events(farm, begun)) == by_itself, why
             assert (case.says.format(**fields(farm)) or "\0") in (why or "\0")
-        assert not list((farm.home / ".ssh").glob("?" * 40)), "a ControlMaster of ours is left"
+        assert not list((farm.home / ".ssh").glob("master-*")), "a ControlMaster of ours is left"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flagscale.node import commands, probe
-from flagscale.node.network import free_port
+from flagscale_testing.ports import free_port
 from tests.node.conftest import wait_for
 
 HERE = "127.0.0.1"
@@ -26,17 +26,17 @@ def reasons_for(*ports: int) -> list[str]:
 
 
 def test_open_and_refused_connections_are_reported() -> None:
-    port = free_port(HERE)
+    port = free_port()
     reported = listen_on(port, 0)["ports"]
     assert reported[0] == port
     assert reported[1] not in (0, port)
     assert reasons_for(*reported, *reported) == [""] * 4
-    assert reasons_for(free_port(HERE), reported[0]) == ["Connection refused", ""]
+    assert reasons_for(free_port(), reported[0]) == ["Connection refused", ""]
 
 
 def test_a_port_in_use_is_reported_and_the_other_ports_are_released() -> None:
     with socket.create_server((HERE, 0)) as taken:
-        port = free_port(HERE)
+        port = free_port()
         reply = listen_on(port, taken.getsockname()[1])
         assert reply["ok"] is False
         assert reply["message"].startswith("cannot listen: Address already in use")

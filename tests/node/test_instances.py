@@ -23,8 +23,8 @@ from flagscale.status.text import status_text
 from flagscale.status.watch import current_status
 from flagscale.values import Recovery, Service
 from flagscale_testing.jobs.plans import ROUTER, SERVER
+from flagscale_testing.ports import free_port
 from tests.node.conftest import FakeJob, wait_for
-from tests.node.test_services import free_ports
 
 Instances = Callable[..., FakeJob]
 
@@ -35,7 +35,7 @@ def instances(make_job: Callable[..., FakeJob]) -> Instances:
 
     def make(*behaviours: list[str], max_restarts: int = 0, **changes: object) -> FakeJob:
         job = make_job(task_type="serve", **changes)
-        first, *ports = free_ports(len(behaviours) + 1)
+        first, *ports = (free_port() for _ in range(len(behaviours) + 1))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         services = [
             Service(

@@ -24,8 +24,9 @@ from flagscale.node import rendezvous as peers
 from flagscale.node.channel import dial
 from flagscale.node.coordinator import Coordinator
 from flagscale.node.member import Member
-from flagscale.node.network import free_port, is_free, listen
+from flagscale.node.network import is_free, listen
 from flagscale.node.rendezvous import AttemptStart, ChannelEnd, Verdict
+from flagscale_testing.ports import free_port
 from tests.node.conftest import wait_for
 
 HERE = "127.0.0.1"
@@ -39,7 +40,7 @@ class Star:
     """The supervisors' ends of one run, by rank; each behaves as if it were alone on its host."""
 
     def __init__(self, hosts: int, fewer: tuple[int, ...] = ()) -> None:
-        self.port = free_port(HERE)
+        self.port = free_port()
         names = {rank: f"node{rank}" for rank in range(hosts)}
         self.ends: dict[int, ChannelEnd] = {0: Coordinator(HERE, self.port, SECRET, names, fewer)}
         for rank in range(1, hosts):

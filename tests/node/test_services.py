@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,18 +23,11 @@ from flagscale.status.text import status_text
 from flagscale.status.watch import current_status, watch_services
 from flagscale.values import LaunchPlan, Service
 from flagscale_testing.jobs.plans import SERVER
+from flagscale_testing.ports import free_port
 from tests.node.conftest import FakeJob, wait_for
 
 MakeJob = Callable[..., FakeJob]
 Programs = Callable[..., FakeJob]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def services(make_job: MakeJob) -> Programs:
                 env={"CUDA_VISIBLE_DEVICES": str(number)},
             )
             for number, (name, reported, port) in enumerate(
-                zip(names, behaviours, free_ports(len(behaviours)), strict=True)
+                [(name, behaves, free_port()) for name, behaves in zip(names, behaviours, strict=True)]
             )
         ]
         plan = job.plan
