@@ -11,7 +11,7 @@ from threading import Thread, stack_size
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
-from flagscale.remote.transport import HostAccess, Transport, new_transport, transport
+from flagscale.remote.transport import HostAccess, Transport, transport
 from flagscale.run.logs import find_run, path_of, read_piece
 from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
@@ -70,14 +70,12 @@ def ask_all(
 
 
 def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
-    """Return the transport by which a host is started: a session there becomes the supervisor.
+    """Return the transport by which a host is asked and started: a session there becomes the supervisor.
 
     It cannot if lines of the user come first, because a shell has to run them.
     """
     known = access(plan, host)
-    if plan.before_start:
-        return transport(known)
-    return new_transport(replace(known, supervises=(plan.run_id, host.rank)))
+    return transport(known if plan.before_start else replace(known, supervises=(plan.run_id, host.rank)))
 
 
 def stop_each(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from flagscale.checks.blend import named_files
 from flagscale.checks.facts import facts
 from flagscale.config.schema import Experiment
 from flagscale.formats import count
-from flagscale.remote.hosts import ask_all, sees_our_files
+from flagscale.remote.hosts import ask_all, reach_for_start, sees_our_files
 from flagscale.remote.places import places_of, repeated
 from flagscale.remote.report import host_error
 from flagscale.run.state import Reply
@@ -120,7 +121,12 @@ def ask_hosts(
 
     with _mark(Path(plan.exp_dir), len(plan.nodes)) as mark:
         asked = time.time()
-        replies = ask_all(plan, lambda host: [question(host, mark)], _SCAN if _may_scan(job) else 0.0)
+        replies = ask_all(
+            plan,
+            lambda host: [question(host, mark)],
+            _SCAN if _may_scan(job) else 0.0,
+            reach=None if is_check else partial(reach_for_start, plan),
+        )
         answered = time.time()
     results = [
         CheckResult(False, host.name, text, is_advice=not is_certain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from threading import Condition, Event
 
@@ -63,8 +64,8 @@ def start_hosts(
     Raises:
         FlagScaleError, HostError: as `launcher.start`.
     """
-    ways = {host: reach_for_start(plan, host) for host in plan.hosts}
-    _reach_hosts(plan, unseen, ways)
+    reach = partial(reach_for_start, plan)
+    _reach_hosts(plan, unseen, reach)
     starting = Starting(plan)
 
     def note(host: Host, reply: Reply) -> None:
@@ -74,7 +75,7 @@ def start_hosts(
 
     try:
         starts = {host: [run_command(plan, host, "start")] for host in plan.hosts}
-        ask_all(plan, starts.__getitem__, plan.start_timeout, note, reach=ways.__getitem__, together=True)
+        ask_all(plan, starts.__getitem__, plan.start_timeout, note, reach=reach, together=True)
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
         stop_each(plan)
         raise
@@ -140,7 +141,7 @@ def _has_failed(reply: Reply) -> bool:
 
 
 def _reach_hosts(
-    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], ways: Mapping[Host, Transport]
+    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], reach: Callable[[Host], Transport]
 ) -> None:
     """Log in to all hosts and send them the files that they cannot see, before any of them starts.
 
@@ -166,7 +167,7 @@ def _reach_hosts(
             yield ["put", directory, *file]
 
     try:
-        replies = ask_all(plan, commands, reach=ways.__getitem__, together=True)
+        replies = ask_all(plan, commands, reach=reach, together=True)
         if failed := [(host, reply["message"]) for host, reply in replies.items() if not reply["ok"]]:
             raise host_error("the job was not started:", failed)
     except BaseException:

@@ -58,11 +58,6 @@ class LocalTransport:
 @cache
 def transport(access: HostAccess) -> Transport:
     """Return the transport to a host; always the same one for the same host."""
-    return new_transport(access)
-
-
-def new_transport(access: HostAccess) -> Transport:
-    """Return a transport to a host whose connections end with the last reference to it."""
     name = "local" if is_local(access.host) else access.transport
     made: Transport = registry.load("transports", name)(access)
     return made

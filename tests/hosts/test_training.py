@@ -12,7 +12,7 @@ from flagscale_testing.farm.fixtures import MakeNamespaceFarm
 from flagscale_testing.farm.namespaces import NamespaceFarm
 from flagscale_testing.jobs.demo import LONG
 from tests.e2e.conftest import SMALL, Experiment, rank_process
-from tests.hosts.conftest import CLEAN_WITHIN
+from tests.hosts.conftest import CLEAN_WITHIN, logins
 
 SAVE_INTERVAL = 10
 LOCAL = [
@@ -45,9 +45,12 @@ def test_training_on_three_hosts_survives_a_kill_and_can_be_stopped(
     hosts = [f"+experiment.runner.hostfile={farm.hostfile(1)}", "experiment.runner.nnodes=3"]
     job = Experiment(tmp_path / "run", (*LOCAL, *hosts), tmp_path)
     names = [host.address for host in farm.hosts]
+    before = [logins(host) for host in farm.hosts]
     started = job("run")
     assert started.code == 0, started.err
     assert "3 ranks on 3 hosts" in started.out
+    # The session that answered the questions before the start has become the supervisor.
+    assert [logins(host) - earlier for host, earlier in zip(farm.hosts, before, strict=True)] == [1, 1, 1]
     job.wait_for_iteration(SAVE_INTERVAL + 2)
 
     query = job("query")

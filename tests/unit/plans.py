@@ -101,10 +101,9 @@ class FakeHosts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
         self.answers = {name: {"ready": {"ok": True}, **known} for name, known in answers.items()}
         self.asked: list[tuple[str, list[str]]] = []
-        for name in ("transport", "new_transport"):
-            monkeypatch.setattr(
-                f"flagscale.remote.hosts.{name}", lambda access: FakeTransport(self, access.host)
-            )
+        monkeypatch.setattr(
+            "flagscale.remote.hosts.transport", lambda access: FakeTransport(self, access.host)
+        )
 
     def verbs(self, name: str) -> list[str]:
         return [words[0] for host, words in self.asked if host == name]
