@@ -47,6 +47,8 @@ class SshTransport:
                 return self._ask_again(words, seconds, str(failure))
             return {"ok": False, "message": str(failure), "unreachable": True}
         if self._access.supervises and words[0] == "start":
+            if reply.get("stopped"):
+                reply["ended"] = session.ends(_EXIT)
             session.close()  # it is the supervisor now
             return reply
         with self._lock:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 
+from flagscale.errors import HostError
 from flagscale.remote import launcher
 from flagscale.remote.ssh import SshTransport
 from flagscale.remote.transport import transport
@@ -173,3 +176,30 @@ def test_a_stop_while_the_hosts_end_a_hanging_attempt(farm: LoopbackFarm, make_j
 def _recorded_phase(job: FarmJob, rank: int) -> str:
     state = read_state(job.files.state(job.plan.hosts[rank]), job.plan.run_id)
     return state.phase if state else ""
+
+
+def test_a_failed_start_needs_no_session_on_hosts_that_answer_that_they_have_stopped(
+    farm: LoopbackFarm, make_job: MakeJob, asked: Counter[str], tmp_path: Path
+) -> None:
+    job = make_job(farm, "rank")
+    first, second, third = job.plan.nodes
+    nodes = (first, second, replace(third, cwd=str(tmp_path / "nowhere")))
+    job = replace(job, plan=replace(job.plan, nodes=nodes))
+    with ThreadPoolExecutor() as pool:
+        with job.files.on_host(job.plan.hosts[2]):
+            starting = pool.submit(job.start, {"API_KEY": "geheim"})
+            wait_until(lambda: _is_connected(job, 1), "a connection to the first host's supervisor")
+        with pytest.raises(HostError, match="nowhere"):
+            starting.result()
+    assert_nothing_is_left(job)
+    assert asked == {names(job)[0]: 1, names(job)[2]: 1}
+    assert job.phases() == ["stopped", "stopped", "failed"]
+
+
+def _is_connected(job: FarmJob, rank: int) -> bool:
+    """Return whether a supervisor has joined the channel."""
+    return any(
+        connection.status == psutil.CONN_ESTABLISHED
+        for supervisor in job.members(rank, "supervisor")
+        for connection in supervisor.net_connections()
+    )
