@@ -68,10 +68,10 @@ class Link:
                 message = json.loads(_received(self._connection, _LARGEST))
                 if message:
                     messages.append(message)
-        except (OSError, EOFError, ValueError):
+        except (OSError, EOFError, ValueError) as error:
             if messages:
                 return messages  # the next call reports the loss
-            raise LinkLost(GONE, is_closed=True) from None
+            raise _lost(error) from None
         if time.monotonic() - self._heard > SILENCE:
             raise LinkLost(f"nothing was heard from it for {SILENCE:g} s", is_closed=False)
         # Received messages are passed on first: a lost connection would hide them.
@@ -93,8 +93,13 @@ class Link:
         self._spoke = time.monotonic()
         try:
             _send(self._connection, data)
-        except (OSError, ValueError):
-            raise LinkLost(GONE, is_closed=True) from None
+        except (OSError, ValueError) as error:
+            raise _lost(error) from None
+
+
+def _lost(error: Exception) -> LinkLost:
+    """Return the loss of a connection; a time limit or a network without a route does not mean that it is closed."""
+    return LinkLost(GONE, is_closed=isinstance(error, EOFError | ConnectionError))
 
 
 def accept(channel: socket.socket, secret: bytes) -> Link | None:

@@ -194,6 +194,19 @@ def test_a_process_that_was_paused_does_not_blame_its_peer_for_the_silence(
         end.close()
 
 
+@pytest.mark.parametrize("rest", [b"\0\0", b"\0\0\0\x20{"])
+def test_a_message_that_stops_halfway_does_not_mean_that_the_other_process_has_ended(rest: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 100_000))
+        theirs.sendall(rest)
+        held = link.Link(ours)
+        with pytest.raises(link.LinkLost) as lost:
+            held.receive()
+        assert not lost.value.is_closed
+        held.close()
+
+
 def test_connections_from_strangers_are_ignored(star: Callable[..., Star]) -> None:
     stars = star(3)
     openings = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0", b"\xff" * 64, b"\0\0\0\x20" + b"x" * 32, b"\x7f" * 4]
