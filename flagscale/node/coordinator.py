@@ -10,7 +10,6 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from flagscale.files import room_for_files
-from flagscale.frozen import asdict
 from flagscale.node.channel import GONE, Link, LinkLost, Message, accept
 from flagscale.node.network import listen
 from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Verdict, send_quietly, until
@@ -79,7 +78,7 @@ class Coordinator(ChannelEnd):
 
     def _report(self, verdict: Verdict) -> None:
         self._take(verdict)
-        self._announce({"verdict": asdict(verdict)})
+        self._announce(verdict.to_message())
 
     def confirm_end(self, deadline: float) -> tuple[int, ...]:
         with self._changed:
@@ -185,7 +184,7 @@ class Coordinator(ChannelEnd):
 
     def _pass_on(self, verdict: Verdict) -> None:
         if self._take(verdict):
-            self._announce({"verdict": asdict(verdict)})
+            self._announce(verdict.to_message())
 
     def _flush(self) -> None:
         for message in self._outbox:

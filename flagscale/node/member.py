@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from flagscale.frozen import asdict
 from flagscale.node.channel import GONE, Link, LinkLost, Message, dial
 from flagscale.node.rendezvous import COMING_BACK, AttemptStart, ChannelEnd, Verdict, send_quietly, until
 
@@ -55,7 +54,7 @@ class Member(ChannelEnd):
     def report(self, verdict: Verdict) -> None:
         with self._lock:
             self._take(verdict)
-            self._outbox.append({"verdict": asdict(verdict)})
+            self._outbox.append(verdict.to_message())
             self._ring()
 
     def confirm_end(self, deadline: float) -> tuple[int, ...]:

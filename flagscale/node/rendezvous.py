@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal, Protocol
 
-from flagscale.frozen import dataclass
+from flagscale.frozen import asdict, dataclass, replace
 from flagscale.node.channel import Link, LinkLost, Message
 
 _PUMP = 0.5
@@ -25,6 +25,8 @@ _PUMP = 0.5
 _REST = 2e-5
 """Seconds per link to pause before all are checked: of 1 000 links, one sends something at any moment."""
 _LOOK = 0.1
+_LONGEST = 8000
+"""Characters of a verdict that are sent; the exception of a rank may name thousands of tensors."""
 COMING_BACK = 10.0
 """Seconds after which a supervisor that closed its connection and did not reconnect counts as ended."""
 
@@ -47,6 +49,10 @@ class Verdict:
     text: str
     is_final: bool = False
     """Whether another attempt would end in the same way."""
+
+    def to_message(self) -> Message:
+        text = self.text if len(self.text) <= _LONGEST else f"{self.text[: _LONGEST - 4]} ..."
+        return {"verdict": asdict(replace(self, text=text))}
 
 
 class Peers(Protocol):

@@ -283,6 +283,18 @@ def test_a_verdict_reaches_all_ranks(
     assert stars.words(0, 1, 2) == [verdict] * 3
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_verdict_with_a_very_long_text_reaches_all_ranks(star: Callable[..., Star], rank: int) -> None:
+    """Such as `Error(s) in loading state_dict`, which names every tensor."""
+    stars = star(3)
+    stars.begin(0)
+    text = f"node{rank}: rank 0: missing keys: " + "é" * 100_000
+    stars.ends[rank].report(Verdict(0, "failed", rank, text, is_final=True))  # type: ignore[attr-defined]
+    for verdict in stars.words(0, 1, 2):
+        assert (verdict.host, verdict.is_final) == (rank, True)
+        assert verdict.text.startswith(text[:1000])
+
+
 def test_the_end_of_a_finished_host_is_not_a_failure(star: Callable[..., Star]) -> None:
     stars = star(4)
     stars.begin(0)
