@@ -126,8 +126,15 @@ def _leave_session(plan: LaunchPlan, node: NodeCommand) -> None:
 
 
 def outcome(plan: LaunchPlan, node: NodeCommand, what: str) -> Reply:
-    """Reply as `start` for a start whose session has ended without an answer; `what` was noticed then."""
-    return _failed(plan, node, what)
+    """Reply as `start` for a start whose session has ended without an answer; `what` was noticed then.
+
+    If it has ended because of a bug, the traceback is in the log.
+    """
+    reply = _failed(plan, node, what)
+    printed = _last_lines(plan, node)
+    if reply["ok"] or "stopped" in reply or not printed:
+        return reply
+    return {**reply, "message": f"{reply['message']}\n{printed}"}
 
 
 def _reply(state: HostState) -> Reply | None:
@@ -182,8 +189,11 @@ def _open_log(plan: LaunchPlan, node: NodeCommand) -> BinaryIO:
 
 def _script_failure(plan: LaunchPlan, node: NodeCommand, code: int) -> str:
     what = "experiment.cmds.before_start" if plan.before_start else "the start script"
-    printed = last_lines(RunDir(Path(plan.exp_dir)).output(node.host), plan.run_id, _LAST_LINES).strip()
-    return f"{what} {how_it_ended(code)}: {printed or 'it printed nothing'}"
+    return f"{what} {how_it_ended(code)}: {_last_lines(plan, node) or 'it printed nothing'}"
+
+
+def _last_lines(plan: LaunchPlan, node: NodeCommand) -> str:
+    return last_lines(RunDir(Path(plan.exp_dir)).output(node.host), plan.run_id, _LAST_LINES).strip()
 
 
 def _failed(plan: LaunchPlan, node: NodeCommand, message: str) -> Reply:

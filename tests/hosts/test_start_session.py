@@ -178,6 +178,22 @@ def test_ctrl_c_while_sessions_wait_rolls_the_start_back(farm: LoopbackFarm, mak
     assert job.phases() == ["stopped"] * 3
 
 
+def test_a_bug_in_the_supervisor_is_reported_with_its_traceback(
+    farm: LoopbackFarm, make_job: MakeJob
+) -> None:
+    job = make_job(farm, "rank", hosts=1, channel=None)
+    (host,) = job.plan.hosts
+    with ThreadPoolExecutor() as pool:
+        with job.files.on_host(host):
+            starting = pool.submit(error_of, lambda: job.start({"API_KEY": "geheim"}))
+            wait_for_session(job, 0)
+            job.files.secrets(host).write_text("not JSON")
+        error = starting.result()
+    assert "JSONDecodeError: Expecting value" in error
+    assert_nothing_is_left(job)
+    assert job.phases() == ["failed"]
+
+
 def test_a_missing_folder_fails_the_start(farm: LoopbackFarm, make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(farm, "rank", hosts=1, channel=None)
     (node,) = job.plan.nodes
