@@ -98,7 +98,7 @@ class Link:
 
 
 def _lost(error: Exception) -> LinkLost:
-    """Return the loss of a connection; a time limit or a network without a route does not mean that it is closed."""
+    """Return the loss of a connection, which a time limit or a missing route does not close."""
     return LinkLost(GONE, is_closed=isinstance(error, EOFError | ConnectionError))
 
 
