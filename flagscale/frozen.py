@@ -36,6 +36,9 @@ else:
 __all__ = ["asdict", "dataclass", "field", "replace"]
 
 
+_METHODS = {"__init__", "__post_init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__"}
+
+
 class _Factory:
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
@@ -71,6 +74,8 @@ def _described(default: Any) -> Any:
 def _made(cls: Any) -> type:
     annotations = dict(cls.__annotations__)
     defaults = {name: cls.__dict__[name] for name in annotations if name in cls.__dict__}
+    if unsupported := _unsupported(cls, annotations, defaults):
+        raise TypeError(f"{cls.__qualname__} has {unsupported}: make it with `dataclasses`")
     for name, default in defaults.items():
         if isinstance(default, _Factory):
             delattr(cls, name)
@@ -81,6 +86,20 @@ def _made(cls: Any) -> type:
         setattr(cls, method.__name__, method)
     made: type = cls
     return made
+
+
+def _unsupported(cls: Any, annotations: Mapping[str, str], defaults: Mapping[str, Any]) -> str:
+    """Return what a class has that would silently be ignored here; "" if there is nothing."""
+    if cls.__bases__ != (object,):
+        return "a base class"
+    if own := _METHODS & {*vars(cls)}:
+        return f"a method {min(own)}"
+    if shared := [name for name, default in defaults.items() if isinstance(default, list | dict | set)]:
+        return f"a default that all values would share, {shared[0]}"
+    names = [*annotations]
+    if names != sorted(names, key=lambda name: name in defaults):
+        return "a field without a default after one with a default"
+    return ""
 
 
 def __init__(self: Any, *args: Any, **named: Any) -> None:

@@ -104,6 +104,22 @@ def test_fields_can_be_neither_set_nor_deleted() -> None:
     assert value.number == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "reported"),
+    [
+        ("class Wrong(Inner):\n    more: int = 0", "a base class"),
+        ("class Wrong:\n    one: int\n    def __post_init__(self): ...", "a method __post_init__"),
+        ("class Wrong:\n    one: int\n    def __repr__(self): ...", "a method __repr__"),
+        ("class Wrong:\n    one: list = []", "a default that all values would share, one"),
+        ("class Wrong:\n    one: int = 0\n    two: int", "a field without a default after"),
+    ],
+)
+def test_a_class_with_more_than_fields_is_refused(text: str, reported: str) -> None:
+    """Otherwise it would lose them without a word."""
+    with pytest.raises(TypeError, match=f"Wrong has {reported}"):
+        exec(f"@frozen.dataclass(frozen=True)\n{text}", {"frozen": frozen, "Inner": Inner})
+
+
 def test_a_start_on_a_host_imports_nothing_slow_that_it_does_not_need() -> None:
     modules = "flagscale.node.commands, flagscale.node.start, flagscale.node.supervisor"
     listing = subprocess.run(
