@@ -77,7 +77,9 @@ class HostAttempt:
 
     def run(self, secrets: Mapping[str, str]) -> AttemptOutcome:
         """Run this host's agent; none of its processes is left when this returns."""
-        kills = oom_kills()
+        kills, limit = oom_kills(), self._plan.recovery.hang_timeout
+        # Before the agent starts: the first heartbeat must be a change.
+        heartbeat = Heartbeat(RunDir(Path(self._plan.exp_dir)).heartbeat(self._node.host), limit)
         try:
             agent = start_agent(self._node, self._begin, self._plan.channel, secrets)
             self._record.write(phase="running", engine=ProcessId.of(agent.pid), members=self._begin.hosts)
@@ -88,7 +90,7 @@ class HostAttempt:
             self._peers.report(self._verdict("failed", why))  # another attempt may not need this host
             return replace(AttemptOutcome.failed(why), is_final=True)
         self._prepare_to_end()
-        verdict = self._watch(agent)
+        verdict = self._watch(agent, heartbeat)
         if verdict is None:
             return self._ended_by_itself(agent, kills)
         begun = time.monotonic()
@@ -125,10 +127,8 @@ class HostAttempt:
         self._end_leftovers()
         return AttemptOutcome("failed", code, failure, is_final)
 
-    def _watch(self, agent: subprocess.Popen[bytes]) -> Verdict | None:
+    def _watch(self, agent: subprocess.Popen[bytes], heartbeat: Heartbeat) -> Verdict | None:
         """Return the verdict that ends the attempt; None if the agent ended on its own."""
-        limit = self._plan.recovery.hang_timeout
-        heartbeat = Heartbeat(RunDir(Path(self._plan.exp_dir)).heartbeat(self._node.host), limit)
         while agent.poll() is None:
             if self._is_stopped():
                 return self._verdict("stopped", "it was stopped")
@@ -136,7 +136,7 @@ class HostAttempt:
                 return verdict
             if heartbeat.is_overdue():
                 what = "answer" if self._node.services else "iteration"
-                return self._verdict("hung", f"no {what} for {limit:g} s")
+                return self._verdict("hung", f"no {what} for {self._plan.recovery.hang_timeout:g} s")
             reap_adopted({agent.pid, self._guard.pid})
             self._peers.wait(_POLL)
         # If a stop found no readable state, it has signalled all processes at once.

@@ -11,7 +11,7 @@ from threading import Thread, stack_size
 
 from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
-from flagscale.remote.transport import HostAccess, Transport, transport
+from flagscale.remote.transport import HostAccess, Transport, transport, transport_of_start
 from flagscale.run.logs import find_run, path_of, read_piece
 from flagscale.run.machine import is_local, name_from_here
 from flagscale.run.state import Reply
@@ -75,7 +75,9 @@ def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
     It cannot if lines of the user come first, because a shell has to run them.
     """
     known = access(plan, host)
-    return transport(known if plan.before_start else replace(known, supervises=(plan.run_id, host.rank)))
+    if plan.before_start:
+        return transport(known)
+    return transport_of_start(replace(known, supervises=(plan.run_id, host.rank)))
 
 
 def stop_each(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:

@@ -21,6 +21,7 @@ from flagscale.formats import count
 from flagscale.remote.hosts import ask_all, reach_for_start, sees_our_files
 from flagscale.remote.places import places_of, repeated
 from flagscale.remote.report import host_error
+from flagscale.remote.transport import transport_of_start
 from flagscale.run.state import Reply
 from flagscale.values import DEFAULT_PORT, Host, Job, LaunchPlan, Rendezvous, Service
 
@@ -73,6 +74,7 @@ def require_ready(
     survey = ask_hosts(experiment, job, plan, distributions)
     bad = [result for result in survey.results if not result.ok and not result.is_advice]
     if bad:
+        transport_of_start.cache_clear()
         hosts = {host.name: host for host in plan.hosts}
         raise host_error("the job was not started:", [(hosts[one.host], one.text) for one in bad])
     return survey.rendezvous

@@ -20,7 +20,7 @@ from flagscale.remote.hosts import (
     stop_each,
 )
 from flagscale.remote.report import host_error
-from flagscale.remote.transport import Transport
+from flagscale.remote.transport import Transport, transport_of_start
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import Reply
 from flagscale.values import Host, LaunchPlan
@@ -64,6 +64,28 @@ def start_hosts(
     Raises:
         FlagScaleError, HostError: as `launcher.start`.
     """
+    try:
+        starting = _start_together(plan, unseen, done)
+    finally:
+        transport_of_start.cache_clear()
+    if not starting.is_taken_back:
+        return
+    stopped, replies = starting.stopped(), starting.replies
+    failed = {host: reply["message"] for host, reply in replies.items() if _has_failed(reply)}
+    for host, reply in stopped.items():
+        if not reply["ok"] and not replies[host].get("unreachable"):
+            stuck = f"could not be stopped again: {reply['message']}"
+            failed[host] = f"{failed[host]}\n{stuck}" if host in failed else stuck
+    if not failed:
+        raise FlagScaleError("the job did not start: it was stopped by another command meanwhile")
+    summary = "the job did not start; hosts that had started were stopped again:"
+    raise host_error(summary, [(host, failed[host]) for host in plan.hosts if host in failed])
+
+
+def _start_together(
+    plan: LaunchPlan, unseen: Mapping[Host, Sequence[FileToSend]], done: OnProgress | None
+) -> Starting:
+    """Ask all hosts to start, and return their answers."""
     reach = partial(reach_for_start, plan)
     _reach_hosts(plan, unseen, reach)
     starting = Starting(plan)
@@ -79,18 +101,7 @@ def start_hosts(
     except BaseException:  # also Ctrl-C: the whole job runs, or no part of it
         stop_each(plan)
         raise
-    if not starting.is_taken_back:
-        return
-    stopped, replies = starting.stopped(), starting.replies
-    failed = {host: reply["message"] for host, reply in replies.items() if _has_failed(reply)}
-    for host, reply in stopped.items():
-        if not reply["ok"] and not replies[host].get("unreachable"):
-            stuck = f"could not be stopped again: {reply['message']}"
-            failed[host] = f"{failed[host]}\n{stuck}" if host in failed else stuck
-    if not failed:
-        raise FlagScaleError("the job did not start: it was stopped by another command meanwhile")
-    summary = "the job did not start; hosts that had started were stopped again:"
-    raise host_error(summary, [(host, failed[host]) for host in plan.hosts if host in failed])
+    return starting
 
 
 class Starting:

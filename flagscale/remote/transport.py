@@ -58,6 +58,20 @@ class LocalTransport:
 @cache
 def transport(access: HostAccess) -> Transport:
     """Return the transport to a host; always the same one for the same host."""
+    return _new(access)
+
+
+@cache
+def transport_of_start(access: HostAccess) -> Transport:
+    """Return the transport by which a host is started; the same one until all of these are dropped.
+
+    Its session is a process of the run, which must not stay if the run does not start:
+    `transport_of_start.cache_clear()`.
+    """
+    return _new(access)
+
+
+def _new(access: HostAccess) -> Transport:
     name = "local" if is_local(access.host) else access.transport
     made: Transport = registry.load("transports", name)(access)
     return made

@@ -97,6 +97,7 @@ def test_a_full_disk_on_one_host_fails_the_start(
     assert blamed(error) == [full]
     assert "No space left on device" in error
     assert str(small_disk) in error
+    job.wait_until_clean()  # the sessions that did not become supervisors
     assert_nothing_is_left(job)
 
 
@@ -109,6 +110,7 @@ def test_an_impossible_run_directory_on_one_host_fails_the_start(
     error = error_of(job.start)
     assert blamed(error) == [bad]
     assert "Not a directory" in error
+    job.wait_until_clean()  # the sessions that did not become supervisors
     assert_nothing_is_left(job)
 
 
@@ -123,6 +125,7 @@ def test_one_unreachable_host_fails_the_start(farm: LoopbackFarm, make_job: Make
         f"- {away.address}: {away.address} port {away.port}: Connection refused"
     ]
     assert error.splitlines()[0] == "the job was not started:"
+    job.wait_until_clean()  # the sessions that did not become supervisors
     assert_nothing_is_left(job)
     assert [job.phases()[rank] for rank in (0, 2)] == ["unknown"] * 2
     assert not list(job.files.path.rglob("*.output"))

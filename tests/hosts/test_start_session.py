@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def sessions(farm: LoopbackFarm) -> list[psutil.Process]:
 
 def open_files(process: psutil.Process) -> dict[int, str]:
     folder = Path(f"/proc/{process.pid}/fd")
-    return {int(entry.name): os.readlink(entry) for entry in folder.iterdir()}
+    found = {}
+    for entry in folder.iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[int(entry.name)] = os.readlink(entry)
+    return found
 
 
 def ignored(process: psutil.Process) -> int:
