@@ -101,9 +101,10 @@ class FakeHosts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **answers: Mapping[str, Answer]) -> None:
         self.answers = {name: {"ready": {"ok": True}, **known} for name, known in answers.items()}
         self.asked: list[tuple[str, list[str]]] = []
-        monkeypatch.setattr(
-            "flagscale.remote.hosts.transport", lambda access: FakeTransport(self, access.host)
-        )
+        for name in ("transport", "transport_of_start"):
+            monkeypatch.setattr(
+                f"flagscale.remote.hosts.{name}", lambda access: FakeTransport(self, access.host)
+            )
 
     def verbs(self, name: str) -> list[str]:
         return [words[0] for host, words in self.asked if host == name]
