@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -177,19 +178,23 @@ def _run_once(folder: str, name: str, overrides: list[str], task: Callable[[Dict
     was done.
 
     Hydra would compose twice, the first time only to see whether there are several jobs, and parse the words
-    that keep it from writing. That takes longer than all the rest of a `query`.
+    that keep it from writing. That takes longer than all the rest of a `query`. What cannot be composed
+    without those words is not done here either: a file may choose a way of logging that is not installed.
     """
     hydra.initialize_config_dir(folder, job_name=_JOB, version_base=_VERSION)
     started = GlobalHydra.instance()
     assert started.hydra
     try:
-        config = started.hydra.compose_config(name, overrides, RunMode.RUN)
+        try:
+            config = started.hydra.compose_config(name, overrides, RunMode.RUN)
+        except COMPLAINTS:
+            return False
         if config.hydra.mode or config.hydra.callbacks or config.hydra.job.env_set:
             return False
         for key, value in _VISIBLE.items():
             OmegaConf.update(config, f"hydra.{key}", value, force_add=True)
         config.hydra.runtime.output_dir = os.getcwd()
-        HydraConfig.instance().set_config(config)
+        HydraConfig.instance().set_config(copy.copy(config))  # Hydra's keys may refer to each other
         with open_dict(config):
             del config["hydra"]
         logging.getLogger().setLevel(logging.ERROR)

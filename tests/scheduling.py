@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 
 def _place(item: pytest.Item) -> int:
-    folder = item.path.relative_to(_HERE).parts[0]
+    folder = item.path.relative_to(_HERE, walk_up=True).parts[0]  # ".." if pytest was given other tests too
     return _LINE.index(folder if folder in _LINE else "")
 
 

@@ -532,7 +532,10 @@ def test_the_home_of_nobody(
 def test_one_composition_holds_what_hydra_itself_composes(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    file = Path("conf/config.yaml")
+    file.write_text("hydra: {sweep: {dir: 'all/${hydra.job.config_name}'}}\n" + file.read_text())
     names = ("runtime.output_dir", "runtime.cwd", "run.dir", "output_subdir", "job.name", "job.chdir", "mode")
+    names = (*names, "sweep.dir", "hydra_help.template")
     inserted = [f"experiment.envs.V{index}=${{hydra:{name}}}" for index, name in enumerate(names)]
     printed = []
     for own_key in ([], ["hydra.job.chdir=false"]):  # with a key of its own, Hydra does everything
@@ -555,3 +558,13 @@ def test_files_that_ask_hydra_for_more_are_left_to_it(
     file.write_text("defaults: [_self_, {override hydra/callbacks: mine}]\n" + file.read_text())
     assert cli.main([*words, "action=query"]) == 3, capsys.readouterr().err
     assert used
+
+
+@pytest.mark.parametrize("group", ["job_logging", "hydra_logging"])
+def test_a_way_of_logging_that_is_not_installed_does_not_matter(
+    group: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path("conf/config.yaml")
+    file.write_text(f"defaults: [_self_, {{override hydra/{group}: colorlog}}]\n" + file.read_text())
+    assert cli.main([*words, "action=query"]) == 3
+    assert "nothing was started in" in capsys.readouterr().err

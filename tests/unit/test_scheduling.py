@@ -26,6 +26,12 @@ def test_a_new_folder_stands_in_the_middle() -> None:
     assert [item.path.parent.name for item in items] == ["worker", "new", "hosts"]
 
 
+def test_tests_from_elsewhere_stand_in_the_middle(tmp_path: Path) -> None:
+    items: list[Any] = [SimpleNamespace(path=path) for path in (TESTS / "hosts/x.py", tmp_path / "x.py")]
+    items.sort(key=scheduling._place)
+    assert items[0].path.parent == tmp_path
+
+
 class Node:
     """A test process as pytest-xdist sees it."""
 
