@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flagscale_testing.ranks.forked import Run, run_all
-from flagscale_testing.ranks.training import MOCK_DATA, MODEL
+from flagscale_testing.ranks.training import MOCK_DATA, MODEL, saving
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,3 +42,18 @@ def test_state_that_is_not_saved_is_loaded(tmp_path: Path) -> None:
         for left_out in ("--no-save-optim", "--no-save-rng"):
             assert curves[name + left_out].error == ""
             assert curves[name + left_out].losses == whole.losses
+
+
+def test_a_checkpoint_without_the_state_of_the_optimizer_says_how_to_continue(tmp_path: Path) -> None:
+    short = ("--num-layers", "1", "--no-save-optim", "--override-opt_param-scheduler")
+    argv = (*MODEL, *MOCK_DATA, *saving(tmp_path / "checkpoints"), *short)
+    longer = (*argv, "--train-iters", "3")
+    runs = [
+        Run("first", 1, (*argv, "--train-iters", "2")),
+        Run("resumed", 1, longer),
+        Run("without", 1, (*longer, "--no-load-optim")),
+    ]
+    curves = run_all(runs, tmp_path)
+    assert "set `no_load_optim: true` to continue without it" in curves["resumed"].error
+    assert "KeyError" not in curves["resumed"].error
+    assert len(curves["without"].losses) == 1
