@@ -23,6 +23,9 @@ from flagscale.plan.stages import check_stages, hostfile_type
 from flagscale.run.machine import this_machine
 from flagscale.values import Job, LaunchPlan, Rendezvous
 
+__all__ = ["Prepared", "Request", "prepare"]
+"""What an action imports; `Request` lives where `query` finds it without the rest."""
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron.flagscale.args import PATCHES as args_patches
 from megatron.flagscale.build_tokenizer import PATCHES as tokenizer_patches
+from megatron.flagscale.checkpoint.not_saved import PATCHES as not_saved_patches
 from megatron.flagscale.checkpoint.optimizer_state import PATCHES as optimizer_patches
 from megatron.flagscale.checkpoint.parameter_groups import PATCHES as group_patches
 from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
@@ -44,6 +45,7 @@ _ALWAYS = (
     *supervision_patches,
     *optimizer_patches,
     *group_patches,
+    *not_saved_patches,
     *startup_patches,
 )
 

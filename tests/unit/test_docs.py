@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flagscale.plan import prepare
+
 ROOT = Path(__file__).parents[2]
 INDEX = ROOT / "docs" / "index.md"
 PAGES = sorted([*ROOT.glob("[A-Z]*[A-Z].md"), *(ROOT / "docs").glob("*.md")])
@@ -73,6 +75,11 @@ def test_every_module_of_the_api_pages_exists() -> None:
     names = re.findall(r"automodule:: (\S+)", (ROOT / "docs" / "api.md").read_text("utf-8"))
     assert names
     assert [name for name in names if find_spec(name) is None] == []
+
+
+def test_what_an_action_takes_is_on_the_api_page() -> None:
+    assert "flagscale.plan.prepare" in (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert "Request" in prepare.__all__  # Sphinx leaves out imported names unless they are listed
 
 
 def test_entry_points_in_the_readme_are_those_of_the_packages_that_tests_install() -> None:

@@ -204,6 +204,9 @@ def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> bool:
         saved = _saved_arguments(folder)
     if is_new:
         check_state(folder, saved)
+    if resumes and saved.get("no_save_optim") and not args.no_load_optim:
+        what = f"{folder} has no state of an optimizer, because it was saved with `no_save_optim`"
+        raise UserError(f"{what}: set `no_load_optim: true` to continue without it")
     for notice in compare(folder, args, saved, resumes=resumes):
         print(f"flagscale: {notice}", flush=True)
     vocabulary = saved.get("padded_vocab_size")
