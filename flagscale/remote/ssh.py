@@ -26,6 +26,8 @@ from flagscale.run.env import run_tags
 from flagscale.run.state import Reply
 
 _LAST_LINES = 20
+_EXIT = 2.0
+"""Seconds that a supervisor may take to exit after it has answered that it was stopped."""
 
 
 class SshTransport:
