@@ -66,8 +66,19 @@ def sides(folder: Path, base: Path | None) -> Mapping[str, list[str]]:
         if root:
             ours = [sys.executable, str(root / "run.py"), *experiment]
             found[f"dryrun{name}"] = [*ours, *found["dryrun, app"][len(app) :]]
-            found[f"query{name}"] = [*ours, *found["query, app"][len(app) :]]
+            # Each side asks for a run of its own: an older version need not understand a newer one's state.
+            run = trained(root, folder / f"run{len(found)}")
+            found[f"query{name}"] = [*ours, "config", "action=query", f"experiment.exp_dir='{run}'"]
     return found
+
+
+def trained(root: Path, run: Path) -> Path:
+    """Train the demo for 20 iterations, and return its run directory."""
+    python, _, *words = command(run, 20, "test")
+    subprocess.run(
+        [python, str(root / "run.py"), *words], check=True, stdout=subprocess.DEVNULL, cwd=run.parent
+    )
+    return run
 
 
 def _described(values: Sequence[float]) -> str:
@@ -84,7 +95,6 @@ def main() -> None:
         folder = Path(name)
         lines = (f"worker{number} slots=8" for number in range(_HOSTS))
         folder.joinpath("hosts").write_text("\n".join(lines) + "\n")
-        subprocess.run(command(folder / "run", 20, "test"), check=True, stdout=subprocess.DEVNULL, cwd=folder)
         lines_of = sides(folder, arguments.base and arguments.base.resolve())
         found: dict[str, list[Timing]] = {side: [] for side in lines_of}
         for number in range(arguments.rounds + 1):

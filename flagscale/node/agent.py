@@ -1,7 +1,4 @@
-"""The agent of this host: start it for an attempt, end it, and find where its ranks are stuck.
-
-A start does without psutil, which takes a quarter of the time of all imports; the supervisor loads it then.
-"""
+"""The agent of this host: start it for an attempt, end it, and find where its ranks are stuck."""
 
 from __future__ import annotations
 
@@ -12,15 +9,14 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import psutil
 
 from flagscale.linux import die_with
+from flagscale.node import processes
 from flagscale.node.network import interface_of, own_address
 from flagscale.node.rendezvous import AttemptStart
 from flagscale.values import Channel, NodeCommand
-
-if TYPE_CHECKING:
-    import psutil
 
 _NOTHING_TO_SAVE = 10.0
 """The longest grace, in seconds, of an agent that has not started any ranks yet."""
@@ -53,10 +49,6 @@ def time_to_end(node: NodeCommand) -> float:
 
 def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:
     """Signal the agent to end, which it passes on to its ranks, and give them time to save their state."""
-    import psutil
-
-    from flagscale.node import processes
-
     if agent.poll() is not None:
         return
     process = psutil.Process(agent.pid)
@@ -72,8 +64,6 @@ def end_agent(agent: subprocess.Popen[bytes], grace: float) -> None:
 
 def write_stacks(agent: subprocess.Popen[bytes]) -> None:
     """Make every rank write the stacks of its threads to its log (see `megatron.flagscale.supervision`)."""
-    from flagscale.node import processes
-
     for rank in ranks(agent):
         print(f"flagscale: stacks of the rank with pid {rank.pid} ({rank.status()})", flush=True)
         processes.send([rank], signal.SIGUSR1)
@@ -82,10 +72,6 @@ def write_stacks(agent: subprocess.Popen[bytes]) -> None:
 
 def ranks(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the living ranks: the children of the agent to which torchrun gave a local rank."""
-    import psutil
-
-    from flagscale.node import processes
-
     found = []
     try:
         for child in psutil.Process(agent.pid).children():

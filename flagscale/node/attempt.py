@@ -8,11 +8,14 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import psutil
 
 from flagscale.errors import UserError
 from flagscale.frozen import dataclass, replace
 from flagscale.linux import oom_kills, reap_adopted
+from flagscale.node import processes
 from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks
 from flagscale.node.guard import GuardKeeper
 from flagscale.node.record import StateRecord
@@ -22,9 +25,6 @@ from flagscale.run.logs import has_error
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import HostState, Phase, ProcessId
 from flagscale.values import LaunchPlan, NodeCommand
-
-if TYPE_CHECKING:
-    import psutil
 
 _POLL = 0.1
 _LEFTOVER_GRACE = 2.0
@@ -89,7 +89,6 @@ class HostAttempt:
             why = f"the engine cannot be started: {error}"
             self._peers.report(self._verdict("failed", why))  # another attempt may not need this host
             return replace(AttemptOutcome.failed(why), is_final=True)
-        self._prepare_to_end()
         verdict = self._watch(agent, heartbeat)
         if verdict is None:
             return self._ended_by_itself(agent, kills)
@@ -164,18 +163,8 @@ class HostAttempt:
         host = self._node.host
         return Verdict(self._begin.attempt, kind, host.rank, f"{host.name}: {text}", is_final)
 
-    def _prepare_to_end(self) -> None:
-        """Load what ends processes, here and in the guard, which a start does without.
-
-        Not later: when it is needed, the file system that holds it may be gone.
-        """
-        from flagscale.node import processes  # noqa: F401
-
-        self._guard.prepare()
-
     def _end_leftovers(self) -> bool:
         """End all that is left of the run on this host; return whether that succeeded."""
-        from flagscale.node import processes
 
         def leftovers() -> set[psutil.Process]:
             found = processes.of_run(self._plan.run_id, self._node.host.rank, os.getpid())

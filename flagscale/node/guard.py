@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
+from flagscale.node import processes
 from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ENDED, ProcessId, read_state
@@ -24,16 +24,11 @@ KILLED = "the supervisor was killed; its guard ended the processes of the run"
 def guard(plan: LaunchPlan, node: NodeCommand, supervisor: int) -> None:
     """Wait for the end of the supervisor (its end of this pipe closes with it), then end what it left.
 
-    A supervisor that ends normally kills its guard first. It writes to the pipe when its start is over.
+    A supervisor that ends normally kills its guard first.
     """
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    is_alive = os.read(supervisor, 1)
-    # Imports psutil, which a start does without; when it is needed, its file system may be gone.
-    from flagscale.node import processes
-
-    while is_alive:
-        is_alive = os.read(supervisor, 1)
+    os.read(supervisor, 1)
     path = RunDir(Path(plan.exp_dir)).state(node.host)
     state = read_state(path, plan.run_id)
     # The supervisor died a moment ago, so no other process can have its process group yet.
@@ -66,11 +61,6 @@ class GuardKeeper:
             print(f"flagscale: cannot start the guard: {error}", flush=True)
             return None
         return ProcessId.of(self.pid)
-
-    def prepare(self) -> None:
-        """Have the guard load what ends processes, because the start is over."""
-        with suppress(OSError):  # it has died; the next one is a fork of a process that has loaded it
-            os.write(self._pipe, b"!")
 
     def end(self) -> None:
         """End the guard, because its supervisor ends normally."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import socket
-from contextlib import suppress
+
+import psutil
 
 # Below the kernel's range of ports for outgoing connections, in which no port can be kept free.
 _FREE_PORTS = range(20000, 32000, 7)
-_SIOCGIFADDR, _REQUEST, _ADDRESS = 0x8915, 40, slice(20, 24)
-"""An ioctl of Linux, the size of its `ifreq`, and where that holds an IPv4 address."""
 
 
 def own_address(other: str) -> str:
@@ -23,25 +21,10 @@ def own_address(other: str) -> str:
 
 def interface_of(address: str) -> str | None:
     """Return the name of the interface that has an address; the loopback interface has all of 127/8."""
-    if name := _interface_by_first_address("127.0.0.1" if address.startswith("127.") else address):
-        return name
-    import psutil  # here, because a start seldom needs it
-
     for name, addresses in psutil.net_if_addrs().items():
         for known in addresses:
             if known.address == address or (address.startswith("127.") and known.address == "127.0.0.1"):
                 return name
-    return None
-
-
-def _interface_by_first_address(address: str) -> str | None:
-    """Return the name of the interface whose first IPv4 address this is; see netdevice(7) of Linux."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has no IPv4 address
-                known = fcntl.ioctl(asking, _SIOCGIFADDR, name.encode().ljust(_REQUEST, b"\0"))
-                if socket.inet_ntoa(known[_ADDRESS]) == address:
-                    return name
     return None
 
 

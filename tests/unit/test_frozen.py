@@ -136,7 +136,6 @@ def test_a_start_on_a_host_imports_nothing_slow_that_it_does_not_need() -> None:
         "tempfile",
         "random",
         "traceback",
-        "psutil",
         "importlib.metadata",
     }
     assert not slow & set(imported[begin:])
