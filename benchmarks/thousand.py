@@ -110,7 +110,7 @@ def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tu
                 time.sleep(interrupt)
                 launcher.send_signal(signal.SIGINT)
                 begun = time.monotonic()
-            told = json.loads(launcher.stdout.readline())
+            reported = json.loads(launcher.stdout.readline())
             seconds = time.monotonic() - begun
             peak.is_over.set()
             peak.join()
@@ -121,7 +121,7 @@ def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tu
                 hosts_cpu=_cpu(farm.player) - before,
                 launcher=_memory(launcher.pid, "status", "VmHWM"),
                 total=peak.memory,
-                threads=told["threads"],
+                threads=reported["threads"],
                 files=peak.files,
                 processes=peak.processes - 1,
                 logins=farm.count("login").total() - logins,
@@ -130,7 +130,7 @@ def start(farm: PlayedFarm, tree: Path, run: Path, interrupt: float = 0.0) -> tu
             launcher.wait()
         finally:
             launcher.kill()
-    return cost, told["outcome"]
+    return cost, reported["outcome"]
 
 
 def _tree(pid: int) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
+from flagscale.frozen import asdict
 from flagscale.node import processes
 from flagscale.run.failure import Failure
 from flagscale.run.rundir import RunDir

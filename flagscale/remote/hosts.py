@@ -80,6 +80,10 @@ def reach_for_start(plan: LaunchPlan, host: Host) -> Transport:
     return transport_of_start(replace(known, supervises=(plan.run_id, host.rank)))
 
 
+STOPPED: Reply = {"ok": True, "ended": True, "message": "stopped"}
+"""The reply of a host that a stop has ended without a session there."""
+
+
 def stop_each(plan: LaunchPlan, hosts: Collection[Host] | None = None) -> dict[Host, Reply]:
     """End the run by a session on each of these hosts (default: on all), as if there were no channel."""
     return ask_all(plan, lambda host: [run_command(plan, host, "stop")], longest_grace(plan), hosts=hosts)

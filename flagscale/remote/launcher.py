@@ -14,6 +14,7 @@ from flagscale.errors import FlagScaleError
 from flagscale.files import room_for_files
 from flagscale.plan.render import scripts
 from flagscale.remote.hosts import (
+    STOPPED,
     ask,
     ask_all,
     at_once,
@@ -246,9 +247,8 @@ def stop(plan: LaunchPlan) -> dict[Host, Reply]:
 
     room_for_files(len(plan.hosts))
     replies = at_once(lambda host: stop_first() if host == first else stop_other(host), plan.hosts)
-    stopped: Reply = {"ok": True, "ended": True, "message": "stopped"}
     return {
         # A session that came late has found nothing, because the first host had ended it.
-        host: stopped if host.rank in ended and reply.get("ok", True) else reply
+        host: STOPPED if host.rank in ended and reply.get("ok", True) else reply
         for host, reply in zip(plan.hosts, replies, strict=True)
     }

@@ -9,7 +9,7 @@ HANDSHAKES = BoundedSemaphore(64)
 """The number of simultaneous handshakes: each has a time limit, and all share the cores of this machine."""
 
 
-def is_crowded() -> bool:
+def handshakes_wait() -> bool:
     """Return whether further handshakes have to wait: this machine is busy with those of many hosts."""
     is_free = HANDSHAKES.acquire(blocking=False)
     if is_free:

@@ -20,7 +20,7 @@ from flagscale import __version__
 from flagscale.node.commands import HELLO
 from flagscale.remote.openssh import client as openssh
 from flagscale.remote.openssh import connection as with_openssh
-from flagscale.remote.pipe import HANDSHAKES, Ended, Pipe, Unreachable, is_crowded
+from flagscale.remote.pipe import HANDSHAKES, Ended, Pipe, Unreachable, handshakes_wait
 from flagscale.remote.transport import HostAccess
 from flagscale.run.env import run_tags
 from flagscale.run.state import Reply
@@ -102,7 +102,7 @@ class Session:
         return reply
 
     def ends(self, seconds: float) -> bool:
-        """Return whether the process ends within this time, as the kernel tells by closing its output."""
+        """Return whether the process ends within this time: the kernel then closes its output."""
         try:
             self._pipe.receive(seconds)
         except EOFError:
@@ -121,7 +121,7 @@ class Session:
         noise: deque[str] = deque(maxlen=_LAST_LINES)
         try:
             while True:
-                if is_crowded():  # nothing is lost by waiting for this host as well
+                if handshakes_wait():  # nothing is lost by waiting for this host as well
                     deadline = time.monotonic() + self._timeout
                 left = deadline - time.monotonic()
                 if left < -self._timeout:
@@ -130,7 +130,7 @@ class Session:
                     # What has arrived by now counts, even if this machine was too busy to read it in time.
                     line = self._pipe.receive(max(0.0, left))
                 except TimeoutError:
-                    if is_crowded():
+                    if handshakes_wait():
                         continue
                     raise
                 noise.append(line)

@@ -12,6 +12,7 @@ from threading import Condition, Event
 from flagscale.errors import FlagScaleError
 from flagscale.node.files import packed
 from flagscale.remote.hosts import (
+    STOPPED,
     ask_all,
     in_background,
     reach_for_start,
@@ -29,7 +30,6 @@ OnProgress = Callable[[int, int], None]
 """Called with the number of hosts that have started, and the number of all hosts."""
 FileToSend = tuple[str, str, str]
 """A file to send: its path below the run directory, its mode (octal), its text as `packed`."""
-_STOPPED: Reply = {"ok": True, "ended": True, "message": "stopped"}
 _HEARING = 5.0
 """Seconds to stop the first host, and for the others to hear of it and answer."""
 
@@ -38,12 +38,13 @@ def unseen_files(
     plan: LaunchPlan, texts: Mapping[Path, str], secrets: Mapping[str, str]
 ) -> dict[Host, list[FileToSend]]:
     """Return the files to send to each host that has a run directory of its own."""
+    hosts = [host for host in plan.hosts if not sees_our_files(plan, host)]
+    if not hosts:
+        return {}
     run_dir = RunDir(Path(plan.exp_dir))
     recorded, hidden = packed(plan.to_json()), packed(json.dumps(dict(secrets)))
     found: dict[Host, list[FileToSend]] = {}
-    for host in plan.hosts:
-        if sees_our_files(plan, host):
-            continue
+    for host in hosts:
         mine = (run_dir.run_script(host), run_dir.stop_script(host))
         files = [(path, "755", packed(texts[path])) for path in mine]
         files.append((run_dir.plan, "644", recorded))
@@ -143,7 +144,7 @@ class Starting:
             self._changed.wait_for(lambda: len(self.replies) == len(plan.nodes), _HEARING)
             heard = [host for host, reply in self.replies.items() if reply.get("ended") and host != first]
         others = stop_each(plan, {*plan.hosts} - {first, *heard})
-        return {**dict.fromkeys(heard, _STOPPED), **others, **of_first.result()}
+        return {**dict.fromkeys(heard, STOPPED), **others, **of_first.result()}
 
 
 def _has_failed(reply: Reply) -> bool:

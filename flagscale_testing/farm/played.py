@@ -68,20 +68,20 @@ class PlayedFarm:
         Hosts that fail to start need not be named if no host was asked to start, and those that would have
         failed late may have been stopped before.
         """
-        told: dict[str, list[str]] = {}
+        reported: dict[str, list[str]] = {}
         for entry in re.split(r"(?m)^- ", report)[1:]:
-            names, _, what = entry.partition(": ")
+            names, _, reason = entry.partition(": ")
             for host in expand(names):
-                told.setdefault(host, []).append(what)
+                reported.setdefault(host, []).append(reason)
         failing = {part.address: part.fault for part in self.parts if part.fault}
         certain = {host for host, fault in failing.items() if fault in BEFORE_START}
         certain = certain or {host for host, fault in failing.items() if "late" not in fault}
-        for host in sorted(certain - told.keys()):
+        for host in sorted(certain - reported.keys()):
             yield f"{host} is missing ({failing[host]})"
-        for host, whats in told.items():
+        for host, reasons in reported.items():
             fault = failing.get(host)
-            if fault is None or len(whats) > 1 or REASONS[fault] not in whats[0]:
-                yield f"{host} ({fault}): {whats}"
+            if fault is None or len(reasons) > 1 or REASONS[fault] not in reasons[0]:
+                yield f"{host} ({fault}): {reasons}"
 
 
 @contextmanager
