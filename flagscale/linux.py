@@ -45,6 +45,22 @@ def reap_adopted(own: Container[int]) -> None:
             os.waitpid(ended.si_pid, 0)
 
 
+_TASKS = Path("/proc/self/task")
+
+
+def may_have_descendants(besides: Container[int]) -> bool:
+    """Return whether the caller, which adopts orphans and reaps them, may have any besides these children.
+
+    The kernel's list of children is exact for the process that reaps them: nothing leaves it meanwhile
+    (proc_pid_task(5)). True where the kernel offers none.
+    """
+    try:
+        lists = [path.read_text(encoding="ascii") for path in _TASKS.glob("*/children")]
+    except OSError:  # a thread has ended meanwhile
+        return True
+    return not lists or any(int(pid) not in besides for found in lists for pid in found.split())
+
+
 def birth(pid: int) -> str:
     """Return when a process was born, so that a later process with its pid is not mistaken for it.
 

@@ -14,7 +14,7 @@ import psutil
 
 from flagscale.errors import UserError
 from flagscale.frozen import dataclass, replace
-from flagscale.linux import oom_kills, reap_adopted
+from flagscale.linux import may_have_descendants, oom_kills, reap_adopted
 from flagscale.node import processes
 from flagscale.node.agent import Heartbeat, end_agent, start_agent, time_to_end, write_stacks
 from flagscale.node.guard import GuardKeeper
@@ -100,7 +100,7 @@ class HostAttempt:
             end_agent(agent, time_to_end(self._node))
         elif verdict.kind == "hung":
             write_stacks(agent)
-        is_clean = self._end_leftovers()
+        is_clean = self._end_leftovers(agent)
         if verdict.kind == "stopped":
             outcome = AttemptOutcome("stopped", _exit_code(agent))
             if not (is_clean and self._plan.stops_together and verdict.host == self._plan.hosts[0].rank):
@@ -116,14 +116,14 @@ class HostAttempt:
         code = _exit_code(agent)
         if code == 0:
             self._peers.report(self._verdict("finished", "finished"))
-            self._end_leftovers()
+            self._end_leftovers(agent)
             return AttemptOutcome("finished", 0)
         failure = first_failure(self._plan, self._node, code, oom_kills() > kills)
         who = "" if failure.rank is None else f"rank {failure.rank}: "
         # Restarting cannot fix a mistake of the user.
         is_final = failure.is_final or failure.exitcode == UserError.exit_code
         self._peers.report(self._verdict("failed", f"{who}{failure.message}", is_final))
-        self._end_leftovers()
+        self._end_leftovers(agent)
         return AttemptOutcome("failed", code, failure, is_final)
 
     def _watch(self, agent: subprocess.Popen[bytes], heartbeat: Heartbeat) -> Verdict | None:
@@ -163,14 +163,22 @@ class HostAttempt:
         host = self._node.host
         return Verdict(self._begin.attempt, kind, host.rank, f"{host.name}: {text}", is_final)
 
-    def _end_leftovers(self) -> bool:
+    def _end_leftovers(self, agent: subprocess.Popen[bytes] | None = None) -> bool:
         """End all that is left of the run on this host; return whether that succeeded."""
+        guard = self._guard.pid
 
         def leftovers() -> set[psutil.Process]:
             found = processes.of_run(self._plan.run_id, self._node.host.rank, os.getpid())
-            return {process for process in found if process.pid != self._guard.pid}
+            return {process for process in found if process.pid != guard}
 
-        return not processes.end(leftovers, _LEFTOVER_GRACE)
+        def may_miss() -> bool:
+            # As this process adopts orphans, whatever the agent has started descends from it.
+            if agent:
+                agent.poll()
+            reap_adopted({guard, agent.pid} if agent else {guard})
+            return may_have_descendants({guard})
+
+        return not processes.end(leftovers, _LEFTOVER_GRACE, may_miss)
 
 
 def _exit_code(agent: subprocess.Popen[bytes]) -> int:

@@ -89,15 +89,18 @@ def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:
     return set(filter(belongs, of_run(run_id, rank)))
 
 
-def end(find: Callable[[], set[psutil.Process]], grace: float) -> list[psutil.Process]:
+def end(
+    find: Callable[[], set[psutil.Process]], grace: float, may_miss: Callable[[], bool] = lambda: True
+) -> list[psutil.Process]:
     """End all processes that `find` returns: TERM, `grace` seconds, then KILL until none is left.
 
     `find` is called again while waiting, so processes started meanwhile end too; what it found once is kept,
-    because an orphan may no longer be recognisable. Returns the processes that survived KILL.
+    because an orphan may no longer be recognisable. `may_miss` returns whether `find`, which has just found
+    nothing, may have missed a process. Returns the processes that survived KILL.
     """
 
     def look() -> set[psutil.Process]:
-        if found := find():
+        if (found := find()) or not may_miss():
             return found
         # Look once more: a process that executes another program has no environment for a moment.
         time.sleep(_POLL)
@@ -134,7 +137,8 @@ def wait_until_gone(process: psutil.Process, seconds: float) -> bool:
     while alive(process):
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_POLL)
+        with suppress(psutil.TimeoutExpired):  # it returns at the end, but not for every zombie
+            process.wait(_POLL)
     return True
 
 

@@ -104,9 +104,15 @@ def _end(plan: LaunchPlan, node: NodeCommand, state: HostState) -> list[psutil.P
         # It also waits for the hosts that end with this one.
         longest = max(one.stop_grace for one in (plan.nodes if plan.stops_together else (node,)))
         processes.wait_until_gone(supervisor, longest + _STOP_SLACK)
+
+    def may_miss() -> bool:
+        # A supervisor that records the end has verified it: everything on this host descended from it.
+        return supervisor is None or _state(plan, node).phase not in ENDED
+
     return processes.end(
         lambda: processes.of_run(plan.run_id, node.host.rank, group),
         _LEFTOVER_GRACE if supervisor else node.stop_grace,
+        may_miss,
     )
 
 
