@@ -5,10 +5,13 @@ READY := .venv/.ready
 # Several processes beside each other: tests/scheduling.py.
 TESTS := $(BIN)/python -m pytest --numprocesses=auto --durations=25 --durations-min=1 --cov --cov-report=
 DOCS := build/docs-venv
+# pip compiles on one core, this on all, but not the models and tests of which hardly any is ever imported. Like pip,
+# it goes on after a file that is not for this Python.
+COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(transformers|vllm/model_executor)/models/|/tests?/' .venv/lib || true
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 
-.PHONY: demo demo-serve test test-all coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak fuzz catalog lock clean
+.PHONY: demo demo-serve test test-all prepared coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak fuzz catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -16,13 +19,18 @@ demo: $(READY)        ## train the demo model on real text and draw its loss
 demo-serve: $(READY)  ## train the demo model if needed, convert it, serve it, query it, and stop
 	$(BIN)/python tools/demo_serve.py
 
-test: lint ssh        ## what CI runs: lint, types, all tests that take minutes at most, coverage
+test: prepared        ## what CI runs: lint, types, all tests that take minutes at most, coverage
 	$(TESTS)
 	$(MAKE) --no-print-directory coverage
 
-test-all: lint ssh    ## the same with the slow tests
+test-all: prepared    ## the same with the slow tests
 	$(TESTS) --slow
 	$(MAKE) --no-print-directory coverage
+
+# mypy uses one core. Beside it, pytest compiles the test files, which each of its processes would else do for itself;
+# what is wrong with a file is reported by the tests.
+prepared: $(READY)
+	$(BIN)/python -m pytest --collect-only --quiet >/dev/null 2>&1 & $(MAKE) --no-print-directory -j2 lint ssh && wait
 
 # Ranks and engines run untraced, as tracing would double their startup time: the second figure is a lower bound.
 coverage:             ## report the last tests' coverage: control plane (at least 90 %), then data plane
@@ -103,8 +111,8 @@ $(READY): pyproject.toml requirements/constraints.txt tools/install_vllm.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the engines and tools into .venv (about 7 GB; takes minutes the first time) ..."
 	PIP_COMPILE=0 $(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
-	PIP_COMPILE=0 $(BIN)/python tools/install_vllm.py
-	@# pip compiles on one core, this on all. Like pip, it goes on after a file that is not for this Python.
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+	@# pip uses one core, so another one compiles meanwhile what is there already.
+	$(COMPILE) & PIP_COMPILE=0 $(BIN)/python tools/install_vllm.py && wait
+	$(COMPILE)
 	mkdir -p build
 	touch $(READY)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from flagscale.config.catalog import Option, catalog_from
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem
-from flagscale_testing import conversion
+from flagscale_testing import conversion, forked_python
 from megatron.flagscale.convert.convert import convert
 from tests.e2e.test_serve import has_vllm
 
@@ -29,9 +27,7 @@ pytestmark = [
 
 def python(*words: str) -> str:
     """Run a program in its own process: vLLM and the stand-ins for CUDA cannot share one."""
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=560, check=False
-    )
+    done = forked_python.python("vllm.engine.arg_utils", *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
