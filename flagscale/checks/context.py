@@ -6,7 +6,7 @@ The engine reads it without checking it, and each rank would fail after the star
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -19,15 +19,20 @@ SIZES = "hierarchical_context_parallel_sizes"
 
 
 def context_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the rules that the types of the layers (by dest) break, and those of the sizes of `a2a+p2p`."""
+    """Yield the rules that context parallelism and its types (by dest) break in the layers of a job."""
     types, cp = values.get("cp_comm_type") or (), values["context_parallel_size"]
+    if values["transformer_impl"] == "local":
+        if cp > 1:
+            what = "`context_parallel_size` is not supported with `transformer_impl: local`"
+            yield "context_parallel_size", f"{what}; use `transformer_impl: torch`"
+        return
     if unknown := sorted({*types} - {*TYPES}):
         yield "cp_comm_type", f"no such `cp_comm_type`: {', '.join(unknown)}; valid: {', '.join(TYPES)}"
     layers = values.get("num_layers")
     if cp > 1 and len(types) > 1 and isinstance(layers, int) and len(types) != layers:
         what = f"`cp_comm_type` has {len(types)} types for num_layers {layers}"
         yield "cp_comm_type", f"{what}: give one for all layers, or one for each"
-    sizes = values.get(SIZES) or ()
+    sizes: Sequence[int] = values.get(SIZES) or ()
     if sizes and NESTED not in types:
         yield SIZES, f"`{SIZES}` is only read with `cp_comm_type: {NESTED}`: remove it, or use that type"
     elif NESTED in types and (len(sizes) != 2 or min(sizes) < 1 or prod(sizes) != cp):
@@ -48,7 +53,9 @@ def _head_violations(values: Mapping[str, Any], type: str, ranks: int, given: st
         return  # reported by other rules
     shared = f"must be a multiple of the {ranks} ranks that share them ({given})"
     if heads // tp % ranks:
-        own = f"{heads // tp} attention heads of each rank (num_attention_heads {heads} / tensor parallel {tp})"
+        own = (
+            f"{heads // tp} attention heads of each rank (num_attention_heads {heads} / tensor parallel {tp})"
+        )
         yield "cp_comm_type", f"with `{type}`, the {own} {shared}: use p2p, or other degrees"
     elif values["transformer_impl"] == "transformer_engine" and values.get("group_query_attention"):
         groups = max(int(values["num_query_groups"] or heads) // tp, 1)

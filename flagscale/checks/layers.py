@@ -45,7 +45,6 @@ def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that Megatron's `local` layers need TransformerEngine for."""
     asked = {
         "sequence_parallel": values.get("sequence_parallel") and values["tensor_model_parallel_size"] > 1,
-        "context_parallel_size": values["context_parallel_size"] > 1,
         "moe_grouped_gemm": values.get("moe_grouped_gemm"),
     }
     for name, is_asked in asked.items():
@@ -67,6 +66,7 @@ TORCH_IGNORES = {
     "softmax_type": "vanilla",
 }
 """Arguments (by dest) that only other layers read, and the value that has no effect (None: not set)."""
+
 
 def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that the `torch` layers would ignore."""

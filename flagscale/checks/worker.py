@@ -89,8 +89,7 @@ def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
         elif layers == "transformer_engine" and machine.has_chip:
             what = "`transformer_impl: transformer_engine` needs TransformerEngine, which is not installed"
             yield "transformer_impl", f"{what}; use `torch`, or remove the key"
-    if layers != "local":
-        yield from context_violations(values)
+    yield from context_violations(values)
     if layers == "torch":
         # Arguments that no layers support on CPU are reported once.
         blamed = {name for name, _ in on_cpu}

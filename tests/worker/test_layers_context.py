@@ -9,8 +9,8 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,17 @@ import torch.distributed as dist
 
 from flagscale_testing.ranks.functions import on_ranks
 from flagscale_testing.ranks.training import PATIENCE, ROOT, environment
-from tests.worker.test_layers import ALONE, LIMITS, as_leaves, causal, config, documents, error, inputs, reference
+from tests.worker.test_layers import (
+    ALONE,
+    LIMITS,
+    as_leaves,
+    causal,
+    config,
+    documents,
+    error,
+    inputs,
+    reference,
+)
 
 CHUNK = 11
 HEADS = 12
@@ -102,10 +112,34 @@ def test_an_exchange_gives_the_bits_of_one_process(case: Case, found: Found) -> 
             assert all(of_rank["bitwise"])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [case for case in EXCHANGED if not case.groups % case.ranks and case.kind in ("plain", "documents")],
+    ids=str,
+)
+def test_an_exchange_keeps_no_more_than_attention(case: Case, found: Found) -> None:
+    """Each rank keeps its share of what one process keeps: queries, keys, values, output, log-sum-exp."""
+    for kept, alone in (of_rank["kept"] for of_rank in found[str(case)]):
+        assert kept * case.ranks == alone
+
+
 def zigzag(whole: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
     """Return the part of `[s, ...]` that Megatron assigns to a rank."""
     chunks = whole.chunk(2 * ranks)
     return torch.cat((chunks[rank], chunks[-1 - rank]))
+
+
+def kept_bytes(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Return a result and the bytes that it keeps for its gradients; views of one tensor count once."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = compute()
+    return out, sum(storage.nbytes() for storage in storages.values())
 
 
 def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
@@ -145,7 +179,8 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
 
     leaves = as_leaves([part(tensor) for tensor in exact], case.dtype)
     rows = part(mask.permute(2, 0, 1, 3)).permute(1, 2, 0, 3)
-    out = attend(leaves, {"documents": starts, "mask": rows}.get(case.kind), groups, case.way)
+    given = {"documents": starts, "mask": rows}.get(case.kind)
+    out, kept = kept_bytes(lambda: attend(leaves, given, groups, case.way))
     out.backward(part(grad).to(case.dtype))
     whole = as_leaves(exact, torch.float64)
     if case.kind == "dropout":  # every rank draws for its own heads
@@ -155,10 +190,12 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
         expected = reference(whole[0], whole[1], whole[2], hidden, 0.25)
     expected.backward(grad)
     same = as_leaves([tensor.detach().clone() for tensor in exact], case.dtype)
-    alone = attend(same, {"documents": starts, "mask": mask}.get(case.kind), ALONE, "p2p")
+    given_alone = {"documents": starts, "mask": mask}.get(case.kind)
+    alone, kept_alone = kept_bytes(lambda: attend(same, given_alone, ALONE, "p2p"))
     alone.backward(grad.to(case.dtype))
     own = [out, *(leaf.grad for leaf in leaves)]
     return {
+        "kept": (kept, kept_alone),
         "errors": [
             error(one, part(of_all))
             for one, of_all in zip(own, [expected, *(leaf.grad for leaf in whole)], strict=True)
@@ -178,7 +215,7 @@ def run_rank(rank: int, folder: Path) -> None:
 
 
 def of_ranks(rank: int, ranks: int) -> SimpleNamespace:
-    """Return the groups of the first ranks, as Megatron creates them with hierarchical sizes `[2, ranks / 2]`."""
+    """Return the groups of the first ranks, as Megatron creates them for sizes `[2, ranks / 2]`."""
     pairs = dist.new_subgroups_by_enumeration([[one, one + 1] for one in range(0, ranks - 1, 2)])[0]
     across = dist.new_subgroups_by_enumeration([list(range(first, ranks, 2)) for first in (0, 1)])[0]
     return SimpleNamespace(

@@ -140,7 +140,11 @@ def _parts_of(
         exchange, split = groups.hcp
     else:
         exchange, split = (groups.cp, None) if cp_comm_type == "a2a" else (None, groups.cp)
-    return tuple(group if group and group.size() > 1 else None for group in (exchange, split))
+    return _if_several(exchange), _if_several(split)
+
+
+def _if_several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    return group if group and group.size() > 1 else None
 
 
 def _mask_or_starts(given: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -181,7 +181,7 @@ def gather_sequence(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tens
 
 
 def in_order(parts: torch.Tensor) -> torch.Tensor:
-    """Return the whole sequence in order, `[n s, ...]`, from the two chunks of each rank `[n, 2, s / 2, ...]`."""
+    """Return the sequence in order, `[n s, ...]`, from the two chunks of each rank, `[n, 2, s / 2, ...]`."""
     return torch.cat((parts[:, 0], parts[:, 1].flip(0))).flatten(0, 1)
 
 

@@ -1,8 +1,8 @@
-"""Heads for sequence: an all-to-all that gives each rank the whole sequence of some heads, and back (Ulysses).
+"""Heads for sequence: an all-to-all that gives a rank the whole sequence of some heads, and back (Ulysses).
 
-A context parallel rank holds a part of the sequence with all heads. Attention treats its heads separately, so
-ranks that exchange parts until each has all positions of its share of the heads need no further messages for
-it. The order of Megatron's zigzag parts (see context.py) is undone on the way, and restored on the way back.
+A context parallel rank holds a part of the sequence with all heads. Attention treats each head separately, so
+once ranks have exchanged parts until each has all positions of its share of the heads, they need no further
+messages for it. Megatron's zigzag (see context.py) is undone on the way, and restored on the way back.
 
 An exchange moves values and changes none: its gradient is the exchange back, and it keeps nothing for it.
 """
@@ -68,7 +68,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def _exchanged(tensor: torch.Tensor, group: dist.ProcessGroup, to_heads: bool) -> torch.Tensor:
-    """Turn `[n, s, b, x]`, a part of the sequence with the heads of each rank, into `[n s, b, x]`, or back."""
+    """Turn `[n, s, b, x]`, a part of the sequence with the heads of each rank, to `[n s, b, x]`, or back."""
     sent = tensor if to_heads else in_zigzag(tensor, group.size()).flatten(1, 2)
     received = torch.empty_like(sent, memory_format=torch.contiguous_format)
     dist.all_to_all_single(received, sent.contiguous(), group=group)
