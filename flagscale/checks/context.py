@@ -51,15 +51,13 @@ def _head_violations(values: Mapping[str, Any], type: str, ranks: int, given: st
     heads, tp = values.get("num_attention_heads"), values["tensor_model_parallel_size"]
     if not isinstance(heads, int) or tp < 1 or heads % tp:
         return  # reported by other rules
-    shared = f"must be a multiple of the {ranks} ranks that share them ({given})"
+    need = f"must be a multiple of {ranks} ({given})"
     if heads // tp % ranks:
-        own = (
-            f"{heads // tp} attention heads of each rank (num_attention_heads {heads} / tensor parallel {tp})"
-        )
-        yield "cp_comm_type", f"with `{type}`, the {own} {shared}: use p2p, or other degrees"
+        own = f"the attention heads of each rank, {heads // tp} (num_attention_heads {heads} / tensor {tp}),"
+        yield "cp_comm_type", f"with `{type}`, {own} {need}: use p2p, or other degrees"
     elif values["transformer_impl"] == "transformer_engine" and values.get("group_query_attention"):
         groups = max(int(values["num_query_groups"] or heads) // tp, 1)
         if groups % ranks and not values.get("multi_latent_attention"):
-            own = f"{groups} groups of keys of each rank (num_query_groups / tensor parallel {tp})"
-            what = f"with `{type}` and TransformerEngine, the {own} {shared}"
+            own = f"the groups of keys of each rank, {groups} (num_query_groups / tensor {tp}),"
+            what = f"with `{type}` and TransformerEngine, {own} {need}"
             yield "cp_comm_type", f"{what}: use `transformer_impl: torch`, p2p, or other degrees"
