@@ -67,9 +67,8 @@ EXCHANGED = [
 ]
 # Pairs of ranks exchange, then the sequence stays split over two or three pairs.
 NESTED = [
-    Case(ranks, "a2a+p2p", kind, groups, torch.float32)
-    for ranks in (4, 6)
-    for kind, groups in (("plain", 1), ("plain", 4), *((kind, 4) for kind in (*MASKS, "documents")))
+    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", "documents", *MASKS)),
+    *(Case(6, "a2a+p2p", "plain", groups, torch.float32) for groups in (1, 4)),
 ]
 CASES = [*PLAIN, *GATHERED, *EXCHANGED, *NESTED]
 
