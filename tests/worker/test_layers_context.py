@@ -111,11 +111,13 @@ def test_an_exchange_gives_the_bits_of_one_process(case: Case, found: Found) -> 
             assert all(of_rank["bitwise"])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in EXCHANGED if not case.groups % case.ranks and case.kind in ("plain", "documents")],
-    ids=str,
-)
+KEEPING = [
+    *(case for case in EXCHANGED if case.kind in ("plain", "documents") and not case.groups % case.ranks),
+    *(case for case in NESTED if case.kind == "plain" and case.groups == 4),
+]
+
+
+@pytest.mark.parametrize("case", KEEPING, ids=str)
 def test_an_exchange_keeps_no_more_than_attention(case: Case, found: Found) -> None:
     """Each rank keeps its share of what one process keeps: queries, keys, values, output, log-sum-exp."""
     for kept, alone in (of_rank["kept"] for of_rank in found[str(case)]):

@@ -182,13 +182,14 @@ def gather_sequence(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tens
 
 def in_order(parts: torch.Tensor) -> torch.Tensor:
     """Return the sequence in order, `[n s, ...]`, from the two chunks of each rank, `[n, 2, s / 2, ...]`."""
-    return torch.cat((parts[:, 0], parts[:, 1].flip(0))).flatten(0, 1)
+    early, late = parts.unbind(1)
+    return torch.cat((early, late.flip(0))).flatten(0, 1)
 
 
 def in_zigzag(whole: torch.Tensor, size: int) -> torch.Tensor:
     """Return the two chunks of each of `size` ranks, `[n, 2, s / 2, ...]`, from a sequence `[n s, ...]`."""
-    chunks = whole.unflatten(0, (2 * size, -1))
-    return torch.stack((chunks[:size], chunks[size:].flip(0)), 1)
+    early, late = whole.unflatten(0, (2 * size, -1)).split(size)
+    return torch.stack((early, late.flip(0)), 1)
 
 
 def local_chunks(length: int, group: dist.ProcessGroup) -> tuple[tuple[int, int], ...]:

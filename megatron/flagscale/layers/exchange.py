@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import all_to_all
 
 from megatron.flagscale.layers.context import gather_sequence, in_order, in_zigzag
 
@@ -24,22 +24,22 @@ def to_heads(
 ) -> Sequence[torch.Tensor]:
     """Return this rank's heads over the whole sequence: `[s, b, heads, d]` to `[n s, b, heads / n, d]`.
 
-    All three travel in one message and are returned as views of one tensor, so that attention keeps no more
-    than without the exchange. The heads of the queries must be a multiple of the `n` ranks. If the groups of
-    keys and values are not, they are repeated for the ranks that share them, as few times as possible.
+    All three travel in one message. The heads of the queries must be a multiple of the `n` ranks. If the
+    groups of keys and values are not, they are repeated for the ranks that share them, as few times as
+    possible.
     """
     size = group.size()
     heads = (query, *(_repeated(tensor, size) for tensor in (key, value)))
     parts = [tensor.unflatten(2, (size, -1)).flatten(3).permute(2, 0, 1, 3) for tensor in heads]
-    whole = _Exchange.apply(torch.cat(parts, -1), group, True)
-    split = whole.split([part.size(3) for part in parts], -1)
-    return [own.unflatten(2, (-1, tensor.size(3))) for own, tensor in zip(split, heads, strict=True)]
+    received = all_to_all(group, torch.cat(parts, -1)).split([part.size(3) for part in parts], -1)
+    wholes = (in_order(part.unflatten(1, (2, -1))) for part in received)
+    return [own.unflatten(2, (-1, tensor.size(3))) for own, tensor in zip(wholes, heads, strict=True)]
 
 
 def to_sequence(out: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Return this rank's part of the sequence with all heads: `[n s, b, x]` to `[s, b, n x]`."""
-    parts: torch.Tensor = _Exchange.apply(out, group, False)
-    return parts.permute(1, 2, 0, 3).flatten(2)
+    received: torch.Tensor = all_to_all(group, in_zigzag(out, group.size()).flatten(1, 2))
+    return received.permute(1, 2, 0, 3).flatten(2)
 
 
 def whole_mask(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -54,22 +54,3 @@ def _repeated(tensor: torch.Tensor, size: int) -> torch.Tensor:
     """
     copies = size // gcd(size, tensor.size(2))
     return tensor.unsqueeze(3).expand(-1, -1, -1, copies, -1).flatten(2, 3)
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup, to_heads: bool) -> torch.Tensor:
-        ctx.way = group, not to_heads
-        return _exchanged(tensor, group, to_heads)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _exchanged(grads[0], *ctx.way), None, None
-
-
-def _exchanged(tensor: torch.Tensor, group: dist.ProcessGroup, to_heads: bool) -> torch.Tensor:
-    """Turn `[n, s, b, x]`, a part of the sequence with the heads of each rank, to `[n s, b, x]`, or back."""
-    sent = tensor if to_heads else in_zigzag(tensor, group.size()).flatten(1, 2)
-    received = torch.empty_like(sent, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, sent.contiguous(), group=group)
-    return in_order(received.unflatten(1, (2, -1))) if to_heads else received
