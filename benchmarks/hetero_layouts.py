@@ -11,7 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layouts import ALLTOALL, ETP1, FULL, GROUPED, NO_OVERLAP, OVERLAP, SP, ZERO, measure
+from benchmarks.layouts import (
+    A2A,
+    ALLTOALL,
+    BY_LAYER,
+    ETP1,
+    FULL,
+    GROUPED,
+    NO_OVERLAP,
+    OVERLAP,
+    SP,
+    ZERO,
+    measure,
+)
 from flagscale.checks.hetero.keys import read
 from flagscale_testing.ranks.forked import Run
 from flagscale_testing.ranks.layouts import MODELS, Layout
@@ -77,6 +89,8 @@ ROWS: tuple[tuple[str, str, str, tuple[int, ...], tuple[int | list[int], ...]], 
     ("llama", "tp2 SP > cp2", SP, TP2 + M(cp=2), ()),
     ("llama", "cp2 > tp2 SP", SP, M(cp=2) + TP2, ()),
     ("llama", "tp2 SP x cp2 > dp2", SP, M(tp=2, cp=2) + DP2, ()),
+    ("llama", "cp2 > tp2 SP x cp2, a2a", f"{SP} {A2A}", M(cp=2) + M(tp=2, cp=2), ()),
+    ("llama", "cp4 > cp2 x dp2, another type in each layer", BY_LAYER, M(cp=4) + M(cp=2, dp=2), ()),
     ("llama", "cp2 > dp2 > 1 rank", "", M(cp=2) + DP2 + ONE, (1, 2, 1)),
     ("llama", "cp4 > cp2 x dp2", "", M(cp=4) + M(cp=2, dp=2), ()),
     ("llama", "tp2 > dp2 > 1 rank", "", TP2 + DP2 + ONE, (1, 2, 1)),

@@ -22,6 +22,11 @@ EP2 = "--expert-model-parallel-size 2"
 ETP1 = "--expert-tensor-parallel-size 1"
 PP4 = "--pipeline-model-parallel-size 4"
 VPP2 = "--num-virtual-stages-per-pipeline-rank 2"
+A2A = "--cp-comm-type a2a"
+NESTED = "--cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2 2"
+BY_LAYER = "--cp-comm-type a2a p2p all_gather a2a"
+CP4 = "--context-parallel-size 4"
+SELECTIVE = "--recompute-granularity selective"
 NO_OVERLAP = "--no-overlap-p2p-communication"
 GROUPED = "--moe-grouped-gemm"
 ZERO = "--use-distributed-optimizer"
@@ -46,23 +51,33 @@ LAYOUTS = tuple(
         ("llama", "DP2 distributed optimizer, overlapped", 2, OVERLAP),
         ("llama", "CP2 ring", 2, CP2),
         ("llama", "CP2 all-gather", 2, f"{CP2} --cp-comm-type all_gather"),
-        ("llama", "CP4 ring", 4, "--context-parallel-size 4"),
+        ("llama", "CP4 ring", 4, CP4),
+        ("llama", "CP2 a2a", 2, f"{CP2} {A2A}"),
+        ("llama", "CP4 a2a, 2 groups of keys", 4, f"{CP4} {A2A}"),
+        ("llama", "CP4 a2a+p2p", 4, f"{CP4} {NESTED}"),
+        ("llama", "CP2, another type in each layer", 2, f"{CP2} {BY_LAYER}"),
         ("llama", "TP2 PP2", 4, f"{TP2} {PP2}"),
         ("llama", "TP2 SP PP2 distributed optimizer", 4, f"{TP2} {SP} {PP2} {ZERO}"),
         ("llama", "TP2 SP PP2 interleaved", 4, f"{TP2} {SP} {PP2} {VPP2}"),
         ("llama", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
+        ("llama", "TP2 SP CP2 a2a, 2 groups of keys", 4, f"{TP2} {SP} {CP2} {A2A}"),
         ("llama", "DP2 TP2", 4, TP2),
         ("llama", "DP2 CP2 distributed optimizer", 4, f"{CP2} {ZERO}"),
+        ("llama", "DP2 CP2 a2a distributed optimizer", 4, f"{CP2} {A2A} {ZERO}"),
         ("llama", "PP2 CP2", 4, f"{PP2} {CP2}"),
+        ("llama", "PP2 CP2, another type in each layer", 4, f"{PP2} {CP2} {BY_LAYER}"),
         ("llama", "recompute full, uniform", 1, f"{FULL} uniform"),
         ("llama", "recompute full, block", 1, f"{FULL} block"),
-        ("llama", "recompute selective", 1, "--recompute-granularity selective"),
+        ("llama", "recompute selective", 1, SELECTIVE),
         ("llama", "TP2 SP recompute full", 2, f"{TP2} {SP} {FULL} uniform"),
-        ("llama", "CP2 recompute selective", 2, f"{CP2} --recompute-granularity selective"),
+        ("llama", "CP2 recompute selective", 2, f"{CP2} {SELECTIVE}"),
+        ("llama", "CP2 a2a recompute selective", 2, f"{CP2} {A2A} {SELECTIVE}"),
+        ("llama", "CP2 a2a recompute full", 2, f"{CP2} {A2A} {FULL} uniform"),
         ("llama", "8 micro-batches", 1, "--micro-batch-size 1"),
         ("gpt", "TP2 SP", 2, f"{TP2} {SP}"),
         ("gpt", "PP2, tied embeddings on two stages", 2, PP2),
         ("gpt", "CP2", 2, CP2),
+        ("gpt", "CP2 a2a", 2, f"{CP2} {A2A}"),
         ("gpt", "TP2 SP PP2 distributed optimizer", 4, f"{TP2} {SP} {PP2} {ZERO}"),
         ("moe", "DP2", 2, ""),
         ("moe", "EP2", 2, EP2),
@@ -71,6 +86,7 @@ LAYOUTS = tuple(
         ("moe", "EP2 distributed optimizer", 2, f"{EP2} {ZERO}"),
         ("moe", "EP2 PP2", 4, f"{EP2} {PP2}"),
         ("moe", "EP2 CP2", 2, f"{EP2} {CP2}"),
+        ("moe", "EP2 CP2 a2a", 2, f"{EP2} {CP2} {A2A}"),
         ("moe", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
         ("moe", "TP2 SP, ETP2", 2, f"{TP2} {SP}"),
         ("moe", "TP2 SP, ETP2, alltoall dispatch", 2, f"{TP2} {SP} {ALLTOALL}"),
@@ -82,15 +98,22 @@ LAYOUTS = tuple(
         ("packed", "TP2 SP", 2, f"{TP2} {SP}"),
         ("packed", "CP2", 2, CP2),
         ("packed", "CP2 DP2", 4, CP2),
+        ("packed", "CP2 a2a", 2, f"{CP2} {A2A}"),
+        ("packed", "CP4 a2a+p2p", 4, f"{CP4} {NESTED}"),
         ("packed", "PP4, documents masked on middle stages", 4, PP4),
         ("qk norm", "TP2", 2, TP2),
         ("qk norm", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
+        ("qk norm", "TP2 SP CP2 a2a", 4, f"{TP2} {SP} {CP2} {A2A}"),
+        ("window", "CP2", 2, CP2),
+        ("window", "CP2 a2a", 2, f"{CP2} {A2A}"),
+        ("window", "CP4 a2a+p2p", 4, f"{CP4} {NESTED}"),
         ("shared", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
         ("dropout", "recompute full, uniform", 1, f"{FULL} uniform"),
-        ("dropout", "recompute selective", 1, "--recompute-granularity selective"),
+        ("dropout", "recompute selective", 1, SELECTIVE),
         ("llama bf16", "TP2 SP", 2, f"{TP2} {SP}"),
         ("llama bf16", "PP2", 2, PP2),
         ("llama bf16", "CP2 ring", 2, CP2),
+        ("llama bf16", "CP2 a2a", 2, f"{CP2} {A2A}"),
         ("llama bf16", "DP2 distributed optimizer", 2, ZERO),
     )
 )

@@ -45,7 +45,6 @@ def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that Megatron's `local` layers need TransformerEngine for."""
     asked = {
         "sequence_parallel": values.get("sequence_parallel") and values["tensor_model_parallel_size"] > 1,
-        "context_parallel_size": values["context_parallel_size"] > 1,
         "moe_grouped_gemm": values.get("moe_grouped_gemm"),
     }
     for name, is_asked in asked.items():
@@ -68,8 +67,6 @@ TORCH_IGNORES = {
 }
 """Arguments (by dest) that only other layers read, and the value that has no effect (None: not set)."""
 
-_CONTEXT = ("p2p", "all_gather")
-
 
 def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that the `torch` layers would ignore."""
@@ -78,9 +75,6 @@ def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         value = values.get(name)
         if value and value != neutral:
             yield name, f"`{NEEDS_CHIP.get(name, name)}` is {with_torch}; remove it"
-    others = sorted(set(values.get("cp_comm_type") or ()) - set(_CONTEXT))
-    if others and values["context_parallel_size"] > 1:
-        yield "cp_comm_type", f"`cp_comm_type: {others[0]}` is {with_torch}; use {' or '.join(_CONTEXT)}"
     if values.get("moe_grouped_gemm") and values.get("add_bias_linear"):
         what = f"`moe_grouped_gemm` with biases is {with_torch}: set `disable_bias_linear: true`"
         yield "moe_grouped_gemm", what

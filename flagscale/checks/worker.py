@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.megatron import program_violations, silent_violations
@@ -88,6 +89,7 @@ def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
         elif layers == "transformer_engine" and machine.has_chip:
             what = "`transformer_impl: transformer_engine` needs TransformerEngine, which is not installed"
             yield "transformer_impl", f"{what}; use `torch`, or remove the key"
+    yield from context_violations(values)
     if layers == "torch":
         # Arguments that no layers support on CPU are reported once.
         blamed = {name for name, _ in on_cpu}

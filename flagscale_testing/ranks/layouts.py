@@ -49,6 +49,7 @@ MODELS: dict[str, Sequence[str]] = {
         "packed": f"{LLAMA} {PACKED}",
         "packed, per token": f"{LLAMA} {PACKED} --calculate-per-token-loss",
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
+        "window": f"{LLAMA} --window-size 9,0",
         "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
         "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",
         "llama bf16": f"{LLAMA} --bf16",

@@ -194,6 +194,8 @@ OF_THE_ENGINE = [
 
 _EXPERTS = {"num_experts": 4, "moe_ffn_hidden_size": 64}
 _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+_SIZES = "hierarchical_context_parallel_sizes"
+_TWO_GROUPS = {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 2}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
 _BPE = {"tokenizer_type": "GPT2BPETokenizer"}
@@ -287,7 +289,7 @@ SHARED = [
     Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
     # Megatron's local layers without TransformerEngine.
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
-    Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with", "cpu"),
+    Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with"),
     Example(_LOCAL | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` is not supported with", "cpu"),
     # The layers on torch's kernels.
     *(
@@ -295,7 +297,41 @@ SHARED = [
         for name, value in _OTHER_LAYERS.items()
     ),
     Example(_TORCH | _CUT | {"tp_comm_overlap": True}, "`tp_comm_overlap` is not supported with"),
-    Example(_TORCH | {"context_parallel_size": 2, "cp_comm_type": ["a2a"]}, "use p2p or all_gather"),
+    *(
+        Example(layers | {"context_parallel_size": cp, "cp_comm_type": types, **more}, says)
+        for layers, cp, types, more, says in (
+            (
+                _TORCH,
+                2,
+                ["allgather"],
+                {},
+                "no such `cp_comm_type`: allgather; valid: p2p, all_gather, a2a, a2a+p2p",
+            ),
+            ({}, 1, "ring", {}, "no such `cp_comm_type`: ring; valid"),
+            (
+                _TORCH,
+                2,
+                ["a2a", "p2p", "p2p"],
+                {},
+                "`cp_comm_type` has 3 types for num_layers 4: give one for all",
+            ),
+            (
+                _TORCH,
+                8,
+                "a2a",
+                {},
+                "heads of each rank, 4 (num_attention_heads 4 / tensor 1), must be a multiple of 8",
+            ),
+            (_TORCH, 4, "a2a", {"tensor_model_parallel_size": 2}, "the attention heads of each rank, 2 (num"),
+            ({}, 2, "a2a", _TWO_GROUPS, "use `transformer_impl: torch`, p2p, or other degrees"),
+            (_TORCH, 4, "a2a+p2p", {}, "two numbers whose product is context_parallel_size 4: how many"),
+            ({}, 4, ["a2a+p2p"], {_SIZES: [2, 4]}, "context_parallel_size 4, not 2 x 4: how many"),
+            ({}, 4, "a2a+p2p", {_SIZES: [2, 2, 1]}, "context_parallel_size 4, not 2 x 2 x 1"),
+            ({}, 4, "a2a+p2p", {_SIZES: [-2, -2]}, "context_parallel_size 4, not -2 x -2"),
+            (_TORCH, 8, "a2a+p2p", {_SIZES: [8, 1]}, "must be a multiple of 8 (the first of `hier"),
+            ({}, 4, "a2a", {_SIZES: [2, 2]}, "is only read with `cp_comm_type: a2a+p2p`: remove it"),
+        )
+    ),
     Example(_TORCH | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` with biases is not supported with"),
     Example(_TORCH | {"recompute_modules": ["moe_act"]}, "`recompute_modules: moe_act` is not supported"),
     Example(_TORCH | {"use_cpu_initialization": True}, "add `init_by_rank: true`"),

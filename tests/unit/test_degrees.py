@@ -44,6 +44,8 @@ SHORT = {
     "embs": "eval_micro_batch_size",
     "schedule": "step_batch_size_schedule",
     "decrease": "decrease_batch_size_if_needed",
+    "types": "cp_comm_type",
+    "sizes": "hierarchical_context_parallel_sizes",
 }
 
 
@@ -62,6 +64,7 @@ GOOD: list[tuple[int, dict[str, Any], str]] = [
     (8, {"tp": 2, "pp": 2}, "tp2 x pp2 x dp2"),
     (8, {"tp": 2, "pp": 2, "cp": 2}, "tp2 x pp2 x cp2"),
     (4, {"tp": 4, "gqa": True, "groups": 2}, "tp4"),
+    (4, {"cp": 4, "types": ["a2a", "p2p", "all_gather", "a2a+p2p"], "sizes": [2, 2]}, "cp4"),
     (2, {"pp": 2, "vpp": 2}, "pp2 x vpp2"),
     (2, {"pp": 2, "chunk": 1}, "pp2 x vpp2"),
     (2, {"pp": 2, "chunk": 2}, "pp2"),

@@ -209,6 +209,7 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
         (4, {name: value}, f"`{name}` is not supported with `hetero_process_meshes`")
         for name, value in UNSUPPORTED.items()
     ),
+    (4, {"cp_comm_type": "a2a+p2p"}, "`cp_comm_type: a2a+p2p` is not supported with `hetero_process_meshes`"),
     (4, {"hetero_process_meshes": None, "enable_hetero": True}, "`hetero_process_meshes` is required"),
     (4, {"hetero_process_meshes": []}, "`hetero_process_meshes` is required"),
     (4, {"enable_hetero": "yes"}, "`enable_hetero` must be true or false, not 'yes'"),

@@ -15,6 +15,7 @@ import pytest
 
 from flagscale.checks import (
     blend_rules,
+    context,
     data,
     degrees,
     layers,
@@ -50,6 +51,7 @@ REMARKED: list[dict[str, Any]] = [
 ]
 MODULES = (
     blend_rules,
+    context,
     data,
     degrees,
     layers,

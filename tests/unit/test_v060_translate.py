@@ -28,8 +28,10 @@ from flagscale.config.v060.translate import (
     translate_inference,
     translate_task,
 )
+from flagscale.config.v060.ulysses import CONTEXT, KEY
 from flagscale.errors import Problem
 
+EXCHANGE = ("cp_comm_type", "hierarchical_context_parallel_sizes")
 ADDED_BY_V060 = """
 use_rotary_emb_implement rotary_interleaved_patch norm_init_weight multiple_of hidden_dim_multiplier
 wandb_mode wandb_api_key wandb_log_model wandb_log_model_interval
@@ -128,11 +130,60 @@ def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: objec
     assert notices == [f"train.{key}: dropped because it has no effect"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("auto_tune", True), ("extra_valid_interval", 1), ("ulysses_sp_parallel_size", 2)]
-)
+@pytest.mark.parametrize(("key", "value"), [("auto_tune", True), ("extra_valid_interval", 1)])
 def test_a_key_with_an_effect_is_refused(key: str, value: object) -> None:
     assert len(translate({key: value})[3]) == 1
+
+
+@pytest.mark.parametrize(
+    ("tree", "becomes"),
+    [
+        ({KEY: 4}, {CONTEXT: 4, "cp_comm_type": "a2a"}),
+        ({KEY: "4", CONTEXT: None}, {CONTEXT: 4, "cp_comm_type": "a2a"}),
+        (
+            {CONTEXT: 1, KEY: 2, "enable_hetero": False},
+            {CONTEXT: 2, "cp_comm_type": "a2a", "enable_hetero": False},
+        ),
+        (
+            {KEY: 2, CONTEXT: "3"},
+            {CONTEXT: 6, "cp_comm_type": "a2a+p2p", "hierarchical_context_parallel_sizes": [2, 3]},
+        ),
+        ({KEY: 1, CONTEXT: 2}, {CONTEXT: 2}),
+        ({KEY: 2, CONTEXT: "many"}, {CONTEXT: "many", **dict.fromkeys(EXCHANGE, Unknown.VALUE)}),
+        ({KEY: Unknown.VALUE, CONTEXT: 2}, dict.fromkeys((CONTEXT, *EXCHANGE), Unknown.VALUE)),
+    ],
+)
+def test_ulysses_is_an_exchange_between_context_parallel_ranks(
+    tree: dict[str, Any], becomes: dict[str, Any]
+) -> None:
+    kept, _, notices, problems = translate(tree)
+    assert (kept, problems) == (becomes, [])
+    assert len(notices) == (Unknown.VALUE not in becomes.values())
+
+
+def test_the_notice_names_all_that_ulysses_becomes() -> None:
+    assert translate({KEY: 2, CONTEXT: 2})[2] == [
+        f"train.{KEY}, train.{CONTEXT}: is now `{CONTEXT}: 4`, `cp_comm_type: a2a+p2p`, "
+        "`hierarchical_context_parallel_sizes: [2, 2]`"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({KEY: True}, "must be a whole number of at least 1, not True"),
+        ({KEY: "two"}, "must be a whole number of at least 1, not 'two'"),
+        ({KEY: -2}, "must be a whole number of at least 1, not -2"),
+        ({KEY: 2, "enable_hetero": True}, "cannot be combined with meshes, as in v0.6.0"),
+        ({KEY: 2, "hetero_process_meshes": [1] * 10}, "cannot be combined with meshes"),
+        ({KEY: 2, "cp_comm_type": "p2p"}, "v0.6.0 had no `cp_comm_type`"),
+    ],
+)
+def test_a_ulysses_size_that_cannot_be_translated(tree: dict[str, Any], says: str) -> None:
+    kept, _, _, (problem,) = translate(tree)
+    assert says in problem.what
+    assert problem.where == f"train.{KEY}"
+    assert kept[CONTEXT] is Unknown.VALUE
 
 
 def test_keys_of_weights_and_biases_go_to_the_environment() -> None:

@@ -19,6 +19,7 @@ STEPS = 6
 SAVED_AT = 3
 NAMES = (
     "llama: TP2 SP CP2",
+    "llama: CP2, another type in each layer",
     "llama: PP2 interleaved",
     "llama, 8 layers: PP4 interleaved, sends not overlapped",
     "gpt: TP2 SP PP2 distributed optimizer",

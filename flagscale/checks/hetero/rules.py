@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from flagscale.checks.context import NESTED
 from flagscale.checks.degrees import violations
 from flagscale.checks.hetero.keys import MESHES, SPLIT
 from flagscale.checks.hetero.layout import HeteroLayout
@@ -86,6 +87,8 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name, (neutral, why) in UNSUPPORTED.items():
         if (value := values.get(name)) and value != neutral:
             yield name, f"`{name}` is not supported with `{MESHES}`: {why}"
+    if NESTED in (values.get("cp_comm_type") or ()):
+        yield "cp_comm_type", f"`cp_comm_type: {NESTED}` is not supported with `{MESHES}`: {_OWN_GROUPS}"
     saves = values.get("save") or values.get("load")
     if saves and values.get("ckpt_format", "torch_dist") != "torch_dist":
         yield "ckpt_format", f"`{MESHES}` needs `ckpt_format: torch_dist`, which any layout can read"

@@ -18,6 +18,7 @@ _NUMBERS: Mapping[str, type[int] | type[float]] = {
         (
             *("hidden_size", "ffn_hidden_size", "multiple_of", "seq_length", "global_batch_size"),
             *("train_samples", "vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"),
+            *("context_parallel_size", "ulysses_sp_parallel_size"),
         ),
         int,
     ),

@@ -91,9 +91,6 @@ TASK: Mapping[str, Change] = {
     "save_param_index_maps_only": _refuse("remove the key: checkpoints contain their own index (torch_dist)"),
     "save_when_num_microbatches_change": _refuse("use save_interval instead"),
     "no_shared_fs": _refuse("set experiment.runner.no_shared_fs instead"),
-    "ulysses_sp_parallel_size": _refuse(
-        "use context_parallel_size (with cp_comm_type: a2a, if TransformerEngine is installed)", off=1
-    ),
     **_each(
         "extra_valid_interval extra_valid_data_path",
         _refuse(
@@ -162,6 +159,8 @@ WITH_OWN_RULES: Mapping[str, str] = {
     "multiple_of": "with `swiglu`, it becomes the `ffn_hidden_size` that it stands for",
     "hidden_dim_multiplier": "with `multiple_of`, it becomes part of `ffn_hidden_size`",
     "rampup_batch_size": "it becomes a `step_batch_size_schedule` with the same effect",
+    "ulysses_sp_parallel_size": "it multiplies `context_parallel_size`, with `cp_comm_type: a2a`, or with "
+    "`a2a+p2p` if `context_parallel_size` was above 1",
     "special_tokens_file": "its lines become `tokenizer_special_tokens`",
     "wandb_mode": "it becomes the environment variable `WANDB_MODE`",
     "wandb_api_key": "it becomes the environment variable `WANDB_API_KEY`, which no file or log shows",

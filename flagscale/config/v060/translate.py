@@ -19,6 +19,7 @@ from flagscale.config.v060.keys import (
     not_yet,
 )
 from flagscale.config.v060.tokenizers import with_tokenizer
+from flagscale.config.v060.ulysses import with_exchange
 from flagscale.errors import Problem, messages
 
 
@@ -92,6 +93,7 @@ def translate_task(
     environment: dict[str, str] = {}
     flat_keys = with_numbers(flat_keys)
     flat_keys = with_tokenizer(flat_keys, source_map, problems, notices)
+    flat_keys = with_exchange(flat_keys, source_map, problems, notices)
     flat_keys = with_ffn_size(flat_keys, source_map, problems, notices)
     for flat_key in with_batch_schedule(flat_keys, source_map, problems, notices):
         change = TASK.get(flat_key.name)

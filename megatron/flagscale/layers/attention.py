@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -15,6 +16,7 @@ from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.flagscale.layers.context import gather_sequence, local_chunks, zigzag_attention
 from megatron.flagscale.layers.documents import document_attention
+from megatron.flagscale.layers.exchange import to_heads, to_sequence, whole_mask
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
 
@@ -42,8 +44,8 @@ class Attention(MegatronModule):
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp"])
-        self.cp_group = groups.cp
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(["tp", "cp", "hcp"])
+        self.exchange, self.cp_group = _parts_of(groups, cp_comm_type)
         self.ring = cp_comm_type != "all_gather"
         self.attn_mask_type = attn_mask_type
         # None means torch's default, one over the square root of the width.
@@ -68,15 +70,30 @@ class Attention(MegatronModule):
             )
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
         mask, starts = _mask_or_starts(attention_mask)
+        if self.exchange is None:
+            return self._attend(query, key, value, mask, starts, causal)
+        mask = None if mask is None else whole_mask(mask, self.exchange)
+        query, key, value = to_heads(query, key, value, self.exchange)
+        return to_sequence(self._attend(query, key, value, mask, starts, causal), self.exchange)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        starts: torch.Tensor | None,
+        causal: bool,
+    ) -> torch.Tensor:
+        """Return the attention of the queries, which are split over `cp_group` if there is one."""
         dropout = self.dropout if self.training else 0.0
-        spread = self.cp_group.size() > 1
         is_plain = mask is None and causal and not self.window and not dropout
         is_plain = is_plain and query.size(-1) == value.size(-1)
         scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
-        if spread and is_plain and starts is None:
+        if self.cp_group and is_plain and starts is None:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
             return _hidden(zigzag_attention(q, k, v, scale, self.cp_group, self.ring))
-        if spread:
+        if self.cp_group:
             key, value = gather_sequence(key, self.cp_group), gather_sequence(value, self.cp_group)
         if is_plain and starts is not None:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
@@ -100,7 +117,7 @@ class Attention(MegatronModule):
     def _chunks(self, query: torch.Tensor, key: torch.Tensor) -> tuple[tuple[int, int], ...]:
         """Return the queries' positions in `key`'s sequence; the last ones without context parallelism."""
         count, keys = query.size(0), key.size(0)
-        return local_chunks(count, self.cp_group) if self.cp_group.size() > 1 else ((keys - count, keys),)
+        return local_chunks(count, self.cp_group) if self.cp_group else ((keys - count, keys),)
 
     def _visible(self, query: torch.Tensor, key: torch.Tensor, starts: torch.Tensor | None) -> torch.Tensor:
         """Return which keys each query attends to, `[sq, sk]` or `[b, 1, sq, sk]`: none after itself, none
@@ -113,6 +130,21 @@ class Attention(MegatronModule):
         if starts is not None:
             band = band & (keys >= starts[:, None, where, None])
         return band.to(query.device)
+
+
+def _parts_of(
+    groups: ProcessGroupCollection, cp_comm_type: str | None
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """Return the ranks that exchange heads for sequence, and those that the sequence stays split over."""
+    if cp_comm_type == "a2a+p2p":
+        exchange, split = groups.hcp
+    else:
+        exchange, split = (groups.cp, None) if cp_comm_type == "a2a" else (None, groups.cp)
+    return _if_several(exchange), _if_several(split)
+
+
+def _if_several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    return group if group and group.size() > 1 else None
 
 
 def _mask_or_starts(given: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:

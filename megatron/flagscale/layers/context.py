@@ -176,8 +176,20 @@ class _Message:
 
 def gather_sequence(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Return the whole sequence in order, `[n s, ...]`, from zigzag parts `[s, ...]`; differentiable."""
-    parts = gather_from_sequence_parallel_region(local, group=group).unflatten(0, (group.size(), 2, -1))
-    return torch.cat((parts[:, 0].flatten(0, 1), parts[:, 1].flip(0).flatten(0, 1)))
+    parts = gather_from_sequence_parallel_region(local, group=group)
+    return in_order(parts.unflatten(0, (group.size(), 2, -1)))
+
+
+def in_order(parts: torch.Tensor) -> torch.Tensor:
+    """Return the sequence in order, `[n s, ...]`, from the two chunks of each rank, `[n, 2, s / 2, ...]`."""
+    early, late = parts.unbind(1)
+    return torch.cat((early, late.flip(0))).flatten(0, 1)
+
+
+def in_zigzag(whole: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the two chunks of each of `size` ranks, `[n, 2, s / 2, ...]`, from a sequence `[n s, ...]`."""
+    early, late = whole.unflatten(0, (2 * size, -1)).split(size)
+    return torch.stack((early, late.flip(0)), 1)
 
 
 def local_chunks(length: int, group: dist.ProcessGroup) -> tuple[tuple[int, int], ...]:
