@@ -57,7 +57,6 @@ def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 TORCH_IGNORES = {
     "qk_clip": None,
     "log_max_attention_logit": None,
-    "multi_latent_attention": None,
     "heterogeneous_layers_config_path": None,
     "experimental_attention_variant": None,
     "fp8": None,

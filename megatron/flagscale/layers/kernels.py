@@ -1,11 +1,14 @@
 """Attention kernels that also return the log-sum-exp of each query, and take it as input for the gradients.
 
 With it, attention over several blocks of keys can be combined from attention over each block, forward and
-backward, for context parallelism. Queries are `[batch, heads, queries, width]`, keys and values are
-`[batch, groups, keys, width]`. `heads` is a multiple of `groups`; `causal` needs as many queries as keys.
+backward, for context parallelism. Queries are `[batch, heads, queries, width]`, keys are
+`[batch, groups, keys, width]`, and values may be of another width. `heads` is a multiple of `groups`;
+`causal` needs as many queries as keys.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -15,11 +18,16 @@ from megatron.flagscale.chips import chip
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax(scale q k^T) v, shaped like `q`, and the log-sum-exp `[batch, heads, queries]`."""
+    """Return softmax(scale q k^T) v, `[batch, heads, queries, width of v]`, and the log-sum-exp
+    `[batch, heads, queries]`.
+
+    In memory, the first result is `[queries, batch, heads, width]`: Megatron's form of it is a view.
+    """
     kernels = chip().attention
-    if kernels and kernels.takes(q):
-        return kernels.attend(q, k, v, causal, scale)
-    return plain_attend(q, k, v, causal, scale)
+    given = kernels.padded(q, k, v) if kernels else [q, k, v]
+    takes = kernels and kernels.takes(given[0])
+    found, lse = (kernels.attend if takes else plain_attend)(*given, causal, scale)
+    return found[..., : v.size(-1)].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3), lse
 
 
 def attend_backward(
@@ -37,9 +45,34 @@ def attend_backward(
     `grad`, `out` and `lse` are those of the attention over *all* blocks, for these queries.
     """
     kernels = chip().attention
-    if kernels and kernels.takes(q):
-        return kernels.backward(grad, q, k, v, out, lse, causal, scale)
-    return plain_attend_backward(grad, q, k, v, out, lse, causal, scale)
+    given = kernels.padded(grad, q, k, v, out) if kernels else [grad, q, k, v, out]
+    takes = kernels and kernels.takes(given[1])
+    d_q, d_k, d_v = (kernels.backward if takes else plain_attend_backward)(*given, lse, causal, scale)
+    return d_q[..., : q.size(-1)], d_k[..., : k.size(-1)], d_v[..., : v.size(-1)]
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return causal attention, `[batch, heads, queries, width of v]`, on the kernels of `attend`.
+
+    Unlike torch's own `scaled_dot_product_attention`, it creates no score matrix if the widths differ, and
+    keeps the values without padding.
+    """
+    return _Causal.apply(q, k, v, scale)
+
+
+class _Causal(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        out, lse = attend(q, k, v, True, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*attend_backward(grads[0], *ctx.saved_tensors, True, ctx.scale), None)
 
 
 def plain_attend(
