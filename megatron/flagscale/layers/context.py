@@ -57,17 +57,17 @@ class _Zigzag(torch.autograd.Function):
             else:
                 merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, kv, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.settings = scale, group, ring, widths
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, kv, out, lse = ctx.saved_tensors
+        q, k, v, out, lse = ctx.saved_tensors
         scale, group, ring, widths = ctx.settings
         (grad,) = grads
         dq = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
-        others = (_Ring if ring else _Gathered)(kv, group)
+        others = (_Ring if ring else _Gathered)(torch.cat((k, v), -1), group)
         for source, pair in others:
             keys, values = pair.split(widths, -1)
             queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
@@ -83,7 +83,7 @@ class _Zigzag(torch.autograd.Function):
             )
             dq[:, :, queries] += d_q
             others.add(source, seen, torch.cat((d_k, d_v), -1))
-        dk, dv = others.collect().to(kv.dtype).split(widths, -1)
+        dk, dv = others.collect().to(k.dtype).split(widths, -1)
         return dq.to(q.dtype), dk, dv, None, None, None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings import YarnRotaryEmbedding
@@ -14,13 +14,14 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
+Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 class LatentAttention(MLASelfAttention):
-    """Megatron's layer, with the same weights, names and checkpoints.
+    """Megatron's layer, with the same weights, names and checkpoints, for `LatentCore` as its core attention.
 
-    Of the queries, keys and values, one copy each is kept for the backward pass. The rotary part of the keys
-    is the same for all heads: with tensor parallelism, its gradient is the sum over the ranks' heads, which
-    Megatron's layer omits unless TransformerEngine's linear layers compute the latents.
+    All heads share the rotary part of the keys. With tensor parallelism, its gradient is the sum over the
+    heads of all ranks; Megatron's layer omits that sum without TransformerEngine's linear layers (0.19.2).
     """
 
     def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
@@ -37,24 +38,24 @@ class LatentAttention(MLASelfAttention):
         *,
         inference_params: Any = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Return queries, keys `[s, b, heads, width]`, values, and the latents of queries and keys.
+        """Return what `LatentCore` takes as query, key and value, and the latents of queries and of keys.
 
         Raises:
             NotImplementedError: for inference and THD batches.
         """
         if packed_seq_params is not None or inference_context is not None or inference_params is not None:
             raise NotImplementedError("--transformer-impl torch supports neither inference nor THD batches")
-        latents = self._latents(hidden_states)
-        cos, sin = self._rotation(hidden_states)
+        q_latent, kv_latent, k_rotary = self._latents(hidden_states)
+        given = q_latent, kv_latent, k_rotary, *self._rotation(hidden_states)
         if self.recompute_up_proj:
             self.qkv_up_checkpoint = CheckpointWithoutOutput()
-            made = self.qkv_up_checkpoint.checkpoint(self._project, *latents, cos, sin)
+            projected = self.qkv_up_checkpoint.checkpoint(self._project, *given)
         else:
-            made = self._project(*latents, cos, sin)
-        return (*made, *latents[:2])
+            projected = self._project(*given)
+        return (*projected, q_latent, kv_latent)
 
-    def _latents(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the normalized latents, this rank's part of the sequence, and the whole rotary keys."""
+    def _latents(self, hidden: torch.Tensor) -> Projected:
+        """Return the normalized latents (this rank's part of the sequence) and the keys' rotary part."""
         config = self.config
         q_latent, kv = self._qkv_down_projection(hidden)
         if self.tp_group.size() > 1:
@@ -69,14 +70,12 @@ class LatentAttention(MLASelfAttention):
         return q_latent, self.kv_layernorm(kv_latent), k_rotary
 
     def _rotation(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine of each position's angles, `[s, 1, 1, angles]`."""
+        """Return cosine and sine of the angles at each position, `[s, 1, 1, angles]`."""
         length = self.rotary_pos_emb.get_rotary_seq_len(None, None, hidden, self.config, None)
-        if isinstance(self.rotary_pos_emb, YarnRotaryEmbedding):
-            angles, scale = self.rotary_pos_emb(length)
-        else:
-            angles, scale = self.rotary_pos_emb(length), 1.0
+        is_yarn = isinstance(self.rotary_pos_emb, YarnRotaryEmbedding)
+        angles, scale = self.rotary_pos_emb(length) if is_yarn else (self.rotary_pos_emb(length), 1.0)
         angles = angles[..., : angles.size(-1) // 2]  # the second half repeats the first
-        return tuple((scale * wave(angles)).to(hidden.dtype) for wave in (torch.cos, torch.sin))
+        return (scale * angles.cos()).to(hidden.dtype), (scale * angles.sin()).to(hidden.dtype)
 
     def _project(
         self,
@@ -85,98 +84,55 @@ class LatentAttention(MLASelfAttention):
         k_rotary: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        config = self.config
-        q, _ = (self.linear_q_proj if config.q_lora_rank is None else self.linear_q_up_proj)(q_latent)
+    ) -> Projected:
+        q, _ = (self.linear_q_proj if self.config.q_lora_rank is None else self.linear_q_up_proj)(q_latent)
         kv, _ = self.linear_kv_up_proj(kv_latent)
-        heads = self.num_attention_heads_per_partition
-        widths = Widths(config.qk_head_dim, config.qk_pos_emb_head_dim, config.v_head_dim)
-        return rotate_and_join(
-            q.unflatten(-1, (heads, -1)), kv.unflatten(-1, (heads, -1)), k_rotary, cos, sin, widths
-        )
+        q, kv = (heads.unflatten(-1, (self.num_attention_heads_per_partition, -1)) for heads in (q, kv))
+        query = _Rotate.apply(q, cos, sin, self.config.qk_head_dim)
+        return query, kv, _Rotate.apply(k_rotary[:, :, None], cos, sin, 0)
 
 
-class Widths(NamedTuple):
-    """The widths of a head's parts."""
+class _Rotate(torch.autograd.Function):
+    """Turn neighbouring pairs of `[s, b, heads, width]`, except the first `plain` elements of a head.
 
-    plain: int
-    """Of queries and keys without positions."""
-    rotary: int
-    """Of queries and keys with rotary positions."""
-    value: int
-
-
-def rotate_and_join(
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    k_rotary: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    widths: Widths,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return queries and keys `[s, b, heads, plain + rotary]`, rotated, and values `[s, b, heads, value]`.
-
-    `q [s, b, heads, plain + rotary]`, `kv [s, b, heads, plain + value]` and `k_rotary [s, b, rotary]` are not
-    rotated yet. `cos` and `sin [s, 1, 1, angles]` turn neighbouring pairs of the rotary part, which come out
-    as two halves; what exceeds `2 * angles` stays as it is (`megatron/core/models/common/embeddings/
-    rope_utils.py`, with `mla_rotary_interleaved`). Nothing but `cos` and `sin` is kept for the gradients.
+    The turned pairs come out as two halves; what exceeds the angles stays as it is. (Megatron-core,
+    `models/common/embeddings/rope_utils.py`, with `mla_rotary_interleaved`.)
     """
-    return _RotateAndJoin.apply(q, kv, k_rotary, cos, sin, widths)
 
-
-class _RotateAndJoin(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        kv: torch.Tensor,
-        k_rotary: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        widths: Widths,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        plain = widths.plain
-        query, key = torch.empty_like(q), torch.empty_like(q)
-        query[..., :plain] = q[..., :plain]
-        _turn(q[..., plain:], cos, sin, query[..., plain:])
-        key[..., :plain] = kv[..., :plain]
-        of_all_heads = torch.empty_like(k_rotary)[:, :, None]
-        _turn(k_rotary[:, :, None], cos, sin, of_all_heads)
-        key[..., plain:] = of_all_heads
+        ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plain: int
+    ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.widths = widths
-        return query, key, kv[..., plain:].contiguous()
+        ctx.plain = plain
+        turned = torch.empty_like(heads, memory_format=torch.contiguous_format)
+        turned[..., :plain] = heads[..., :plain]
+        (even, odd, rest), (first, second, same) = _pairs(heads, cos, plain), _halves(turned, cos, plain)
+        first.copy_(even * cos).sub_(odd * sin)
+        second.copy_(odd * cos).add_(even * sin)
+        same.copy_(rest)
+        return turned
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        plain, _, value = ctx.widths
-        of_query, of_key, of_value = grads
-        of_q = torch.empty_like(of_query)
-        of_q[..., :plain] = of_query[..., :plain]
-        _turn_back(of_query[..., plain:], cos, sin, of_q[..., plain:])
-        of_kv = of_key.new_empty(*of_key.shape[:3], plain + value)
-        of_kv[..., :plain] = of_key[..., :plain]
-        of_kv[..., plain:] = of_value
-        of_rotary = of_key[..., plain:].sum(2, keepdim=True)
-        of_k = torch.empty_like(of_rotary)
-        _turn_back(of_rotary, cos, sin, of_k)
-        return of_q, of_kv, of_k.squeeze(2), None, None, None
+        of_heads = torch.empty_like(grads[0])
+        of_heads[..., : ctx.plain] = grads[0][..., : ctx.plain]
+        even, odd, rest = _pairs(of_heads, cos, ctx.plain)
+        first, second, same = _halves(grads[0], cos, ctx.plain)
+        even.copy_(first * cos).add_(second * sin)
+        odd.copy_(second * cos).sub_(first * sin)
+        rest.copy_(same)
+        return of_heads, None, None, None
 
 
-def _turn(pairs: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, halves: torch.Tensor) -> None:
-    """Write `pairs` into `halves`, turned by the angles."""
-    angles = cos.size(-1)
-    even, odd = pairs[..., 0 : 2 * angles : 2], pairs[..., 1 : 2 * angles : 2]
-    halves[..., :angles] = even * cos - odd * sin
-    halves[..., angles : 2 * angles] = odd * cos + even * sin
-    halves[..., 2 * angles :] = pairs[..., 2 * angles :]
+def _pairs(heads: torch.Tensor, cos: torch.Tensor, plain: int) -> tuple[torch.Tensor, ...]:
+    """Return views of the first and the second elements of all pairs, and of the rest."""
+    end = plain + 2 * cos.size(-1)
+    return heads[..., plain:end:2], heads[..., plain + 1 : end : 2], heads[..., end:]
 
 
-def _turn_back(halves: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pairs: torch.Tensor) -> None:
-    """Write `halves` into `pairs`, turned by the opposite angles: the gradient of `_turn`."""
-    angles = cos.size(-1)
-    first, second = halves[..., :angles], halves[..., angles : 2 * angles]
-    pairs[..., 0 : 2 * angles : 2] = first * cos + second * sin
-    pairs[..., 1 : 2 * angles : 2] = second * cos - first * sin
-    pairs[..., 2 * angles :] = halves[..., 2 * angles :]
+def _halves(turned: torch.Tensor, cos: torch.Tensor, plain: int) -> tuple[torch.Tensor, ...]:
+    """Return views of both halves of the turned pairs, and of the rest."""
+    middle, end = plain + cos.size(-1), plain + 2 * cos.size(-1)
+    return turned[..., plain:middle], turned[..., middle:end], turned[..., end:]
