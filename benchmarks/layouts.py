@@ -102,7 +102,12 @@ LAYOUTS = tuple(
         ("mla", "recompute full, uniform", 1, f"{FULL} uniform"),
         ("mla", "recompute selective", 1, "--recompute-granularity selective"),
         ("mla", "recompute of the projections from the latents", 1, UP),
-        ("mla", "TP2 SP CP2, recompute of the projections and attention", 4, f"{TP2} {SP} {CP2} {UP} core_attn"),
+        (
+            "mla",
+            "TP2 SP CP2, recompute of the projections and attention",
+            4,
+            f"{TP2} {SP} {CP2} {UP} core_attn",
+        ),
         ("mla", "8 micro-batches", 1, "--micro-batch-size 1"),
         ("mla yarn", "TP2 SP", 2, f"{TP2} {SP}"),
         ("mla yarn", "CP2 ring", 2, CP2),

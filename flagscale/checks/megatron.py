@@ -58,7 +58,14 @@ LEAST: Mapping[str, int] = {
     **dict.fromkeys(
         (
             *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
-            *("kv_channels", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"),
+            *(
+                "kv_channels",
+                "q_lora_rank",
+                "kv_lora_rank",
+                "qk_head_dim",
+                "qk_pos_emb_head_dim",
+                "v_head_dim",
+            ),
             *("seq_length", "max_position_embeddings", "moe_router_topk"),
             *("moe_ffn_hidden_size", "make_vocab_size_divisible_by", "train_iters", "train_samples"),
             *("log_interval", "eval_interval", "save_interval", "seed"),

@@ -58,7 +58,9 @@ class Example:
 _MLA = {"multi_latent_attention": True, "position_embedding_type": "rope"}
 
 _WITH: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"), _MLA),
+    **dict.fromkeys(
+        ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"), _MLA
+    ),
     "num_query_groups": {"group_query_attention": True},
     "moe_ffn_hidden_size": {"num_experts": 4},
     "moe_router_topk": {"num_experts": 4, "moe_ffn_hidden_size": 64},
@@ -256,7 +258,9 @@ SHARED = [
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(
-        Example(_MLA | {name: _GIVEN.get(name, True)}, f"`{name}` is not supported with `multi_latent_attention`")
+        Example(
+            _MLA | {name: _GIVEN.get(name, True)}, f"`{name}` is not supported with `multi_latent_attention`"
+        )
         for name in NOT_WITH_MLA
     ),
     *(

@@ -26,9 +26,11 @@ CASES: tuple[Case, ...] = tuple(
     (ranks, way, groups, dtype)
     for ranks, way, groups, dtype in itertools.product((2, 3), ("p2p", "all_gather"), (1, 4), LIMITS)
 )
-# Besides plain causal attention, the cases that gather all keys: documents, a mask, a window, wide values.
-MASKED: tuple[Case, ...] = (
-    *((2, way, 2, torch.float32) for way in ("mask", "window", "wide values")),
+# Values of another width than keys, and the cases that gather all keys: documents, a mask, a window.
+OTHERS: tuple[Case, ...] = (
+    *itertools.product((2, 3), ("wide values", "narrow values"), (4,), LIMITS),
+    *itertools.product((2,), ("narrow values, gathered", "narrow values, documents"), (2,), LIMITS),
+    *((2, way, 2, torch.float32) for way in ("mask", "window", "narrow values, mask")),
     *itertools.product((2, 3), ("documents",), (1, 4), LIMITS),
 )
 CHUNK = 11
@@ -48,7 +50,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
-@pytest.mark.parametrize("case", [*CASES, *MASKED], ids=name_of)
+@pytest.mark.parametrize("case", [*CASES, *OTHERS], ids=name_of)
 def test_attention_over_a_split_sequence_is_exact(case: Case, errors: dict[str, list[float]]) -> None:
     found = [errors[f"{name_of(case)} at {rank}"] for rank in range(case[0])]
     assert all(max(of_rank) <= LIMITS[case[3]] for of_rank in found), found
@@ -76,7 +78,9 @@ def measure(case: Case, group: dist.ProcessGroup) -> list[float]:
 
     ranks, way, groups, dtype = case
     rank, length = group.rank(), 2 * ranks * CHUNK
-    width = 24 if way == "wide values" else 16
+    values, _, way = way.partition(" values") if " values" in way else ("", "", way)
+    width = {"wide": 24, "narrow": 8}.get(values, 16)
+    way = {"": "p2p", ", gathered": "all_gather"}.get(way, way.removeprefix(", "))
     shapes = ((length, 2, 4, 16), (length, 2, groups, 16), (length, 2, groups, width), (length, 2, 4 * width))
     *exact, grad = (tensor.to(dtype).double() for tensor in inputs(*shapes))
     settings = config(num_query_groups=groups, window_size=(5, 0) if way == "window" else None)
@@ -106,7 +110,7 @@ def measure(case: Case, group: dist.ProcessGroup) -> list[float]:
 
 def run_rank(rank: int, folder: Path) -> None:
     groups = {ranks: dist.new_group(list(range(ranks))) for ranks in (2, 3)}
-    for case in (*CASES, *MASKED):
+    for case in (*CASES, *OTHERS):
         if rank < case[0]:
             found = measure(case, groups[case[0]])
             (folder / f"{name_of(case)} at {rank}.json").write_text(json.dumps(found))
