@@ -39,6 +39,7 @@ MLA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disab
     --untie-embeddings-and-output-weights --multi-latent-attention --kv-lora-rank 24 --qk-head-dim 16
     --qk-pos-emb-head-dim 8 --v-head-dim 12"""
 DEEPSEEK_V3 = f"{MLA} --q-lora-rank 24 --qk-layernorm --rope-type rope"
+DENSE_FIRST = "--moe-layer-freq ([0]+[1]*3)"
 YARN = "--rope-type yarn --rotary-scaling-factor 40 --mscale 0.707 --mscale-all-dim 0.5"
 MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
     --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
@@ -59,7 +60,7 @@ MODELS: dict[str, Sequence[str]] = {
         "mla yarn": f"{MLA} --qk-layernorm {YARN}",
         "mla plain": f"{MLA} --q-lora-rank 24 --rope-type rope --rotary-percent 0.5",
         "mla packed": f"{DEEPSEEK_V3} {PACKED}",
-        "mla experts": f"{DEEPSEEK_V3} {MOE} --moe-shared-expert-intermediate-size 48 --moe-layer-freq ([0]+[1]*3)",
+        "mla experts": f"{DEEPSEEK_V3} {MOE} --moe-shared-expert-intermediate-size 48 {DENSE_FIRST}",
         "mla dropout": f"{DEEPSEEK_V3} --attention-dropout 0.1 --hidden-dropout 0.1",
         "mla bf16": f"{DEEPSEEK_V3} --bf16",
         "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",

@@ -173,15 +173,20 @@ def test_values_may_differ_in_width(
     check_attention(module, shapes, starts, hidden, dtype, device, scale=0.25)
 
 
-def test_a_result_is_stored_as_the_next_layer_reads_it() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_result_is_stored_as_the_next_layer_reads_it(packed: bool) -> None:
     """Otherwise, that layer and the attention would each keep a copy."""
-    for starts in (None, documents(3, 9)[0]):
-        module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
-        leaves = as_leaves(inputs(*[(9, 3, 4, 16)] * 2, (9, 3, 4, 8)), torch.float32)
-        kept: list[torch.Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
-            out = module(*leaves, starts)
-        assert out.untyped_storage()._cdata in {tensor.untyped_storage()._cdata for tensor in kept}
+    module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
+    leaves = as_leaves(inputs(*[(9, 3, 4, 16)] * 2, (9, 3, 4, 8)), torch.float32)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = module(*leaves, documents(3, 9)[0] if packed else None)
+    assert out.untyped_storage()._cdata in {tensor.untyped_storage()._cdata for tensor in kept}
 
 
 @pytest.mark.parametrize("queries", [1, 3])

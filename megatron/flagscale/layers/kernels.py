@@ -24,9 +24,10 @@ def attend(
     In memory, the first result is `[queries, batch, heads, width]`: Megatron's form of it is a view.
     """
     kernels = chip().attention
-    given = kernels.padded(q, k, v) if kernels else [q, k, v]
-    takes = kernels and kernels.takes(given[0])
-    found, lse = (kernels.attend if takes else plain_attend)(*given, causal, scale)
+    if kernels and kernels.takes((wide := kernels.padded(q, k, v))[0]):
+        found, lse = kernels.attend(*wide, causal, scale)
+    else:
+        found, lse = plain_attend(q, k, v, causal, scale)
     return found[..., : v.size(-1)].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3), lse
 
 
@@ -45,9 +46,10 @@ def attend_backward(
     `grad`, `out` and `lse` are those of the attention over *all* blocks, for these queries.
     """
     kernels = chip().attention
-    given = kernels.padded(grad, q, k, v, out) if kernels else [grad, q, k, v, out]
-    takes = kernels and kernels.takes(given[1])
-    d_q, d_k, d_v = (kernels.backward if takes else plain_attend_backward)(*given, lse, causal, scale)
+    if not kernels or not kernels.takes((wide := kernels.padded(q, k, v, grad, out))[0]):
+        return plain_attend_backward(grad, q, k, v, out, lse, causal, scale)
+    *wide, wide_grad, wide_out = wide
+    d_q, d_k, d_v = kernels.backward(wide_grad, *wide, wide_out, lse, causal, scale)
     return d_q[..., : q.size(-1)], d_k[..., : k.size(-1)], d_v[..., : v.size(-1)]
 
 
@@ -70,7 +72,8 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (*attend_backward(grads[0], *ctx.saved_tensors, True, ctx.scale), None)
+        q, k, v, out, lse = ctx.saved_tensors
+        return (*attend_backward(grads[0], q, k, v, out, lse, True, ctx.scale), None)
 
 
 def plain_attend(

@@ -26,7 +26,7 @@ class LatentAttention(MLASelfAttention):
 
     def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
         # Megatron's rules expect norms that are fused into TransformerEngine's linear layers.
-        return vars(submodules)
+        return {**vars(submodules)}
 
     def get_query_key_value_tensors(
         self,

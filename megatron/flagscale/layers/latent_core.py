@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.transformer.enums import AttnMaskType
 
 from megatron.flagscale.layers.attention import Attention
 
@@ -24,13 +25,17 @@ class LatentCore(Attention):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        **named: Any,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: Any = None,
     ) -> torch.Tensor:
         plain = query.size(-1) - value.size(-1)
-        joined = _Join.apply(key, value, plain)
-        again = _Again(key.detach(), value.detach(), plain, joined)
+        keys, values = _Join.apply(key, value, plain)
+        again = _Again(key.detach(), value.detach(), plain, (keys, values))
         with torch.autograd.graph.saved_tensors_hooks(again.pack, again.unpack):
-            return super().forward(query, *joined, attention_mask, **named)
+            return super().forward(
+                query, keys, values, attention_mask, attn_mask_type, attention_bias, packed_seq_params
+            )
 
 
 class _Join(torch.autograd.Function):
