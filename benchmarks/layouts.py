@@ -26,6 +26,7 @@ NO_OVERLAP = "--no-overlap-p2p-communication"
 GROUPED = "--moe-grouped-gemm"
 ZERO = "--use-distributed-optimizer"
 OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
+NORMS = "--recompute-granularity selective --recompute-modules layernorm"
 UP = "--recompute-granularity selective --recompute-modules mla_up_proj"
 FULL = "--recompute-granularity full --recompute-num-layers 1 --recompute-method"
 
@@ -58,6 +59,8 @@ LAYOUTS = tuple(
         ("llama", "recompute full, uniform", 1, f"{FULL} uniform"),
         ("llama", "recompute full, block", 1, f"{FULL} block"),
         ("llama", "recompute selective", 1, "--recompute-granularity selective"),
+        ("llama", "recompute of the norms", 1, NORMS),
+        ("llama", "TP2 SP, recompute of the norms", 2, f"{TP2} {SP} {NORMS}"),
         ("llama", "TP2 SP recompute full", 2, f"{TP2} {SP} {FULL} uniform"),
         ("llama", "CP2 recompute selective", 2, f"{CP2} --recompute-granularity selective"),
         ("llama", "8 micro-batches", 1, "--micro-batch-size 1"),
@@ -108,6 +111,7 @@ LAYOUTS = tuple(
             4,
             f"{TP2} {SP} {CP2} {UP} core_attn",
         ),
+        ("mla", "TP2 SP, recompute of projections and norms", 2, f"{TP2} {SP} {UP} layernorm"),
         ("mla", "8 micro-batches", 1, "--micro-batch-size 1"),
         ("mla yarn", "TP2 SP", 2, f"{TP2} {SP}"),
         ("mla yarn", "CP2 ring", 2, CP2),

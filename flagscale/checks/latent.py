@@ -86,6 +86,10 @@ def _with_mla(values: Mapping[str, Any]) -> Iterator[Violation]:
     if kind != "rope" and not values.get("use_rotary_position_embeddings"):
         what = f"`{MLA}` has rotary positions of its own, in addition to `position_embedding_type: {kind}`"
         yield "position_embedding_type", f"{what}; set `position_embedding_type: rope`"
+    is_fused = values.get("apply_rope_fusion") and values.get("transformer_impl") == "transformer_engine"
+    if is_fused and not uses_yarn(values):
+        what = "fused rotary positions need `rope_type: yarn`; set `no_rope_fusion: true`"
+        yield "rope_type", f"with `{MLA}` and `transformer_impl: transformer_engine`, {what}"
     if uses_yarn(values) and values.get("rotary_percent") not in (None, 1.0):
         yield "rotary_percent", f"`rotary_percent` has no effect on yarn: with `{MLA}`, set `rope_type: rope`"
     if values.get("yarn_correction_range_round_to_int") is False:

@@ -56,6 +56,7 @@ class Example:
 
 
 _MLA = {"multi_latent_attention": True, "position_embedding_type": "rope"}
+_ROPE = _MLA | {"rope_type": "rope", "no_rope_fusion": True}
 
 _WITH: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
@@ -269,9 +270,10 @@ SHARED = [
     ),
     *(
         Example(given | {name: 8}, f"`{name}` has no effect without `rope_type: yarn`")
-        for name, given in zip(ONLY_WITH_YARN, itertools.cycle(({}, _MLA | {"rope_type": "rope"})))
+        for name, given in zip(ONLY_WITH_YARN, itertools.cycle(({}, _ROPE)), strict=False)
     ),
     Example({"rope_type": "yarn"}, "use `position_embedding_type: yarn`"),
+    Example(_MLA | {"rope_type": "rope"}, "set `no_rope_fusion: true`"),
     Example({"recompute_modules": ["mla_up_proj"]}, "needs `multi_latent_attention: true`"),
     Example({"multi_latent_attention": True}, "set `position_embedding_type: rope`"),
     Example(_MLA | _LOCAL, "is not supported with `transformer_impl: local`"),
