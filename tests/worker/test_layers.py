@@ -174,19 +174,21 @@ def test_values_may_differ_in_width(
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_result_is_stored_as_the_next_layer_reads_it(packed: bool) -> None:
-    """Otherwise, that layer and the attention would each keep a copy."""
+def test_values_of_another_width_are_kept_without_padding(packed: bool) -> None:
+    """The result is stored as the next layer reads it: otherwise, that layer would keep a second copy."""
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
     leaves = as_leaves(inputs(*[(9, 3, 4, 16)] * 2, (9, 3, 4, 8)), torch.float32)
-    kept: list[torch.Tensor] = []
+    kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = module(*leaves, documents(3, 9)[0] if packed else None)
-    assert out.untyped_storage()._cdata in {tensor.untyped_storage()._cdata for tensor in kept}
+    assert out.untyped_storage()._cdata in kept
+    log_sum_exp = 3 * 4 * 9
+    assert sum(kept.values()) == 4 * (sum(leaf.numel() for leaf in leaves) + out.numel() + log_sum_exp)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
