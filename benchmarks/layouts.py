@@ -31,6 +31,8 @@ NO_OVERLAP = "--no-overlap-p2p-communication"
 GROUPED = "--moe-grouped-gemm"
 ZERO = "--use-distributed-optimizer"
 OVERLAP = f"{ZERO} --overlap-grad-reduce --overlap-param-gather"
+NORMS = "--recompute-granularity selective --recompute-modules layernorm"
+UP = "--recompute-granularity selective --recompute-modules mla_up_proj"
 FULL = "--recompute-granularity full --recompute-num-layers 1 --recompute-method"
 
 # model, name, ranks, options; "llama" has RMSNorm, SwiGLU, rotary embeddings, GQA 4:2, untied embeddings.
@@ -69,6 +71,8 @@ LAYOUTS = tuple(
         ("llama", "recompute full, uniform", 1, f"{FULL} uniform"),
         ("llama", "recompute full, block", 1, f"{FULL} block"),
         ("llama", "recompute selective", 1, SELECTIVE),
+        ("llama", "recompute of the norms", 1, NORMS),
+        ("llama", "TP2 SP, recompute of the norms", 2, f"{TP2} {SP} {NORMS}"),
         ("llama", "TP2 SP recompute full", 2, f"{TP2} {SP} {FULL} uniform"),
         ("llama", "CP2 recompute selective", 2, f"{CP2} {SELECTIVE}"),
         ("llama", "CP2 a2a recompute selective", 2, f"{CP2} {A2A} {SELECTIVE}"),
@@ -108,6 +112,43 @@ LAYOUTS = tuple(
         ("window", "CP2 a2a", 2, f"{CP2} {A2A}"),
         ("window", "CP4 a2a+p2p", 4, f"{CP4} {NESTED}"),
         ("shared", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+        ("mla", "TP2", 2, TP2),
+        ("mla", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("mla", "TP4 SP", 4, f"--tensor-model-parallel-size 4 {SP}"),
+        ("mla", "PP2", 2, PP2),
+        ("mla", "PP2 interleaved", 2, f"{PP2} {VPP2}"),
+        ("mla", "DP2", 2, ""),
+        ("mla", "DP2 distributed optimizer", 2, ZERO),
+        ("mla", "CP2 ring", 2, CP2),
+        ("mla", "CP2 all-gather", 2, f"{CP2} --cp-comm-type all_gather"),
+        ("mla", "CP4 ring", 4, "--context-parallel-size 4"),
+        ("mla", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
+        ("mla", "TP2 SP PP2 distributed optimizer", 4, f"{TP2} {SP} {PP2} {ZERO}"),
+        ("mla", "recompute full, uniform", 1, f"{FULL} uniform"),
+        ("mla", "recompute selective", 1, "--recompute-granularity selective"),
+        ("mla", "recompute of the projections from the latents", 1, UP),
+        (
+            "mla",
+            "TP2 SP CP2, recompute of the projections and attention",
+            4,
+            f"{TP2} {SP} {CP2} {UP} core_attn",
+        ),
+        ("mla", "TP2 SP, recompute of projections and norms", 2, f"{TP2} {SP} {UP} layernorm"),
+        ("mla", "8 micro-batches", 1, "--micro-batch-size 1"),
+        ("mla yarn", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("mla yarn", "CP2 ring", 2, CP2),
+        ("mla plain", "TP2", 2, TP2),
+        ("mla plain", "TP2 SP CP2", 4, f"{TP2} {SP} {CP2}"),
+        ("mla packed", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("mla packed", "CP2", 2, CP2),
+        ("mla packed", "recompute of the projections from the latents", 1, UP),
+        ("mla experts", "EP2, alltoall dispatch", 2, f"{EP2} {ALLTOALL}"),
+        ("mla experts", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+        ("mla experts", "EP2 PP2", 4, f"{EP2} {PP2}"),
+        ("mla experts", "EP2 CP2", 2, f"{EP2} {CP2}"),
+        ("mla dropout", "recompute selective", 1, "--recompute-granularity selective"),
+        ("mla bf16", "TP2 SP", 2, f"{TP2} {SP}"),
+        ("mla bf16", "CP2 ring", 2, CP2),
         ("dropout", "recompute full, uniform", 1, f"{FULL} uniform"),
         ("dropout", "recompute selective", 1, SELECTIVE),
         ("llama bf16", "TP2 SP", 2, f"{TP2} {SP}"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flagscale.checks.degrees import multiple
+from flagscale.checks.latent import MLA
 from flagscale.errors import Violation
 
 NEEDS_CHIP = {
@@ -56,7 +58,7 @@ def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 TORCH_IGNORES = {
     "qk_clip": None,
     "log_max_attention_logit": None,
-    "multi_latent_attention": None,
+    "mla_down_proj_fusion": None,
     "heterogeneous_layers_config_path": None,
     "experimental_attention_variant": None,
     "fp8": None,
@@ -80,8 +82,23 @@ def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "moe_grouped_gemm", what
     if "moe_act" in (values.get("recompute_modules") or ()):
         yield "recompute_modules", f"`recompute_modules: moe_act` is {with_torch}; remove it"
+    yield from _rank_violations(values)
     if not values.get("init_by_rank"):
         for name in ("use_cpu_initialization", "init_model_with_meta_device"):
             if values.get(name):
                 what = f"`{name}` draws initial weights per rank: add `init_by_rank: true` if you want that"
                 yield name, what
+
+
+def _rank_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield sizes of latents that tensor parallel ranks cannot share: each of them projects a part."""
+    tp, rank, rotary = (
+        values.get(name) for name in ("tensor_model_parallel_size", "kv_lora_rank", "qk_pos_emb_head_dim")
+    )
+    if not values.get(MLA) or not isinstance(tp, int) or tp < 2:
+        return
+    why = f"tensor_model_parallel_size {tp}"
+    yield from multiple(values, "q_lora_rank", tp, why)
+    if isinstance(rank, int) and isinstance(rotary, int) and (rank + rotary) % tp:
+        what = f"kv_lora_rank {rank} + qk_pos_emb_head_dim {rotary} must be a multiple of {tp} ({why})"
+        yield "kv_lora_rank", what

@@ -49,6 +49,8 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
     if values.get("data_path") and values.get("split") is None:
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
+    if values.get("multi_latent_attention") and values.get("kv_channels") is not None:
+        yield "kv_channels", "has no effect with multi_latent_attention, which has widths of its own"
     yield from stablelm2_remarks(values)
 
 
@@ -56,7 +58,15 @@ LEAST: Mapping[str, int] = {
     **dict.fromkeys(
         (
             *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
-            *("kv_channels", "seq_length", "max_position_embeddings", "moe_router_topk"),
+            *(
+                "kv_channels",
+                "q_lora_rank",
+                "kv_lora_rank",
+                "qk_head_dim",
+                "qk_pos_emb_head_dim",
+                "v_head_dim",
+            ),
+            *("seq_length", "max_position_embeddings", "moe_router_topk"),
             *("moe_ffn_hidden_size", "make_vocab_size_divisible_by", "train_iters", "train_samples"),
             *("log_interval", "eval_interval", "save_interval", "seed"),
         ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagscale.checks.blend import NAMES, TRAINING, parse
+from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import Violation
@@ -26,7 +27,7 @@ SHAPE = (
 FUNCTION = (
     *("squared_relu", "quick_geglu", "rotary_base", "rotary_percent", "rotary_interleaved"),
     *("use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "layernorm_epsilon"),
-    *("layernorm_zero_centered_gamma", "window_size"),
+    *("rope_type", *ONLY_WITH_YARN, "layernorm_zero_centered_gamma", "window_size"),
     *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax"),
 )
 """Another value makes the same weights compute something else: refused, unless `finetune` starts a new
@@ -50,10 +51,11 @@ CONTENT, TOKENIZER = "content", "tokenizer"
 _NEEDS = {
     "num_query_groups": "group_query_attention",
     **dict.fromkeys(
-        ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"),
+        ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
         "multi_latent_attention",
     ),
     "rope_scaling_factor": "use_rope_scaling",
+    **dict.fromkeys(ONLY_WITH_YARN, "uses yarn"),
 }
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
 RECORDED = tuple(
@@ -175,8 +177,11 @@ def _comparable(value: Any) -> Any:
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the sizes that the engine derives for those left out (`validate_args`)."""
-    done = dict(values)
+    """Return the arguments with the values that the engine derives for those left out (`validate_args`), and
+    whether rotary positions use yarn."""
+    done = {**values, "uses yarn": uses_yarn(values)}
+    if done.get(MLA) and done.get("rope_type") is None:
+        done["rope_type"] = "yarn"
     # A record that was edited or written by another version may hold anything.
     sizes = (done.get(name) for name in ("hidden_size", "num_attention_heads"))
     hidden, heads = (size if isinstance(size, int) else 0 for size in sizes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.context import context_violations
 from flagscale.checks.data import data_violations
+from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.megatron import program_violations, silent_violations
 from flagscale.checks.saving import resuming_violations
@@ -72,6 +73,7 @@ def worker_violations(
         if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
         found |= dict.fromkeys(silent_violations(values))
+        found |= dict.fromkeys(latent_violations(values))
         found |= dict.fromkeys(stablelm2_violations(values))
         found |= dict.fromkeys(resuming_violations(values))
         found |= dict.fromkeys(_machine_violations(values, machine))

@@ -35,6 +35,12 @@ COMMON = """
 GPT = "--position-embedding-type learned_absolute"
 LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
     --untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2"""
+MLA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
+    --untie-embeddings-and-output-weights --multi-latent-attention --kv-lora-rank 24 --qk-head-dim 16
+    --qk-pos-emb-head-dim 8 --v-head-dim 12"""
+DEEPSEEK_V3 = f"{MLA} --q-lora-rank 24 --qk-layernorm --rope-type rope"
+DENSE_FIRST = "--moe-layer-freq ([0]+[1]*3)"
+YARN = "--rope-type yarn --rotary-scaling-factor 40 --mscale 0.707 --mscale-all-dim 0.5"
 MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
     --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
@@ -51,6 +57,13 @@ MODELS: dict[str, Sequence[str]] = {
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
         "window": f"{LLAMA} --window-size 9,0",
         "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
+        "mla": DEEPSEEK_V3,
+        "mla yarn": f"{MLA} --qk-layernorm {YARN}",
+        "mla plain": f"{MLA} --q-lora-rank 24 --rope-type rope --rotary-percent 0.5",
+        "mla packed": f"{DEEPSEEK_V3} {PACKED}",
+        "mla experts": f"{DEEPSEEK_V3} {MOE} --moe-shared-expert-intermediate-size 48 {DENSE_FIRST}",
+        "mla dropout": f"{DEEPSEEK_V3} --attention-dropout 0.1 --hidden-dropout 0.1",
+        "mla bf16": f"{DEEPSEEK_V3} --bf16",
         "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",
         "llama bf16": f"{LLAMA} --bf16",
         "llama fp16": f"{LLAMA} --fp16 --initial-loss-scale 65536 --hysteresis 1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.schedule import DEFAULT_EVAL_INTERVAL
@@ -58,10 +58,17 @@ def prepare_engine(
     problems = argument_problems(args, Capabilities(has_chip, has_chip and fused, here.backend), own_parts)
     if problems:
         raise UserError(problems)
+    return [*_for_our_layers(args), *whole]
+
+
+def _for_our_layers(args: Any) -> Iterator[str]:
+    """Yield the arguments that parsed ones need with `--transformer-impl torch`."""
     if args.transformer_impl == "torch":
         # The layers mask later tokens and other documents themselves; a mask matrix costs memory and time.
-        whole.insert(0, "--no-create-attention-mask-in-dataloader")
-    return whole
+        yield "--no-create-attention-mask-in-dataloader"
+        if args.multi_latent_attention:
+            # They turn queries and keys themselves, and the engine rejects `--rope-type rope` with fusion.
+            yield "--no-rope-fusion"
 
 
 @functools.cache

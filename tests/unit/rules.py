@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.latent import NOT_WITH_MLA, ONLY_WITH_MLA, ONLY_WITH_YARN
 from flagscale.checks.megatron import LEAST
 from flagscale.config.schema import Commands, Environment, Experiment, Runner, Task
 from flagscale.config.source_map import SourceMap
@@ -53,7 +55,13 @@ class Example:
         return []
 
 
+_MLA = {"multi_latent_attention": True, "position_embedding_type": "rope"}
+_ROPE = _MLA | {"rope_type": "rope", "no_rope_fusion": True}
+
 _WITH: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"), _MLA
+    ),
     "num_query_groups": {"group_query_attention": True},
     "moe_ffn_hidden_size": {"num_experts": 4},
     "moe_router_topk": {"num_experts": 4, "moe_ffn_hidden_size": 64},
@@ -112,7 +120,8 @@ OF_THE_ENGINE = [
     ),
     Example({"override_opt_param_scheduler": True, "use_checkpoint_opt_param_scheduler": True}, "not both"),
     Example(
-        {"group_query_attention": True, "multi_latent_attention": True}, "`multi_latent_attention`, not both"
+        {"group_query_attention": True, "multi_latent_attention": True, "position_embedding_type": "rope"},
+        "`multi_latent_attention`, not both",
     ),
     Example({"moe_ffn_hidden_size": 8}, "`moe_ffn_hidden_size` needs `num_experts`"),
     Example(
@@ -221,10 +230,17 @@ _IGNORED = {
     "perform_rl_step": True,
 }
 
+_GIVEN: dict[str, Any] = {
+    "rotary_seq_len_interpolation_factor": 2,
+    "no_rope_freq": 2,
+    "cache_mla_latents": True,
+    "mla_down_proj_fusion": True,
+}
+
 _OTHER_LAYERS: dict[str, Any] = {
+    "mla_down_proj_fusion": True,
     "qk_clip": True,
     "log_max_attention_logit": True,
-    "multi_latent_attention": True,
     "heterogeneous_layers_config_path": "layers.json",
     "experimental_attention_variant": "dsa",
     "fp8_format": "hybrid",
@@ -243,6 +259,29 @@ SHARED = [
         "needs `group_query_attention: true`; without it, every head is a group of its own: remove",
     ),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
+    # Multi-latent attention.
+    *(
+        Example(
+            _MLA | {name: _GIVEN.get(name, True)}, f"`{name}` is not supported with `multi_latent_attention`"
+        )
+        for name in NOT_WITH_MLA
+    ),
+    *(
+        Example({name: _GIVEN.get(name, 8)}, f"`{name}` has no effect without `multi_latent_attention: true`")
+        for name in ONLY_WITH_MLA
+    ),
+    *(
+        Example(given | {name: 8}, f"`{name}` has no effect without `rope_type: yarn`")
+        for name, given in zip(ONLY_WITH_YARN, itertools.cycle(({}, _ROPE)), strict=False)
+    ),
+    Example({"rope_type": "yarn"}, "use `position_embedding_type: yarn`"),
+    Example(_MLA | {"rope_type": "rope"}, "set `no_rope_fusion: true`"),
+    Example({"recompute_modules": ["mla_up_proj"]}, "needs `multi_latent_attention: true`"),
+    Example({"multi_latent_attention": True}, "set `position_embedding_type: rope`"),
+    Example(_MLA | _LOCAL, "is not supported with `transformer_impl: local`"),
+    Example(_MLA | {"rotary_percent": 0.5}, "`rotary_percent` has no effect on yarn"),
+    Example(_MLA | {"yarn_correction_range_round_to_int": False}, "which always rounds"),
+    Example(_MLA | {"qk_pos_emb_head_dim": 7}, "must be even"),
     # The schedule of v0.6.0.
     *(
         Example(_LM2 | {f"lr_decay_stablelm2_{name}": -1}, "must be at least 0, not -1")
@@ -293,7 +332,10 @@ SHARED = [
     Example(_LOCAL | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` is not supported with", "cpu"),
     # The layers on torch's kernels.
     *(
-        Example(_TORCH | {name: value}, f"`{name}` is not supported with `transformer_impl: torch`")
+        Example(
+            _TORCH | (_MLA if name.startswith("mla") else {}) | {name: value},
+            f"`{name}` is not supported with `transformer_impl: torch`",
+        )
         for name, value in _OTHER_LAYERS.items()
     ),
     Example(_TORCH | _CUT | {"tp_comm_overlap": True}, "`tp_comm_overlap` is not supported with"),
@@ -332,6 +374,8 @@ SHARED = [
             ({}, 4, "a2a", {_SIZES: [2, 2]}, "is only read with `cp_comm_type: a2a+p2p`: remove it"),
         )
     ),
+    Example(_TORCH | _MLA | _CUT | {"q_lora_rank": 7}, "q_lora_rank 7 must be a multiple of 2"),
+    Example(_TORCH | _MLA | _CUT | {"kv_lora_rank": 7}, "kv_lora_rank 7 + qk_pos_emb_head_dim 64 must be"),
     Example(_TORCH | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` with biases is not supported with"),
     Example(_TORCH | {"recompute_modules": ["moe_act"]}, "`recompute_modules: moe_act` is not supported"),
     Example(_TORCH | {"use_cpu_initialization": True}, "add `init_by_rank: true`"),

@@ -126,6 +126,27 @@ def test_a_change_that_is_free(saved: Saved, values: dict[str, Any], changes: di
     assert list(resume_notices(saved, values | changes)) == []
 
 
+LATENT = {"multi_latent_attention": True, "q_lora_rank": 24, "rotary_scaling_factor": 40.0, "mscale": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"q_lora_rank": None}, ["q_lora_rank"]),
+        ({"kv_lora_rank": 16, "v_head_dim": 64}, ["kv_lora_rank", "v_head_dim"]),
+        ({"rope_type": "rope"}, ["rope_type"]),
+        ({"rotary_scaling_factor": 4.0, "mscale": 1.0}, ["rotary_scaling_factor", "mscale"]),
+        ({"yarn_beta_fast": 16.0}, ["yarn_beta_fast"]),
+        ({"rope_type": "yarn"}, []),  # what the engine derives
+    ],
+)
+def test_latent_attention_keeps_its_sizes_and_positions(
+    values: dict[str, Any], changes: dict[str, Any], refused: list[str]
+) -> None:
+    before = Saved("the checkpoint", record(values | LATENT))
+    assert [name for name, _ in resume_violations(before, values | LATENT | changes)] == refused
+
+
 def test_all_refusals_are_reported_together(saved: Saved, values: dict[str, Any]) -> None:
     changes = {"hidden_size": 128, "num_layers": 8, "rotary_base": 5000, "lr": 2e-3}
     assert {name for name, _ in resume_violations(saved, values | changes)} == {*changes}

@@ -18,6 +18,7 @@ from flagscale.checks import (
     context,
     data,
     degrees,
+    latent,
     layers,
     megatron,
     pipeline,
@@ -48,12 +49,14 @@ REMARKED: list[dict[str, Any]] = [
     {"num_experts": 2},
     {"data_path": ["text"]},
     {"lr_decay_stablelm2_beta": 1.0},
+    {"multi_latent_attention": True, "kv_channels": 16},
 ]
 MODULES = (
     blend_rules,
     context,
     data,
     degrees,
+    latent,
     layers,
     megatron,
     pipeline,
@@ -173,6 +176,15 @@ def test_every_rule_has_an_example(
         ("program_violations", megatron.NOT_SUPPORTED),
         ("cpu_violations", layers.NEEDS_CHIP),
         ("torch_violations", layers.TORCH_IGNORES),
+        ("_with_mla", latent.NOT_WITH_MLA),
+        ("latent_violations", latent.ONLY_WITH_MLA),
+        ("latent_violations", latent.ONLY_WITH_YARN),
         ("_unsupported", hetero.UNSUPPORTED),
     ):
         assert not set(table) - blamed[function], function
+
+
+def test_the_values_without_effect_are_the_defaults_of_the_engine(catalog: Catalog) -> None:
+    defaults = {option.dest: option.default for option in catalog.options.values()}
+    known = {**latent.ONLY_WITH_MLA, **latent.ONLY_WITH_YARN}
+    assert known == {name: defaults[name] for name in known}

@@ -116,12 +116,17 @@ def test_attention_is_exact(device: str, dtype: torch.dtype, length: int, groups
     check_attention(module, shapes, given, hidden, dtype, device, scale=0.25)
 
 
-def test_memory_for_documents_grows_linearly_with_the_length() -> None:
-    """No tensor, forward or backward, is larger than the inputs: none has the squared length."""
+@pytest.mark.parametrize(("packed", "width"), [(True, 16), (True, 12), (False, 12)])
+def test_memory_grows_linearly_with_the_length(packed: bool, width: int) -> None:
+    """No tensor, forward or backward, is larger than the inputs: none has the squared length.
+
+    Without documents and with values as wide as keys, the kernel is torch's own.
+    """
     length, batch = 256, 2
-    starts, _ = documents(batch, length)
+    starts = documents(batch, length)[0] if packed else None
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
-    leaves = as_leaves(inputs(*[(length, batch, 4, 16)] * 3), torch.float32)
+    shapes = [*[(length, batch, 4, 16)] * 2, (length, batch, 4, width)]
+    leaves = as_leaves(inputs(*shapes), torch.float32)
     with Largest() as largest:
         module(*leaves, starts).sum().backward()
     assert largest.numel == leaves[0].numel() < length * length
@@ -151,10 +156,39 @@ def test_a_given_softmax_scale_is_used() -> None:
     check_attention(module, (shape, shape, shape), None, causal(9, 9), torch.float32, "cpu", scale=0.6)
 
 
-def test_values_may_differ_in_width() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("queries", "groups", "width"), [(9, 4, 24), (9, 2, 8), (64, 4, 8), (5, 4, 8)])
+def test_values_may_differ_in_width(
+    device: str, dtype: torch.dtype, packed: bool, queries: int, groups: int, width: int
+) -> None:
+    length = max(queries, 9)
+    module = Attention(
+        config(num_query_groups=groups), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE
+    )
+    shapes = ((queries, 2, 4, 16), (length, 2, groups, 16), (length, 2, groups, width))
+    starts, mask = documents(2, length) if packed else (None, causal(length, length))
+    hidden = mask[..., length - queries :, :]
+    check_attention(module, shapes, starts, hidden, dtype, device, scale=0.25)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_values_of_another_width_are_kept_without_padding(packed: bool) -> None:
+    """The result is stored as the next layer reads it: otherwise, that layer would keep a second copy."""
     module = Attention(config(), 1, AttnMaskType.causal, "self", 0.0, pg_collection=ALONE)
-    shapes = ((9, 2, 4, 16), (9, 2, 4, 16), (9, 2, 4, 24))
-    check_attention(module, shapes, None, causal(9, 9), torch.float32, "cpu", scale=0.25)
+    leaves = as_leaves(inputs(*[(9, 3, 4, 16)] * 2, (9, 3, 4, 8)), torch.float32)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = module(*leaves, documents(3, 9)[0] if packed else None)
+    assert out.untyped_storage()._cdata in kept
+    log_sum_exp = 3 * 4 * 9
+    assert sum(kept.values()) == 4 * (sum(leaf.numel() for leaf in leaves) + out.numel() + log_sum_exp)
 
 
 @pytest.mark.parametrize("queries", [1, 3])
@@ -187,12 +221,13 @@ def test_bias_and_thd_batches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("attend_", "back"), [(attend, attend_backward), (plain_attend, plain_attend_backward)]
 )
+@pytest.mark.parametrize("width", [8, 16, 24])
 def test_kernels_return_the_log_sum_exp(
-    device: str, dtype: torch.dtype, is_causal: bool, attend_: Any, back: Any
+    device: str, dtype: torch.dtype, is_causal: bool, attend_: Any, back: Any, width: int
 ) -> None:
     q, k, v, grad = (
         tensor.to(dtype).double()
-        for tensor in inputs((2, 4, 24, 16), (2, 2, 24, 16), (2, 2, 24, 16), (2, 4, 24, 16))
+        for tensor in inputs((2, 4, 24, 16), (2, 2, 24, 16), (2, 2, 24, width), (2, 4, 24, width))
     )
     placed = [tensor.to(device, dtype) for tensor in (q, k, v)]
     out, lse = attend_(*placed, is_causal, 0.3)

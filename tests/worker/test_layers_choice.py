@@ -15,14 +15,14 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
 from flagscale.run import env
 from flagscale_testing.ranks.training import MOCK_DATA
 from megatron.flagscale import args as our_args
-from megatron.flagscale import no_te
+from megatron.flagscale import bootstrap, no_te
 from megatron.flagscale.args import engine_parser
 from megatron.flagscale.bootstrap import adapt
 from megatron.flagscale.checks import argument_problems
@@ -93,6 +93,17 @@ def test_a_worker_without_a_launcher_has_the_environment_of_the_chip(
     words = [sys.executable, "-c", ENVIRONMENT, *MOCK_DATA, argument]
     done = subprocess.run(words, env={**kept, **given}, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1:] == [expected], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("impl", "latent", "expected"),
+    [("torch", True, True), ("torch", False, False), ("transformer_engine", True, False)],
+)
+def test_latent_attention_of_torch_layers_does_not_use_fused_rotation(
+    impl: str, latent: bool, expected: bool
+) -> None:
+    args = SimpleNamespace(transformer_impl=impl, multi_latent_attention=latent)
+    assert ("--no-rope-fusion" in bootstrap._for_our_layers(args)) is expected
 
 
 def test_without_transformer_engine_the_default_is_torch() -> None:
@@ -168,3 +179,15 @@ def test_the_layer_specification_uses_our_norms_and_attention(
         assert attention.core_attention is spec.Attention
         assert layer.submodules.input_layernorm is layer.submodules.pre_mlp_layernorm is spec.Norm
         assert attention.q_layernorm is (spec.Norm if options.get("qk_layernorm") else IdentityOp)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_latent_attention_uses_our_layer_core_and_norms(norms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel_state, "get_pipeline_model_parallel_rank", lambda: 0)
+    settings = MLATransformerConfig(num_layers=2, hidden_size=64, num_attention_heads=4, qk_layernorm=norms)
+    for layer in spec.layer_spec(SimpleNamespace(transformer=settings)).layer_specs:
+        attention = layer.submodules.self_attention
+        assert attention.module is spec.LatentAttention
+        assert attention.submodules.core_attention is spec.LatentCore
+        norm = spec.Norm if norms else IdentityOp
+        assert attention.submodules.q_layernorm is attention.submodules.kv_layernorm is norm

@@ -53,24 +53,41 @@ class Case:
 
 
 PLAIN = [Case(*one) for one in itertools.product((2, 3), ("p2p", "all_gather"), ("plain",), (1, 4), LIMITS)]
-MASKS = ("mask", "window", "wide values")
+MASKS = ("mask", "window")
 # These gather all keys whatever the type.
 GATHERED = [
     *(Case(2, "p2p", kind, 4, torch.float32) for kind in MASKS),
     *(Case(ranks, "p2p", "documents", *one) for ranks in (2, 3) for one in itertools.product((1, 4), LIMITS)),
 ]
+# Values of another width than keys travel beside them.
+WIDTHS = [
+    *(
+        Case(ranks, "p2p", kind, 4, dtype)
+        for ranks in (2, 3)
+        for kind in ("wide values", "narrow values")
+        for dtype in LIMITS
+    ),
+    *(Case(2, "all_gather", "narrow values", 2, dtype) for dtype in LIMITS),
+    *(Case(2, "p2p", "narrow values, documents", 2, dtype) for dtype in LIMITS),
+    *(Case(2, way, "narrow values, mask", 2, torch.float32) for way in ("p2p", "a2a")),
+    Case(2, "a2a", "narrow values", 2, torch.float64),
+]
 # Groups that the ranks divide, that are repeated for all ranks, and (4 groups for 3 ranks) neither.
 EXCHANGED = [
     *(Case(ranks, "a2a", "plain", *one) for ranks in (2, 3) for one in itertools.product((1, 4, 12), EXACT)),
-    *(Case(ranks, "a2a", kind, 4, torch.float64) for ranks in (2, 3) for kind in (*MASKS, "documents")),
+    *(
+        Case(ranks, "a2a", kind, 4, torch.float64)
+        for ranks in (2, 3)
+        for kind in (*MASKS, "wide values", "documents")
+    ),
     *(Case(ranks, "a2a", "dropout", 12, torch.float64) for ranks in (2, 3)),
 ]
 # Pairs of ranks exchange, then the sequence stays split over two or three pairs.
 NESTED = [
-    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", "documents", *MASKS)),
+    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", "documents", "wide values", *MASKS)),
     *(Case(6, "a2a+p2p", "plain", groups, torch.float32) for groups in (1, 4)),
 ]
-CASES = [*PLAIN, *GATHERED, *EXCHANGED, *NESTED]
+CASES = [*PLAIN, *GATHERED, *WIDTHS, *EXCHANGED, *NESTED]
 
 
 Found = dict[str, list[dict[str, Any]]]
@@ -149,7 +166,7 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
     from megatron.flagscale.layers.attention import Attention
 
     rank, length = groups.cp.rank(), 2 * case.ranks * CHUNK
-    width = 24 if case.kind == "wide values" else 16
+    width = {"wide": 24, "narrow": 8}.get(case.kind.split()[0], 16)
     *exact, grad = inputs(
         (length, 2, HEADS, 16),
         (length, 2, case.groups, 16),
@@ -162,7 +179,7 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
     )
     settings.sequence_parallel = True  # then no tracker of random states is asked for
     starts, mask = documents(2, length)
-    hidden = mask if case.kind in ("documents", "mask") else causal(length, length)
+    hidden = mask if case.kind.endswith(("documents", "mask")) else causal(length, length)
     if case.kind == "window":
         hidden |= torch.arange(length)[:, None] - torch.arange(length) > 5
 
@@ -180,7 +197,8 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
 
     leaves = as_leaves([part(tensor) for tensor in exact], case.dtype)
     rows = part(mask.permute(2, 0, 1, 3)).permute(1, 2, 0, 3)
-    given = {"documents": starts, "mask": rows}.get(case.kind)
+    kind = case.kind.split()[-1]
+    given = {"documents": starts, "mask": rows}.get(kind)
     out, kept = kept_bytes(lambda: attend(leaves, given, groups, case.way))
     out.backward(part(grad).to(case.dtype))
     whole = as_leaves(exact, torch.float64)
@@ -191,7 +209,7 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
         expected = reference(whole[0], whole[1], whole[2], hidden, 0.25)
     expected.backward(grad)
     same = as_leaves([tensor.detach().clone() for tensor in exact], case.dtype)
-    given_alone = {"documents": starts, "mask": mask}.get(case.kind)
+    given_alone = {"documents": starts, "mask": mask}.get(kind)
     alone, kept_alone = kept_bytes(lambda: attend(same, given_alone, ALONE, "p2p"))
     alone.backward(grad.to(case.dtype))
     own = [out, *(leaf.grad for leaf in leaves)]

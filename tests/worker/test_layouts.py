@@ -28,6 +28,7 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
+    "mla: TP2 SP, recompute of projections and norms",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
 BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, options="--init-by-rank")
@@ -56,6 +57,7 @@ SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
     "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),
     "one": Layout("moe saved as one", "moe", 1, ""),
+    "latent": Layout("mla experts saved as TP2 SP EP2", "mla experts", 2, f"{EP2} {TP2} {SP} {ETP1}"),
 }
 CONTINUED = (
     ("llama", Layout("llama as DP2", "llama", 2, "")),
@@ -63,10 +65,13 @@ CONTINUED = (
     ("experts", Layout("moe as one", "moe", 1, "")),
     ("experts", Layout("moe as EP2 PP2", "moe", 4, f"{EP2} {PP2}")),
     ("one", Layout("moe as EP2", "moe", 2, EP2)),
+    ("latent", Layout("mla experts as one", "mla experts", 1, "")),
+    ("latent", Layout("mla experts as EP2 CP2", "mla experts", 2, f"{EP2} {CP2}")),
+    ("latent", Layout("mla experts as TP2 SP PP2", "mla experts", 4, f"{TP2} {SP} {PP2}")),
 )
 
 
-SLOW = ("llama as CP2", "moe as EP2 PP2")
+SLOW = ("llama as CP2", "moe as EP2 PP2", "mla experts as EP2 CP2", "mla experts as TP2 SP PP2")
 
 
 @pytest.fixture(scope="module")

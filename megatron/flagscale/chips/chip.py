@@ -33,6 +33,17 @@ class AttentionKernels:
     """Return whether the kernels support these queries `[batch, heads, queries, width]`."""
     attend: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     backward: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    equal_widths: bool = True
+    """Whether they need values of the width of the queries: others are padded with zeros for a call."""
+
+    def padded(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Return tensors whose last dimension the kernels take."""
+        from torch.nn.functional import pad
+
+        width = max(tensor.size(-1) for tensor in tensors)
+        if not self.equal_widths:
+            return [*tensors]
+        return [pad(one, (0, width - one.size(-1))) if one.size(-1) < width else one for one in tensors]
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ class Chip:
     use, or does not gain from."""
     attention: AttentionKernels | None = None
     """If None, blockwise attention is computed in plain torch operations."""
+    sdpa_takes_other_widths: bool = False
+    """Whether torch's `scaled_dot_product_attention` has a kernel on it for values of another width than
+    queries; torch's fallback keeps the score matrix. If not, `attention` computes them."""
     compiles: bool = True
     """Whether `torch.compile` generates kernels for it. If not, FlagScale's compiled loss is not used."""
     pins_memory: bool = True

@@ -14,16 +14,18 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from megatron.flagscale.chips import chip
 from megatron.flagscale.layers.context import gather_sequence, local_chunks, zigzag_attention
 from megatron.flagscale.layers.documents import document_attention
 from megatron.flagscale.layers.exchange import to_heads, to_sequence, whole_mask
+from megatron.flagscale.layers.kernels import causal_attention
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
 
 
 class Attention(MegatronModule):
-    """Megatron's core attention, from queries `[sq, b, heads, d]` and keys and values `[sk, b, groups, d]` to
-    `[sq, b, heads * d]`.
+    """Megatron's core attention, from queries `[sq, b, heads, d]`, keys `[sk, b, groups, d]` and values
+    `[sk, b, groups, dv]` to `[sq, b, heads * dv]`.
 
     If a mask `[b or 1, 1, sq, sk]` is given (True: hidden), it replaces the rule of the layer: a causal layer
     hides later positions, any other hides nothing. With context parallelism, `sq` and `sk` are this rank's
@@ -40,6 +42,8 @@ class Attention(MegatronModule):
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
@@ -88,7 +92,6 @@ class Attention(MegatronModule):
         """Return the attention of the queries, which are split over `cp_group` if there is one."""
         dropout = self.dropout if self.training else 0.0
         is_plain = mask is None and causal and not self.window and not dropout
-        is_plain = is_plain and query.size(-1) == value.size(-1)
         scale = query.size(-1) ** -0.5 if self.scale is None else self.scale
         if self.cp_group and is_plain and starts is None:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
@@ -98,6 +101,10 @@ class Attention(MegatronModule):
         if is_plain and starts is not None:
             q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
             return _hidden(document_attention(q, k, v, starts, self._chunks(query, key), scale))
+        is_usual = query.size(-1) == value.size(-1) or chip().sdpa_takes_other_widths
+        if is_plain and not is_usual and not self.cp_group and query.size(0) == key.size(0):
+            q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+            return _hidden(causal_attention(q, k, v, scale))
         seen = None if mask is None else ~mask
         if self.window or starts is not None or (seen is None and causal and query.size(0) != key.size(0)):
             band = self._visible(query, key, starts)

@@ -25,9 +25,9 @@ from megatron.flagscale.layers.kernels import attend, attend_backward
 def zigzag_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, group: dist.ProcessGroup, ring: bool
 ) -> torch.Tensor:
-    """Return the causal attention of local queries to the whole sequence, shaped like `q`.
+    """Return the causal attention of local queries to the whole sequence, `[b, heads, s, dv]`.
 
-    `q [b, heads, s, d]`, `k` and `v [b, groups, s, d]` are this rank's parts.
+    `q [b, heads, s, d]`, `k [b, groups, s, d]` and `v [b, groups, s, dv]` are this rank's parts.
 
     With `ring`, keys and values travel from rank to rank, one rank's at a time, while the previous ones are
     used; otherwise every rank gathers all of them first. Both give the same output, bit for bit.
@@ -46,9 +46,10 @@ class _Zigzag(torch.autograd.Function):
         group: dist.ProcessGroup,
         ring: bool,
     ) -> torch.Tensor:
-        kv = torch.stack((k, v))
+        kv, widths = torch.cat((k, v), -1), (k.size(-1), v.size(-1))
         out = lse = torch.empty(0)
-        for source, (keys, values) in (_Ring if ring else _Gathered)(kv, group):
+        for source, pair in (_Ring if ring else _Gathered)(kv, group):
+            keys, values = pair.split(widths, -1)
             queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
             part, part_lse = attend(q[:, :, queries], keys[:, :, seen], values[:, :, seen], causal, scale)
             if causal:  # the first step, with this rank's own keys
@@ -56,18 +57,19 @@ class _Zigzag(torch.autograd.Function):
             else:
                 merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, kv, out, lse)
-        ctx.settings = scale, group, ring
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.settings = scale, group, ring, widths
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, kv, out, lse = ctx.saved_tensors
-        scale, group, ring = ctx.settings
+        q, k, v, out, lse = ctx.saved_tensors
+        scale, group, ring, widths = ctx.settings
         (grad,) = grads
         dq = torch.zeros_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
-        others = (_Ring if ring else _Gathered)(kv, group)
-        for source, (keys, values) in others:
+        others = (_Ring if ring else _Gathered)(torch.cat((k, v), -1), group)
+        for source, pair in others:
+            keys, values = pair.split(widths, -1)
             queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
             d_q, d_k, d_v = attend_backward(
                 grad[:, :, queries],
@@ -80,8 +82,8 @@ class _Zigzag(torch.autograd.Function):
                 scale,
             )
             dq[:, :, queries] += d_q
-            others.add(source, seen, torch.stack((d_k, d_v)))
-        dk, dv = others.collect().to(kv.dtype)
+            others.add(source, seen, torch.cat((d_k, d_v), -1))
+        dk, dv = others.collect().to(k.dtype).split(widths, -1)
         return dq.to(q.dtype), dk, dv, None, None, None
 
 
@@ -108,7 +110,7 @@ class _Gathered:
         self.group = group
         gathered = kv.new_empty(group.size() * kv.size(0), *kv.shape[1:])
         dist.all_gather_into_tensor(gathered, kv, group=group)
-        self.all = gathered.unflatten(0, (group.size(), -1))  # [ranks, 2, b, groups, s, d]
+        self.all = gathered.unflatten(0, (group.size(), -1))  # [ranks, b, groups, s, d + dv]
         self.grads = torch.zeros_like(self.all, dtype=torch.promote_types(kv.dtype, torch.float32))
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -118,7 +120,7 @@ class _Gathered:
 
     def add(self, source: int, seen: slice, grads: torch.Tensor) -> None:
         """Add to the gradients of the keys and values that `source` holds."""
-        self.grads[source][:, :, :, seen] += grads
+        self.grads[source][:, :, seen] += grads
 
     def collect(self) -> torch.Tensor:
         """Return the gradients of this rank's keys and values."""
@@ -148,7 +150,7 @@ class _Ring:
         """Add to the gradients of the current keys and values, and pass them on."""
         if self.travelling:
             self.grads = self.travelling.wait()
-        self.grads[:, :, :, seen] += grads
+        self.grads[:, :, seen] += grads
         self.travelling = _Message(self.grads, self.group, tag=1)
 
     def collect(self) -> torch.Tensor:

@@ -37,10 +37,11 @@ def document_attention(
     chunks: Sequence[tuple[int, int]],
     scale: float,
 ) -> torch.Tensor:
-    """Return causal attention within documents, shaped like `q`.
+    """Return causal attention within documents, `[b, heads, sq, dv]`.
 
-    `q [b, heads, sq, d]` holds the positions of `chunks`, a list of `(first, end)`, in the sequence that `k`
-    and `v [b, groups, s, d]` hold in full; `starts [b, s]` is the result of `document_starts`.
+    `q [b, heads, sq, d]` holds the positions of `chunks`, a list of `(first, end)`, in the sequence that
+    `k [b, groups, s, d]` and `v [b, groups, s, dv]` hold in full; `starts [b, s]` is the result of
+    `document_starts`.
     """
     return _ByDocument.apply(q, k, v, tuple(_pieces(starts.tolist(), chunks)), scale)
 
@@ -75,8 +76,11 @@ class _ByDocument(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pieces: tuple[_Piece, ...], scale: float
     ) -> torch.Tensor:
-        out = torch.empty_like(q, dtype=torch.promote_types(q.dtype, torch.float32))
-        lse = torch.empty(q.shape[:3], dtype=out.dtype, device=q.device)
+        b, heads, length, _ = q.shape
+        total = torch.promote_types(q.dtype, torch.float32)
+        # In memory as Megatron's form of the result, `[sq, b, heads * dv]`.
+        out = q.new_empty(length, b, heads, v.size(-1), dtype=total).permute(1, 2, 0, 3)
+        lse = q.new_empty(b, heads, length, dtype=total)
         for piece in pieces:
             own, seen = (piece.sample, slice(None), piece.queries), (piece.sample, slice(None), piece.keys)
             part, part_lse = attend(q[own], k[seen], v[seen], piece.causal, scale)

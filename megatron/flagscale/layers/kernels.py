@@ -1,11 +1,14 @@
 """Attention kernels that also return the log-sum-exp of each query, and take it as input for the gradients.
 
 With it, attention over several blocks of keys can be combined from attention over each block, forward and
-backward, for context parallelism. Queries are `[batch, heads, queries, width]`, keys and values are
-`[batch, groups, keys, width]`. `heads` is a multiple of `groups`; `causal` needs as many queries as keys.
+backward, for context parallelism. Queries are `[batch, heads, queries, width]`, keys are
+`[batch, groups, keys, width]`, and values may be of another width. `heads` is a multiple of `groups`;
+`causal` needs as many queries as keys.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -15,11 +18,17 @@ from megatron.flagscale.chips import chip
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return softmax(scale q k^T) v, shaped like `q`, and the log-sum-exp `[batch, heads, queries]`."""
+    """Return softmax(scale q k^T) v, `[batch, heads, queries, width of v]`, and the log-sum-exp
+    `[batch, heads, queries]`.
+
+    In memory, the first result is `[queries, batch, heads, width]`: Megatron's form of it is a view.
+    """
     kernels = chip().attention
-    if kernels and kernels.takes(q):
-        return kernels.attend(q, k, v, causal, scale)
-    return plain_attend(q, k, v, causal, scale)
+    if kernels and kernels.takes((wide := kernels.padded(q, k, v))[0]):
+        found, lse = kernels.attend(*wide, causal, scale)
+    else:
+        found, lse = plain_attend(q, k, v, causal, scale)
+    return found[..., : v.size(-1)].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3), lse
 
 
 def attend_backward(
@@ -37,9 +46,34 @@ def attend_backward(
     `grad`, `out` and `lse` are those of the attention over *all* blocks, for these queries.
     """
     kernels = chip().attention
-    if kernels and kernels.takes(q):
-        return kernels.backward(grad, q, k, v, out, lse, causal, scale)
-    return plain_attend_backward(grad, q, k, v, out, lse, causal, scale)
+    if not kernels or not kernels.takes((wide := kernels.padded(q, k, v, grad, out))[0]):
+        return plain_attend_backward(grad, q, k, v, out, lse, causal, scale)
+    *wide, wide_grad, wide_out = wide
+    d_q, d_k, d_v = kernels.backward(wide_grad, *wide, wide_out, lse, causal, scale)
+    return d_q[..., : q.size(-1)], d_k[..., : k.size(-1)], d_v[..., : v.size(-1)]
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return causal attention, `[batch, heads, queries, width of v]`, on the kernels of `attend`.
+
+    Unlike torch's own `scaled_dot_product_attention`, it creates no score matrix if the widths differ, and
+    keeps the values without padding.
+    """
+    return _Causal.apply(q, k, v, scale)
+
+
+class _Causal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        out, lse = attend(q, k, v, True, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        return (*attend_backward(grads[0], q, k, v, out, lse, True, ctx.scale), None)
 
 
 def plain_attend(

@@ -13,6 +13,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from megatron.flagscale.layers.attention import Attention
 from megatron.flagscale.layers.experts import GroupedExperts
+from megatron.flagscale.layers.latent import LatentAttention
+from megatron.flagscale.layers.latent_core import LatentCore
 from megatron.flagscale.layers.norm import Norm
 
 
@@ -30,6 +32,8 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
     for layer in {id(spec): spec.submodules for spec in block.layer_specs}.values():
         attention = layer.self_attention.submodules
         attention.core_attention = Attention
+        if transformer.multi_latent_attention:
+            layer.self_attention.module, attention.core_attention = LatentAttention, LatentCore
         for owner in (layer, attention):
             for name in vars(owner):
                 if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):

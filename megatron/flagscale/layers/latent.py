@@ -1,0 +1,138 @@
+"""Multi-latent attention (DeepSeek-V2 and -V3): queries, keys and values are projected from small latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings import YarnRotaryEmbedding
+from megatron.core.tensor_parallel import CheckpointWithoutOutput
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class LatentAttention(MLASelfAttention):
+    """Megatron's layer, with the same weights, names and checkpoints, for `LatentCore` as its core attention.
+
+    All heads share the rotary part of the keys. With tensor parallelism, its gradient is the sum over the
+    heads of all ranks; Megatron's layer omits that sum without TransformerEngine's linear layers (0.19.2).
+    """
+
+    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+        # Megatron's rules expect norms that are fused into TransformerEngine's linear layers.
+        return {**vars(submodules)}
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: Any = None,
+        position_ids: Any = None,
+        packed_seq_params: Any = None,
+        inference_context: Any = None,
+        *,
+        inference_params: Any = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return what `LatentCore` takes as query, key and value, and the latents of queries and of keys.
+
+        Raises:
+            NotImplementedError: for inference and THD batches.
+        """
+        if packed_seq_params is not None or inference_context is not None or inference_params is not None:
+            raise NotImplementedError("--transformer-impl torch supports neither inference nor THD batches")
+        q_latent, kv_latent, k_rotary = self._latents(hidden_states)
+        given = q_latent, kv_latent, k_rotary, *self._rotation(hidden_states)
+        if self.recompute_up_proj:
+            self.qkv_up_checkpoint = CheckpointWithoutOutput()
+            projected = self.qkv_up_checkpoint.checkpoint(self._project, *given)
+        else:
+            projected = self._project(*given)
+        return (*projected, q_latent, kv_latent)
+
+    def _latents(self, hidden: torch.Tensor) -> Projected:
+        """Return the normalized latents (this rank's part of the sequence) and the keys' rotary part."""
+        config = self.config
+        q_latent, kv = self._qkv_down_projection(hidden)
+        if self.tp_group.size() > 1:
+            kv = gather_from_tensor_model_parallel_region(kv, group=self.tp_group)
+        kv_latent, k_rotary = kv.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], -1)
+        if self.tp_group.size() > 1:
+            k_rotary = copy_to_tensor_model_parallel_region(k_rotary, group=self.tp_group)
+            if config.sequence_parallel:
+                kv_latent = scatter_to_sequence_parallel_region(kv_latent, group=self.tp_group)
+        if config.q_lora_rank is not None:
+            q_latent = self.q_layernorm(q_latent)
+        return q_latent, self.kv_layernorm(kv_latent), k_rotary
+
+    def _rotation(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosine and sine of the angles at each position, `[s, 1, 1, angles]`."""
+        length = self.rotary_pos_emb.get_rotary_seq_len(None, None, hidden, self.config, None)
+        is_yarn = isinstance(self.rotary_pos_emb, YarnRotaryEmbedding)
+        angles, scale = self.rotary_pos_emb(length) if is_yarn else (self.rotary_pos_emb(length), 1.0)
+        angles = angles[..., : angles.size(-1) // 2]  # the second half repeats the first
+        return (scale * angles.cos()).to(hidden.dtype), (scale * angles.sin()).to(hidden.dtype)
+
+    def _project(
+        self,
+        q_latent: torch.Tensor,
+        kv_latent: torch.Tensor,
+        k_rotary: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> Projected:
+        q, _ = (self.linear_q_proj if self.config.q_lora_rank is None else self.linear_q_up_proj)(q_latent)
+        kv, _ = self.linear_kv_up_proj(kv_latent)
+        q, kv = (heads.unflatten(-1, (self.num_attention_heads_per_partition, -1)) for heads in (q, kv))
+        query = _Rotate.apply(q, cos, sin, self.config.qk_head_dim)
+        return query, kv, _Rotate.apply(k_rotary[:, :, None], cos, sin, 0)
+
+
+class _Rotate(torch.autograd.Function):
+    """Turn neighbouring pairs of `[s, b, heads, width]`, except the first `plain` elements of a head.
+
+    The turned pairs come out as two halves; what exceeds the angles stays as it is. (Megatron-core,
+    `models/common/embeddings/rope_utils.py`, with `mla_rotary_interleaved`.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plain: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.plain = plain
+        turned = torch.empty_like(heads, memory_format=torch.contiguous_format)
+        turned[..., :plain] = heads[..., :plain]
+        (even, odd, rest), (first, second, same) = _pairs(heads, cos, plain), _halves(turned, cos, plain)
+        first.copy_(even * cos).sub_(odd * sin)
+        second.copy_(odd * cos).add_(even * sin)
+        same.copy_(rest)
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        of_heads = torch.empty_like(grads[0])
+        of_heads[..., : ctx.plain] = grads[0][..., : ctx.plain]
+        even, odd, rest = _pairs(of_heads, cos, ctx.plain)
+        first, second, same = _halves(grads[0], cos, ctx.plain)
+        even.copy_(first * cos).add_(second * sin)
+        odd.copy_(second * cos).sub_(first * sin)
+        rest.copy_(same)
+        return of_heads, None, None, None
+
+
+def _pairs(heads: torch.Tensor, cos: torch.Tensor, plain: int) -> tuple[torch.Tensor, ...]:
+    """Return views of the first and the second elements of all pairs, and of the rest."""
+    end = plain + 2 * cos.size(-1)
+    return heads[..., plain:end:2], heads[..., plain + 1 : end : 2], heads[..., end:]
+
+
+def _halves(turned: torch.Tensor, cos: torch.Tensor, plain: int) -> tuple[torch.Tensor, ...]:
+    """Return views of both halves of the turned pairs, and of the rest."""
+    middle, end = plain + cos.size(-1), plain + 2 * cos.size(-1)
+    return turned[..., plain:middle], turned[..., middle:end], turned[..., end:]
