@@ -40,37 +40,48 @@ EXACT = {**LIMITS, torch.float64: 1e-13}
 
 @dataclass(frozen=True)
 class Case:
-    """Attention of one kind (plain, documents, ...) on some ranks, by one `cp_comm_type`."""
+    """Attention of one kind (plain, documents, ...) on some ranks, by one `cp_comm_type`.
+
+    Queries and keys have 16 elements per head, values have `width`.
+    """
 
     ranks: int
     way: str
     kind: str
     groups: int
     dtype: torch.dtype
+    width: int = 16
 
     def __str__(self) -> str:
         return ", ".join(map(str, astuple(self)))
 
 
 PLAIN = [Case(*one) for one in itertools.product((2, 3), ("p2p", "all_gather"), ("plain",), (1, 4), LIMITS)]
-MASKS = ("mask", "window", "wide values")
+WIDTHS = [
+    *(Case(*one) for one in itertools.product((2, 3), ("p2p",), ("plain",), (4,), LIMITS, (8, 24))),
+    *(Case(2, way, "plain", 2, dtype, 8) for way in ("all_gather", "a2a", "a2a+p2p") for dtype in LIMITS),
+    *(Case(2, way, "documents", 2, dtype, 8) for way in ("p2p", "a2a") for dtype in LIMITS),
+    *(Case(2, way, "mask", 2, torch.float32, 8) for way in ("p2p", "a2a")),
+]
 # These gather all keys whatever the type.
 GATHERED = [
-    *(Case(2, "p2p", kind, 4, torch.float32) for kind in MASKS),
+    *(Case(2, "p2p", kind, 4, torch.float32) for kind in ("mask", "window")),
     *(Case(ranks, "p2p", "documents", *one) for ranks in (2, 3) for one in itertools.product((1, 4), LIMITS)),
 ]
+MASKED = ("mask", "window", "documents")
 # Groups that the ranks divide, that are repeated for all ranks, and (4 groups for 3 ranks) neither.
 EXCHANGED = [
     *(Case(ranks, "a2a", "plain", *one) for ranks in (2, 3) for one in itertools.product((1, 4, 12), EXACT)),
-    *(Case(ranks, "a2a", kind, 4, torch.float64) for ranks in (2, 3) for kind in (*MASKS, "documents")),
+    *(Case(ranks, "a2a", kind, 4, torch.float64) for ranks in (2, 3) for kind in MASKED),
+    *(Case(ranks, "a2a", "plain", 12, torch.float64, 24) for ranks in (2, 3)),
     *(Case(ranks, "a2a", "dropout", 12, torch.float64) for ranks in (2, 3)),
 ]
 # Pairs of ranks exchange, then the sequence stays split over two or three pairs.
 NESTED = [
-    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", "documents", *MASKS)),
+    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", *MASKED)),
     *(Case(6, "a2a+p2p", "plain", groups, torch.float32) for groups in (1, 4)),
 ]
-CASES = [*PLAIN, *GATHERED, *EXCHANGED, *NESTED]
+CASES = [*PLAIN, *WIDTHS, *GATHERED, *EXCHANGED, *NESTED]
 
 
 Found = dict[str, list[dict[str, Any]]]
@@ -149,12 +160,11 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
     from megatron.flagscale.layers.attention import Attention
 
     rank, length = groups.cp.rank(), 2 * case.ranks * CHUNK
-    width = 24 if case.kind == "wide values" else 16
     *exact, grad = inputs(
         (length, 2, HEADS, 16),
         (length, 2, case.groups, 16),
-        (length, 2, case.groups, width),
-        (length, 2, HEADS * width),
+        (length, 2, case.groups, case.width),
+        (length, 2, HEADS * case.width),
     )
     *exact, grad = (tensor.to(case.dtype).double() for tensor in (*exact, grad))
     settings = config(
