@@ -45,6 +45,8 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield changes that the engine makes silently: they deserve a notice, not an error."""
     if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
         yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
+    if values.get("cp_comm_type") not in (None, ["p2p"]) and values.get("context_parallel_size") == 1:
+        yield "cp_comm_type", "has no effect with context_parallel_size 1"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
         yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
     if values.get("data_path") and values.get("split") is None:

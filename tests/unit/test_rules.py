@@ -46,6 +46,7 @@ from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 
 REMARKED: list[dict[str, Any]] = [
     {"sequence_parallel": True},
+    {"cp_comm_type": ["a2a"]},
     {"num_experts": 2},
     {"data_path": ["text"]},
     {"lr_decay_stablelm2_beta": 1.0},

@@ -40,54 +40,48 @@ EXACT = {**LIMITS, torch.float64: 1e-13}
 
 @dataclass(frozen=True)
 class Case:
-    """Attention of one kind (plain, documents, ...) on some ranks, by one `cp_comm_type`."""
+    """Attention of one kind (plain, documents, ...) on some ranks, by one `cp_comm_type`.
+
+    Queries and keys have 16 elements per head, values have `width`.
+    """
 
     ranks: int
     way: str
     kind: str
     groups: int
     dtype: torch.dtype
+    width: int = 16
 
     def __str__(self) -> str:
         return ", ".join(map(str, astuple(self)))
 
 
 PLAIN = [Case(*one) for one in itertools.product((2, 3), ("p2p", "all_gather"), ("plain",), (1, 4), LIMITS)]
-MASKS = ("mask", "window")
+WIDTHS = [
+    *(Case(*one) for one in itertools.product((2, 3), ("p2p",), ("plain",), (4,), LIMITS, (8, 24))),
+    *(Case(2, way, "plain", 2, dtype, 8) for way in ("all_gather", "a2a", "a2a+p2p") for dtype in LIMITS),
+    *(Case(2, way, "documents", 2, dtype, 8) for way in ("p2p", "a2a") for dtype in LIMITS),
+    *(Case(2, way, "mask", 2, torch.float32, 8) for way in ("p2p", "a2a")),
+]
 # These gather all keys whatever the type.
 GATHERED = [
-    *(Case(2, "p2p", kind, 4, torch.float32) for kind in MASKS),
+    *(Case(2, "p2p", kind, 4, torch.float32) for kind in ("mask", "window")),
     *(Case(ranks, "p2p", "documents", *one) for ranks in (2, 3) for one in itertools.product((1, 4), LIMITS)),
 ]
-# Values of another width than keys travel beside them.
-WIDTHS = [
-    *(
-        Case(ranks, "p2p", kind, 4, dtype)
-        for ranks in (2, 3)
-        for kind in ("wide values", "narrow values")
-        for dtype in LIMITS
-    ),
-    *(Case(2, "all_gather", "narrow values", 2, dtype) for dtype in LIMITS),
-    *(Case(2, "p2p", "narrow values, documents", 2, dtype) for dtype in LIMITS),
-    *(Case(2, way, "narrow values, mask", 2, torch.float32) for way in ("p2p", "a2a")),
-    Case(2, "a2a", "narrow values", 2, torch.float64),
-]
+MASKED = ("mask", "window", "documents")
 # Groups that the ranks divide, that are repeated for all ranks, and (4 groups for 3 ranks) neither.
 EXCHANGED = [
     *(Case(ranks, "a2a", "plain", *one) for ranks in (2, 3) for one in itertools.product((1, 4, 12), EXACT)),
-    *(
-        Case(ranks, "a2a", kind, 4, torch.float64)
-        for ranks in (2, 3)
-        for kind in (*MASKS, "wide values", "documents")
-    ),
+    *(Case(ranks, "a2a", kind, 4, torch.float64) for ranks in (2, 3) for kind in MASKED),
+    *(Case(ranks, "a2a", "plain", 12, torch.float64, 24) for ranks in (2, 3)),
     *(Case(ranks, "a2a", "dropout", 12, torch.float64) for ranks in (2, 3)),
 ]
 # Pairs of ranks exchange, then the sequence stays split over two or three pairs.
 NESTED = [
-    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", "documents", "wide values", *MASKS)),
+    *(Case(4, "a2a+p2p", kind, 4, torch.float32) for kind in ("plain", *MASKED)),
     *(Case(6, "a2a+p2p", "plain", groups, torch.float32) for groups in (1, 4)),
 ]
-CASES = [*PLAIN, *GATHERED, *WIDTHS, *EXCHANGED, *NESTED]
+CASES = [*PLAIN, *WIDTHS, *GATHERED, *EXCHANGED, *NESTED]
 
 
 Found = dict[str, list[dict[str, Any]]]
@@ -166,12 +160,11 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
     from megatron.flagscale.layers.attention import Attention
 
     rank, length = groups.cp.rank(), 2 * case.ranks * CHUNK
-    width = {"wide": 24, "narrow": 8}.get(case.kind.split()[0], 16)
     *exact, grad = inputs(
         (length, 2, HEADS, 16),
         (length, 2, case.groups, 16),
-        (length, 2, case.groups, width),
-        (length, 2, HEADS * width),
+        (length, 2, case.groups, case.width),
+        (length, 2, HEADS * case.width),
     )
     *exact, grad = (tensor.to(case.dtype).double() for tensor in (*exact, grad))
     settings = config(
@@ -179,7 +172,7 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
     )
     settings.sequence_parallel = True  # then no tracker of random states is asked for
     starts, mask = documents(2, length)
-    hidden = mask if case.kind.endswith(("documents", "mask")) else causal(length, length)
+    hidden = mask if case.kind in ("documents", "mask") else causal(length, length)
     if case.kind == "window":
         hidden |= torch.arange(length)[:, None] - torch.arange(length) > 5
 
@@ -197,8 +190,7 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
 
     leaves = as_leaves([part(tensor) for tensor in exact], case.dtype)
     rows = part(mask.permute(2, 0, 1, 3)).permute(1, 2, 0, 3)
-    kind = case.kind.split()[-1]
-    given = {"documents": starts, "mask": rows}.get(kind)
+    given = {"documents": starts, "mask": rows}.get(case.kind)
     out, kept = kept_bytes(lambda: attend(leaves, given, groups, case.way))
     out.backward(part(grad).to(case.dtype))
     whole = as_leaves(exact, torch.float64)
@@ -209,7 +201,7 @@ def measure(case: Case, groups: SimpleNamespace) -> dict[str, Any]:
         expected = reference(whole[0], whole[1], whole[2], hidden, 0.25)
     expected.backward(grad)
     same = as_leaves([tensor.detach().clone() for tensor in exact], case.dtype)
-    given_alone = {"documents": starts, "mask": mask}.get(kind)
+    given_alone = {"documents": starts, "mask": mask}.get(case.kind)
     alone, kept_alone = kept_bytes(lambda: attend(same, given_alone, ALONE, "p2p"))
     alone.backward(grad.to(case.dtype))
     own = [out, *(leaf.grad for leaf in leaves)]

@@ -88,7 +88,8 @@ def _unsupported(values: Mapping[str, Any]) -> Iterator[Violation]:
         if (value := values.get(name)) and value != neutral:
             yield name, f"`{name}` is not supported with `{MESHES}`: {why}"
     if NESTED in (values.get("cp_comm_type") or ()):
-        yield "cp_comm_type", f"`cp_comm_type: {NESTED}` is not supported with `{MESHES}`: {_OWN_GROUPS}"
+        what = f"`cp_comm_type: {NESTED}` is not supported with `{MESHES}`: a mesh has no groups for it"
+        yield "cp_comm_type", f"{what}; use a2a or p2p"
     saves = values.get("save") or values.get("load")
     if saves and values.get("ckpt_format", "torch_dist") != "torch_dist":
         yield "ckpt_format", f"`{MESHES}` needs `ckpt_format: torch_dist`, which any layout can read"
