@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, ZERO
+from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, UP, ZERO
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
@@ -28,7 +28,6 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
-    "mla: TP2 SP, recompute of projections and norms",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
 BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, options="--init-by-rank")
@@ -57,7 +56,10 @@ SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
     "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),
     "one": Layout("moe saved as one", "moe", 1, ""),
-    "latent": Layout("mla experts saved as TP2 SP EP2", "mla experts", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+    # It also recomputes: the projections of latent attention, and norms.
+    "latent": Layout(
+        "mla experts saved as TP2 SP EP2", "mla experts", 2, f"{EP2} {TP2} {SP} {ETP1} {UP} layernorm"
+    ),
 }
 CONTINUED = (
     ("llama", Layout("llama as DP2", "llama", 2, "")),

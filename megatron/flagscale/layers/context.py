@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
-from megatron.flagscale.layers.kernels import attend, attend_backward
+from megatron.flagscale.layers.kernels import attend, attend_backward, stored_by_query
 
 
 def zigzag_attention(
@@ -53,7 +53,7 @@ class _Zigzag(torch.autograd.Function):
             queries, seen, causal = _share(group.rank(), source, q.size(2) // 2)
             part, part_lse = attend(q[:, :, queries], keys[:, :, seen], values[:, :, seen], causal, scale)
             if causal:  # the first step, with this rank's own keys
-                out, lse = part.float(), part_lse
+                out, lse = stored_by_query(part.float()), part_lse
             else:
                 merge(out[:, :, queries], lse[:, :, queries], part, part_lse)
         out = out.to(q.dtype)

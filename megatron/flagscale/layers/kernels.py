@@ -19,16 +19,12 @@ def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return softmax(scale q k^T) v, `[batch, heads, queries, width of v]`, and the log-sum-exp
-    `[batch, heads, queries]`.
-
-    In memory, the first result is `[queries, batch, heads, width]`: Megatron's form of it is a view.
-    """
+    `[batch, heads, queries]`."""
     kernels = chip().attention
-    if kernels and kernels.takes((wide := kernels.padded(q, k, v))[0]):
-        found, lse = kernels.attend(*wide, causal, scale)
-    else:
-        found, lse = plain_attend(q, k, v, causal, scale)
-    return found[..., : v.size(-1)].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3), lse
+    if not kernels or not kernels.takes((wide := kernels.padded(q, k, v))[0]):
+        return plain_attend(q, k, v, causal, scale)
+    out, lse = kernels.attend(*wide, causal, scale)
+    return out[..., : v.size(-1)], lse
 
 
 def attend_backward(
@@ -53,6 +49,14 @@ def attend_backward(
     return d_q[..., : q.size(-1)], d_k[..., : k.size(-1)], d_v[..., : v.size(-1)]
 
 
+def stored_by_query(out: torch.Tensor) -> torch.Tensor:
+    """Return a result of `attend` in a storage `[queries, batch, heads, width]` of its own size.
+
+    The next layer reads it so: it would otherwise keep a copy, in addition to what attention keeps.
+    """
+    return out.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
+
+
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """Return causal attention, `[batch, heads, queries, width of v]`, on the kernels of `attend`.
 
@@ -66,6 +70,7 @@ class _Causal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         out, lse = attend(q, k, v, True, scale)
+        out = stored_by_query(out)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale = scale
         return out

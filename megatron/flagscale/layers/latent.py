@@ -21,7 +21,8 @@ class LatentAttention(MLASelfAttention):
     """Megatron's layer, with the same weights, names and checkpoints, for `LatentCore` as its core attention.
 
     All heads share the rotary part of the keys. With tensor parallelism, its gradient is the sum over the
-    heads of all ranks; Megatron's layer omits that sum without TransformerEngine's linear layers (0.19.2).
+    heads of all ranks; Megatron's layer omits that sum without TransformerEngine's linear layers
+    (findings/megatron_latent_attention_without_te.sh).
     """
 
     def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
