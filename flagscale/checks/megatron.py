@@ -227,7 +227,6 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 NOT_SUPPORTED = (
-    "mtp_num_layers",
     *("hybrid_layer_pattern", "hybrid_override_pattern"),
     "hybrid_context_parallel",
     "dataloader_inter_document_masking",

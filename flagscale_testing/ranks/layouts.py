@@ -37,6 +37,16 @@ LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --dis
     --untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2"""
 MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
     --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
+EXPERTS = "--num-experts 8 --moe-router-topk 4 --moe-ffn-hidden-size 32"
+SIGMOID = """--moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-2
+    --moe-router-topk-scaling-factor 2.5 --moe-router-dtype fp32"""
+GROUPS = "--moe-router-num-groups 4 --moe-router-group-topk 2"
+UNAIDED = "--moe-router-load-balancing-type none --moe-aux-loss-coeff 0"
+SEQUENCE = "--moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 0.01 --moe-z-loss-coeff 1e-3"
+MTP = "--mtp-num-layers 1"
+DEEPSEEK = f"""{LLAMA} {EXPERTS} {SIGMOID} {GROUPS} {MTP} --moe-layer-freq ([0]+[1]*3)
+    --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-3
+    --moe-shared-expert-intermediate-size 32"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 MODELS: dict[str, Sequence[str]] = {
     name: shlex.split(f"{COMMON} {options}")
@@ -50,6 +60,15 @@ MODELS: dict[str, Sequence[str]] = {
         "packed, per token": f"{LLAMA} {PACKED} --calculate-per-token-loss",
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
         "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
+        "sigmoid": f"{LLAMA} {EXPERTS} {SIGMOID} {UNAIDED}",
+        "groups": f"{LLAMA} {EXPERTS} {GROUPS} {SEQUENCE} --moe-router-pre-softmax --moe-router-dtype fp64",
+        "gated": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48 --moe-shared-expert-gate",
+        "mtp": f"{LLAMA} {MTP}",
+        "mtp, tied": f"--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",
+        "mtp, packed": f"{LLAMA} {PACKED} --mtp-num-layers 2",
+        "mtp, per token": f"{LLAMA} {PACKED} --mtp-num-layers 2 --calculate-per-token-loss",
+        "deepseek": DEEPSEEK,
+        "deepseek bf16": f"{DEEPSEEK} --bf16",
         "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",
         "llama bf16": f"{LLAMA} --bf16",
         "llama fp16": f"{LLAMA} --fp16 --initial-loss-scale 65536 --hysteresis 1",
