@@ -37,7 +37,7 @@ LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --dis
     --untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2"""
 MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
     --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
-EXPERTS = "--num-experts 8 --moe-router-topk 4 --moe-ffn-hidden-size 32"
+EXPERTS = "--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 32"
 SIGMOID = """--moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-2
     --moe-router-topk-scaling-factor 2.5 --moe-router-dtype fp32"""
 GROUPS = "--moe-router-num-groups 4 --moe-router-group-topk 2"
@@ -61,7 +61,8 @@ MODELS: dict[str, Sequence[str]] = {
         "qk norm": f"{LLAMA} --qk-layernorm --apply-layernorm-1p",
         "shared": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48",
         "sigmoid": f"{LLAMA} {EXPERTS} {SIGMOID} {UNAIDED}",
-        "groups": f"{LLAMA} {EXPERTS} {GROUPS} {SEQUENCE} --moe-router-pre-softmax --moe-router-dtype fp64",
+        "groups": f"""{LLAMA} {EXPERTS} {GROUPS} {SEQUENCE} --moe-router-pre-softmax --moe-router-dtype fp64
+            --init-method-std 0.06""",
         "gated": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48 --moe-shared-expert-gate",
         "mtp": f"{LLAMA} {MTP}",
         "mtp, tied": f"--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",

@@ -12,6 +12,7 @@ from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
+from megatron.flagscale.layers.expert_bias import PATCHES as expert_bias_patches
 from megatron.flagscale.layers.heads import PATCHES as heads_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
@@ -40,6 +41,7 @@ _ALWAYS = (
     *recording_patches,
     *validation_patches,
     *tokenizer_patches,
+    *expert_bias_patches,
     *heads_patches,
     *schedule_patches,
     *resume_patches,

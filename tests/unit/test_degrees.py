@@ -33,6 +33,7 @@ SHORT = {
     "topk": "moe_router_topk",
     "ffn": "ffn_hidden_size",
     "moe_ffn": "moe_ffn_hidden_size",
+    "shared": "moe_shared_expert_intermediate_size",
     "first": "decoder_first_pipeline_num_layers",
     "last": "decoder_last_pipeline_num_layers",
     "emb": "account_for_embedding_in_pipeline_split",
@@ -140,6 +141,7 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
         "expert tensor 2 x expert 2 x pipeline 1",
     ),
     (2, {"tp": 2, "experts": 4, "moe_ffn": 33}, "moe_ffn_hidden_size", "must be a multiple of 2"),
+    (2, {"tp": 2, "experts": 4, "shared": 33}, "moe_shared_expert_intermediate_size", "must be a multiple of 2"),
     (1, {"experts": 2, "topk": 3}, "moe_router_topk", "moe_router_topk 3 is larger than num_experts 2"),
     (
         3,

@@ -17,6 +17,7 @@ from flagscale.checks import (
     blend_rules,
     data,
     degrees,
+    experts,
     layers,
     megatron,
     pipeline,
@@ -47,11 +48,19 @@ REMARKED: list[dict[str, Any]] = [
     {"num_experts": 2},
     {"data_path": ["text"]},
     {"lr_decay_stablelm2_beta": 1.0},
+    {
+        "mtp_num_layers": 1,
+        "position_embedding_type": "rope",
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": 1,
+    },
 ]
 MODULES = (
     blend_rules,
     data,
     degrees,
+    experts,
     layers,
     megatron,
     pipeline,
