@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, ZERO
+from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, VPP2, ZERO
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
@@ -27,6 +27,8 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
+    "mtp, per token: CP2",
+    "deepseek: EP2 PP2 interleaved",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
 BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, options="--init-by-rank")
@@ -55,6 +57,8 @@ SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
     "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),
     "one": Layout("moe saved as one", "moe", 1, ""),
+    "deepseek": Layout("deepseek saved as TP2 SP EP2", "deepseek", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+    "deepseek stages": Layout("deepseek saved as EP2 PP2", "deepseek", 4, f"{EP2} {PP2}"),
 }
 CONTINUED = (
     ("llama", Layout("llama as DP2", "llama", 2, "")),
@@ -62,10 +66,21 @@ CONTINUED = (
     ("experts", Layout("moe as one", "moe", 1, "")),
     ("experts", Layout("moe as EP2 PP2", "moe", 4, f"{EP2} {PP2}")),
     ("one", Layout("moe as EP2", "moe", 2, EP2)),
+    ("deepseek", Layout("deepseek as one", "deepseek", 1, "")),
+    ("deepseek", Layout("deepseek as PP2 interleaved", "deepseek", 2, f"{PP2} {VPP2}")),
+    ("deepseek stages", Layout("deepseek as EP2 CP2", "deepseek", 2, f"{EP2} {CP2}")),
+    ("deepseek stages", Layout("deepseek as one, evaluated", "deepseek", 1, "--eval-iters 1 --eval-interval 1")),
 )
 
 
-SLOW = ("llama as CP2", "moe as EP2 PP2")
+SLOW = (
+    "llama as CP2",
+    "moe as EP2 PP2",
+    "deepseek saved as EP2 PP2",
+    "deepseek as PP2 interleaved",
+    "deepseek as EP2 CP2",
+    "deepseek as one, evaluated",
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +88,8 @@ def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder: Path = tmp_path_factory.mktemp("checkpoints")
     runs: list[Run] = []
     for saved, layout in SAVED.items():
+        if layout.name in SLOW and not request.config.getoption("--slow"):
+            continue
         runs.append(_run(layout, "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
     for saved, layout in CONTINUED:
         if layout.name in SLOW and not request.config.getoption("--slow"):
