@@ -129,10 +129,14 @@ def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if not groups or not chosen or experts % groups:
         return
     if chosen > topk:
-        what = f"moe_router_group_topk {chosen} is larger than moe_router_topk {topk}: all groups would score 0"
+        what = (
+            f"moe_router_group_topk {chosen} is larger than moe_router_topk {topk}: all groups would score 0"
+        )
         yield "moe_router_group_topk", what
     elif chosen * (experts // groups) < topk:
-        what = f"{chosen} groups of {experts // groups} experts have fewer than moe_router_topk {topk} experts"
+        what = (
+            f"{chosen} groups of {experts // groups} experts have fewer than moe_router_topk {topk} experts"
+        )
         yield "moe_router_group_topk", what
 
 

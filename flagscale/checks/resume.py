@@ -68,7 +68,9 @@ _NEEDS = {
 }
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
 RECORDED = tuple(
-    dict.fromkeys((*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type"))
+    dict.fromkeys(
+        (*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type")
+    )
 )
 """The arguments (by dest) that are stored with a checkpoint."""
 

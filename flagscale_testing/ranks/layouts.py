@@ -38,8 +38,8 @@ LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --dis
 MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
     --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
 EXPERTS = "--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 32"
-SIGMOID = """--moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-2
-    --moe-router-topk-scaling-factor 2.5 --moe-router-dtype fp32"""
+SIGMOID = """--moe-router-score-function sigmoid --moe-router-dtype fp32 --moe-router-topk-scaling-factor 2.5
+    --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-2"""
 GROUPS = "--moe-router-num-groups 4 --moe-router-group-topk 2"
 UNAIDED = "--moe-router-load-balancing-type none --moe-aux-loss-coeff 0"
 SEQUENCE = "--moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 0.01 --moe-z-loss-coeff 1e-3"
@@ -65,7 +65,7 @@ MODELS: dict[str, Sequence[str]] = {
             --init-method-std 0.06""",
         "gated": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48 --moe-shared-expert-gate",
         "mtp": f"{LLAMA} {MTP}",
-        "mtp, tied": f"--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",
+        "mtp, tied": "--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",
         "mtp, packed": f"{LLAMA} {PACKED} --mtp-num-layers 2",
         "mtp, per token": f"{LLAMA} {PACKED} --mtp-num-layers 2 --calculate-per-token-loss",
         "deepseek": DEEPSEEK,

@@ -152,7 +152,8 @@ OF_THE_ENGINE = [
         "`moe_shared_expert_overlap` needs `moe_token_dispatcher_type: alltoall`, not allgather",
     ),
     Example(
-        {"num_experts": 4, "moe_router_enable_expert_bias": True}, "needs `moe_router_score_function: sigmoid`"
+        {"num_experts": 4, "moe_router_enable_expert_bias": True},
+        "needs `moe_router_score_function: sigmoid`",
     ),
     Example({"num_experts": 4, "moe_router_topk": 1}, "needs `moe_router_pre_softmax: true`"),
     Example({"num_experts": 4, "moe_router_group_topk": 2}, "needs `moe_router_num_groups`"),
@@ -164,7 +165,9 @@ OF_THE_ENGINE = [
         {"num_experts": 8, "moe_router_group_topk": 4, "moe_router_num_groups": 2, "moe_router_topk": 4},
         "moe_router_group_topk 4 is larger than moe_router_num_groups 2",
     ),
-    Example({"mtp_num_layers": 1}, "not supported with `position_embedding_type: learned_absolute`; use rope"),
+    Example(
+        {"mtp_num_layers": 1}, "not supported with `position_embedding_type: learned_absolute`; use rope"
+    ),
     Example(
         {
             "mtp_num_layers": 1,
@@ -296,7 +299,9 @@ SHARED = [
     ),
     Example({"num_experts": 4, "moe_router_num_groups": 2}, "without `moe_router_group_topk`"),
     Example(_GROUPED | {"moe_router_topk": 1}, "moe_router_group_topk 2 is larger than moe_router_topk 1"),
-    Example(_GROUPED | {"moe_router_topk": 5}, "2 groups of 2 experts have fewer than moe_router_topk 5"),
+    Example(
+        _GROUPED | {"moe_router_topk": 5}, "2 groups of 2 experts have fewer than moe_router_topk 5"
+    ),
     # The schedule of v0.6.0.
     *(
         Example(_LM2 | {f"lr_decay_stablelm2_{name}": -1}, "must be at least 0, not -1")

@@ -83,9 +83,15 @@ FREE: list[dict[str, Any]] = [
 
 
 DEEPSEEK: dict[str, Any] = {
-    **{"num_experts": 8, "moe_ffn_hidden_size": 64, "moe_router_score_function": "sigmoid"},
-    **{"moe_router_enable_expert_bias": True, "moe_router_num_groups": 4, "moe_router_group_topk": 2},
-    **{"moe_shared_expert_intermediate_size": 64, "mtp_num_layers": 1, "mtp_loss_scaling_factor": 0.1},
+    "num_experts": 8,
+    "moe_ffn_hidden_size": 64,
+    "moe_shared_expert_intermediate_size": 64,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_num_groups": 4,
+    "moe_router_group_topk": 2,
+    "mtp_num_layers": 1,
+    "mtp_loss_scaling_factor": 0.1,
 }
 NEW_TRAINING = "or set `finetune: true` to start a new training with its weights"
 OF_DEEPSEEK: list[tuple[dict[str, Any], str, str]] = [

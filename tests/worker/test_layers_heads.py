@@ -1,4 +1,4 @@
-"""The heads of multi-token prediction: their layers, their embeddings, their recompute; and the expert bias."""
+"""The heads of multi-token prediction: layers, embeddings and recompute; and what the expert bias counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def last_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("freq", [[0, 1], [1, 0]])
-def test_heads_have_our_norms_and_attention_and_the_last_layers_kind(freq: list[int], last_stage: None) -> None:
+def test_heads_have_our_norms_and_attention_and_the_last_layers_kind(
+    freq: list[int], last_stage: None
+) -> None:
     model = SimpleNamespace(
         transformer=settings(num_moe_experts=2, moe_layer_freq=freq), transformer_layer_spec=spec.layer_spec
     )
@@ -102,9 +104,7 @@ def test_recompute_lists_hold_for_the_heads_of_their_stage(monkeypatch: pytest.M
     )
     layer, inner = SimpleNamespace(), SimpleNamespace()
     head = Part(mtp_model_layer=inner)
-    chunk = SimpleNamespace(
-        decoder=Part(layers=[layer], vp_stage=None), mtp=SimpleNamespace(layers=[head])
-    )
+    chunk = SimpleNamespace(decoder=Part(layers=[layer], vp_stage=None), mtp=SimpleNamespace(layers=[head]))
     recompute._schedule_all(lists, 2, [chunk])
     for layer.current_microbatch, expected in enumerate(["full", None]):
         inner.current_microbatch = layer.current_microbatch

@@ -52,6 +52,8 @@ def test_weights_drawn_by_rank_differ(differences: dict[str, Difference]) -> Non
     assert found.loss > 1e-3
 
 
+EVALUATED = "--eval-iters 1 --eval-interval 1"
+
 # A checkpoint is saved under each of these layouts and continued under those of `CONTINUED`.
 SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
@@ -69,7 +71,10 @@ CONTINUED = (
     ("deepseek", Layout("deepseek as one", "deepseek", 1, "")),
     ("deepseek", Layout("deepseek as PP2 interleaved", "deepseek", 2, f"{PP2} {VPP2}")),
     ("deepseek stages", Layout("deepseek as EP2 CP2", "deepseek", 2, f"{EP2} {CP2}")),
-    ("deepseek stages", Layout("deepseek as one, evaluated", "deepseek", 1, "--eval-iters 1 --eval-interval 1")),
+    (
+        "deepseek stages",
+        Layout("deepseek as one, evaluated", "deepseek", 1, EVALUATED),
+    ),
 )
 
 

@@ -23,8 +23,8 @@ PATCHES = (
     Patch(
         "megatron.core.transformer.moe.router:TopKRouter._maintain_float32_expert_bias",
         _with_exact_counts,
-        "With bf16 or fp16, the tokens of each expert are counted in that precision, which is exact up to 256 "
-        "or 2048 only: the bias of an expert then moves in the wrong direction, differently in every layout.",
+        "With bf16 or fp16, it counts the tokens of each expert in that precision, which is exact only up to "
+        "256 or 2048: the bias of an expert then moves in the wrong direction, differently in every layout.",
         "worker",
         until="the counts stay in fp32 like the bias",
     ),

@@ -84,8 +84,8 @@ PATCHES = (
     Patch(
         "megatron.training.models.gpt:mtp_block_spec",
         _of_our_layers,
-        "It builds the heads of multi-token prediction from Megatron's own layers, whatever the specification "
-        "of the model's layers is; without TransformerEngine, they have no sequence or context parallelism.",
+        "It builds the heads of multi-token prediction from Megatron's own layers, whatever those of the "
+        "model are. Without TransformerEngine, these have no sequence parallelism and no context parallelism.",
         "worker",
         until="it takes the heads' layers from the model's specification",
     ),

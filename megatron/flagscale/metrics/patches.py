@@ -173,7 +173,7 @@ PATCHES = (
     Patch(
         "megatron.core.transformer.moe.moe_logging:MoEMetricsTracker._aggregate",
         _record_routers,
-        "It returns the losses of the routers, which the trainer adds to sums that it resets before it returns.",
+        "It returns the losses of routers, which the trainer adds to sums that it resets before it returns.",
         "worker",
         until=_UNTIL,
     ),
