@@ -13,7 +13,7 @@ from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.layers.expert_bias import PATCHES as expert_bias_patches
-from megatron.flagscale.layers.heads import PATCHES as heads_patches
+from megatron.flagscale.layers.prediction_heads import PATCHES as prediction_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
@@ -42,7 +42,7 @@ _ALWAYS = (
     *validation_patches,
     *tokenizer_patches,
     *expert_bias_patches,
-    *heads_patches,
+    *prediction_patches,
     *schedule_patches,
     *resume_patches,
     *saving_patches,

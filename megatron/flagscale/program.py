@@ -124,7 +124,7 @@ def _prepared(
     from megatron.flagscale.args import parse
     from megatron.flagscale.data import build_datasets
     from megatron.flagscale.hetero import join, parse_own
-    from megatron.flagscale.layers.heads import embedding_ranks
+    from megatron.flagscale.layers.prediction_heads import embedding_ranks
     from megatron.flagscale.recompute import schedule_recompute
     from megatron.flagscale.validation import prepare_validation
 

@@ -299,9 +299,7 @@ SHARED = [
     ),
     Example({"num_experts": 4, "moe_router_num_groups": 2}, "without `moe_router_group_topk`"),
     Example(_GROUPED | {"moe_router_topk": 1}, "moe_router_group_topk 2 is larger than moe_router_topk 1"),
-    Example(
-        _GROUPED | {"moe_router_topk": 5}, "2 groups of 2 experts have fewer than moe_router_topk 5"
-    ),
+    Example(_GROUPED | {"moe_router_topk": 5}, "2 groups of 2 experts have fewer than moe_router_topk 5"),
     # The schedule of v0.6.0.
     *(
         Example(_LM2 | {f"lr_decay_stablelm2_{name}": -1}, "must be at least 0, not -1")

@@ -38,7 +38,9 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
     return block
 
 
-def heads_spec(config: Any, vp_stage: int | None = None) -> MultiTokenPredictionBlockSubmodules | None:
+def prediction_heads_spec(
+    config: Any, vp_stage: int | None = None
+) -> MultiTokenPredictionBlockSubmodules | None:
     """Return the heads of multi-token prediction on a pipeline stage, None if it has none.
 
     Each head has a layer of the kind of the model's last one, on whatever stage that is.

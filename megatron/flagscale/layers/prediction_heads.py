@@ -37,10 +37,10 @@ def embedding_ranks(transformer: Any, stages: Sequence[int]) -> list[int]:
 def _of_our_layers(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def mtp_block_spec(config: Any, layers: Any, vp_stage: int | None = None) -> Any:
-        from megatron.flagscale.layers.spec import heads_spec, layer_spec
+        from megatron.flagscale.layers.spec import layer_spec, prediction_heads_spec
 
         if config.transformer_layer_spec is layer_spec and config.transformer.mtp_num_layers:
-            return heads_spec(config, vp_stage)
+            return prediction_heads_spec(config, vp_stage)
         return original(config, layers, vp_stage=vp_stage)
 
     return mtp_block_spec
@@ -85,7 +85,7 @@ PATCHES = (
         "megatron.training.models.gpt:mtp_block_spec",
         _of_our_layers,
         "It builds the heads of multi-token prediction from Megatron's own layers, whatever those of the "
-        "model are. Without TransformerEngine, these have no sequence parallelism and no context parallelism.",
+        "model are. Without TransformerEngine, those have neither sequence nor context parallelism.",
         "worker",
         until="it takes the heads' layers from the model's specification",
     ),

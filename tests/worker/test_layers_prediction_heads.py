@@ -16,7 +16,7 @@ from flagscale.checks.recompute import recompute_schedule
 from megatron.flagscale import recompute
 from megatron.flagscale.layers import spec
 from megatron.flagscale.layers.expert_bias import _with_exact_counts
-from megatron.flagscale.layers.heads import _of_our_layers, embedding_ranks
+from megatron.flagscale.layers.prediction_heads import _of_our_layers, embedding_ranks
 
 
 def settings(**changes: Any) -> TransformerConfig:
