@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, VPP2, ZERO
+from benchmarks.layouts import CUT, EP2, ETP1, LAYOUTS, PP4, SP, VPP2, ZERO
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
@@ -60,6 +60,8 @@ SAVED = {
     "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),
     "one": Layout("moe saved as one", "moe", 1, ""),
     "deepseek": Layout("deepseek saved as TP2 SP EP2", "deepseek", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+    "tied": Layout("mtp, tied saved as PP2", "mtp, tied", 2, PP2),
+    "tied apart": Layout("mtp, tied saved as PP4", "mtp, tied", 4, f"{PP4} {CUT} Et|tt|tmm|L"),
     "deepseek stages": Layout("deepseek saved as EP2 PP2", "deepseek", 4, f"{EP2} {PP2}"),
 }
 CONTINUED = (
@@ -70,6 +72,8 @@ CONTINUED = (
     ("one", Layout("moe as EP2", "moe", 2, EP2)),
     ("deepseek", Layout("deepseek as one", "deepseek", 1, "")),
     ("deepseek", Layout("deepseek as PP2 interleaved", "deepseek", 2, f"{PP2} {VPP2}")),
+    ("tied", Layout("mtp, tied as one", "mtp, tied", 1, "")),
+    ("tied apart", Layout("mtp, tied as PP2 TP2 SP", "mtp, tied", 4, f"{PP2} {TP2} {SP}")),
     ("deepseek stages", Layout("deepseek as EP2 CP2", "deepseek", 2, f"{EP2} {CP2}")),
     (
         "deepseek stages",
@@ -82,6 +86,8 @@ SLOW = (
     "llama as CP2",
     "moe as EP2 PP2",
     "deepseek saved as EP2 PP2",
+    "mtp, tied saved as PP4",
+    "mtp, tied as PP2 TP2 SP",
     "deepseek as PP2 interleaved",
     "deepseek as EP2 CP2",
     "deepseek as one, evaluated",

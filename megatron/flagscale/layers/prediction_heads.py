@@ -34,6 +34,18 @@ def embedding_ranks(transformer: Any, stages: Sequence[int]) -> list[int]:
     return sorted({stages[0], *of_heads, *(stages[-1:] if is_tied else ())})
 
 
+def drop_unused_outputs(chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Remove weights that a stage has besides its tied copy of the embeddings; a pre-wrap hook of the engine.
+
+    Megatron-core 0.19.2 allocates them beside heads on a later stage, does not use them, and cannot save them.
+    """
+    for chunk in chunks:
+        is_tied = chunk.share_embeddings_and_output_weights and chunk.mtp_process
+        if is_tied and chunk.post_process and not chunk.pre_process:
+            chunk.output_layer.weight = None
+    return chunks
+
+
 def _of_our_layers(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def mtp_block_spec(config: Any, layers: Any, vp_stage: int | None = None) -> Any:
