@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.layouts import CUT, EP2, ETP1, LAYOUTS, PP4, SP, VPP2, ZERO
+from benchmarks.layouts import CUT, EP2, ETP1, LAYOUTS, OVERLAP, PP4, SP, VPP2, ZERO
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
@@ -59,6 +59,7 @@ SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
     "experts": Layout("moe saved as TP2 SP EP2", "moe", 2, f"{EP2} {TP2} {SP} {ETP1}"),
     "one": Layout("moe saved as one", "moe", 1, ""),
+    "buckets": Layout("gpt saved in padded buckets", "gpt", 2, f"{OVERLAP} --ddp-bucket-size 20000"),
     "deepseek": Layout("deepseek saved as TP2 SP EP2", "deepseek", 2, f"{EP2} {TP2} {SP} {ETP1}"),
     "tied": Layout("mtp, tied saved as PP2", "mtp, tied", 2, PP2),
     "tied apart": Layout("mtp, tied saved as PP4", "mtp, tied", 4, f"{PP4} {CUT} Et|tt|tmm|L"),
@@ -70,6 +71,7 @@ CONTINUED = (
     ("experts", Layout("moe as one", "moe", 1, "")),
     ("experts", Layout("moe as EP2 PP2", "moe", 4, f"{EP2} {PP2}")),
     ("one", Layout("moe as EP2", "moe", 2, EP2)),
+    ("buckets", Layout("gpt as one", "gpt", 1, "")),
     ("deepseek", Layout("deepseek as one", "deepseek", 1, "")),
     ("deepseek", Layout("deepseek as PP2 interleaved", "deepseek", 2, f"{PP2} {VPP2}")),
     ("tied", Layout("mtp, tied as one", "mtp, tied", 1, "")),
