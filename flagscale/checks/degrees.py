@@ -141,6 +141,8 @@ def _expert_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Vi
         return
     yield from multiple(values, "num_experts", found.ep, f"expert_model_parallel_size {found.ep}")
     yield from multiple(values, "moe_ffn_hidden_size", found.etp, f"expert_tensor_parallel_size {found.etp}")
+    shared = "moe_shared_expert_intermediate_size"
+    yield from multiple(values, shared, found.tp, f"tensor_model_parallel_size {found.tp}")
     expert_ranks = found.etp * found.ep * found.pp
     if found.world_size % expert_ranks:
         yield (

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+from flagscale.checks.experts import expert_violations, head_violations, silent_router_violations
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.stablelm2 import stablelm2_remarks
@@ -53,6 +54,8 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
     if values.get("multi_latent_attention") and values.get("kv_channels") is not None:
         yield "kv_channels", "has no effect with multi_latent_attention, which has widths of its own"
+    if values.get("mtp_num_layers") and values.get("recompute_method") == "block":
+        yield "mtp_num_layers", "`recompute_method: block` does not recompute the heads that it adds"
     yield from stablelm2_remarks(values)
 
 
@@ -78,7 +81,8 @@ LEAST: Mapping[str, int] = {
         (
             *("lr", "min_lr", "lr_warmup_init", "lr_warmup_iters", "lr_warmup_samples", "weight_decay"),
             *("clip_grad", "adam_eps", "init_method_std", "hidden_dropout"),
-            *("attention_dropout", "eval_iters", "num_workers"),
+            *("attention_dropout", "eval_iters", "num_workers", "mtp_num_layers", "mtp_loss_scaling_factor"),
+            *("moe_router_bias_update_rate", "moe_z_loss_coeff"),
         ),
         0,
     ),
@@ -149,26 +153,8 @@ def _schedule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 def _model_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("group_query_attention") and values.get("multi_latent_attention"):
         yield "group_query_attention", "give `group_query_attention` or `multi_latent_attention`, not both"
-    if not values.get("num_experts"):
-        if values.get("moe_ffn_hidden_size"):
-            yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
-        return
-    tp, etp = values.get("tensor_model_parallel_size") or 1, values.get("expert_tensor_parallel_size")
-    if tp > 1 and not values.get("sequence_parallel"):
-        yield "num_experts", "experts with tensor_model_parallel_size > 1 need `sequence_parallel: true`"
-    if values.get("add_bias_linear") and (etp or tp) > 1:
-        what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
-        yield "add_bias_linear", what
-    kinds, weights = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
-    if (
-        isinstance(kinds, list)
-        and len(kinds) > 1
-        and (not isinstance(weights, list) or len(weights) != len(kinds))
-    ):
-        yield (
-            "moe_aux_loss_coeff",
-            f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
-        )
+    yield from expert_violations(values)
+    yield from head_violations(values)
 
 
 def _precision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -236,10 +222,10 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     ):
         what = "rounds gradients to bf16 and cannot be combined with an fp32 model; remove it"
         yield "cross_entropy_loss_fusion", f"`cross_entropy_loss_fusion` {what}"
+    yield from silent_router_violations(values)
 
 
 NOT_SUPPORTED = (
-    "mtp_num_layers",
     *("hybrid_layer_pattern", "hybrid_override_pattern"),
     "hybrid_context_parallel",
     "dataloader_inter_document_masking",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,14 +20,55 @@ _COUNTED = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipe
 
 
 def model_chunks(values: Mapping[str, Any], pp: int) -> int:
-    """Return the number of model chunks per stage; 1 for a layout that is written with multiplications."""
+    """Return the number of model chunks per stage."""
     layout = values.get("pipeline_model_parallel_layout")
-    if isinstance(layout, str) and "*" not in layout:
-        return max(1, (layout.count("|") + 1) // pp)
+    if isinstance(layout, str):
+        return max(1, len(layout_parts(layout)) // pp)
     per_chunk = values.get("num_layers_per_virtual_pipeline_stage")
     if isinstance(per_chunk, int) and per_chunk > 0:
         return max(1, _counted_layers(values) // pp // per_chunk)
     return int(values.get("num_virtual_stages_per_pipeline_rank") or 1)
+
+
+_MOST_TIMES = 1000
+"""Limits what a slip of the finger in a layout can cost."""
+
+
+def layout_parts(layout: str) -> list[str]:
+    """Return the letters of each stage or chunk of a pipeline layout, with its multiplications written out.
+
+    E: embedding, t: layer, m: prediction head, L: loss. Source: Megatron-core 0.19.2,
+    `PipelineParallelLayerLayout.parse_str_to_list`.
+    """
+    text = layout.replace(",", "")
+    for pattern in (r"\(([^)]+)\)\*(\d+)", r"(.)\*(\d+)"):
+        text = re.sub(pattern, lambda found: found[1] * min(int(found[2]), _MOST_TIMES), text)
+    return text.split("|")
+
+
+def layout_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the first rule of the engine that a pipeline layout breaks."""
+    name, pp = "pipeline_model_parallel_layout", values["pipeline_model_parallel_size"]
+    if not isinstance(values.get(name), str):
+        return
+    parts, layers, heads = layout_parts(values[name]), values.get("num_layers"), values.get("mtp_num_layers")
+    whole, with_heads = "".join(parts), [number for number, part in enumerate(parts) if "m" in part]
+    if others := sorted(set(whole) - set("EtmL")):
+        yield name, f"{name} has an unknown letter {others[0]!r}: use E, t, m, L, and | between stages"
+    elif len(parts) % pp:
+        what = f"{name} has {len(parts)} parts, not a multiple of pipeline_model_parallel_size {pp}"
+        yield name, what
+    elif not re.fullmatch("E[tm]*L", whole):
+        yield name, f"{name} must begin with its only E (embedding) and end with its only L (loss)"
+    elif isinstance(layers, int) and whole.count("t") != layers:
+        yield name, f"{name} has {whole.count('t')} layers (t), but num_layers is {layers}"
+    elif whole.count("m") != (heads or 0):
+        yield name, f"{name} has {whole.count('m')} prediction heads (m), but mtp_num_layers is {heads or 0}"
+    elif "mt" in whole or len(with_heads) > 1 or any(number < len(parts) - pp for number in with_heads):
+        yield (
+            name,
+            f"{name} must have all prediction heads (m) in one of the last {pp} parts, after all layers",
+        )
 
 
 def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterator[Violation]:
@@ -49,6 +91,7 @@ def pipeline_violations(values: Mapping[str, Any], pp: int, vpp: int) -> Iterato
         yield from (
             _uneven_violations(values, uneven, pp, vpp) if uneven else _even_violations(values, pp, vpp)
         )
+    yield from layout_violations(values)
     if vpp > 1 and pp == 1:
         yield given[0], "an interleaved pipeline needs pipeline_model_parallel_size > 1"
     elif vpp > 1 and pp == 2 and not values.get("overlap_p2p_comm", True):

@@ -22,16 +22,21 @@ SHAPE = (
     *("qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "qk_layernorm", "normalization", "swiglu"),
     *("add_bias_linear", "add_qkv_bias", "position_embedding_type", "untie_embeddings_and_output_weights"),
     *("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_layer_freq"),
+    "mtp_use_repeated_layer",
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (
     *("squared_relu", "quick_geglu", "rotary_base", "rotary_percent", "rotary_interleaved"),
     *("use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "layernorm_epsilon"),
     *("rope_type", *ONLY_WITH_YARN, "layernorm_zero_centered_gamma", "window_size"),
-    *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax"),
+    *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax", "moe_router_num_groups"),
+    *("moe_router_group_topk", "moe_router_topk_scaling_factor"),
 )
 """Another value makes the same weights compute something else: refused, unless `finetune` starts a new
 training with these weights."""
+PARTS_OF_MODEL = ("mtp_num_layers", "moe_router_enable_expert_bias", "moe_shared_expert_gate")
+"""A larger value needs weights that the checkpoint does not have: refused as for `SHAPE`. A smaller one
+leaves some of its weights out: refused as for `FUNCTION`."""
 OPTIMIZER = ("optimizer", *dict.fromkeys(name for names in PARTS.values() for name in names))
 """Refused if the optimizer's state or its schedule would change, unless neither is loaded; a switch says
 which of two schedules counts."""
@@ -39,6 +44,8 @@ NOTICE = (
     *("seed", "global_batch_size", "seq_length", "split", "step_batch_size_schedule", "attention_dropout"),
     *("hidden_dropout", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps", "bf16", "fp16", "eod_mask_loss"),
     *("reset_attention_mask", "reset_position_ids", "moe_aux_loss_coeff", "moe_router_load_balancing_type"),
+    *("moe_z_loss_coeff", "moe_router_bias_update_rate", "moe_router_dtype", "mtp_loss_scaling_factor"),
+    "mtp_detach_heads",
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
     *KEYS,
 )
@@ -56,10 +63,16 @@ _NEEDS = {
     ),
     "rope_scaling_factor": "use_rope_scaling",
     **dict.fromkeys(ONLY_WITH_YARN, "uses yarn"),
+    "moe_router_bias_update_rate": "moe_router_enable_expert_bias",
+    **dict.fromkeys(
+        ("mtp_use_repeated_layer", "mtp_loss_scaling_factor", "mtp_detach_heads"), "mtp_num_layers"
+    ),
 }
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
 RECORDED = tuple(
-    dict.fromkeys((*SHAPE, *FUNCTION, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type"))
+    dict.fromkeys(
+        (*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type")
+    )
 )
 """The arguments (by dest) that are stored with a checkpoint."""
 
@@ -93,14 +106,16 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     """Yield each argument that may not differ from the checkpoint's; `now` are the arguments by dest."""
     if now.get("moe_use_upcycling"):
         return  # the engine makes another model of the checkpoint's
-    for name in _changed(saved, now, _shapes(now)):
+    for name in (*_changed(saved, now, _shapes(now)), *_added(saved, now)):
         same = _instead(saved, name)
         others = "start another run (experiment.exp_dir, `load`)" if saved.resumes else "load other weights"
         what = f"its weights do not fit; {same}, or {others}"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if now.get("finetune") or not (saved.resumes or now.get(WITH_OPTIM)):
         return
-    for name in _changed(saved, now, FUNCTION) if saved.resumes else ():
+    added = _added(saved, now)
+    functions = [name for name in (*FUNCTION, *PARTS_OF_MODEL) if name not in added]
+    for name in _changed(saved, now, functions) if saved.resumes else ():
         what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if not _loads_optimizer(now):
@@ -142,6 +157,15 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
 def _shapes(values: Mapping[str, Any]) -> tuple[str, ...]:
     is_learned = values.get("position_embedding_type") == "learned_absolute"
     return (*SHAPE, "max_position_embeddings") if is_learned else SHAPE
+
+
+def _added(saved: Saved, now: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that add parts to the model which the checkpoint does not have."""
+    sizes = {
+        name: [_comparable(values[name]) or 0 for values in (saved.values, now)]
+        for name in _changed(saved, now, PARTS_OF_MODEL)
+    }
+    return [name for name, (before, after) in sizes.items() if after > before]
 
 
 def _loads_optimizer(now: Mapping[str, Any]) -> bool:

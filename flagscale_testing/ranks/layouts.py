@@ -43,6 +43,16 @@ DENSE_FIRST = "--moe-layer-freq ([0]+[1]*3)"
 YARN = "--rope-type yarn --rotary-scaling-factor 40 --mscale 0.707 --mscale-all-dim 0.5"
 MOE = """--num-experts 4 --moe-router-topk 2 --moe-router-load-balancing-type aux_loss
     --moe-aux-loss-coeff 0.01 --moe-ffn-hidden-size 96"""
+EXPERTS = "--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 32"
+SIGMOID = """--moe-router-score-function sigmoid --moe-router-dtype fp32 --moe-router-topk-scaling-factor 2.5
+    --moe-router-enable-expert-bias --moe-router-bias-update-rate 1e-2"""
+GROUPS = "--moe-router-num-groups 4 --moe-router-group-topk 2"
+UNAIDED = "--moe-router-load-balancing-type none --moe-aux-loss-coeff 0"
+SEQUENCE = "--moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 0.01 --moe-z-loss-coeff 1e-3"
+MTP = "--mtp-num-layers 1"
+PARTS = f"""{EXPERTS} {SIGMOID} {GROUPS} {MTP} --moe-layer-freq ([0]+[1]*3)
+    --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-3
+    --moe-shared-expert-intermediate-size 32"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
 MODELS: dict[str, Sequence[str]] = {
     name: shlex.split(f"{COMMON} {options}")
@@ -64,6 +74,17 @@ MODELS: dict[str, Sequence[str]] = {
         "mla experts": f"{DEEPSEEK_V3} {MOE} --moe-shared-expert-intermediate-size 48 {DENSE_FIRST}",
         "mla dropout": f"{DEEPSEEK_V3} --attention-dropout 0.1 --hidden-dropout 0.1",
         "mla bf16": f"{DEEPSEEK_V3} --bf16",
+        "sigmoid": f"{LLAMA} {EXPERTS} {SIGMOID} {UNAIDED}",
+        "groups": f"""{LLAMA} {EXPERTS} {GROUPS} {SEQUENCE} --moe-router-pre-softmax --moe-router-dtype fp64
+            --init-method-std 0.06""",
+        "gated": f"{LLAMA} {MOE} --moe-shared-expert-intermediate-size 48 --moe-shared-expert-gate",
+        "mtp": f"{LLAMA} {MTP}",
+        "mtp, tied": "--position-embedding-type rope --mtp-num-layers 2 --mtp-loss-scaling-factor 0.3",
+        "mtp, packed": f"{LLAMA} {PACKED} --mtp-num-layers 2",
+        "mtp, per token": f"{LLAMA} {PACKED} --mtp-num-layers 2 --calculate-per-token-loss",
+        "deepseek": f"{LLAMA} {PARTS}",
+        "deepseek mla": f"{DEEPSEEK_V3} {PARTS}",
+        "deepseek bf16": f"{LLAMA} {PARTS} --bf16",
         "dropout": f"{LLAMA} --attention-dropout 0.1 --hidden-dropout 0.1",
         "llama bf16": f"{LLAMA} --bf16",
         "llama fp16": f"{LLAMA} --fp16 --initial-loss-scale 65536 --hysteresis 1",

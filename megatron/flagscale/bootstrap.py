@@ -90,6 +90,10 @@ def adapt(model_config: Any, args: Any) -> None:
     from megatron.flagscale.chips import chip
 
     transformer = model_config.transformer
+    if transformer.mtp_num_layers:
+        from megatron.flagscale.layers.prediction_heads import drop_unused_outputs
+
+        model_config.pre_wrap_hooks.append(drop_unused_outputs)
     if args.transformer_impl != "transformer_engine" and not args.init_by_rank:
         from megatron.flagscale.initialization import draw_by_name
 

@@ -10,6 +10,8 @@ import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
@@ -81,7 +83,17 @@ build_datasets.is_distributed = True  # type: ignore[attr-defined]
 
 def _reads_data(vp_stage: int | None) -> bool:
     """Return whether a stage needs batches: with tokens or labels, or whenever documents are masked."""
-    return bool(is_first_or_last_pipeline_stage(vp_stage)) or get_args().reset_attention_mask
+    is_end = bool(is_first_or_last_pipeline_stage(vp_stage))
+    return is_end or _has_heads(vp_stage) or get_args().reset_attention_mask
+
+
+def _has_heads(vp_stage: int | None) -> bool:
+    """Return whether a stage has the heads of multi-token prediction, which read tokens and labels."""
+    args = get_args()
+    layout = args.pipeline_model_parallel_layout
+    if layout is not None:
+        layout = PipelineParallelLayerLayout.from_str(layout, args.pipeline_model_parallel_size)
+    return bool(mtp_on_this_rank(layout, args.mtp_num_layers, vp_stage is None, vp_stage))
 
 
 def get_batch(
@@ -110,7 +122,7 @@ def get_batch(
         tp_rank=mpu.get_tensor_model_parallel_rank(),
         micro_batch_size=args.micro_batch_size if torch.is_grad_enabled() else args.eval_micro_batch_size,
         seq_length=args.seq_length,
-        mtp_on_this_rank=False,
+        mtp_on_this_rank=_has_heads(vp_stage),
         # Documents are found in the tokens, so every stage gets them, as in a pipeline of one stage.
         pipeline_model_parallel_size=1 if args.reset_attention_mask else args.pipeline_model_parallel_size,
         is_pipeline_first_stage=mpu.is_pipeline_first_stage(

@@ -12,6 +12,8 @@ from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
+from megatron.flagscale.layers.expert_bias import PATCHES as expert_bias_patches
+from megatron.flagscale.layers.prediction_heads import PATCHES as prediction_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
@@ -39,6 +41,8 @@ _ALWAYS = (
     *recording_patches,
     *validation_patches,
     *tokenizer_patches,
+    *expert_bias_patches,
+    *prediction_patches,
     *schedule_patches,
     *resume_patches,
     *saving_patches,

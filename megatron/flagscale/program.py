@@ -124,6 +124,7 @@ def _prepared(
     from megatron.flagscale.args import parse
     from megatron.flagscale.data import build_datasets
     from megatron.flagscale.hetero import join, parse_own
+    from megatron.flagscale.layers.prediction_heads import embedding_ranks
     from megatron.flagscale.recompute import schedule_recompute
     from megatron.flagscale.validation import prepare_validation
 
@@ -132,9 +133,10 @@ def _prepared(
     adapt(model_config, args)
     schedule_recompute(model_config, args)
     prepare_validation(args)
-    seams = {}
     if part:
         seams = join(part, args, model_config)
+    else:
+        seams = {"get_embedding_ranks": functools.partial(embedding_ranks, model_config.transformer)}
     return (
         pretrain,
         pretrain_cfg_container_from_args(args, model_config),

@@ -41,20 +41,23 @@ def _schedule_all(lists: RecomputeSchedule, pp: int, chunks: list[torch.nn.Modul
     from megatron.core import mpu
 
     for chunk in chunks:
-        block = chunk.decoder
-        if len(block.layers):
-            # In the order of the layers, a stage's second chunk comes after the last stage's first one.
-            stage = (block.vp_stage or 0) * pp + mpu.get_pipeline_model_parallel_rank()
-            block.config = copy.copy(block.config)
-            block.register_forward_pre_hook(functools.partial(_set, lists, stage))
+        # In the order of the layers, a stage's second chunk comes after the last stage's first one.
+        stage = (chunk.decoder.vp_stage or 0) * pp + mpu.get_pipeline_model_parallel_rank()
+        parts = [(chunk.decoder, chunk.decoder.layers[0])] if len(chunk.decoder.layers) else []
+        if hasattr(chunk, "mtp"):
+            parts += [(head, head.mtp_model_layer) for head in chunk.mtp.layers]
+        for part, layer in parts:
+            part.config = copy.copy(part.config)
+            part.register_forward_pre_hook(functools.partial(_set, lists, stage, layer))
     return chunks
 
 
-def _set(lists: RecomputeSchedule, stage: int, block: Any, _: Any) -> None:
+def _set(lists: RecomputeSchedule, stage: int, layer: Any, part: Any, _: Any) -> None:
     # An evaluation recomputes nothing, and may have more micro-batches than the lists cover.
-    if block.training:
+    if part.training:
         # Every schedule sets it on the layers before a forward (`cuda_graphs.py:set_current_microbatch`).
-        setting = lists.resolve(stage, block.layers[0].current_microbatch)
-        block.config.recompute_granularity = setting.granularity
-        block.config.recompute_method = setting.method
-        block.config.recompute_num_layers = setting.num_layers
+        setting = lists.resolve(stage, layer.current_microbatch)
+        part.config.recompute_granularity = setting.granularity
+        part.config.recompute_method = setting.method
+        # A prediction head is recomputed as a whole, and the engine accepts no other number for it.
+        part.config.recompute_num_layers = setting.num_layers if hasattr(part, "layers") else 1

@@ -150,6 +150,43 @@ OF_THE_ENGINE = [
         },
         "give one value for each of the 2 values of moe_router_load_balancing_type",
     ),
+    Example({"num_experts": 4, "moe_layer_freq": [0, 1]}, "has 2 values, but num_layers is 4"),
+    Example({"num_experts": 4, "moe_layer_freq": "[0]*2+[1]*3"}, "has 5 values, but num_layers is 4"),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_shared_expert_intermediate_size": 64,
+            "moe_shared_expert_overlap": True,
+        },
+        "`moe_shared_expert_overlap` needs `moe_token_dispatcher_type: alltoall`, not allgather",
+    ),
+    Example(
+        {"num_experts": 4, "moe_router_enable_expert_bias": True},
+        "needs `moe_router_score_function: sigmoid`",
+    ),
+    Example({"num_experts": 4, "moe_router_topk": 1}, "needs `moe_router_pre_softmax: true`"),
+    Example({"num_experts": 4, "moe_router_group_topk": 2}, "needs `moe_router_num_groups`"),
+    Example(
+        {"num_experts": 4, "moe_router_group_topk": 2, "moe_router_num_groups": 3},
+        "moe_router_num_groups 3 does not divide num_experts 4",
+    ),
+    Example(
+        {"num_experts": 8, "moe_router_group_topk": 4, "moe_router_num_groups": 2, "moe_router_topk": 4},
+        "moe_router_group_topk 4 is larger than moe_router_num_groups 2",
+    ),
+    Example(
+        {"mtp_num_layers": 1}, "not supported with `position_embedding_type: learned_absolute`; use rope"
+    ),
+    Example(
+        {
+            "mtp_num_layers": 1,
+            "position_embedding_type": "rope",
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 2,
+        },
+        "needs `recompute_num_layers: 1`, not 2",
+    ),
     Example({"fp16": True, "bf16": True}, "give `fp16` or `bf16`, not both"),
     Example({"fp16_lm_cross_entropy": True}, "`fp16_lm_cross_entropy` needs `fp16: true`"),
     Example({"fp32_residual_connection": True}, "`fp32_residual_connection` needs `fp16` or `bf16`"),
@@ -218,8 +255,19 @@ _LM2 = {
     "lr_decay_stablelm2_rsqrt_samples": 8,
 }
 
+_SIGMOID = {
+    "num_experts": 4,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+}
+_GROUPED = {
+    "num_experts": 8,
+    "moe_router_num_groups": 4,
+    "moe_router_group_topk": 2,
+    "moe_router_pre_softmax": True,
+}
+
 _IGNORED = {
-    "mtp_num_layers": 1,
     "hybrid_layer_pattern": "M-M-",
     "hybrid_override_pattern": "M-M-",
     "hybrid_context_parallel": True,
@@ -282,6 +330,17 @@ SHARED = [
     Example(_MLA | {"rotary_percent": 0.5}, "`rotary_percent` has no effect on yarn"),
     Example(_MLA | {"yarn_correction_range_round_to_int": False}, "which always rounds"),
     Example(_MLA | {"qk_pos_emb_head_dim": 7}, "must be even"),
+    # Routers.
+    Example(
+        {"num_experts": 4, "moe_shared_expert_gate": True}, "without `moe_shared_expert_intermediate_size`"
+    ),
+    Example(
+        _SIGMOID | {"moe_router_load_balancing_type": "sinkhorn"},
+        "has no effect with `moe_router_load_balancing_type: sinkhorn`",
+    ),
+    Example({"num_experts": 4, "moe_router_num_groups": 2}, "without `moe_router_group_topk`"),
+    Example(_GROUPED | {"moe_router_topk": 1}, "moe_router_group_topk 2 is larger than moe_router_topk 1"),
+    Example(_GROUPED | {"moe_router_topk": 5}, "2 groups of 2 experts have fewer than moe_router_topk 5"),
     # The schedule of v0.6.0.
     *(
         Example(_LM2 | {f"lr_decay_stablelm2_{name}": -1}, "must be at least 0, not -1")

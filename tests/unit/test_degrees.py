@@ -33,11 +33,13 @@ SHORT = {
     "topk": "moe_router_topk",
     "ffn": "ffn_hidden_size",
     "moe_ffn": "moe_ffn_hidden_size",
+    "shared": "moe_shared_expert_intermediate_size",
     "first": "decoder_first_pipeline_num_layers",
     "last": "decoder_last_pipeline_num_layers",
     "emb": "account_for_embedding_in_pipeline_split",
     "loss": "account_for_loss_in_pipeline_split",
     "layout": "pipeline_model_parallel_layout",
+    "heads_of_tokens": "mtp_num_layers",
     "overlap": "overlap_p2p_comm",
     "group": "microbatch_group_size_per_vp_stage",
     "egbs": "eval_global_batch_size",
@@ -74,6 +76,8 @@ GOOD: list[tuple[int, dict[str, Any], str]] = [
     (2, {"pp": 2, "layers": 4, "first": 1}, "pp2"),
     (4, {"pp": 4, "layers": 8, "first": 1, "last": 3}, "pp4"),
     (4, {"pp": 4, "layout": "Et|tt|t|L"}, "pp4"),
+    (4, {"pp": 4, "layout": "E,(t|)*2ttm*2|L", "layers": 4, "heads_of_tokens": 2, "chunk": None}, "pp4"),
+    (2, {"pp": 2, "layout": "Et*2|t|t|mL", "heads_of_tokens": 1}, "pp2 x vpp2"),
     (2, {"ep": 2, "experts": 4}, "dp2 x ep2"),
     (4, {"tp": 2, "ep": 2, "etp": 1, "experts": 4, "sp": True}, "tp2 x dp2 x ep2"),
     (1, {"gbs": None}, "one rank"),
@@ -143,6 +147,12 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
         "expert tensor 2 x expert 2 x pipeline 1",
     ),
     (2, {"tp": 2, "experts": 4, "moe_ffn": 33}, "moe_ffn_hidden_size", "must be a multiple of 2"),
+    (
+        2,
+        {"tp": 2, "experts": 4, "shared": 33},
+        "moe_shared_expert_intermediate_size",
+        "must be a multiple of 2",
+    ),
     (1, {"experts": 2, "topk": 3}, "moe_router_topk", "moe_router_topk 3 is larger than num_experts 2"),
     (
         3,
@@ -181,6 +191,19 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
         "decoder_first_pipeline_num_layers",
         "cannot be combined",
     ),
+    *(
+        (2, {"pp": 2, "layout": layout, "heads_of_tokens": 1}, "pipeline_model_parallel_layout", says)
+        for layout, says in (
+            ("Ett|ttml", "has an unknown letter 'l': use E, t, m, L"),
+            ("Ett|tt|mL", "has 3 parts, not a multiple of pipeline_model_parallel_size 2"),
+            ("tt|ttmL", "must begin with its only E (embedding) and end with its only L (loss)"),
+            ("Et|ttmL", "has 3 layers (t), but num_layers is 4"),
+            ("Ett|ttL", "has 0 prediction heads (m), but mtp_num_layers is 1"),
+            ("Ettt|mtL", "in one of the last 2 parts, after all layers"),
+            ("Ett|ttm||L", "in one of the last 2 parts, after all layers"),
+        )
+    ),
+    (2, {"pp": 2, "layout": "Ett|ttmL"}, "pipeline_model_parallel_layout", "but mtp_num_layers is 0"),
     (2, {"pp": 2, "first": 0}, "decoder_first_pipeline_num_layers", "must be a multiple of 1 and at least 1"),
     (2, {"pp": 2, "first": 4}, "decoder_first_pipeline_num_layers", "0 layers cannot fill 1 stages"),
     (

@@ -412,9 +412,9 @@ def test_wrong_layouts(refused: Refused, ranks: int, changes: dict[str, Any], me
     assert len(reported) == 1 or message in " ".join(reported)
 
 
-def test_an_argument_that_nothing_supports_is_reported_once(refused: Refused) -> None:
-    """`mtp_num_layers` is not supported by the training program either."""
-    (reported,) = refused({"hetero_process_meshes": FLAT, "mtp_num_layers": 1}, ranks=4)
+def test_an_argument_that_meshes_do_not_support_is_reported_once(refused: Refused) -> None:
+    heads = {"mtp_num_layers": 1, "position_embedding_type": "rope"}
+    (reported,) = refused({"hetero_process_meshes": FLAT, **heads}, ranks=4)
     assert "`mtp_num_layers` is not supported with `hetero_process_meshes`" in reported
 
 

@@ -21,6 +21,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"hidden_size": 128, "finetune": True}, "hidden_size", "its weights do not fit"),
     ({"num_experts": 4}, "num_experts", "`num_experts` is 4, but the checkpoint was trained with null"),
     ({"max_position_embeddings": 128}, "max_position_embeddings", "its weights do not fit"),
+    ({"mtp_num_layers": 1}, "mtp_num_layers", "its weights do not fit; remove it"),
     (
         {"rotary_base": 5000},
         "rotary_base",
@@ -81,6 +82,30 @@ FREE: list[dict[str, Any]] = [
 ]
 
 
+DEEPSEEK: dict[str, Any] = {
+    "num_experts": 8,
+    "moe_ffn_hidden_size": 64,
+    "moe_shared_expert_intermediate_size": 64,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_num_groups": 4,
+    "moe_router_group_topk": 2,
+    "mtp_num_layers": 1,
+    "mtp_loss_scaling_factor": 0.1,
+}
+NEW_TRAINING = "or set `finetune: true` to start a new training with its weights"
+OF_DEEPSEEK: list[tuple[dict[str, Any], str, str]] = [
+    ({"mtp_num_layers": 2}, "mtp_num_layers", "its weights do not fit; use 1"),
+    ({"mtp_num_layers": None}, "mtp_num_layers", NEW_TRAINING),
+    ({"mtp_use_repeated_layer": True}, "mtp_use_repeated_layer", "its weights do not fit"),
+    ({"moe_router_enable_expert_bias": False}, "moe_router_enable_expert_bias", NEW_TRAINING),
+    ({"moe_shared_expert_gate": True}, "moe_shared_expert_gate", "its weights do not fit"),
+    ({"moe_router_group_topk": 1}, "moe_router_group_topk", NEW_TRAINING),
+    ({"moe_router_topk_scaling_factor": 2.5}, "moe_router_topk_scaling_factor", NEW_TRAINING),
+]
+NOTICED_OF_DEEPSEEK = ("mtp_loss_scaling_factor", "moe_router_bias_update_rate", "moe_z_loss_coeff")
+
+
 def run_of(catalog: Catalog) -> dict[str, Any]:
     """Return the arguments of a run by dest, and what identifies its data and tokenizer."""
     defaults = {option.dest: option.default for option in catalog.options.values()}
@@ -108,6 +133,27 @@ def test_a_change_that_is_refused(
     found = list(resume_violations(saved, values | changes))
     assert [blamed for blamed, _ in found] == [name]
     assert says in found[0][1]
+
+
+@pytest.mark.parametrize(("changes", "name", "says"), OF_DEEPSEEK)
+def test_parts_of_a_deepseek_model_stay(
+    values: dict[str, Any], changes: dict[str, Any], name: str, says: str
+) -> None:
+    before = values | DEEPSEEK
+    ((blamed, what),) = resume_violations(Saved("the checkpoint", record(before)), before | changes)
+    assert blamed == name
+    assert says in what
+    kept = says == NEW_TRAINING
+    starting = before | changes | {"finetune": True}
+    assert bool(list(resume_violations(Saved("the checkpoint", record(before)), starting))) != kept
+
+
+@pytest.mark.parametrize("name", NOTICED_OF_DEEPSEEK)
+def test_a_change_of_a_deepseek_models_losses_is_noticed(values: dict[str, Any], name: str) -> None:
+    before = values | DEEPSEEK
+    saved, now = Saved("the checkpoint", record(before)), before | {name: 0.5}
+    assert list(resume_violations(saved, now)) == []
+    assert [blamed for blamed, _ in resume_notices(saved, now)] == [name]
 
 
 @pytest.mark.parametrize(("changes", "name", "says"), NOTICED)
@@ -197,7 +243,8 @@ def test_the_table_in_the_docs_is_the_table_of_the_code(catalog: Catalog) -> Non
     text = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text("utf-8")
     keys = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in text.splitlines() if line[:3] == "| `"]
     rows = [{catalog.by_name[key].dest for key in row} for row in keys]
-    assert rows == [set(resume.SHAPE), set(resume.FUNCTION), set(resume.OPTIMIZER), set(resume.NOTICE)]
+    groups = (resume.SHAPE, resume.FUNCTION, resume.PARTS_OF_MODEL, resume.OPTIMIZER, resume.NOTICE)
+    assert rows == [set(group) for group in groups]
 
 
 def test_the_newest_checkpoint(tmp_path: Path) -> None:

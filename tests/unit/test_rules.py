@@ -18,6 +18,7 @@ from flagscale.checks import (
     context,
     data,
     degrees,
+    experts,
     latent,
     layers,
     megatron,
@@ -51,12 +52,20 @@ REMARKED: list[dict[str, Any]] = [
     {"data_path": ["text"]},
     {"lr_decay_stablelm2_beta": 1.0},
     {"multi_latent_attention": True, "kv_channels": 16},
+    {
+        "mtp_num_layers": 1,
+        "position_embedding_type": "rope",
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": 1,
+    },
 ]
 MODULES = (
     blend_rules,
     context,
     data,
     degrees,
+    experts,
     latent,
     layers,
     megatron,

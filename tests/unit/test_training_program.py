@@ -237,12 +237,10 @@ def test_the_data_that_a_program_is_given_is_checked(
 
 def test_a_program_without_a_part_follows_the_rules_for_ours(refused: Callable[..., list[str]]) -> None:
     Path("mine.py").write_text(RUN + "run(datasets=Rows)")
-    (message,) = refused({"mock_data": None, "mtp_num_layers": 1}, entrypoint="mine.py")
-    assert message.startswith(
-        "train.mtp_num_layers: `mtp_num_layers` is not supported by FlagScale's forward"
-    )
+    (message,) = refused({"mock_data": None, "fim_data": True}, entrypoint="mine.py")
+    assert message.startswith("train.fim_data: `fim_data` is not supported by FlagScale's forward")
     Path("mine.py").write_text(RUN + "run(forward_step=step)")
-    (message,) = refused({"mock_data": None, "mtp_num_layers": 1}, entrypoint="mine.py")
+    (message,) = refused({"mock_data": None, "fim_data": True}, entrypoint="mine.py")
     assert message.startswith("train.data_path: no data: give `data_path`")
 
 

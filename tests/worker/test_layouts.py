@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.layouts import EP2, ETP1, LAYOUTS, SP, UP, ZERO
+from benchmarks.layouts import CUT, EP2, ETP1, LAYOUTS, OVERLAP, PP4, SP, UP, VPP2, ZERO
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
 
@@ -28,6 +28,8 @@ NAMES = (
     "packed: Megatron's local layers, masks in memory",
     "packed: CP2",
     "packed: PP4, documents masked on middle stages",
+    "mtp, per token: CP2",
+    "deepseek: EP2 PP2 interleaved",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
 BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, options="--init-by-rank")
@@ -51,6 +53,8 @@ def test_weights_drawn_by_rank_differ(differences: dict[str, Difference]) -> Non
     assert found.loss > 1e-3
 
 
+EVALUATED = "--eval-iters 1 --eval-interval 1"
+
 # A checkpoint is saved under each of these layouts and continued under those of `CONTINUED`.
 SAVED = {
     "llama": Layout("llama saved as TP2 PP2 SP", "llama", 4, f"{TP2} {PP2} {SP}"),
@@ -60,6 +64,12 @@ SAVED = {
     "latent": Layout(
         "mla experts saved as TP2 SP EP2", "mla experts", 2, f"{EP2} {TP2} {SP} {ETP1} {UP} layernorm"
     ),
+    "buckets": Layout("gpt saved in padded buckets", "gpt", 2, f"{OVERLAP} --ddp-bucket-size 20000"),
+    "deepseek": Layout("deepseek saved as EP2", "deepseek", 2, EP2),
+    "deepseek parts": Layout("deepseek saved as TP2 SP EP2", "deepseek", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+    "tied": Layout("mtp, tied saved as PP2", "mtp, tied", 2, PP2),
+    "tied apart": Layout("mtp, tied saved as PP4", "mtp, tied", 4, f"{PP4} {CUT} Et|tt|tmm|L"),
+    "deepseek stages": Layout("deepseek saved as EP2 PP2", "deepseek", 4, f"{EP2} {PP2}"),
 }
 CONTINUED = (
     ("llama", Layout("llama as DP2", "llama", 2, "")),
@@ -70,10 +80,32 @@ CONTINUED = (
     ("latent", Layout("mla experts as one", "mla experts", 1, "")),
     ("latent", Layout("mla experts as EP2 CP2", "mla experts", 2, f"{EP2} {CP2}")),
     ("latent", Layout("mla experts as TP2 SP PP2", "mla experts", 4, f"{TP2} {SP} {PP2}")),
+    ("buckets", Layout("gpt as one", "gpt", 1, "")),
+    ("deepseek", Layout("deepseek as one", "deepseek", 1, "")),
+    ("deepseek parts", Layout("deepseek as PP2 interleaved", "deepseek", 2, f"{PP2} {VPP2}")),
+    ("tied", Layout("mtp, tied as one", "mtp, tied", 1, "")),
+    ("tied apart", Layout("mtp, tied as PP2 TP2 SP", "mtp, tied", 4, f"{PP2} {TP2} {SP}")),
+    ("deepseek stages", Layout("deepseek as EP2 CP2", "deepseek", 2, f"{EP2} {CP2}")),
+    (
+        "deepseek stages",
+        Layout("deepseek as one, evaluated", "deepseek", 1, EVALUATED),
+    ),
 )
 
 
-SLOW = ("llama as CP2", "moe as EP2 PP2", "mla experts as EP2 CP2", "mla experts as TP2 SP PP2")
+SLOW = (
+    "llama as CP2",
+    "moe as EP2 PP2",
+    "mla experts as EP2 CP2",
+    "mla experts as TP2 SP PP2",
+    "deepseek saved as TP2 SP EP2",
+    "deepseek saved as EP2 PP2",
+    "mtp, tied saved as PP4",
+    "mtp, tied as PP2 TP2 SP",
+    "deepseek as PP2 interleaved",
+    "deepseek as EP2 CP2",
+    "deepseek as one, evaluated",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +113,8 @@ def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder: Path = tmp_path_factory.mktemp("checkpoints")
     runs: list[Run] = []
     for saved, layout in SAVED.items():
+        if layout.name in SLOW and not request.config.getoption("--slow"):
+            continue
         runs.append(_run(layout, "--save", f"{folder}/{saved}", "--save-interval", str(SAVED_AT)))
     for saved, layout in CONTINUED:
         if layout.name in SLOW and not request.config.getoption("--slow"):

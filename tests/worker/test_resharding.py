@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
+from megatron.flagscale.checkpoint.optimizer_state import positions_without_padding
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS = 4
@@ -102,3 +104,10 @@ def test_a_different_vocabulary_padding_is_refused_with_a_fix(curves: dict[str, 
     assert not refused.losses
     assert "has a padded vocabulary of 400 tokens, but this run has 300" in refused.error
     assert "set `make_vocab_size_divisible_by: 400`" in refused.error
+
+
+def test_positions_without_the_padding_of_buckets() -> None:
+    buckets = [SimpleNamespace(offset=0, numel_unpadded=100), SimpleNamespace(offset=128, numel_unpadded=70)]
+    positions = {"a": (0, 40, 0), "b": (64, 100, 0), "c": (128, 198, 1)}
+    buffer = SimpleNamespace(buckets=buckets, param_index_map=positions)
+    assert positions_without_padding(buffer) == {"a": (0, 40, 0), "b": (64, 100, 0), "c": (100, 170, 1)}

@@ -102,7 +102,7 @@ def test_launcher_and_worker_report_a_violation_in_the_same_words(example: Examp
 
 
 WITHOUT_PARTS = "from megatron.flagscale.program import run\nrun()\n"
-OF_OUR_STEP, NO_DATA, NO_FILE = "mtp-num-layers", "data-path", "test-data-path"
+OF_OUR_STEP, NO_DATA, NO_FILE = "fim-data", "data-path", "test-data-path"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_launcher_and_worker_judge_a_program_of_ones_own_alike(
     (own_parts,) = raised.value.args
 
     data = {"test_data_path": ["/nowhere/x"]} if has_path else {}
-    changes = {"mtp_num_layers": 1, "mock_data": False, **data}
+    changes = {"fim_data": True, "mock_data": False, **data}
     args = engine_parser().parse_args([*ON_CPU, *argv_of({**TASK, **changes})])
     found = by_option(argument_problems(args, HOST, own_parts))
     assert found == by_option(Example(changes, "", "cpu", entrypoint=str(mine)).report())
@@ -174,8 +174,7 @@ def test_launcher_and_worker_report_recompute_lists_in_the_same_words() -> None:
 def test_launcher_and_worker_report_unequal_meshes_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = HeteroLayout((Mesh(layers=((3,),)), Mesh(layers=((1,),))))
     meshes = {"hetero_process_meshes": [1] * 10, "hetero_pipeline_layer_split": [3, 1]}
-    # A feature that no program supports with meshes is reported once, not again for this program.
-    changes = {"mtp_num_layers": 1}
+    changes = {"mtp_num_layers": 1, "position_embedding_type": "rope"}
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError) as raised:

@@ -9,6 +9,7 @@ from flagscale.checks.context import NESTED
 from flagscale.checks.degrees import violations
 from flagscale.checks.hetero.keys import MESHES, SPLIT
 from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.checks.pipeline import layout_violations
 from flagscale.errors import Violation
 
 _OWN_GROUPS = "FlagScale creates the process groups of meshes and does not read it"
@@ -138,10 +139,13 @@ def _batch_violations(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterat
 
 def _violations_of_each(layout: HeteroLayout, values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the rules of an ordinary layout that each mesh breaks; those broken by all are reported once."""
-    found = [
-        list(violations(mesh_values(layout, values, number), layout.engine_world_size(number)))
-        for number in range(len(layout.meshes))
-    ]
+    found = []
+    for number in range(len(layout.meshes)):
+        of_mesh = mesh_values(layout, values, number)
+        # The meshes define the layout of the pipeline: its mistakes are theirs, which are reported already.
+        derived = set(layout_violations(of_mesh))
+        broken = violations(of_mesh, layout.engine_world_size(number))
+        found.append([wrong for wrong in broken if wrong not in derived])
     for number, wrong in enumerate(found):
         for dest, what in wrong:
             if all((dest, what) in others for others in found):

@@ -85,7 +85,45 @@ def share_step(states: Sequence[dict[str, Any]]) -> None:
             one[name] = max(steps)
 
 
+def _skip_padding(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def sharded_state(self: Any, *positional: Any, **named: Any) -> Any:
+        padded = [buffer.param_index_map for buffer in self.buffers]
+        for buffer in self.buffers:
+            buffer.param_index_map = positions_without_padding(buffer)
+        try:
+            return original(self, *positional, **named)
+        finally:
+            for buffer, positions in zip(self.buffers, padded, strict=True):
+                buffer.param_index_map = positions
+
+    return sharded_state
+
+
+def positions_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
+    """Return where each parameter of a gradient buffer is if its buckets follow each other without padding.
+
+    As in `buffer.param_index_map`: start, end and the number of the bucket.
+    """
+    shifts, end = [], 0
+    for bucket in buffer.buckets:
+        shifts.append(end - bucket.offset)
+        end += bucket.numel_unpadded
+    return {
+        parameter: (start + shifts[number], stop + shifts[number], number)
+        for parameter, (start, stop, number) in buffer.param_index_map.items()
+    }
+
+
 PATCHES = (
+    Patch(
+        "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_param_state_fully_reshardable",
+        _skip_padding,
+        "It gathers buckets without their padding, but reads parameters where they are with it: behind a padded "
+        "bucket (tied embeddings on a stage, overlapped gradients), it saves parts of other parameters.",
+        "worker",
+        until="it reads the parameters of a gathered buffer without the padding between buckets",
+    ),
     Patch(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.sharded_state_dict",
         _all_tell_the_step,

@@ -5,9 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_decoder_layer_specs,
+    get_gpt_mtp_block_spec,
+)
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
@@ -30,16 +35,44 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
     )
     # All layers of a kind share one object.
     for layer in {id(spec): spec.submodules for spec in block.layer_specs}.values():
-        attention = layer.self_attention.submodules
-        attention.core_attention = Attention
-        if transformer.multi_latent_attention:
-            layer.self_attention.module, attention.core_attention = LatentAttention, LatentCore
-        for owner in (layer, attention):
-            for name in vars(owner):
-                if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
-                    setattr(owner, name, Norm)
-        experts = layer.mlp.keywords["submodules"]
-        if transformer.moe_grouped_gemm and isinstance(experts, MoESubmodules):
-            experts.experts = partial(GroupedExperts, **experts.experts.keywords)
+        _use_ours(layer, transformer)
     block.layer_norm = Norm
     return block
+
+
+def prediction_heads_spec(
+    config: Any, vp_stage: int | None = None
+) -> MultiTokenPredictionBlockSubmodules | None:
+    """Return the heads of multi-token prediction on a pipeline stage, None if it has none.
+
+    Each head has a layer of the kind of the model's last one, on whatever stage that is.
+    """
+    transformer = config.transformer
+    layer = get_gpt_decoder_layer_specs(
+        transformer,
+        use_transformer_engine=False,
+        normalization=transformer.normalization,
+        qk_l2_norm=transformer.qk_l2_norm,
+        vp_stage=vp_stage,
+    )[-1]
+    _use_ours(layer.submodules, transformer)
+    block = get_gpt_mtp_block_spec(transformer, layer, use_transformer_engine=False, vp_stage=vp_stage)
+    if block is not None:
+        for head in block.layer_specs:
+            head.submodules.enorm = head.submodules.hnorm = head.submodules.layer_norm = Norm
+    return block
+
+
+def _use_ours(layer: Any, transformer: Any) -> None:
+    """Replace norms, attention and grouped experts in the submodules of a layer."""
+    attention = layer.self_attention.submodules
+    attention.core_attention = Attention
+    if transformer.multi_latent_attention:
+        layer.self_attention.module, attention.core_attention = LatentAttention, LatentCore
+    for owner in (layer, attention):
+        for name in vars(owner):
+            if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
+                setattr(owner, name, Norm)
+    experts = layer.mlp.keywords["submodules"]
+    if transformer.moe_grouped_gemm and isinstance(experts, MoESubmodules):
+        experts.experts = partial(GroupedExperts, **experts.experts.keywords)

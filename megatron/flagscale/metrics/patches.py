@@ -42,7 +42,6 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
         report = recorder()
         if report:
             report.start(iteration - 1)
-            report.meter.add(loss_dict, bool(skipped_iter))
         outcome = original(
             loss_dict,
             total_loss_dict,
@@ -56,6 +55,9 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
             **named,
         )
         args = get_args()
+        if report:
+            report.meter.add({**loss_dict, **_further}, bool(skipped_iter))
+        _further.clear()
         if report and (iteration % args.log_interval == 0 or named.get("is_first_iteration")):
             batch_size = get_current_global_batch_size()
             figures = {
@@ -69,6 +71,44 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
         return outcome
 
     return training_log
+
+
+# The losses of routers and prediction heads in the current iteration: from the functions that reduce them.
+_further: dict[str, Any] = {}
+
+
+def _record_routers(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def aggregate(self: Any, *positional: Any, **named: Any) -> dict[str, Any]:
+        found: dict[str, Any] = original(self, *positional, **named)
+        for name, entry in self.metrics.items():
+            # The engine also lists losses without a weight, and on a stage without experts, partial sums.
+            if name in found and (entry.reduce_group or entry.avg_group):
+                _further[name] = found[name]
+        return found
+
+    return aggregate
+
+
+def _record_heads(original: Any) -> Any:
+    track = original.__func__
+
+    @functools.wraps(track)
+    def track_mtp_metrics(
+        loss_scale: float,
+        iteration: int,
+        writer: Any,
+        wandb_writer: Any = None,
+        total_loss_dict: dict[str, Any] | None = None,
+    ) -> None:
+        found: dict[str, Any] = {}
+        track(loss_scale, iteration, writer, wandb_writer, found)
+        _further.update(found)
+        if total_loss_dict is not None:
+            for name, loss in found.items():
+                total_loss_dict[name] = total_loss_dict.get(name, 0) + loss
+
+    return staticmethod(track_mtp_metrics)
 
 
 # The split, data set and iteration of the current evaluation: from the outer function to the inner one.
@@ -127,6 +167,20 @@ PATCHES = (
         "megatron.training.training:evaluate",
         _record_evaluation,
         "It returns the validation losses, which are recorded here.",
+        "worker",
+        until=_UNTIL,
+    ),
+    Patch(
+        "megatron.core.transformer.moe.moe_logging:MoEMetricsTracker._aggregate",
+        _record_routers,
+        "It returns the losses of routers, which the trainer adds to sums that it resets before it returns.",
+        "worker",
+        until=_UNTIL,
+    ),
+    Patch(
+        "megatron.core.transformer.multi_token_prediction:MTPLossLoggingHelper.track_mtp_metrics",
+        _record_heads,
+        "It adds the losses of the prediction heads to sums that the trainer resets before it returns.",
         "worker",
         until=_UNTIL,
     ),

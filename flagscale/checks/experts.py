@@ -1,0 +1,154 @@
+"""Rules of experts, their router, and the heads of multi-token prediction: the parts of a DeepSeek model."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flagscale.errors import Violation
+
+_BIASED = ("sigmoid", "sqrtsoftplus")
+_OTHER_BALANCE = ("sinkhorn", "quantile_balancing")
+_OVERLAPPED = ("alltoall", "flex")
+_POSITIONS = ("rope", "none")
+
+
+def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield every rule of the engine for experts that the arguments (by dest) break."""
+    if not values.get("num_experts"):
+        if values.get("moe_ffn_hidden_size"):
+            yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
+        return
+    tp, etp = values.get("tensor_model_parallel_size") or 1, values.get("expert_tensor_parallel_size")
+    if tp > 1 and not values.get("sequence_parallel"):
+        yield "num_experts", "experts with tensor_model_parallel_size > 1 need `sequence_parallel: true`"
+    if values.get("add_bias_linear") and (etp or tp) > 1:
+        what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
+        yield "add_bias_linear", what
+    kinds, weights = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
+    if (
+        isinstance(kinds, list)
+        and len(kinds) > 1
+        and (not isinstance(weights, list) or len(weights) != len(kinds))
+    ):
+        yield (
+            "moe_aux_loss_coeff",
+            f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
+        )
+    layers, pattern = values.get("num_layers"), _pattern(values.get("moe_layer_freq"))
+    if isinstance(layers, int) and pattern and len(pattern) != layers:
+        yield (
+            "moe_layer_freq",
+            f"`moe_layer_freq` has {len(pattern)} values, but num_layers is {layers}: give 0 (dense) or 1 "
+            "(experts) for each layer",
+        )
+    if values.get("moe_shared_expert_intermediate_size") and values.get("moe_shared_expert_overlap"):
+        dispatcher = values.get("moe_token_dispatcher_type")
+        if dispatcher not in _OVERLAPPED:
+            what = f"`moe_shared_expert_overlap` needs `moe_token_dispatcher_type: {_OVERLAPPED[0]}`"
+            yield "moe_shared_expert_overlap", f"{what}, not {dispatcher}"
+    yield from _router_violations(values)
+
+
+def _pattern(given: Any) -> list[Any] | None:
+    """Return the list that `moe_layer_freq` holds, also as an expression of lists; None for a number."""
+    if not isinstance(given, str):
+        return given if isinstance(given, list) else None
+    try:
+        tree = ast.parse(given.strip(), mode="eval")
+    except (SyntaxError, ValueError):
+        return None  # the engine reports it
+    found = _evaluated(tree.body)
+    return found if isinstance(found, list) else None
+
+
+def _evaluated(tree: ast.expr) -> list[Any] | int | None:
+    """Return the value of a sum or product of lists and numbers, None if it is something else."""
+    if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
+        return tree.value
+    if isinstance(tree, ast.List):
+        return [_evaluated(item) for item in tree.elts]
+    if isinstance(tree, ast.BinOp):
+        left, right = _evaluated(tree.left), _evaluated(tree.right)
+        if isinstance(tree.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
+            return left + right
+        if isinstance(tree.op, ast.Mult) and isinstance(left, list) and isinstance(right, int):
+            return left * min(right, _MOST_LAYERS)
+    return None
+
+
+_MOST_LAYERS = 100_000
+"""Limits what a slip of the finger in a pattern can cost."""
+
+
+def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    score, balance = values.get("moe_router_score_function"), _balance(values)
+    if values.get("moe_router_enable_expert_bias") and score not in _BIASED:
+        what = "`moe_router_enable_expert_bias` needs `moe_router_score_function: sigmoid`"
+        yield "moe_router_enable_expert_bias", what
+    is_plain = score == "softmax" and not values.get("moe_router_pre_softmax")
+    if values.get("moe_router_topk") == 1 and is_plain and balance != "sinkhorn":
+        what = "`moe_router_topk: 1` needs `moe_router_pre_softmax: true`, or the router would not learn"
+        yield "moe_router_topk", what
+    groups, chosen = values.get("moe_router_num_groups"), values.get("moe_router_group_topk")
+    if not chosen:
+        return
+    if not groups:
+        yield "moe_router_group_topk", "`moe_router_group_topk` needs `moe_router_num_groups`"
+    elif values["num_experts"] % groups:
+        what = f"moe_router_num_groups {groups} does not divide num_experts {values['num_experts']}"
+        yield "moe_router_num_groups", what
+    elif chosen > groups:
+        what = f"moe_router_group_topk {chosen} is larger than moe_router_num_groups {groups}"
+        yield "moe_router_group_topk", what
+
+
+def _balance(values: Mapping[str, Any]) -> Any:
+    """Return the kind of load balancing; the engine's parser makes a list of a single one."""
+    given = values.get("moe_router_load_balancing_type")
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
+
+
+def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the arguments (by dest) of a router that the engine accepts, and ignores or computes wrongly."""
+    experts, topk = values.get("num_experts"), values.get("moe_router_topk") or 1
+    if not experts:
+        return
+    if values.get("moe_shared_expert_gate") and not values.get("moe_shared_expert_intermediate_size"):
+        what = "`moe_shared_expert_gate` has no effect without `moe_shared_expert_intermediate_size`"
+        yield "moe_shared_expert_gate", what
+    balance = _balance(values)
+    if values.get("moe_router_enable_expert_bias") and balance in _OTHER_BALANCE:
+        what = f"has no effect with `moe_router_load_balancing_type: {balance}`; remove one"
+        yield "moe_router_enable_expert_bias", f"`moe_router_enable_expert_bias` {what}"
+    groups, chosen = values.get("moe_router_num_groups"), values.get("moe_router_group_topk")
+    if groups and not chosen:
+        what = "`moe_router_num_groups` has no effect without `moe_router_group_topk`"
+        yield "moe_router_num_groups", what
+    if not groups or not chosen or experts % groups:
+        return
+    if chosen > topk:
+        what = (
+            f"moe_router_group_topk {chosen} is larger than moe_router_topk {topk}: all groups would score 0"
+        )
+        yield "moe_router_group_topk", what
+    elif chosen * (experts // groups) < topk:
+        what = (
+            f"{chosen} groups of {experts // groups} experts have fewer than moe_router_topk {topk} experts"
+        )
+        yield "moe_router_group_topk", what
+
+
+def head_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield every rule of the engine for the heads of multi-token prediction that the arguments break."""
+    if (values.get("mtp_num_layers") or 0) < 1:
+        return
+    kind = values.get("position_embedding_type")
+    if kind not in _POSITIONS:
+        what = f"`mtp_num_layers` is not supported with `position_embedding_type: {kind}`; use rope or none"
+        yield "mtp_num_layers", what
+    layers = values.get("recompute_num_layers")
+    if values.get("recompute_method") == "uniform" and isinstance(layers, int) and layers > 1:
+        what = "`recompute_method: uniform` with `mtp_num_layers` needs `recompute_num_layers: 1`"
+        yield "recompute_num_layers", f"{what}, not {layers}"
