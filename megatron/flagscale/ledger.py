@@ -11,6 +11,7 @@ from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
+from megatron.flagscale.group_routing import PATCHES as routing_patches
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
@@ -36,6 +37,7 @@ _ALWAYS = (
         until="the engine asks the process group for its device",
     ),
     *args_patches,
+    *routing_patches,
     *recording_patches,
     *validation_patches,
     *tokenizer_patches,

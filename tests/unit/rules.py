@@ -193,6 +193,13 @@ OF_THE_ENGINE = [
 """Rules that the engine enforces in the worker, in its own words."""
 
 _EXPERTS = {"num_experts": 4, "moe_ffn_hidden_size": 64}
+_GROUPS = {
+    **_EXPERTS,
+    "moe_router_num_groups": 2,
+    "moe_router_group_topk": 1,
+    "moe_router_topk": 2,
+    "moe_router_group_best": 1,
+}
 _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _LOCAL, _TORCH = {"transformer_impl": "local"}, {"transformer_impl": "torch"}
 _OLD = {"ckpt_format": "torch"}
@@ -240,6 +247,9 @@ SHARED = [
         {"num_query_groups": 2},
         "needs `group_query_attention: true`; without it, every head is a group of its own: remove",
     ),
+    Example({"moe_router_group_best": 1}, "has no effect without `moe_router_group_topk`"),
+    Example({**_GROUPS, "moe_router_fusion": True}, "is ignored with `moe_router_fusion`"),
+    Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # The schedule of v0.6.0.
     *(
