@@ -70,6 +70,21 @@ def test_the_arguments_of_a_deepseek_v3() -> None:
     assert not {"yarn_beta_fast", "yarn_original_max_position_embeddings", "moe_router_group_best"} & {*task}
 
 
+def test_the_published_sizes_have_the_published_number_of_parameters() -> None:
+    heads = {"num_attention_heads": 128, "num_key_value_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512}
+    widths = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    large = {"hidden_size": 7168, "intermediate_size": 18432, "vocab_size": 129280, "num_hidden_layers": 61}
+    experts = {"moe_intermediate_size": 2048, "n_routed_experts": 256, "first_k_dense_replace": 3}
+    sizes = {**heads, **widths, **large, **experts, "num_nextn_predict_layers": 0}
+    model = read_config(public("DeepSeek-R1", **sizes), "config.json")
+    assert sum(entry.elements for entry in entries(model)) == pytest.approx(671e9, rel=1e-3)
+    lite = {"hidden_size": 2048, "intermediate_size": 10944, "vocab_size": 102400, "num_hidden_layers": 27}
+    few = {"num_attention_heads": 16, "num_key_value_heads": 16, "moe_intermediate_size": 1408}
+    sizes = {**heads, **widths, **lite, **few, "n_routed_experts": 64, "q_lora_rank": None}
+    model = read_config(public("DeepSeek-V2-Lite", **sizes), "config.json")
+    assert sum(entry.elements for entry in entries(model)) == pytest.approx(15.7e9, rel=1e-3)
+
+
 def test_groups_are_compared_by_the_best_expert_only_in_deepseek_v2() -> None:
     model = read_config(public("DeepSeek-V2"), "config.json")
     assert task_arguments(model)["moe_router_group_best"] == 1
