@@ -33,7 +33,7 @@ def make(folder: Path, layers: int) -> int:
 
     from megatron.flagscale.convert.convert import CONFIG
     from megatron.flagscale.convert.hf_config import write_config
-    from megatron.flagscale.convert.huggingface import HuggingFaceTarget
+    from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
     from megatron.flagscale.convert.model import Model, Rope
     from megatron.flagscale.convert.tensors import entries
 

@@ -22,6 +22,15 @@ from megatron.flagscale.convert.convert import TASK, convert
 VOCAB, LENGTH = 250, 64
 EP2 = "--expert-model-parallel-size 2"
 _CUT = f"{TP2} {PP2} {EP2} --expert-tensor-parallel-size 1 --sequence-parallel"
+_SPREAD = f"{TP2} {PP2} --sequence-parallel"
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40.0,
+    "original_max_position_embeddings": 64,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.0,
+}
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -30,6 +39,7 @@ class Case:
     """A model in terms of its transformers configuration, and the layout of its training.
 
     `layout` holds the training's arguments for it; `padded` means that the training pads the vocabulary.
+    `mtp` is the number of layers for multi-token prediction, which transformers does not save.
     `named` holds the keys of `config.json` by which the family is published, if not by those of `config`.
     """
 
@@ -40,12 +50,31 @@ class Case:
     layout_name: str = "TP2 PP2"
     dtype: str = "float32"
     padded: bool = False
+    mtp: int = 0
     named: Mapping[str, Any] = field(default_factory=dict)
+
+
+_MOONLIGHT = {
+    "q_lora_rank": None,
+    "rope_parameters": None,
+    "rms_norm_eps": 1e-5,
+    "routed_scaling_factor": 2.446,
+}
+_GROUPS = {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4, "topk_method": "group_limited_greedy"}
 
 
 def _llama3(factor: float) -> dict[str, Any]:
     where = {"rope_theta": 500000.0, "original_max_position_embeddings": 8192}
     return {"rope_parameters": {**LLAMA3, **where, "factor": factor}, "max_position_embeddings": 131072}
+
+
+def _deepseek(**more: Any) -> dict[str, Any]:
+    ranks = {"kv_lora_rank": 32, "q_lora_rank": 48}
+    widths = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
+    experts = {"n_routed_experts": 8, "n_shared_experts": 2, "moe_intermediate_size": 40}
+    chosen = {"num_experts_per_tok": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    whole = {"num_key_value_heads": 4, **ranks, **widths, **experts, **chosen}
+    return {**whole, "rope_parameters": YARN, **more}
 
 
 CASES = {
@@ -67,6 +96,23 @@ CASES = {
     "Qwen2, 2.5, tied": Case("Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": Case("Qwen3", {"head_dim": 32}),
     "Qwen3, tied": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "DeepSeek-V2": Case("DeepseekV2", _deepseek(routed_scaling_factor=16.0, **_GROUPS), 2, EP2, "EP2"),
+    "DeepSeek-V2-Lite": Case("DeepseekV2", _deepseek(q_lora_rank=None), 4, _SPREAD, "TP2 SP PP2"),
+    "DeepSeek-V3": Case(
+        "DeepseekV3",
+        _deepseek(n_group=4, topk_group=2, num_nextn_predict_layers=0),
+        4,
+        _CUT,
+        "TP2 SP PP2 EP2",
+    ),
+    "DeepSeek-V3, MTP": Case("DeepseekV3", _deepseek(num_nextn_predict_layers=1), 2, EP2, "EP2", mtp=1),
+    "Moonlight": Case(
+        "DeepseekV3",
+        _deepseek(**_MOONLIGHT, num_nextn_predict_layers=0),
+        4,
+        _SPREAD,
+        "TP2 SP PP2",
+    ),
 }
 
 
@@ -107,14 +153,40 @@ def make_model(case: Case, folder: Path, seed: int = 0) -> Any:
     config = getattr(transformers, f"{case.config}Config")(**{**common, **case.settings})
     model = getattr(transformers, f"{case.config}ForCausalLM")(config).to(getattr(torch, case.dtype)).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        buffers = [(name, one) for name, one in model.named_buffers() if name.endswith("bias")]
+        for name, parameter in (*model.named_parameters(), *buffers):
             if parameter.dim() == 1:
                 parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.2)
     model.save_pretrained(folder)
+    if case.mtp:
+        add_mtp(folder, config, case.mtp)
     if case.named:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **case.named}))
     return model
+
+
+def add_mtp(folder: Path, config: Any, layers: int) -> None:
+    """Add layers for multi-token prediction to a DeepSeek-V3, as they are published, with random weights."""
+    from safetensors.torch import save_file
+
+    tensors = tensors_of(folder)
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    hidden = config.hidden_size
+    for layer in range(config.num_hidden_layers, config.num_hidden_layers + layers):
+        own = f"model.layers.{layer}."
+        shapes = {
+            name.removeprefix(last): one.shape for name, one in tensors.items() if name.startswith(last)
+        }
+        shapes |= {f"{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
+        shapes["eh_proj.weight"] = (hidden, 2 * hidden)
+        for name, shape in shapes.items():
+            drawn = torch.randn(shape) * (0.1 if len(shape) > 1 else 0.2)
+            is_norm = len(shape) == 1 and name.endswith("weight")
+            tensors[own + name] = (1 + drawn if is_norm else drawn).to(tensors["lm_head.weight"].dtype)
+        tensors[f"{own}embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors[f"{own}shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -164,6 +236,7 @@ def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
         *shlex.split(f"{case.layout} --seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4"),
         *shlex.split("--train-iters 1 --lr 0 --lr-decay-style constant --log-interval 1 --eval-iters 0"),
         *shlex.split("--tokenizer-type NullTokenizer --split 100,0,0 --use-distributed-optimizer"),
+        *("--moe-router-bias-update-rate", "0"),
         *("--data-path", data, "--load", str(folder), "--save", str(saved), "--save-interval", "1"),
     ]
 

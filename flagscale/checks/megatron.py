@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any
 
 from flagscale.checks.experts import expert_violations, head_violations, silent_router_violations
+from flagscale.checks.group_routing import group_routing_violations
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.stablelm2 import stablelm2_remarks
@@ -204,6 +205,7 @@ def _overlap_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield the arguments (by dest) that the engine accepts but computes as something else."""
+    yield from group_routing_violations(values)
     groups, heads = values.get("num_query_groups"), values.get("num_attention_heads")
     if not values.get("group_query_attention") and groups not in (None, 1, heads):
         # The engine would build full attention, as v0.6.0 did.

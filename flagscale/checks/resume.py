@@ -26,6 +26,7 @@ SHAPE = (
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (
+    "moe_router_group_best",
     *("squared_relu", "quick_geglu", "rotary_base", "rotary_percent", "rotary_interleaved"),
     *("use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "layernorm_epsilon"),
     *("rope_type", *ONLY_WITH_YARN, "layernorm_zero_centered_gamma", "window_size"),

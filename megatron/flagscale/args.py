@@ -14,6 +14,7 @@ from flagscale.checks.resume import WITH_OPTIM
 from flagscale.checks.stablelm2 import STYLE
 from flagscale.errors import UserError
 from megatron.flagscale.chips import HOST_BACKEND, chip
+from megatron.flagscale.group_routing import add_routing_args
 from megatron.flagscale.patching import Patch
 from megatron.flagscale.schedule import add_schedule_args
 
@@ -77,6 +78,7 @@ def add_flagscale_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         '{"meshes": [{"tp", "cp", "ep", "dp", "pp", "layers"}, ...], "cpu_communication", ...}. '
         "Each rank finds its own degrees in it.",
     )
+    add_routing_args(group)
     add_schedule_args(group)
     for dest, (choice, _) in _our_choices().items():
         option = next(action for action in parser._actions if action.dest == dest)

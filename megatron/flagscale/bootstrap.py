@@ -110,3 +110,8 @@ def adapt(model_config: Any, args: Any) -> None:
         transformer.transformer_impl = "local"  # the engine then uses its own linear layers
     transformer.hetereogenous_dist_checkpoint = True
     model_config.rope_scaling_factor = args.rope_scaling_factor  # the engine only parses it
+    if args.multi_latent_attention:
+        # The engine reads these only without MLA, which has no arguments for them.
+        for name in ("original_max_position_embeddings", "beta_fast", "beta_slow"):
+            given = getattr(args, f"yarn_{name}")
+            setattr(transformer, name, getattr(transformer, name) if given is None else given)

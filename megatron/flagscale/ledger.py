@@ -11,6 +11,7 @@ from megatron.flagscale.checkpoint.resume import PATCHES as resume_patches
 from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
+from megatron.flagscale.group_routing import PATCHES as routing_patches
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.layers.expert_bias import PATCHES as expert_bias_patches
 from megatron.flagscale.layers.prediction_heads import PATCHES as prediction_patches
@@ -38,6 +39,7 @@ _ALWAYS = (
         until="the engine asks the process group for its device",
     ),
     *args_patches,
+    *routing_patches,
     *recording_patches,
     *validation_patches,
     *tokenizer_patches,

@@ -105,12 +105,122 @@ _QWEN3 = {
     "rope_scaling": None,
     "sliding_window": None,
 }
+_DEEPSEEK_SIZES = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "moe_intermediate_size": 40,
+}
+"""Small, as `SMALL`: the published ones are 1536, 512, 128, 64, 128, and 1408 to 2048."""
+_YARN = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 40,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+    "type": "yarn",
+}
+_DEEPSEEK = {
+    **_DEEPSEEK_SIZES,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"},
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 163840,
+    "moe_layer_freq": 1,
+    "first_k_dense_replace": 1,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000,
+    "rope_scaling": _YARN,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+}
+_OF_TRAINING = {"aux_loss_alpha": 0.001, "seq_aux": True, "ep_size": 1, "pretraining_tp": 1}
+_DEEPSEEK_V2 = {
+    **_DEEPSEEK,
+    **_OF_TRAINING,
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "bos_token_id": 100000,
+    "eos_token_id": 100001,
+    "n_group": 8,
+    "topk_group": 3,
+    "n_routed_experts": 16,  # 160
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "norm_topk_prob": False,
+    "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    "routed_scaling_factor": 16.0,
+    "scoring_func": "softmax",
+    "topk_method": "group_limited_greedy",
+    "transformers_version": "4.39.3",
+}
+_DEEPSEEK_V3 = {
+    **_DEEPSEEK,
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "n_routed_experts": 32,  # 256
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "num_nextn_predict_layers": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "quantization_config": {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    },
+    "transformers_version": "4.46.3",
+}
+_MOONLIGHT = {
+    **{name: value for name, value in _DEEPSEEK_V3.items() if name != "quantization_config"},
+    **_OF_TRAINING,
+    "bos_token_id": 163584,
+    "eos_token_id": 163585,
+    "max_position_embeddings": 8192,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "num_nextn_predict_layers": 0,
+    "q_lora_rank": None,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 50000.0,
+    "routed_scaling_factor": 2.446,
+    "transformers_version": "4.48.3",
+}
+_KIMI_K2 = {
+    **_DEEPSEEK_V3,
+    **_OF_TRAINING,
+    "max_position_embeddings": 131072,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 0,
+    "rope_scaling": {**_YARN, "beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0},
+    "rope_theta": 50000.0,
+    "routed_scaling_factor": 2.827,
+}
 _SAVED_BY_5 = {"transformers_version": "5.0.0", "dtype": "bfloat16"}
 
 
 def _by_version_5(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     gone = ("torch_dtype", "rope_theta", "rope_scaling")
-    rope = {"rope_type": "default", **(config.get("rope_scaling") or {})}
+    rope = {**(config.get("rope_scaling") or {})}
+    rope.setdefault("rope_type", rope.pop("type", "default"))
     rope["rope_theta"] = config.get("rope_theta", 10000.0)
     kept = {name: value for name, value in config.items() if name not in gone}
     return {**kept, "rope_parameters": rope, **_SAVED_BY_5, **changes}
@@ -222,6 +332,36 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "Qwen3": ("qwen3", _QWEN3),
+    "DeepSeek-V2": ("deepseek_v2", _DEEPSEEK_V2),
+    "DeepSeek-V2-Lite": (
+        "deepseek_v2",
+        {
+            **_DEEPSEEK_V2,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": None,
+            "routed_scaling_factor": 1.0,
+            "topk_method": "greedy",
+        },
+    ),
+    "DeepSeek-V2-Lite, version 5": (
+        "deepseek_v2",
+        _by_version_5(
+            {**_DEEPSEEK_V2, "n_group": 1, "topk_group": 1, "topk_method": "greedy"},
+            head_dim=8,
+            qk_head_dim=24,
+            mlp_bias=False,
+            output_router_logits=False,
+        ),
+    ),
+    "DeepSeek-V3, as first published": ("deepseek_v3", {**_DEEPSEEK_V3, **_OF_TRAINING}),
+    "DeepSeek-R1": ("deepseek_v3", _DEEPSEEK_V3),
+    "DeepSeek-V3, version 5": (
+        "deepseek_v3",
+        _by_version_5(_DEEPSEEK_V3, head_dim=8, qk_head_dim=24, rope_interleave=True, pretraining_tp=1),
+    ),
+    "Moonlight": ("deepseek_v3", _MOONLIGHT),
+    "Kimi-K2, as a deepseek_v3": ("deepseek_v3", _KIMI_K2),
     "Qwen3, version 5": ("qwen3", _by_version_5(_QWEN3, layer_types=["full_attention"] * 2)),
 }
 CONFIGS = {name: (family, {**SMALL, **config}) for name, (family, config) in _CONFIGS.items()}

@@ -13,7 +13,8 @@ import yaml
 
 from megatron.flagscale.convert.convert import convert
 from megatron.flagscale.convert.hf_config import read_config
-from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of
+from megatron.flagscale.convert.megatron_args import checkpoint_arguments
+from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.upcycle import Upcycling
 from tests.convert.test_tables import MIXTRAL
 

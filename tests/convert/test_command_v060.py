@@ -44,6 +44,10 @@ def answer(words: str) -> list[str]:
             "--model-type mistral --loader mcore --saver transformers --load-dir A --save-dir B",
             "--load A --save B --to huggingface --model mistral",
         ),
+        (
+            "--model-type deepseek_v3 --loader mcore --saver transformers --load-dir A --save-dir B",
+            "--load A --save B --to huggingface --model deepseek_v3",
+        ),
         ("--loader mcore --saver mcore --load-dir", "--load DIR --save DIR --to megatron"),
     ],
 )

@@ -20,7 +20,8 @@ from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_config import read_config, write_config
 from megatron.flagscale.convert.hf_defaults import _FILE, build_catalog, class_defaults
-from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of, task_arguments
+from megatron.flagscale.convert.megatron_args import checkpoint_arguments, task_arguments
+from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model, Rope
 from tests.convert.public_configs import CONFIGS, small
 from tests.convert.test_hf_rope import effect

@@ -23,6 +23,7 @@ def effect(rope: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what rotary positions in the form of version 5 of transformers come to."""
     kind = rope["rope_type"]
     names = {"default": (), "linear": ("factor",)}.get(kind, ("factor", "original_max_position_embeddings"))
+    names += ("beta_fast", "beta_slow", "mscale", "mscale_all_dim") if kind == "yarn" else ()
     return (kind, float(rope["rope_theta"]), *(rope.get(name) for name in names))
 
 

@@ -14,7 +14,8 @@ from flagscale_testing.packages import write_package
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.registry import families, names
 from megatron.flagscale.convert.hf_config import read_config, write_config
-from megatron.flagscale.convert.megatron_args import checkpoint_arguments, model_of
+from megatron.flagscale.convert.megatron_args import checkpoint_arguments
+from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model, Rope
 from megatron.flagscale.convert.tensors import entries
 

@@ -40,17 +40,24 @@ LAYOUTS = {
     "EP2, experts in TP2": ("Mixtral", 4, f"{TP2} {EP2} {SPLIT} 2"),
     "TP2 PP2 EP2, whole experts": ("Mixtral", 4, f"{TP2} {PP2} {EP2} {SPLIT} 1"),
 }
+SLOW = {
+    "latent attention, TP2": ("DeepSeek-V2-Lite", 2, f"{TP2} {SPLIT} 1"),
+    "multi-token prediction, TP2 PP2 EP2": ("DeepSeek-V3, MTP", 4, f"{TP2} {PP2} {EP2} {SPLIT} 1"),
+}
 TRAINED = {"llama": ("llama", 4, f"{TP2} {PP2}"), "moe": ("moe", 2, EP2)}
 SAVED = f"iter_{0:07d}"
 
 
 @pytest.fixture(scope="module")
-def saved(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(
+    request: pytest.FixtureRequest, models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Let the engine load each model in its layout, and save it in the `torch` format; also train some."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     sizes = f"--seq-length {LENGTH} --micro-batch-size 2 --global-batch-size 4 --train-iters 1 --lr 0"
     runs = []
-    for name, (model, ranks, layout) in LAYOUTS.items():
+    slow = SLOW if request.config.getoption("--slow") else {}
+    for name, (model, ranks, layout) in {**LAYOUTS, **slow}.items():
         source = models(model) / "megatron"
         argv = (*task_argv(source, CASES[model]), *shlex.split(f"{layout} {sizes} --mock-data"))
         to = ("--ckpt-convert-format", "torch", "--ckpt-convert-save", str(folder / name))
@@ -65,12 +72,12 @@ def saved(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_the_ranks_of_every_layout_are_joined(
     name: str, saved: Path, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
     convert(saved / name / "torch", tmp_path / "hf")
-    assert same(tmp_path / "hf", models(LAYOUTS[name][0]) / "hf")
+    assert same(tmp_path / "hf", models({**LAYOUTS, **SLOW}[name][0]) / "hf")
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -239,6 +239,13 @@ OF_THE_ENGINE = [
 """Rules that the engine enforces in the worker, in its own words."""
 
 _EXPERTS = {"num_experts": 4, "moe_ffn_hidden_size": 64}
+_GROUPS = {
+    **_EXPERTS,
+    "moe_router_num_groups": 2,
+    "moe_router_group_topk": 1,
+    "moe_router_topk": 2,
+    "moe_router_group_best": 1,
+}
 _CUT = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 _SIZES = "hierarchical_context_parallel_sizes"
 _TWO_GROUPS = {"tensor_model_parallel_size": 2, "group_query_attention": True, "num_query_groups": 2}
@@ -306,6 +313,9 @@ SHARED = [
         {"num_query_groups": 2},
         "needs `group_query_attention: true`; without it, every head is a group of its own: remove",
     ),
+    Example({"moe_router_group_best": 1}, "has no effect without `moe_router_group_topk`"),
+    Example({**_GROUPS, "moe_router_fusion": True}, "is ignored with `moe_router_fusion`"),
+    Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(

@@ -47,6 +47,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--max-shard-size", type=size, help="of each safetensors file (default: 5GB)")
     parser.add_argument("--verify-logits", action="store_true", help="run both models and compare")
+    parser.add_argument(
+        "--without-mtp", action="store_true", help="leave out the layers for multi-token prediction"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --save if it exists")
     experts = parser.add_argument_group("dense to mixture of experts")
     experts.add_argument("--experts", type=int, help="copy the MLP into this many experts")
@@ -80,6 +83,7 @@ def main() -> int:
         iteration=arguments.iteration,
         shard_bytes=arguments.max_shard_size,
         upcycling=upcycling,
+        without_mtp=arguments.without_mtp,
         overwrite=arguments.overwrite,
         verify=arguments.verify_logits,
         progress=Progress,

@@ -21,9 +21,11 @@ from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoin
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
 from megatron.flagscale.convert.hf_config import read_config, write_config
-from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource, HuggingFaceTarget
+from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
+from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
-from megatron.flagscale.convert.megatron_args import model_of, task_arguments
+from megatron.flagscale.convert.megatron_args import task_arguments
+from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
@@ -38,6 +40,7 @@ from megatron.flagscale.convert.tokenizer import (
 from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
+from megatron.flagscale.convert.without_mtp import WithoutMtp
 from megatron.flagscale.tokenizer import beside_model
 
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
@@ -79,6 +82,7 @@ def convert(
     iteration: int | None = None,
     shard_bytes: int | None = None,
     upcycling: Upcycling | None = None,
+    without_mtp: bool = False,
     overwrite: bool = False,
     verify: bool = False,
     progress: Callable[[int], Progress] | None = None,
@@ -88,7 +92,8 @@ def convert(
     `dtype` (torch's name) casts every tensor; otherwise each keeps its precision. `tokenizer` is included
     with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
     not record it. `verify` compares the logits of both sides. `shard_bytes` (default: 5 GB) limits the size
-    of a safetensors file. `progress` is called with the total number of bytes once it is known.
+    of a safetensors file. `without_mtp` leaves out the layers for multi-token prediction. `progress` is
+    called with the total number of bytes once it is known.
 
     Raises:
         UserError: the source cannot be converted (lists all reasons); `save` exists; an option has no effect.
@@ -117,11 +122,21 @@ def convert(
         what = "cannot load a checkpoint in Megatron's `torch` format"
         hint = "convert it with `--to megatron` first, and the result with `--verify-logits`"
         raise UserError([Problem(what, "--verify-logits", hint)])
+    if verify and isinstance(source, HuggingFaceSource) and source.is_scaled:
+        what = "transformers does not compute 8-bit weights here"
+        hint = "convert without it first, and the result with `--to huggingface --verify-logits`"
+        raise UserError([Problem(what, "--verify-logits", hint)])
+    opened = source
+    if without_mtp:
+        source = WithoutMtp(source)
+        notices += (source.notice,)
     if upcycling:
         source = Upcycled(source, upcycling)
     model = replace(source.model, dtype=dtype) if dtype else source.model
     cast = getattr(torch, dtype) if dtype else None
-    dtypes = {entry: cast or source.dtype(entry) for entry in entries(model)}
+    dtypes = {
+        entry: source.dtype(entry) if entry.exact else cast or source.dtype(entry) for entry in entries(model)
+    }
     total = sum(entry.elements * kind.itemsize for entry, kind in dtypes.items())
     with complete_folder(save, overwrite, load) as folder:
         free = shutil.disk_usage(folder).free
@@ -141,7 +156,8 @@ def convert(
                 torch.promote_types(source.dtype(one), kind) != kind for one, kind in dtypes.items()
             )
             hint = "--dtype rounds the weights: compare without it" if rounded else ""
-            notices += (_verify(source, folder / RELEASE if to == MEGATRON else folder, to, model, hint),)
+            notices += (_verify(opened, folder / RELEASE if to == MEGATRON else folder, to, model, hint),)
+        notices += tuple(filter(None, (load_family(model.family).caveat(model),)))
     return Converted(save, to, model, len(dtypes), total, notices)
 
 

@@ -12,13 +12,16 @@ from typing import Any
 from flagscale.checks.model_folder import misspelt_architecture
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
-from megatron.flagscale.convert.families.base import DERIVED, Family, Setting
+from megatron.flagscale.convert.families.base import DERIVED, SIZE, Family, Setting
 from megatron.flagscale.convert.hf_keys import surplus_keys
 from megatron.flagscale.convert.hf_rope import PARTIAL, Report, read_rope, rope_values, write_rope
-from megatron.flagscale.convert.json_values import is_positive, same, short
+from megatron.flagscale.convert.json_values import is_positive, is_size, same, short
 from megatron.flagscale.convert.model import DTYPES, Model
 
-_SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn", "experts", "topk")
+_SIZES = ("layers", "hidden", "heads", "vocab", "positions", "groups", "head_dim", "ffn")
+_SIZES_OF_SOME = ("experts", "topk", "shared", "dense_ffn")
+_COUNTS_OF_SOME = ("dense", "mtp")
+"""Sizes that only some families have; the last ones may be 0."""
 _MOST_MLPS = 1_000_000
 """Layers times experts: the names of the tensors of more would fill the memory."""
 
@@ -58,7 +61,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
         family=found.name,
         **known,
         norm_eps=_number(values, found, "norm_eps", report),
-        rope=read_rope(rope, report) if found.is_rotary else None,
+        rope=read_rope(rope, found.scalings, report) if found.is_rotary else None,
         tied=tied is True,
         dtype=_dtype(config, report),
         window=_window(values, found, known["positions"], report),
@@ -68,8 +71,9 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
     )
     if model.layers * max(model.experts, 1) > _MOST_MLPS:
         report(f"`{found.keys['layers']}` is {model.layers}, more than any model has")
+    is_known = not unknown and not any(value is _WRONG for value in settings.values())
     for key, check in found.checks.items():
-        if not unknown and (what := check(values.get(key), model)):
+        if is_known and (what := check(values.get(key), model)):
             report(f"`{key}` is {short(values.get(key))}; {what}")
     problems += surplus_keys(config, found, where)
     if problems:
@@ -98,7 +102,7 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
     if not named:
         raise UserError(f"{where}: the model is {name}, not {wanted}")
     expected = named[0].forms.get(name, named[0].model_type)
-    if model_type not in (None, expected):
+    if model_type not in (None, expected, *named[0].other_types):
         what = f"`model_type` is {model_type!r}, but {name} has {expected!r}"
         raise UserError([Problem(f"{what}: transformers follows the first, vLLM the second", where)])
     return named[0]
@@ -119,12 +123,13 @@ def _sizes(values: Mapping[str, Any], family: Family, report: Report) -> tuple[d
     """Return the sizes, and the fields of those that are wrong: they are 1, and no other mistake follows."""
     known: dict[str, int] = {}
     unknown: set[str] = set()
-    for field in _SIZES:
-        if field in ("experts", "topk") and not family.has_experts:
-            continue
+    own = [field for field in (*_SIZES_OF_SOME, *_COUNTS_OF_SOME) if field in family.keys]
+    for field in (*_SIZES, *own):
         value = _value(values, family, field, known)
-        if type(value) is not int or not 0 < value < 2**31:
-            report(_wrong(family.keys[field], value, "a positive whole number"))
+        may_be_none = field in _COUNTS_OF_SOME and same(value, 0)
+        if not is_size(value) and not may_be_none:
+            expected = "a whole number of at least 0" if field in _COUNTS_OF_SOME else SIZE.text
+            report(_wrong(family.keys[field], value, expected))
             value = 1
             unknown.add(field)
         known[field] = value
@@ -142,17 +147,24 @@ def _wrong(key: str, value: Any, expected: str) -> str:
     return f"`{key}` is missing or null" if value is None else f"`{key}` is {short(value)}, not {expected}"
 
 
+_WRONG = object()
+"""The value of a setting that is wrong, so that no other mistake follows from it."""
+
+
 def _setting(values: Mapping[str, Any], setting: Setting, report: Report) -> Any:
     value = values.get(setting.key)
+    value = setting.unset if value is None else value
     for known, argument in setting.values.items():
         if same(value, known):
             return argument
     if setting.values:
         known = " or ".join(map(repr, setting.values))
         report(f"`{setting.key}` is {short(value)}; only {known} is supported")
-    elif value != 0 and not is_positive(value):
-        report(_wrong(setting.key, value, "a number of at least 0"))
-    return value
+    elif setting.kind.fits(value):
+        return value
+    else:
+        report(_wrong(setting.key, value, setting.kind.text))
+    return _WRONG
 
 
 def _number(values: Mapping[str, Any], family: Family, field: str, report: Report) -> float:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from flagscale.errors import Problem
+from megatron.flagscale.convert import block_scales
 from megatron.flagscale.convert.families.base import Family
 from megatron.flagscale.convert.hf_defaults import all_keys, generation_defaults
 from megatron.flagscale.convert.hf_rope import ROPE_KEYS
@@ -58,7 +59,10 @@ _NEUTRAL: Mapping[str, Any] = {
 """Keys of other classes and of older versions, with the value that changes nothing."""
 
 _HINT = "remove it if it changes nothing in this model"
-_QUANTIZED = "quantized weights cannot be converted: use the folder with the original ones"
+_QUANTIZED = (
+    "quantized weights cannot be converted, except fp8 with `weight_block_size` as in DeepSeek-V3: use the "
+    "folder with the original ones"
+)
 _HINTS = {
     "quantization_config": _QUANTIZED,
     "compression_config": _QUANTIZED,
@@ -81,6 +85,8 @@ def surplus_keys(config: Mapping[str, Any], family: Family, where: str) -> Itera
     defaults = family.class_defaults
     missing = {**_NEUTRAL, **defaults}
     for key, value in config.items():
+        if key == block_scales.KEY and block_scales.block_of(value):
+            continue
         if key in read or key in harmless or same(value, missing.get(key)):
             continue
         if value is None and key not in defaults:

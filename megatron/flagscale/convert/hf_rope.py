@@ -8,12 +8,13 @@ configuration class (`RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`). 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from flagscale.errors import closest
-from megatron.flagscale.convert.json_values import is_positive, same, short
-from megatron.flagscale.convert.model import Rope
+from megatron.flagscale.convert.json_values import is_positive, is_size, same, short
+from megatron.flagscale.convert.model import Rope, Yarn
 
 PARTIAL, _THETA, _ORIGINAL = "partial_rotary_factor", "rope_theta", "original_max_position_embeddings"
 _POSITIONS = "max_position_embeddings"
@@ -22,7 +23,14 @@ ROPE_KEYS = (_SCALING, _PARAMETERS, _THETA, PARTIAL, _ORIGINAL)
 """Keys of `config.json` that hold rotary positions."""
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, _ORIGINAL: 8192}
-_KINDS: Mapping[str, tuple[str, ...]] = {"default": (), "linear": ("factor",), "llama3": ("factor", *_LLAMA3)}
+_YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
+"""Keys of YaRN, with the values that transformers and vLLM give missing ones."""
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", *_LLAMA3),
+    "yarn": ("factor", _ORIGINAL, *_YARN),
+}
 """Kinds of scaling that Megatron has, with their keys."""
 
 Report = Callable[[str], None]
@@ -53,7 +61,7 @@ def rope_values(config: Mapping[str, Any], defaults: Mapping[str, Any], report: 
                 f"`rope_type` is {short(values['rope_type'])}, but `type` beside it is {short(kind)}: {what}"
             )
     values.setdefault("rope_type", "default")
-    if values["rope_type"] == "llama3":
+    if values["rope_type"] in ("llama3", "yarn"):
         positions = config.get(_POSITIONS, defaults.get(_POSITIONS))
         within = values.setdefault(_ORIGINAL, positions)
         beside = config.get(_ORIGINAL, within)
@@ -65,8 +73,11 @@ def rope_values(config: Mapping[str, Any], defaults: Mapping[str, Any], report: 
     return values
 
 
-def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
-    """Return the rotary positions of `rope_values`; reports whatever Megatron cannot compute."""
+def read_rope(values: Mapping[str, Any], scalings: Sequence[str], report: Report) -> Rope:
+    """Return the rotary positions of `rope_values`; reports whatever Megatron cannot compute.
+
+    `scalings` are the kinds of scaling that it computes in the family.
+    """
     theta = values.get(_THETA)
     if theta is None:
         report(f"`{_THETA}` is missing or null")
@@ -76,8 +87,10 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
         report(f"`{_THETA}` {theta} is not a whole number, but Megatron requires one")
     theta = float(theta) if is_positive(theta) else 1.0
     kind, factor = values["rope_type"], values.get("factor")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        report(f"rotary scaling {short(kind)} is not supported; use one of {', '.join(_KINDS)}")
+    if kind not in ("default", *scalings):
+        report(
+            f"rotary scaling {short(kind)} is not supported; use one of {', '.join(('default', *scalings))}"
+        )
         return Rope(theta)
     known = (_THETA, PARTIAL, "rope_type", *_KINDS[kind])
     for name, value in values.items():
@@ -100,7 +113,36 @@ def read_rope(values: Mapping[str, Any], report: Report) -> Rope:
             if not same(values.get(name), value):
                 found = short(values.get(name))
                 report(f"`{name}` of the rotary scaling is {found}; only {value:g} is supported")
-    return Rope(theta, kind, factor)
+    return Rope(theta, kind, factor, _read_yarn(values, report) if kind == "yarn" else None)
+
+
+def _read_yarn(values: Mapping[str, Any], report: Report) -> Yarn:
+    given = {name: default if values.get(name) is None else values[name] for name, default in _YARN.items()}
+    wrong = {name for name in ("beta_fast", "beta_slow") if not is_positive(given[name])}
+    wrong |= {name for name in ("mscale", "mscale_all_dim") if not _is_scale(given[name])}
+    for name in sorted(wrong):
+        report(f"`{name}` of the rotary scaling is {short(given[name])}, not a positive number")
+    if not is_size(values.get(_ORIGINAL)):
+        report(
+            f"`{_ORIGINAL}` of the rotary scaling is {short(values.get(_ORIGINAL))}, not a positive number"
+        )
+        wrong.add(_ORIGINAL)
+    if not same(given["truncate"], True):
+        report(f"`truncate` of the rotary scaling is {short(given['truncate'])}; only True is supported")
+    if wrong:
+        return Yarn()
+    mscale, all_dim = given["mscale"] or 1.0, given["mscale_all_dim"] or 0.0
+    # Without both of them, cosines and sines are scaled as with mscale 1 alone. The logits of the attention
+    # are scaled by mscale_all_dim in any case.
+    if bool(given["mscale"]) != bool(given["mscale_all_dim"]) and (mscale, all_dim) != (1.0, 0.0):
+        found = ", ".join(f"{name} {short(values.get(name))}" for name in ("mscale", "mscale_all_dim"))
+        report(f"the rotary scaling has {found}: only both or none, or mscale 1, are supported")
+    fast, slow = float(given["beta_fast"] or 0), float(given["beta_slow"] or 0)
+    return Yarn(values[_ORIGINAL], fast, slow, float(mscale), float(all_dim))
+
+
+def _is_scale(value: Any) -> bool:
+    return value is None or same(value, 0) or same(value, 0.0) or is_positive(value)
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
@@ -110,5 +152,8 @@ def write_rope(rope: Rope) -> dict[str, Any]:
         scaling["factor"] = rope.factor
     if rope.scaling == "llama3":
         scaling |= _LLAMA3
+    if rope.yarn:
+        yarn = asdict(rope.yarn)
+        scaling |= {_ORIGINAL: yarn.pop("original"), **yarn}
     config = {_THETA: rope.theta, _PARAMETERS: {_THETA: rope.theta, **scaling}}
     return {**config, _SCALING: scaling} if rope.scaling else config

@@ -1,24 +1,22 @@
-"""A Hugging Face folder as a source and as a target: `config.json` and safetensors, one tensor at a time."""
+"""A Hugging Face folder as a source: `config.json` and safetensors, one tensor at a time."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from flagscale.checks.stored_tensors import Stored
-from flagscale.checks.weight_files import INDEX, WHOLE, weights_of
+from flagscale.checks.weight_files import weights_of
 from flagscale.errors import Problem, UserError
-from flagscale.files import write_atomic
+from megatron.flagscale.convert import block_scales
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_config import read_config
@@ -27,7 +25,13 @@ from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
 CONFIG = "config.json"
 _NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_CODES = {dtype: name for name, dtype in _NAMES.items()}
+CODES = {dtype: name for name, dtype in _NAMES.items()}
+"""torch's precisions, with their names in safetensors."""
+_OF_SHAPES = (
+    *("layers", "hidden", "heads", "groups", "head_dim", "ffn", "vocab"),
+    *("experts", "shared", "dense", "dense_ffn"),
+)
+"""Fields of `Model` on which the shapes of tensors depend."""
 _SHOWN = 3
 """Tensors that a message names at most."""
 
@@ -46,6 +50,14 @@ class HuggingFaceSource:
         config = read_json(folder / CONFIG)
         self.model: Model = read_config(config, str(folder / CONFIG), family)
         self._stored = _stored_tensors(folder, config, registry.load(self.model.family).class_name)
+        self._block = block_scales.block_of(config.get(block_scales.KEY))
+        self._scales: dict[str, Stored] = {}
+        if self._block:
+            self._scales = {
+                name: self._stored.pop(name + block_scales.SCALES)
+                for name in [*self._stored]
+                if name + block_scales.SCALES in self._stored
+            }
         self.notices: tuple[str, ...] = ()
         output, embedding = _tied_names(self.model)
         stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
@@ -53,26 +65,72 @@ class HuggingFaceSource:
             self.model = replace(self.model, tied=False)
             what = f"{output} differs from the embedding to which {CONFIG} ties it"
             self.notices = (f"{what}: the model is converted as not tied, as transformers and vLLM read it",)
-        problems = list(_differences(self.model, self._stored, _assumed(self.model, config)))
+        if self.model.mtp and not any(name in self._stored for name in names_of_mtp(self.model)):
+            what = f"{CONFIG} names {self.model.mtp} layers for multi-token prediction, which are not stored"
+            self.notices += (f"{what}: the model is converted without them, as transformers reads it",)
+            self.model = replace(self.model, mtp=0)
+        problems = list(_differences(self.model, self._as_read(), _assumed(self.model, config)))
+        problems += self._wrong_scales()
+        problems = problems or list(self._unequal_copies())
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
         if config.get("dtype") is None and config.get("torch_dtype") is None:
             dtype = str(self.dtype(next(entries(self.model)))).removeprefix("torch.")
             self.model = replace(self.model, dtype=dtype)  # as transformers and vLLM do
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether weights are stored as 8-bit floats with scales."""
+        return bool(self._scales)
+
+    def _as_read(self) -> dict[str, Stored]:
+        """Return what is stored, with the precision that weights have once their scales are applied."""
+        as_read = {name: self._stored[name]._replace(dtype=CODES[torch.bfloat16]) for name in self._scales}
+        return {**self._stored, **as_read}
+
+    def _wrong_scales(self) -> Iterator[Problem]:
+        for name, scales in self._scales.items():
+            stored = self._stored[name]
+            shape = block_scales.scales_shape(stored.shape, self._block or (1, 1))
+            if (stored.dtype, scales.shape) != (block_scales.STORED, shape) or scales.dtype not in _NAMES:
+                what = f"{name} is stored as {stored.dtype} {list(stored.shape)}, with scales {scales.dtype} "
+                expected = f"expected: {block_scales.STORED} with scales of shape {list(shape)}"
+                yield Problem(f"{what}{list(scales.shape)}; {expected}")
+
+    def _unequal_copies(self) -> Iterator[Problem]:
+        for entry in entries(self.model):
+            for copy in entry.copies:
+                if copy in self._stored and not torch.equal(
+                    self._tensor(copy), self._tensor(entry.huggingface[0])
+                ):
+                    what = f"{copy} differs from {entry.huggingface[0]}; Megatron has one tensor for both"
+                    yield Problem(what)
+
     def dtype(self, entry: Entry) -> torch.dtype:
         """Return the precision of a tensor: the one that holds all values of its parts as stored."""
-        return reduce(torch.promote_types, (_NAMES[self._stored[name].dtype] for name in entry.huggingface))
+        return reduce(torch.promote_types, map(self._dtype, entry.huggingface))
 
     def read(self, entry: Entry) -> torch.Tensor:
         """Return the tensor of an entry of `entries(self.model)`, joined into Megatron's form."""
         return entry.join.join([self._tensor(name) for name in entry.huggingface], self.model)
 
+    def _dtype(self, name: str) -> torch.dtype:
+        return torch.bfloat16 if name in self._scales else _NAMES[self._stored[name].dtype]
+
     def _tensor(self, name: str) -> torch.Tensor:
-        # Reopened for each tensor: pages of a file that stays open would count as memory of this process.
-        with safe_open(self._stored[name].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        tensor = _read(self._stored[name].file, name)
+        if name not in self._scales:
             return tensor
+        assert self._block
+        scales = _read(self._scales[name].file, name + block_scales.SCALES)
+        return block_scales.scaled(tensor, scales, self._block)
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    # Reopened for each tensor: pages of a file that stays open would count as memory of this process.
+    with safe_open(path, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
 
 
 def _stored_tensors(folder: Path, config: Mapping[str, Any], class_name: str) -> dict[str, Stored]:
@@ -89,6 +147,14 @@ def _stored_tensors(folder: Path, config: Mapping[str, Any], class_name: str) ->
     return stored
 
 
+def names_of_mtp(model: Model) -> set[str]:
+    """Return the names of the tensors that belong to a model's layers for multi-token prediction."""
+    names: list[set[str]] = []
+    for one in (model, replace(model, mtp=0)):
+        names.append({name for entry in entries(one) for name in (*entry.huggingface, *entry.copies)})
+    return names[0] - names[1]
+
+
 def _tied_names(model: Model) -> tuple[str, str]:
     """Return the names of the output and the embedding, whether or not the output is stored."""
     rows = {row.megatron: row.huggingface[0] for row in registry.load(model.family).rows}
@@ -98,8 +164,7 @@ def _tied_names(model: Model) -> tuple[str, str]:
 def _assumed(model: Model, config: Mapping[str, Any]) -> str:
     """Return the sizes that `config.json` lacks, and the values that count for them; "" if it lacks none."""
     keys = registry.load(model.family).keys
-    of_shapes = ("layers", "hidden", "heads", "groups", "head_dim", "ffn", "vocab", "experts")
-    missing = [field for field in of_shapes if field in keys and config.get(keys[field]) is None]
+    missing = [field for field in _OF_SHAPES if field in keys and config.get(keys[field]) is None]
     shown = ", ".join(f"`{keys[field]}` {getattr(model, field)}" for field in missing)
     return f"{CONFIG} does not give these sizes, which have a default: {shown}" if shown else ""
 
@@ -110,8 +175,10 @@ def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> It
         for entry in entries(model)
         for name, shape in zip(entry.huggingface, entry.parts, strict=True)
     }
+    copies = {name: entry.shape for entry in entries(model) for name in entry.copies}
     buffers, (output, _) = registry.load(model.family).buffers, _tied_names(model)
     optional = {name for name in stored if name.endswith(buffers) or (model.tied and name == output)}
+    expected |= {name: shape for name, shape in copies.items() if name in stored}
     missing = [name for name in expected if name not in stored]
     extra = [name for name in stored if name not in expected and name not in optional]
     if missing:
@@ -138,93 +205,3 @@ def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> It
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-@dataclass(frozen=True)
-class _Planned:
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    size: int
-
-
-class HuggingFaceTarget:
-    """Writes the shards of a model in the order of `entries(model)`, with at most one tensor in memory.
-
-    A shard starts with the names, shapes and offsets of all its tensors, so `dtypes` must give the precision
-    of every entry in advance. A shard is at most `shard_bytes` long, unless a single tensor is longer.
-    """
-
-    def __init__(
-        self, folder: Path, model: Model, dtypes: Mapping[Entry, torch.dtype], shard_bytes: int
-    ) -> None:
-        self._folder, self._model = folder, model
-        self._shards = _plan(dtypes, shard_bytes)
-        self._places = iter([(number, one) for number, shard in enumerate(self._shards) for one in shard])
-        self._number = -1
-        self._file: BinaryIO | None = None
-
-    def write(self, entry: Entry, tensor: torch.Tensor) -> None:
-        """Append the tensors of an entry; call it in the order of the entries."""
-        for name, part in zip(entry.huggingface, entry.join.split(tensor, self._model), strict=True):
-            number, planned = next(self._places)
-            assert (name, part.shape, part.dtype) == (planned.name, planned.shape, planned.dtype)
-            if number != self._number:
-                self._open(number)
-            assert self._file is not None
-            self._file.write(part.contiguous().view(-1).view(torch.uint8).numpy())
-
-    def finish(self) -> None:
-        """Close the last shard, and write the index if there are several shards."""
-        self.close()
-        assert next(self._places, None) is None, "not every tensor was written"
-        if len(self._shards) > 1:
-            tensors = [planned for shard in self._shards for planned in shard]
-            places = {
-                planned.name: self._name(number)
-                for number, shard in enumerate(self._shards)
-                for planned in shard
-            }
-            index = {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": places}
-            write_atomic(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
-
-    def close(self) -> None:
-        """Close the open shard; call it after a failure, too."""
-        if self._file is not None:
-            self._file.close()
-
-    def _name(self, number: int) -> str:
-        count = len(self._shards)
-        return WHOLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-
-    def _open(self, number: int) -> None:
-        self.close()
-        self._number = number
-        self._file = (self._folder / self._name(number)).open("wb")
-        self._file.write(_header(self._shards[number]))
-
-
-def _plan(dtypes: Mapping[Entry, torch.dtype], shard_bytes: int) -> list[list[_Planned]]:
-    shards: list[list[_Planned]] = [[]]
-    filled = 0
-    for entry, dtype in dtypes.items():
-        for name, shape in zip(entry.huggingface, entry.parts, strict=True):
-            size = dtype.itemsize * math.prod(shape)
-            if shards[-1] and filled + size > shard_bytes:
-                shards.append([])
-                filled = 0
-            filled += size
-            shards[-1].append(_Planned(name, shape, dtype, size))
-    return shards
-
-
-def _header(shard: Sequence[_Planned]) -> bytes:
-    """Return the header of a safetensors file: its length in 8 bytes, then JSON padded to 8 bytes."""
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for one in shard:
-        start, end = end, end + one.size
-        fields[one.name] = {"dtype": _CODES[one.dtype], "shape": one.shape, "data_offsets": [start, end]}
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

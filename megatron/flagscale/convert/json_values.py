@@ -15,6 +15,11 @@ def is_positive(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
 
 
+def is_size(value: Any) -> TypeGuard[int]:
+    """Return whether a value is a positive whole number that an extent of a tensor can have."""
+    return type(value) is int and 0 < value < 2**31
+
+
 def short(value: Any) -> str:
     """Return a value as text of moderate length."""
     try:

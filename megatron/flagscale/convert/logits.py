@@ -24,6 +24,9 @@ from megatron.flagscale.convert.model import Model
 
 TOLERANCE = 1e-4
 _LENGTH = 64
+_LEFT_OUT = ("bf16", "fp16", "mtp_num_layers")
+"""Arguments of a training without which its model computes these logits: it runs in fp32, and layers for
+multi-token prediction take no part."""
 
 
 def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str = "") -> float:
@@ -84,7 +87,7 @@ def _argv(arguments: Mapping[str, Any], tokens: torch.Tensor) -> list[str]:
     steps = {"seq_length": length, "micro_batch_size": batch, "train_iters": 1, "skip_train": True}
     argv: list[str] = []
     for name, value in {**arguments, **data, **steps}.items():
-        if value is not None and name not in ("bf16", "fp16"):
+        if value is not None and name not in _LEFT_OUT:
             option = f"--{name.replace('_', '-')}"
             argv += [option] if value is True else [option, str(value)]
     return argv

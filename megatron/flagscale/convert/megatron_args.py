@@ -1,4 +1,4 @@
-"""Convert a model's description to Megatron's arguments, and back. Standard library only.
+"""The arguments with which Megatron computes a model. Standard library only.
 
 If a checkpoint does not hold an argument, the argument has the default given in the engine's catalog.
 """
@@ -12,10 +12,10 @@ from importlib.resources import files
 from typing import Any
 
 from flagscale.config.catalog import Option, catalog_of
-from flagscale.errors import Problem, UserError
+from flagscale.errors import UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Family
-from megatron.flagscale.convert.model import Model, Rope
+from megatron.flagscale.convert.model import Model, Yarn
 
 ARCHITECTURE = (
     "normalization",
@@ -40,6 +40,7 @@ ARCHITECTURE = (
     "no_rope_freq",
     "use_mup",
     "mtp_num_layers",
+    "mtp_use_repeated_layer",
     "heterogeneous_layers_config_encoded_json",
     "experimental_attention_variant",
     "apply_residual_connection_post_layernorm",
@@ -52,11 +53,19 @@ _OF_EXPERTS = (
     "moe_router_topk_scaling_factor",
     "moe_router_group_topk",
     "moe_shared_expert_intermediate_size",
+    "moe_shared_expert_gate",
     "moe_layer_freq",
     "moe_latent_size",
 )
-AUX_LOSS = "moe_aux_loss_coeff"
-"""The setting of families with a loss that balances the experts."""
+OF_SIZES = {
+    "window": "window_size",
+    "shared": "moe_shared_expert_intermediate_size",
+    "dense": "moe_layer_freq",
+    "mtp": "mtp_num_layers",
+}
+"""Fields of `Model` -> arguments that vary in families that have them."""
+AUX_LOSS, BALANCING = "moe_aux_loss_coeff", "moe_router_load_balancing_type"
+"""The settings of families with a loss that balances the experts; the second is `aux_loss` if it is none."""
 DROPOUTS = ("attention_dropout", "hidden_dropout")
 """Fields of `Model`, by the same names in Megatron. The engine's default is 0.1."""
 _ALSO_STORED = (
@@ -82,127 +91,36 @@ def _options() -> dict[str, list[Option]]:
     return found
 
 
-def _default(argument: str) -> Any:
-    options = _options().get(argument)
-    return options[0].default if options else None
+@cache
+def engine_defaults() -> Mapping[str, Any]:
+    """Return the engine's default of each argument."""
+    return {argument: options[0].default for argument, options in _options().items()}
 
 
-def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None = None) -> Model:
-    """Return the model that a checkpoint's arguments describe; `family` chooses one if several match.
-
-    Raises:
-        UserError: no family matches these arguments; every reason is reported.
-    """
-    defaults = {argument: options[0].default for argument, options in _options().items()}
-    args = {**defaults, **args}
-    found = _family(args, where, family)
-    heads, experts = args["num_attention_heads"], args["num_experts"] or 0
-    return Model(
-        family=found.name,
-        layers=args["num_layers"],
-        hidden=args["hidden_size"],
-        ffn=(args["moe_ffn_hidden_size"] if experts else None) or args["ffn_hidden_size"],
-        heads=heads,
-        groups=(args["num_query_groups"] or heads) if args["group_query_attention"] else heads,
-        head_dim=args["kv_channels"] or args["hidden_size"] // heads,
-        vocab=vocab,
-        positions=args["max_position_embeddings"],
-        norm_eps=args["layernorm_epsilon"],
-        rope=_rope(args) if found.is_rotary else None,
-        tied=not args["untie_embeddings_and_output_weights"],
-        dtype="bfloat16" if args["bf16"] else "float16" if args["fp16"] else "float32",
-        experts=experts,
-        topk=args["moe_router_topk"] if experts else 0,
-        window=_window(args) if "window" in found.keys else 0,
-        **{name: args[name] for name in DROPOUTS if name in found.keys},
-        settings={setting.argument: _setting(args, setting.argument) for setting in found.settings},
-    )
-
-
-def _setting(args: Mapping[str, Any], argument: str) -> Any:
-    """Return the value of a family's setting; balancing losses other than `aux_loss` count as none."""
-    value = args[argument]
-    if argument != AUX_LOSS:
-        return value
-    kinds, values = (
-        given if isinstance(given, list) else [given]
-        for given in (args["moe_router_load_balancing_type"], value)
-    )
-    return dict(zip(kinds, values, strict=False)).get("aux_loss", 0.0)
-
-
-def _family(args: Mapping[str, Any], where: str, wanted: str | None) -> Family:
-    candidates = [(family, _differences(family, args)) for family in registry.families(wanted)]
-    fitting = [family.name for family, differences in candidates if not differences]
-    if fitting and wanted in (None, *fitting):
-        return registry.load(wanted or fitting[0])
-    # The closest family has the fewest differences; among equals, the one with the most matching arguments.
-    family, differences = min(
-        (one for one in candidates if wanted in (None, one[0].name)),
-        key=lambda one: (len(one[1]), -len(_expected(one[0]))),
-    )
-    if fitting:
-        found = ", ".join(f"{name} = {args.get(name)!r}" for name in differences)
-        hint = f"use --model {' or '.join(fitting)}"
-        raise UserError([Problem(f"the model is not {wanted} ({found})", where, hint)])
-    raise UserError(
-        Problem(
-            f"the model does not match any family: {name} = {args.get(name)!r}, "
-            f"but {value} in {family.name}, the {'requested' if wanted else 'closest'} family",
-            where,
-        )
-        for name, value in differences.items()
-    )
-
-
-def _expected(family: Family) -> dict[str, Any]:
+def expected_arguments(family: Family) -> dict[str, Any]:
     """Return the arguments that are the same in every model of a family, with their values."""
     checked = (*ARCHITECTURE, *(_OF_EXPERTS if family.has_experts else ()))
-    expected = {**{name: _default(name) for name in checked}, **family.arguments}
-    varying = {setting.argument for setting in family.settings}
-    varying |= {"window_size"} if "window" in family.keys else set()
+    expected = {**{name: engine_defaults().get(name) for name in checked}, **family.arguments}
+    varying = {setting.argument for setting in family.settings} | {*family.ignored}
+    varying |= {argument for field, argument in OF_SIZES.items() if field in family.keys}
     return {name: value for name, value in expected.items() if name not in varying}
 
 
-def _differences(family: Family, args: Mapping[str, Any]) -> dict[str, str]:
-    """Return the arguments whose values no model of the family has, with a text of the expected value."""
-    differences = {
-        name: repr(value)
-        for name, value in _expected(family).items()
-        if args.get(name) != value and (args.get(name) or value)  # None means off, as False does
-    }
-    for setting in family.settings:
-        known = setting.values.values()
-        if known and args.get(setting.argument) not in known:
-            differences[setting.argument] = " or ".join(map(repr, known))
-    if bool(args.get("num_experts")) != family.has_experts:
-        differences["num_experts"] = "a number" if family.has_experts else "None"
-    return differences
-
-
-def _window(args: Mapping[str, Any]) -> int:
-    """Return the number of tokens that a token attends to; Megatron counts those before it, and -1 is all."""
-    before = (args["window_size"] or (-1,))[0]
-    return before + 1
-
-
-def _rope(args: Mapping[str, Any]) -> Rope:
-    theta = float(args["rotary_base"])
-    if args["use_rope_scaling"]:
-        return Rope(theta, "llama3", float(args["rope_scaling_factor"]))
-    if args["rotary_seq_len_interpolation_factor"]:
-        return Rope(theta, "linear", float(args["rotary_seq_len_interpolation_factor"]))
-    return Rope(theta)
+YARN = {"original": "yarn_original_max_position_embeddings"} | {
+    name: f"yarn_{name}" for name in ("beta_fast", "beta_slow")
+}
+"""Fields of `Yarn` -> arguments whose null stands for the same values."""
 
 
 def task_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments for training this model, named as in a task file."""
-    return dict(_option(name, value) for name, value in _arguments(model) if not _is_default(name, value))
+    whole = {**dict(_arguments(model)), **registry.load(model.family).task}
+    return dict(_option(name, value) for name, value in whole.items() if not _is_default(name, value))
 
 
 def _is_default(argument: str, value: Any) -> bool:
     """Return whether an argument can be left out; sizes and choices are always written."""
-    return isinstance(value, bool | None) and value == _default(argument)
+    return isinstance(value, bool | None) and value == engine_defaults().get(argument)
 
 
 def _option(argument: str, value: Any) -> tuple[str, Any]:
@@ -212,17 +130,23 @@ def _option(argument: str, value: Any) -> tuple[str, Any]:
     for option in _options().get(argument, ()):
         if option.kind in kinds:
             written = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            written = _layer_pattern(value) if isinstance(value, list) else written
             return option.name.replace("-", "_"), True if is_flag else written
     raise UserError(f"a family has {argument} = {value!r}, but Megatron has no option that sets it")
+
+
+def _layer_pattern(layers: list[int]) -> str:
+    """Return which layers have experts, as an expression that Megatron evaluates."""
+    return f"([0]*{layers.count(0)}+[1]*{layers.count(1)})"
 
 
 def checkpoint_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments that a checkpoint of this model holds, by their names in the engine's `args`."""
     family = registry.load(model.family)
     return {
-        **{name: _default(name) for name in _ALSO_STORED},
+        **{name: engine_defaults().get(name) for name in _ALSO_STORED},
         "num_query_groups": model.heads,
-        **_expected(family),
+        **expected_arguments(family),
         **dict(_arguments(model)),
     }
 
@@ -231,7 +155,7 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
     family = registry.load(model.family)
     yield "num_layers", model.layers
     yield "hidden_size", model.hidden
-    yield "ffn_hidden_size", model.ffn
+    yield "ffn_hidden_size", model.dense_ffn or model.ffn
     yield "num_attention_heads", model.heads
     yield "kv_channels", model.head_dim
     yield "max_position_embeddings", model.positions
@@ -242,11 +166,21 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
             yield "rope_scaling_factor", model.rope.factor
         elif model.rope.scaling == "linear":
             yield "rotary_seq_len_interpolation_factor", int(model.rope.factor)
+        elif model.rope.yarn:
+            yarn, usual = model.rope.yarn, Yarn()
+            yield "rope_type", "yarn"
+            yield "rotary_scaling_factor", model.rope.factor
+            yield from ((name, getattr(yarn, name)) for name in ("mscale", "mscale_all_dim"))
+            for field, name in YARN.items():
+                yield name, None if getattr(yarn, field) == getattr(usual, field) else getattr(yarn, field)
+        elif "yarn" in family.scalings:
+            yield "rope_type", "rope"
     yield "layernorm_epsilon", model.norm_eps
     yield from family.arguments.items()
     yield from model.settings.items()
-    if AUX_LOSS in model.settings:
-        yield "moe_router_load_balancing_type", "aux_loss"
+    yield from ((name, values(model)[0]) for name, values in family.computed.items())
+    if AUX_LOSS in model.settings and BALANCING not in model.settings:
+        yield BALANCING, "aux_loss"
     yield from ((name, getattr(model, name)) for name in DROPOUTS)
     if model.window:
         yield "window_size", (model.window - 1, 0)
@@ -260,5 +194,11 @@ def _arguments(model: Model) -> Iterator[tuple[str, Any]]:
         yield "num_experts", model.experts
         yield "moe_ffn_hidden_size", model.ffn
         yield "moe_router_topk", model.topk
+    if model.shared:
+        yield OF_SIZES["shared"], model.shared * model.ffn
+    if "dense" in family.keys:
+        yield OF_SIZES["dense"], [0] * model.dense + [1] * (model.layers - model.dense)
+    if model.mtp:
+        yield OF_SIZES["mtp"], model.mtp
     if model.dtype != "float32":
         yield "bf16" if model.dtype == "bfloat16" else "fp16", True

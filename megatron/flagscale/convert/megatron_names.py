@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 _RENAMED = {
     ".input_layernorm.": ".self_attention.linear_qkv.layer_norm_",
     ".pre_mlp_layernorm.": ".mlp.linear_fc1.layer_norm_",
+    ".linear_q_up_proj.layer_norm_": ".q_layernorm.",
+    ".linear_kv_up_proj.layer_norm_": ".kv_layernorm.",
+    ".mtp_model_layer.": ".transformer_layer.",
 }
-"""Norms that are modules of their own, except in TransformerEngine's linear layers."""
+"""Norms that are modules of their own, except in TransformerEngine's linear layers, and a module that has its
+older name in `torch_dist`."""
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 _SEQUENTIAL = re.compile(r"\.experts\.local_experts\.(\d+)\.(linear_fc[12]\.\w+)")
 _GROUPED = re.compile(r"\.experts\.(linear_fc[12]\.(?:weight|bias))(\d+)")

@@ -11,12 +11,29 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """The parameters of YaRN beside its factor, with the defaults that they have in all libraries.
+
+    Frequencies between `beta_slow` and `beta_fast` turns in `original` positions are interpolated. Cosines
+    and sines are multiplied by `scale(mscale) / scale(mscale_all_dim)`, and the attention's logits by the
+    square of `scale(mscale_all_dim)`, where `scale(m)` is `0.1 * m * log(factor) + 1`.
+    """
+
+    original: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+
+@dataclass(frozen=True)
 class Rope:
-    """Rotary positions. `scaling` is "" (none), "linear", or "llama3" (as in Llama 3.1), by `factor`."""
+    """Rotary positions. `scaling` is "", "linear", "llama3" (as in Llama 3.1), or "yarn", by `factor`."""
 
     theta: float = 10000.0
     scaling: str = ""
     factor: float = 1.0
+    yarn: Yarn | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,8 @@ class Model:
     `vocab` is the true number of tokens, without padding; `ffn` is the width of one expert if there are
     experts; `rope` is None if positions are not rotary; `dtype` is torch's name of the intended precision.
     `window` is the number of tokens that each token attends to, itself included; 0 is all of the preceding.
+    The first `dense` layers have an MLP of width `dense_ffn` in place of experts, and every token also passes
+    through `shared` experts. `mtp` is the number of further layers, for multi-token prediction.
     `settings` holds the values of the family's `Setting`s, by argument of Megatron.
     """
 
@@ -44,6 +63,10 @@ class Model:
     dtype: str
     experts: int = 0
     topk: int = 0
+    shared: int = 0
+    dense: int = 0
+    dense_ffn: int = 0
+    mtp: int = 0
     window: int = 0
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0

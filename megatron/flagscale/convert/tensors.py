@@ -24,7 +24,8 @@ EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 class Entry:
     """One tensor of the stream: all of Megatron's tensor `megatron`, or the part of one expert.
 
-    `huggingface` names the tensors from which it is joined; `parts` are their shapes.
+    `huggingface` names the tensors from which it is joined; `parts` are their shapes. Hugging Face's format
+    holds the whole tensor once more as each of `copies`. The precision of an `exact` tensor never changes.
     """
 
     megatron: str
@@ -34,6 +35,8 @@ class Entry:
     huggingface: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
     join: Join
+    copies: tuple[str, ...]
+    exact: bool
 
     @property
     def has_vocabulary(self) -> bool:
@@ -75,22 +78,44 @@ def entries(model: Model) -> Iterator[Entry]:
     family = registry.load(model.family)
     sizes = family.sizes(model)
     rows = [row for row in family.rows if not (model.tied and row.megatron == OUTPUT)]
-    for repeated, group in groupby(rows, lambda row: "{layer}" in row.megatron):
-        section = list(group)
-        for layer in range(model.layers) if repeated else (None,):
-            for row in section:
+    depths = [{"layer": model.layers + depth, "depth": depth} for depth in range(model.mtp)]
+    places: Mapping[str, list[dict[str, int]]] = {
+        "": [{}],
+        "layer": [{"layer": layer} for layer in range(model.layers)],
+        "depth": depths,
+    }
+    for section, group in groupby(rows, _section):
+        section_rows = list(group)
+        for place in places[section]:
+            for row in section_rows:
+                if place and not row.when(model, place["layer"]):
+                    continue
+                copies = tuple(name.format(**depth) for depth in depths for name in row.copies)
                 several = any("{expert}" in name for name in row.huggingface)
                 for expert in range(model.experts) if several else (None,):
-                    yield _entry(sizes, row, layer, expert)
+                    yield _entry(sizes, row, place, expert, copies)
 
 
-def _entry(sizes: Mapping[str, int], row: Row, layer: int | None, expert: int | None) -> Entry:
+def _section(row: Row) -> str:
+    """Return the number that tells the tensors of a row apart, beside that of an expert; "" if none does."""
+    return next((number for number in ("depth", "layer") if f"{{{number}}}" in row.megatron), "")
+
+
+def _entry(
+    sizes: Mapping[str, int],
+    row: Row,
+    place: Mapping[str, int],
+    expert: int | None,
+    copies: tuple[str, ...],
+) -> Entry:
     return Entry(
-        row.megatron.format(layer=layer),
-        row.also.format(layer=layer),
+        row.megatron.format(**place),
+        row.also.format(**place),
         expert,
         tuple(sizes[name] for name in row.shape),
-        tuple(name.format(layer=layer, expert=expert) for name in row.huggingface),
+        tuple(name.format(**place, expert=expert) for name in row.huggingface),
         tuple(tuple(sizes[name] for name in shape) for shape in row.join.shapes(row.shape)),
         row.join,
+        copies,
+        row.exact,
     )

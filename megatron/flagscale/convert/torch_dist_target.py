@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 import uuid
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,8 @@ from megatron.flagscale.convert.tensors import Entry
 from megatron.flagscale.convert.torch_dist import COMMON
 
 _FILE_BYTES = 4 * 2**30
+_LINEAR = re.compile(r"\.(linear_\w+|eh_proj)\.weight$")
+"""The weights of linear layers."""
 
 
 class TorchDistTarget:
@@ -50,7 +53,7 @@ class TorchDistTarget:
         """Append a tensor; that of an expert becomes a part of the tensor of all experts."""
         for key in filter(None, (entry.megatron, entry.also)):
             self._write_piece(key, entry, tensor)
-        if entry.megatron.rsplit(".", 2)[-2].startswith("linear_") and entry.megatron.endswith(".weight"):
+        if _LINEAR.search(entry.megatron):
             # The trainer expects an extra state for every linear layer; without fp8 it is empty.
             shard = "shard_0_1" if entry.expert is None else f"shard_{entry.expert}_{self._model.experts}"
             self._write_object(f"{entry.megatron.removesuffix('weight')}_extra_state/{shard}", [None])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron.flagscale.convert.families.joins import COPY, Join, Shape
 from megatron.flagscale.convert.hf_defaults import class_defaults
+from megatron.flagscale.convert.json_values import is_positive, is_size
 from megatron.flagscale.convert.model import Model
 
 EXTENTS: Mapping[str, Callable[[Model], int]] = {
@@ -25,6 +26,10 @@ EXTENTS: Mapping[str, Callable[[Model], int]] = {
     "vocab": lambda model: model.vocab,
     "positions": lambda model: model.positions,
     "experts": lambda model: model.experts,
+    "shared_ffn": lambda model: model.shared * model.ffn,
+    "shared_gate+up": lambda model: 2 * model.shared * model.ffn,
+    "dense_ffn": lambda model: model.dense_ffn,
+    "dense_gate+up": lambda model: 2 * model.dense_ffn,
 }
 """The extents that shapes can name in every family."""
 
@@ -38,12 +43,22 @@ DERIVED: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 """Field of `Model` -> its value if its key is null or there is none, from the fields known so far."""
 
 
+def always(model: Model, layer: int) -> bool:
+    """Return True: every layer of every model has the tensor."""
+    return True
+
+
 @dataclass(frozen=True)
 class Row:
     """One tensor of Megatron and those of Hugging Face; `{layer}` and `{expert}` stand for numbers.
 
+    A row with `{depth}` belongs to the layers for multi-token prediction (`Model.mtp`). `{depth}` counts
+    them, and `{layer}` continues the numbers of the other layers, as in Hugging Face's format.
+
     `shape` is the shape in Megatron, for one expert if there are several. `also` is a second name of the same
-    tensor in Megatron: TransformerEngine layers use a different one.
+    tensor in Megatron: TransformerEngine layers use a different one. `when` returns whether a layer has it.
+    `copies` are the names under which each layer with a `{depth}` stores the same tensor in Hugging Face's
+    format. The precision of an `exact` tensor never changes.
     """
 
     megatron: str
@@ -51,18 +66,37 @@ class Row:
     shape: Shape
     join: Join = COPY
     also: str = ""
+    when: Callable[[Model, int], bool] = always
+    copies: tuple[str, ...] = ()
+    exact: bool = False
+
+
+class Kind(NamedTuple):
+    """A kind of value: its description, and whether a value of JSON is one."""
+
+    text: str
+    fits: Callable[[Any], bool]
+
+
+NUMBER = Kind("a number of at least 0", lambda value: value == 0 or is_positive(value))
+POSITIVE = Kind("a positive number", is_positive)
+SIZE = Kind("a positive whole number", is_size)
+SIZE_OR_NULL = Kind("null or a positive whole number", lambda value: value is None or is_size(value))
 
 
 @dataclass(frozen=True)
 class Setting:
     """A choice that varies within a family: a key of `config.json` and the matching argument of Megatron.
 
-    `values` maps each value of the key to Megatron's; if empty, both formats write the same value.
+    `values` maps each value of the key to Megatron's; if empty, both formats write the same value, which is
+    of a `kind`. Null, in either format, stands for `unset`.
     """
 
     key: str
     argument: str
     values: Mapping[Any, Any] = field(default_factory=dict)
+    kind: Kind = NUMBER
+    unset: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +113,18 @@ class Family:
     tie it to its embedding."""
     keys: Mapping[str, str]
     """Field of `Model` -> key of `config.json`. Fields of `DERIVED` need none. A family with experts has
-    `experts` and `topk`."""
+    `experts` and `topk`, and `shared`, `dense` and `dense_ffn`, or `mtp`, if its models have these."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Megatron's arguments that define the architecture, by their names in the engine's `args`. All other
     arguments that change the computation (`megatron_args.ARCHITECTURE`) have the engine's defaults."""
+    computed: Mapping[str, Callable[[Model], tuple[Any, ...]]] = field(default_factory=dict)
+    """Megatron's arguments that follow from other values of a model: the one to write, then equal ones."""
+    task: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of a training that starts from a model; a checkpoint may have others."""
+    ignored: tuple[str, ...] = ()
+    """Those of `megatron_args.ARCHITECTURE` that change nothing in this family."""
+    scalings: tuple[str, ...] = ("linear", "llama3")
+    """The kinds of rotary scaling (`Rope.scaling`) that Megatron computes in this family."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fixed values of `config.json`: written, and the only ones that can be read."""
     written: Mapping[str, Any] = field(default_factory=dict)
@@ -95,8 +137,8 @@ class Family:
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     """Field of `Model` -> its value if its key is null, in addition to `DERIVED`."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Key of `config.json` -> its value if missing. Only for a family whose configuration class is not part
-    of transformers: all others have the defaults of their class."""
+    """Key of `config.json` -> its value if missing, for keys that the configuration class of transformers
+    lacks, or computes, or if there is no such class. All others have the defaults of the class."""
     settings: tuple[Setting, ...] = ()
     extents: Mapping[str, Callable[[Model], int]] = field(default_factory=dict)
     """Extents of this family, in addition to `EXTENTS`."""
@@ -105,8 +147,12 @@ class Family:
     other_forms: Mapping[str, str] = field(default_factory=dict)
     """Further architectures whose folders can be read as this family, with their `model_type`. A folder that
     another family calls its own is read as this one only on request."""
+    other_types: tuple[str, ...] = ()
+    """Further values of `model_type` with which vLLM reads the architecture as the same."""
     notice: str = ""
     """Printed when a folder of this family was written: what else is needed to open it."""
+    caveat: Callable[[Model], str] = lambda model: ""
+    """Returns what the libraries compute differently in a model; "" if nothing."""
     mixture: str = ""
     """The family of the model that results from copying the MLP of a dense one into experts."""
 

@@ -13,7 +13,7 @@ from megatron.flagscale.convert.families.joins import COPY, GATED, QKV, Join
 from megatron.flagscale.convert.model import Model
 
 
-def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: str = "") -> Row:
+def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: str = "", **more: Any) -> Row:
     """Return the row of a tensor in a layer; names and extents are separated by spaces."""
     return Row(
         f"decoder.layers.{{layer}}.{megatron}",
@@ -21,6 +21,7 @@ def layer(megatron: str, huggingface: str, shape: str, join: Join = COPY, also: 
         tuple(shape.split()),
         join,
         f"decoder.layers.{{layer}}.{also}" if also else "",
+        **more,
     )
 
 

@@ -6,6 +6,7 @@ A family may define a `Join` of its own. Torch is imported only to join tensors:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from megatron.flagscale.convert.model import Model
@@ -42,9 +43,14 @@ class _Copy:
         return (tensor,)
 
 
-class _Gated:
+@dataclass(frozen=True)
+class Gated:
+    """Gate and up projections, concatenated; `half` is the extent of each."""
+
+    half: str = "ffn"
+
     def shapes(self, shape: Shape) -> tuple[Shape, ...]:
-        return (("ffn", *shape[1:]),) * 2
+        return ((self.half, *shape[1:]),) * 2
 
     def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
         import torch
@@ -52,7 +58,7 @@ class _Gated:
         return torch.cat(list(parts))
 
     def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
-        return list(tensor.split(model.ffn))
+        return list(tensor.chunk(2))
 
 
 class _Qkv:
@@ -73,7 +79,7 @@ class _Qkv:
 
 COPY: Join = _Copy()
 """The same tensor in both formats."""
-GATED: Join = _Gated()
-"""Gate and up projections, concatenated."""
+GATED: Join = Gated()
+"""Gate and up projections of an MLP or an expert."""
 QKV: Join = _Qkv()
 """Each group of query heads, followed by its key and its value."""

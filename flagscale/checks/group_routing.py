@@ -1,0 +1,24 @@
+"""Rules of `moe_router_group_best`: by how many of their experts groups are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flagscale.errors import Violation
+
+BEST = "moe_router_group_best"
+"""The argument (by dest)."""
+
+
+def group_routing_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield why the number of scores by which groups are compared has no effect, or is impossible."""
+    best, groups = values.get(BEST), values.get("moe_router_num_groups")
+    if best is None:
+        return
+    if not values.get("num_experts") or not values.get("moe_router_group_topk") or not groups:
+        yield BEST, f"`{BEST}` has no effect without `moe_router_group_topk`"
+    elif values.get("moe_router_fusion"):
+        yield BEST, f"`{BEST}` is ignored with `moe_router_fusion`; remove one"
+    elif not 0 < best <= (size := values["num_experts"] // groups):
+        yield BEST, f"{BEST} {best} must be from 1 to {size}, the experts of a group"
