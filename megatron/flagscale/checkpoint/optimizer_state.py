@@ -117,7 +117,8 @@ def positions_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
 
 PATCHES = (
     Patch(
-        "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_param_state_fully_reshardable",
+        "megatron.core.optimizer.distrib_optimizer:"
+        "DistributedOptimizer.sharded_param_state_fully_reshardable",
         _skip_padding,
         "It gathers buckets without their padding, but reads parameters where they are with it: behind a padded "
         "bucket (tied embeddings on a stage, overlapped gradients), it saves parts of other parameters.",
