@@ -12,6 +12,7 @@ from megatron.flagscale.checkpoint.save import PATCHES as saving_patches
 from megatron.flagscale.chips import Chip, chip
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
+from megatron.flagscale.layers.rotary import PATCHES as rotary_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
@@ -47,6 +48,7 @@ _ALWAYS = (
     *group_patches,
     *not_saved_patches,
     *startup_patches,
+    *rotary_patches,
 )
 
 

@@ -64,6 +64,8 @@ class Chip:
     use, or does not gain from."""
     attention: AttentionKernels | None = None
     """If None, blockwise attention is computed in plain torch operations."""
+    has_rms_norm: bool = False
+    """Whether torch has a kernel for `rms_norm` on it, forward and backward."""
     compiles: bool = True
     """Whether `torch.compile` generates kernels for it. If not, FlagScale's compiled loss is not used."""
     pins_memory: bool = True

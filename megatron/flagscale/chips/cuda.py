@@ -47,4 +47,5 @@ CUDA = Chip(
     device=lambda: torch.device("cuda", torch.cuda.current_device()),
     memory_bytes=lambda: int(torch.cuda.max_memory_allocated()),
     attention=AttentionKernels(_takes, _attend, _backward),
+    has_rms_norm=True,
 )

@@ -15,6 +15,7 @@ from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.flagscale.layers.context import gather_sequence, local_chunks, zigzag_attention
 from megatron.flagscale.layers.documents import document_attention
+from megatron.flagscale.layers.storage import compact
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
 
@@ -68,6 +69,8 @@ class Attention(MegatronModule):
             )
         causal = (attn_mask_type or self.attn_mask_type) in _CAUSAL
         mask, starts = _mask_or_starts(attention_mask)
+        # After rotary embeddings, the values are all that is left of the linear layer's output.
+        query, key, value = compact(query, key, value)
         dropout = self.dropout if self.training else 0.0
         spread = self.cp_group.size() > 1
         is_plain = mask is None and causal and not self.window and not dropout

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from megatron.flagscale.layers.activation import activate
+
 
 class GroupedExperts(SequentialMLP):
     """Megatron's experts, with the same weights, names and checkpoints, computed together.
@@ -42,7 +44,12 @@ class GroupedExperts(SequentialMLP):
         ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
         for linear in self.linears:
             linear.ends = ends
-        out, _ = self.together(tokens, probabilities)
+        if self.config.bias_activation_fusion:  # Megatron's compiled functions keep one tensor too
+            out, _ = self.together(tokens, probabilities)
+            return out, None
+        fc1, fc2 = self.linears
+        rows, _ = fc1(tokens)
+        out, _ = fc2(activate(self.config, rows, probabilities))
         return out, None
 
 
