@@ -29,9 +29,10 @@ def cos_sin(angles: torch.Tensor, dtype: torch.dtype, scale: float) -> tuple[tor
 def rotate(
     heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False
 ) -> torch.Tensor:
-    """Return `heads [s, ..., d]` with the pairs of their first `n` elements rotated, `cos` and `sin [s, ..., n]`.
+    """Return `heads [s, ..., d]` with their first `n` elements rotated in pairs; the others do not change.
 
-    A pair is two elements `n / 2` apart, or two neighbours if `interleaved`. The other elements do not change.
+    `cos` and `sin [s, ..., n]` are those of the angles. The elements of a pair are `n / 2` apart, or
+    neighbours if `interleaved`.
     """
     return _Rotate.apply(heads, cos, sin, interleaved)
 

@@ -11,7 +11,10 @@ def compact(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the tensors; those that together use only a part of their storage are copied.
 
     Call it for tensors that are kept for the backward pass while nothing else needs the rest of the storage.
+    If there will be no backward pass, nothing is copied.
     """
+    if not torch.is_grad_enabled():
+        return tensors
     used: Counter[int] = Counter()
     for tensor in tensors:
         used[tensor.untyped_storage()._cdata] += tensor.nbytes
