@@ -1,8 +1,9 @@
 """Compare the memory and time of a training step with those of another commit, on the CPU.
 
-`python -m benchmarks.layer_peak --against COMMIT` trains small models with both builds in turn, in a process
-of its own each time. Prints how much memory a step adds at its peak (weights, gradients and the optimizer's
-state exist before it), and the ratio of the CPU times of a step, with the smallest and largest of all rounds.
+`python -m benchmarks.layer_peak --against COMMIT` trains small models with both builds at once, each in a
+process of its own, a step of each in turn. Prints the largest memory that a step adds (weights, gradients
+and the optimizer's state exist before it), and the ratio of the CPU times of a step: the median over all
+pairs of steps, and its 95 % interval by the order of the ratios.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ import argparse
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-ROUNDS = 3
-STEPS = 5
+STEPS = 24
 USUAL = """
     --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --position-embedding-type rope
     --normalization RMSNorm --swiglu --disable-bias-linear --untie-embeddings-and-output-weights
@@ -43,26 +46,43 @@ MODELS = {
     "grouped experts, bf16": f"{USUAL} {EXPERTS} --bf16",
     "gpt, fp32": USUAL.replace("--normalization RMSNorm --swiglu --disable-bias-linear", ""),
 }
-LENGTHS = (256, 2048)
+ROWS = (
+    ("llama, fp32", 256),
+    ("llama, fp32", 2048),
+    ("llama, bf16", 256),
+    ("llama, bf16", 2048),
+    ("llama, bf16, recompute selective", 2048),
+    ("llama, bf16, recompute full", 2048),
+    ("grouped experts, bf16", 2048),
+    ("gpt, fp32", 2048),
+)
 # Large blocks come from the system and return to it, so that resident memory shows what is in use.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step needed: bytes at its peak, and CPU seconds."""
+
+    peak: int
+    cpu: float
 
 
 def main(argv: list[str]) -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layer_peak")
     parser.add_argument("--against", required=True, metavar="COMMIT")
-    parser.add_argument("--model", choices=MODELS, action="append")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each build, to compare the time")
     asked = parser.parse_args(argv)
     print(
         "| model | tokens | before, peak MiB | now, peak MiB | ratio | CPU time per step, before / now |\n"
         "|---|---|---|---|---|---|"
     )
     with other_build(asked.against) as before:
-        for model in asked.model or MODELS:
-            for length in LENGTHS:
-                print(row(model, length, before, asked.rounds), flush=True)
+        for model, length in ROWS:
+            if model in (asked.model or MODELS):
+                print(row(model, length, before, asked.steps), flush=True)
     return 0
 
 
@@ -75,57 +95,78 @@ def other_build(commit: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def row(model: str, length: int, before: Path, rounds: int) -> str:
+def row(model: str, length: int, before: Path, count: int) -> str:
     """Return a row of the table."""
-    peaks, speedups = {}, []
-    for build in (before, ROOT):
-        peaks[build] = max(step["peak"] for step in steps_of(build, model, length, RETURNED)[1:])
-    for turn in range(rounds):
-        order = (before, ROOT) if turn % 2 else (ROOT, before)
-        seconds = {build: min(step["cpu"] for step in steps_of(build, model, length)[1:]) for build in order}
-        speedups.append(seconds[before] / seconds[ROOT])
-    old, new = (peaks[build] / 2**20 for build in (before, ROOT))
-    times = f"{median(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
+    pairs = steps_in_turn((before, ROOT), model, length, 4, RETURNED)
+    old, new = (max(step.peak for step in steps) / 2**20 for steps in zip(*pairs, strict=True))
+    ratios = sorted(one.cpu / other.cpu for one, other in steps_in_turn((before, ROOT), model, length, count))
+    # The number of ratios below the true median has a binomial distribution.
+    aside = max(0, round((len(ratios) - 1.96 * len(ratios) ** 0.5) / 2) - 1)
+    times = f"{median(ratios):.2f} ({ratios[aside]:.2f} to {ratios[-1 - aside]:.2f})"
     return f"| {model} | {length} | {old:.0f} | {new:.0f} | {old / new:.2f} | {times} |"
 
 
-def steps_of(
-    build: Path, model: str, length: int, more: dict[str, str] | None = None
-) -> list[dict[str, float]]:
-    """Train with a build in a process of its own; return the peak in bytes and CPU seconds of each step."""
-    long = ("--seq-length", str(length), "--max-position-embeddings", str(length))
-    count = STEPS if length > 1000 or more else 6 * STEPS
+def steps_in_turn(
+    builds: Sequence[Path], model: str, length: int, count: int, more: Mapping[str, str] | None = None
+) -> list[tuple[Step, ...]]:
+    """Train with all builds at once, a step of each in turn; return `count` steps of each,
+    without the first."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                training(build, model, length, count + 1, Path(folder, str(number)), more or {})
+            )
+            for number, build in enumerate(builds)
+        ]
+        return [tuple(next_step(run) for run in runs) for _ in range(count + 1)][1:]
+
+
+def next_step(run: subprocess.Popen[str]) -> Step:
+    """Let the process compute one step."""
+    assert run.stdin
+    assert run.stdout
+    print(file=run.stdin, flush=True)
+    return Step(**json.loads(run.stdout.readline()))
+
+
+@contextmanager
+def training(
+    build: Path, model: str, length: int, count: int, folder: Path, more: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a training with a build; it computes a step for each line of its input."""
+    folder.mkdir()
     paths = f"{build}{os.pathsep}{build / 'vllm'}"
     usual = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryDirectory() as folder:
+    lengths = ("--seq-length", str(length), "--max-position-embeddings", str(length))
+    argv = (*shlex.split(MODELS[model]), *lengths, "--train-iters", str(count))
+    with subprocess.Popen(
         # -P: the modules beside this file are not those of the build.
-        command = [sys.executable, "-P", __file__, "steps", f"{folder}/steps"]
-        argv = [*shlex.split(MODELS[model]), *long, "--train-iters", str(count)]
-        done = subprocess.run(
-            [*command, *argv],
-            cwd=folder,
-            env={**os.environ, **usual, **(more or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(done.stdout[-4000:])
-        return [json.loads(line) for line in Path(folder, "steps").read_text().splitlines()]
+        [sys.executable, "-P", __file__, "train", *argv],
+        cwd=folder,
+        env={**os.environ, **usual, **more},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "output").open("w"),
+        text=True,
+    ) as process:
+        try:
+            yield process
+        except ValueError as error:  # the line is empty: the process ended
+            raise RuntimeError((folder / "output").read_text()[-4000:]) from error
+        finally:
+            process.kill()
 
 
-def train_and_record(record: Path, argv: list[str]) -> None:
-    """Train on this process's only rank, and write a line per step."""
-    import socket
-
+def train(argv: list[str]) -> None:
+    """Train on this process's only rank; each step waits for a line of input and answers with its figures."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the engine's output must not mix with our replies
     from megatron.flagscale.bootstrap import patch_engine
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", **address}
     patch_engine()
     from megatron.training import training
 
@@ -134,12 +175,12 @@ def train_and_record(record: Path, argv: list[str]) -> None:
     step = training.train_step
 
     def recorded(*positional: Any, **named: Any) -> Any:
+        sys.stdin.readline()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        held, start = status("VmRSS"), sum(os.times()[:2])
+        held, start = status("VmRSS"), time.process_time()
         outcome = step(*positional, **named)
-        figures = {"peak": status("VmHWM") - held, "cpu": sum(os.times()[:2]) - start}
-        with record.open("a") as lines:
-            print(json.dumps(figures), file=lines)
+        used = Step(status("VmHWM") - held, time.process_time() - start)
+        print(json.dumps(asdict(used)), file=answers, flush=True)
         return outcome
 
     training.train_step = recorded
@@ -153,7 +194,7 @@ def status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["steps"]:
-        train_and_record(Path(sys.argv[2]), sys.argv[3:])
+    if sys.argv[1:2] == ["train"]:
+        train(sys.argv[2:])
     else:
         sys.exit(main(sys.argv[1:]))

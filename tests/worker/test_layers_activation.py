@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +12,13 @@ from megatron.core.activations import quick_gelu, squared_relu
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron.flagscale.layers.activation import GatedActivation, activate
+from megatron.flagscale.layers.activation import GatedActivation, Linear, activated_product
 from tests.worker.test_layers import DEVICES, LIMITS, as_leaves, config, error, inputs
 
 pytestmark = pytest.mark.usefixtures("as_it_stands")
 GATED: dict[str, dict[str, Any]] = {
     "SwiGLU": {"activation_func": F.silu},
+    "SwiGLU, compiled if torch can": {"activation_func": F.silu, "bias_activation_fusion": True},
     "GEGLU": {"activation_func": F.gelu},
     "quick GEGLU": {"activation_func": quick_gelu},
     "SwiGLU, clamped": {"activation_func": F.silu, "activation_func_clamp_value": 0.7},
@@ -61,27 +61,28 @@ def as_it_stands() -> Iterator[None]:
 @pytest.mark.parametrize("name", [*GATED, *PLAIN])
 def test_activations_are_exact(device: str, dtype: torch.dtype, weighted: bool, name: str) -> None:
     kind = {**GATED, **PLAIN}[name]
-    whole = SimpleNamespace(
-        **{"activation_func_clamp_value": None, "glu_linear_offset": 0.0, "gated_linear_unit": name in GATED}
-        | kind
-    )
-    shapes = ((5, 3, 48), (5, 3), (5, 3, 24 if name in GATED else 48))
-    rows, weights, grad = (tensor.to(dtype).double() for tensor in inputs(*shapes))
+    whole = config(**kind, gated_linear_unit=name in GATED)
+    width = 24 if name in GATED else 48
+    shapes = ((5, 3, 48), (5, 3), (7, width), (5, 3, 7))
+    rows, weights, factor, grad = (tensor.to(dtype).double() for tensor in inputs(*shapes))
     (found,) = as_leaves([rows], dtype, device)
     # The router computes the weights in a higher precision than bf16.
     (found_weights,) = as_leaves([weights], torch.promote_types(dtype, torch.float32), device)
-    out = activate(whole, found, found_weights if weighted else None)
-    assert out.dtype == dtype
-    out.backward(grad.to(device, dtype))
+    (matrix,) = as_leaves([factor], dtype, device)
+    product = activated_product(whole, found, found_weights if weighted else None, Linear(), matrix)
+    assert product.dtype == dtype
+    product.backward(grad.to(device, dtype))
 
-    exact, exact_weights = as_leaves([rows, weights], torch.float64)
+    exact, exact_weights, exact_matrix = as_leaves([rows, weights, factor], torch.float64)
     expected = plain(kind, exact, name in GATED)
     if weighted:
         expected = expected * exact_weights[..., None]
+    expected = expected @ exact_matrix.t()
     expected.backward(grad)
     limit = LIMITS.get(dtype, 1e-14)
-    assert error(out, expected.detach()) <= limit
+    assert error(product, expected.detach()) <= limit
     assert error(found.grad, exact.grad) <= limit
+    assert error(matrix.grad, exact_matrix.grad) <= limit
     if weighted:
         assert found_weights.grad.dtype == found_weights.dtype
         assert error(found_weights.grad, exact_weights.grad) <= limit
@@ -91,11 +92,15 @@ def test_activations_are_exact(device: str, dtype: torch.dtype, weighted: bool, 
 def test_the_gradient_agrees_with_differences(weighted: bool) -> None:
     whole = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=4, gated_linear_unit=True)
     whole.activation_func = F.silu
-    tensors = as_leaves(inputs((4, 6), (4,))[: 1 + weighted], torch.float64)
-    assert torch.autograd.gradcheck(lambda *given: activate(whole, *given), tensors)
+    rows, scales, matrix = as_leaves(inputs((4, 6), (4,), (5, 3)), torch.float64)
+
+    def product(rows: torch.Tensor, matrix: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
+        return activated_product(whole, rows, scales, Linear(), matrix)
+
+    assert torch.autograd.gradcheck(product, (rows, matrix, *([scales] if weighted else [])))
 
 
-class Linear(torch.nn.Module):
+class LinearModule(torch.nn.Module):
     """A linear layer of Megatron's form, without process groups: it returns its bias."""
 
     def __init__(self, size: int, out: int, *, bias: bool, **_: Any) -> None:
@@ -125,7 +130,10 @@ def test_an_mlp_computes_the_same_as_with_megatrons_own_operations(
             ffn_hidden_size=24,
         )
         whole.use_te_activation_func = ours
-        mlp = MLP(whole, MLPSubmodules(Linear, Linear, GatedActivation), ffn_hidden_size=24).double()
+        whole.bias_activation_fusion &= ours  # Megatron's fused functions refuse some of these cases
+        mlp = MLP(
+            whole, MLPSubmodules(LinearModule, LinearModule, GatedActivation), ffn_hidden_size=24
+        ).double()
         torch.manual_seed(0)
         for parameter in mlp.parameters():
             torch.nn.init.normal_(parameter)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.tensor_parallel.layers import RowParallelLinear
 from megatron.core.transformer.spec_utils import build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import GlobalMemoryBuffer
@@ -22,6 +23,7 @@ from megatron.flagscale.layers.activation import GatedActivation
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.spec import layer_spec
 from megatron.flagscale.layers.storage import compact
+from tests.worker.test_layers import error
 from tests.worker.test_layers_experts import make
 
 ALONE = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
@@ -93,14 +95,21 @@ def settings(**more: Any) -> TransformerConfig:
     return TransformerConfig(**usual | more)
 
 
+def layer_of(config: TransformerConfig, mlp: dict[str, Any] | None = None) -> torch.nn.Module:
+    """Return a layer with our specification; `mlp` replaces parts of its MLP."""
+    tp = dist.group.WORLD if config.tensor_model_parallel_size == 2 else ALONE
+    spec = layer_spec(SimpleNamespace(transformer=config)).layer_specs[0]
+    vars(spec.submodules.mlp.keywords["submodules"]).update(mlp or {})
+    groups = SimpleNamespace(tp=tp, cp=ALONE, pp=ALONE, ep=ALONE, expt_tp=ALONE, expt_dp=ALONE)
+    layer: torch.nn.Module = build_module(spec, config=config, layer_number=1, pg_collection=groups)
+    return layer
+
+
 def kept_by_layer(rotated: bool = True, **more: Any) -> int:
     config = settings(**more)
-    ranks = config.tensor_model_parallel_size
-    tp = dist.group.WORLD if ranks == 2 else ALONE
-    spec = layer_spec(SimpleNamespace(transformer=config)).layer_specs[0]
-    groups = SimpleNamespace(tp=tp, cp=ALONE, pp=ALONE, ep=ALONE, expt_tp=ALONE, expt_dp=ALONE)
-    layer = build_module(spec, config=config, layer_number=1, pg_collection=groups)
-    hidden = torch.randn(LENGTH // ranks, BATCH, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
+    layer = layer_of(config)
+    length = LENGTH // config.tensor_model_parallel_size
+    hidden = torch.randn(length, BATCH, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
     with Kept(layer) as kept:
         angles = torch.randn(LENGTH, 1, 1, WIDTH)
         layer(hidden, attention_mask=None, rotary_pos_emb=angles if rotated else None)
@@ -119,8 +128,7 @@ def test_a_llama_layer_keeps_each_tensor_once(ranks: int, key_heads: int) -> Non
         "values": TOKENS * key_heads * WIDTH * BF16,
         "attention, also the input of its projection": TOKENS * HIDDEN * BF16,
         "log-sum-exp": TOKENS * HEADS * FP32,
-        "fc1, the input of the activation": TOKENS * 2 * FFN * BF16,
-        "activation, the input of fc2": TOKENS * FFN * BF16,
+        "fc1, the input of the activation, which is computed again": TOKENS * 2 * FFN * BF16,
     }
     cosine_and_sine = 2 * LENGTH * WIDTH * BF16
     more = {"tensor_model_parallel_size": 2, "sequence_parallel": True} if ranks == 2 else {}
@@ -148,20 +156,17 @@ def grouped(**more: Any) -> GroupedExperts:
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_grouped_experts_keep_inputs_of_their_products_and_of_the_activation(gated: bool) -> None:
-    experts = grouped(gated_linear_unit=gated)
+def test_grouped_experts_keep_the_inputs_of_the_first_product_and_of_the_activation(gated: bool) -> None:
+    experts = make(GroupedExperts, 3, params_dtype=torch.bfloat16, bf16=True, gated_linear_unit=gated)
     tokens = torch.randn(TOKENS, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
     probabilities = torch.rand(TOKENS, requires_grad=True)
-    counts = torch.tensor([TOKENS // 2, 0, TOKENS // 2])
     with Kept(experts) as kept:
-        experts(tokens, counts, probabilities)
+        experts(tokens, torch.tensor([TOKENS // 2, 0, TOKENS // 2]), probabilities)
     width = experts.config.moe_ffn_hidden_size
     expected = {
         "tokens": TOKENS * HIDDEN * BF16,
         "weights of the tokens": TOKENS * FP32,
         "fc1, the input of the activation": TOKENS * width * (2 if gated else 1) * BF16,
-        "weighted activation, the input of fc2": TOKENS * width * BF16,
-        "where each expert's tokens end": len(counts) * 4,
     }
     assert kept.bytes == sum(expected.values())
 
@@ -197,3 +202,21 @@ def test_a_part_of_a_storage_is_copied_if_nothing_else_uses_the_rest() -> None:
     assert torch.equal(alone, second)
     with torch.no_grad():
         assert compact(second)[0] is second
+
+
+@pytest.mark.parametrize("more", [{}, {"add_bias_linear": True}, {"activation_func": F.gelu}])
+def test_a_layer_computes_the_same_as_with_megatrons_mlp(more: dict[str, Any]) -> None:
+    ends = []
+    for megatrons in (True, False):
+        config = settings(params_dtype=torch.float64, bf16=False, **more)
+        layer = layer_of(config, {"linear_fc2": RowParallelLinear} if megatrons else None).double()
+        config.use_te_activation_func = not megatrons
+        torch.manual_seed(0)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter)
+        hidden = torch.randn(LENGTH, BATCH, HIDDEN, dtype=torch.float64, requires_grad=True)
+        out, _ = layer(hidden, attention_mask=None)
+        out.square().sum().backward()
+        ends.append((out, hidden.grad, *(parameter.grad for parameter in layer.parameters())))
+    for expected, found in zip(*ends, strict=True):
+        assert error(found, expected.detach()) <= 1e-14

@@ -12,7 +12,7 @@ from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from megatron.flagscale.layers.activation import GatedActivation
+from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Unchanged, computes
 from megatron.flagscale.layers.attention import Attention
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.norm import Norm
@@ -28,10 +28,9 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
         qk_l2_norm=transformer.qk_l2_norm,
         vp_stage=vp_stage,
     )
-    # Fused activations keep only their input as well. The engine names the setting after the package whose
-    # modules it was made for; with it, an MLP takes the activation from the specification.
-    ours = transformer.gated_linear_unit and not transformer.bias_activation_fusion
-    transformer.use_te_activation_func = ours
+    # The engine names the setting after the package whose modules it was made for: with it, an MLP takes the
+    # activation from the specification.
+    transformer.use_te_activation_func = computes(transformer)
     # All layers of a kind share one object.
     for layer in {id(spec): spec.submodules for spec in block.layer_specs}.values():
         attention = layer.self_attention.submodules
@@ -41,16 +40,18 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> TransformerBlockSubm
                 if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
                     setattr(owner, name, Norm)
         mlp = layer.mlp.keywords["submodules"]
-        for submodules in _mlps(mlp) if ours else ():
-            submodules.activation_func = GatedActivation
+        if computes(transformer):
+            _set_activations(mlp)
         if transformer.moe_grouped_gemm and isinstance(mlp, MoESubmodules):
             mlp.experts = partial(GroupedExperts, **mlp.experts.keywords)
     block.layer_norm = Norm
     return block
 
 
-def _mlps(submodules: MLPSubmodules | MoESubmodules) -> tuple[MLPSubmodules, ...]:
-    """Return the MLPs of a layer: its own, or those of routed and shared experts."""
-    if isinstance(submodules, MLPSubmodules):
-        return (submodules,)
-    return submodules.experts.keywords["submodules"], submodules.shared_experts.keywords["submodules"]
+def _set_activations(mlp: MLPSubmodules | MoESubmodules) -> None:
+    """Make a layer's MLP, or its experts, compute activations as in activation.py."""
+    if isinstance(mlp, MoESubmodules):
+        # Between activation and second linear layer, separate experts multiply by the weights of the tokens.
+        mlp.experts.keywords["submodules"].activation_func = GatedActivation
+        mlp = mlp.shared_experts.keywords["submodules"]
+    mlp.activation_func, mlp.linear_fc2 = Unchanged, ActivatedLinear
