@@ -101,3 +101,12 @@ def test_cosine_and_sine_are_forgotten_with_the_angles() -> None:
     assert len(rotary._computed) == known + 1
     del angles
     assert len(rotary._computed) == known
+
+
+def test_cosine_and_sine_of_an_inference_serve_a_training() -> None:
+    with torch.inference_mode():
+        angles = angles_of(7, 16)
+        cos_sin(angles, torch.float64, 1.0)
+    (heads,) = as_leaves(inputs((7, 2, 3, 16)), torch.float64)
+    OURS(heads, angles).sum().backward()
+    assert heads.grad is not None

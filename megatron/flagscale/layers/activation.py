@@ -77,7 +77,8 @@ class ActivatedLinear(RowParallelLinear):
     """Megatron's linear layer, of the activation of its input."""
 
     def _forward_impl(self, input: torch.Tensor, weight: torch.Tensor, **settings: Any) -> torch.Tensor:
-        if weight.requires_grad and not settings["gradient_accumulation_fusion"]:
+        is_plain = weight.requires_grad and settings["gtp_remat_size"] == 1
+        if is_plain and not settings["gradient_accumulation_fusion"]:
             return activated_product(self.config, input, None, Linear(), weight)
         rows = activated_product(self.config, input, None, _Alone())
         out: torch.Tensor = super()._forward_impl(input=rows, weight=weight, **settings)

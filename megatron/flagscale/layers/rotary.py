@@ -20,9 +20,11 @@ def cos_sin(angles: torch.Tensor, dtype: torch.dtype, scale: float) -> tuple[tor
     Megatron caches the angles of a sequence length, and passes them to all layers.
     """
     known = _computed.setdefault(angles, {})
-    key = angles._version, dtype, scale
+    # Tensors of an inference have no version, and no gradients could be computed with such a cosine.
+    key = 0 if angles.is_inference() else angles._version, dtype, scale
     if key not in known:
-        known[key] = tuple((wave(angles) * scale).to(dtype) for wave in (torch.cos, torch.sin))
+        with torch.inference_mode(False):
+            known[key] = tuple((wave(angles) * scale).to(dtype) for wave in (torch.cos, torch.sin))
     return known[key]
 
 
