@@ -9,6 +9,7 @@ pairs of steps, and its 95 % interval by the order of the ratios.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -25,7 +26,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-STEPS = 24
+STEPS = 16
 USUAL = """
     --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --position-embedding-type rope
     --normalization RMSNorm --swiglu --disable-bias-linear --untie-embeddings-and-output-weights
@@ -46,15 +47,10 @@ MODELS = {
     "grouped experts, bf16": f"{USUAL} {EXPERTS} --bf16",
     "gpt, fp32": USUAL.replace("--normalization RMSNorm --swiglu --disable-bias-linear", ""),
 }
+LENGTHS = (256, 2048)
 ROWS = (
-    ("llama, fp32", 256),
-    ("llama, fp32", 2048),
-    ("llama, bf16", 256),
-    ("llama, bf16", 2048),
-    ("llama, bf16, recompute selective", 2048),
-    ("llama, bf16, recompute full", 2048),
-    ("grouped experts, bf16", 2048),
-    ("gpt, fp32", 2048),
+    *itertools.product(("llama, fp32", "llama, bf16"), LENGTHS),
+    *((model, max(LENGTHS)) for model in MODELS if model not in ("llama, fp32", "llama, bf16")),
 )
 # Large blocks come from the system and return to it, so that resident memory shows what is in use.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -99,6 +95,7 @@ def row(model: str, length: int, before: Path, count: int) -> str:
     """Return a row of the table."""
     pairs = steps_in_turn((before, ROOT), model, length, 4, RETURNED)
     old, new = (max(step.peak for step in steps) / 2**20 for steps in zip(*pairs, strict=True))
+    count *= max(LENGTHS) // length  # short steps are disturbed more
     ratios = sorted(one.cpu / other.cpu for one, other in steps_in_turn((before, ROOT), model, length, count))
     # The number of ratios below the true median has a binomial distribution.
     aside = max(0, round((len(ratios) - 1.96 * len(ratios) ** 0.5) / 2) - 1)
@@ -118,7 +115,12 @@ def steps_in_turn(
             )
             for number, build in enumerate(builds)
         ]
-        return [tuple(next_step(run) for run in runs) for _ in range(count + 1)][1:]
+        steps = []
+        for turn in range(count + 1):
+            order = [*enumerate(runs)][:: 1 if turn % 2 else -1]
+            done = {number: next_step(run) for number, run in order}
+            steps.append(tuple(done[number] for number in range(len(runs))))
+        return steps[1:]
 
 
 def next_step(run: subprocess.Popen[str]) -> Step:

@@ -53,16 +53,16 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=total)
         scale = norm.square_().div_(hidden.size(-1)).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
-        return (hidden * scale).mul_(weight).to(hidden.dtype)
+        # A product of two precisions would be slow on CPU.
+        return (hidden.to(total) * scale).mul_(weight).to(hidden.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, scale = ctx.saved_tensors
-        (grad,) = grads
-        normal = hidden * scale
+        grad, factor = grads[0].to(scale.dtype), weight.to(scale.dtype)
+        normal = hidden.to(scale.dtype) * scale
         product = grad * normal
-        factor = weight.to(normal.dtype)
         share = (product @ factor).div_(hidden.size(-1)).unsqueeze(-1)
         of_weight = product.flatten(0, -2).sum(0)
-        of_hidden = (grad * factor).sub_(normal.mul_(share)).mul_(scale)
+        of_hidden = torch.mul(grad, factor, out=product).sub_(normal.mul_(share)).mul_(scale)
         return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), None
