@@ -3,7 +3,7 @@
 `python -m benchmarks.layer_peak --against COMMIT` trains small models with both builds at once, each in a
 process of its own, a step of each in turn. Prints the largest memory that a step adds (weights, gradients
 and the optimizer's state exist before it), and the ratio of the CPU times of a step: the median over all
-pairs of steps, and its 95 % interval by the order of the ratios.
+turns, and its 95 % interval by the order of the ratios.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def other_build(commit: str) -> Iterator[Path]:
 
 def row(model: str, length: int, before: Path, count: int) -> str:
     """Return a row of the table."""
-    pairs = steps_in_turn((before, ROOT), model, length, 4, RETURNED)
-    old, new = (max(step.peak for step in steps) / 2**20 for steps in zip(*pairs, strict=True))
+    turns = steps_in_turn((before, ROOT), model, length, 4, RETURNED)
+    old, new = (max(step.peak for step in steps) / 2**20 for steps in zip(*turns, strict=True))
     count *= max(LENGTHS) // length  # short steps are disturbed more
     ratios = sorted(one.cpu / other.cpu for one, other in steps_in_turn((before, ROOT), model, length, count))
     # The number of ratios below the true median has a binomial distribution.
