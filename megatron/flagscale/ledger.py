@@ -15,6 +15,7 @@ from megatron.flagscale.group_routing import PATCHES as routing_patches
 from megatron.flagscale.hetero.patches import PATCHES as hetero_patches
 from megatron.flagscale.layers.expert_bias import PATCHES as expert_bias_patches
 from megatron.flagscale.layers.prediction_heads import PATCHES as prediction_patches
+from megatron.flagscale.layers.rotary import PATCHES as rotary_patches
 from megatron.flagscale.metrics.patches import PATCHES as recording_patches
 from megatron.flagscale.no_te import PATCHES as no_te_patches
 from megatron.flagscale.patching import Patch
@@ -53,6 +54,7 @@ _ALWAYS = (
     *group_patches,
     *not_saved_patches,
     *startup_patches,
+    *rotary_patches,
 )
 
 

@@ -19,16 +19,15 @@ GROUPS = SimpleNamespace(ep=GROUP, expt_tp=GROUP, expt_dp=GROUP)
 
 
 def make(kind: type[SequentialMLP], count: int, **settings: Any) -> SequentialMLP:
+    usual = {"gated_linear_unit": True, "activation_func": F.silu}
     whole = config(
         num_moe_experts=count,
         moe_ffn_hidden_size=24,
         add_bias_linear=False,
-        gated_linear_unit=True,
-        activation_func=F.silu,
         use_cpu_initialization=True,
         init_method=torch.nn.init.normal_,
         output_layer_init_method=torch.nn.init.normal_,
-        **settings,
+        **usual | settings,
     )
     builder = LocalSpecProvider().grouped_mlp_modules(False)
     return kind(count, whole, *builder.args, **builder.keywords, pg_collection=GROUPS)

@@ -78,6 +78,8 @@ class Chip:
     sdpa_takes_other_widths: bool = False
     """Whether torch's `scaled_dot_product_attention` has a kernel on it for values of another width than
     queries; torch's fallback keeps the score matrix. If not, `attention` computes them."""
+    has_rms_norm: bool = False
+    """Whether torch has a kernel for `rms_norm` on it, forward and backward."""
     compiles: bool = True
     """Whether `torch.compile` generates kernels for it. If not, FlagScale's compiled loss is not used."""
     pins_memory: bool = True

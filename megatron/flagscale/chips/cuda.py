@@ -48,4 +48,5 @@ CUDA = Chip(
     memory_bytes=lambda: int(torch.cuda.max_memory_allocated()),
     attention=AttentionKernels(_takes, _attend, _backward),
     sdpa_takes_other_widths=True,
+    has_rms_norm=True,
 )

@@ -19,6 +19,7 @@ from megatron.flagscale.layers.context import gather_sequence, local_chunks, zig
 from megatron.flagscale.layers.documents import document_attention
 from megatron.flagscale.layers.exchange import to_heads, to_sequence, whole_mask
 from megatron.flagscale.layers.kernels import causal_attention
+from megatron.flagscale.layers.storage import compact
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
 
@@ -90,6 +91,8 @@ class Attention(MegatronModule):
         causal: bool,
     ) -> torch.Tensor:
         """Return the attention of the queries, which are split over `cp_group` if there is one."""
+        # After rotary embeddings, the values are all that is left of the linear layer's output.
+        query, key, value = compact(query, key, value)
         dropout = self.dropout if self.training else 0.0
         is_plain = mask is None and causal and not self.window and not dropout
         scale = query.size(-1) ** -0.5 if self.scale is None else self.scale

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from megatron.flagscale.layers.activation import activated_product, computes
+
 
 class GroupedExperts(SequentialMLP):
     """Megatron's experts, with the same weights, names and checkpoints, computed together.
@@ -19,11 +21,10 @@ class GroupedExperts(SequentialMLP):
 
     def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
-        self.linears = [
+        fc1, fc2 = self.linears = [
             _GroupedLinear([getattr(expert, name) for expert in self.local_experts])
             for name in ("linear_fc1", "linear_fc2")
         ]
-        fc1, fc2 = self.linears
         # An MLP without weights of its own: all that is between the linear layers is still Megatron's.
         self.together = MLP(
             self.config,
@@ -42,7 +43,12 @@ class GroupedExperts(SequentialMLP):
         ends = tokens_per_expert.cumsum(0).to(tokens.device, torch.int32)
         for linear in self.linears:
             linear.ends = ends
-        out, _ = self.together(tokens, probabilities)
+        fc1, fc2 = self.linears
+        if self.config.bias_activation_fusion and not computes(self.config):
+            out, _ = self.together(tokens, probabilities)
+        else:
+            inputs, _ = fc1(tokens)
+            out = activated_product(self.config, inputs, probabilities, _Grouped(ends), *fc2.weights())
         return out, None
 
 
@@ -55,26 +61,42 @@ class _GroupedLinear(torch.nn.Module):
         super().__init__()
         self.layers = tuple(layers)  # not a ModuleList: the experts own these modules
 
+    def weights(self) -> list[torch.Tensor]:
+        return [layer.weight for layer in self.layers]
+
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _GroupedProduct.apply(rows, self.ends, *(layer.weight for layer in self.layers)), None
+        return _GroupedProduct.apply(rows, _Grouped(self.ends), *self.weights()), None
 
 
 class _GroupedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, product: _Grouped, *weights: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows, *weights)
+        ctx.product = product
+        return product.forward(rows, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_rows, of_weights = ctx.product.backward(*grads, *ctx.saved_tensors)
+        return of_rows, None, *of_weights
+
+
+class _Grouped:
     """Rows `[n, k]` times each expert's weight `[m, k]`, transposed: `[n, m]`.
 
     The kernels take the weights as one tensor. It is built again in the backward pass, so that no second copy
     of all experts is kept in between.
     """
 
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, ends: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(rows, ends, *weights)
-        return F.grouped_mm(rows, torch.stack(weights).transpose(1, 2), offs=ends)
+    def __init__(self, ends: torch.Tensor) -> None:
+        self.ends = ends
 
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, ends, *weights = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        of_rows = F.grouped_mm(grad, torch.stack(weights), offs=ends)
-        of_weights = F.grouped_mm(grad.t(), rows, offs=ends)
-        return of_rows, None, *of_weights.unbind()
+    def forward(self, rows: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        return F.grouped_mm(rows, torch.stack(weights).transpose(1, 2), offs=self.ends)
+
+    def backward(
+        self, grad: torch.Tensor, rows: torch.Tensor, *weights: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        grad = grad.contiguous()
+        of_rows = F.grouped_mm(grad, torch.stack(weights), offs=self.ends)
+        return of_rows, F.grouped_mm(grad.t(), rows, offs=self.ends).unbind()

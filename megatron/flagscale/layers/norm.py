@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm on torch's kernels, with sequence parallelism as well."""
+"""RMSNorm and LayerNorm that keep their input and one or two numbers per row for the backward pass."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from megatron.flagscale.chips import chip
+from megatron.flagscale.layers.storage import compact
 
 
 class Norm(torch.nn.Module):
@@ -32,7 +35,34 @@ class Norm(torch.nn.Module):
             parameter.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        (hidden,) = compact(hidden)
         weight = self.weight + 1 if self.zero_centered else self.weight
-        if self.bias is None:
+        if self.bias is not None:
+            return F.layer_norm(hidden, self.shape, weight, self.bias, self.eps)
+        if chip().has_rms_norm and hidden.dtype == weight.dtype:
             return F.rms_norm(hidden, self.shape, weight, self.eps)
-        return F.layer_norm(hidden, self.shape, weight, self.bias, self.eps)
+        return _RMSNorm.apply(hidden, weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Without a kernel of its own, torch's RMSNorm is composed of operations that keep copies in float."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        total = torch.promote_types(hidden.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=total)
+        scale = norm.square_().div_(hidden.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        # A product of two precisions would be slow on CPU.
+        return (hidden.to(total) * scale).mul_(weight).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, scale = ctx.saved_tensors
+        grad, factor = grads[0].to(scale.dtype), weight.to(scale.dtype)
+        normal = hidden.to(scale.dtype) * scale
+        product = grad * normal
+        share = (product @ factor).div_(hidden.size(-1)).unsqueeze(-1)
+        of_weight = product.flatten(0, -2).sum(0)
+        of_hidden = torch.mul(grad, factor, out=product).sub_(normal.mul_(share)).mul_(scale)
+        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), None

@@ -11,11 +11,13 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_mtp_block_spec,
 )
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
+from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Unchanged, computes
 from megatron.flagscale.layers.attention import Attention
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.latent import LatentAttention
@@ -64,7 +66,7 @@ def prediction_heads_spec(
 
 
 def _use_ours(layer: Any, transformer: Any) -> None:
-    """Replace norms, attention and grouped experts in the submodules of a layer."""
+    """Replace norms, attention, activations and grouped experts in the submodules of a layer."""
     attention = layer.self_attention.submodules
     attention.core_attention = Attention
     if transformer.multi_latent_attention:
@@ -73,6 +75,20 @@ def _use_ours(layer: Any, transformer: Any) -> None:
         for name in vars(owner):
             if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
                 setattr(owner, name, Norm)
-    experts = layer.mlp.keywords["submodules"]
-    if transformer.moe_grouped_gemm and isinstance(experts, MoESubmodules):
-        experts.experts = partial(GroupedExperts, **experts.experts.keywords)
+    mlp = layer.mlp.keywords["submodules"]
+    # The engine names the setting after the package whose modules it was made for: with it, an MLP takes the
+    # activation from the specification.
+    transformer.use_te_activation_func = computes(transformer)
+    if computes(transformer):
+        _set_activations(mlp)
+    if transformer.moe_grouped_gemm and isinstance(mlp, MoESubmodules):
+        mlp.experts = partial(GroupedExperts, **mlp.experts.keywords)
+
+
+def _set_activations(mlp: MLPSubmodules | MoESubmodules) -> None:
+    """Make a layer's MLP, or its experts, compute activations as in activation.py."""
+    if isinstance(mlp, MoESubmodules):
+        # Between activation and second linear layer, separate experts multiply by the weights of the tokens.
+        mlp.experts.keywords["submodules"].activation_func = GatedActivation
+        mlp = mlp.shared_experts.keywords["submodules"]
+    mlp.activation_func, mlp.linear_fc2 = Unchanged, ActivatedLinear
