@@ -60,6 +60,7 @@ def values_of(defaults: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str
     return {**defaults, **{SHORT.get(name, name): value for name, value in short.items()}}
 
 
+_ROPE = {"position_embedding_type": "rope"}
 GOOD: list[tuple[int, dict[str, Any], str]] = [
     (1, {}, "one rank"),
     (2, {}, "dp2"),
@@ -76,8 +77,8 @@ GOOD: list[tuple[int, dict[str, Any], str]] = [
     (2, {"pp": 2, "layers": 4, "first": 1}, "pp2"),
     (4, {"pp": 4, "layers": 8, "first": 1, "last": 3}, "pp4"),
     (4, {"pp": 4, "layout": "Et|tt|t|L"}, "pp4"),
-    (4, {"pp": 4, "layout": "E,(t|)*2ttm*2|L", "layers": 4, "heads_of_tokens": 2, "chunk": None}, "pp4"),
-    (2, {"pp": 2, "layout": "Et*2|t|t|mL", "heads_of_tokens": 1}, "pp2 x vpp2"),
+    (4, {"pp": 4, "layout": "E,(t|)*2ttm*2|L", "heads_of_tokens": 2, **_ROPE}, "pp4"),
+    (2, {"pp": 2, "layout": "Et*2|t|t|mL", "heads_of_tokens": 1, **_ROPE}, "pp2 x vpp2"),
     (2, {"ep": 2, "experts": 4}, "dp2 x ep2"),
     (4, {"tp": 2, "ep": 2, "etp": 1, "experts": 4, "sp": True}, "tp2 x dp2 x ep2"),
     (1, {"gbs": None}, "one rank"),

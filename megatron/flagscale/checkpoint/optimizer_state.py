@@ -120,8 +120,8 @@ PATCHES = (
         "megatron.core.optimizer.distrib_optimizer:"
         "DistributedOptimizer.sharded_param_state_fully_reshardable",
         _skip_padding,
-        "It gathers buckets without their padding, but reads parameters where they are with it: behind a padded "
-        "bucket (tied embeddings on a stage, overlapped gradients), it saves parts of other parameters.",
+        "It gathers buckets without padding, but reads parameters where they are with padding: behind padded "
+        "buckets (tied embeddings on a stage, overlapped gradients), it saves parts of other parameters.",
         "worker",
         until="it reads the parameters of a gathered buffer without the padding between buckets",
     ),
