@@ -1,0 +1,75 @@
+"""What can be measured: a layer of a model, by the sizes in the engine's arguments, in a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Sizes = Mapping[str, int]
+"""Arguments of the engine, by dest."""
+
+FULL = ("full",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, the batch, and the job in which it runs."""
+
+    sizes: Sizes
+    """Sizes of layer and batch, and parallel degrees (1 if absent)."""
+    implementation: str = "torch"
+    """The value of `transformer_impl`: torch or local."""
+    sequence_parallel: bool = False
+    dtype: str = "bfloat16"
+    recompute: tuple[str, ...] = ()
+    """`recompute_modules` of selective recomputation, or `FULL`."""
+
+    def degree(self, name: str) -> int:
+        return self.sizes.get(f"{name}_parallel_size", 1)
+
+
+_DEEPSEEK_V3 = {
+    "hidden_size": 7168,
+    "num_attention_heads": 128,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_head_dim": 128,
+    "qk_pos_emb_head_dim": 64,
+    "v_head_dim": 128,
+}
+
+LAYERS: Mapping[str, Sizes] = {
+    # Source: the models' config.json on Hugging Face.
+    "llama3-8b": {
+        "hidden_size": 4096,
+        "ffn_hidden_size": 14336,
+        "num_attention_heads": 32,
+        "num_query_groups": 8,
+        "kv_channels": 128,
+    },
+    "llama3-70b": {
+        "hidden_size": 8192,
+        "ffn_hidden_size": 28672,
+        "num_attention_heads": 64,
+        "num_query_groups": 8,
+        "kv_channels": 128,
+    },
+    "deepseek-v3": {**_DEEPSEEK_V3, "ffn_hidden_size": 18432},
+    "deepseek-v3-moe": {
+        **_DEEPSEEK_V3,
+        "num_experts": 256,
+        "moe_router_topk": 8,
+        "moe_ffn_hidden_size": 2048,
+        "moe_shared_expert_intermediate_size": 2048,
+    },
+    "mixtral-8x7b": {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_query_groups": 8,
+        "kv_channels": 128,
+        "num_experts": 8,
+        "moe_router_topk": 2,
+        "moe_ffn_hidden_size": 14336,
+    },
+}
+"""One layer of each model; DeepSeek-V3 has two kinds."""
