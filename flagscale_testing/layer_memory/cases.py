@@ -28,6 +28,19 @@ class Case:
         return self.sizes.get(f"{name}_parallel_size", 1)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """One tensor that is kept. `nbytes` is the size of its whole storage, which is counted once."""
+
+    module: str
+    """The module that keeps the tensor, by its path in the layer; empty for the layer itself."""
+    operation: str
+    """The function that saves it, or the operation that created a tensor which is kept outside autograd."""
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
 _DEEPSEEK_V3 = {
     "hidden_size": 7168,
     "num_attention_heads": 128,
@@ -61,6 +74,8 @@ LAYERS: Mapping[str, Sizes] = {
         "moe_router_topk": 8,
         "moe_ffn_hidden_size": 2048,
         "moe_shared_expert_intermediate_size": 2048,
+        "expert_model_parallel_size": 64,
+        "expert_tensor_parallel_size": 1,
     },
     "mixtral-8x7b": {
         "hidden_size": 4096,
@@ -70,6 +85,21 @@ LAYERS: Mapping[str, Sizes] = {
         "num_experts": 8,
         "moe_router_topk": 2,
         "moe_ffn_hidden_size": 14336,
+        "expert_model_parallel_size": 4,
+        "expert_tensor_parallel_size": 1,
     },
 }
 """One layer of each model; DeepSeek-V3 has two kinds."""
+
+
+def cases_of(model: str, tp: int, tokens: int) -> list[Case]:
+    """Return a model's layer in every implementation, on one of `tp` ranks with one sample of `tokens`.
+
+    `local` is refused with sequence parallelism, and latent attention with `local`.
+    """
+    sizes = {**LAYERS[model], "seq_length": tokens, "micro_batch_size": 1, "tensor_model_parallel_size": tp}
+    is_latent, is_moe = "kv_lora_rank" in sizes, "num_experts" in sizes
+    cases = [Case(sizes, "torch", sequence_parallel=True)] if tp > 1 else []
+    if tp == 1 or not is_moe:  # the engine wants sequence parallelism for experts on several ranks
+        cases += [Case(sizes, name) for name in ("torch", *(() if is_latent else ("local",)))]
+    return cases

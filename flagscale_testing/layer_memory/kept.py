@@ -14,20 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flagscale_testing.layer_memory.cases import Kept
+
 _NOT_A_CALLER = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One tensor that is kept. `nbytes` is the size of its whole storage, which is counted once."""
-
-    module: str
-    """The module that keeps the tensor, by its path in the layer; empty for the layer itself."""
-    operation: str
-    """The function that saves it, or the operation that created a tensor which is kept outside autograd."""
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
 
 
 def kept(
@@ -40,7 +29,8 @@ def kept(
     as parameters or tables that layers share, do not. The result does not count unless it is saved, because
     it is the next layer's input.
     """
-    watch = _Watch(layer, {_id(tensor): tensor.untyped_storage() for tensor in inputs})
+    device = next(layer.parameters()).device.type
+    watch = _Watch(layer, {_id(tensor): tensor.untyped_storage() for tensor in inputs}, device)
     with watch.watching():
         end = run().grad_fn
     rows = list(watch.alive())
@@ -54,6 +44,7 @@ class _Watch:
 
     layer: torch.nn.Module
     inputs: dict[int, Any]
+    device: str
     created: dict[int, StorageWeakRef] = field(default_factory=dict)
     who: dict[int, Kept] = field(default_factory=dict)
     saved: set[int] = field(default_factory=set)
@@ -109,7 +100,7 @@ class _Creations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         existed = {_id(tensor) for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(result):
-            if _id(tensor) not in existed:
+            if _id(tensor) not in existed and tensor.device.type == self.watch.device:
                 self.watch.create(tensor, func.overloadpacket.__name__)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -13,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from flagscale_testing.layer_memory.cases import FULL, Case
-from flagscale_testing.layer_memory.kept import Kept, kept
+from flagscale_testing.layer_memory.cases import FULL, Case, Kept
+from flagscale_testing.layer_memory.kept import kept
 
 META = torch.device("meta")
 
@@ -42,9 +43,7 @@ def _forward(layer: Any, hidden: torch.Tensor, recompute: bool, shared: dict[str
         return layer(hidden, **shared)[0]
 
     # What `TransformerBlock` does for each layer (`uniform`, one layer at a time).
-    out: torch.Tensor = (
-        tensor_parallel.checkpoint(forward, False, hidden) if recompute else forward(hidden)
-    )
+    out: torch.Tensor = tensor_parallel.checkpoint(forward, False, hidden) if recompute else forward(hidden)
     return out
 
 
@@ -68,11 +67,25 @@ def _layers(case: Case, config: Any, device: torch.device) -> Iterator[Any]:
 
     if case.implementation == "torch":
         block = layer_spec(SimpleNamespace(transformer=config))
+        if config.multi_latent_attention:
+            for spec in block.layer_specs:
+                _take_widths(spec.submodules.self_attention.submodules)
     else:
         block = get_gpt_decoder_block_spec(config, False, normalization=config.normalization)
     for number, spec in enumerate(block.layer_specs, start=1):
         # The engine creates large weights on the device, and some small ones in host memory.
         yield build_module(spec, config=config, layer_number=number).to(device)
+
+
+def _take_widths(attention: Any) -> None:
+    """Let the attention core of a commit that refuses latent attention read the widths from its tensors."""
+    core = attention.core_attention
+    if "k_channels" not in inspect.signature(core).parameters:
+
+        def init(self: Any, *given: Any, k_channels: int = 0, v_channels: int = 0, **named: Any) -> None:
+            core.__init__(self, *given, **named)
+
+        attention.core_attention = type(core.__name__, (core,), {"__init__": init})
 
 
 def _config(case: Case) -> Any:
@@ -181,7 +194,9 @@ def _balanced_experts() -> Iterator[None]:
     def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
         tokens, experts = routing_map.shape
         chosen = torch.arange(tokens * self.config.moe_router_topk).view(tokens, -1) % experts
-        return count(self, torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True))
+        balanced = torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True)
+        with mock.patch.object(torch.cuda, "current_device", lambda: balanced.device):
+            return count(self, balanced)
 
     with mock.patch.object(Dispatcher, "preprocess", preprocess):
         yield
