@@ -33,7 +33,8 @@ class Kept:
     """One tensor that is kept. `nbytes` is the size of its whole storage, which is counted once."""
 
     module: str
-    """The module that keeps the tensor, by its path in the layer; empty for the layer itself."""
+    """The module that keeps the tensor, by its path in the layer. For what the layer itself keeps, the child
+    that ran last."""
     operation: str
     """The function that saves it, or the operation that created a tensor which is kept outside autograd."""
     shape: tuple[int, ...]

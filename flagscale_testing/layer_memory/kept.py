@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from flagscale_testing.layer_memory.cases import Kept
 
@@ -49,12 +48,14 @@ class _Watch:
     who: dict[int, Kept] = field(default_factory=dict)
     saved: set[int] = field(default_factory=set)
     path: list[str] = field(default_factory=lambda: [""])
+    child: str = ""
+    """The child of the layer that runs, or ran last: what the layer itself keeps belongs to it."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
             for name, module in self.layer.named_modules():
-                enter = module.register_forward_pre_hook(lambda *_, name=name: self.path.append(name))
+                enter = module.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
                 leave = module.register_forward_hook(lambda *_: self._leave(), always_call=True)
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
@@ -71,6 +72,7 @@ class _Watch:
     def save(self, tensor: torch.Tensor) -> torch.Tensor:
         if _id(tensor) not in self.saved:
             self.saved.add(_id(tensor))
+            self.who.pop(_id(tensor), None)  # in the order of savings, not of creations
             self._note(tensor, _caller())
         return tensor.detach()
 
@@ -81,12 +83,16 @@ class _Watch:
             elif storage in self.created and (nbytes := _size(self.created[storage])):
                 yield _sized(who, nbytes)
 
+    def _enter(self, name: str) -> None:
+        self.path.append(name)
+        self.child = name.partition(".")[0] or self.child
+
     def _leave(self) -> None:
         self.path.pop()
 
     def _note(self, tensor: torch.Tensor, operation: str) -> None:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        self.who[_id(tensor)] = Kept(self.path[-1], operation, tuple(tensor.shape), dtype, 0)
+        self.who[_id(tensor)] = Kept(self.path[-1] or self.child, operation, tuple(tensor.shape), dtype, 0)
 
 
 class _Creations(TorchDispatchMode):
@@ -98,15 +104,20 @@ class _Creations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        existed = {_id(tensor) for tensor in _tensors((args, kwargs))}
+        existed = {_id(tensor) for tensor in _tensors((args, [*(kwargs or {}).values()]))}
         for tensor in _tensors(result):
             if _id(tensor) not in existed and tensor.device.type == self.watch.device:
                 self.watch.create(tensor, func.overloadpacket.__name__)
         return result
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    return (value for value in tree_leaves(values) if isinstance(value, torch.Tensor))
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among an operation's arguments or results."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
 
 
 def _id(tensor: torch.Tensor) -> int:

@@ -28,12 +28,12 @@ def measure(case: Case, device: torch.device = META) -> list[Kept]:
         sequence = case.sizes["seq_length"]
         rows = sequence // case.degree("tensor_model") if case.sequence_parallel else sequence
         shared = _shared(case, config, sequence, device)
-        for layer in _layers(case, config, device):
-            shape = (rows, batch, config.hidden_size)
-            hidden = torch.zeros(shape, dtype=_dtype(case), device=device, requires_grad=True)
-            forward = functools.partial(_forward, layer, hidden, case.recompute == FULL, shared)
-            rows_kept = kept(forward, layer, (hidden,))
-    return rows_kept
+        shape = (rows, batch, config.hidden_size)
+        hidden = torch.zeros(shape, dtype=_dtype(case), device=device, requires_grad=True)
+        first, second = _layers(case, config, device)
+        _forward(first, hidden, case.recompute == FULL, shared)
+        forward = functools.partial(_forward, second, hidden, case.recompute == FULL, shared)
+        return kept(forward, second, (hidden,))
 
 
 def _forward(layer: Any, hidden: torch.Tensor, recompute: bool, shared: dict[str, Any]) -> torch.Tensor:
@@ -73,8 +73,8 @@ def _layers(case: Case, config: Any, device: torch.device) -> Iterator[Any]:
     else:
         block = get_gpt_decoder_block_spec(config, False, normalization=config.normalization)
     for number, spec in enumerate(block.layer_specs, start=1):
-        # The engine creates large weights on the device, and some small ones in host memory.
-        yield build_module(spec, config=config, layer_number=number).to(device)
+        # The engine creates some small weights in host memory, or in float until it converts the whole model.
+        yield build_module(spec, config=config, layer_number=number).to(device, _dtype(case))
 
 
 def _take_widths(attention: Any) -> None:
@@ -89,9 +89,10 @@ def _take_widths(attention: Any) -> None:
 
 
 def _config(case: Case) -> Any:
-    """Return the engine's configuration of a model of two such layers: RMSNorm, SwiGLU, no biases, no dropout.
+    """Return the engine's configuration of a model of two such layers.
 
-    Fused kernels are off, as on every chip without TransformerEngine and Apex.
+    It has RMSNorm, SwiGLU, rotary positions, and neither biases nor dropout. Fused kernels are off, as on
+    every chip without TransformerEngine and Apex.
     """
     from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
@@ -148,17 +149,13 @@ def _one_rank(case: Case) -> Iterator[None]:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    tensor, expert = case.degree("tensor_model"), case.degree("expert_model")
     degrees = {
-        name: case.degree(name.removesuffix("_parallel_size"))
-        for name in (
-            "tensor_model_parallel_size",
-            "expert_model_parallel_size",
-            "expert_tensor_parallel_size",
-        )
+        "tensor_model_parallel_size": tensor,
+        "expert_model_parallel_size": expert,
+        "expert_tensor_parallel_size": case.sizes.get("expert_tensor_parallel_size", tensor),
     }
-    tensor, *expert = degrees.values()
-    world = max(tensor, 1) * max(expert[0] * expert[1], 1)
-    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    dist.init_process_group("fake", rank=0, world_size=tensor * expert, store=FakeStore())
     try:
         parallel_state.initialize_model_parallel(create_gloo_process_groups=False, **degrees)
         model_parallel_cuda_manual_seed(1)
@@ -174,7 +171,7 @@ def _on(device: torch.device) -> Iterator[None]:
     from megatron.core import parallel_state
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.cuda, "current_device", lambda: device))
+        stack.enter_context(mock.patch.object(torch.cuda, "current_device", return_value=device))
         if device == META:
             stack.enter_context(_FlashAttention())
             stack.enter_context(_balanced_experts())
@@ -195,7 +192,7 @@ def _balanced_experts() -> Iterator[None]:
         tokens, experts = routing_map.shape
         chosen = torch.arange(tokens * self.config.moe_router_topk).view(tokens, -1) % experts
         balanced = torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True)
-        with mock.patch.object(torch.cuda, "current_device", lambda: balanced.device):
+        with mock.patch.object(torch.cuda, "current_device", return_value=balanced.device):
             return count(self, balanced)
 
     with mock.patch.object(Dispatcher, "preprocess", preprocess):

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from flagscale.planner.layer_memory import Part
 from flagscale_testing.layer_memory.cases import Case, Kept
+from flagscale_testing.layer_memory.terms import module_name
 
 MIB = 2**20
 
 
 def tensors_table(rows: Iterable[Kept]) -> str:
-    """Return one line per kept tensor; equal tensors of several experts share a line. Ends with the sum."""
-    counted: dict[tuple[str, str, str, str], list[int]] = {}
+    """Return one line per kept tensor; equal tensors of one module share a line. Ends with the sum."""
+    equal: dict[tuple[str, str, str, str], list[int]] = {}
     for row in rows:
         shape = " x ".join(map(str, row.shape)) or "1"
-        module = re.sub(r"\.\d+\b", ".*", row.module) or "the layer"
-        counted.setdefault((module, row.operation, shape, row.dtype), []).append(row.nbytes)
+        equal.setdefault((module_name(row.module), row.operation, shape, row.dtype), []).append(row.nbytes)
     lines = ["| module | kept by | shape | dtype | MiB |", "|---|---|---|---|---|"]
-    for (module, operation, shape, dtype), sizes in counted.items():
-        times = f"{len(sizes)} of " if len(sizes) > 1 else ""
-        lines.append(f"| {module} | {operation} | {times}{shape} | {dtype} | {mib(sum(sizes))} |")
-    total = sum(sum(sizes) for sizes in counted.values())
+    for (module, operation, shape, dtype), sizes in equal.items():
+        count = f"{len(sizes)} of " if len(sizes) > 1 else ""
+        lines.append(f"| {module} | {operation} | {count}{shape} | {dtype} | {mib(sum(sizes))} |")
+    total = sum(sum(sizes) for sizes in equal.values())
     return "\n".join([*lines, f"| **total** | | | | **{mib(total)}** |"])
 
 
-def totals_table(titles: Sequence[str], sides: dict[str, Sequence[int]]) -> str:
-    """Return one line per layer with its total on each side, and the ratio of two sides."""
+def formula_table(parts: Sequence[Part]) -> str:
+    """Return one line per module with its bytes as a sum of terms. Ends with the sum."""
+    lines = ["| module | bytes | MiB |", "|---|---|---|"]
+    for part in parts:
+        terms = " + ".join(f"{count} {term}" for term, count in part.terms.items())
+        lines.append(f"| {part.module} | `{terms}` | {mib(part.nbytes)} |")
+    return "\n".join([*lines, f"| **total** | | **{mib(sum(part.nbytes for part in parts))}** |"])
+
+
+def totals_table(totals: Mapping[str, Sequence[int]], sides: Sequence[str]) -> str:
+    """Return one line per layer with its bytes on each side; if there are two sides, also their ratio.
+
+    A layer with one figure, from a formula, has it on all sides.
+    """
     ratio = ["ratio"] if len(sides) == 2 else []
-    lines = [
-        " | ".join(["| layer", *(f"{side}, MiB" for side in sides), *ratio]) + " |",
-        "|---" * (1 + len(sides) + len(ratio)) + "|",
-    ]
-    for title, *totals in zip(titles, *sides.values(), strict=True):
-        cells = [title, *map(mib, totals)]
-        if ratio:
-            cells.append(f"{totals[0] / totals[1]:.2f} x")
-        lines.append(f"| {' | '.join(cells)} |")
+    head = ["layer", *(f"{side}, MiB" for side in sides), *ratio]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, figures in totals.items():
+        cells = [name, *map(mib, figures)]
+        if ratio and len(figures) == 2:
+            cells.append(f"{figures[0] / figures[1]:.2f} x")
+        lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(cells)))} |")
     return "\n".join(lines)
 
 
@@ -48,4 +58,5 @@ def title(model: str, case: Case) -> str:
 
 
 def mib(nbytes: int) -> str:
+    """Return bytes in MiB with as many digits as matter."""
     return f"{nbytes / MIB:,.1f}" if nbytes >= MIB / 20 else f"{nbytes / MIB:.3f}"

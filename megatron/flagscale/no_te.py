@@ -56,10 +56,45 @@ def _step_is_not_loaded_per_tensor(original: Callable[..., Any]) -> Callable[...
     return set_states
 
 
+def _without_fp8(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def init(self: Any, fp8: Any = None) -> None:
+        original(self, fp8 or None)
+
+    return init
+
+
+def _copies_bytes(original: Callable[[], Callable[..., None]]) -> Callable[[], Callable[..., None]]:
+    def fill(emptied: Any, again: Any) -> None:
+        # A storage has no version counter: autograd accepts that saved tensors get their contents back.
+        storage, source = emptied.untyped_storage(), again.untyped_storage()
+        storage.resize_(source.size())
+        storage.copy_(source)
+
+    return lambda: fill
+
+
 _OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
 _UNTIL = "the distributed optimizer loads its own checkpoints with torch's AdamW"
 
+_RECOMPUTE = "megatron.core.tensor_parallel.random"
+
 PATCHES = (
+    Patch(
+        f"{_RECOMPUTE}:CheckpointWithoutOutput.__init__",
+        _without_fp8,
+        "It takes False for an FP8 recipe and then names a class of TransformerEngine: recomputing norms or the "
+        "projections of latent attention fails.",
+        "no-te",
+        until="it takes False for False",
+    ),
+    Patch(
+        f"{_RECOMPUTE}:_get_share_storage",
+        _copies_bytes,
+        "It compiles C++ in the first backward pass, which needs a compiler on every host.",
+        "no-te",
+        until="the wheel ships the compiled function",
+    ),
     Patch(
         f"{_OPTIMIZER}.state_dict",
         _allocate_before_state_dict,
