@@ -83,8 +83,8 @@ PATCHES = (
     Patch(
         f"{_RECOMPUTE}:CheckpointWithoutOutput.__init__",
         _without_fp8,
-        "It takes False for an FP8 recipe and then names a class of TransformerEngine: recomputing norms or the "
-        "projections of latent attention fails.",
+        "It takes False for an FP8 recipe and then names a class of TransformerEngine: recomputing norms or "
+        "the projections of latent attention fails.",
         "no-te",
         until="it takes False for False",
     ),
