@@ -36,7 +36,7 @@ class Kept:
     """The module that keeps the tensor, by its path in the layer. For what the layer itself keeps, the child
     that ran last."""
     operation: str
-    """The function that saves it, or the operation that created a tensor which is kept outside autograd."""
+    """The function that saves it; the operation that created it if nothing was seen to save it."""
     shape: tuple[int, ...]
     dtype: str
     nbytes: int

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ from flagscale_testing.layer_memory.cases import Kept
 _NOT_A_CALLER = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
-def kept(
-    run: Callable[[], torch.Tensor], layer: torch.nn.Module, inputs: Iterable[torch.Tensor] = ()
-) -> list[Kept]:
+def kept(run: Callable[[], torch.Tensor], layer: torch.nn.Module) -> list[Kept]:
     """Return what stays in memory after `run()`, a forward pass of `layer`, until its backward pass.
 
     A storage counts if it was created during the pass and is still alive, whoever holds it: saved tensors,
-    attributes of a context, closures. `inputs` count if they are saved; other tensors that existed before,
-    as parameters or tables that layers share, do not. The result does not count unless it is saved, because
-    it is the next layer's input.
+    attributes of a context, closures. The input therefore counts if `run` creates it, and if anything holds
+    it. Tensors that existed before, as parameters or tables that layers share, do not count, nor do those on
+    other devices than the layer's. The result does not count unless it is saved, because it is the next
+    layer's input.
     """
-    device = next(layer.parameters()).device.type
-    watch = _Watch(layer, {_id(tensor): tensor.untyped_storage() for tensor in inputs}, device)
+    watch = _Watch(layer, next(layer.parameters()).device.type)
     with watch.watching():
         end = run().grad_fn
     rows = list(watch.alive())
@@ -42,7 +40,6 @@ class _Watch:
     """Notes of one forward pass: who created and who saved each storage."""
 
     layer: torch.nn.Module
-    inputs: dict[int, Any]
     device: str
     created: dict[int, StorageWeakRef] = field(default_factory=dict)
     who: dict[int, Kept] = field(default_factory=dict)
@@ -67,7 +64,7 @@ class _Watch:
     def create(self, tensor: torch.Tensor, operation: str) -> None:
         storage = tensor.untyped_storage()
         self.created[storage._cdata] = StorageWeakRef(storage)
-        self._note(tensor, f"{operation}, kept outside autograd")
+        self._note(tensor, f"created by {operation}")
 
     def save(self, tensor: torch.Tensor) -> torch.Tensor:
         if _id(tensor) not in self.saved:
@@ -78,10 +75,8 @@ class _Watch:
 
     def alive(self) -> Iterator[Kept]:
         for storage, who in self.who.items():
-            if storage in self.inputs and storage in self.saved:
-                yield _sized(who, self.inputs[storage].nbytes())
-            elif storage in self.created and (nbytes := _size(self.created[storage])):
-                yield _sized(who, nbytes)
+            if storage in self.created and (nbytes := _size(self.created[storage])):
+                yield replace(who, nbytes=nbytes)
 
     def _enter(self, name: str) -> None:
         self.path.append(name)
@@ -128,10 +123,6 @@ def _size(reference: StorageWeakRef) -> int:
     """Return the bytes of a storage, 0 if it was freed."""
     storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
     return 0 if storage is None else int(storage.nbytes())
-
-
-def _sized(who: Kept, nbytes: int) -> Kept:
-    return Kept(who.module, who.operation, who.shape, who.dtype, nbytes)
 
 
 def _caller() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,19 +28,20 @@ def measure(case: Case, device: torch.device = META) -> list[Kept]:
         rows = sequence // case.degree("tensor_model") if case.sequence_parallel else sequence
         shared = _shared(case, config, sequence, device)
         shape = (rows, batch, config.hidden_size)
-        hidden = torch.zeros(shape, dtype=_dtype(case), device=device, requires_grad=True)
+        given = torch.zeros(shape, dtype=_dtype(case), device=device, requires_grad=True)
         first, second = _layers(case, config, device)
-        _forward(first, hidden, case.recompute == FULL, shared)
-        forward = functools.partial(_forward, second, hidden, case.recompute == FULL, shared)
-        return kept(forward, second, (hidden,))
+        _forward(first, given, case.recompute == FULL, shared)
+        return kept(lambda: _forward(second, given, case.recompute == FULL, shared), second)
 
 
-def _forward(layer: Any, hidden: torch.Tensor, recompute: bool, shared: dict[str, Any]) -> torch.Tensor:
+def _forward(layer: Any, given: torch.Tensor, recompute: bool, shared: dict[str, Any]) -> torch.Tensor:
     from megatron.core import tensor_parallel
 
     def forward(hidden: torch.Tensor) -> Any:
         return layer(hidden, **shared)[0]
 
+    # A copy, because autograd holds the leaves of its graph; in a model, the input is another layer's result.
+    hidden = given.clone()
     # What `TransformerBlock` does for each layer (`uniform`, one layer at a time).
     out: torch.Tensor = tensor_parallel.checkpoint(forward, False, hidden) if recompute else forward(hidden)
     return out

@@ -94,19 +94,25 @@ def test_everything_that_stays_alive_counts_once() -> None:
         remembered.append(inner.detach() + 1)
         return torch.relu(inner).square() + inner.exp().view(-1).view(4, 8)[:, :1]
 
-    rows = kept(run, layer, (hidden,))
-    found = sorted((row.operation.split(",")[0], row.shape) for row in rows)
+    rows = kept(run, layer)
+    found = sorted((row.operation, row.shape) for row in rows)
     own = "test_everything_that_stays_alive_counts_once.run"
     # The product, relu's result, which square saves too, and exp's result, although only a column is used.
-    assert found == [("add", (4, 8)), (own, (4, 8)), (own, (4, 8)), (own, (4, 8))]
+    assert found == [("created by add", (4, 8)), (own, (4, 8)), (own, (4, 8)), (own, (4, 8))]
     assert total(rows) == 4 * 32 * 4
 
 
-def test_the_input_counts_if_it_is_saved() -> None:
-    layer = torch.nn.Linear(8, 8)
-    hidden = torch.ones(4, 8, requires_grad=True)
-    assert [row.shape for row in kept(lambda: layer(hidden), layer, (hidden,))] == [(4, 8)]
-    assert kept(lambda: hidden + layer.bias, layer, (hidden,)) == []
+def test_the_input_counts_if_anything_holds_it() -> None:
+    layer, held = torch.nn.Linear(8, 8), []
+    given = torch.ones(4, 8, requires_grad=True)
+
+    def remember() -> torch.Tensor:
+        held.append(given.clone())
+        return held[0] + layer.bias
+
+    assert [row.shape for row in kept(lambda: layer(given.clone()), layer)] == [(4, 8)]
+    assert kept(lambda: given.clone() + layer.bias, layer) == []
+    assert [row.operation for row in kept(remember, layer)] == ["created by clone"]
 
 
 def test_an_attribute_of_a_context_counts() -> None:
@@ -121,9 +127,9 @@ def test_an_attribute_of_a_context_counts() -> None:
             return grads[0]
 
     layer, hidden = torch.nn.Linear(8, 8), torch.ones(4, 8, requires_grad=True)
-    (row,) = kept(lambda: Keeps.apply(hidden), layer, (hidden,))
+    (row,) = kept(lambda: Keeps.apply(hidden), layer)
     assert (row.dtype, row.nbytes) == ("float64", 4 * 8 * 8)
-    assert row.operation.endswith("kept outside autograd")
+    assert row.operation == "created by _to_copy"
 
 
 def test_terms_are_found_from_measured_layers() -> None:
