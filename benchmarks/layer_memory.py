@@ -61,11 +61,14 @@ def report(models: Sequence[str], tp: int, tokens: int, against: str | None) -> 
             texts.append(f"### {name}{f' ({side})' if against else ''}\n\n{tensors_table(rows[number])}")
             totals[name].append(sum(row.nbytes for row in rows[number]))
         if case.implementation == "torch":
-            engine = replace(case, implementation="transformer_engine")
-            engine_name = name.replace("torch", "transformer_engine by formula")
-            parts = kept_parts(kind_of(engine), engine.sizes)
-            texts.append(f"### {engine_name}\n\n{formula_table(parts)}")
-            totals[engine_name] = [sum(part.nbytes for part in parts)]
+            by_formula = name.replace("torch", "transformer_engine by formula")
+            try:
+                parts = kept_parts(kind_of(replace(case, implementation="transformer_engine")), case.sizes)
+            except UserError as error:
+                texts.append(f"### {by_formula}\n\n{error}")
+                continue
+            texts.append(f"### {by_formula}\n\n{formula_table(parts)}")
+            totals[by_formula] = [sum(part.nbytes for part in parts)]
     return "\n\n".join([totals_table(totals, [*sides]), *texts])
 
 

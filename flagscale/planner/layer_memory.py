@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
-from math import prod
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class LayerKind:
     implementation: str
     """torch, local or transformer_engine."""
     attention: str
-    """gqa (grouped or not) or mla."""
+    """mha (a group for each head), gqa (fewer groups than heads) or mla."""
     mlp: str
     """dense, moe or moe_shared (with a shared expert)."""
     sequence_parallel: bool = False
@@ -67,9 +67,9 @@ def kept_parts(kind: LayerKind, sizes: Mapping[str, int]) -> tuple[Part, ...]:
     `UserError` with every kind that the table does not have, and every size that is missing.
     """
     known = known_sizes(sizes)
-    problems: list[Problem] = []
-    if sizes.get("context_parallel_size", 1) > 1:
-        problems.append(Problem("the table of kept bytes has no layers with `context_parallel_size` above 1"))
+    problems = [
+        Problem(f"the table of kept bytes has no layers with {what}") for what in _others(kind, known)
+    ]
     modules = {**_half(kind, "attention", known, problems), **_half(kind, "mlp", known, problems)}
     needed = {name for terms in modules.values() for term in terms for name in names(term)}
     if "tokens" in needed:
@@ -92,8 +92,8 @@ def names(term: str) -> list[str]:
 def amount(term: str, count: int, sizes: Mapping[str, int]) -> int:
     """Return `count` times a term, rounded up to a whole number."""
     above, *below = term.split("/")
-    whole = count * prod(sizes[name] for name in above.split("*"))
-    return -(-whole // prod(sizes[name] for name in below))
+    whole = count * math.prod(sizes[name] for name in above.split("*"))
+    return -(-whole // math.prod(sizes[name] for name in below))
 
 
 @functools.cache
@@ -107,10 +107,21 @@ def known_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     tp = sizes.get("tensor_model_parallel_size", 1)
     known = {"tensor_model_parallel_size": tp, "expert_tensor_parallel_size": tp, **sizes}
     if sizes.keys() >= _BATCH:
-        known["tokens"] = prod(sizes[name] for name in _BATCH)
-    if "num_query_groups" in sizes:  # with fewer groups than ranks, several ranks have the same group
-        known["num_query_groups"] = max(sizes["num_query_groups"], tp)
+        known["tokens"] = math.prod(sizes[name] for name in _BATCH)
     return known
+
+
+def _others(kind: LayerKind, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Yield what makes layers keep other tensors than those of the table."""
+    if sizes.get("context_parallel_size", 1) > 1:
+        yield "`context_parallel_size` above 1"
+    groups, heads = sizes.get("num_query_groups"), sizes.get("num_attention_heads")
+    if kind.attention not in ("mha", "gqa") or groups is None:
+        return
+    if groups < sizes["tensor_model_parallel_size"]:
+        yield "`tensor_model_parallel_size` above `num_query_groups`: ranks then gather all keys"
+    if kind.attention != (right := "mha" if groups == heads else "gqa"):
+        yield f"{groups} groups for {heads} heads that are `{kind.attention}`: this is `{right}`"
 
 
 def _half(

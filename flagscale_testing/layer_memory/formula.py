@@ -28,7 +28,7 @@ def formula(kind: str, parallelism: str, dtype: str) -> dict[str, Half]:
     """Return what the modules of one half of a layer keep, for each kind of recomputation."""
     width = {"bfloat16": 2, "float32": 4}[dtype]
     rows = "tokens*{}" + ("" if parallelism == "tensor" else _TP)  # of norms and the residual stream
-    if kind == "gqa":
+    if kind in ("mha", "gqa"):
         return _attention(_grouped(rows, width))
     if kind == "mla":
         return _attention(_latent(rows, width))

@@ -6,21 +6,22 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flagscale.planner.layer_memory import FULL, NOTHING, LayerKind
 from flagscale_testing.layer_memory.cases import Case, Kept, Sizes
 from flagscale_testing.layer_memory.formula import formula
-from flagscale_testing.layer_memory.terms import by_module, fitted, possible_terms
+from flagscale_testing.layer_memory.terms import fitted, possible_terms
 
-HALVES = {"attention": ("gqa", "mla"), "mlp": ("dense", "moe", "moe_shared")}
+HALVES = {"attention": ("mha", "gqa", "mla"), "mlp": ("dense", "moe", "moe_shared")}
 DTYPES = ("bfloat16", "float32")
-SURPLUS = 3
-"""How many more layers are measured than there are terms."""
+SAMPLES = 5
+"""How many layers of random sizes show on which terms the bytes depend."""
 
 # What can be recomputed in each half; norms are recomputed in both.
 _RECOMPUTE: Mapping[str, tuple[str, ...]] = {
+    "mha": ("core_attn",),
     "gqa": ("core_attn",),
     "mla": ("core_attn", "mla_up_proj"),
     "dense": ("mlp",),
@@ -45,6 +46,8 @@ class Entry:
 def kind_of(case: Case) -> LayerKind:
     """Return a case's layer as the planner names it."""
     attention = "mla" if "kv_lora_rank" in case.sizes else "gqa"
+    if case.sizes.get("num_query_groups") == case.sizes["num_attention_heads"]:
+        attention = "mha"
     mlp = "moe" if "num_experts" in case.sizes else "dense"
     if "moe_shared_expert_intermediate_size" in case.sizes:
         mlp = "moe_shared"
@@ -54,15 +57,13 @@ def kind_of(case: Case) -> LayerKind:
 def entries() -> Iterator[Entry]:
     """Yield everything that the table needs to have measured."""
     for implementation, kinds, dtype in itertools.product(("torch", "local"), _PAIRS, DTYPES):
-        if implementation == "local" and "mla" in kinds:
-            continue  # the engine's own attention refuses it
         for parallelism in _parallelisms(implementation, kinds):
-            for recompute in _recomputed(kinds):
+            for recompute in _recomputed(kinds, dtype):
                 yield entry(implementation, kinds, dtype, parallelism, recompute)
 
 
-_PAIRS = (("gqa", "dense"), ("gqa", "moe"), ("mla", "moe_shared"))
-"""Layers in which each kind of half occurs."""
+_PAIRS = (("mha", "dense"), ("gqa", "dense"), ("gqa", "moe"), ("gqa", "moe_shared"), ("mla", "moe_shared"))
+"""Layers in which each kind of half occurs, in each kind of job."""
 
 
 def entry(
@@ -72,13 +73,13 @@ def entry(
     parallelism: str,
     recompute: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> Entry:
-    """Return an entry with layers of enough sizes."""
-    count = max(len(possible_terms(kind, parallelism)) for kind in kinds) + SURPLUS
+    """Return an entry with layers of several sizes."""
     draw = random.Random(0)
     both = (FULL,) if (FULL,) in recompute else tuple(dict.fromkeys(itertools.chain(*recompute)))
     in_sequence = parallelism.startswith("sequence")
     cases = tuple(
-        Case(_sizes(kinds, parallelism, draw), implementation, in_sequence, dtype, both) for _ in range(count)
+        Case(_sizes(kinds, parallelism, draw), implementation, in_sequence, dtype, both)
+        for _ in range(SAMPLES)
     )
     return Entry(implementation, kinds, dtype, parallelism, recompute, cases)
 
@@ -88,8 +89,12 @@ def fit(found: Entry, rows: Sequence[Sequence[Kept]]) -> tuple[dict[str, Any], d
     sizes = [case.sizes for case in found.cases]
     halves: list[dict[str, Any]] = []
     for half, kind in zip(HALVES, found.kinds, strict=True):
-        own = [by_module(row for row in kept if half_of(row.module) == half) for kept in rows]
-        halves.append(fitted(own, sizes, possible_terms(kind, found.parallelism)))
+        own = [[row for row in kept if half_of(row.module) == half] for kept in rows]
+        try:
+            halves.append(fitted(own, sizes, possible_terms(kind, found.parallelism)))
+        except ArithmeticError as error:
+            error.add_note(f"{half} of {replace(found, cases=())}")
+            raise
     return halves[0], halves[1]
 
 
@@ -141,14 +146,27 @@ def _place(layers: dict[str, Any], *path: str) -> dict[str, Any]:
 
 
 def _parallelisms(implementation: str, kinds: tuple[str, str]) -> Sequence[str]:
-    is_moe = kinds[1] != "dense"
-    if implementation == "local":  # no sequence parallelism, which experts on several ranks need
-        return ("one_rank",) if is_moe else ("one_rank", "tensor")
-    return ("one_rank", "sequence", "sequence_experts_cut") if is_moe else ("one_rank", "tensor", "sequence")
+    if implementation == "local":
+        if "mla" in kinds:  # the engine's own attention refuses it
+            return ()
+        # There is no sequence parallelism, which experts on several ranks need.
+        return ("one_rank", "tensor") if kinds[1] == "dense" else ("one_rank",)
+    if kinds[1] == "dense":
+        return ("one_rank", "tensor", "sequence")
+    if kinds == ("gqa", "moe_shared"):  # the rest is measured with latent attention
+        return ("sequence_experts_cut",)
+    return ("one_rank", "sequence") if kinds[0] == "mla" else ("one_rank", "sequence", "sequence_experts_cut")
 
 
-def _recomputed(kinds: tuple[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Yield what is recomputed in the two halves, until every combination of each half occurred."""
+def _recomputed(kinds: tuple[str, str], dtype: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Yield what is recomputed in the two halves, until every combination of each half occurred.
+
+    Who trains in float32 does not look for memory: then, it is all or nothing.
+    """
+    yield (FULL,), (FULL,)
+    if dtype == "float32":
+        yield (), ()
+        return
     first, second = (_subsets(_RECOMPUTE[kind]) for kind in kinds)
     for norms in ((), (_NORMS,)):
         for number in range(max(len(first), len(second))):
@@ -156,7 +174,6 @@ def _recomputed(kinds: tuple[str, str]) -> Iterator[tuple[tuple[str, ...], tuple
                 (*norms, *first[number % len(first)]),
                 (*norms, *second[number % len(second)]),
             )
-    yield (FULL,), (FULL,)
 
 
 def _subsets(modules: Sequence[str]) -> list[tuple[str, ...]]:
@@ -172,20 +189,20 @@ def _sizes(kinds: tuple[str, str], parallelism: str, draw: random.Random) -> Siz
     sizes = {
         "tensor_model_parallel_size": tp,
         "expert_tensor_parallel_size": tp if parallelism == "sequence_experts_cut" else 1,
-        "seq_length": 8 * draw.randint(1, 9),
-        "micro_batch_size": draw.randint(1, 4),
-        "hidden_size": 8 * draw.randint(1, 30),
-        "num_attention_heads": groups * draw.randint(1, 3),
+        "seq_length": 8 * draw.randint(1, 500),
+        "micro_batch_size": draw.randint(1, 9),
+        "hidden_size": 8 * draw.randint(1, 900),
+        "num_attention_heads": groups if kinds[0] == "mha" else groups * draw.randint(2, 3),
     }
-    if kinds[0] == "gqa":
-        sizes |= {"num_query_groups": groups, "kv_channels": 8 * draw.randint(1, 9)}
+    if kinds[0] != "mla":
+        sizes |= {"num_query_groups": groups, "kv_channels": 8 * draw.randint(1, 50)}
     else:
         for name in ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"):
-            sizes[name] = 8 * draw.randint(1, 15)
+            sizes[name] = 8 * draw.randint(1, 200)
     if kinds[1] == "dense":
-        return sizes | {"ffn_hidden_size": 8 * draw.randint(1, 40)}
+        return sizes | {"ffn_hidden_size": 8 * draw.randint(1, 900)}
     sizes |= {"num_experts": experts, "moe_router_topk": draw.randint(2, experts - 1)}
-    sizes["moe_ffn_hidden_size"] = 8 * draw.randint(1, 20)
+    sizes["moe_ffn_hidden_size"] = 8 * draw.randint(1, 900)
     if kinds[1] == "moe_shared":
-        sizes["moe_shared_expert_intermediate_size"] = 8 * draw.randint(1, 20)
+        sizes["moe_shared_expert_intermediate_size"] = 8 * draw.randint(1, 900)
     return sizes

@@ -1,15 +1,16 @@
-"""Express what layers keep as sums of named sizes, solved exactly from layers of several sizes.
+"""Express what layers keep as sums of named sizes, found from layers of several random sizes.
 
-The bytes of a module are a sum of terms with whole coefficients. More layers are measured than there are
-terms that may occur, and the linear equations are solved with fractions. The surplus layers must then be
-reproduced to the byte: a tensor whose size is none of the terms is an error.
+The bytes that one function of a module keeps are a sum of few terms with whole coefficients. The smallest
+sum is taken whose coefficients, solved from as many layers as it has terms, give the bytes of all other
+layers too. A tensor whose size is none of the possible terms is an error.
 """
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 
 from flagscale.planner.layer_memory import Terms, amount, known_sizes
 from flagscale_testing.layer_memory.cases import Kept, Sizes
@@ -18,6 +19,7 @@ _TP = "/tensor_model_parallel_size"
 _CUT = "*expert_tensor_parallel_size"
 # Per token, on every rank or split over the tensor parallel ranks.
 _ROWS: Mapping[str, tuple[str, ...]] = {
+    "mha": ("hidden_size",),
     "gqa": ("hidden_size",),
     "mla": ("hidden_size", "q_lora_rank", "kv_lora_rank", "qk_pos_emb_head_dim"),
     "dense": ("hidden_size",),
@@ -25,6 +27,11 @@ _ROWS: Mapping[str, tuple[str, ...]] = {
 }
 # Always split over the ranks.
 _SPLIT: Mapping[str, tuple[str, ...]] = {
+    "mha": (
+        "tokens*num_attention_heads*kv_channels",
+        "tokens*num_attention_heads",
+        "tokens*num_attention_heads*seq_length",
+    ),
     "gqa": (
         "tokens*num_attention_heads*kv_channels",
         "tokens*num_query_groups*kv_channels",
@@ -44,6 +51,7 @@ _SPLIT: Mapping[str, tuple[str, ...]] = {
 _ROUTED = ("tokens*moe_router_topk*hidden_size", "tokens*moe_router_topk")
 # Per position of the sequence.
 _TABLES: Mapping[str, tuple[str, ...]] = {
+    "mha": ("seq_length*kv_channels",),
     "gqa": ("seq_length*kv_channels",),
     "mla": ("seq_length*qk_pos_emb_head_dim",),
 }
@@ -68,54 +76,79 @@ def possible_terms(kind: str, parallelism: str) -> list[str]:
     return [*rows, *(f"{term}{_TP}" for term in (*rows, *split)), *tables]
 
 
-def by_module(rows: Iterable[Kept]) -> dict[str, int]:
-    """Return the bytes per module; all experts are one module."""
-    sums: dict[str, int] = {}
-    for row in rows:
-        module = module_name(row.module)
-        sums[module] = sums.get(module, 0) + row.nbytes
-    return sums
-
-
 def module_name(path: str) -> str:
     """Return a module's path, the same for all experts."""
     return re.sub(r"\.\d+\b", ".*", path)
 
 
 def fitted(
-    measured: Sequence[Mapping[str, int]], sizes: Sequence[Sizes], terms: Sequence[str]
+    measured: Sequence[Sequence[Kept]], sizes: Sequence[Sizes], terms: Sequence[str]
 ) -> dict[str, Terms]:
-    """Return the bytes per unit of each term, for each module that was measured in layers of these sizes.
+    """Return the bytes per unit of each term, for each module that keeps something in layers of these sizes.
 
-    Raises `ArithmeticError` if terms cannot be told apart by the sizes, or do not explain a module exactly.
+    Raises `ArithmeticError` if terms do not explain the bytes of a module in all layers exactly.
     """
-    modules = sorted({module for bytes_of in measured for module in bytes_of})
-    table = [
-        [Fraction(amount(term, 1, known_sizes(one))) for term in terms]
-        + [Fraction(bytes_of.get(module, 0)) for module in modules]
-        for bytes_of, one in zip(measured, sizes, strict=True)
-    ]
-    rest = _eliminate(table, len(terms))
-    found: dict[str, Terms] = {}
-    for column, module in enumerate(modules, start=len(terms)):
-        if any(row[column] for row in rest):
+    values = {term: [amount(term, 1, known_sizes(one)) for one in sizes] for term in terms}
+    found: dict[str, dict[str, int]] = {}
+    for (module, *_), nbytes in _by_function(measured).items():
+        counts = _smallest_sum(nbytes, values)
+        if counts is None:
             raise ArithmeticError(f"{module} keeps a tensor whose size is none of: {', '.join(terms)}")
-        counts = {term: row[column] for term, row in zip(terms, table, strict=False) if row[column]}
-        if any(count.denominator > 1 or count < 0 for count in counts.values()):
-            raise ArithmeticError(f"{module} keeps parts of bytes: {counts}")
-        found[module] = {term: int(count) for term, count in counts.items()}
-    return found
+        of_module = found.setdefault(module, {})
+        for term, count in counts.items():
+            of_module[term] = of_module.get(term, 0) + count
+    return {module: found[module] for module in sorted(found)}
 
 
-def _eliminate(table: list[list[Fraction]], unknowns: int) -> list[list[Fraction]]:
-    """Solve the equations in place (row `i` then gives unknown `i`); return the rows that are left over."""
+def _by_function(measured: Sequence[Sequence[Kept]]) -> dict[tuple[str, str, str], list[int]]:
+    """Return the bytes in each layer, per module, function and precision."""
+    sums: dict[tuple[str, str, str], list[int]] = {}
+    for layer, rows in enumerate(measured):
+        for row in rows:
+            key = module_name(row.module), row.operation, row.dtype
+            sums.setdefault(key, [0] * len(measured))[layer] += row.nbytes
+    return sums
+
+
+def _smallest_sum(nbytes: Sequence[int], values: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
+    """Return the coefficients of the fewest terms that give the bytes of all layers; None if none do.
+
+    One layer at least is left to check the coefficients, which are whole and positive.
+    """
+    for size in range(1, len(nbytes)):
+        for terms in itertools.combinations(values, size):
+            layers = [
+                (row, whole) for *row, whole in zip(*(values[term] for term in terms), nbytes, strict=True)
+            ]
+            counts = _solved(layers, size)
+            if counts and all(sum(map(operator.mul, counts, row)) == whole for row, whole in layers):
+                return dict(zip(terms, counts, strict=True))
+    return None
+
+
+def _solved(equations: Sequence[tuple[list[int], int]], unknowns: int) -> list[int]:
+    """Return the positive whole solution of the first equations with a single one; empty if there is none."""
+    for chosen in itertools.combinations(equations, unknowns):
+        rows = [row for row, _ in chosen]
+        if below := _determinant(rows):
+            break
+    else:
+        return []
+    counts = []
     for column in range(unknowns):
-        pivot = next((row for row in range(column, len(table)) if table[row][column]), None)
-        if pivot is None:
-            raise ArithmeticError("the sizes of the measured layers do not tell all terms apart")
-        table[column], table[pivot] = table[pivot], table[column]
-        first = table[column] = [value / table[column][column] for value in table[column]]
-        for row, values in enumerate(table):
-            if row != column and (factor := values[column]):
-                table[row] = [value - factor * own for value, own in zip(values, first, strict=True)]
-    return table[unknowns:]
+        replaced = [[*row[:column], whole, *row[column + 1 :]] for row, whole in chosen]
+        count, rest = divmod(_determinant(replaced), below)
+        if rest or count <= 0:
+            return []
+        counts.append(count)
+    return counts
+
+
+def _determinant(rows: list[list[int]]) -> int:
+    if len(rows) == 1:
+        return rows[0][0]
+    first, *others = rows
+    return sum(
+        (-1) ** column * value * _determinant([[*row[:column], *row[column + 1 :]] for row in others])
+        for column, value in enumerate(first)
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.layer_memory import main
 from flagscale.errors import UserError
 from flagscale.planner.layer_memory import (
     FULL,
@@ -105,10 +106,10 @@ def test_experts_are_cut_as_the_engine_does_by_default() -> None:
 
 
 def test_all_unknown_kinds_are_reported_at_once() -> None:
-    kind = LayerKind("torhc", "mqa", "dens", dtype="bflaot16", recompute=("core_atn", "mlp"))
+    kind = LayerKind("torhc", "gqua", "dens", dtype="bflaot16", recompute=("core_atn", "mlp"))
     assert mistakes(kind, LLAMA_70B) == [
         "the table of kept bytes has no implementation `torhc`\n    did you mean `torch`?",
-        "the table of kept bytes has no attention `mqa`\n    did you mean `gqa`?",
+        "the table of kept bytes has no attention `gqua`\n    did you mean `gqa`?",
         "the table of kept bytes has no dtype `bflaot16`\n    did you mean `bfloat16`?",
         "the table of kept bytes has no recomputed module `core_atn`\n    did you mean `core_attn`?",
         "the table of kept bytes has no mlp `dens`\n    did you mean `dense`?",
@@ -138,8 +139,15 @@ def test_what_was_not_measured_is_refused(kind: LayerKind, message: str) -> None
     assert message in "\n".join(mistakes(kind, sizes))
 
 
-def test_context_parallelism_is_refused() -> None:
-    assert "context" in mistakes(TORCH, LLAMA_70B | {"context_parallel_size": 2})[0]
+def test_layers_that_keep_other_tensors_are_refused() -> None:
+    sizes = LLAMA_70B | {"context_parallel_size": 2, "tensor_model_parallel_size": 16}
+    assert [
+        message.partition(" with ")[2] for message in mistakes(replace(TORCH, attention="mha"), sizes)
+    ] == [
+        "`context_parallel_size` above 1",
+        "`tensor_model_parallel_size` above `num_query_groups`: ranks then gather all keys",
+        "8 groups for 64 heads that are `mha`: this is `gqa`",
+    ]
 
 
 def test_every_term_of_the_table_can_be_evaluated() -> None:
@@ -149,3 +157,30 @@ def test_every_term_of_the_table_can_be_evaluated() -> None:
     found = terms(layer_table(), 7)
     assert "tokens*hidden_size/tensor_model_parallel_size" in found
     assert all(amount(term, 1, dict.fromkeys(names(term), 2)) >= 1 for term in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["--model", "llama-70b", "--model", "deepsek-v3", "--tp", "0", "--against", "no-such-commit"],
+            [
+                "--model: no such model: llama-70b\n    did you mean `llama3-70b`?",
+                "--model: no such model: deepsek-v3\n    did you mean `deepseek-v3`?",
+                "--tp: must be between 1 and 4194304, not 0",
+                "--against: no such commit: no-such-commit",
+            ],
+        ),
+        (["--tp", "3"], ["num_attention_heads 64 must be a multiple of 3", "4096 tokens are no multiple"]),
+        (["--tp", "6"], ["num_query_groups 8 and tensor_model_parallel_size 6 do not divide each other"]),
+        (["--model", "deepseek-v3", "--tp", "256"], ["num_attention_heads 128 must be a multiple of 256"]),
+        (["--write", "--model", "llama3-70b"], ["--write: it measures everything that the page shows"]),
+    ],
+)
+def test_the_command_reports_all_mistakes_at_once(
+    arguments: list[str], messages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert [message for message in messages if message not in printed.err] == []
