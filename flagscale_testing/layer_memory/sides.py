@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from flagscale.run.env import CHIP
 from flagscale_testing.layer_memory.cases import Case, Kept
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def measured(cases: Sequence[Case], tree: Path = ROOT) -> list[list[Kept]]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "flagscale_testing.layer_memory.child"],
         input=json.dumps([dataclasses.asdict(case) for case in cases]),
-        env={**os.environ, "PYTHONPATH": f"{tree}:{tree / 'vllm'}"},
+        env={**os.environ, CHIP: "cpu", "PYTHONPATH": f"{tree}:{tree / 'vllm'}"},
         cwd=tree,
         check=True,
         text=True,
