@@ -1,8 +1,8 @@
 """Express what layers keep as sums of named sizes, found from layers of several random sizes.
 
-The bytes that one function of a module keeps are a sum of few terms with whole coefficients. The smallest
-sum is taken whose coefficients, solved from as many layers as it has terms, give the bytes of all other
-layers too. A tensor whose size is none of the possible terms is an error.
+The bytes of a tensor are a sum of few terms with whole coefficients. The smallest sum is taken whose
+coefficients, solved from as many layers as it has terms, give the bytes of all other layers too. A tensor
+whose size is none of the possible terms is an error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from flagscale.planner.layer_memory import Terms, amount, known_sizes
 from flagscale_testing.layer_memory.cases import Kept, Sizes
@@ -90,24 +90,29 @@ def fitted(
     """
     values = {term: [amount(term, 1, known_sizes(one)) for one in sizes] for term in terms}
     found: dict[str, dict[str, int]] = {}
-    for (module, *_), nbytes in _by_function(measured).items():
+    for (module, operation, dtype), nbytes in _by_tensor(measured):
         counts = _smallest_sum(nbytes, values)
         if counts is None:
-            raise ArithmeticError(f"{module} keeps a tensor whose size is none of: {', '.join(terms)}")
+            what = f"{module} keeps a tensor ({dtype}, by {operation})"
+            raise ArithmeticError(f"{what} whose size is none of: {', '.join(terms)}")
         of_module = found.setdefault(module, {})
         for term, count in counts.items():
             of_module[term] = of_module.get(term, 0) + count
     return {module: found[module] for module in sorted(found)}
 
 
-def _by_function(measured: Sequence[Sequence[Kept]]) -> dict[tuple[str, str, str], list[int]]:
-    """Return the bytes in each layer, per module, function and precision."""
-    sums: dict[tuple[str, str, str], list[int]] = {}
+def _by_tensor(measured: Sequence[Sequence[Kept]]) -> Iterator[tuple[tuple[str, str, str], list[int]]]:
+    """Yield the bytes of each tensor in each layer; of all tensors together if layers have more of them."""
+    found: dict[tuple[str, str, str], list[list[int]]] = {}
     for layer, rows in enumerate(measured):
         for row in rows:
             key = module_name(row.module), row.operation, row.dtype
-            sums.setdefault(key, [0] * len(measured))[layer] += row.nbytes
-    return sums
+            found.setdefault(key, [[] for _ in measured])[layer].append(row.nbytes)
+    for key, layers in found.items():
+        if len({len(tensors) for tensors in layers}) == 1:
+            yield from ((key, [*tensors]) for tensors in zip(*layers, strict=True))
+        else:  # one for each expert
+            yield key, [sum(tensors) for tensors in layers]
 
 
 def _smallest_sum(nbytes: Sequence[int], values: Mapping[str, Sequence[int]]) -> dict[str, int] | None:
