@@ -67,10 +67,18 @@ def test_bytes_grow_with_the_batch_and_shrink_with_ranks(implementation: str) ->
     assert kept_bytes(kind, LLAMA_70B | {"tensor_model_parallel_size": 8}) < one
 
 
-@pytest.mark.parametrize("modules", [("core_attn",), ("mlp",), ("core_attn", "mlp"), (FULL,)])
-@pytest.mark.parametrize("implementation", ["torch", "transformer_engine"])
+@pytest.mark.parametrize(
+    ("implementation", "modules"),
+    [
+        ("torch", ("mlp",)),
+        ("torch", (FULL,)),
+        ("local", ("core_attn",)),
+        ("transformer_engine", ("core_attn",)),
+        ("transformer_engine", ("core_attn", "mlp")),
+    ],
+)
 def test_recomputation_keeps_less(implementation: str, modules: tuple[str, ...]) -> None:
-    kind = replace(TE, implementation=implementation)
+    kind = replace(TE, implementation=implementation, sequence_parallel=implementation != "local")
     assert kept_bytes(replace(kind, recompute=modules), LLAMA_70B) < kept_bytes(kind, LLAMA_70B)
 
 
