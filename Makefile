@@ -11,7 +11,7 @@ COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(transformers|vllm
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 
-.PHONY: demo demo-serve test test-all prepared coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts conversions soak fuzz catalog lock clean
+.PHONY: demo demo-serve test test-all prepared coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts layer-memory conversions soak fuzz catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -74,6 +74,9 @@ layouts: $(READY)     ## every parallel layout against one process: the table of
 
 hetero-layouts: $(READY) ## unequal meshes against one process: the table of docs/hetero.md
 	$(BIN)/python -m benchmarks.hetero_layouts
+
+layer-memory: $(READY) ## what each kind of layer keeps for its backward pass: the planner's table, and those of docs/layers.md
+	$(BIN)/python -m benchmarks.layer_memory --write
 
 conversions: $(READY) ## every model family to Megatron and back, with training between: the table of docs/conversion.md
 	$(BIN)/python -m benchmarks.conversion_table

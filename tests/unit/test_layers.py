@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "formats", "linux", "streams", "values"),
     ("files", "registry"),
     ("config", "checks", "run"),
-    ("platforms",),
+    ("platforms", "planner"),
     ("engines",),
     ("plan",),
     ("node",),
@@ -45,6 +45,7 @@ SHARED_WITH_WORKERS = (
     "run",
     "config.bounds",
     "config.catalog",
+    "planner",
 )
 """What the data plane may import: the standard library alone stands below these."""
 

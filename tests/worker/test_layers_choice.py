@@ -159,7 +159,8 @@ def test_our_loss_is_used_if_torch_compiles_it(
 ) -> None:
     named_chip(name)
     usual = {"transformer_impl": "torch", "spec": None, "init_by_rank": True, "rope_scaling_factor": 8.0}
-    args = SimpleNamespace(**usual | {"cross_entropy_loss_fusion": False, "disable_jit_fuser": False} | given)
+    unset = ("multi_latent_attention", "cross_entropy_loss_fusion", "disable_jit_fuser")
+    args = SimpleNamespace(**usual | dict.fromkeys(unset, False) | given)
     model = SimpleNamespace(transformer=SimpleNamespace(mtp_num_layers=None), pre_wrap_hooks=[])
     adapt(model, args)
     assert model.pre_wrap_hooks == ([use_our_loss] if ours else [])

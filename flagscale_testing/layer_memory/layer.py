@@ -1,0 +1,227 @@
+"""Build one of the engine's transformer layers on meta tensors, as one rank of a job, and measure it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+
+from flagscale_testing.layer_memory.cases import FULL, Case, Kept
+from flagscale_testing.layer_memory.kept import kept
+
+META = torch.device("meta")
+
+
+def measure(case: Case, device: torch.device = META) -> list[Kept]:
+    """Return what one layer keeps: the second of two, because tables that the first leaves are shared."""
+    with _one_rank(case), _on(device):
+        config = _config(case)
+        batch = case.sizes["micro_batch_size"]
+        sequence = case.sizes["seq_length"]
+        rows = sequence // case.degree("tensor_model") if case.sequence_parallel else sequence
+        shared = _shared(case, config, sequence, device)
+        shape = (rows, batch, config.hidden_size)
+        given = torch.zeros(shape, dtype=_dtype(case), device=device, requires_grad=True)
+        first, second = _layers(case, config, device)
+        _forward(first, given, case.recompute == FULL, shared)
+        return kept(lambda: _forward(second, given, case.recompute == FULL, shared), second)
+
+
+def _forward(layer: Any, given: torch.Tensor, recompute: bool, shared: dict[str, Any]) -> torch.Tensor:
+    from megatron.core import tensor_parallel
+
+    def forward(hidden: torch.Tensor) -> Any:
+        return layer(hidden, **shared)[0]
+
+    # A copy, because autograd holds the leaves of its graph; in a model, the input is another layer's result.
+    hidden = given.clone()
+    # What `TransformerBlock` does for each layer (`uniform`, one layer at a time).
+    out: torch.Tensor = tensor_parallel.checkpoint(forward, False, hidden) if recompute else forward(hidden)
+    return out
+
+
+def _shared(case: Case, config: Any, sequence: int, device: torch.device) -> dict[str, Any]:
+    """Return what the model gives to all of its layers: a mask, and the angles of rotary positions."""
+    from megatron.core.models.common.embeddings import RotaryEmbedding
+
+    mask = rotary = None
+    if case.implementation == "local":
+        mask = torch.ones((1, 1, sequence, sequence), dtype=torch.bool, device=device)
+    if not config.multi_latent_attention:
+        rotary = RotaryEmbedding(config.kv_channels, rotary_percent=1.0)(sequence)
+    return {"attention_mask": mask, "rotary_pos_emb": rotary}
+
+
+def _layers(case: Case, config: Any, device: torch.device) -> Iterator[Any]:
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.transformer.spec_utils import build_module
+
+    from megatron.flagscale.layers.spec import layer_spec
+
+    if case.implementation == "torch":
+        block = layer_spec(SimpleNamespace(transformer=config))
+        if config.multi_latent_attention:
+            for spec in block.layer_specs:
+                _take_widths(spec.submodules.self_attention.submodules)
+    else:
+        block = get_gpt_decoder_block_spec(config, False, normalization=config.normalization)
+    for number, spec in enumerate(block.layer_specs, start=1):
+        # The engine creates some small weights in host memory, or in float until it converts the whole model.
+        yield build_module(spec, config=config, layer_number=number).to(device, _dtype(case))
+
+
+def _take_widths(attention: Any) -> None:
+    """Let the attention core of a commit that refuses latent attention read the widths from its tensors."""
+    core = attention.core_attention
+    if "k_channels" not in inspect.signature(core).parameters:
+
+        def init(self: Any, *given: Any, k_channels: int = 0, v_channels: int = 0, **named: Any) -> None:
+            core.__init__(self, *given, **named)
+
+        attention.core_attention = type(core.__name__, (core,), {"__init__": init})
+
+
+def _config(case: Case) -> Any:
+    """Return the engine's configuration of a model of two such layers.
+
+    It has RMSNorm, SwiGLU, rotary positions, and neither biases nor dropout. Fused kernels are off, as on
+    every chip without TransformerEngine and Apex.
+    """
+    from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+
+    sizes = {name: size for name, size in case.sizes.items() if name not in _NOT_OF_THE_MODEL}
+    if experts := sizes.pop("num_experts", None):
+        sizes["num_moe_experts"] = experts
+    is_latent = "kv_lora_rank" in sizes
+    selective = case.recompute and case.recompute != FULL
+    settings: dict[str, Any] = {
+        "num_layers": 2,
+        "normalization": "RMSNorm",
+        "activation_func": torch.nn.functional.silu,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "params_dtype": _dtype(case),
+        "bf16": case.dtype == "bfloat16",
+        "sequence_parallel": case.sequence_parallel,
+        "perform_initialization": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,
+        "recompute_granularity": "selective" if selective else None,
+        "recompute_modules": list(case.recompute) if selective else None,
+        # A job writes the scores of local attention in its own precision unless it asks for more.
+        "attention_softmax_in_fp32": False,
+    }
+    if experts:
+        settings |= {"moe_token_dispatcher_type": "alltoall", "moe_router_load_balancing_type": "none"}
+    if is_latent:
+        settings |= {"multi_latent_attention": True, "qk_layernorm": True, "rope_type": "rope"}
+    return (MLATransformerConfig if is_latent else TransformerConfig)(**settings, **sizes)
+
+
+def _dtype(case: Case) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, case.dtype)
+    return dtype
+
+
+_NOT_OF_THE_MODEL = ("seq_length", "micro_batch_size")
+
+
+@contextmanager
+def _one_rank(case: Case) -> Iterator[None]:
+    """Run as the first rank of a job whose other ranks do not exist: its groups have the real sizes."""
+    from megatron.flagscale.bootstrap import patch_engine
+
+    patch_engine()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    tensor, expert = case.degree("tensor_model"), case.degree("expert_model")
+    degrees = {
+        "tensor_model_parallel_size": tensor,
+        "expert_model_parallel_size": expert,
+        "expert_tensor_parallel_size": case.sizes.get("expert_tensor_parallel_size", tensor),
+    }
+    dist.init_process_group("fake", rank=0, world_size=tensor * expert, store=FakeStore())
+    try:
+        parallel_state.initialize_model_parallel(create_gloo_process_groups=False, **degrees)
+        model_parallel_cuda_manual_seed(1)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    """Make the engine create its tensors on a device, where attention keeps what its kernels keep."""
+    from megatron.core import parallel_state
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.cuda, "current_device", return_value=device))
+        if device == META:
+            stack.enter_context(_FlashAttention())
+            stack.enter_context(_balanced_experts())
+        # Another device's buffers must not be used.
+        stack.enter_context(mock.patch.object(parallel_state, "_GLOBAL_MEMORY_BUFFER", None))
+        parallel_state._set_global_memory_buffer()
+        yield
+
+
+@contextmanager
+def _balanced_experts() -> Iterator[None]:
+    """Give the same number of tokens to every expert: a meta tensor does not say how many it has."""
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher as Dispatcher
+
+    count = Dispatcher.preprocess
+
+    def preprocess(self: Any, routing_map: torch.Tensor) -> Any:
+        tokens, experts = routing_map.shape
+        chosen = torch.arange(tokens * self.config.moe_router_topk).view(tokens, -1) % experts
+        balanced = torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True)
+        with mock.patch.object(torch.cuda, "current_device", return_value=balanced.device):
+            return count(self, balanced)
+
+    with mock.patch.object(Dispatcher, "preprocess", preprocess):
+        yield
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Attention on meta tensors that keeps what the kernels of real devices keep.
+
+    Torch has no flash kernel for meta tensors, and its plain operations keep matrices of scores.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _Flash.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # Shaped [batch, heads, queries, width] but stored by query, as all kernels do.
+        batch, heads, queries, _ = query.shape
+        out = query.new_empty(batch, queries, heads, value.size(-1)).transpose(1, 2)
+        log_sum_exp = query.new_empty(batch, heads, queries, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, log_sum_exp)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

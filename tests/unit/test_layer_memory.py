@@ -1,0 +1,194 @@
+"""The planner's reader of kept bytes: plain arithmetic on the checked-in table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from benchmarks.layer_memory import main
+from flagscale.errors import UserError
+from flagscale.planner.layer_memory import (
+    FULL,
+    LayerKind,
+    amount,
+    kept_bytes,
+    kept_parts,
+    layer_table,
+    names,
+)
+
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "ffn_hidden_size": 28672,
+    "num_attention_heads": 64,
+    "num_query_groups": 8,
+    "kv_channels": 128,
+    "seq_length": 4096,
+    "micro_batch_size": 1,
+    "tensor_model_parallel_size": 2,
+}
+TE = LayerKind("transformer_engine", "gqa", "dense", sequence_parallel=True)
+TORCH = replace(TE, implementation="torch")
+MIB = 2**20
+
+
+def mistakes(kind: LayerKind, sizes: dict[str, int]) -> list[str]:
+    with pytest.raises(UserError) as error:
+        kept_bytes(kind, sizes)
+    return list(error.value.messages)
+
+
+def test_the_formula_gives_the_published_size() -> None:
+    # Norms 4 x 32, q k v 40, rotated q and k 36, output 32, log-sum-exp 0.5, SwiGLU 336.
+    assert kept_bytes(TE, LLAMA_70B) == 572.5 * MIB
+
+
+def test_parts_are_the_whole() -> None:
+    parts = kept_parts(TORCH, LLAMA_70B)
+    assert sum(part.nbytes for part in parts) == kept_bytes(TORCH, LLAMA_70B)
+    assert {"self_attention.core_attention", "mlp.linear_fc1"} <= {part.module for part in parts}
+
+
+def test_a_term_is_a_product_over_degrees() -> None:
+    sizes = {"tokens": 6, "hidden_size": 5, "tensor_model_parallel_size": 4}
+    assert names("tokens*hidden_size/tensor_model_parallel_size") == [*sizes]
+    assert amount("tokens*hidden_size/tensor_model_parallel_size", 2, sizes) == 15
+    assert amount("tokens/tensor_model_parallel_size", 1, sizes) == 2  # rounded up
+
+
+@pytest.mark.parametrize("implementation", ["torch", "local", "transformer_engine"])
+def test_bytes_grow_with_the_batch_and_shrink_with_ranks(implementation: str) -> None:
+    kind = replace(TE, implementation=implementation, sequence_parallel=False)
+    one = kept_bytes(kind, LLAMA_70B)
+    more = kept_bytes(kind, LLAMA_70B | {"micro_batch_size": 3})
+    assert 2.9 * one < more <= 3 * one  # tables of positions do not grow
+    assert kept_bytes(kind, LLAMA_70B | {"tensor_model_parallel_size": 8}) < one
+
+
+@pytest.mark.parametrize(
+    ("implementation", "modules"),
+    [
+        ("torch", ("mlp",)),
+        ("torch", (FULL,)),
+        ("local", ("core_attn",)),
+        ("transformer_engine", ("core_attn",)),
+        ("transformer_engine", ("core_attn", "mlp")),
+    ],
+)
+def test_recomputation_keeps_less(implementation: str, modules: tuple[str, ...]) -> None:
+    kind = replace(TE, implementation=implementation, sequence_parallel=implementation != "local")
+    assert kept_bytes(replace(kind, recompute=modules), LLAMA_70B) < kept_bytes(kind, LLAMA_70B)
+
+
+def test_full_recomputation_keeps_the_input_only() -> None:
+    for implementation in ("torch", "transformer_engine"):
+        kind = replace(TE, implementation=implementation, recompute=(FULL,))
+        assert kept_bytes(kind, LLAMA_70B) == 4096 * 8192 * 2 // 2
+
+
+def test_the_order_of_modules_does_not_matter() -> None:
+    there, back = ("core_attn", "mlp", "layernorm"), ("layernorm", "mlp", "core_attn")
+    assert kept_parts(replace(TORCH, recompute=there), LLAMA_70B) == kept_parts(
+        replace(TORCH, recompute=back), LLAMA_70B
+    )
+
+
+def test_modules_of_other_layers_change_nothing() -> None:
+    # A model has dense layers and layers with experts; its list of modules is for both.
+    both = replace(TORCH, recompute=("mlp", "moe"))
+    assert kept_bytes(both, LLAMA_70B) == kept_bytes(replace(TORCH, recompute=("mlp",)), LLAMA_70B)
+
+
+def test_half_precisions_keep_the_same() -> None:
+    assert kept_bytes(replace(TORCH, dtype="float16"), LLAMA_70B) == kept_bytes(TORCH, LLAMA_70B)
+    assert kept_bytes(replace(TORCH, dtype="float32"), LLAMA_70B) > kept_bytes(TORCH, LLAMA_70B)
+
+
+def test_experts_are_cut_as_the_engine_does_by_default() -> None:
+    sizes = LLAMA_70B | {"num_experts": 8, "moe_router_topk": 2, "moe_ffn_hidden_size": 1024}
+    kind = replace(TORCH, mlp="moe")
+    whole = kept_bytes(kind, sizes | {"expert_tensor_parallel_size": 1})
+    assert kept_bytes(kind, sizes) == kept_bytes(kind, sizes | {"expert_tensor_parallel_size": 2}) > whole
+
+
+def test_all_unknown_kinds_are_reported_at_once() -> None:
+    kind = LayerKind("torhc", "gqua", "dens", dtype="bflaot16", recompute=("core_atn", "mlp"))
+    assert mistakes(kind, LLAMA_70B) == [
+        "the table of kept bytes has no implementation `torhc`\n    did you mean `torch`?",
+        "the table of kept bytes has no attention `gqua`\n    did you mean `gqa`?",
+        "the table of kept bytes has no dtype `bflaot16`\n    did you mean `bfloat16`?",
+        "the table of kept bytes has no recomputed module `core_atn`\n    did you mean `core_attn`?",
+        "the table of kept bytes has no mlp `dens`\n    did you mean `dense`?",
+    ]
+
+
+def test_all_missing_sizes_are_reported_at_once() -> None:
+    sizes = {name: size for name, size in LLAMA_70B.items() if name not in ("kv_channels", "seq_length")}
+    assert [message.split(":")[0] for message in mistakes(TORCH, sizes)] == [
+        "`kv_channels` is missing",
+        "`seq_length` is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (replace(TORCH, implementation="local"), "has no parallelism `sequence`"),
+        (replace(TORCH, implementation="local", attention="mla"), "has no attention `mla`"),
+        (replace(TORCH, mlp="moe", sequence_parallel=False), "has no parallelism `tensor`"),
+        (replace(TE, recompute=("layernorm",)), "has no recomputed module `layernorm`"),
+        (replace(TORCH, recompute=(FULL, "mlp")), "has no combination of recomputed modules `full+mlp`"),
+    ],
+)
+def test_what_was_not_measured_is_refused(kind: LayerKind, message: str) -> None:
+    sizes = LLAMA_70B | {"num_experts": 8, "moe_router_topk": 2, "moe_ffn_hidden_size": 1024}
+    assert message in "\n".join(mistakes(kind, sizes))
+
+
+def test_layers_that_keep_other_tensors_are_refused() -> None:
+    sizes = LLAMA_70B | {"context_parallel_size": 2, "tensor_model_parallel_size": 16}
+    assert [
+        message.partition(" with ")[2] for message in mistakes(replace(TORCH, attention="mha"), sizes)
+    ] == [
+        "`context_parallel_size` above 1",
+        "`tensor_model_parallel_size` above `num_query_groups`: ranks then gather all keys",
+        "8 groups for 64 heads that are `mha`: this is `gqa`",
+    ]
+
+
+def test_every_term_of_the_table_can_be_evaluated() -> None:
+    def terms(value: Any, levels: int) -> set[str]:
+        return {*value} if not levels else {one for v in value.values() for one in terms(v, levels - 1)}
+
+    found = terms(layer_table(), 7)
+    assert "tokens*hidden_size/tensor_model_parallel_size" in found
+    assert all(amount(term, 1, dict.fromkeys(names(term), 2)) >= 1 for term in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["--model", "llama-70b", "--model", "deepsek-v3", "--tp", "0", "--against", "no-such-commit"],
+            [
+                "--model: no such model: llama-70b\n    did you mean `llama3-70b`?",
+                "--model: no such model: deepsek-v3\n    did you mean `deepseek-v3`?",
+                "--tp: must be between 1 and 4194304, not 0",
+                "--against: no such commit: no-such-commit",
+            ],
+        ),
+        (["--tp", "3"], ["num_attention_heads 64 must be a multiple of 3", "4096 tokens are no multiple"]),
+        (["--tp", "6"], ["num_query_groups 8 and tensor_model_parallel_size 6 do not divide each other"]),
+        (["--model", "deepseek-v3", "--tp", "256"], ["num_attention_heads 128 must be a multiple of 256"]),
+        (["--write", "--model", "llama3-70b"], ["--write: it measures everything that the page shows"]),
+    ],
+)
+def test_the_command_reports_all_mistakes_at_once(
+    arguments: list[str], messages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert [message for message in messages if message not in printed.err] == []
