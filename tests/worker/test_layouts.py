@@ -13,6 +13,7 @@ import pytest
 from benchmarks.layouts import CUT, EP2, ETP1, LAYOUTS, OVERLAP, PP4, SP, UP, VPP2, ZERO
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Difference, Layout, compare
+from flagscale_testing.ranks.training import read_metrics
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each fixture waits for all its trainings
 STEPS = 6
@@ -36,8 +37,13 @@ BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, o
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Difference]:
-    folder: Path = tmp_path_factory.mktemp("layouts")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = tmp_path_factory.mktemp("layouts")
+    return made
+
+
+@pytest.fixture(scope="module")
+def differences(folder: Path) -> dict[str, Difference]:
     return compare([*CHOSEN.values(), BY_RANK], folder, STEPS)
 
 
@@ -45,6 +51,16 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Differenc
 def test_a_layout_computes_the_same_as_one_process(name: str, differences: dict[str, Difference]) -> None:
     found = differences[name]
     assert found.is_small(CHOSEN[name].model), found
+
+
+def test_metrics_have_the_losses_of_routers_and_heads(
+    folder: Path, differences: dict[str, Difference]
+) -> None:
+    *_, last = read_metrics(folder / "deepseek: EP2 PP2 interleaved" / "metrics.jsonl")
+    losses = {name for name in last if name.endswith("loss")}
+    assert losses == {"lm_loss", "seq_load_balancing_loss", "mtp_1_loss"}
+    assert last["mtp_1_loss"] == pytest.approx(last["lm_loss"], rel=0.2)
+    assert last["seq_load_balancing_loss"] == pytest.approx(1, rel=0.1)
 
 
 def test_weights_drawn_by_rank_differ(differences: dict[str, Difference]) -> None:

@@ -37,7 +37,7 @@ def embedding_ranks(transformer: Any, stages: Sequence[int]) -> list[int]:
 def drop_unused_outputs(chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
     """Remove weights that a stage has besides its tied copy of the embeddings; a pre-wrap hook.
 
-    Megatron-core 0.19.2 allocates them beside heads on a later stage, does not use them, and cannot save them.
+    Megatron-core 0.19.2 allocates them beside heads on a later stage, does not use and cannot save them.
     """
     for chunk in chunks:
         is_tied = chunk.share_embeddings_and_output_weights and chunk.mtp_process
