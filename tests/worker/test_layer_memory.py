@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,30 @@ def test_meta_tensors_keep_what_real_tensors_keep(case: Case) -> None:
 def test_the_table_has_what_the_layers_keep(case: Case) -> None:
     """If it does not: `make layer-memory`, and look at the difference."""
     assert kept_bytes(kind_of(case), case.sizes) == total(measure(case))
+
+
+@pytest.mark.parametrize("module", ["core_attn", "layernorm", "mlp", "mla_up_proj"])
+@pytest.mark.parametrize("model", ["llama3-70b", "deepseek-v3"])
+def test_a_layer_never_keeps_more_because_it_recomputes(model: str, module: str) -> None:
+    """A checkpoint keeps its inputs: a part of a tensor must not hold the rest."""
+    if module == "mla_up_proj" and model == "llama3-70b":
+        pytest.skip("it has no latents")
+    (case, *_) = cases_of(model, 2, 4096)
+    assert total(measure(replace(case, recompute=(module,)))) < total(measure(case))
+
+
+def test_recomputed_latents_do_not_hold_what_they_were_split_from() -> None:
+    (case, *_) = cases_of("deepseek-v3", 2, 4096)
+    rows = measure(replace(case, recompute=("mla_up_proj",)))
+    rotary = [row for row in rows if row.shape == (4096, 1, case.sizes["qk_pos_emb_head_dim"])]
+    assert [row.nbytes for row in rotary] == [4096 * case.sizes["qk_pos_emb_head_dim"] * 2]
+
+
+def test_layers_share_the_angles_of_latent_attention() -> None:
+    """If all of a layer is computed again, its input is all that it keeps."""
+    (case, *_) = cases_of("deepseek-v3", 2, 4096)
+    (row,) = measure(replace(case, recompute=FULL))
+    assert row.shape == (2048, 1, case.sizes["hidden_size"])
 
 
 def test_a_layer_that_keeps_more_no_longer_equals_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_submodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron.flagscale.layers import latent_core, spec
-from megatron.flagscale.layers.latent import LatentAttention, _Rotate
+from megatron.flagscale.layers.latent import LatentAttention
 from megatron.flagscale.layers.latent_core import LatentCore
 from tests.worker.test_layers import LIMITS, as_leaves, causal, documents, error, inputs, reference
 
@@ -207,19 +206,3 @@ def test_neither_keys_nor_values_are_kept(kind: str, monkeypatch: pytest.MonkeyP
     out.sum().backward()
     assert all(leaf.grad is not None for leaf in leaves)
     assert len(made) == 4  # joined once more
-
-
-@pytest.mark.parametrize(("plain", "rest"), [(0, 0), (16, 0), (3, 5)])
-def test_pairs_are_turned_as_megatron_turns_them(plain: int, rest: int) -> None:
-    heads, grad = inputs(*[(LENGTH, BATCH, HEADS, plain + ROTARY + rest)] * 2)
-    angle = inputs((LENGTH, 1, 1, ROTARY // 2))[0]
-    found, expected = as_leaves([heads, heads], torch.float64)
-    out = _Rotate.apply(found, 1.5 * angle.cos(), 1.5 * angle.sin(), plain)
-    of_engine = _apply_rotary_pos_emb_bshd(
-        expected[..., plain:], torch.cat((angle, angle), -1), mla_rotary_interleaved=True, mscale=1.5
-    )
-    of_engine = torch.cat((expected[..., :plain], of_engine), -1)
-    for result in (out, of_engine):
-        result.backward(grad)
-    assert error(out, of_engine.detach()) <= 1e-12
-    assert error(found.grad, expected.grad) <= 1e-12

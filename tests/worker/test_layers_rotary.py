@@ -31,7 +31,7 @@ def angles_of(length: int, width: int, interleaved: bool = False) -> torch.Tenso
 def test_rotation_is_exact(device: str, dtype: torch.dtype, interleaved: bool, rotated: int) -> None:
     heads, grad = (tensor.to(dtype).double() for tensor in inputs((7, 2, 3, 16), (7, 2, 3, 16)))
     angles = angles_of(7, rotated, interleaved)
-    cos, sin = (wave.to(dtype).double() for wave in (torch.cos(angles), torch.sin(angles)))
+    cos, sin = (wave.double() for wave in cos_sin(angles, dtype, 1.0, interleaved))
     (found,) = as_leaves([heads], dtype, device)
     out = rotate(found, cos.to(device, dtype), sin.to(device, dtype), interleaved)
     assert out.dtype == dtype
@@ -46,7 +46,7 @@ def test_rotation_is_exact(device: str, dtype: torch.dtype, interleaved: bool, r
             slice(rotated // 2, rotated),
         )
     )
-    turned = torch.complex(exact[..., first], exact[..., second]) * torch.complex(cos, sin)[..., first]
+    turned = torch.complex(exact[..., first], exact[..., second]) * torch.complex(cos, sin)
     expected = exact.clone()
     expected[..., first], expected[..., second] = turned.real, turned.imag
     expected.backward(grad)
@@ -72,6 +72,20 @@ def test_results_are_those_of_megatron(interleaved: bool, latent: bool, scale: f
         assert error(found, expected.detach()) <= 1e-14
 
 
+@pytest.mark.parametrize(("plain", "rest"), [(0, 0), (16, 0), (3, 5)])
+def test_pairs_of_latent_attention_are_turned_as_by_megatron(plain: int, rest: int) -> None:
+    heads, grad = inputs(*[(7, 2, 3, plain + 8 + rest)] * 2)
+    angles = angles_of(7, 8)
+    found, expected = as_leaves([heads, heads], torch.float64)
+    out = rotate(found, *cos_sin(angles, torch.float64, 1.5), latent=True, start=plain)
+    of_engine = MEGATRONS(expected[..., plain:], angles, mla_rotary_interleaved=True, mscale=1.5)
+    of_engine = torch.cat((expected[..., :plain], of_engine), -1)
+    for result in (out, of_engine):
+        result.backward(grad)
+    assert error(out, of_engine.detach()) <= 1e-14
+    assert error(found.grad, expected.grad) <= 1e-14
+
+
 def test_a_rotation_may_have_other_angles_per_sample() -> None:
     """As positions in images have (`mrope`)."""
     (heads,) = inputs((7, 2, 3, 16))
@@ -84,14 +98,14 @@ def test_cosine_and_sine_are_computed_once_per_precision_and_scale() -> None:
     first = cos_sin(angles, torch.float32, 1.0)
     assert all(one is other for one, other in zip(first, cos_sin(angles, torch.float32, 1.0), strict=True))
     assert cos_sin(angles, torch.bfloat16, 1.0)[0].dtype == torch.bfloat16
-    assert torch.equal(cos_sin(angles, torch.float32, 2.0)[0], (2 * torch.cos(angles)).float())
+    assert torch.equal(cos_sin(angles, torch.float32, 2.0)[0], (2 * torch.cos(angles[..., :8])).float())
 
 
 def test_changed_angles_are_noticed() -> None:
     angles = angles_of(7, 16)
     cos_sin(angles, torch.float32, 1.0)
     angles += 1
-    assert torch.equal(cos_sin(angles, torch.float32, 1.0)[0], torch.cos(angles).float())
+    assert torch.equal(cos_sin(angles, torch.float32, 1.0)[0], torch.cos(angles[..., :8]).float())
 
 
 def test_cosine_and_sine_are_forgotten_with_the_angles() -> None:

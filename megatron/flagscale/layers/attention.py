@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer import attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import is_layer_window_attention
@@ -22,6 +23,17 @@ from megatron.flagscale.layers.kernels import causal_attention
 from megatron.flagscale.layers.storage import compact
 
 _CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.causal_bottom_right)
+
+
+class SelfAttention(attention.SelfAttention):
+    """Megatron's layer; if it recomputes its core attention, that keeps no more than the core's inputs."""
+
+    def _checkpointed_attention_forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **named: Any
+    ) -> torch.Tensor:
+        tensors = compact(query, key, value)
+        out: torch.Tensor = super()._checkpointed_attention_forward(*tensors, *rest, **named)
+        return out
 
 
 class Attention(MegatronModule):

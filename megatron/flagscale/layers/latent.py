@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -13,8 +14,15 @@ from megatron.core.tensor_parallel.mappings import (
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from torch.utils.weak import WeakIdKeyDictionary
+
+from megatron.flagscale.layers.rotary import cos_sin, rotate
+from megatron.flagscale.layers.storage import compact
 
 Projected = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+_embeddings: MutableMapping[Any, torch.nn.Module] = WeakIdKeyDictionary()
+"""Rotary embeddings by configuration."""
 
 
 class LatentAttention(MLASelfAttention):
@@ -24,6 +32,13 @@ class LatentAttention(MLASelfAttention):
     heads of all ranks; Megatron's layer omits that sum without TransformerEngine's linear layers
     (findings/megatron_latent_attention_without_te.sh).
     """
+
+    rotary_pos_emb: Any
+
+    def __init__(self, config: Any, *rest: Any, **named: Any) -> None:
+        super().__init__(config, *rest, **named)
+        # One for all layers: Megatron gives each its own, and remembers the angles of only 32 of them.
+        self.rotary_pos_emb = _embeddings.setdefault(config, self.rotary_pos_emb)
 
     def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
         # Megatron's rules expect norms that are fused into TransformerEngine's linear layers.
@@ -47,12 +62,14 @@ class LatentAttention(MLASelfAttention):
         if packed_seq_params is not None or inference_context is not None or inference_params is not None:
             raise NotImplementedError("--transformer-impl torch supports neither inference nor THD batches")
         q_latent, kv_latent, k_rotary = self._latents(hidden_states)
-        given = q_latent, kv_latent, k_rotary, *self._rotation(hidden_states)
+        waves = self._rotation(hidden_states)
         if self.recompute_up_proj:
             self.qkv_up_checkpoint = CheckpointWithoutOutput()
-            projected = self.qkv_up_checkpoint.checkpoint(self._project, *given)
+            # The rotary keys are a part of a linear layer's output, the rest of which the norm has copied.
+            given = compact(q_latent, kv_latent, k_rotary)
+            projected = self.qkv_up_checkpoint.checkpoint(self._project, *given, *waves)
         else:
-            projected = self._project(*given)
+            projected = self._project(q_latent, kv_latent, k_rotary, *waves)
         return (*projected, q_latent, kv_latent)
 
     def _latents(self, hidden: torch.Tensor) -> Projected:
@@ -71,12 +88,11 @@ class LatentAttention(MLASelfAttention):
         return q_latent, self.kv_layernorm(kv_latent), k_rotary
 
     def _rotation(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine of the angles at each position, `[s, 1, 1, angles]`."""
+        """Return cosine and sine of the pairs' angles at each position, `[s, 1, 1, pairs]`."""
         length = self.rotary_pos_emb.get_rotary_seq_len(None, None, hidden, self.config, None)
         is_yarn = isinstance(self.rotary_pos_emb, YarnRotaryEmbedding)
         angles, scale = self.rotary_pos_emb(length) if is_yarn else (self.rotary_pos_emb(length), 1.0)
-        angles = angles[..., : angles.size(-1) // 2]  # the second half repeats the first
-        return (scale * angles.cos()).to(hidden.dtype), (scale * angles.sin()).to(hidden.dtype)
+        return cos_sin(angles, hidden.dtype, scale)
 
     def _project(
         self,
@@ -89,51 +105,5 @@ class LatentAttention(MLASelfAttention):
         q, _ = (self.linear_q_proj if self.config.q_lora_rank is None else self.linear_q_up_proj)(q_latent)
         kv, _ = self.linear_kv_up_proj(kv_latent)
         q, kv = (heads.unflatten(-1, (self.num_attention_heads_per_partition, -1)) for heads in (q, kv))
-        query = _Rotate.apply(q, cos, sin, self.config.qk_head_dim)
-        return query, kv, _Rotate.apply(k_rotary[:, :, None], cos, sin, 0)
-
-
-class _Rotate(torch.autograd.Function):
-    """Turn neighbouring pairs of `[s, b, heads, width]`, except the first `plain` elements of a head.
-
-    The turned pairs come out as two halves; what exceeds the angles stays as it is. (Megatron-core,
-    `models/common/embeddings/rope_utils.py`, with `mla_rotary_interleaved`.)
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, plain: int
-    ) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        ctx.plain = plain
-        turned = torch.empty_like(heads, memory_format=torch.contiguous_format)
-        turned[..., :plain] = heads[..., :plain]
-        (even, odd, rest), (first, second, same) = _pairs(heads, cos, plain), _halves(turned, cos, plain)
-        first.copy_(even * cos).sub_(odd * sin)
-        second.copy_(odd * cos).add_(even * sin)
-        same.copy_(rest)
-        return turned
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        of_heads = torch.empty_like(grads[0])
-        of_heads[..., : ctx.plain] = grads[0][..., : ctx.plain]
-        even, odd, rest = _pairs(of_heads, cos, ctx.plain)
-        first, second, same = _halves(grads[0], cos, ctx.plain)
-        even.copy_(first * cos).add_(second * sin)
-        odd.copy_(second * cos).sub_(first * sin)
-        rest.copy_(same)
-        return of_heads, None, None, None
-
-
-def _pairs(heads: torch.Tensor, cos: torch.Tensor, plain: int) -> tuple[torch.Tensor, ...]:
-    """Return views of the first and the second elements of all pairs, and of the rest."""
-    end = plain + 2 * cos.size(-1)
-    return heads[..., plain:end:2], heads[..., plain + 1 : end : 2], heads[..., end:]
-
-
-def _halves(turned: torch.Tensor, cos: torch.Tensor, plain: int) -> tuple[torch.Tensor, ...]:
-    """Return views of both halves of the turned pairs, and of the rest."""
-    middle, end = plain + cos.size(-1), plain + 2 * cos.size(-1)
-    return turned[..., plain:middle], turned[..., middle:end], turned[..., end:]
+        query = rotate(q, cos, sin, latent=True, start=self.config.qk_head_dim)
+        return query, kv, rotate(k_rotary[:, :, None], cos, sin, latent=True)

@@ -14,68 +14,84 @@ from megatron.flagscale.patching import Patch
 _computed: MutableMapping[torch.Tensor, dict[Any, tuple[torch.Tensor, torch.Tensor]]] = WeakIdKeyDictionary()
 
 
-def cos_sin(angles: torch.Tensor, dtype: torch.dtype, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `scale` times the cosine and sine of the angles; the same tensors if they are still the same.
+def cos_sin(
+    angles: torch.Tensor, dtype: torch.dtype, scale: float = 1.0, interleaved: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `scale` times the cosine and sine of each pair's angle; the same tensors if they are the same.
 
-    Megatron caches the angles of a sequence length, and passes them to all layers.
+    Megatron caches the angles of a sequence length, and passes them to all layers. They are `[..., n]`: both
+    elements of a pair have the same. The result is `[..., n / 2]`.
     """
     known = _computed.setdefault(angles, {})
     # Tensors of an inference have no version, and no gradients could be computed with such a cosine.
-    key = 0 if angles.is_inference() else angles._version, dtype, scale
+    key = 0 if angles.is_inference() else angles._version, dtype, scale, interleaved
     if key not in known:
         with torch.inference_mode(False):
-            known[key] = tuple((wave(angles) * scale).to(dtype) for wave in (torch.cos, torch.sin))
+            once, _ = _pairs(angles, interleaved)
+            known[key] = tuple((wave(once) * scale).to(dtype) for wave in (torch.cos, torch.sin))
     return known[key]
 
 
 def rotate(
-    heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False
+    heads: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool = False,
+    *,
+    latent: bool = False,
+    start: int = 0,
 ) -> torch.Tensor:
-    """Return `heads [s, ..., d]` with their first `n` elements rotated in pairs; the others do not change.
+    """Return `heads [s, ..., d]` with `n` elements, from `start`, rotated in pairs; the others do not change.
 
-    `cos` and `sin [s, ..., n]` are those of the angles. The elements of a pair are `n / 2` apart, or
-    neighbours if `interleaved`.
+    `cos` and `sin [s, ..., n / 2]` are those of the pairs' angles. The elements of a pair are `n / 2` apart,
+    or neighbours if `interleaved`. In latent attention, neighbours come out `n / 2` apart.
     """
-    return _Rotate.apply(heads, cos, sin, interleaved)
+    return _Rotate.apply(heads, cos, sin, start, interleaved or latent, interleaved)
 
 
 class _Rotate(torch.autograd.Function):
+    """`before` and `after`: whether the elements of a pair are neighbours in the heads, and in the result."""
+
     @staticmethod
     def forward(
-        ctx: Any, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+        ctx: Any,
+        heads: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        start: int,
+        before: bool,
+        after: bool,
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.pairs = functools.partial(_pairs, cos.size(-1), interleaved)
-        (x, y), (cos_x, cos_y), (sin_x, sin_y) = (ctx.pairs(tensor) for tensor in (heads, cos, sin))
-        out = _same_rest(heads, cos.size(-1))
-        out_x, out_y = ctx.pairs(out)
-        torch.mul(x, cos_x, out=out_x).addcmul_(y, sin_x, value=-1)
-        torch.mul(y, cos_y, out=out_y).addcmul_(x, sin_y)
-        return out
+        ctx.settings = start, before, after
+        return _turned(heads, cos, sin, start, before, after)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        (x, y), (cos_x, cos_y), (sin_x, sin_y) = (ctx.pairs(tensor) for tensor in (grads[0], cos, sin))
-        of_heads = _same_rest(grads[0], cos.size(-1))
-        of_x, of_y = ctx.pairs(of_heads)
-        torch.mul(x, cos_x, out=of_x).addcmul_(y, sin_y)
-        torch.mul(y, cos_y, out=of_y).addcmul_(x, sin_x, value=-1)
-        return of_heads, None, None, None
+        start, before, after = ctx.settings
+        return _turned(grads[0], cos, -sin, start, after, before), None, None, None, None, None
 
 
-def _pairs(rotated: int, interleaved: bool, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _turned(
+    heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, start: int, before: bool, after: bool
+) -> torch.Tensor:
+    end = start + 2 * cos.size(-1)
+    out = torch.empty_like(heads, memory_format=torch.contiguous_format)
+    for same in (slice(start), slice(end, None)):
+        out[..., same] = heads[..., same]
+    (x, y), (out_x, out_y) = _pairs(heads[..., start:end], before), _pairs(out[..., start:end], after)
+    torch.mul(x, cos, out=out_x).addcmul_(y, sin, value=-1)
+    torch.mul(y, cos, out=out_y).addcmul_(x, sin)
+    return out
+
+
+def _pairs(tensor: torch.Tensor, neighbours: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first and the second elements of all pairs, as views."""
-    if interleaved:
-        return tensor[..., 0:rotated:2], tensor[..., 1:rotated:2]
-    return tensor[..., : rotated // 2], tensor[..., rotated // 2 : rotated]
-
-
-def _same_rest(tensor: torch.Tensor, rotated: int) -> torch.Tensor:
-    """Return a new tensor, with the elements that are not rotated filled in."""
-    made = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-    made[..., rotated:] = tensor[..., rotated:]
-    return made
+    if neighbours:
+        return tensor[..., ::2], tensor[..., 1::2]
+    first, second = tensor.tensor_split(2, -1)
+    return first, second
 
 
 def _rotary(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -90,10 +106,10 @@ def _rotary(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
     ) -> torch.Tensor:
         if multi_latent_attention is not None:
             mla_rotary_interleaved = multi_latent_attention
-        if mla_rotary_interleaved:
-            rotated = freqs.size(-1)
-            t = torch.cat((t[..., 0:rotated:2], t[..., 1:rotated:2], t[..., rotated:]), -1)
-        return rotate(t, *cos_sin(freqs, t.dtype, mscale), rotary_interleaved)
+        if mla_rotary_interleaved and rotary_interleaved:  # neighbours of what the first has taken apart
+            return original(t, freqs, True, True, mscale)
+        cos, sin = cos_sin(freqs, t.dtype, mscale, rotary_interleaved)
+        return rotate(t, cos, sin, rotary_interleaved, latent=mla_rotary_interleaved)
 
     return apply_rotary
 

@@ -18,7 +18,7 @@ from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron.flagscale.layers.activation import ActivatedLinear, GatedActivation, Unchanged, computes
-from megatron.flagscale.layers.attention import Attention
+from megatron.flagscale.layers.attention import Attention, SelfAttention
 from megatron.flagscale.layers.experts import GroupedExperts
 from megatron.flagscale.layers.latent import LatentAttention
 from megatron.flagscale.layers.latent_core import LatentCore
@@ -68,9 +68,9 @@ def prediction_heads_spec(
 def _use_ours(layer: Any, transformer: Any) -> None:
     """Replace norms, attention, activations and grouped experts in the submodules of a layer."""
     attention = layer.self_attention.submodules
-    attention.core_attention = Attention
-    if transformer.multi_latent_attention:
-        layer.self_attention.module, attention.core_attention = LatentAttention, LatentCore
+    latent = transformer.multi_latent_attention
+    layer.self_attention.module = LatentAttention if latent else SelfAttention
+    attention.core_attention = LatentCore if latent else Attention
     for owner in (layer, attention):
         for name in vars(owner):
             if name.endswith("layernorm") and getattr(owner, name) not in (None, IdentityOp, L2Norm):
