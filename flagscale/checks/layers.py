@@ -48,6 +48,7 @@ def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     asked = {
         "sequence_parallel": values.get("sequence_parallel") and values["tensor_model_parallel_size"] > 1,
         "moe_grouped_gemm": values.get("moe_grouped_gemm"),
+        "fp32_residual_connection": values.get("fp32_residual_connection"),
     }
     for name, is_asked in asked.items():
         if is_asked:
@@ -61,13 +62,14 @@ TORCH_IGNORES = {
     "mla_down_proj_fusion": None,
     "heterogeneous_layers_config_path": None,
     "experimental_attention_variant": None,
+    "moe_latent_size": None,
     "fp8": None,
     "fp4": None,
     "tp_comm_overlap": None,
     "attention_backend": "auto",
     "softmax_type": "vanilla",
 }
-"""Arguments (by dest) that only other layers read, and the value that has no effect (None: not set)."""
+"""Arguments (by dest) that only other layers support, and the value that has no effect (None: not set)."""
 
 
 def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:

@@ -298,6 +298,7 @@ _OTHER_LAYERS: dict[str, Any] = {
     "log_max_attention_logit": True,
     "heterogeneous_layers_config_path": "layers.json",
     "experimental_attention_variant": "dsa",
+    "moe_latent_size": 16,
     "fp8_format": "hybrid",
     "fp4_format": "e2m1",
     "attention_backend": "flash",
@@ -399,6 +400,11 @@ SHARED = [
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
     Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with"),
     Example(_LOCAL | {"moe_grouped_gemm": True}, "`moe_grouped_gemm` is not supported with", "cpu"),
+    Example(
+        _LOCAL | {"fp32_residual_connection": True, "bf16": True},
+        "`fp32_residual_connection` is not supported with",
+        "cpu",
+    ),
     # The layers on torch's kernels.
     *(
         Example(

@@ -293,6 +293,24 @@ def test_norms_are_exact(
     assert error(found.grad, exact.grad) <= LIMITS[dtype]
 
 
+@pytest.mark.parametrize("normalization", ["RMSNorm", "LayerNorm"])
+def test_a_norm_has_the_precision_of_its_weight(normalization: str) -> None:
+    """With `--fp32-residual-connection`, its input is more precise; the next linear layer is not."""
+    norm = Norm(config(normalization=normalization, layernorm_zero_centered_gamma=False), 64).bfloat16()
+    x, grad = (tensor.bfloat16().double() for tensor in inputs((4, 64), (4, 64)))
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        (given,) = as_leaves([x], dtype)
+        out = norm(given)
+        assert out.dtype == torch.bfloat16
+        out.backward(grad.bfloat16())
+        assert given.grad is not None
+        assert given.grad.dtype == dtype
+        ends.append((out, given.grad))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert error(ends[1][1], ends[0][1]) <= LIMITS[torch.bfloat16]
+
+
 def test_a_new_norm_only_scales_its_input() -> None:
     for zero_centered in (False, True):
         norm = Norm(config(normalization="RMSNorm", layernorm_zero_centered_gamma=zero_centered), 64, 0.0)

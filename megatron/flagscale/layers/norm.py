@@ -14,6 +14,8 @@ from megatron.flagscale.layers.storage import compact
 class Norm(torch.nn.Module):
     """Normalize the last dimension of `[..., hidden_size]`; `config.normalization` is the kind of norm.
 
+    The result has the precision of the weight, whatever that of the input (`--fp32-residual-connection`).
+
     With `config.layernorm_zero_centered_gamma` (`--apply-layernorm-1p`) the weight is stored as its
     difference from one, so that weight decay pulls it towards one.
     """
@@ -38,7 +40,8 @@ class Norm(torch.nn.Module):
         (hidden,) = compact(hidden)
         weight = self.weight + 1 if self.zero_centered else self.weight
         if self.bias is not None:
-            return F.layer_norm(hidden, self.shape, weight, self.bias, self.eps)
+            weight, bias = weight.to(hidden.dtype), self.bias.to(hidden.dtype)
+            return F.layer_norm(hidden, self.shape, weight, bias, self.eps).to(self.bias.dtype)
         if chip().has_rms_norm and hidden.dtype == weight.dtype:
             return F.rms_norm(hidden, self.shape, weight, self.eps)
         return _RMSNorm.apply(hidden, weight, self.eps)
@@ -54,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
         scale = norm.square_().div_(hidden.size(-1)).add_(eps).rsqrt_()
         ctx.save_for_backward(hidden, weight, scale)
         # A product of two precisions would be slow on CPU.
-        return (hidden.to(total) * scale).mul_(weight).to(hidden.dtype)
+        return (hidden.to(total) * scale).mul_(weight).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
