@@ -38,6 +38,9 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
         )
     yield from _frequency_violations(values)
+    for name in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8"):
+        if values.get(name) and not (values.get("fp8") or values.get("fp4")):
+            yield name, f"`{name}` needs `fp8_format` or `fp4_format`; remove it"
     if values.get("moe_shared_expert_intermediate_size") and values.get("moe_shared_expert_overlap"):
         dispatcher = values.get("moe_token_dispatcher_type")
         if dispatcher not in _OVERLAPPED:

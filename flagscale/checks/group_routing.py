@@ -13,7 +13,7 @@ BEST = "moe_router_group_best"
 
 def group_routing_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield why the number of scores by which groups are compared has no effect, or is impossible."""
-    best, groups = values.get(BEST), values.get("moe_router_num_groups")
+    best = values.get(BEST)
     if best is None:
         return
     needed = ("num_experts", "moe_router_num_groups", "moe_router_group_topk")
@@ -21,7 +21,7 @@ def group_routing_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield BEST, f"`{BEST}` has no effect without `{missing}`"
     elif values.get("moe_router_fusion"):
         yield BEST, f"`{BEST}` is ignored with `moe_router_fusion`; remove one"
-    elif groups > 0:
+    elif (groups := values["moe_router_num_groups"]) > 0:
         size = values["num_experts"] // groups
         if not 0 < best <= size:
             yield BEST, f"{BEST} {best} must be from 1 to {size}, the experts of a group"

@@ -258,7 +258,7 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 NOT_SUPPORTED = (
-    *("hybrid_layer_pattern", "hybrid_override_pattern"),
+    *("hybrid_layer_pattern", "hybrid_override_pattern", "mtp_hybrid_override_pattern"),
     "hybrid_context_parallel",
     "dataloader_inter_document_masking",
     "per_dataset_sequences_path",

@@ -48,6 +48,7 @@ def test_a_model_survives_megatrons_arguments(name: str) -> None:
 
 def test_the_arguments_of_a_deepseek_v3() -> None:
     task = task_arguments(read_config(public("DeepSeek-R1"), "config.json"))
+    assert "kv_channels" not in task
     expected = {
         "multi_latent_attention": True,
         "qk_layernorm": True,

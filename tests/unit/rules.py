@@ -155,6 +155,10 @@ OF_THE_ENGINE = [
     Example({"num_experts": 4, "moe_layer_freq": "[0]*2+[1]*3"}, "has 5 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "2*[0]+[1]*3"}, "has 5 values, but num_layers is 4"),
     *(
+        Example({"num_experts": 4, name: True}, f"`{name}` needs `fp8_format` or `fp4_format`")
+        for name in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8")
+    ),
+    *(
         Example({"num_experts": 4, "moe_layer_freq": given}, "must be a number of at least 1, or a list of 0")
         for given in ("0", "-1", "[0]*2+[1]*", "[0,1,1,2]", "[0,1,1,a]", "[0]+1", "half")
     ),
@@ -295,6 +299,7 @@ _GROUPED = {
 _IGNORED = {
     "hybrid_layer_pattern": "M-M-",
     "hybrid_override_pattern": "M-M-",
+    "mtp_hybrid_override_pattern": "M",
     "hybrid_context_parallel": True,
     "dataloader_inter_document_masking": True,
     "per_dataset_sequences_path": "sequences.json",
@@ -422,6 +427,10 @@ SHARED = [
     Example({"use_megatron_fsdp": True}, "`use_megatron_fsdp` is not supported on CPU", "cpu"),
     Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
     Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
+    *(
+        Example({name: True}, f"`{name}` needs TransformerEngine, which is not installed", "cpu")
+        for name in ("moe_router_fusion", "moe_permute_fusion")
+    ),
     # Megatron's local layers without TransformerEngine.
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
     Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with"),
