@@ -46,8 +46,9 @@ experiment ¦ train ¦ action ¦ task ¦ type ¦ runner ¦ envs ¦ _self_ ¦ ${a
 a@b ¦ [0] ¦ _target_ ¦ override a ¦ optional a
 multi_latent_attention ¦ q_lora_rank ¦ kv_lora_rank ¦ qk_head_dim ¦ rope_type ¦ rotary_scaling_factor
 yarn_beta_fast ¦ moe_layer_freq ¦ moe_router_topk ¦ moe_router_num_groups ¦ moe_router_group_best
-mtp_num_layers ¦ cp_comm_type ¦ hierarchical_context_parallel_sizes ¦ recompute_modules ¦ recompute_granularity
-context_parallel_size ¦ ulysses_sp_parallel_size ¦ moe_router_load_balancing_type ¦ moe_aux_loss_coeff
+mtp_num_layers ¦ cp_comm_type ¦ hierarchical_context_parallel_sizes ¦ recompute_modules
+recompute_granularity ¦ context_parallel_size ¦ ulysses_sp_parallel_size
+moe_router_load_balancing_type ¦ moe_aux_loss_coeff
 """,
     "\u0000",
     "9" * 5000,
