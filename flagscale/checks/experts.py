@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from flagscale.errors import Violation
@@ -36,13 +37,10 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             "moe_aux_loss_coeff",
             f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
         )
-    layers, pattern = values.get("num_layers"), _pattern(values.get("moe_layer_freq"))
-    if isinstance(layers, int) and pattern and len(pattern) != layers:
-        yield (
-            "moe_layer_freq",
-            f"`moe_layer_freq` has {len(pattern)} values, but num_layers is {layers}: give 0 (dense) or 1 "
-            "(experts) for each layer",
-        )
+    yield from _frequency_violations(values)
+    for name in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8"):
+        if values.get(name) and not (values.get("fp8") or values.get("fp4")):
+            yield name, f"`{name}` needs `fp8_format` or `fp4_format`; remove it"
     if values.get("moe_shared_expert_intermediate_size") and values.get("moe_shared_expert_overlap"):
         dispatcher = values.get("moe_token_dispatcher_type")
         if dispatcher not in _OVERLAPPED:
@@ -51,16 +49,39 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     yield from _router_violations(values)
 
 
-def _pattern(given: Any) -> list[Any] | None:
-    """Return the list that `moe_layer_freq` holds, also as an expression of lists; None for a number."""
+def _frequency_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield if `moe_layer_freq` does not say of each layer whether it has experts."""
+    layers, given = values.get("num_layers"), values.get("moe_layer_freq")
+    if given is None:
+        return
+    pattern = _pattern(given)
+    is_valid = pattern > 0 if isinstance(pattern, int) else pattern and all(one in (0, 1) for one in pattern)
+    if not is_valid:
+        what = "`moe_layer_freq` must be a number of at least 1, or a list of 0 (dense) and 1 (experts)"
+        spaces = "; as text, the list has no spaces" if isinstance(given, str) and " " in given else ""
+        yield "moe_layer_freq", f"{what}, not {given}{spaces}"
+    elif isinstance(pattern, list) and isinstance(layers, int) and len(pattern) != layers:
+        yield (
+            "moe_layer_freq",
+            f"`moe_layer_freq` has {len(pattern)} values, but num_layers is {layers}: give 0 (dense) or 1 "
+            "(experts) for each layer",
+        )
+
+
+def _pattern(given: Any) -> list[Any] | int | None:
+    """Return the number or list that `moe_layer_freq` holds, also as an expression; None if it is neither."""
     if not isinstance(given, str):
-        return given if isinstance(given, list) else None
+        return given if isinstance(given, list | int) else None
+    if not _EXPRESSION.fullmatch(given):
+        return None
     try:
-        tree = ast.parse(given.strip(), mode="eval")
-    except (SyntaxError, ValueError):
-        return None  # the engine reports it
-    found = _evaluated(tree.body)
-    return found if isinstance(found, list) else None
+        return _evaluated(ast.parse(given, mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+_EXPRESSION = re.compile(r"[][()\d,+*]+", re.ASCII)
+"""What the engine evaluates; it refuses spaces."""
 
 
 def _evaluated(tree: ast.expr) -> list[Any] | int | None:
@@ -71,6 +92,8 @@ def _evaluated(tree: ast.expr) -> list[Any] | int | None:
         return [_evaluated(item) for item in tree.elts]
     if isinstance(tree, ast.BinOp):
         left, right = _evaluated(tree.left), _evaluated(tree.right)
+        if isinstance(tree.op, ast.Mult) and isinstance(left, int):
+            left, right = right, left
         if isinstance(tree.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
             return left + right
         if isinstance(tree.op, ast.Mult) and isinstance(left, list) and isinstance(right, int):
@@ -115,9 +138,9 @@ def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     experts, topk = values.get("num_experts"), values.get("moe_router_topk") or 1
     if not experts:
         return
-    if values.get("moe_shared_expert_gate") and not values.get("moe_shared_expert_intermediate_size"):
-        what = "`moe_shared_expert_gate` has no effect without `moe_shared_expert_intermediate_size`"
-        yield "moe_shared_expert_gate", what
+    for name in ("moe_shared_expert_gate", "moe_shared_expert_overlap"):
+        if values.get(name) and not values.get("moe_shared_expert_intermediate_size"):
+            yield name, f"`{name}` has no effect without `moe_shared_expert_intermediate_size`"
     balance = _balance(values)
     if values.get("moe_router_enable_expert_bias") and balance in _OTHER_BALANCE:
         what = f"has no effect with `moe_router_load_balancing_type: {balance}`; remove one"
@@ -138,6 +161,15 @@ def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             f"{chosen} groups of {experts // groups} experts have fewer than moe_router_topk {topk} experts"
         )
         yield "moe_router_group_topk", what
+
+
+def ineffective_remarks(values: Mapping[str, Any], given: Collection[str]) -> Iterator[Violation]:
+    """Yield the `given` arguments (by dest) of experts and heads that the model does not have."""
+    for prefix, needed in (("moe_", "num_experts"), ("mtp_", "mtp_num_layers")):
+        if not values.get(needed):
+            for name in given:
+                if name.startswith(prefix) and name != needed and values.get(name):
+                    yield name, f"has no effect without `{needed}`"
 
 
 def head_violations(values: Mapping[str, Any]) -> Iterator[Violation]:

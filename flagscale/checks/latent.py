@@ -61,6 +61,16 @@ def latent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             yield "rope_type", what
         if "mla_up_proj" in (values.get("recompute_modules") or ()):
             yield "recompute_modules", f"`recompute_modules: mla_up_proj` needs `{MLA}: true`"
+    fast, slow = values.get("yarn_beta_fast"), values.get("yarn_beta_slow")
+    fast, slow = (
+        one if isinstance(one, int | float) else default for one, default in ((fast, 32), (slow, 1))
+    )
+    if uses_yarn(values) and not fast > slow > 0:
+        name = "yarn_beta_slow" if values.get("yarn_beta_slow") is not None else "yarn_beta_fast"
+        yield (
+            name,
+            f"`yarn_beta_fast` {fast:g} must be larger than `yarn_beta_slow` {slow:g}, and both than 0",
+        )
     if not uses_yarn(values):
         for name, default in ONLY_WITH_YARN.items():
             if values.get(name) not in (default, None):

@@ -6,16 +6,21 @@ others cover arguments that the engine accepts and then ignores, or computes dif
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import isfinite
 from typing import Any
 
-from flagscale.checks.experts import expert_violations, head_violations, silent_router_violations
+from flagscale.checks.experts import (
+    expert_violations,
+    head_violations,
+    ineffective_remarks,
+    silent_router_violations,
+)
 from flagscale.checks.group_routing import group_routing_violations
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.stablelm2 import stablelm2_remarks
-from flagscale.errors import Violation
+from flagscale.errors import Violation, nearest
 
 _REQUIRED = {
     "num_layers": "the number of transformer layers",
@@ -43,12 +48,20 @@ def rule_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     yield from saving_violations(values)
 
 
-def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield changes that the engine makes silently: they deserve a notice, not an error."""
+def remarks(values: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[Violation]:
+    """Yield changes that the engine makes silently: they deserve a notice, not an error.
+
+    `given`: the arguments (by dest) that the user has given.
+    """
     if values.get("sequence_parallel") and values.get("tensor_model_parallel_size") == 1:
         yield "sequence_parallel", "has no effect with tensor_model_parallel_size 1"
     if values.get("cp_comm_type") not in (None, ["p2p"]) and values.get("context_parallel_size") == 1:
         yield "cp_comm_type", "has no effect with context_parallel_size 1"
+    is_selective = values.get("recompute_granularity") == "selective"
+    if values.get("recompute_modules") and not (
+        is_selective or values.get("recompute_activations") or values.get("moe_layer_recompute")
+    ):
+        yield "recompute_modules", "has no effect without `recompute_granularity: selective`"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
         yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
     if values.get("data_path") and values.get("split") is None:
@@ -57,6 +70,7 @@ def remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "kv_channels", "has no effect with multi_latent_attention, which has widths of its own"
     if values.get("mtp_num_layers") and values.get("recompute_method") == "block":
         yield "mtp_num_layers", "`recompute_method: block` does not recompute the heads that it adds"
+    yield from ineffective_remarks(values, given)
     yield from stablelm2_remarks(values)
 
 
@@ -75,6 +89,8 @@ LEAST: Mapping[str, int] = {
             *("seq_length", "max_position_embeddings", "moe_router_topk"),
             *("moe_ffn_hidden_size", "make_vocab_size_divisible_by", "train_iters", "train_samples"),
             *("log_interval", "eval_interval", "save_interval", "seed"),
+            *("moe_shared_expert_intermediate_size", "rotary_scaling_factor"),
+            "yarn_original_max_position_embeddings",
         ),
         1,
     ),
@@ -84,6 +100,7 @@ LEAST: Mapping[str, int] = {
             *("clip_grad", "adam_eps", "init_method_std", "hidden_dropout"),
             *("attention_dropout", "eval_iters", "num_workers", "mtp_num_layers", "mtp_loss_scaling_factor"),
             *("moe_router_bias_update_rate", "moe_z_loss_coeff"),
+            *("moe_router_num_groups", "moe_router_group_topk", "moe_router_topk_scaling_factor"),
         ),
         0,
     ),
@@ -173,6 +190,13 @@ def _precision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         yield "cross_entropy_fusion_impl", what
 
 
+RECOMPUTED = (
+    *("core_attn", "mlp", "moe", "moe_act", "layernorm", "mla_up_proj", "shared_experts"),
+    "gdn_norm_out",
+)
+"""The values of `recompute_modules`."""
+
+
 def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     selective = values.get("recompute_activations")
     kind = "selective" if selective else values.get("recompute_granularity")
@@ -181,6 +205,12 @@ def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
             yield name, f"`recompute_granularity: full` needs `{name}`"
         elif kind != "full" and values.get(name) is not None:
             yield name, f"`{name}` needs `recompute_granularity: full`"
+    modules = values.get("recompute_modules") or ()
+    for name in sorted({*modules} - {*RECOMPUTED}):
+        yield "recompute_modules", f"`recompute_modules`: no such module: {name}; {nearest(name, RECOMPUTED)}"
+    if "shared_experts" in modules and values.get("moe_shared_expert_overlap"):
+        what = "`recompute_modules: shared_experts` cannot be combined with `moe_shared_expert_overlap`"
+        yield "recompute_modules", f"{what}; remove one"
     layers = values.get("recompute_num_layers")
     if layers is not None and layers < 1:
         yield "recompute_num_layers", f"`recompute_num_layers` must be at least 1, not {layers}"
@@ -228,7 +258,7 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 NOT_SUPPORTED = (
-    *("hybrid_layer_pattern", "hybrid_override_pattern"),
+    *("hybrid_layer_pattern", "hybrid_override_pattern", "mtp_hybrid_override_pattern"),
     "hybrid_context_parallel",
     "dataloader_inter_document_masking",
     "per_dataset_sequences_path",

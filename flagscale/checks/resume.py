@@ -212,7 +212,9 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     hidden, heads = (size if isinstance(size, int) else 0 for size in sizes)
     if done.get("ffn_hidden_size") is None and hidden:
         done["ffn_hidden_size"] = int((4 * hidden * 2 / 3) / 64) * 64 if done.get("swiglu") else 4 * hidden
-    if done.get("kv_channels") is None and hidden and heads:
+    if done.get(MLA):
+        done["kv_channels"] = None  # it has widths of its own
+    elif done.get("kv_channels") is None and hidden and heads:
         done["kv_channels"] = hidden // heads
     if done.get("moe_ffn_hidden_size") is None and done.get("num_experts"):
         done["moe_ffn_hidden_size"] = done.get("ffn_hidden_size")

@@ -86,6 +86,9 @@ def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Ite
     on_cpu = [] if machine.has_chip else list(cpu_violations(values, machine.backend))
     yield from on_cpu
     if not machine.has_fused_layers:
+        for name in ("moe_router_fusion", "moe_permute_fusion"):
+            if values.get(name):
+                yield name, f"`{name}` needs TransformerEngine, which is not installed; remove it"
         if layers == "local":
             yield from local_violations(values)
         elif layers == "transformer_engine" and machine.has_chip:

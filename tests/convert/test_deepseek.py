@@ -48,6 +48,7 @@ def test_a_model_survives_megatrons_arguments(name: str) -> None:
 
 def test_the_arguments_of_a_deepseek_v3() -> None:
     task = task_arguments(read_config(public("DeepSeek-R1"), "config.json"))
+    assert "kv_channels" not in task
     expected = {
         "multi_latent_attention": True,
         "qk_layernorm": True,
@@ -91,7 +92,8 @@ def test_groups_are_compared_by_the_best_expert_only_in_deepseek_v2() -> None:
     alike = read_config(public("DeepSeek-V2", num_experts_per_tok=3), "config.json")
     assert "moe_router_group_best" not in task_arguments(alike)
     trained = {**checkpoint_arguments(model), "moe_router_group_best": None}
-    with pytest.raises(UserError, match="moe_router_group_best = None; only 1 is supported in deepseek_v2"):
+    what = "moe_router_group_best = None; only 1 is supported in deepseek_v2\n.*`moe_router_group_best: 1`"
+    with pytest.raises(UserError, match=what):
         model_of(trained, model.vocab, "checkpoint")
 
 

@@ -21,6 +21,7 @@ ${ ¦ ${} ¦ ${x ¦ ${nothing} ¦ ${a.b} ¦ ${.} ¦ ${..} ¦ ${oc.env:NO_SUCH} �
 ${experiment} ¦ ${experiment.exp_name} ¦ ${train} ¦ ${oc.decode:'['} ¦ ${oc.create:3} ¦ ???
 ${experiment.task.type}${ ¦ ${experiment.runner.${action}} ¦ $(x) ¦ ~/x ¦ / ¦ . ¦ .. ¦ a/../b
 ${oc.select:x,y} ¦ ${oc.dict.keys:experiment} ¦ ${oc.dict.values:train} ¦ ${oc.deprecated:x}
+[0, 1, 1, 2] ¦ "[0]*1+[1]*" ¦ sigmoid ¦ yarn ¦ a2a ¦ [a2a, p2p] ¦ [2, 2] ¦ [mla_up_proj] ¦ full ¦ 7 ¦ 0.5
 ${hydra:job.num} ¦ ${hydra:run.dir} ¦ ${hydra:nothing} ¦ ${now:%Y} ¦ ${now:} ¦ ${python_version:x}
 """,
     "9" * 5000,
@@ -43,6 +44,11 @@ KEYS = _fragments(
 a.b ¦ a b ¦ a/b ¦ a=b ¦ - ¦ *a ¦ &a b ¦ !!int 1 ¦ !!binary aGk= ¦ 0x10 ¦ on ¦ é ¦ defaults ¦ hydra
 experiment ¦ train ¦ action ¦ task ¦ type ¦ runner ¦ envs ¦ _self_ ¦ ${a} ¦ ${experiment.exp_name} ¦ @a
 a@b ¦ [0] ¦ _target_ ¦ override a ¦ optional a
+multi_latent_attention ¦ q_lora_rank ¦ kv_lora_rank ¦ qk_head_dim ¦ rope_type ¦ rotary_scaling_factor
+yarn_beta_fast ¦ moe_layer_freq ¦ moe_router_topk ¦ moe_router_num_groups ¦ moe_router_group_best
+mtp_num_layers ¦ cp_comm_type ¦ hierarchical_context_parallel_sizes ¦ recompute_modules
+recompute_granularity ¦ context_parallel_size ¦ ulysses_sp_parallel_size
+moe_router_load_balancing_type ¦ moe_aux_loss_coeff
 """,
     "\u0000",
     "9" * 5000,

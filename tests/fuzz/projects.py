@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 CONFIG, HOSTS = "conf/config.yaml", "hostfile"
-_EXAMPLE = Path(__file__).parents[2] / "examples" / "aquila" / "conf"
+_EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,16 @@ class Project:
                 os.mkfifo(path)
 
 
-def _project(name: str, config: str, *tasks: str, runner: str = "", **hostfile: str) -> Project:
+def _project(
+    name: str, config: str, *tasks: str, runner: str = "", model: str = "aquila", **hostfile: str
+) -> Project:
     """Return an example as a project; `runner` is keys of its runner, which win over those of the example."""
-    text = _example(config)
+    text = _example(model, config)
     for line in runner.splitlines():
         key = line.partition(":")[0]
         kept = [other for other in text.splitlines() if not other.startswith(f"    {key}:")]
         text = "\n".join([*kept, ""]).replace("\n  runner:\n", f"\n  runner:\n    {line}\n")
-    texts = {CONFIG: text, **{f"conf/{task}.yaml": _example(task) for task in tasks}, **hostfile}
+    texts = {CONFIG: text, **{f"conf/{task}.yaml": _example(model, task) for task in tasks}, **hostfile}
     return Project(name, {path: text.encode() for path, text in texts.items()})
 
 
@@ -70,8 +72,8 @@ _INSTEAD = {
 """What the examples need that is not part of the repository, and what the projects have in its place."""
 
 
-def _example(name: str) -> str:
-    text = (_EXAMPLE / f"{name}.yaml").read_text()
+def _example(model: str, name: str) -> str:
+    text = (_EXAMPLES / model / "conf" / f"{name}.yaml").read_text()
     for old, new in _INSTEAD.items():
         text = text.replace(old, new)
     return text
@@ -79,6 +81,7 @@ def _example(name: str) -> str:
 
 PROJECTS = [
     _project("train", "config", "train/demo", runner="platform: cpu"),
+    _project("deepseek", "config", "train/demo", runner="platform: cpu", model="deepseek"),
     _project("hetero", "config_hetero", "train/demo_hetero", "train/demo", runner="platform: cpu"),
     _project("inference", "config_inference", "inference/demo"),
     _project("serve", "config_serve", "serve/demo", runner="platform: cpu"),

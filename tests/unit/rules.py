@@ -65,6 +65,7 @@ _WITH: dict[str, dict[str, Any]] = {
     "num_query_groups": {"group_query_attention": True},
     "moe_ffn_hidden_size": {"num_experts": 4},
     "moe_router_topk": {"num_experts": 4, "moe_ffn_hidden_size": 64},
+    **dict.fromkeys(("rotary_scaling_factor", "yarn_original_max_position_embeddings"), _MLA),
     "train_samples": {"train_iters": None},
     "lr_warmup_samples": {"train_iters": None, "train_samples": 64},
 }
@@ -152,6 +153,16 @@ OF_THE_ENGINE = [
     ),
     Example({"num_experts": 4, "moe_layer_freq": [0, 1]}, "has 2 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "[0]*2+[1]*3"}, "has 5 values, but num_layers is 4"),
+    Example({"num_experts": 4, "moe_layer_freq": "2*[0]+[1]*3"}, "has 5 values, but num_layers is 4"),
+    *(
+        Example({"num_experts": 4, name: True}, f"`{name}` needs `fp8_format` or `fp4_format`")
+        for name in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8")
+    ),
+    *(
+        Example({"num_experts": 4, "moe_layer_freq": given}, "must be a number of at least 1, or a list of 0")
+        for given in ("0", "-1", "[0]*2+[1]*", "[0,1,1,2]", "[0,1,1,a]", "[0]+1", "half")
+    ),
+    Example({"num_experts": 4, "moe_layer_freq": "[0, 1, 1, 1]"}, "as text, the list has no spaces"),
     Example(
         {
             "num_experts": 4,
@@ -194,6 +205,17 @@ OF_THE_ENGINE = [
         {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": "te"}, "is rejected by the engine"
     ),
     Example({"recompute_granularity": "full", "recompute_num_layers": 1}, "needs `recompute_method`"),
+    Example({"recompute_modules": ["mlp", "mla_upproj"]}, "no such module: mla_upproj; did you mean"),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_shared_expert_intermediate_size": 64,
+            "moe_shared_expert_overlap": True,
+            "moe_token_dispatcher_type": "alltoall",
+            "recompute_modules": ["shared_experts"],
+        },
+        "cannot be combined with `moe_shared_expert_overlap`",
+    ),
     Example(
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 0},
         "`recompute_num_layers` must be at least 1, not 0",
@@ -277,6 +299,7 @@ _GROUPED = {
 _IGNORED = {
     "hybrid_layer_pattern": "M-M-",
     "hybrid_override_pattern": "M-M-",
+    "mtp_hybrid_override_pattern": "M",
     "hybrid_context_parallel": True,
     "dataloader_inter_document_masking": True,
     "per_dataset_sequences_path": "sequences.json",
@@ -314,9 +337,13 @@ SHARED = [
         {"num_query_groups": 2},
         "needs `group_query_attention: true`; without it, every head is a group of its own: remove",
     ),
-    Example({"moe_router_group_best": 1}, "has no effect without `moe_router_group_topk`"),
+    Example({"moe_router_group_best": 1}, "has no effect without `num_experts`"),
+    Example(_EXPERTS | {"moe_router_group_best": 1}, "has no effect without `moe_router_num_groups`"),
     Example({**_GROUPS, "moe_router_fusion": True}, "is ignored with `moe_router_fusion`"),
-    Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
+    *(
+        Example({**_GROUPS, "moe_router_group_best": best}, "must be from 1 to 2, the experts of a group")
+        for best in (-1, 0, 3)
+    ),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(
@@ -341,9 +368,14 @@ SHARED = [
     Example(_MLA | {"rotary_percent": 0.5}, "`rotary_percent` has no effect on yarn"),
     Example(_MLA | {"yarn_correction_range_round_to_int": False}, "which always rounds"),
     Example(_MLA | {"qk_pos_emb_head_dim": 7}, "must be even"),
+    *(
+        Example(_MLA | betas, "and both than 0")
+        for betas in ({"yarn_beta_fast": 0}, {"yarn_beta_slow": 0}, {"yarn_beta_slow": 40.0})
+    ),
     # Routers.
-    Example(
-        {"num_experts": 4, "moe_shared_expert_gate": True}, "without `moe_shared_expert_intermediate_size`"
+    *(
+        Example({"num_experts": 4, name: True}, "without `moe_shared_expert_intermediate_size`")
+        for name in ("moe_shared_expert_gate", "moe_shared_expert_overlap")
     ),
     Example(
         _SIGMOID | {"moe_router_load_balancing_type": "sinkhorn"},
@@ -396,6 +428,10 @@ SHARED = [
     Example({"use_megatron_fsdp": True}, "`use_megatron_fsdp` is not supported on CPU", "cpu"),
     Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
     Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
+    *(
+        Example({name: True}, f"`{name}` needs TransformerEngine, which is not installed", "cpu")
+        for name in ("moe_router_fusion", "moe_permute_fusion")
+    ),
     # Megatron's local layers without TransformerEngine.
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
     Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with"),

@@ -184,6 +184,7 @@ LATENT = {"multi_latent_attention": True, "q_lora_rank": 24, "rotary_scaling_fac
         ({"rotary_scaling_factor": 4.0, "mscale": 1.0}, ["rotary_scaling_factor", "mscale"]),
         ({"yarn_beta_fast": 16.0}, ["yarn_beta_fast"]),
         ({"rope_type": "yarn"}, []),  # what the engine derives
+        ({"kv_channels": 48}, []),  # which it does not read
     ],
 )
 def test_latent_attention_keeps_its_sizes_and_positions(

@@ -19,6 +19,7 @@ from flagscale.checks import (
     data,
     degrees,
     experts,
+    group_routing,
     latent,
     layers,
     megatron,
@@ -48,6 +49,8 @@ from tests.unit.rules import OF_THE_ENGINE, SHARED, Example
 REMARKED: list[dict[str, Any]] = [
     {"sequence_parallel": True},
     {"cp_comm_type": ["a2a"]},
+    {"recompute_modules": ["mlp"]},
+    {"mtp_loss_scaling_factor": 0.3},
     {"num_experts": 2},
     {"data_path": ["text"]},
     {"lr_decay_stablelm2_beta": 1.0},
@@ -66,6 +69,7 @@ MODULES = (
     data,
     degrees,
     experts,
+    group_routing,
     latent,
     layers,
     megatron,
@@ -169,7 +173,7 @@ def test_every_rule_has_an_example(
             list(resume.resume_violations(saved, run | changes))
             list(resume.resume_notices(saved, run | changes))
         for changes in REMARKED:
-            list(megatron.remarks(defaults | changes))
+            list(megatron.remarks(defaults | changes, changes))
         list(vocabulary.tokenizer_remarks({"tokenizer_type": "NullTokenizer", "vocab_extra_ids": 1}))
     rules = {
         (Path(str(module.__file__)), node.lineno)

@@ -263,6 +263,7 @@ def test_ports_and_devices_are_judged_beside_other_mistakes(refused: Callable[..
         ),
         ({"hidden_size": 64}, "attention head size 16"),
         ({"head_dim": 24}, "attention head size 24"),
+        ({"kv_lora_rank": 24, "qk_rope_head_dim": 8}, "(supported: 576, as published: 512 + 64)"),
     ],
 )
 def test_wrong_models(
@@ -273,6 +274,14 @@ def test_wrong_models(
     reported: str,
 ) -> None:
     assert reported in refused("serve", {"model": str(write_model(tmp_path / "n", **config))})
+
+
+def test_latent_attention_is_judged_by_the_width_of_its_latents(
+    build: Build, write_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    folder = write_model(tmp_path / "n", hidden_size=7168, num_attention_heads=128, **latent)
+    assert build("serve", {"model": str(folder)})
 
 
 @pytest.mark.parametrize("escape", [{"model_impl": "transformers"}, {"hf_overrides": {"a": 1}}])

@@ -27,9 +27,10 @@ def build_catalog() -> dict[str, Any]:
     `arguments`: those of the server, as `describe_actions` describes them, with the `bounds` of their values;
     `engine_arguments`: the names of those that an engine without a server has too; `sampling`: the fields of
     SamplingParams with the kinds of their values and their bounds; `architectures`: the models that are
-    known, including ours; `cpu_head_sizes`: the head sizes that attention on CPU supports; `length_keys`: the
-    keys that limit the length of a sequence, and `lengths` their defaults; `layer_types`: the keys below
-    which rotary positions may be given per type of layer.
+    known, including ours; `cpu_head_sizes` and `cpu_latent_sizes`: the widths that attention on CPU
+    supports, of a head and of MLA's latents; `length_keys`: the keys that limit the length of a sequence, and
+    `lengths` their defaults; `layer_types`: the keys below which rotary positions may be given per type of
+    layer.
     """
     from vllm_flagscale import register
 
@@ -46,6 +47,7 @@ def _catalog() -> dict[str, Any]:
     from vllm.model_executor.models import ModelRegistry
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend
 
     server = make_arg_parser(FlexibleArgumentParser())
     # If vLLM has no model of its own for an architecture, it runs that of transformers.
@@ -59,6 +61,7 @@ def _catalog() -> dict[str, Any]:
         "sampling": sampling_fields(),
         "architectures": sorted(known),
         "cpu_head_sizes": CPUAttentionBackend.get_supported_head_sizes(),
+        "cpu_latent_sizes": CPUMLABackend.get_supported_head_sizes(),
         "length_keys": list(LENGTH_KEYS),
         "lengths": default_lengths(),
         "layer_types": list(ALLOWED_LAYER_TYPES),

@@ -97,7 +97,9 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
 def _remarks(read: _Read, world_size: int) -> Iterator[Violation]:
     """Yield what is allowed, but deserves a notice: changes by the engine, long scans, another run before."""
     values = read.arguments.values
-    variants = [[*remarks(variant)] for variant in hetero.variants(read.meshes.layout, values)]
+    variants = [
+        [*remarks(variant, read.arguments.paths)] for variant in hetero.variants(read.meshes.layout, values)
+    ]
     yield from (remark for remark in variants[0] if all(remark in others for others in variants))
     yield from data_remarks(values)
     yield from resume.notices(*hetero.first_mesh(read.meshes.layout, values, world_size))

@@ -213,6 +213,12 @@ def _architecture_violations(config: Mapping[str, Any], given: Mapping[str, str]
 
 
 def _cpu_violations(config: Mapping[str, Any]) -> Iterator[Violation]:
+    latent, rotary = (config.get(name) for name in ("kv_lora_rank", "qk_rope_head_dim"))
+    if isinstance(latent, int) and isinstance(rotary, int):
+        if latent + rotary not in (widths := vllm_catalog().cpu_latent_sizes):
+            what = f"kv_lora_rank {latent} + qk_rope_head_dim {rotary} is not supported by vLLM on CPU"
+            yield "model", f"{what} (supported: {', '.join(map(str, widths))}, as published: 512 + 64)"
+        return
     heads, hidden, size = (config.get(name) for name in ("num_attention_heads", "hidden_size", "head_dim"))
     if size is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
         size = hidden // heads

@@ -35,6 +35,8 @@ class VllmCatalog:
     """The fields of SamplingParams."""
     architectures: tuple[str, ...]
     cpu_head_sizes: tuple[int, ...]
+    cpu_latent_sizes: tuple[int, ...]
+    """Of what multi-latent attention caches per token, rotary part included."""
     length_keys: tuple[str, ...]
     """The keys of `config.json` that limit the length of a sequence."""
     lengths: Mapping[str, Mapping[str, Any]]
@@ -59,6 +61,7 @@ def vllm_catalog() -> VllmCatalog:
         },
         architectures=tuple(raw["architectures"]),
         cpu_head_sizes=tuple(raw["cpu_head_sizes"]),
+        cpu_latent_sizes=tuple(raw["cpu_latent_sizes"]),
         length_keys=tuple(raw["length_keys"]),
         lengths=raw["lengths"],
         layer_types=tuple(raw["layer_types"]),

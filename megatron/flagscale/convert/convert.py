@@ -155,7 +155,8 @@ def convert(
             rounded = any(
                 torch.promote_types(source.dtype(one), kind) != kind for one, kind in dtypes.items()
             )
-            hint = "--dtype rounds the weights: compare without it" if rounded else ""
+            rounding = "--dtype rounds the weights: compare without it"
+            hint = rounding if rounded else load_family(model.family).caveat(model)
             notices += (_verify(opened, folder / RELEASE if to == MEGATRON else folder, to, model, hint),)
         notices += tuple(filter(None, (load_family(model.family).caveat(model),)))
     return Converted(save, to, model, len(dtypes), total, notices)

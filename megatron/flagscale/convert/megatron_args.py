@@ -115,6 +115,8 @@ YARN = {"original": "yarn_original_max_position_embeddings"} | {
 def task_arguments(model: Model) -> dict[str, Any]:
     """Return the arguments for training this model, named as in a task file."""
     whole = {**dict(_arguments(model)), **registry.load(model.family).task}
+    if whole.get("multi_latent_attention") and model.hidden % model.heads == 0:
+        del whole["kv_channels"]  # it has no effect; without it, the engine demands that the heads divide
     return dict(_option(name, value) for name, value in whole.items() if not _is_default(name, value))
 
 

@@ -32,7 +32,11 @@ def model_of(args: Mapping[str, Any], vocab: int, where: str, family: str | None
     allowed = {name: values(model) for name, values in found.computed.items()}
     if wrong := [name for name, values in allowed.items() if args[name] not in values]:
         raise UserError(
-            Problem(f"{name} = {args[name]!r}; only {allowed[name][0]!r} is supported in {found.name}", where)
+            Problem(
+                f"{name} = {args[name]!r}; only {allowed[name][-1]!r} is supported in {found.name}",
+                where,
+                f"train with `{name}: {allowed[name][-1]}`, which is what other libraries compute",
+            )
             for name in wrong
         )
     return model
