@@ -30,7 +30,8 @@ from flagscale_testing.layer_memory.table import as_json, kind_of, table
 DOCUMENT = ROOT / "docs" / "layers.md"
 BEGIN, END = "<!-- kept: begin -->", "<!-- kept: end -->"
 SHOWN = ("llama3-70b", "deepseek-v3", "deepseek-v3-moe")
-"""The layers on the page, with two tensor parallel ranks."""
+TP, TOKENS = 2, 4096
+"""The layers on the page, and the job in which they are measured."""
 MOST = 2**22
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return UserError.exit_code
     if options.write:
         write_atomic(TABLE, as_json(table(measured)))
-        write(DOCUMENT, report(SHOWN, 2, 4096, None), BEGIN, END)
+        write(DOCUMENT, report(SHOWN, TP, TOKENS, None), BEGIN, END)
     else:
         print(report(models, options.tp, options.tokens, options.against))
     return 0
@@ -84,8 +85,12 @@ def _measure(cases: Sequence[Case], against: str | None) -> dict[str, list[list[
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", action="append", metavar="NAME", help=f"repeatable: {', '.join(LAYERS)}")
-    parser.add_argument("--tp", type=int, default=2, metavar="N", help="tensor parallel ranks (default: 2)")
-    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="in the sample (default: 4096)")
+    parser.add_argument(
+        "--tp", type=int, default=TP, metavar="N", help=f"tensor parallel ranks (default: {TP})"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=TOKENS, metavar="N", help=f"in the sample (default: {TOKENS})"
+    )
     parser.add_argument("--against", metavar="COMMIT", help="measure the layers of this commit too")
     parser.add_argument("--write", action="store_true", help="write the planner's table and docs/layers.md")
     return parser
@@ -102,8 +107,8 @@ def _problems(models: Sequence[str], options: argparse.Namespace) -> Iterator[Pr
     for name in ("tp", "tokens"):
         if not 1 <= (number := getattr(options, name)) <= MOST:
             yield Problem(f"must be between 1 and {MOST}, not {number}", f"--{name}")
-    if options.write and (options.model or options.against):
-        yield Problem("it measures everything that the page shows: remove --model and --against", "--write")
+    if options.write and (options.model or options.against or (options.tp, options.tokens) != (TP, TOKENS)):
+        yield Problem("it measures everything that the page shows: remove all other options", "--write")
     if min(options.tp, options.tokens) > 0 and options.tokens % options.tp:
         yield Problem(f"{options.tokens} tokens are no multiple of --tp {options.tp}", "--tokens")
     if options.against and not commit_of(options.against):

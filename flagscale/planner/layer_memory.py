@@ -54,19 +54,25 @@ class Part:
     terms: Terms
 
 
-def kept_bytes(kind: LayerKind, sizes: Mapping[str, int]) -> int:
+def kept_bytes(kind: LayerKind, sizes: Mapping[str, int | None]) -> int:
     """Return the bytes that one layer keeps on one rank for one micro-batch (see `kept_parts`)."""
     return sum(part.nbytes for part in kept_parts(kind, sizes))
 
 
-def kept_parts(kind: LayerKind, sizes: Mapping[str, int]) -> tuple[Part, ...]:
+def kept_parts(kind: LayerKind, sizes: Mapping[str, int | None]) -> tuple[Part, ...]:
     """Return what each module of one layer keeps on one rank for one micro-batch.
 
-    `sizes` are arguments of the engine by dest; of the degrees, those that are absent are 1, and
-    `expert_tensor_parallel_size` is that of tensor parallelism. Experts are assumed to be balanced. Raises
-    `UserError` with every kind that the table does not have, and every size that is missing.
+    `sizes` are arguments of the engine by dest, and null is the same as absent; of the degrees, those that
+    are absent are 1, and `expert_tensor_parallel_size` is that of tensor parallelism. Experts are assumed to
+    be balanced. Raises `UserError` with every kind that the table does not have, and every size that is
+    missing or not a positive whole number.
     """
-    known = known_sizes(sizes)
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if wrong := [name for name, size in given.items() if type(size) is not int or size < 1]:
+        raise UserError(
+            Problem(f"`{name}` is {given[name]!r}, not a positive whole number") for name in wrong
+        )
+    known = known_sizes(given)
     problems = [
         Problem(f"the table of kept bytes has no layers with {what}") for what in _others(kind, known)
     ]
@@ -115,6 +121,9 @@ def _others(kind: LayerKind, sizes: Mapping[str, int]) -> Iterator[str]:
     """Yield what makes layers keep other tensors than those of the table."""
     if sizes.get("context_parallel_size", 1) > 1:
         yield "`context_parallel_size` above 1"
+    if kind.mlp != "dense" and sizes["tensor_model_parallel_size"] % sizes["expert_tensor_parallel_size"]:
+        what = "`expert_tensor_parallel_size` that does not divide `tensor_model_parallel_size`"
+        yield f"{what}: ranks then gather tokens of other batches"
     groups, heads = sizes.get("num_query_groups"), sizes.get("num_attention_heads")
     if kind.attention not in ("mha", "gqa") or groups is None:
         return

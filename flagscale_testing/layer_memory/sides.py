@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,15 +42,18 @@ def measured(cases: Sequence[Case], tree: Path = ROOT) -> list[list[Kept]]:
 
 @contextmanager
 def tree_of(commit: str) -> Iterator[Path]:
-    """Check out a commit into a temporary worktree, with this tree's measuring code in place of its own."""
+    """Extract a commit into a temporary folder, with this tree's measuring code in place of its own.
+
+    It is no worktree, because git would go on listing one if this process is killed.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        _git("worktree", "add", "--detach", str(tree), commit)
-        try:
-            shutil.copytree(ROOT / _PACKAGE, tree / _PACKAGE, dirs_exist_ok=True)
-            yield tree
-        finally:
-            _git("worktree", "remove", "--force", str(tree))
+        tree, archive = Path(folder) / "tree", Path(folder) / "tree.tar"
+        subprocess.run(["git", "archive", f"--output={archive}", commit], cwd=ROOT, check=True)
+        with tarfile.open(archive) as files:
+            files.extractall(tree, filter="data")
+        archive.unlink()
+        shutil.copytree(ROOT / _PACKAGE, tree / _PACKAGE, dirs_exist_ok=True)
+        yield tree
 
 
 def commit_of(name: str) -> str | None:
@@ -62,9 +66,3 @@ def commit_of(name: str) -> str | None:
         stderr=subprocess.DEVNULL,
     )
     return found.stdout.strip() or None
-
-
-def _git(*arguments: str) -> None:
-    subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )

@@ -62,7 +62,10 @@ def entries() -> Iterator[Entry]:
                 yield entry(implementation, kinds, dtype, parallelism, recompute)
 
 
-_PAIRS = (("mha", "dense"), ("gqa", "dense"), ("gqa", "moe"), ("gqa", "moe_shared"), ("mla", "moe_shared"))
+_PAIRS = (
+    *(("mha", "dense"), ("gqa", "dense"), ("mla", "dense")),
+    *(("gqa", "moe"), ("gqa", "moe_shared"), ("mla", "moe_shared")),
+)
 """Layers in which each kind of half occurs, in each kind of job."""
 
 
@@ -151,6 +154,8 @@ def _parallelisms(implementation: str, kinds: tuple[str, str]) -> Sequence[str]:
             return ()
         # There is no sequence parallelism, which experts on several ranks need.
         return ("one_rank", "tensor") if kinds[1] == "dense" else ("one_rank",)
+    if kinds == ("mla", "dense"):  # the rest is measured with experts, which need sequence parallelism
+        return ("tensor",)
     if kinds[1] == "dense":
         return ("one_rank", "tensor", "sequence")
     if kinds == ("gqa", "moe_shared"):  # the rest is measured with latent attention

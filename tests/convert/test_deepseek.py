@@ -155,6 +155,7 @@ def test_other_layers_of_megatron_name_the_same_tensors_otherwise() -> None:
         ("DeepSeek-R1", {"first_k_dense_replace": -1}, "is -1, not a whole number of at least 0"),
         ("DeepSeek-R1", {"n_shared_experts": 0}, "`n_shared_experts` is 0, not a positive whole number"),
         ("DeepSeek-R1", {"n_group": 3}, "32 experts cannot be divided into 3 groups"),
+        ("DeepSeek-R1", {"n_group": 32, "topk_group": 8}, "`n_group` is 32; each group has 1 expert"),
         ("DeepSeek-R1", {"topk_group": 9}, "`topk_group` is 9; there are 8 groups"),
         ("DeepSeek-R1", {"topk_group": 1}, "1 groups hold fewer experts than `num_experts_per_tok`: 8"),
         ("DeepSeek-R1", {"num_experts_per_tok": 1}, "does not normalize the weight of a single expert"),
@@ -282,6 +283,26 @@ def test_a_copy_that_differs_is_refused(copy: Callable[[str, str], Path]) -> Non
         convert(folder, folder.parent / "megatron")
 
 
+def test_a_tied_model_has_one_tensor_for_all_copies(copy: Callable[[str, str], Path]) -> None:
+    folder = copy(MTP, "hf")
+    stored, config = tensors_of(folder), json.loads((folder / "config.json").read_text())
+    embedding = stored["model.embed_tokens.weight"]
+    del stored["lm_head.weight"]
+    stored["model.layers.4.shared_head.head.weight"] = embedding.clone()
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    convert(folder, folder.parent / "megatron")
+    convert(folder.parent / "megatron", folder.parent / "back")
+    assert same(folder.parent / "back", folder)
+    twice = {**stored, "lm_head.weight": embedding.clone()}
+    save_file(twice, folder / "model.safetensors", {"format": "pt"})
+    assert convert(folder, folder.parent / "twice").model.tied
+    twice["model.layers.4.shared_head.head.weight"][3, 4] += 1
+    save_file(twice, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"shared_head\.head\.weight differs from lm_head\.weight"):
+        convert(folder, folder.parent / "other")
+
+
 def test_the_bias_of_experts_is_never_rounded(models: Models, tmp_path: Path) -> None:
     convert(models(MTP) / "hf", tmp_path / "cast", to="huggingface", dtype="bfloat16")
     original = tensors_of(models(MTP) / "hf")
@@ -341,6 +362,25 @@ def test_scales_that_do_not_fit_are_refused(quantized: Path, tmp_path: Path) -> 
         convert(quantized, tmp_path / "megatron")
 
 
+def test_scales_of_other_tensors_and_precisions_are_refused(quantized: Path, tmp_path: Path) -> None:
+    stored, name = tensors_of(quantized), "model.layers.0.self_attn.o_proj.weight_scale_inv"
+    wrong = {"model.norm.weight_scale_inv": torch.rand(4), name: stored[name].to(torch.float8_e8m0fnu)}
+    save_file({**stored, **wrong}, quantized / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError) as caught:
+        convert(quantized, tmp_path / "megatron")
+    assert "model.norm.weight is stored as BF16 [64], with scales F32 [4]; only matrices" in str(caught.value)
+    assert "expected: F8_E4M3 with scales of shape [4, 3] in F32 or BF16 or F16" in str(caught.value)
+
+
+def test_an_8_bit_output_of_a_tied_model_is_refused_without_scales(quantized: Path, tmp_path: Path) -> None:
+    stored, config = tensors_of(quantized), json.loads((quantized / "config.json").read_text())
+    stored["lm_head.weight"] = stored["lm_head.weight"].to(torch.float8_e4m3fn)
+    save_file(stored, quantized / "model.safetensors", {"format": "pt"})
+    (quantized / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with pytest.raises(UserError, match=r"lm_head\.weight: stored as F8_E4M3; only F32, BF16, F16"):
+        convert(quantized, tmp_path / "megatron")
+
+
 def test_logits_of_8_bit_weights_are_compared_after_conversion(quantized: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--verify-logits: transformers does not compute 8-bit weights"):
         convert(quantized, tmp_path / "megatron", verify=True)
@@ -354,6 +394,8 @@ def test_blocks_are_scaled_as_deepseek_defines_it() -> None:
     assert found[575, 129] == (weight[575, 129].float() * scales[4, 1]).bfloat16()
     assert found[127, 128] == (weight[127, 128].float() * scales[0, 1]).bfloat16()
     assert found[128, 127] == (weight[128, 127].float() * scales[1, 0]).bfloat16()
+    whole = scaled(weight, torch.full((1, 1), 0.5), (2**30, 2**30))  # only what is used is in memory
+    assert torch.equal(whole, (weight.float() * 0.5).bfloat16())
 
 
 def test_experts_are_not_added_to_a_model_that_has_some(models: Models, tmp_path: Path) -> None:

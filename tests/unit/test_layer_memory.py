@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +19,9 @@ from flagscale.planner.layer_memory import (
     layer_table,
     names,
 )
+from flagscale_testing.layer_memory.sides import ROOT, tree_of
 
-LLAMA_70B = {
+LLAMA_70B: dict[str, Any] = {
     "hidden_size": 8192,
     "ffn_hidden_size": 28672,
     "num_attention_heads": 64,
@@ -34,7 +36,7 @@ TORCH = replace(TE, implementation="torch")
 MIB = 2**20
 
 
-def mistakes(kind: LayerKind, sizes: dict[str, int]) -> list[str]:
+def mistakes(kind: LayerKind, sizes: dict[str, Any]) -> list[str]:
     with pytest.raises(UserError) as error:
         kept_bytes(kind, sizes)
     return list(error.value.messages)
@@ -158,6 +160,33 @@ def test_layers_that_keep_other_tensors_are_refused() -> None:
     ]
 
 
+def test_experts_cut_over_more_ranks_than_the_layer_are_refused() -> None:
+    sizes = LLAMA_70B | {"num_experts": 8, "moe_router_topk": 2, "moe_ffn_hidden_size": 1024}
+    kind = replace(TORCH, mlp="moe")
+    assert mistakes(kind, sizes | {"tensor_model_parallel_size": 1, "expert_tensor_parallel_size": 2}) == [
+        "the table of kept bytes has no layers with `expert_tensor_parallel_size` that does not divide "
+        "`tensor_model_parallel_size`: ranks then gather tokens of other batches"
+    ]
+    assert kept_bytes(TORCH, LLAMA_70B | {"expert_tensor_parallel_size": 4}) == kept_bytes(TORCH, LLAMA_70B)
+
+
+def test_null_is_the_same_as_absent() -> None:
+    optional = {"q_lora_rank": None, "num_experts": None, "context_parallel_size": None}
+    assert kept_bytes(TORCH, LLAMA_70B | optional) == kept_bytes(TORCH, LLAMA_70B)
+    assert mistakes(TORCH, LLAMA_70B | {"kv_channels": None}) == [
+        "`kv_channels` is missing: the layer keeps tensors of that size"
+    ]
+
+
+def test_sizes_that_are_none_are_reported_at_once() -> None:
+    sizes = LLAMA_70B | {"tensor_model_parallel_size": 0, "hidden_size": -8, "seq_length": "4096"}
+    assert mistakes(TORCH, sizes) == [
+        "`hidden_size` is -8, not a positive whole number",
+        "`seq_length` is '4096', not a positive whole number",
+        "`tensor_model_parallel_size` is 0, not a positive whole number",
+    ]
+
+
 def test_every_term_of_the_table_can_be_evaluated() -> None:
     def terms(value: Any, levels: int) -> set[str]:
         return {*value} if not levels else {one for v in value.values() for one in terms(v, levels - 1)}
@@ -183,6 +212,7 @@ def test_every_term_of_the_table_can_be_evaluated() -> None:
         (["--tp", "6"], ["num_query_groups 8 and tensor_model_parallel_size 6 do not divide each other"]),
         (["--model", "deepseek-v3", "--tp", "256"], ["num_attention_heads 128 must be a multiple of 256"]),
         (["--write", "--model", "llama3-70b"], ["--write: it measures everything that the page shows"]),
+        (["--write", "--tp", "4"], ["--write: it measures everything that the page shows"]),
     ],
 )
 def test_the_command_reports_all_mistakes_at_once(
@@ -192,3 +222,12 @@ def test_the_command_reports_all_mistakes_at_once(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert [message for message in messages if message not in printed.err] == []
+
+
+def test_another_commit_leaves_nothing_for_git_to_list() -> None:
+    with tree_of("HEAD") as tree:
+        assert (tree / "megatron" / "flagscale" / "layers" / "spec.py").is_file()
+        listed = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True)
+        assert listed.returncode == 0
+        assert str(tree) not in listed.stdout
+    assert not tree.exists()

@@ -53,8 +53,9 @@ def scaled(weight: torch.Tensor, scales: torch.Tensor, block: Block) -> torch.Te
     import torch
 
     made = torch.empty(weight.shape, dtype=torch.bfloat16)
-    rows, columns = block
+    rows, width = block[0], weight.shape[1]
+    columns = min(block[1], width)
     for number, factors in enumerate(scales.float()):
         place = slice(number * rows, (number + 1) * rows)
-        made[place] = weight[place].float() * factors.repeat_interleave(columns)[: weight.shape[1]]
+        made[place] = weight[place].float() * factors.repeat_interleave(columns)[:width]
     return made

@@ -60,11 +60,9 @@ class HuggingFaceSource:
             }
         self.notices: tuple[str, ...] = ()
         output, embedding = _tied_names(self.model)
-        stored_twice = self.model.tied and {output, embedding} <= self._stored.keys()
-        if stored_twice and not torch.equal(self._tensor(output), self._tensor(embedding)):
-            self.model = replace(self.model, tied=False)
-            what = f"{output} differs from the embedding to which {CONFIG} ties it"
-            self.notices = (f"{what}: the model is converted as not tied, as transformers and vLLM read it",)
+        is_tied = self.model.tied
+        if is_tied and {output, embedding} <= self._stored.keys():
+            self.model = replace(self.model, tied=False)  # both are checked, and compared below
         if self.model.mtp and not any(name in self._stored for name in names_of_mtp(self.model)):
             what = f"{CONFIG} names {self.model.mtp} layers for multi-token prediction, which are not stored"
             self.notices += (f"{what}: the model is converted without them, as transformers reads it",)
@@ -74,6 +72,13 @@ class HuggingFaceSource:
         problems = problems or list(self._unequal_copies())
         if problems:
             raise UserError([Problem(problem.what, str(folder), problem.hint) for problem in problems])
+        if is_tied and not self.model.tied:
+            if torch.equal(self._tensor(output), self._tensor(embedding)):
+                self.model = replace(self.model, tied=True)
+            else:
+                what = f"{output} differs from the embedding to which {CONFIG} ties it"
+                how = "the model is converted as not tied, as transformers and vLLM read it"
+                self.notices = (f"{what}: {how}", *self.notices)
         if config.get("dtype") is None and config.get("torch_dtype") is None:
             dtype = str(self.dtype(next(entries(self.model)))).removeprefix("torch.")
             self.model = replace(self.model, dtype=dtype)  # as transformers and vLLM do
@@ -91,11 +96,16 @@ class HuggingFaceSource:
     def _wrong_scales(self) -> Iterator[Problem]:
         for name, scales in self._scales.items():
             stored = self._stored[name]
+            found = f"{name} is stored as {stored.dtype} {list(stored.shape)}, with scales {scales.dtype} "
+            found += f"{list(scales.shape)}"
+            if len(stored.shape) != 2:
+                yield Problem(f"{found}; only matrices have scales")
+                continue
             shape = block_scales.scales_shape(stored.shape, self._block or (1, 1))
             if (stored.dtype, scales.shape) != (block_scales.STORED, shape) or scales.dtype not in _NAMES:
-                what = f"{name} is stored as {stored.dtype} {list(stored.shape)}, with scales {scales.dtype} "
-                expected = f"expected: {block_scales.STORED} with scales of shape {list(shape)}"
-                yield Problem(f"{what}{list(scales.shape)}; {expected}")
+                codes = " or ".join(_NAMES)
+                expected = f"{block_scales.STORED} with scales of shape {list(shape)} in {codes}"
+                yield Problem(f"{found}; expected: {expected}")
 
     def _unequal_copies(self) -> Iterator[Problem]:
         for entry in entries(self.model):

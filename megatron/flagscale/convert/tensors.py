@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,7 +77,7 @@ def entries(model: Model) -> Iterator[Entry]:
     """Yield every tensor of a model, from the embedding to the output: exactly those that a folder holds."""
     family = registry.load(model.family)
     sizes = family.sizes(model)
-    rows = [row for row in family.rows if not (model.tied and row.megatron == OUTPUT)]
+    rows = _tied(family.rows) if model.tied else family.rows
     depths = [{"layer": model.layers + depth, "depth": depth} for depth in range(model.mtp)]
     places: Mapping[str, list[dict[str, int]]] = {
         "": [{}],
@@ -94,6 +94,16 @@ def entries(model: Model) -> Iterator[Entry]:
                 several = any("{expert}" in name for name in row.huggingface)
                 for expert in range(model.experts) if several else (None,):
                     yield _entry(sizes, row, place, expert, copies)
+
+
+def _tied(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a tied model: the embedding is also the output, and has that one's copies."""
+    (copies,) = (row.copies for row in rows if row.megatron == OUTPUT)
+    return [
+        replace(row, copies=row.copies + copies) if row.megatron == EMBEDDING else row
+        for row in rows
+        if row.megatron != OUTPUT
+    ]
 
 
 def _section(row: Row) -> str:

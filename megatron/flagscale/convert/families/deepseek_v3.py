@@ -36,6 +36,12 @@ def _normalized(value: Any, model: Model) -> str:
     return "" if model.topk > 1 else "Megatron does not normalize the weight of a single expert"
 
 
+def _pairs(value: Any, model: Model) -> str:
+    """transformers and vLLM compare groups by the sum of two scores, and fail if there is only one."""
+    size = model.experts // model.settings["moe_router_num_groups"]
+    return "each group has 1 expert, but groups are compared by their 2 best" if size == 1 else ""
+
+
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
@@ -61,7 +67,7 @@ DEEPSEEK_V3 = Family(
         "moe_layer_freq": 1,
         "rope_interleave": True,
     },
-    checks={**CHECKS, "num_experts_per_tok": _normalized},
+    checks={**CHECKS, "num_experts_per_tok": _normalized, "n_group": _pairs},
     harmless=("ep_size", "output_router_logits"),
     defaults=NOT_IN_TRANSFORMERS,
     settings=SETTINGS,
