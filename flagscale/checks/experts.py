@@ -12,13 +12,21 @@ _BIASED = ("sigmoid", "sqrtsoftplus")
 _OTHER_BALANCE = ("sinkhorn", "quantile_balancing")
 _OVERLAPPED = ("alltoall", "flex")
 _POSITIONS = ("rope", "none")
+_WITHIN_CAPACITY = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
+_NEED_EXPERTS = (
+    "moe_ffn_hidden_size",
+    "moe_latent_size",
+    "moe_router_enable_expert_bias",
+    "moe_router_group_topk",
+)
+_NOT_WITH_SINKHORN = ("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_router_pre_softmax")
 
 
 def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield every rule of the engine for experts that the arguments (by dest) break."""
     if not values.get("num_experts"):
-        if values.get("moe_ffn_hidden_size"):
-            yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
+        for name in filter(values.get, _NEED_EXPERTS):
+            yield name, f"`{name}` needs `num_experts`"
         return
     tp, etp = values.get("tensor_model_parallel_size") or 1, values.get("expert_tensor_parallel_size")
     if tp > 1 and not values.get("sequence_parallel"):
@@ -26,41 +34,59 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("add_bias_linear") and (etp or tp) > 1:
         what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
         yield "add_bias_linear", what
-    kinds, weights = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
-    if (
-        isinstance(kinds, list)
-        and len(kinds) > 1
-        and (not isinstance(weights, list) or len(weights) != len(kinds))
-    ):
-        yield (
-            "moe_aux_loss_coeff",
-            f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
-        )
-    layers, pattern = values.get("num_layers"), _pattern(values.get("moe_layer_freq"))
+    kinds, weights = (
+        len(given) if isinstance(given := values.get(name), list) else 1
+        for name in ("moe_router_load_balancing_type", "moe_aux_loss_coeff")
+    )
+    if kinds != weights:
+        each = f"each of the {kinds} values" if kinds > 1 else "the only value"
+        yield "moe_aux_loss_coeff", f"give one value for {each} of moe_router_load_balancing_type"
+    layers, freq = values.get("num_layers"), _frequency(values.get("moe_layer_freq"))
+    pattern = freq if isinstance(freq, list) else []
+    each = "give 0 (dense) or 1 (experts) for each layer"
     if isinstance(layers, int) and pattern and len(pattern) != layers:
-        yield (
-            "moe_layer_freq",
-            f"`moe_layer_freq` has {len(pattern)} values, but num_layers is {layers}: give 0 (dense) or 1 "
-            "(experts) for each layer",
-        )
+        what = f"`moe_layer_freq` has {len(pattern)} values, but num_layers is {layers}"
+        yield "moe_layer_freq", f"{what}: {each}"
+    elif others := [value for value in pattern if value not in (0, 1)]:
+        yield "moe_layer_freq", f"`moe_layer_freq` has the value {others[0]}: {each}"
+    elif isinstance(freq, int) and freq < 1:
+        yield "moe_layer_freq", f"`moe_layer_freq` must be at least 1, not {freq}, or a list for all layers"
     if values.get("moe_shared_expert_intermediate_size") and values.get("moe_shared_expert_overlap"):
         dispatcher = values.get("moe_token_dispatcher_type")
         if dispatcher not in _OVERLAPPED:
             what = f"`moe_shared_expert_overlap` needs `moe_token_dispatcher_type: {_OVERLAPPED[0]}`"
             yield "moe_shared_expert_overlap", f"{what}, not {dispatcher}"
+    expert_ranks = (etp or tp) * (values.get("expert_model_parallel_size") or 1)
+    if values.get("moe_token_dispatcher_type") == "flex" and expert_ranks == 1:
+        what = "`moe_token_dispatcher_type: flex` needs ranks that share the experts"
+        yield "moe_token_dispatcher_type", f"{what}: use alltoall, or expert_model_parallel_size > 1"
+    if values.get("moe_router_padding_for_quantization") and not (values.get("fp8") or values.get("fp4")):
+        what = "`moe_router_padding_for_quantization` needs `fp8_format` or `fp4_format`"
+        yield "moe_router_padding_for_quantization", what
+    yield from _capacity_violations(values)
     yield from _router_violations(values)
 
 
-def _pattern(given: Any) -> list[Any] | None:
-    """Return the list that `moe_layer_freq` holds, also as an expression of lists; None for a number."""
+def _capacity_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    name, balance = "moe_expert_capacity_factor", values.get("moe_router_load_balancing_type")
+    if values.get(name) is None:
+        if values.get("moe_pad_expert_input_to_capacity"):
+            yield "moe_pad_expert_input_to_capacity", f"`moe_pad_expert_input_to_capacity` needs `{name}`"
+        return
+    for kind in balance if isinstance(balance, list) else [balance]:
+        if kind not in _WITHIN_CAPACITY:
+            yield name, f"`{name}` is not supported with `moe_router_load_balancing_type: {kind}`"
+
+
+def _frequency(given: Any) -> list[Any] | int | None:
+    """Return the number or list that `moe_layer_freq` holds, also as an expression of lists."""
     if not isinstance(given, str):
-        return given if isinstance(given, list) else None
+        return given if isinstance(given, list | int) else None
     try:
         tree = ast.parse(given.strip(), mode="eval")
     except (SyntaxError, ValueError):
         return None  # the engine reports it
-    found = _evaluated(tree.body)
-    return found if isinstance(found, list) else None
+    return _evaluated(tree.body)
 
 
 def _evaluated(tree: ast.expr) -> list[Any] | int | None:
@@ -91,6 +117,12 @@ def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("moe_router_topk") == 1 and is_plain and balance != "sinkhorn":
         what = "`moe_router_topk: 1` needs `moe_router_pre_softmax: true`, or the router would not learn"
         yield "moe_router_topk", what
+    if balance == "sinkhorn" and values.get("moe_aux_loss_coeff") not in (None, 0, [0]):
+        what = "`moe_router_load_balancing_type: sinkhorn` has no auxiliary loss; remove `moe_aux_loss_coeff`"
+        yield "moe_aux_loss_coeff", what
+    for name in ("moe_router_num_groups", "moe_router_fusion") if balance == "quantile_balancing" else ():
+        if values.get(name):
+            yield name, f"`{name}` is not supported with `moe_router_load_balancing_type: {balance}`"
     groups, chosen = values.get("moe_router_num_groups"), values.get("moe_router_group_topk")
     if not chosen:
         return
@@ -122,6 +154,8 @@ def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("moe_router_enable_expert_bias") and balance in _OTHER_BALANCE:
         what = f"has no effect with `moe_router_load_balancing_type: {balance}`; remove one"
         yield "moe_router_enable_expert_bias", f"`moe_router_enable_expert_bias` {what}"
+    for name in filter(values.get, _NOT_WITH_SINKHORN if balance == "sinkhorn" else ()):
+        yield name, f"`{name}` has no effect with `moe_router_load_balancing_type: sinkhorn`; remove one"
     groups, chosen = values.get("moe_router_num_groups"), values.get("moe_router_group_topk")
     if groups and not chosen:
         what = "`moe_router_num_groups` has no effect without `moe_router_group_topk`"

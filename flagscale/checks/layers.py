@@ -16,6 +16,8 @@ NEEDS_CHIP = {
     "nccl_ub": "use_nccl_ub",
     "use_torch_fsdp2": "use_torch_fsdp2",
     "use_megatron_fsdp": "use_megatron_fsdp",
+    "moe_permute_fusion": "moe_permute_fusion",
+    "moe_router_fusion": "moe_router_fusion",
 }
 """Arguments (by dest) that are not supported on CPU, and their keys."""
 
@@ -38,6 +40,9 @@ def cpu_violations(values: Mapping[str, Any], backend: str) -> Iterator[Violatio
     if values.get("cuda_graph_impl") not in (None, "none"):
         what = f"`cuda_graph_impl: {values['cuda_graph_impl']}` is not supported on CPU; remove it"
         yield "cuda_graph_impl", what
+    if values.get("num_experts") and values.get("moe_token_dispatcher_type") == "flex":
+        what = "`moe_token_dispatcher_type: flex` is not supported on CPU; use `alltoall`, or remove the key"
+        yield "moe_token_dispatcher_type", what
     if values.get("num_experts") and values.get("add_bias_linear"):
         what = "experts with biases are computed wrongly on CPU: set `disable_bias_linear: true`"
         yield "add_bias_linear", what
@@ -59,6 +64,8 @@ TORCH_IGNORES = {
     "qk_clip": None,
     "log_max_attention_logit": None,
     "mla_down_proj_fusion": None,
+    "moe_latent_size": None,
+    "delay_wgrad_compute": None,
     "heterogeneous_layers_config_path": None,
     "experimental_attention_variant": None,
     "fp8": None,

@@ -230,6 +230,7 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 NOT_SUPPORTED = (
     *("hybrid_layer_pattern", "hybrid_override_pattern"),
     "hybrid_context_parallel",
+    "overlap_moe_expert_parallel_comm",
     "dataloader_inter_document_masking",
     "per_dataset_sequences_path",
     "sft",

@@ -150,6 +150,46 @@ OF_THE_ENGINE = [
         },
         "give one value for each of the 2 values of moe_router_load_balancing_type",
     ),
+    Example(
+        {"num_experts": 4, "moe_aux_loss_coeff": [0.1, 0.2]},
+        "give one value for the only value of moe_router_load_balancing_type",
+    ),
+    Example({"num_experts": 4, "moe_layer_freq": 0}, "`moe_layer_freq` must be at least 1, not 0"),
+    Example({"num_experts": 4, "moe_layer_freq": "[0,1,2,1]"}, "has the value 2: give 0 (dense) or 1"),
+    *(
+        Example({name: value}, f"`{name}` needs `num_experts`")
+        for name, value in (
+            ("moe_latent_size", 16),
+            ("moe_router_enable_expert_bias", True),
+            ("moe_router_group_topk", 2),
+        )
+    ),
+    Example(
+        {"num_experts": 4, "moe_token_dispatcher_type": "flex"}, "needs ranks that share the experts: use"
+    ),
+    Example(
+        {"num_experts": 4, "moe_router_padding_for_quantization": True}, "needs `fp8_format` or `fp4_format`"
+    ),
+    Example(
+        {"num_experts": 4, "moe_pad_expert_input_to_capacity": True}, "needs `moe_expert_capacity_factor`"
+    ),
+    Example(
+        {"num_experts": 4, "moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "sinkhorn"},
+        "`moe_expert_capacity_factor` is not supported with `moe_router_load_balancing_type: sinkhorn`",
+    ),
+    Example(
+        {"num_experts": 4, "moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "sinkhorn"},
+        "sinkhorn` has no auxiliary loss; remove `moe_aux_loss_coeff`",
+    ),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_router_load_balancing_type": "quantile_balancing",
+            "moe_router_num_groups": 2,
+            "moe_router_group_topk": 1,
+        },
+        "`moe_router_num_groups` is not supported with `moe_router_load_balancing_type: quantile_balancing`",
+    ),
     Example({"num_experts": 4, "moe_layer_freq": [0, 1]}, "has 2 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "[0]*2+[1]*3"}, "has 5 values, but num_layers is 4"),
     Example(
@@ -278,6 +318,7 @@ _IGNORED = {
     "hybrid_layer_pattern": "M-M-",
     "hybrid_override_pattern": "M-M-",
     "hybrid_context_parallel": True,
+    "overlap_moe_expert_parallel_comm": True,
     "dataloader_inter_document_masking": True,
     "per_dataset_sequences_path": "sequences.json",
     "sft": True,
@@ -294,6 +335,8 @@ _GIVEN: dict[str, Any] = {
 
 _OTHER_LAYERS: dict[str, Any] = {
     "mla_down_proj_fusion": True,
+    "moe_latent_size": 16,
+    "delay_wgrad_compute": True,
     "qk_clip": True,
     "log_max_attention_logit": True,
     "heterogeneous_layers_config_path": "layers.json",
@@ -348,6 +391,14 @@ SHARED = [
         _SIGMOID | {"moe_router_load_balancing_type": "sinkhorn"},
         "has no effect with `moe_router_load_balancing_type: sinkhorn`",
     ),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_router_load_balancing_type": "sinkhorn",
+            "moe_router_topk_scaling_factor": 2.5,
+        },
+        "`moe_router_topk_scaling_factor` has no effect with `moe_router_load_balancing_type: sinkhorn`",
+    ),
     Example({"num_experts": 4, "moe_router_num_groups": 2}, "without `moe_router_group_topk`"),
     Example(_GROUPED | {"moe_router_topk": 1}, "moe_router_group_topk 2 is larger than moe_router_topk 1"),
     Example(_GROUPED | {"moe_router_topk": 5}, "2 groups of 2 experts have fewer than moe_router_topk 5"),
@@ -395,6 +446,13 @@ SHARED = [
     Example({"use_megatron_fsdp": True}, "`use_megatron_fsdp` is not supported on CPU", "cpu"),
     Example({"cuda_graph_impl": "local"}, "`cuda_graph_impl: local` is not supported on CPU", "cpu"),
     Example(_EXPERTS, "experts with biases are computed wrongly on CPU", "cpu"),
+    Example({"moe_router_fusion": True}, "`moe_router_fusion` is not supported on CPU", "cpu"),
+    Example({"moe_permute_fusion": True}, "`moe_permute_fusion` is not supported on CPU", "cpu"),
+    Example(
+        _EXPERTS | _CUT | {"disable_bias_linear": True, "moe_token_dispatcher_type": "flex"},
+        "`moe_token_dispatcher_type: flex` is not supported on CPU; use `alltoall`",
+        "cpu",
+    ),
     # Megatron's local layers without TransformerEngine.
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
     Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with"),
@@ -402,7 +460,7 @@ SHARED = [
     # The layers on torch's kernels.
     *(
         Example(
-            _TORCH | (_MLA if name.startswith("mla") else {}) | {name: value},
+            _TORCH | (_MLA if name.startswith("mla") else _EXPERTS if "moe" in name else {}) | {name: value},
             f"`{name}` is not supported with `transformer_impl: torch`",
         )
         for name, value in _OTHER_LAYERS.items()

@@ -143,7 +143,8 @@ def is_rounded(precise: torch.Tensor, weights: torch.Tensor) -> bool:
     import torch
 
     of_state = precise.to(weights.device, torch.float32).reshape(weights.shape)
-    return torch.allclose(weights.detach().float(), of_state, rtol=1e-2, atol=1e-6)
+    is_close: bool = torch.allclose(weights.detach().float(), of_state, rtol=1e-2, atol=1e-6)
+    return is_close
 
 
 PATCHES = (
