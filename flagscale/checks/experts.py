@@ -16,6 +16,7 @@ _WITHIN_CAPACITY = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 _NEED_EXPERTS = (
     "moe_ffn_hidden_size",
     "moe_latent_size",
+    "moe_pad_expert_input_to_capacity",
     "moe_router_enable_expert_bias",
     "moe_router_group_topk",
 )

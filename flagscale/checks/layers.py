@@ -53,6 +53,7 @@ def local_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     asked = {
         "sequence_parallel": values.get("sequence_parallel") and values["tensor_model_parallel_size"] > 1,
         "moe_grouped_gemm": values.get("moe_grouped_gemm"),
+        "fp32_residual_connection": values.get("fp32_residual_connection"),
     }
     for name, is_asked in asked.items():
         if is_asked:
@@ -66,6 +67,7 @@ TORCH_IGNORES = {
     "mla_down_proj_fusion": None,
     "moe_latent_size": None,
     "delay_wgrad_compute": None,
+    "fp32_residual_connection": None,
     "heterogeneous_layers_config_path": None,
     "experimental_attention_variant": None,
     "fp8": None,
@@ -74,11 +76,11 @@ TORCH_IGNORES = {
     "attention_backend": "auto",
     "softmax_type": "vanilla",
 }
-"""Arguments (by dest) that only other layers read, and the value that has no effect (None: not set)."""
+"""Arguments (by dest) that only other layers support, and the value that has no effect (None: not set)."""
 
 
 def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the arguments (by dest) that the `torch` layers would ignore."""
+    """Yield the arguments (by dest) that the `torch` layers would ignore, or fail with."""
     with_torch = "not supported with `transformer_impl: torch`"
     for name, neutral in TORCH_IGNORES.items():
         value = values.get(name)

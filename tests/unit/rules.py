@@ -160,6 +160,7 @@ OF_THE_ENGINE = [
         Example({name: value}, f"`{name}` needs `num_experts`")
         for name, value in (
             ("moe_latent_size", 16),
+            ("moe_pad_expert_input_to_capacity", True),
             ("moe_router_enable_expert_bias", True),
             ("moe_router_group_topk", 2),
         )
@@ -333,10 +334,12 @@ _GIVEN: dict[str, Any] = {
     "mla_down_proj_fusion": True,
 }
 
+_FOR_OTHER_LAYERS = {"mla": _MLA, "moe": _EXPERTS, "fp32": {"bf16": True}}
 _OTHER_LAYERS: dict[str, Any] = {
     "mla_down_proj_fusion": True,
     "moe_latent_size": 16,
     "delay_wgrad_compute": True,
+    "fp32_residual_connection": True,
     "qk_clip": True,
     "log_max_attention_logit": True,
     "heterogeneous_layers_config_path": "layers.json",
@@ -359,6 +362,7 @@ SHARED = [
     Example({"moe_router_group_best": 1}, "has no effect without `moe_router_group_topk`"),
     Example({**_GROUPS, "moe_router_fusion": True}, "is ignored with `moe_router_fusion`"),
     Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
+    Example({"apply_residual_connection_post_layernorm": True}, "has no effect, because no layer"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(
@@ -460,7 +464,7 @@ SHARED = [
     # The layers on torch's kernels.
     *(
         Example(
-            _TORCH | (_MLA if name.startswith("mla") else _EXPERTS if "moe" in name else {}) | {name: value},
+            _TORCH | _FOR_OTHER_LAYERS.get(name.partition("_")[0], {}) | {name: value},
             f"`{name}` is not supported with `transformer_impl: torch`",
         )
         for name, value in _OTHER_LAYERS.items()
