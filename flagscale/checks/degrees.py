@@ -135,9 +135,11 @@ def _model_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Vio
 
 def _expert_violations(values: Mapping[str, Any], found: Degrees) -> Iterator[Violation]:
     experts = values.get("num_experts")
-    if found.ep > 1 and not experts:
-        yield "expert_model_parallel_size", "expert_model_parallel_size > 1 needs num_experts"
     if not experts:
+        if found.ep > 1:
+            yield "expert_model_parallel_size", "expert_model_parallel_size > 1 needs num_experts"
+        if found.etp != found.tp:  # the engine builds groups of this size in any case
+            yield "expert_tensor_parallel_size", "expert_tensor_parallel_size needs num_experts"
         return
     yield from multiple(values, "num_experts", found.ep, f"expert_model_parallel_size {found.ep}")
     yield from multiple(values, "moe_ffn_hidden_size", found.etp, f"expert_tensor_parallel_size {found.etp}")

@@ -13,13 +13,22 @@ _BIASED = ("sigmoid", "sqrtsoftplus")
 _OTHER_BALANCE = ("sinkhorn", "quantile_balancing")
 _OVERLAPPED = ("alltoall", "flex")
 _POSITIONS = ("rope", "none")
+_WITHIN_CAPACITY = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
+_NEED_EXPERTS = (
+    "moe_ffn_hidden_size",
+    "moe_latent_size",
+    "moe_pad_expert_input_to_capacity",
+    "moe_router_enable_expert_bias",
+    "moe_router_group_topk",
+)
+_NOT_WITH_SINKHORN = ("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_router_pre_softmax")
 
 
 def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield every rule of the engine for experts that the arguments (by dest) break."""
     if not values.get("num_experts"):
-        if values.get("moe_ffn_hidden_size"):
-            yield "moe_ffn_hidden_size", "`moe_ffn_hidden_size` needs `num_experts`"
+        for name in filter(values.get, _NEED_EXPERTS):
+            yield name, f"`{name}` needs `num_experts`"
         return
     tp, etp = values.get("tensor_model_parallel_size") or 1, values.get("expert_tensor_parallel_size")
     if tp > 1 and not values.get("sequence_parallel"):
@@ -27,16 +36,13 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("add_bias_linear") and (etp or tp) > 1:
         what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
         yield "add_bias_linear", what
-    kinds, weights = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
-    if (
-        isinstance(kinds, list)
-        and len(kinds) > 1
-        and (not isinstance(weights, list) or len(weights) != len(kinds))
-    ):
-        yield (
-            "moe_aux_loss_coeff",
-            f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
-        )
+    kinds, weights = (
+        len(given) if isinstance(given := values.get(name), list) else 1
+        for name in ("moe_router_load_balancing_type", "moe_aux_loss_coeff")
+    )
+    if kinds != weights:
+        each = f"each of the {kinds} values" if kinds > 1 else "the only value"
+        yield "moe_aux_loss_coeff", f"give one value for {each} of moe_router_load_balancing_type"
     yield from _frequency_violations(values)
     for name in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8"):
         if values.get(name) and not (values.get("fp8") or values.get("fp4")):
@@ -46,7 +52,23 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         if dispatcher not in _OVERLAPPED:
             what = f"`moe_shared_expert_overlap` needs `moe_token_dispatcher_type: {_OVERLAPPED[0]}`"
             yield "moe_shared_expert_overlap", f"{what}, not {dispatcher}"
+    expert_ranks = (etp or tp) * (values.get("expert_model_parallel_size") or 1)
+    if values.get("moe_token_dispatcher_type") == "flex" and expert_ranks == 1:
+        what = "`moe_token_dispatcher_type: flex` needs ranks that share the experts"
+        yield "moe_token_dispatcher_type", f"{what}: use alltoall, or expert_model_parallel_size > 1"
+    yield from _capacity_violations(values)
     yield from _router_violations(values)
+
+
+def _capacity_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    name, balance = "moe_expert_capacity_factor", values.get("moe_router_load_balancing_type")
+    if values.get(name) is None:
+        if values.get("moe_pad_expert_input_to_capacity"):
+            yield "moe_pad_expert_input_to_capacity", f"`moe_pad_expert_input_to_capacity` needs `{name}`"
+        return
+    for kind in balance if isinstance(balance, list) else [balance]:
+        if kind not in _WITHIN_CAPACITY:
+            yield name, f"`{name}` is not supported with `moe_router_load_balancing_type: {kind}`"
 
 
 def _frequency_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -68,6 +90,10 @@ def _frequency_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         )
 
 
+_EXPRESSION = re.compile(r"[][()\d,+*]+", re.ASCII)
+"""What the engine evaluates; it refuses spaces."""
+
+
 def _pattern(given: Any) -> list[Any] | int | None:
     """Return the number or list that `moe_layer_freq` holds, also as an expression; None if it is neither."""
     if not isinstance(given, str):
@@ -78,10 +104,6 @@ def _pattern(given: Any) -> list[Any] | int | None:
         return _evaluated(ast.parse(given, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-
-
-_EXPRESSION = re.compile(r"[][()\d,+*]+", re.ASCII)
-"""What the engine evaluates; it refuses spaces."""
 
 
 def _evaluated(tree: ast.expr) -> list[Any] | int | None:
@@ -114,6 +136,12 @@ def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("moe_router_topk") == 1 and is_plain and balance != "sinkhorn":
         what = "`moe_router_topk: 1` needs `moe_router_pre_softmax: true`, or the router would not learn"
         yield "moe_router_topk", what
+    if balance == "sinkhorn" and values.get("moe_aux_loss_coeff") not in (None, 0, [0]):
+        what = "`moe_router_load_balancing_type: sinkhorn` has no auxiliary loss; remove `moe_aux_loss_coeff`"
+        yield "moe_aux_loss_coeff", what
+    for name in ("moe_router_num_groups", "moe_router_fusion") if balance == "quantile_balancing" else ():
+        if values.get(name):
+            yield name, f"`{name}` is not supported with `moe_router_load_balancing_type: {balance}`"
     groups, chosen = values.get("moe_router_num_groups"), values.get("moe_router_group_topk")
     if not chosen:
         return
@@ -145,6 +173,8 @@ def silent_router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("moe_router_enable_expert_bias") and balance in _OTHER_BALANCE:
         what = f"has no effect with `moe_router_load_balancing_type: {balance}`; remove one"
         yield "moe_router_enable_expert_bias", f"`moe_router_enable_expert_bias` {what}"
+    for name in filter(values.get, _NOT_WITH_SINKHORN if balance == "sinkhorn" else ()):
+        yield name, f"`{name}` has no effect with `moe_router_load_balancing_type: sinkhorn`; remove one"
     groups, chosen = values.get("moe_router_num_groups"), values.get("moe_router_group_topk")
     if groups and not chosen:
         what = "`moe_router_num_groups` has no effect without `moe_router_group_topk`"

@@ -38,6 +38,9 @@ def cpu_violations(values: Mapping[str, Any], backend: str) -> Iterator[Violatio
     if values.get("cuda_graph_impl") not in (None, "none"):
         what = f"`cuda_graph_impl: {values['cuda_graph_impl']}` is not supported on CPU; remove it"
         yield "cuda_graph_impl", what
+    if values.get("num_experts") and values.get("moe_token_dispatcher_type") == "flex":
+        what = "`moe_token_dispatcher_type: flex` is not supported on CPU; use `alltoall`, or remove the key"
+        yield "moe_token_dispatcher_type", what
     if values.get("num_experts") and values.get("add_bias_linear"):
         what = "experts with biases are computed wrongly on CPU: set `disable_bias_linear: true`"
         yield "add_bias_linear", what
@@ -60,9 +63,10 @@ TORCH_IGNORES = {
     "qk_clip": None,
     "log_max_attention_logit": None,
     "mla_down_proj_fusion": None,
+    "moe_latent_size": None,
+    "delay_wgrad_compute": None,
     "heterogeneous_layers_config_path": None,
     "experimental_attention_variant": None,
-    "moe_latent_size": None,
     "fp8": None,
     "fp4": None,
     "tp_comm_overlap": None,
@@ -73,7 +77,7 @@ TORCH_IGNORES = {
 
 
 def torch_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield the arguments (by dest) that the `torch` layers would ignore."""
+    """Yield the arguments (by dest) that the `torch` layers would ignore, or fail with."""
     with_torch = "not supported with `transformer_impl: torch`"
     for name, neutral in TORCH_IGNORES.items():
         value = values.get(name)

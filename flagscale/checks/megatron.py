@@ -254,12 +254,15 @@ def silent_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     ):
         what = "rounds gradients to bf16 and cannot be combined with an fp32 model; remove it"
         yield "cross_entropy_loss_fusion", f"`cross_entropy_loss_fusion` {what}"
+    if values.get(name := "apply_residual_connection_post_layernorm"):
+        yield name, f"`{name}` has no effect, because no layer of the engine reads it; remove it"
     yield from silent_router_violations(values)
 
 
 NOT_SUPPORTED = (
     *("hybrid_layer_pattern", "hybrid_override_pattern", "mtp_hybrid_override_pattern"),
     "hybrid_context_parallel",
+    "overlap_moe_expert_parallel_comm",
     "dataloader_inter_document_masking",
     "per_dataset_sequences_path",
     "sft",

@@ -22,7 +22,7 @@ SHAPE = (
     *("qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "qk_layernorm", "normalization", "swiglu"),
     *("add_bias_linear", "add_qkv_bias", "position_embedding_type", "untie_embeddings_and_output_weights"),
     *("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_layer_freq"),
-    "mtp_use_repeated_layer",
+    *("moe_latent_size", "mtp_use_repeated_layer", "attention_output_gate"),
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (
@@ -31,7 +31,8 @@ FUNCTION = (
     *("use_rope_scaling", "rope_scaling_factor", "rotary_seq_len_interpolation_factor", "layernorm_epsilon"),
     *("rope_type", *ONLY_WITH_YARN, "layernorm_zero_centered_gamma", "window_size"),
     *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax", "moe_router_num_groups"),
-    *("moe_router_group_topk", "moe_router_topk_scaling_factor"),
+    *("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_apply_probs_on_input", "no_rope_freq"),
+    *("window_attn_skip_freq", "activation_func_clamp_value", "glu_linear_offset"),
 )
 """Another value makes the same weights compute something else: refused, unless `finetune` starts a new
 training with these weights."""
@@ -46,7 +47,8 @@ NOTICE = (
     *("hidden_dropout", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps", "bf16", "fp16", "eod_mask_loss"),
     *("reset_attention_mask", "reset_position_ids", "moe_aux_loss_coeff", "moe_router_load_balancing_type"),
     *("moe_z_loss_coeff", "moe_router_bias_update_rate", "moe_router_dtype", "mtp_loss_scaling_factor"),
-    "mtp_detach_heads",
+    *("mtp_detach_heads", "moe_expert_capacity_factor", "moe_pad_expert_input_to_capacity"),
+    *("moe_token_drop_policy", "moe_input_jitter_eps", "calculate_per_token_loss"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
     *KEYS,
 )

@@ -73,8 +73,17 @@ def of_run(run_id: str, rank: int | None = None, group: int | None = None) -> se
                 for pid in children.get(process.pid, ())
                 if (child := find(pid)) and parent(pid) == process.pid
             ]
-    own = psutil.Process()
-    return found - {own, *own.parents()}
+    line = _own_line()
+    return {process for process in found if process.pid not in line}
+
+
+def _own_line() -> set[int]:
+    """Return the pids of the caller and its ancestors, any of which may end meanwhile."""
+    line, pid = set[int](), os.getpid()
+    while pid and pid not in line:
+        line.add(pid)
+        pid = parent(pid)
+    return line
 
 
 def of_service(run_id: str, rank: int, name: str) -> set[psutil.Process]:

@@ -34,7 +34,7 @@ Datasets = Callable[..., Any]
 """`(num_samples, vp_stage=None) -> (train, validation, test)`: map-style datasets, None for one that is not
 used; `num_samples` holds how many samples of each the job uses. Called on the first rank of each tensor
 parallel group, or on every rank if the function has the attribute `is_distributed = True`."""
-ForwardStep = Callable[[Any, Any], tuple[Any, Any]]
+ForwardStep = Callable[..., tuple[Any, Any]]
 """`(data_iterator, model) -> (output, loss function)`, as Megatron's `pretrain` expects it."""
 
 
@@ -149,9 +149,9 @@ def _prepared(
 
 def _with_heartbeat(forward_step: ForwardStep) -> ForwardStep:
     @functools.wraps(forward_step)
-    def step(data_iterator: Any, model: Any) -> tuple[Any, Any]:
+    def step(data_iterator: Any, model: Any, **schedule: Any) -> tuple[Any, Any]:
         heartbeat()
-        return forward_step(data_iterator, model)
+        return forward_step(data_iterator, model, **schedule)
 
     return step
 

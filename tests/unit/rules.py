@@ -151,6 +151,42 @@ OF_THE_ENGINE = [
         },
         "give one value for each of the 2 values of moe_router_load_balancing_type",
     ),
+    Example(
+        {"num_experts": 4, "moe_aux_loss_coeff": [0.1, 0.2]},
+        "give one value for the only value of moe_router_load_balancing_type",
+    ),
+    *(
+        Example({name: value}, f"`{name}` needs `num_experts`")
+        for name, value in (
+            ("moe_latent_size", 16),
+            ("moe_pad_expert_input_to_capacity", True),
+            ("moe_router_enable_expert_bias", True),
+            ("moe_router_group_topk", 2),
+        )
+    ),
+    Example(
+        {"num_experts": 4, "moe_token_dispatcher_type": "flex"}, "needs ranks that share the experts: use"
+    ),
+    Example(
+        {"num_experts": 4, "moe_pad_expert_input_to_capacity": True}, "needs `moe_expert_capacity_factor`"
+    ),
+    Example(
+        {"num_experts": 4, "moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "sinkhorn"},
+        "`moe_expert_capacity_factor` is not supported with `moe_router_load_balancing_type: sinkhorn`",
+    ),
+    Example(
+        {"num_experts": 4, "moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "sinkhorn"},
+        "sinkhorn` has no auxiliary loss; remove `moe_aux_loss_coeff`",
+    ),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_router_load_balancing_type": "quantile_balancing",
+            "moe_router_num_groups": 2,
+            "moe_router_group_topk": 1,
+        },
+        "`moe_router_num_groups` is not supported with `moe_router_load_balancing_type: quantile_balancing`",
+    ),
     Example({"num_experts": 4, "moe_layer_freq": [0, 1]}, "has 2 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "[0]*2+[1]*3"}, "has 5 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "2*[0]+[1]*3"}, "has 5 values, but num_layers is 4"),
@@ -301,6 +337,7 @@ _IGNORED = {
     "hybrid_override_pattern": "M-M-",
     "mtp_hybrid_override_pattern": "M",
     "hybrid_context_parallel": True,
+    "overlap_moe_expert_parallel_comm": True,
     "dataloader_inter_document_masking": True,
     "per_dataset_sequences_path": "sequences.json",
     "sft": True,
@@ -315,13 +352,15 @@ _GIVEN: dict[str, Any] = {
     "mla_down_proj_fusion": True,
 }
 
+_FOR_OTHER_LAYERS = {"mla": _MLA, "moe": _EXPERTS}
 _OTHER_LAYERS: dict[str, Any] = {
     "mla_down_proj_fusion": True,
+    "moe_latent_size": 16,
+    "delay_wgrad_compute": True,
     "qk_clip": True,
     "log_max_attention_logit": True,
     "heterogeneous_layers_config_path": "layers.json",
     "experimental_attention_variant": "dsa",
-    "moe_latent_size": 16,
     "fp8_format": "hybrid",
     "fp4_format": "e2m1",
     "attention_backend": "flash",
@@ -344,6 +383,8 @@ SHARED = [
         Example({**_GROUPS, "moe_router_group_best": best}, "must be from 1 to 2, the experts of a group")
         for best in (-1, 0, 3)
     ),
+    Example({**_GROUPS, "moe_router_group_best": 3}, "must be from 1 to 2, the experts of a group"),
+    Example({"apply_residual_connection_post_layernorm": True}, "has no effect, because no layer"),
     Example({"cross_entropy_loss_fusion": True}, "cannot be combined with an fp32 model"),
     # Multi-latent attention.
     *(
@@ -380,6 +421,14 @@ SHARED = [
     Example(
         _SIGMOID | {"moe_router_load_balancing_type": "sinkhorn"},
         "has no effect with `moe_router_load_balancing_type: sinkhorn`",
+    ),
+    Example(
+        {
+            "num_experts": 4,
+            "moe_router_load_balancing_type": "sinkhorn",
+            "moe_router_topk_scaling_factor": 2.5,
+        },
+        "`moe_router_topk_scaling_factor` has no effect with `moe_router_load_balancing_type: sinkhorn`",
     ),
     Example({"num_experts": 4, "moe_router_num_groups": 2}, "without `moe_router_group_topk`"),
     Example(_GROUPED | {"moe_router_topk": 1}, "moe_router_group_topk 2 is larger than moe_router_topk 1"),
@@ -432,6 +481,11 @@ SHARED = [
         Example({name: True}, f"`{name}` needs TransformerEngine, which is not installed", "cpu")
         for name in ("moe_router_fusion", "moe_permute_fusion")
     ),
+    Example(
+        _EXPERTS | _CUT | {"disable_bias_linear": True, "moe_token_dispatcher_type": "flex"},
+        "`moe_token_dispatcher_type: flex` is not supported on CPU; use `alltoall`",
+        "cpu",
+    ),
     # Megatron's local layers without TransformerEngine.
     Example(_LOCAL | _CUT, "`sequence_parallel` is not supported with", "cpu"),
     Example(_LOCAL | {"context_parallel_size": 2}, "`context_parallel_size` is not supported with"),
@@ -444,7 +498,7 @@ SHARED = [
     # The layers on torch's kernels.
     *(
         Example(
-            _TORCH | (_MLA if name.startswith("mla") else {}) | {name: value},
+            _TORCH | _FOR_OTHER_LAYERS.get(name.partition("_")[0], {}) | {name: value},
             f"`{name}` is not supported with `transformer_impl: torch`",
         )
         for name, value in _OTHER_LAYERS.items()

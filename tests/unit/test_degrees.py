@@ -139,6 +139,7 @@ BAD: list[tuple[int, dict[str, Any], str, str]] = [
         "seq_length 63 must be a multiple of 2 (sequence parallel",
     ),
     (2, {"ep": 2}, "expert_model_parallel_size", "needs num_experts"),
+    (1, {"etp": 2}, "expert_tensor_parallel_size", "needs num_experts"),
     (2, {"ep": 2, "experts": 3}, "num_experts", "num_experts 3 must be a multiple of 2"),
     (2, {"ep": 4, "experts": 4}, "expert_model_parallel_size", "= 4 does not divide the job's 2 ranks"),
     (

@@ -102,8 +102,17 @@ OF_DEEPSEEK: list[tuple[dict[str, Any], str, str]] = [
     ({"moe_shared_expert_gate": True}, "moe_shared_expert_gate", "its weights do not fit"),
     ({"moe_router_group_topk": 1}, "moe_router_group_topk", NEW_TRAINING),
     ({"moe_router_topk_scaling_factor": 2.5}, "moe_router_topk_scaling_factor", NEW_TRAINING),
+    ({"moe_apply_probs_on_input": True}, "moe_apply_probs_on_input", NEW_TRAINING),
+    ({"glu_linear_offset": 1.0}, "glu_linear_offset", NEW_TRAINING),
+    ({"activation_func_clamp_value": 7.0}, "activation_func_clamp_value", NEW_TRAINING),
+    ({"no_rope_freq": 2}, "no_rope_freq", NEW_TRAINING),
+    ({"window_attn_skip_freq": 2}, "window_attn_skip_freq", NEW_TRAINING),
+    ({"moe_latent_size": 16}, "moe_latent_size", "its weights do not fit"),
 ]
-NOTICED_OF_DEEPSEEK = ("mtp_loss_scaling_factor", "moe_router_bias_update_rate", "moe_z_loss_coeff")
+NOTICED_OF_DEEPSEEK = (
+    *("mtp_loss_scaling_factor", "moe_router_bias_update_rate", "moe_z_loss_coeff"),
+    *("moe_expert_capacity_factor", "moe_input_jitter_eps"),
+)
 
 
 def run_of(catalog: Catalog) -> dict[str, Any]:

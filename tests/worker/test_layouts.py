@@ -33,6 +33,7 @@ NAMES = (
     "deepseek: EP2 PP2 interleaved",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
+APART = Layout("deepseek: loss apart", "deepseek", 2, f"{PP2} {CUT} Ettttm|L")
 BY_RANK = replace(CHOSEN["llama: TP2 SP CP2"], name="llama: by rank", ranks=2, options="--init-by-rank")
 
 
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def differences(folder: Path) -> dict[str, Difference]:
-    return compare([*CHOSEN.values(), BY_RANK], folder, STEPS)
+    return compare([*CHOSEN.values(), APART, BY_RANK], folder, STEPS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,6 +62,10 @@ def test_metrics_have_the_losses_of_routers_and_heads(
     assert losses == {"lm_loss", "seq_load_balancing_loss", "mtp_1_loss"}
     assert last["mtp_1_loss"] == pytest.approx(last["lm_loss"], rel=0.2)
     assert last["seq_load_balancing_loss"] == pytest.approx(1, rel=0.1)
+    *_, of_loss_stage = read_metrics(folder / APART.name / "metrics.jsonl")
+    assert {name: of_loss_stage[name] for name in losses} == pytest.approx(
+        {name: last[name] for name in losses}
+    )
 
 
 def test_weights_drawn_by_rank_differ(differences: dict[str, Difference]) -> None:

@@ -7,14 +7,16 @@ optimizer on either side, asynchronous saves, and the padded vocabulary.
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import MODELS, PP2, TP2
-from megatron.flagscale.checkpoint.optimizer_state import positions_without_padding
+from megatron.flagscale.checkpoint.optimizer_state import is_rounded, positions_without_padding
 
 pytestmark = pytest.mark.timeout(900)  # the first test of a fixture waits for all its trainings
 STEPS = 4
@@ -55,6 +57,16 @@ CONTINUED = (
     ("experts of one process, bf16", 2, f"{EP2} --bf16"),
 )
 OTHER_PADDING = "padded TP2 with other padding"
+MIXED_UP, NO_STATE = "saved as an earlier version did", "continued without the optimizer's state"
+BUCKETS = f"{ZERO} {OVERLAP} --ddp-bucket-size 20000"
+
+
+def mix_up_states() -> None:
+    """Save the states of the optimizer as the engine does."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    patched = DistributedOptimizer.sharded_param_state_fully_reshardable
+    DistributedOptimizer.sharded_param_state_fully_reshardable = patched.__wrapped__
 
 
 def is_slow(saved: str) -> bool:
@@ -84,6 +96,12 @@ def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         if request.config.getoption("--slow") or (saved, ranks, options) in QUICK
     ]
     runs.append(run(OTHER_PADDING, "llama", 1, ZERO, PADDED, load("padded TP2")))
+    mixed_up = folder / "saved" / MIXED_UP
+    saving = run(MIXED_UP, "gpt", 2, BUCKETS, f"--save '{mixed_up}' --save-interval {SAVED_AT}")
+    runs.append(replace(saving, mutation=f"{__name__}:mix_up_states"))
+    for precision in ("", "--bf16"):
+        runs.append(run(f"{MIXED_UP} {precision}", "gpt", 1, ZERO, precision, load(MIXED_UP)))
+    runs.append(run(NO_STATE, "gpt", 1, ZERO, load(MIXED_UP), "--no-load-optim"))
     return run_all(runs, folder / "runs")
 
 
@@ -104,6 +122,22 @@ def test_a_different_vocabulary_padding_is_refused_with_a_fix(curves: dict[str, 
     assert not refused.losses
     assert "has a padded vocabulary of 400 tokens, but this run has 300" in refused.error
     assert "set `make_vocab_size_divisible_by: 400`" in refused.error
+
+
+@pytest.mark.parametrize("precision", ["", "--bf16"])
+def test_states_of_other_parameters_are_refused(precision: str, curves: dict[str, Curve]) -> None:
+    refused = curves[f"{MIXED_UP} {precision}"]
+    assert not refused.losses
+    assert "the state of the optimizer in the checkpoint does not belong to its weights" in refused.error
+    whole, rest = curves[MIXED_UP], curves[NO_STATE]
+    assert rest.losses[0] == pytest.approx(whole.losses[SAVED_AT], abs=1e-5)
+
+
+def test_weights_may_be_rounded() -> None:
+    precise = torch.randn(8, 3)
+    for kind in (torch.float32, torch.bfloat16, torch.float16):
+        assert is_rounded(precise.flatten(), precise.to(kind))
+        assert not is_rounded(precise.roll(1, 0), precise.to(kind))
 
 
 def test_positions_without_the_padding_of_buckets() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flagscale.errors import UserError
 from megatron.flagscale.patching import Patch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _experts_join_or_leave(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,6 +119,34 @@ def positions_without_padding(buffer: Any) -> dict[Any, tuple[int, int, int]]:
     }
 
 
+def _refuse_mixed_up(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def load_state(self: Any, state: dict[int, dict[str, Any]]) -> None:
+        # The weights of the model are loaded first. An fp32 model shares them with the state.
+        parameters = [parameter for buffer in self.buffers for parameter in buffer.param_index_map]
+        for index, parameter in enumerate(parameters):
+            is_own = parameter in self.model_param_gbuf_map
+            if not is_own or self._is_distopt_quantized_param(parameter):
+                continue
+            if not is_rounded(state[index]["param"], parameter):
+                what = "the state of the optimizer in the checkpoint does not belong to its weights"
+                why = "it was saved by a version that mixed up padded buckets, or the files were changed"
+                fix = "set `no_load_optim: true` to continue without it, or start with `finetune: true`"
+                raise UserError(f"{what}: {why}; {fix}")
+        original(self, state)
+
+    return load_state
+
+
+def is_rounded(precise: torch.Tensor, weights: torch.Tensor) -> bool:
+    """Return whether `weights` are the precise values, or those values rounded to a shorter format."""
+    import torch
+
+    of_state = precise.to(weights.device, torch.float32).reshape(weights.shape)
+    is_close: bool = torch.allclose(weights.detach().float(), of_state, rtol=1e-2, atol=1e-6)
+    return is_close
+
+
 PATCHES = (
     Patch(
         "megatron.core.optimizer.distrib_optimizer:"
@@ -124,6 +156,15 @@ PATCHES = (
         "buckets (tied embeddings on a stage, overlapped gradients), it saves parts of other parameters.",
         "worker",
         until="it reads the parameters of a gathered buffer without the padding between buckets",
+    ),
+    Patch(
+        "megatron.core.optimizer.distrib_optimizer:"
+        "DistributedOptimizer.load_parameter_state_from_fully_reshardable",
+        _refuse_mixed_up,
+        "Checkpoints saved without the entry above have states of other parameters. They are loaded without "
+        "an error, and replace the correct weights.",
+        "worker",
+        until="no such checkpoints are left",
     ),
     Patch(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.sharded_state_dict",

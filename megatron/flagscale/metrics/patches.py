@@ -77,14 +77,43 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
 _further: dict[str, Any] = {}
 
 
+_OF_KINDS = {
+    "aux_loss": "load_balancing_loss",
+    "seq_aux_loss": "seq_load_balancing_loss",
+    "global_aux_loss": "global_load_balancing_loss",
+}
+"""The engine's name of the loss of each kind of load balancing."""
+
+
+def _weighted_losses(args: Any) -> set[str]:
+    """Return the losses of routers that count; the engine also lists those without a weight."""
+    kinds, weights = (
+        one if isinstance(one, list) else [one]
+        for one in (args.moe_router_load_balancing_type, args.moe_aux_loss_coeff)
+    )
+    pairs = zip(kinds, weights, strict=True)
+    of_kinds = {_OF_KINDS[kind] for kind, weight in pairs if weight and kind in _OF_KINDS}
+    return of_kinds | {"z_loss"} if args.moe_z_loss_coeff else of_kinds
+
+
 def _record_routers(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def aggregate(self: Any, *positional: Any, **named: Any) -> dict[str, Any]:
+        import torch
+        from megatron.core import mpu
+        from megatron.training import get_args
+
         found: dict[str, Any] = original(self, *positional, **named)
-        for name, entry in self.metrics.items():
-            # The engine also lists losses without a weight, and on a stage without experts, partial sums.
-            if name in found and (entry.reduce_group or entry.avg_group):
-                _further[name] = found[name]
+        weighted = _weighted_losses(get_args())
+        if names := [name for name in found if name in weighted]:
+            entries = [self.metrics[name] for name in names]
+            is_known = [bool(entry.reduce_group or entry.avg_group) for entry in entries]
+            # A stage without experts knows no groups to reduce over, and has partial sums.
+            values = torch.stack([found[name] * known for name, known in zip(names, is_known, strict=True)])
+            pipeline = mpu.get_pipeline_model_parallel_group()
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, pipeline)
+            found |= zip(names, values, strict=True)
+            _further.update({name: found[name] for name in names})
         return found
 
     return aggregate
@@ -173,7 +202,8 @@ PATCHES = (
     Patch(
         "megatron.core.transformer.moe.moe_logging:MoEMetricsTracker._aggregate",
         _record_routers,
-        "It returns the losses of routers, which the trainer adds to sums that it resets before it returns.",
+        "It returns the losses of routers, which the trainer adds to sums that it resets before it returns. "
+        "On a pipeline stage without experts, which may be the one that reports, they are partial sums.",
         "worker",
         until=_UNTIL,
     ),
