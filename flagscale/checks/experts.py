@@ -28,15 +28,13 @@ def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         what = "experts with biases need expert_tensor_parallel_size 1, or `disable_bias_linear: true`"
         yield "add_bias_linear", what
     kinds, weights = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
-    if (
-        isinstance(kinds, list)
-        and len(kinds) > 1
-        and (not isinstance(weights, list) or len(weights) != len(kinds))
-    ):
-        yield (
-            "moe_aux_loss_coeff",
-            f"give one value for each of the {len(kinds)} values of moe_router_load_balancing_type",
-        )
+    count, given = (len(one) if isinstance(one, list) else 1 for one in (kinds, weights))
+    if count != given:
+        each = f"each of the {count} values" if count > 1 else "the value"
+        yield "moe_aux_loss_coeff", f"give one value for {each} of moe_router_load_balancing_type"
+    elif (kind := _balance(values)) in _OTHER_BALANCE and weights not in (None, 0, [0]):
+        what = f"`moe_router_load_balancing_type: {kind}` has no loss: remove `moe_aux_loss_coeff`"
+        yield "moe_aux_loss_coeff", what
     yield from _frequency_violations(values)
     for name in ("moe_router_padding_for_quantization", "moe_router_padding_for_fp8"):
         if values.get(name) and not (values.get("fp8") or values.get("fp4")):

@@ -151,6 +151,14 @@ OF_THE_ENGINE = [
         },
         "give one value for each of the 2 values of moe_router_load_balancing_type",
     ),
+    Example({"num_experts": 4, "moe_aux_loss_coeff": [0.1, 0.2]}, "give one value for the value of"),
+    *(
+        Example(
+            {"num_experts": 4, "moe_router_load_balancing_type": kind, "moe_aux_loss_coeff": 0.1},
+            "has no loss: remove `moe_aux_loss_coeff`",
+        )
+        for kind in ("sinkhorn", "quantile_balancing")
+    ),
     Example({"num_experts": 4, "moe_layer_freq": [0, 1]}, "has 2 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "[0]*2+[1]*3"}, "has 5 values, but num_layers is 4"),
     Example({"num_experts": 4, "moe_layer_freq": "2*[0]+[1]*3"}, "has 5 values, but num_layers is 4"),
