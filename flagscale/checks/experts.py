@@ -27,8 +27,9 @@ _NOT_WITH_SINKHORN = ("moe_router_group_topk", "moe_router_topk_scaling_factor",
 def expert_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield every rule of the engine for experts that the arguments (by dest) break."""
     if not values.get("num_experts"):
-        for name in filter(values.get, _NEED_EXPERTS):
-            yield name, f"`{name}` needs `num_experts`"
+        for name in _NEED_EXPERTS:
+            if (values.get(name) or 0) > 0:
+                yield name, f"`{name}` needs `num_experts`"
         return
     tp, etp = values.get("tensor_model_parallel_size") or 1, values.get("expert_tensor_parallel_size")
     if tp > 1 and not values.get("sequence_parallel"):
@@ -136,9 +137,9 @@ def _router_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if values.get("moe_router_topk") == 1 and is_plain and balance != "sinkhorn":
         what = "`moe_router_topk: 1` needs `moe_router_pre_softmax: true`, or the router would not learn"
         yield "moe_router_topk", what
-    if balance == "sinkhorn" and values.get("moe_aux_loss_coeff") not in (None, 0, [0]):
-        what = "`moe_router_load_balancing_type: sinkhorn` has no auxiliary loss; remove `moe_aux_loss_coeff`"
-        yield "moe_aux_loss_coeff", what
+    if balance in _OTHER_BALANCE and values.get("moe_aux_loss_coeff") not in (None, 0, [0]):
+        what = f"`moe_router_load_balancing_type: {balance}` has no auxiliary loss"
+        yield "moe_aux_loss_coeff", f"{what}; remove `moe_aux_loss_coeff`"
     for name in ("moe_router_num_groups", "moe_router_fusion") if balance == "quantile_balancing" else ():
         if values.get(name):
             yield name, f"`{name}` is not supported with `moe_router_load_balancing_type: {balance}`"

@@ -174,9 +174,12 @@ OF_THE_ENGINE = [
         {"num_experts": 4, "moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "sinkhorn"},
         "`moe_expert_capacity_factor` is not supported with `moe_router_load_balancing_type: sinkhorn`",
     ),
-    Example(
-        {"num_experts": 4, "moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "sinkhorn"},
-        "sinkhorn` has no auxiliary loss; remove `moe_aux_loss_coeff`",
+    *(
+        Example(
+            {"num_experts": 4, "moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": kind},
+            f"{kind}` has no auxiliary loss; remove `moe_aux_loss_coeff`",
+        )
+        for kind in ("sinkhorn", "quantile_balancing")
     ),
     Example(
         {
