@@ -103,9 +103,12 @@ def _record_routers(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.core import mpu
         from megatron.training import get_args
 
+        args = get_args()
         found: dict[str, Any] = original(self, *positional, **named)
-        weighted = _weighted_losses(get_args())
-        if names := [name for name in found if name in weighted]:
+        weighted = _weighted_losses(args)
+        names = [name for name in found if name in weighted]
+        # With unequal meshes, all ranks have the whole sums (megatron/flagscale/hetero/patches.py).
+        if names and not args.hetero_layout:
             entries = [self.metrics[name] for name in names]
             is_known = [bool(entry.reduce_group or entry.avg_group) for entry in entries]
             # A stage without experts knows no groups to reduce over, and has partial sums.
@@ -113,7 +116,7 @@ def _record_routers(original: Callable[..., Any]) -> Callable[..., Any]:
             pipeline = mpu.get_pipeline_model_parallel_group()
             torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, pipeline)
             found |= zip(names, values, strict=True)
-            _further.update({name: found[name] for name in names})
+        _further.update({name: found[name] for name in names})
         return found
 
     return aggregate
