@@ -23,7 +23,7 @@ def chosen(name: str, topk: int, of: int, scores: torch.Tensor) -> tuple[torch.T
         "n_routed_experts": EXPERTS,
         "num_experts_per_tok": topk,
     }
-    groups = {"n_routed_experts": EXPERTS, "n_group": GROUPS, "topk_group": of, "routed_scaling_factor": 1.0}
+    groups = {"n_group": GROUPS, "topk_group": of, "routed_scaling_factor": 1.0}
     config = getattr(transformers, f"Deepseek{name}Config")(
         **sizes, **groups, norm_topk_prob=False, topk_method="group_limited_greedy"
     )
