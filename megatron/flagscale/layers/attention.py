@@ -113,18 +113,16 @@ class Attention(MegatronModule):
             return _hidden(zigzag_attention(q, k, v, scale, self.cp_group, self.ring))
         if self.cp_group:
             key, value = gather_sequence(key, self.cp_group), gather_sequence(value, self.cp_group)
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         if is_plain and starts is not None:
-            q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
             return _hidden(document_attention(q, k, v, starts, self._chunks(query, key), scale))
         is_usual = query.size(-1) == value.size(-1) or chip().sdpa_takes_other_widths
         if is_plain and not is_usual and not self.cp_group and query.size(0) == key.size(0):
-            q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
             return _hidden(causal_attention(q, k, v, scale))
         seen = None if mask is None else ~mask
         if self.window or starts is not None or (seen is None and causal and query.size(0) != key.size(0)):
             band = self._visible(query, key, starts)
             seen = band if seen is None else seen & band
-        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         # As everywhere in Megatron, with sequence parallelism the whole layer already runs under the tracker.
         tracked = dropout and not self.config.sequence_parallel
         with tensor_parallel.get_cuda_rng_tracker().fork() if tracked else nullcontext():
