@@ -46,18 +46,18 @@ def test_an_orphan_in_a_session_of_its_own_is_a_descendant_until_it_is_reaped() 
 
 def test_a_child_of_another_thread_is_a_descendant() -> None:
     lines = printed("""
-        asked, told = threading.Event(), threading.Event()
+        started, may_end = threading.Event(), threading.Event()
         def start():
             sleeping = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            told.set()
-            asked.wait()
+            started.set()
+            may_end.wait()
             sleeping.kill()
             sleeping.wait()
         thread = threading.Thread(target=start)
         thread.start()
-        told.wait()
+        started.wait()
         print(linux.may_have_descendants(()))
-        asked.set()
+        may_end.set()
         thread.join()
         print(linux.may_have_descendants(()))
     """)
