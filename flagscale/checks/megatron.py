@@ -12,11 +12,11 @@ from typing import Any
 
 from flagscale.checks.experts import (
     expert_violations,
+    group_routing_violations,
     head_violations,
     ineffective_remarks,
     silent_router_violations,
 )
-from flagscale.checks.group_routing import group_routing_violations
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.stablelm2 import stablelm2_remarks
