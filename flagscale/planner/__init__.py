@@ -1,1 +1,1 @@
-"""Pure models of what a job needs, from the engine's arguments: memory of layers."""
+"""Pure models of what a job needs and how long it takes, from the engine's arguments; see docs/planner.md."""

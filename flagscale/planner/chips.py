@@ -1,0 +1,121 @@
+"""The published and measured figures of chips, as data with their sources; users add chips by a file.
+
+A measured figure overrides the nominal one. Nothing here is computed from a chip's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flagscale.errors import Problem, UserError, nearest
+from flagscale.frozen import dataclass, field
+
+TABLE = Path(__file__).with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Link:
+    """The connection between devices: `bytes_s` per device and direction; 0 if unknown or absent."""
+
+    bytes_s: float = 0.0
+    latency_s: float = 0.0
+    """Seconds of one message; 0: unknown, and the constants of the time model apply."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of device; rates are those of one device."""
+
+    name: str
+    flop_s: Mapping[str, float]
+    """Dense peak by precision: bfloat16, float16, float32, fp8, fp4; those that are unknown are absent."""
+    memory_bytes: float
+    """What a process can allocate at most, as far as known."""
+    hbm_bytes_s: float
+    """Bandwidth of the device's own memory; 0 if unknown."""
+    inside: Link = Link()
+    """Between the devices of one node."""
+    outside: Link = Link()
+    """Between nodes, per device."""
+    per_node: int = 8
+    """Devices that the `inside` link connects."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Curves and shares measured on this chip; see docs/planner.md for the names."""
+    source: str = ""
+
+
+def find_chip(name: str, own: Mapping[str, Any] | None = None, where: str = "") -> Chip:
+    """Return a chip by its name; `own` are the entries of a user's file, which come first.
+
+    Raises:
+        UserError: there is no such chip, or its entry is wrong; names the nearest one.
+    """
+    entries = {**chip_table(), **(own or {})}
+    if name not in entries:
+        raise UserError([Problem(f"unknown chip `{name}`", where, nearest(name, entries))])
+    return chip_of(name, entries[name])
+
+
+@functools.cache
+def chip_table() -> Mapping[str, Any]:
+    """Return the entries that come with FlagScale, by name."""
+    found: Mapping[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))["chips"]
+    return found
+
+
+def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
+    """Return the chip of one entry of the table."""
+    flop_s = {
+        precision: 1e12 * entry[key]
+        for precision, key in _PEAKS.items()
+        if isinstance(entry.get(key), int | float)
+    }
+    inside, outside = entry.get("intra_node") or {}, entry.get("inter_node") or {}
+    measured = entry.get("measured") or {}
+    return Chip(
+        name=name,
+        flop_s=flop_s,
+        memory_bytes=_memory(entry, measured),
+        hbm_bytes_s=1e9 * _number(measured.get("hbm_gb_s"), entry.get("hbm_gb_s")),
+        # The data gives both directions together for links inside a node.
+        inside=Link(1e9 * _number(inside.get("gb_s")) / 2),
+        outside=Link(1e9 * _number(outside.get("gbit_s_per_card")) / 8),
+        per_node=int(inside.get("world") or 1),
+        measured=measured,
+        source=_source(entry.get("source")),
+    )
+
+
+_PEAKS = {
+    "bfloat16": "bf16_tflops_dense",
+    "float16": "fp16_tflops_dense",
+    "float32": "fp32_tflops_dense",
+    "fp8": "fp8_tflops_dense",
+    "fp4": "fp4_tflops_dense",
+}
+
+
+def _memory(entry: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
+    gib = measured.get("memory_gib")
+    return gib * 2**30 if gib else 1e9 * _number(entry.get("memory_gb"))
+
+
+def _number(*candidates: Any) -> float:
+    """Return the first figure that is known, 0 if none is; of a range, the middle."""
+    for one in candidates:
+        if isinstance(one, list) and one:
+            return float(sum(one) / len(one))
+        if isinstance(one, int | float):
+            return float(one)
+    return 0.0
+
+
+def _source(source: Any) -> str:
+    if not isinstance(source, Mapping):
+        return str(source or "")
+    places = (source.get("url"), source.get("repo"), source.get("path"), source.get("commit"))
+    return " ".join(str(place) for place in places if place)

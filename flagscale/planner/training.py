@@ -1,0 +1,90 @@
+"""A job of training as the planner sees it: the model, how it is divided, the chips, what each step does."""
+
+from __future__ import annotations
+
+from flagscale.checks.hetero.layout import HeteroLayout, Stage
+from flagscale.checks.recompute import RecomputeSchedule, Setting
+from flagscale.frozen import dataclass
+from flagscale.planner.chips import Chip
+from flagscale.planner.model_shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the ranks of one mesh have beside the mesh's degrees. An ordinary job has one mesh."""
+
+    chip: Chip
+    micro_batch: int
+    """Samples."""
+    expert_tp: int = 1
+    sequence_parallel: bool = False
+    per_node: int = 8
+    """Ranks on one host, neighbours in the order of ranks."""
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Precisions and the optimizer: what decides the bytes per parameter."""
+
+    compute: str = "bfloat16"
+    """bfloat16, float16, float32, fp8 or fp4: of the large multiplications."""
+    parameter_bytes: float = 2
+    gradient_bytes: float = 4
+    """Of the buffer in which gradients are summed and reduced."""
+    state_bytes: float = 12
+    """Of the optimizer, per parameter that it updates: its copy of the parameter and its moments."""
+    distributed: bool = False
+    """Whether the optimizer's states are divided over the copies of the model."""
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """What is computed twice: `modules` of every layer, or whole layers as `full` says."""
+
+    modules: tuple[str, ...] = ()
+    full: Setting | None = None
+    schedule: RecomputeSchedule | None = None
+    """Per stage and micro-batch; overrides `full`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The input of every estimate."""
+
+    model: ModelShape
+    layout: HeteroLayout
+    """One mesh if the job is an ordinary one."""
+    blocks: tuple[Block, ...]
+    """One for each mesh of the layout."""
+    sequence: int
+    """Tokens per sample."""
+    batch: int
+    """Samples per step, over all ranks."""
+    padded_vocabulary: int
+    numerics: Numerics = Numerics()
+    implementation: str = "transformer_engine"
+    """transformer_engine, torch or local."""
+    recompute: Recompute = Recompute()
+    prediction_chunk: int | None = None
+    """The model chunk, in the order of layers, that has the prediction heads; None: the last one."""
+    capacity: float | None = None
+    """Tokens that an expert takes, relative to a balanced share; None: no limit, balanced is assumed."""
+    overlap_gradients: bool = False
+    overlap_parameters: bool = False
+    overlap_tensor: bool = False
+    overlap_pipeline: bool = True
+    fused_gradients: bool = True
+    """Whether weight gradients are added to their buffer by the multiplication itself."""
+    fused_loss: bool = False
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of each copy of the model per step."""
+        return self.batch // (self.layout.meshes[0].dp * self.blocks[0].micro_batch)
+
+    def chunk_layers(self, stage: Stage, chunk: int) -> range:
+        """Return the numbers, in the order of the model, of the layers of one chunk of a stage."""
+        stages = self.layout.stages
+        before = sum(sum(one.chunks[number] for one in stages) for number in range(chunk))
+        first = before + sum(one.chunks[chunk] for one in stages[: stage.index])
+        return range(first, first + stage.chunks[chunk])
