@@ -49,7 +49,7 @@ def test_a_job_that_nobody_starts_may_have_any_number_of_hosts() -> None:
     devices = LocalDevices("nvidia", 0, False, only_plans=True, any_hosts=True)
     hosts = select_hosts(SSH.rules, Runner(nnodes=3, nproc_per_node=4), devices)
     assert hosts == tuple(Host(rank, f"host-{rank}", 4, "nvidia") for rank in range(3))
-    with pytest.raises(UserError, match="give experiment.runner.nproc_per_node"):
+    with pytest.raises(UserError, match=r"give experiment\.runner\.nproc_per_node"):
         select_hosts(SSH.rules, Runner(nnodes=3), devices)
 
 
