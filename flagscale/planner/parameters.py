@@ -1,8 +1,8 @@
 """The weights that one rank holds, exactly as the engine creates them: shapes, elements, and who shares them.
 
-Rules: Megatron-core 0.19.2 (`gpt_model.py`, `attention.py`, `multi_latent_attention.py`, `mlp.py`, `router.py`,
-`multi_token_prediction.py`), and `drop_unused_outputs` of our own. The implementations of layers differ in one
-thing: with tensor parallelism, every rank of TransformerEngine holds the whole down-projections of latent
+Rules: Megatron-core 0.19.2 (`gpt_model.py`, `attention.py`, `multi_latent_attention.py`, `mlp.py`,
+`router.py`, `multi_token_prediction.py`), and our `drop_unused_outputs`. Implementations of layers differ in
+one thing: with tensor parallelism, every rank of TransformerEngine holds the whole down-projections of latent
 attention, which `torch` and `local` split.
 
 A size that a degree does not divide is rounded up; the checks of a job refuse it.
