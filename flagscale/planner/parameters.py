@@ -88,7 +88,7 @@ def stage_parameters(training: Training, stage: Stage) -> Parameters:
         if has_norm:
             found += _norm(model, "final norm", "final_layernorm", model.hidden)
         if has_heads:
-            found += _heads(training, stage)
+            found += _heads(training, stage, has_layers=bool(layers))
         # A tied output shares the weights of an embedding on the same rank and chunk.
         if number == last and not (model.tied and (number == 0 or has_heads)):
             found.append(Weight("output", "output_layer", _vocabulary(training, stage)))
@@ -124,14 +124,19 @@ def _vocabulary(training: Training, stage: Stage) -> tuple[int, int]:
     return _share(training.padded_vocabulary, stage.tp), training.model.hidden
 
 
-def _heads(training: Training, stage: Stage) -> Iterator[Weight]:
-    """Yield the weights of all prediction heads; each has a layer of the kind of the model's last one."""
+def _heads(training: Training, stage: Stage, has_layers: bool) -> Iterator[Weight]:
+    """Yield the weights of all prediction heads of a chunk, each with a layer of the kind of the last one.
+
+    In a chunk without layers, the engine gives its own layers experts if any layer of the model has them.
+    """
     model, part = training.model, "prediction heads"
     count = model.prediction_heads
+    is_engines = training.implementation != "torch"
+    is_moe = bool(model.experts) if is_engines and not has_layers else model.experts_in[-1]
     for name in ("enorm", "hnorm", "final_layernorm"):
         yield from _norm(model, part, name, model.hidden, count)
     yield Weight(part, "eh_proj", (_share(model.hidden, stage.tp), 2 * model.hidden), count)
-    for weight in _layers(training, stage, model.experts_in[-1], count):
+    for weight in _layers(training, stage, is_moe, count):
         yield replace(weight, part=part)
 
 
