@@ -83,7 +83,9 @@ def _transformer(training: Training, degrees: dict[str, Any]) -> Any:
         "add_bias_linear": model.linear_bias,
         "add_qkv_bias": model.qkv_bias,
         "qk_layernorm": model.qk_norm,
+        "attention_output_gate": model.output_gate,
         "mtp_num_layers": model.prediction_heads or None,
+        "mtp_use_repeated_layer": model.repeated_head,
         "sequence_parallel": training.blocks[0].sequence_parallel,
         "pipeline_model_parallel_layout": _layout(training),
         "pipeline_dtype": torch.bfloat16,
@@ -101,6 +103,7 @@ def _transformer(training: Training, degrees: dict[str, Any]) -> Any:
             "moe_router_topk": model.topk,
             "moe_ffn_hidden_size": model.expert_ffn,
             "moe_shared_expert_intermediate_size": model.shared_ffn or None,
+            "moe_shared_expert_gate": model.shared_gate,
             "moe_layer_freq": [int(is_moe) for is_moe in model.experts_in],
             "moe_token_dispatcher_type": "alltoall",
         }

@@ -114,6 +114,9 @@ def random_model(draw: random.Random, tp: int, layers: int) -> ModelShape:
         qk_norm=draw.random() < 0.5,
         tied=draw.random() < 0.5,
         learned_positions=64 if has_table else 0,
+        output_gate=attention != "mla" and draw.random() < 0.2,
+        shared_gate=is_moe and draw.random() < 0.5,
+        repeated_head=draw.random() < 0.3,
         **latent,
         **mixture,
     )
