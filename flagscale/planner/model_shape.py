@@ -57,6 +57,9 @@ class ModelShape:
     """The shared expert's output is multiplied by a gate."""
     repeated_head: bool = False
     """All prediction heads are one, applied several times."""
+    """Behind attention, behind the MLP, and behind the embedding."""
+    attention_dropout: bool = False
+    """Of the weights of attention."""
 
     @property
     def layers(self) -> int:
@@ -106,6 +109,7 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         output_gate=bool(values.get("attention_output_gate")),
         shared_gate=bool(mixture.get("moe_shared_expert_gate")),
         repeated_head=bool(values.get("mtp_use_repeated_layer")),
+        attention_dropout=(values.get("attention_dropout") or 0) > 0,
     )
 
 
