@@ -51,15 +51,15 @@ class ModelShape:
     learned_positions: int = 0
     """Rows of an embedding of positions; 0: rotary positions or none."""
     dropout: bool = False
+    """Behind attention, behind the MLP, and behind the embedding."""
+    attention_dropout: bool = False
+    """Of the weights of attention."""
     output_gate: bool = False
     """Attention's output is multiplied by a gate, one more projection as wide as the queries."""
     shared_gate: bool = False
     """The shared expert's output is multiplied by a gate."""
     repeated_head: bool = False
     """All prediction heads are one, applied several times."""
-    """Behind attention, behind the MLP, and behind the embedding."""
-    attention_dropout: bool = False
-    """Of the weights of attention."""
 
     @property
     def layers(self) -> int:
