@@ -114,8 +114,8 @@ _PEAKS = {
 
 
 def _memory(entry: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
-    gib = measured.get("memory_gib")
-    return gib * 2**30 if gib else 1e9 * _number(entry.get("memory_gb"))
+    # Data sheets say GB, but count in GiB: a device of "80 GB" reports 79.6 GiB.
+    return 2**30 * _number(measured.get("memory_gib"), entry.get("memory_gb"))
 
 
 def _number(*candidates: Any) -> float:
