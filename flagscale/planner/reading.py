@@ -187,7 +187,7 @@ def _padded(values: Mapping[str, Any], layout: HeteroLayout, tokens: int) -> int
 
 
 def _exchange(given: Any) -> str:
-    """Return how context parallel ranks exchange keys; a list has one entry for all layers, or one for each."""
+    """Return how context parallel ranks exchange keys, from one value or a list with one for each layer."""
     first = given[0] if isinstance(given, list | tuple) and given else given
     return str(first or "p2p")
 
