@@ -28,7 +28,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Network:
-    """What the links of one kind of chip reach, in bytes per second and direction of one device; 0: unknown."""
+    """What the links of one kind of chip reach, in bytes per second, device and direction; 0: unknown."""
 
     chip: str
     domain: int
@@ -65,7 +65,7 @@ class Network:
         return moved / self._ring(group) + self._latency(group)
 
     def exchange(self, nbytes: float, group: Group) -> float:
-        """Return the seconds of an all-to-all, in which each rank has `nbytes`, an equal share for each rank."""
+        """Return the seconds of an all-to-all: each rank has `nbytes`, an equal share for each rank."""
         if group.size < 2:
             return 0.0
         if group.inside == group.size and (

@@ -55,9 +55,7 @@ def layer_time(
 def summed(pieces: Iterable[Piece]) -> LayerTime:
     """Return some pieces together."""
     found = tuple(pieces)
-    return LayerTime(
-        _sum(piece.forward for piece in found), _sum(piece.backward for piece in found), found
-    )
+    return LayerTime(_sum(piece.forward for piece in found), _sum(piece.backward for piece in found), found)
 
 
 def _sum(parts: Iterable[Seconds]) -> Seconds:

@@ -1,4 +1,4 @@
-"""The pieces of work of a layer, of the embedding and of the output, in seconds on one rank for one micro-batch.
+"""The pieces of work of a layer, of the embedding and of the output: seconds of one micro-batch on one rank.
 
 A multiplication stands for each weight that parameters.py lists. Communication is what of it is exposed: the
 engine hides reduce-scatter behind the gradient of the weight, and gathers for that gradient behind the
@@ -161,7 +161,9 @@ class Pieces:
         yield self._moved("norm", own * model.kv_lora, 2, 4)
         yield self._column("up", weights["self_attention.linear_kv_up_proj"])
 
-    def _mlp(self, weights: Mapping[str, Weight], module: str, names: tuple[str, str, str]) -> Iterator[Piece]:
+    def _mlp(
+        self, weights: Mapping[str, Weight], module: str, names: tuple[str, str, str]
+    ) -> Iterator[Piece]:
         first, second = weights[f"{module}.linear_fc1"], weights[f"{module}.linear_fc2"]
         yield self._column(names[0], first)
         yield self._act(names[1], self.division.tokens * second.shape[1])
@@ -228,10 +230,8 @@ class Pieces:
             Seconds(to_input + to_weight, behind, 2 + casts),
         )
 
-    def _products(
-        self, weight: Weight, tokens: float, is_plain: bool = False
-    ) -> tuple[float, float, float]:
-        """Return the seconds of the product, of its input's gradient and of its weight's, with their casts."""
+    def _products(self, weight: Weight, tokens: float, is_plain: bool = False) -> tuple[float, float, float]:
+        """Return the seconds of the product, of its input's gradient, and of its weight's, casts included."""
         out, into = weight.shape
         speeds = self.speeds
         forward = speeds.multiply(tokens, out, into, is_plain)
@@ -252,7 +252,9 @@ class Pieces:
         if speeds.is_narrow:
             forward += speeds.move(_CAST_BYTES * count * tokens * into)
             to_input += speeds.move(_CAST_BYTES * count * tokens * out)
-        return Piece("experts", Seconds(forward, 0.0, 1 + count), Seconds(to_input + to_weight, 0.0, 2 * count))
+        return Piece(
+            "experts", Seconds(forward, 0.0, 1 + count), Seconds(to_input + to_weight, 0.0, 2 * count)
+        )
 
     def _attend(self) -> Piece:
         of, model, speeds = self.division, self.model, self.speeds
@@ -285,9 +287,7 @@ class Pieces:
         forward = 2 * one + speeds.move((6 + 5 * masked) * scores)
         return forward, 4 * one + speeds.move((8 + 4 * masked) * scores)
 
-    def _shared_keys(
-        self, keys: float, rest: float, forward: float, backward: float
-    ) -> tuple[float, float]:
+    def _shared_keys(self, keys: float, rest: float, forward: float, backward: float) -> tuple[float, float]:
         """Return what is exposed of the exchange between context parallel ranks.
 
         `keys`: bytes of this rank's keys and values; `rest`: of its queries and outputs.

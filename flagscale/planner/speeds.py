@@ -65,9 +65,7 @@ class Speeds:
         moved = _WIDTHS.get(precision, 2.0) * (m * k + k * n) + (out_width or self.width) * m * n
         return max(2 * m * n * k / rate, moved / self.hbm_bytes_s) + self.ramp_s
 
-    def multiply_groups(
-        self, groups: float, m: float, n: float, k: float, out_width: float = 0.0
-    ) -> float:
+    def multiply_groups(self, groups: float, m: float, n: float, k: float, out_width: float = 0.0) -> float:
         """Return the seconds of one product for each group, of [m, k] times [k, n]."""
         if (known := self.curves.grouped_s(self.precision, groups, m, n, k)) is not None:
             return known
@@ -123,14 +121,16 @@ def peak(chip: Chip, compute: str) -> float:
         return found
     if compute == "float32":
         return peak(chip, "bfloat16") / 2
-    return next((chip.flop_s[one] for one in _INSTEAD[compute] if one in chip.flop_s), 0.0)
+    instead = _INSTEAD.get(compute, ())
+    return next((rate for one in instead if (rate := chip.flop_s.get(one))), 0.0)
 
 
 def _reached(chip: Chip, compute: str, constants: Constants) -> float:
     """Return the rate of large multiplications: dense arithmetic is limited by power, more so the faster."""
     nominal = peak(chip, compute)
     density = chip.power_w / (nominal / 1e12) if chip.power_w else _TYPICAL_DENSITY
-    return nominal * min(0.95, constants.gemm_share * density**constants.power_exponent)
+    share: float = constants.gemm_share * density**constants.power_exponent
+    return nominal * min(0.95, share)
 
 
 _TYPICAL_DENSITY = 0.7
