@@ -60,8 +60,8 @@ def arguments_of(row: Fields, assumed: Assumed) -> dict[str, Any]:
         **_recompute(row, assumed),
         **_flags(row),
     }
-    is_old = row.at("source").text("key") in _OLD_SOFTWARE
-    values["transformer_impl"] = "local" if is_old else "transformer_engine"
+    if row.at("source").text("key") in _OLD_SOFTWARE:
+        values |= {"transformer_impl": "local", "attention_backend": "local"}
     return values
 
 
@@ -151,6 +151,7 @@ _SAME_MEANING = {
     "moe_permute_fusion": "moe_permute_fusion",
     "moe_dispatcher": "moe_token_dispatcher_type",
     "moe_capacity_factor": "moe_expert_capacity_factor",
+    "attention": "attention_backend",
 }
 
 
@@ -159,8 +160,10 @@ def _flags(row: Fields) -> dict[str, Any]:
     values = {
         dest: flags.values[name] for name, dest in _SAME_MEANING.items() if flags.values.get(name) is not None
     }
-    if flags.values.get("cross_entropy_fusion"):
-        values["cross_entropy_loss_fusion"] = True
+    if kind := flags.values.get("cross_entropy_fusion"):
+        values |= {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": str(kind)}
+    if kind := flags.text("cp_comm"):
+        values["cp_comm_type"] = [kind]
     if flags.values.get("moe_balance") == "forced":
         values["moe_router_force_load_balancing"] = True
     if flags.values.get("grad_reduce_in_fp32") is False:
