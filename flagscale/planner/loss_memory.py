@@ -26,9 +26,9 @@ def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> 
     """Return the memory of everything behind the last layer.
 
     The engine's loss copies the logits to float, and keeps this copy as probabilities, which become their own
-    gradients; those are copied to the precision of the logits (megatron/core/tensor_parallel/cross_entropy.py,
-    0.19.2). TransformerEngine's loss writes the gradients over the logits (triton/cross_entropy.py, 2.11).
-    Each prediction head has a loss of its own.
+    gradients; those are copied to the precision of the logits (Megatron-core 0.19.2,
+    tensor_parallel/cross_entropy.py). TransformerEngine's loss writes the gradients over the logits (2.11,
+    triton/cross_entropy.py). Each prediction head has a loss of its own.
     """
     model, width = training.model, setting.width
     logits = setting.tokens * training.padded_vocabulary / stage.tp

@@ -88,6 +88,7 @@ def training_of(
         fused_activation=bool(
             values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
         ),
+        grouped_experts=bool(values.get("moe_grouped_gemm")),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
         exchange=_exchange(values.get("cp_comm_type")),
     )

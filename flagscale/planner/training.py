@@ -80,6 +80,8 @@ class Training:
     """Whether the gradients of the logits take the place of the logits, as in TransformerEngine's loss."""
     fused_activation: bool = True
     """Whether the activation of an MLP is one kernel, which keeps its input only."""
+    grouped_experts: bool = True
+    """Whether the experts of a rank are multiplied as groups (`moe_grouped_gemm`)."""
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
