@@ -20,8 +20,12 @@ def static_memory(training: Training, stage: Stage, parameters: Parameters) -> I
     numerics = training.numerics
     yield "parameters", parameters.total * numerics.parameter_bytes
     yield "gradients", parameters.total * numerics.gradient_bytes
-    copies, expert_copies = copies_of(training, stage) if numerics.distributed else (1, 1)
-    states = parameters.dense / copies + parameters.expert / expert_copies
+    states: float = parameters.total
+    if numerics.distributed:
+        copies, expert_copies = (
+            max(1, copies // numerics.instances) for copies in copies_of(training, stage)
+        )
+        states = parameters.dense / copies + parameters.expert / expert_copies
     yield "optimizer", states * numerics.state_bytes
 
 
