@@ -102,7 +102,7 @@ def _peak(training: Training, stage: Stage) -> Moment:
     alive: dict[tuple[int, int], Chunk] = {}
     total, most = 0.0, -1.0
     best = Moment({}, 0.0, "nothing")
-    for work in order(training.layout, stage.index, _micro_batches(training)):
+    for work in order(training.layout, stage.index, _micro_batches(training), training.group):
         key = (work.micro_batch, work.chunk)
         if work.is_forward:
             full = full_recompute(training, stage, work.chunk, work.micro_batch)
@@ -138,5 +138,6 @@ def _micro_batches(training: Training) -> int:
     """Return how many micro-batches the walk needs: equal ones repeat once the pipeline is full."""
     if training.recompute.schedule is not None:
         return training.micro_batches
-    pp = len(training.layout.stages)
-    return min(training.micro_batches, max(warm_ups(training.layout)) + 2 * pp)
+    group = max(len(training.layout.stages), training.group)
+    needed = max(warm_ups(training.layout, training.group)) // training.layout.chunks + 1
+    return min(training.micro_batches, (needed // group + 2) * group)
