@@ -26,7 +26,11 @@ def reported(rows: Sequence[Row]) -> list[float | None]:
     wanted = [_arguments(row) if len(row.copies) == 1 else None for row in rows]
     given = json.dumps([one for one in wanted if one])
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.engine_report"], input=given, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "benchmarks.engine_report"],
+        input=given,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = iter(json.loads(child.stdout.splitlines()[-1]))
     return [next(found) if one else None for one in wanted]
