@@ -73,6 +73,8 @@ class Training:
     overlap_parameters: bool = False
     overlap_tensor: bool = False
     overlap_pipeline: bool = True
+    group: int = 0
+    """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""
     fused_gradients: bool = True
     """Whether weight gradients are added to their buffer by the multiplication itself."""
     fused_loss: bool = False
