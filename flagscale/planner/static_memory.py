@@ -9,6 +9,7 @@ from flagscale.planner import te_layer
 from flagscale.planner.parameters import Parameters
 from flagscale.planner.training import Training
 
+
 WORKSPACE = 32 * 2**20
 """Bytes of one workspace of the library of multiplications (cuBLAS); TransformerEngine has one of its own, and
 four for grouped products (`get_cublas_workspace_size_bytes`)."""
