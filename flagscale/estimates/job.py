@@ -13,7 +13,7 @@ from flagscale.config.command import Request
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
-from flagscale.estimates.chips import UnknownChip, chip_entries, chips_of
+from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
 from flagscale.estimates.text import estimate_line, warning_text
 from flagscale.estimates.training import refuse_other_engines, training_for
 from flagscale.plan.stages import check_stages
@@ -69,7 +69,7 @@ def short_estimate(job: Job, experiment: Experiment, chip: str, source_map: Sour
         found = _estimate(job, experiment, chip, source_map)
     except UserError as error:
         line = f"memory: not estimated: {error.problems[0].what} (action=estimate says more)"
-        return ShortEstimate(line, lacks_chip=isinstance(error, UnknownChip) and not chip)
+        return ShortEstimate(line, lacks_chip=isinstance(error, ChipUnknown) and not chip)
     return ShortEstimate(estimate_line(found), warning_text(found))
 
 
