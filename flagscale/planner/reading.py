@@ -81,8 +81,16 @@ def training_of(
         overlap_parameters=bool(values.get("overlap_param_gather")),
         overlap_tensor=bool(values.get("tp_comm_overlap")),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
+        group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
         fused_gradients=bool(values.get("gradient_accumulation_fusion", True)),
         fused_loss=bool(values.get("cross_entropy_loss_fusion")),
+        loss_in_place=bool(values.get("cross_entropy_loss_fusion"))
+        and values.get("cross_entropy_fusion_impl") == "te",
+        fused_activation=bool(
+            values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
+        ),
+        stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
+        exchange=_exchange(values.get("cp_comm_type")),
     )
 
 
@@ -177,6 +185,12 @@ def _padded(values: Mapping[str, Any], layout: HeteroLayout, tokens: int) -> int
         divisor = int(of_mesh["make_vocab_size_divisible_by"])
     multiple = divisor * layout.meshes[0].tp
     return -(-tokens // multiple) * multiple
+
+
+def _exchange(given: Any) -> str:
+    """Return how context parallel ranks exchange keys, from one value or a list with one for each layer."""
+    first = given[0] if isinstance(given, list | tuple) and given else given
+    return str(first or "p2p")
 
 
 def _recompute(values: Mapping[str, Any]) -> Recompute:
