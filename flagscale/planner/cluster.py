@@ -26,12 +26,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Route:
-    """What connects two types, per device and direction."""
+    """What connects devices of two types."""
 
-    direct: Link = Link()
-    """Between devices; no bandwidth: they cannot exchange messages directly."""
-    through_host: Link = Link()
-    """By copies through the memory of the hosts."""
+    link: Link
+    through_host: bool = False
+    """Whether messages are copied through the memory of the hosts, because the devices cannot exchange any."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Cluster:
         """Return what connects two pools."""
         if found := self.routes.get(frozenset((one.type, other.type))):
             return found
-        slower = min(one.chip.outside, other.chip.outside, key=lambda link: link.bytes_s)
-        return Route(direct=slower)
+        return Route(min(one.chip.outside, other.chip.outside, key=lambda link: link.bytes_s))
 
     def check(self) -> None:
         """Raise UserError with everything that a search cannot start with."""
@@ -62,7 +60,6 @@ class Cluster:
             yield Problem(f"the type `{name}` has {types.count(name)} pools: give each type once")
         for number, one in enumerate(self.pools):
             for other in self.pools[number + 1 :]:
-                route = self.route(one, other)
-                if not route.direct.bytes_s and not route.through_host.bytes_s:
+                if not self.route(one, other).link.bytes_s:
                     what = f"no bandwidth is known between {one.type} and {other.type}"
                     yield Problem(what, "", "give `inter_node` of both chips, or a link between the types")

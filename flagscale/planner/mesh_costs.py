@@ -49,7 +49,7 @@ class LayerCosts(NamedTuple):
     fixed: float
     """Bytes of any stage."""
     hand_over: float
-    """Seconds per micro-batch and chunk that the messages between the stages of a mesh cost a stage."""
+    """Seconds per micro-batch that messages between the stages of a mesh cost a stage, if nothing hides them."""
     first_seconds: float
     """Of the embedding, per micro-batch."""
     first_bytes: float

@@ -397,8 +397,8 @@ def _held(costs: Any, limits: Any, q: Any, seconds: Any, nbytes: Any) -> Any:
 
     An upper bound of what `stage_layers` computes: it recomputes whole layers, and holds no fewer micro-batches.
     """
-    layer, again, static, kept, kept_again, fixed, hand_over, *_, room = costs.T[:, :, None]
-    time = limits[:, None, None] - hand_over[None] - (seconds[:, None] if np.ndim(seconds) else 0)
+    layer, again, static, kept, kept_again, fixed, _, *_, room = costs.T[:, :, None]
+    time = limits[:, None, None] - (seconds[:, None] if np.ndim(seconds) else 0)
     left = room - fixed - (nbytes[:, None] if np.ndim(nbytes) else 0)
     each, saved = static + q * kept, q * np.maximum(kept - kept_again, 0)
     without = left / each

@@ -68,6 +68,15 @@ class Pipeline:
                     found.append(min(m, behind + crossed + 1))
         return found
 
+    @property
+    def hand_over(self) -> float:
+        """The seconds per micro-batch in which a stage waits for its own messages.
+
+        The engine overlaps messages if the pipeline is interleaved, we do if there are several meshes.
+        """
+        is_alone = len(self.parts) == 1 and self.chunks == 1 and self.stages > 1
+        return self.parts[0].costs.hand_over if is_alone else 0.0
+
     def pace(self, slowest: float) -> float:
         """Return the seconds from one micro-batch to the next if the slowest stage takes `slowest`."""
         if self.chunks > 1:
@@ -107,7 +116,7 @@ def stage_cost(
     costs, last = pipeline.of_stages[stage], pipeline.stages - 1
     if layers < pipeline.chunks:
         return None
-    seconds = layers * costs.seconds + (pipeline.chunks * costs.hand_over if last else 0.0)
+    seconds = layers * costs.seconds + pipeline.hand_over
     nbytes = layers * (costs.static + in_flight * costs.kept) + costs.fixed
     if stage == 0:
         seconds, nbytes = seconds + costs.first_seconds, nbytes + costs.first_bytes
@@ -167,7 +176,7 @@ def best_split(pipeline: Pipeline, layers: int, limit: float = np.inf) -> Split 
 def _tables(pipeline: Pipeline, layers: int) -> tuple[Table, Table]:
     """Return seconds and recomputed layers of every stage with 0 to `layers` layers (as `stage_cost`)."""
     costs = np.array(pipeline.of_stages)
-    seconds, again, static, kept, kept_again, fixed, hand_over = costs[:, :7].T[:, :, None]
+    seconds, again, static, kept, kept_again, fixed, _ = costs[:, :7].T[:, :, None]
     first_s, first_b, last_s, last_b, room = costs[:, 7:].T
     ends, more = np.zeros(len(costs)), np.zeros(len(costs))
     ends[0], more[0] = first_s[0], first_b[0]
@@ -178,7 +187,7 @@ def _tables(pipeline: Pipeline, layers: int) -> tuple[Table, Table]:
     with np.errstate(divide="ignore", invalid="ignore"):
         counts = np.ceil((over + kept) / (q * saved))
     counts = np.where(over > 0, counts, 0)
-    table = number * seconds + ends[:, None] + (pipeline.chunks * hand_over if len(costs) > 1 else 0)
+    table = number * seconds + ends[:, None] + pipeline.hand_over
     with np.errstate(invalid="ignore"):
         table = np.where(counts <= number, table + counts * again, np.inf)
     table[:, : min(pipeline.chunks, layers + 1)] = np.inf

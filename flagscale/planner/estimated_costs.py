@@ -1,0 +1,173 @@
+"""The costs of one layer by the models of time and memory, for searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
+from flagscale.frozen import replace
+from flagscale.planner.cluster import Cluster, Pool
+from flagscale.planner.collectives import Network, network
+from flagscale.planner.constants import Constants
+from flagscale.planner.live_memory import NOTHING, chunk_memory, layer_setting
+from flagscale.planner.memory import CONTEXT, RESERVE
+from flagscale.planner.mesh_costs import LayerCosts, Ranks
+from flagscale.planner.parameters import stage_parameters
+from flagscale.planner.speeds import Speeds, speeds
+from flagscale.planner.stage_time import MeshTimes, StageTimes
+from flagscale.planner.static_memory import engine_buffers, static_memory
+from flagscale.planner.step_time import COPIES
+from flagscale.planner.training import Block, Recompute, Training
+
+
+class EstimatedCosts:
+    """Costs of a training's layers: three stages of one layer each stand for the first, a middle, the last.
+
+    Where a model has two kinds of layers, seconds are those of the mean, bytes those of its worst run.
+    """
+
+    def __init__(
+        self, training: Training, cluster: Cluster, constants: Constants, memory_factor: float = 1.0
+    ) -> None:
+        """`memory_factor`: how many times its estimate a rank may need."""
+        self.training, self.cluster, self.constants = training, cluster, constants
+        self.memory_factor = memory_factor
+        model = training.model
+        self.shares = _shares(model.experts_in)
+        size = min(4, model.layers)
+        runs = [model.experts_in[first : first + size] for first in range(model.layers - size + 1)]
+        self.worst_shares = _shares(max(runs, key=sum))
+        self._speeds = {pool.type: self._speeds_of(pool) for pool in cluster.pools}
+        self._known: dict[object, Measured] = {}
+
+    def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
+        """Return the costs of a layer; see `Costs`."""
+        # What depends on the micro-batch does not depend on the copies of the model, and the reverse.
+        work = self._cached(_work, pool, ranks._replace(dp=1), modules)
+        held = self._cached(_held, pool, ranks._replace(micro_batch=1), ())
+        (seconds, again, first_s, last_s), (kept, input_kept, passing, first_kept, last_kept) = work
+        (once,), (static, buffers, first_static, last_static) = held
+        net = self._speeds[pool.type][1]
+        is_inside = pool.hosts == 1 or ranks.per_stage < net.domain
+        return LayerCosts(
+            seconds=seconds + once / micro_batches,
+            again=again,
+            static=static,
+            kept=kept,
+            kept_again=input_kept if not modules else kept,
+            fixed=passing + buffers,
+            hand_over=2 * net.send(input_kept, is_inside),
+            first_seconds=first_s,
+            first_bytes=first_kept + first_static,
+            last_seconds=last_s,
+            last_bytes=last_kept + last_static,
+            room=(pool.chip.memory_bytes / self.memory_factor - CONTEXT) / (1 + RESERVE),
+        )
+
+    def crossing(self, source: tuple[Pool, Ranks], target: tuple[Pool, Ranks]) -> float:
+        """Return the seconds of one message between two meshes, as `step_time` does."""
+        (one, ranks), (other, others) = source, target
+        route = self.cluster.route(one, other)
+        whole = ranks.dp * ranks.micro_batch * self.training.sequence * self.training.model.hidden
+        whole *= self._speeds[one.type][0].width
+        sent = max(
+            self._speeds[pool.type][1].send(whole / of.per_stage, False) for pool, of in (source, target)
+        )
+        fewest = min(ranks.per_stage, others.per_stage)
+        linked = route.link.latency_s + whole / fewest / route.link.bytes_s
+        return max(sent, linked) * (COPIES if route.through_host else 1)
+
+    def _speeds_of(self, pool: Pool) -> tuple[Speeds, Network]:
+        compute = self.training.numerics.compute
+        return speeds(pool.chip, compute, self.constants), network(pool.chip, pool.per_host, self.constants)
+
+    def _cached(self, measure: Measure, pool: Pool, ranks: Ranks, modules: tuple[str, ...]) -> Measured:
+        key = (measure, pool.type, ranks, modules)
+        if key not in self._known:
+            found = {
+                is_moe: measure(_probe(self.training, pool, ranks, modules, is_moe), self.constants)
+                for is_moe in self.shares
+            }
+            seconds = _mean({is_moe: one[0] for is_moe, one in found.items()}, self.shares)
+            nbytes = _mean({is_moe: one[1] for is_moe, one in found.items()}, self.worst_shares)
+            self._known[key] = seconds, nbytes
+        return self._known[key]
+
+
+Figures = tuple[float, ...]
+Measured = tuple[Figures, Figures]
+Measure = Callable[[Training, Constants], Measured]
+"""Returns seconds and bytes."""
+
+
+def _probe(training: Training, pool: Pool, ranks: Ranks, modules: tuple[str, ...], is_moe: bool) -> Training:
+    """Return a training with three stages of one layer of one kind each."""
+    layers = ((1,), (1,), (1,))
+    mesh = Mesh(ranks.tp, ranks.cp, ranks.ep, ranks.dp, 3, layers, ranks.sequence_parallel)
+    block = Block(pool.chip, ranks.micro_batch, ranks.etp, ranks.sequence_parallel, pool.per_host)
+    return replace(
+        training,
+        model=replace(training.model, experts_in=(is_moe,) * 3),
+        layout=HeteroLayout((mesh,)),
+        blocks=(block,),
+        batch=ranks.dp * ranks.micro_batch,
+        recompute=Recompute(modules=modules),
+        prediction_chunk=None,
+        crossings=(),
+    )
+
+
+def _work(probe: Training, constants: Constants) -> Measured:
+    """Return what micro-batches cost: seconds and bytes of a middle layer, more of both at the ends."""
+    of_mesh = MeshTimes(probe, 0, constants)
+    stages = probe.layout.stages
+    seconds = []
+    for stage in stages:
+        (chunk,) = StageTimes(probe, stage, of_mesh).chunks()
+        seconds.append(chunk.forward + chunk.backward[0])
+    first, middle, last = (chunk_memory(probe, stage, 0, NOTHING) for stage in stages)
+    passing = [max(chunk.forward, chunk.backward) for chunk in (first, middle, last)]
+    is_moe = probe.model.experts_in[0]
+    setting = layer_setting(probe, stages[1])
+    return (
+        (
+            seconds[1],
+            of_mesh.layer(is_moe).forward.total(of_mesh.speeds.launch_s),
+            seconds[0] - seconds[1],
+            seconds[2] - seconds[1],
+        ),
+        (
+            middle.nbytes,
+            setting.rows * probe.model.hidden * setting.width,
+            passing[1],
+            first.nbytes - middle.nbytes + passing[0] - passing[1],
+            last.nbytes - middle.nbytes + passing[2] - passing[1],
+        ),
+    )
+
+
+def _held(probe: Training, constants: Constants) -> Measured:
+    """Return what copies of the model cost: bytes of a layer's weights, seconds per step, more at the ends."""
+    of_mesh = MeshTimes(probe, 0, constants)
+    static, buffers = [], []
+    for stage in probe.layout.stages:
+        parameters = stage_parameters(probe, stage)
+        static.append(sum(nbytes for _, nbytes in static_memory(probe, stage, parameters)))
+        setting = layer_setting(probe, stage)
+        buffers.append(sum(nbytes for _, nbytes in engine_buffers(probe, stage, parameters, setting)))
+    times = StageTimes(probe, probe.layout.stages[1], of_mesh)
+    reduce_s = 0.0 if probe.overlap_gradients else times.reduce_s()
+    gather_s = 0.0 if probe.overlap_parameters else times.gather_s()
+    more = [static[stage] - static[1] + buffers[stage] - buffers[1] for stage in (0, 2)]
+    return (reduce_s + gather_s + times.update_s(),), (static[1], buffers[1], *more)
+
+
+def _shares(layers: Sequence[bool]) -> Mapping[bool, float]:
+    """Return the share of each kind of layer that occurs."""
+    count = sum(layers) / len(layers)
+    return {is_moe: share for is_moe, share in ((False, 1 - count), (True, count)) if share}
+
+
+def _mean(found: Mapping[bool, Figures], shares: Mapping[bool, float]) -> Figures:
+    weighted = ([share * figure for figure in found[is_moe]] for is_moe, share in shares.items())
+    return tuple(map(sum, zip(*weighted, strict=True)))
