@@ -12,12 +12,17 @@ from flagscale.planner.constants import Constants
 from flagscale.planner.live_memory import NOTHING, chunk_memory, layer_setting
 from flagscale.planner.memory import CONTEXT, RESERVE
 from flagscale.planner.mesh_costs import LayerCosts, Ranks
-from flagscale.planner.parameters import stage_parameters
+from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.speeds import Speeds, speeds
 from flagscale.planner.stage_time import MeshTimes, StageTimes
 from flagscale.planner.static_memory import engine_buffers, static_memory
 from flagscale.planner.step_time import COPIES
 from flagscale.planner.training import Block, Recompute, Training
+
+
+Figures = tuple[float, ...]
+Measured = tuple[Figures, Figures]
+"""Seconds and bytes."""
 
 
 class EstimatedCosts:
@@ -39,12 +44,13 @@ class EstimatedCosts:
         self.worst_shares = _shares(max(runs, key=sum))
         self._speeds = {pool.type: self._speeds_of(pool) for pool in cluster.pools}
         self._known: dict[object, Measured] = {}
+        self._weights: dict[object, tuple[Parameters, ...]] = {}
 
     def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
         """Return the costs of a layer; see `Costs`."""
         # What depends on the micro-batch does not depend on the copies of the model, and the reverse.
-        work = self._cached(_work, pool, ranks._replace(dp=1), modules)
-        held = self._cached(_held, pool, ranks._replace(micro_batch=1), ())
+        work = self._cached(EstimatedCosts._work, pool, ranks._replace(dp=1), modules)
+        held = self._cached(EstimatedCosts._held, pool, ranks._replace(micro_batch=1), ())
         (seconds, again, first_s, last_s), (kept, input_kept, passing, first_kept, last_kept) = work
         (once,), (static, buffers, first_static, last_static) = held
         net = self._speeds[pool.type][1]
@@ -81,11 +87,11 @@ class EstimatedCosts:
         compute = self.training.numerics.compute
         return speeds(pool.chip, compute, self.constants), network(pool.chip, pool.per_host, self.constants)
 
-    def _cached(self, measure: Measure, pool: Pool, ranks: Ranks, modules: tuple[str, ...]) -> Measured:
+    def _cached(self, measure: Callable[[EstimatedCosts, Training], Measured], pool: Pool, ranks: Ranks, modules: tuple[str, ...]) -> Measured:
         key = (measure, pool.type, ranks, modules)
         if key not in self._known:
             found = {
-                is_moe: measure(_probe(self.training, pool, ranks, modules, is_moe), self.constants)
+                is_moe: measure(self, _probe(self.training, pool, ranks, modules, is_moe))
                 for is_moe in self.shares
             }
             seconds = _mean({is_moe: one[0] for is_moe, one in found.items()}, self.shares)
@@ -93,11 +99,55 @@ class EstimatedCosts:
             self._known[key] = seconds, nbytes
         return self._known[key]
 
+    def _work(self, probe: Training) -> Measured:
+        """Return what micro-batches cost: seconds and bytes of a middle layer, more of both at the ends."""
+        of_mesh = MeshTimes(probe, 0, self.constants)
+        stages = probe.layout.stages
+        seconds = []
+        for stage in stages:
+            (chunk,) = StageTimes(probe, stage, of_mesh).chunks()
+            seconds.append(chunk.forward + chunk.backward[0])
+        first, middle, last = (chunk_memory(probe, stage, 0, NOTHING) for stage in stages)
+        passing = [max(chunk.forward, chunk.backward) for chunk in (first, middle, last)]
+        is_moe = probe.model.experts_in[0]
+        setting = layer_setting(probe, stages[1])
+        return (
+            (
+                seconds[1],
+                of_mesh.layer(is_moe).forward.total(of_mesh.speeds.launch_s),
+                seconds[0] - seconds[1],
+                seconds[2] - seconds[1],
+            ),
+            (
+                middle.nbytes,
+                setting.rows * probe.model.hidden * setting.width,
+                passing[1],
+                first.nbytes - middle.nbytes + passing[0] - passing[1],
+                last.nbytes - middle.nbytes + passing[2] - passing[1],
+            ),
+        )
 
-Figures = tuple[float, ...]
-Measured = tuple[Figures, Figures]
-Measure = Callable[[Training, Constants], Measured]
-"""Returns seconds and bytes."""
+    def _held(self, probe: Training) -> Measured:
+        """Return what copies of the model cost: bytes of a layer's weights, seconds per step, more at the ends."""
+        of_mesh = MeshTimes(probe, 0, self.constants)
+        static, buffers = [], []
+        for stage, parameters in zip(probe.layout.stages, self._parameters(probe), strict=True):
+            static.append(sum(nbytes for _, nbytes in static_memory(probe, stage, parameters)))
+            setting = layer_setting(probe, stage)
+            buffers.append(sum(nbytes for _, nbytes in engine_buffers(probe, stage, parameters, setting)))
+        times = StageTimes(probe, probe.layout.stages[1], of_mesh, self._parameters(probe)[1])
+        reduce_s = 0.0 if probe.overlap_gradients else times.reduce_s()
+        gather_s = 0.0 if probe.overlap_parameters else times.gather_s()
+        more = [static[stage] - static[1] + buffers[stage] - buffers[1] for stage in (0, 2)]
+        return (reduce_s + gather_s + times.update_s(),), (static[1], buffers[1], *more)
+
+    def _parameters(self, probe: Training) -> tuple[Parameters, ...]:
+        """Return the weights of all stages, which neither the copies nor the micro-batch change."""
+        (mesh,), (block,) = probe.layout.meshes, probe.blocks
+        key = (mesh.tp, mesh.ep, block.expert_tp, probe.model.experts_in[0])
+        if key not in self._weights:
+            self._weights[key] = tuple(stage_parameters(probe, stage) for stage in probe.layout.stages)
+        return self._weights[key]
 
 
 def _probe(training: Training, pool: Pool, ranks: Ranks, modules: tuple[str, ...], is_moe: bool) -> Training:
@@ -115,51 +165,6 @@ def _probe(training: Training, pool: Pool, ranks: Ranks, modules: tuple[str, ...
         prediction_chunk=None,
         crossings=(),
     )
-
-
-def _work(probe: Training, constants: Constants) -> Measured:
-    """Return what micro-batches cost: seconds and bytes of a middle layer, more of both at the ends."""
-    of_mesh = MeshTimes(probe, 0, constants)
-    stages = probe.layout.stages
-    seconds = []
-    for stage in stages:
-        (chunk,) = StageTimes(probe, stage, of_mesh).chunks()
-        seconds.append(chunk.forward + chunk.backward[0])
-    first, middle, last = (chunk_memory(probe, stage, 0, NOTHING) for stage in stages)
-    passing = [max(chunk.forward, chunk.backward) for chunk in (first, middle, last)]
-    is_moe = probe.model.experts_in[0]
-    setting = layer_setting(probe, stages[1])
-    return (
-        (
-            seconds[1],
-            of_mesh.layer(is_moe).forward.total(of_mesh.speeds.launch_s),
-            seconds[0] - seconds[1],
-            seconds[2] - seconds[1],
-        ),
-        (
-            middle.nbytes,
-            setting.rows * probe.model.hidden * setting.width,
-            passing[1],
-            first.nbytes - middle.nbytes + passing[0] - passing[1],
-            last.nbytes - middle.nbytes + passing[2] - passing[1],
-        ),
-    )
-
-
-def _held(probe: Training, constants: Constants) -> Measured:
-    """Return what copies of the model cost: bytes of a layer's weights, seconds per step, more at the ends."""
-    of_mesh = MeshTimes(probe, 0, constants)
-    static, buffers = [], []
-    for stage in probe.layout.stages:
-        parameters = stage_parameters(probe, stage)
-        static.append(sum(nbytes for _, nbytes in static_memory(probe, stage, parameters)))
-        setting = layer_setting(probe, stage)
-        buffers.append(sum(nbytes for _, nbytes in engine_buffers(probe, stage, parameters, setting)))
-    times = StageTimes(probe, probe.layout.stages[1], of_mesh)
-    reduce_s = 0.0 if probe.overlap_gradients else times.reduce_s()
-    gather_s = 0.0 if probe.overlap_parameters else times.gather_s()
-    more = [static[stage] - static[1] + buffers[stage] - buffers[1] for stage in (0, 2)]
-    return (reduce_s + gather_s + times.update_s(),), (static[1], buffers[1], *more)
 
 
 def _shares(layers: Sequence[bool]) -> Mapping[bool, float]:

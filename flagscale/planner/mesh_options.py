@@ -129,9 +129,20 @@ def is_refused(values: Mapping[str, Any], one: Ranks, mode: Mode) -> bool:
 
 
 def options(
-    legal: Sequence[Ranks], pool: Pool, costs: Costs, mode: Mode, samples: int, micro_batches: int, stages: int
+    legal: Sequence[Ranks],
+    pool: Pool,
+    costs: Costs,
+    mode: Mode,
+    samples: int,
+    micro_batches: int,
+    stages: int,
+    too_large: dict[object, int],
 ) -> list[Option]:
-    """Return the options with `samples` per micro-step of which no other is better in every respect."""
+    """Return the options with `samples` per micro-step of which no other is better in every respect.
+
+    `too_large`: the least micro-batch with which not one layer fits, by mode and degrees; it is added to. More
+    copies of the model need no more memory, so larger micro-batches can be left out by it only for as many.
+    """
     found = []
     for one in legal:
         for dp in divisors(samples):
@@ -139,10 +150,15 @@ def options(
             if dp % one.dp or one.tp * one.cp * dp > pool.devices:
                 continue
             ranks = one._replace(dp=dp, micro_batch=samples // dp)
+            key = (pool.type, mode, ranks._replace(micro_batch=1))
+            if ranks.micro_batch >= too_large.get(key, samples + 1):
+                continue
             layer = costs.layer(pool, ranks, mode.modules, micro_batches)
             least = layer.static + min(layer.kept, layer.kept_again + layer.kept) + layer.fixed
             if least <= layer.room:
                 found.append(Option(ranks, layer, min(stages, pool.devices // ranks.per_stage)))
+            else:
+                too_large[key] = ranks.micro_batch
     return list(_undominated(found))
 
 

@@ -75,14 +75,16 @@ class Counts(NamedTuple):
 def setups(space: Space) -> list[Setup]:
     """Return all parts of the space that have any option."""
     found = []
+    too_large: dict[object, int] = {}
     for mode, legal in space.legal.items():
         for samples in divisors(space.batch):
+            m = space.batch // samples
             each = tuple(
-                tuple(options(ranks, pool, space.costs, mode, samples, space.batch // samples, space.stages))
+                tuple(options(ranks, pool, space.costs, mode, samples, m, space.stages, too_large))
                 for pool, ranks in zip(space.cluster.pools, legal, strict=True)
             )
             if any(each):
-                found.append(Setup(mode, space.batch // samples, each))
+                found.append(Setup(mode, m, each))
     return found
 
 
