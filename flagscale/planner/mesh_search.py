@@ -27,6 +27,8 @@ from flagscale.planner.stage_layers import Part, Pipeline, Split, best_split
 
 _NONE = -(10**6)
 """Layers of a stage that cannot hold any."""
+_COARSE, _FINE = 12, 32
+"""Points of the grids of limits."""
 _AT_ONCE = 500_000
 """Combinations in memory at a time."""
 _NOWHERE = 100 * _NONE
@@ -159,25 +161,28 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
     found = [(_bound(space, setup), setup) for setup in setups(space)]
     found.sort(key=lambda one: one[0])
     best = Best(keep)
-    for bound, setup in found:
-        if bound < best.seconds:
-            for _, parts in _candidates(space, setup, bound / setup.micro_batches, np.inf, 12)[:3]:
-                best.rate(space, setup, parts)
     promising = []
     for bound, setup in found:
-        # What is slower than the best by more than a quarter is not worth a second look.
-        limit = min(best.limit, 1.25 * best.seconds)
-        if bound < limit:
-            fine = _candidates(space, setup, bound / setup.micro_batches, limit / setup.micro_batches, 48)
-            promising += [(seconds, setup, parts) for seconds, parts in fine]
-    promising.sort(key=lambda one: one[0])
-    for _, setup, parts in promising[: 8 * keep]:
-        best.rate(space, setup, parts, best.limit)
+        if bound < best.seconds:
+            coarse = _candidates(space, setup, bound / setup.micro_batches, np.inf, _COARSE)
+            promising.append((min((one.least for one in coarse), default=np.inf), setup))
+            for one in coarse[:3]:
+                best.rate(space, setup, one.parts, best.limit)
+    fine = []
+    for least, setup in promising:
+        # Among the best are also those that are slower by a tenth: they show what the choice costs.
+        limit = min(best.limit, 1.1 * best.seconds)
+        if least < limit:
+            m = setup.micro_batches
+            fine += [(one, setup) for one in _candidates(space, setup, least / m, limit / m, _FINE)]
+    fine.sort(key=lambda one: one[0].seconds)
+    for one, setup in fine[: 8 * keep]:
+        best.rate(space, setup, one.parts, best.limit)
     combined = sum(_combinations(space, setup) for _, setup in found)
     if combined <= exhaustive:
         for bound, setup in found:
             if bound < best.seconds:
-                for _, parts in enumerated(space, setup, best):
+                for parts in enumerated(space, setup, best):
                     best.rate(space, setup, parts, best.limit)
     count = len({order for _, setup in found for order in orders(space, setup)})
     return best, Counts(combined=combined, rated=best.rated, orders=count)
@@ -196,8 +201,14 @@ def _combinations(space: Space, setup: Setup) -> int:
     return sum(prod(each[pool] for pool in order) for order in orders(space, setup))
 
 
-Candidate = tuple[float, tuple[Part, ...]]
-"""Roughly the seconds of a step, and the meshes."""
+class Candidate(NamedTuple):
+    """Meshes that may be among the best."""
+
+    seconds: float
+    """Roughly those of a step."""
+    least: float
+    """Those that no division of the layers over as many stages, in this order, can go below."""
+    parts: tuple[Part, ...]
 
 
 def _candidates(space: Space, setup: Setup, low: float, high: float, points: int) -> list[Candidate]:
@@ -210,7 +221,7 @@ def _candidates(space: Space, setup: Setup, low: float, high: float, points: int
     grids = [
         _Grid(found, limits, stages, setup.micro_batches) if found else None for found in setup.options
     ]
-    found: list[Candidate] = list(_of_one_stage(space, setup))
+    found = [one for one in _of_one_stage(space, setup) if one.least < high * setup.micro_batches]
     m, number = setup.micro_batches, np.arange(stages + 1)
     chunks = np.minimum(space.layers // np.maximum(number, 1), space.chunks)
     chunks = np.where(m % np.maximum(number, 1) == 0, np.maximum(chunks, 1), 1)
@@ -225,7 +236,8 @@ def _candidates(space: Space, setup: Setup, low: float, high: float, points: int
             for count in np.nonzero(holds.any(axis=0))[0]:
                 at = int(holds[:, count].argmax())
                 seconds = limits[at] * (m + (count - 1) / chunks[count])
-                found.append((seconds, trace(pool, later, at, int(count))))
+                least = m * (limits[at - 1] if at else low)
+                found.append(Candidate(seconds, least, trace(pool, later, at, int(count))))
             if len(later) + 1 < space.meshes:
                 visit([*later, (pool, grid.opened(most))])
 
@@ -243,7 +255,7 @@ def _candidates(space: Space, setup: Setup, low: float, high: float, points: int
         return tuple(parts)
 
     visit([])
-    return sorted(found, key=lambda one: one[0])
+    return sorted(found, key=lambda one: one.seconds)
 
 
 def _of_one_stage(space: Space, setup: Setup) -> Iterator[Candidate]:
@@ -252,15 +264,16 @@ def _of_one_stage(space: Space, setup: Setup) -> Iterator[Candidate]:
         for option in found:
             costs = option.costs
             seconds = space.layers * costs.seconds + costs.first_seconds + costs.last_seconds
-            yield setup.micro_batches * seconds, (Part(pool, option.ranks, costs, 1),)
+            step = setup.micro_batches * seconds
+            yield Candidate(step, step, (Part(pool, option.ranks, costs, 1),))
 
 
-def enumerated(space: Space, setup: Setup, best: Best) -> Iterator[Candidate]:
+def enumerated(space: Space, setup: Setup, best: Best) -> Iterator[tuple[Part, ...]]:
     """Yield all combinations of meshes whose bound is better than the best, the most promising first."""
     stages, m = min(space.stages, space.layers), setup.micro_batches
-    for bound, parts in _of_one_stage(space, setup):
-        if bound < best.seconds:
-            yield bound, parts
+    for one in _of_one_stage(space, setup):
+        if one.least < best.seconds:
+            yield one.parts
     limits = np.array([best.seconds / m])
     grids = [_Grid(found, limits, stages, m) if found else None for found in setup.options]
     for order in orders(space, setup):
@@ -268,7 +281,7 @@ def enumerated(space: Space, setup: Setup, best: Best) -> Iterator[Candidate]:
         for bound, chosen in _better(space, setup, order, each, grids, best):
             if bound >= best.seconds:
                 break
-            yield bound, tuple(
+            yield tuple(
                 Part(pool, (one := setup.options[pool][pairs[row, 0]]).ranks, one.costs, int(pairs[row, 1]))
                 for pool, pairs, row in zip(order, each, chosen, strict=True)
             )
@@ -403,14 +416,19 @@ def _held(costs: Any, limits: Any, q: Any, seconds: Any, nbytes: Any) -> Any:
     time = limits[:, None, None] - (seconds[:, None] if np.ndim(seconds) else 0)
     left = room - fixed - (nbytes[:, None] if np.ndim(nbytes) else 0)
     each, saved = static + q * kept, q * np.maximum(kept - kept_again, 0)
-    without = left / each
-    less = left - kept
+    # With `k` layers recomputed, `n layer + k again = time` and `n each - k saved = left - kept`.
     with np.errstate(divide="ignore", invalid="ignore"):
-        mixed = (time + (again * less / saved)[None]) / (layer + again * each / saved)[None]
-        mixed = np.minimum(mixed, (less / (each - saved))[None])
-    mixed = np.where(saved > 0, mixed, 0)
-    found = np.minimum(time / layer, np.maximum(without, mixed))
-    return np.where(found >= 1 - 1e-9, np.floor(found + 1e-9), _NONE).astype(np.int32)
+        slope = np.where(saved > 0, 1 / (layer + again * each / saved), 0)
+        offset = np.where(saved > 0, slope * again * (left - kept) / saved, 0)
+        most = np.where(saved > 0, (left - kept) / (each - saved), 0)
+    found = (time * slope[None]).astype(np.float32)
+    found += offset[None].astype(np.float32)
+    np.minimum(found, most[None], out=found, casting="same_kind")
+    np.maximum(found, (left / each)[None], out=found, casting="same_kind")
+    np.minimum(found, time / layer[None], out=found, casting="same_kind")
+    held = (found * np.float32(1 + 1e-5)).astype(np.int32)
+    held[held < 1] = _NONE
+    return held
 
 
 def _summed(held: Any) -> Any:
