@@ -4,10 +4,10 @@ All meshes process the same samples per micro-step. For a number of samples, an 
 seconds of a stage, what a mesh can hold depends on the others only through the stages behind it, which decide
 how many micro-batches its stages have in flight. So a dynamic program walks from the last stage to the first:
 `most[T, P]` are the most layers that `P` stages can hold, for all limits of a grid at once. Its candidates are
-rated by `stage_layers.best_split`. Small clusters need no program: all combinations whose bound is better than
+rated by `layer_split.best_split`. Small clusters need no program: all combinations whose bound is better than
 the best rating are rated, so that the best of all is found.
 
-Imports numpy: see `stage_layers.py`.
+Imports numpy: see `layer_split.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flagscale.frozen import dataclass
 from flagscale.planner.cluster import Cluster
 from flagscale.planner.mesh_costs import Costs
 from flagscale.planner.mesh_options import Mode, Option, divisors, options
-from flagscale.planner.stage_layers import Part, Pipeline, Split, best_split
+from flagscale.planner.layer_split import Part, Pipeline, Split, best_split
 
 _NONE = -(10**6)
 """Layers of a stage that cannot hold any."""
@@ -410,7 +410,7 @@ def _windowed(value: Any, width: int) -> Any:
 def _held(costs: Any, limits: Any, q: Any, seconds: Any, nbytes: Any) -> Any:
     """Return the layers of stages [T, option, q] if a real number of layers may be recomputed.
 
-    An upper bound of what `stage_layers` computes: it recomputes whole layers, and holds no fewer micro-batches.
+    An upper bound of what `layer_split` computes: it recomputes whole layers, and holds no fewer micro-batches.
     """
     layer, again, static, kept, kept_again, fixed, _, *_, room = costs.T[:, :, None]
     time = limits[:, None, None] - (seconds[:, None] if np.ndim(seconds) else 0)
