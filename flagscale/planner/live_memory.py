@@ -48,6 +48,7 @@ def chunk_memory(training: Training, stage: Stage, number: int, full: FullRecomp
     width, stream = setting.width, setting.rows * model.hidden * setting.width
     layers = [model.experts_in[layer] for layer in training.chunk_layers(stage, number)]
     whole = {is_moe: sum(layer_kept(training, stage, is_moe).values()) for is_moe in {*layers}}
+    ends_with_experts = bool(layers) and layers[-1]
     kept: dict[str, float] = {}
     again = 0.0
     if full.granularity and layers:
@@ -81,7 +82,7 @@ def chunk_memory(training: Training, stage: Stage, number: int, full: FullRecomp
     # While experts combine, the function's variables hold four tensors of all tokens: before and after the
     # exchange, there and back (megatron/core/transformer/moe/moe_layer.py, `custom_forward`).
     dispatch = 0.0
-    if layers and layers[-1]:
+    if ends_with_experts:
         dispatch = (4 * setting.routed * model.topk + 2 * setting.rows) * model.hidden * width - ahead
     return Chunk(
         kept={name: nbytes for name, nbytes in kept.items() if nbytes},
