@@ -16,8 +16,8 @@ each of two threads (forward, backward), TransformerEngine once, and four times 
 
 
 CONTEXT, COMMUNICATOR = 2**29, 2**29
-"""Bytes outside of the allocator: of the driver, and of each group of ranks that communicates (for one, 544 to
-688 MB were reported, github.com/NVIDIA/nccl/issues/964)."""
+"""Bytes outside of the allocator: of the driver, and of each group of ranks that communicates (544 to 688 MB
+were reported for one, github.com/NVIDIA/nccl/issues/964)."""
 
 
 def static_memory(training: Training, stage: Stage, parameters: Parameters) -> Iterator[tuple[str, float]]:
