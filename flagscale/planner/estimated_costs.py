@@ -9,13 +9,14 @@ from flagscale.frozen import replace
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.collectives import Network, network
 from flagscale.planner.constants import Constants
-from flagscale.planner.live_memory import NOTHING, chunk_memory, layer_setting
-from flagscale.planner.memory import CONTEXT, RESERVE
+from flagscale.planner.live_memory import NOTHING, chunk_memory
+from flagscale.planner.memory import RESERVE
 from flagscale.planner.mesh_costs import LayerCosts, Ranks
 from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.speeds import Speeds, speeds
+from flagscale.planner.stage_layers import stage_layers
 from flagscale.planner.stage_time import MeshTimes, StageTimes
-from flagscale.planner.static_memory import engine_buffers, static_memory
+from flagscale.planner.static_memory import engine_buffers, outside_memory, static_memory
 from flagscale.planner.step_time import COPIES
 from flagscale.planner.training import Block, Recompute, Training
 
@@ -52,7 +53,7 @@ class EstimatedCosts:
         work = self._cached(EstimatedCosts._work, pool, ranks._replace(dp=1), modules)
         held = self._cached(EstimatedCosts._held, pool, ranks._replace(micro_batch=1), ())
         (seconds, again, first_s, last_s), (kept, input_kept, passing, first_kept, last_kept) = work
-        (once,), (static, buffers, first_static, last_static) = held
+        (once,), (static, outside, first_static, last_static) = held
         net = self._speeds[pool.type][1]
         is_inside = pool.hosts == 1 or ranks.per_stage < net.domain
         return LayerCosts(
@@ -61,13 +62,13 @@ class EstimatedCosts:
             static=static,
             kept=kept,
             kept_again=input_kept if not modules else kept,
-            fixed=passing + buffers,
+            fixed=passing + outside / (1 + RESERVE),
             hand_over=2 * net.send(input_kept, is_inside),
             first_seconds=first_s,
             first_bytes=first_kept + first_static,
             last_seconds=last_s,
             last_bytes=last_kept + last_static,
-            room=(pool.chip.memory_bytes / self.memory_factor - CONTEXT) / (1 + RESERVE),
+            room=pool.chip.memory_bytes / self.memory_factor / (1 + RESERVE),
         )
 
     def crossing(self, source: tuple[Pool, Ranks], target: tuple[Pool, Ranks]) -> float:
@@ -107,39 +108,33 @@ class EstimatedCosts:
         for stage in stages:
             (chunk,) = StageTimes(probe, stage, of_mesh).chunks()
             seconds.append(chunk.forward + chunk.backward[0])
-        first, middle, last = (chunk_memory(probe, stage, 0, NOTHING) for stage in stages)
-        passing = [max(chunk.forward, chunk.backward) for chunk in (first, middle, last)]
-        is_moe = probe.model.experts_in[0]
-        setting = layer_setting(probe, stages[1])
+        layers = [stage_layers(probe, stage) for stage in stages]
+        chunks = [chunk_memory(probe, *pair, 0, NOTHING) for pair in zip(stages, layers, strict=True)]
+        passing = [max(chunk.forward, chunk.backward) for chunk in chunks]
+        for number, parameters in enumerate(self._parameters(probe)):
+            buffers = engine_buffers(probe, stages[number], parameters, layers[number].setting)
+            passing[number] += sum(nbytes for _, nbytes in buffers)
+        more = [chunks[end].nbytes + passing[end] - chunks[1].nbytes - passing[1] for end in (0, 2)]
+        setting, model = layers[1].setting, probe.model
+        again = of_mesh.layer(model.experts_in[0]).forward.total(of_mesh.speeds.launch_s)
         return (
-            (
-                seconds[1],
-                of_mesh.layer(is_moe).forward.total(of_mesh.speeds.launch_s),
-                seconds[0] - seconds[1],
-                seconds[2] - seconds[1],
-            ),
-            (
-                middle.nbytes,
-                setting.rows * probe.model.hidden * setting.width,
-                passing[1],
-                first.nbytes - middle.nbytes + passing[0] - passing[1],
-                last.nbytes - middle.nbytes + passing[2] - passing[1],
-            ),
+            (seconds[1], again, seconds[0] - seconds[1], seconds[2] - seconds[1]),
+            (chunks[1].nbytes, setting.rows * model.hidden * setting.width, passing[1], *more),
         )
 
     def _held(self, probe: Training) -> Measured:
-        """Return what copies of the model cost: bytes of a layer's weights, seconds per step, more at the ends."""
-        of_mesh = MeshTimes(probe, 0, self.constants)
-        static, buffers = [], []
-        for stage, parameters in zip(probe.layout.stages, self._parameters(probe), strict=True):
-            static.append(sum(nbytes for _, nbytes in static_memory(probe, stage, parameters)))
-            setting = layer_setting(probe, stage)
-            buffers.append(sum(nbytes for _, nbytes in engine_buffers(probe, stage, parameters, setting)))
-        times = StageTimes(probe, probe.layout.stages[1], of_mesh, self._parameters(probe)[1])
-        reduce_s = 0.0 if probe.overlap_gradients else times.reduce_s()
-        gather_s = 0.0 if probe.overlap_parameters else times.gather_s()
-        more = [static[stage] - static[1] + buffers[stage] - buffers[1] for stage in (0, 2)]
-        return (reduce_s + gather_s + times.update_s(),), (static[1], buffers[1], *more)
+        """Return what copies of the model cost: seconds per step and layer; bytes of its weights, and outside."""
+        of_mesh, stages = MeshTimes(probe, 0, self.constants), probe.layout.stages
+        weights = self._parameters(probe)
+        static = [
+            sum(nbytes for _, nbytes in static_memory(probe, *pair)) for pair in zip(stages, weights, strict=True)
+        ]
+        times = StageTimes(probe, stages[1], of_mesh, weights[1])
+        once = times.update_s()
+        once += 0.0 if probe.overlap_gradients else times.reduce_s()
+        once += 0.0 if probe.overlap_parameters else times.gather_s()
+        outside = sum(nbytes for _, nbytes in outside_memory(probe, stages[1]))
+        return (once,), (static[1], outside, static[0] - static[1], static[2] - static[1])
 
     def _parameters(self, probe: Training) -> tuple[Parameters, ...]:
         """Return the weights of all stages, which neither the copies nor the micro-batch change."""
