@@ -31,6 +31,21 @@ class Mode(NamedTuple):
     """None: that of tensor parallelism in each mesh."""
 
 
+def modes(training: Training) -> list[Mode]:
+    """Return the modes that are searched."""
+    model, kinds = training.model, {*training.model.experts_in}
+    modules: list[tuple[str, ...]] = [()]
+    if training.stores_scores or training.implementation == "local":
+        modules.append(("core_attn",))
+    if False in kinds:
+        modules.append(("mlp",))
+    if True in kinds:
+        modules.append(("moe_act",))
+    if model.attention == "mla":
+        modules.append(("mla_up_proj",))
+    return [Mode(one, etp) for etp in ((None, 1) if model.experts else (None,)) for one in modules]
+
+
 def rule_values(training: Training, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return arguments (by dest) for the rule functions, with neutral values of everything that is searched.
 
@@ -59,10 +74,10 @@ def rule_values(training: Training, given: Mapping[str, Any] | None = None) -> d
         "overlap_grad_reduce": training.overlap_gradients,
         "make_vocab_size_divisible_by": 1,
     }
-    return {**values, **_SEARCHED, "global_batch_size": training.batch}
+    return {**values, **SEARCHED, "global_batch_size": training.batch}
 
 
-_SEARCHED: Mapping[str, Any] = {
+SEARCHED: Mapping[str, Any] = {
     **{
         f"{name}_model_parallel_size": 1
         for name in ("tensor", "pipeline", "expert")
