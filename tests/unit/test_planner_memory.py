@@ -37,8 +37,8 @@ def one_stage(**changes: Any) -> StageMemory:
 
 
 def test_a_layer_of_transformer_engine_by_hand() -> None:
-    # Norms and what is behind them 4 x 32, queries, keys and values 40, output 32, log-sum-exp 0.5, gate and up
-    # 224, their product 112; a deviation per row of two norms.
+    # Norms and what is behind them 4 x 32, queries, keys and values 40, output 32, log-sum-exp 0.5, gate and
+    # up 224, their product 112; a deviation per row of two norms.
     expected = 2 * ((128 + 40 + 32 + 0.5 + 224 + 112) * MIB + 2 * 2048 * 4)
     assert terms(one_stage())["dense layers"] == expected
 
@@ -236,6 +236,9 @@ def errors(source: str, quality: str) -> Iterator[float]:
 def test_errors_on_published_measurements() -> None:
     """The terms were found by looking at these rows; no constant was fitted."""
     found = [abs(error) for error in errors("simumax", "A")]
-    assert len(found) == 22 and mean(found) <= 0.002 and max(found) <= 0.005
+    assert len(found) == 22
+    assert mean(found) <= 0.002
+    assert max(found) <= 0.005
     found = [abs(error) for error in errors("mlm", "A")]
-    assert len(found) > 70 and mean(found) <= 0.03
+    assert len(found) > 70
+    assert mean(found) <= 0.03
