@@ -26,6 +26,14 @@ LEAST = 6
 DRAWS = 20
 """Choices of the rows for a calibration; all of them if there are fewer."""
 
+FUNCTIONAL_TESTS = "mlm"
+"""A source of tiny models (12 layers of 512), for a few iterations, in which the host's time decides."""
+
+
+def is_apart(row: Row, quantity: str) -> bool:
+    """Return whether a row does not count in its class: times of functional tests, or tests that resume."""
+    return row.source == FUNCTIONAL_TESTS and (quantity == "time" or row.quality != "A")
+
 
 @dataclass(frozen=True)
 class Estimator:
@@ -46,6 +54,8 @@ class Scored:
     """By tool: its estimates."""
     calibrated: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """By quantity: the errors after calibrations in which the row had no part, one for each draw."""
+    judged: frozenset[str] = frozenset()
+    """The quantities for which enough rows are of the same machine and software."""
 
     def error(self, quantity: str) -> float | None:
         """Return the error of an estimate; None if it was not measured or not estimated."""
@@ -110,13 +120,15 @@ def machines(found: Sequence[Scored]) -> dict[tuple[str, str, str], list[Scored]
 
 def _with_calibrations(found: Sequence[Scored]) -> list[Scored]:
     errors: dict[int, dict[str, tuple[float, ...]]] = {id(one): {} for one in found}
+    judged: dict[int, set[str]] = {id(one): set() for one in found}
     for machine, group in machines(found).items():
         for quantity in QUANTITIES:
             usable = [one for one in group if one.error(quantity) is not None]
             for one, own in zip(usable, _held_out(usable, quantity, str(machine)), strict=True):
-                if own:
-                    errors[id(one)][quantity] = tuple(own)
-    return [replace(one, calibrated=errors[id(one)]) for one in found]
+                errors[id(one)][quantity] = tuple(own)
+                if len(usable) >= LEAST:
+                    judged[id(one)].add(quantity)
+    return [replace(one, calibrated=errors[id(one)], judged=frozenset(judged[id(one)])) for one in found]
 
 
 def _held_out(group: Sequence[Scored], quantity: str, seed: str) -> list[list[float]]:
