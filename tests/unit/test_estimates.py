@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -142,6 +143,20 @@ def test_the_text_has_a_table_the_split_of_a_step_and_what_limits(estimate: Esti
         assert re.search(rf"^  {name} +[0-9.]+ (s|ms|us) +<?[0-9.]+ %$", out, re.MULTILINE), name
     assert re.search(r"tokens/s, .* per device; .* TFLOP/s per device, MFU [0-9.]+ %", out)
     assert re.search(r"^limit: \w+ [0-9.]+ % of the step; then", out, re.MULTILINE)
+
+
+def test_an_example_has_the_golden_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`UPDATE_GOLDEN=1` rewrites it; the constants and the error table of the planner change it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    where = ["--config-path", "./examples/aquila/conf", "--config-name", "config_7b"]
+    assert main([*where, "action=estimate", "chip=H100"]) == 0
+    golden, text = ROOT / "tests" / "golden" / "estimate_aquila_7b.txt", capsys.readouterr().out
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
 
 
 def test_stages_that_are_alike_share_a_column(estimate: Estimate) -> None:
