@@ -61,7 +61,7 @@ class StageMemory:
 
 
 RESERVE = 0.05
-"""What the allocator reserves beyond the allocated peak, relative to it: 2.8 to 9.3 % in SimuMax's runs."""
+"""What the allocator reserves beyond the allocated peak, relative to it: 2.8 to 7.9 % in SimuMax's runs."""
 
 
 class Moment(NamedTuple):
