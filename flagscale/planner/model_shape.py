@@ -106,10 +106,10 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         tied=not values.get("untie_embeddings_and_output_weights"),
         learned_positions=int(values.get("max_position_embeddings") or 0) if has_table else 0,
         dropout=(values.get("hidden_dropout") or 0) > 0,
+        attention_dropout=(values.get("attention_dropout") or 0) > 0,
         output_gate=bool(values.get("attention_output_gate")),
         shared_gate=bool(mixture.get("moe_shared_expert_gate")),
         repeated_head=bool(values.get("mtp_use_repeated_layer")),
-        attention_dropout=(values.get("attention_dropout") or 0) > 0,
     )
 
 

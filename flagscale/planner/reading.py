@@ -29,6 +29,8 @@ UNKNOWN: Mapping[str, str] = {
     "experimental_attention_variant": "experimental kinds of attention",
     "moe_latent_size": "experts in a latent space",
     "use_megatron_fsdp": "sharded data parallel (FSDP)",
+    "fine_grained_activation_offloading": "activations that are moved to the host",
+    "cpu_offloading_num_layers": "activations that are moved to the host",
     "use_torch_fsdp2": "sharded data parallel (FSDP)",
 }
 """By dest: what the planner has no model of."""
@@ -89,6 +91,8 @@ def training_of(
         fused_activation=bool(
             values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
         ),
+        grouped_experts=bool(values.get("moe_grouped_gemm")),
+        fused_softmax=bool(values.get("masked_softmax_fusion", True)),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
         exchange=_exchange(values.get("cp_comm_type")),
     )
@@ -122,6 +126,7 @@ def numerics_of(values: Mapping[str, Any]) -> Numerics:
         gradient_bytes=_gradient_bytes(values, is_half, is_aware),
         state_bytes=_state_bytes(values, is_half, is_aware),
         distributed=bool(values.get("use_distributed_optimizer")),
+        instances=int(values.get("num_distributed_optimizer_instances") or 1),
     )
 
 

@@ -6,13 +6,21 @@ from collections.abc import Iterator
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.planner import te_layer
-from flagscale.planner.parameters import Parameters
+from flagscale.planner.parameters import Parameters, Weight
 from flagscale.planner.training import Training
 
-
 WORKSPACE = 32 * 2**20
-"""Bytes of one workspace of the library of multiplications (cuBLAS); TransformerEngine has one of its own, and
-four for grouped products (`get_cublas_workspace_size_bytes`)."""
+"""Bytes of one workspace of the library of multiplications, as both allocate it on recent chips: PyTorch for
+each of two threads (forward, backward), TransformerEngine once, and four times more for grouped products
+(`get_cublas_workspace_size_bytes`)."""
+
+
+CONTEXT, CHANNEL = 2**29, 20 * 2**20
+"""Bytes outside of the allocator: of the driver, and of each channel of a group of ranks that communicates
+(buffers of three protocols, to send and to receive)."""
+CHANNEL_BYTES_S, CHANNELS = 20e9, (2, 32)
+"""A channel for each such share of the link's bandwidth; the least and the most. At 450 GB/s, a group needs
+440 MiB; 544 to 688 MB were reported (github.com/NVIDIA/nccl/issues/964)."""
 
 
 def static_memory(training: Training, stage: Stage, parameters: Parameters) -> Iterator[tuple[str, float]]:
@@ -20,9 +28,18 @@ def static_memory(training: Training, stage: Stage, parameters: Parameters) -> I
     numerics = training.numerics
     yield "parameters", parameters.total * numerics.parameter_bytes
     yield "gradients", parameters.total * numerics.gradient_bytes
-    copies, expert_copies = copies_of(training, stage) if numerics.distributed else (1, 1)
-    states = parameters.dense / copies + parameters.expert / expert_copies
+    states: float = parameters.total
+    if numerics.distributed:
+        copies, expert_copies = (
+            max(1, copies // numerics.instances) for copies in copies_of(training, stage)
+        )
+        states = parameters.dense / copies + parameters.expert / expert_copies
     yield "optimizer", states * numerics.state_bytes
+    if numerics.compute in ("fp8", "fp4") and numerics.parameter_bytes > 1:
+        # Cached for all micro-batches of a step, along both dimensions.
+        layers = [weight for weight in parameters.weights if _is_product(weight) and weight.part != "output"]
+        linear = sum(weight.elements for weight in layers)
+        yield f"parameters in {numerics.compute}", linear * (2 if numerics.compute == "fp8" else 1)
 
 
 def copies_of(training: Training, stage: Stage) -> tuple[int, int]:
@@ -37,12 +54,16 @@ def engine_buffers(
 ) -> Iterator[tuple[str, float]]:
     """Yield what the engine allocates once and does not free."""
     is_te = training.implementation == "transformer_engine"
-    has_experts = any(weight.is_expert for weight in parameters.weights)
-    yield "workspaces of multiplications", WORKSPACE * (2 + (4 if is_te and has_experts else is_te))
+    groups = is_te and training.grouped_experts and any("experts" in one.module for one in parameters.weights)
+    yield "workspaces of multiplications", WORKSPACE * (2 + is_te + 4 * groups)
+    if training.implementation == "local":
+        # The scores of attention are computed in a buffer of the engine's own.
+        pairs = setting.tokens * setting.sequence * training.model.heads / setting.tp
+        yield "buffer of attention's scores", pairs * setting.width
     if is_te and training.fused_gradients:
         # Products that add to the gradient buffer return a tensor that nobody reads, one for each shape
         # (transformer_engine/pytorch/module/base.py, `get_dummy_wgrad`).
-        shapes = {weight.shape for weight in parameters.weights if _is_linear(weight.part, weight.shape)}
+        shapes = {weight.shape for weight in parameters.weights if _is_product(weight)}
         width = training.numerics.parameter_bytes
         yield "placeholders of weight gradients", sum(rows * columns for rows, columns in shapes) * width
     if setting.sequence_parallel and stage.index == len(training.layout.stages) - 1:
@@ -50,5 +71,23 @@ def engine_buffers(
         yield "gathered input of the output layer", setting.tokens * training.model.hidden * setting.width
 
 
-def _is_linear(part: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and part != "embedding"
+def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, float]]:
+    """Yield what the driver and the communication library hold on the device."""
+    yield "context of the driver", CONTEXT
+    experts = training.layout.meshes[stage.mesh].ep * training.blocks[stage.mesh].expert_tp
+    sizes = (
+        stage.tp,
+        stage.cp,
+        stage.dp,
+        len(training.layout.stages),
+        experts if training.model.experts else 1,
+    )
+    least, most = CHANNELS
+    channels = round(training.blocks[stage.mesh].chip.inside.bytes_s / CHANNEL_BYTES_S)
+    groups = sum(size > 1 for size in sizes)
+    yield "communicators", CHANNEL * min(max(channels, least), most) * groups
+
+
+def _is_product(weight: Weight) -> bool:
+    """Return whether TransformerEngine multiplies by a weight: of linear layers, but not of routers."""
+    return len(weight.shape) == 2 and weight.part != "embedding" and not weight.module.endswith("router")
