@@ -94,7 +94,7 @@ def stage_memory(training: Training, stage: Stage) -> StageMemory:
     terms.append(Term(peak.name, peak.passing, TRANSIENT))
     allocated = sum(term.nbytes for term in terms)
     terms.append(Term("fragmentation", RESERVE * allocated, ALLOCATOR))
-    terms += (Term(name, nbytes, OUTSIDE) for name, nbytes in outside_memory(training, stage))
+    terms += (Term(name, nbytes, OUTSIDE) for name, nbytes in outside_memory(training, stage, layers.setting))
     return StageMemory(stage.index, tuple(term for term in terms if term.nbytes))
 
 
