@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured_arguments import arguments_of, published_arguments, with_defaults
-from benchmarks.measured_fields import Assumed, Fields, Unusable
+from benchmarks.measured_fields import Assumed, Fields, Unusable, failure
 from benchmarks.measured_layouts import copies_of, layout_arguments
 from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
@@ -99,6 +99,9 @@ def row_of(line: str, place: str) -> Row:
         return replace(head, reason=error.reason, is_wrong=error.is_wrong)
     except UserError as error:
         return replace(head, reason="; ".join(problem.what for problem in error.problems))
+    except Exception as error:
+        # As in `scored`: one row must not cost the others.
+        return replace(head, reason=failure("reading failed", error), is_wrong=True)
 
 
 def _head(row: Row, fields: Fields) -> Row:

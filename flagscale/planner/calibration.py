@@ -12,7 +12,7 @@ Pair = tuple[float, float]
 
 _SCALES = (0.1, 10.0)
 """A machine beyond these is not what its figures say; then the estimate is wrong, not the machine."""
-_DOUBT = 3.0
+_DOUBT = 10.0
 """The weight against an offset (squared, relative to the middle time): few pairs tell it from noise badly."""
 
 

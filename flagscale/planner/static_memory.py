@@ -71,7 +71,9 @@ def engine_buffers(
         yield "gathered input of the output layer", setting.tokens * training.model.hidden * setting.width
 
 
-def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, float]]:
+def outside_memory(
+    training: Training, stage: Stage, setting: te_layer.Setting
+) -> Iterator[tuple[str, float]]:
     """Yield what the driver and the communication library hold on the device."""
     yield "context of the driver", CONTEXT
     experts = training.layout.meshes[stage.mesh].ep * training.blocks[stage.mesh].expert_tp
@@ -85,6 +87,9 @@ def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, floa
     least, most = CHANNELS
     channels = round(training.blocks[stage.mesh].chip.inside.bytes_s / CHANNEL_BYTES_S)
     groups = sum(size > 1 for size in sizes)
+    if training.overlap_tensor and stage.tp > 1:
+        # One for each product and direction whose communication overlaps (`initialize_ub`).
+        yield "buffers of overlapped products", 10 * setting.tokens * training.model.hidden * setting.width
     yield "communicators", CHANNEL * min(max(channels, least), most) * groups
 
 
