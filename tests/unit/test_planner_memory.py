@@ -81,6 +81,9 @@ def test_the_loss() -> None:
     assert terms(ours, "transient") == {"end of the forward pass": 2 * logits}
     compiled = one_stage(fused_loss=True)
     assert terms(compiled, "transient") == {"end of the forward pass": 6 * logits}
+    torch = one_stage(implementation="torch")
+    assert terms(torch)["logits"] == 2 * logits
+    assert terms(torch, "transient") == {"backward pass": 2 * logits}
     in_place = one_stage(fused_loss=True, loss_in_place=True)
     assert terms(in_place)["logits"] == 2 * logits
     # The gradient of the output layer's input, whole and of the rank.
