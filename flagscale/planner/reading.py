@@ -29,6 +29,8 @@ UNKNOWN: Mapping[str, str] = {
     "experimental_attention_variant": "experimental kinds of attention",
     "moe_latent_size": "experts in a latent space",
     "use_megatron_fsdp": "sharded data parallel (FSDP)",
+    "fine_grained_activation_offloading": "activations that are moved to the host",
+    "cpu_offloading_num_layers": "activations that are moved to the host",
     "use_torch_fsdp2": "sharded data parallel (FSDP)",
 }
 """By dest: what the planner has no model of."""
@@ -81,8 +83,18 @@ def training_of(
         overlap_parameters=bool(values.get("overlap_param_gather")),
         overlap_tensor=bool(values.get("tp_comm_overlap")),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
+        group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
         fused_gradients=bool(values.get("gradient_accumulation_fusion", True)),
         fused_loss=bool(values.get("cross_entropy_loss_fusion")),
+        loss_in_place=bool(values.get("cross_entropy_loss_fusion"))
+        and values.get("cross_entropy_fusion_impl") == "te",
+        fused_activation=bool(
+            values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
+        ),
+        grouped_experts=bool(values.get("moe_grouped_gemm")),
+        fused_softmax=bool(values.get("masked_softmax_fusion", True)),
+        stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
+        exchange=_exchange(values.get("cp_comm_type")),
     )
 
 
@@ -114,6 +126,7 @@ def numerics_of(values: Mapping[str, Any]) -> Numerics:
         gradient_bytes=_gradient_bytes(values, is_half, is_aware),
         state_bytes=_state_bytes(values, is_half, is_aware),
         distributed=bool(values.get("use_distributed_optimizer")),
+        instances=int(values.get("num_distributed_optimizer_instances") or 1),
     )
 
 
@@ -177,6 +190,12 @@ def _padded(values: Mapping[str, Any], layout: HeteroLayout, tokens: int) -> int
         divisor = int(of_mesh["make_vocab_size_divisible_by"])
     multiple = divisor * layout.meshes[0].tp
     return -(-tokens // multiple) * multiple
+
+
+def _exchange(given: Any) -> str:
+    """Return how context parallel ranks exchange keys, from one value or a list with one for each layer."""
+    first = given[0] if isinstance(given, list | tuple) and given else given
+    return str(first or "p2p")
 
 
 def _recompute(values: Mapping[str, Any]) -> Recompute:
