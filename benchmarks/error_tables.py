@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from benchmarks.error_statistics import Summary, calibrated, grouped, of_tool, uncalibrated
-from benchmarks.estimated_rows import FUNCTIONAL_TESTS, LEAST, TRIALS, Scored, is_apart, machines
-from benchmarks.measured_rows import Row
+from benchmarks.estimated_rows import LEAST, TRIALS, Scored, is_apart, machines
+from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
 from flagscale.planner.intervals import CLASSES, QUANTITIES
 
 _TITLES = {

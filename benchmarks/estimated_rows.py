@@ -12,7 +12,7 @@ from itertools import combinations
 from math import comb, isfinite
 
 from benchmarks.measured_fields import failure
-from benchmarks.measured_rows import Row
+from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
 from flagscale.errors import UserError
 from flagscale.planner.calibration import Calibration, fitted
 from flagscale.planner.intervals import QUANTITIES
@@ -25,9 +25,6 @@ LEAST = 6
 """Rows of one machine and software that are judged; fewer are only shown."""
 DRAWS = 20
 """Choices of the rows for a calibration; all of them if there are fewer."""
-
-FUNCTIONAL_TESTS = "mlm"
-"""A source of tiny models (12 layers of 512), for a few iterations, in which the host's time decides."""
 
 
 def is_apart(row: Row, quantity: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import estimate
+from benchmarks import engine_report, estimate
 from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.error_statistics import summary
 from benchmarks.error_tables import by_class, by_source
@@ -170,3 +170,13 @@ def test_the_page_and_the_table_are_those_of_the_present_models() -> None:
     page = estimate.DOCUMENT.read_text("utf-8")
     assert by_class(found) in page
     assert by_source(found) in page
+
+
+@pytest.mark.slow
+def test_the_engine_reports_the_memory_of_rows_that_it_can(tmp_path: Path) -> None:
+    rows = read_rows(data(tmp_path, LINES["simumax-0000"], LINES["sailor-0964"], LINES["mlm-1384"]))
+    dense, mixed, experts = engine_report.reported(rows)
+    assert dense == pytest.approx(rows[0].measured["allocated"], rel=0.1)
+    assert mixed is None  # the engine has no such layout
+    assert experts is not None
+    assert experts > 2**30
