@@ -11,7 +11,7 @@ from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, Link
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.mesh_costs import Costs
-from flagscale.planner.mesh_options import Mode, divisors, legal_ranks, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_ranks, rule_values
 from flagscale.planner.mesh_search import Space
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.layer_split import Part, Pipeline, Split, rated
@@ -53,7 +53,7 @@ def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -
     values, mode = rule_values(training), Mode()
     legal = {mode: [legal_ranks(training, values, pool, mode) for pool in cluster.pools]}
     costs = costs or ToyCosts(training)
-    return Space(cluster, costs, training.model.layers, training.batch, legal, len(cluster.pools))
+    return Space(cluster, costs, training.model.layers, training.batch, legal, len(cluster.pools), MOST_TOKENS / training.sequence)
 
 
 def best_of_all(space: Space) -> tuple[Split | None, int]:
@@ -96,7 +96,8 @@ def _every_part(space: Space, mode: Mode, number: int, legal: object, samples: i
     for one in legal:  # type: ignore[attr-defined]
         for dp in divisors(samples):
             per_stage = one.tp * one.cp * dp
-            if dp % one.dp == 0 and per_stage <= pool.devices:
+            is_small = samples // dp <= max(1, space.most_micro_batch * one.cp)
+            if is_small and dp % one.dp == 0 and per_stage <= pool.devices:
                 ranks = one._replace(dp=dp, micro_batch=samples // dp)
                 costs = space.costs.layer(pool, ranks, mode.modules, space.batch // samples)
                 for pp in range(1, pool.devices // per_stage + 1):

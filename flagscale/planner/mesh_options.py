@@ -14,6 +14,11 @@ from flagscale.planner.mesh_costs import Costs, LayerCosts, Ranks
 from flagscale.planner.training import Training
 
 
+LEAST_TOKENS, MOST_TOKENS = 512, 32768
+"""Tokens of a micro-batch on one rank, before tensor parallelism divides them: context parallelism does not go
+below the first, micro-batches of several samples not above the second. Beyond these, nothing gets faster."""
+
+
 class Option(NamedTuple):
     """One way to be a mesh, apart from the number of its stages."""
 
@@ -115,7 +120,7 @@ def legal_ranks(training: Training, values: Mapping[str, Any], pool: Pool, mode:
         sp = tp > 1 and training.implementation != "local"  # its norm does not support it
         etp = mode.expert_tp or tp
         for cp in range(1, pool.devices // tp + 1):
-            if training.sequence % cp:
+            if training.sequence % cp or (cp > 1 and training.sequence // cp < LEAST_TOKENS):
                 continue
             for ep in divisors(experts) if experts else (1,):
                 dp = lcm(tp * cp, etp * ep) // (tp * cp)
@@ -151,12 +156,11 @@ def options(
     samples: int,
     micro_batches: int,
     stages: int,
-    too_large: dict[object, int],
+    most_tokens: float,
 ) -> list[Option]:
     """Return the options with `samples` per micro-step of which no other is better in every respect.
 
-    `too_large`: the least micro-batch with which not one layer fits, by mode and degrees; it is added to. More
-    copies of the model need no more memory, so larger micro-batches can be left out by it only for as many.
+    `most_tokens`: what `MOST_TOKENS` allows, in samples on one rank without context parallelism.
     """
     found = []
     for one in legal:
@@ -165,15 +169,12 @@ def options(
             if dp % one.dp or one.tp * one.cp * dp > pool.devices:
                 continue
             ranks = one._replace(dp=dp, micro_batch=samples // dp)
-            key = (pool.type, mode, ranks._replace(micro_batch=1))
-            if ranks.micro_batch >= too_large.get(key, samples + 1):
+            if ranks.micro_batch > max(1, most_tokens * one.cp):
                 continue
             layer = costs.layer(pool, ranks, mode.modules, micro_batches)
             least = layer.static + min(layer.kept, layer.kept_again + layer.kept) + layer.fixed
             if least <= layer.room:
                 found.append(Option(ranks, layer, min(stages, pool.devices // ranks.per_stage)))
-            else:
-                too_large[key] = ranks.micro_batch
     return list(_undominated(found))
 
 

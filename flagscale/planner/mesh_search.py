@@ -47,6 +47,8 @@ class Space:
     """For each mode: for each pool its legal `Ranks`."""
     meshes: int
     """The most meshes of a pipeline."""
+    most_micro_batch: float
+    """Samples on one rank, times its context parallelism."""
     stages: int = 64
     """The most stages of a pipeline."""
     chunks: int = 8
@@ -77,12 +79,11 @@ class Counts(NamedTuple):
 def setups(space: Space) -> list[Setup]:
     """Return all parts of the space that have any option."""
     found = []
-    too_large: dict[object, int] = {}
     for mode, legal in space.legal.items():
         for samples in divisors(space.batch):
             m = space.batch // samples
             each = tuple(
-                tuple(options(ranks, pool, space.costs, mode, samples, m, space.stages, too_large))
+                tuple(options(ranks, pool, space.costs, mode, samples, m, space.stages, space.most_micro_batch))
                 for pool, ranks in zip(space.cluster.pools, legal, strict=True)
             )
             if any(each):

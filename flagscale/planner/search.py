@@ -17,11 +17,12 @@ from flagscale.checks.hetero.rules import mesh_values, mesh_violations
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
+from flagscale.planner.chips import Chip
 from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
-from flagscale.planner.mesh_options import Mode, legal_ranks, modes, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_ranks, modes, rule_values
 from flagscale.planner.searched_training import searched_arguments, searched_training, with_searched
 from flagscale.planner.step_time import DEFAULT, StepTime, step_time
 from flagscale.planner.training import Training
@@ -32,6 +33,8 @@ if TYPE_CHECKING:  # they import numpy
 
 STAGES = 64
 """The most stages that are tried."""
+_ENOUGH = 1.03
+"""Relative to the fastest plan: slower ones are rated again only if there are too few."""
 _MARGINS = (1.0, 1.03, 1.08, 1.15)
 """Factors of memory that are tried if none of the best plans fits by the whole model of memory."""
 
@@ -112,15 +115,21 @@ def best_plans(
     rated: list[Rated] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, memory_factor * margin)
-        space = Space(cluster, costs, template.model.layers, template.batch, legal, meshes, STAGES)
+        space = Space(cluster, costs, template.model.layers, template.batch, legal, meshes, MOST_TOKENS / template.sequence, STAGES)
         best, counts = search(space)
         if not best.found:
             break
         rated = []
         for mode, split in best.ranked():
-            one = _rated(template, cluster, given, mode, split, constants, calibration)
-            if _fits(one, memory_factor) and not broken_rules(one.training, one.arguments, given):
-                rated.append(one)
+            fastest = min((one.quick_s for one in rated), default=split.seconds)
+            if len(rated) >= keep and split.seconds > _ENOUGH * fastest:
+                break
+            training = searched_training(template, cluster, mode, split, given)
+            arguments = searched_arguments(training, mode.expert_tp is None)
+            stages = memory(training)
+            if _fits(training, stages, memory_factor) and not broken_rules(training, arguments, given):
+                time = step_time(training, constants, calibration)
+                rated.append(Rated(training, arguments, time, stages, split.seconds))
         if rated:
             break
     if not rated:
@@ -160,28 +169,13 @@ def _most_meshes(
     return 1, (f"Only one type is used at a time: {refused[0][1]}.",)
 
 
-def _rated(
-    template: Training,
-    cluster: Cluster,
-    values: Mapping[str, Any],
-    mode: Mode,
-    split: Split,
-    constants: Constants,
-    calibration: Calibration | None,
-) -> Rated:
-    training = searched_training(template, cluster, mode, split, values)
-    arguments = searched_arguments(training, mode.expert_tp is None)
-    time = step_time(training, constants, calibration)
-    return Rated(training, arguments, time, memory(training), split.seconds)
-
-
-def _fits(one: Rated, memory_factor: float) -> bool:
+def _fits(training: Training, stages: Sequence[StageMemory], memory_factor: float) -> bool:
     return all(
-        stage.device * memory_factor <= _block(one.training, stage.stage).memory_bytes for stage in one.memory
+        stage.device * memory_factor <= _chip(training, stage.stage).memory_bytes for stage in stages
     )
 
 
-def _block(training: Training, stage: int) -> Any:
+def _chip(training: Training, stage: int) -> Chip:
     return training.blocks[training.layout.stages[stage].mesh].chip
 
 
@@ -214,11 +208,11 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
         return Problem("the model does not fit on these devices, even with a multiple of their memory", "", hint)
     training = searched_training(template, cluster, *found, {})
     over = [
-        (stage.device - _block(training, stage.stage).memory_bytes, stage) for stage in memory(training)
+        (stage.device - _chip(training, stage.stage).memory_bytes, stage) for stage in memory(training)
     ]
     short, stage = max(over, key=lambda one: one[0])
     term = max(stage.terms, key=lambda one: one.nbytes)
-    chip = _block(training, stage.stage)
+    chip = _chip(training, stage.stage)
     what = (
         f"the model does not fit on these devices: the plan that comes closest is short of "
         f"{_gib(max(short, 0))} per {chip.name} ({_gib(chip.memory_bytes)}) in stage {stage.stage} "
