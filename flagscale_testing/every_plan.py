@@ -19,10 +19,17 @@ from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.toy_costs import ToyCosts
 
 
+SIZES = (
+    *((8,), (12,), (16,), (4, 4), (8, 4), (4, 8), (8, 8), (12, 4)),
+    *((2, 2, 2), (1, 2, 3), (2, 2, 4), (4, 2, 2), (2, 4, 4)),
+)
+"""Devices of each type."""
+
+
 def random_space(seed: int) -> Space:
     """Return one to three types of chips with 16 devices at most, and a model of 8 layers."""
     random = Random(seed)
-    sizes = random.choice([(8,), (16,), (4, 4), (8, 4), (4, 8), (8, 8), (4, 4, 4), (2, 4, 8), (8, 4, 4), (1, 2, 3)])
+    sizes = random.choice(SIZES)
     pools = []
     for number, devices in enumerate(sizes):
         per_host = random.choice([one for one in divisors(devices) if one in (1, 2, 3, 4, 8)])

@@ -50,10 +50,16 @@ class EstimatedCosts:
     def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
         """Return the costs of a layer; see `Costs`."""
         # What depends on the micro-batch does not depend on the copies of the model, and the reverse.
-        work = self._cached(EstimatedCosts._work, pool, ranks._replace(dp=1), modules)
+        one_copy = ranks._replace(dp=1)
+        work = self._cached(EstimatedCosts._work, pool, one_copy, ())
         held = self._cached(EstimatedCosts._held, pool, ranks._replace(micro_batch=1), ())
         (seconds, again, first_s, last_s), (kept, input_kept, passing, first_kept, last_kept) = work
         (once,), (static, outside, first_static, last_static) = held
+        if modules:
+            (more,), (kept, passing) = self._cached(EstimatedCosts._selected, pool, one_copy, modules)
+            seconds, again, kept_again = seconds + more, 0.0, kept
+        else:
+            kept_again = input_kept
         net = self._speeds[pool.type][1]
         is_inside = pool.hosts == 1 or ranks.per_stage < net.domain
         return LayerCosts(
@@ -61,7 +67,7 @@ class EstimatedCosts:
             again=again,
             static=static,
             kept=kept,
-            kept_again=input_kept if not modules else kept,
+            kept_again=kept_again,
             fixed=passing + outside / (1 + RESERVE),
             hand_over=2 * net.send(input_kept, is_inside),
             first_seconds=first_s,
@@ -121,6 +127,16 @@ class EstimatedCosts:
             (seconds[1], again, seconds[0] - seconds[1], seconds[2] - seconds[1]),
             (chunks[1].nbytes, setting.rows * model.hidden * setting.width, passing[1], *more),
         )
+
+    def _selected(self, probe: Training) -> Measured:
+        """Return what recomputing some modules changes: more seconds; the bytes that are left, and in passing."""
+        of_mesh, stage = MeshTimes(probe, 0, self.constants), probe.layout.stages[1]
+        layers = stage_layers(probe, stage)
+        chunk = chunk_memory(probe, stage, layers, 0, NOTHING)
+        again = of_mesh.layer(probe.model.experts_in[0]).again(probe.recompute.modules)
+        buffers = engine_buffers(probe, stage, self._parameters(probe)[1], layers.setting)
+        passing = max(chunk.forward, chunk.backward) + sum(nbytes for _, nbytes in buffers)
+        return (again.total(of_mesh.speeds.launch_s),), (chunk.nbytes, passing)
 
     def _held(self, probe: Training) -> Measured:
         """Return what copies of the model cost: seconds per step and layer; bytes of its weights, and outside."""

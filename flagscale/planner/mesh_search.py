@@ -67,10 +67,8 @@ class Setup(NamedTuple):
 class Counts(NamedTuple):
     """What a search has looked at."""
 
-    legal: int = 0
-    """Combinations of order, degrees and stages that keep all rules, without the layers of the stages."""
     combined: int = 0
-    """Those of them that are left without options that others beat in every respect."""
+    """Combinations of order, degrees and stages, without options that others beat in every respect."""
     rated: int = 0
     """Pipelines whose best layers were computed."""
     orders: int = 0
@@ -119,39 +117,39 @@ def variants(space: Space, setup: Setup, parts: Sequence[Part]) -> Iterator[Pipe
 
 
 class Best:
-    """The fastest pipelines so far, at most one for each combination of meshes."""
+    """The fastest pipelines so far."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
-        self.found: dict[Any, tuple[Mode, Split]] = {}
+        self.found: list[tuple[float, Mode, Split]] = []
+        self.seen: set[object] = set()
         self.rated = 0
 
     @property
     def seconds(self) -> float:
-        return min((split.seconds for _, split in self.found.values()), default=np.inf)
+        return self.found[0][0] if self.found else np.inf
 
     @property
     def limit(self) -> float:
         """A pipeline that takes longer is none of the best."""
-        if len(self.found) < self.keep:
-            return np.inf
-        return sorted(split.seconds for _, split in self.found.values())[self.keep - 1]
+        return self.found[-1][0] if len(self.found) == self.keep else np.inf
 
-    def rate(self, space: Space, setup: Setup, parts: Sequence[Part], limit: float = np.inf) -> None:
-        """Rate all variants of some meshes."""
+    def rate(self, space: Space, setup: Setup, parts: Sequence[Part]) -> None:
+        """Rate all variants of some meshes, once."""
         key = (setup.mode, *((part.pool, part.ranks, part.pp) for part in parts))
-        if key in self.found:
+        if key in self.seen:
             return
+        self.seen.add(key)
         for pipeline in variants(space, setup, parts):
             self.rated += 1
-            split = best_split(pipeline, space.layers, limit)
-            if split:
-                limit = split.seconds
-                self.found[key] = (setup.mode, split)
+            if split := best_split(pipeline, space.layers, self.limit):
+                self.found.append((split.seconds, setup.mode, split))
+                self.found.sort(key=lambda one: one[0])
+                del self.found[self.keep :]
 
     def ranked(self) -> list[tuple[Mode, Split]]:
         """Return what was found, the fastest first."""
-        return sorted(self.found.values(), key=lambda one: one[1].seconds)
+        return [(mode, split) for _, mode, split in self.found]
 
 
 def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Best, Counts]:
@@ -168,7 +166,7 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
             coarse = _candidates(space, setup, bound / setup.micro_batches, np.inf, _COARSE)
             promising.append((min((one.least for one in coarse), default=np.inf), setup))
             for one in coarse[:3]:
-                best.rate(space, setup, one.parts, best.limit)
+                best.rate(space, setup, one.parts)
     fine = []
     for least, setup in promising:
         # Among the best are also those that are slower by a tenth: they show what the choice costs.
@@ -178,13 +176,13 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
             fine += [(one, setup) for one in _candidates(space, setup, least / m, limit / m, _FINE)]
     fine.sort(key=lambda one: one[0].seconds)
     for one, setup in fine[: 8 * keep]:
-        best.rate(space, setup, one.parts, best.limit)
+        best.rate(space, setup, one.parts)
     combined = sum(_combinations(space, setup) for _, setup in found)
     if combined <= exhaustive:
         for bound, setup in found:
             if bound < best.seconds:
                 for parts in enumerated(space, setup, best):
-                    best.rate(space, setup, parts, best.limit)
+                    best.rate(space, setup, parts)
     count = len({order for _, setup in found for order in orders(space, setup)})
     return best, Counts(combined=combined, rated=best.rated, orders=count)
 
