@@ -17,21 +17,23 @@ from flagscale.checks.hetero.rules import mesh_values, mesh_violations
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
+from flagscale.planner.chips import Chip
 from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
-from flagscale.planner.mesh_options import Mode, legal_ranks, modes, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, legal_ranks, modes, rule_values
 from flagscale.planner.searched_training import searched_arguments, searched_training, with_searched
 from flagscale.planner.step_time import DEFAULT, StepTime, step_time
 from flagscale.planner.training import Training
 
 if TYPE_CHECKING:  # they import numpy
-    from flagscale.planner.layer_split import Split
     from flagscale.planner.mesh_search import Counts, Space
 
 STAGES = 64
 """The most stages that are tried."""
+_ENOUGH = 1.03
+"""Relative to the fastest plan: slower ones are rated again only if there are too few."""
 _MARGINS = (1.0, 1.03, 1.08, 1.15)
 """Factors of memory that are tried if none of the best plans fits by the whole model of memory."""
 
@@ -108,19 +110,38 @@ def best_plans(
         mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
     }
     if not any(ranks for each in legal.values() for ranks in each):
-        raise UserError([Problem("no parallel degrees keep the rules of this model", "", _refused(template, given))])
+        raise UserError(
+            [Problem("no parallel degrees keep the rules of this model", "", _refused(template, given))]
+        )
     rated: list[Rated] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, memory_factor * margin)
-        space = Space(cluster, costs, template.model.layers, template.batch, legal, meshes, STAGES)
+        space = Space(
+            cluster,
+            costs,
+            template.model.layers,
+            template.batch,
+            legal,
+            meshes,
+            MOST_TOKENS / template.sequence,
+            STAGES,
+        )
         best, counts = search(space)
         if not best.found:
             break
         rated = []
         for mode, split in best.ranked():
-            one = _rated(template, cluster, given, mode, split, constants, calibration)
-            if _fits(one, memory_factor) and not broken_rules(one.training, one.arguments, given):
-                rated.append(one)
+            fastest = min((one.quick_s for one in rated), default=split.seconds)
+            if len(rated) >= keep and split.seconds > _ENOUGH * fastest:
+                break
+            training = searched_training(template, cluster, mode, split, given)
+            arguments = searched_arguments(training, mode.expert_tp is None)
+            if any(training == one.training for one in rated):
+                continue
+            stages = memory(training)
+            if _fits(training, stages, memory_factor) and not broken_rules(training, arguments, given):
+                time = step_time(training, constants, calibration)
+                rated.append(Rated(training, arguments, time, stages, split.seconds))
         if rated:
             break
     if not rated:
@@ -129,7 +150,9 @@ def best_plans(
     return Found(tuple(rated[:keep]), counts, (*why_one, *_considered(cluster, space, counts, rated)))
 
 
-def broken_rules(training: Training, arguments: Mapping[str, Any], values: Mapping[str, Any]) -> list[Violation]:
+def broken_rules(
+    training: Training, arguments: Mapping[str, Any], values: Mapping[str, Any]
+) -> list[Violation]:
     """Return the rules of layouts that a plan breaks: there must be none."""
     layout = training.layout
     found = with_searched(values, arguments)
@@ -160,28 +183,11 @@ def _most_meshes(
     return 1, (f"Only one type is used at a time: {refused[0][1]}.",)
 
 
-def _rated(
-    template: Training,
-    cluster: Cluster,
-    values: Mapping[str, Any],
-    mode: Mode,
-    split: Split,
-    constants: Constants,
-    calibration: Calibration | None,
-) -> Rated:
-    training = searched_training(template, cluster, mode, split, values)
-    arguments = searched_arguments(training, mode.expert_tp is None)
-    time = step_time(training, constants, calibration)
-    return Rated(training, arguments, time, memory(training), split.seconds)
+def _fits(training: Training, stages: Sequence[StageMemory], memory_factor: float) -> bool:
+    return all(stage.device * memory_factor <= _chip(training, stage.stage).memory_bytes for stage in stages)
 
 
-def _fits(one: Rated, memory_factor: float) -> bool:
-    return all(
-        stage.device * memory_factor <= _block(one.training, stage.stage).memory_bytes for stage in one.memory
-    )
-
-
-def _block(training: Training, stage: int) -> Any:
+def _chip(training: Training, stage: int) -> Chip:
     return training.blocks[training.layout.stages[stage].mesh].chip
 
 
@@ -192,7 +198,7 @@ def _refused(template: Training, values: Mapping[str, Any]) -> str:
 
 
 def _shortage(template: Training, cluster: Cluster, space: Space, constants: Constants) -> Problem:
-    """Return what is missing at least: by how much the memory of all chips had to grow, and the largest term."""
+    """Return what is missing at least: the plan that fits first if the memory of all chips grows."""
     from flagscale.planner.mesh_search import search
 
     low, high, found = 1.0, 1.0, None
@@ -211,14 +217,14 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
             low = factor
     hint = f"use more devices, a smaller model, or a shorter `seq_length`; up to {STAGES} stages are tried"
     if found is None:
-        return Problem("the model does not fit on these devices, even with a multiple of their memory", "", hint)
+        return Problem(
+            "the model does not fit on these devices, even with a multiple of their memory", "", hint
+        )
     training = searched_training(template, cluster, *found, {})
-    over = [
-        (stage.device - _block(training, stage.stage).memory_bytes, stage) for stage in memory(training)
-    ]
+    over = [(stage.device - _chip(training, stage.stage).memory_bytes, stage) for stage in memory(training)]
     short, stage = max(over, key=lambda one: one[0])
     term = max(stage.terms, key=lambda one: one.nbytes)
-    chip = _block(training, stage.stage)
+    chip = _chip(training, stage.stage)
     what = (
         f"the model does not fit on these devices: the plan that comes closest is short of "
         f"{_gib(max(short, 0))} per {chip.name} ({_gib(chip.memory_bytes)}) in stage {stage.stage} "
@@ -227,9 +233,7 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
     return Problem(what, "", hint)
 
 
-def _considered(
-    cluster: Cluster, space: Space, counts: Counts, rated: Sequence[Rated]
-) -> Iterator[str]:
+def _considered(cluster: Cluster, space: Space, counts: Counts, rated: Sequence[Rated]) -> Iterator[str]:
     pools = ", ".join(f"{pool.devices} {pool.type or pool.chip.name}" for pool in cluster.pools)
     order = "1 order" if counts.orders == 1 else f"{counts.orders} orders"
     yield (
@@ -237,11 +241,13 @@ def _considered(
         f"{counts.rated:,} were rated with their best layers, and {len(rated)} with the whole estimate."
     )
     best = rated[0]
-    used = {}
+    used: dict[str, int] = {}
     for mesh in best.training.layout.meshes:
         used[mesh.type] = used.get(mesh.type, 0) + mesh.ranks
     idle = [
-        f"{left} {pool.type or pool.chip.name}" for pool in cluster.pools if (left := pool.devices - used.get(pool.type, 0))
+        f"{left} {pool.type or pool.chip.name}"
+        for pool in cluster.pools
+        if (left := pool.devices - used.get(pool.type, 0))
     ]
     if idle:
         yield f"Idle: {', '.join(idle)}."
@@ -251,14 +257,18 @@ def _considered(
 
 def why_lost(best: Rated, other: Rated) -> str:
     """Return a sentence on what makes a plan slower than the best one."""
-    parts = ("compute_s", "communication_s", "bubble_s", "optimizer_s")
-    names = ("computing", "exposed communication", "waiting for other stages", "the optimizer")
-    more = [getattr(other.time, part) - getattr(best.time, part) for part in parts]
-    number = max(range(len(parts)), key=lambda one: more[one])
+    parts = {
+        "compute_s": "of computing",
+        "communication_s": "of exposed communication",
+        "bubble_s": "of waiting for other stages",
+        "optimizer_s": "for the optimizer",
+    }
+    more = {part: getattr(other.time, part) - getattr(best.time, part) for part in parts}
+    part = max(parts, key=lambda one: more[one])
     slower = other.seconds / best.seconds - 1
     return (
-        f"The runner-up, {other.training.layout}, takes {slower:.1%} longer: {1e3 * more[number]:.0f} ms more "
-        f"{'for ' if number == 3 else 'of '}{names[number]} in the stage that limits."
+        f"The runner-up, {other.training.layout}, takes {slower:.1%} longer: {1e3 * more[part]:.0f} ms more "
+        f"{parts[part]} in the stage that limits."
     )
 
 
