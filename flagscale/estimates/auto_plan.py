@@ -13,7 +13,7 @@ from flagscale import platforms
 from flagscale.checks.hetero.keys import CHUNK_KEYS, KEYS
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.command import Request
-from flagscale.config.recorded import recorded_yaml
+from flagscale.config.recorded import recorded_values
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
@@ -27,12 +27,11 @@ from flagscale.planner.estimate import Estimate, estimate
 from flagscale.planner.intervals import interval
 from flagscale.planner.mesh_options import SEARCHED
 from flagscale.planner.search import Found, best_plans
+from flagscale.planner.task_file import task_file
 from flagscale.values import Host, Job
 
-_OTHERS = (*KEYS, *CHUNK_KEYS, "ulysses_sp_parallel_size", "recompute_modules", "recompute_activations")
-"""Keys whose values a search replaces, besides those that it searches itself."""
-SECTION = "chosen"
-"""The section of the task file that holds what was chosen."""
+_OTHERS = ("ulysses_sp_parallel_size", "recompute_modules", "recompute_activations", *CHUNK_KEYS)
+"""Keys that a search replaces, besides those of its own and of meshes."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,27 @@ def auto_plan(request: Request, chip: str) -> AutoPlan:
         checked = checked_job(one_rank, source_map)
         template = training_for(checked.job, checked.experiment, chips[:1], source_map)
         values = checked.job.arguments
-        _, margin = interval(template, "device", is_calibrated=False)
+        _, margin = interval(template, "reserved", is_calibrated=False)
         cluster = Cluster(tuple(_pools(named, chips)))
         found = best_plans(template, cluster, values, memory_factor=margin)
         hosts = tuple(_taking_part(found, named))
-        tree = _with(checked.experiment.arguments, found.best.arguments)
+        group = experiment.task.type
+        keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]
+        text = task_file(_without_others(keys), found.best, found.considered)
+        # The ordinary path from a file to a job: what `run` will check is checked here.
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         chosen = checked.experiment.model_copy(update={"arguments": tree})
-        # The ordinary path from a configuration to a job: what `run` will check is checked here.
         job = checked.engine.build(chosen, hosts, SourceMap())
-        text = recorded_yaml(tree, checked.job.texts)
         return AutoPlan(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
+
+
+def _without_others(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task group without the keys that would contradict what was chosen."""
+    return {
+        key: _without_others(value) if isinstance(value, Mapping) and key not in KEYS else value
+        for key, value in tree.items()
+        if key not in _OTHERS
+    }
 
 
 def _pools(hosts: Sequence[Host], chips: Sequence[Chip]) -> Iterator[Pool]:
@@ -164,38 +174,14 @@ def _on_one_rank(config: DictConfig, group: str, platform: str) -> DictConfig:
 
 def _is_searched(name: str, catalog: Catalog) -> bool:
     option = catalog.by_name.get(name)
-    return name in _OTHERS or (option.dest if option else name) in SEARCHED
+    return name in (*_OTHERS, *KEYS) or (option.dest if option else name) in SEARCHED
 
 
 def _leaves(tree: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str]]:
     """Yield path and name of every key; a list or a mapping below a searched key belongs to it."""
     for key, value in tree.items():
         below = f"{path}.{key}"
-        if isinstance(value, Mapping) and str(key) not in _OTHERS:
+        if isinstance(value, Mapping) and str(key) not in KEYS:
             yield from _leaves(value, below)
         else:
             yield below, str(key)
-
-
-def _with(tree: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task group with what was chosen in a section of its own, and without what that replaces."""
-    catalog = load_catalog(CATALOG)
-
-    def kept(part: Mapping[str, Any]) -> dict[str, Any]:
-        found = {}
-        for key, value in part.items():
-            if _is_searched(str(key), catalog) or key == "global_batch_size":
-                continue
-            found[key] = kept(value) if isinstance(value, Mapping) else value
-        return {key: value for key, value in found.items() if value != {} or part[key] == {}}
-
-    section = {_key(dest, catalog): value for dest, value in chosen.items()}
-    return {**kept(tree), SECTION: section}
-
-
-def _key(dest: str, catalog: Catalog) -> str:
-    """Return how a task file writes an argument."""
-    if dest in KEYS or dest in catalog.by_name:
-        return dest
-    options = (one for one in catalog.options.values() if one.dest == dest and one.kind != "flag_false")
-    return next((one.name.replace("-", "_") for one in options), dest)

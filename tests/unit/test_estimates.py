@@ -124,7 +124,7 @@ def test_a_job_is_estimated(estimate: Estimate, words: tuple[str, ...]) -> None:
     tree = tree_of(estimate, *words)
     assert tree["fits"]
     assert all(one["surely_fits"] and one["chip"] == "H100" for one in tree["stages"])
-    assert tree["step"]["seconds_low"] < tree["step"]["seconds"] < tree["step"]["seconds_high"]
+    assert 0 < tree["step"]["seconds_low"] < tree["step"]["seconds_high"]
     assert tree["step"]["tokens"] == 32 * 2048
     assert sum(term["bytes"] for term in tree["stages"][0]["terms"]) == tree["stages"][0]["device_bytes"]
 
