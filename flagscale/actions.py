@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from flagscale import registry
 from flagscale.config.command import CommandOptions, Request, load_command_keys, load_run_location
-from flagscale.errors import UserError
+from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.run.rundir import RunDir
 from flagscale.runners.base import JobRunner, runner_of
@@ -138,7 +139,7 @@ def estimate(request: Request) -> int:
         return _plan(request, keys)
     job, found = estimate_of(request, keys.chip)
     if keys.picture:
-        write_atomic(keys.picture, picture(job.name, found))
+        _write("picture", keys.picture, picture(job.name, found))
     print(json.dumps(estimate_tree(job, found)) if keys.as_json else estimate_text(job, found))
     return 0
 
@@ -151,13 +152,21 @@ def _plan(request: Request, keys: CommandOptions) -> int:
 
     plan = auto_plan(request, keys.chip)
     if keys.picture:
-        write_atomic(keys.picture, picture(plan.job.name, plan.estimate))
+        _write("picture", keys.picture, picture(plan.job.name, plan.estimate))
     if keys.task_file:
-        write_atomic(keys.task_file, plan.task_file)
+        _write("task_file", keys.task_file, plan.task_file)
         if not plan.takes_all:
-            write_atomic(hostfile_of(keys.task_file), plan.hostfile)
+            _write("task_file", hostfile_of(keys.task_file), plan.hostfile)
     print(json.dumps(auto_plan_tree(plan)) if keys.as_json else auto_plan_text(plan, keys.task_file))
     return 0
+
+
+def _write(key: str, path: Path, text: str) -> None:
+    """Write a file that a key of the command names. Raises UserError if that is not possible."""
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise UserError([Problem(f"{path} cannot be written: {error.strerror}", key)]) from None
 
 
 def query(request: Request) -> int:

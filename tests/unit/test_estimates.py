@@ -256,6 +256,7 @@ def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(
         (("plan=best",), "H100", "the only value is auto"),
         (("output=xml", "picture=x.png"), "H100", "2 mistakes"),
         (("train.num_layer=3",), "H100", "did you mean `num_layers`?"),
+        (("picture=mine.py/x.svg",), "H100", "mine.py/x.svg cannot be written: "),
     ],
 )
 def test_a_mistake_is_a_message_and_exit_code_2(
