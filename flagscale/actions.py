@@ -116,7 +116,8 @@ def check(request: Request) -> int:
 
 def query(request: Request) -> int:
     """Print the status once or, with follow=true, until the job ends."""
-    as_json, watch = load_command_keys(request.config)
+    keys = load_command_keys(request.config)
+    as_json, watch = keys.as_json, keys.follow
     plan = _recorded(request)
     if plan is None:
         if as_json:
@@ -136,7 +137,7 @@ def query(request: Request) -> int:
 
 def logs(request: Request) -> int:
     """Print the output of the newest run's hosts; with follow=true, continue until the job ends."""
-    _, watch = load_command_keys(request.config)
+    watch = load_command_keys(request.config).follow
     plan = _recorded(request)
     if plan is None:
         return 3

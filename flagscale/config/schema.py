@@ -221,6 +221,8 @@ class ExperimentSection(Section):
     runner: Runner = Runner()
     envs: Environment = Environment()
     cmds: Commands = Commands()
+    chips: Annotated[UserPath, NOT_EMPTY] | None = None
+    """A file of chips for estimates, besides those that FlagScale knows; see docs/planner.md."""
 
 
 class Experiment(BaseModel):
@@ -234,5 +236,6 @@ class Experiment(BaseModel):
     runner: Runner
     envs: Environment
     cmds: Commands
+    chips: Path | None = None
     arguments: dict[str, Any]
     """The task group as plain values: sections of engine arguments."""

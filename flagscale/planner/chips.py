@@ -44,6 +44,8 @@ class Chip:
     """Between nodes, per device."""
     per_node: int = 8
     """Devices that the `inside` link connects."""
+    power_w: float = 0.0
+    """Watts that the device may draw; 0 if unknown."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """Curves and shares measured on this chip; see docs/planner.md for the names."""
     curves: Curves = Curves()
@@ -95,6 +97,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
         inside=Link(both_ways / 2) if both_ways else Link(*curves.link()),
         outside=Link(1e9 * _number(outside.get("gbit_s_per_card")) / 8),
         per_node=int(inside.get("world") or 1),
+        power_w=_number(measured.get("tdp_w"), entry.get("tdp_w")),
         measured=measured,
         curves=curves,
         source=_source(entry.get("source") or measured.get("source")),
@@ -111,8 +114,8 @@ _PEAKS = {
 
 
 def _memory(entry: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
-    gib = measured.get("memory_gib")
-    return gib * 2**30 if gib else 1e9 * _number(entry.get("memory_gb"))
+    # Data sheets say GB, but count in GiB: a device of "80 GB" reports 79.6 GiB.
+    return 2**30 * _number(measured.get("memory_gib"), entry.get("memory_gb"))
 
 
 def _number(*candidates: Any) -> float:
