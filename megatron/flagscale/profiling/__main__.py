@@ -78,6 +78,7 @@ def main() -> None:
         report(part="launch_s", value=kernels.launch_s(clock))
     for name, (part, points) in wanted.items():
         rows = []
+        clock.begin_part()
         try:
             for row in part(clock):
                 rows += [row] if row else []

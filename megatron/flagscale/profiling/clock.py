@@ -24,10 +24,12 @@ class Effort:
     """The seconds of a round at least: short calls are repeated."""
     call_s: float
     """The seconds of a call at most: sizes that would take longer are left out."""
+    part_s: float
+    """The seconds of a part, after which the sizes that are left are left out: on a slow or busy machine."""
 
 
-QUICK = Effort(rounds=5, round_s=0.002, call_s=0.01)
-THOROUGH = Effort(rounds=5, round_s=0.02, call_s=0.25)
+QUICK = Effort(rounds=5, round_s=0.002, call_s=0.01, part_s=2.5)
+THOROUGH = Effort(rounds=5, round_s=0.005, call_s=0.05, part_s=10.0)
 
 
 class Clock:
@@ -37,7 +39,12 @@ class Clock:
         self.effort = effort
         self.ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         # Ranks agree through host memory, so that it does not disturb what is measured.
+        self._end = math.inf
         self._group = torch.distributed.new_group(backend=HOST_BACKEND) if self.ranks > 1 else None
+
+    def begin_part(self) -> None:
+        """Begin to count the seconds of a part."""
+        self._end = time.perf_counter() + self.effort.part_s
 
     def seconds(
         self,
@@ -56,14 +63,16 @@ class Clock:
             own = math.inf
         if max(self._shared(own)) == math.inf:
             return math.inf
-        once = max(self._shared(min(self._round(call, 1) for _ in range(3))))
+        once = max(self._shared(self._round(call, 1)))
+        if once < self.effort.round_s:  # short, or delayed
+            once = max(self._shared(min(self._round(call, 1) for _ in range(2))))
         calls = min(max(math.ceil(self.effort.round_s / max(once, 1e-9)), 1), _MOST_CALLS)
         rounds = [self._round(call, calls) for _ in range(self.effort.rounds)]
         return of_ranks(self._shared(statistics.median(rounds)))
 
     def is_short(self, expected_s: float) -> bool:
-        """Return whether a call of these seconds is measured."""
-        return expected_s <= self.effort.call_s
+        """Return whether a call of these seconds is measured: the same on every rank."""
+        return expected_s <= self.effort.call_s and max(self._shared(time.perf_counter() - self._end)) < 0
 
     def _round(self, call: Callable[[], object], calls: int) -> float:
         _finish()
