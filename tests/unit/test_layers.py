@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("remote",),
     ("runners",),
     ("status",),
+    ("estimates",),
     ("actions", "bundled", "sweep"),
     ("cli",),
 )
