@@ -5,7 +5,7 @@ from __future__ import annotations
 from flagscale.checks.hetero.layout import HeteroLayout, Stage
 from flagscale.checks.recompute import RecomputeSchedule, Setting
 from flagscale.frozen import dataclass
-from flagscale.planner.chips import Chip
+from flagscale.planner.chips import Chip, Link
 from flagscale.planner.model_shape import ModelShape
 
 
@@ -91,6 +91,9 @@ class Training:
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
     """How context parallel ranks share keys and values: p2p, a2a, allgather or a2a+p2p (`cp_comm_type`)."""
+
+    crossings: tuple[Link, ...] = ()
+    """Between each mesh and the next one, if that link is known and slower than those of their chips."""
 
     @property
     def micro_batches(self) -> int:

@@ -1,0 +1,131 @@
+"""What the layers of one stage keep for one micro-batch, and what their backward passes need beside that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from flagscale.checks.hetero.layout import Stage
+from flagscale.frozen import dataclass
+from flagscale.planner import te_layer
+from flagscale.planner.layer_memory import LayerKind, kept_parts
+from flagscale.planner.training import Training
+
+
+@dataclass(frozen=True)
+class Layers:
+    """One layer of each kind that a model has, dense (False) or with experts (True), on a rank of a stage.
+
+    Figures are bytes.
+    """
+
+    setting: te_layer.Setting
+    whole: Mapping[bool, float]
+    """Kept if nothing is computed again."""
+    kept: Mapping[bool, float]
+    """Kept beside the modules that selective recomputation computes again."""
+    backward: Mapping[bool, float]
+    """Needed at the worst moment of the backward pass beside what was kept."""
+
+    @property
+    def stream(self) -> float:
+        """The bytes of a layer's input per element of its width."""
+        return self.setting.rows * self.setting.width
+
+
+def stage_layers(training: Training, stage: Stage) -> Layers:
+    """Return the layers of a stage.
+
+    Raises:
+        UserError: the table of kept bytes does not have such layers.
+    """
+    setting, kinds = layer_setting(training, stage), {*training.model.experts_in}
+    modules = training.recompute.modules
+    whole = {is_moe: sum(layer_kept(training, stage, is_moe).values()) for is_moe in kinds}
+    kept = {is_moe: sum(layer_kept(training, stage, is_moe, modules).values()) for is_moe in kinds}
+    backward = {is_moe: max(_moments(training, setting, is_moe)) for is_moe in kinds}
+    return Layers(setting, whole, kept if modules else whole, backward)
+
+
+def layer_setting(training: Training, stage: Stage) -> te_layer.Setting:
+    """Return what decides the sizes of tensors of a stage's layers."""
+    block, compute = training.blocks[stage.mesh], training.numerics.compute
+    width = 4 if compute == "float32" else 2
+    return te_layer.Setting(
+        tokens=training.sequence * block.micro_batch / stage.cp,
+        sequence=training.sequence,
+        tp=stage.tp,
+        expert_tp=block.expert_tp,
+        cp=stage.cp,
+        sequence_parallel=block.sequence_parallel,
+        width=width,
+        narrow=1 if compute in ("fp8", "fp4") else width,
+        exchange=training.exchange,
+        stores_scores=training.stores_scores,
+        fused_activation=training.fused_activation,
+        capacity=training.capacity or 1.0,
+    )
+
+
+def layer_kept(
+    training: Training, stage: Stage, is_moe: bool, recompute: tuple[str, ...] = ()
+) -> Mapping[str, float]:
+    """Return the bytes that each module of one layer keeps for one micro-batch."""
+    model = training.model
+    if training.implementation == "transformer_engine":
+        return te_layer.layer_parts(model, layer_setting(training, stage), is_moe, recompute)
+    block = training.blocks[stage.mesh]
+    kind = LayerKind(
+        training.implementation,
+        model.attention,
+        "dense" if not is_moe else "moe_shared" if model.shared_ffn else "moe",
+        block.sequence_parallel,
+        "bfloat16" if training.numerics.compute in ("fp8", "fp4") else training.numerics.compute,
+        recompute,
+    )
+    sizes = {
+        "seq_length": training.sequence,
+        "micro_batch_size": block.micro_batch,
+        "hidden_size": model.hidden,
+        "num_attention_heads": model.heads,
+        "num_query_groups": model.groups,
+        "kv_channels": model.head_dim,
+        "ffn_hidden_size": model.ffn,
+        "q_lora_rank": model.q_lora,
+        "kv_lora_rank": model.kv_lora,
+        "qk_head_dim": model.qk_nope_dim,
+        "qk_pos_emb_head_dim": model.rope_dim,
+        "v_head_dim": model.v_dim,
+        "num_experts": model.experts,
+        "moe_router_topk": model.topk,
+        "moe_ffn_hidden_size": model.expert_ffn,
+        "moe_shared_expert_intermediate_size": model.shared_ffn,
+        "tensor_model_parallel_size": stage.tp,
+        "context_parallel_size": stage.cp,
+        "expert_tensor_parallel_size": block.expert_tp,
+    }
+    parts = kept_parts(kind, {name: size or None for name, size in sizes.items()})
+    return {part.module: part.nbytes for part in parts}
+
+
+def _moments(training: Training, setting: te_layer.Setting, is_moe: bool) -> Iterator[float]:
+    """Yield the bytes that several moments of a layer's backward pass need beside what the layer keeps."""
+    model = training.model
+    width, tokens = setting.width, setting.tokens
+    # The gradient of the layer's output, also that of the sum that goes around the MLP.
+    stream = setting.rows * model.hidden * width
+    gathered = tokens * model.hidden * width if setting.sequence_parallel else 0
+    up = 2 if model.gated else 1
+    if is_moe:
+        routed = setting.routed * model.topk
+        # Gradients of the experts' outputs before and after they are sorted.
+        yield stream + 2 * routed * model.hidden * width
+        # The gradient of what the activation took; what the second product kept is gone.
+        yield stream + up * routed * model.expert_ffn / setting.expert_tp * width
+    else:
+        inner = tokens * model.ffn / setting.tp * width
+        yield stream + gathered + inner
+        yield stream + up * inner
+    if setting.stores_scores:
+        # Gradients of attention's weights, before and after dropout; the scores' replace them.
+        pairs = tokens * setting.sequence * model.heads / setting.tp
+        yield stream + (2 if model.attention_dropout else 1) * pairs * width
