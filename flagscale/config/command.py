@@ -27,7 +27,7 @@ COMMAND_KEYS: Mapping[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
-class CommandKeys:
+class CommandOptions:
     """The values of the keys that control a command."""
 
     as_json: bool = False
@@ -70,7 +70,7 @@ def load_action(config: DictConfig, source_map: SourceMap) -> str:
     return str(action)
 
 
-def load_command_keys(config: DictConfig) -> CommandKeys:
+def load_command_keys(config: DictConfig) -> CommandOptions:
     """Return the keys of the command. Raises UserError with every wrong value."""
     given = {key: _top(config, key, None) for key in COMMAND_KEYS}
     output, follow, plan = given["output"] or "text", given["follow"] or False, given["plan"]
@@ -91,7 +91,7 @@ def load_command_keys(config: DictConfig) -> CommandKeys:
         problems.append(Problem(what, "task_file", "add plan=auto, or remove the key"))
     if problems:
         raise UserError(problems)
-    return CommandKeys(
+    return CommandOptions(
         as_json=output == "json",
         follow=bool(follow),
         chip=str(chip or ""),

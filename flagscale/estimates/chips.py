@@ -20,7 +20,7 @@ _OWN = "a chip of your own takes an entry in the file that experiment.chips name
 _PROFILE = "`python tools/profile_chip.py` measures this machine's, for experiment.chips"
 
 
-class UnknownChip(UserError):
+class ChipUnknown(UserError):
     """A host's chip is not given, or nobody knows its figures."""
 
 
@@ -46,12 +46,12 @@ def chips_of(
     """Return the chip of each host; `asked`: the command's `chip=`, which is that of all hosts.
 
     Raises:
-        UnknownChip: with every name that no chip has, and how to give one.
+        ChipUnknown: with every name that no chip has, and how to give one.
     """
     places = {asked: "chip"} if asked else _written(experiment, hosts, source_map)
     unknown = {name: place for name, place in places.items() if not spelling(name, entries)}
     if unknown:
-        raise UnknownChip(_unknown(name, place, entries) for name, place in unknown.items())
+        raise ChipUnknown(_unknown(name, place, entries) for name, place in unknown.items())
     names = (spelling(asked or _name(experiment, host), entries) for host in hosts)
     return tuple(_chip(name, entries[name]) for name in names)
 

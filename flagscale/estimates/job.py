@@ -6,17 +6,18 @@ import copy
 import sys
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from flagscale import platforms
 from flagscale.config.command import Request
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
-from flagscale.estimates.chips import UnknownChip, chip_entries, chips_of
+from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
+from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.text import estimate_line, warning_text
 from flagscale.estimates.training import refuse_other_engines, training_for
-from flagscale.plan.stages import check_stages
+from flagscale.plan.stages import Checked, check_stages
 from flagscale.planner.estimate import Estimate, estimate
 from flagscale.values import Job
 
@@ -35,15 +36,25 @@ def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
         config = copy.deepcopy(config)
         OmegaConf.update(config, _PLATFORM, chip, force_add=True)
     with platforms.any_platform():
-        try:
-            checked = check_stages(config, request.source_map, only_plans=True, any_hosts=True)
-        except UserError:
-            # Nobody has to fix a configuration first that is not estimated then.
-            refuse_other_engines(OmegaConf.select(config, "experiment.task.backend"), request.source_map)
-            raise
+        checked = _checked(config, request.source_map)
         for notice in (*checked.notices, *checked.job.notices):
             print(f"note: {notice}", file=sys.stderr)
         return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
+
+
+def _checked(config: DictConfig, source_map: SourceMap) -> Checked:
+    """Return the checked configuration; files of data that are missing here do not matter."""
+    try:
+        return check_stages(config, source_map, only_plans=True, any_hosts=True)
+    except UserError as error:
+        # Nobody should have to fix what is not estimated in any case.
+        refuse_other_engines(OmegaConf.select(config, "experiment.task.backend"), source_map)
+        group = OmegaConf.select(config, "experiment.task.type", default="train")
+        if not (found := without_files(config, group, error, source_map)):
+            raise
+    without, notice = found
+    print(f"note: {notice}", file=sys.stderr)
+    return check_stages(without, source_map, only_plans=True, any_hosts=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ def short_estimate(job: Job, experiment: Experiment, chip: str, source_map: Sour
         found = _estimate(job, experiment, chip, source_map)
     except UserError as error:
         line = f"memory: not estimated: {error.problems[0].what} (action=estimate says more)"
-        return ShortEstimate(line, lacks_chip=isinstance(error, UnknownChip) and not chip)
+        return ShortEstimate(line, lacks_chip=isinstance(error, ChipUnknown) and not chip)
     return ShortEstimate(estimate_line(found), warning_text(found))
 
 

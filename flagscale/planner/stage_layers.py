@@ -60,7 +60,7 @@ def layer_setting(training: Training, stage: Stage) -> te_layer.Setting:
         width=width,
         narrow=1 if compute in ("fp8", "fp4") else width,
         exchange=training.exchange,
-        stores_scores=training.stores_scores,
+        stores_scores=training.stores_scores or training.implementation == "local",
         fused_activation=training.fused_activation,
         capacity=training.capacity or 1.0,
     )
@@ -71,7 +71,9 @@ def layer_kept(
 ) -> Mapping[str, float]:
     """Return the bytes that each module of one layer keeps for one micro-batch."""
     model = training.model
-    if training.implementation == "transformer_engine":
+    is_like_te = training.fused_softmax or training.numerics.compute == "float32"
+    if training.implementation == "transformer_engine" or (training.implementation == "local" and is_like_te):
+        # Local layers keep the same, unless they compute the softmax of half-precision scores in float.
         return te_layer.layer_parts(model, layer_setting(training, stage), is_moe, recompute)
     block = training.blocks[stage.mesh]
     kind = LayerKind(

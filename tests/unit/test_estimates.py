@@ -254,6 +254,28 @@ def test_a_mistake_is_a_message_and_exit_code_2(
     assert "Traceback" not in err
 
 
+def test_data_and_tokenizer_need_not_be_here(estimate: Estimate) -> None:
+    data = ("train.data.mock_data=null", "train.data.data_path=[nowhere]")
+    code, out, err = estimate(*data)
+    assert code == 0, err
+    assert err == "note: not on this machine, and not needed for an estimate: the files of data_path\n"
+    plain = estimate()[1]
+    assert out == plain
+    tokenizer = (
+        "train.data.tokenizer_type=HuggingFaceTokenizer",
+        "train.data.tokenizer_model=./no_where",
+        "train.data.vocab_size=null",
+    )
+    code, _, err = estimate(*data, *tokenizer)
+    assert code == 2
+    assert "for an estimate, add train.padded_vocab_size=N" in err
+    code, out, err = estimate(*data, *tokenizer, "train.padded_vocab_size=32000")
+    assert (code, out) == (0, plain), err
+    code, _, err = estimate(*data, *tokenizer, "train.num_layer=3")
+    assert code == 2
+    assert "did you mean `num_layers`?" in err
+
+
 def test_jobs_of_other_engines_are_refused_whatever_their_mistakes(estimate: Estimate) -> None:
     code, _, err = estimate("experiment.task={type:serve,backend:vllm}", "serve.model=nowhere")
     assert code == 2

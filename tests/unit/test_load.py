@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flagscale import registry
 from flagscale.config.command import (
-    CommandKeys,
+    CommandOptions,
     RunLocation,
     ignored_keys,
     load_action,
@@ -304,13 +304,13 @@ def test_a_missing_or_wrong_action(config: dict[str, object], says: str) -> None
 
 
 def test_command_keys() -> None:
-    assert load_command_keys(OmegaConf.create({})) == CommandKeys()
+    assert load_command_keys(OmegaConf.create({})) == CommandOptions()
     found = load_command_keys(
         OmegaConf.create({"output": "json", "follow": True, "chip": "H100", "picture": "a/b.svg"})
     )
-    assert found == CommandKeys(as_json=True, follow=True, chip="H100", picture=Path("a/b.svg").absolute())
+    assert found == CommandOptions(as_json=True, follow=True, chip="H100", picture=Path("a/b.svg").absolute())
     planned = load_command_keys(OmegaConf.create({"plan": "auto", "task_file": "mine.yaml"}))
-    assert planned == CommandKeys(plan=True, task_file=Path("mine.yaml").absolute())
+    assert planned == CommandOptions(plan=True, task_file=Path("mine.yaml").absolute())
 
 
 @pytest.mark.parametrize(
