@@ -41,7 +41,7 @@ def modes(training: Training) -> list[Mode]:
     modules: list[tuple[str, ...]] = [()]
     if training.stores_scores or training.implementation == "local":
         modules.append(("core_attn",))
-    if False in kinds:
+    if sum(model.experts_in) <= model.layers / 2:
         modules.append(("mlp",))
     if True in kinds:
         modules.append(("moe_act",))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from flagscale.checks.context import context_violations
 from flagscale.checks.degrees import violations
 from flagscale.checks.experts import expert_violations
-from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.checks.hetero.keys import EXTRA
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.hetero.rules import mesh_values, mesh_violations
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
@@ -136,8 +137,6 @@ def best_plans(
                 break
             training = searched_training(template, cluster, mode, split, given)
             arguments = searched_arguments(training, mode.expert_tp is None)
-            if any(training == one.training for one in rated):
-                continue
             stages = memory(training)
             if _fits(training, stages, memory_factor) and not broken_rules(training, arguments, given):
                 time = step_time(training, constants, calibration)
@@ -146,7 +145,7 @@ def best_plans(
             break
     if not rated:
         raise UserError([_shortage(template, cluster, space, constants)])
-    rated.sort(key=lambda one: one.seconds)
+    rated = _distinct(sorted(rated, key=lambda one: one.seconds))
     return Found(tuple(rated[:keep]), counts, (*why_one, *_considered(cluster, space, counts, rated)))
 
 
@@ -170,8 +169,6 @@ def _most_meshes(
     template: Training, cluster: Cluster, values: Mapping[str, Any]
 ) -> tuple[int, tuple[str, ...]]:
     """Return how many meshes a pipeline may have, and why if it is one."""
-    from flagscale.checks.hetero.layout import Mesh
-
     able = sum(pool.devices > 0 for pool in cluster.pools)
     if able == 1 or template.model.layers < 2:
         return 1, ()
@@ -181,6 +178,16 @@ def _most_meshes(
     if not refused:
         return able, ()
     return 1, (f"Only one type is used at a time: {refused[0][1]}.",)
+
+
+def _distinct(rated: Sequence[Rated]) -> list[Rated]:
+    """Return the plans without those that differ from a faster one in the extra micro-batches only."""
+    found: list[Rated] = []
+    for one in rated:
+        of = {**one.arguments, EXTRA: None}
+        if all({**other.arguments, EXTRA: None} != of for other in found):
+            found.append(one)
+    return found
 
 
 def _fits(training: Training, stages: Sequence[StageMemory], memory_factor: float) -> bool:
@@ -251,25 +258,27 @@ def _considered(cluster: Cluster, space: Space, counts: Counts, rated: Sequence[
     ]
     if idle:
         yield f"Idle: {', '.join(idle)}."
-    if others := [one for one in rated[1:] if one.training.layout.meshes != best.training.layout.meshes]:
-        yield why_lost(best, others[0])
+    if len(rated) > 1:
+        yield why_lost(best, rated[1])
 
 
 def why_lost(best: Rated, other: Rated) -> str:
-    """Return a sentence on what makes a plan slower than the best one."""
+    """Return a sentence on how a plan differs from the best one, in the stages that limit them."""
     parts = {
-        "compute_s": "of computing",
-        "communication_s": "of exposed communication",
-        "bubble_s": "of waiting for other stages",
-        "optimizer_s": "for the optimizer",
+        "compute_s": "computing",
+        "communication_s": "exposed communication",
+        "bubble_s": "waiting for other stages",
+        "optimizer_s": "the optimizer",
     }
-    more = {part: getattr(other.time, part) - getattr(best.time, part) for part in parts}
-    part = max(parts, key=lambda one: more[one])
+    differences = {part: getattr(other.time, part) - getattr(best.time, part) for part in parts}
+    told = [
+        f"{parts[part]} {more:+.3g} s"
+        for part, more in sorted(differences.items(), key=lambda one: -one[1])
+        if abs(more) >= 0.001 * best.seconds
+    ]
     slower = other.seconds / best.seconds - 1
-    return (
-        f"The runner-up, {other.training.layout}, takes {slower:.1%} longer: {1e3 * more[part]:.0f} ms more "
-        f"{parts[part]} in the stage that limits."
-    )
+    why = f": {', '.join(told)}" if told else ""
+    return f"The runner-up, {other.training.layout}, takes {slower:.1%} longer{why}."
 
 
 def _gib(nbytes: float) -> str:
