@@ -77,6 +77,8 @@ class Training:
     overlap_pipeline: bool = True
     group: int = 0
     """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""
+    deterministic: bool = False
+    """Whether results are reproducible: `deterministic_mode`, which asks for large workspaces."""
     fused_gradients: bool = True
     """Whether weight gradients are added to their buffer by the multiplication itself."""
     fused_loss: bool = False
