@@ -243,7 +243,7 @@ def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(
         (
             (),
             "",
-            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py`",
+            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py chips.json`",
         ),
         (
             ("experiment.runner.platform=nvidia",),
