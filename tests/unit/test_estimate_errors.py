@@ -49,7 +49,7 @@ def test_the_command_prints_every_table(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     for line in ("**Time of a step**", "**Allocated memory**", "| dense", "| MoE", "| simumax_1.2", "| amp"):
         assert line in printed
-    assert "were fitted without the source of the row" in printed
+    assert "constants that were fitted without the source of the row" in printed
     assert "| sharded data parallel (FSDP) | 1 | llmf 1" in printed
 
 
