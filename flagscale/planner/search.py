@@ -67,6 +67,8 @@ class Found:
     plans: tuple[Rated, ...]
     """The fastest first; at least one."""
     counts: Counts
+    estimated: int
+    """Plans that were rated with the models of whole trainings."""
     considered: tuple[str, ...]
     """Sentences on what was searched, left out and chosen."""
 
@@ -100,36 +102,14 @@ def best_plans(
     Raises:
         UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
     """
-    from flagscale.planner.mesh_search import Space, search
+    from flagscale.planner.mesh_search import search
 
-    cluster.check()
-    if template.batch < 1:
-        raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
+    space = searched_space(template, cluster, values, constants=constants, memory_factor=memory_factor)
     given = rule_values(template, values)
-    meshes, why_one = _most_meshes(template, cluster, given)
-    legal = {
-        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
-    }
-    if not any(ranks for each in legal.values() for ranks in each):
-        raise UserError(
-            [Problem("no parallel degrees keep the rules of this model", "", _refused(template, given))]
-        )
     rated: list[Rated] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, memory_factor * margin)
-        space = Space(
-            cluster,
-            costs,
-            template.model.layers,
-            template.batch,
-            legal,
-            meshes,
-            MOST_TOKENS / template.sequence,
-            STAGES,
-        )
-        best, counts = search(space)
-        if not best.found:
-            break
+        best, counts = search(replace(space, costs=costs))
         rated = []
         for mode, split in best.ranked():
             fastest = min((one.quick_s for one in rated), default=split.seconds)
@@ -141,12 +121,50 @@ def best_plans(
             if _fits(training, stages, memory_factor) and not broken_rules(training, arguments, given):
                 time = step_time(training, constants, calibration)
                 rated.append(Rated(training, arguments, time, stages, split.seconds))
-        if rated:
+        if rated or not best.found:
             break
     if not rated:
         raise UserError([_shortage(template, cluster, space, constants)])
-    rated = _distinct(sorted(rated, key=lambda one: one.seconds))
-    return Found(tuple(rated[:keep]), counts, (*why_one, *_considered(cluster, space, counts, rated)))
+    distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
+    considered = (*_why_one(template, cluster, given), *_considered(cluster, counts, len(rated), distinct))
+    return Found(tuple(distinct[:keep]), counts, len(rated), considered)
+
+
+def searched_space(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None = None,
+    *,
+    constants: Constants = DEFAULT,
+    memory_factor: float = 1.0,
+) -> Space:
+    """Return what `best_plans` searches; see there.
+
+    Raises:
+        UserError: the cluster is empty or its links are not known; no degrees are legal.
+    """
+    from flagscale.planner.mesh_search import Space
+
+    cluster.check()
+    if template.batch < 1:
+        raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
+    given = rule_values(template, values)
+    legal = {
+        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
+    }
+    if not any(ranks for each in legal.values() for ranks in each):
+        what = "no parallel degrees keep the rules of this model"
+        raise UserError([Problem(what, "", _refused(given))])
+    return Space(
+        cluster=cluster,
+        costs=EstimatedCosts(template, cluster, constants, memory_factor),
+        layers=template.model.layers,
+        batch=template.batch,
+        legal=legal,
+        meshes=1 if [*_why_one(template, cluster, given)] else len(cluster.pools),
+        most_micro_batch=MOST_TOKENS / template.sequence,
+        stages=STAGES,
+    )
 
 
 def broken_rules(
@@ -165,19 +183,13 @@ def broken_rules(
     return broken
 
 
-def _most_meshes(
-    template: Training, cluster: Cluster, values: Mapping[str, Any]
-) -> tuple[int, tuple[str, ...]]:
-    """Return how many meshes a pipeline may have, and why if it is one."""
-    able = sum(pool.devices > 0 for pool in cluster.pools)
-    if able == 1 or template.model.layers < 2:
-        return 1, ()
-    mesh = Mesh(layers=((1,),))
-    rest = Mesh(layers=((template.model.layers - 1,),))
-    refused = [*mesh_violations(HeteroLayout((mesh, rest)), values, 2)]
-    if not refused:
-        return able, ()
-    return 1, (f"Only one type is used at a time: {refused[0][1]}.",)
+def _why_one(template: Training, cluster: Cluster, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a pipeline may have one mesh only, if that is so."""
+    layers = template.model.layers
+    if len(cluster.pools) > 1 and layers > 1:
+        both = HeteroLayout((Mesh(layers=((1,),)), Mesh(layers=((layers - 1,),))))
+        if refused := [*mesh_violations(both, values, 2)]:
+            yield f"Only one type is used at a time: {refused[0][1]}."
 
 
 def _distinct(rated: Sequence[Rated]) -> list[Rated]:
@@ -198,7 +210,7 @@ def _chip(training: Training, stage: int) -> Chip:
     return training.blocks[training.layout.stages[stage].mesh].chip
 
 
-def _refused(template: Training, values: Mapping[str, Any]) -> str:
+def _refused(values: Mapping[str, Any]) -> str:
     """Return the rule that even one rank breaks."""
     found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
     return found[0][1] if found else "use other degrees for the experts or a host with more devices"
@@ -240,12 +252,12 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
     return Problem(what, "", hint)
 
 
-def _considered(cluster: Cluster, space: Space, counts: Counts, rated: Sequence[Rated]) -> Iterator[str]:
+def _considered(cluster: Cluster, counts: Counts, estimated: int, rated: Sequence[Rated]) -> Iterator[str]:
     pools = ", ".join(f"{pool.devices} {pool.type or pool.chip.name}" for pool in cluster.pools)
     order = "1 order" if counts.orders == 1 else f"{counts.orders} orders"
     yield (
         f"On {pools}: {counts.combined:,} combinations of {order} of types, degrees and stages, of which "
-        f"{counts.rated:,} were rated with their best layers, and {len(rated)} with the whole estimate."
+        f"{counts.rated:,} were rated with their best layers, and {estimated} with the whole estimate."
     )
     best = rated[0]
     used: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The search of plans: optimal on small clusters, legal everywhere, one clear message where nothing is found."""
+"""The search of plans: the optimum on small clusters, legal plans everywhere, clear messages otherwise."""
 
 from __future__ import annotations
 
