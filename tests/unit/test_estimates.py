@@ -194,6 +194,20 @@ def test_one_chip_for_all_hosts(estimate: Estimate) -> None:
     assert {one["chip"] for one in tree_of(estimate, *MESHES, chip="b200")["stages"]} == {"B200"}
 
 
+def test_a_sweep_compares_chips_and_degrees(estimate: Estimate) -> None:
+    code, out, err = estimate(
+        "--multirun", "chip=H100,B200", "train.pipeline_model_parallel_size=1,2", "output=json", chip=""
+    )
+    assert code == 0, err
+    trees = [json.loads(line) for line in out.splitlines()]
+    assert [(tree["stages"][0]["chip"], len(tree["stages"])) for tree in trees] == [
+        ("H100", 1),
+        ("H100", 2),
+        ("B200", 1),
+        ("B200", 2),
+    ]
+
+
 def test_hosts_need_not_exist(estimate: Estimate) -> None:
     tree = tree_of(estimate, "experiment.runner.nnodes=64", "train.model.global_batch_size=256")
     assert (tree["ranks"], tree["stages"][0]["ranks"]) == (512, 512)
@@ -243,7 +257,7 @@ def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(
         (
             (),
             "",
-            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py chips.json`",
+            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py ",
         ),
         (
             ("experiment.runner.platform=nvidia",),
