@@ -1,11 +1,12 @@
 """Compare the planner's estimates with published measurements: `python -m benchmarks.estimate`.
 
-Prints the errors of memory and time by class and by source, uncalibrated and calibrated, beside those of other
-estimators and of the engine's own report, and why rows are not scored. Times are estimated with constants that
-were fitted without the source of the row; memory has no fitted constants.
+Prints the errors of memory and time by class and by source, uncalibrated and calibrated, beside those of
+other estimators and of the engine's own report, and why rows are not scored. Times are estimated with
+constants that were fitted without the source of the row.
 
-`--data` scores another file of the same form (docs/planner.md, section "Errors"). `--write` writes the tables into
-docs/planner.md and the intervals into flagscale/planner/error_table.json. `--fit` fits the constants first.
+`--data` scores another file of the same form (docs/planner.md, section "Errors"). `--write` writes the tables
+into docs/planner.md and the intervals into flagscale/planner/error_table.json. `--fit` fits the constants
+first.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import engine_report, error_tables
-from benchmarks.error_intervals import error_table
+from benchmarks import engine_report, error_tables, fit_constants
+from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.estimated_rows import Estimator, Scored, scored
 from benchmarks.layouts import write
 from benchmarks.measured_rows import Row, read_rows
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
-from flagscale.planner.constants import constants
+from flagscale.planner.constants import constants, constants_table
 from flagscale.planner.intervals import TABLE
 from flagscale.planner.memory import memory
 from flagscale.planner.step_time import step_time
@@ -46,12 +47,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         if (options.write or options.fit) and options.data != DATA:
             raise UserError("--write and --fit take the measurements of FlagScale, not --data")
-        if options.fit:
-            from benchmarks.fit_constants import fit
-
-            fit()
-            constants.cache_clear()
         rows = read_rows(options.data)
+        if options.fit:
+            fit_constants.write(fit_constants.fitted_table(rows))
+            for cached in (constants, constants_table):
+                cached.cache_clear()
         found, excluded = scored(rows, PLANNER)
         if not options.skip_report:
             found = with_report(found)
@@ -63,8 +63,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(text(found, excluded, options.by))
     if options.write:
-        write_atomic(TABLE, json.dumps(error_table(found), indent=1) + "\n")
-        write(DOCUMENT, text(found, excluded, None), BEGIN, END)
+        table = error_table(found)
+        write_atomic(TABLE, json.dumps(table, indent=1) + "\n")
+        document = f"{text(found, excluded, None)}\n\n{intervals_table(table)}"
+        write(DOCUMENT, document, BEGIN, END)
     return _report_wrong(excluded)
 
 

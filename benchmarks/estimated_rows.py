@@ -6,12 +6,12 @@ An error is estimate / measured - 1.
 from __future__ import annotations
 
 import random
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb, isfinite
 
+from benchmarks.measured_fields import failure
 from benchmarks.measured_rows import Row
 from flagscale.errors import UserError
 from flagscale.planner.calibration import Calibration, fitted
@@ -25,6 +25,14 @@ LEAST = 6
 """Rows of one machine and software that are judged; fewer are only shown."""
 DRAWS = 20
 """Choices of the rows for a calibration; all of them if there are fewer."""
+
+FUNCTIONAL_TESTS = "mlm"
+"""A source of tiny models (12 layers of 512), for a few iterations, in which the host's time decides."""
+
+
+def is_apart(row: Row, quantity: str) -> bool:
+    """Return whether a row does not count in its class: times of functional tests, or tests that resume."""
+    return row.source == FUNCTIONAL_TESTS and (quantity == "time" or row.quality != "A")
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,8 @@ def scored(rows: Sequence[Row], estimator: Estimator) -> tuple[list[Scored], lis
         except UserError as error:
             excluded.append(replace(row, reason="; ".join(problem.what for problem in error.problems)))
         except Exception as error:
-            # One row must not cost the table of all others; the place in our code is in the report.
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-            what = f"the estimate failed: {type(error).__name__}: {error} ({place})"
-            excluded.append(replace(row, reason=what, is_wrong=True))
+            # One row must not cost the table of all others.
+            excluded.append(replace(row, reason=failure("the estimate failed", error), is_wrong=True))
         else:
             found.append(Scored(row, estimates, dict(row.predictions or {})))
     return _with_calibrations(found), excluded

@@ -92,6 +92,7 @@ def training_of(
             values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
         ),
         grouped_experts=bool(values.get("moe_grouped_gemm")),
+        fused_softmax=bool(values.get("masked_softmax_fusion", True)),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
         exchange=_exchange(values.get("cp_comm_type")),
     )

@@ -15,9 +15,12 @@ each of two threads (forward, backward), TransformerEngine once, and four times 
 (`get_cublas_workspace_size_bytes`)."""
 
 
-CONTEXT, COMMUNICATOR = 2**29, 2**29
-"""Bytes outside of the allocator: of the driver, and of each group of ranks that communicates (544 to 688 MB
-were reported for one, github.com/NVIDIA/nccl/issues/964)."""
+CONTEXT, CHANNEL = 2**29, 20 * 2**20
+"""Bytes outside of the allocator: of the driver, and of each channel of a group of ranks that communicates
+(buffers of three protocols, to send and to receive)."""
+CHANNEL_BYTES_S, CHANNELS = 20e9, (2, 32)
+"""A channel for each such share of the link's bandwidth; the least and the most. At 450 GB/s, a group needs
+440 MiB; 544 to 688 MB were reported (github.com/NVIDIA/nccl/issues/964)."""
 
 
 def static_memory(training: Training, stage: Stage, parameters: Parameters) -> Iterator[tuple[str, float]]:
@@ -68,7 +71,9 @@ def engine_buffers(
         yield "gathered input of the output layer", setting.tokens * training.model.hidden * setting.width
 
 
-def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, float]]:
+def outside_memory(
+    training: Training, stage: Stage, setting: te_layer.Setting
+) -> Iterator[tuple[str, float]]:
     """Yield what the driver and the communication library hold on the device."""
     yield "context of the driver", CONTEXT
     experts = training.layout.meshes[stage.mesh].ep * training.blocks[stage.mesh].expert_tp
@@ -79,7 +84,13 @@ def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, floa
         len(training.layout.stages),
         experts if training.model.experts else 1,
     )
-    yield "communicators", COMMUNICATOR * sum(size > 1 for size in sizes)
+    least, most = CHANNELS
+    channels = round(training.blocks[stage.mesh].chip.inside.bytes_s / CHANNEL_BYTES_S)
+    groups = sum(size > 1 for size in sizes)
+    if training.overlap_tensor and stage.tp > 1:
+        # One for each product and direction whose communication overlaps (`initialize_ub`).
+        yield "buffers of overlapped products", 10 * setting.tokens * training.model.hidden * setting.width
+    yield "communicators", CHANNEL * min(max(channels, least), most) * groups
 
 
 def _is_product(weight: Weight) -> bool:

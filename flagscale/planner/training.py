@@ -87,6 +87,8 @@ class Training:
     """Whether the activation of an MLP is one kernel, which keeps its input only."""
     grouped_experts: bool = True
     """Whether the experts of a rank are multiplied as groups (`moe_grouped_gemm`)."""
+    fused_softmax: bool = True
+    """Whether the `local` layers have a kernel for the softmax of attention (`masked_softmax_fusion`)."""
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
