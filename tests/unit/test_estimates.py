@@ -222,6 +222,10 @@ def test_the_platform_may_name_the_chip(estimate: Estimate, platform: str, chip:
     assert tree["stages"][0]["chip"].lower() == (chip or platform).lower()
 
 
+def test_a_short_name_is_enough_if_one_chip_has_it(estimate: Estimate) -> None:
+    assert tree_of(estimate, chip="a800")["stages"][0]["chip"] == "A800-80"
+
+
 def test_a_file_of_chips_adds_some_and_gives_other_names(estimate: Estimate) -> None:
     entry = {
         "bf16_tflops_dense": 200,
