@@ -345,8 +345,10 @@ def test_the_picture_is_a_file_by_itself(estimate: Estimate, words: tuple[str, .
     assert all(
         box["width"] >= 0 and 0 <= box["x"] <= 960 and box["x"] + box["width"] <= 960.01 for box in boxes
     )
-    kinds = [one.get("class") for one in root.iter(f"{space}rect")]
-    assert kinds.count("forward") == kinds.count("backward") > 0
+    work = {"forward": 0, "backward": 0}
+    for one in root.iter(f"{space}path"):
+        work[str(one.get("class"))] += str(one.get("d")).count("M")
+    assert work["forward"] == work["backward"] > 0
 
 
 def test_dryrun_adds_a_line_if_the_chip_is_known(estimate: Estimate) -> None:
