@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
+from flagscale.planner.calibration import Calibration
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.collectives import Network, network
 from flagscale.planner.constants import Constants
@@ -14,7 +15,7 @@ from flagscale.planner.memory import RESERVE
 from flagscale.planner.mesh_costs import LayerCosts, Ranks
 from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.speeds import Speeds, speeds
-from flagscale.planner.stage_layers import stage_layers
+from flagscale.planner.stage_layers import layer_setting, stage_layers
 from flagscale.planner.stage_time import MeshTimes, StageTimes
 from flagscale.planner.static_memory import engine_buffers, outside_memory, static_memory
 from flagscale.planner.step_time import COPIES
@@ -32,11 +33,17 @@ class EstimatedCosts:
     """
 
     def __init__(
-        self, training: Training, cluster: Cluster, constants: Constants, memory_factor: float = 1.0
+        self,
+        training: Training,
+        cluster: Cluster,
+        constants: Constants,
+        calibration: Calibration | None = None,
+        memory_factor: float = 1.0,
     ) -> None:
         """`memory_factor`: how many times its estimate a rank may need."""
-        self.training, self.cluster, self.constants = training, cluster, constants
-        self.memory_factor = memory_factor
+        self.training, self.cluster = training, cluster
+        self.calibration, self.memory_factor = calibration or Calibration(), memory_factor
+        self.constants = replace(constants, launch_s=self.calibration.host * constants.launch_s)
         model = training.model
         self.shares = _shares(model.experts_in)
         self.models = {is_moe: replace(model, experts_in=(is_moe,) * 3) for is_moe in self.shares}
@@ -75,7 +82,9 @@ class EstimatedCosts:
             first_bytes=first_kept + first_static,
             last_seconds=last_s,
             last_bytes=last_kept + last_static,
-            room=pool.chip.memory_bytes / self.memory_factor / (1 + RESERVE),
+            room=(pool.chip.memory_bytes - self.calibration.memory_bytes)
+            / self.memory_factor
+            / (1 + RESERVE),
         )
 
     def crossing(self, source: tuple[Pool, Ranks], target: tuple[Pool, Ranks]) -> float:
@@ -156,7 +165,10 @@ class EstimatedCosts:
         times = StageTimes(probe, stages[1], MeshTimes(probe, 0, self.constants), weights[1])
         once = times.update_s() + (0.0 if probe.overlap_gradients else times.reduce_s())
         once += 0.0 if probe.overlap_parameters else times.gather_s()
-        outside = sum(nbytes for _, nbytes in outside_memory(probe, stages[1]))
+        # One sample's buffers of overlapped products; the whole model of memory counts those of all.
+        outside = sum(
+            nbytes for _, nbytes in outside_memory(probe, stages[1], layer_setting(probe, stages[1]))
+        )
         return (once,), (static[1], outside, static[0] - static[1], static[2] - static[1])
 
     def _parameters(self, probe: Training) -> tuple[Parameters, ...]:
