@@ -126,5 +126,7 @@ def _is_inside(source: StageTimes, target: StageTimes) -> bool:
     if source.stage.mesh != target.stage.mesh:
         return False
     domain = source.network.domain
-    ends = {rank // domain for stage in (source, target) for rank in (stage.stage.ranks[0], stage.stage.ranks[-1])}
+    ends = {
+        rank // domain for stage in (source, target) for rank in (stage.stage.ranks[0], stage.stage.ranks[-1])
+    }
     return len(ends) == 1
