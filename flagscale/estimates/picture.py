@@ -113,12 +113,12 @@ def _timeline(found: Estimate, top: float) -> tuple[list[str], float]:
 
 def _work(spans: Sequence[Span], kind: str, y: float, scale: float) -> str:
     """Return all work of one kind of a stage as one shape: thousands of rectangles would be a large file."""
-    boxes = (
-        f"M{_LEFT + scale * span.start:.1f} {y:g}h{max(scale * (span.end - span.start) - 0.4, 0.3):.1f}v{_ROW - 3}"
-        f"H{_LEFT + scale * span.start:.1f}z"
-        for span in spans
-        if span.work.is_forward == (kind == "forward")
-    )
+
+    def box(span: Span) -> str:
+        x, wide = _LEFT + scale * span.start, max(scale * (span.end - span.start) - 0.4, 0.3)
+        return f"M{x:.1f} {y:g}h{wide:.1f}v{_ROW - 3}H{x:.1f}z"
+
+    boxes = (box(span) for span in spans if span.work.is_forward == (kind == "forward"))
     return f'<path class="{kind}" d="{"".join(boxes)}"/>'
 
 

@@ -106,16 +106,10 @@ def speeds(chip: Chip, compute: str, constants: Constants) -> Speeds:
         plain=plain,
         flop_s=_reached(chip, compute, constants),
         plain_flop_s=_reached(chip, plain, constants),
-<<<<<<< HEAD
-        grouped_share=constants.grouped_share,
-        attention_share=constants.attention_share,
-        # A measured bandwidth is what was reached.
-        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.measured.get("hbm_gb_s") else constants.hbm_share),
-=======
         attention_flop_s=_limited(chip, plain, constants) * constants.attention_share,
         grouped_share=_grouped_share(chip, constants),
-        hbm_bytes_s=chip.hbm_bytes_s * constants.hbm_share,
->>>>>>> errtable
+        # A measured bandwidth is what was reached.
+        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.measured.get("hbm_gb_s") else constants.hbm_share),
         ramp_s=constants.ramp_s,
         launch_s=constants.launch_s,
         curves=chip.curves,
