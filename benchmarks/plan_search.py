@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     text = "\n".join([*speed(options.rounds), "", *every_combination(), "", *small])
     print(text)
     if options.write:
-        write(DOCUMENT, BEGIN, END, text)
+        write(DOCUMENT, text, BEGIN, END)
     return 1 if missed else 0
 
 
