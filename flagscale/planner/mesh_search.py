@@ -28,7 +28,7 @@ def variants(space: Space, setup: Setup, parts: Sequence[Part]) -> Iterator[Pipe
     """Yield a pipeline of some meshes, interleaved in all legal ways or with extra micro-batches."""
     pools, m = space.cluster.pools, setup.micro_batches
     crossings = tuple(
-        space.costs.crossing((pools[one.pool], one.ranks), (pools[two.pool], two.ranks))
+        space.costs.crossing((pools[one.pool], one.degrees), (pools[two.pool], two.degrees))
         for one, two in pairwise(parts)
     )
     plain = Pipeline(tuple(parts), m, crossings)
@@ -64,7 +64,7 @@ class Best:
 
     def rate(self, space: Space, setup: Setup, parts: Sequence[Part]) -> None:
         """Rate all variants of some meshes, once."""
-        key = (setup.mode, *((part.pool, part.ranks, part.pp) for part in parts))
+        key = (setup.mode, *((part.pool, part.degrees, part.pp) for part in parts))
         if key in self.seen:
             return
         self.seen.add(key)

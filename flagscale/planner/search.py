@@ -22,7 +22,7 @@ from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
-from flagscale.planner.mesh_options import MOST_TOKENS, legal_ranks, modes, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, legal_degrees, modes, rule_values
 from flagscale.planner.search_report import considered, shortage
 from flagscale.planner.search_space import Counts, Space
 from flagscale.planner.searched_training import (
@@ -132,9 +132,10 @@ def searched_space(
         raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
     given = rule_values(template, values)
     legal = {
-        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
+        mode: [legal_degrees(template, given, pool, mode) for pool in cluster.pools]
+        for mode in modes(template)
     }
-    if not any(ranks for each in legal.values() for ranks in each):
+    if not any(degrees for each in legal.values() for degrees in each):
         what = "no parallel degrees keep the rules of this model"
         raise UserError([Problem(what, "", _refused(given))])
     return Space(
