@@ -109,9 +109,7 @@ def test_the_launcher_takes_every_plan(
     (tmp_path / "conf" / "train").mkdir(parents=True)
     for name in ("aquila_7b", "aquila_common"):
         shutil.copy(CONF / "train" / f"{name}.yaml", tmp_path / "conf" / "train")
-    config = (
-        (CONF / "config_7b.yaml").read_text().replace("aquila_7b", "found")
-    )
+    config = (CONF / "config_7b.yaml").read_text().replace("aquila_7b", "found")
     best = best_plan(cluster)
     hosts = [
         f"host{number} slots={mesh.ranks} type={mesh.type}"
