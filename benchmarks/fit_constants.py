@@ -20,9 +20,11 @@ from flagscale.planner.step_time import step_time
 
 CAP = 0.5
 """Errors, as the logarithm of estimate / measured, beyond which a row counts no more."""
-STEPS = (0.3, 0.1, 0.03, 0.01)
+STEPS = (0.2, 0.07, 0.02)
 """Relative changes of a constant that are tried, the largest first."""
-MOST = 12
+SWEEPS = 3
+"""Passes over all constants with one step, at most."""
+MOST = 4
 """Rows of one group that are used, at equal distances in the order of the file."""
 
 Groups = Mapping[tuple[str, str, str], Sequence[Row]]
@@ -70,14 +72,15 @@ def fit(
     """Return the constants with the smallest loss that a search from `start` finds."""
     best, least = start, loss(groups, start)
     for step in STEPS:
-        improves = True
-        while improves:
-            improves = False
+        for _ in range(SWEEPS):
+            before = least
             for name in chosen or meanings:
                 for candidate in _neighbours(best, name, step, meanings[name]):
                     if (found := loss(groups, candidate)) < least - 1e-5:
-                        best, least, improves = candidate, found, True
+                        best, least = candidate, found
                         break
+            if least == before:
+                break
     return best
 
 
