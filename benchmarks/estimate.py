@@ -25,6 +25,7 @@ from benchmarks.layouts import write
 from benchmarks.measured_rows import Row, read_rows
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.planner.calibration import Calibration
 from flagscale.planner.constants import constants, constants_table
 from flagscale.planner.intervals import TABLE
 from flagscale.planner.memory import memory
@@ -37,7 +38,9 @@ BEGIN, END = "<!-- errors: begin -->", "<!-- errors: end -->"
 
 PLANNER = Estimator(
     memory=memory,
-    seconds=lambda training, source: step_time(training, constants(without=source)).seconds,
+    seconds=lambda training, source, host: (
+        step_time(training, constants(without=source), Calibration(host=host)).seconds
+    ),
 )
 
 

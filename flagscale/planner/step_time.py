@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flagscale.frozen import dataclass
+from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.constants import Constants, constants
 from flagscale.planner.schedule import Durations, Timeline, walk
@@ -41,6 +41,8 @@ def step_time(
     Raises:
         UserError: a figure of a chip is not known, or micro-batches cannot be divided over stages.
     """
+    of = calibration or Calibration()
+    constants = replace(constants, launch_s=of.host * constants.launch_s)
     meshes = [MeshTimes(training, number, constants) for number in range(len(training.layout.meshes))]
     stages = [StageTimes(training, stage, meshes[stage.mesh]) for stage in training.layout.stages]
     chunks = [stage.chunks() for stage in stages]
@@ -66,7 +68,6 @@ def step_time(
     update = max(stage.update_s() for stage in stages) + max(stage.norm_s() for stage in stages)
     slow = max(range(len(stages)), key=lambda number: timeline.busy[number])
     inner = sum(chunk.communication(training.micro_batches) for chunk in chunks[slow])
-    of = calibration or Calibration()
     return StepTime(
         seconds=of.seconds(after + update + gather + constants.step_s),
         compute_s=of.scale * (timeline.busy[slow] - inner),
