@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measured_rows import Row
 from flagscale.errors import UserError
-from flagscale.planner.constants import TABLE, Constants, constants, constants_table
+from flagscale.planner.constants import TABLE, Constants, constants_table
 from flagscale.planner.step_time import step_time
 
 ENGINE = ("calculon", "flagperf", "mbridge", "mlperf", "simumax", "vtrain")
