@@ -57,11 +57,25 @@ class MeshTimes:
         self.pieces = Pieces(training.model, division, self.speeds, self.network)
         self.vocabulary, self.fuses_loss = training.padded_vocabulary, training.fused_loss
         self._layers: dict[bool, LayerTime] = {}
+        self._weights: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def layer(self, is_moe: bool) -> LayerTime:
         if is_moe not in self._layers:
             self._layers[is_moe] = summed(self.pieces.layer(is_moe))
         return self._layers[is_moe]
+
+    def weights(self, training: Training, stage: Stage) -> tuple[int, int]:
+        """Return the elements of a rank's ordinary weights and of its experts."""
+        stages, experts = training.layout.stages, training.model.experts_in
+        heads = (training.prediction_chunk or 0) % len(stages)
+        place = stage.index if stage.index in (0, heads, len(stages) - 1) else -1
+        owned = [layer for chunk in range(len(stage.chunks)) for layer in training.chunk_layers(stage, chunk)]
+        # Stages between the ends differ in the number of layers only.
+        key = place, len(owned), sum(experts[layer] for layer in owned)
+        if key not in self._weights:
+            found = stage_parameters(training, stage)
+            self._weights[key] = found.dense, found.expert
+        return self._weights[key]
 
     def embedding(self) -> LayerTime:
         return summed(self.pieces.embedding())
@@ -81,12 +95,13 @@ class StageTimes:
         self.training, self.stage, self.of_mesh = training, stage, of_mesh
         self.network = of_mesh.network
         block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
-        parameters, experts = stage_parameters(training, stage), block.expert_tp * mesh.ep
+        dense, expert = of_mesh.weights(training, stage)
+        experts = block.expert_tp * mesh.ep
         copies = self.network.group(stage.cp * stage.dp, stage.tp)
         expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
         self.shares: tuple[tuple[int, Group], ...] = (
-            (parameters.dense, copies),
-            (parameters.expert, expert_copies),
+            (dense, copies),
+            (expert, expert_copies),
         )
         """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
 
