@@ -85,7 +85,7 @@ def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -
 def best_of_all(space: Space) -> tuple[Split | None, int]:
     """Return the best of all plans and how many there are, without the divisions of their layers.
 
-    Those that would be fastest without a bubble come first; what would take longer than the best one even so is
+    Those that would be fastest without a bubble come first; what would take longer than the best even so is
     counted and not rated.
     """
     plans = [

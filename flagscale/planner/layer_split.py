@@ -114,7 +114,8 @@ class Split(NamedTuple):
 def rated(pipeline: Pipeline, layers: Sequence[int]) -> Split | None:
     """Return the rating of a pipeline with given layers per stage; None if a stage does not fit."""
     last, hand_over = len(layers) - 1, pipeline.hand_over
-    seconds, recomputed = [], []
+    seconds: list[float] = []
+    recomputed: list[int] = []
     for stage, (count, of, in_flight) in enumerate(
         zip(layers, pipeline.of_stages, pipeline.in_flight, strict=True)
     ):
@@ -133,7 +134,7 @@ def rated(pipeline: Pipeline, layers: Sequence[int]) -> Split | None:
     return Split(step, pipeline, tuple(layers), tuple(recomputed))
 
 
-def _least_again(of: LayerCosts, in_flight: float, over: float) -> float:
+def _least_again(of: LayerCosts, in_flight: float, over: float) -> int:
     """Return how many layers must be recomputed to save the bytes that are `over`, if any number can."""
     if over <= 0:
         return 0
