@@ -11,7 +11,7 @@ from flagscale import platforms, registry
 from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
-from flagscale.checks.worker import DATASETS
+from flagscale.checks.worker import DATASETS, FORWARD_STEP, with_defaults
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
@@ -21,7 +21,7 @@ from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
-from flagscale.engines.megatron.rules import broken_rules
+from flagscale.engines.megatron.rules import broken_rules, machine_of
 from flagscale.engines.megatron.torchrun import torchrun_violations
 from flagscale.engines.megatron.wandb import PACKAGE, Login, login_of
 from flagscale.errors import Problem, UserError, Violation
@@ -89,6 +89,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         inputs=inputs_of(arguments.values, has_own_data=DATASETS in read.program.own_parts),
         packages=(PACKAGE,) if uses_wandb else (),
         secrets={**read.secrets, **login.secrets},
+        arguments=with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
+        has_own_model=FORWARD_STEP in read.program.own_parts,
         texts=arguments.texts,
         notices=(*read.notices, *notices),
     )
