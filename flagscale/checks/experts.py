@@ -94,6 +94,17 @@ def _frequency_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
         )
 
 
+def expert_layers(values: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Return, for each layer in order, whether its MLP has experts; call it on checked values."""
+    layers = int(values["num_layers"])
+    if not values.get("num_experts"):
+        return (False,) * layers
+    frequency = _pattern(values.get("moe_layer_freq", 1))
+    if isinstance(frequency, list):
+        return tuple(map(bool, frequency))
+    return tuple(layer % (frequency or 1) == 0 for layer in range(layers))
+
+
 _EXPRESSION = re.compile(r"[][()\d,+*]+", re.ASCII)
 """What the engine evaluates; it refuses spaces."""
 

@@ -1,7 +1,11 @@
-"""The shape of a model, as far as its memory and its time depend on it."""
+"""The shape of a model, as far as its memory and its time depend on it, and how the arguments give it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from flagscale.checks.experts import expert_layers
 from flagscale.frozen import dataclass
 
 
@@ -51,3 +55,50 @@ class ModelShape:
     @property
     def layers(self) -> int:
         return len(self.experts_in)
+
+
+def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
+    """Return the shape that the engine builds from its checked arguments (by dest).
+
+    Source of the defaults: megatron/training/arguments.py, `validate_args` (megatron-core 0.19.2).
+    """
+    hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
+    groups = int(values["num_query_groups"]) if values.get("group_query_attention") else heads
+    ffn = int(values.get("ffn_hidden_size") or _default_ffn(hidden, bool(values.get("swiglu"))))
+    is_latent = bool(values.get("multi_latent_attention"))
+    latent = values if is_latent else {}
+    experts = int(values.get("num_experts") or 0)
+    mixture = values if experts else {}
+    has_table = values.get("position_embedding_type") == "learned_absolute"
+    return ModelShape(
+        hidden=hidden,
+        heads=heads,
+        groups=groups,
+        head_dim=int(values.get("kv_channels") or hidden // heads),
+        ffn=ffn,
+        vocabulary=vocabulary,
+        experts_in=expert_layers(values),
+        attention="mla" if is_latent else "mha" if groups == heads else "gqa",
+        q_lora=int(latent.get("q_lora_rank") or 0),
+        kv_lora=int(latent.get("kv_lora_rank") or 0),
+        qk_nope_dim=int(latent.get("qk_head_dim") or 0),
+        rope_dim=int(latent.get("qk_pos_emb_head_dim") or 0),
+        v_dim=int(latent.get("v_head_dim") or 0),
+        experts=experts,
+        topk=int(mixture.get("moe_router_topk") or 0),
+        expert_ffn=int(mixture.get("moe_ffn_hidden_size") or (ffn if experts else 0)),
+        shared_ffn=int(mixture.get("moe_shared_expert_intermediate_size") or 0),
+        prediction_heads=int(values.get("mtp_num_layers") or 0),
+        gated=bool(values.get("swiglu") or values.get("quick_geglu")),
+        norm_bias=values.get("normalization") != "RMSNorm",
+        linear_bias=bool(values.get("add_bias_linear")),
+        qkv_bias=bool(values.get("add_bias_linear") or values.get("add_qkv_bias")),
+        qk_norm=bool(values.get("qk_layernorm")),
+        tied=not values.get("untie_embeddings_and_output_weights"),
+        learned_positions=int(values.get("max_position_embeddings") or 0) if has_table else 0,
+        dropout=(values.get("hidden_dropout") or 0) > 0,
+    )
+
+
+def _default_ffn(hidden: int, is_gated: bool) -> int:
+    return int(4 * hidden * 2 / 3 / 64) * 64 if is_gated else 4 * hidden
