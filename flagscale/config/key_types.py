@@ -117,7 +117,9 @@ _PERFORMANCE = {
 def _performance(value: str) -> str:
     name = _PERFORMANCE.get(value.replace("\\", "").strip().rstrip(":").lower())
     if name is None:
-        raise ValueError(f"trials report {', '.join(dict.fromkeys(_PERFORMANCE.values()))}; choose one of these")
+        raise ValueError(
+            f"trials report {', '.join(dict.fromkeys(_PERFORMANCE.values()))}; choose one of these"
+        )
     return name
 
 

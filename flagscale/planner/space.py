@@ -96,7 +96,9 @@ def read_space(
             listed = value if isinstance(value, list | tuple) else [value]
             wrong = [one for one in listed if not _is_possible(name, one)]
             if wrong or not listed:
-                kind = "true or false" if name in _SWITCHES else "whole numbers" if name in _WHOLE else "values"
+                kind = (
+                    "true or false" if name in _SWITCHES else "whole numbers" if name in _WHOLE else "values"
+                )
                 said = f"not {wrong[0]!r}" if wrong else "but it is empty"
                 problems.append(Problem(f"`{name}` takes a list of {kind} or `auto`, {said}", place))
             choices[name] = tuple(dict.fromkeys(listed))
@@ -166,7 +168,9 @@ def candidates(space: Space) -> tuple[Changes, ...]:
         found = _legal(space, level(space, found), neutral=True)
     settings = max((len(_settings(space, one)) for one in found), default=1)
     others = {name: space.choices[name] for name in space.choices if name not in DIMENSIONS}
-    each = [len(space.choices[name]) for name in (SEQUENCE, DISTRIBUTED)] + [len(one) for one in others.values()]
+    each = [len(space.choices[name]) for name in (SEQUENCE, DISTRIBUTED)] + [
+        len(one) for one in others.values()
+    ]
     if (most := len(found) * prod(each) * settings) > MOST:
         raise UserError([_too_many(space, most, settings)])
     return tuple(_legal(space, _whole(space, found, others), neutral=False))
@@ -209,9 +213,7 @@ def _micro_batches(space: Space, before: Sequence[Changes]) -> Iterator[Changes]
             yield {**one, MICRO: size}
 
 
-def _whole(
-    space: Space, before: Sequence[Changes], others: Mapping[str, Sequence[Any]]
-) -> Iterator[Changes]:
+def _whole(space: Space, before: Sequence[Changes], others: Mapping[str, Sequence[Any]]) -> Iterator[Changes]:
     for one in before:
         copies = degrees({**space.values, **one}, space.world_size)
         # What has no effect is not tried twice.
@@ -299,7 +301,9 @@ def _empty(space: Space, removed: Mapping[str, int]) -> Problem:
     most = sorted(removed, key=lambda what: -removed[what])[:3]
     listed = "".join(f"\n    {removed[what]} of them: {what}" for what in most)
     what = f"no candidate of the space is legal; the last {sum(removed.values())} were removed by{listed}"
-    return Problem(what, space.where, "add other values to the dimensions that these name, or set them to auto")
+    return Problem(
+        what, space.where, "add other values to the dimensions that these name, or set them to auto"
+    )
 
 
 def _too_many(space: Space, count: int, settings: int) -> Problem:
@@ -307,7 +311,5 @@ def _too_many(space: Space, count: int, settings: int) -> Problem:
     sizes["recompute"] = settings
     listed = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items(), key=lambda one: -one[1]))
     what = f"the space has up to {count} legal candidates, more than {MOST}; values by dimension: {listed}"
-    hint = (
-        "list fewer values in the first ones, such as `micro_batch_size: [1, 2, 4]` or `use_recompute: [false]`"
-    )
+    hint = "list fewer values in the first ones, such as `micro_batch_size: [1, 2, 4]` or `use_recompute: [false]`"
     return Problem(what, space.where, hint)

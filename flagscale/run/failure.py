@@ -83,6 +83,20 @@ def for_lack_of_memory(failure: Failure) -> Failure:
     return replace(failure, message=f"{failure.message}: the kernel killed {whom} {_NO_MEMORY}")
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|\bMemoryError\b|can(no|')t allocate memory|failed to allocate memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(failure: Failure) -> bool:
+    """Return whether a device or the host had no memory left, as far as the failure says.
+
+    The texts are those of PyTorch for chips and CPUs, of Python, and of the kernel (`for_lack_of_memory`).
+    """
+    return bool(_OUT_OF_MEMORY.search(f"{failure.message}\n{failure.traceback}"))
+
+
 def first_failure(
     plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
 ) -> Failure:
