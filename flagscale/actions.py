@@ -154,14 +154,15 @@ def _query_tuner(files: TunerDir, *, as_json: bool, watch: bool) -> int:
         if not watch or status["state"] != "tuning":
             return 0 if status["state"] == "tuning" or (status["state"] == "ended" and status["best"]) else 1
         time.sleep(1)
-    print(
-        "a tuner is starting" if not as_json else json.dumps({"state": "tuning", "reason": "it is starting"})
-    )
+    starting = {"state": "tuning", "reason": "it is starting"}
+    print(json.dumps(starting) if as_json else "a tuner is starting")
     return 0
 
 
 def logs(request: Request) -> int:
-    """Print the output of the newest run's hosts (while a tuner runs, of its trial); with follow=true, continue until the job ends."""
+    """Print the output of the newest run's hosts (of the trial while a tuner runs); with follow=true, continue
+    until it ends.
+    """
     _, watch = load_command_keys(request.config)
     plan = _recorded(request)
     if plan is None:

@@ -244,7 +244,7 @@ class TunerMemory(Section):
 
 
 class TunerPerformance(Section):
-    """The figure that trials are compared by; all that can be named rank equally, because batches are equal."""
+    """The figure by which trials are compared; all of them rank equally, because batches are equal."""
 
     name: PerformanceName = "iteration_ms"
     """`iteration_ms`, `tokens_per_s` or `tflops_per_gpu`, or v0.6.0's text of the log line."""

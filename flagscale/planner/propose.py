@@ -45,7 +45,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Known:
-    """The refitted constants: measured time is about `scale` x estimate + `offset`; memory is `nbytes` more."""
+    """The refitted constants: a step takes `scale` x estimate + `offset`, and memory is `nbytes` more."""
 
     scale: float = 1.0
     offset: float = 0.0
@@ -110,8 +110,9 @@ def propose(
     if limits.tries_all:
         return Proposal(_in_order(fitting, known, limits.priority), "the next of the grid", dropped)
     chosen = min(fitting, key=known.seconds)
+    by = "its estimate" if known.has_estimates else "its rank"
     if best is None:
-        return Proposal(chosen, "the fastest by its estimate", dropped)
+        return Proposal(chosen, f"the first by {by}", dropped)
     if known.has_estimates and known.is_calibrated:
         hopeful = [one for one in fitting if known.seconds(one) * one.time_factors[0] < best]
         slower = len(fitting) - len(hopeful)
@@ -120,7 +121,7 @@ def propose(
             return Proposal(None, why, dropped)
         dropped = {**dropped, "cannot be faster than the best": slower} if slower else dropped
         chosen = min(hopeful, key=known.seconds)
-    return Proposal(chosen, "the fastest of the others by its estimate", dropped)
+    return Proposal(chosen, f"the next by {by}", dropped)
 
 
 def key_of(changes: Changes) -> tuple[tuple[str, str], ...]:

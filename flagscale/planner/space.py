@@ -311,5 +311,5 @@ def _too_many(space: Space, count: int, settings: int) -> Problem:
     sizes["recompute"] = settings
     listed = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items(), key=lambda one: -one[1]))
     what = f"the space has up to {count} legal candidates, more than {MOST}; values by dimension: {listed}"
-    hint = "list fewer values in the first ones, such as `micro_batch_size: [1, 2, 4]` or `use_recompute: [false]`"
+    hint = "list fewer values in the first ones: `micro_batch_size: [1, 2, 4]`, `use_recompute: [false]`"
     return Problem(what, space.where, hint)

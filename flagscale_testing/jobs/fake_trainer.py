@@ -2,8 +2,8 @@
 
 Arguments are those of Megatron; all others are ignored. The time of a step is `FAKE_SECONDS` (default 0.01)
 times the share of the model's work on a rank, with the bubble of the pipeline, and more for tensor
-parallelism. `FAKE_ENDS` maps layouts (`tp2`, `pp2`, `mbs4`, or several joined by `,`) to what happens there: `oom`,
-`fail`, `hang`. Each start adds a line with the layout to `FAKE_STARTS`, if that names a file.
+parallelism. `FAKE_ENDS` maps layouts (`tp2`, `pp2`, `mbs4`, or several joined by `,`) to what happens there:
+`oom`, `fail`, `hang`. Each start adds a line with the layout to `FAKE_STARTS`, if that names a file.
 """
 
 from __future__ import annotations
