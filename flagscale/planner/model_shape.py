@@ -51,6 +51,9 @@ class ModelShape:
     learned_positions: int = 0
     """Rows of an embedding of positions; 0: rotary positions or none."""
     dropout: bool = False
+    """Behind attention, behind the MLP, and behind the embedding."""
+    attention_dropout: bool = False
+    """Of the weights of attention."""
 
     @property
     def layers(self) -> int:
@@ -97,6 +100,7 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         tied=not values.get("untie_embeddings_and_output_weights"),
         learned_positions=int(values.get("max_position_embeddings") or 0) if has_table else 0,
         dropout=(values.get("hidden_dropout") or 0) > 0,
+        attention_dropout=(values.get("attention_dropout") or 0) > 0,
     )
 
 

@@ -83,6 +83,13 @@ def training_of(
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
         fused_gradients=bool(values.get("gradient_accumulation_fusion", True)),
         fused_loss=bool(values.get("cross_entropy_loss_fusion")),
+        loss_in_place=bool(values.get("cross_entropy_loss_fusion"))
+        and values.get("cross_entropy_fusion_impl") == "te",
+        fused_activation=bool(
+            values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
+        ),
+        stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
+        exchange=_exchange(values.get("cp_comm_type")),
     )
 
 
@@ -177,6 +184,12 @@ def _padded(values: Mapping[str, Any], layout: HeteroLayout, tokens: int) -> int
         divisor = int(of_mesh["make_vocab_size_divisible_by"])
     multiple = divisor * layout.meshes[0].tp
     return -(-tokens // multiple) * multiple
+
+
+def _exchange(given: Any) -> str:
+    """Return how context parallel ranks exchange keys, from one value or a list with one for each layer."""
+    first = given[0] if isinstance(given, list | tuple) and given else given
+    return str(first or "p2p")
 
 
 def _recompute(values: Mapping[str, Any]) -> Recompute:

@@ -76,6 +76,14 @@ class Training:
     fused_gradients: bool = True
     """Whether weight gradients are added to their buffer by the multiplication itself."""
     fused_loss: bool = False
+    loss_in_place: bool = False
+    """Whether the gradients of the logits take the place of the logits, as in TransformerEngine's loss."""
+    fused_activation: bool = True
+    """Whether the activation of an MLP is one kernel, which keeps its input only."""
+    stores_scores: bool = False
+    """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
+    exchange: str = "p2p"
+    """How context parallel ranks share keys and values: p2p, a2a, allgather or a2a+p2p (`cp_comm_type`)."""
 
     @property
     def micro_batches(self) -> int:

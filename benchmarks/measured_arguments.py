@@ -1,0 +1,192 @@
+"""The engine's arguments (by dest) of one measured row: those that were published, else from its keys."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.measured_fields import Assumed, Fields, Unusable
+from benchmarks.measured_model import degree_arguments, model_arguments, recipe
+from flagscale.config.argument_values import words_of
+from flagscale.config.catalog import Catalog, load_catalog
+from flagscale.engines.megatron.adapter import CATALOG
+
+GPT2_TOKENS = 50257
+"""Of the engine's functional tests that name no other tokenizer: GPT-2's BPE on the Pile."""
+
+_OLD_SOFTWARE = ("amp", "sailor", "vtrain", "calculon")
+"""Sources whose software is older than TransformerEngine, or does not use it."""
+
+
+@functools.cache
+def catalog() -> Catalog:
+    """Return the catalog of the engine."""
+    return load_catalog(CATALOG)
+
+
+def published_arguments(given: Fields) -> dict[str, Any]:
+    """Return what a complete command of the engine says; arguments of other versions are left out."""
+    values: dict[str, Any] = {}
+    for name, value in given.values.items():
+        option = catalog().by_name.get(name.replace("-", "_"))
+        if option is None or value is None:
+            continue
+        if option.takes_many and isinstance(value, str) and value.startswith("["):
+            value = value.strip("[]").split()
+        if option.dest == "tokenizer_type" and isinstance(value, str) and value.startswith("${"):
+            continue
+        try:
+            values[option.dest] = words_of(option, option.name, value)[1]
+        except ValueError as error:
+            raise Unusable(f"{given.path}: {error}", is_wrong=True) from None
+    if not values.get("vocab_size") and not values.get("padded_vocab_size"):
+        if values.get("tokenizer_type") not in (None, "GPT2BPETokenizer"):
+            raise Unusable(f"not published: the number of tokens of the {values['tokenizer_type']}")
+        values["vocab_size"] = GPT2_TOKENS
+    if not values.get("num_experts"):
+        values.pop("expert_tensor_parallel_size", None)  # it has no effect
+    return values
+
+
+def arguments_of(row: Fields, assumed: Assumed) -> dict[str, Any]:
+    """Return the arguments that the keys of a row stand for."""
+    values = {
+        **model_arguments(row.at("model")),
+        **degree_arguments(row),
+        **_batch(row, assumed),
+        **_precision(row, assumed),
+        **_recompute(row, assumed),
+        **_flags(row),
+    }
+    if row.at("source").text("key") in _OLD_SOFTWARE:
+        values |= {"transformer_impl": "local", "attention_backend": "local"}
+    return values
+
+
+def _batch(row: Fields, assumed: Assumed) -> dict[str, Any]:
+    train, parallel = row.at("train"), row.at("parallel")
+    if train.text("kind") == "lora":
+        raise Unusable("low-rank adapters (LoRA)")
+    if train.values.get("mbs") is None:
+        assumed.add("micro-batches of one sample")
+    micro = train.whole("mbs", 1)
+    batch = train.values.get("gbs")
+    if batch is None and train.values.get("num_microbatches") is None:
+        raise Unusable("not published: train.gbs")
+    if batch is None:
+        return {
+            "micro_batch_size": micro,
+            "global_batch_size": micro * train.whole("num_microbatches") * parallel.whole("dp"),
+        }
+    return {"micro_batch_size": micro, "global_batch_size": train.whole("gbs")}
+
+
+def _precision(row: Fields, assumed: Assumed) -> dict[str, Any]:
+    precision = row.at("precision")
+    name = precision.text("compute") or precision.text("params") or "unknown"
+    key = row.at("source").text("key")
+    if name == "unknown" and key == "sailor":
+        # ae_scripts/clariden_scripts/run_opt.slurm gives neither --fp16 nor --bf16.
+        return {}
+    if name == "unknown":
+        assumed.add("bfloat16")
+    if "tf32" in name or "fp32" in name:
+        return {}
+    values: dict[str, Any] = {"fp16": True} if "fp16" in name else {"bf16": True}
+    if "fp4" in name:
+        values["fp4"] = "e2m1"
+    elif "fp8" in name:
+        values["fp8"] = "hybrid"
+    return values
+
+
+_NOT_STATED = ("unknown", "", "none or model default")
+_PLAIN_SCRIPTS = ("amp", "sailor")
+"""Sources whose scripts have no argument for recompute (amp: examples/ds_pretrain_gpt2_pipe.sh; sailor:
+ae_scripts/clariden_scripts/run_opt.slurm)."""
+
+
+def _recompute(row: Fields, assumed: Assumed) -> dict[str, Any]:
+    given = row.values.get("recompute")
+    if given is None:
+        given = "unknown"
+    if isinstance(given, str):
+        if given == "full":
+            return {
+                "recompute_granularity": "full",
+                "recompute_method": "uniform",
+                "recompute_num_layers": 1,
+            }
+        if given in _NOT_STATED and row.at("source").text("key") not in _PLAIN_SCRIPTS:
+            assumed.add("no recompute", decides_memory=True)
+        elif given not in (*_NOT_STATED, "none"):
+            raise Unusable(f"recompute of a kind that the engine does not have: {given}")
+        return {}
+    fields = row.at("recompute")
+    granularity = fields.text("granularity")
+    if granularity == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": fields.text("method", "uniform"),
+            "recompute_num_layers": fields.whole("num_layers", 1),
+        }
+    names = fields.values.get("modules")
+    modules = [str(one) for one in names] if isinstance(names, list) else re.findall(r"\w+", str(names or ""))
+    if granularity != "selective" or not modules:
+        return {}
+    return {"recompute_granularity": "selective", "recompute_modules": modules}
+
+
+_SAME_MEANING = {
+    "distributed_optimizer": "use_distributed_optimizer",
+    "overlap_grad_reduce": "overlap_grad_reduce",
+    "overlap_param_gather": "overlap_param_gather",
+    "tp_comm_overlap": "tp_comm_overlap",
+    "overlap_p2p": "overlap_p2p_comm",
+    "gradient_accumulation_fusion": "gradient_accumulation_fusion",
+    "moe_pad_to_capacity": "moe_pad_expert_input_to_capacity",
+    "moe_grouped_gemm": "moe_grouped_gemm",
+    "moe_permute_fusion": "moe_permute_fusion",
+    "moe_dispatcher": "moe_token_dispatcher_type",
+    "moe_capacity_factor": "moe_expert_capacity_factor",
+    "attention": "attention_backend",
+}
+
+
+def _flags(row: Fields) -> dict[str, Any]:
+    flags = row.at("flags")
+    values = {
+        dest: flags.values[name] for name, dest in _SAME_MEANING.items() if flags.values.get(name) is not None
+    }
+    if kind := flags.values.get("cross_entropy_fusion"):
+        values |= {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": str(kind)}
+    if kind := flags.text("cp_comm"):
+        values["cp_comm_type"] = [kind]
+    if flags.values.get("moe_balance") == "forced":
+        values["moe_router_force_load_balancing"] = True
+    if flags.values.get("grad_reduce_in_fp32") is False:
+        values["grad_reduce_in_bf16"] = True
+    if row.at("source").text("key") == "mbridge":
+        values |= _of_bridge(row)
+    return values
+
+
+def _of_bridge(row: Fields) -> dict[str, Any]:
+    """Return the overlap of Megatron-Bridge; its recipes overlap the reduction unless they say otherwise."""
+    given = recipe(row)
+    overlap = str(given.values.get("comm_overlap") or "")
+    return {
+        "overlap_grad_reduce": given.values.get("ddp.overlap_grad_reduce") is not False,
+        "overlap_param_gather": True,
+        "tp_comm_overlap": "tp_comm_overlap=True" in overlap
+        or bool(given.values.get("comm_overlap.tp_comm_overlap_cfg")),
+        "overlap_moe_expert_parallel_comm": "overlap_moe_expert_parallel_comm=True" in overlap
+        or given.values.get("comm_overlap.overlap_moe_expert_parallel_comm") is True,
+    }
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments (by dest) with the engine's defaults for the others."""
+    return {**{option.dest: option.default for option in catalog().options.values()}, **values}

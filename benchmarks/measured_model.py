@@ -1,0 +1,111 @@
+"""The engine's arguments (by dest) for the model and the degrees of a measured row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.measured_fields import Fields, Unusable
+from flagscale.checks.pipeline import layout_parts
+
+_LEARNED_POSITIONS = ("gpt", "opt", "mpt", "bert", "t5")
+"""Families with an embedding of positions, biases and dropout, as in Megatron's first versions."""
+
+
+def model_arguments(model: Fields) -> dict[str, Any]:
+    """Return the shape of the model."""
+    family = model.text("family").partition("-")[0]
+    if "hybrid" in model.text("family"):
+        raise Unusable("a hybrid model (state-space and attention layers)")
+    hidden, heads = model.whole("hidden"), model.whole("heads")
+    groups = model.whole("kv_heads", heads)
+    layers, experts = model.whole("layers"), model.whole("experts", 0, least=0)
+    is_first_kind = family in _LEARNED_POSITIONS and "oss" not in model.text("family")
+    values: dict[str, Any] = {
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "group_query_attention": groups != heads,
+        "num_query_groups": groups,
+        "kv_channels": model.whole("head_dim", max(1, hidden // heads)),
+        "ffn_hidden_size": model.whole("ffn", model.whole("moe_ffn", 4 * hidden)),
+        "vocab_size": model.whole("vocab"),
+        "swiglu": model.truth("gated"),
+        "normalization": "RMSNorm" if model.text("norm").startswith("rms") else "LayerNorm",
+        "untie_embeddings_and_output_weights": model.values.get("tied") is False,
+        "add_bias_linear": is_first_kind or model.truth("bias"),
+        "add_qkv_bias": model.truth("qkv_bias"),
+        "qk_layernorm": model.truth("qk_norm"),
+        "position_embedding_type": "learned_absolute" if is_first_kind else "rope",
+        "mtp_num_layers": model.whole("mtp", 0, least=0) or None,
+        "hidden_dropout": 0.1 if is_first_kind else 0.0,
+        "attention_dropout": 0.1 if is_first_kind else 0.0,
+    }
+    if model.text("attention") == "mla":
+        values |= {
+            "multi_latent_attention": True,
+            "q_lora_rank": model.whole("q_lora", 0, least=0) or None,
+            "kv_lora_rank": model.whole("kv_lora"),
+            "qk_head_dim": model.whole("qk_head_dim"),
+            "qk_pos_emb_head_dim": model.whole("rope_head_dim"),
+            "v_head_dim": model.whole("v_head_dim"),
+        }
+    if experts:
+        dense = model.whole("dense_layers", 0, least=0)
+        values |= {
+            "num_experts": experts,
+            "moe_router_topk": model.whole("topk"),
+            "moe_ffn_hidden_size": model.whole("moe_ffn", model.whole("ffn", 4 * hidden)),
+            "moe_shared_expert_intermediate_size": model.whole("shared_ffn", 0, least=0) or None,
+            "moe_layer_freq": f"[0]*{dense}+[1]*{max(0, layers - dense)}",
+            "moe_grouped_gemm": True,
+            "moe_token_dispatcher_type": "alltoall",
+        }
+    return values
+
+
+def degree_arguments(row: Fields) -> dict[str, Any]:
+    """Return the degrees, and how the layers are cut into stages."""
+    parallel, model = row.at("parallel"), row.at("model")
+    if parallel.values.get("fsdp") or row.at("flags").values.get("fsdp"):
+        raise Unusable("sharded data parallel (FSDP)")
+    tp, pp, vpp = parallel.whole("tp"), parallel.whole("pp"), parallel.whole("vpp", 1)
+    values: dict[str, Any] = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "context_parallel_size": parallel.whole("cp", 1),
+        "expert_model_parallel_size": parallel.whole("ep", 1),
+        "expert_tensor_parallel_size": parallel.whole("etp", 1) if model.values.get("experts") else None,
+        "sequence_parallel": parallel.truth("sp") and tp > 1,
+        "seq_length": row.at("train").whole("seq"),
+        "max_position_embeddings": row.at("train").whole("seq"),
+    }
+    written = recipe(row).text("model.pipeline_model_parallel_layout")
+    layers, heads = model.whole("layers"), model.whole("mtp", 0, least=0)
+    parts = pp * vpp
+    if written:
+        values["pipeline_model_parallel_layout"] = _with_ends(written, heads)
+    elif layers % parts == 0:
+        values["num_virtual_stages_per_pipeline_rank"] = vpp if vpp > 1 else None
+    elif (layers + 2) % parts == 0:
+        values["num_virtual_stages_per_pipeline_rank"] = vpp if vpp > 1 else None
+        values["account_for_embedding_in_pipeline_split"] = True
+        values["account_for_loss_in_pipeline_split"] = True
+    else:
+        larger = layers % parts
+        sizes = [layers // parts + (part < larger) for part in range(parts)]
+        values["pipeline_model_parallel_layout"] = (
+            "E" + "|".join("t" * size for size in sizes) + "m" * heads + "L"
+        )
+    return values
+
+
+def _with_ends(layout: str, heads: int) -> str:
+    """Return a layout with its prediction heads, if it leaves them out."""
+    parts = layout_parts(layout)
+    missing = heads - "".join(parts).count("m")
+    return "|".join([*parts[:-1], parts[-1].replace("L", "m" * max(0, missing) + "L")])
+
+
+def recipe(row: Fields) -> Fields:
+    """Return what the recipe of Megatron-Bridge that belongs to the row assigns."""
+    return row.at("flags").at("recipe").at("assigned")

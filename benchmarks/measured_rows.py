@@ -1,0 +1,232 @@
+"""Published measurements as jobs that the planner can estimate: one row of measured.jsonl -> `Row`.
+
+The form of a row is described in docs/planner.md, section "Errors".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measured_arguments import arguments_of, published_arguments, with_defaults
+from benchmarks.measured_fields import Assumed, Fields, Unusable
+from benchmarks.measured_layouts import copies_of, layout_arguments
+from flagscale.checks.degrees import violations
+from flagscale.errors import Problem, UserError, first_line
+from flagscale.planner.chips import Chip, Link, find_chip
+from flagscale.planner.reading import training_of
+from flagscale.planner.training import Training
+
+GIB = 2**30
+CLASSES = ("dense", "VPP", "MoE", "CP", "mixed")
+"""From the most ordinary to the most special one; a row counts in the most special one that applies."""
+QUANTITIES = ("allocated", "reserved", "device", "time")
+
+_ALIASES = {"V100": "V100-16", "BI-V150": "Iluvatar-BI-V150", "A800": "A800-80", "A100": "A100-80"}
+"""The names of sources for chips of chips.json. AMP's V100 are those of p3.8xlarge, with 16 GB."""
+
+_HOST_GBIT = {"g4dn.12xlarge": {"T4": 50.0}, "p3.8xlarge": {"V100": 10.0}}
+"""The network of AWS instances per host and chip (AWS's pages of the G4 and P3 instances)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    id: str
+    place: str
+    """File and line."""
+    source: str
+    quality: str
+    chip: str
+    """As the source calls it."""
+    software: str
+    group: str
+    measured: Mapping[str, float]
+    """Bytes (allocated, reserved, device: as the vendor's tool shows it) and seconds (time), if usable."""
+    copies: tuple[Training, ...] = ()
+    """The job; several if the copies of the model have different chips: the largest figure counts."""
+    values: Mapping[str, Any] | None = None
+    """The engine's arguments (by dest), defaults included."""
+    world_size: int = 0
+    kind: str = ""
+    """One of `CLASSES`."""
+    is_last_stage: bool = False
+    """Whether the memory is that of the last stage; else it is the largest of all ranks."""
+    predictions: Mapping[str, Mapping[str, float]] | None = None
+    """By tool: what it predicted, in the units of `measured`."""
+    assumed: tuple[str, ...] = ()
+    reason: str = ""
+    """Why it cannot be estimated; empty if it can."""
+    is_wrong: bool = False
+    """Whether the row itself is at fault, rather than outside what the planner knows."""
+
+    @property
+    def machine(self) -> tuple[str, str, str]:
+        """Source, chip and software: the rows that one calibration is for."""
+        return self.source, self.chip, self.software
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return every line of a file; lines that are no row have `is_wrong`. Raises UserError: no file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError([Problem(f"cannot read the measurements: {error.strerror}", str(path))]) from None
+    return [row_of(line, f"{path}:{number}") for number, line in _numbered(text)]
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def row_of(line: str, place: str) -> Row:
+    """Return one line as a row."""
+    empty = Row("", place, "", "", "", "", "", {}, is_wrong=True)
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        return replace(empty, reason=f"not JSON: {first_line(error)}")
+    if not isinstance(given, dict):
+        return replace(empty, reason=f"a row must be a JSON object, not {type(given).__name__}")
+    fields = Fields(given)
+    head = replace(empty, id=str(given.get("id") or ""), is_wrong=False)
+    try:
+        head = _head(head, fields)
+        return _estimable(head, fields)
+    except Unusable as error:
+        return replace(head, reason=error.reason, is_wrong=error.is_wrong)
+    except UserError as error:
+        return replace(head, reason="; ".join(problem.what for problem in error.problems))
+
+
+def _head(row: Row, fields: Fields) -> Row:
+    row = replace(row, source=fields.at("source").text("key", "unknown"))
+    row = replace(row, quality=fields.text("quality", "B"), group=fields.text("group"))
+    return replace(
+        row,
+        chip=fields.at("hardware").text("gpu", "unknown"),
+        software=json.dumps(fields.at("software").values, sort_keys=True),
+    )
+
+
+def _estimable(row: Row, fields: Fields) -> Row:
+    """Return the row with its job, or raise why it has none."""
+    if row.quality == "C":
+        raise Unusable("quality C: doubtful or incomplete")
+    assumed = Assumed()
+    given = fields.at("flags").at("megatron_args")
+    values = published_arguments(given) if given.values else arguments_of(fields, assumed)
+    hardware, parallel = fields.at("hardware"), fields.at("parallel")
+    world = hardware.whole("count")
+    per_node = min(world, hardware.whole("gpus_per_node", world))
+    copies = [] if given.values else copies_of(fields)
+    if copies:
+        arguments = [(with_defaults({**values, **layout_arguments(one.layout)}), one.chips) for one in copies]
+    else:
+        arguments = [(with_defaults(values), (row.chip,))]
+        _refuse(arguments[0][0], world)
+    jobs = tuple(
+        training_of(of_copy, world, [_chip(name, fields) for name in chips], [per_node] * len(chips))
+        for of_copy, chips in arguments
+    )
+    for job in jobs:
+        _check(job, world)
+    return replace(
+        row,
+        measured=_measured(fields, assumed),
+        copies=jobs,
+        values=arguments[0][0],
+        world_size=world,
+        kind=_kind(jobs, row.chip, parallel),
+        is_last_stage=bool(given.values),
+        predictions=_predictions(fields),
+        assumed=tuple(assumed.facts),
+    )
+
+
+def _refuse(values: Mapping[str, Any], world: int) -> None:
+    """Raise if the engine would refuse the arguments."""
+    # `_check` reports batches that do not divide; other versions allow other numbers of micro-batches.
+    broken = [what for dest, what in violations(values, world) if dest != "global_batch_size"]
+    if broken:
+        raise Unusable(f"the engine would refuse it: {broken[0]}")
+
+
+def _check(job: Training, world: int) -> None:
+    """Raise if the parts of a job do not fit together."""
+    layers = sum(stage.layers for stage in job.layout.stages)
+    if layers != job.model.layers:
+        raise Unusable(f"the stages have {layers} layers, but the model {job.model.layers}")
+    if job.layout.world_size != world:
+        raise Unusable(f"the degrees need {job.layout.world_size} devices, not {world}")
+    step = job.layout.meshes[0].dp * job.blocks[0].micro_batch
+    if job.batch % step or job.batch < step:
+        raise Unusable(f"a batch of {job.batch} is not a multiple of {step}, one micro-batch of all copies")
+
+
+def _chip(name: str, row: Fields) -> Chip:
+    chip = find_chip(_ALIASES.get(name, name))
+    hardware = row.at("hardware")
+    for instance, speeds in _HOST_GBIT.items():
+        if instance in hardware.text("cluster") and name in speeds:
+            per_device = 1e9 / 8 * speeds[name] / hardware.whole("gpus_per_node")
+            chip = replace(chip, outside=Link(per_device, chip.outside.latency_s))
+    return chip
+
+
+def _kind(jobs: tuple[Training, ...], chip: str, parallel: Fields) -> str:
+    layout, model = jobs[0].layout, jobs[0].model
+    applies = {
+        "MoE": model.experts > 0,
+        "CP": any(mesh.cp > 1 for mesh in layout.meshes),
+        "VPP": layout.chunks > 1,
+        "mixed": len(jobs) > 1 or len(layout.meshes) > 1 or "+" in chip,
+    }
+    return next((name for name in reversed(CLASSES) if applies.get(name)), "dense")
+
+
+_GIB_KEYS = {"allocated": "peak_alloc_gib", "reserved": "peak_reserved_gib", "device": "nvidia_smi_gib"}
+
+
+def _measured(row: Fields, assumed: Assumed) -> dict[str, float]:
+    measured = row.at("measured")
+    found: dict[str, float] = {}
+    if assumed.is_memory_known:
+        for name, key in _GIB_KEYS.items():
+            if (gib := measured.positive(key)) is not None:
+                found[name] = gib * GIB
+        if (nbytes := measured.positive("peak_alloc_bytes")) is not None:
+            found["allocated"] = nbytes
+    if (seconds := _seconds(row)) is not None:
+        found["time"] = seconds
+    if not found:
+        raise Unusable("not published: a time, or a memory that nothing unknown decides")
+    return found
+
+
+def _seconds(row: Fields) -> float | None:
+    measured, train = row.at("measured"), row.at("train")
+    if (seconds := measured.positive("iteration_s")) is not None:
+        return seconds
+    rate = measured.positive("tokens_per_s_per_gpu")
+    if rate is None or train.values.get("gbs") is None:
+        return None
+    return train.whole("gbs") * train.whole("seq") / (rate * row.at("hardware").whole("count"))
+
+
+def _predictions(row: Fields) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    predictions = row.at("predictions")
+    for tool in predictions.values:
+        own = predictions.at(tool)
+        figures = {name: own.positive(key) for name, key in _GIB_KEYS.items()}
+        known = {name: gib * GIB for name, gib in figures.items() if gib is not None}
+        if (seconds := own.positive("iteration_s")) is not None:
+            known["time"] = seconds
+        if known:
+            found[tool] = known
+    return found

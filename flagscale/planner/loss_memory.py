@@ -1,0 +1,50 @@
+"""What the last norm, the output layer and the loss keep and need on a rank of the last stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flagscale.checks.hetero.layout import Stage
+from flagscale.frozen import dataclass, field
+from flagscale.planner import te_layer
+from flagscale.planner.training import Training
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The memory of the loss for one micro-batch. Figures are bytes on one rank."""
+
+    kept: Mapping[str, float] = field(default_factory=dict)
+    """From the forward until the backward pass, by name."""
+    forward: float = 0.0
+    """At the end of the forward pass, beside what is kept."""
+    backward: float = 0.0
+    """At the worst moment of the backward pass, beside what is kept."""
+
+
+def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> Loss:
+    """Return the memory of everything behind the last layer.
+
+    The engine's loss copies the logits to float, and keeps this copy as probabilities, which become their own
+    gradients; those are copied to the precision of the logits (megatron/core/tensor_parallel/cross_entropy.py,
+    0.19.2). TransformerEngine's loss writes the gradients over the logits (triton/cross_entropy.py, 2.11).
+    Each prediction head has a loss of its own.
+    """
+    model, width = training.model, setting.width
+    logits = setting.tokens * training.padded_vocabulary / stage.tp
+    stream = setting.tokens * model.hidden * width
+    probabilities = logits * (width if training.loss_in_place else 4)
+    losses = 1 + model.prediction_heads
+    copy = 0 if training.loss_in_place or width == 4 else logits * width
+    # The gradient of the output layer's input: whole, then reduced and scattered.
+    gradient = stream + (setting.rows * model.hidden * width if setting.sequence_parallel else 0)
+    weight = 0.0 if training.fused_gradients else training.padded_vocabulary / stage.tp * model.hidden * width
+    return Loss(
+        kept={
+            "last norm": setting.rows * (2 * model.hidden * width + 4),
+            "logits": losses * probabilities,
+        },
+        forward=copy,
+        # The float copy of one loss is gone once its gradients are copied.
+        backward=max(copy, copy + gradient + weight - (0 if training.loss_in_place else probabilities)),
+    )
