@@ -160,8 +160,8 @@ def _query_tuner(files: TunerDir, *, as_json: bool, watch: bool) -> int:
 
 
 def logs(request: Request) -> int:
-    """Print the output of the newest run's hosts (of the trial while a tuner runs); with follow=true, continue
-    until it ends.
+    """Print the output of the newest run's hosts (while a tuner runs, of its trial); with follow=true,
+    continue until it ends.
     """
     _, watch = load_command_keys(request.config)
     plan = _recorded(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from flagscale.frozen import dataclass, field
+from flagscale.planner.calibration import Calibration
 from flagscale.planner.space import (
     DISTRIBUTED,
     GRANULARITY,
@@ -25,6 +26,8 @@ class Candidate:
     """Per step, before anything was measured; without an estimate, a figure that ranks."""
     nbytes: float = 0.0
     """On the fullest device."""
+    reported_bytes: float = 0.0
+    """Allocated by the rank that reports its memory (the last one), which a trial is compared with."""
     time_factors: tuple[float, float] = (0.0, float("inf"))
     """The published error: 95 % of measurements lie between these multiples of an estimate; calibrated."""
     memory_factor: float = 1.0
@@ -45,20 +48,24 @@ class Tried:
 
 @dataclass(frozen=True)
 class Known:
-    """The refitted constants: a step takes `scale` x estimate + `offset`, and memory is `nbytes` more."""
+    """What is known while tuning, besides the candidates."""
 
-    scale: float = 1.0
-    offset: float = 0.0
-    nbytes: float = 0.0
+    calibration: Calibration | None = None
+    """The constants refitted to the trials; None before the first one."""
     capacity: float = 0.0
     """Bytes that a process can use on a device; 0: unknown, and nothing is dropped for its size."""
     has_estimates: bool = True
     """Whether `Candidate.seconds` are times; otherwise they only rank."""
-    is_calibrated: bool = False
 
     def seconds(self, candidate: Candidate) -> float:
         """Return the time per step that is expected now."""
-        return max(0.0, self.scale * candidate.seconds + self.offset)
+        return self.calibration.seconds(candidate.seconds) if self.calibration else candidate.seconds
+
+    def nbytes(self, candidate: Candidate) -> float:
+        """Return the memory of the fullest device that is expected now; 0 if it is unknown."""
+        if not candidate.nbytes or not self.calibration:
+            return candidate.nbytes
+        return self.calibration.nbytes(candidate.nbytes)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def propose(
     by = "its estimate" if known.has_estimates else "its rank"
     if best is None:
         return Proposal(chosen, f"the first by {by}", dropped)
-    if known.has_estimates and known.is_calibrated:
+    if known.has_estimates and known.calibration:
         hopeful = [one for one in fitting if known.seconds(one) * one.time_factors[0] < best]
         slower = len(fitting) - len(hopeful)
         if not hopeful:
@@ -134,8 +141,7 @@ def _fitting(
 ) -> tuple[list[Candidate], dict[str, int]]:
     fitting, by_estimate, by_trial = [], 0, 0
     for one in untried:
-        most = (one.nbytes + known.nbytes) * one.memory_factor
-        if known.capacity and one.nbytes and most > known.capacity:
+        if known.capacity and known.nbytes(one) * one.memory_factor > known.capacity:
             by_estimate += 1
         elif any(needs_more(one.changes, other) for other in too_large):
             by_trial += 1

@@ -8,6 +8,7 @@ from typing import Any
 from flagscale.checks.degrees import degrees
 from flagscale.formats import quantity
 from flagscale.frozen import dataclass
+from flagscale.planner.calibration import fitted
 from flagscale.planner.propose import Candidate, Known, key_of
 from flagscale.planner.rough import rough_cost
 from flagscale.planner.space import (
@@ -79,15 +80,15 @@ def _others(space: Space) -> set[str]:
 def learnt(candidates: Sequence[Candidate], entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
     """Return the constants refitted to all trials that were measured."""
     expected = {key_of(one.changes): one for one in candidates}
-    pairs = []
+    times, memories = [], []
     for entry in entries:
         one = expected.get(key_of(entry["changes"]))
         if one and entry["state"] == "measured":
-            pairs.append((one.seconds, float(entry["seconds"])))
-    if not pairs or not basis.has_estimates:
-        return Known(capacity=basis.capacity, has_estimates=basis.has_estimates)
-    scale = sum(measured for _, measured in pairs) / sum(estimated for estimated, _ in pairs)
-    return Known(scale, 0.0, 0.0, basis.capacity, basis.has_estimates, is_calibrated=True)
+            times.append((one.seconds, float(entry["seconds"])))
+            if one.reported_bytes and entry.get("mem_bytes"):
+                memories.append((one.reported_bytes, float(entry["mem_bytes"])))
+    calibration = fitted(times, memories) if times and basis.has_estimates else None
+    return Known(calibration, basis.capacity, basis.has_estimates)
 
 
 def seconds_text(seconds: float | None) -> str:

@@ -255,7 +255,8 @@ def _try(tuning: Tuning, proposal: Proposal) -> None:
 def _estimate(candidate: Candidate, known: Known) -> dict[str, float]:
     if not known.has_estimates:
         return {}
-    memory = {"bytes": candidate.nbytes + known.nbytes} if candidate.nbytes else {}
+    reported = known.calibration.memory_bytes if known.calibration else 0.0
+    memory = {"bytes": candidate.reported_bytes + reported} if candidate.reported_bytes else {}
     return {"seconds": known.seconds(candidate), **memory}
 
 
