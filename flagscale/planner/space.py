@@ -8,6 +8,7 @@ of FlagScale v0.6.0 (flagscale/auto_tuner/search/searcher.py); any other argumen
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -84,7 +85,7 @@ def read_space(
         problems.append(Problem(what, whole))
     for name, value in given.items():
         place = places.get(name, whole)
-        if name not in DIMENSIONS and (name not in values or name == "global_batch_size"):
+        if name not in DIMENSIONS and (name not in values or name in _OF_THE_TRAINING):
             what = f"`{name}` cannot be tuned: it is no dimension, and no argument of the engine"
             if name in values:
                 what = f"`{name}` cannot be tuned: it changes the training, not only its speed"
@@ -107,6 +108,12 @@ def read_space(
     return Space(_as_given(choices, given, values), values, world_size, machine, whole)
 
 
+_OF_THE_TRAINING = (
+    *("global_batch_size", "seq_length", "num_layers", "hidden_size", "ffn_hidden_size"),
+    *("num_attention_heads", "num_query_groups", "num_experts", "moe_router_topk", "moe_ffn_hidden_size"),
+    *("vocab_size", "train_iters", "train_samples", "lr", "min_lr", "seed"),
+)
+"""Arguments whose values cannot be compared by the time of a step: they make another training."""
 _SWITCHES = (SEQUENCE, DISTRIBUTED, USE)
 _WHOLE = (DP, *_DEGREES, PER_CHUNK, MICRO, LAYERS)
 
@@ -298,12 +305,17 @@ def _copies_problem(space: Space, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _empty(space: Space, removed: Mapping[str, int]) -> Problem:
-    most = sorted(removed, key=lambda what: -removed[what])[:3]
-    listed = "".join(f"\n    {removed[what]} of them: {what}" for what in most)
+    """Return the problem of a space without legal candidates; a rule is named with one of its messages."""
+    rules: dict[str, tuple[str, int]] = {}
+    for what, times in removed.items():
+        rule = re.sub(r"\d+", "#", what)
+        example, before = rules.get(rule, (what, 0))
+        rules[rule] = example, before + times
+    most = sorted(rules.values(), key=lambda one: -one[1])[:3]
+    listed = "".join(f"\n    {times} of them, such as: {example}" for example, times in most)
     what = f"no candidate of the space is legal; the last {sum(removed.values())} were removed by{listed}"
-    return Problem(
-        what, space.where, "add other values to the dimensions that these name, or set them to auto"
-    )
+    hint = "add other values to the dimensions that these name, or set them to auto"
+    return Problem(what, space.where, hint)
 
 
 def _too_many(space: Space, count: int, settings: int) -> Problem:

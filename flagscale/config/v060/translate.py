@@ -41,6 +41,8 @@ def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: 
         if change.act == "rename":
             _move(experiment, change.text, value, where, problems)
             notices.append(Problem(f"renamed to `experiment.{change.text}`", where))
+        elif change.act == "drop":
+            notices.append(Problem(f"dropped because {change.text}", where))
         else:
             _refuse_or_drop(value, change, where, problems, notices)
     _translate_entrypoint(experiment, source_map, problems, notices)
