@@ -89,12 +89,12 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-def is_out_of_memory(failure: Failure) -> bool:
-    """Return whether a device or the host had no memory left, as far as the failure says.
+def is_out_of_memory(text: str) -> bool:
+    """Return whether a text says that a device or the host had no memory left.
 
-    The texts are those of PyTorch for chips and CPUs, of Python, and of the kernel (`for_lack_of_memory`).
+    The words are those of PyTorch for chips and CPUs, of Python, and of the kernel (`for_lack_of_memory`).
     """
-    return bool(_OUT_OF_MEMORY.search(f"{failure.message}\n{failure.traceback}"))
+    return bool(_OUT_OF_MEMORY.search(text))
 
 
 def first_failure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -31,9 +32,9 @@ class Outcome:
 
 
 def outcome_of(
-    status: JobStatus, records: Sequence[Mapping[str, Any]], limit: float, *, is_cut: bool
+    status: JobStatus, records: Sequence[Mapping[str, Any]], printed: str, limit: float, *, is_cut: bool
 ) -> Outcome:
-    """Return the outcome of a trial from its last status and the records of its metrics.
+    """Return the outcome of a trial from its last status, the records of its metrics, and what it printed.
 
     `is_cut`: it was stopped because `limit` seconds had passed. What it had measured until then counts.
     """
@@ -43,13 +44,11 @@ def outcome_of(
     if status.failure and not is_cut:
         host, failure = status.failure
         rank = f" rank {failure.rank}:" if failure.rank is not None else ""
-        text = f"{host}:{rank} {failure.message}"
-        return Outcome(
-            "out of memory" if is_out_of_memory(failure) else "failed",
-            nbytes=nbytes,
-            iterations=times,
-            failure=text,
-        )
+        text, seen = f"{host}:{rank} {failure.message}", f"{failure.message}\n{failure.traceback}"
+        if not failure.traceback and (cause := _cause(printed)):  # a program that does not report its errors
+            text, seen = f"{text}: {cause}", cause
+        state: State = "out of memory" if is_out_of_memory(seen) else "failed"
+        return Outcome(state, nbytes=nbytes, iterations=times, failure=text)
     if seconds := step_seconds(times):
         return Outcome("measured", seconds, nbytes, times)
     if is_cut:
@@ -57,6 +56,17 @@ def outcome_of(
         return Outcome("too slow", None, nbytes, times, f"{what} within {limit:g} s (max_time_per_task)")
     why = status.reason or f"it ended ({status.phase}) without a time: the metrics have no `iteration_ms`"
     return Outcome("failed", None, nbytes, times, why)
+
+
+_ERROR = re.compile(r"\b\w*(Error|Exception): .*")
+
+
+def _cause(printed: str) -> str:
+    """Return the line that best explains a failure: memory that was short, else the first exception."""
+    lines = printed.splitlines()
+    short = next((line for line in lines if is_out_of_memory(line)), "")
+    found = _ERROR.search(short) or next(filter(None, map(_ERROR.search, lines)), None)
+    return found[0] if found else short.strip()
 
 
 def step_seconds(times: Sequence[float]) -> float | None:

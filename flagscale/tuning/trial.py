@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flagscale.config.command import Request
@@ -17,7 +18,7 @@ from flagscale.status.watch import metrics_of, statuses
 from flagscale.tuning.outcome import Outcome, outcome_of
 from flagscale.values import LaunchPlan
 
-_METRICS_BYTES = 1 << 22
+_METRICS_BYTES, _OUTPUT_BYTES = 1 << 22, 1 << 18
 
 
 class StopRequested(Exception):
@@ -48,7 +49,18 @@ def run_trial(
     if is_cut:
         end_run(plan)
     records = list(records_of(metrics_of(status, _METRICS_BYTES), _METRICS_BYTES))
-    return outcome_of(status, records, limit, is_cut=is_cut)
+    printed = _printed(status.plan) if status.failure else ""
+    return outcome_of(status, records, printed, limit, is_cut=is_cut)
+
+
+def _printed(plan: LaunchPlan) -> str:
+    """Return the end of what the processes of all hosts have printed, as far as it can be read."""
+    texts = []
+    for node in plan.nodes:
+        with suppress(FlagScaleError):  # the status reports a host that cannot be asked
+            piece, _ = runner_of(plan).logs.read(plan, node, "output", -_OUTPUT_BYTES, _OUTPUT_BYTES)
+            texts.append(piece.decode(errors="replace"))
+    return "\n".join(texts)
 
 
 def _watched(
