@@ -46,6 +46,8 @@ class Scored:
     """By tool: its estimates."""
     calibrated: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """By quantity: the errors after calibrations in which the row had no part, one for each draw."""
+    judged: frozenset[str] = frozenset()
+    """The quantities for which enough rows are of the same machine and software."""
 
     def error(self, quantity: str) -> float | None:
         """Return the error of an estimate; None if it was not measured or not estimated."""
@@ -110,13 +112,15 @@ def machines(found: Sequence[Scored]) -> dict[tuple[str, str, str], list[Scored]
 
 def _with_calibrations(found: Sequence[Scored]) -> list[Scored]:
     errors: dict[int, dict[str, tuple[float, ...]]] = {id(one): {} for one in found}
+    judged: dict[int, set[str]] = {id(one): set() for one in found}
     for machine, group in machines(found).items():
         for quantity in QUANTITIES:
             usable = [one for one in group if one.error(quantity) is not None]
             for one, own in zip(usable, _held_out(usable, quantity, str(machine)), strict=True):
-                if own:
-                    errors[id(one)][quantity] = tuple(own)
-    return [replace(one, calibrated=errors[id(one)]) for one in found]
+                errors[id(one)][quantity] = tuple(own)
+                if len(usable) >= LEAST:
+                    judged[id(one)].add(quantity)
+    return [replace(one, calibrated=errors[id(one)], judged=frozenset(judged[id(one)])) for one in found]
 
 
 def _held_out(group: Sequence[Scored], quantity: str, seed: str) -> list[list[float]]:

@@ -53,7 +53,7 @@ def published_arguments(given: Fields) -> dict[str, Any]:
 def arguments_of(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the arguments that the keys of a row stand for."""
     values = {
-        **model_arguments(row.at("model")),
+        **model_arguments(row),
         **degree_arguments(row),
         **_batch(row, assumed),
         **_precision(row, assumed),

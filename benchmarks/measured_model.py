@@ -10,9 +10,17 @@ from flagscale.checks.pipeline import layout_parts
 _LEARNED_POSITIONS = ("gpt", "opt", "mpt", "bert", "t5")
 """Families with an embedding of positions, biases and dropout, as in Megatron's first versions."""
 
+_SAILOR: dict[str, dict[str, Any]] = {
+    "opt": {"hidden_dropout": 0.0, "attention_dropout": 0.0, "untie_embeddings_and_output_weights": True},
+    "gpt": {"hidden_dropout": 0.1, "attention_dropout": 0.0},
+}
+"""What Sailor's own models do, by family (its Megatron-DeepSpeed, megatron/model/opt_model.py: the dropout is
+commented out, the output has weights of its own; gpt_neo_model.py: attention has no dropout)."""
 
-def model_arguments(model: Fields) -> dict[str, Any]:
+
+def model_arguments(row: Fields) -> dict[str, Any]:
     """Return the shape of the model."""
+    model = row.at("model")
     family = model.text("family").partition("-")[0]
     if "hybrid" in model.text("family"):
         raise Unusable("a hybrid model (state-space and attention layers)")
@@ -60,6 +68,8 @@ def model_arguments(model: Fields) -> dict[str, Any]:
             "moe_grouped_gemm": True,
             "moe_token_dispatcher_type": "alltoall",
         }
+    if row.at("source").text("key") == "sailor":
+        values |= _SAILOR.get(family, {})
     return values
 
 

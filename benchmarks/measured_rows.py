@@ -190,6 +190,9 @@ def _kind(jobs: tuple[Training, ...], chip: str, parallel: Fields) -> str:
 
 
 _GIB_KEYS = {"allocated": "peak_alloc_gib", "reserved": "peak_reserved_gib", "device": "nvidia_smi_gib"}
+_ON_DEVICE = ("sailor",)
+"""Sources whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib` (sailor:
+deepspeed/pipe_engine.py, `get_total_used_mem`, which ae_scripts/clariden_scripts/process_results.py takes)."""
 
 
 def _measured(row: Fields, assumed: Assumed) -> dict[str, float]:
@@ -201,6 +204,8 @@ def _measured(row: Fields, assumed: Assumed) -> dict[str, float]:
                 found[name] = gib * GIB
         if (nbytes := measured.positive("peak_alloc_bytes")) is not None:
             found["allocated"] = nbytes
+        if row.at("source").text("key") in _ON_DEVICE and "allocated" in found:
+            found = {"device": found["allocated"]}
     if (seconds := _seconds(row)) is not None:
         found["time"] = seconds
     if not found:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flagscale import registry
 from flagscale.config.command import Request, load_command_keys, load_run_location
 from flagscale.errors import UserError
+from flagscale.files import write_atomic
 from flagscale.run.rundir import RunDir
 from flagscale.run.tuner_dir import TunerDir
 from flagscale.runners.base import JobRunner, runner_of
@@ -34,6 +35,7 @@ from flagscale.status.watch import (
 from flagscale.values import LaunchPlan
 
 if TYPE_CHECKING:
+    from flagscale.estimates.job import ShortEstimate
     from flagscale.plan.prepare import Prepared
 
 
@@ -104,7 +106,9 @@ def dryrun(request: Request) -> int:
     This host need not have the job's devices.
     """
     prepared = _prepare(request, run_id="dryrun", only_plans=True)
-    print(plan_text(prepared.plan, prepared.config))
+    chip = load_command_keys(request.config).chip
+    short = _short_estimate(prepared, chip, request)
+    print(plan_text(prepared.plan, prepared.config, () if short.lacks_chip else short.lines))
     return 0
 
 
@@ -112,15 +116,39 @@ def check(request: Request) -> int:
     """Perform every check, including those that ask the hosts, and print each result."""
     prepared = _prepare(request, run_id="check")
     results = runner_of(prepared.plan).check(prepared)
+    chip = load_command_keys(request.config).chip
+    short = _short_estimate(prepared, chip, request)
     for result in results:
         grade = "ok    " if result.ok else "warn  " if result.is_advice else "FAILED"
         print(f"{grade}  {result.host}  {result.text}")
+    for grade, text in (("ok    ", short.line), ("warn  ", short.warning)):
+        if text:
+            print(f"{grade}  configuration  {text}")
     return 0 if all(result.ok or result.is_advice for result in results) else 1
+
+
+def estimate(request: Request) -> int:
+    """Print what the job needs and how fast it will be; touch no host and start nothing.
+
+    Neither the job's hosts nor their chips need to exist.
+    """
+    from flagscale.estimates.as_json import estimate_tree
+    from flagscale.estimates.job import estimate_of
+    from flagscale.estimates.picture import picture
+    from flagscale.estimates.text import estimate_text
+
+    keys = load_command_keys(request.config)
+    job, found = estimate_of(request, keys.chip)
+    if keys.picture:
+        write_atomic(keys.picture, picture(job.name, found))
+    print(json.dumps(estimate_tree(job, found)) if keys.as_json else estimate_text(job, found))
+    return 0
 
 
 def query(request: Request) -> int:
     """Print the status once or, with follow=true, until the job ends."""
-    as_json, watch = load_command_keys(request.config)
+    keys = load_command_keys(request.config)
+    as_json, watch = keys.as_json, keys.follow
     if (tuner := _tuner(request)).is_held():
         return _query_tuner(tuner, as_json=as_json, watch=watch)
     plan = _recorded(request, or_trial=False, quiet=tuner.state.exists())
@@ -163,7 +191,7 @@ def logs(request: Request) -> int:
     """Print the output of the newest run's hosts (while a tuner runs, of its trial); with follow=true,
     continue until it ends.
     """
-    _, watch = load_command_keys(request.config)
+    watch = load_command_keys(request.config).follow
     plan = _recorded(request)
     if plan is None:
         return 3
@@ -214,6 +242,12 @@ def _prepare(request: Request, run_id: str | None = None, *, only_plans: bool = 
     for notice in prepared.notices:
         print(f"note: {notice}", file=sys.stderr)
     return prepared
+
+
+def _short_estimate(prepared: Prepared, chip: str, request: Request) -> ShortEstimate:
+    from flagscale.estimates.job import short_estimate
+
+    return short_estimate(prepared.job, prepared.experiment, chip, request.source_map)
 
 
 def _start(prepared: Prepared) -> tuple[LaunchPlan, str]:

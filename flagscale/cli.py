@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flagscale import __version__, registry
-from flagscale.config.command import Request, load_action
+from flagscale.config.command import Request, ignored_keys, load_action
 from flagscale.config.flags import key_of, overrides_in, sole_experiment
 from flagscale.config.hydra_source import problems_of_files
 from flagscale.config.overrides import COMPLAINTS, as_hydra_takes_it, early_problems, problems_of, unreadable
@@ -232,6 +232,8 @@ def _perform(config: DictConfig) -> int:
     restore_texts(config, where)
     try:
         action = _action(Request(config, where))
+        for notice in ignored_keys(config, action):
+            _complain(f"note: {notice}")
         code = registry.load("actions", action)(Request(config, where))
         if not isinstance(code, int):
             source = registry.registered_by("actions", action)

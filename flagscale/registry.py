@@ -22,6 +22,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "test": "flagscale.actions:test",
         "dryrun": "flagscale.actions:dryrun",
         "check": "flagscale.actions:check",
+        "estimate": "flagscale.actions:estimate",
         "query": "flagscale.actions:query",
         "logs": "flagscale.actions:logs",
         "stop": "flagscale.actions:stop",

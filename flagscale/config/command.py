@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,33 @@ from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, first_line, nearest
 
 DEFAULT_RUNNER = "ssh"
-COMMAND_KEYS = {"output": "text", "follow": False}
-"""Keys that control the command rather than the job: `output=json`, `follow=true`."""
+COMMAND_KEYS: Mapping[str, Sequence[str]] = {
+    "output": ("query", "estimate"),
+    "follow": ("query", "logs"),
+    "chip": ("estimate", "dryrun", "check"),
+    "picture": ("estimate",),
+    "plan": ("estimate",),
+    "task_file": ("estimate",),
+}
+"""The keys that control the command rather than the job, and which of FlagScale's actions take each."""
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """The values of the keys that control a command."""
+
+    as_json: bool = False
+    """`output=json`: print one JSON object for programs instead of text for people."""
+    follow: bool = False
+    """`follow=true`: go on until the job ends."""
+    chip: str = ""
+    """`chip=NAME`: the chip of all hosts, for estimates."""
+    picture: Path | None = None
+    """`picture=FILE.svg`: draw the estimate there."""
+    plan: bool = False
+    """`plan=auto`: choose the layout."""
+    task_file: Path | None = None
+    """`task_file=FILE.yaml`: write the chosen layout there, as a task file."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +67,62 @@ def load_action(config: DictConfig, source_map: SourceMap) -> str:
     return str(action)
 
 
-def load_command_keys(config: DictConfig) -> tuple[bool, bool]:
-    """Return (JSON wanted, follow wanted) from `output=` and `follow=`."""
-    output, follow = (_top(config, key, default) for key, default in COMMAND_KEYS.items())
+def load_command_keys(config: DictConfig) -> CommandOptions:
+    """Return the keys of the command. Raises UserError with every wrong value."""
+    given = {key: _top(config, key, None) for key in COMMAND_KEYS}
+    output, follow, plan = given["output"] or "text", given["follow"] or False, given["plan"]
     problems = []
     if output not in ("text", "json"):
         problems.append(Problem(f"unknown output `{output}`", "output", "valid: text, json"))
     if not isinstance(follow, bool):
         problems.append(Problem("`follow` must be true or false", "follow"))
+    if plan not in (None, "auto"):
+        what = f"`plan` is `{plan}`: the only value is auto, which chooses the layout"
+        problems.append(Problem(what, "plan", "remove the key to estimate the layout of the configuration"))
+    chip = given["chip"]
+    if chip is not None and (not isinstance(chip, str) or not chip):
+        problems.append(Problem(f"`chip` must be the name of a chip, not {chip!r}", "chip", "such as H100"))
+    files = {key: _file(key, given[key], kind, problems) for key, kind in _FILES.items()}
+    if given["task_file"] is not None and plan is None:
+        what = "`task_file` is where `plan=auto` writes the layout that it chooses"
+        problems.append(Problem(what, "task_file", "add plan=auto, or remove the key"))
     if problems:
         raise UserError(problems)
-    return output == "json", bool(follow)
+    return CommandOptions(
+        as_json=output == "json",
+        follow=bool(follow),
+        chip=str(chip or ""),
+        picture=files["picture"],
+        plan=plan == "auto",
+        task_file=files["task_file"],
+    )
+
+
+_FILES = {"picture": ".svg", "task_file": ".yaml"}
+"""The keys that name a file to write, and how its name ends."""
+
+
+def _file(key: str, given: object, ending: str, problems: list[Problem]) -> Path | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or not given.endswith(ending) or given == ending:
+        problems.append(Problem(f"`{key}` must be the path of a file {ending}, not {given!r}", key))
+        return None
+    path = absolute(given)
+    if path.is_dir():
+        problems.append(Problem(f"`{key}`: {path} is a folder", key, f"name a file in it: NAME{ending}"))
+    return path
+
+
+def ignored_keys(config: DictConfig, action: str) -> list[str]:
+    """Return a notice for each given key of commands that one of FlagScale's actions does not take."""
+    if action not in registry.BUILT_IN["actions"]:
+        return []  # an action of another package may take any
+    return [
+        f"`{key}` has no effect with action={action}; it is for {', '.join(actions)}"
+        for key, actions in COMMAND_KEYS.items()
+        if action not in actions and _top(config, key, None) is not None
+    ]
 
 
 def _top(config: DictConfig, key: str, default: object) -> object:

@@ -193,6 +193,7 @@ def _experiment(section: ExperimentSection, arguments: dict[str, Any]) -> Experi
         envs=section.envs,
         cmds=section.cmds,
         auto_tuner=section.auto_tuner,
+        chips=absolute(section.chips) if section.chips else None,
         arguments=arguments,
     )
 

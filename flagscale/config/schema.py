@@ -284,6 +284,8 @@ class ExperimentSection(Section):
     envs: Environment = Environment()
     cmds: Commands = Commands()
     auto_tuner: AutoTuner = AutoTuner()
+    chips: Annotated[UserPath, NOT_EMPTY] | None = None
+    """A file of chips for estimates, besides those that FlagScale knows; see docs/planner.md."""
 
 
 class Experiment(BaseModel):
@@ -298,5 +300,6 @@ class Experiment(BaseModel):
     envs: Environment
     cmds: Commands
     auto_tuner: AutoTuner = AutoTuner()
+    chips: Path | None = None
     arguments: dict[str, Any]
     """The task group as plain values: sections of engine arguments."""

@@ -29,6 +29,8 @@ def select_hosts(
     """
     where = (source_map or SourceMap()).where
     lines = rules.hosts(runner, devices, where)
+    if devices.any_hosts and not runner.hostfile:
+        lines = _imagined(lines, runner.host_range(len(lines))[1])
     source = (
         f"{os.path.relpath(runner.hostfile)} has {len(lines)}" if runner.hostfile else "there is no hostfile"
     )
@@ -60,6 +62,11 @@ def select_hosts(
         Host(rank=rank, name=line.name, slots=ranks or line.slots, platform=line.type or devices.platform)
         for rank, line in enumerate(lines[:wanted])
     )
+
+
+def _imagined(lines: tuple[HostLine, ...], count: int) -> tuple[HostLine, ...]:
+    """Return as many hosts as wanted, all like the first one."""
+    return tuple(HostLine(f"host-{rank}", lines[0].slots, lines[0].type) for rank in range(count))
 
 
 def _standalone_problems(runner: Runner, hosts: int, where: Where) -> Iterator[Problem]:

@@ -31,6 +31,8 @@ class LocalDevices:
     """Whether any number of ranks can use them, as with CPUs."""
     only_plans: bool = False
     """Whether the job is only planned here, so that it may ask for more devices than this host has."""
+    any_hosts: bool = False
+    """Whether the job may also be planned for hosts that exist nowhere: as many as `nnodes` says."""
 
     def suffice(self, ranks: int) -> bool:
         """Return whether a start on this host would find enough devices."""

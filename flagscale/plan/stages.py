@@ -39,8 +39,11 @@ class Checked:
     notices: tuple[str, ...]
 
 
-def check_stages(config: DictConfig, source_map: SourceMap, only_plans: bool) -> Checked:
-    """Return the job; `only_plans`: it may need more devices than this host has.
+def check_stages(
+    config: DictConfig, source_map: SourceMap, only_plans: bool, any_hosts: bool = False
+) -> Checked:
+    """Return the job; `only_plans`: it may need more devices than this host has; `any_hosts`: and more hosts
+    than there are.
 
     Raises:
         UserError: with the mistakes of all stages.
@@ -54,7 +57,7 @@ def check_stages(config: DictConfig, source_map: SourceMap, only_plans: bool) ->
     rules = stages.runner(experiment)
     if rules:
         experiment = stages.resolved(experiment, rules)
-    hosts = stages.hosts(experiment, rules, only_plans)
+    hosts = stages.hosts(experiment, rules, only_plans, any_hosts)
     if hosts and len(hosts) == 1:  # by itself in any case
         runner = experiment.runner.model_copy(update={"per_node_task": False})
         experiment = experiment.model_copy(update={"runner": runner})
@@ -136,7 +139,7 @@ class _Stages:
         return experiment.model_copy(update={"runner": runner or experiment.runner})
 
     def hosts(
-        self, experiment: Experiment, rules: RunnerRules | None, only_plans: bool
+        self, experiment: Experiment, rules: RunnerRules | None, only_plans: bool, any_hosts: bool
     ) -> tuple[Host, ...] | None:
         """Return the hosts of the job, with a notice if it is planned for more devices than this host has."""
         runner, known = experiment.runner, self._hosts_known
@@ -150,7 +153,7 @@ class _Stages:
         self.gather(lambda: registry.load("transports", runner.transport, transport))
         if rules is None:
             return None
-        devices = _devices(platform, experiment, only_plans)
+        devices = replace(_devices(platform, experiment, only_plans), any_hosts=any_hosts)
         if not known or platform is None:
             # Whatever the unknown keys are, the hostfile and the names in it can be checked.
             devices = LocalDevices(devices.platform, 1, are_shared=True)
@@ -163,7 +166,7 @@ class _Stages:
         if hosts is None or platform is None or not known:
             return None
         most = max(host.slots for host in hosts)
-        if only_plans and not runner.hostfile and not devices.suffice(most):
+        if only_plans and not any_hosts and not runner.hostfile and not devices.suffice(most):
             place = self._where("experiment.runner.nproc_per_node")
             has = f"this host has {devices.count} {platform.name} devices"
             self.notices.append(

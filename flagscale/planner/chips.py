@@ -13,6 +13,7 @@ from typing import Any
 
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.frozen import dataclass, field
+from flagscale.planner.curves import Curves, curves_of
 
 TABLE = Path(__file__).with_suffix(".json")
 
@@ -43,8 +44,12 @@ class Chip:
     """Between nodes, per device."""
     per_node: int = 8
     """Devices that the `inside` link connects."""
+    power_w: float = 0.0
+    """Watts that the device may draw; 0 if unknown."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """Curves and shares measured on this chip; see docs/planner.md for the names."""
+    curves: Curves = Curves()
+    """Those of `measured` that are tables over sizes."""
     source: str = ""
 
 
@@ -68,24 +73,33 @@ def chip_table() -> Mapping[str, Any]:
 
 
 def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
-    """Return the chip of one entry of the table."""
-    flop_s = {
-        precision: 1e12 * entry[key]
-        for precision, key in _PEAKS.items()
-        if isinstance(entry.get(key), int | float)
-    }
+    """Return the chip of one entry of the table. A peak that was not published is that of the fastest
+    measured product; a link inside a node that was not, that of measured messages.
+
+    Raises:
+        UserError: a measured table is wrong.
+    """
     inside, outside = entry.get("intra_node") or {}, entry.get("inter_node") or {}
     measured = entry.get("measured") or {}
+    curves = curves_of(name, measured)
+    flop_s = {
+        precision: peak
+        for precision, key in _PEAKS.items()
+        if (peak := 1e12 * _number(entry.get(key)) or curves.best(precision))
+    }
+    both_ways = 1e9 * _number(inside.get("gb_s"))
     return Chip(
         name=name,
         flop_s=flop_s,
         memory_bytes=_memory(entry, measured),
         hbm_bytes_s=1e9 * _number(measured.get("hbm_gb_s"), entry.get("hbm_gb_s")),
         # The data gives both directions together for links inside a node.
-        inside=Link(1e9 * _number(inside.get("gb_s")) / 2),
+        inside=Link(both_ways / 2) if both_ways else Link(*curves.link()),
         outside=Link(1e9 * _number(outside.get("gbit_s_per_card")) / 8),
         per_node=int(inside.get("world") or 1),
+        power_w=_number(measured.get("tdp_w"), entry.get("tdp_w")),
         measured=measured,
+        curves=curves,
         source=_source(entry.get("source")),
     )
 
@@ -100,8 +114,8 @@ _PEAKS = {
 
 
 def _memory(entry: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
-    gib = measured.get("memory_gib")
-    return gib * 2**30 if gib else 1e9 * _number(entry.get("memory_gb"))
+    # Data sheets say GB, but count in GiB: a device of "80 GB" reports 79.6 GiB.
+    return 2**30 * _number(measured.get("memory_gib"), entry.get("memory_gb"))
 
 
 def _number(*candidates: Any) -> float:

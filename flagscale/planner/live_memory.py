@@ -94,7 +94,7 @@ def chunk_memory(training: Training, stage: Stage, number: int, full: FullRecomp
 
 
 def prediction_heads(training: Training, stage: Stage, position: int) -> dict[str, float]:
-    """Return what the layers of multi-token prediction keep, if this chunk has them (without their losses)."""
+    """Return what the prediction heads keep, if this chunk has them, without their losses."""
     model = training.model
     last = len(training.layout.stages) * len(stage.chunks) - 1
     if not model.prediction_heads or position != (
@@ -110,8 +110,7 @@ def prediction_heads(training: Training, stage: Stage, position: int) -> dict[st
 
 def layer_setting(training: Training, stage: Stage) -> te_layer.Setting:
     """Return what decides the sizes of tensors of a stage's layers."""
-    mesh, block = training.layout.meshes[stage.mesh], training.blocks[stage.mesh]
-    compute = training.numerics.compute
+    block, compute = training.blocks[stage.mesh], training.numerics.compute
     width = 4 if compute == "float32" else 2
     return te_layer.Setting(
         tokens=training.sequence * block.micro_batch / stage.cp,
@@ -193,5 +192,6 @@ def _moments(training: Training, stage: Stage, is_moe: bool) -> Iterator[float]:
         yield stream + gathered + inner
         yield stream + up * inner
     if setting.stores_scores:
-        # Gradients of the weights of attention, before and after dropout.
-        yield stream + 2 * tokens * setting.sequence * model.heads / setting.tp * width
+        # Gradients of attention's weights, before and after dropout; the scores' replace them.
+        pairs = tokens * setting.sequence * model.heads / setting.tp
+        yield stream + (2 if model.attention_dropout else 1) * pairs * width

@@ -26,8 +26,9 @@ def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> 
     """Return the memory of everything behind the last layer.
 
     The engine's loss copies the logits to float, and keeps this copy as probabilities, which become their own
-    gradients; those are copied to the precision of the logits (megatron/core/tensor_parallel/cross_entropy.py,
-    0.19.2). TransformerEngine's loss writes the gradients over the logits (triton/cross_entropy.py, 2.11).
+    gradients; those are copied to the precision of the logits (Megatron-core 0.19.2,
+    tensor_parallel/cross_entropy.py). Compiled (fusions/fused_cross_entropy.py), the probabilities are one
+    more copy. TransformerEngine's loss writes the gradients over the logits (2.11, triton/cross_entropy.py).
     Each prediction head has a loss of its own.
     """
     model, width = training.model, setting.width
@@ -36,6 +37,7 @@ def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> 
     probabilities = logits * (width if training.loss_in_place else 4)
     losses = 1 + model.prediction_heads
     copy = 0 if training.loss_in_place or width == 4 else logits * width
+    compiled = logits * 4 if training.fused_loss and not training.loss_in_place else 0
     # The gradient of the output layer's input: whole, then reduced and scattered.
     gradient = stream + (setting.rows * model.hidden * width if setting.sequence_parallel else 0)
     weight = 0.0 if training.fused_gradients else training.padded_vocabulary / stage.tp * model.hidden * width
@@ -44,7 +46,7 @@ def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> 
             "last norm": setting.rows * (2 * model.hidden * width + 4),
             "logits": losses * probabilities,
         },
-        forward=copy,
+        forward=copy + compiled,
         # The float copy of one loss is gone once its gradients are copied.
         backward=max(copy, copy + gradient + weight - (0 if training.loss_in_place else probabilities)),
     )

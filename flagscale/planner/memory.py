@@ -1,13 +1,13 @@
 """The memory of every rank of a job, as named terms: allocated, reserved by the allocator, on the device.
 
-All ranks of a stage are alike. The peak is found by a walk through the stage's schedule: what all micro-batches
-in flight keep, and beside it what the end of a forward pass, the worst moment of a backward pass, and the end
-of a backward pass need. docs/planner.md says which terms are exact.
+All ranks of a stage are alike. The peak is found by a walk through the stage's schedule: what all
+micro-batches in flight keep, and beside it what the end of a forward pass, the worst moment of a backward
+pass, and the end of a backward pass need. docs/planner.md says which terms are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from flagscale.checks.hetero.layout import Stage
@@ -102,7 +102,7 @@ def _peak(training: Training, stage: Stage) -> Moment:
     alive: dict[tuple[int, int], Chunk] = {}
     total, most = 0.0, -1.0
     best = Moment({}, 0.0, "nothing")
-    for work in order(training.layout, stage.index, _micro_batches(training)):
+    for work in order(training.layout, stage.index, _micro_batches(training), training.group):
         key = (work.micro_batch, work.chunk)
         if work.is_forward:
             full = full_recompute(training, stage, work.chunk, work.micro_batch)
@@ -126,9 +126,9 @@ def _peak(training: Training, stage: Stage) -> Moment:
     return best
 
 
-def _joined(chunks: Iterator[Chunk] | object) -> Mapping[str, float]:
+def _joined(chunks: Iterable[Chunk]) -> Mapping[str, float]:
     found: dict[str, float] = {}
-    for chunk in chunks:  # type: ignore[attr-defined]
+    for chunk in chunks:
         for name, nbytes in chunk.kept.items():
             found[name] = found.get(name, 0.0) + nbytes
     return found
@@ -138,5 +138,6 @@ def _micro_batches(training: Training) -> int:
     """Return how many micro-batches the walk needs: equal ones repeat once the pipeline is full."""
     if training.recompute.schedule is not None:
         return training.micro_batches
-    pp = len(training.layout.stages)
-    return min(training.micro_batches, max(warm_ups(training.layout)) + 2 * pp)
+    group = max(len(training.layout.stages), training.group)
+    needed = max(warm_ups(training.layout, training.group)) // training.layout.chunks + 1
+    return min(training.micro_batches, (needed // group + 2) * group)

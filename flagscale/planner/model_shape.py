@@ -54,6 +54,12 @@ class ModelShape:
     """Behind attention, behind the MLP, and behind the embedding."""
     attention_dropout: bool = False
     """Of the weights of attention."""
+    output_gate: bool = False
+    """Attention's output is multiplied by a gate, one more projection as wide as the queries."""
+    shared_gate: bool = False
+    """The shared expert's output is multiplied by a gate."""
+    repeated_head: bool = False
+    """All prediction heads are one, applied several times."""
 
     @property
     def layers(self) -> int:
@@ -101,6 +107,9 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         learned_positions=int(values.get("max_position_embeddings") or 0) if has_table else 0,
         dropout=(values.get("hidden_dropout") or 0) > 0,
         attention_dropout=(values.get("attention_dropout") or 0) > 0,
+        output_gate=bool(values.get("attention_output_gate")),
+        shared_gate=bool(mixture.get("moe_shared_expert_gate")),
+        repeated_head=bool(values.get("mtp_use_repeated_layer")),
     )
 
 

@@ -88,7 +88,7 @@ def stage_parameters(training: Training, stage: Stage) -> Parameters:
         if has_norm:
             found += _norm(model, "final norm", "final_layernorm", model.hidden)
         if has_heads:
-            found += _heads(training, stage)
+            found += _heads(training, stage, has_layers=bool(layers))
         # A tied output shares the weights of an embedding on the same rank and chunk.
         if number == last and not (model.tied and (number == 0 or has_heads)):
             found.append(Weight("output", "output_layer", _vocabulary(training, stage)))
@@ -124,14 +124,19 @@ def _vocabulary(training: Training, stage: Stage) -> tuple[int, int]:
     return _share(training.padded_vocabulary, stage.tp), training.model.hidden
 
 
-def _heads(training: Training, stage: Stage) -> Iterator[Weight]:
-    """Yield the weights of all prediction heads; each has a layer of the kind of the model's last one."""
+def _heads(training: Training, stage: Stage, has_layers: bool) -> Iterator[Weight]:
+    """Yield the weights of all prediction heads of a chunk, each with a layer of the kind of the last one.
+
+    In a chunk without layers, the engine gives its own layers experts if any layer of the model has them.
+    """
     model, part = training.model, "prediction heads"
-    count = model.prediction_heads
+    count = 1 if model.repeated_head else model.prediction_heads
+    is_engines = training.implementation != "torch"
+    is_moe = bool(model.experts) if is_engines and not has_layers else model.experts_in[-1]
     for name in ("enorm", "hnorm", "final_layernorm"):
         yield from _norm(model, part, name, model.hidden, count)
     yield Weight(part, "eh_proj", (_share(model.hidden, stage.tp), 2 * model.hidden), count)
-    for weight in _layers(training, stage, model.experts_in[-1], count):
+    for weight in _layers(training, stage, is_moe, count):
         yield replace(weight, part=part)
 
 
@@ -157,8 +162,9 @@ def _plain(model: ModelShape, part: str, tp: int) -> Iterator[Weight]:
     If there are fewer groups than ranks, the ranks divide the columns of all groups nevertheless.
     """
     queries, keys = model.heads * model.head_dim, model.groups * model.head_dim
-    has_bias = model.linear_bias or model.qkv_bias
-    yield from _column(part, "self_attention.linear_qkv", queries + 2 * keys, model.hidden, tp, has_bias)
+    has_bias, gate = model.linear_bias or model.qkv_bias, queries if model.output_gate else 0
+    width = queries + 2 * keys + gate
+    yield from _column(part, "self_attention.linear_qkv", width, model.hidden, tp, has_bias)
     if model.qk_norm:
         for name in ("q_layernorm", "k_layernorm"):
             yield from _norm(model, part, f"self_attention.{name}", model.head_dim)
@@ -201,6 +207,8 @@ def _experts(model: ModelShape, tp: int, ep: int, etp: int) -> Iterator[Weight]:
         yield replace(weight, count=count, is_expert=is_expert)
     if model.shared_ffn:
         yield from _mlp(model, part, "mlp.shared_experts", model.shared_ffn, tp)
+        if model.shared_gate:
+            yield Weight(part, "mlp.shared_experts.gate_weight", (1, model.hidden))
 
 
 def _norm(model: ModelShape, part: str, module: str, width: int, count: int = 1) -> Iterator[Weight]:

@@ -29,6 +29,8 @@ UNKNOWN: Mapping[str, str] = {
     "experimental_attention_variant": "experimental kinds of attention",
     "moe_latent_size": "experts in a latent space",
     "use_megatron_fsdp": "sharded data parallel (FSDP)",
+    "fine_grained_activation_offloading": "activations that are moved to the host",
+    "cpu_offloading_num_layers": "activations that are moved to the host",
     "use_torch_fsdp2": "sharded data parallel (FSDP)",
 }
 """By dest: what the planner has no model of."""
@@ -81,6 +83,7 @@ def training_of(
         overlap_parameters=bool(values.get("overlap_param_gather")),
         overlap_tensor=bool(values.get("tp_comm_overlap")),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
+        group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
         fused_gradients=bool(values.get("gradient_accumulation_fusion", True)),
         fused_loss=bool(values.get("cross_entropy_loss_fusion")),
         loss_in_place=bool(values.get("cross_entropy_loss_fusion"))
@@ -88,6 +91,7 @@ def training_of(
         fused_activation=bool(
             values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
         ),
+        grouped_experts=bool(values.get("moe_grouped_gemm")),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
         exchange=_exchange(values.get("cp_comm_type")),
     )
@@ -121,6 +125,7 @@ def numerics_of(values: Mapping[str, Any]) -> Numerics:
         gradient_bytes=_gradient_bytes(values, is_half, is_aware),
         state_bytes=_state_bytes(values, is_half, is_aware),
         distributed=bool(values.get("use_distributed_optimizer")),
+        instances=int(values.get("num_distributed_optimizer_instances") or 1),
     )
 
 

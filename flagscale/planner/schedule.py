@@ -3,8 +3,9 @@
 Megatron-core's schedules (`pipeline_parallel/schedules.py`, 0.19.2) have one form. Each stage counts its
 units of work: every micro-batch in every model chunk, `count` in all. It computes `warm_up` units forward,
 then alternates one forward and one backward, then completes what is left backward. The schedules differ in
-`warm_up` only: later stages for 1F1B, more if meshes need extra micro-batches, and `(chunks - 1) pp` plus
-twice the later stages if interleaved.
+`warm_up` only: later stages for 1F1B, more if meshes need extra micro-batches, and `(chunks - 1) group` plus
+twice the later stages if interleaved. There, a chunk takes `group` micro-batches before the next one does; 0
+stands for the engine's default, as many as there are stages.
 
 The walk needs a time proportional to stages times units, 0.05 s for 64 stages and 512 micro-batches. Once all
 stages work at one pace, whole periods are left out of the walk, which changes no digit of the result.
@@ -62,6 +63,7 @@ class Timeline:
     layout: HeteroLayout
     micro_batches: int
     durations: Durations
+    group: int
     end: tuple[float, ...]
     """When each stage has completed its last work."""
     busy: tuple[float, ...]
@@ -80,14 +82,14 @@ class Timeline:
     def spans(self) -> tuple[tuple[Span, ...], ...]:
         """All work of each stage in its order. Not needed for the other figures."""
         spans: list[list[Span]] = [[] for _ in self.end]
-        _ends(self.layout, self.micro_batches, self.durations, spans)
+        _ends(self.layout, self.micro_batches, self.durations, self.group, spans)
         return tuple(map(tuple, spans))
 
 
-def order(layout: HeteroLayout, stage: int, micro_batches: int) -> tuple[Work, ...]:
+def order(layout: HeteroLayout, stage: int, micro_batches: int, group: int = 0) -> tuple[Work, ...]:
     """Return all work of a stage in its order."""
-    count, warm_up = micro_batches * layout.chunks, warm_ups(layout)[stage]
-    units = _units(layout, micro_batches)
+    count, warm_up = micro_batches * layout.chunks, warm_ups(layout, group)[stage]
+    units = _units(layout, micro_batches, group)
     found = []
     for turn in range(-warm_up, count):
         if turn + warm_up < count:
@@ -104,30 +106,31 @@ def in_flight(training: Training, stage: Stage) -> int:
     Without recomputation and with equal chunks, a stage keeps this many times what one chunk keeps.
     """
     layout = training.layout
-    return min(warm_ups(layout)[stage.index] + 1, training.micro_batches * layout.chunks)
+    return min(warm_ups(layout, training.group)[stage.index] + 1, training.micro_batches * layout.chunks)
 
 
-def warm_ups(layout: HeteroLayout) -> tuple[int, ...]:
+def warm_ups(layout: HeteroLayout, group: int = 0) -> tuple[int, ...]:
     """Return how many units each stage computes forward before it alternates."""
     pp = len(layout.stages)
     if layout.chunks > 1:
-        return tuple(2 * (pp - 1 - stage) + (layout.chunks - 1) * pp for stage in range(pp))
+        return tuple(2 * (pp - 1 - stage) + (layout.chunks - 1) * (group or pp) for stage in range(pp))
     later = [0]
     for source, target in pairwise(reversed(layout.stages)):
         later.append(later[-1] + 1 + (source.mesh != target.mesh) * layout.extra_micro_batches)
     return tuple(reversed(later))
 
 
-def walk(layout: HeteroLayout, micro_batches: int, durations: Durations) -> Timeline:
+def walk(layout: HeteroLayout, micro_batches: int, durations: Durations, group: int = 0) -> Timeline:
     """Return the timeline of a step.
 
     Raises:
-        UserError: the pipeline is interleaved and `micro_batches` is not a multiple of its stages.
+        UserError: the pipeline is interleaved, and the engine cannot divide the micro-batches into groups.
     """
     pp, chunks = len(layout.stages), layout.chunks
-    if chunks > 1 and micro_batches % pp:
+    taken = group or pp
+    if chunks > 1 and (taken < pp or micro_batches < pp or 0 < micro_batches % taken < pp):
         what = f"an interleaved pipeline of {pp} stages cannot divide {micro_batches} micro-batches"
-        raise UserError([Problem(what, hint=f"use a multiple of {pp}")])
+        raise UserError([Problem(f"{what} into groups of {taken}", hint=f"use a multiple of {pp}")])
     busy = tuple(
         sum(
             micro_batches * _ticks(durations.forward[stage][chunk])
@@ -136,24 +139,30 @@ def walk(layout: HeteroLayout, micro_batches: int, durations: Durations) -> Time
         )
         for stage in range(pp)
     )
-    return Timeline(layout, micro_batches, durations, _ends(layout, micro_batches, durations), busy)
+    return Timeline(
+        layout, micro_batches, durations, group, _ends(layout, micro_batches, durations, group), busy
+    )
 
 
-def _units(layout: HeteroLayout, micro_batches: int) -> list[tuple[int, int]]:
+def _units(layout: HeteroLayout, micro_batches: int, group: int) -> list[tuple[int, int]]:
     """Return (micro-batch, chunk) of each unit forward; backward, chunks are counted from the last one."""
-    pp, chunks = len(layout.stages), layout.chunks
+    chunks, taken = layout.chunks, group or len(layout.stages)
     if chunks == 1:
         return [(micro_batch, 0) for micro_batch in range(micro_batches)]
     return [
         (micro_batch, chunk)
-        for first in range(0, micro_batches, pp)
+        for first in range(0, micro_batches, taken)
         for chunk in range(chunks)
-        for micro_batch in range(first, min(first + pp, micro_batches))
+        for micro_batch in range(first, min(first + taken, micro_batches))
     ]
 
 
 def _ends(
-    layout: HeteroLayout, micro_batches: int, durations: Durations, spans: list[list[Span]] | None = None
+    layout: HeteroLayout,
+    micro_batches: int,
+    durations: Durations,
+    group: int,
+    spans: list[list[Span]] | None = None,
 ) -> tuple[float, ...]:
     """Return when each stage has completed its work; append all work to `spans`, if given.
 
@@ -162,9 +171,13 @@ def _ends(
     """
     stages, chunks = range(len(layout.stages)), layout.chunks
     pp, last = len(stages), len(stages) - 1
-    warm_up = warm_ups(layout)
+    taken = group or pp
+    warm_up = warm_ups(layout, group)
     ahead = [last - stage if chunks > 1 else 0 for stage in stages]
-    units = _units(layout, micro_batches)
+    units = _units(layout, micro_batches, group)
+    # Units between those of a micro-batch in one chunk and in the next; the last group may be smaller.
+    rest = micro_batches % taken
+    whole = (micro_batches - rest) * chunks
     chunk_of = [chunk for _, chunk in units]
     count = len(units)
     forward = [[_ticks(one) for one in of] for of in durations.forward]
@@ -175,7 +188,8 @@ def _ends(
     # When the output of each unit has reached the stage that needs it.
     arrived = [[0.0] * count for _ in stages]
     returned = [[0.0] * count for _ in stages]
-    periods = None if spans is not None or not _is_equal(durations) else _Periods(layout, warm_up, ahead)
+    is_regular = _is_equal(durations) and (chunks == 1 or (taken == pp and not rest))
+    periods = _Periods(layout, warm_up, ahead) if is_regular and spans is None else None
     skipped = 0.0
     number = -max(warm - before for warm, before in zip(warm_up, ahead, strict=True))
     while number < count + ahead[0]:
@@ -185,7 +199,13 @@ def _ends(
             if 0 <= unit < count:
                 chunk = chunk_of[unit]
                 start = free[stage]
-                ready = arrived[stage - 1][unit] if stage else arrived[last][unit - pp] if chunk else 0.0
+                ready = (
+                    arrived[stage - 1][unit]
+                    if stage
+                    else arrived[last][unit - (taken if unit < whole else rest)]
+                    if chunk
+                    else 0.0
+                )
                 if ready > start:
                     start = ready
                 end = start + forward[stage][chunk]
@@ -199,7 +219,9 @@ def _ends(
                 if stage < last:
                     ready = returned[stage + 1][turn]
                 else:
-                    ready = returned[0][turn - pp] if chunk < chunks - 1 else 0.0
+                    ready = (
+                        returned[0][turn - (taken if turn < whole else rest)] if chunk < chunks - 1 else 0.0
+                    )
                 if ready > start:
                     start = ready
                 values = backward[stage][chunk]

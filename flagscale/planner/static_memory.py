@@ -9,10 +9,10 @@ from flagscale.planner import te_layer
 from flagscale.planner.parameters import Parameters
 from flagscale.planner.training import Training
 
-
 WORKSPACE = 32 * 2**20
-"""Bytes of one workspace of the library of multiplications (cuBLAS); TransformerEngine has one of its own, and
-four for grouped products (`get_cublas_workspace_size_bytes`)."""
+"""Bytes of one workspace of the library of multiplications, as both allocate it on recent chips: PyTorch for
+each of two threads (forward, backward), TransformerEngine once, and four times more for grouped products
+(`get_cublas_workspace_size_bytes`)."""
 
 
 def static_memory(training: Training, stage: Stage, parameters: Parameters) -> Iterator[tuple[str, float]]:
@@ -20,8 +20,12 @@ def static_memory(training: Training, stage: Stage, parameters: Parameters) -> I
     numerics = training.numerics
     yield "parameters", parameters.total * numerics.parameter_bytes
     yield "gradients", parameters.total * numerics.gradient_bytes
-    copies, expert_copies = copies_of(training, stage) if numerics.distributed else (1, 1)
-    states = parameters.dense / copies + parameters.expert / expert_copies
+    states: float = parameters.total
+    if numerics.distributed:
+        copies, expert_copies = (
+            max(1, copies // numerics.instances) for copies in copies_of(training, stage)
+        )
+        states = parameters.dense / copies + parameters.expert / expert_copies
     yield "optimizer", states * numerics.state_bytes
 
 
@@ -37,8 +41,12 @@ def engine_buffers(
 ) -> Iterator[tuple[str, float]]:
     """Yield what the engine allocates once and does not free."""
     is_te = training.implementation == "transformer_engine"
-    has_experts = any(weight.is_expert for weight in parameters.weights)
-    yield "workspaces of multiplications", WORKSPACE * (2 + (4 if is_te and has_experts else is_te))
+    groups = is_te and training.grouped_experts and any("experts" in one.module for one in parameters.weights)
+    yield "workspaces of multiplications", WORKSPACE * (2 + is_te + 4 * groups)
+    if training.implementation == "local":
+        # The scores of attention are computed in a buffer of the engine's own.
+        pairs = setting.tokens * setting.sequence * training.model.heads / setting.tp
+        yield "buffer of attention's scores", pairs * setting.width
     if is_te and training.fused_gradients:
         # Products that add to the gradient buffer return a tensor that nobody reads, one for each shape
         # (transformer_engine/pytorch/module/base.py, `get_dummy_wgrad`).

@@ -72,7 +72,7 @@ def _plain(model: ModelShape, setting: Setting) -> Iterator[tuple[str, float]]:
     if model.qk_norm:
         # The inputs of both norms; their outputs are rotated, or are what attention takes.
         yield "self_attention.qk_layernorm", (queries + keys) * width
-    # The three are views of one tensor, or become tensors of their own: when they are rotated or exchanged, and
+    # The three are views of one tensor, or become tensors of their own: if they are rotated or exchanged, and
     # the values with them, because attention takes only certain strides (`get_qkv_layout`).
     yield "self_attention.core_attention.qkv", (queries + 2 * keys) * width
     yield from _core(model, setting, model.head_dim)
@@ -132,8 +132,11 @@ def _moe(model: ModelShape, setting: Setting) -> Iterator[tuple[str, float]]:
     yield "mlp.router", setting.rows * model.experts * _EXPERT_CHOICE
     yield "mlp.experts.linear_fc1", routed * model.hidden * setting.narrow
     inner = routed * model.expert_ffn / setting.expert_tp
-    # Each token is multiplied by its probability, in float.
-    yield "mlp.experts.activation", inner * _activation(model, setting) + routed * 4
+    # The activation multiplies each token by its probability, in float; unless that is one kernel, which only
+    # gated activations have, it keeps what it multiplies.
+    is_fused = model.gated and setting.fused_activation
+    product = 0 if is_fused else inner * width
+    yield "mlp.experts.activation", inner * _activation(model, setting) + product + routed * 4
     yield "mlp.experts.linear_fc2", inner * setting.narrow
     if model.shared_ffn:
         shared = setting.tokens * model.shared_ffn / setting.tp

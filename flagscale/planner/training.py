@@ -35,6 +35,8 @@ class Numerics:
     """Of the optimizer, per parameter that it updates: its copy of the parameter and its moments."""
     distributed: bool = False
     """Whether the optimizer's states are divided over the copies of the model."""
+    instances: int = 1
+    """Of the divided states (`num_distributed_optimizer_instances`)."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,18 @@ class Training:
     overlap_parameters: bool = False
     overlap_tensor: bool = False
     overlap_pipeline: bool = True
+    group: int = 0
+    """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""
     fused_gradients: bool = True
     """Whether weight gradients are added to their buffer by the multiplication itself."""
     fused_loss: bool = False
+    """Whether the loss is a fused kernel, the engine's own or TransformerEngine's."""
     loss_in_place: bool = False
     """Whether the gradients of the logits take the place of the logits, as in TransformerEngine's loss."""
     fused_activation: bool = True
     """Whether the activation of an MLP is one kernel, which keeps its input only."""
+    grouped_experts: bool = True
+    """Whether the experts of a rank are multiplied as groups (`moe_grouped_gemm`)."""
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"

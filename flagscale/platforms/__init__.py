@@ -8,7 +8,9 @@ hostfile select it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from flagscale import registry
@@ -44,6 +46,26 @@ BUILT_IN = {
 }
 """FlagScale's own platforms; packages add others through the entry-point group `flagscale.platforms`."""
 
+_takes_any: ContextVar[bool] = ContextVar("takes_any", default=False)
+
+
+@contextmanager
+def any_platform() -> Iterator[None]:
+    """Within it, every name is that of a platform: for jobs that are estimated, which nobody starts.
+
+    An estimate needs only a chip's figures, not the package that could use the chip.
+    """
+    token = _takes_any.set(True)
+    try:
+        yield
+    finally:
+        _takes_any.reset(token)
+
+
+def names() -> Iterable[str]:
+    """Return the names of all platforms that are installed."""
+    return registry.names("platforms", BUILT_IN)
+
 
 def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     """Return a platform by its name or a chip's; `auto` is the first with devices on this host, else `cpu`.
@@ -51,7 +73,7 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     Raises:
         UserError: the platform is unknown.
     """
-    known = registry.names("platforms", BUILT_IN)
+    known = names()
     if name in known:
         return _load(name, where)
     others: Iterator[Platform] = registry.load_each(
@@ -63,6 +85,8 @@ def find(name: str, where: str = "experiment.runner.platform") -> Platform:
     for platform in others:
         if name.upper() in platform.chips:
             return platform
+    if _takes_any.get():
+        return Platform(name, count_devices=lambda environ: 0)
     return _load(name, where)
 
 
@@ -71,7 +95,7 @@ def has_chip(platform: Platform) -> bool:
 
     A chip has the name of its platform, FlagScale's own too. Only the names are read: a chip needs torch.
     """
-    return platform.name in registry.names("chips", BUILT_IN)
+    return platform.name in registry.names("chips", BUILT_IN) or _takes_any.get()
 
 
 def _load(name: str, where: str = "") -> Platform:

@@ -17,8 +17,11 @@ from flagscale.status.services import Endpoint, HostedService, endpoints, has_se
 from flagscale.values import LaunchPlan
 
 
-def plan_text(plan: LaunchPlan, config: str) -> str:
-    """Return everything that `run` would do: the resolved configuration, the scripts, the commands."""
+def plan_text(plan: LaunchPlan, config: str, remarks: Sequence[str] = ()) -> str:
+    """Return everything that `run` would do: the resolved configuration, the scripts, the commands.
+
+    `remarks`: lines about the job, below its hosts.
+    """
     run_dir = _run_dir(plan)
     lines = [f"{plan.name}: {_size(plan)} on {_hosts(plan)}, {plan.layout}"]
     for node in plan.nodes:
@@ -27,6 +30,7 @@ def plan_text(plan: LaunchPlan, config: str) -> str:
         for one in node.services:
             behind = f"  behind {one.behind}" if one.url and one.behind else ""
             lines.append(f"    {one.name}  {one.url}{behind}".rstrip())
+    lines += [f"  {line}" for line in remarks]
     lines += ["", plan.picture] if plan.picture else []
     lines += ["", f"# {run_dir.config}", config.rstrip("\n")]
     for path, text in all_scripts(plan).items():

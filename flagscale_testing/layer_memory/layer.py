@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 from flagscale_testing.layer_memory.cases import FULL, Case, Kept
 from flagscale_testing.layer_memory.kept import kept
-
-META = torch.device("meta")
+from flagscale_testing.one_rank import META, creating_on, one_rank
 
 
 def measure(case: Case, device: torch.device = META) -> list[Kept]:
@@ -139,30 +137,15 @@ def _dtype(case: Case) -> torch.dtype:
 _NOT_OF_THE_MODEL = ("seq_length", "micro_batch_size")
 
 
-@contextmanager
-def _one_rank(case: Case) -> Iterator[None]:
-    """Run as the first rank of a job whose other ranks do not exist: its groups have the real sizes."""
-    from megatron.flagscale.bootstrap import patch_engine
-
-    patch_engine()
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
+def _one_rank(case: Case) -> AbstractContextManager[None]:
+    """Run as the first rank of the case's job."""
     tensor, expert = case.degree("tensor_model"), case.degree("expert_model")
-    degrees = {
-        "tensor_model_parallel_size": tensor,
-        "expert_model_parallel_size": expert,
-        "expert_tensor_parallel_size": case.sizes.get("expert_tensor_parallel_size", tensor),
-    }
-    dist.init_process_group("fake", rank=0, world_size=tensor * expert, store=FakeStore())
-    try:
-        parallel_state.initialize_model_parallel(create_gloo_process_groups=False, **degrees)
-        model_parallel_cuda_manual_seed(1)
-        yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+    return one_rank(
+        tensor * expert,
+        tensor_model_parallel_size=tensor,
+        expert_model_parallel_size=expert,
+        expert_tensor_parallel_size=case.sizes.get("expert_tensor_parallel_size", tensor),
+    )
 
 
 @contextmanager
@@ -171,7 +154,7 @@ def _on(device: torch.device) -> Iterator[None]:
     from megatron.core import parallel_state
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.cuda, "current_device", return_value=device))
+        stack.enter_context(creating_on(device))
         if device == META:
             stack.enter_context(_FlashAttention())
             stack.enter_context(_balanced_experts())

@@ -108,7 +108,7 @@ def test_hydra_runs_several_at_once(words: list[str], capsys: pytest.CaptureFixt
         (["+experiment.runner.type=clout"], "did you mean `cloud`?"),
         (["+experiment.runner.options.partition=a"], "experiment.runner.options.partition: unknown key"),
         (["+experiment.runner.node_rank=0"], "`node_rank` has no effect with type: ssh"),
-        (["no_such_key=1"], "valid: action, experiment"),
+        (["no_such_key=1"], "valid: action, chip, experiment"),
         (["actoin=run"], "did you mean `action`?"),
         (["trian.model.num_layers=3"], "did you mean `train`?"),
         (["hydra.verbos=1"], "hydra.verbos"),

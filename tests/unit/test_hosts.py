@@ -45,6 +45,14 @@ def test_without_a_hostfile_the_job_runs_on_this_host() -> None:
     assert select(Runner(nproc_per_node=2), "nvidia", 8, False) == (Host(0, "localhost", 2, "nvidia"),)
 
 
+def test_a_job_that_nobody_starts_may_have_any_number_of_hosts() -> None:
+    devices = LocalDevices("nvidia", 0, False, only_plans=True, any_hosts=True)
+    hosts = select_hosts(SSH.rules, Runner(nnodes=3, nproc_per_node=4), devices)
+    assert hosts == tuple(Host(rank, f"host-{rank}", 4, "nvidia") for rank in range(3))
+    with pytest.raises(UserError, match=r"give experiment\.runner\.nproc_per_node"):
+        select_hosts(SSH.rules, Runner(nnodes=3), devices)
+
+
 def test_standalone_is_for_one_host(tmp_path: Path) -> None:
     """As torchrun's argument: with several hosts, each would wait for the others at its own address."""
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")

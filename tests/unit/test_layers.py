@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("remote",),
     ("runners",),
     ("status",),
+    ("estimates",),
     ("tuning",),
     ("actions", "bundled", "sweep"),
     ("cli",),

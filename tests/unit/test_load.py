@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale import registry
-from flagscale.config.command import RunLocation, load_action, load_command_keys, load_run_location
+from flagscale.config.command import (
+    CommandOptions,
+    RunLocation,
+    ignored_keys,
+    load_action,
+    load_command_keys,
+    load_run_location,
+)
 from flagscale.config.schema import Environment, Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError
@@ -296,11 +304,50 @@ def test_a_missing_or_wrong_action(config: dict[str, object], says: str) -> None
 
 
 def test_command_keys() -> None:
-    assert load_command_keys(OmegaConf.create({})) == (False, False)
-    assert load_command_keys(OmegaConf.create({"output": "json", "follow": True})) == (True, True)
+    assert load_command_keys(OmegaConf.create({})) == CommandOptions()
+    found = load_command_keys(
+        OmegaConf.create({"output": "json", "follow": True, "chip": "H100", "picture": "a/b.svg"})
+    )
+    assert found == CommandOptions(as_json=True, follow=True, chip="H100", picture=Path("a/b.svg").absolute())
+    planned = load_command_keys(OmegaConf.create({"plan": "auto", "task_file": "mine.yaml"}))
+    assert planned == CommandOptions(plan=True, task_file=Path("mine.yaml").absolute())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("output", "xml", "valid: text, json"),
+        ("follow", "maybe", "true or false"),
+        ("chip", 7, "the name of a chip"),
+        ("chip", "", "the name of a chip"),
+        ("picture", "estimate.png", "a file .svg"),
+        ("picture", True, "a file .svg"),
+        ("picture", ".svg", "a file .svg"),
+        ("plan", "best", "the only value is auto"),
+        ("plan", True, "the only value is auto"),
+        ("task_file", "plan.yaml", "add plan=auto"),
+        ("task_file", ["plan.yaml"], "a file .yaml"),
+    ],
+)
+def test_a_wrong_value_of_a_command_key(key: str, value: object, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_command_keys(OmegaConf.create({key: value}))
+
+
+def test_all_wrong_command_keys_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "x.svg").mkdir()
     with pytest.raises(UserError) as raised:
-        load_command_keys(OmegaConf.create({"output": "xml", "follow": "maybe"}))
-    assert len(raised.value.problems) == 2
+        load_command_keys(OmegaConf.create({"output": "xml", "follow": 3, "picture": f"{tmp_path}/x.svg"}))
+    assert len(raised.value.problems) == 3
+
+
+def test_a_command_key_that_an_action_does_not_take_is_reported() -> None:
+    config = OmegaConf.create({"follow": True, "output": "json", "chip": "H100"})
+    assert ignored_keys(config, "query") == [
+        "`chip` has no effect with action=query; it is for estimate, dryrun, check"
+    ]
+    assert len(ignored_keys(config, "run")) == 3
+    assert ignored_keys(config, "action_of_a_package") == []
 
 
 def test_the_run_directory_is_found_in_a_broken_configuration() -> None:

@@ -262,3 +262,21 @@ def test_arguments_of_torchrun_that_this_chip_or_installation_cannot_serve(
         "experiment.runner.logs_specs: no installed package has the entry point `defualt` in "
         "`torchrun.logs_specs`",
     ]
+
+
+def test_a_job_holds_every_argument_with_the_defaults_of_its_workers(build: Callable[..., Job]) -> None:
+    on_chip, on_host = build().arguments, build(platform="cpu").arguments
+    assert (on_chip["num_layers"], on_chip["rotary_base"]) == (4, 10000)
+    assert (on_chip["transformer_impl"], on_host["transformer_impl"]) == ("transformer_engine", "torch")
+    own = build({"transformer_impl": "local", "disable_bias_linear": True}, platform="cpu").arguments
+    assert own["transformer_impl"] == "local"
+
+
+def test_the_arguments_do_not_tell_the_model_of_a_program_with_its_own_forward_step(
+    build: Callable[..., Job], tmp_path: Path
+) -> None:
+    frame = "from megatron.flagscale.program import run\n"
+    (tmp_path / "mine.py").write_text(f"{frame}run(forward_step=step)")
+    (tmp_path / "rows.py").write_text(f"{frame}run(datasets=rows)")
+    assert build(entrypoint=str(tmp_path / "mine.py")).arguments == {}
+    assert build(entrypoint=str(tmp_path / "rows.py")).arguments["num_layers"] == 4

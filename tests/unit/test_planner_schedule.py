@@ -22,10 +22,10 @@ def even(pp: int, forward: float, backward: float, chunks: int = 1, transfer: fl
     return Durations(((forward,) * chunks,) * pp, (((backward,),) * chunks,) * pp, (transfer,) * pp)
 
 
-def simulated(one: HeteroLayout, micro_batches: int, durations: Durations) -> list[float]:
+def simulated(one: HeteroLayout, micro_batches: int, durations: Durations, group: int) -> list[float]:
     """Return when each stage ends, by waiting for each message in turn."""
     pp, chunks = len(one.stages), one.chunks
-    left = [list(order(one, stage, micro_batches)) for stage in range(pp)]
+    left = [list(order(one, stage, micro_batches, group)) for stage in range(pp)]
     sent: dict[tuple[Work, int], float] = {}
     free, end = [0.0] * pp, [0.0] * pp
     while any(left):
@@ -75,7 +75,8 @@ def test_the_walk_agrees_with_a_simulation() -> None:
         cuts = sorted({0, pp, *source.sample(range(pp), k=min(pp, 2))})
         meshes = [high - low for low, high in pairwise(cuts)]
         one = layout(*meshes, chunks=chunks, extra=source.randint(0, 3))
-        count = source.randint(1, 40) * (pp if chunks > 1 else 1)
+        group = pp + source.choice((0, 0, 1, 3))
+        count = source.randint(1, 40) * (group if chunks > 1 else 1) + source.choice((0, pp))
         choices = source.choice(((1.0,), (1.0, 1.25), tuple(source.random() + 0.1 for _ in range(30))))
         values = count if source.random() < 0.2 else 1
 
@@ -92,11 +93,11 @@ def test_the_walk_agrees_with_a_simulation() -> None:
             transfer=tuple(source.choice((0.0, 0.125, source.random() / 3)) for _ in range(pp)),
             is_blocking=source.random() < 0.5,
         )
-        found = walk(one, count, durations)
-        assert found.end == pytest.approx(simulated(one, count, durations), abs=1e-9 * count)
+        found = walk(one, count, durations, group)
+        assert found.end == pytest.approx(simulated(one, count, durations, group), abs=1e-9 * count)
         # Leaving out whole periods changes no digit.
         assert found.end == tuple(spans[-1].end for spans in found.spans)
-        assert [work for _, _, work in found.spans[0]] == list(order(one, 0, count))
+        assert [work for _, _, work in found.spans[0]] == list(order(one, 0, count, group))
         assert min(found.idle) >= 0
 
 
@@ -164,5 +165,5 @@ def test_in_flight_is_the_most_of_the_order(chunks: int, micro_batches: int) -> 
 
 
 def test_an_interleaved_pipeline_needs_whole_groups() -> None:
-    with pytest.raises(UserError, match="4 stages cannot divide 6 micro-batches"):
+    with pytest.raises(UserError, match="4 stages cannot divide 6 micro-batches into groups of 4"):
         walk(layout(4, chunks=2), 6, even(4, 1.0, 2.0, 2))

@@ -64,6 +64,17 @@ def test_an_unknown_platform_is_an_error() -> None:
     assert raised.value.problems[0].hint == "did you mean `nvidia`?"
 
 
+def test_for_an_estimate_every_name_is_a_platform() -> None:
+    with platforms.any_platform():
+        found = platforms.find("Ascend910B")
+        assert (found.name, found.is_host_processor, found.count_devices({})) == ("Ascend910B", False, 0)
+        assert platforms.has_chip(found)
+        assert platforms.find("A800").name == "nvidia"
+        assert platforms.find("cpu").is_host_processor
+    with pytest.raises(UserError, match="unknown platform"):
+        platforms.find("Ascend910B")
+
+
 def test_auto_is_cpu_if_no_chip_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert platforms.find("auto").name == "cpu"

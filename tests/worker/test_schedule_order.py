@@ -12,21 +12,22 @@ from flagscale.planner.schedule import order, warm_ups
 
 
 @pytest.mark.parametrize(
-    ("pp", "chunks", "micro_batches"), [(2, 1, 5), (4, 1, 2), (2, 2, 2), (4, 3, 4), (4, 2, 16), (8, 4, 32)]
+    ("pp", "chunks", "micro_batches", "group"),
+    [(2, 1, 5, 0), (4, 1, 2, 0), (2, 2, 2, 0), (4, 3, 4, 4), (4, 2, 16, 0), (8, 4, 32, 0), (4, 3, 14, 5)],
 )
-def test_the_order_is_the_engines(pp: int, chunks: int, micro_batches: int) -> None:
+def test_the_order_is_the_engines(pp: int, chunks: int, micro_batches: int, group: int) -> None:
     layout = HeteroLayout((Mesh(pp=pp, layers=((1,) * chunks,) * pp),))
-    table = schedules.get_schedule_table(micro_batches, chunks, pp)
+    table = schedules.get_schedule_table(micro_batches, chunks, group or pp)
     for stage in range(pp):
-        group = SimpleNamespace(size=lambda: pp, rank=lambda stage=stage: stage)
+        ranks = SimpleNamespace(size=lambda: pp, rank=lambda stage=stage: stage)
         communicator = SimpleNamespace(
-            pp_group=group, virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None
+            pp_group=ranks, virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None
         )
         total, _, warm_up, _ = schedules.get_pp_rank_microbatches(
-            micro_batches, chunks, pp, p2p_communicator=communicator
+            micro_batches, chunks, group or pp, p2p_communicator=communicator
         )
-        assert min(warm_ups(layout)[stage], total) == warm_up
-        works = order(layout, stage, micro_batches)
+        assert min(warm_ups(layout, group)[stage], total) == warm_up
+        works = order(layout, stage, micro_batches, group)
         assert [(work.micro_batch, work.chunk) for work in works if work.is_forward] == table
         backward = [(micro_batch, chunks - 1 - chunk) for micro_batch, chunk in table]
         assert [(work.micro_batch, work.chunk) for work in works if not work.is_forward] == backward

@@ -1,0 +1,224 @@
+"""The tables of errors, as Markdown that is also readable in a terminal."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from benchmarks.error_statistics import Summary, calibrated, grouped, of_tool, uncalibrated
+from benchmarks.estimated_rows import LEAST, TRIALS, Scored, machines
+from benchmarks.measured_rows import Row
+from flagscale.planner.intervals import CLASSES, QUANTITIES
+
+GOLDEN = "mlm"
+"""The source whose rows of quality B are scored apart."""
+
+_TITLES = {
+    "time": "Time of a step",
+    "allocated": "Allocated memory",
+    "reserved": "Memory reserved by the allocator",
+    "device": "Memory in use on the device",
+}
+
+
+def by_class(found: Sequence[Scored]) -> str:
+    """Return the table of classes, for each quantity."""
+    judged = [row for row in found if not _is_apart(row)]
+    apart = [row for row in found if _is_apart(row)]
+
+    def groups(quantity: str) -> Iterator[tuple[str, list[Scored]]]:
+        for kind in CLASSES:
+            yield kind, [row for row in judged if row.row.kind == kind]
+        yield "all", judged
+        yield f"{GOLDEN} of quality B, apart", apart
+
+    return "\n\n".join(_table("class", quantity, groups(quantity)) for quantity in _present(found))
+
+
+def by_source(found: Sequence[Scored]) -> str:
+    """Return the table of sources, for each quantity; golden rows by their quality."""
+    groups = grouped(found, source_of).items()
+    return "\n\n".join(_table("source", quantity, groups) for quantity in _present(found))
+
+
+def source_of(row: Scored) -> str:
+    """Return the name of a row's source in the tables."""
+    return f"{row.row.source} {row.row.quality}" if row.row.source == GOLDEN else row.row.source
+
+
+def _is_apart(row: Scored) -> bool:
+    return row.row.source == GOLDEN and row.row.quality != "A"
+
+
+def _present(found: Sequence[Scored]) -> list[str]:
+    return [one for one in QUANTITIES if any(row.error(one) is not None for row in found)]
+
+
+def _table(column: str, quantity: str, groups: Iterable[tuple[str, Sequence[Scored]]]) -> str:
+    head = [column, *_HEAD, "*calibrated* " + _HEAD[0], *_HEAD[1:]]
+    lines = []
+    for name, rows in groups:
+        if (plain := uncalibrated(rows, quantity)) is None:
+            continue
+        lines.append(
+            [
+                name,
+                *_cells(plain),
+                *_cells(calibrated((row for row in rows if quantity in row.judged), quantity)),
+            ]
+        )
+    return f"**{_TITLES[quantity]}**\n\n{_markdown(head, lines)}"
+
+
+_HEAD = ("n", "signed", "mean", "median", "95 %", "worst")
+
+
+def by_machine(found: Sequence[Scored]) -> str:
+    """Return the table of machines and software, each with its calibrated errors."""
+    head = ["source, chip, software", "quantity", *_HEAD, "*calibrated* " + _HEAD[0], *_HEAD[1:], ""]
+    lines = []
+    for machine, rows in sorted(machines(found).items()):
+        for quantity in _present(rows):
+            usable = [row for row in rows if row.error(quantity) is not None]
+            note = "" if len(usable) >= LEAST else "not judged"
+            own = calibrated(usable, quantity)
+            lines.append(
+                [_machine(machine), quantity, *_cells(uncalibrated(usable, quantity)), *_cells(own), note]
+            )
+    return f"**Each machine and software**\n\n{_markdown(head, lines)}"
+
+
+def _machine(machine: tuple[str, str, str]) -> str:
+    source, chip, software = machine
+    versions = re.sub(r'[{}"]', "", software)
+    return f"{source}, {chip}, {versions if len(versions) <= 50 else versions[:47] + '...'}"
+
+
+def beside_others(found: Sequence[Scored]) -> str:
+    """Return the table of other tools, with the planner on the same rows."""
+    head = ["tool", "quantity", "class", *_HEAD, "*planner* signed", "mean", "95 %", "worst"]
+    lines = []
+    for tool in sorted({tool for row in found for tool in row.others}):
+        for quantity in QUANTITIES:
+            both = [
+                row
+                for row in found
+                if row.error_of(tool, quantity) is not None and row.error(quantity) is not None
+            ]
+            for kind in (*CLASSES, "all"):
+                rows = [row for row in both if kind in ("all", row.row.kind)]
+                ours = uncalibrated(rows, quantity)
+                if ours and (kind != "all" or len({row.row.kind for row in both}) > 1):
+                    cells = [_cells(ours)[number] for number in (1, 2, 4, 5)]
+                    lines.append([tool, quantity, kind, *_cells(of_tool(rows, tool, quantity)), *cells])
+    return f"**Other tools on the same rows**\n\n{_markdown(head, lines)}" if lines else ""
+
+
+def excluded_table(excluded: Sequence[Row]) -> str:
+    """Return the reasons of rows that are not scored, with their numbers."""
+    counts = Counter((row.reason, row.source or "unknown") for row in excluded)
+    reasons: dict[str, Counter[str]] = {}
+    for (reason, source), count in counts.items():
+        reasons.setdefault(_short(reason), Counter())[source] += count
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1].total(), item[0]))
+    lines = [
+        [
+            reason,
+            str(sources.total()),
+            ", ".join(f"{name} {count}" for name, count in sorted(sources.items())),
+        ]
+        for reason, sources in ordered
+    ]
+    return f"**Not scored**\n\n{_markdown(['why', 'n', 'sources'], lines)}" if lines else ""
+
+
+def _short(reason: str) -> str:
+    """Return a reason without the numbers of one row, so that equal reasons are counted together."""
+    return (
+        re.sub(r"\d+", "N", reason)
+        if reason.startswith(("the engine would", "a batch", "the degrees"))
+        else reason
+    )
+
+
+def row_lines(found: Sequence[Scored], excluded: Sequence[Row]) -> str:
+    """Return every row with its estimates and errors, then those that are not scored."""
+    head = [
+        "row",
+        "class",
+        "quality",
+        "chip",
+        "quantity",
+        "measured",
+        "estimate",
+        "error",
+        "*calibrated*",
+        "others",
+    ]
+    lines = []
+    for one in found:
+        for quantity in one.estimates:
+            error, own = one.error(quantity), calibrated([one], quantity)
+            if error is None:
+                continue
+            others = [
+                f"{tool} {_signed(other)}"
+                for tool in sorted(one.others)
+                if (other := one.error_of(tool, quantity)) is not None
+            ]
+            amounts = [_amount(quantity, value[quantity]) for value in (one.row.measured, one.estimates)]
+            kind, quality = one.row.kind, one.row.quality
+            after = f"{_signed(own.signed)} (mean {_percent(own.mean)})" if own else ""
+            lines.append(
+                [
+                    one.row.id,
+                    kind,
+                    quality,
+                    one.row.chip,
+                    quantity,
+                    *amounts,
+                    _signed(error),
+                    after,
+                    "; ".join(others),
+                ]
+            )
+    left_out = [[row.id or row.place, row.reason] for row in excluded]
+    tables = [_markdown(head, lines), _markdown(["not scored", "why"], left_out) if left_out else ""]
+    return "\n\n".join(filter(None, tables))
+
+
+def _amount(quantity: str, value: float) -> str:
+    return f"{value:.4g} s" if quantity == "time" else f"{value / 2**30:.2f} GiB"
+
+
+def _cells(one: Summary | None) -> list[str]:
+    if one is None:
+        return [""] * len(_HEAD)
+    sizes = [_percent(size) for size in (one.mean, one.median, one.high)]
+    return [str(one.n), _signed(one.signed), *sizes, _signed(one.worst)]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if value < 1 else f"{100 * value:.0f}"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "-" if value < 0 else "") + _percent(abs(value))
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table whose columns are aligned."""
+    rows = [list(head), *map(list, lines)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+
+    def line(cells: Sequence[str], pad: Callable[[str, int], str] = str.ljust) -> str:
+        return "| " + " | ".join(pad(cell, width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+
+
+ABOUT = f"""Errors in %: estimate / measured - 1. *signed* is their mean; *mean*, *median* and *95 %* are of their sizes.
+*calibrated*: two constants of time, or one of memory, are fitted on {TRIALS} rows of one source, chip and software, and
+scored on its other rows; the mean over up to 20 choices of the {TRIALS} rows. Only groups of at least {LEAST} rows count."""

@@ -1,0 +1,80 @@
+"""Estimate the job of a command: the whole estimate, or the lines that other actions add."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+
+from omegaconf import OmegaConf
+
+from flagscale import platforms
+from flagscale.config.command import Request
+from flagscale.config.schema import Experiment
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import UserError
+from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
+from flagscale.estimates.text import estimate_line, warning_text
+from flagscale.estimates.training import refuse_other_engines, training_for
+from flagscale.plan.stages import check_stages
+from flagscale.planner.estimate import Estimate, estimate
+from flagscale.values import Job
+
+_PLATFORM = "experiment.runner.platform"
+
+
+def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
+    """Return a configuration's job and its estimate; `chip`: the command's `chip=`.
+
+    Raises:
+        UserError: with every mistake of the configuration, or what the planner does not know.
+    """
+    config = request.config
+    if chip and OmegaConf.select(config, _PLATFORM, default="auto") == "auto":
+        # The defaults of workers depend on the platform, which would be that of this machine.
+        config = copy.deepcopy(config)
+        OmegaConf.update(config, _PLATFORM, chip, force_add=True)
+    with platforms.any_platform():
+        try:
+            checked = check_stages(config, request.source_map, only_plans=True, any_hosts=True)
+        except UserError:
+            # Nobody has to fix a configuration first that is not estimated then.
+            refuse_other_engines(OmegaConf.select(config, "experiment.task.backend"), request.source_map)
+            raise
+        for notice in (*checked.notices, *checked.job.notices):
+            print(f"note: {notice}", file=sys.stderr)
+        return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
+
+
+@dataclass(frozen=True)
+class ShortEstimate:
+    """What a command says about a job's memory and time beside its own subject."""
+
+    line: str = ""
+    warning: str = ""
+    """That the memory may not suffice; empty if it does with 95 %."""
+    lacks_chip: bool = False
+    """Whether the line only says how to name the chip."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.line, self.warning and f"warning: {self.warning}")))
+
+
+def short_estimate(job: Job, experiment: Experiment, chip: str, source_map: SourceMap) -> ShortEstimate:
+    """Return one line, and a warning if the memory may not suffice; it never raises UserError."""
+    if not job.arguments or job.has_own_model:
+        return ShortEstimate()  # the planner has no model of such jobs
+    try:
+        found = _estimate(job, experiment, chip, source_map)
+    except UserError as error:
+        line = f"memory: not estimated: {error.problems[0].what} (action=estimate says more)"
+        return ShortEstimate(line, lacks_chip=isinstance(error, ChipUnknown) and not chip)
+    return ShortEstimate(estimate_line(found), warning_text(found))
+
+
+def _estimate(job: Job, experiment: Experiment, chip: str, source_map: SourceMap) -> Estimate:
+    entries = chip_entries(experiment)
+    return estimate(
+        training_for(job, experiment, chips_of(experiment, job.hosts, entries, chip, source_map), source_map)
+    )

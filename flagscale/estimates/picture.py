@@ -1,0 +1,152 @@
+"""An estimate as a picture (SVG): memory by stage in stacked bars, and the timeline of the pipeline.
+
+The file needs nothing else. Its colours are those of its reader's scheme, light or dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from flagscale.estimates.text import GIB, alike, estimate_line, seconds, stages_text
+from flagscale.planner.estimate import Estimate, StageEstimate
+from flagscale.planner.schedule import Span, Timeline, walk
+
+_WIDTH, _LEFT, _RIGHT, _TOP = 960, 150, 20, 70
+_PLOT = _WIDTH - _LEFT - _RIGHT
+_BAR, _GAP, _ROW = 22, 8, 18
+_SPANS = 6000
+"""Rectangles of a timeline at most."""
+_PALETTE = (
+    *("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bb5533", "#88aa66", "#7777cc"),
+    *("#cc7799", "#449999", "#997744"),
+)
+"""Colours that people with any sight can tell apart, on white and on black."""
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --faint: #d0d7de; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --faint: #3d444d; } }
+.paper { fill: var(--paper); } .faint { stroke: var(--faint); }
+text { fill: var(--ink); font: 12px system-ui, sans-serif; } .title { font-size: 15px; font-weight: 600; }
+.limit { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 5 3; }
+.range { stroke: var(--ink); stroke-width: 1.5; } .end { text-anchor: end; } .mid { text-anchor: middle; }
+.forward { fill: #4477aa; } .backward { fill: #ccbb44; } .wait { fill: var(--faint); opacity: 0.35; }
+"""
+
+
+def picture(name: str, found: Estimate) -> str:
+    """Return the SVG text of an estimate."""
+    memory, below = _memory(found, _TOP)
+    timeline, height = _timeline(found, below) if found.speed else ([], below)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" '
+        f'height="{height}" role="img">',
+        f"<title>{escape(name)}: {escape(estimate_line(found))}</title>",
+        f"<style>{_STYLE}</style>",
+        f'<rect class="paper" width="{_WIDTH}" height="{height}"/>',
+        _text(16, 26, name, "title"),
+        _text(16, 46, estimate_line(found)),
+        *memory,
+        *timeline,
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _memory(found: Estimate, top: float) -> tuple[list[str], float]:
+    """Return the bars, one for stages that are alike, and where they end."""
+    groups = alike(found)
+    most = max(max(one.high, one.chip.memory_bytes) for one in found.stages)
+    scale = _PLOT / (1.02 * most)
+    names = list(dict.fromkeys(term.name for one in found.stages for term in one.memory.terms))
+    colours = {name: _PALETTE[number % len(_PALETTE)] for number, name in enumerate(names)}
+    parts = [_text(16, top, "memory of one rank by stage, GiB; dashed: the chip's; line: 95 %", "title")]
+    y = top + 14.0
+    for group in groups:
+        parts += _bar(group, y, scale, colours)
+        y += _BAR + _GAP
+    parts += _axis(most / GIB, y, scale * GIB, "GiB")
+    y += 34
+    legend = list(_legend(names, colours, y))
+    return [*parts, *legend], y + 18 * (1 + (len(names) - 1) // 3) + 24
+
+
+def _bar(group: Sequence[StageEstimate], y: float, scale: float, colours: dict[str, str]) -> Iterator[str]:
+    one = group[0]
+    yield _text(_LEFT - 8, y + 15, f"stage {stages_text(group)}, {one.chip.name}", "end")
+    x = float(_LEFT)
+    for term in one.memory.terms:
+        wide = scale * term.nbytes
+        title = f"{term.name}: {term.nbytes / GIB:.2f} GiB"
+        yield _box(x, y, wide, _BAR, f'fill="{colours[term.name]}"', title)
+        x += wide
+    middle = y + _BAR / 2
+    yield _line(_LEFT + scale * one.low, middle, _LEFT + scale * one.high, middle, "range")
+    limit = _LEFT + scale * one.chip.memory_bytes
+    yield _line(limit, y - 3, limit, y + _BAR + 3, "limit")
+
+
+def _legend(names: Sequence[str], colours: dict[str, str], top: float) -> Iterator[str]:
+    for number, name in enumerate(names):
+        x, y = 16 + (number % 3) * (_WIDTH - 32) / 3, top + 18 * (number // 3)
+        yield _box(x, y - 10, 11, 11, f'fill="{colours[name]}"')
+        yield _text(x + 17, y, name)
+
+
+def _timeline(found: Estimate, top: float) -> tuple[list[str], float]:
+    """Return one row per stage with its work in order, and where they end."""
+    assert found.speed
+    whole = found.speed.step.timeline
+    shown = _shortened(whole)
+    scale = _PLOT / shown.seconds
+    some = f", with {shown.micro_batches} of its {whole.micro_batches} micro-batches"
+    title = f"timeline of the pipeline{'' if shown is whole else some}; blue: forward, yellow: backward"
+    parts = [_text(16, top, title, "title")]
+    y = top + 14.0
+    for stage, spans in enumerate(shown.spans):
+        parts.append(_text(_LEFT - 8, y + 13, f"stage {stage}", "end"))
+        parts.append(_box(_LEFT, y, _PLOT, _ROW - 3, 'class="wait"'))
+        parts += [_work(span, y, scale) for span in spans]
+        y += _ROW
+    parts += _axis(shown.seconds, y, scale, "s")
+    return parts, y + 40
+
+
+def _work(span: Span, y: float, scale: float) -> str:
+    kind = "forward" if span.work.is_forward else "backward"
+    taken = span.end - span.start
+    title = f"{kind} of micro-batch {span.work.micro_batch}, chunk {span.work.chunk}: {seconds(taken)}"
+    wide = max(scale * taken - 0.4, 0.3)
+    return _box(_LEFT + scale * span.start, y, wide, _ROW - 3, f'class="{kind}"', title)
+
+
+def _shortened(whole: Timeline) -> Timeline:
+    """Return the timeline, with fewer micro-batches if all of them would be too many to see."""
+    stages, chunks = len(whole.layout.stages), whole.layout.chunks
+    few = max(2 * stages, _SPANS // 50 // (2 * stages * chunks))
+    few -= few % stages if chunks > 1 else 0
+    return walk(whole.layout, few, whole.durations) if few < whole.micro_batches else whole
+
+
+def _axis(most: float, y: float, scale: float, unit: str) -> Iterator[str]:
+    """Yield a line with round numbers; `scale`: points per unit."""
+    sizes = (size * 10.0**power for power in range(-9, 9) for size in (1, 2, 5))
+    step = next((size for size in sizes if size >= most / 8), most)
+    yield _line(_LEFT, y, _LEFT + _PLOT, y, "faint")
+    for number in range(int(most / step) + 1):
+        x = _LEFT + scale * step * number
+        yield _line(x, y, x, y + 5, "faint")
+        yield _text(x, y + 18, f"{step * number:.6g}{f' {unit}' if not number else ''}", "mid")
+
+
+def _box(x: float, y: float, wide: float, high: float, look: str, title: str = "") -> str:
+    inside = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{wide:.2f}" height="{high:.2f}" {look}>{inside}</rect>'
+
+
+def _line(x: float, y: float, to_x: float, to_y: float, kind: str) -> str:
+    return f'<line x1="{x:.2f}" y1="{y:.2f}" x2="{to_x:.2f}" y2="{to_y:.2f}" class="{kind}"/>'
+
+
+def _text(x: float, y: float, text: str, kind: str = "") -> str:
+    look = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.2f}" y="{y:.2f}"{look}>{escape(text)}</text>'

@@ -1,0 +1,75 @@
+"""The training that an estimate is about: a checked job's arguments, and the chips of its hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flagscale import registry
+from flagscale.checks.vocabulary import vocabulary_of
+from flagscale.config.schema import Experiment
+from flagscale.config.source_map import SourceMap
+from flagscale.errors import Problem, UserError
+from flagscale.planner.chips import Chip
+from flagscale.planner.reading import layout_of, training_of
+from flagscale.planner.training import Training
+from flagscale.values import Host, Job
+
+
+def training_for(job: Job, experiment: Experiment, chips: Sequence[Chip], source_map: SourceMap) -> Training:
+    """Return the training; `chips`: one per host. With a job per host, that of the first host.
+
+    Raises:
+        UserError: the job is no training, or the planner does not know its model.
+    """
+    _refuse_unknown(job, source_map)
+    hosts = job.hosts[:1] if job.own_roles else job.hosts
+    by_rank = [(host, chip) for host, chip in zip(hosts, chips, strict=False) for _ in range(host.slots)]
+    layout = layout_of(job.arguments, len(by_rank))
+    of_meshes = [[by_rank[rank] for rank in layout.ranks(mesh)] for mesh in range(len(layout.meshes))]
+    where = source_map.where(f"{job.task_type}.hetero_process_meshes")
+    if problems := [
+        _mixed(number, [chip for _, chip in members], where)
+        for number, members in enumerate(of_meshes)
+        if len({chip.name for _, chip in members}) > 1
+    ]:
+        raise UserError(problems)
+    try:
+        return training_of(
+            job.arguments,
+            len(by_rank),
+            [members[0][1] for members in of_meshes],
+            [_neighbours([host for host, _ in members]) for members in of_meshes],
+            vocabulary_of(job.arguments),
+        )
+    except UserError as error:
+        paths = ((problem, f"{job.task_type}.{problem.where}") for problem in error.problems)
+        raise UserError(
+            Problem(problem.what, source_map.where(path) if problem.where else "", problem.hint)
+            for problem, path in paths
+        ) from None
+
+
+def _neighbours(hosts: Sequence[Host]) -> int:
+    """Return how many ranks share a host: the fewest of all hosts."""
+    return min(host.slots for host in hosts)
+
+
+def _refuse_unknown(job: Job, source_map: SourceMap) -> None:
+    refuse_other_engines(job.engine, source_map)
+    if not job.arguments or job.has_own_model:
+        what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
+        hint = "only programs that train the model of Megatron's arguments are estimated"
+        raise UserError([Problem(what, source_map.where("experiment.task.entrypoint"), hint)])
+
+
+def refuse_other_engines(engine: object, source_map: SourceMap) -> None:
+    """Raise UserError if the engine is one that the planner has no model of."""
+    if isinstance(engine, str) and engine != "megatron" and registry.is_known("engines", engine):
+        what = f"jobs of `{engine}` are not estimated, only trainings with megatron"
+        raise UserError([Problem(what, source_map.where("experiment.task.backend"))])
+
+
+def _mixed(number: int, chips: Sequence[Chip], where: str) -> Problem:
+    names = ", ".join(dict.fromkeys(chip.name for chip in chips))
+    what = f"mesh {number} has chips of several kinds ({names}), and an estimate takes one per mesh"
+    return Problem(what, where, "give each kind a mesh of its own (hetero_process_meshes), or one chip=NAME")

@@ -1,0 +1,128 @@
+"""Seconds of messages and collectives: a latency for each doubling of the ranks, and bytes over bandwidth.
+
+Groups are placed as the engine numbers ranks: tp fastest, then cp, dp (for experts: etp, ep, their copies),
+pp slowest.
+"""
+
+from __future__ import annotations
+
+import math
+
+from flagscale.errors import Problem, UserError
+from flagscale.frozen import dataclass
+from flagscale.planner.chips import Chip, Link
+from flagscale.planner.constants import Constants
+from flagscale.planner.curves import Curves
+
+_MOST_ON_A_HOST = 16
+"""Devices. A link that connects more of them joins hosts."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate, `inside` of them behind each of the links that join the devices of a node."""
+
+    size: int
+    inside: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the links of one kind of chip reach, in bytes per second, device and direction; 0: unknown."""
+
+    chip: str
+    domain: int
+    """Ranks, neighbours in their order, that the link inside a node joins."""
+    inside_bytes_s: float
+    outside_bytes_s: float
+    inside_latency_s: float
+    outside_latency_s: float
+    alltoall_share: float
+    curves: Curves
+
+    def group(self, size: int, stride: int) -> Group:
+        """Return the placement of `size` ranks that are `stride` apart."""
+        return Group(size, max(1, min(size, self.domain // stride)))
+
+    def gather(self, nbytes: float, group: Group, kind: str = "all_gather") -> float:
+        """Return the seconds of an all-gather or a reduce-scatter of `nbytes` in all."""
+        if group.size < 2:
+            return 0.0
+        if group.inside == group.size and (known := self.curves.collective_s(kind, group.size, nbytes)):
+            return known
+        moved = nbytes * (1 - 1 / group.size)
+        return moved / self._ring(group) + self._latency(group)
+
+    def reduce(self, nbytes: float, group: Group) -> float:
+        """Return the seconds of an all-reduce."""
+        if group.size < 2:
+            return 0.0
+        if group.inside == group.size and (
+            known := self.curves.collective_s("all_reduce", group.size, nbytes)
+        ):
+            return known
+        moved = 2 * nbytes * (1 - 1 / group.size)
+        return moved / self._ring(group) + self._latency(group)
+
+    def exchange(self, nbytes: float, group: Group) -> float:
+        """Return the seconds of an all-to-all: each rank has `nbytes`, an equal share for each rank."""
+        if group.size < 2:
+            return 0.0
+        if group.inside == group.size and (
+            known := self.curves.collective_s("all_to_all", group.size, nbytes)
+        ):
+            return known
+        inside = nbytes * (group.inside - 1) / group.size / self._inside(group.inside > 1)
+        outside = nbytes * (group.size - group.inside) / group.size / self._outside(group)
+        return max(inside, outside) / self.alltoall_share + self._latency(group)
+
+    def send(self, nbytes: float, is_inside: bool) -> float:
+        """Return the seconds of a message between two ranks."""
+        if is_inside:
+            known = self.curves.collective_s("send", 2, nbytes)
+            return known or nbytes / self._inside(True) + self.inside_latency_s
+        return nbytes / self._outside(Group(2, 1)) + self.outside_latency_s
+
+    def _ring(self, group: Group) -> float:
+        """Return the bytes per second through each device of a ring, all links of a node side by side."""
+        if group.inside == group.size:
+            return self._inside(True)
+        across = self._outside(group) * group.inside
+        return min(self._inside(True), across) if group.inside > 1 else across
+
+    def _latency(self, group: Group) -> float:
+        one = self.inside_latency_s if group.inside == group.size else self.outside_latency_s
+        return one * math.log2(group.size)
+
+    def _inside(self, is_used: bool) -> float:
+        if is_used and not self.inside_bytes_s:
+            raise UserError([_unknown(self.chip, "inside a node", "intra_node.gb_s")])
+        return self.inside_bytes_s or math.inf
+
+    def _outside(self, group: Group) -> float:
+        if group.size > group.inside and not self.outside_bytes_s:
+            raise UserError([_unknown(self.chip, "between nodes", "inter_node.gbit_s_per_card")])
+        return self.outside_bytes_s or math.inf
+
+
+def network(chip: Chip, per_node: int, constants: Constants) -> Network:
+    """Return what the links of a chip reach on hosts with `per_node` ranks."""
+    return Network(
+        chip=chip.name,
+        domain=chip.per_node if chip.per_node > _MOST_ON_A_HOST else min(chip.per_node, per_node),
+        inside_bytes_s=chip.inside.bytes_s * constants.link_share,
+        outside_bytes_s=chip.outside.bytes_s * constants.network_share,
+        inside_latency_s=_latency(chip.inside, constants),
+        outside_latency_s=_latency(chip.outside, constants),
+        alltoall_share=constants.alltoall_share,
+        curves=chip.curves,
+    )
+
+
+def _latency(link: Link, constants: Constants) -> float:
+    return link.latency_s or constants.latency_s
+
+
+def _unknown(chip: str, where: str, key: str) -> Problem:
+    what = f"the bandwidth of the links of chip `{chip}` {where} is not known"
+    return Problem(what, hint=f"set `{key}` in your file of chips")

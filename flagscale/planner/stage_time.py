@@ -1,0 +1,198 @@
+"""Seconds of one pipeline stage: its model chunks, its gradients and parameters, its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flagscale.checks.hetero.layout import Stage
+from flagscale.checks.recompute import Setting
+from flagscale.frozen import dataclass
+from flagscale.planner.collectives import Group, network
+from flagscale.planner.constants import Constants
+from flagscale.planner.layer_time import LayerTime, summed
+from flagscale.planner.parameters import stage_parameters
+from flagscale.planner.pieces import Division, Pieces, Seconds
+from flagscale.planner.speeds import speeds
+from flagscale.planner.training import Training
+
+
+@dataclass(frozen=True)
+class ChunkTime:
+    """Seconds of one micro-batch in one model chunk, and what of them is exposed communication."""
+
+    forward: float
+    forward_communication: float
+    backward: tuple[float, ...]
+    """One value for all micro-batches, or one for each."""
+    backward_communication: tuple[float, ...]
+
+    def communication(self, micro_batches: int) -> float:
+        """Return the exposed communication of a step."""
+        repeats = micro_batches // len(self.backward_communication)
+        return micro_batches * self.forward_communication + repeats * sum(self.backward_communication)
+
+
+class MeshTimes:
+    """What all stages of a mesh have in common: the chip's rates, and the time of each kind of layer."""
+
+    def __init__(self, training: Training, number: int, constants: Constants) -> None:
+        mesh, block = training.layout.meshes[number], training.blocks[number]
+        self.speeds = speeds(block.chip, training.numerics.compute, constants)
+        self.network = network(block.chip, block.per_node, constants)
+        division = Division(
+            sequence=training.sequence,
+            micro_batch=block.micro_batch,
+            tp=mesh.tp,
+            cp=mesh.cp,
+            ep=mesh.ep,
+            expert_tp=block.expert_tp,
+            sequence_parallel=block.sequence_parallel,
+            capacity=training.capacity or 1.0,
+            overlaps_tensor=training.overlap_tensor,
+            exchange=training.exchange,
+            stores_scores=training.stores_scores,
+            fuses_activation=training.fused_activation,
+            implementation=training.implementation,
+        )
+        self.pieces = Pieces(training.model, division, self.speeds, self.network)
+        self.vocabulary, self.fuses_loss = training.padded_vocabulary, training.fused_loss
+        self._layers: dict[bool, LayerTime] = {}
+
+    def layer(self, is_moe: bool) -> LayerTime:
+        if is_moe not in self._layers:
+            self._layers[is_moe] = summed(self.pieces.layer(is_moe))
+        return self._layers[is_moe]
+
+    def embedding(self) -> LayerTime:
+        return summed(self.pieces.embedding())
+
+    def output(self) -> LayerTime:
+        return summed(self.pieces.output(self.vocabulary, self.fuses_loss))
+
+    def prediction_head(self) -> LayerTime:
+        is_moe = self.pieces.model.experts_in[-1]
+        return summed(self.pieces.prediction_head(self.vocabulary, self.fuses_loss, is_moe))
+
+
+class StageTimes:
+    """The times of one stage."""
+
+    def __init__(self, training: Training, stage: Stage, of_mesh: MeshTimes) -> None:
+        self.training, self.stage, self.of_mesh = training, stage, of_mesh
+        self.network = of_mesh.network
+        block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
+        parameters, experts = stage_parameters(training, stage), block.expert_tp * mesh.ep
+        copies = self.network.group(stage.cp * stage.dp, stage.tp)
+        expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
+        self.shares: tuple[tuple[int, Group], ...] = (
+            (parameters.dense, copies),
+            (parameters.expert, expert_copies),
+        )
+        """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
+
+    def chunks(self) -> tuple[ChunkTime, ...]:
+        """Return the times of all model chunks."""
+        return tuple(self._chunk(chunk) for chunk in range(len(self.stage.chunks)))
+
+    def reduce_s(self) -> float:
+        """Return the seconds in which gradients are reduced, if nothing hides them."""
+        numerics, network = self.training.numerics, self.network
+        if numerics.distributed:
+            return sum(
+                network.gather(numerics.gradient_bytes * count, group, "reduce_scatter")
+                for count, group in self.shares
+            )
+        return sum(network.reduce(numerics.gradient_bytes * count, group) for count, group in self.shares)
+
+    def gather_s(self) -> float:
+        """Return the seconds in which the distributed optimizer gathers parameters, if nothing hides them."""
+        numerics = self.training.numerics
+        if not numerics.distributed:
+            return 0.0
+        return sum(
+            self.network.gather(numerics.parameter_bytes * count, group) for count, group in self.shares
+        )
+
+    def update_s(self) -> float:
+        """Return the seconds of the optimizer.
+
+        It reads and writes its states, reads gradients twice (once for their norm), writes parameters, and
+        clears the whole buffer of gradients.
+        """
+        numerics = self.training.numerics
+        own = sum(count / (group.size if numerics.distributed else 1) for count, group in self.shares)
+        whole = sum(count for count, _ in self.shares)
+        per_element = 2 * numerics.state_bytes + 2 * numerics.gradient_bytes + numerics.parameter_bytes
+        return self.of_mesh.speeds.move(own * per_element + whole * numerics.gradient_bytes)
+
+    def norm_s(self) -> float:
+        """Return the seconds in which all ranks agree on the norm of the gradients and on overflows."""
+        return 2 * self.network.reduce(4, self.network.group(self.training.layout.world_size, 1))
+
+    def _chunk(self, chunk: int) -> ChunkTime:
+        training, of = self.training, self.of_mesh
+        number = chunk * len(training.layout.stages) + self.stage.index
+        kinds = [training.model.experts_in[layer] for layer in training.chunk_layers(self.stage, chunk)]
+        forward, backward = _Passed(of.speeds.launch_s), _Passed(of.speeds.launch_s)
+        for is_moe in (False, True):
+            if count := kinds.count(is_moe):
+                layer = of.layer(is_moe)
+                again = layer.again(training.recompute.modules) if training.recompute.modules else Seconds()
+                forward.add(layer.forward, count)
+                backward.add(layer.backward + again, count)
+        for other in self._others(number):
+            forward.add(other.forward)
+            backward.add(other.backward)
+        backwards = [backward.with_more(of, more) for more in self._computed_again(number, kinds)]
+        return ChunkTime(
+            forward.seconds,
+            forward.communication,
+            tuple(one.seconds for one in backwards),
+            tuple(one.communication for one in backwards),
+        )
+
+    def _others(self, number: int) -> Iterator[LayerTime]:
+        """Yield what a chunk computes beside its layers."""
+        training = self.training
+        last = len(training.layout.stages) * training.layout.chunks - 1
+        if number == 0:
+            yield self.of_mesh.embedding()
+        if number == (last if training.prediction_chunk is None else training.prediction_chunk):
+            for _ in range(training.model.prediction_heads):
+                yield self.of_mesh.prediction_head()
+        if number == last:
+            yield self.of_mesh.output()
+
+    def _computed_again(self, number: int, kinds: list[bool]) -> list[list[bool]]:
+        """Return the layers of a chunk that are computed again: one list, or one for each micro-batch."""
+        schedule = self.training.recompute.schedule
+        if schedule is None:
+            return [_chosen(self.training.recompute.full, kinds)]
+        return [
+            _chosen(schedule.resolve(number, micro_batch), kinds)
+            for micro_batch in range(self.training.micro_batches)
+        ]
+
+
+class _Passed:
+    """Adds up the seconds that pass in one direction."""
+
+    def __init__(self, launch_s: float, seconds: float = 0.0, communication: float = 0.0) -> None:
+        self.launch_s, self.seconds, self.communication = launch_s, seconds, communication
+
+    def add(self, one: Seconds, count: int = 1) -> None:
+        self.seconds += count * one.total(self.launch_s)
+        self.communication += count * one.communication
+
+    def with_more(self, of_mesh: MeshTimes, kinds: list[bool]) -> _Passed:
+        """Return a copy with the forward passes of some layers."""
+        found = _Passed(self.launch_s, self.seconds, self.communication)
+        for is_moe in {*kinds}:
+            found.add(of_mesh.layer(is_moe).forward, kinds.count(is_moe))
+        return found
+
+
+def _chosen(setting: Setting | None, kinds: list[bool]) -> list[bool]:
+    if setting is None or setting.granularity is None:
+        return []
+    return kinds[: setting.num_layers] if setting.method == "block" else kinds
