@@ -100,7 +100,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
         power_w=_number(measured.get("tdp_w"), entry.get("tdp_w")),
         measured=measured,
         curves=curves,
-        source=_source(entry.get("source")),
+        source=_source(entry.get("source") or measured.get("source")),
     )
 
 
@@ -131,5 +131,5 @@ def _number(*candidates: Any) -> float:
 def _source(source: Any) -> str:
     if not isinstance(source, Mapping):
         return str(source or "")
-    places = (source.get("url"), source.get("repo"), source.get("path"), source.get("commit"))
-    return " ".join(str(place) for place in places if place)
+    places = ("url", "repo", "path", "commit", "machine", "device", "torch", "date")
+    return " ".join(str(source[place]) for place in places if source.get(place))

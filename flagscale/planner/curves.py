@@ -164,7 +164,7 @@ def curves_of(name: str, measured: Mapping[str, Any]) -> Curves:
             problems.append(Problem(f"`{path}` of chip `{name}` is not one of {', '.join(COLLECTIVES)}"))
             continue
         collectives[part] = {
-            int(ranks): sorted((row[0], row[1]) for row in found)
+            int(ranks): _without_delays(sorted((row[0], row[1]) for row in found))
             for ranks, table in groups.items()
             if _is_count(ranks) and (found := [*rows(f"{path}.{ranks}", table, 2)])
         }
@@ -192,6 +192,12 @@ def _attention(rows: Iterable[Sequence[float]], is_backward: bool) -> Table:
             for sequence, heads, width, *seconds in rows
         }
     )
+
+
+def _without_delays(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return points whose seconds never fall: what took longer than more bytes did was disturbed."""
+    least = itertools.accumulate((seconds for _, seconds in reversed(points)), min)
+    return [(nbytes, seconds) for (nbytes, _), seconds in zip(points, reversed([*least]), strict=True)]
 
 
 def _is_count(ranks: str) -> bool:

@@ -108,7 +108,8 @@ def speeds(chip: Chip, compute: str, constants: Constants) -> Speeds:
         plain_flop_s=_reached(chip, plain, constants),
         grouped_share=constants.grouped_share,
         attention_share=constants.attention_share,
-        hbm_bytes_s=chip.hbm_bytes_s * constants.hbm_share,
+        # A measured bandwidth is what was reached.
+        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.measured.get("hbm_gb_s") else constants.hbm_share),
         ramp_s=constants.ramp_s,
         launch_s=constants.launch_s,
         curves=chip.curves,

@@ -79,6 +79,12 @@ def test_a_collective_takes_the_time_of_its_bytes_and_ranks() -> None:
     assert curves.collective_s("all_reduce", 1, 16) is None
 
 
+def test_more_bytes_never_take_less_time() -> None:
+    disturbed = {"2": [[4096, 3e-4], [1024, 9e-4], [65536, 5e-4]]}
+    curves = curves_of("one", {"collectives": {"all_gather": disturbed}})
+    assert curves.collectives["all_gather"][2] == [(1024, 3e-4), (4096, 3e-4), (65536, 5e-4)]
+
+
 def test_a_chip_without_published_figures_has_the_measured_ones() -> None:
     measured = {
         "gemm": {"float32": GEMM},
