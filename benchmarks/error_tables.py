@@ -7,12 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from benchmarks.error_statistics import Summary, calibrated, grouped, of_tool, uncalibrated
-from benchmarks.estimated_rows import LEAST, TRIALS, Scored, machines
+from benchmarks.estimated_rows import FUNCTIONAL_TESTS, LEAST, TRIALS, Scored, is_apart, machines
 from benchmarks.measured_rows import Row
 from flagscale.planner.intervals import CLASSES, QUANTITIES
-
-GOLDEN = "mlm"
-"""The source whose rows of quality B are scored apart."""
 
 _TITLES = {
     "time": "Time of a step",
@@ -24,14 +21,14 @@ _TITLES = {
 
 def by_class(found: Sequence[Scored]) -> str:
     """Return the table of classes, for each quantity."""
-    judged = [row for row in found if not _is_apart(row)]
-    apart = [row for row in found if _is_apart(row)]
 
     def groups(quantity: str) -> Iterator[tuple[str, list[Scored]]]:
+        judged = [row for row in found if not is_apart(row.row, quantity)]
         for kind in CLASSES:
             yield kind, [row for row in judged if row.row.kind == kind]
-        yield "all", judged
-        yield f"{GOLDEN} of quality B, apart", apart
+        yield "all of these", judged
+        apart = [row for row in found if is_apart(row.row, quantity)]
+        yield from ((f"apart: {name}", rows) for name, rows in grouped(apart, source_of).items())
 
     return "\n\n".join(_table("class", quantity, groups(quantity)) for quantity in _present(found))
 
@@ -44,11 +41,7 @@ def by_source(found: Sequence[Scored]) -> str:
 
 def source_of(row: Scored) -> str:
     """Return the name of a row's source in the tables."""
-    return f"{row.row.source} {row.row.quality}" if row.row.source == GOLDEN else row.row.source
-
-
-def _is_apart(row: Scored) -> bool:
-    return row.row.source == GOLDEN and row.row.quality != "A"
+    return f"{row.row.source} {row.row.quality}" if row.row.source == FUNCTIONAL_TESTS else row.row.source
 
 
 def _present(found: Sequence[Scored]) -> list[str]:
@@ -56,37 +49,31 @@ def _present(found: Sequence[Scored]) -> list[str]:
 
 
 def _table(column: str, quantity: str, groups: Iterable[tuple[str, Sequence[Scored]]]) -> str:
-    head = [column, *_HEAD, "*calibrated* " + _HEAD[0], *_HEAD[1:]]
+    head = [column, *_HEAD, f"*calibrated* {_HEAD[0]}", *_HEAD[1:]]
     lines = []
     for name, rows in groups:
-        if (plain := uncalibrated(rows, quantity)) is None:
-            continue
-        lines.append(
-            [
-                name,
-                *_cells(plain),
-                *_cells(calibrated((row for row in rows if quantity in row.judged), quantity)),
-            ]
-        )
-    return f"**{_TITLES[quantity]}**\n\n{_markdown(head, lines)}"
+        after = calibrated((row for row in rows if quantity in row.judged), quantity)
+        if (plain := uncalibrated(rows, quantity)) is not None:
+            lines.append([name, *_cells(plain), *_cells(after)])
+    return f"**{_TITLES[quantity]}**\n\n{markdown(head, lines)}"
 
 
 _HEAD = ("n", "signed", "mean", "median", "95 %", "worst")
 
 
 def by_machine(found: Sequence[Scored]) -> str:
-    """Return the table of machines and software, each with its calibrated errors."""
-    head = ["source, chip, software", "quantity", *_HEAD, "*calibrated* " + _HEAD[0], *_HEAD[1:], ""]
+    """Return the table of machines and software that have rows for a calibration, each with its errors."""
+    head = ["source, chip, software", "quantity", "n", "mean", "*calibrated* signed", *_HEAD[2:], ""]
     lines = []
     for machine, rows in sorted(machines(found).items()):
         for quantity in _present(rows):
             usable = [row for row in rows if row.error(quantity) is not None]
-            note = "" if len(usable) >= LEAST else "not judged"
-            own = calibrated(usable, quantity)
-            lines.append(
-                [_machine(machine), quantity, *_cells(uncalibrated(usable, quantity)), *_cells(own), note]
-            )
-    return f"**Each machine and software**\n\n{_markdown(head, lines)}"
+            plain, after = uncalibrated(usable, quantity), calibrated(usable, quantity)
+            if plain and after:
+                note = "" if len(usable) >= LEAST else "not judged"
+                name = [_machine(machine), quantity, str(plain.n), _percent(plain.mean)]
+                lines.append([*name, *_cells(after)[1:], note])
+    return f"**Each machine and software**\n\n{markdown(head, lines)}"
 
 
 def _machine(machine: tuple[str, str, str]) -> str:
@@ -112,7 +99,7 @@ def beside_others(found: Sequence[Scored]) -> str:
                 if ours and (kind != "all" or len({row.row.kind for row in both}) > 1):
                     cells = [_cells(ours)[number] for number in (1, 2, 4, 5)]
                     lines.append([tool, quantity, kind, *_cells(of_tool(rows, tool, quantity)), *cells])
-    return f"**Other tools on the same rows**\n\n{_markdown(head, lines)}" if lines else ""
+    return f"**Other tools on the same rows**\n\n{markdown(head, lines)}" if lines else ""
 
 
 def excluded_table(excluded: Sequence[Row]) -> str:
@@ -121,71 +108,39 @@ def excluded_table(excluded: Sequence[Row]) -> str:
     reasons: dict[str, Counter[str]] = {}
     for (reason, source), count in counts.items():
         reasons.setdefault(_short(reason), Counter())[source] += count
-    ordered = sorted(reasons.items(), key=lambda item: (-item[1].total(), item[0]))
     lines = [
-        [
-            reason,
-            str(sources.total()),
-            ", ".join(f"{name} {count}" for name, count in sorted(sources.items())),
-        ]
-        for reason, sources in ordered
+        [reason, str(sources.total()), ", ".join(f"{name} {n}" for name, n in sorted(sources.items()))]
+        for reason, sources in sorted(reasons.items(), key=lambda item: (-item[1].total(), item[0]))
     ]
-    return f"**Not scored**\n\n{_markdown(['why', 'n', 'sources'], lines)}" if lines else ""
+    return f"**Not scored**\n\n{markdown(['why', 'n', 'sources'], lines)}" if lines else ""
 
 
 def _short(reason: str) -> str:
     """Return a reason without the numbers of one row, so that equal reasons are counted together."""
-    return (
-        re.sub(r"\d+", "N", reason)
-        if reason.startswith(("the engine would", "a batch", "the degrees"))
-        else reason
-    )
+    has_numbers = reason.startswith(("the engine would", "a batch", "the degrees", "the stages"))
+    return re.sub(r"\d+", "N", reason) if has_numbers else reason
 
 
 def row_lines(found: Sequence[Scored], excluded: Sequence[Row]) -> str:
     """Return every row with its estimates and errors, then those that are not scored."""
-    head = [
-        "row",
-        "class",
-        "quality",
-        "chip",
-        "quantity",
-        "measured",
-        "estimate",
-        "error",
-        "*calibrated*",
-        "others",
-    ]
+    head = ["row", "class", "quality", "chip", "quantity", "measured", "estimate", "error", "*calibrated*"]
     lines = []
     for one in found:
         for quantity in one.estimates:
-            error, own = one.error(quantity), calibrated([one], quantity)
-            if error is None:
-                continue
-            others = [
-                f"{tool} {_signed(other)}"
-                for tool in sorted(one.others)
-                if (other := one.error_of(tool, quantity)) is not None
-            ]
-            amounts = [_amount(quantity, value[quantity]) for value in (one.row.measured, one.estimates)]
-            kind, quality = one.row.kind, one.row.quality
-            after = f"{_signed(own.signed)} (mean {_percent(own.mean)})" if own else ""
-            lines.append(
-                [
-                    one.row.id,
-                    kind,
-                    quality,
-                    one.row.chip,
-                    quantity,
-                    *amounts,
-                    _signed(error),
-                    after,
-                    "; ".join(others),
-                ]
-            )
+            error, after = one.error(quantity), calibrated([one], quantity)
+            if error is not None:
+                name = [one.row.id, one.row.kind, one.row.quality, one.row.chip, quantity]
+                amounts = [_amount(quantity, of[quantity]) for of in (one.row.measured, one.estimates)]
+                shown = f"{_signed(after.signed)} (mean {_percent(after.mean)})" if after else ""
+                lines.append([*name, *amounts, _signed(error), shown, _others(one, quantity)])
     left_out = [[row.id or row.place, row.reason] for row in excluded]
-    tables = [_markdown(head, lines), _markdown(["not scored", "why"], left_out) if left_out else ""]
-    return "\n\n".join(filter(None, tables))
+    tables = [markdown([*head, "others"], lines)] if lines else []
+    return "\n\n".join([*tables, *([markdown(["not scored", "why"], left_out)] if left_out else [])])
+
+
+def _others(one: Scored, quantity: str) -> str:
+    errors = ((tool, one.error_of(tool, quantity)) for tool in sorted(one.others))
+    return "; ".join(f"{tool} {_signed(error)}" for tool, error in errors if error is not None)
 
 
 def _amount(quantity: str, value: float) -> str:
@@ -207,7 +162,7 @@ def _signed(value: float) -> str:
     return ("+" if value > 0 else "-" if value < 0 else "") + _percent(abs(value))
 
 
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table whose columns are aligned."""
     rows = [list(head), *map(list, lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -219,6 +174,7 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
 
 
-ABOUT = f"""Errors in %: estimate / measured - 1. *signed* is their mean; *mean*, *median* and *95 %* are of their sizes.
-*calibrated*: two constants of time, or one of memory, are fitted on {TRIALS} rows of one source, chip and software, and
-scored on its other rows; the mean over up to 20 choices of the {TRIALS} rows. Only groups of at least {LEAST} rows count."""
+ABOUT = f"""Errors in %: estimate / measured - 1. *signed* is their mean; *mean*, *median* and *95 %* are of
+their sizes. *calibrated*: two constants of time, or one of memory, are fitted on {TRIALS} rows of one source,
+chip and software, and scored on its other rows, for up to 20 choices of the {TRIALS} rows; groups of fewer
+than {LEAST} rows are not judged. Times are estimated with constants fitted without the source of the row."""

@@ -1,11 +1,12 @@
 """Compare the planner's estimates with published measurements: `python -m benchmarks.estimate`.
 
-Prints the errors of memory and time by class and by source, uncalibrated and calibrated, beside those of other
-estimators and of the engine's own report, and why rows are not scored. Times are estimated with constants that
-were fitted without the source of the row; memory has no fitted constants.
+Prints the errors of memory and time by class and by source, uncalibrated and calibrated, beside those of
+other estimators and of the engine's own report, and why rows are not scored. Times are estimated with
+constants that were fitted without the source of the row.
 
-`--data` scores another file of the same form (docs/planner.md, section "Errors"). `--write` writes the tables into
-docs/planner.md and the intervals into flagscale/planner/error_table.json. `--fit` fits the constants first.
+`--data` scores another file of the same form (docs/planner.md, section "Errors"). `--write` writes the tables
+into docs/planner.md and the intervals into flagscale/planner/error_table.json. `--fit` fits the constants
+first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import engine_report, error_tables
-from benchmarks.error_intervals import error_table
+from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.estimated_rows import Estimator, Scored, scored
 from benchmarks.layouts import write
 from benchmarks.measured_rows import Row, read_rows
@@ -63,8 +64,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(text(found, excluded, options.by))
     if options.write:
-        write_atomic(TABLE, json.dumps(error_table(found), indent=1) + "\n")
-        write(DOCUMENT, text(found, excluded, None), BEGIN, END)
+        table = error_table(found)
+        write_atomic(TABLE, json.dumps(table, indent=1) + "\n")
+        document = f"{text(found, excluded, None)}\n\n{intervals_table(table)}"
+        write(DOCUMENT, document, BEGIN, END)
     return _report_wrong(excluded)
 
 

@@ -26,6 +26,14 @@ LEAST = 6
 DRAWS = 20
 """Choices of the rows for a calibration; all of them if there are fewer."""
 
+FUNCTIONAL_TESTS = "mlm"
+"""A source of tiny models (12 layers of 512), for a few iterations, in which the host's time decides."""
+
+
+def is_apart(row: Row, quantity: str) -> bool:
+    """Return whether a row does not count in its class: times of functional tests, or tests that resume."""
+    return row.source == FUNCTIONAL_TESTS and (quantity == "time" or row.quality != "A")
+
 
 @dataclass(frozen=True)
 class Estimator:

@@ -17,14 +17,12 @@ from benchmarks.measured_layouts import copies_of, layout_arguments
 from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
 from flagscale.planner.chips import Chip, Link, find_chip
+from flagscale.planner.flops import model_flops
+from flagscale.planner.intervals import class_of
 from flagscale.planner.reading import training_of
 from flagscale.planner.training import Training
 
 GIB = 2**30
-CLASSES = ("dense", "VPP", "MoE", "CP", "mixed")
-"""From the most ordinary to the most special one; a row counts in the most special one that applies."""
-QUANTITIES = ("allocated", "reserved", "device", "time")
-
 _ALIASES = {"V100": "V100-16", "BI-V150": "Iluvatar-BI-V150", "A800": "A800-80", "A100": "A100-80"}
 """The names of sources for chips of chips.json. AMP's V100 are those of p3.8xlarge, with 16 GB."""
 
@@ -53,7 +51,7 @@ class Row:
     """The engine's arguments (by dest), defaults included."""
     world_size: int = 0
     kind: str = ""
-    """One of `CLASSES`."""
+    """Its class, one of `intervals.CLASSES`."""
     is_last_stage: bool = False
     """Whether the memory is that of the last stage; else it is the largest of all ranks."""
     predictions: Mapping[str, Mapping[str, float]] | None = None
@@ -120,7 +118,7 @@ def _estimable(row: Row, fields: Fields) -> Row:
     assumed = Assumed()
     given = fields.at("flags").at("megatron_args")
     values = published_arguments(given) if given.values else arguments_of(fields, assumed)
-    hardware, parallel = fields.at("hardware"), fields.at("parallel")
+    hardware = fields.at("hardware")
     world = hardware.whole("count")
     per_node = min(world, hardware.whole("gpus_per_node", world))
     copies = [] if given.values else copies_of(fields)
@@ -137,11 +135,11 @@ def _estimable(row: Row, fields: Fields) -> Row:
         _check(job, world)
     return replace(
         row,
-        measured=_measured(fields, assumed),
+        measured=_measured(fields, assumed, jobs[0], world),
         copies=jobs,
         values=arguments[0][0],
         world_size=world,
-        kind=_kind(jobs, row.chip, parallel),
+        kind=_kind(jobs),
         is_last_stage=bool(given.values),
         predictions=_predictions(fields),
         assumed=tuple(assumed.facts),
@@ -178,24 +176,19 @@ def _chip(name: str, row: Fields) -> Chip:
     return chip
 
 
-def _kind(jobs: tuple[Training, ...], chip: str, parallel: Fields) -> str:
-    layout, model = jobs[0].layout, jobs[0].model
-    applies = {
-        "MoE": model.experts > 0,
-        "CP": any(mesh.cp > 1 for mesh in layout.meshes),
-        "VPP": layout.chunks > 1,
-        "mixed": len(jobs) > 1 or len(layout.meshes) > 1 or "+" in chip,
-    }
-    return next((name for name in reversed(CLASSES) if applies.get(name)), "dense")
+def _kind(jobs: tuple[Training, ...]) -> str:
+    """Return the most special class of the copies; copies with different chips make the job a mixed one."""
+    chips = {block.chip.name for job in jobs for block in job.blocks}
+    return "mixed" if len(chips) > 1 else class_of(jobs[0])
 
 
 _GIB_KEYS = {"allocated": "peak_alloc_gib", "reserved": "peak_reserved_gib", "device": "nvidia_smi_gib"}
 _ON_DEVICE = ("sailor",)
-"""Sources whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib` (sailor:
-deepspeed/pipe_engine.py, `get_total_used_mem`, which ae_scripts/clariden_scripts/process_results.py takes)."""
+"""Sources whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib` (sailor's
+deepspeed/pipe_engine.py, `get_total_used_mem`, of which its process_results.py takes the maximum)."""
 
 
-def _measured(row: Fields, assumed: Assumed) -> dict[str, float]:
+def _measured(row: Fields, assumed: Assumed, job: Training, world: int) -> dict[str, float]:
     measured = row.at("measured")
     found: dict[str, float] = {}
     if assumed.is_memory_known:
@@ -206,21 +199,24 @@ def _measured(row: Fields, assumed: Assumed) -> dict[str, float]:
             found["allocated"] = nbytes
         if row.at("source").text("key") in _ON_DEVICE and "allocated" in found:
             found = {"device": found["allocated"]}
-    if (seconds := _seconds(row)) is not None:
+    if (seconds := _seconds(row, job, world)) is not None:
         found["time"] = seconds
     if not found:
         raise Unusable("not published: a time, or a memory that nothing unknown decides")
     return found
 
 
-def _seconds(row: Fields) -> float | None:
-    measured, train = row.at("measured"), row.at("train")
+def _seconds(row: Fields, job: Training, world: int) -> float | None:
+    """Return the seconds of a step, if need be from a rate of tokens or of the model's operations."""
+    measured = row.at("measured")
     if (seconds := measured.positive("iteration_s")) is not None:
         return seconds
-    rate = measured.positive("tokens_per_s_per_gpu")
-    if rate is None or train.values.get("gbs") is None:
-        return None
-    return train.whole("gbs") * train.whole("seq") / (rate * row.at("hardware").whole("count"))
+    if (rate := measured.positive("tokens_per_s_per_gpu")) is not None:
+        return job.batch * job.sequence / (rate * world)
+    if (rate := measured.positive("tflops_per_gpu")) is not None:
+        # Published rates count causal attention half, as `model_flops` does.
+        return model_flops(job) / (1e12 * rate * world)
+    return None
 
 
 def _predictions(row: Fields) -> dict[str, dict[str, float]]:

@@ -10,15 +10,15 @@ from flagscale.frozen import dataclass
 Pair = tuple[float, float]
 """(estimated without calibration, measured), both positive and in the same unit."""
 
-_SCALES = (0.2, 5.0)
+_SCALES = (0.1, 10.0)
 """A machine beyond these is not what its figures say; then the estimate is wrong, not the machine."""
-_DOUBT = 0.05
-"""The weight of a constant time against one squared relative error: a few pairs tell it from noise badly."""
+_DOUBT = 3.0
+"""The weight against an offset (squared, relative to the middle time): few pairs tell it from noise badly."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What an estimate is corrected by: time = scale * estimate + offset, memory = estimate + bytes."""
+    """What corrects an estimate: time = scale * estimate + offset, memory = estimate + bytes."""
 
     scale: float = 1.0
     offset_s: float = 0.0
@@ -36,48 +36,30 @@ class Calibration:
 
 
 def fitted(times: Sequence[Pair] = (), memories: Sequence[Pair] = ()) -> Calibration:
-    """Return the calibration that fits pairs of seconds and of bytes best; pairs that are not positive drop out.
+    """Return the calibration that fits pairs of seconds and of bytes; pairs that are not positive drop out.
 
-    One time gives the scale alone; of two or more, the relative squared errors are made smallest over scale
-    and offset. The memory offset is the median difference.
+    Time: the relative squared errors are made smallest, for one pair over the scale alone, for more over
+    scale and offset. Memory: the part of the differences that all pairs share, 0 if their signs differ.
     """
-    usable = [(estimated, measured) for estimated, measured in times if estimated > 0 and measured > 0]
-    scale, offset = _line(usable)
-    differences = [measured - estimated for estimated, measured in memories]
-    return Calibration(scale, offset, float(median(differences)) if differences else 0.0)
+    differences = [measured - estimated for estimated, measured in memories if estimated > 0 and measured > 0]
+    is_shared = bool(differences) and (min(differences) > 0 or max(differences) < 0)
+    scale, offset = _line(
+        [(estimated, measured) for estimated, measured in times if min(estimated, measured) > 0]
+    )
+    return Calibration(scale, offset, min(differences, key=abs) if is_shared else 0.0)
 
 
 def _line(pairs: Sequence[Pair]) -> tuple[float, float]:
     """Return the scale and the offset of pairs of seconds."""
     if not pairs:
         return 1.0, 0.0
-    only_scale = _clipped(1 / _middle([estimated / measured for estimated, measured in pairs])), 0.0
-    if len(pairs) == 1:
-        return only_scale
-    # Rows of a linear problem in (scale, offset / unit): estimated / measured, unit / measured -> 1.
-    unit = _middle([measured for _, measured in pairs])
+    # A linear problem in (scale, offset / unit): estimated / measured, unit / measured -> 1.
+    unit = median(measured for _, measured in pairs)
     rows = [(estimated / measured, unit / measured) for estimated, measured in pairs]
-    aa = sum(a * a for a, _ in rows)
-    ab = sum(a * b for a, b in rows)
-    bb = sum(b * b for _, b in rows) + _DOUBT
-    a, b = sum(a for a, _ in rows), sum(b for _, b in rows)
+    aa, bb = sum(a * a for a, _ in rows), sum(b * b for _, b in rows) + _DOUBT
+    ab, a, b = sum(a * b for a, b in rows), sum(a for a, _ in rows), sum(b for _, b in rows)
     determinant = aa * bb - ab * ab
-    scale, share = (a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant
-    if share <= 0 or not _SCALES[0] <= scale <= _SCALES[1]:
-        return only_scale
-    return scale, share * unit
-
-
-def _middle(values: Sequence[float]) -> float:
-    """Return the geometric mean of the middle half of positive values: an outlier does not move it."""
-    ordered = sorted(values)
-    cut = len(ordered) // 4 if len(ordered) > 3 else (len(ordered) - 1) // 2
-    kept = ordered[cut : len(ordered) - cut]
-    product = 1.0
-    for value in kept:
-        product *= value ** (1 / len(kept))
-    return product
-
-
-def _clipped(scale: float) -> float:
-    return min(max(scale, _SCALES[0]), _SCALES[1])
+    scale, offset = (a * bb - b * ab) / determinant, unit * (b * aa - a * ab) / determinant
+    if len(pairs) > 1 and offset > 0 and _SCALES[0] <= scale <= _SCALES[1]:
+        return scale, offset
+    return min(max(a / aa, _SCALES[0]), _SCALES[1]), 0.0

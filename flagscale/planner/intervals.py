@@ -1,7 +1,7 @@
 """How far measurements lay from the estimates of jobs of the same class: the published errors as intervals.
 
-`error_table.json` is written by `python -m benchmarks.estimate --write`, from measurements whose source had no
-part in the constants.
+`error_table.json` is written by `python -m benchmarks.estimate --write`, from measurements whose source had
+no part in the constants.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAST = 12
 """Measurements that a class needs for intervals of its own; with fewer, those of all classes apply."""
 
 _INSTEAD = {"reserved": "allocated", "device": "allocated"}
-"""Quantities that are rarely published, and the one whose errors they have at least."""
+"""Quantities that are rarely published, and the one whose interval theirs includes."""
 
 Factors = tuple[float, float]
 
@@ -53,15 +53,19 @@ def interval(training: Training, quantity: str, is_calibrated: bool) -> Factors:
 
 def factors(table: Mapping[str, Any], kind: str, quantity: str, is_calibrated: bool) -> Factors:
     """Return the factors of a class in a table; see `interval`."""
-    states = ("calibrated", "uncalibrated") if is_calibrated else ("uncalibrated",)
     names = (quantity, _INSTEAD[quantity]) if quantity in _INSTEAD else (quantity,)
-    entries = [
-        table["classes"].get(one, {}).get(name, {}).get(state)
-        for state in states
-        for one in (kind, ALL)
-        for name in names
-    ]
-    return next((float(one["low"]), float(one["high"])) for one in entries if one and one["n"] >= LEAST)
+    found = [_factors(table, kind, name, is_calibrated) for name in names]
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+def _factors(table: Mapping[str, Any], kind: str, quantity: str, is_calibrated: bool) -> Factors:
+    """Return the factors of the first class and state with enough rows; (1, 1) if no measurement has this."""
+    for state in ("calibrated", "uncalibrated") if is_calibrated else ("uncalibrated",):
+        for one in (kind, ALL):
+            entry = table["classes"].get(one, {}).get(quantity, {}).get(state)
+            if entry and entry["n"] >= LEAST:
+                return float(entry["low"]), float(entry["high"])
+    return 1.0, 1.0
 
 
 @functools.cache

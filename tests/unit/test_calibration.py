@@ -1,0 +1,51 @@
+"""A machine's constants are fitted on few measurements without following their noise."""
+
+from __future__ import annotations
+
+import pytest
+
+from flagscale.planner.calibration import Calibration, fitted
+
+
+def test_without_measurements_nothing_changes() -> None:
+    assert fitted() == Calibration()
+    assert (Calibration().seconds(2.5), Calibration().nbytes(2.5)) == (2.5, 2.5)
+
+
+def test_one_time_gives_the_scale_alone() -> None:
+    found = fitted([(2.0, 3.0)])
+    assert (found.scale, found.offset_s) == (pytest.approx(1.5), 0)
+    assert found.seconds(4.0) == pytest.approx(6)
+
+
+def test_times_of_one_scale_have_no_offset() -> None:
+    found = fitted([(1, 1.3), (2, 2.6), (40, 52)])
+    assert found.scale == pytest.approx(1.3)
+    assert found.offset_s == pytest.approx(0, abs=1e-9)
+
+
+def test_a_constant_time_is_seen_if_the_times_differ_enough() -> None:
+    found = fitted([(0.1, 0.6), (1, 1.5), (20, 20.5)])
+    assert 0.2 < found.offset_s < 0.5
+    assert found.seconds(0.1) < 0.6
+
+
+@pytest.mark.parametrize("times", [[(1, 0.9), (1, 1.1)], [(1, 1.1), (2, 1.9)], [(1, 1), (2, 1), (3, 1)]])
+def test_noise_is_not_an_offset_that_spoils_other_jobs(times: list[tuple[float, float]]) -> None:
+    found = fitted(times)
+    assert found.offset_s >= 0
+    assert 0.1 <= found.scale <= 10
+    assert found.seconds(0.01) < 1
+    assert 5 < found.seconds(20) < 25
+
+
+def test_memory_takes_the_part_that_all_differences_share() -> None:
+    assert fitted(memories=[(10, 12)]).memory_bytes == 2
+    assert fitted(memories=[(10, 12), (20, 23), (5, 9)]).memory_bytes == 2
+    assert fitted(memories=[(10, 9), (20, 17)]).memory_bytes == -1
+    assert fitted(memories=[(10, 12), (20, 19)]).memory_bytes == 0
+    assert Calibration(memory_bytes=-5).nbytes(3) == 0
+
+
+def test_pairs_that_say_nothing_drop_out() -> None:
+    assert fitted([(0, 1), (1, 0)], [(0, 1)]) == Calibration()
