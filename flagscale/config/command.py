@@ -17,7 +17,7 @@ DEFAULT_RUNNER = "ssh"
 COMMAND_KEYS: Mapping[str, Sequence[str]] = {
     "output": ("query", "estimate"),
     "follow": ("query", "logs"),
-    "chip": ("estimate", "dryrun", "check"),
+    "chip": ("estimate", "dryrun", "check", "auto_tune"),
     "picture": ("estimate",),
     "plan": ("estimate",),
     "task_file": ("estimate",),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from flagscale.frozen import dataclass, field
 from flagscale.planner.calibration import Calibration
+from flagscale.planner.residuals import Residuals
 from flagscale.planner.space import (
     DISTRIBUTED,
     GRANULARITY,
@@ -19,17 +20,17 @@ from flagscale.planner.space import (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A legal change of the job, with what is expected of it. Zero: unknown."""
+    """A legal change of the job, with what is expected of it before anything was measured."""
 
     changes: Changes
     seconds: float
-    """Per step, before anything was measured; without an estimate, a figure that ranks."""
+    """Per step; without an estimate, a figure that only ranks."""
     nbytes: float = 0.0
-    """On the fullest device."""
+    """On the fullest device; 0: unknown."""
     reported_bytes: float = 0.0
     """Allocated by the rank that reports its memory (the last one), which a trial is compared with."""
-    time_factors: tuple[float, float] = (0.0, float("inf"))
-    """The published error: 95 % of measurements lie between these multiples of an estimate; calibrated."""
+    features: tuple[float, ...] = ()
+    """What errors of estimates depend on; see `residuals`."""
     memory_factor: float = 1.0
     """The 95 % side of the published error of memory: an estimate times this is rarely exceeded."""
 
@@ -52,14 +53,22 @@ class Known:
 
     calibration: Calibration | None = None
     """The constants refitted to the trials; None before the first one."""
+    residuals: Residuals | None = None
+    """What trials have taught about the errors that remain; None before the first one."""
     capacity: float = 0.0
     """Bytes that a process can use on a device; 0: unknown, and nothing is dropped for its size."""
-    has_estimates: bool = True
-    """Whether `Candidate.seconds` are times; otherwise they only rank."""
 
     def seconds(self, candidate: Candidate) -> float:
         """Return the time per step that is expected now."""
-        return self.calibration.seconds(candidate.seconds) if self.calibration else candidate.seconds
+        if not self.calibration or not self.residuals:
+            return candidate.seconds
+        return self.calibration.seconds(candidate.seconds) * self.residuals.factor(candidate.features)
+
+    def lowest(self, candidate: Candidate) -> float:
+        """Return the least time per step that is to be expected now, with 95 %; 0 before the first trial."""
+        if not self.calibration or not self.residuals:
+            return 0.0
+        return self.calibration.seconds(candidate.seconds) * self.residuals.low_factor(candidate.features)
 
     def nbytes(self, candidate: Candidate) -> float:
         """Return the memory of the fullest device that is expected now; 0 if it is unknown."""
@@ -116,19 +125,16 @@ def propose(
         return Proposal(None, f"{FAILURES} trials have failed in the same way: {same}", dropped)
     if limits.tries_all:
         return Proposal(_in_order(fitting, known, limits.priority), "the next of the grid", dropped)
-    chosen = min(fitting, key=known.seconds)
-    by = "its estimate" if known.has_estimates else "its rank"
-    if best is None:
-        return Proposal(chosen, f"the first by {by}", dropped)
-    if known.has_estimates and known.calibration:
-        hopeful = [one for one in fitting if known.seconds(one) * one.time_factors[0] < best]
-        slower = len(fitting) - len(hopeful)
-        if not hopeful:
-            why = "no other candidate can be faster than the best, within the stated error of the estimates"
-            return Proposal(None, why, dropped)
-        dropped = {**dropped, "cannot be faster than the best": slower} if slower else dropped
-        chosen = min(hopeful, key=known.seconds)
-    return Proposal(chosen, f"the next by {by}", dropped)
+    if best is None or not known.residuals:
+        return Proposal(min(fitting, key=known.seconds), "the fastest by what is expected", dropped)
+    hopeful = [one for one in fitting if known.lowest(one) < best]
+    if not hopeful:
+        why = "no other candidate can be faster than the best, within the stated error of the estimates"
+        return Proposal(None, why, dropped)
+    if slower := len(fitting) - len(hopeful):
+        dropped = {**dropped, "cannot be faster than the best": slower}
+    # The one that may be fastest, not the one that probably is: what is least certain teaches most.
+    return Proposal(min(hopeful, key=known.lowest), "it may be the fastest", dropped)
 
 
 def key_of(changes: Changes) -> tuple[tuple[str, str], ...]:

@@ -1,14 +1,16 @@
-"""How the candidates of a job are estimated: by the planner, or by a rank if chip or model are unknown."""
+"""What is expected of the candidates of a job: by the planner, or a rank if chip or model are unknown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from flagscale.checks.vocabulary import vocabulary_of
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
-from flagscale.estimates.chips import UnknownChip, chip_entries, chips_of
+from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
+from flagscale.formats import count
 from flagscale.frozen import replace
 from flagscale.plan.prepare import Prepared
 from flagscale.planner.chips import Chip, chip_of
@@ -16,10 +18,11 @@ from flagscale.planner.estimate import estimate
 from flagscale.planner.intervals import interval
 from flagscale.planner.propose import Candidate
 from flagscale.planner.reading import training_of
+from flagscale.planner.residuals import deviation
 from flagscale.planner.rough import rough_cost
 from flagscale.planner.space import Changes, Space
 from flagscale.planner.training import Training
-from flagscale.tuning.figures import Basis
+from flagscale.tuning.figures import Basis, features_of
 
 _NOMINAL: Mapping[str, Any] = {
     "bf16_tflops_dense": 0.05,
@@ -34,82 +37,110 @@ _NOMINAL: Mapping[str, Any] = {
 
 
 def basis_of(
-    prepared: Prepared, space: Space, changes: Changes, chip: str, source_map: SourceMap
+    prepared: Prepared, space: Space, found: Sequence[Changes], chip: str, source_map: SourceMap
 ) -> Basis:
-    """Return how candidates are estimated.
+    """Return the candidates with what is expected of them.
 
     Args:
         prepared: the job as configured.
         space: the space, with the arguments that candidates change.
-        changes: of one candidate, to see whether the planner knows the model.
+        found: the candidates.
         chip: the command's `chip=`; "": as the hosts say.
         source_map: the places to blame.
 
     Raises:
-        UserError: `experiment.chips` has mistakes.
+        UserError: `experiment.chips` has mistakes, or the command's chip is unknown.
     """
     experiment, job = prepared.experiment, prepared.job
     given = (experiment.auto_tuner.memory_model.gpu_memory or 0.0) * 2**20
     if job.has_own_model:
-        why = f"`{job.role.entrypoint}` may have a model of its own"
-        return _rough(space, given, why)
-    entries = chip_entries(experiment)
-    notice, is_known = "", True
+        return _ranked(space, found, given, f"`{job.role.entrypoint}` may have a model of its own")
+    notices, is_known = [], True
     try:
-        found = _weakest(chips_of(experiment, job.hosts, entries, chip, source_map))
-    except UnknownChip as error:
+        one = _weakest(chips_of(experiment, job.hosts, chip_entries(experiment), chip, source_map))
+    except ChipUnknown as error:
         if chip:
             raise
-        found, is_known = chip_of("nominal", _NOMINAL), False
-        notice = (
-            f"no estimates before trials: {error.problems[0].what}; candidates are ranked as on a nominal chip"
-        )
-    tokens = vocabulary_of(job.arguments)
-    per_host = min(host.slots for host in job.hosts)
+        one, is_known = chip_of("nominal", _NOMINAL), False
+        why = error.problems[0].what
+        notices.append(f"no estimates before the first trial: {why}; a nominal chip ranks the candidates")
+    tokens, per_host = vocabulary_of(job.arguments), min(host.slots for host in job.hosts)
 
-    def training(one: Changes) -> Training:
-        return training_of({**space.values, **one}, space.world_size, (found,), (per_host,), tokens)
+    def training(changes: Changes) -> Training:
+        return training_of({**space.values, **changes}, space.world_size, (one,), (per_host,), tokens)
 
-    def candidate(one: Changes) -> Candidate:
-        return _estimated(one, training(one), is_known=is_known)
-
-    try:
-        candidate(changes)
-    except UserError as error:
-        return _rough(space, given, error.problems[0].what)
-    return Basis(candidate, given or found.memory_bytes, has_estimates=True, notice=notice)
-
-
-def _estimated(changes: Changes, training: Training, *, is_known: bool) -> Candidate:
-    """Return the estimate of a candidate.
-
-    Raises:
-        UserError: the planner has no model of the job, or figures of the chip are missing.
-    """
-    found = estimate(training)
-    if found.speed is None:
-        raise UserError(found.missing)
-    fullest = found.fullest.memory if is_known else max(found.stages, key=lambda one: one.memory.device).memory
-    _, most = interval(training, "device", True)
-    return Candidate(
-        changes,
-        found.speed.step.seconds,
-        fullest.device,
-        reported_bytes=found.stages[-1].memory.allocated,
-        time_factors=interval(training, "time", True) if is_known else (1.0, 1.0),
-        memory_factor=most,
+    candidates, problems = _estimated(space, found, training)
+    if not candidates:
+        return _ranked(space, found, given, next(iter(problems)))
+    if problems:
+        missing = [changes for changes in found if changes not in [one.changes for one in candidates]]
+        what = f"{count(len(missing), 'candidate')} of {len(found)} cannot be estimated, only ranked"
+        notices.append(f"{what}: {'; '.join(problems)}")
+        candidates = _with_ranked(space, found, candidates)
+    if not is_known:
+        return Basis(tuple(candidates), given, is_nominal=True, notices=tuple(notices))
+    typical = training(candidates[0].changes)
+    low, _ = interval(typical, "time", is_calibrated=True)
+    return Basis(
+        tuple(candidates),
+        given or one.memory_bytes,
+        error=deviation(low),
+        factors=interval(typical, "time", is_calibrated=False),
+        notices=tuple(notices),
     )
 
 
-def _rough(space: Space, capacity: float, why: str) -> Basis:
+def _estimated(
+    space: Space, found: Sequence[Changes], training: Callable[[Changes], Training]
+) -> tuple[list[Candidate], dict[str, None]]:
+    """Return the candidates that the planner can estimate, and what it does not know about the others."""
+    candidates: list[Candidate] = []
+    problems: dict[str, None] = {}
+    for changes in found:
+        try:
+            job = training(changes)
+            result = estimate(job)
+        except UserError as error:
+            problems[error.problems[0].what] = None
+            continue
+        if result.speed is None:
+            problems[result.missing[0].what] = None
+            continue
+        fullest = max(result.stages, key=lambda one: one.memory.device)
+        one = Candidate(
+            changes,
+            result.speed.step.seconds,
+            fullest.memory.device,
+            reported_bytes=result.stages[-1].memory.allocated,
+            features=features_of(changes, space, is_estimated=True),
+            memory_factor=interval(job, "device", True)[1],
+        )
+        candidates.append(one)
+    return candidates, problems
+
+
+def _with_ranked(space: Space, found: Sequence[Changes], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return all candidates, with a time by their rank for those without an estimate."""
+    known = {id(one.changes): one for one in candidates}
+    unit = median(one.seconds / _rank(space, one.changes) for one in candidates)
+    return [known.get(id(changes)) or _only_ranked(space, changes, unit) for changes in found]
+
+
+def _only_ranked(space: Space, changes: Changes, unit: float = 1.0) -> Candidate:
+    features = features_of(changes, space, is_estimated=False)
+    return Candidate(changes, unit * _rank(space, changes), features=features)
+
+
+def _ranked(space: Space, found: Sequence[Changes], capacity: float, why: str) -> Basis:
     """Return the basis without a model: candidates are only ranked."""
-    batch = int(space.values["global_batch_size"])
+    notice = f"no estimates: {why}; candidates are ranked by the work of a rank and the pipeline's bubble"
+    candidates = tuple(_only_ranked(space, changes) for changes in found)
+    return Basis(candidates, capacity, is_nominal=True, notices=(notice,))
 
-    def candidate(changes: Changes) -> Candidate:
-        return Candidate(changes, rough_cost({**space.values, **changes}, space.world_size, batch))
 
-    notice = f"no estimates: {why}; candidates are ranked by the work of a rank and the bubble of the pipeline"
-    return Basis(candidate, capacity, has_estimates=False, notice=notice)
+def _rank(space: Space, changes: Changes) -> float:
+    values = {**space.values, **changes}
+    return rough_cost(values, space.world_size, int(values["global_batch_size"]))
 
 
 def _weakest(chips: Sequence[Chip]) -> Chip:
@@ -128,5 +159,3 @@ def _weakest(chips: Sequence[Chip]) -> Chip:
         outside=min((chip.outside for chip in chips), key=lambda link: link.bytes_s),
         per_node=min(chip.per_node for chip in chips),
     )
-
-

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from math import log2
+from statistics import median
 from typing import Any
 
 from flagscale.checks.degrees import degrees
-from flagscale.formats import quantity
-from flagscale.frozen import dataclass
+from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import fitted
 from flagscale.planner.propose import Candidate, Known, key_of
-from flagscale.planner.rough import rough_cost
+from flagscale.planner.residuals import residuals
 from flagscale.planner.space import (
     DISTRIBUTED,
     DP,
@@ -23,31 +24,25 @@ from flagscale.planner.space import (
     Space,
 )
 
-Estimator = Callable[[Changes], Candidate]
+UNRELIABLE = 0.35
+"""The error of estimates of a machine of which little is known; see `Basis.error`."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """How candidates of a job are estimated."""
+    """The candidates of a job, with what is expected of them before any trial."""
 
-    estimate: Estimator
+    candidates: tuple[Candidate, ...]
     capacity: float = 0.0
     """Bytes that a process can use on a device; 0: unknown."""
-    has_estimates: bool = False
-    notice: str = ""
-    """Why there are no estimates, or none of the memory."""
-
-
-def rough_basis(space: Space, batch: int, why: str, capacity: float = 0.0) -> Basis:
-    """Return the basis without a chip or a model: candidates are only ranked."""
-
-    def estimate(changes: Changes) -> Candidate:
-        return Candidate(changes, rough_cost({**space.values, **changes}, space.world_size, batch))
-
-    notice = (
-        f"no estimates: {why}; candidates are ranked by the work of a rank and the bubble of the pipeline"
-    )
-    return Basis(estimate, capacity, has_estimates=False, notice=notice)
+    is_nominal: bool = False
+    """Whether chip or model are unknown: then what is expected only ranks, until a trial has calibrated it."""
+    error: float = UNRELIABLE
+    """The standard deviation of the logarithm of the error that one doubling of a degree may add."""
+    factors: tuple[float, float] = (0.0, float("inf"))
+    """The published interval of times, uncalibrated: outside, estimates are not reliable on this machine."""
+    notices: tuple[str, ...] = ()
+    """Why there are no estimates, or fewer than candidates."""
 
 
 def sizes_of(changes: Changes, space: Space, batch: int) -> dict[str, int]:
@@ -77,18 +72,47 @@ def _others(space: Space) -> set[str]:
     return {*space.choices} - {*DIMENSIONS}
 
 
-def learnt(candidates: Sequence[Candidate], entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
-    """Return the constants refitted to all trials that were measured."""
-    expected = {key_of(one.changes): one for one in candidates}
-    times, memories = [], []
-    for entry in entries:
-        one = expected.get(key_of(entry["changes"]))
-        if one and entry["state"] == "measured":
-            times.append((one.seconds, float(entry["seconds"])))
-            if one.reported_bytes and entry.get("mem_bytes"):
-                memories.append((one.reported_bytes, float(entry["mem_bytes"])))
-    calibration = fitted(times, memories) if times and basis.has_estimates else None
-    return Known(calibration, basis.capacity, basis.has_estimates)
+def features_of(changes: Changes, space: Space, *, is_estimated: bool) -> tuple[float, ...]:
+    """Return what the error of a candidate's estimate depends on: doublings of degrees, and switches."""
+    values = {**space.values, **changes}
+    found = degrees(values, space.world_size)
+    sizes = (found.tp, found.pp, found.cp, found.ep, found.vpp, int(values[MICRO]))
+    recompute = values.get(GRANULARITY)
+    switches = (
+        values.get(SEQUENCE),
+        values.get(DISTRIBUTED),
+        recompute == "full",
+        recompute == "selective",
+        not is_estimated,
+    )
+    return (*map(log2, sizes), *(float(bool(one)) for one in switches))
+
+
+def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
+    """Return the constants refitted to all trials that were measured, and the errors that remain."""
+    expected = {key_of(one.changes): one for one in basis.candidates}
+    tried = [
+        (one, entry)
+        for entry in entries
+        if entry["state"] == "measured" and (one := expected.get(key_of(entry["changes"])))
+    ]
+    if not tried:
+        return Known(capacity=basis.capacity)
+    times = [(one.seconds, float(entry["seconds"])) for one, entry in tried]
+    memories = [
+        (one.reported_bytes, float(entry["mem_bytes"]))
+        for one, entry in tried
+        if one.reported_bytes and entry.get("mem_bytes")
+    ]
+    # A machine may be far from its figures, but its estimates have the right proportions.
+    unit = median(measured / expected for expected, measured in times)
+    fit = fitted([(unit * expected, measured) for expected, measured in times], memories)
+    calibration = replace(fit, scale=unit * fit.scale)
+    low, high = basis.factors
+    is_as_published = all(low <= measured / expected <= high for expected, measured in times)
+    error = basis.error if is_as_published else max(basis.error, UNRELIABLE)
+    rows = [(one.features, calibration.seconds(one.seconds), float(entry["seconds"])) for one, entry in tried]
+    return Known(calibration, residuals(rows, len(rows[0][0]), error), basis.capacity)
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -102,4 +126,4 @@ def bytes_text(nbytes: float | None) -> str:
     """Return an amount of memory for people: `3.12 GiB`."""
     if not nbytes:
         return "-"
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{quantity(nbytes / 2**20)} MiB"
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"

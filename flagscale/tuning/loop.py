@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale import __version__
-from flagscale.config.command import Request
+from flagscale.config.command import Request, load_command_keys
 from flagscale.config.schema import AutoTuner
 from flagscale.engines.megatron.rules import machine_of
 from flagscale.errors import FlagScaleError, Problem, UserError
@@ -26,7 +26,8 @@ from flagscale.run.state import ProcessId
 from flagscale.run.tuner_dir import TunerDir
 from flagscale.runners.base import runner_of
 from flagscale.tuning import history, report
-from flagscale.tuning.figures import Basis, bytes_text, label, learnt, rough_basis, seconds_text, sizes_of
+from flagscale.tuning.basis import basis_of
+from flagscale.tuning.figures import Basis, bytes_text, label, learnt, seconds_text, sizes_of
 from flagscale.tuning.outcome import Outcome
 from flagscale.tuning.requests import step_batch, trial_request, winner_request
 from flagscale.tuning.trial import StopRequested, end_trial, run_trial
@@ -54,7 +55,6 @@ class Tuning:
     space: Space
     basis: Basis
     batch: int
-    candidates: tuple[Candidate, ...]
     conditions: history.Conditions
     files: TunerDir
     say: Say
@@ -68,7 +68,7 @@ class Tuning:
 
     @property
     def known(self) -> Known:
-        return learnt(self.candidates, self.entries, self.basis)
+        return learnt(self.entries, self.basis)
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -100,7 +100,8 @@ def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
     places = {"": where(place), **{name: where(f"{place}.{name}") for name in keys.space}}
     space = read_space(keys.space, values, job.world_size, per_host, machine_of(job.hosts), places)
     found = candidates(space)
-    basis = basis_of(prepared, space, batch)
+    chip = load_command_keys(request.config).chip
+    basis = basis_of(prepared, space, found, chip, request.source_map)
     files = TunerDir.of(prepared.experiment.exp_dir)
     # Mistakes that each trial would have are reported before the first one.
     prepare(trial_request(request, {}, files.path / "check", keys.control.train_iters, batch), "check")
@@ -110,7 +111,6 @@ def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
         space=space,
         basis=basis,
         batch=batch,
-        candidates=tuple(basis.estimate(one) for one in found),
         conditions=conditions_of(prepared, found[0], batch),
         files=files,
         say=say,
@@ -129,12 +129,6 @@ def _refuse_untunable(prepared: Prepared, request: Request) -> None:
         what = "here every host runs a command of its own, and their tuners would not agree on the trials"
         hint = "set nnodes: 1, or use a runner that starts all hosts from one, such as ssh"
         raise UserError([Problem(what, where("experiment.runner.type"), hint)])
-
-
-def basis_of(prepared: Prepared, space: Space, batch: int) -> Basis:
-    """Return how the candidates of a job are estimated."""
-    mib = prepared.experiment.auto_tuner.memory_model.gpu_memory
-    return rough_basis(space, batch, "this chip is not known", (mib or 0.0) * 2**20)
 
 
 def conditions_of(prepared: Prepared, changes: Mapping[str, Any], batch: int) -> history.Conditions:
@@ -167,7 +161,7 @@ def _tune(tuning: Tuning) -> Result:
     used, notice = history.counted(files.entries(), tuning.conditions)
     tuning.entries += used
     say(_intro(tuning))
-    for line in filter(None, (tuning.basis.notice, notice)):
+    for line in filter(None, (*tuning.basis.notices, notice)):
         say(f"note: {line}")
     if used:
         say(f"continues after {len(used)} trials of an earlier command")
@@ -190,7 +184,7 @@ def _tune(tuning: Tuning) -> Result:
 def _intro(tuning: Tuning) -> str:
     several = {name: one for name, one in tuning.space.choices.items() if len(one) > 1}
     return (
-        f"{tuning.prepared.plan.name}: {len(tuning.candidates)} legal candidates in "
+        f"{tuning.prepared.plan.name}: {len(tuning.basis.candidates)} legal candidates in "
         f"{len(several)} dimensions, {tuning.space.world_size} ranks; trials in {tuning.files.path}"
     )
 
@@ -219,14 +213,14 @@ def _next(tuning: Tuning) -> Proposal:
         tries_all=algo.name == "grid",
         priority=algo.priority,
     )
-    return propose(tuning.candidates, history.tried_of(tuning.entries), tuning.known, limits)
+    return propose(tuning.basis.candidates, history.tried_of(tuning.entries), tuning.known, limits)
 
 
 def _try(tuning: Tuning, proposal: Proposal) -> None:
     candidate, known = proposal.candidate, tuning.known
     assert candidate is not None
     number, changes = tuning.files.next_number(), candidate.changes
-    estimate = _estimate(candidate, known)
+    estimate = _estimate(candidate, known, tuning.basis)
     text = label(changes, tuning.space)
     trial = {"number": number, "changes": dict(changes), "label": text, "started": time.time(), **estimate}
     _record(tuning, "tuning", "", trial)
@@ -252,8 +246,9 @@ def _try(tuning: Tuning, proposal: Proposal) -> None:
     _record(tuning, "tuning", "")
 
 
-def _estimate(candidate: Candidate, known: Known) -> dict[str, float]:
-    if not known.has_estimates:
+def _estimate(candidate: Candidate, known: Known, basis: Basis) -> dict[str, float]:
+    """Return what is expected of a trial; nothing if what is known only ranks."""
+    if basis.is_nominal and not known.calibration:
         return {}
     reported = known.calibration.memory_bytes if known.calibration else 0.0
     memory = {"bytes": candidate.reported_bytes + reported} if candidate.reported_bytes else {}
@@ -288,7 +283,7 @@ def _record(tuning: Tuning, phase: str, reason: str, trial: Mapping[str, Any] | 
             "process": asdict(ProcessId.of(os.getpid())),
             "machine": asdict(this_machine()),
             "started": tuning.started,
-            "candidates": len(tuning.candidates),
+            "candidates": len(tuning.basis.candidates),
             "trials": len(tuning.entries),
             "trial": dict(trial) if trial else None,
             "best": {**best, "label": label(best["changes"], tuning.space)} if best else None,
@@ -298,7 +293,7 @@ def _record(tuning: Tuning, phase: str, reason: str, trial: Mapping[str, Any] | 
 
 def _finish(tuning: Tuning, reason: str) -> Result:
     files, best = tuning.files, tuning.best
-    text = report.summary(tuning.entries, tuning.space, len(tuning.candidates), reason)
+    text = report.summary(tuning.entries, tuning.space, len(tuning.basis.candidates), reason)
     tuning.say(text)
     write_atomic(files.picture, report.picture(tuning.entries, tuning.space))
     write_atomic(files.report, report.page(text, files.picture.name))

@@ -6,21 +6,30 @@ from typing import Any
 
 import pytest
 
+from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.propose import Candidate, Known, Limits, Tried, needs_more, propose
+from flagscale.planner.residuals import residuals
 from flagscale.planner.space import DISTRIBUTED, GRANULARITY, LAYERS, METHOD, MICRO, SEQUENCE
 
-ONE = Calibration()
+ERROR = 0.05
+"""The stated error of the tests' estimates, as a standard deviation per doubling."""
 
 
 def candidate(
-    name: str, seconds: float, nbytes: float = 0.0, *, low: float = 0.9, most: float = 1.0
+    name: str, seconds: float, nbytes: float = 0.0, *, most: float = 1.0, tp: float = 0
 ) -> Candidate:
-    return Candidate({"name": name}, seconds, nbytes, time_factors=(low, 1 / low), memory_factor=most)
+    return Candidate({"name": name}, seconds, nbytes, features=(tp,), memory_factor=most)
 
 
 def tried(name: str, seconds: float | None = None, **more: Any) -> Tried:
     return Tried({"name": name}, seconds, **more)
+
+
+def known(*measured: tuple[float, float, float], **more: Any) -> Known:
+    """Return what is known after trials of (feature, expected, measured)."""
+    rows = [((feature,), expected, seconds) for feature, expected, seconds in measured]
+    return Known(Calibration(), residuals(rows, 1, ERROR), **more)
 
 
 A, B, C = candidate("a", 1.0, 10), candidate("b", 2.0, 5), candidate("c", 3.0, 1)
@@ -38,20 +47,32 @@ def test_the_fastest_by_its_estimate_comes_first_then_the_next() -> None:
 
 
 def test_it_stops_when_no_other_can_be_faster_within_the_stated_error() -> None:
-    close = [A, candidate("b", 1.05), candidate("c", 1.5)]
-    first = propose(close, [tried("a", 1.0)], Known(ONE), Limits())
+    close = [A, candidate("b", 1.03), candidate("c", 1.5)]
+    first = propose(close, [tried("a", 1.0)], known((0, 1, 1)), Limits())
     assert first.candidate is close[1]
     assert first.dropped == {"cannot be faster than the best": 1}
-    second = propose(close, [tried("a", 1.0), tried("b", 1.04)], Known(ONE), Limits())
+    second = propose(close, [tried("a", 1.0), tried("b", 1.04)], known((0, 1, 1), (0, 1.03, 1.04)), Limits())
     assert second.candidate is None
     assert "within the stated error" in second.why
 
 
 def test_the_refitted_constants_move_the_limit() -> None:
-    slow = Known(Calibration(2.0, 0.5))
+    slow = replace(known((0, 1, 1)), calibration=Calibration(2.0, 0.5))
     assert slow.seconds(B) == 4.5
     assert chosen(ALL, [tried("a", 2.5)], slow, Limits()) == ""
-    assert chosen(ALL, [tried("a", 4.2)], slow, Limits()) == "b"
+    assert chosen(ALL, [tried("a", 4.4)], slow, Limits()) == "b"
+
+
+def test_an_error_that_one_trial_shows_is_expected_of_similar_candidates() -> None:
+    similar, other = candidate("similar", 1.01, tp=1), candidate("other", 1.05, tp=0)
+    knowing = known((1, 1.0, 1.2))
+    assert knowing.seconds(similar) > 1.1 > knowing.seconds(other)
+    assert chosen([similar, other], [tried("first", 1.2)], knowing, Limits()) == "other"
+
+
+def test_what_is_least_certain_is_tried_first_among_equals() -> None:
+    sure, unsure = candidate("sure", 1.0), candidate("unsure", 1.0, tp=2)
+    assert chosen([sure, unsure], [tried("first", 1.0)], known((0, 1.0, 1.0)), Limits()) == "unsure"
 
 
 def test_what_does_not_fit_by_the_95_percent_side_is_dropped() -> None:
@@ -61,7 +82,7 @@ def test_what_does_not_fit_by_the_95_percent_side_is_dropped() -> None:
     wide = [candidate("a", 1.0, 8, most=1.2)]
     assert "no other candidate fits" in propose(wide, [], Known(capacity=9), Limits()).why
     assert chosen(wide, [], Known(capacity=10), Limits()) == "a"
-    assert chosen(wide, [], Known(Calibration(memory_bytes=1.0), capacity=10), Limits()) == ""
+    assert chosen(wide, [], Known(Calibration(memory_bytes=1.0), None, 10), Limits()) == ""
     unknown = [candidate("a", 1.0)]
     assert chosen(unknown, [], Known(capacity=1), Limits()) == "a"
 
@@ -107,15 +128,15 @@ def test_kinds_of_recomputation_that_cannot_be_compared_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "limits", "why"),
+    ("limits", "why"),
     [
-        (Known(), Limits(seconds_left=0), "max_time"),
-        (Known(), Limits(trials_left=0), "max_trials"),
-        (Known(), Limits(trials_left=0, tries_all=True), "max_trials"),
+        (Limits(seconds_left=0), "max_time"),
+        (Limits(trials_left=0), "max_trials"),
+        (Limits(trials_left=0, tries_all=True), "max_trials"),
     ],
 )
-def test_limits(known: Known, limits: Limits, why: str) -> None:
-    found = propose(ALL, [tried("a", 1.0)], known, limits)
+def test_limits(limits: Limits, why: str) -> None:
+    found = propose(ALL, [tried("a", 1.0)], Known(), limits)
     assert found.candidate is None
     assert why in found.why
 
@@ -138,13 +159,6 @@ def test_equal_failures_end_the_search_but_not_if_something_was_measured() -> No
 
 def test_a_grid_tries_all_in_the_order_asked_for() -> None:
     best = [tried("a", 0.001)]
-    assert chosen(ALL, best, Known(ONE), Limits(tries_all=True)) == "c"
-    assert chosen(ALL, best, Known(ONE), Limits(tries_all=True, priority="performance")) == "b"
-    assert chosen(ALL, [], Known(ONE), Limits(tries_all=True, priority="memory")) == "c"
-
-
-def test_ranks_that_are_no_times_end_nothing() -> None:
-    known = Known(ONE, has_estimates=False)
-    found = propose(ALL, [tried("a", 0.001)], known, Limits())
-    assert found.candidate is B
-    assert "by its rank" in found.why
+    assert chosen(ALL, best, known(), Limits(tries_all=True)) == "c"
+    assert chosen(ALL, best, known(), Limits(tries_all=True, priority="performance")) == "b"
+    assert chosen(ALL, [], known(), Limits(tries_all=True, priority="memory")) == "c"
