@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log2
+from math import inf, log, log2
 from statistics import median
 from typing import Any
 
@@ -36,10 +36,10 @@ class Basis:
     capacity: float = 0.0
     """Bytes that a process can use on a device; 0: unknown."""
     is_nominal: bool = False
-    """Whether chip or model are unknown: then what is expected only ranks, until a trial has calibrated it."""
+    """Whether chip or model are unknown: what is expected only ranks, until a trial has calibrated it."""
     error: float = UNRELIABLE
     """The standard deviation of the logarithm of the error that one doubling of a degree may add."""
-    factors: tuple[float, float] = (0.0, float("inf"))
+    factors: tuple[float, float] = (1e-300, inf)
     """The published interval of times, uncalibrated: outside, estimates are not reliable on this machine."""
     notices: tuple[str, ...] = ()
     """Why there are no estimates, or fewer than candidates."""
@@ -76,7 +76,7 @@ def features_of(changes: Changes, space: Space, *, is_estimated: bool) -> tuple[
     """Return what the error of a candidate's estimate depends on: doublings of degrees, and switches."""
     values = {**space.values, **changes}
     found = degrees(values, space.world_size)
-    sizes = (found.tp, found.pp, found.cp, found.ep, found.vpp, int(values[MICRO]))
+    sizes = (found.dp, found.tp, found.pp, found.cp, found.ep, found.vpp, int(values[MICRO]))
     recompute = values.get(GRANULARITY)
     switches = (
         values.get(SEQUENCE),
@@ -109,8 +109,8 @@ def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
     fit = fitted([(unit * expected, measured) for expected, measured in times], memories)
     calibration = replace(fit, scale=unit * fit.scale)
     low, high = basis.factors
-    is_as_published = all(low <= measured / expected <= high for expected, measured in times)
-    error = basis.error if is_as_published else max(basis.error, UNRELIABLE)
+    beyond = max(max(log(low / ratio), log(ratio / high), 0.0) for ratio in (b / a for a, b in times))
+    error = max(basis.error, UNRELIABLE, beyond / 2) if beyond else basis.error
     rows = [(one.features, calibration.seconds(one.seconds), float(entry["seconds"])) for one, entry in tried]
     return Known(calibration, residuals(rows, len(rows[0][0]), error), basis.capacity)
 
