@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from flagscale import registry
 from flagscale.config.command import Request, load_command_keys, load_run_location
-from flagscale.errors import UserError
+from flagscale.errors import FlagScaleError, UserError
 from flagscale.files import write_atomic
+from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
 from flagscale.run.tuner_dir import TunerDir
-from flagscale.runners.base import JobRunner, runner_of
+from flagscale.runners.base import JobRunner, queued, runner_of
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import JobStatus, status_json, taking_part
 from flagscale.status.services import is_given_up, servers
@@ -60,6 +61,7 @@ def auto_tune(request: Request) -> int:
     from flagscale.tuning.loop import tune  # here: it needs all that plans and starts jobs
 
     prepared = _prepare(request, run_id="auto_tune")
+    launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
     with interrupted_once():
         try:
             result = tune(request, prepared, lambda line: print(line, flush=True))
@@ -253,6 +255,11 @@ def _short_estimate(prepared: Prepared, chip: str, request: Request) -> ShortEst
 def _start(prepared: Prepared) -> tuple[LaunchPlan, str]:
     """Start or submit the job; return its plan and what its runner says about it."""
     runner = runner_of(prepared.plan)
+    if (tuner := TunerDir.of(prepared.experiment.exp_dir)).is_held():
+        what = f"a tuner is running in {tuner.path}, and the job would take the devices from its trials"
+        raise FlagScaleError(
+            f"{what}; wait for it, end it with action=stop, or use another experiment.exp_dir"
+        )
     plan = runner.require(prepared)
     with counted("starting", len(plan.nodes)) as done:
         note = runner.start(prepared, plan, done)

@@ -109,7 +109,8 @@ def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
     fit = fitted([(unit * expected, measured) for expected, measured in times], memories)
     calibration = replace(fit, scale=unit * fit.scale)
     low, high = basis.factors
-    beyond = max(max(log(low / ratio), log(ratio / high), 0.0) for ratio in (b / a for a, b in times))
+    ratios = [log(measured / expected) for expected, measured in times]
+    beyond = max(0.0, log(low) - min(ratios), max(ratios) - log(high))
     error = max(basis.error, UNRELIABLE, beyond / 2) if beyond else basis.error
     rows = [(one.features, calibration.seconds(one.seconds), float(entry["seconds"])) for one, entry in tried]
     return Known(calibration, residuals(rows, len(rows[0][0]), error), basis.capacity)

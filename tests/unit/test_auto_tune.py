@@ -221,6 +221,15 @@ def test_only_one_tuner_per_run_directory(
     assert STARTED == []
 
 
+def test_a_tuner_and_a_job_do_not_share_the_devices(
+    tune: Tune, command: Tune, files: TunerDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with files.held():
+        assert command("run") == 1
+    assert "a tuner is running in" in capsys.readouterr().err
+    assert STARTED == []
+
+
 def test_query_shows_what_a_tuner_does(
     command: Tune, files: TunerDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
