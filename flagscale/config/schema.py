@@ -234,6 +234,12 @@ class TunerAlgorithm(Section):
     priority: Literal["memory", "performance"] | None = None
     """With `grid`: start with those that need the least memory, or with the fastest; default: as listed."""
 
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> TunerAlgorithm:
+        if self.priority and self.name != "grid":
+            raise ValueError("`priority` has an effect with `name: grid` only; add that, or remove it")
+        return self
+
 
 class TunerMemory(Section):
     """The memory of a device."""

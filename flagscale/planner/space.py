@@ -103,6 +103,14 @@ def read_space(
                 said = f"not {wrong[0]!r}" if wrong else "but it is empty"
                 problems.append(Problem(f"`{name}` takes a list of {kind} or `auto`, {said}", place))
             choices[name] = tuple(dict.fromkeys(listed))
+    if choices[USE] == (False,):
+        problems += (
+            Problem(
+                f"`{name}` has no effect, because `{USE}` is [false]", places.get(name, whole), "remove one"
+            )
+            for name in (GRANULARITY, METHOD, LAYERS)
+            if given.get(name) not in (AUTO, None)
+        )
     if problems:
         raise UserError(problems)
     return Space(_as_given(choices, given, values), values, world_size, machine, whole)

@@ -210,6 +210,29 @@ def test_limits_and_the_grid(tune: Tune, files: TunerDir, capsys: pytest.Capture
     assert len(files.entries()) == 5
 
 
+def test_estimates_end_the_search_early_and_a_profile_makes_them_times(
+    tune: Tune, files: TunerDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    links = {"intra_node": {"gb_s": 1, "world": 8}}
+    chip = {"fp32_tflops_dense": 0.01, "memory_gb": 1, "hbm_gb_s": 10, **links}
+    (tmp_path / "chips.json").write_text(json.dumps({"core": chip}))
+    own = (f"+experiment.chips={tmp_path}/chips.json", "+chip=core")
+    assert tune(NO_RUN, *own, algo="estimate") == 0
+    printed = capsys.readouterr().out
+    assert "no other candidate can be faster than the best" in printed
+    assert "; expected " in printed.partition("trial 1:")[2].splitlines()[0]
+    best = min(files.entries(), key=lambda one: one["seconds"])
+    assert best["seconds"] == pytest.approx(1.1)
+
+
+def test_candidates_that_cannot_fit_are_not_tried(
+    tune: Tune, files: TunerDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(NO_RUN, "+experiment.auto_tuner.memory_model.gpu_memory=0.001") == 1
+    assert "no other candidate fits into the memory of a device" in capsys.readouterr().err
+    assert STARTED == []
+
+
 def test_only_one_tuner_per_run_directory(
     tune: Tune, files: TunerDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +277,7 @@ def test_query_shows_what_a_tuner_does(
         (["+experiment.auto_tuner.performance={name: tokens_per_s, order: asc}"], "use `desc`"),
         (["+experiment.auto_tuner.performance={name: loss}"], "trials report iteration_ms, tokens_per_s"),
         (["+experiment.auto_tuner.algo={name: random}"], "experiment.auto_tuner.algo.name"),
+        (["+experiment.auto_tuner.algo={priority: memory}"], "has an effect with `name: grid` only"),
         ([control(max_time=-1)], "experiment.auto_tuner.control.max_time"),
         ([control(train_iters=1)], "experiment.auto_tuner.control.train_iters"),
         ([control(max_tme=1)], "did you mean `max_time`?"),

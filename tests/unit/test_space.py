@@ -111,6 +111,24 @@ def test_experts_are_divided_where_there_are_any(find: Find) -> None:
     assert [one["expert_model_parallel_size"] for one in found] == [1, 2, 4]
 
 
+def test_the_space_of_the_example_of_v060(find: Find) -> None:
+    """examples/aquila/conf/config_auto_tuner.yaml, in which v0.6.0 found no pipeline of up to two stages."""
+    space = {
+        **dict.fromkeys(("data_parallel_size", "pipeline_model_parallel_size"), "auto"),
+        **dict.fromkeys(("context_parallel_size", "micro_batch_size"), "auto"),
+        **dict.fromkeys(("recompute_method", "recompute_granularity", "recompute_num_layers"), "auto"),
+        "use_distributed_optimizer": [True, False],
+        "tensor_model_parallel_size": [2, 4, 8],
+        "sequence_parallel": [True],
+        "num_layers_per_virtual_pipeline_stage": [1],
+        "expert_model_parallel_size": [1],
+        "use_recompute": [True],
+    }
+    found = find(space, ranks=8)
+    assert {(2, 1), (2, 2), (4, 1), (4, 2)} <= {*degrees(found)}
+    assert all(one["recompute_granularity"] for one in found)
+
+
 def test_a_layout_of_the_pipeline_given_as_text_stays(find: Find) -> None:
     written = {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "Ettt|tL"}
     assert {pp for _, pp in degrees(find(ONE, **written))} == {2}
@@ -135,6 +153,7 @@ def test_a_layout_of_the_pipeline_given_as_text_stays(find: Find) -> None:
         ({"data_parallel_size": [3]}, {}, "data_parallel_size would be 4, which the space does not list"),
         ({"micro_batch_size": [32]}, {}, "global_batch_size 16 must be a multiple of"),
         ({}, {"global_batch_size": None}, "`global_batch_size` is required"),
+        ({**ONE, "recompute_method": ["block"]}, {}, "has no effect, because `use_recompute` is [false]"),
     ],
 )
 def test_a_space_that_cannot_be_used(find: Find, space: Any, task: Any, says: str) -> None:
