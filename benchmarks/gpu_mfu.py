@@ -7,6 +7,9 @@ The sizes are those of MosaicML's published figures: GPT with tied embeddings, 2
 The FLOP of one token, forward and backward, are 6 per weight of a matrix product (including the vocabulary's)
 plus, for the attention of each layer, 12 x tokens x hidden if every pair of tokens were computed (*full*, as
 MosaicML and PaLM count), or half of that, which a causal model needs (*causal*, as Megatron counts).
+
+With `--estimate ROWS.jsonl --chip NAME [--chips FILE]`, five configurations of each size are estimated first,
+then measured, and the errors are printed instead (see `benchmarks.estimated`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.estimated import VARIATIONS, WARM_UP, Variation, compare
+from benchmarks.estimated import table as errors_table
 from flagscale.run.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +35,6 @@ FORMULA = (
 )
 PEAKS = {"H200": 989e12, "H100 80GB HBM3": 989e12, "A100": 312e12}
 """FLOP/s of dense BF16, by a part of the device's name; other variants of a chip have other clocks."""
-WARM_UP = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(2, 64, 4, 256, 32, 2, 2, "adam"),
+    "small": Size(4, 512, 8, 8192, 256, 2, 2, "adam"),
     "1.3b": Size(24, 2048, 16, 50304, 2048, 8, 8, "adam"),
     "7b": Size(32, 4096, 32, 50304, 2048, 4, 16, "sgd"),
 }
@@ -118,6 +123,12 @@ def experiment(size: Size, folder: Path, ranks: int, iterations: int) -> dict[st
         },
         "action": "test",
     }
+
+
+def varied(size: Size, variation: Variation, ranks: int, iterations: int) -> dict[str, Any]:
+    """Return the experiment of a variation, in a folder to be filled in."""
+    found = experiment(size, Path("{folder}"), ranks, iterations)
+    return {**found, "train": {**found["train"], **variation.changes}}
 
 
 def measure(size: Size, ranks: int, iterations: int) -> Outcome:
@@ -194,13 +205,26 @@ def main(argv: list[str]) -> int:
     own = {"optimizer": str, "micro_batch": int, "micro_batches": int}
     for name, kind in own.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: that of the size")
+    parser.add_argument("--estimate", type=Path, metavar="ROWS.jsonl", help="estimate, measure, write rows")
+    parser.add_argument("--chip", help="with --estimate: the chip's name")
+    parser.add_argument("--chips", type=Path, help="with --estimate: a file of tools/profile_chip.py")
     given = parser.parse_args(argv)
+    if bool(given.estimate) != bool(given.chip):
+        parser.error("--estimate needs --chip NAME: the chip in FlagScale's table or in --chips FILE")
     changes = {name: value for name in own if (value := getattr(given, name)) is not None}
     results = {}
     for name in given.size or ["1.3b", "7b"]:
         size = replace(SIZES[name], **changes)
+        if given.estimate:
+            jobs = {
+                f"{name}, {variation.name}": varied(size, variation, given.ranks, given.iterations)
+                for variation in VARIATIONS
+            }
+            print(errors_table(compare(jobs, given.chip, device(), given.chips, given.estimate)))
+            continue
         results[name] = size, measure(size, given.ranks, given.iterations)
-    print(f"{FORMULA}\n\n{table(results)}")
+    if results:
+        print(f"{FORMULA}\n\n{table(results)}")
     return 0
 
 

@@ -6,7 +6,7 @@ import copy
 import sys
 from dataclasses import dataclass
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from flagscale import platforms
 from flagscale.config.command import Request
@@ -14,9 +14,10 @@ from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
 from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
+from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.text import estimate_line, warning_text
 from flagscale.estimates.training import refuse_other_engines, training_for
-from flagscale.plan.stages import check_stages
+from flagscale.plan.stages import Checked, check_stages
 from flagscale.planner.estimate import Estimate, estimate
 from flagscale.values import Job
 
@@ -29,21 +30,37 @@ def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
     Raises:
         UserError: with every mistake of the configuration, or what the planner does not know.
     """
-    config = request.config
-    if chip and OmegaConf.select(config, _PLATFORM, default="auto") == "auto":
-        # The defaults of workers depend on the platform, which would be that of this machine.
-        config = copy.deepcopy(config)
-        OmegaConf.update(config, _PLATFORM, chip, force_add=True)
     with platforms.any_platform():
-        try:
-            checked = check_stages(config, request.source_map, only_plans=True, any_hosts=True)
-        except UserError:
-            # Nobody has to fix a configuration first that is not estimated then.
-            refuse_other_engines(OmegaConf.select(config, "experiment.task.backend"), request.source_map)
-            raise
+        checked = checked_job(on_chip(request.config, chip), request.source_map)
         for notice in (*checked.notices, *checked.job.notices):
             print(f"note: {notice}", file=sys.stderr)
         return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
+
+
+def on_chip(config: DictConfig, chip: str) -> DictConfig:
+    """Return a configuration whose platform is the command's chip, unless it names one.
+
+    The defaults of workers depend on the platform, which would be that of this machine.
+    """
+    if chip and OmegaConf.select(config, _PLATFORM, default="auto") == "auto":
+        config = copy.deepcopy(config)
+        OmegaConf.update(config, _PLATFORM, chip, force_add=True)
+    return config
+
+
+def checked_job(config: DictConfig, source_map: SourceMap) -> Checked:
+    """Return the checked configuration; files of data that are missing here do not matter."""
+    try:
+        return check_stages(config, source_map, only_plans=True, any_hosts=True)
+    except UserError as error:
+        # Nobody should have to fix what is not estimated in any case.
+        refuse_other_engines(OmegaConf.select(config, "experiment.task.backend"), source_map)
+        group = OmegaConf.select(config, "experiment.task.type", default="train")
+        if not (found := without_files(config, group, error, source_map)):
+            raise
+    without, notice = found
+    print(f"note: {notice}", file=sys.stderr)
+    return check_stages(without, source_map, only_plans=True, any_hosts=True)
 
 
 @dataclass(frozen=True)

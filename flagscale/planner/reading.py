@@ -84,6 +84,7 @@ def training_of(
         overlap_tensor=bool(values.get("tp_comm_overlap")),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
         group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
+        deterministic=bool(values.get("deterministic_mode")),
         fused_gradients=bool(values.get("gradient_accumulation_fusion", True)),
         fused_loss=bool(values.get("cross_entropy_loss_fusion")),
         loss_in_place=bool(values.get("cross_entropy_loss_fusion"))
@@ -92,8 +93,10 @@ def training_of(
             values.get("bias_swiglu_fusion" if values.get("swiglu") else "bias_gelu_fusion")
         ),
         grouped_experts=bool(values.get("moe_grouped_gemm")),
+        fused_softmax=bool(values.get("masked_softmax_fusion", True)),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
         exchange=_exchange(values.get("cp_comm_type")),
+        exchange_ranks=int((values.get("hierarchical_context_parallel_sizes") or [0])[0]),
     )
 
 

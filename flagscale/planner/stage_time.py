@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.recompute import Setting
@@ -10,7 +11,7 @@ from flagscale.frozen import dataclass
 from flagscale.planner.collectives import Group, network
 from flagscale.planner.constants import Constants
 from flagscale.planner.layer_time import LayerTime, summed
-from flagscale.planner.parameters import stage_parameters
+from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.pieces import Division, Pieces, Seconds
 from flagscale.planner.speeds import speeds
 from flagscale.planner.training import Training
@@ -77,18 +78,23 @@ class MeshTimes:
 class StageTimes:
     """The times of one stage."""
 
-    def __init__(self, training: Training, stage: Stage, of_mesh: MeshTimes) -> None:
+    def __init__(
+        self, training: Training, stage: Stage, of_mesh: MeshTimes, parameters: Parameters | None = None
+    ) -> None:
+        """`parameters`: those of the stage, if the caller has them."""
         self.training, self.stage, self.of_mesh = training, stage, of_mesh
         self.network = of_mesh.network
-        block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
-        parameters, experts = stage_parameters(training, stage), block.expert_tp * mesh.ep
-        copies = self.network.group(stage.cp * stage.dp, stage.tp)
-        expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
-        self.shares: tuple[tuple[int, Group], ...] = (
-            (parameters.dense, copies),
-            (parameters.expert, expert_copies),
-        )
+        self._parameters = parameters
+
+    @cached_property
+    def shares(self) -> tuple[tuple[int, Group], ...]:
         """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
+        block, mesh = self.training.blocks[self.stage.mesh], self.training.layout.meshes[self.stage.mesh]
+        parameters = self._parameters or stage_parameters(self.training, self.stage)
+        experts = block.expert_tp * mesh.ep
+        copies = self.network.group(self.stage.cp * self.stage.dp, self.stage.tp)
+        expert_copies = self.network.group(max(1, len(self.stage.ranks) // experts), experts)
+        return (parameters.dense, copies), (parameters.expert, expert_copies)
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""

@@ -6,13 +6,18 @@ from collections.abc import Iterator
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.planner import te_layer
-from flagscale.planner.parameters import Parameters
+from flagscale.planner.parameters import Parameters, Weight
 from flagscale.planner.training import Training
 
-WORKSPACE = 32 * 2**20
-"""Bytes of one workspace of the library of multiplications, as both allocate it on recent chips: PyTorch for
-each of two threads (forward, backward), TransformerEngine once, and four times more for grouped products
-(`get_cublas_workspace_size_bytes`)."""
+WORKSPACE = 2**25
+"""Bytes of one workspace of multiplications if CUBLAS_WORKSPACE_CONFIG is `:4096:8`, as deterministic mode
+needs it."""
+CONTEXT, CHANNEL = 2**29, 20 * 2**20
+"""Bytes outside of the allocator: of the driver, and of each channel of a group of ranks that communicates
+(buffers of three protocols, to send and to receive)."""
+CHANNEL_BYTES_S, CHANNELS = 20e9, (2, 32)
+"""A channel for each such share of the link's bandwidth; the least and the most. At 450 GB/s, a group needs
+440 MiB; 544 to 688 MB were reported (github.com/NVIDIA/nccl/issues/964)."""
 
 
 def static_memory(training: Training, stage: Stage, parameters: Parameters) -> Iterator[tuple[str, float]]:
@@ -27,6 +32,11 @@ def static_memory(training: Training, stage: Stage, parameters: Parameters) -> I
         )
         states = parameters.dense / copies + parameters.expert / expert_copies
     yield "optimizer", states * numerics.state_bytes
+    if numerics.compute in ("fp8", "fp4") and numerics.parameter_bytes > 1:
+        # Cached for all micro-batches of a step, along both dimensions.
+        layers = [weight for weight in parameters.weights if _is_product(weight) and weight.part != "output"]
+        linear = sum(weight.elements for weight in layers)
+        yield f"parameters in {numerics.compute}", linear * (2 if numerics.compute == "fp8" else 1)
 
 
 def copies_of(training: Training, stage: Stage) -> tuple[int, int]:
@@ -42,7 +52,11 @@ def engine_buffers(
     """Yield what the engine allocates once and does not free."""
     is_te = training.implementation == "transformer_engine"
     groups = is_te and training.grouped_experts and any("experts" in one.module for one in parameters.weights)
-    yield "workspaces of multiplications", WORKSPACE * (2 + is_te + 4 * groups)
+    # PyTorch has one for each of two threads (forward, backward), TransformerEngine one of its own, and four
+    # more for grouped products (`get_cublas_workspace_size_bytes`).
+    own = training.blocks[stage.mesh].chip.workspace_bytes
+    of_torch = max(own, WORKSPACE) if training.deterministic else own
+    yield "workspaces of multiplications", 2 * of_torch + (is_te + 4 * groups) * own
     if training.implementation == "local":
         # The scores of attention are computed in a buffer of the engine's own.
         pairs = setting.tokens * setting.sequence * training.model.heads / setting.tp
@@ -50,7 +64,7 @@ def engine_buffers(
     if is_te and training.fused_gradients:
         # Products that add to the gradient buffer return a tensor that nobody reads, one for each shape
         # (transformer_engine/pytorch/module/base.py, `get_dummy_wgrad`).
-        shapes = {weight.shape for weight in parameters.weights if _is_linear(weight.part, weight.shape)}
+        shapes = {weight.shape for weight in parameters.weights if _is_product(weight)}
         width = training.numerics.parameter_bytes
         yield "placeholders of weight gradients", sum(rows * columns for rows, columns in shapes) * width
     if setting.sequence_parallel and stage.index == len(training.layout.stages) - 1:
@@ -58,5 +72,28 @@ def engine_buffers(
         yield "gathered input of the output layer", setting.tokens * training.model.hidden * setting.width
 
 
-def _is_linear(part: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and part != "embedding"
+def outside_memory(
+    training: Training, stage: Stage, setting: te_layer.Setting
+) -> Iterator[tuple[str, float]]:
+    """Yield what the driver and the communication library hold on the device."""
+    yield "context of the driver", CONTEXT
+    experts = training.layout.meshes[stage.mesh].ep * training.blocks[stage.mesh].expert_tp
+    sizes = (
+        stage.tp,
+        stage.cp,
+        stage.dp,
+        len(training.layout.stages),
+        experts if training.model.experts else 1,
+    )
+    least, most = CHANNELS
+    channels = round(training.blocks[stage.mesh].chip.inside.bytes_s / CHANNEL_BYTES_S)
+    groups = sum(size > 1 for size in sizes)
+    if training.overlap_tensor and stage.tp > 1:
+        # One for each product and direction whose communication overlaps (`initialize_ub`).
+        yield "buffers of overlapped products", 10 * setting.tokens * training.model.hidden * setting.width
+    yield "communicators", CHANNEL * min(max(channels, least), most) * groups
+
+
+def _is_product(weight: Weight) -> bool:
+    """Return whether TransformerEngine multiplies by a weight: of linear layers, but not of routers."""
+    return len(weight.shape) == 2 and weight.part != "embedding" and not weight.module.endswith("router")

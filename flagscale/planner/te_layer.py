@@ -19,6 +19,9 @@ _EXPERT_CHOICE = 9
 """Bytes per token and expert of the router: scores and probabilities in float, and a map of choices."""
 
 
+_OUTPUT_TWICE = ("a2a", "allgather", "all_gather")
+
+
 @dataclass(frozen=True)
 class Setting:
     """What decides the size of a layer's tensors beside the shape of the model."""
@@ -66,7 +69,8 @@ def layer_parts(model: ModelShape, setting: Setting, is_moe: bool, recompute: tu
 def _plain(model: ModelShape, setting: Setting) -> Iterator[tuple[str, float]]:
     width, tokens = setting.width, setting.tokens
     queries = tokens * model.heads * model.head_dim / setting.tp
-    keys = tokens * model.groups * model.head_dim / setting.tp
+    # With fewer groups than ranks, each rank gathers one whole group.
+    keys = tokens * max(model.groups, setting.tp) * model.head_dim / setting.tp
     yield "input_layernorm", _norm_input(model, setting)
     yield "self_attention.linear_qkv", setting.rows * model.hidden * setting.narrow
     if model.qk_norm:
@@ -75,6 +79,8 @@ def _plain(model: ModelShape, setting: Setting) -> Iterator[tuple[str, float]]:
     # The three are views of one tensor, or become tensors of their own: if they are rotated or exchanged, and
     # the values with them, because attention takes only certain strides (`get_qkv_layout`).
     yield "self_attention.core_attention.qkv", (queries + 2 * keys) * width
+    if model.output_gate:
+        yield "self_attention.gate", 2 * queries * width
     yield from _core(model, setting, model.head_dim)
 
 
@@ -83,12 +89,14 @@ def _latent(model: ModelShape, setting: Setting) -> Iterator[tuple[str, float]]:
     heads = setting.tokens * model.heads / setting.tp
     yield "input_layernorm", _norm_input(model, setting)
     yield "self_attention.linear_down_proj", rows * model.hidden * setting.narrow
+    # Of both latents, the input of the norm, if there is one, and of the product behind it. The former is one
+    # tensor with what becomes the rotated part of the keys.
+    before = width if model.qk_norm else 0
     if model.q_lora:
-        yield "self_attention.q_layernorm", rows * model.q_lora * (width + setting.narrow)
-    # The norm's input is one tensor with what becomes the rotated part of the keys.
+        yield "self_attention.q_layernorm", rows * model.q_lora * (before + setting.narrow)
     yield (
         "self_attention.kv_layernorm",
-        rows * (model.kv_lora * (width + setting.narrow) + model.rope_dim * width),
+        rows * (model.kv_lora * (before + setting.narrow) + model.rope_dim * before),
     )
     # All three are copied into tensors of their own (`contiguous`).
     head = 2 * (model.qk_nope_dim + model.rope_dim) + model.v_dim
@@ -105,8 +113,8 @@ def _core(model: ModelShape, setting: Setting, value_dim: int) -> Iterator[tuple
         per_pair = 2 * width + 1 if model.attention_dropout else width
         yield "self_attention.core_attention", heads * setting.sequence * per_pair
     else:
-        # A log-sum-exp per query in float. After an all-to-all, the output is kept before and after it.
-        before = output * width if setting.cp > 1 and setting.exchange == "a2a" else 0
+        # A log-sum-exp per query in float. Some exchanges keep the output of attention before and after them.
+        before = output * width if setting.cp > 1 and setting.exchange in _OUTPUT_TWICE else 0
         yield "self_attention.core_attention", heads * 4 + before
     is_shared = setting.narrow == width or setting.stores_scores
     yield "self_attention.linear_proj", output * (setting.narrow if is_shared else width + setting.narrow)
@@ -140,7 +148,8 @@ def _moe(model: ModelShape, setting: Setting) -> Iterator[tuple[str, float]]:
     yield "mlp.experts.linear_fc2", inner * setting.narrow
     if model.shared_ffn:
         shared = setting.tokens * model.shared_ffn / setting.tp
-        yield "mlp.shared_experts", shared * (_activation(model, setting) + setting.narrow)
+        gated = setting.rows * model.hidden * width if model.shared_gate else 0
+        yield "mlp.shared_experts", shared * (_activation(model, setting) + setting.narrow) + gated
     if model.dropout:
         yield "mlp_bda", setting.rows * model.hidden
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flagscale.checks.hetero.layout import HeteroLayout, Stage
 from flagscale.checks.recompute import RecomputeSchedule, Setting
 from flagscale.frozen import dataclass
-from flagscale.planner.chips import Chip
+from flagscale.planner.chips import Chip, Link
 from flagscale.planner.model_shape import ModelShape
 
 
@@ -77,6 +77,8 @@ class Training:
     overlap_pipeline: bool = True
     group: int = 0
     """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""
+    deterministic: bool = False
+    """Whether results are reproducible: `deterministic_mode`, which asks for large workspaces."""
     fused_gradients: bool = True
     """Whether weight gradients are added to their buffer by the multiplication itself."""
     fused_loss: bool = False
@@ -87,10 +89,16 @@ class Training:
     """Whether the activation of an MLP is one kernel, which keeps its input only."""
     grouped_experts: bool = True
     """Whether the experts of a rank are multiplied as groups (`moe_grouped_gemm`)."""
+    fused_softmax: bool = True
+    """Whether the `local` layers have a kernel for the softmax of attention (`masked_softmax_fusion`)."""
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
     """How context parallel ranks share keys and values: p2p, a2a, allgather or a2a+p2p (`cp_comm_type`)."""
+    exchange_ranks: int = 0
+    """Context parallel ranks that exchange heads with a2a+p2p; 0: all of them."""
+    crossings: tuple[Link, ...] = ()
+    """Between each mesh and the next one, if that link is known and slower than those of their chips."""
 
     @property
     def micro_batches(self) -> int:

@@ -1,0 +1,303 @@
+"""The best plans of a training on a cluster: which chips take part, and how the model is divided over them.
+
+A quick search (`mesh_search.py`) finds the most promising pipelines; the models of whole trainings then rate
+these again. docs/planner.md says what is searched, and what it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flagscale.checks.context import context_violations
+from flagscale.checks.degrees import violations
+from flagscale.checks.experts import expert_violations
+from flagscale.checks.hetero.keys import EXTRA
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
+from flagscale.checks.hetero.rules import mesh_values, mesh_violations
+from flagscale.errors import Problem, UserError, Violation
+from flagscale.frozen import dataclass, replace
+from flagscale.planner.calibration import Calibration
+from flagscale.planner.chips import Chip
+from flagscale.planner.cluster import Cluster
+from flagscale.planner.constants import Constants
+from flagscale.planner.estimated_costs import EstimatedCosts
+from flagscale.planner.memory import StageMemory, memory
+from flagscale.planner.mesh_options import MOST_TOKENS, legal_ranks, modes, rule_values
+from flagscale.planner.searched_training import searched_arguments, searched_training, with_searched
+from flagscale.planner.step_time import DEFAULT, StepTime, step_time
+from flagscale.planner.training import Training
+
+if TYPE_CHECKING:  # they import numpy
+    from flagscale.planner.mesh_search import Counts, Space
+
+STAGES = 64
+"""The most stages that are tried."""
+_ENOUGH = 1.03
+"""Relative to the fastest plan: slower ones are rated again only if there are too few."""
+_MARGINS = (1.0, 1.03, 1.08, 1.15)
+"""Factors of memory that are tried if none of the best plans fits by the whole model of memory."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One plan and its estimate."""
+
+    training: Training
+    arguments: Mapping[str, Any]
+    """For the task file, by dest."""
+    time: StepTime
+    memory: tuple[StageMemory, ...]
+    quick_s: float
+    """By the rating of the search."""
+
+    @property
+    def seconds(self) -> float:
+        return self.time.seconds
+
+    @property
+    def tokens_s(self) -> float:
+        return self.training.batch * self.training.sequence / self.seconds
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer of a search."""
+
+    plans: tuple[Rated, ...]
+    """The fastest first; at least one."""
+    counts: Counts
+    estimated: int
+    """Plans that were rated with the models of whole trainings."""
+    considered: tuple[str, ...]
+    """Sentences on what was searched, left out and chosen."""
+
+    @property
+    def best(self) -> Rated:
+        return self.plans[0]
+
+
+def best_plans(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None = None,
+    *,
+    keep: int = 5,
+    constants: Constants = DEFAULT,
+    calibration: Calibration | None = None,
+    memory_factor: float = 1.0,
+) -> Found:
+    """Return the best plans of a training on a cluster.
+
+    Args:
+        template: the model, its batch and its precisions; layout, micro-batch and recomputation are searched.
+        cluster: the devices.
+        values: the user's arguments (by dest, defaults included) for the rules; those that are searched do
+            not count. Without them, the rules are checked as far as the template goes.
+        keep: the most plans to return.
+        constants: of the time model.
+        calibration: of the machine, if there is one.
+        memory_factor: how many times its estimated memory a rank may need (see `intervals.interval`).
+
+    Raises:
+        UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
+    """
+    from flagscale.planner.mesh_search import search
+
+    of = calibration or Calibration()
+    space = searched_space(template, cluster, values, constants, of, memory_factor)
+    given = rule_values(template, values)
+    rated: list[Rated] = []
+    for margin in _MARGINS:
+        costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
+        best, counts = search(replace(space, costs=costs))
+        rated = []
+        for mode, split in best.ranked():
+            fastest = min((one.quick_s for one in rated), default=split.seconds)
+            if len(rated) >= keep and split.seconds > _ENOUGH * fastest:
+                break
+            training = searched_training(template, cluster, mode, split, given)
+            arguments = searched_arguments(training, mode.expert_tp is None)
+            stages = memory(training)
+            if _fits(training, stages, of, memory_factor) and not broken_rules(training, arguments, given):
+                time = step_time(training, constants, of)
+                rated.append(Rated(training, arguments, time, stages, split.seconds))
+        if rated or not best.found:
+            break
+    if not rated:
+        raise UserError([_shortage(template, cluster, space, constants, of)])
+    distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
+    considered = (*_why_one(template, cluster, given), *_considered(cluster, counts, len(rated), distinct))
+    return Found(tuple(distinct[:keep]), counts, len(rated), considered)
+
+
+def searched_space(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None = None,
+    constants: Constants = DEFAULT,
+    calibration: Calibration | None = None,
+    memory_factor: float = 1.0,
+) -> Space:
+    """Return what `best_plans` searches; see there.
+
+    Raises:
+        UserError: the cluster is empty or its links are not known; no degrees are legal.
+    """
+    from flagscale.planner.mesh_search import Space
+
+    cluster.check()
+    if template.batch < 1:
+        raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
+    given = rule_values(template, values)
+    legal = {
+        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
+    }
+    if not any(ranks for each in legal.values() for ranks in each):
+        what = "no parallel degrees keep the rules of this model"
+        raise UserError([Problem(what, "", _refused(given))])
+    return Space(
+        cluster=cluster,
+        costs=EstimatedCosts(template, cluster, constants, calibration, memory_factor),
+        layers=template.model.layers,
+        batch=template.batch,
+        legal=legal,
+        meshes=1 if [*_why_one(template, cluster, given)] else len(cluster.pools),
+        most_micro_batch=MOST_TOKENS / template.sequence,
+        stages=STAGES,
+    )
+
+
+def broken_rules(
+    training: Training, arguments: Mapping[str, Any], values: Mapping[str, Any]
+) -> list[Violation]:
+    """Return the rules of layouts that a plan breaks: there must be none."""
+    layout = training.layout
+    found = with_searched(values, arguments)
+    if len(layout.meshes) > 1:
+        of_meshes = [mesh_values(layout, found, number) for number in range(len(layout.meshes))]
+        broken = [*mesh_violations(layout, found, layout.world_size)]
+    else:
+        of_meshes, broken = [found], [*violations(found, layout.world_size)]
+    for one in of_meshes:
+        broken += [*context_violations(one), *expert_violations(one)]
+    return broken
+
+
+def _why_one(template: Training, cluster: Cluster, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a pipeline may have one mesh only, if that is so."""
+    layers = template.model.layers
+    if len(cluster.pools) > 1 and layers > 1:
+        both = HeteroLayout((Mesh(layers=((1,),)), Mesh(layers=((layers - 1,),))))
+        if refused := [*mesh_violations(both, values, 2)]:
+            yield f"Only one type is used at a time: {refused[0][1]}."
+
+
+def _distinct(rated: Sequence[Rated]) -> list[Rated]:
+    """Return the plans without those that differ from a faster one in the extra micro-batches only."""
+    found: list[Rated] = []
+    for one in rated:
+        of = {**one.arguments, EXTRA: None}
+        if all({**other.arguments, EXTRA: None} != of for other in found):
+            found.append(one)
+    return found
+
+
+def _fits(training: Training, stages: Sequence[StageMemory], calibration: Calibration, factor: float) -> bool:
+    return all(
+        calibration.nbytes(stage.device * factor) <= _chip(training, stage.stage).memory_bytes
+        for stage in stages
+    )
+
+
+def _chip(training: Training, stage: int) -> Chip:
+    return training.blocks[training.layout.stages[stage].mesh].chip
+
+
+def _refused(values: Mapping[str, Any]) -> str:
+    """Return the rule that even one rank breaks."""
+    found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
+    return found[0][1] if found else "use other degrees for the experts or a host with more devices"
+
+
+def _shortage(
+    template: Training, cluster: Cluster, space: Space, constants: Constants, calibration: Calibration
+) -> Problem:
+    """Return what is missing at least: the plan that fits first if the memory of all chips grows."""
+    from flagscale.planner.mesh_search import search
+
+    low, high, found = 1.0, 1.0, None
+    for _ in range(24):
+        if high - low < 0.02 * low and found:
+            break
+        factor = 2 * high if found is None else (low + high) / 2
+        costs = EstimatedCosts(template, cluster, constants, calibration, 1 / factor)
+        best, _ = search(replace(space, costs=costs), keep=1, exhaustive=0)
+        if best.found:
+            high, found = factor, best.ranked()[0]
+        elif found is None:
+            high = factor
+            low = factor
+        else:
+            low = factor
+    hint = f"use more devices, a smaller model, or a shorter `seq_length`; up to {STAGES} stages are tried"
+    if found is None:
+        return Problem(
+            "the model does not fit on these devices, even with a multiple of their memory", "", hint
+        )
+    training = searched_training(template, cluster, *found, {})
+    over = [(stage.device - _chip(training, stage.stage).memory_bytes, stage) for stage in memory(training)]
+    short, stage = max(over, key=lambda one: one[0])
+    term = max(stage.terms, key=lambda one: one.nbytes)
+    chip = _chip(training, stage.stage)
+    what = (
+        f"the model does not fit on these devices: the plan that comes closest is short of "
+        f"{_gib(max(short, 0))} per {chip.name} ({_gib(chip.memory_bytes)}) in stage {stage.stage} "
+        f"({training.layout}); its largest part is {term.name}, {_gib(term.nbytes)}"
+    )
+    return Problem(what, "", hint)
+
+
+def _considered(cluster: Cluster, counts: Counts, estimated: int, rated: Sequence[Rated]) -> Iterator[str]:
+    pools = ", ".join(f"{pool.devices} {pool.type or pool.chip.name}" for pool in cluster.pools)
+    order = "1 order" if counts.orders == 1 else f"{counts.orders} orders"
+    yield (
+        f"On {pools}: {counts.combined:,} combinations of {order} of types, degrees and stages, of which "
+        f"{counts.rated:,} were rated with their best layers, and {estimated} with the whole estimate."
+    )
+    best = rated[0]
+    used: dict[str, int] = {}
+    for mesh in best.training.layout.meshes:
+        used[mesh.type] = used.get(mesh.type, 0) + mesh.ranks
+    idle = [
+        f"{left} {pool.type or pool.chip.name}"
+        for pool in cluster.pools
+        if (left := pool.devices - used.get(pool.type, 0))
+    ]
+    if idle:
+        yield f"Idle: {', '.join(idle)}."
+    if len(rated) > 1:
+        yield why_lost(best, rated[1])
+
+
+def why_lost(best: Rated, other: Rated) -> str:
+    """Return a sentence on how a plan differs from the best one, in the stages that limit them."""
+    parts = {
+        "compute_s": "computing",
+        "communication_s": "exposed communication",
+        "bubble_s": "waiting for other stages",
+        "optimizer_s": "the optimizer",
+    }
+    differences = {part: getattr(other.time, part) - getattr(best.time, part) for part in parts}
+    told = [
+        f"{parts[part]} {more:+.3g} s"
+        for part, more in sorted(differences.items(), key=lambda one: -one[1])
+        if abs(more) >= 0.001 * best.seconds
+    ]
+    slower = other.seconds / best.seconds - 1
+    why = f": {', '.join(told)}" if told else ""
+    return f"The runner-up, {other.training.layout}, takes {slower:.1%} longer{why}."
+
+
+def _gib(nbytes: float) -> str:
+    return f"{nbytes / 2**30:.1f} GiB"
