@@ -214,7 +214,7 @@ def test_estimates_end_the_search_early_and_a_profile_makes_them_times(
     tune: Tune, files: TunerDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     links = {"intra_node": {"gb_s": 100, "world": 8}}
-    chip = {"fp32_tflops_dense": 0.00003, "memory_gb": 1, "hbm_gb_s": 10, **links}
+    chip = {"fp32_tflops_dense": 0.00003, "memory_gb": 9, "hbm_gb_s": 10, **links}
     (tmp_path / "chips.json").write_text(json.dumps({"core": chip}))
     own = (f"+experiment.chips={tmp_path}/chips.json", "+chip=core")
     assert tune(NO_RUN, *own, algo="estimate") == 0
