@@ -12,9 +12,9 @@ from flagscale.planner.chips import Chip, Link
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.layer_split import Part, Pipeline, Split, rated
 from flagscale.planner.mesh_costs import Costs
-from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_ranks, rule_values
-from flagscale.planner.mesh_search import Space
+from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_degrees, rule_values
 from flagscale.planner.model_shape import ModelShape
+from flagscale.planner.search_space import Space
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.toy_costs import ToyCosts
 
@@ -69,7 +69,7 @@ def random_space(seed: int) -> Space:
 def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -> Space:
     """Return all that can be searched for a training without experts; the costs are toys unless given."""
     values, mode = rule_values(training), Mode()
-    legal = {mode: [legal_ranks(training, values, pool, mode) for pool in cluster.pools]}
+    legal = {mode: [legal_degrees(training, values, pool, mode) for pool in cluster.pools]}
     costs = costs or ToyCosts(training)
     return Space(
         cluster,
@@ -124,16 +124,16 @@ def _every_part(space: Space, mode: Mode, number: int, legal: object, samples: i
             per_stage = one.tp * one.cp * dp
             is_small = samples // dp <= max(1, space.most_micro_batch * one.cp)
             if is_small and dp % one.dp == 0 and per_stage <= pool.devices:
-                ranks = one._replace(dp=dp, micro_batch=samples // dp)
-                costs = space.costs.layer(pool, ranks, mode.modules, space.batch // samples)
+                degrees = one._replace(dp=dp, micro_batch=samples // dp)
+                costs = space.costs.layer(pool, degrees, mode.modules, space.batch // samples)
                 for pp in range(1, pool.devices // per_stage + 1):
-                    yield Part(number, ranks, costs, pp)
+                    yield Part(number, degrees, costs, pp)
 
 
 def _every_variant(space: Space, parts: tuple[Part, ...], m: int) -> Iterator[Pipeline]:
     pools = space.cluster.pools
     crossings = tuple(
-        space.costs.crossing((pools[one.pool], one.ranks), (pools[two.pool], two.ranks))
+        space.costs.crossing((pools[one.pool], one.degrees), (pools[two.pool], two.degrees))
         for one, two in pairwise(parts)
     )
     plain = Pipeline(parts, m, crossings)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from flagscale.estimates.as_json import estimate_tree
-from flagscale.estimates.auto_plan import AutoPlan
+from flagscale.estimates.auto_plan import Chosen
 from flagscale.estimates.text import estimate_text, seconds, table
 from flagscale.formats import quantity
 from flagscale.planner.search import Rated
 
 
-def auto_plan_text(plan: AutoPlan, task_file: Path | None) -> str:
+def auto_plan_text(plan: Chosen, task_file: Path | None) -> str:
     """Return the chosen plan with its estimate, what was considered, and how to run it."""
     lines = [estimate_text(plan.job, plan.estimate), "", "considered:"]
     lines += [f"  {sentence}" for sentence in plan.found.considered]
@@ -32,14 +33,15 @@ def _row(one: Rated) -> tuple[str, str]:
 def _layout(one: Rated) -> str:
     """Return everything in which plans differ."""
     layout = one.training.layout
-    layers = " ".join("+".join(map(str, stage.chunks)) for stage in layout.stages)
-    parts = [f"{layout}", f"layers {layers}", f"micro-batch {one.training.blocks[0].micro_batch}"]
+    runs = groupby("+".join(map(str, stage.chunks)) for stage in layout.stages)
+    layers = [f"{layers} x{count}" if (count := len([*same])) > 1 else layers for layers, same in runs]
+    parts = [f"{layout}", f"layers {' '.join(layers)}", f"micro-batch {one.training.blocks[0].micro_batch}"]
     if again := one.arguments.get("recompute_granularity"):
         parts.append(f"recompute {again}")
     return ", ".join(parts)
 
 
-def _instructions(plan: AutoPlan, task_file: Path | None) -> Iterator[str]:
+def _instructions(plan: Chosen, task_file: Path | None) -> Iterator[str]:
     if task_file is None:
         yield "# the task file (task_file=FILE.yaml writes it)"
         yield plan.task_file.rstrip("\n")
@@ -65,7 +67,7 @@ def hostfile_of(task_file: Path) -> Path:
     return task_file.with_suffix(".hostfile")
 
 
-def auto_plan_tree(plan: AutoPlan) -> dict[str, Any]:
+def auto_plan_tree(plan: Chosen) -> dict[str, Any]:
     """Return the object that `output=json` prints."""
     return {
         **estimate_tree(plan.job, plan.estimate),

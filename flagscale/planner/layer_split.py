@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flagscale.frozen import dataclass
-from flagscale.planner.mesh_costs import LayerCosts, Ranks
+from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
 
 Table = Any
 """An array of one row per stage and one column per number of layers."""
@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     pool: int
     """The number of its pool in the cluster."""
-    ranks: Ranks
+    degrees: MeshDegrees
     costs: LayerCosts
     pp: int
 

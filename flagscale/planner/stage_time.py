@@ -58,11 +58,25 @@ class MeshTimes:
         self.pieces = Pieces(training.model, division, self.speeds, self.network)
         self.vocabulary, self.fuses_loss = training.padded_vocabulary, training.fused_loss
         self._layers: dict[bool, LayerTime] = {}
+        self._weights: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def layer(self, is_moe: bool) -> LayerTime:
         if is_moe not in self._layers:
             self._layers[is_moe] = summed(self.pieces.layer(is_moe))
         return self._layers[is_moe]
+
+    def weights(self, training: Training, stage: Stage) -> tuple[int, int]:
+        """Return the elements of a rank's ordinary weights and of its experts."""
+        stages, experts = training.layout.stages, training.model.experts_in
+        heads = (training.prediction_chunk or 0) % len(stages)
+        place = stage.index if stage.index in (0, heads, len(stages) - 1) else -1
+        owned = [layer for chunk in range(len(stage.chunks)) for layer in training.chunk_layers(stage, chunk)]
+        # Stages between the ends differ in the number of layers only.
+        key = place, len(owned), sum(experts[layer] for layer in owned)
+        if key not in self._weights:
+            found = stage_parameters(training, stage)
+            self._weights[key] = found.dense, found.expert
+        return self._weights[key]
 
     def embedding(self) -> LayerTime:
         return summed(self.pieces.embedding())
@@ -90,11 +104,12 @@ class StageTimes:
     def shares(self) -> tuple[tuple[int, Group], ...]:
         """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
         block, mesh = self.training.blocks[self.stage.mesh], self.training.layout.meshes[self.stage.mesh]
-        parameters = self._parameters or stage_parameters(self.training, self.stage)
+        given = self._parameters
+        weights = (given.dense, given.expert) if given else self.of_mesh.weights(self.training, self.stage)
         experts = block.expert_tp * mesh.ep
         copies = self.network.group(self.stage.cp * self.stage.dp, self.stage.tp)
         expert_copies = self.network.group(max(1, len(self.stage.ranks) // experts), experts)
-        return (parameters.dense, copies), (parameters.expert, expert_copies)
+        return (weights[0], copies), (weights[1], expert_copies)
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""
@@ -144,8 +159,11 @@ class StageTimes:
             if count := kinds.count(is_moe):
                 layer = of.layer(is_moe)
                 again = layer.again(training.recompute.modules) if training.recompute.modules else Seconds()
-                forward.add(layer.forward, count)
-                backward.add(layer.backward + again, count)
+                passed = layer.forward, layer.backward + again
+                if is_moe and training.overlap_experts:
+                    passed = passed[0].overlapped(), passed[1].overlapped()
+                forward.add(passed[0], count)
+                backward.add(passed[1], count)
         for other in self._others(number):
             forward.add(other.forward)
             backward.add(other.backward)

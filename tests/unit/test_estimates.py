@@ -194,18 +194,10 @@ def test_one_chip_for_all_hosts(estimate: Estimate) -> None:
     assert {one["chip"] for one in tree_of(estimate, *MESHES, chip="b200")["stages"]} == {"B200"}
 
 
-def test_a_sweep_compares_chips_and_degrees(estimate: Estimate) -> None:
-    code, out, err = estimate(
-        "--multirun", "chip=H100,B200", "train.pipeline_model_parallel_size=1,2", "output=json", chip=""
-    )
+def test_a_sweep_compares_chips(estimate: Estimate) -> None:
+    code, out, err = estimate("--multirun", "chip=H100,B200", "output=json", chip="")
     assert code == 0, err
-    trees = [json.loads(line) for line in out.splitlines()]
-    assert [(tree["stages"][0]["chip"], len(tree["stages"])) for tree in trees] == [
-        ("H100", 1),
-        ("H100", 2),
-        ("B200", 1),
-        ("B200", 2),
-    ]
+    assert [json.loads(line)["stages"][0]["chip"] for line in out.splitlines()] == ["H100", "B200"]
 
 
 def test_hosts_need_not_exist(estimate: Estimate) -> None:
@@ -240,7 +232,12 @@ def test_a_file_of_chips_adds_some_and_gives_other_names(estimate: Estimate) -> 
     assert tree_of(estimate, *words, chip="mine")["stages"][0]["chip_bytes"] == 48 * 2**30
     tree = tree_of(estimate, *words, "experiment.runner.platform=nvidia", chip="")
     assert tree["stages"][0]["chip"] == "H200"
-    assert tree_of(estimate, *words, chip="")["stages"][0]["chip_bytes"] == 7 * 2**30
+    Path("chips.json").write_text(
+        json.dumps({"cpu": {**entry, "memory_gb": 7, "intra_node": {"gb_s": 9, "world": 2}}})
+    )
+    tree = tree_of(estimate, *words, chip="")
+    assert tree["stages"][0]["chip_bytes"] == 7 * 2**30
+    assert tree["step"], "the ranks on a processor are all on one node"
 
 
 def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(estimate: Estimate) -> None:
