@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from benchmarks.error_statistics import Summary, calibrated, grouped, of_tool, uncalibrated
-from benchmarks.estimated_rows import FUNCTIONAL_TESTS, LEAST, TRIALS, Scored, is_apart, machines
-from benchmarks.measured_rows import Row
+from benchmarks.estimated_rows import LEAST, TRIALS, Scored, is_apart, machines
+from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
 from flagscale.planner.intervals import CLASSES, QUANTITIES
 
 _TITLES = {
@@ -175,6 +175,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 ABOUT = f"""Errors in %: estimate / measured - 1. *signed* is their mean; *mean*, *median* and *95 %* are of
-their sizes. *calibrated*: two constants of time, or one of memory, are fitted on {TRIALS} rows of one source,
-chip and software, and scored on its other rows, for up to 20 choices of the {TRIALS} rows; groups of fewer
-than {LEAST} rows are not judged. Times are estimated with constants fitted without the source of the row."""
+their sizes. *calibrated*: two constants of time (a scale and the speed of the host), or one of memory, are
+fitted on {TRIALS} rows of one source, chip and software, and scored on its other rows, for up to 20
+choices of the {TRIALS} rows; groups of fewer than {LEAST} rows are not judged. Times are estimated with
+constants that were fitted without the source of the row."""

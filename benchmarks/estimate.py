@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import engine_report, error_tables
+from benchmarks import engine_report, error_tables, fit_constants
 from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.estimated_rows import Estimator, Scored, scored
 from benchmarks.layouts import write
 from benchmarks.measured_rows import Row, read_rows
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
-from flagscale.planner.constants import constants
+from flagscale.planner.calibration import Calibration
+from flagscale.planner.constants import constants, constants_table
 from flagscale.planner.intervals import TABLE
 from flagscale.planner.memory import memory
 from flagscale.planner.step_time import step_time
@@ -37,7 +38,9 @@ BEGIN, END = "<!-- errors: begin -->", "<!-- errors: end -->"
 
 PLANNER = Estimator(
     memory=memory,
-    seconds=lambda training, source: step_time(training, constants(without=source)).seconds,
+    seconds=lambda training, source, host: (
+        step_time(training, constants(without=source), Calibration(host=host)).seconds
+    ),
 )
 
 
@@ -47,12 +50,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         if (options.write or options.fit) and options.data != DATA:
             raise UserError("--write and --fit take the measurements of FlagScale, not --data")
-        if options.fit:
-            from benchmarks.fit_constants import fit
-
-            fit()
-            constants.cache_clear()
         rows = read_rows(options.data)
+        if options.fit:
+            fit_constants.write(fit_constants.fitted_table(rows))
+            for cached in (constants, constants_table):
+                cached.cache_clear()
         found, excluded = scored(rows, PLANNER)
         if not options.skip_report:
             found = with_report(found)

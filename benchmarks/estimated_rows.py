@@ -6,15 +6,15 @@ An error is estimate / measured - 1.
 from __future__ import annotations
 
 import random
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb, isfinite
 
-from benchmarks.measured_rows import Row
+from benchmarks.measured_fields import failure
+from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
 from flagscale.errors import UserError
-from flagscale.planner.calibration import Calibration, fitted
+from flagscale.planner.calibration import HOSTS, at_host, fitted, fitted_machine
 from flagscale.planner.intervals import QUANTITIES
 from flagscale.planner.memory import StageMemory
 from flagscale.planner.training import Training
@@ -25,9 +25,6 @@ LEAST = 6
 """Rows of one machine and software that are judged; fewer are only shown."""
 DRAWS = 20
 """Choices of the rows for a calibration; all of them if there are fewer."""
-
-FUNCTIONAL_TESTS = "mlm"
-"""A source of tiny models (12 layers of 512), for a few iterations, in which the host's time decides."""
 
 
 def is_apart(row: Row, quantity: str) -> bool:
@@ -40,8 +37,12 @@ class Estimator:
     """The models to be scored."""
 
     memory: Callable[[Training], Sequence[StageMemory]]
-    seconds: Callable[[Training, str], float]
-    """(job, source of the row) -> seconds per step, with constants that never saw the source."""
+    seconds: Callable[[Training, str, float], float]
+    """(job, source of the row, factor of the host's time) -> seconds per step; no constant saw the source."""
+
+    def time(self, row: Row, host: float = 1.0) -> float:
+        """Return the seconds per step of a row: those of its slowest copy."""
+        return max(self.seconds(job, row.source, host) for job in row.copies)
 
 
 @dataclass(frozen=True)
@@ -83,20 +84,17 @@ def scored(rows: Sequence[Row], estimator: Estimator) -> tuple[list[Scored], lis
         except UserError as error:
             excluded.append(replace(row, reason="; ".join(problem.what for problem in error.problems)))
         except Exception as error:
-            # One row must not cost the table of all others; the place in our code is in the report.
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-            what = f"the estimate failed: {type(error).__name__}: {error} ({place})"
-            excluded.append(replace(row, reason=what, is_wrong=True))
+            # One row must not cost the table of all others.
+            excluded.append(replace(row, reason=failure("the estimate failed", error), is_wrong=True))
         else:
             found.append(Scored(row, estimates, dict(row.predictions or {})))
-    return _with_calibrations(found), excluded
+    return _with_calibrations(found, estimator), excluded
 
 
 def _estimates(row: Row, estimator: Estimator) -> dict[str, float]:
     found: dict[str, float] = {}
     if "time" in row.measured:
-        found["time"] = max(estimator.seconds(job, row.source) for job in row.copies)
+        found["time"] = estimator.time(row)
     if row.measured.keys() & {"allocated", "reserved", "device"}:
         stages = [stage for job in row.copies for stage in _measured_stages(row, estimator.memory(job))]
         for quantity in ("allocated", "reserved", "device"):
@@ -118,38 +116,52 @@ def machines(found: Sequence[Scored]) -> dict[tuple[str, str, str], list[Scored]
     return groups
 
 
-def _with_calibrations(found: Sequence[Scored]) -> list[Scored]:
+def _with_calibrations(found: Sequence[Scored], estimator: Estimator) -> list[Scored]:
     errors: dict[int, dict[str, tuple[float, ...]]] = {id(one): {} for one in found}
     judged: dict[int, set[str]] = {id(one): set() for one in found}
     for machine, group in machines(found).items():
         for quantity in QUANTITIES:
             usable = [one for one in group if one.error(quantity) is not None]
-            for one, own in zip(usable, _held_out(usable, quantity, str(machine)), strict=True):
-                errors[id(one)][quantity] = tuple(own)
+            held_out = _times(usable, estimator) if quantity == "time" else _memories(usable, quantity)
+            after = [(draw, held_out(draw)) for draw in draws(len(usable), str(machine))]
+            for number, one in enumerate(usable):
+                errors[id(one)][quantity] = tuple(own[number] for draw, own in after if number not in draw)
                 if len(usable) >= LEAST:
                     judged[id(one)].add(quantity)
     return [replace(one, calibrated=errors[id(one)], judged=frozenset(judged[id(one)])) for one in found]
 
 
-def _held_out(group: Sequence[Scored], quantity: str, seed: str) -> list[list[float]]:
-    """Return, for each row, its errors after the calibrations that were fitted on other rows."""
-    errors: list[list[float]] = [[] for _ in group]
-    pairs = [(one.estimates[quantity], one.row.measured[quantity]) for one in group]
-    for chosen in draws(len(group), seed):
-        calibration = (
-            fitted(times=[pairs[number] for number in chosen])
-            if quantity == "time"
-            else fitted(memories=[pairs[number] for number in chosen])
+HeldOut = Callable[[tuple[int, ...]], list[float]]
+"""(rows that a calibration is fitted on) -> the errors of all rows after it."""
+
+
+def _times(group: Sequence[Scored], estimator: Estimator) -> HeldOut:
+    """Return the errors of time after a calibration of scale and host."""
+    has_draws = len(group) > TRIALS
+    curves = [[estimator.time(one.row, host) for host in HOSTS] if has_draws else [] for one in group]
+    measured = [one.row.measured["time"] for one in group]
+
+    def held_out(draw: tuple[int, ...]) -> list[float]:
+        calibration = fitted_machine(
+            [curves[number] for number in draw], [measured[number] for number in draw]
         )
-        for number, (estimated, measured) in enumerate(pairs):
-            if number not in chosen:
-                errors[number].append(calibrated(calibration, quantity, estimated) / measured - 1)
-    return errors
+        return [
+            calibration.seconds(at_host(curve, calibration.host)) / seconds - 1
+            for curve, seconds in zip(curves, measured, strict=True)
+        ]
+
+    return held_out
 
 
-def calibrated(calibration: Calibration, quantity: str, estimated: float) -> float:
-    """Return an estimate after a calibration."""
-    return calibration.seconds(estimated) if quantity == "time" else calibration.nbytes(estimated)
+def _memories(group: Sequence[Scored], quantity: str) -> HeldOut:
+    """Return the errors of memory after a calibration of its constant."""
+    pairs = [(one.estimates[quantity], one.row.measured[quantity]) for one in group]
+
+    def held_out(draw: tuple[int, ...]) -> list[float]:
+        calibration = fitted(memories=[pairs[number] for number in draw])
+        return [calibration.nbytes(estimated) / measured - 1 for estimated, measured in pairs]
+
+    return held_out
 
 
 def draws(rows: int, seed: str) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.measured_fields import Assumed, Fields, Unusable
+from benchmarks.measured_fields import MOST, MOST_PARTS, Assumed, Fields, Unusable
 from benchmarks.measured_model import degree_arguments, model_arguments, recipe
 from flagscale.config.argument_values import words_of
 from flagscale.config.catalog import Catalog, load_catalog
@@ -19,6 +19,43 @@ GPT2_TOKENS = 50257
 _OLD_SOFTWARE = ("amp", "sailor", "vtrain", "calculon")
 """Sources whose software is older than TransformerEngine, or does not use it."""
 
+_PARTS = (
+    "num_layers",
+    "num_experts",
+    "mtp_num_layers",
+    "pipeline_model_parallel_size",
+    "num_virtual_stages_per_pipeline_rank",
+    "num_layers_per_virtual_pipeline_stage",
+)
+_NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size")
+_SIZES = (
+    *_PARTS,
+    *_NEEDED,
+    "ffn_hidden_size",
+    "num_query_groups",
+    "kv_channels",
+    "vocab_size",
+    "padded_vocab_size",
+    "global_batch_size",
+    "tensor_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+)
+
+
+_NOT_MODELLED = {
+    "use_custom_fsdp": "sharded data parallel (FSDP)",
+    "use_megatron_fsdp": "sharded data parallel (FSDP)",
+    "use_torch_fsdp2": "sharded data parallel (FSDP)",
+    "cpu_offloading": "activations or weights that are kept on the host",
+    "cpu_offloading_num_layers": "activations or weights that are kept on the host",
+    "fine_grained_activation_offloading": "activations or weights that are kept on the host",
+    "export_kd_teacher_load": "distillation: the teacher is on the same devices",
+    "perform_rl_step": "reinforcement learning: an inference engine is on the same devices",
+    "flextron": "flexible models that train several sizes",
+}
+"""Arguments of any version of the engine that change a job beyond what the planner knows."""
+
 
 @functools.cache
 def catalog() -> Catalog:
@@ -28,6 +65,8 @@ def catalog() -> Catalog:
 
 def published_arguments(given: Fields) -> dict[str, Any]:
     """Return what a complete command of the engine says; arguments of other versions are left out."""
+    if known := [what for name, what in _NOT_MODELLED.items() if given.values.get(name)]:
+        raise Unusable(known[0])
     values: dict[str, Any] = {}
     for name, value in given.values.items():
         option = catalog().by_name.get(name.replace("-", "_"))
@@ -41,6 +80,12 @@ def published_arguments(given: Fields) -> dict[str, Any]:
             values[option.dest] = words_of(option, option.name, value)[1]
         except ValueError as error:
             raise Unusable(f"{given.path}: {error}", is_wrong=True) from None
+    for dest, value in values.items():
+        most = MOST_PARTS if dest in _PARTS else MOST
+        if dest in _SIZES and isinstance(value, int) and not 1 <= value <= most:
+            raise Unusable(f"{given.path}.{dest} must be from 1 to {most}, not {value}", is_wrong=True)
+    if missing := [dest for dest in _NEEDED if values.get(dest) is None]:
+        raise Unusable(f"not published: {given.path}.{missing[0]}")
     if not values.get("vocab_size") and not values.get("padded_vocab_size"):
         if values.get("tokenizer_type") not in (None, "GPT2BPETokenizer"):
             raise Unusable(f"not published: the number of tokens of the {values['tokenizer_type']}")

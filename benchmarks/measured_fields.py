@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+MOST = 2**26
+"""No size of a job is larger; a slip of the finger must not cost the machine's memory."""
+MOST_PARTS = 2**10
+"""Of layers, stages, chunks and experts per job: the planner has a value for each."""
 
 
 class Unusable(Exception):
@@ -15,6 +21,13 @@ class Unusable(Exception):
         super().__init__(reason)
         self.reason = reason
         self.is_wrong = is_wrong
+
+
+def failure(what: str, error: Exception) -> str:
+    """Return the reason of a row for which our own code failed, with the place in the code."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return f"{what}: {type(error).__name__}: {error} ({place})"
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,8 @@ class Fields:
             raise self._wrong(name, "text")
         return found
 
-    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """Return a whole number of at least `least`; a missing one without a default was not published."""
+    def whole(self, name: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
+        """Return a whole number from `least` to `most`; a missing one without a default was not published."""
         found = self.values.get(name)
         if found is None:
             if default is None:
@@ -53,6 +66,8 @@ class Fields:
             found = int(found)
         if isinstance(found, bool) or not isinstance(found, int) or found < least:
             raise self._wrong(name, f"a whole number of at least {least}")
+        if found > most:
+            raise self._wrong(name, f"at most {most}")
         return found
 
     def positive(self, name: str) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
-from benchmarks.measured_fields import Fields, Unusable
+from benchmarks.measured_fields import MOST_PARTS, Fields, Unusable
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 
 AMP_BEFORE = 2
@@ -73,7 +73,8 @@ def _layers(row: Fields) -> list[int]:
 
 def _columns(row: Fields, stages: int) -> list[tuple[Placed, ...]]:
     """Return the stages of every copy of the model."""
-    parallel, dp = row.at("parallel"), row.at("parallel").whole("dp")
+    parallel = row.at("parallel")
+    dp = parallel.whole("dp", most=MOST_PARTS)
     if given := parallel.values.get("stages"):
         try:
             table = [[Placed(one["gpu"], one["tp"]) for one in stage] for stage in given]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.measured_fields import Fields, Unusable
+from benchmarks.measured_fields import MOST_PARTS, Fields, Unusable
 from flagscale.checks.pipeline import layout_parts
 
 _LEARNED_POSITIONS = ("gpt", "opt", "mpt", "bert", "t5")
@@ -26,7 +26,8 @@ def model_arguments(row: Fields) -> dict[str, Any]:
         raise Unusable("a hybrid model (state-space and attention layers)")
     hidden, heads = model.whole("hidden"), model.whole("heads")
     groups = model.whole("kv_heads", heads)
-    layers, experts = model.whole("layers"), model.whole("experts", 0, least=0)
+    layers = model.whole("layers", most=MOST_PARTS)
+    experts = model.whole("experts", 0, least=0, most=MOST_PARTS)
     is_first_kind = family in _LEARNED_POSITIONS and "oss" not in model.text("family")
     values: dict[str, Any] = {
         "num_layers": layers,
@@ -44,7 +45,7 @@ def model_arguments(row: Fields) -> dict[str, Any]:
         "add_qkv_bias": model.truth("qkv_bias"),
         "qk_layernorm": model.truth("qk_norm"),
         "position_embedding_type": "learned_absolute" if is_first_kind else "rope",
-        "mtp_num_layers": model.whole("mtp", 0, least=0) or None,
+        "mtp_num_layers": model.whole("mtp", 0, least=0, most=MOST_PARTS) or None,
         "hidden_dropout": 0.1 if is_first_kind else 0.0,
         "attention_dropout": 0.1 if is_first_kind else 0.0,
     }
@@ -78,7 +79,8 @@ def degree_arguments(row: Fields) -> dict[str, Any]:
     parallel, model = row.at("parallel"), row.at("model")
     if parallel.values.get("fsdp") or row.at("flags").values.get("fsdp"):
         raise Unusable("sharded data parallel (FSDP)")
-    tp, pp, vpp = parallel.whole("tp"), parallel.whole("pp"), parallel.whole("vpp", 1)
+    tp, pp = parallel.whole("tp"), parallel.whole("pp", most=MOST_PARTS)
+    vpp = parallel.whole("vpp", 1, most=MOST_PARTS)
     values: dict[str, Any] = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
@@ -90,10 +92,12 @@ def degree_arguments(row: Fields) -> dict[str, Any]:
         "max_position_embeddings": row.at("train").whole("seq"),
     }
     written = recipe(row).text("model.pipeline_model_parallel_layout")
-    layers, heads = model.whole("layers"), model.whole("mtp", 0, least=0)
+    layers, heads = model.whole("layers"), model.whole("mtp", 0, least=0, most=MOST_PARTS)
     parts = pp * vpp
     if written:
         values["pipeline_model_parallel_layout"] = _with_ends(written, heads)
+    elif parts > layers + 2:
+        raise Unusable(f"{layers} layers for {parts} parts of the pipeline")
     elif layers % parts == 0:
         values["num_virtual_stages_per_pipeline_rank"] = vpp if vpp > 1 else None
     elif (layers + 2) % parts == 0:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measured_arguments import arguments_of, published_arguments, with_defaults
-from benchmarks.measured_fields import Assumed, Fields, Unusable
+from benchmarks.measured_fields import Assumed, Fields, Unusable, failure
 from benchmarks.measured_layouts import copies_of, layout_arguments
 from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
@@ -23,6 +23,8 @@ from flagscale.planner.reading import training_of
 from flagscale.planner.training import Training
 
 GIB = 2**30
+FUNCTIONAL_TESTS = "mlm"
+"""A source of tiny models (12 layers of 512), for a few iterations, in which the host's time decides."""
 _ALIASES = {"V100": "V100-16", "BI-V150": "Iluvatar-BI-V150", "A800": "A800-80", "A100": "A100-80"}
 """The names of sources for chips of chips.json. AMP's V100 are those of p3.8xlarge, with 16 GB."""
 
@@ -99,6 +101,9 @@ def row_of(line: str, place: str) -> Row:
         return replace(head, reason=error.reason, is_wrong=error.is_wrong)
     except UserError as error:
         return replace(head, reason="; ".join(problem.what for problem in error.problems))
+    except Exception as error:
+        # As in `scored`: one row must not cost the others.
+        return replace(head, reason=failure("reading failed", error), is_wrong=True)
 
 
 def _head(row: Row, fields: Fields) -> Row:
@@ -140,7 +145,7 @@ def _estimable(row: Row, fields: Fields) -> Row:
         values=arguments[0][0],
         world_size=world,
         kind=_kind(jobs),
-        is_last_stage=bool(given.values),
+        is_last_stage=row.source == FUNCTIONAL_TESTS,
         predictions=_predictions(fields),
         assumed=tuple(assumed.facts),
     )

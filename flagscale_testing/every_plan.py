@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, permutations, product
+from itertools import combinations, pairwise, permutations, product
 from random import Random
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, Link
 from flagscale.planner.cluster import Cluster, Pool
+from flagscale.planner.layer_split import Part, Pipeline, Split, rated
 from flagscale.planner.mesh_costs import Costs
 from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_ranks, rule_values
 from flagscale.planner.mesh_search import Space
 from flagscale.planner.model_shape import ModelShape
-from flagscale.planner.layer_split import Part, Pipeline, Split, rated
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.toy_costs import ToyCosts
+
+SIZES = (
+    *((8,), (12,), (16,), (4, 4), (8, 4), (4, 8), (8, 8), (12, 4)),
+    *((2, 2, 2), (1, 2, 3), (2, 2, 4), (4, 2, 2), (2, 4, 4)),
+)
+"""Devices of each type."""
 
 
 def random_space(seed: int) -> Space:
     """Return one to three types of chips with 16 devices at most, and a model of 8 layers."""
     random = Random(seed)
-    sizes = random.choice([(8,), (16,), (4, 4), (8, 4), (4, 8), (8, 8), (4, 4, 4), (2, 4, 8), (8, 4, 4), (1, 2, 3)])
+    sizes = random.choice(SIZES)
     pools = []
     for number, devices in enumerate(sizes):
         per_host = random.choice([one for one in divisors(devices) if one in (1, 2, 3, 4, 8)])
@@ -36,13 +42,25 @@ def random_space(seed: int) -> Space:
         )
         pools.append(Pool(f"TYPE{number}", chip, devices // per_host, per_host))
     model = ModelShape(
-        hidden=random.choice([2048, 4096]), heads=32, groups=8, head_dim=128, ffn=11008, vocabulary=32000,
-        experts_in=(False,) * 8, attention="gqa", gated=True,
+        hidden=random.choice([2048, 4096]),
+        heads=32,
+        groups=8,
+        head_dim=128,
+        ffn=11008,
+        vocabulary=32000,
+        experts_in=(False,) * 8,
+        attention="gqa",
+        gated=True,
     )
     batch = random.choice([4, 8, 12, 16, 32])
     one = HeteroLayout((Mesh(layers=((8,),)),))
     training = Training(
-        model, one, (Block(pools[0].chip, 1),), random.choice([2048, 4096]), batch, 32000,
+        model,
+        one,
+        (Block(pools[0].chip, 1),),
+        random.choice([2048, 4096]),
+        batch,
+        32000,
         numerics=Numerics(distributed=random.random() < 0.5),
     )
     return space_of(training, Cluster(tuple(pools)))
@@ -53,7 +71,15 @@ def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -
     values, mode = rule_values(training), Mode()
     legal = {mode: [legal_ranks(training, values, pool, mode) for pool in cluster.pools]}
     costs = costs or ToyCosts(training)
-    return Space(cluster, costs, training.model.layers, training.batch, legal, len(cluster.pools), MOST_TOKENS / training.sequence)
+    return Space(
+        cluster,
+        costs,
+        training.model.layers,
+        training.batch,
+        legal,
+        len(cluster.pools),
+        MOST_TOKENS / training.sequence,
+    )
 
 
 def best_of_all(space: Space) -> tuple[Split | None, int]:
@@ -68,7 +94,7 @@ def best_of_all(space: Space) -> tuple[Split | None, int]:
         if best and m * space.layers / rate >= best.seconds:
             continue
         for pipeline in _every_variant(space, parts, m):
-            for layers in _every_split(space.layers, pipeline.stages, pipeline.chunks):
+            for layers in every_split(space.layers, pipeline.stages, pipeline.chunks):
                 found = rated(pipeline, layers)
                 if found and (not best or found.seconds < best.seconds):
                     best = found
@@ -108,7 +134,7 @@ def _every_variant(space: Space, parts: tuple[Part, ...], m: int) -> Iterator[Pi
     pools = space.cluster.pools
     crossings = tuple(
         space.costs.crossing((pools[one.pool], one.ranks), (pools[two.pool], two.ranks))
-        for one, two in zip(parts, parts[1:], strict=False)
+        for one, two in pairwise(parts)
     )
     plain = Pipeline(parts, m, crossings)
     yield plain
@@ -120,7 +146,7 @@ def _every_variant(space: Space, parts: tuple[Part, ...], m: int) -> Iterator[Pi
             yield replace(plain, chunks=chunks)
 
 
-def _every_split(layers: int, stages: int, least: int) -> Iterator[tuple[int, ...]]:
+def every_split(layers: int, stages: int, least: int) -> Iterator[tuple[int, ...]]:
     for cuts in combinations(range(1, layers), stages - 1):
         split = tuple(end - start for start, end in zip((0, *cuts), (*cuts, layers), strict=True))
         if min(split) >= least:

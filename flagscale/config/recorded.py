@@ -15,8 +15,12 @@ def recorded_yaml(tree: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     """Return plain values as YAML, secrets masked; `texts` (by key path) replace numbers that an engine gets
     as text.
     """
-    plain = masked(_literal(tree, "", texts))
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(recorded_values(tree, texts), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def recorded_values(tree: Mapping[str, Any], texts: Mapping[str, str]) -> Any:
+    """Return plain values that load as the same values from YAML, secrets masked; see `recorded_yaml`."""
+    return masked(_literal(tree, "", texts))
 
 
 def _literal(value: Any, path: str, texts: Mapping[str, str]) -> Any:

@@ -17,7 +17,9 @@ Entries = Mapping[str, Entry]
 
 _HOW = "give chip=NAME, experiment.runner.platform=NAME, or type=NAME in the hostfile"
 _OWN = "a chip of your own takes an entry in the file that experiment.chips names"
-_PROFILE = "`python tools/profile_chip.py` measures this machine's, for experiment.chips"
+_PROFILE = (
+    "`python tools/profile_chip.py chips.json` measures this one; then set experiment.chips: chips.json"
+)
 
 
 class ChipUnknown(UserError):

@@ -30,19 +30,25 @@ def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
     Raises:
         UserError: with every mistake of the configuration, or what the planner does not know.
     """
-    config = request.config
-    if chip and OmegaConf.select(config, _PLATFORM, default="auto") == "auto":
-        # The defaults of workers depend on the platform, which would be that of this machine.
-        config = copy.deepcopy(config)
-        OmegaConf.update(config, _PLATFORM, chip, force_add=True)
     with platforms.any_platform():
-        checked = _checked(config, request.source_map)
+        checked = checked_job(on_chip(request.config, chip), request.source_map)
         for notice in (*checked.notices, *checked.job.notices):
             print(f"note: {notice}", file=sys.stderr)
         return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
 
 
-def _checked(config: DictConfig, source_map: SourceMap) -> Checked:
+def on_chip(config: DictConfig, chip: str) -> DictConfig:
+    """Return a configuration whose platform is the command's chip, unless it names one.
+
+    The defaults of workers depend on the platform, which would be that of this machine.
+    """
+    if chip and OmegaConf.select(config, _PLATFORM, default="auto") == "auto":
+        config = copy.deepcopy(config)
+        OmegaConf.update(config, _PLATFORM, chip, force_add=True)
+    return config
+
+
+def checked_job(config: DictConfig, source_map: SourceMap) -> Checked:
     """Return the checked configuration; files of data that are missing here do not matter."""
     try:
         return check_stages(config, source_map, only_plans=True, any_hosts=True)

@@ -15,11 +15,11 @@ from flagscale.planner.schedule import Span, Timeline, walk
 _WIDTH, _LEFT, _RIGHT, _TOP = 960, 150, 20, 70
 _PLOT = _WIDTH - _LEFT - _RIGHT
 _BAR, _GAP, _ROW = 22, 8, 18
-_SPANS = 6000
-"""Rectangles of a timeline at most."""
+_WORK = 3000
+"""Rectangles of a timeline, about; a file of a megabyte is slow to show."""
 _PALETTE = (
     *("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#bb5533", "#88aa66", "#7777cc"),
-    *("#cc7799", "#449999", "#997744"),
+    *("#cc7799", "#449999", "#997744", "#aaaaaa", "#3366cc", "#99cc99", "#dd9955", "#885577", "#558899"),
 )
 """Colours that people with any sight can tell apart, on white and on black."""
 _STYLE = """
@@ -122,9 +122,10 @@ def _work(span: Span, y: float, scale: float) -> str:
 def _shortened(whole: Timeline) -> Timeline:
     """Return the timeline, with fewer micro-batches if all of them would be too many to see."""
     stages, chunks = len(whole.layout.stages), whole.layout.chunks
-    few = max(2 * stages, _SPANS // 50 // (2 * stages * chunks))
-    few -= few % stages if chunks > 1 else 0
-    return walk(whole.layout, few, whole.durations) if few < whole.micro_batches else whole
+    group = (whole.group or stages) if chunks > 1 else 1
+    few = min(4 * stages, max(stages, _WORK // (2 * stages * chunks)))
+    few = max(few // group, 1) * group
+    return walk(whole.layout, few, whole.durations, whole.group) if few < whole.micro_batches else whole
 
 
 def _axis(most: float, y: float, scale: float, unit: str) -> Iterator[str]:

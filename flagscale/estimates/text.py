@@ -72,8 +72,10 @@ def notes(found: Estimate) -> Iterator[str]:
     model = found.training.model
     if model.experts and found.training.capacity is None:
         yield "experts are assumed to be balanced: without a capacity factor, nothing limits one's tokens"
-    if not found.is_calibrated:
-        yield "not calibrated on this machine: the intervals are the published errors (docs/planner.md)"
+    if found.speed and not found.is_calibrated:
+        low, high = (end / found.speed.step.seconds for end in (found.speed.low, found.speed.high))
+        what = f"published steps of such jobs took {low:.2f} to {high:.2f} times their estimate"
+        yield f"not calibrated on this machine: {what} (docs/planner.md)"
 
 
 def chips_text(found: Estimate) -> str:

@@ -75,6 +75,25 @@ def check_stages(
     return Checked(experiment, engine, job, share, (*loaded.notices, *stages.notices))
 
 
+def hosts_to_plan(config: DictConfig, source_map: SourceMap) -> tuple[Experiment, tuple[Host, ...]]:
+    """Return the experiment and the hosts that it names, whether or not they exist and whatever the job is.
+
+    Raises:
+        UserError: with the mistakes of the experiment's keys and of the hosts.
+    """
+    loaded = load_experiment(config, source_map)
+    if loaded.experiment is None:
+        raise UserError(loaded.problems)
+    stages = _Stages(loaded, replace(source_map, unreadable=loaded.wrong))
+    experiment = loaded.experiment
+    if rules := stages.runner(experiment):
+        experiment = stages.resolved(experiment, rules)
+    hosts = stages.hosts(experiment, rules, only_plans=True, any_hosts=True)
+    if stages.problems or hosts is None:
+        raise UserError(dict.fromkeys(stages.problems))
+    return experiment, hosts
+
+
 _OF_HOSTS = (
     "type",
     "options",

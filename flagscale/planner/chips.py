@@ -46,6 +46,9 @@ class Chip:
     """Devices that the `inside` link connects."""
     power_w: float = 0.0
     """Watts that the device may draw; 0 if unknown."""
+    workspace_bytes: float = 2**25
+    """What a library of multiplications takes for one workspace (PyTorch takes 32 MiB on recent
+    chips, 8 on those before; TransformerEngine 32 and 4)."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """Curves and shares measured on this chip; see docs/planner.md for the names."""
     curves: Curves = Curves()
@@ -98,6 +101,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
         outside=Link(1e9 * _number(outside.get("gbit_s_per_card")) / 8),
         per_node=int(inside.get("world") or 1),
         power_w=_number(measured.get("tdp_w"), entry.get("tdp_w")),
+        workspace_bytes=2**20 * (_number(entry.get("workspace_mib")) or 32),
         measured=measured,
         curves=curves,
         source=_source(entry.get("source") or measured.get("source")),

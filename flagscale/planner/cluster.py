@@ -30,7 +30,7 @@ class Route:
 
     link: Link
     through_host: bool = False
-    """Whether messages are copied through the memory of the hosts, because the devices cannot exchange any."""
+    """Whether messages pass through the memory of the hosts, because the devices cannot exchange them."""
 
 
 @dataclass(frozen=True)

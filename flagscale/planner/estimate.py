@@ -9,7 +9,7 @@ from flagscale.planner.calibration import Calibration
 from flagscale.planner.chips import Chip
 from flagscale.planner.flops import model_flops
 from flagscale.planner.intervals import interval
-from flagscale.planner.memory import StageMemory, Term, memory
+from flagscale.planner.memory import OUTSIDE, StageMemory, Term, memory
 from flagscale.planner.speeds import peak
 from flagscale.planner.step_time import StepTime, step_time
 from flagscale.planner.training import Training
@@ -23,7 +23,7 @@ class StageEstimate:
     chip: Chip
     memory: StageMemory
     low: float
-    """On the device, at least, with 95 %."""
+    """On the device, at least, with 95 %: the interval of what the allocator reserves, and what is outside."""
     high: float
     """On the device, at most, with 95 %."""
 
@@ -137,14 +137,15 @@ def estimate(training: Training, calibration: Calibration | None = None) -> Esti
         UserError: the planner has no model of a part of the job.
     """
     is_calibrated = calibration is not None
-    low, high = interval(training, "device", is_calibrated)
+    low, high = interval(training, "reserved", is_calibrated)
     offset = calibration.memory_bytes if calibration else 0.0
-    own = (Term("measured beyond these", offset, "outside"),) if offset else ()
+    own = (Term("measured beyond these", offset, OUTSIDE),) if offset else ()
     stages = []
     for stage, found in zip(training.layout.stages, memory(training), strict=True):
         all_terms = replace(found, terms=(*found.terms, *own))
-        chip, device = training.blocks[stage.mesh].chip, all_terms.device
-        stages.append(StageEstimate(stage, chip, all_terms, low * device, high * device))
+        chip, outside = training.blocks[stage.mesh].chip, all_terms.of(OUTSIDE)
+        ends = (factor * all_terms.reserved + outside for factor in (low, high))
+        stages.append(StageEstimate(stage, chip, all_terms, *ends))
     try:
         return Estimate(training, tuple(stages), _speed(training, calibration), (), is_calibrated)
     except UserError as error:  # the memory is known all the same

@@ -20,7 +20,6 @@ from flagscale.planner.static_memory import engine_buffers, outside_memory, stat
 from flagscale.planner.step_time import COPIES
 from flagscale.planner.training import Block, Recompute, Training
 
-
 Figures = tuple[float, ...]
 Measured = tuple[Figures, Figures]
 """Seconds and bytes."""
@@ -50,10 +49,16 @@ class EstimatedCosts:
     def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
         """Return the costs of a layer; see `Costs`."""
         # What depends on the micro-batch does not depend on the copies of the model, and the reverse.
-        work = self._cached(EstimatedCosts._work, pool, ranks._replace(dp=1), modules)
+        one_copy = ranks._replace(dp=1)
+        work = self._cached(EstimatedCosts._work, pool, one_copy, ())
         held = self._cached(EstimatedCosts._held, pool, ranks._replace(micro_batch=1), ())
         (seconds, again, first_s, last_s), (kept, input_kept, passing, first_kept, last_kept) = work
         (once,), (static, outside, first_static, last_static) = held
+        if modules:
+            (more,), (kept, passing) = self._cached(EstimatedCosts._selected, pool, one_copy, modules)
+            seconds, again, kept_again = seconds + more, 0.0, kept
+        else:
+            kept_again = input_kept
         net = self._speeds[pool.type][1]
         is_inside = pool.hosts == 1 or ranks.per_stage < net.domain
         return LayerCosts(
@@ -61,7 +66,7 @@ class EstimatedCosts:
             again=again,
             static=static,
             kept=kept,
-            kept_again=input_kept if not modules else kept,
+            kept_again=kept_again,
             fixed=passing + outside / (1 + RESERVE),
             hand_over=2 * net.send(input_kept, is_inside),
             first_seconds=first_s,
@@ -75,8 +80,8 @@ class EstimatedCosts:
         """Return the seconds of one message between two meshes, as `step_time` does."""
         (one, ranks), (other, others) = source, target
         route = self.cluster.route(one, other)
-        whole = ranks.dp * ranks.micro_batch * self.training.sequence * self.training.model.hidden
-        whole *= self._speeds[one.type][0].width
+        samples, width = ranks.dp * ranks.micro_batch, self._speeds[one.type][0].width
+        whole = samples * self.training.sequence * self.training.model.hidden * width
         sent = max(
             self._speeds[pool.type][1].send(whole / of.per_stage, False) for pool, of in (source, target)
         )
@@ -88,7 +93,13 @@ class EstimatedCosts:
         compute = self.training.numerics.compute
         return speeds(pool.chip, compute, self.constants), network(pool.chip, pool.per_host, self.constants)
 
-    def _cached(self, measure: Callable[[EstimatedCosts, Training], Measured], pool: Pool, ranks: Ranks, modules: tuple[str, ...]) -> Measured:
+    def _cached(
+        self,
+        measure: Callable[[EstimatedCosts, Training], Measured],
+        pool: Pool,
+        ranks: Ranks,
+        modules: tuple[str, ...],
+    ) -> Measured:
         key = (measure, pool.type, ranks, modules)
         if key not in self._known:
             found = {
@@ -122,16 +133,26 @@ class EstimatedCosts:
             (chunks[1].nbytes, setting.rows * model.hidden * setting.width, passing[1], *more),
         )
 
+    def _selected(self, probe: Training) -> Measured:
+        """Return what recomputing modules costs and leaves: seconds; bytes that are kept, and in passing."""
+        of_mesh, stage = MeshTimes(probe, 0, self.constants), probe.layout.stages[1]
+        layers = stage_layers(probe, stage)
+        chunk = chunk_memory(probe, stage, layers, 0, NOTHING)
+        again = of_mesh.layer(probe.model.experts_in[0]).again(probe.recompute.modules)
+        buffers = engine_buffers(probe, stage, self._parameters(probe)[1], layers.setting)
+        passing = max(chunk.forward, chunk.backward) + sum(nbytes for _, nbytes in buffers)
+        return (again.total(of_mesh.speeds.launch_s),), (chunk.nbytes, passing)
+
     def _held(self, probe: Training) -> Measured:
-        """Return what copies of the model cost: seconds per step and layer; bytes of its weights, and outside."""
+        """Return what copies of the model cost: seconds per step; bytes of weights, and outside."""
         of_mesh, stages = MeshTimes(probe, 0, self.constants), probe.layout.stages
         weights = self._parameters(probe)
         static = [
-            sum(nbytes for _, nbytes in static_memory(probe, *pair)) for pair in zip(stages, weights, strict=True)
+            sum(nbytes for _, nbytes in static_memory(probe, *pair))
+            for pair in zip(stages, weights, strict=True)
         ]
         times = StageTimes(probe, stages[1], of_mesh, weights[1])
-        once = times.update_s()
-        once += 0.0 if probe.overlap_gradients else times.reduce_s()
+        once = times.update_s() + (0.0 if probe.overlap_gradients else times.reduce_s())
         once += 0.0 if probe.overlap_parameters else times.gather_s()
         outside = sum(nbytes for _, nbytes in outside_memory(probe, stages[1]))
         return (once,), (static[1], outside, static[0] - static[1], static[2] - static[1])

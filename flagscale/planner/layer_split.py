@@ -55,7 +55,7 @@ class Pipeline:
 
     @property
     def in_flight(self) -> list[float]:
-        """For each stage, the micro-batches whose activations it holds at most: `HeteroLayout.warm_up` + 1."""
+        """For each stage, the micro-batches that it holds at most: `HeteroLayout.warm_up` + 1."""
         m, v, behind = self.micro_batches, self.chunks, self.stages
         found: list[float] = []
         for number, part in enumerate(self.parts):
@@ -134,7 +134,9 @@ def stage_cost(
 
 def rated(pipeline: Pipeline, layers: Sequence[int]) -> Split | None:
     """Return the rating of a pipeline with given layers per stage; None if a stage does not fit."""
-    found = [stage_cost(pipeline, *one) for one in zip(range(len(layers)), layers, pipeline.in_flight, strict=True)]
+    found = [
+        stage_cost(pipeline, *one) for one in zip(range(len(layers)), layers, pipeline.in_flight, strict=True)
+    ]
     seconds = [one[0] for one in found if one]
     if len(seconds) < len(found):
         return None
@@ -203,7 +205,9 @@ def _fill(table: Table, layers: int, least: int, slowest: float) -> tuple[float,
     steps[~np.isfinite(allowed[:, least + 1 :])] = np.inf
     rows = np.arange(stages)
     with np.errstate(invalid="ignore"):
-        is_convex = bool((np.diff(steps, axis=1) >= -1e-12 * steps[:, :1]).all(where=np.isfinite(steps[:, 1:])))
+        is_convex = bool(
+            (np.diff(steps, axis=1) >= -1e-12 * steps[:, :1]).all(where=np.isfinite(steps[:, 1:]))
+        )
     if is_convex:
         more = layers - stages * least
         chosen = np.argsort(steps, axis=None, kind="stable")[:more] // max(steps.shape[1], 1)

@@ -15,7 +15,7 @@ NOTHING = FullRecompute(None, "uniform", 1)
 
 
 @dataclass(frozen=True)
-class Chunk:
+class LiveMemory:
     """One model chunk with one micro-batch. Figures are bytes on one rank."""
 
     kept: Mapping[str, float]
@@ -38,7 +38,9 @@ def full_recompute(training: Training, stage: Stage, chunk: int, micro_batch: in
     return recompute.full or NOTHING
 
 
-def chunk_memory(training: Training, stage: Stage, layers: Layers, number: int, full: FullRecompute) -> Chunk:
+def chunk_memory(
+    training: Training, stage: Stage, layers: Layers, number: int, full: FullRecompute
+) -> LiveMemory:
     """Return the memory of one chunk of a stage, of which `full` says what is computed again."""
     model, setting, pp = training.model, layers.setting, len(training.layout.stages)
     position, last = number * pp + stage.index, len(stage.chunks) * pp - 1
@@ -65,7 +67,7 @@ def chunk_memory(training: Training, stage: Stage, layers: Layers, number: int, 
         dispatch = tokens * model.hidden * setting.width
     # The gradients of the embedding's rows form a whole matrix.
     matrix = training.padded_vocabulary / stage.tp * model.hidden * training.numerics.parameter_bytes
-    return Chunk(
+    return LiveMemory(
         kept={name: nbytes for name, nbytes in kept.items() if nbytes},
         nbytes=sum(kept.values()),
         forward=max(loss.forward, dispatch - of_loss),

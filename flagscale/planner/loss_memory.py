@@ -29,24 +29,27 @@ def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> 
     gradients; those are copied to the precision of the logits (Megatron-core 0.19.2,
     tensor_parallel/cross_entropy.py). Compiled (fusions/fused_cross_entropy.py), the probabilities are one
     more copy. TransformerEngine's loss writes the gradients over the logits (2.11, triton/cross_entropy.py).
-    Each prediction head has a loss of its own.
+    Ours, with the `torch` layers, keeps the logits until it has written the gradients. Each prediction head
+    has a loss of its own.
     """
     model, width = training.model, setting.width
     logits = setting.tokens * training.padded_vocabulary / stage.tp
-    stream = setting.tokens * model.hidden * width
-    probabilities = logits * (width if training.loss_in_place else 4)
-    losses = 1 + model.prediction_heads
-    copy = 0 if training.loss_in_place or width == 4 else logits * width
-    compiled = logits * 4 if training.fused_loss and not training.loss_in_place else 0
-    # The gradient of the output layer's input: whole, then reduced and scattered.
-    gradient = stream + (setting.rows * model.hidden * width if setting.sequence_parallel else 0)
-    weight = 0.0 if training.fused_gradients else training.padded_vocabulary / stage.tp * model.hidden * width
+    stream, rows = setting.tokens * model.hidden * width, setting.rows * model.hidden * width
+    is_ours = training.implementation == "torch" and not training.fused_loss
+    kept = logits * (width if is_ours or training.loss_in_place else 4)
+    # The gradients of the logits, if they are not in the place of what is kept.
+    copy = 0.0 if training.loss_in_place or (width == 4 and not is_ours) else logits * width
+    more = 0.0 if is_ours or training.loss_in_place else logits * 4 * training.fused_loss + copy
+    # The gradients of the output layer's input, whole, then reduced and scattered, and of its weights.
+    behind = stream + rows * setting.sequence_parallel
+    if not training.fused_gradients:
+        behind += training.padded_vocabulary / stage.tp * model.hidden * width
     return Loss(
         kept={
-            "last norm": setting.rows * (2 * model.hidden * width + 4),
-            "logits": losses * probabilities,
+            "last norm": 2 * rows + setting.rows * (8 if model.norm_bias else 4),
+            "logits": (1 + model.prediction_heads) * kept,
         },
-        forward=copy + compiled,
-        # The float copy of one loss is gone once its gradients are copied.
-        backward=max(copy, copy + gradient + weight - (0 if training.loss_in_place else probabilities)),
+        forward=more,
+        # What one loss kept is gone once its gradients are copied.
+        backward=max(copy, copy + behind - (kept if copy else 0.0)),
     )

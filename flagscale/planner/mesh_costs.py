@@ -33,8 +33,11 @@ class Ranks(NamedTuple):
 
 
 class LayerCosts(NamedTuple):
-    """Costs on one rank. A stage of `n` layers, `k` of them recomputed, with `q` micro-batches in flight, takes
-    `n seconds + k again` per micro-batch and `n static + q (n - k) kept + q k kept_again + fixed` bytes."""
+    """Costs on one rank.
+
+    A stage of `n` layers, `k` of them recomputed, with `q` micro-batches in flight, takes
+    `n seconds + k again` per micro-batch and `n static + q (n - k) kept + q k kept_again + fixed` bytes.
+    """
 
     seconds: float
     """Forward and backward pass of a layer for one micro-batch, with its share of what a step does once."""
@@ -49,7 +52,7 @@ class LayerCosts(NamedTuple):
     fixed: float
     """Bytes of any stage."""
     hand_over: float
-    """Seconds per micro-batch that messages between the stages of a mesh cost a stage, if nothing hides them."""
+    """Seconds per micro-batch of the messages between the stages of a mesh, if nothing hides them."""
     first_seconds: float
     """Of the embedding, per micro-batch."""
     first_bytes: float

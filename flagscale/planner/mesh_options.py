@@ -13,10 +13,9 @@ from flagscale.planner.cluster import Pool
 from flagscale.planner.mesh_costs import Costs, LayerCosts, Ranks
 from flagscale.planner.training import Training
 
-
 LEAST_TOKENS, MOST_TOKENS = 512, 32768
-"""Tokens of a micro-batch on one rank, before tensor parallelism divides them: context parallelism does not go
-below the first, micro-batches of several samples not above the second. Beyond these, nothing gets faster."""
+"""Tokens of a micro-batch on one rank, before tensor parallelism divides them: context parallelism does not
+go below the first, micro-batches of several samples not above the second. Nothing gets faster beyond them."""
 
 
 class Option(NamedTuple):
@@ -42,7 +41,7 @@ def modes(training: Training) -> list[Mode]:
     modules: list[tuple[str, ...]] = [()]
     if training.stores_scores or training.implementation == "local":
         modules.append(("core_attn",))
-    if False in kinds:
+    if sum(model.experts_in) <= model.layers / 2:
         modules.append(("mlp",))
     if True in kinds:
         modules.append(("moe_act",))
@@ -57,55 +56,60 @@ def rule_values(training: Training, given: Mapping[str, Any] | None = None) -> d
     `given`: the user's arguments, if known; otherwise they follow from the training.
     """
     model = training.model
-    values = dict(given) if given else {
-        "num_layers": model.layers,
-        "hidden_size": model.hidden,
-        "num_attention_heads": model.heads,
-        "group_query_attention": model.groups != model.heads,
-        "num_query_groups": model.groups,
-        "kv_channels": model.head_dim,
-        "ffn_hidden_size": model.ffn,
-        "seq_length": training.sequence,
-        "num_experts": model.experts or None,
-        "moe_ffn_hidden_size": model.expert_ffn or None,
-        "moe_shared_expert_intermediate_size": model.shared_ffn or None,
-        "moe_router_topk": model.topk or None,
-        "multi_latent_attention": model.attention == "mla",
-        "mtp_num_layers": model.prediction_heads or None,
-        "untie_embeddings_and_output_weights": not model.tied,
-        "add_bias_linear": model.linear_bias,
-        "transformer_impl": training.implementation,
-        "use_distributed_optimizer": training.numerics.distributed,
-        "overlap_grad_reduce": training.overlap_gradients,
-        "make_vocab_size_divisible_by": 1,
-    }
+    values = (
+        dict(given)
+        if given
+        else {
+            "num_layers": model.layers,
+            "hidden_size": model.hidden,
+            "num_attention_heads": model.heads,
+            "group_query_attention": model.groups != model.heads,
+            "num_query_groups": model.groups,
+            "kv_channels": model.head_dim,
+            "ffn_hidden_size": model.ffn,
+            "seq_length": training.sequence,
+            "num_experts": model.experts or None,
+            "moe_ffn_hidden_size": model.expert_ffn or None,
+            "moe_shared_expert_intermediate_size": model.shared_ffn or None,
+            "moe_router_topk": model.topk or None,
+            "multi_latent_attention": model.attention == "mla",
+            "mtp_num_layers": model.prediction_heads or None,
+            "untie_embeddings_and_output_weights": not model.tied,
+            "add_bias_linear": model.linear_bias,
+            "transformer_impl": training.implementation,
+            "use_distributed_optimizer": training.numerics.distributed,
+            "overlap_grad_reduce": training.overlap_gradients,
+            "make_vocab_size_divisible_by": 1,
+        }
+    )
     return {**values, **SEARCHED, "global_batch_size": training.batch}
 
 
 SEARCHED: Mapping[str, Any] = {
-    **{
-        f"{name}_model_parallel_size": 1
-        for name in ("tensor", "pipeline", "expert")
-    },
+    **{f"{name}_model_parallel_size": 1 for name in ("tensor", "pipeline", "expert")},
     "context_parallel_size": 1,
     "expert_tensor_parallel_size": None,
     "micro_batch_size": 1,
     "sequence_parallel": False,
-    **dict.fromkeys((
-        "num_virtual_stages_per_pipeline_rank",
-        "num_layers_per_virtual_pipeline_stage",
-        "pipeline_model_parallel_layout",
-        "decoder_first_pipeline_num_layers",
-        "decoder_last_pipeline_num_layers",
-        "microbatch_group_size_per_vp_stage",
-        "hetero_layout",
-        "recompute_granularity",
-        "recompute_method",
-        "recompute_num_layers",
-        "recompute_granularity_per_stage_micro_batch",
-        "recompute_method_per_stage_micro_batch",
-        "recompute_num_layers_per_stage_micro_batch",
-    )),
+    **dict.fromkeys(
+        (
+            "num_virtual_stages_per_pipeline_rank",
+            "num_layers_per_virtual_pipeline_stage",
+            "pipeline_model_parallel_layout",
+            "decoder_first_pipeline_num_layers",
+            "decoder_last_pipeline_num_layers",
+            "microbatch_group_size_per_vp_stage",
+            "hetero_layout",
+            "recompute_activations",
+            "recompute_granularity",
+            "recompute_modules",
+            "recompute_method",
+            "recompute_num_layers",
+            "recompute_granularity_per_stage_micro_batch",
+            "recompute_method_per_stage_micro_batch",
+            "recompute_num_layers_per_stage_micro_batch",
+        )
+    ),
 }
 
 
@@ -184,16 +188,14 @@ def _undominated(found: Sequence[Option]) -> Iterator[Option]:
     if not found:
         return
     # Everything that makes a mesh worse; fewer holders of an activation make its messages slower.
-    rows = np.array([
-        (one.ranks.per_stage, -one.ranks.holders, *one.costs[:-1], -one.costs.room) for one in found
-    ])
+    rows = np.array(
+        [(one.ranks.per_stage, -one.ranks.holders, *one.costs[:-1], -one.costs.room) for one in found]
+    )
     worse_or_equal = (rows[:, None] >= rows[None]).all(axis=2)
     is_equal = worse_or_equal & worse_or_equal.T
     earlier = np.tri(len(rows), k=-1, dtype=bool)
     is_beaten = (worse_or_equal & (~is_equal | earlier)).any(axis=1)
-    for one, beaten in zip(found, is_beaten, strict=True):
-        if not beaten:
-            yield one
+    yield from (found[number] for number in np.flatnonzero(~is_beaten))
 
 
 def divisors(number: int) -> list[int]:

@@ -1,11 +1,11 @@
 """Search for the fastest pipelines: which pools take part, in which order, with which degrees and stages.
 
 All meshes process the same samples per micro-step. For a number of samples, an order and a limit `T` on the
-seconds of a stage, what a mesh can hold depends on the others only through the stages behind it, which decide
-how many micro-batches its stages have in flight. So a dynamic program walks from the last stage to the first:
-`most[T, P]` are the most layers that `P` stages can hold, for all limits of a grid at once. Its candidates are
-rated by `layer_split.best_split`. Small clusters need no program: all combinations whose bound is better than
-the best rating are rated, so that the best of all is found.
+seconds of a stage, what a mesh can hold depends on the others only through the stages behind it, which
+decide how many micro-batches its stages have in flight. So a dynamic program walks from the last stage to the
+first: `most[T, P]` are the most layers that `P` stages can hold, for all limits of a grid at once. Its
+candidates are rated by `layer_split.best_split`. For small clusters, all combinations whose bound is better
+than the best rating are rated, too, so that the best of all is found.
 
 Imports numpy: see `layer_split.py`.
 """
@@ -13,7 +13,7 @@ Imports numpy: see `layer_split.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import pairwise, permutations
 from math import prod
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ import numpy as np
 
 from flagscale.frozen import dataclass
 from flagscale.planner.cluster import Cluster
+from flagscale.planner.layer_split import Part, Pipeline, Split, best_split
 from flagscale.planner.mesh_costs import Costs
 from flagscale.planner.mesh_options import Mode, Option, divisors, options
-from flagscale.planner.layer_split import Part, Pipeline, Split, best_split
 
 _NONE = -(10**6)
 """Layers of a stage that cannot hold any."""
@@ -67,10 +67,8 @@ class Setup(NamedTuple):
 class Counts(NamedTuple):
     """What a search has looked at."""
 
-    legal: int = 0
-    """Combinations of order, degrees and stages that keep all rules, without the layers of the stages."""
     combined: int = 0
-    """Those of them that are left without options that others beat in every respect."""
+    """Combinations of order, degrees and stages, without options that others beat in every respect."""
     rated: int = 0
     """Pipelines whose best layers were computed."""
     orders: int = 0
@@ -83,7 +81,9 @@ def setups(space: Space) -> list[Setup]:
         for samples in divisors(space.batch):
             m = space.batch // samples
             each = tuple(
-                tuple(options(ranks, pool, space.costs, mode, samples, m, space.stages, space.most_micro_batch))
+                tuple(
+                    options(ranks, pool, space.costs, mode, samples, m, space.stages, space.most_micro_batch)
+                )
                 for pool, ranks in zip(space.cluster.pools, legal, strict=True)
             )
             if any(each):
@@ -103,7 +103,7 @@ def variants(space: Space, setup: Setup, parts: Sequence[Part]) -> Iterator[Pipe
     pools, m = space.cluster.pools, setup.micro_batches
     crossings = tuple(
         space.costs.crossing((pools[one.pool], one.ranks), (pools[two.pool], two.ranks))
-        for one, two in zip(parts, parts[1:], strict=False)
+        for one, two in pairwise(parts)
     )
     plain = Pipeline(tuple(parts), m, crossings)
     yield plain
@@ -119,39 +119,39 @@ def variants(space: Space, setup: Setup, parts: Sequence[Part]) -> Iterator[Pipe
 
 
 class Best:
-    """The fastest pipelines so far, at most one for each combination of meshes."""
+    """The fastest pipelines so far."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
-        self.found: dict[Any, tuple[Mode, Split]] = {}
+        self.found: list[tuple[float, Mode, Split]] = []
+        self.seen: set[object] = set()
         self.rated = 0
 
     @property
     def seconds(self) -> float:
-        return min((split.seconds for _, split in self.found.values()), default=np.inf)
+        return self.found[0][0] if self.found else np.inf
 
     @property
     def limit(self) -> float:
         """A pipeline that takes longer is none of the best."""
-        if len(self.found) < self.keep:
-            return np.inf
-        return sorted(split.seconds for _, split in self.found.values())[self.keep - 1]
+        return self.found[-1][0] if len(self.found) == self.keep else np.inf
 
-    def rate(self, space: Space, setup: Setup, parts: Sequence[Part], limit: float = np.inf) -> None:
-        """Rate all variants of some meshes."""
+    def rate(self, space: Space, setup: Setup, parts: Sequence[Part]) -> None:
+        """Rate all variants of some meshes, once."""
         key = (setup.mode, *((part.pool, part.ranks, part.pp) for part in parts))
-        if key in self.found:
+        if key in self.seen:
             return
+        self.seen.add(key)
         for pipeline in variants(space, setup, parts):
             self.rated += 1
-            split = best_split(pipeline, space.layers, limit)
-            if split:
-                limit = split.seconds
-                self.found[key] = (setup.mode, split)
+            if split := best_split(pipeline, space.layers, self.limit):
+                self.found.append((split.seconds, setup.mode, split))
+                self.found.sort(key=lambda one: one[0])
+                del self.found[self.keep :]
 
     def ranked(self) -> list[tuple[Mode, Split]]:
         """Return what was found, the fastest first."""
-        return sorted(self.found.values(), key=lambda one: one[1].seconds)
+        return [(mode, split) for _, mode, split in self.found]
 
 
 def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Best, Counts]:
@@ -168,7 +168,7 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
             coarse = _candidates(space, setup, bound / setup.micro_batches, np.inf, _COARSE)
             promising.append((min((one.least for one in coarse), default=np.inf), setup))
             for one in coarse[:3]:
-                best.rate(space, setup, one.parts, best.limit)
+                best.rate(space, setup, one.parts)
     fine = []
     for least, setup in promising:
         # Among the best are also those that are slower by a tenth: they show what the choice costs.
@@ -178,13 +178,13 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
             fine += [(one, setup) for one in _candidates(space, setup, least / m, limit / m, _FINE)]
     fine.sort(key=lambda one: one[0].seconds)
     for one, setup in fine[: 8 * keep]:
-        best.rate(space, setup, one.parts, best.limit)
+        best.rate(space, setup, one.parts)
     combined = sum(_combinations(space, setup) for _, setup in found)
     if combined <= exhaustive:
         for bound, setup in found:
             if bound < best.seconds:
                 for parts in enumerated(space, setup, best):
-                    best.rate(space, setup, parts, best.limit)
+                    best.rate(space, setup, parts)
     count = len({order for _, setup in found for order in orders(space, setup)})
     return best, Counts(combined=combined, rated=best.rated, orders=count)
 
@@ -192,7 +192,8 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
 def _bound(space: Space, setup: Setup) -> float:
     """Return seconds that no step can go below: all pools at their best, without a bubble."""
     rates = sorted(
-        max((option.most_stages / option.costs.seconds for option in found), default=0.0) for found in setup.options
+        max((option.most_stages / option.costs.seconds for option in found), default=0.0)
+        for found in setup.options
     )
     return setup.micro_batches * space.layers / sum(rates[-space.meshes :])
 
@@ -219,9 +220,7 @@ def _candidates(space: Space, setup: Setup, low: float, high: float, points: int
     """
     limits = np.geomspace(low, min(high, 8 * low) * (1 + 1e-9), points)
     stages = min(space.stages, space.layers)
-    grids = [
-        _Grid(found, limits, stages, setup.micro_batches) if found else None for found in setup.options
-    ]
+    grids = [_Grid(found, limits, stages, setup.micro_batches) if found else None for found in setup.options]
     found = [one for one in _of_one_stage(space, setup) if one.least < high * setup.micro_batches]
     m, number = setup.micro_batches, np.arange(stages + 1)
     chunks = np.minimum(space.layers // np.maximum(number, 1), space.chunks)
@@ -275,7 +274,12 @@ def enumerated(space: Space, setup: Setup, best: Best) -> Iterator[tuple[Part, .
     for one in _of_one_stage(space, setup):
         if one.least < best.seconds:
             yield one.parts
-    limits = np.array([best.seconds / m])
+    # Without a best one yet, no stage can be slower than one with all layers.
+    all_costs = [option.costs for found in setup.options for option in found]
+    slowest = max(
+        space.layers * (one.seconds + one.again) + one.first_seconds + one.last_seconds for one in all_costs
+    )
+    limits = np.array([min(best.seconds / m, slowest)])
     grids = [_Grid(found, limits, stages, m) if found else None for found in setup.options]
     for order in orders(space, setup):
         each = [_pairs(setup.options[pool]) for pool in order]
@@ -290,15 +294,19 @@ def enumerated(space: Space, setup: Setup, best: Best) -> Iterator[tuple[Part, .
 
 def _pairs(found: Sequence[Option]) -> Any:
     """Return all pairs of an option and its number of stages."""
-    return np.array([
-        (number, stages) for number, option in enumerate(found) for stages in range(1, option.most_stages + 1)
-    ])
+    return np.array(
+        [
+            (number, stages)
+            for number, option in enumerate(found)
+            for stages in range(1, option.most_stages + 1)
+        ]
+    )
 
 
 def _better(
     space: Space, setup: Setup, order: Sequence[int], each: Sequence[Any], grids: Sequence[Any], best: Best
 ) -> list[tuple[float, tuple[int, ...]]]:
-    """Return a bound on the seconds of a step, and rows of `each`, for combinations that may beat the best."""
+    """Return bounds on the seconds of a step, and rows of `each`, of combinations that may beat the best."""
     m, layers, most = setup.micro_batches, space.layers, min(space.stages, space.layers)
     seconds = [
         np.array([setup.options[pool][option].costs.seconds for option in pairs[:, 0]])
@@ -313,7 +321,11 @@ def _better(
         behind, holds, rate = np.zeros(1, int), np.zeros(1, int), np.zeros(1)
         fastest = np.full(1, np.inf)
         for place in range(len(order) - 1, -1, -1):
-            added = np.arange(start, min(start + step, len(each[0]))) if not place else np.arange(len(each[place]))
+            added = (
+                np.arange(start, min(start + step, len(each[0])))
+                if not place
+                else np.arange(len(each[place]))
+            )
             old, new = (one.ravel() for one in np.meshgrid(np.arange(len(behind)), added, indexing="ij"))
             option, more = each[place][new].T
             fits = behind[old] + more <= most
@@ -323,7 +335,11 @@ def _better(
             total, took = behind + more, seconds[place][new]
             grid = grids[order[place]]
             table = (grid.last if place == len(order) - 1 else grid.middle)[0]
-            ends = grid.first[0][option, total - 1] + table[option, total - 1] if not place else table[option, total]
+            ends = (
+                grid.first[0][option, total - 1] + table[option, total - 1]
+                if not place
+                else table[option, total]
+            )
             holds = holds + ends - table[option, behind]
             rate, fastest, behind = rate + more / took, np.minimum(fastest, took), total
         slowest = layers / rate
@@ -338,8 +354,8 @@ def _better(
 class _Grid:
     """The layers that stages of one pool's options hold, for all limits `T` and stages behind.
 
-    `middle[T, option, P]`: of the stages with up to `P - 1` stages behind them; `last` if the first of them is
-    the last of the pipeline; `first` is what replaces the step to `P` if that is the pipeline's first stage.
+    `middle[T, option, P]`: of the stages with up to `P - 1` stages behind them; `last` if one of them is the
+    last of the pipeline; `first` is what replaces the step to `P` if that is the pipeline's first stage.
     """
 
     def __init__(self, found: Sequence[Option], limits: Any, stages: int, micro_batches: int) -> None:
@@ -411,7 +427,7 @@ def _windowed(value: Any, width: int) -> Any:
 def _held(costs: Any, limits: Any, q: Any, seconds: Any, nbytes: Any) -> Any:
     """Return the layers of stages [T, option, q] if a real number of layers may be recomputed.
 
-    An upper bound of what `layer_split` computes: it recomputes whole layers, and holds no fewer micro-batches.
+    An upper bound of what `layer_split` finds: it recomputes whole layers, and holds no fewer micro-batches.
     """
     layer, again, static, kept, kept_again, fixed, _, *_, room = costs.T[:, :, None]
     time = limits[:, None, None] - (seconds[:, None] if np.ndim(seconds) else 0)

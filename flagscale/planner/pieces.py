@@ -7,6 +7,7 @@ gradient of the input (megatron/core/tensor_parallel/layers.py, 0.19.2; Transfor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from flagscale.frozen import dataclass
@@ -68,8 +69,12 @@ class Seconds:
         return Seconds(self.compute * count, self.communication * count, self.kernels * count)
 
     def total(self, launch_s: float) -> float:
-        """Return the time that passes: the longer of what the device and what the host needs."""
-        return max(self.compute + self.communication, self.kernels * launch_s)
+        """Return the time that passes.
+
+        Device and host work at the same time, but each waits for the other now and then. The root of the sum
+        of squares is the longer one if they are unequal, and 1.4 times that if they are equal.
+        """
+        return math.hypot(self.compute + self.communication, self.kernels * launch_s)
 
 
 class Piece:
@@ -265,8 +270,12 @@ class Pieces:
             key = value = model.head_dim
             groups = max(1.0, model.groups / of.tp)
         heads, mean = of.micro_batch * model.heads / of.tp, (key + value) / 2
+        kernels = 6
         if of.stores_scores or of.implementation == "local":
-            forward, backward = self._stored_scores(heads, mean)
+            # The fused kernel takes four heads at a time (megatron/core/fusions/fused_softmax.py, 0.19.2).
+            is_fused = heads % 4 == 0
+            forward, backward = self._stored_scores(heads, mean, 1 if is_fused else 2)
+            kernels = 6 if is_fused else 14
         else:
             forward = speeds.attend(of.sequence, heads, mean, False, 1 / of.cp)
             backward = speeds.attend(of.sequence, heads, mean, True, 1 / of.cp)
@@ -275,17 +284,17 @@ class Pieces:
             shared = of.tokens * groups * (key + value) * speeds.width
             rest = of.tokens * model.heads / of.tp * (key + value) * speeds.width
             ahead, behind = self._shared_keys(shared, rest, forward, backward)
-        return Piece("core_attn", Seconds(forward, ahead, 6), Seconds(backward, behind, 6))
+        return Piece("core_attn", Seconds(forward, ahead, kernels), Seconds(backward, behind, kernels))
 
-    def _stored_scores(self, heads: float, mean: float) -> tuple[float, float]:
+    def _stored_scores(self, heads: float, mean: float, passes: int) -> tuple[float, float]:
         """Return the seconds of attention that computes and stores the scores of all pairs of tokens."""
         of, speeds = self.division, self.speeds
         own = of.sequence / of.cp
-        one = speeds.multiply_groups(heads, own, of.sequence, mean)
+        one = speeds.multiply(heads * own, of.sequence, mean, is_plain=True)
         scores = heads * own * of.sequence
         masked = self.model.attention_dropout
-        forward = 2 * one + speeds.move((6 + 5 * masked) * scores)
-        return forward, 4 * one + speeds.move((8 + 4 * masked) * scores)
+        forward = 2 * one + speeds.move(passes * (4 + 5 * masked) * scores)
+        return forward, 4 * one + speeds.move(passes * (6 + 5 * masked) * scores)
 
     def _shared_keys(self, keys: float, rest: float, forward: float, backward: float) -> tuple[float, float]:
         """Return what is exposed of the exchange between context parallel ranks.

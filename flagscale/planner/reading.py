@@ -84,6 +84,7 @@ def training_of(
         overlap_tensor=bool(values.get("tp_comm_overlap")),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
         group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
+        deterministic=bool(values.get("deterministic_mode")),
         fused_gradients=bool(values.get("gradient_accumulation_fusion", True)),
         fused_loss=bool(values.get("cross_entropy_loss_fusion")),
         loss_in_place=bool(values.get("cross_entropy_loss_fusion"))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from flagscale.checks.context import context_violations
 from flagscale.checks.degrees import violations
 from flagscale.checks.experts import expert_violations
-from flagscale.checks.hetero.layout import HeteroLayout
+from flagscale.checks.hetero.keys import EXTRA
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.hetero.rules import mesh_values, mesh_violations
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
@@ -22,13 +23,12 @@ from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
-from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_ranks, modes, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, legal_ranks, modes, rule_values
 from flagscale.planner.searched_training import searched_arguments, searched_training, with_searched
 from flagscale.planner.step_time import DEFAULT, StepTime, step_time
 from flagscale.planner.training import Training
 
 if TYPE_CHECKING:  # they import numpy
-    from flagscale.planner.layer_split import Split
     from flagscale.planner.mesh_search import Counts, Space
 
 STAGES = 64
@@ -67,6 +67,8 @@ class Found:
     plans: tuple[Rated, ...]
     """The fastest first; at least one."""
     counts: Counts
+    estimated: int
+    """Plans that were rated with the models of whole trainings."""
     considered: tuple[str, ...]
     """Sentences on what was searched, left out and chosen."""
 
@@ -100,25 +102,14 @@ def best_plans(
     Raises:
         UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
     """
-    from flagscale.planner.mesh_search import Space, search
+    from flagscale.planner.mesh_search import search
 
-    cluster.check()
-    if template.batch < 1:
-        raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
+    space = searched_space(template, cluster, values, constants=constants, memory_factor=memory_factor)
     given = rule_values(template, values)
-    meshes, why_one = _most_meshes(template, cluster, given)
-    legal = {
-        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
-    }
-    if not any(ranks for each in legal.values() for ranks in each):
-        raise UserError([Problem("no parallel degrees keep the rules of this model", "", _refused(template, given))])
     rated: list[Rated] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, memory_factor * margin)
-        space = Space(cluster, costs, template.model.layers, template.batch, legal, meshes, MOST_TOKENS / template.sequence, STAGES)
-        best, counts = search(space)
-        if not best.found:
-            break
+        best, counts = search(replace(space, costs=costs))
         rated = []
         for mode, split in best.ranked():
             fastest = min((one.quick_s for one in rated), default=split.seconds)
@@ -130,15 +121,55 @@ def best_plans(
             if _fits(training, stages, memory_factor) and not broken_rules(training, arguments, given):
                 time = step_time(training, constants, calibration)
                 rated.append(Rated(training, arguments, time, stages, split.seconds))
-        if rated:
+        if rated or not best.found:
             break
     if not rated:
         raise UserError([_shortage(template, cluster, space, constants)])
-    rated.sort(key=lambda one: one.seconds)
-    return Found(tuple(rated[:keep]), counts, (*why_one, *_considered(cluster, space, counts, rated)))
+    distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
+    considered = (*_why_one(template, cluster, given), *_considered(cluster, counts, len(rated), distinct))
+    return Found(tuple(distinct[:keep]), counts, len(rated), considered)
 
 
-def broken_rules(training: Training, arguments: Mapping[str, Any], values: Mapping[str, Any]) -> list[Violation]:
+def searched_space(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None = None,
+    *,
+    constants: Constants = DEFAULT,
+    memory_factor: float = 1.0,
+) -> Space:
+    """Return what `best_plans` searches; see there.
+
+    Raises:
+        UserError: the cluster is empty or its links are not known; no degrees are legal.
+    """
+    from flagscale.planner.mesh_search import Space
+
+    cluster.check()
+    if template.batch < 1:
+        raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
+    given = rule_values(template, values)
+    legal = {
+        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
+    }
+    if not any(ranks for each in legal.values() for ranks in each):
+        what = "no parallel degrees keep the rules of this model"
+        raise UserError([Problem(what, "", _refused(given))])
+    return Space(
+        cluster=cluster,
+        costs=EstimatedCosts(template, cluster, constants, memory_factor),
+        layers=template.model.layers,
+        batch=template.batch,
+        legal=legal,
+        meshes=1 if [*_why_one(template, cluster, given)] else len(cluster.pools),
+        most_micro_batch=MOST_TOKENS / template.sequence,
+        stages=STAGES,
+    )
+
+
+def broken_rules(
+    training: Training, arguments: Mapping[str, Any], values: Mapping[str, Any]
+) -> list[Violation]:
     """Return the rules of layouts that a plan breaks: there must be none."""
     layout = training.layout
     found = with_searched(values, arguments)
@@ -152,41 +183,41 @@ def broken_rules(training: Training, arguments: Mapping[str, Any], values: Mappi
     return broken
 
 
-def _most_meshes(
-    template: Training, cluster: Cluster, values: Mapping[str, Any]
-) -> tuple[int, tuple[str, ...]]:
-    """Return how many meshes a pipeline may have, and why if it is one."""
-    from flagscale.checks.hetero.layout import Mesh
+def _why_one(template: Training, cluster: Cluster, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a pipeline may have one mesh only, if that is so."""
+    layers = template.model.layers
+    if len(cluster.pools) > 1 and layers > 1:
+        both = HeteroLayout((Mesh(layers=((1,),)), Mesh(layers=((layers - 1,),))))
+        if refused := [*mesh_violations(both, values, 2)]:
+            yield f"Only one type is used at a time: {refused[0][1]}."
 
-    able = sum(pool.devices > 0 for pool in cluster.pools)
-    if able == 1 or template.model.layers < 2:
-        return 1, ()
-    mesh = Mesh(layers=((1,),))
-    rest = Mesh(layers=((template.model.layers - 1,),))
-    refused = [*mesh_violations(HeteroLayout((mesh, rest)), values, 2)]
-    if not refused:
-        return able, ()
-    return 1, (f"Only one type is used at a time: {refused[0][1]}.",)
+
+def _distinct(rated: Sequence[Rated]) -> list[Rated]:
+    """Return the plans without those that differ from a faster one in the extra micro-batches only."""
+    found: list[Rated] = []
+    for one in rated:
+        of = {**one.arguments, EXTRA: None}
+        if all({**other.arguments, EXTRA: None} != of for other in found):
+            found.append(one)
+    return found
 
 
 def _fits(training: Training, stages: Sequence[StageMemory], memory_factor: float) -> bool:
-    return all(
-        stage.device * memory_factor <= _chip(training, stage.stage).memory_bytes for stage in stages
-    )
+    return all(stage.device * memory_factor <= _chip(training, stage.stage).memory_bytes for stage in stages)
 
 
 def _chip(training: Training, stage: int) -> Chip:
     return training.blocks[training.layout.stages[stage].mesh].chip
 
 
-def _refused(template: Training, values: Mapping[str, Any]) -> str:
+def _refused(values: Mapping[str, Any]) -> str:
     """Return the rule that even one rank breaks."""
     found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
     return found[0][1] if found else "use other degrees for the experts or a host with more devices"
 
 
 def _shortage(template: Training, cluster: Cluster, space: Space, constants: Constants) -> Problem:
-    """Return what is missing at least: by how much the memory of all chips had to grow, and the largest term."""
+    """Return what is missing at least: the plan that fits first if the memory of all chips grows."""
     from flagscale.planner.mesh_search import search
 
     low, high, found = 1.0, 1.0, None
@@ -205,11 +236,11 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
             low = factor
     hint = f"use more devices, a smaller model, or a shorter `seq_length`; up to {STAGES} stages are tried"
     if found is None:
-        return Problem("the model does not fit on these devices, even with a multiple of their memory", "", hint)
+        return Problem(
+            "the model does not fit on these devices, even with a multiple of their memory", "", hint
+        )
     training = searched_training(template, cluster, *found, {})
-    over = [
-        (stage.device - _chip(training, stage.stage).memory_bytes, stage) for stage in memory(training)
-    ]
+    over = [(stage.device - _chip(training, stage.stage).memory_bytes, stage) for stage in memory(training)]
     short, stage = max(over, key=lambda one: one[0])
     term = max(stage.terms, key=lambda one: one.nbytes)
     chip = _chip(training, stage.stage)
@@ -221,39 +252,45 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
     return Problem(what, "", hint)
 
 
-def _considered(
-    cluster: Cluster, space: Space, counts: Counts, rated: Sequence[Rated]
-) -> Iterator[str]:
+def _considered(cluster: Cluster, counts: Counts, estimated: int, rated: Sequence[Rated]) -> Iterator[str]:
     pools = ", ".join(f"{pool.devices} {pool.type or pool.chip.name}" for pool in cluster.pools)
     order = "1 order" if counts.orders == 1 else f"{counts.orders} orders"
     yield (
         f"On {pools}: {counts.combined:,} combinations of {order} of types, degrees and stages, of which "
-        f"{counts.rated:,} were rated with their best layers, and {len(rated)} with the whole estimate."
+        f"{counts.rated:,} were rated with their best layers, and {estimated} with the whole estimate."
     )
     best = rated[0]
-    used = {}
+    used: dict[str, int] = {}
     for mesh in best.training.layout.meshes:
         used[mesh.type] = used.get(mesh.type, 0) + mesh.ranks
     idle = [
-        f"{left} {pool.type or pool.chip.name}" for pool in cluster.pools if (left := pool.devices - used.get(pool.type, 0))
+        f"{left} {pool.type or pool.chip.name}"
+        for pool in cluster.pools
+        if (left := pool.devices - used.get(pool.type, 0))
     ]
     if idle:
         yield f"Idle: {', '.join(idle)}."
-    if others := [one for one in rated[1:] if one.training.layout.meshes != best.training.layout.meshes]:
-        yield why_lost(best, others[0])
+    if len(rated) > 1:
+        yield why_lost(best, rated[1])
 
 
 def why_lost(best: Rated, other: Rated) -> str:
-    """Return a sentence on what makes a plan slower than the best one."""
-    parts = ("compute_s", "communication_s", "bubble_s", "optimizer_s")
-    names = ("computing", "exposed communication", "waiting for other stages", "the optimizer")
-    more = [getattr(other.time, part) - getattr(best.time, part) for part in parts]
-    number = max(range(len(parts)), key=lambda one: more[one])
+    """Return a sentence on how a plan differs from the best one, in the stages that limit them."""
+    parts = {
+        "compute_s": "computing",
+        "communication_s": "exposed communication",
+        "bubble_s": "waiting for other stages",
+        "optimizer_s": "the optimizer",
+    }
+    differences = {part: getattr(other.time, part) - getattr(best.time, part) for part in parts}
+    told = [
+        f"{parts[part]} {more:+.3g} s"
+        for part, more in sorted(differences.items(), key=lambda one: -one[1])
+        if abs(more) >= 0.001 * best.seconds
+    ]
     slower = other.seconds / best.seconds - 1
-    return (
-        f"The runner-up, {other.training.layout}, takes {slower:.1%} longer: {1e3 * more[number]:.0f} ms more "
-        f"{'for ' if number == 3 else 'of '}{names[number]} in the stage that limits."
-    )
+    why = f": {', '.join(told)}" if told else ""
+    return f"The runner-up, {other.training.layout}, takes {slower:.1%} longer{why}."
 
 
 def _gib(nbytes: float) -> str:

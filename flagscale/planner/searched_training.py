@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ _DIVISOR = 128
 def searched_training(
     template: Training, cluster: Cluster, mode: Mode, split: Split, values: Mapping[str, Any]
 ) -> Training:
-    """Return the training that a split describes; `values`: the user's arguments (by dest), as far as known."""
+    """Return the training of a split; `values`: the user's arguments (by dest), as far as known."""
     parts, v = split.pipeline.parts, split.pipeline.chunks
     pools = [cluster.pools[part.pool] for part in parts]
     meshes, blocks, taken = [], [], 0
@@ -35,9 +36,11 @@ def searched_training(
         sp = ranks.sequence_parallel
         meshes.append(Mesh(ranks.tp, ranks.cp, ranks.ep, ranks.dp, part.pp, layers, sp, pool.type))
         blocks.append(Block(pool.chip, ranks.micro_batch, ranks.etp, sp, pool.per_host))
-    routes = [cluster.route(*pair) for pair in zip(pools, pools[1:], strict=False)]
+    routes = [cluster.route(*pair) for pair in pairwise(pools)]
     layout = HeteroLayout(tuple(meshes), any(route.through_host for route in routes), split.pipeline.extra)
-    multiple = lcm(*(mesh.tp for mesh in meshes)) * int(values.get("make_vocab_size_divisible_by") or _DIVISOR)
+    multiple = lcm(*(mesh.tp for mesh in meshes)) * int(
+        values.get("make_vocab_size_divisible_by") or _DIVISOR
+    )
     padded = template.padded_vocabulary
     if not values.get("padded_vocab_size"):
         padded = -(-template.model.vocabulary // multiple) * multiple
@@ -79,7 +82,7 @@ def _recompute(mode: Mode, split: Split, layout: HeteroLayout) -> Recompute:
 
 
 def searched_arguments(training: Training, is_default_etp: bool = True) -> dict[str, Any]:
-    """Return the keys of the task file for everything that was searched, by dest; absent ones are to be unset.
+    """Return the keys of the task file for all that was searched, by dest; absent ones are to be unset.
 
     `is_default_etp`: whether experts have the tensor parallelism of their mesh.
     """

@@ -54,6 +54,7 @@ def layer_setting(training: Training, stage: Stage) -> te_layer.Setting:
         tokens=training.sequence * block.micro_batch / stage.cp,
         sequence=training.sequence,
         tp=stage.tp,
+        ep=training.layout.meshes[stage.mesh].ep,
         expert_tp=block.expert_tp,
         cp=stage.cp,
         sequence_parallel=block.sequence_parallel,
@@ -117,17 +118,22 @@ def _moments(training: Training, setting: te_layer.Setting, is_moe: bool) -> Ite
     stream = setting.rows * model.hidden * width
     gathered = tokens * model.hidden * width if setting.sequence_parallel else 0
     up = 2 if model.gated else 1
+    # Weight gradients are tensors of their own unless their product adds to the buffer of gradients.
+    weights = 0.0 if training.fused_gradients else up * model.hidden * width
     if is_moe:
-        routed = setting.routed * model.topk
+        tokens, inner = setting.routed * model.topk, model.expert_ffn / setting.expert_tp
+        weights *= inner * model.experts / setting.ep
         # Gradients of the experts' outputs before and after they are sorted.
-        yield stream + 2 * routed * model.hidden * width
-        # The gradient of what the activation took; what the second product kept is gone.
-        yield stream + up * routed * model.expert_ffn / setting.expert_tp * width
+        yield stream + 2 * tokens * model.hidden * width
     else:
-        inner = tokens * model.ffn / setting.tp * width
-        yield stream + gathered + inner
-        yield stream + up * inner
+        inner = model.ffn / setting.tp
+        weights *= inner
+        yield stream + gathered + tokens * inner * width
+    # The gradient of what the activation took; what the second product kept is gone.
+    yield stream + up * tokens * inner * width
+    # Then, the gradients of the first product's weights and input; what the activation took is gone too.
+    yield stream + gathered + tokens * (model.hidden - inner) * width + weights
     if setting.stores_scores:
         # Gradients of attention's weights, before and after dropout; the scores' replace them.
-        pairs = tokens * setting.sequence * model.heads / setting.tp
+        pairs = setting.tokens * setting.sequence * model.heads / setting.tp
         yield stream + (2 if model.attention_dropout else 1) * pairs * width

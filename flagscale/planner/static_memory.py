@@ -9,12 +9,9 @@ from flagscale.planner import te_layer
 from flagscale.planner.parameters import Parameters, Weight
 from flagscale.planner.training import Training
 
-WORKSPACE = 32 * 2**20
-"""Bytes of one workspace of the library of multiplications, as both allocate it on recent chips: PyTorch for
-each of two threads (forward, backward), TransformerEngine once, and four times more for grouped products
-(`get_cublas_workspace_size_bytes`)."""
-
-
+WORKSPACE = 2**25
+"""Bytes of one workspace of multiplications if CUBLAS_WORKSPACE_CONFIG is `:4096:8`, as deterministic mode
+needs it."""
 CONTEXT, CHANNEL = 2**29, 20 * 2**20
 """Bytes outside of the allocator: of the driver, and of each channel of a group of ranks that communicates
 (buffers of three protocols, to send and to receive)."""
@@ -55,7 +52,11 @@ def engine_buffers(
     """Yield what the engine allocates once and does not free."""
     is_te = training.implementation == "transformer_engine"
     groups = is_te and training.grouped_experts and any("experts" in one.module for one in parameters.weights)
-    yield "workspaces of multiplications", WORKSPACE * (2 + is_te + 4 * groups)
+    # PyTorch has one for each of two threads (forward, backward), TransformerEngine one of its own, and four
+    # more for grouped products (`get_cublas_workspace_size_bytes`).
+    own = training.blocks[stage.mesh].chip.workspace_bytes
+    of_torch = max(own, WORKSPACE) if training.deterministic else own
+    yield "workspaces of multiplications", 2 * of_torch + (is_te + 4 * groups) * own
     if training.implementation == "local":
         # The scores of attention are computed in a buffer of the engine's own.
         pairs = setting.tokens * setting.sequence * training.model.heads / setting.tp
@@ -71,7 +72,9 @@ def engine_buffers(
         yield "gathered input of the output layer", setting.tokens * training.model.hidden * setting.width
 
 
-def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, float]]:
+def outside_memory(
+    training: Training, stage: Stage, setting: te_layer.Setting
+) -> Iterator[tuple[str, float]]:
     """Yield what the driver and the communication library hold on the device."""
     yield "context of the driver", CONTEXT
     experts = training.layout.meshes[stage.mesh].ep * training.blocks[stage.mesh].expert_tp
@@ -85,6 +88,9 @@ def outside_memory(training: Training, stage: Stage) -> Iterator[tuple[str, floa
     least, most = CHANNELS
     channels = round(training.blocks[stage.mesh].chip.inside.bytes_s / CHANNEL_BYTES_S)
     groups = sum(size > 1 for size in sizes)
+    if training.overlap_tensor and stage.tp > 1:
+        # One for each product and direction whose communication overlaps (`initialize_ub`).
+        yield "buffers of overlapped products", 10 * setting.tokens * training.model.hidden * setting.width
     yield "communicators", CHANNEL * min(max(channels, least), most) * groups
 
 

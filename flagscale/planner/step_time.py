@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flagscale.frozen import dataclass
+from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.constants import Constants, constants
 from flagscale.planner.schedule import Durations, Timeline, walk
@@ -41,6 +41,8 @@ def step_time(
     Raises:
         UserError: a figure of a chip is not known, or micro-batches cannot be divided over stages.
     """
+    of = calibration or Calibration()
+    constants = replace(constants, launch_s=of.host * constants.launch_s)
     meshes = [MeshTimes(training, number, constants) for number in range(len(training.layout.meshes))]
     stages = [StageTimes(training, stage, meshes[stage.mesh]) for stage in training.layout.stages]
     chunks = [stage.chunks() for stage in stages]
@@ -66,7 +68,6 @@ def step_time(
     update = max(stage.update_s() for stage in stages) + max(stage.norm_s() for stage in stages)
     slow = max(range(len(stages)), key=lambda number: timeline.busy[number])
     inner = sum(chunk.communication(training.micro_batches) for chunk in chunks[slow])
-    of = calibration or Calibration()
     return StepTime(
         seconds=of.seconds(after + update + gather + constants.step_s),
         compute_s=of.scale * (timeline.busy[slow] - inner),
@@ -97,9 +98,7 @@ def _transfer(training: Training, stages: Sequence[StageTimes], number: int) -> 
     width = source.of_mesh.speeds.width
     if source.stage.mesh == target.stage.mesh:
         nbytes = source.of_mesh.pieces.division.own_tokens * training.model.hidden * width
-        first, domain = source.stage.ranks[0], source.network.domain
-        is_inside = first // domain == target.stage.ranks[-1] // domain
-        return source.network.send(nbytes, is_inside)
+        return source.network.send(nbytes, _is_inside(source, target))
     # Between meshes each rank sends a part of its own.
     samples = training.blocks[source.stage.mesh].micro_batch * source.stage.dp
     whole = samples * training.sequence * training.model.hidden * width
@@ -119,8 +118,20 @@ def _tied_s(training: Training, stages: Sequence[StageTimes]) -> list[float]:
     """Return the seconds in which the first and the last stage add the gradients of a shared embedding."""
     found = [0.0] * len(stages)
     if training.model.tied and len(stages) > 1:
+        is_inside = _is_inside(stages[0], stages[-1])
         for number in (0, -1):
             stage = stages[number]
             weights = training.padded_vocabulary * training.model.hidden / stage.stage.tp
-            found[number] = 2 * stage.network.send(weights * training.numerics.gradient_bytes, False)
+            found[number] = stage.network.send(weights * training.numerics.gradient_bytes, is_inside)
     return found
+
+
+def _is_inside(source: StageTimes, target: StageTimes) -> bool:
+    """Return whether no message between two stages leaves its node."""
+    if source.stage.mesh != target.stage.mesh:
+        return False
+    domain = source.network.domain
+    ends = {
+        rank // domain for stage in (source, target) for rank in (stage.stage.ranks[0], stage.stage.ranks[-1])
+    }
+    return len(ends) == 1

@@ -19,6 +19,9 @@ _EXPERT_CHOICE = 9
 """Bytes per token and expert of the router: scores and probabilities in float, and a map of choices."""
 
 
+_OUTPUT_TWICE = ("a2a", "allgather", "all_gather")
+
+
 @dataclass(frozen=True)
 class Setting:
     """What decides the size of a layer's tensors beside the shape of the model."""
@@ -110,8 +113,8 @@ def _core(model: ModelShape, setting: Setting, value_dim: int) -> Iterator[tuple
         per_pair = 2 * width + 1 if model.attention_dropout else width
         yield "self_attention.core_attention", heads * setting.sequence * per_pair
     else:
-        # A log-sum-exp per query in float. After an all-to-all, the output is kept before and after it.
-        before = output * width if setting.cp > 1 and setting.exchange == "a2a" else 0
+        # A log-sum-exp per query in float. Some exchanges keep the output of attention before and after them.
+        before = output * width if setting.cp > 1 and setting.exchange in _OUTPUT_TWICE else 0
         yield "self_attention.core_attention", heads * 4 + before
     is_shared = setting.narrow == width or setting.stores_scores
     yield "self_attention.linear_proj", output * (setting.narrow if is_shared else width + setting.narrow)

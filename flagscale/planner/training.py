@@ -77,6 +77,8 @@ class Training:
     overlap_pipeline: bool = True
     group: int = 0
     """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""
+    deterministic: bool = False
+    """Whether results are reproducible: `deterministic_mode`, which asks for large workspaces."""
     fused_gradients: bool = True
     """Whether weight gradients are added to their buffer by the multiplication itself."""
     fused_loss: bool = False
@@ -92,7 +94,7 @@ class Training:
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
-    """How context parallel ranks share keys and values: p2p, a2a, allgather or a2a+p2p (`cp_comm_type`)."""
+    """How context parallel ranks share keys and values: p2p, a2a, all_gather or a2a+p2p (`cp_comm_type`)."""
 
     crossings: tuple[Link, ...] = ()
     """Between each mesh and the next one, if that link is known and slower than those of their chips."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import estimate
+from benchmarks import engine_report, estimate
 from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.error_statistics import summary
 from benchmarks.error_tables import by_class, by_source
@@ -26,7 +26,7 @@ STAND_IN = Estimator(
         StageMemory(stage.index, (Term("all", (10 + stage.index) * 2**30, "static"),))
         for stage in job.layout.stages
     ],
-    seconds=lambda job, source: 0.1 * job.micro_batches,
+    seconds=lambda job, source, host: 0.1 * job.micro_batches,
 )
 
 
@@ -49,7 +49,7 @@ def test_the_command_prints_every_table(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     for line in ("**Time of a step**", "**Allocated memory**", "| dense", "| MoE", "| simumax_1.2", "| amp"):
         assert line in printed
-    assert "fitted without the source of the row" in printed
+    assert "constants that were fitted without the source of the row" in printed
     assert "| sharded data parallel (FSDP) | 1 | llmf 1" in printed
 
 
@@ -100,7 +100,7 @@ def test_a_file_without_a_usable_row_is_no_crash(tmp_path: Path, capsys: pytest.
 
 
 def test_one_row_that_the_estimator_cannot_do_does_not_stop_the_others(tmp_path: Path) -> None:
-    def seconds(job: Training, source: str) -> float:
+    def seconds(job: Training, source: str, host: float) -> float:
         return 1 / abs(job.model.layers - 12)
 
     rows = read_rows(data(tmp_path, LINES["simumax-0000"], LINES["simumax-0026"]))
@@ -119,7 +119,7 @@ def test_memory_of_functional_tests_is_that_of_the_last_stage(tmp_path: Path) ->
 
 
 def test_copies_with_different_chips_count_by_the_slowest(tmp_path: Path) -> None:
-    def seconds(job: Training, source: str) -> float:
+    def seconds(job: Training, source: str, host: float) -> float:
         return 5.0 if job.blocks[0].chip.name == "RTX-2080" else 1.0
 
     (one,), _ = scored(read_rows(data(tmp_path, LINES["sailor-0964"])), Estimator(STAND_IN.memory, seconds))
@@ -170,3 +170,13 @@ def test_the_page_and_the_table_are_those_of_the_present_models() -> None:
     page = estimate.DOCUMENT.read_text("utf-8")
     assert by_class(found) in page
     assert by_source(found) in page
+
+
+@pytest.mark.slow
+def test_the_engine_reports_the_memory_of_rows_that_it_can(tmp_path: Path) -> None:
+    rows = read_rows(data(tmp_path, LINES["simumax-0000"], LINES["sailor-0964"], LINES["mlm-1384"]))
+    dense, mixed, experts = engine_report.reported(rows)
+    assert dense == pytest.approx(rows[0].measured["allocated"], rel=0.1)
+    assert mixed is None  # the engine has no such layout
+    assert experts is not None
+    assert experts > 2**30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -123,7 +124,7 @@ def test_a_job_is_estimated(estimate: Estimate, words: tuple[str, ...]) -> None:
     tree = tree_of(estimate, *words)
     assert tree["fits"]
     assert all(one["surely_fits"] and one["chip"] == "H100" for one in tree["stages"])
-    assert tree["step"]["seconds_low"] < tree["step"]["seconds"] < tree["step"]["seconds_high"]
+    assert 0 < tree["step"]["seconds_low"] < tree["step"]["seconds_high"]
     assert tree["step"]["tokens"] == 32 * 2048
     assert sum(term["bytes"] for term in tree["stages"][0]["terms"]) == tree["stages"][0]["device_bytes"]
 
@@ -142,6 +143,20 @@ def test_the_text_has_a_table_the_split_of_a_step_and_what_limits(estimate: Esti
         assert re.search(rf"^  {name} +[0-9.]+ (s|ms|us) +<?[0-9.]+ %$", out, re.MULTILINE), name
     assert re.search(r"tokens/s, .* per device; .* TFLOP/s per device, MFU [0-9.]+ %", out)
     assert re.search(r"^limit: \w+ [0-9.]+ % of the step; then", out, re.MULTILINE)
+
+
+def test_an_example_has_the_golden_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`UPDATE_GOLDEN=1` rewrites it; the constants and the error table of the planner change it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    where = ["--config-path", "./examples/aquila/conf", "--config-name", "config_7b"]
+    assert main([*where, "action=estimate", "chip=H100"]) == 0
+    golden, text = ROOT / "tests" / "golden" / "estimate_aquila_7b.txt", capsys.readouterr().out
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
 
 
 def test_stages_that_are_alike_share_a_column(estimate: Estimate) -> None:
@@ -228,7 +243,7 @@ def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(
         (
             (),
             "",
-            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py`",
+            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py chips.json`",
         ),
         (
             ("experiment.runner.platform=nvidia",),
@@ -241,6 +256,7 @@ def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(
         (("plan=best",), "H100", "the only value is auto"),
         (("output=xml", "picture=x.png"), "H100", "2 mistakes"),
         (("train.num_layer=3",), "H100", "did you mean `num_layers`?"),
+        (("picture=mine.py/x.svg",), "H100", "mine.py/x.svg cannot be written: "),
     ],
 )
 def test_a_mistake_is_a_message_and_exit_code_2(

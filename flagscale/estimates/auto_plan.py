@@ -1,0 +1,187 @@
+"""`plan=auto`: the best layout of a training on the hosts of its configuration, as a task file for `run`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale import platforms
+from flagscale.checks.hetero.keys import CHUNK_KEYS, KEYS
+from flagscale.config.catalog import Catalog, load_catalog
+from flagscale.config.command import Request
+from flagscale.config.recorded import recorded_values
+from flagscale.config.schema import Runner
+from flagscale.config.source_map import SourceMap
+from flagscale.engines.megatron.adapter import CATALOG
+from flagscale.estimates.chips import chip_entries, chips_of
+from flagscale.estimates.job import checked_job, on_chip
+from flagscale.estimates.training import refuse_other_engines, training_for
+from flagscale.plan.stages import hosts_to_plan
+from flagscale.planner.chips import Chip
+from flagscale.planner.cluster import Cluster, Pool
+from flagscale.planner.estimate import Estimate, estimate
+from flagscale.planner.intervals import interval
+from flagscale.planner.mesh_options import SEARCHED
+from flagscale.planner.search import Found, best_plans
+from flagscale.planner.task_file import task_file
+from flagscale.values import Host, Job
+
+_OTHERS = ("ulysses_sp_parallel_size", "recompute_modules", "recompute_activations", *CHUNK_KEYS)
+"""Keys that a search replaces, besides those of its own and of meshes."""
+
+
+@dataclass(frozen=True)
+class AutoPlan:
+    """The layout that was chosen, and why."""
+
+    job: Job
+    """With the chosen layout."""
+    estimate: Estimate
+    found: Found
+    hosts: tuple[Host, ...]
+    """Those that take part, in the order of the ranks."""
+    named: tuple[Host, ...]
+    """All that the configuration names."""
+    runner: Runner
+    """The configuration's own."""
+    task_file: str
+    """The task group with the chosen layout, as YAML."""
+
+    @property
+    def hostfile(self) -> str:
+        """The hosts that take part, as a hostfile."""
+        has_types = len({host.platform for host in self.named}) > 1
+        lines = (
+            f"{host.name} slots={host.slots}{f' type={host.platform}' if has_types else ''}"
+            for host in self.hosts
+        )
+        return "\n".join(lines) + "\n"
+
+    def words(self, hostfile: str) -> list[str]:
+        """Return the overrides with which the configuration uses just the hosts that take part."""
+        if self.takes_all:
+            return []
+        instead = {"nproc_per_node": "auto", "nnodes": "null", "include": "[]", "exclude": "[]"}
+        given = self.runner.model_fields_set
+        words = [f"experiment.runner.{key}={value}" for key, value in instead.items() if key in given]
+        return [f"experiment.runner.hostfile={hostfile}", *words]
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether the hosts that take part are those that the configuration names."""
+        return [*map(_place, self.hosts)] == [*map(_place, self.named)]
+
+
+def _place(host: Host) -> tuple[str, int]:
+    return host.name, host.slots
+
+
+def auto_plan(request: Request, chip: str) -> AutoPlan:
+    """Return the best plan for the hosts of a configuration; its own layout does not matter.
+
+    Raises:
+        UserError: the configuration has mistakes, or no plan fits.
+    """
+    source_map = request.source_map
+    with platforms.any_platform():
+        refuse_other_engines(OmegaConf.select(request.config, "experiment.task.backend"), source_map)
+        config = on_chip(request.config, chip)
+        experiment, named = hosts_to_plan(config, source_map)
+        chips = chips_of(experiment, named, chip_entries(experiment), chip, source_map)
+        one_rank = _on_one_rank(config, experiment.task.type, named[0].platform)
+        checked = checked_job(one_rank, source_map)
+        template = training_for(checked.job, checked.experiment, chips[:1], source_map)
+        values = checked.job.arguments
+        _, margin = interval(template, "reserved", is_calibrated=False)
+        cluster = Cluster(tuple(_pools(named, chips)))
+        found = best_plans(template, cluster, values, memory_factor=margin)
+        hosts = tuple(_taking_part(found, named))
+        group = experiment.task.type
+        keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]
+        text = task_file(_without_others(keys), found.best, found.considered)
+        # The ordinary path from a file to a job: what `run` will check is checked here.
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        chosen = checked.experiment.model_copy(update={"arguments": tree})
+        job = checked.engine.build(chosen, hosts, SourceMap())
+        return AutoPlan(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
+
+
+def _without_others(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task group without the keys that would contradict what was chosen."""
+    return {
+        key: _without_others(value) if isinstance(value, Mapping) and key not in KEYS else value
+        for key, value in tree.items()
+        if key not in _OTHERS
+    }
+
+
+def _pools(hosts: Sequence[Host], chips: Sequence[Chip]) -> Iterator[Pool]:
+    """Yield the hosts of each type, in the order of the hostfile."""
+    types = dict.fromkeys(
+        (host.platform, chip.name, host.slots) for host, chip in zip(hosts, chips, strict=True)
+    )
+    several = len({platform for platform, _, _ in types}) > 1
+    for kind in types:
+        platform, _, slots = kind
+        members = [
+            chip
+            for host, chip in zip(hosts, chips, strict=True)
+            if (host.platform, chip.name, host.slots) == kind
+        ]
+        yield Pool(platform if several else "", members[0], len(members), slots)
+
+
+def _taking_part(found: Found, named: Sequence[Host]) -> Iterator[Host]:
+    """Yield the hosts of the chosen meshes in their order; one that is needed in part has fewer slots."""
+    left = list(named)
+    number = 0
+    for mesh in found.best.training.layout.meshes:
+        ranks = mesh.ranks
+        for host in [one for one in left if not mesh.type or one.platform == mesh.type]:
+            if not ranks:
+                break
+            slots = min(ranks, host.slots)
+            left.remove(host)
+            yield Host(number, host.name, slots, host.platform)
+            ranks -= slots
+            number += 1
+
+
+def _on_one_rank(config: DictConfig, group: str, platform: str) -> DictConfig:
+    """Return the configuration as a job of one rank, which no rule about degrees refuses."""
+    config = copy.deepcopy(config)
+    tree = OmegaConf.to_container(config[group], resolve=False)
+    assert isinstance(tree, dict)
+    catalog = load_catalog(CATALOG)
+    places = {name: path for path, name in _leaves(tree, group) if _is_searched(name, catalog)}
+    for name, path in {"micro_batch_size": f"{group}.micro_batch_size", **places}.items():
+        OmegaConf.update(config, path, SEARCHED.get(name), force_add=True)
+    for key, value in (
+        ("hostfile", None),
+        ("nnodes", 1),
+        ("nproc_per_node", 1),
+        ("platform", platform),
+        ("include", None),
+        ("exclude", None),
+    ):
+        OmegaConf.update(config, f"experiment.runner.{key}", value, force_add=True)
+    return config
+
+
+def _is_searched(name: str, catalog: Catalog) -> bool:
+    option = catalog.by_name.get(name)
+    return name in (*_OTHERS, *KEYS) or (option.dest if option else name) in SEARCHED
+
+
+def _leaves(tree: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Yield path and name of every key; a list or a mapping below a searched key belongs to it."""
+    for key, value in tree.items():
+        below = f"{path}.{key}"
+        if isinstance(value, Mapping) and str(key) not in KEYS:
+            yield from _leaves(value, below)
+        else:
+            yield below, str(key)
