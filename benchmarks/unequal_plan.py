@@ -2,7 +2,7 @@
 
 The chips are two CPU cores. The *whole* one is core 0; on core 1, the *half* one, a process that only
 computes takes half of the time (each core has one rank of a job, so the shares are equal).
-tools/profile_chip.py measures the whole one, whose figures times its measured share are those of the half one,
+tools/profile_chip.py measures the whole one; the figures of the half one are those times its measured share,
 and the search plans for both. Then the plan, every layout that treats the cores as equal, and each core alone
 train the same batch in turns of some seconds (`benchmarks.turns`), with the micro-batches that are estimated
 to be the fastest. Prints the seconds of a step, and how many times longer than the plan each alternative
