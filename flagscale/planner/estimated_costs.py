@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
+from flagscale.planner.calibration import Calibration
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.collectives import Network, network
 from flagscale.planner.constants import Constants
@@ -14,7 +15,7 @@ from flagscale.planner.memory import RESERVE
 from flagscale.planner.mesh_costs import LayerCosts, Ranks
 from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.speeds import Speeds, speeds
-from flagscale.planner.stage_layers import stage_layers
+from flagscale.planner.stage_layers import layer_setting, stage_layers
 from flagscale.planner.stage_time import MeshTimes, StageTimes
 from flagscale.planner.static_memory import engine_buffers, outside_memory, static_memory
 from flagscale.planner.step_time import COPIES
@@ -32,18 +33,26 @@ class EstimatedCosts:
     """
 
     def __init__(
-        self, training: Training, cluster: Cluster, constants: Constants, memory_factor: float = 1.0
+        self,
+        training: Training,
+        cluster: Cluster,
+        constants: Constants,
+        calibration: Calibration | None = None,
+        memory_factor: float = 1.0,
     ) -> None:
         """`memory_factor`: how many times its estimate a rank may need."""
-        self.training, self.cluster, self.constants = training, cluster, constants
-        self.memory_factor = memory_factor
+        self.training, self.cluster = training, cluster
+        self.calibration, self.memory_factor = calibration or Calibration(), memory_factor
+        self.constants = replace(constants, launch_s=self.calibration.host * constants.launch_s)
         model = training.model
         self.shares = _shares(model.experts_in)
+        self.models = {is_moe: replace(model, experts_in=(is_moe,) * 3) for is_moe in self.shares}
         size = min(4, model.layers)
         runs = [model.experts_in[first : first + size] for first in range(model.layers - size + 1)]
         self.worst_shares = _shares(max(runs, key=sum))
         self._speeds = {pool.type: self._speeds_of(pool) for pool in cluster.pools}
         self._known: dict[object, Measured] = {}
+        self._times: dict[object, MeshTimes] = {}
         self._weights: dict[object, tuple[Parameters, ...]] = {}
 
     def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
@@ -73,7 +82,9 @@ class EstimatedCosts:
             first_bytes=first_kept + first_static,
             last_seconds=last_s,
             last_bytes=last_kept + last_static,
-            room=pool.chip.memory_bytes / self.memory_factor / (1 + RESERVE),
+            room=(pool.chip.memory_bytes - self.calibration.memory_bytes)
+            / self.memory_factor
+            / (1 + RESERVE),
         )
 
     def crossing(self, source: tuple[Pool, Ranks], target: tuple[Pool, Ranks]) -> float:
@@ -95,7 +106,7 @@ class EstimatedCosts:
 
     def _cached(
         self,
-        measure: Callable[[EstimatedCosts, Training], Measured],
+        measure: Callable[[EstimatedCosts, Training, object], Measured],
         pool: Pool,
         ranks: Ranks,
         modules: tuple[str, ...],
@@ -103,7 +114,7 @@ class EstimatedCosts:
         key = (measure, pool.type, ranks, modules)
         if key not in self._known:
             found = {
-                is_moe: measure(self, _probe(self.training, pool, ranks, modules, is_moe))
+                is_moe: measure(self, self._probe(pool, ranks, modules, is_moe), (pool.type, ranks, is_moe))
                 for is_moe in self.shares
             }
             seconds = _mean({is_moe: one[0] for is_moe, one in found.items()}, self.shares)
@@ -111,31 +122,31 @@ class EstimatedCosts:
             self._known[key] = seconds, nbytes
         return self._known[key]
 
-    def _work(self, probe: Training) -> Measured:
+    def _work(self, probe: Training, key: object) -> Measured:
         """Return what micro-batches cost: seconds and bytes of a middle layer, more of both at the ends."""
-        of_mesh = MeshTimes(probe, 0, self.constants)
+        of_mesh = self._times[key] = MeshTimes(probe, 0, self.constants)
         stages = probe.layout.stages
         seconds = []
         for stage in stages:
             (chunk,) = StageTimes(probe, stage, of_mesh).chunks()
             seconds.append(chunk.forward + chunk.backward[0])
-        layers = [stage_layers(probe, stage) for stage in stages]
-        chunks = [chunk_memory(probe, *pair, 0, NOTHING) for pair in zip(stages, layers, strict=True)]
+        layers = stage_layers(probe, stages[1])
+        chunks = [chunk_memory(probe, stage, layers, 0, NOTHING) for stage in stages]
         passing = [max(chunk.forward, chunk.backward) for chunk in chunks]
         for number, parameters in enumerate(self._parameters(probe)):
-            buffers = engine_buffers(probe, stages[number], parameters, layers[number].setting)
+            buffers = engine_buffers(probe, stages[number], parameters, layers.setting)
             passing[number] += sum(nbytes for _, nbytes in buffers)
         more = [chunks[end].nbytes + passing[end] - chunks[1].nbytes - passing[1] for end in (0, 2)]
-        setting, model = layers[1].setting, probe.model
+        setting, model = layers.setting, probe.model
         again = of_mesh.layer(model.experts_in[0]).forward.total(of_mesh.speeds.launch_s)
         return (
             (seconds[1], again, seconds[0] - seconds[1], seconds[2] - seconds[1]),
             (chunks[1].nbytes, setting.rows * model.hidden * setting.width, passing[1], *more),
         )
 
-    def _selected(self, probe: Training) -> Measured:
+    def _selected(self, probe: Training, key: object) -> Measured:
         """Return what recomputing modules costs and leaves: seconds; bytes that are kept, and in passing."""
-        of_mesh, stage = MeshTimes(probe, 0, self.constants), probe.layout.stages[1]
+        of_mesh, stage = self._times[key], probe.layout.stages[1]
         layers = stage_layers(probe, stage)
         chunk = chunk_memory(probe, stage, layers, 0, NOTHING)
         again = of_mesh.layer(probe.model.experts_in[0]).again(probe.recompute.modules)
@@ -143,18 +154,21 @@ class EstimatedCosts:
         passing = max(chunk.forward, chunk.backward) + sum(nbytes for _, nbytes in buffers)
         return (again.total(of_mesh.speeds.launch_s),), (chunk.nbytes, passing)
 
-    def _held(self, probe: Training) -> Measured:
+    def _held(self, probe: Training, key: object) -> Measured:
         """Return what copies of the model cost: seconds per step; bytes of weights, and outside."""
-        of_mesh, stages = MeshTimes(probe, 0, self.constants), probe.layout.stages
+        stages = probe.layout.stages
         weights = self._parameters(probe)
         static = [
             sum(nbytes for _, nbytes in static_memory(probe, *pair))
             for pair in zip(stages, weights, strict=True)
         ]
-        times = StageTimes(probe, stages[1], of_mesh, weights[1])
+        times = StageTimes(probe, stages[1], MeshTimes(probe, 0, self.constants), weights[1])
         once = times.update_s() + (0.0 if probe.overlap_gradients else times.reduce_s())
         once += 0.0 if probe.overlap_parameters else times.gather_s()
-        outside = sum(nbytes for _, nbytes in outside_memory(probe, stages[1]))
+        # One sample's buffers of overlapped products; the whole model of memory counts those of all.
+        outside = sum(
+            nbytes for _, nbytes in outside_memory(probe, stages[1], layer_setting(probe, stages[1]))
+        )
         return (once,), (static[1], outside, static[0] - static[1], static[2] - static[1])
 
     def _parameters(self, probe: Training) -> tuple[Parameters, ...]:
@@ -165,22 +179,21 @@ class EstimatedCosts:
             self._weights[key] = tuple(stage_parameters(probe, stage) for stage in probe.layout.stages)
         return self._weights[key]
 
-
-def _probe(training: Training, pool: Pool, ranks: Ranks, modules: tuple[str, ...], is_moe: bool) -> Training:
-    """Return a training with three stages of one layer of one kind each."""
-    layers = ((1,), (1,), (1,))
-    mesh = Mesh(ranks.tp, ranks.cp, ranks.ep, ranks.dp, 3, layers, ranks.sequence_parallel)
-    block = Block(pool.chip, ranks.micro_batch, ranks.etp, ranks.sequence_parallel, pool.per_host)
-    return replace(
-        training,
-        model=replace(training.model, experts_in=(is_moe,) * 3),
-        layout=HeteroLayout((mesh,)),
-        blocks=(block,),
-        batch=ranks.dp * ranks.micro_batch,
-        recompute=Recompute(modules=modules),
-        prediction_chunk=None,
-        crossings=(),
-    )
+    def _probe(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], is_moe: bool) -> Training:
+        """Return a training with three stages of one layer of one kind each."""
+        layers = ((1,), (1,), (1,))
+        mesh = Mesh(ranks.tp, ranks.cp, ranks.ep, ranks.dp, 3, layers, ranks.sequence_parallel)
+        block = Block(pool.chip, ranks.micro_batch, ranks.etp, ranks.sequence_parallel, pool.per_host)
+        return replace(
+            self.training,
+            model=self.models[is_moe],
+            layout=HeteroLayout((mesh,)),
+            blocks=(block,),
+            batch=ranks.dp * ranks.micro_batch,
+            recompute=Recompute(modules=modules),
+            prediction_chunk=None,
+            crossings=(),
+        )
 
 
 def _shares(layers: Sequence[bool]) -> Mapping[bool, float]:

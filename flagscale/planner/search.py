@@ -104,11 +104,12 @@ def best_plans(
     """
     from flagscale.planner.mesh_search import search
 
-    space = searched_space(template, cluster, values, constants=constants, memory_factor=memory_factor)
+    of = calibration or Calibration()
+    space = searched_space(template, cluster, values, constants, of, memory_factor)
     given = rule_values(template, values)
     rated: list[Rated] = []
     for margin in _MARGINS:
-        costs = EstimatedCosts(template, cluster, constants, memory_factor * margin)
+        costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
         best, counts = search(replace(space, costs=costs))
         rated = []
         for mode, split in best.ranked():
@@ -118,13 +119,13 @@ def best_plans(
             training = searched_training(template, cluster, mode, split, given)
             arguments = searched_arguments(training, mode.expert_tp is None)
             stages = memory(training)
-            if _fits(training, stages, memory_factor) and not broken_rules(training, arguments, given):
-                time = step_time(training, constants, calibration)
+            if _fits(training, stages, of, memory_factor) and not broken_rules(training, arguments, given):
+                time = step_time(training, constants, of)
                 rated.append(Rated(training, arguments, time, stages, split.seconds))
         if rated or not best.found:
             break
     if not rated:
-        raise UserError([_shortage(template, cluster, space, constants)])
+        raise UserError([_shortage(template, cluster, space, constants, of)])
     distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
     considered = (*_why_one(template, cluster, given), *_considered(cluster, counts, len(rated), distinct))
     return Found(tuple(distinct[:keep]), counts, len(rated), considered)
@@ -134,8 +135,8 @@ def searched_space(
     template: Training,
     cluster: Cluster,
     values: Mapping[str, Any] | None = None,
-    *,
     constants: Constants = DEFAULT,
+    calibration: Calibration | None = None,
     memory_factor: float = 1.0,
 ) -> Space:
     """Return what `best_plans` searches; see there.
@@ -157,7 +158,7 @@ def searched_space(
         raise UserError([Problem(what, "", _refused(given))])
     return Space(
         cluster=cluster,
-        costs=EstimatedCosts(template, cluster, constants, memory_factor),
+        costs=EstimatedCosts(template, cluster, constants, calibration, memory_factor),
         layers=template.model.layers,
         batch=template.batch,
         legal=legal,
@@ -202,8 +203,11 @@ def _distinct(rated: Sequence[Rated]) -> list[Rated]:
     return found
 
 
-def _fits(training: Training, stages: Sequence[StageMemory], memory_factor: float) -> bool:
-    return all(stage.device * memory_factor <= _chip(training, stage.stage).memory_bytes for stage in stages)
+def _fits(training: Training, stages: Sequence[StageMemory], calibration: Calibration, factor: float) -> bool:
+    return all(
+        calibration.nbytes(stage.device * factor) <= _chip(training, stage.stage).memory_bytes
+        for stage in stages
+    )
 
 
 def _chip(training: Training, stage: int) -> Chip:
@@ -216,7 +220,9 @@ def _refused(values: Mapping[str, Any]) -> str:
     return found[0][1] if found else "use other degrees for the experts or a host with more devices"
 
 
-def _shortage(template: Training, cluster: Cluster, space: Space, constants: Constants) -> Problem:
+def _shortage(
+    template: Training, cluster: Cluster, space: Space, constants: Constants, calibration: Calibration
+) -> Problem:
     """Return what is missing at least: the plan that fits first if the memory of all chips grows."""
     from flagscale.planner.mesh_search import search
 
@@ -225,7 +231,7 @@ def _shortage(template: Training, cluster: Cluster, space: Space, constants: Con
         if high - low < 0.02 * low and found:
             break
         factor = 2 * high if found is None else (low + high) / 2
-        costs = EstimatedCosts(template, cluster, constants, 1 / factor)
+        costs = EstimatedCosts(template, cluster, constants, calibration, 1 / factor)
         best, _ = search(replace(space, costs=costs), keep=1, exhaustive=0)
         if best.found:
             high, found = factor, best.ranked()[0]
