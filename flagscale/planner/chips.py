@@ -25,6 +25,8 @@ class Link:
     bytes_s: float = 0.0
     latency_s: float = 0.0
     """Seconds of one message; 0: unknown, and the constants of the time model apply."""
+    is_bus: bool = False
+    """Whether devices share it with the host (PCIe)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
         for precision, key in _PEAKS.items()
         if (peak := 1e12 * _number(entry.get(key)) or curves.best(precision))
     }
+    is_bus = str(inside.get("protocol")).startswith("PCIe")
     both_ways = 1e9 * _number(inside.get("gb_s"))
     return Chip(
         name=name,
@@ -97,7 +100,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
         memory_bytes=_memory(entry, measured),
         hbm_bytes_s=1e9 * _number(measured.get("hbm_gb_s"), entry.get("hbm_gb_s")),
         # The data gives both directions together for links inside a node.
-        inside=Link(both_ways / 2) if both_ways else Link(*curves.link()),
+        inside=Link(both_ways / 2, is_bus=is_bus) if both_ways else Link(*curves.link()),
         outside=Link(1e9 * _number(outside.get("gbit_s_per_card")) / 8),
         per_node=int(inside.get("world") or 1),
         power_w=_number(measured.get("tdp_w"), entry.get("tdp_w")),

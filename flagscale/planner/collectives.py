@@ -110,7 +110,8 @@ def network(chip: Chip, per_node: int, constants: Constants) -> Network:
     return Network(
         chip=chip.name,
         domain=chip.per_node if chip.per_node > _MOST_ON_A_HOST else min(chip.per_node, per_node),
-        inside_bytes_s=chip.inside.bytes_s * constants.link_share,
+        inside_bytes_s=chip.inside.bytes_s
+        * (constants.bus_share if chip.inside.is_bus else constants.link_share),
         outside_bytes_s=chip.outside.bytes_s * constants.network_share,
         inside_latency_s=_latency(chip.inside, constants),
         outside_latency_s=_latency(chip.outside, constants),

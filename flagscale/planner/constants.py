@@ -22,6 +22,7 @@ class Constants:
     """One set of values; constants.json says what each means. Times are in seconds."""
 
     gemm_share: float
+    sustained_share: float
     power_exponent: float
     ramp_s: float
     grouped_share: float
@@ -29,6 +30,7 @@ class Constants:
     hbm_share: float
     launch_s: float
     link_share: float
+    bus_share: float
     network_share: float
     alltoall_share: float
     latency_s: float

@@ -40,7 +40,7 @@ class Speeds:
     """Of large multiplications."""
     plain_flop_s: float
     grouped_share: float
-    attention_share: float
+    attention_flop_s: float
     hbm_bytes_s: float
     ramp_s: float
     launch_s: float
@@ -85,7 +85,7 @@ class Speeds:
         if known is not None:
             return known * part
         flop = (5 if is_backward else 2) * sequence**2 * heads * width * part
-        return flop / (self.plain_flop_s * self.attention_share) + self.ramp_s
+        return flop / self.attention_flop_s + self.ramp_s
 
     def move(self, nbytes: float) -> float:
         """Return the seconds of work that reads and writes `nbytes` in all."""
@@ -106,10 +106,10 @@ def speeds(chip: Chip, compute: str, constants: Constants) -> Speeds:
         plain=plain,
         flop_s=_reached(chip, compute, constants),
         plain_flop_s=_reached(chip, plain, constants),
-        grouped_share=constants.grouped_share,
-        attention_share=constants.attention_share,
-        # A measured bandwidth is what was reached.
-        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.measured.get("hbm_gb_s") else constants.hbm_share),
+        attention_flop_s=_limited(chip, plain, constants) * constants.attention_share,
+        grouped_share=_grouped_share(chip, constants),
+        # The bandwidth of a profile is what was reached.
+        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.curves.gemm else constants.hbm_share),
         ramp_s=constants.ramp_s,
         launch_s=constants.launch_s,
         curves=chip.curves,
@@ -127,7 +127,34 @@ def peak(chip: Chip, compute: str) -> float:
 
 
 def _reached(chip: Chip, compute: str, constants: Constants) -> float:
-    """Return the rate of large multiplications: dense arithmetic is limited by power, more so the faster."""
+    """Return the rate of large multiplications: the measured one, or the peak that power limits."""
+    if measured := _benchmarked(chip, compute):
+        return measured * constants.sustained_share
+    return _limited(chip, compute, constants)
+
+
+def _benchmarked(chip: Chip, compute: str) -> float:
+    """Return the rate that a benchmark of multiplications measured on the chip, 0 if there is none."""
+    if compute not in ("bfloat16", "float16"):
+        return 0.0
+    measured = chip.measured
+    for key in (f"gemm_{compute.replace('loat', '')}_tflops", "gemm_bf16_tflops"):
+        if found := measured.get(key):
+            return 1e12 * (sum(found) / len(found) if isinstance(found, list) else found)
+    share = measured.get("gemm_share_of_peak") or measured.get("gemm_share_of_peak_median") or 0.0
+    return float(share) * peak(chip, compute)
+
+
+def _grouped_share(chip: Chip, constants: Constants) -> float:
+    grouped, ordinary = (
+        chip.measured.get(f"{kind}_share{suffix}_median")
+        for kind, suffix in (("grouped_gemm", ""), ("gemm", "_of_peak"))
+    )
+    return grouped / ordinary if grouped and ordinary else constants.grouped_share
+
+
+def _limited(chip: Chip, compute: str, constants: Constants) -> float:
+    """Return the rate that follows from the peak: power limits dense arithmetic, more so the faster it is."""
     nominal = peak(chip, compute)
     density = chip.power_w / (nominal / 1e12) if chip.power_w else _TYPICAL_DENSITY
     share: float = constants.gemm_share * density**constants.power_exponent
