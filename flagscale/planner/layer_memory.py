@@ -1,11 +1,11 @@
 """The bytes that a transformer layer keeps for its backward pass, from a table of measured layers.
 
-`layer_memory.json` is generated from the layers themselves (`python -m benchmarks.layer_memory --write`), for
-TransformerEngine from a formula. For each kind of attention and of MLP, the two halves of a layer, it lists
-modules with the bytes that they keep as a sum of terms. A term is a product of sizes, divided by degrees:
-`tokens*hidden_size/tensor_model_parallel_size`. The names are those of the engine's arguments; `tokens` is
-`seq_length` times `micro_batch_size`, divided by `context_parallel_size`. What an option of a layer adds, or
-takes away, is listed apart; so is what two options add together.
+`layer_memory.json` is generated from the layers themselves (`python -m benchmarks.layer_memory --write`); for
+TransformerEngine, which cannot be measured without CUDA, see te_layer.py. For each kind of attention and of
+MLP, the two halves of a layer, it lists modules with the bytes that they keep as a sum of terms. A term is a
+product of sizes, divided by degrees: `tokens*hidden_size/tensor_model_parallel_size`. The names are those of
+the engine's arguments; `tokens` is `seq_length` times `micro_batch_size`, divided by `context_parallel_size`.
+What an option of a layer adds, or takes away, is listed apart; so is what several options change together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flagscale.errors import Problem, UserError, nearest
 from flagscale.frozen import dataclass
 
 TABLE = Path(__file__).with_suffix(".json")
-NOTHING, FULL = "none", "full"
+FULL = "full"
 AGAIN = "recompute "
 """Before the name of a module, in the table: the option that it is computed again."""
 DIRECT = "mla_without_q_lora"
@@ -58,7 +58,7 @@ class LayerKind:
     """What decides which tensors a layer keeps; sizes and degrees decide how large they are."""
 
     implementation: str
-    """torch, local or transformer_engine."""
+    """torch or local."""
     attention: str
     """mha (a group for each head), gqa (fewer groups than heads) or mla (without `q_lora_rank` too)."""
     mlp: str
@@ -100,8 +100,10 @@ def kept_parts(kind: LayerKind, sizes: Mapping[str, int | None]) -> tuple[Part, 
         raise UserError(
             Problem(f"`{name}` is {given[name]!r}, not a positive whole number") for name in wrong
         )
-    exchanging = given.get("context_parallel_size", 1) if "a2a" in kind.options else 1
-    known = known_sizes({"exchange_parallel_size": exchanging, **given})
+    exchanging = 1
+    if "a2a" in kind.options:
+        exchanging = given.get("exchange_parallel_size", given.get("context_parallel_size", 1))
+    known = known_sizes({**given, "exchange_parallel_size": exchanging})
     problems = [
         Problem(f"the table of kept bytes has no layers with {what}")
         for what in _others(kind, {**known, **given})

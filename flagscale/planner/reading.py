@@ -96,6 +96,7 @@ def training_of(
         fused_softmax=bool(values.get("masked_softmax_fusion", True)),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
         exchange=_exchange(values.get("cp_comm_type")),
+        exchange_ranks=int((values.get("hierarchical_context_parallel_sizes") or [0])[0]),
     )
 
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flagscale.planner.layer_memory import AGAIN, DIRECT, FULL, NOTHING, LayerKind, Terms
+from flagscale.planner.layer_memory import AGAIN, DIRECT, FULL, LayerKind, Terms
 from flagscale_testing.layer_memory.cases import Case, Kept, Sizes
-from flagscale_testing.layer_memory.formula import formula
 from flagscale_testing.layer_memory.terms import fitted, possible_terms
 
-HALVES = {"attention": ("mha", "gqa", "mla", DIRECT), "mlp": ("dense", "moe", "moe_shared")}
+HALVES = ("attention", "mlp")
 DTYPES = ("bfloat16", "float32")
 SAMPLES = 5
 """How many layers of random sizes show on which terms the bytes depend."""
@@ -179,15 +178,6 @@ def table(measure: Callable[[Sequence[Case]], Sequence[Sequence[Kept]]]) -> dict
             )
             if place.setdefault(own, modules) != modules:
                 raise ArithmeticError(f"{half} {kind} keeps other tensors beside {one.kinds}: {one}")
-    for half, kinds in HALVES.items():
-        for kind, dtype in itertools.product(kinds, DTYPES):
-            for parallelism in ("one_rank", "tensor", "sequence"):
-                if kind != DIRECT and (parallelism != "tensor" or not kind.startswith("moe")):
-                    place = _place(layers, "transformer_engine", half, kind, dtype, parallelism)
-                    halves = formula(kind, parallelism, dtype)
-                    place.update(
-                        {"" if name == NOTHING else f"{AGAIN}{name}": one for name, one in halves.items()}
-                    )
     return _numbered(layers)
 
 
