@@ -88,6 +88,7 @@ def model(layers: int, hidden: int, batch: int) -> dict[str, Any]:
         "untie_embeddings_and_output_weights": True,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
+        "bf16": True,
         "global_batch_size": batch,
         "lr": 1e-4,
         "lr_decay_style": "constant",
@@ -138,7 +139,7 @@ def share_of_core(core: int, seconds: float = 4.0) -> float:
 def profiled(folder: Path) -> dict[str, Chip]:
     """Measure the whole core, the share of the half one, and the collectives between them."""
     file = folder / "chips.json"
-    _run(file, WHOLE, 1, ("gemm/float32", "attention/float32", "hbm_gb_s", "launch_s"), CORES[WHOLE])
+    _run(file, WHOLE, 1, ("gemm/bfloat16", "attention/bfloat16", "hbm_gb_s", "launch_s"), CORES[WHOLE])
     _run(file, "link", 2, ("collectives",), None)
     entries = json.loads(file.read_text())["chips"]
     whole, link = entries[WHOLE]["measured"], entries["link"]

@@ -68,7 +68,7 @@ def test_the_five_configurations_differ() -> None:
 def test_a_plan_for_a_whole_and_a_half_core_uses_both() -> None:
     links = {"intra_node": {"world": 2, "gb_s": 4}, "inter_node": {"gbit_s_per_card": 16}, "memory_gb": 8}
     chips = {
-        name: chip_of(name, {**links, "fp32_tflops_dense": share * 0.1, "hbm_gb_s": share * 10})
+        name: chip_of(name, {**links, "bf16_tflops_dense": share * 0.1, "hbm_gb_s": share * 10})
         for name, share in ((unequal_plan.WHOLE, 1.0), (unequal_plan.HALF, 0.5))
     }
     given = unequal_plan.model(12, 512, 16)
