@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from flagscale import registry
 from flagscale.config.command import CommandOptions, Request, load_command_keys, load_run_location
-from flagscale.errors import Problem, UserError
+from flagscale.errors import FlagScaleError, Problem, UserError
 from flagscale.files import write_atomic
+from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
-from flagscale.runners.base import JobRunner, runner_of
+from flagscale.run.tuner_dir import TunerDir
+from flagscale.runners.base import JobRunner, queued, runner_of
 from flagscale.status.log_tail import LogTail
 from flagscale.status.model import JobStatus, status_json, taking_part
 from flagscale.status.services import is_given_up, servers
 from flagscale.status.text import plan_text, started_text, status_text
-from flagscale.status.watch import counted, current_status, statuses, watch_job, watch_services
+from flagscale.status.watch import (
+    counted,
+    current_status,
+    interrupted_once,
+    statuses,
+    watch_job,
+    watch_services,
+)
 from flagscale.values import LaunchPlan
 
 if TYPE_CHECKING:
@@ -40,12 +45,37 @@ def run(request: Request) -> int:
 
     If the runner keeps `run` in the foreground, wait for the job: a platform frees the host afterwards.
     """
-    prepared = _prepare(request)
+    return _run(_prepare(request))
+
+
+def _run(prepared: Prepared) -> int:
     if runner_of(prepared.plan).rules.foreground:
         return _run_in_foreground(prepared)
     plan, note = _start(prepared)
     _print_started(plan, note)
     return _until_ready(plan) if servers(plan) else 0
+
+
+def auto_tune(request: Request) -> int:
+    """Try layouts of the job in short trials, and start the best one in `exp_dir` (`control.run_best`)."""
+    from flagscale.tuning.loop import tune  # here: it needs all that plans and starts jobs
+
+    prepared = _prepare(request, run_id="auto_tune")
+    launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
+    with interrupted_once():
+        try:
+            result = tune(request, prepared, lambda line: print(line, flush=True))
+        except KeyboardInterrupt:
+            print("\ninterrupted: the trial has ended, and the same command continues", flush=True)
+            return 130
+    if result.is_stopped or result.winner is None:
+        print(result.reason if result.is_stopped else "error: no trial was measured", file=sys.stderr)
+        return 1
+    if prepared.experiment.auto_tuner.control.run_best:
+        return _run(_prepare(result.winner))
+    folder, name = TunerDir.of(prepared.experiment.exp_dir).best.parent, "best"
+    print(f"start it with: python run.py --config-path {folder} --config-name {name} action=run")
+    return 0
 
 
 def test(request: Request) -> int:
@@ -54,7 +84,7 @@ def test(request: Request) -> int:
 
 
 def _run_in_foreground(prepared: Prepared) -> int:
-    with _interrupted_once():
+    with interrupted_once():
         plan, note = _start(prepared)
         try:
             _print_started(plan, note)
@@ -70,31 +100,6 @@ def _run_in_foreground(prepared: Prepared) -> int:
     hosts = taking_part(status.hosts)
     code = next((host.state.exit_code for host in hosts if host.state and host.state.exit_code), 0)
     return code if code > 0 else status.exit_code
-
-
-@contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first Ctrl-C or SIGTERM; ignore later ones, which would end the stop.
-
-    A cloud platform or a queue ends a job with SIGTERM, and may send it repeatedly.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    try:
-        for number, reaction in before.items():
-            if reaction is not signal.SIG_IGN:
-                signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, reaction in before.items():
-            if signal.getsignal(number) is interrupt:  # after an interrupt, the command only has to end
-                signal.signal(number, reaction)
 
 
 def dryrun(request: Request) -> int:
@@ -173,7 +178,11 @@ def query(request: Request) -> int:
     """Print the status once or, with follow=true, until the job ends."""
     keys = load_command_keys(request.config)
     as_json, watch = keys.as_json, keys.follow
-    plan = _recorded(request)
+    if (tuner := _tuner(request)).is_held():
+        return _query_tuner(tuner, as_json=as_json, watch=watch)
+    plan = _recorded(request, or_trial=False, quiet=tuner.state.exists())
+    if plan is None and tuner.state.exists():
+        return _query_tuner(tuner, as_json=as_json, watch=False)
     if plan is None:
         if as_json:
             print(json.dumps({"phase": "none", "reason": "nothing was started here"}))
@@ -190,8 +199,27 @@ def query(request: Request) -> int:
     return status.exit_code
 
 
+def _query_tuner(files: TunerDir, *, as_json: bool, watch: bool) -> int:
+    """Print what the tuner of a run directory does or has found; with `watch`, until it ends."""
+    from flagscale.tuning import command
+
+    shown = None
+    while (status := command.status_json(files)) is not None:
+        if status != shown:
+            print(json.dumps(status) if as_json else command.status_text(status), flush=True)
+        shown = status
+        if not watch or status["state"] != "tuning":
+            return 0 if status["state"] == "tuning" or (status["state"] == "ended" and status["best"]) else 1
+        time.sleep(1)
+    starting = {"state": "tuning", "reason": "it is starting"}
+    print(json.dumps(starting) if as_json else "a tuner is starting")
+    return 0
+
+
 def logs(request: Request) -> int:
-    """Print the output of the newest run's hosts; with follow=true, continue until the job ends."""
+    """Print the output of the newest run's hosts (while a tuner runs, of its trial); with follow=true,
+    continue until it ends.
+    """
     watch = load_command_keys(request.config).follow
     plan = _recorded(request)
     if plan is None:
@@ -211,9 +239,29 @@ def logs(request: Request) -> int:
 
 
 def stop(request: Request) -> int:
-    """End every process of the run on every host; safe to repeat."""
-    plan = _recorded(request)
-    return 0 if plan is None else _stop(plan)
+    """End every process of the run on every host, and the tuner if one runs here; safe to repeat."""
+    tuner = _tuner(request)
+    code = _stop_tuner(request, tuner) if tuner.state.exists() or tuner.is_held() else 0
+    plan = _recorded(request, or_trial=False, quiet=tuner.state.exists())
+    return code if plan is None else max(code, _stop(plan))
+
+
+def _tuner(request: Request) -> TunerDir:
+    return TunerDir.of(load_run_location(request.config, request.source_map).exp_dir)
+
+
+def _stop_tuner(request: Request, files: TunerDir) -> int:
+    """End the tuner of a run directory with its trial, or the trial of a tuner that died."""
+    from flagscale.tuning import command
+
+    if files.is_held():
+        if command.request_stop(files):
+            print("the tuner has ended, and its trial with it")
+            return 0
+        _complain(f"error: the tuner has not ended within {command.STOP_WITHIN:g} s; its trial is ended now")
+    trial = command.newest_trial(files)
+    plan = RunDir(_share(request, trial)).read_plan() if trial else None
+    return _stop(plan) if plan else 0
 
 
 def _prepare(request: Request, run_id: str | None = None, *, only_plans: bool = False) -> Prepared:
@@ -234,6 +282,11 @@ def _short_estimate(prepared: Prepared, chip: str, request: Request) -> ShortEst
 def _start(prepared: Prepared) -> tuple[LaunchPlan, str]:
     """Start or submit the job; return its plan and what its runner says about it."""
     runner = runner_of(prepared.plan)
+    if (tuner := TunerDir.of(prepared.experiment.exp_dir)).is_held():
+        what = f"a tuner is running in {tuner.path}, and the job would take the devices from its trials"
+        raise FlagScaleError(
+            f"{what}; wait for it, end it with action=stop, or use another experiment.exp_dir"
+        )
     plan = runner.require(prepared)
     with counted("starting", len(plan.nodes)) as done:
         note = runner.start(prepared, plan, done)
@@ -260,7 +313,7 @@ def _until_ready(plan: LaunchPlan) -> int:
     def is_enough(status: JobStatus) -> bool:
         return is_up(status) or lacks_one(status) or time.monotonic() > deadline
 
-    with _interrupted_once():
+    with interrupted_once():
         try:
             status = watch_services(plan, is_enough)
         except KeyboardInterrupt:
@@ -290,23 +343,38 @@ def _stop(plan: LaunchPlan) -> int:
     return 0 if all(reply["ok"] for reply in replies.values()) else 1
 
 
-def _recorded(request: Request) -> LaunchPlan | None:
-    """Return the plan of the newest start; if there is none, print which folder was searched.
+def _recorded(request: Request, *, or_trial: bool = True, quiet: bool = False) -> LaunchPlan | None:
+    """Return the plan of the newest start; if there is none, print which folder was searched unless `quiet`.
+
+    `or_trial`: while a tuner runs here, the plan of its trial instead.
+    """
+    if or_trial and (tuner := _tuner(request)).is_held():
+        from flagscale.tuning import command
+
+        trial = command.newest_trial(tuner)
+        plan = RunDir(_share(request, trial)).read_plan() if trial else None
+        if plan:
+            return plan
+    run_dir = _share(request, load_run_location(request.config, request.source_map).exp_dir)
+    plan = RunDir(run_dir).read_plan()
+    if plan is None and not quiet:
+        _complain(f"nothing was started in {run_dir}")
+    return plan
+
+
+def _share(request: Request, folder: Path) -> Path:
+    """Return where this host's share of a run in a folder is.
 
     The plan names the runner that started it. The configured one only says where the plan is, so without it
-    (misspelt, uninstalled) the plan is searched for in `exp_dir` itself.
+    (misspelt, uninstalled) the plan is searched for in the folder itself.
     """
     location = load_run_location(request.config, request.source_map)
     where = request.source_map.where("experiment.runner.type")
-    run_dir = location.exp_dir
     try:
         runner: JobRunner = registry.load("runners", location.runner, where)
-        run_dir = runner.rules.share(location.exp_dir, location.node_rank, os.environ).run_dir
+        return runner.rules.share(folder, location.node_rank, os.environ).run_dir
     except UserError as error:
         _complain("\n".join(f"note: {problem}" for problem in error.problems))
     except Exception as error:  # a bug in its package must not prevent a stop
         _complain(f"note: {where}: the runner `{location.runner}` raises {type(error).__name__}: {error}")
-    plan = RunDir(run_dir).read_plan()
-    if plan is None:
-        _complain(f"nothing was started in {run_dir}")
-    return plan
+    return folder

@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "query": "flagscale.actions:query",
         "logs": "flagscale.actions:logs",
         "stop": "flagscale.actions:stop",
+        "auto_tune": "flagscale.actions:auto_tune",
     },
     "engines": {
         "megatron": "flagscale.engines.megatron.adapter:MEGATRON",

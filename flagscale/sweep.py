@@ -18,8 +18,8 @@ from flagscale.config.flags import SWEEP_FLAGS
 from flagscale.config.source_map import as_written
 from flagscale.errors import Problem, UserError
 
-_OF_A_RUN = ("query", "logs", "stop")
-"""Actions about a run that exists already."""
+_START_NOTHING = ("query", "logs", "stop", "estimate")
+"""Actions about a run that exists already, or about none."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def shared_run_directories(jobs: Sequence[Swept]) -> list[Problem]:
     owners: dict[Path, Swept] = {}
     problems = []
     for job in jobs:
-        if job.exp_dir is None or job.action in _OF_A_RUN:
+        if job.exp_dir is None or job.action in _START_NOTHING:
             continue
         owner = owners.setdefault(job.exp_dir, job)
         if owner is not job:

@@ -106,8 +106,10 @@ class Job:
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that must not be written to a file; never part of a plan."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Every argument of the engine by dest, with the defaults of a worker on these hosts; empty if the job's
-    model does not follow from them. Never part of a plan."""
+    """Every argument of the engine by dest, with the defaults of a worker on these hosts; empty if the engine
+    has none that are known here. Never part of a plan."""
+    has_own_model: bool = False
+    """Whether the program may have a model of its own, which `arguments` do not describe."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """By key path of the task level: the text of an argument that the engine gets as text, such as `1.10`,
     although YAML reads a number."""

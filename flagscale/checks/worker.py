@@ -72,13 +72,18 @@ def worker_violations(
             found |= dict.fromkeys(validation_violations(values))
         if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
-        found |= dict.fromkeys(silent_violations(values))
-        found |= dict.fromkeys(latent_violations(values))
-        found |= dict.fromkeys(stablelm2_violations(values))
-        found |= dict.fromkeys(resuming_violations(values))
-        found |= dict.fromkeys(_machine_violations(values, machine))
+        found |= dict.fromkeys(argument_violations(values, machine))
     found |= dict.fromkeys(data_violations(variants[0], has_own_data=DATASETS in own_parts))
     yield from found
+
+
+def argument_violations(values: Mapping[str, Any], machine: Capabilities) -> Iterator[Violation]:
+    """Yield each rule that arguments (by dest) break on a machine, whatever the program and the data are."""
+    yield from silent_violations(values)
+    yield from latent_violations(values)
+    yield from stablelm2_violations(values)
+    yield from resuming_violations(values)
+    yield from _machine_violations(values, machine)
 
 
 def _machine_violations(values: Mapping[str, Any], machine: Capabilities) -> Iterator[Violation]:

@@ -11,14 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flagscale import registry
 from flagscale.config.source_map import SourceMap
-from flagscale.config.v060.keys import LATER_ACTIONS, not_yet
 from flagscale.errors import Problem, UserError, first_line, nearest
 
 DEFAULT_RUNNER = "ssh"
 COMMAND_KEYS: Mapping[str, Sequence[str]] = {
     "output": ("query", "estimate"),
     "follow": ("query", "logs"),
-    "chip": ("estimate", "dryrun", "check"),
+    "chip": ("estimate", "dryrun", "check", "auto_tune"),
     "picture": ("estimate",),
     "plan": ("estimate",),
     "task_file": ("estimate",),
@@ -62,8 +61,6 @@ def load_action(config: DictConfig, source_map: SourceMap) -> str:
     if action is None:
         valid = ", ".join(registry.names("actions"))
         raise UserError([Problem("no action given", hint=f"add action=ACTION, one of: {valid}")])
-    if str(action) in LATER_ACTIONS:
-        raise UserError([not_yet(LATER_ACTIONS[str(action)], source_map.where("action"))])
     if not registry.is_known("actions", str(action)):
         hint = nearest(str(action), registry.names("actions"))
         raise UserError([Problem(f"unknown action `{action}`", source_map.where("action"), hint)])

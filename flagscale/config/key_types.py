@@ -104,6 +104,25 @@ def _ranks_on_host(value: str) -> str:
     return value
 
 
+_PERFORMANCE = {
+    "iteration_ms": "iteration_ms",
+    "elapsed time per iteration (ms)": "iteration_ms",
+    "tokens_per_s": "tokens_per_s",
+    "tflops_per_gpu": "tflops_per_gpu",
+    "throughput per gpu (tflop/s/gpu)": "tflops_per_gpu",
+}
+"""The figures of metrics.jsonl by their names, and by the texts that FlagScale v0.6.0 searched logs for."""
+
+
+def _performance(value: str) -> str:
+    name = _PERFORMANCE.get(value.replace("\\", "").strip().rstrip(":").lower())
+    if name is None:
+        raise ValueError(
+            f"trials report {', '.join(dict.fromkeys(_PERFORMANCE.values()))}; choose one of these"
+        )
+    return name
+
+
 def set_by_flagscale(instead: str) -> BeforeValidator:
     """Refuse a torchrun argument, unless its value is the one that has no effect."""
 
@@ -131,6 +150,7 @@ HostCount = Annotated[int | str, PlainValidator(_hosts)]
 NOT_EMPTY = AfterValidator(_not_empty)
 NotEmpty = Annotated[Text, NOT_EMPTY]
 Pairs = Annotated[str, AfterValidator(_pairs)]
+PerformanceName = Annotated[str, AfterValidator(_performance)]
 RanksOnHost = Annotated[Text, AfterValidator(_ranks_on_host)]
 UserPath = Annotated[str, AfterValidator(_known_home)]
 """A path that may begin with `~`."""

@@ -192,6 +192,7 @@ def _experiment(section: ExperimentSection, arguments: dict[str, Any]) -> Experi
         runner=runner,
         envs=section.envs,
         cmds=section.cmds,
+        auto_tuner=section.auto_tuner,
         chips=absolute(section.chips) if section.chips else None,
         arguments=arguments,
     )

@@ -20,17 +20,20 @@ def recorded_yaml(tree: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
 def recorded_values(tree: Mapping[str, Any], texts: Mapping[str, str]) -> Any:
     """Return plain values that load as the same values from YAML, secrets masked; see `recorded_yaml`."""
-    return masked(_literal(tree, "", texts))
+    return masked(literal(tree, texts))
 
 
-def _literal(value: Any, path: str, texts: Mapping[str, str]) -> Any:
+_NO_TEXTS: Mapping[str, str] = {}
+
+
+def literal(value: Any, texts: Mapping[str, str] = _NO_TEXTS, path: str = "") -> Any:
     """Return a copy in which every text stands for itself: `${` begins an interpolation unless escaped."""
     if isinstance(value, Mapping):
         return {
-            key: _literal(item, f"{path}.{key}" if path else str(key), texts) for key, item in value.items()
+            key: literal(item, texts, f"{path}.{key}" if path else str(key)) for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_literal(item, f"{path}.{index}", texts) for index, item in enumerate(value)]
+        return [literal(item, texts, f"{path}.{index}") for index, item in enumerate(value)]
     value = texts.get(path, value)
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 

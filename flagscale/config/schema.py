@@ -19,6 +19,7 @@ from flagscale.config.key_types import (
     NotEmpty,
     OpenName,
     Pairs,
+    PerformanceName,
     Port,
     Positive,
     Ranks,
@@ -210,6 +211,73 @@ class Commands(Section):
     """Shell lines that `stop` runs on each host after ending the job; `stop` fails if one of them does."""
 
 
+class TunerControl(Section):
+    """How long tuning takes, and what follows it."""
+
+    max_time_per_task: Seconds = 300
+    """Seconds that one trial may take; the first one may take twice as long, because it prepares data."""
+    train_iters: Annotated[Whole, Field(ge=2)] = 5
+    """Iterations of a trial; the first ones warm up and do not count."""
+    max_time: Seconds | None = None
+    """Seconds after which no further trial starts; default: no limit."""
+    max_trials: Positive | None = None
+    """How many trials may run, counting those of earlier commands; default: no limit."""
+    run_best: bool = True
+    """Whether the winner is then started in `exp_dir`, as by `action=run`."""
+
+
+class TunerAlgorithm(Section):
+    """Which candidate is tried next."""
+
+    name: Literal["estimate", "grid"] = "estimate"
+    """`estimate`: the fastest by its estimate, until no other can be faster. `grid`: all of them."""
+    priority: Literal["memory", "performance"] | None = None
+    """With `grid`: start with those that need the least memory, or with the fastest; default: as listed."""
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> TunerAlgorithm:
+        if self.priority and self.name != "grid":
+            raise ValueError("`priority` has an effect with `name: grid` only; add that, or remove it")
+        return self
+
+
+class TunerMemory(Section):
+    """The memory of a device."""
+
+    model_name: Literal["default"] = "default"
+    gpu_memory: Annotated[float, Field(gt=0)] | None = None
+    """MiB that a process can use on a device; default: what is known of the chip."""
+
+
+class TunerPerformance(Section):
+    """The figure by which trials are compared; all of them rank equally, because batches are equal."""
+
+    name: PerformanceName = "iteration_ms"
+    """`iteration_ms`, `tokens_per_s` or `tflops_per_gpu`, or v0.6.0's text of the log line."""
+    order: Literal["asc", "ascend", "desc", "descend"] | None = None
+    """Which values are better: small ones (asc) or large ones (desc); default: as the name means."""
+
+    @model_validator(mode="after")
+    def _is_sensible(self) -> TunerPerformance:
+        right = "asc" if self.name == "iteration_ms" else "desc"
+        if self.order and not self.order.startswith(right):
+            raise ValueError(f"`order: {self.order}` would choose the slowest; use `{right}`, or remove it")
+        return self
+
+
+class AutoTuner(Section):
+    """The keys of `action=auto_tune`; other actions do not read them."""
+
+    space: dict[str, Any] = {}
+    """What to try: by argument of the engine a list of values, or `auto`. `data_parallel_size` limits the
+    copies of the model, and `use_recompute` says whether to recompute. Other dimensions of v0.6.0 are `auto`
+    if they are absent."""
+    control: TunerControl = TunerControl()
+    algo: TunerAlgorithm = TunerAlgorithm()
+    memory_model: TunerMemory = TunerMemory()
+    performance: TunerPerformance = TunerPerformance()
+
+
 class ExperimentSection(Section):
     """The keys below `experiment`."""
 
@@ -221,6 +289,7 @@ class ExperimentSection(Section):
     runner: Runner = Runner()
     envs: Environment = Environment()
     cmds: Commands = Commands()
+    auto_tuner: AutoTuner = AutoTuner()
     chips: Annotated[UserPath, NOT_EMPTY] | None = None
     """A file of chips for estimates, besides those that FlagScale knows; see docs/planner.md."""
 
@@ -236,6 +305,7 @@ class Experiment(BaseModel):
     runner: Runner
     envs: Environment
     cmds: Commands
+    auto_tuner: AutoTuner = AutoTuner()
     chips: Path | None = None
     arguments: dict[str, Any]
     """The task group as plain values: sections of engine arguments."""

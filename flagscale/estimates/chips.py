@@ -36,10 +36,19 @@ def chip_entries(experiment: Experiment) -> Entries:
 
 
 def spelling(name: str, entries: Entries) -> str:
-    """Return the chip that a name means, as its entry writes it, whatever the case; "" if there is none."""
-    found = name if name in entries else next((one for one in entries if one.upper() == name.upper()), "")
+    """Return the chip that a name means, as its entry writes it; "" if there is none.
+
+    Case does not matter, and `A800` is enough for `A800-80` if no other chip begins so.
+    """
+    same = [one for one in entries if one.upper() == name.upper()] or _variants(name, entries)
+    found = name if name in entries else same[0] if len(same) == 1 else ""
     target = entries.get(found)
     return target if isinstance(target, str) else found
+
+
+def _variants(name: str, entries: Entries) -> list[str]:
+    """Return the chips whose name goes on after a dash."""
+    return [one for one in entries if one.upper().startswith(f"{name.upper()}-")]
 
 
 def chips_of(
@@ -80,7 +89,7 @@ def _written(experiment: Experiment, hosts: Sequence[Host], source_map: SourceMa
 
 def _unknown(name: str, where: str, entries: Entries) -> Problem:
     """Return that a name is that of no chip; a platform's name may stand for chips of many kinds."""
-    if variants := [one for one in entries if one.upper().startswith(f"{name.upper()}-")]:
+    if variants := _variants(name, entries):
         what = f"`{name}` may be {' or '.join(variants)}"
         return Problem(what, where, f"use one of these names, or a line `{name}: CHIP` in experiment.chips")
     if name not in platforms.names():

@@ -80,7 +80,7 @@ class ShortEstimate:
 
 def short_estimate(job: Job, experiment: Experiment, chip: str, source_map: SourceMap) -> ShortEstimate:
     """Return one line, and a warning if the memory may not suffice; it never raises UserError."""
-    if not job.arguments:
+    if not job.arguments or job.has_own_model:
         return ShortEstimate()  # the planner has no model of such jobs
     try:
         found = _estimate(job, experiment, chip, source_map)

@@ -19,6 +19,7 @@ FIGURES = (
     "memory_gb",
     "hbm_gb_s",
     "tdp_w",
+    "workspace_mib",
 )
 LINKS: Mapping[str, tuple[str, ...]] = {
     "intra_node": ("gb_s", "world"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from flagscale.estimates.text import GIB, alike, estimate_line, seconds, stages_text
+from flagscale.estimates.text import GIB, alike, estimate_line, stages_text
 from flagscale.planner.estimate import Estimate, StageEstimate
 from flagscale.planner.schedule import Span, Timeline, walk
 
@@ -105,18 +105,21 @@ def _timeline(found: Estimate, top: float) -> tuple[list[str], float]:
     for stage, spans in enumerate(shown.spans):
         parts.append(_text(_LEFT - 8, y + 13, f"stage {stage}", "end"))
         parts.append(_box(_LEFT, y, _PLOT, _ROW - 3, 'class="wait"'))
-        parts += [_work(span, y, scale) for span in spans]
+        parts += (_work(spans, kind, y, scale) for kind in ("forward", "backward"))
         y += _ROW
     parts += _axis(shown.seconds, y, scale, "s")
     return parts, y + 40
 
 
-def _work(span: Span, y: float, scale: float) -> str:
-    kind = "forward" if span.work.is_forward else "backward"
-    taken = span.end - span.start
-    title = f"{kind} of micro-batch {span.work.micro_batch}, chunk {span.work.chunk}: {seconds(taken)}"
-    wide = max(scale * taken - 0.4, 0.3)
-    return _box(_LEFT + scale * span.start, y, wide, _ROW - 3, f'class="{kind}"', title)
+def _work(spans: Sequence[Span], kind: str, y: float, scale: float) -> str:
+    """Return all work of one kind of a stage as one shape: thousands of rectangles would be a large file."""
+
+    def box(span: Span) -> str:
+        x, wide = _LEFT + scale * span.start, max(scale * (span.end - span.start) - 0.4, 0.3)
+        return f"M{x:.1f} {y:g}h{wide:.1f}v{_ROW - 3}H{x:.1f}z"
+
+    boxes = (box(span) for span in spans if span.work.is_forward == (kind == "forward"))
+    return f'<path class="{kind}" d="{"".join(boxes)}"/>'
 
 
 def _shortened(whole: Timeline) -> Timeline:

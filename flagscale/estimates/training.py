@@ -56,7 +56,7 @@ def _neighbours(hosts: Sequence[Host]) -> int:
 
 def _refuse_unknown(job: Job, source_map: SourceMap) -> None:
     refuse_other_engines(job.engine, source_map)
-    if not job.arguments:
+    if not job.arguments or job.has_own_model:
         what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
         hint = "only programs that train the model of Megatron's arguments are estimated"
         raise UserError([Problem(what, source_map.where("experiment.task.entrypoint"), hint)])

@@ -23,7 +23,7 @@ class StageEstimate:
     chip: Chip
     memory: StageMemory
     low: float
-    """On the device, at least, with 95 %: the interval of what the allocator reserves, and what is outside."""
+    """On the device, at least, with 95 %: that of what is reserved, and what is outside."""
     high: float
     """On the device, at most, with 95 %."""
 

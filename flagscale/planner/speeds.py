@@ -6,7 +6,7 @@ bandwidth of the device's memory, plus a ramp. What was measured on the chip (`c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from flagscale.errors import Problem, UserError
 from flagscale.frozen import dataclass
@@ -98,9 +98,9 @@ def speeds(chip: Chip, compute: str, constants: Constants) -> Speeds:
     Raises:
         UserError: the chip's peak or the bandwidth of its memory is not known.
     """
-    if problems := [*_missing(chip, compute)]:
-        raise UserError(problems)
     plain = "bfloat16" if compute in NARROW else compute
+    if problems := [*_missing(chip, {compute, plain})]:
+        raise UserError(problems)
     return Speeds(
         precision=compute if compute in chip.flop_s or compute not in NARROW else plain,
         plain=plain,
@@ -108,8 +108,8 @@ def speeds(chip: Chip, compute: str, constants: Constants) -> Speeds:
         plain_flop_s=_reached(chip, plain, constants),
         attention_flop_s=_limited(chip, plain, constants) * constants.attention_share,
         grouped_share=_grouped_share(chip, constants),
-        # The bandwidth of a profile is what was reached.
-        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.curves.gemm else constants.hbm_share),
+        # A measured bandwidth is what was reached.
+        hbm_bytes_s=chip.hbm_bytes_s * (1.0 if chip.measured.get("hbm_gb_s") else constants.hbm_share),
         ramp_s=constants.ramp_s,
         launch_s=constants.launch_s,
         curves=chip.curves,
@@ -165,10 +165,12 @@ _TYPICAL_DENSITY = 0.7
 """W per TFLOP/s of a chip whose power is not known."""
 
 
-def _missing(chip: Chip, compute: str) -> Iterator[Problem]:
-    if not peak(chip, compute):
-        what = f"the peak of chip `{chip.name}` in {compute} is not known"
-        yield Problem(what, hint="set `bf16_tflops_dense` (or that of your precision) in your file of chips")
+def _missing(chip: Chip, precisions: Collection[str]) -> Iterator[Problem]:
+    for precision in sorted(precisions):
+        if not peak(chip, precision):
+            what = f"the peak of chip `{chip.name}` in {precision} is not known"
+            hint = "set `bf16_tflops_dense` (or that of your precision) in your file of chips"
+            yield Problem(what, hint=hint)
     if not chip.hbm_bytes_s:
         what = f"the bandwidth of the memory of chip `{chip.name}` is not known"
         yield Problem(what, hint="set `hbm_gb_s` in your file of chips")

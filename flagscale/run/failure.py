@@ -83,6 +83,20 @@ def for_lack_of_memory(failure: Failure) -> Failure:
     return replace(failure, message=f"{failure.message}: the kernel killed {whom} {_NO_MEMORY}")
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|\bMemoryError\b|can(no|')t allocate memory|failed to allocate memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Return whether a text says that a device or the host had no memory left.
+
+    The words are those of PyTorch for chips and CPUs, of Python, and of the kernel (`for_lack_of_memory`).
+    """
+    return bool(_OUT_OF_MEMORY.search(text))
+
+
 def first_failure(
     plan: LaunchPlan, node: NodeCommand, exit_code: int, out_of_memory: bool = False
 ) -> Failure:

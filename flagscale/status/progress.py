@@ -45,7 +45,7 @@ def read_progress(tail: bytes, since: float = 0.0) -> Progress | None:
     None before its first line at or after the time `since`. A line that is being written at this moment is
     ignored until the next call.
     """
-    logged = [record for record in _records(tail) if record.get("time", 0.0) >= since]
+    logged = [record for record in records_of(tail) if record.get("time", 0.0) >= since]
     records = [record for record in logged if "iteration_ms" in record]
     if not records:
         return None
@@ -66,10 +66,10 @@ def _evaluations(records: Sequence[Mapping[str, Any]]) -> dict[str, Evaluation]:
     }
 
 
-def _records(tail: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the records of iterations and evaluations, oldest first."""
+def records_of(tail: bytes, size: int = TAIL_BYTES) -> Iterator[dict[str, Any]]:
+    """Yield the records of iterations and evaluations, oldest first, from the last `size` bytes of a file."""
     # The first piece may be the end of a line; the last one is an incomplete line.
-    for line in tail.split(b"\n")[1 if len(tail) >= TAIL_BYTES else 0 : -1]:
+    for line in tail.split(b"\n")[1 if len(tail) >= size else 0 : -1]:
         try:
             record = json.loads(line)
         except ValueError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import FrameType
 
 from flagscale.errors import FlagScaleError
 from flagscale.remote.hosts import sees_our_files
@@ -42,6 +44,14 @@ def current_status(plan: LaunchPlan, *, count: bool = True) -> JobStatus:
     services = _services(plan, hosts)
     status = job_status(plan, hosts, slowest, services, report.phase, report.reason)
     return replace(status, own_progress=known) if plan.has_own_jobs else status
+
+
+def metrics_of(status: JobStatus, size: int) -> bytes:
+    """Return up to `size` bytes from the end of the metrics file of the host that writes it."""
+    host = taking_part(status.hosts)[-1]
+    if not _is_readable(status.plan, host):
+        return b""
+    return _read(status.plan, status.plan.node(host.host.rank), "metrics", -size, size)
 
 
 def _metrics(plan: LaunchPlan, host: HostStatus) -> bytes:
@@ -191,6 +201,31 @@ def _follow_in_terminal(plan: LaunchPlan, tail: LogTail) -> JobStatus:
                     text=progress_text(progress),
                 )
     return status
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first Ctrl-C or SIGTERM; ignore later ones, which would end the stop.
+
+    A cloud platform or a queue ends a job with SIGTERM, and may send it repeatedly.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        for number, reaction in before.items():
+            if reaction is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
+        yield
+    finally:
+        for number, reaction in before.items():
+            if signal.getsignal(number) is interrupt:  # after an interrupt, the command only has to end
+                signal.signal(number, reaction)
 
 
 @contextmanager

@@ -414,7 +414,6 @@ COMBINATIONS = (
     Combination(
         *("aquila_auto_tuner", "demo", _experiment(_AQUILA, runner=_ONE_HOST, auto_tuner=_SPACE), _DEMO),
         _DEMO_FIXES,
-        later="the tuner",
         action="auto_tune",
     ),
     Combination(

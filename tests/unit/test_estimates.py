@@ -194,6 +194,20 @@ def test_one_chip_for_all_hosts(estimate: Estimate) -> None:
     assert {one["chip"] for one in tree_of(estimate, *MESHES, chip="b200")["stages"]} == {"B200"}
 
 
+def test_a_sweep_compares_chips_and_degrees(estimate: Estimate) -> None:
+    code, out, err = estimate(
+        "--multirun", "chip=H100,B200", "train.pipeline_model_parallel_size=1,2", "output=json", chip=""
+    )
+    assert code == 0, err
+    trees = [json.loads(line) for line in out.splitlines()]
+    assert [(tree["stages"][0]["chip"], len(tree["stages"])) for tree in trees] == [
+        ("H100", 1),
+        ("H100", 2),
+        ("B200", 1),
+        ("B200", 2),
+    ]
+
+
 def test_hosts_need_not_exist(estimate: Estimate) -> None:
     tree = tree_of(estimate, "experiment.runner.nnodes=64", "train.model.global_batch_size=256")
     assert (tree["ranks"], tree["stages"][0]["ranks"]) == (512, 512)
@@ -206,6 +220,10 @@ def test_hosts_need_not_exist(estimate: Estimate) -> None:
 def test_the_platform_may_name_the_chip(estimate: Estimate, platform: str, chip: str) -> None:
     tree = tree_of(estimate, f"experiment.runner.platform={platform}", chip=chip)
     assert tree["stages"][0]["chip"].lower() == (chip or platform).lower()
+
+
+def test_a_short_name_is_enough_if_one_chip_has_it(estimate: Estimate) -> None:
+    assert tree_of(estimate, chip="a800")["stages"][0]["chip"] == "A800-80"
 
 
 def test_a_file_of_chips_adds_some_and_gives_other_names(estimate: Estimate) -> None:
@@ -243,7 +261,7 @@ def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(
         (
             (),
             "",
-            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py chips.json`",
+            "no figures of `cpu` are known: every machine has its own\n    `python tools/profile_chip.py ",
         ),
         (
             ("experiment.runner.platform=nvidia",),
@@ -327,8 +345,10 @@ def test_the_picture_is_a_file_by_itself(estimate: Estimate, words: tuple[str, .
     assert all(
         box["width"] >= 0 and 0 <= box["x"] <= 960 and box["x"] + box["width"] <= 960.01 for box in boxes
     )
-    kinds = [one.get("class") for one in root.iter(f"{space}rect")]
-    assert kinds.count("forward") == kinds.count("backward") > 0
+    work = {"forward": 0, "backward": 0}
+    for one in root.iter(f"{space}path"):
+        work[str(one.get("class"))] += str(one.get("d")).count("M")
+    assert work["forward"] == work["backward"] > 0
 
 
 def test_dryrun_adds_a_line_if_the_chip_is_known(estimate: Estimate) -> None:

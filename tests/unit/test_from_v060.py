@@ -56,8 +56,3 @@ def test_the_page_holds_these_rows_only(name: str) -> None:
     assert f"{TABLES[name]}\n" in f"{PAGE.read_text('utf-8')}\n", (
         f"put this into {PAGE.name}:\n{TABLES[name]}"
     )
-
-
-def test_the_page_names_the_actions_that_are_missing() -> None:
-    text = PAGE.read_text("utf-8")
-    assert all(f"`action={name}`" in text and what in text for name, what in v060.LATER_ACTIONS.items())

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runners",),
     ("status",),
     ("estimates",),
+    ("tuning",),
     ("actions", "bundled", "sweep"),
     ("cli",),
 )

@@ -344,7 +344,7 @@ def test_all_wrong_command_keys_are_reported_at_once(tmp_path: Path) -> None:
 def test_a_command_key_that_an_action_does_not_take_is_reported() -> None:
     config = OmegaConf.create({"follow": True, "output": "json", "chip": "H100"})
     assert ignored_keys(config, "query") == [
-        "`chip` has no effect with action=query; it is for estimate, dryrun, check"
+        "`chip` has no effect with action=query; it is for estimate, dryrun, check, auto_tune"
     ]
     assert len(ignored_keys(config, "run")) == 3
     assert ignored_keys(config, "action_of_a_package") == []

@@ -278,5 +278,6 @@ def test_the_arguments_do_not_tell_the_model_of_a_program_with_its_own_forward_s
     frame = "from megatron.flagscale.program import run\n"
     (tmp_path / "mine.py").write_text(f"{frame}run(forward_step=step)")
     (tmp_path / "rows.py").write_text(f"{frame}run(datasets=rows)")
-    assert build(entrypoint=str(tmp_path / "mine.py")).arguments == {}
-    assert build(entrypoint=str(tmp_path / "rows.py")).arguments["num_layers"] == 4
+    mine, rows = (build(entrypoint=str(tmp_path / name)) for name in ("mine.py", "rows.py"))
+    assert (mine.has_own_model, rows.has_own_model) == (True, False)
+    assert mine.arguments["num_layers"] == rows.arguments["num_layers"] == 4

@@ -163,6 +163,8 @@ def test_only_figures_that_are_used_are_missing() -> None:
     assert missing(near, 8, tensor_model_parallel_size=8) == ""
     assert "`H100` between nodes is not known" in missing(near, 16)
     assert "in bfloat16 is not known" in missing(replace(H100, flop_s={}))
+    only_fp8 = replace(H100, flop_s={"fp8": 1e15})
+    assert "in bfloat16 is not known" in missing(only_fp8, fp8="hybrid"), "attention is not computed in fp8"
     assert "bandwidth of the memory" in missing(replace(H100, hbm_bytes_s=0.0))
 
 

@@ -48,7 +48,8 @@ MISTAKES = [
     Mistake("train.model.lr=fast", "`lr` takes a number, not 'fast'", needs="task"),
     Mistake("train.optimizer=adamw", "`optimizer` cannot be 'adamw'", needs="task"),
     Mistake("train.clip_grad='${nowhere_else}'", "Interpolation key 'nowhere_else' not found"),
-    Mistake("train.auto_tune=true", "the tuner: not in this version yet", needs="task"),
+    Mistake("train.eval_metric=ppl", "evaluation tasks are no longer supported", needs="task"),
+    Mistake("experiment.auto_tuner.control.max_time=-1", "input should be greater than 0"),
     Mistake("train.model.hidden_size=33", "hidden_size 33 must be a multiple of 4", needs="task"),
     Mistake("train.data.vocab_size=null", "NullTokenizer needs `vocab_size`", needs="task"),
     Mistake("train.model.global_batch_size=3", "global_batch_size 3 must be a multiple of 2", needs="hosts"),
@@ -171,7 +172,6 @@ train:
 ITS_MISTAKES = [
     "unknown key `nnode`",
     "may contain only letters",
-    "the tuner: not in this version yet",
     "given twice with different values: 2222 here, 22 at experiment.runner.ssh_port",
     "unknown action `runn`",
     "hosts:2: `slots=N` is missing",

@@ -116,7 +116,7 @@ def test_new_names_are_arguments_of_the_engine(catalog: Catalog, key: str) -> No
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("auto_tune", False),
+        ("eval_metric", False),
         ("wandb_log_model", None),
         ("extra_valid_interval", 0),
         ("special_tokens_file", ""),
@@ -130,7 +130,7 @@ def test_a_key_without_an_effect_is_dropped_with_a_notice(key: str, value: objec
     assert notices == [f"train.{key}: dropped because it has no effect"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("auto_tune", True), ("extra_valid_interval", 1)])
+@pytest.mark.parametrize(("key", "value"), [("eval_metric", True), ("extra_valid_interval", 1)])
 def test_a_key_with_an_effect_is_refused(key: str, value: object) -> None:
     assert len(translate({key: value})[3]) == 1
 
@@ -286,17 +286,19 @@ def test_every_key_of_its_experiments_is_known_today() -> None:
 def test_refused_experiment_keys() -> None:
     _, _, problems = experiment(
         shell_cmds="x",
-        auto_tuner={"a": 1},
+        auto_tuner={"platform": {"airs_switch": True}, "args_mapping": {"a": "b"}},
     )
     assert [problem.where for problem in problems] == [
         "experiment.shell_cmds",
-        "experiment.auto_tuner",
+        "experiment.auto_tuner.platform.airs_switch",
+        "experiment.auto_tuner.args_mapping",
     ]
 
 
 def test_experiment_keys_that_are_off_are_dropped_with_a_notice() -> None:
-    tree, notices, problems = experiment(auto_tuner={}, runner={"no_shared_fs": True, "nnodes": 2})
-    assert tree == {"runner": {"no_shared_fs": True, "nnodes": 2}}
+    off = {"platform": {"airs_switch": False}, "control": {}}
+    tree, notices, problems = experiment(auto_tuner=off, runner={"no_shared_fs": True, "nnodes": 2})
+    assert tree == {"auto_tuner": {"control": {}}, "runner": {"no_shared_fs": True, "nnodes": 2}}
     assert problems == []
     assert len(notices) == 1
 
@@ -378,9 +380,9 @@ def test_a_removed_option_with_its_default_is_dropped(key: str, default: object)
 
 
 def test_equal_notices_are_one() -> None:
-    _, _, notices, _ = translate({"auto_tune": False, "eval_metric": None, "use_mcore_models": True})
+    _, _, notices, _ = translate({"device_type": False, "eval_metric": None, "use_mcore_models": True})
     assert notices == [
-        "dropped because it has no effect (2 places)\n    train.auto_tune\n    train.eval_metric",
+        "dropped because it has no effect (2 places)\n    train.device_type\n    train.eval_metric",
         "train.use_mcore_models: dropped because the engine does not read it: it has no other models",
     ]
 
@@ -516,11 +518,6 @@ def test_the_advice_for_extra_validation_sets_is_complete(
     }
     assert all(key in old for key in new)
     assert "mistake" not in reported(**new)
-
-
-def test_its_tuner_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*words, "action=auto_tune"]) == 2
-    assert "- command line: action: the tuner: not in this version yet\n" in capsys.readouterr().err
 
 
 def test_keys_of_its_inference() -> None:

@@ -45,12 +45,7 @@ def _each(keys: str, change: Change) -> dict[str, Change]:
     return dict.fromkeys(keys.split(), change)
 
 
-MULTIMODAL, EMU3, TUNER, SFT = (
-    "training on images and text",
-    "Emu3",
-    "the tuner",
-    "instruction tuning",
-)
+MULTIMODAL, EMU3, SFT = "training on images and text", "Emu3", "instruction tuning"
 """Features that this version does not have yet."""
 
 
@@ -102,7 +97,7 @@ TASK: Mapping[str, Change] = {
     ),
     "apply_sft_dataset_separated_loss_mask_if_existed": _later(SFT),
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
-    "auto_tune": _later(TUNER),
+    "auto_tune": _drop("`action=auto_tune` itself sets what its trials need"),
     "eval_metric": _refuse("evaluation tasks are no longer supported"),
     **_each(
         "valid_path dataset_config prompt_path freeze_LM freeze_ViT language_model_type vision_model_type"
@@ -179,7 +174,14 @@ INFERENCE: Mapping[str, Change] = {
 EXPERIMENT: Mapping[str, Change] = {
     "shell_cmds": _refuse("v0.6.0 did not read it; use experiment.cmds.before_start"),
     "ssh_port": _rename("runner.ssh_port"),
-    "auto_tuner": _later(TUNER),
+    "auto_tuner.control.interval": _drop("trials are watched twice per second"),
+    **_each(
+        "auto_tuner.platform.airs_switch auto_tuner.platform",
+        _refuse("remove it: nothing is reported to a platform, and experiment.runner names the hosts"),
+    ),
+    "auto_tuner.args_mapping": _refuse(
+        "remove the key, and use the engine's own names of arguments in experiment.auto_tuner.space"
+    ),
 }
 
 ENTRYPOINTS: Mapping[str, str] = {
@@ -199,8 +201,6 @@ LATER_ENTRYPOINTS: Mapping[str, str] = {
     "flagscale/inference/inference_emu3.py": EMU3,
 }
 """Programs whose feature this version does not have yet."""
-
-LATER_ACTIONS: Mapping[str, str] = {"auto_tune": TUNER}
 
 
 def not_yet(feature: str, where: str) -> Problem:

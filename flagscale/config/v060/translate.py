@@ -27,17 +27,22 @@ def translate_experiment(tree: dict[str, Any], source_map: SourceMap, problems: 
     """Change the experiment level of `tree` in place by the table; return the notices."""
     notices: list[Problem] = []
     experiment = tree.get("experiment")
+    node: Any
     if not isinstance(experiment, dict):
         return []
     for key, change in EXPERIMENT.items():
-        parent, _, name = key.rpartition(".")
-        node = experiment.get(parent) if parent else experiment
+        *parents, name = key.split(".")
+        node = experiment
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
         if not isinstance(node, dict) or name not in node:
             continue
         value, where = node.pop(name), source_map.where(f"experiment.{key}")
         if change.act == "rename":
             _move(experiment, change.text, value, where, problems)
             notices.append(Problem(f"renamed to `experiment.{change.text}`", where))
+        elif change.act == "drop":
+            notices.append(Problem(f"dropped because {change.text}", where))
         else:
             _refuse_or_drop(value, change, where, problems, notices)
     _translate_entrypoint(experiment, source_map, problems, notices)

@@ -89,9 +89,8 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         inputs=inputs_of(arguments.values, has_own_data=DATASETS in read.program.own_parts),
         packages=(PACKAGE,) if uses_wandb else (),
         secrets={**read.secrets, **login.secrets},
-        arguments={}
-        if FORWARD_STEP in read.program.own_parts
-        else with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
+        arguments=with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
+        has_own_model=FORWARD_STEP in read.program.own_parts,
         texts=arguments.texts,
         notices=(*read.notices, *notices),
     )

@@ -1,0 +1,335 @@
+"""The candidates of a tuner: every legal combination of the values that a user's space lists.
+
+A candidate is a change of the engine's arguments. Whether it is legal is decided by the same functions as
+before a start (`flagscale.checks`); nothing here knows a rule. Names and meanings of the dimensions are those
+of FlagScale v0.6.0 (flagscale/auto_tuner/search/searcher.py); any other argument may be a dimension too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from flagscale.checks.degrees import degrees, model_size, violations
+from flagscale.checks.megatron import rule_violations
+from flagscale.checks.recompute import LISTS, chunk_layers, has_recompute_schedule
+from flagscale.checks.worker import Capabilities, argument_violations
+from flagscale.errors import Problem, UserError, Violation, nearest
+from flagscale.frozen import dataclass
+
+AUTO = "auto"
+DP, TP, PP = "data_parallel_size", "tensor_model_parallel_size", "pipeline_model_parallel_size"
+CP, EP = "context_parallel_size", "expert_model_parallel_size"
+PER_CHUNK, MICRO = "num_layers_per_virtual_pipeline_stage", "micro_batch_size"
+SEQUENCE, DISTRIBUTED = "sequence_parallel", "use_distributed_optimizer"
+USE, GRANULARITY, METHOD, LAYERS = (
+    *("use_recompute", "recompute_granularity", "recompute_method", "recompute_num_layers"),
+)
+_DEGREES = (TP, PP, CP, EP)
+_RECOMPUTE = (USE, GRANULARITY, METHOD, LAYERS)
+DIMENSIONS = (DP, *_DEGREES, PER_CHUNK, MICRO, SEQUENCE, DISTRIBUTED, *_RECOMPUTE)
+"""The dimensions of v0.6.0. Those that a space does not name are `auto`."""
+MOST = 10_000
+"""Candidates of the largest space; each is estimated before the first trial."""
+
+Changes = Mapping[str, Any]
+"""Arguments of the engine (by dest) with the values of a candidate; None: not given."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The values of each dimension, and the job whose arguments they change."""
+
+    choices: Mapping[str, tuple[Any, ...]]
+    values: Mapping[str, Any]
+    """The arguments of the job (by dest), defaults included."""
+    world_size: int
+    machine: Capabilities
+    where: str = "experiment.auto_tuner.space"
+    """The place to blame."""
+
+
+def read_space(
+    given: Mapping[str, Any],
+    values: Mapping[str, Any],
+    world_size: int,
+    per_host: int,
+    machine: Capabilities,
+    where: Mapping[str, str] | None = None,
+) -> Space:
+    """Return the values of each dimension; `auto` and absent dimensions become the values that may be legal.
+
+    Args:
+        given: the user's dimensions, each a list of values, one value, or `auto`.
+        values: the arguments of the job (by dest), defaults included.
+        world_size: ranks.
+        per_host: ranks on a host, the most for tensor parallelism.
+        machine: where the ranks run.
+        where: the place of each given dimension, and of the space itself ("").
+
+    Raises:
+        UserError: with every dimension that cannot be read.
+    """
+    places = where or {}
+    whole = places.get("", "experiment.auto_tuner.space")
+    auto, problems = _auto(values, world_size, per_host), []
+    choices = dict(auto)
+    if values.get("hetero_layout"):
+        what = "meshes have degrees of their own, which the tuner does not change"
+        problems.append(Problem(what, whole, "remove `enable_hetero` to tune an ordinary job"))
+    if not values.get("global_batch_size"):
+        what = "`global_batch_size` is required: candidates are compared by the time of one step"
+        problems.append(Problem(what, whole))
+    for name, value in given.items():
+        place = places.get(name, whole)
+        if name not in DIMENSIONS and (name not in values or name in _OF_THE_TRAINING):
+            what = f"`{name}` cannot be tuned: it is no dimension, and no argument of the engine"
+            if name in values:
+                what = f"`{name}` cannot be tuned: it changes the training, not only its speed"
+            problems.append(Problem(what, place, nearest(name, {*DIMENSIONS, *values})))
+        elif value == AUTO and name not in DIMENSIONS:
+            what = f"`{name}: auto` is not known; list its values: [...]"
+            problems.append(Problem(what, place, f"auto is for {', '.join(DIMENSIONS)}"))
+        elif value not in (AUTO, None):
+            listed = value if isinstance(value, list | tuple) else [value]
+            wrong = [one for one in listed if not _is_possible(name, one)]
+            if wrong or not listed:
+                kind = (
+                    "true or false" if name in _SWITCHES else "whole numbers" if name in _WHOLE else "values"
+                )
+                said = f"not {wrong[0]!r}" if wrong else "but it is empty"
+                problems.append(Problem(f"`{name}` takes a list of {kind} or `auto`, {said}", place))
+            choices[name] = tuple(dict.fromkeys(listed))
+    if choices[USE] == (False,):
+        problems += (
+            Problem(
+                f"`{name}` has no effect, because `{USE}` is [false]", places.get(name, whole), "remove one"
+            )
+            for name in (GRANULARITY, METHOD, LAYERS)
+            if given.get(name) not in (AUTO, None)
+        )
+    if problems:
+        raise UserError(problems)
+    return Space(_as_given(choices, given, values), values, world_size, machine, whole)
+
+
+_OF_THE_TRAINING = (
+    *("global_batch_size", "seq_length", "num_layers", "hidden_size", "ffn_hidden_size"),
+    *("num_attention_heads", "num_query_groups", "num_experts", "moe_router_topk", "moe_ffn_hidden_size"),
+    *("vocab_size", "train_iters", "train_samples", "lr", "min_lr", "seed"),
+)
+"""Arguments whose values cannot be compared by the time of a step: they make another training."""
+_SWITCHES = (SEQUENCE, DISTRIBUTED, USE)
+_WHOLE = (DP, *_DEGREES, PER_CHUNK, MICRO, LAYERS)
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    if name in _SWITCHES:
+        return isinstance(value, bool)
+    if name in _WHOLE:
+        return type(value) is int and value >= (0 if name == PER_CHUNK else 1)
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _auto(values: Mapping[str, Any], world_size: int, per_host: int) -> dict[str, tuple[Any, ...]]:
+    """Return the values of each dimension that can be legal, as far as a product of degrees says."""
+    ranks, layers = _divisors(world_size), int(values.get("num_layers") or 1)
+    return {
+        DP: ranks,
+        TP: tuple(size for size in ranks if size <= per_host),
+        PP: tuple(size for size in ranks if size <= layers),
+        CP: ranks,
+        EP: tuple(size for size in _divisors(int(values.get("num_experts") or 1)) if size <= world_size),
+        PER_CHUNK: (0, *_divisors(layers)),
+        MICRO: _divisors(int(values.get("global_batch_size") or 1)),
+        SEQUENCE: (True, False),
+        DISTRIBUTED: (True, False),
+        USE: (False, True),
+        GRANULARITY: ("selective", "full"),
+        METHOD: ("uniform", "block"),
+        LAYERS: (AUTO,),
+    }
+
+
+def _as_given(
+    choices: Mapping[str, tuple[Any, ...]], given: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, tuple[Any, ...]]:
+    """Return the choices with dimensions that the job has decided in its own way as the job has them."""
+    fixed: dict[str, tuple[Any, ...]] = {}
+    if values.get("pipeline_model_parallel_layout") is not None:
+        fixed |= {PP: (values[PP],), PER_CHUNK: (0,)}
+    if has_recompute_schedule(values):
+        fixed |= {USE: (None,)}
+    absent = {name: one for name, one in fixed.items() if given.get(name) is None}
+    return {**choices, **absent}
+
+
+def _divisors(number: int) -> tuple[int, ...]:
+    return tuple(size for size in range(1, number + 1) if number % size == 0)
+
+
+def candidates(space: Space) -> tuple[Changes, ...]:
+    """Return every legal combination, each once, in the order of the space's values.
+
+    Raises:
+        UserError: there are none, with the rules that removed the last ones; or more than `MOST`, with the
+            number of values of each dimension.
+    """
+    found: Sequence[Changes] = [{}]
+    for level in (_degrees, _chunks, _micro_batches):
+        found = _legal(space, level(space, found), neutral=True)
+    settings = max((len(_settings(space, one)) for one in found), default=1)
+    others = {name: space.choices[name] for name in space.choices if name not in DIMENSIONS}
+    each = [len(space.choices[name]) for name in (SEQUENCE, DISTRIBUTED)] + [
+        len(one) for one in others.values()
+    ]
+    if (most := len(found) * prod(each) * settings) > MOST:
+        raise UserError([_too_many(space, most, settings)])
+    return tuple(_legal(space, _whole(space, found, others), neutral=False))
+
+
+_NEUTRAL: Changes = {
+    PER_CHUNK: None,
+    MICRO: 1,
+    SEQUENCE: False,
+    GRANULARITY: None,
+    METHOD: None,
+    LAYERS: None,
+    **dict.fromkeys(LISTS),
+}
+"""Values with which the rules of degrees allow whatever they allow with any other value."""
+
+
+def _degrees(space: Space, before: Sequence[Changes]) -> Iterator[Changes]:
+    for sizes in itertools.product(*(space.choices[name] for name in _DEGREES)):
+        yield dict(zip(_DEGREES, sizes, strict=True))
+
+
+def _chunks(space: Space, before: Sequence[Changes]) -> Iterator[Changes]:
+    """Yield the layers per chunk; a stage that is one chunk is not interleaved, however that is written."""
+    both = {"num_virtual_stages_per_pipeline_rank": None} if _has_own_chunks(space) else {}
+    for one in before:
+        layers = (space.values.get("num_layers") or 1) // one[PP]
+        for size in space.choices[PER_CHUNK]:
+            is_cut = size and one[PP] > 1 and size < layers
+            yield {**one, **both, PER_CHUNK: size if is_cut else None}
+
+
+def _has_own_chunks(space: Space) -> bool:
+    return space.values.get("num_virtual_stages_per_pipeline_rank") is not None
+
+
+def _micro_batches(space: Space, before: Sequence[Changes]) -> Iterator[Changes]:
+    for one in before:
+        for size in space.choices[MICRO]:
+            yield {**one, MICRO: size}
+
+
+def _whole(space: Space, before: Sequence[Changes], others: Mapping[str, Sequence[Any]]) -> Iterator[Changes]:
+    for one in before:
+        copies = degrees({**space.values, **one}, space.world_size)
+        # What has no effect is not tried twice.
+        sequence = space.choices[SEQUENCE] if one[TP] > 1 else (False,)
+        shards = space.choices[DISTRIBUTED]
+        shards = shards if copies.dp * copies.cp > 1 or len(shards) == 1 else (False,)
+        for is_cut, is_sharded, *rest in itertools.product(sequence, shards, *others.values()):
+            more = {SEQUENCE: is_cut, DISTRIBUTED: is_sharded, **dict(zip(others, rest, strict=True))}
+            for setting in _settings(space, one):
+                yield {**one, **more, **setting}
+
+
+def _settings(space: Space, one: Changes) -> list[Changes]:
+    """Return what may be recomputed with a candidate's degrees."""
+    choices = space.choices
+    if choices[USE] == (None,):
+        return [{}]
+    values = {**space.values, **_NEUTRAL, **one}
+    found = degrees(values, space.world_size)
+    largest = max(chunk_layers(values, found.pp, found.vpp) or (values.get("num_layers") or 1,))
+    off = dict.fromkeys((*LISTS, GRANULARITY, METHOD, LAYERS))
+    off = {name: None for name in off if name not in LISTS or values.get(name) is not None}
+    if space.values.get("recompute_activations"):
+        off["recompute_activations"] = None
+    settings: list[Changes] = [off] if False in choices[USE] else []
+    for kind in choices[GRANULARITY] if True in choices[USE] else ():
+        if kind != "full":
+            settings.append({**off, GRANULARITY: kind})
+            continue
+        for method in choices[METHOD]:
+            counts = _layer_counts(choices[LAYERS], method, largest)
+            settings += ({**off, GRANULARITY: kind, METHOD: method, LAYERS: count} for count in counts)
+    return settings
+
+
+def _layer_counts(choices: Sequence[Any], method: str, largest: int) -> list[int]:
+    """Return the numbers of layers to try. `auto`: for blocks powers of two, and all; else single layers."""
+    if choices == (AUTO,):
+        powers = itertools.takewhile(lambda size: size < largest, (2**power for power in range(20)))
+        choices = [*powers, largest] if method == "block" else [1]
+    return list(dict.fromkeys(min(count, largest) for count in choices))
+
+
+def broken_rules(space: Space, values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield the rules that arguments break, as before a start, besides those of data and checkpoints."""
+    yield from violations(values, space.world_size)
+    yield from rule_violations(values)
+    yield from argument_violations(values, space.machine)
+
+
+def _legal(space: Space, found: Iterable[Changes], *, neutral: bool) -> list[Changes]:
+    """Return the combinations that break no rule; `neutral`: no rule of degrees, with the rest neutral.
+
+    Raises:
+        UserError: there are none.
+    """
+    kept: dict[tuple[Any, ...], Changes] = {}
+    removed: dict[str, int] = {}
+    for one in found:
+        key = tuple(map(repr, one.items()))
+        if key in kept:
+            continue
+        values = {**space.values, **(_NEUTRAL if neutral else {}), **one}
+        first = next(_copies_problem(space, values), None)
+        if first is None:
+            rules = violations(values, space.world_size) if neutral else broken_rules(space, values)
+            first = next((what for _, what in rules), None)
+        if first is None:
+            kept[key] = one
+        else:
+            removed[first] = removed.get(first, 0) + 1
+    if not kept:
+        raise UserError([_empty(space, removed)])
+    return list(kept.values())
+
+
+def _copies_problem(space: Space, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why the copies of the model are not among those that the space allows."""
+    size = model_size(values)
+    if space.world_size % size == 0 and (copies := space.world_size // size) not in space.choices[DP]:
+        yield f"{DP} would be {copies}, which the space does not list"
+
+
+def _empty(space: Space, removed: Mapping[str, int]) -> Problem:
+    """Return the problem of a space without legal candidates; a rule is named with one of its messages."""
+    rules: dict[str, tuple[str, int]] = {}
+    for what, times in removed.items():
+        rule = re.sub(r"\d+", "#", what)
+        example, before = rules.get(rule, (what, 0))
+        rules[rule] = example, before + times
+    most = sorted(rules.values(), key=lambda one: -one[1])[:3]
+    listed = "".join(f"\n    {times} of them, such as: {example}" for example, times in most)
+    what = f"no candidate of the space is legal; the last {sum(removed.values())} were removed by{listed}"
+    hint = "add other values to the dimensions that these name, or set them to auto"
+    return Problem(what, space.where, hint)
+
+
+def _too_many(space: Space, count: int, settings: int) -> Problem:
+    sizes = {name: len(one) for name, one in space.choices.items() if name not in (DP, *_RECOMPUTE)}
+    sizes["recompute"] = settings
+    listed = ", ".join(f"{name} {size}" for name, size in sorted(sizes.items(), key=lambda one: -one[1]))
+    what = f"the space has up to {count} legal candidates, more than {MOST}; values by dimension: {listed}"
+    hint = "list fewer values in the first ones: `micro_batch_size: [1, 2, 4]`, `use_recompute: [false]`"
+    return Problem(what, space.where, hint)

@@ -1,0 +1,312 @@
+"""The loop of `action=auto_tune`: propose a candidate, try it, learn from it, until no better one is left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flagscale import __version__
+from flagscale.config.command import Request, load_command_keys
+from flagscale.config.schema import AutoTuner
+from flagscale.engines.megatron.rules import machine_of
+from flagscale.errors import FlagScaleError, Problem, UserError
+from flagscale.files import write_atomic
+from flagscale.formats import duration
+from flagscale.frozen import asdict
+from flagscale.plan.prepare import Prepared, prepare
+from flagscale.planner.propose import Candidate, Known, Limits, Proposal, propose
+from flagscale.planner.space import Space, candidates, read_space
+from flagscale.run.machine import this_machine
+from flagscale.run.state import ProcessId
+from flagscale.run.tuner_dir import TunerDir
+from flagscale.runners.base import runner_of
+from flagscale.tuning import history, report
+from flagscale.tuning.basis import basis_of
+from flagscale.tuning.figures import Basis, bytes_text, label, learnt, seconds_text, sizes_of
+from flagscale.tuning.outcome import Outcome
+from flagscale.tuning.requests import step_batch, trial_request, winner_request
+from flagscale.tuning.trial import StopRequested, end_trial, run_trial
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a tuning ended."""
+
+    winner: Request | None
+    """The job with the best arguments; None if no trial was measured."""
+    reason: str
+    is_stopped: bool = False
+    """Whether another command has ended it before it was finished."""
+
+
+@dataclass
+class Tuning:
+    """A tuning in progress: what it tries, and what it has found."""
+
+    request: Request
+    prepared: Prepared
+    space: Space
+    basis: Basis
+    batch: int
+    conditions: history.Conditions
+    files: TunerDir
+    say: Say
+    started: float = field(default_factory=time.time)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    """The trials that count, of earlier commands too."""
+
+    @property
+    def keys(self) -> AutoTuner:
+        return self.prepared.experiment.auto_tuner
+
+    @property
+    def known(self) -> Known:
+        return learnt(self.entries, self.basis)
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The fastest trial so far."""
+        measured = [one for one in self.entries if one["state"] == "measured"]
+        return min(measured, key=lambda one: float(one["seconds"]), default=None)
+
+
+def tune(request: Request, prepared: Prepared, say: Say) -> Result:
+    """Tune a job that has passed all checks; `say` prints a line.
+
+    Raises:
+        UserError: the job or its space cannot be tuned.
+        FlagScaleError: another tuner runs here, or the hosts are not ready.
+    """
+    tuning = begin(request, prepared, say)
+    with tuning.files.held():
+        return _tune(tuning)
+
+
+def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
+    """Return a tuning before its first trial: its candidates with their estimates."""
+    job, keys, where = prepared.job, prepared.experiment.auto_tuner, request.source_map.where
+    _refuse_untunable(prepared, request)
+    batch = step_batch(job.arguments)
+    values = {**job.arguments, "global_batch_size": batch or None}
+    per_host = min(host.slots for host in job.hosts)
+    place = "experiment.auto_tuner.space"
+    places = {"": where(place), **{name: where(f"{place}.{name}") for name in keys.space}}
+    space = read_space(keys.space, values, job.world_size, per_host, machine_of(job.hosts), places)
+    found = candidates(space)
+    chip = load_command_keys(request.config).chip
+    basis = basis_of(prepared, space, found, chip, request.source_map)
+    files = TunerDir.of(prepared.experiment.exp_dir)
+    # Mistakes that each trial would have are reported before the first one.
+    prepare(trial_request(request, {}, files.path / "check", keys.control.train_iters, batch), "check")
+    return Tuning(
+        request=request,
+        prepared=prepared,
+        space=space,
+        basis=basis,
+        batch=batch,
+        conditions=conditions_of(prepared, found[0], batch),
+        files=files,
+        say=say,
+    )
+
+
+def _refuse_untunable(prepared: Prepared, request: Request) -> None:
+    job, where = prepared.job, request.source_map.where
+    if not job.arguments or prepared.plan.task_type != "train":
+        what = f"only trainings can be tuned, not `{prepared.plan.task_type}` with `{job.engine}`"
+        raise UserError([Problem(what, where("experiment.task.type"))])
+    if prepared.plan.has_own_jobs:
+        what = "with `per_node_task` each host trains by itself"
+        raise UserError([Problem(what, where("experiment.runner.per_node_task"), "tune the job of one host")])
+    if prepared.plan.job_dir and len(job.hosts) > 1:
+        what = "here every host runs a command of its own, and their tuners would not agree on the trials"
+        hint = "set nnodes: 1, or use a runner that starts all hosts from one, such as ssh"
+        raise UserError([Problem(what, where("experiment.runner.type"), hint)])
+
+
+def conditions_of(prepared: Prepared, changes: Mapping[str, Any], batch: int) -> history.Conditions:
+    """Return what must be equal for the trials of an earlier command to count."""
+    job = prepared.job
+    inside = str(prepared.experiment.exp_dir)
+    fixed = {
+        name: value
+        for name, value in job.arguments.items()
+        if name not in changes and not (isinstance(value, str) and value.startswith(inside))
+    }
+    versions = {"flagscale": __version__, job.engine: job.engine_version, **_installed("torch")}
+    hosts = [f"{host.name} slots={host.slots} {host.platform}" for host in job.hosts]
+    iterations = prepared.experiment.auto_tuner.control.train_iters
+    arguments = history.hashed([job.role.entrypoint, fixed, batch, iterations])
+    return history.Conditions(arguments, versions, hosts)
+
+
+def _installed(name: str) -> dict[str, str]:
+    try:
+        return {name: version(name)}
+    except PackageNotFoundError:
+        return {}
+
+
+def _tune(tuning: Tuning) -> Result:
+    files, say = tuning.files, tuning.say
+    files.stop_request.unlink(missing_ok=True)
+    _end_interrupted(tuning)
+    used, notice = history.counted(files.entries(), tuning.conditions)
+    tuning.entries += used
+    say(_intro(tuning))
+    for line in filter(None, (*tuning.basis.notices, notice)):
+        say(f"note: {line}")
+    if used:
+        say(f"continues after {len(used)} trials of an earlier command")
+    try:
+        while True:
+            proposal = _next(tuning)
+            if proposal.candidate is None:
+                return _finish(tuning, proposal.why)
+            _try(tuning, proposal)
+    except StopRequested:
+        files.stop_request.unlink(missing_ok=True)
+        _record(tuning, "stopped", "action=stop", files.read_state().get("trial"))
+        return Result(None, "stopped by action=stop; the same command continues", is_stopped=True)
+    except BaseException as error:
+        # With the trial, whose end may be what failed: the next tuner ends it again, which is harmless.
+        _record(tuning, "stopped", str(error) or type(error).__name__, files.read_state().get("trial"))
+        raise
+
+
+def _intro(tuning: Tuning) -> str:
+    several = {name: one for name, one in tuning.space.choices.items() if len(one) > 1}
+    return (
+        f"{tuning.prepared.plan.name}: {len(tuning.basis.candidates)} legal candidates in "
+        f"{len(several)} dimensions, {tuning.space.world_size} ranks; trials in {tuning.files.path}"
+    )
+
+
+def _end_interrupted(tuning: Tuning) -> None:
+    """End the trial that was running when a tuner died here: exactly that one."""
+    trial = tuning.files.read_state().get("trial")
+    if isinstance(trial, dict) and type(trial.get("number")) is int:
+        folder = _share(tuning, tuning.files.trial(trial["number"]).path)
+        if end_trial(folder):
+            tuning.say(f"trial {trial['number']} was interrupted; it is ended and will be repeated")
+
+
+def _share(tuning: Tuning, folder: Path) -> Path:
+    """Return where this host's share of a run in a folder is."""
+    rules = runner_of(tuning.prepared.plan).rules
+    return rules.share(folder, tuning.prepared.experiment.runner.node_rank, os.environ).run_dir
+
+
+def _next(tuning: Tuning) -> Proposal:
+    control, algo = tuning.keys.control, tuning.keys.algo
+    passed = time.time() - tuning.started
+    limits = Limits(
+        seconds_left=None if control.max_time is None else control.max_time - passed,
+        trials_left=None if control.max_trials is None else control.max_trials - len(tuning.entries),
+        tries_all=algo.name == "grid",
+        priority=algo.priority,
+    )
+    return propose(tuning.basis.candidates, history.tried_of(tuning.entries), tuning.known, limits)
+
+
+def _try(tuning: Tuning, proposal: Proposal) -> None:
+    candidate, known = proposal.candidate, tuning.known
+    assert candidate is not None
+    number, changes = tuning.files.next_number(), candidate.changes
+    estimate = _estimate(candidate, known, tuning.basis)
+    text = label(changes, tuning.space)
+    trial = {"number": number, "changes": dict(changes), "label": text, "started": time.time(), **estimate}
+    _record(tuning, "tuning", "", trial)
+    expected = f"; expected {_figures(estimate)}" if estimate else ""
+    tuning.say(f"trial {number}: {text} ({proposal.why}){expected}")
+    limit = tuning.keys.control.max_time_per_task * (1 if tuning.entries else 2)
+    request = trial_request(
+        tuning.request,
+        changes,
+        tuning.files.trial(number).path,
+        tuning.keys.control.train_iters,
+        tuning.batch,
+    )
+    begun = time.time()
+    outcome = run_trial(request, limit, tuning.files.stop_request.exists, tuning.say)
+    sizes = sizes_of(changes, tuning.space, tuning.batch)
+    entry = history.entry_of(number, changes, outcome, estimate, tuning.conditions, begun, sizes)
+    before = tuning.best
+    tuning.files.append(entry)
+    tuning.entries.append(entry)
+    tuning.say(f"trial {number}: {_shown(outcome, estimate, before)}")
+    write_atomic(tuning.files.table, history.table(tuning.entries))
+    _record(tuning, "tuning", "")
+
+
+def _estimate(candidate: Candidate, known: Known, basis: Basis) -> dict[str, float]:
+    """Return what is expected of a trial; nothing if what is known only ranks."""
+    if basis.is_nominal and not known.calibration:
+        return {}
+    reported = known.calibration.memory_bytes if known.calibration else 0.0
+    memory = {"bytes": candidate.reported_bytes + reported} if candidate.reported_bytes else {}
+    return {"seconds": known.seconds(candidate), **memory}
+
+
+def _figures(estimate: Mapping[str, float]) -> str:
+    parts = [seconds_text(estimate.get("seconds"))]
+    parts += [bytes_text(estimate["bytes"])] if estimate.get("bytes") else []
+    return ", ".join(parts)
+
+
+def _shown(outcome: Outcome, estimate: Mapping[str, float], best: Mapping[str, Any] | None) -> str:
+    if outcome.state != "measured" or outcome.seconds is None:
+        return f"{outcome.state}: {outcome.failure}"
+    parts = [f"{seconds_text(outcome.seconds)} per step"]
+    if expected := estimate.get("seconds"):
+        parts.append(f"{100 * (outcome.seconds / expected - 1):+.0f} % against the estimate")
+    parts += [bytes_text(outcome.nbytes)] if outcome.nbytes else []
+    if best is None or outcome.seconds < best["seconds"]:
+        parts.append("the best so far")
+    return ", ".join(parts)
+
+
+def _record(tuning: Tuning, phase: str, reason: str, trial: Mapping[str, Any] | None = None) -> None:
+    """Write what the tuner does now, for `query`, `stop` and the next tuner."""
+    best = tuning.best
+    tuning.files.write_state(
+        {
+            "phase": phase,
+            "reason": reason,
+            "process": asdict(ProcessId.of(os.getpid())),
+            "machine": asdict(this_machine()),
+            "started": tuning.started,
+            "candidates": len(tuning.basis.candidates),
+            "trials": len(tuning.entries),
+            "trial": dict(trial) if trial else None,
+            "best": {**best, "label": label(best["changes"], tuning.space)} if best else None,
+        }
+    )
+
+
+def _finish(tuning: Tuning, reason: str) -> Result:
+    files, best = tuning.files, tuning.best
+    text = report.summary(tuning.entries, tuning.space, len(tuning.basis.candidates), reason)
+    tuning.say(text)
+    write_atomic(files.picture, report.picture(tuning.entries, tuning.space))
+    write_atomic(files.report, report.page(text, files.picture.name))
+    winner = None
+    if best is not None:
+        winner = winner_request(tuning.request, best["changes"])
+        write_atomic(files.best, prepare(winner, "best", only_plans=True).config)
+        took = duration(time.time() - tuning.started)
+        tuning.say(f"best: trial {best['number']}, {label(best['changes'], tuning.space)} (after {took})")
+        tuning.say(
+            f"  configuration  {files.best}\n  trials         {files.table}\n  picture        {files.picture}"
+        )
+    _record(tuning, "ended", reason)
+    if best is None and not tuning.entries:
+        raise FlagScaleError(f"nothing was tried: {reason}")
+    return Result(winner, reason)

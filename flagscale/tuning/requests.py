@@ -1,0 +1,110 @@
+"""The configurations of trials and of the winner: the user's own, with other arguments of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flagscale.checks.schedule import batch_sizes
+from flagscale.config.command import Request
+from flagscale.config.engine_args import leaf_name
+from flagscale.config.recorded import literal
+from flagscale.config.resolve import resolve
+from flagscale.planner.space import Changes
+
+_SET: Mapping[str, Any] = {
+    "log_interval": 1,
+    "save": None,
+    "load": None,
+    "tensorboard_dir": None,
+    "eval_iters": 0,
+    "lr_decay_style": "constant",
+}
+"""What every trial has: each iteration is logged, nothing is saved, loaded or evaluated."""
+
+_LEFT_OUT = (
+    *("train_samples", "rampup_batch_size", "step_batch_size_schedule", "metrics_file"),
+    *("lr_warmup_samples", "lr_warmup_iters", "lr_warmup_fraction", "lr_decay_samples", "lr_decay_iters"),
+    *("lr_wsd_decay_samples", "lr_wsd_decay_iters"),
+    *("pretrained_checkpoint", "finetune", "finetune_with_optim", "ckpt_step", "async_save"),
+    *("save_retain_interval", "non_persistent_save_interval", "non_persistent_ckpt_type"),
+    *("non_persistent_global_ckpt_dir", "non_persistent_local_ckpt_dir", "exit_interval"),
+    *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
+    *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),
+)
+"""What no trial has, because it belongs to a whole training: its length, schedules and checkpoints."""
+
+
+def trial_request(request: Request, changes: Changes, folder: Path, iterations: int, batch: int) -> Request:
+    """Return the request of a trial in the run directory `folder`: iterations of `batch` samples."""
+    tree = _tree(request)
+    experiment = tree["experiment"]
+    experiment["exp_dir"] = str(folder)
+    experiment["runner"] = {**(experiment.get("runner") or {}), "max_restarts": 0}
+    group = _group(tree)
+    _leave_out(group, _LEFT_OUT)
+    _set(group, {**_SET, "train_iters": iterations, "global_batch_size": batch, **changes})
+    return _request(request, tree)
+
+
+def winner_request(request: Request, changes: Changes) -> Request:
+    """Return the request of the job itself, with the arguments of a candidate."""
+    tree = _tree(request)
+    _set(_group(tree), changes)
+    return _request(request, tree)
+
+
+def step_batch(values: Mapping[str, Any]) -> int:
+    """Return the samples per step that candidates are compared with: the last ones of a schedule.
+
+    0 if the arguments (by dest) do not say.
+    """
+    schedule = values.get("step_batch_size_schedule")
+    if schedule:
+        return batch_sizes(str(schedule), int(values["seq_length"]))[-1][1]
+    return int(values.get("global_batch_size") or 0)
+
+
+def _tree(request: Request) -> dict[str, Any]:
+    tree, _ = resolve(request.config, request.source_map)
+    tree["experiment"].pop("auto_tuner", None)
+    return tree
+
+
+def _group(tree: dict[str, Any]) -> dict[str, Any]:
+    task = tree["experiment"].get("task") or {}
+    group: dict[str, Any] = tree[task.get("type") or "train"]
+    return group
+
+
+def _request(request: Request, tree: Mapping[str, Any]) -> Request:
+    config = OmegaConf.create(literal(tree))
+    assert isinstance(config, DictConfig)
+    return Request(config, request.source_map)
+
+
+def _leave_out(group: dict[str, Any], names: Collection[str]) -> None:
+    for key, value in list(group.items()):
+        if leaf_name(str(key)) in names:
+            del group[key]
+        elif isinstance(value, dict):
+            _leave_out(value, names)
+
+
+def _set(group: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Give arguments their values where they are written, or else at the top of the group."""
+    missing = {name: value for name, value in changes.items() if not _replaced(group, name, value)}
+    group |= missing
+
+
+def _replaced(group: dict[str, Any], name: str, value: Any) -> bool:
+    found = False
+    for key, old in group.items():
+        if leaf_name(str(key)) == name:
+            group[key], found = value, True
+        elif isinstance(old, dict):
+            found |= _replaced(old, name, value)
+    return found
