@@ -13,8 +13,8 @@ from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.layer_split import Part, Pipeline, Split, rated
 from flagscale.planner.mesh_costs import Costs
 from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_ranks, rule_values
-from flagscale.planner.mesh_search import Space
 from flagscale.planner.model_shape import ModelShape
+from flagscale.planner.search_space import Space
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.toy_costs import ToyCosts
 

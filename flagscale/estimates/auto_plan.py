@@ -35,7 +35,7 @@ _OTHERS = ("ulysses_sp_parallel_size", "recompute_modules", "recompute_activatio
 
 
 @dataclass(frozen=True)
-class AutoPlan:
+class Chosen:
     """The layout that was chosen, and why."""
 
     job: Job
@@ -80,7 +80,7 @@ def _place(host: Host) -> tuple[str, int]:
     return host.name, host.slots
 
 
-def auto_plan(request: Request, chip: str) -> AutoPlan:
+def auto_plan(request: Request, chip: str) -> Chosen:
     """Return the best plan for the hosts of a configuration; its own layout does not matter.
 
     Raises:
@@ -107,7 +107,7 @@ def auto_plan(request: Request, chip: str) -> AutoPlan:
         tree = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         chosen = checked.experiment.model_copy(update={"arguments": tree})
         job = checked.engine.build(chosen, hosts, SourceMap())
-        return AutoPlan(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
+        return Chosen(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
 
 
 def _without_others(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.estimates.own_chips import Entry, read_chips
+from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, chip_of, chip_table
 from flagscale.values import Host
 
@@ -64,12 +65,15 @@ def chips_of(
     if unknown:
         raise ChipUnknown(_unknown(name, place, entries) for name, place in unknown.items())
     names = (spelling(asked or _name(experiment, host), entries) for host in hosts)
-    return tuple(_chip(name, entries[name]) for name in names)
+    return tuple(_chip(name, entries[name], host) for name, host in zip(names, hosts, strict=True))
 
 
-def _chip(name: str, entry: Entry) -> Chip:
+def _chip(name: str, entry: Entry, host: Host) -> Chip:
     assert not isinstance(entry, str), "names are followed"
-    return chip_of(name, entry)
+    chip = chip_of(name, entry)
+    if platforms.find(host.platform).shares_devices:  # all ranks of the host, however many, share its links
+        chip = replace(chip, per_node=max(chip.per_node, host.slots))
+    return chip
 
 
 def _name(experiment: Experiment, host: Host) -> str:

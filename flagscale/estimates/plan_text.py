@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.estimates.as_json import estimate_tree
-from flagscale.estimates.auto_plan import AutoPlan
+from flagscale.estimates.auto_plan import Chosen
 from flagscale.estimates.text import estimate_text, seconds, table
 from flagscale.formats import quantity
 from flagscale.planner.search import Rated
 
 
-def auto_plan_text(plan: AutoPlan, task_file: Path | None) -> str:
+def auto_plan_text(plan: Chosen, task_file: Path | None) -> str:
     """Return the chosen plan with its estimate, what was considered, and how to run it."""
     lines = [estimate_text(plan.job, plan.estimate), "", "considered:"]
     lines += [f"  {sentence}" for sentence in plan.found.considered]
@@ -39,7 +39,7 @@ def _layout(one: Rated) -> str:
     return ", ".join(parts)
 
 
-def _instructions(plan: AutoPlan, task_file: Path | None) -> Iterator[str]:
+def _instructions(plan: Chosen, task_file: Path | None) -> Iterator[str]:
     if task_file is None:
         yield "# the task file (task_file=FILE.yaml writes it)"
         yield plan.task_file.rstrip("\n")
@@ -65,7 +65,7 @@ def hostfile_of(task_file: Path) -> Path:
     return task_file.with_suffix(".hostfile")
 
 
-def auto_plan_tree(plan: AutoPlan) -> dict[str, Any]:
+def auto_plan_tree(plan: Chosen) -> dict[str, Any]:
     """Return the object that `output=json` prints."""
     return {
         **estimate_tree(plan.job, plan.estimate),

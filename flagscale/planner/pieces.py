@@ -309,7 +309,7 @@ class Pieces:
                 max(0.0, rounds * network.send(keys, is_inside) - hidden * forward),
                 max(0.0, rounds * network.send(2 * keys, is_inside) - hidden * backward),
             )
-        if self.division.exchange == "allgather":
+        if self.division.exchange == "all_gather":
             gather = network.gather(keys * cp, self.cp)
             return gather, gather + network.gather(keys * cp, self.cp, "reduce_scatter")
         exchange = network.exchange(keys + rest, self.cp)

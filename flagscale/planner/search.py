@@ -7,7 +7,7 @@ these again. docs/planner.md says what is searched, and what it costs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flagscale.checks.context import context_violations
 from flagscale.checks.degrees import violations
@@ -18,18 +18,22 @@ from flagscale.checks.hetero.rules import mesh_values, mesh_violations
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.chips import Chip
 from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
 from flagscale.planner.mesh_options import MOST_TOKENS, legal_ranks, modes, rule_values
-from flagscale.planner.searched_training import searched_arguments, searched_training, with_searched
-from flagscale.planner.step_time import DEFAULT, StepTime, step_time
+from flagscale.planner.search_report import considered, shortage
+from flagscale.planner.search_space import Counts, Space
+from flagscale.planner.searched_training import (
+    Rated,
+    chip_of_stage,
+    searched_arguments,
+    searched_training,
+    with_searched,
+)
+from flagscale.planner.step_time import DEFAULT, step_time
 from flagscale.planner.training import Training
-
-if TYPE_CHECKING:  # they import numpy
-    from flagscale.planner.mesh_search import Counts, Space
 
 STAGES = 64
 """The most stages that are tried."""
@@ -37,27 +41,6 @@ _ENOUGH = 1.03
 """Relative to the fastest plan: slower ones are rated again only if there are too few."""
 _MARGINS = (1.0, 1.03, 1.08, 1.15)
 """Factors of memory that are tried if none of the best plans fits by the whole model of memory."""
-
-
-@dataclass(frozen=True)
-class Rated:
-    """One plan and its estimate."""
-
-    training: Training
-    arguments: Mapping[str, Any]
-    """For the task file, by dest."""
-    time: StepTime
-    memory: tuple[StageMemory, ...]
-    quick_s: float
-    """By the rating of the search."""
-
-    @property
-    def seconds(self) -> float:
-        return self.time.seconds
-
-    @property
-    def tokens_s(self) -> float:
-        return self.training.batch * self.training.sequence / self.seconds
 
 
 @dataclass(frozen=True)
@@ -125,10 +108,10 @@ def best_plans(
         if rated or not best.found:
             break
     if not rated:
-        raise UserError([_shortage(template, cluster, space, constants, of)])
+        raise UserError([shortage(template, space, constants, of, memory_factor)])
     distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
-    considered = (*_why_one(template, cluster, given), *_considered(cluster, counts, len(rated), distinct))
-    return Found(tuple(distinct[:keep]), counts, len(rated), considered)
+    told = (*_why_one(template, cluster, given), *considered(cluster, counts, len(rated), distinct))
+    return Found(tuple(distinct[:keep]), counts, len(rated), told)
 
 
 def searched_space(
@@ -144,8 +127,6 @@ def searched_space(
     Raises:
         UserError: the cluster is empty or its links are not known; no degrees are legal.
     """
-    from flagscale.planner.mesh_search import Space
-
     cluster.check()
     if template.batch < 1:
         raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
@@ -205,99 +186,12 @@ def _distinct(rated: Sequence[Rated]) -> list[Rated]:
 
 def _fits(training: Training, stages: Sequence[StageMemory], calibration: Calibration, factor: float) -> bool:
     return all(
-        calibration.nbytes(stage.device * factor) <= _chip(training, stage.stage).memory_bytes
+        calibration.nbytes(stage.device * factor) <= chip_of_stage(training, stage.stage).memory_bytes
         for stage in stages
     )
-
-
-def _chip(training: Training, stage: int) -> Chip:
-    return training.blocks[training.layout.stages[stage].mesh].chip
 
 
 def _refused(values: Mapping[str, Any]) -> str:
     """Return the rule that even one rank breaks."""
     found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
     return found[0][1] if found else "use other degrees for the experts or a host with more devices"
-
-
-def _shortage(
-    template: Training, cluster: Cluster, space: Space, constants: Constants, calibration: Calibration
-) -> Problem:
-    """Return what is missing at least: the plan that fits first if the memory of all chips grows."""
-    from flagscale.planner.mesh_search import search
-
-    low, high, found = 1.0, 1.0, None
-    for _ in range(24):
-        if high - low < 0.02 * low and found:
-            break
-        factor = 2 * high if found is None else (low + high) / 2
-        costs = EstimatedCosts(template, cluster, constants, calibration, 1 / factor)
-        best, _ = search(replace(space, costs=costs), keep=1, exhaustive=0)
-        if best.found:
-            high, found = factor, best.ranked()[0]
-        elif found is None:
-            high = factor
-            low = factor
-        else:
-            low = factor
-    hint = f"use more devices, a smaller model, or a shorter `seq_length`; up to {STAGES} stages are tried"
-    if found is None:
-        return Problem(
-            "the model does not fit on these devices, even with a multiple of their memory", "", hint
-        )
-    training = searched_training(template, cluster, *found, {})
-    over = [(stage.device - _chip(training, stage.stage).memory_bytes, stage) for stage in memory(training)]
-    short, stage = max(over, key=lambda one: one[0])
-    term = max(stage.terms, key=lambda one: one.nbytes)
-    chip = _chip(training, stage.stage)
-    what = (
-        f"the model does not fit on these devices: the plan that comes closest is short of "
-        f"{_gib(max(short, 0))} per {chip.name} ({_gib(chip.memory_bytes)}) in stage {stage.stage} "
-        f"({training.layout}); its largest part is {term.name}, {_gib(term.nbytes)}"
-    )
-    return Problem(what, "", hint)
-
-
-def _considered(cluster: Cluster, counts: Counts, estimated: int, rated: Sequence[Rated]) -> Iterator[str]:
-    pools = ", ".join(f"{pool.devices} {pool.type or pool.chip.name}" for pool in cluster.pools)
-    order = "1 order" if counts.orders == 1 else f"{counts.orders} orders"
-    yield (
-        f"On {pools}: {counts.combined:,} combinations of {order} of types, degrees and stages, of which "
-        f"{counts.rated:,} were rated with their best layers, and {estimated} with the whole estimate."
-    )
-    best = rated[0]
-    used: dict[str, int] = {}
-    for mesh in best.training.layout.meshes:
-        used[mesh.type] = used.get(mesh.type, 0) + mesh.ranks
-    idle = [
-        f"{left} {pool.type or pool.chip.name}"
-        for pool in cluster.pools
-        if (left := pool.devices - used.get(pool.type, 0))
-    ]
-    if idle:
-        yield f"Idle: {', '.join(idle)}."
-    if len(rated) > 1:
-        yield why_lost(best, rated[1])
-
-
-def why_lost(best: Rated, other: Rated) -> str:
-    """Return a sentence on how a plan differs from the best one, in the stages that limit them."""
-    parts = {
-        "compute_s": "computing",
-        "communication_s": "exposed communication",
-        "bubble_s": "waiting for other stages",
-        "optimizer_s": "the optimizer",
-    }
-    differences = {part: getattr(other.time, part) - getattr(best.time, part) for part in parts}
-    told = [
-        f"{parts[part]} {more:+.3g} s"
-        for part, more in sorted(differences.items(), key=lambda one: -one[1])
-        if abs(more) >= 0.001 * best.seconds
-    ]
-    slower = other.seconds / best.seconds - 1
-    why = f": {', '.join(told)}" if told else ""
-    return f"The runner-up, {other.training.layout}, takes {slower:.1%} longer{why}."
-
-
-def _gib(nbytes: float) -> str:
-    return f"{nbytes / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""What a search has found, as a training and as the engine's arguments."""
+"""What a search has found: as a training, as the engine's arguments, with its estimate."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from flagscale.checks.hetero import keys
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.recompute import GRANULARITY, NUM_LAYERS, RecomputeSchedule, Setting
-from flagscale.frozen import asdict, replace
+from flagscale.frozen import asdict, dataclass, replace
+from flagscale.planner.chips import Chip
 from flagscale.planner.cluster import Cluster
+from flagscale.planner.memory import StageMemory
 from flagscale.planner.mesh_options import SEARCHED, Mode
+from flagscale.planner.step_time import StepTime
 from flagscale.planner.training import Block, Recompute, Training
 
 if TYPE_CHECKING:  # it imports numpy
@@ -20,6 +23,27 @@ if TYPE_CHECKING:  # it imports numpy
 
 _DIVISOR = 128
 """The engine's default of `make_vocab_size_divisible_by`."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One plan and its estimate."""
+
+    training: Training
+    arguments: Mapping[str, Any]
+    """For the task file, by dest."""
+    time: StepTime
+    memory: tuple[StageMemory, ...]
+    quick_s: float
+    """By the rating of the search."""
+
+    @property
+    def seconds(self) -> float:
+        return self.time.seconds
+
+    @property
+    def tokens_s(self) -> float:
+        return self.training.batch * self.training.sequence / self.seconds
 
 
 def searched_training(
@@ -147,3 +171,8 @@ def _rows(table: Sequence[Sequence[int]]) -> list[list[int]]:
 def with_searched(values: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments (by dest) in which those that were searched are replaced."""
     return {**values, **SEARCHED, **found}
+
+
+def chip_of_stage(training: Training, stage: int) -> Chip:
+    """Return the chip of the ranks of a stage, by its number."""
+    return training.blocks[training.layout.stages[stage].mesh].chip

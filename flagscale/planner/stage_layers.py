@@ -97,14 +97,18 @@ def _moments(training: Training, setting: te_layer.Setting, is_moe: bool) -> Ite
         weights *= inner * model.experts / setting.ep
         # Gradients of the experts' outputs before and after they are sorted.
         yield stream + 2 * tokens * model.hidden * width
+        gathered = 0.0
     else:
         inner = model.ffn / setting.tp
         weights *= inner
-        yield stream + gathered + tokens * inner * width
-    # The gradient of what the activation took; what the second product kept is gone.
-    yield stream + up * tokens * inner * width
+    product, hidden = tokens * inner * width, tokens * model.hidden * width
+    # What the second product of the MLP takes is kept, or computed again (gated, in `torch`); its gradient.
+    again = product if training.implementation == "torch" and model.gated else 0.0
+    yield stream + gathered + again + product
+    # The gradient of what the activation took; what the second product took is gone.
+    yield stream + again + up * product
     # Then, the gradients of the first product's weights and input; what the activation took is gone too.
-    yield stream + gathered + tokens * (model.hidden - inner) * width + weights
+    yield stream + gathered + again + hidden - product + weights
     if setting.stores_scores:
         # Gradients of attention's weights, before and after dropout; the scores' replace them.
         pairs = setting.tokens * setting.sequence * model.heads / setting.tp

@@ -10,7 +10,7 @@ from typing import Any
 
 from flagscale.checks.hetero.keys import KEYS
 from flagscale.planner.mesh_options import SEARCHED
-from flagscale.planner.search import Rated
+from flagscale.planner.searched_training import Rated
 
 _OURS = {*SEARCHED, *KEYS}
 _WIDTH = 110

@@ -94,7 +94,7 @@ class Training:
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
-    """How context parallel ranks share keys and values: p2p, a2a, allgather or a2a+p2p (`cp_comm_type`)."""
+    """How context parallel ranks share keys and values: p2p, a2a, all_gather or a2a+p2p (`cp_comm_type`)."""
     exchange_ranks: int = 0
     """Context parallel ranks that exchange heads with a2a+p2p; 0: all of them."""
     crossings: tuple[Link, ...] = ()

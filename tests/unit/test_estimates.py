@@ -240,7 +240,12 @@ def test_a_file_of_chips_adds_some_and_gives_other_names(estimate: Estimate) -> 
     assert tree_of(estimate, *words, chip="mine")["stages"][0]["chip_bytes"] == 48 * 2**30
     tree = tree_of(estimate, *words, "experiment.runner.platform=nvidia", chip="")
     assert tree["stages"][0]["chip"] == "H200"
-    assert tree_of(estimate, *words, chip="")["stages"][0]["chip_bytes"] == 7 * 2**30
+    Path("chips.json").write_text(
+        json.dumps({"cpu": {**entry, "memory_gb": 7, "intra_node": {"gb_s": 9, "world": 2}}})
+    )
+    tree = tree_of(estimate, *words, chip="")
+    assert tree["stages"][0]["chip_bytes"] == 7 * 2**30
+    assert tree["step"], "the ranks on a processor are all on one node"
 
 
 def test_without_a_figure_of_a_link_the_memory_is_there_and_the_figure_is_named(estimate: Estimate) -> None:

@@ -53,7 +53,10 @@ SHARED_WITH_WORKERS = (
 
 HEAVY = ("torch", "megatron", "vllm", "transformers", "numpy")
 
-SEARCHES = ("planner/mesh_options.py", "planner/mesh_search.py", "planner/layer_split.py")
+SEARCHES = tuple(
+    f"planner/{name}.py"
+    for name in ("layer_split", "mesh_candidates", "mesh_options", "mesh_search", "stage_grid")
+)
 """Where numpy may be imported: nothing imports these before a search of plans begins."""
 
 EFFECTS = ("subprocess", "socket", "psutil", "paramiko")
