@@ -8,7 +8,7 @@ train the same batch in turns of some seconds (`benchmarks.turns`), with the mic
 to be the fastest. Prints the seconds of a step, and how many times longer than the plan each alternative
 takes, with 95 % intervals. The machine has to be idle otherwise: others would take of both cores alike.
 
-    python -m benchmarks.unequal_plan [--layers 12] [--hidden 512] [--batch 16] [--steps 12]
+    python -m benchmarks.unequal_plan [ALTERNATIVE ...] [--layers 12] [--hidden 512] [--batch 16] [--steps 12]
 """
 
 from __future__ import annotations
@@ -194,13 +194,16 @@ def planned(given: Mapping[str, Any], chips: Mapping[str, Chip]) -> tuple[Candid
     return Candidate(job, found.best.seconds, about), found.considered
 
 
-def alternatives(given: Mapping[str, Any], chips: Mapping[str, Chip]) -> Iterator[Candidate]:
-    """Yield each core alone, and every homogeneous layout, which waits for the slower core."""
-    for name, core in CORES.items():
-        yield from _fastest(name, given, chips[name], [Core(Mesh(), core)])
+def alternatives(
+    given: Mapping[str, Any], chips: Mapping[str, Chip], names: Sequence[str]
+) -> Iterator[Candidate]:
+    """Yield cores alone and homogeneous layouts, which wait for the slower core: those of some names."""
     both = [Core(Mesh(), core) for core in CORES.values()]
-    for name, degrees in HOMOGENEOUS.items():
-        yield from _fastest(name, {**given, **degrees}, chips[HALF], both)
+    for name in names:
+        if name in CORES:
+            yield from _fastest(name, given, chips[name], [Core(Mesh(), CORES[name])])
+        else:
+            yield from _fastest(name, {**given, **HOMOGENEOUS[name]}, chips[HALF], both)
 
 
 def _fastest(name: str, given: Mapping[str, Any], chip: Chip, cores: Sequence[Core]) -> Iterator[Candidate]:
@@ -235,6 +238,10 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = [*CORES, *HOMOGENEOUS]
+    parser.add_argument(
+        "alternatives", nargs="*", choices=[[], *names], help=f"default: all: {', '.join(names)}"
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--batch", type=int, default=16, help="samples of 256 tokens per step")
@@ -247,7 +254,7 @@ def main(words: Sequence[str]) -> None:
         chips = profiled(Path(name))
         plan, considered = planned(given, chips)
         print("\n".join(considered), flush=True)
-        candidates = [plan, *alternatives(given, chips)]
+        candidates = [plan, *alternatives(given, chips, asked.alternatives or names)]
         outcomes = in_turns(Path(name) / "jobs", [[one.job] for one in candidates], asked.steps)
     heads = ("layout", "", "estimated, s", "measured, s", "steps", "times the plan", "95 %")
     print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")

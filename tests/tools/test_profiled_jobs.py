@@ -77,8 +77,9 @@ def test_a_plan_for_a_whole_and_a_half_core_uses_both() -> None:
     layers = {chip.core: sum(sum(of) for of in chip.mesh.layers) for chip in plan.job.chips}
     assert layers[0] > layers[1]
     assert sum(layers.values()) == 12
-    others = {one.job.name: one for one in unequal_plan.alternatives(given, chips)}
-    assert len(others) == 2 + len(unequal_plan.HOMOGENEOUS)
+    names = [*unequal_plan.CORES, *unequal_plan.HOMOGENEOUS]
+    others = {one.job.name: one for one in unequal_plan.alternatives(given, chips, names)}
+    assert len(others) == len(names)
     assert all(plan.estimated_s < one.estimated_s for one in others.values())
 
 
