@@ -3,7 +3,7 @@
 Measured on meta tensors, which have shapes but no memory. One of the trainer's own layers runs forward as
 one rank of a job; what is alive afterwards counts, each storage once, without parameters. Prints a table of
 tensors per layer, then the totals. With `--against`, another commit's layers are measured in the same run.
-TransformerEngine, which needs CUDA, is given by a formula.
+TransformerEngine, which needs CUDA, is given by the planner's formula.
 
 `--write` measures all kinds of layers, and writes the planner's table and the tables of docs/layers.md.
 """
@@ -15,17 +15,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 
 from benchmarks.layouts import write
 from flagscale.checks.degrees import multiple
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.files import write_atomic
-from flagscale.planner.layer_memory import TABLE, kept_parts
+from flagscale.planner.layer_memory import TABLE
 from flagscale_testing.layer_memory.cases import LAYERS, Case, Kept, cases_of
 from flagscale_testing.layer_memory.report import formula_table, tensors_table, title, totals_table
 from flagscale_testing.layer_memory.sides import ROOT, commit_of, measured, tree_of
-from flagscale_testing.layer_memory.table import as_json, kind_of, table
+from flagscale_testing.layer_memory.table import as_json, table
+from flagscale_testing.layer_memory.te_case import te_parts
 
 DOCUMENT = ROOT / "docs" / "layers.md"
 BEGIN, END = "<!-- kept: begin -->", "<!-- kept: end -->"
@@ -54,7 +54,7 @@ def report(models: Sequence[str], tp: int, tokens: int, against: str | None) -> 
     """Return the tables of some models' layers."""
     cases = {title(model, case): case for model in models for case in cases_of(model, tp, tokens)}
     sides = _measure([*cases.values()], against)
-    totals: dict[str, list[int]] = {}
+    totals: dict[str, list[float]] = {}
     texts = []
     for number, (name, case) in enumerate(cases.items()):
         totals[name] = []
@@ -62,14 +62,9 @@ def report(models: Sequence[str], tp: int, tokens: int, against: str | None) -> 
             texts.append(f"### {name}{f' ({side})' if against else ''}\n\n{tensors_table(rows[number])}")
             totals[name].append(sum(row.nbytes for row in rows[number]))
         if case.implementation == "torch":
-            by_formula = name.replace("torch", "transformer_engine by formula")
-            try:
-                parts = kept_parts(kind_of(replace(case, implementation="transformer_engine")), case.sizes)
-            except UserError as error:
-                texts.append(f"### {by_formula}\n\n{error}")
-                continue
+            by_formula, parts = name.replace("torch", "transformer_engine by formula"), te_parts(case)
             texts.append(f"### {by_formula}\n\n{formula_table(parts)}")
-            totals[by_formula] = [sum(part.nbytes for part in parts)]
+            totals[by_formula] = [sum(parts.values())]
     return "\n\n".join([totals_table(totals, [*sides]), *texts])
 
 

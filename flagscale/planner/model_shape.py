@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flagscale.checks.experts import expert_layers
@@ -60,6 +60,11 @@ class ModelShape:
     """The shared expert's output is multiplied by a gate."""
     repeated_head: bool = False
     """All prediction heads are one, applied several times."""
+    rotates: bool = True
+    """Queries and keys are rotated by their positions."""
+    router: tuple[str, ...] = ()
+    """What is special about routers: an auxiliary loss, `sigmoid`, `expert_bias`, `router_fp32`; see
+    `layer_memory.OPTIONS`."""
 
     @property
     def layers(self) -> int:
@@ -78,7 +83,10 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
     latent = values if is_latent else {}
     experts = int(values.get("num_experts") or 0)
     mixture = values if experts else {}
-    has_table = values.get("position_embedding_type") == "learned_absolute"
+    # The engine's older name of rotary positions overrides the other argument.
+    is_rotary = bool(values.get("use_rotary_position_embeddings"))
+    positions = "rope" if is_rotary else values.get("position_embedding_type")
+    has_table = positions == "learned_absolute"
     return ModelShape(
         hidden=hidden,
         heads=heads,
@@ -110,7 +118,28 @@ def shape_of(values: Mapping[str, Any], vocabulary: int) -> ModelShape:
         output_gate=bool(values.get("attention_output_gate")),
         shared_gate=bool(mixture.get("moe_shared_expert_gate")),
         repeated_head=bool(values.get("mtp_use_repeated_layer")),
+        rotates=is_latent or positions not in ("learned_absolute", "none"),
+        router=tuple(_router(mixture)),
     )
+
+
+_LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss")
+
+
+def _router(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is special about a router; a loss with a coefficient of 0 is not computed."""
+    balance, weight = values.get("moe_router_load_balancing_type"), values.get("moe_aux_loss_coeff")
+    kinds = balance if isinstance(balance, list | tuple) else [balance]
+    weights = weight if isinstance(weight, list | tuple) else [weight] * len(kinds)
+    for kind, factor in zip(kinds, weights, strict=False):
+        if kind in _LOSSES and factor:
+            yield str(kind)
+    if values.get("moe_router_score_function") == "sigmoid":
+        yield "sigmoid"
+        if values.get("moe_router_enable_expert_bias"):
+            yield "expert_bias"
+    if values.get("moe_router_dtype") == "fp32":
+        yield "router_fp32"
 
 
 def _default_ffn(hidden: int, is_gated: bool) -> int:

@@ -23,6 +23,10 @@ class Seconds:
     def times(self, count: float) -> Seconds:
         return Seconds(self.compute * count, self.communication * count, self.kernels * count)
 
+    def overlapped(self) -> Seconds:
+        """Return the seconds if communication runs beside the computation of another micro-batch."""
+        return Seconds(self.compute, max(0.0, self.communication - self.compute), self.kernels)
+
     def total(self, launch_s: float) -> float:
         """Return the time that passes.
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from flagscale.checks.hetero.layout import Stage
 from flagscale.frozen import dataclass
 from flagscale.planner import te_layer
-from flagscale.planner.layer_memory import LayerKind, kept_parts
+from flagscale.planner.layer_kind import layer_kind, layer_sizes
+from flagscale.planner.layer_memory import kept_parts
 from flagscale.planner.training import Training
 
 
@@ -76,37 +77,8 @@ def layer_kept(
     if training.implementation == "transformer_engine" or (training.implementation == "local" and is_like_te):
         # Local layers keep the same, unless they compute the softmax of half-precision scores in float.
         return te_layer.layer_parts(model, layer_setting(training, stage), is_moe, recompute)
-    block = training.blocks[stage.mesh]
-    kind = LayerKind(
-        training.implementation,
-        model.attention,
-        "dense" if not is_moe else "moe_shared" if model.shared_ffn else "moe",
-        block.sequence_parallel,
-        "bfloat16" if training.numerics.compute in ("fp8", "fp4") else training.numerics.compute,
-        recompute,
-    )
-    sizes = {
-        "seq_length": training.sequence,
-        "micro_batch_size": block.micro_batch,
-        "hidden_size": model.hidden,
-        "num_attention_heads": model.heads,
-        "num_query_groups": model.groups,
-        "kv_channels": model.head_dim,
-        "ffn_hidden_size": model.ffn,
-        "q_lora_rank": model.q_lora,
-        "kv_lora_rank": model.kv_lora,
-        "qk_head_dim": model.qk_nope_dim,
-        "qk_pos_emb_head_dim": model.rope_dim,
-        "v_head_dim": model.v_dim,
-        "num_experts": model.experts,
-        "moe_router_topk": model.topk,
-        "moe_ffn_hidden_size": model.expert_ffn,
-        "moe_shared_expert_intermediate_size": model.shared_ffn,
-        "tensor_model_parallel_size": stage.tp,
-        "context_parallel_size": stage.cp,
-        "expert_tensor_parallel_size": block.expert_tp,
-    }
-    parts = kept_parts(kind, {name: size or None for name, size in sizes.items()})
+    kind = layer_kind(training, is_moe, stage, recompute)
+    parts = kept_parts(kind, layer_sizes(training, stage))
     return {part.module: part.nbytes for part in parts}
 
 
@@ -125,14 +97,18 @@ def _moments(training: Training, setting: te_layer.Setting, is_moe: bool) -> Ite
         weights *= inner * model.experts / setting.ep
         # Gradients of the experts' outputs before and after they are sorted.
         yield stream + 2 * tokens * model.hidden * width
+        gathered = 0.0
     else:
         inner = model.ffn / setting.tp
         weights *= inner
-        yield stream + gathered + tokens * inner * width
-    # The gradient of what the activation took; what the second product kept is gone.
-    yield stream + up * tokens * inner * width
+    product, hidden = tokens * inner * width, tokens * model.hidden * width
+    # What the second product of the MLP takes is kept, or computed again (gated, in `torch`); its gradient.
+    again = product if training.implementation == "torch" and model.gated else 0.0
+    yield stream + gathered + again + product
+    # The gradient of what the activation took; what the second product took is gone.
+    yield stream + again + up * product
     # Then, the gradients of the first product's weights and input; what the activation took is gone too.
-    yield stream + gathered + tokens * (model.hidden - inner) * width + weights
+    yield stream + gathered + again + hidden - product + weights
     if setting.stores_scores:
         # Gradients of attention's weights, before and after dropout; the scores' replace them.
         pairs = setting.tokens * setting.sequence * model.heads / setting.tp

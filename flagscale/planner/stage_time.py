@@ -155,8 +155,11 @@ class StageTimes:
             if count := kinds.count(is_moe):
                 layer = of.layer(is_moe)
                 again = layer.again(training.recompute.modules) if training.recompute.modules else Seconds()
-                forward.add(layer.forward, count)
-                backward.add(layer.backward + again, count)
+                passed = layer.forward, layer.backward + again
+                if is_moe and training.overlap_experts:
+                    passed = passed[0].overlapped(), passed[1].overlapped()
+                forward.add(passed[0], count)
+                backward.add(passed[1], count)
         for other in self._others(number):
             forward.add(other.forward)
             backward.add(other.backward)

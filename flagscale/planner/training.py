@@ -74,6 +74,8 @@ class Training:
     overlap_gradients: bool = False
     overlap_parameters: bool = False
     overlap_tensor: bool = False
+    overlap_experts: bool = False
+    """Whether the exchange of tokens between experts hides behind the computation of another micro-batch."""
     overlap_pipeline: bool = True
     group: int = 0
     """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""
@@ -95,6 +97,8 @@ class Training:
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
     exchange: str = "p2p"
     """How context parallel ranks share keys and values: p2p, a2a, all_gather or a2a+p2p (`cp_comm_type`)."""
+    exchange_ranks: int = 0
+    """Context parallel ranks that exchange heads with a2a+p2p; 0: all of them."""
 
     @property
     def micro_batches(self) -> int:

@@ -23,6 +23,8 @@ class Case:
     dtype: str = "bfloat16"
     recompute: tuple[str, ...] = ()
     """`recompute_modules` of selective recomputation, or `FULL`."""
+    options: tuple[str, ...] = ()
+    """What the layer has besides; see `OPTIONS` in layer.py."""
 
     def degree(self, name: str) -> int:
         return self.sizes.get(f"{name}_parallel_size", 1)

@@ -14,7 +14,10 @@ def main() -> None:
     results, sys.stdout = sys.stdout, sys.stderr  # engines print while they are imported
     from flagscale_testing.layer_memory.layer import measure
 
-    cases = [Case(**{**raw, "recompute": tuple(raw["recompute"])}) for raw in json.load(sys.stdin)]
+    cases = [
+        Case(**{**raw, "recompute": tuple(raw["recompute"]), "options": tuple(raw["options"])})
+        for raw in json.load(sys.stdin)
+    ]
     json.dump([[dataclasses.asdict(row) for row in measure(case)] for case in cases], results)
 
 

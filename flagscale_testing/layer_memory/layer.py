@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
 from flagscale_testing.layer_memory.cases import FULL, Case, Kept
@@ -17,12 +18,16 @@ from flagscale_testing.layer_memory.kept import kept
 from flagscale_testing.one_rank import META, creating_on, one_rank
 
 
-def measure(case: Case, device: torch.device = META) -> list[Kept]:
-    """Return what one layer keeps: the second of two, because tables that the first leaves are shared."""
+def measure(case: Case, device: torch.device | None = None) -> list[Kept]:
+    """Return what one layer keeps: the second of two, because tables that the first leaves are shared.
+
+    The tensors are real ones if a case has the option `on_cpu`, unless `device` says otherwise.
+    """
+    device = device or (torch.device("cpu") if "on_cpu" in case.options else META)
     with _one_rank(case), _on(device):
         config = _config(case)
         batch = case.sizes["micro_batch_size"]
-        sequence = case.sizes["seq_length"]
+        sequence = case.sizes["seq_length"] // case.degree("context")
         rows = sequence // case.degree("tensor_model") if case.sequence_parallel else sequence
         shared = _shared(case, config, sequence, device)
         shape = (rows, batch, config.hidden_size)
@@ -52,8 +57,8 @@ def _shared(case: Case, config: Any, sequence: int, device: torch.device) -> dic
     mask = rotary = None
     if case.implementation == "local":
         mask = torch.ones((1, 1, sequence, sequence), dtype=torch.bool, device=device)
-    if not config.multi_latent_attention:
-        rotary = RotaryEmbedding(config.kv_channels, rotary_percent=1.0)(sequence)
+    if not config.multi_latent_attention and "unrotated" not in case.options:
+        rotary = RotaryEmbedding(config.kv_channels, rotary_percent=1.0)(case.sizes["seq_length"])
     return {"attention_mask": mask, "rotary_pos_emb": rotary}
 
 
@@ -126,7 +131,34 @@ def _config(case: Case) -> Any:
         settings |= {"moe_token_dispatcher_type": "alltoall", "moe_router_load_balancing_type": "none"}
     if is_latent:
         settings |= {"multi_latent_attention": True, "qk_layernorm": True, "rope_type": "rope"}
+        settings["q_lora_rank"] = sizes.pop("q_lora_rank", None)
+    for option in case.options:
+        settings |= _SETTINGS[option]
+    if 1 < case.degree("exchange") < case.degree("context"):
+        settings["cp_comm_type"] = "a2a+p2p"
     return (MLATransformerConfig if is_latent else TransformerConfig)(**settings, **sizes)
+
+
+_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "layer_norm": {"normalization": "LayerNorm"},
+    "qk_norm": {"qk_layernorm": True},
+    "dropout": {"hidden_dropout": 0.1},
+    "attention_dropout": {"attention_dropout": 0.1},
+    "a2a": {"cp_comm_type": "a2a"},
+    "ungated": {"gated_linear_unit": False, "activation_func": torch.nn.functional.gelu},
+    "grouped": {"moe_grouped_gemm": True},
+    "sigmoid": {"moe_router_score_function": "sigmoid"},
+    "expert_bias": {"moe_router_enable_expert_bias": True},
+    "router_fp32": {"moe_router_dtype": "fp32"},
+    "shared_gate": {"moe_shared_expert_gate": True},
+    "on_cpu": {},
+    "unrotated": {},
+    **{
+        loss: {"moe_router_load_balancing_type": loss, "moe_aux_loss_coeff": 0.01}
+        for loss in ("aux_loss", "seq_aux_loss", "global_aux_loss")
+    },
+}
+"""What the planner's options are for the engine."""
 
 
 def _dtype(case: Case) -> torch.dtype:
@@ -134,15 +166,18 @@ def _dtype(case: Case) -> torch.dtype:
     return dtype
 
 
-_NOT_OF_THE_MODEL = ("seq_length", "micro_batch_size")
+_NOT_OF_THE_MODEL = ("seq_length", "micro_batch_size", "exchange_parallel_size")
 
 
 def _one_rank(case: Case) -> AbstractContextManager[None]:
     """Run as the first rank of the case's job."""
-    tensor, expert = case.degree("tensor_model"), case.degree("expert_model")
+    tensor, expert, context = (case.degree(name) for name in ("tensor_model", "expert_model", "context"))
+    exchange = case.degree("exchange")
     return one_rank(
-        tensor * expert,
+        tensor * expert * context,
+        hierarchical_context_parallel_sizes=[exchange, context // exchange] if exchange > 1 else None,
         tensor_model_parallel_size=tensor,
+        context_parallel_size=context,
         expert_model_parallel_size=expert,
         expert_tensor_parallel_size=case.sizes.get("expert_tensor_parallel_size", tensor),
     )
@@ -156,8 +191,9 @@ def _on(device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(creating_on(device))
         if device == META:
-            stack.enter_context(_FlashAttention())
+            stack.enter_context(_Kernels())
             stack.enter_context(_balanced_experts())
+            stack.enter_context(_silent_messages())
         # Another device's buffers must not be used.
         stack.enter_context(mock.patch.object(parallel_state, "_GLOBAL_MEMORY_BUFFER", None))
         parallel_state._set_global_memory_buffer()
@@ -182,16 +218,47 @@ def _balanced_experts() -> Iterator[None]:
         yield
 
 
-class _FlashAttention(TorchFunctionMode):
-    """Attention on meta tensors that keeps what the kernels of real devices keep.
+@contextmanager
+def _silent_messages() -> Iterator[None]:
+    """Send nothing: no group of processes takes meta tensors."""
 
-    Torch has no flash kernel for meta tensors, and its plain operations keep matrices of scores.
+    def nothing(*_: Any, **__: Any) -> list[Any]:
+        return []
+
+    # A mock would hold its arguments.
+    with mock.patch.object(dist, "P2POp", nothing), mock.patch.object(dist, "batch_isend_irecv", nothing):
+        yield
+
+
+class _Kernels(TorchFunctionMode):
+    """Attention and dropout on meta tensors that keep what the kernels of real devices keep.
+
+    Torch has no flash kernel for meta tensors, and its plain operations keep matrices of scores; its dropout
+    keeps a mask as wide as the input.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
             return _Flash.apply(*args[:3])
+        if func is torch.nn.functional.dropout and _share(*args, **(kwargs or {})):
+            return _Dropout.apply(args[0])
         return func(*args, **(kwargs or {}))
+
+
+def _share(_: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> float:
+    """Return the share of elements that a call of `dropout` drops."""
+    return p if training else 0.0
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, given: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(torch.empty_like(given, dtype=torch.bool))
+        return torch.empty_like(given)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(grads[0])
 
 
 class _Flash(torch.autograd.Function):

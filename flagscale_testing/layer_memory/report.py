@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from flagscale.planner.layer_memory import Part
 from flagscale_testing.layer_memory.cases import Case, Kept
 from flagscale_testing.layer_memory.terms import module_name
 
@@ -25,16 +24,14 @@ def tensors_table(rows: Iterable[Kept]) -> str:
     return "\n".join([*lines, f"| **total** | | | | **{mib(total)}** |"])
 
 
-def formula_table(parts: Sequence[Part]) -> str:
-    """Return one line per module with its bytes as a sum of terms. Ends with the sum."""
-    lines = ["| module | bytes | MiB |", "|---|---|---|"]
-    for part in parts:
-        terms = " + ".join(f"{count} {term}" for term, count in part.terms.items())
-        lines.append(f"| {part.module} | `{terms}` | {mib(part.nbytes)} |")
-    return "\n".join([*lines, f"| **total** | | **{mib(sum(part.nbytes for part in parts))}** |"])
+def formula_table(parts: Mapping[str, float]) -> str:
+    """Return one line per module with its bytes. Ends with the sum."""
+    lines = ["| module | MiB |", "|---|---|"]
+    lines += [f"| {module} | {mib(nbytes)} |" for module, nbytes in parts.items() if nbytes]
+    return "\n".join([*lines, f"| **total** | **{mib(sum(parts.values()))}** |"])
 
 
-def totals_table(totals: Mapping[str, Sequence[int]], sides: Sequence[str]) -> str:
+def totals_table(totals: Mapping[str, Sequence[float]], sides: Sequence[str]) -> str:
     """Return one line per layer with its bytes on each side; if there are two sides, also their ratio.
 
     A layer with one figure, from a formula, has it on all sides.
@@ -57,6 +54,6 @@ def title(model: str, case: Case) -> str:
     return f"{model}, {case.implementation}, {parallel}"
 
 
-def mib(nbytes: int) -> str:
+def mib(nbytes: float) -> str:
     """Return bytes in MiB with as many digits as matter."""
     return f"{nbytes / MIB:,.1f}" if nbytes >= MIB / 20 else f"{nbytes / MIB:.3f}"

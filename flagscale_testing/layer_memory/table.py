@@ -9,26 +9,55 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flagscale.planner.layer_memory import FULL, NOTHING, LayerKind
+from flagscale.planner.layer_memory import AGAIN, DIRECT, FULL, LayerKind, Terms
 from flagscale_testing.layer_memory.cases import Case, Kept, Sizes
-from flagscale_testing.layer_memory.formula import formula
 from flagscale_testing.layer_memory.terms import fitted, possible_terms
 
-HALVES = {"attention": ("mha", "gqa", "mla"), "mlp": ("dense", "moe", "moe_shared")}
+HALVES = ("attention", "mlp")
 DTYPES = ("bfloat16", "float32")
 SAMPLES = 5
 """How many layers of random sizes show on which terms the bytes depend."""
 
-# What can be recomputed in each half; norms are recomputed in both.
-_RECOMPUTE: Mapping[str, tuple[str, ...]] = {
-    "mha": ("core_attn",),
-    "gqa": ("core_attn",),
-    "mla": ("core_attn", "mla_up_proj"),
-    "dense": ("mlp",),
-    "moe": ("moe",),
-    "moe_shared": ("moe", "shared_experts"),
+Options = tuple[str, ...]
+
+
+def _sets(*options: str, again: Sequence[str]) -> tuple[Options, ...]:
+    """Return sets of options, alone and with each module of `again` recomputed; and sets of those."""
+    plain = [tuple(sorted(one.split())) for one in options]
+    modules = [f"{AGAIN}{module}" for module in again]
+    alone = [subset for size in (1, 2) for subset in itertools.combinations(sorted(modules), size)]
+    return (*plain, *alone, *((*one, module) for one in plain for module in modules))
+
+
+# What changes a half, alone or together; all other combinations are sums of these. What is recomputed is such
+# an option. In float32, it is all or nothing: who trains in it does not look for memory.
+_BOTH: tuple[Options, ...] = (
+    *(("layer_norm",), ("dropout",), ("on_cpu",), ("recompute layernorm",)),
+    *(("layer_norm", "on_cpu"), ("dropout", "on_cpu"), ("layer_norm", "recompute layernorm")),
+    ("layer_norm", "on_cpu", "recompute layernorm"),
+)
+_ATTENTION = ("attention_dropout", "attention_dropout on_cpu", "a2a")
+_LATENT = _sets(*_ATTENTION, again=("core_attn", "mla_up_proj"))
+_PLAIN = _sets(
+    *(*_ATTENTION, "qk_norm", "layer_norm qk_norm", "layer_norm on_cpu qk_norm"),
+    *("unrotated", "qk_norm unrotated", "layer_norm qk_norm unrotated"),
+    again=("core_attn",),
+)
+_DENSE = _sets("ungated", again=("mlp",))
+_LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss")
+_MOE = (
+    *("ungated", "grouped", "grouped ungated", "sigmoid", "expert_bias sigmoid", "router_fp32"),
+    *(*_LOSSES, *(f"{loss} sigmoid" for loss in _LOSSES)),
+)
+_OPTIONS: Mapping[str, tuple[Options, ...]] = {
+    "mha": _PLAIN,
+    "gqa": _PLAIN,
+    "mla": _LATENT,
+    DIRECT: _LATENT,
+    "dense": _DENSE,
+    "moe": _sets(*_MOE, again=("moe",)),
+    "moe_shared": _sets(*_MOE, "shared_gate", again=("moe", "shared_experts")),
 }
-_NORMS = "layernorm"
 
 
 @dataclass(frozen=True)
@@ -39,7 +68,7 @@ class Entry:
     kinds: tuple[str, str]
     dtype: str
     parallelism: str
-    recompute: tuple[tuple[str, ...], tuple[str, ...]]
+    options: Options
     cases: tuple[Case, ...]
 
 
@@ -51,40 +80,65 @@ def kind_of(case: Case) -> LayerKind:
     mlp = "moe" if "num_experts" in case.sizes else "dense"
     if "moe_shared_expert_intermediate_size" in case.sizes:
         mlp = "moe_shared"
-    return LayerKind(case.implementation, attention, mlp, case.sequence_parallel, case.dtype, case.recompute)
+    return LayerKind(
+        case.implementation,
+        attention,
+        mlp,
+        case.sequence_parallel,
+        case.dtype,
+        case.recompute,
+        case.options,
+    )
 
 
 def entries() -> Iterator[Entry]:
     """Yield everything that the table needs to have measured."""
     for implementation, kinds, dtype in itertools.product(("torch", "local"), _PAIRS, DTYPES):
         for parallelism in _parallelisms(implementation, kinds):
-            for recompute in _recomputed(kinds, dtype):
-                yield entry(implementation, kinds, dtype, parallelism, recompute)
+            for options in _option_sets(implementation, kinds, dtype, parallelism):
+                yield entry(implementation, kinds, dtype, parallelism, options)
 
 
 _PAIRS = (
-    *(("mha", "dense"), ("gqa", "dense"), ("mla", "dense")),
-    *(("gqa", "moe"), ("gqa", "moe_shared"), ("mla", "moe_shared")),
+    *(("mha", "dense"), ("gqa", "dense"), ("mla", "dense"), (DIRECT, "dense")),
+    *(("gqa", "moe"), ("gqa", "moe_shared")),
 )
 """Layers in which each kind of half occurs, in each kind of job."""
 
 
+def _option_sets(implementation: str, kinds: tuple[str, str], dtype: str, parallelism: str) -> list[Options]:
+    """Return sets of options with which every set of either half occurs without others in that half."""
+    attention, mlp = kinds
+    # Beside experts, attention is what it is beside a dense MLP.
+    own = [_OPTIONS[attention] if mlp == "dense" else (), _OPTIONS[mlp]]
+    common = {option for options in _BOTH for option in options}
+    found: list[Options] = [(), *_BOTH]
+    for first, second in itertools.zip_longest(*own, fillvalue=()):
+        # A set with an option that both halves have would change the other half's set.
+        alone = common.intersection((*first, *second))
+        found += [first, second] if alone else [tuple(sorted({*first, *second}))]
+    no = {"a2a"} if implementation == "local" else set()
+    if dtype == "float32":
+        # Grouped products of meta tensors need bfloat16.
+        no |= {one for options in found for one in options if one.startswith(AGAIN)} | {"grouped"}
+    if parallelism == "sequence_experts_cut":
+        # Ranks that share experts exchange real numbers of tokens, which a rank without others has not.
+        no.add("on_cpu")
+    sets = dict.fromkeys(tuple(one for one in options if one not in no) for options in found)
+    return [*sets, (f"{AGAIN}{FULL}",)]
+
+
 def entry(
-    implementation: str,
-    kinds: tuple[str, str],
-    dtype: str,
-    parallelism: str,
-    recompute: tuple[tuple[str, ...], tuple[str, ...]],
+    implementation: str, kinds: tuple[str, str], dtype: str, parallelism: str, options: Options = ()
 ) -> Entry:
     """Return an entry with layers of several sizes."""
     draw = random.Random(0)
-    both = (FULL,) if (FULL,) in recompute else tuple(dict.fromkeys(itertools.chain(*recompute)))
+    recompute = tuple(one.removeprefix(AGAIN) for one in options if one.startswith(AGAIN))
+    others = tuple(one for one in options if not one.startswith(AGAIN))
+    sizes = [_sizes(kinds, parallelism, "a2a" in options, draw) for _ in range(SAMPLES)]
     in_sequence = parallelism.startswith("sequence")
-    cases = tuple(
-        Case(_sizes(kinds, parallelism, draw), implementation, in_sequence, dtype, both)
-        for _ in range(SAMPLES)
-    )
-    return Entry(implementation, kinds, dtype, parallelism, recompute, cases)
+    cases = tuple(Case(one, implementation, in_sequence, dtype, recompute, others) for one in sizes)
+    return Entry(implementation, kinds, dtype, parallelism, options, cases)
 
 
 def fit(found: Entry, rows: Sequence[Sequence[Kept]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,26 +167,66 @@ def table(measure: Callable[[Sequence[Case]], Sequence[Sequence[Kept]]]) -> dict
     layers: dict[str, Any] = {}
     for one in todo:
         rows = list(itertools.islice(measured, len(one.cases)))
-        for half, kind, which, modules in zip(HALVES, one.kinds, one.recompute, fit(one, rows), strict=True):
+        for half, kind, modules in zip(HALVES, one.kinds, fit(one, rows), strict=True):
             parallelism = (
                 one.parallelism if kind.startswith("moe") else one.parallelism.removesuffix("_experts_cut")
             )
             place = _place(layers, one.implementation, half, kind, one.dtype, parallelism)
-            if place.setdefault("+".join(sorted(which)) or NOTHING, modules) != modules:
+            known = {option for options in (*_BOTH, *_OPTIONS[kind]) for option in options}
+            own = "+".join(sorted(known.intersection(one.options))) or (
+                f"{AGAIN}{FULL}" if f"{AGAIN}{FULL}" in one.options else ""
+            )
+            if place.setdefault(own, modules) != modules:
                 raise ArithmeticError(f"{half} {kind} keeps other tensors beside {one.kinds}: {one}")
-    for half, kinds in HALVES.items():
-        for kind, dtype in itertools.product(kinds, DTYPES):
-            for parallelism in ("one_rank", "tensor", "sequence"):
-                if parallelism != "tensor" or not kind.startswith("moe"):
-                    place = _place(layers, "transformer_engine", half, kind, dtype, parallelism)
-                    place.update(formula(kind, parallelism, dtype))
-    return layers
+    return _numbered(layers)
 
 
-def as_json(layers: Mapping[str, Any]) -> str:
-    """Return the table as JSON with one line per kind of recomputation."""
+def _numbered(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table with each module once, and by options what they change."""
+    modules: list[dict[str, Terms]] = []
+
+    def numbers(value: Any, levels: int) -> Any:
+        if levels:
+            return {name: numbers(one, levels - 1) for name, one in value.items()}
+        found = {}
+        for options, changes in _changes(value).items():
+            entries = [{module: terms} for module, terms in changes.items()]
+            modules.extend(one for one in entries if one not in modules)
+            found[options] = [modules.index(one) for one in entries]
+        return found
+
+    return {"layers": numbers(layers, 5), "modules": modules}
+
+
+def _changes(by_options: Mapping[str, Mapping[str, Terms]]) -> dict[str, dict[str, Terms]]:
+    """Return, for sets of options, what is kept besides what all smaller sets in them keep."""
+    found: dict[str, dict[str, Terms]] = {}
+    for options in sorted(by_options, key=lambda name: (len(name.split("+")), name)):
+        names = {*options.split("+")} - {""}
+        rest = {
+            (module, term): n for module, terms in by_options[options].items() for term, n in terms.items()
+        }
+        for smaller, changes in found.items():
+            if names.issuperset({*smaller.split("+")} - {""}):
+                for module, terms in changes.items():
+                    for term, count in terms.items():
+                        rest[module, term] = rest.get((module, term), 0) - count
+        own: dict[str, dict[str, int]] = {}
+        for (module, term), count in sorted(rest.items()):
+            if count:
+                own.setdefault(module, {})[term] = count
+        # An option that changes nothing is listed nevertheless: others were not measured.
+        if own or len(names) < 2:
+            found[options] = dict(own)
+    return found
+
+
+def as_json(table: Mapping[str, Any]) -> str:
+    """Return the table as JSON with one line per kind of parallelism, and one per module."""
     about = "generated: python -m benchmarks.layer_memory --write"
-    return "\n".join([f'{{"about": {json.dumps(about)},', f'"layers": {_lines(layers, 5)}}}', ""])
+    modules = ",\n".join(json.dumps(one, sort_keys=True) for one in table["modules"])
+    layers = _lines(table["layers"], 5)
+    return f'{{"about": {json.dumps(about)},\n"layers": {layers},\n"modules": [\n{modules}]}}\n'
 
 
 def _lines(value: Mapping[str, Any], levels: int) -> str:
@@ -150,64 +244,43 @@ def _place(layers: dict[str, Any], *path: str) -> dict[str, Any]:
 
 def _parallelisms(implementation: str, kinds: tuple[str, str]) -> Sequence[str]:
     if implementation == "local":
-        if "mla" in kinds:  # the engine's own attention refuses it
+        if kinds[0] in ("mla", DIRECT):  # the engine's own attention refuses it
             return ()
         # There is no sequence parallelism, which experts on several ranks need.
         return ("one_rank", "tensor") if kinds[1] == "dense" else ("one_rank",)
-    if kinds == ("mla", "dense"):  # the rest is measured with experts, which need sequence parallelism
-        return ("tensor",)
     if kinds[1] == "dense":
         return ("one_rank", "tensor", "sequence")
-    if kinds == ("gqa", "moe_shared"):  # the rest is measured with latent attention
-        return ("sequence_experts_cut",)
-    return ("one_rank", "sequence") if kinds[0] == "mla" else ("one_rank", "sequence", "sequence_experts_cut")
+    return ("one_rank", "sequence", "sequence_experts_cut")
 
 
-def _recomputed(kinds: tuple[str, str], dtype: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Yield what is recomputed in the two halves, until every combination of each half occurred.
-
-    Who trains in float32 does not look for memory: then, it is all or nothing.
-    """
-    yield (FULL,), (FULL,)
-    if dtype == "float32":
-        yield (), ()
-        return
-    first, second = (_subsets(_RECOMPUTE[kind]) for kind in kinds)
-    for norms in ((), (_NORMS,)):
-        for number in range(max(len(first), len(second))):
-            yield (
-                (*norms, *first[number % len(first)]),
-                (*norms, *second[number % len(second)]),
-            )
-
-
-def _subsets(modules: Sequence[str]) -> list[tuple[str, ...]]:
-    sizes = range(len(modules) + 1)
-    return [subset for size in sizes for subset in itertools.combinations(modules, size)]
-
-
-def _sizes(kinds: tuple[str, str], parallelism: str, draw: random.Random) -> Sizes:
+def _sizes(kinds: tuple[str, str], parallelism: str, exchanges: bool, draw: random.Random) -> Sizes:
     """Return random sizes of a layer and a batch, which the degrees divide."""
     tp = 1 if parallelism == "one_rank" else draw.choice((2, 4))
+    cp = draw.choice((2, 4)) if exchanges else 1
     experts = draw.randint(3, 6)
-    groups = tp * draw.randint(1, 3)
+    groups = tp * draw.randint(2, 4)
     sizes = {
         "tensor_model_parallel_size": tp,
         "expert_tensor_parallel_size": tp if parallelism == "sequence_experts_cut" else 1,
-        "seq_length": 8 * draw.randint(1, 500),
-        "micro_batch_size": draw.randint(1, 9),
-        "hidden_size": 8 * draw.randint(1, 900),
-        "num_attention_heads": groups if kinds[0] == "mha" else groups * draw.randint(2, 3),
+        "context_parallel_size": cp,
+        "exchange_parallel_size": cp,
+        "seq_length": 8 * cp * draw.randint(1, 12),
+        "micro_batch_size": draw.randint(1, 5),
+        "hidden_size": 8 * draw.randint(1, 60),
+        "num_attention_heads": cp * groups * (1 if kinds[0] == "mha" else draw.randint(2, 3)),
     }
-    if kinds[0] != "mla":
-        sizes |= {"num_query_groups": groups, "kv_channels": 8 * draw.randint(1, 50)}
+    if kinds[0] in ("mha", "gqa"):
+        groups = sizes["num_attention_heads"] if kinds[0] == "mha" else groups
+        sizes |= {"num_query_groups": groups, "kv_channels": 8 * draw.randint(1, 20)}
     else:
         for name in ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"):
-            sizes[name] = 8 * draw.randint(1, 200)
+            sizes[name] = 8 * draw.randint(1, 40)
+    if kinds[0] == DIRECT:
+        del sizes["q_lora_rank"]
     if kinds[1] == "dense":
-        return sizes | {"ffn_hidden_size": 8 * draw.randint(1, 900)}
+        return sizes | {"ffn_hidden_size": 8 * draw.randint(1, 60)}
     sizes |= {"num_experts": experts, "moe_router_topk": draw.randint(2, experts - 1)}
-    sizes["moe_ffn_hidden_size"] = 8 * draw.randint(1, 900)
+    sizes["moe_ffn_hidden_size"] = 32 * draw.randint(1, 20)
     if kinds[1] == "moe_shared":
-        sizes["moe_shared_expert_intermediate_size"] = 8 * draw.randint(1, 900)
+        sizes["moe_shared_expert_intermediate_size"] = 8 * draw.randint(1, 60)
     return sizes

@@ -22,10 +22,18 @@ _ROWS: Mapping[str, tuple[str, ...]] = {
     "mha": ("hidden_size",),
     "gqa": ("hidden_size",),
     "mla": ("hidden_size", "q_lora_rank", "kv_lora_rank", "qk_pos_emb_head_dim"),
+    "mla_without_q_lora": ("hidden_size", "kv_lora_rank", "qk_pos_emb_head_dim"),
     "dense": ("hidden_size",),
     "moe": ("hidden_size", "num_experts", "moe_router_topk"),
 }
 # Always split over the ranks.
+_LATENT = (
+    "tokens*num_attention_heads*qk_head_dim",
+    "tokens*num_attention_heads*qk_pos_emb_head_dim",
+    "tokens*num_attention_heads*v_head_dim",
+    "tokens*num_attention_heads",
+    "tokens*num_attention_heads*seq_length",
+)
 _SPLIT: Mapping[str, tuple[str, ...]] = {
     "mha": (
         "tokens*num_attention_heads*kv_channels",
@@ -35,25 +43,23 @@ _SPLIT: Mapping[str, tuple[str, ...]] = {
     "gqa": (
         "tokens*num_attention_heads*kv_channels",
         "tokens*num_query_groups*kv_channels",
+        "tokens*exchanged_groups*kv_channels",
         "tokens*num_attention_heads",
+        "tokens*num_query_groups",
         "tokens*num_attention_heads*seq_length",
     ),
-    "mla": (
-        "tokens*num_attention_heads*qk_head_dim",
-        "tokens*num_attention_heads*qk_pos_emb_head_dim",
-        "tokens*num_attention_heads*v_head_dim",
-        "tokens*num_attention_heads",
-    ),
+    "mla": _LATENT,
+    "mla_without_q_lora": _LATENT,
     "dense": ("tokens*ffn_hidden_size",),
     "moe": (),
 }
 # Split, but by whole experts: with experts that are cut, a rank has the tokens of all ranks that share them.
 _ROUTED = ("tokens*moe_router_topk*hidden_size", "tokens*moe_router_topk")
-# Per position of the sequence.
-_TABLES: Mapping[str, tuple[str, ...]] = {
-    "mha": ("seq_length*kv_channels",),
-    "gqa": ("seq_length*kv_channels",),
-    "mla": ("seq_length*qk_pos_emb_head_dim",),
+# On every rank, whatever it holds of the sequence.
+_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "mla": ("tokens*exchange_parallel_size*qk_pos_emb_head_dim",),
+    "mla_without_q_lora": ("tokens*exchange_parallel_size*qk_pos_emb_head_dim",),
+    "moe": ("num_experts", "micro_batch_size*num_experts", "layer"),
 }
 
 
@@ -70,10 +76,10 @@ def possible_terms(kind: str, parallelism: str) -> list[str]:
             split.append("tokens*moe_router_topk")
     if kind == "moe_shared":
         split.append("tokens*moe_shared_expert_intermediate_size")
-    tables = list(_TABLES.get(base, ()))
+    others = list(_OTHERS.get(base, ()))
     if parallelism == "one_rank":
-        return [*rows, *split, *tables]
-    return [*rows, *(f"{term}{_TP}" for term in (*rows, *split)), *tables]
+        return [*rows, *split, *others]
+    return [*rows, *(f"{term}{_TP}" for term in (*rows, *split)), *others]
 
 
 def module_name(path: str) -> str:
@@ -88,7 +94,8 @@ def fitted(
 
     Raises `ArithmeticError` if terms do not explain the bytes of a module in all layers exactly.
     """
-    values = {term: [amount(term, 1, known_sizes(one)) for one in sizes] for term in terms}
+    known = [known_sizes({"exchange_parallel_size": 1, **one}) for one in sizes]
+    values = {term: [amount(term, 1, one) for one in known] for term in terms}
     found: dict[str, dict[str, int]] = {}
     for (module, operation, dtype), nbytes in _by_tensor(measured):
         counts = _smallest_sum(nbytes, values)

@@ -161,6 +161,14 @@ def test_local_layers_with_kernels_keep_what_transformer_engine_keeps() -> None:
     assert terms(local)["buffer of attention's scores"] == 32 * 4096**2 * 2
 
 
+def test_our_layers_compute_the_product_again() -> None:
+    small, product = replace(LLAMA_70B, vocabulary=1024), 4096 * 14336 * 2
+    for implementation, products in (("transformer_engine", 2), ("torch", 3)):
+        stage = one_stage(model=small, implementation=implementation)
+        of_loss = terms(stage)["logits"] + terms(stage)["last norm"]
+        assert terms(stage)["backward pass"] == 2048 * 8192 * 2 + products * product - of_loss
+
+
 def test_workspaces_of_multiplications() -> None:
     def workspaces(**changes: Any) -> float:
         return terms(memory(training(model=LLAMA_70B, **changes))[0])["workspaces of multiplications"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ CPU = torch.device("cpu")
 BATCH = {"seq_length": 40, "micro_batch_size": 3, "expert_tensor_parallel_size": 1}
 PLAIN = {"hidden_size": 56, "num_attention_heads": 4, "num_query_groups": 4, "kv_channels": 8}
 GROUPED = {"hidden_size": 56, "num_attention_heads": 12, "num_query_groups": 4, "kv_channels": 8}
+FEW = {**GROUPED, "num_query_groups": 2}
 LATENT = {
     "hidden_size": 48,
     "num_attention_heads": 4,
@@ -30,9 +32,11 @@ LATENT = {
     "v_head_dim": 32,
 }
 DENSE = {"ffn_hidden_size": 88}
-EXPERTS = {"num_experts": 4, "moe_router_topk": 3, "moe_ffn_hidden_size": 72}
+EXPERTS = {"num_experts": 4, "moe_router_topk": 3, "moe_ffn_hidden_size": 96}
 SHARED = {**EXPERTS, "moe_shared_expert_intermediate_size": 24}
+DIRECT = {name: size for name, size in LATENT.items() if name != "q_lora_rank"}
 TP2 = {"tensor_model_parallel_size": 2}
+CP2 = {"context_parallel_size": 2}
 
 
 def total(rows: list[Kept]) -> int:
@@ -46,8 +50,14 @@ def total(rows: list[Kept]) -> int:
         Case({**BATCH, **GROUPED, **DENSE}, "torch", dtype="float32", recompute=("core_attn",)),
         Case({**BATCH, **GROUPED, **DENSE, **TP2}, "local", recompute=("mlp",)),
         Case({**BATCH, **LATENT, **DENSE}, "torch"),
+        Case({**BATCH, **DIRECT, **DENSE, **CP2}, "torch"),
+        Case({**BATCH, **GROUPED, **DENSE, **CP2, **TP2}, "torch", True, options=("a2a", "qk_norm")),
+        Case({**BATCH, **FEW, **DENSE, "tensor_model_parallel_size": 4}, "torch", options=("ungated",)),
     ],
-    ids=["grouped, SP", "attention recomputed", "local, MLP recomputed", "latent"],
+    ids=[
+        *("grouped, SP", "attention recomputed", "local, MLP recomputed", "latent"),
+        *("latent, CP", "heads exchanged", "fewer groups than ranks"),
+    ],
 )
 def test_meta_tensors_keep_what_real_tensors_keep(case: Case) -> None:
     assert total(measure(case)) == total(measure(case, CPU))
@@ -81,6 +91,70 @@ def test_meta_tensors_keep_what_real_tensors_keep(case: Case) -> None:
 def test_the_table_has_what_the_layers_keep(case: Case) -> None:
     """If it does not: `make layer-memory`, and look at the difference."""
     assert kept_bytes(kind_of(case), case.sizes) == total(measure(case))
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(40), *(pytest.param(n, marks=pytest.mark.slow) for n in range(40, 600))]
+)
+def test_the_table_has_what_random_layers_keep(seed: int) -> None:
+    case = random_case(random.Random(seed))
+    assert kept_bytes(kind_of(case), case.sizes) == total(measure(case)), case
+
+
+def random_case(draw: random.Random) -> Case:
+    """Return a layer with any options that the engine accepts together."""
+    implementation = draw.choice(("torch", "torch", "local"))
+    is_local = implementation == "local"
+    attention = draw.choice((PLAIN, GROUPED) if is_local else (PLAIN, GROUPED, LATENT, DIRECT))
+    mlp = draw.choice((DENSE, EXPERTS, SHARED))
+    tp = 1 if is_local and mlp is not DENSE else draw.choice((1, 2, 4))
+    in_sequence = not is_local and tp > 1 and (mlp is not DENSE or draw.random() < 0.5)
+    cp = 1 if is_local else draw.choice((1, 1, 2, 4))
+    etp = tp if mlp is not DENSE and draw.random() < 0.5 else 1
+    options = {one for one in (*_OPTIONS, *(_OF_EXPERTS if mlp is not DENSE else ())) if draw.random() < 0.3}
+    if attention not in (PLAIN, GROUPED):
+        options -= {"qk_norm", "unrotated"}
+    if is_local and attention is GROUPED and tp == 4:  # one group per rank
+        options -= {"qk_norm", "unrotated"}
+    if cp > 1:
+        options -= {"attention_dropout"}
+        options |= {"a2a"} if draw.random() < 0.5 else set()
+    if mlp is not SHARED:
+        options -= {"shared_gate"}
+    if "sigmoid" not in options:
+        options -= {"expert_bias"}
+    if mlp is not DENSE and draw.random() < 0.5:
+        options.add(draw.choice(("aux_loss", "seq_aux_loss", "global_aux_loss")))
+    if etp > 1:
+        options -= {"on_cpu"}
+    exchange = draw.choice([size for size in (2, 4) if size <= cp]) if "a2a" in options else 1
+    modules = ["layernorm", "core_attn", "mlp", *(["moe", "shared_experts"] if mlp is SHARED else [])]
+    modules += ["mla_up_proj"] if attention in (LATENT, DIRECT) else []
+    again = tuple(one for one in modules if draw.random() < 0.2)
+    return Case(
+        {
+            **BATCH,
+            "seq_length": 80,
+            "micro_batch_size": draw.choice((1, 3)),
+            **attention,
+            **mlp,
+            "num_attention_heads": 4 * attention["num_attention_heads"],
+            **({"num_query_groups": 16} if attention is PLAIN else {}),
+            "tensor_model_parallel_size": tp,
+            "context_parallel_size": cp,
+            "exchange_parallel_size": exchange,
+            "expert_tensor_parallel_size": etp,
+        },
+        implementation,
+        in_sequence,
+        "bfloat16",
+        again,
+        tuple(sorted(options)),
+    )
+
+
+_OPTIONS = ("layer_norm", "qk_norm", "dropout", "attention_dropout", "unrotated", "ungated", "on_cpu")
+_OF_EXPERTS = ("grouped", "sigmoid", "expert_bias", "router_fp32", "shared_gate")
 
 
 @pytest.mark.parametrize("module", ["core_attn", "layernorm", "mlp", "mla_up_proj"])
@@ -171,7 +245,7 @@ def test_an_attribute_of_a_context_counts() -> None:
 
 
 def test_terms_are_found_from_measured_layers() -> None:
-    found = entry("torch", ("gqa", "dense"), "bfloat16", "sequence", ((), ()))
+    found = entry("torch", ("gqa", "dense"), "bfloat16", "sequence")
     attention, mlp = fit(found, [measure(case) for case in found.cases])
     assert attention["self_attention.linear_qkv"] == {"tokens*hidden_size/tensor_model_parallel_size": 2}
     assert "tokens*ffn_hidden_size/tensor_model_parallel_size" in {

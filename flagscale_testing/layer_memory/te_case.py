@@ -1,0 +1,47 @@
+"""A case's layer in TransformerEngine, by the planner's formula: it cannot be measured without CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flagscale.planner.model_shape import ModelShape
+from flagscale.planner.te_layer import Setting, layer_parts
+from flagscale_testing.layer_memory.cases import Case
+
+
+def te_parts(case: Case) -> Mapping[str, float]:
+    """Return the bytes that each module keeps; of the options of a case, none is taken."""
+    sizes, is_moe = case.sizes, "num_experts" in case.sizes
+    is_latent, heads = "kv_lora_rank" in sizes, sizes["num_attention_heads"]
+    model = ModelShape(
+        hidden=sizes["hidden_size"],
+        heads=heads,
+        groups=sizes.get("num_query_groups", heads),
+        head_dim=sizes.get("kv_channels", 0),
+        ffn=sizes.get("ffn_hidden_size", 0),
+        vocabulary=0,
+        experts_in=(is_moe,),
+        attention="mla" if is_latent else "gqa",
+        q_lora=sizes.get("q_lora_rank", 0),
+        kv_lora=sizes.get("kv_lora_rank", 0),
+        qk_nope_dim=sizes.get("qk_head_dim", 0),
+        rope_dim=sizes.get("qk_pos_emb_head_dim", 0),
+        v_dim=sizes.get("v_head_dim", 0),
+        experts=sizes.get("num_experts", 0),
+        topk=sizes.get("moe_router_topk", 0),
+        expert_ffn=sizes.get("moe_ffn_hidden_size", 0),
+        shared_ffn=sizes.get("moe_shared_expert_intermediate_size", 0),
+        gated=True,
+        qk_norm=is_latent,
+    )
+    tp, cp = case.degree("tensor_model"), case.degree("context")
+    setting = Setting(
+        tokens=sizes["seq_length"] * sizes["micro_batch_size"] / cp,
+        sequence=sizes["seq_length"],
+        tp=tp,
+        ep=case.degree("expert_model"),
+        expert_tp=sizes.get("expert_tensor_parallel_size", tp),
+        cp=cp,
+        sequence_parallel=case.sequence_parallel,
+    )
+    return layer_parts(model, setting, is_moe, case.recompute)
