@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.recompute import Setting
@@ -93,19 +94,28 @@ class MeshTimes:
 class StageTimes:
     """The times of one stage."""
 
-    def __init__(self, training: Training, stage: Stage, of_mesh: MeshTimes) -> None:
+    def __init__(
+        self,
+        training: Training,
+        stage: Stage,
+        of_mesh: MeshTimes,
+        weights: tuple[int, int] | None = None,
+    ) -> None:
+        """`weights`: as `MeshTimes.weights`, if the caller has them."""
         self.training, self.stage, self.of_mesh = training, stage, of_mesh
         self.network = of_mesh.network
+        self._weights = weights
+
+    @cached_property
+    def shares(self) -> tuple[tuple[int, Group], ...]:
+        """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
+        training, stage = self.training, self.stage
         block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
-        dense, expert = of_mesh.weights(training, stage)
+        dense, expert = self._weights or self.of_mesh.weights(training, stage)
         experts = block.expert_tp * mesh.ep
         copies = self.network.group(stage.cp * stage.dp, stage.tp)
         expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
-        self.shares: tuple[tuple[int, Group], ...] = (
-            (dense, copies),
-            (expert, expert_copies),
-        )
-        """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
+        return (dense, copies), (expert, expert_copies)
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""

@@ -103,10 +103,14 @@ def _transfer(training: Training, stages: Sequence[StageTimes], number: int) -> 
     samples = training.blocks[source.stage.mesh].micro_batch * source.stage.dp
     whole = samples * training.sequence * training.model.hidden * width
     slowest = max(one.network.send(whole / len(one.stage.ranks), False) for one in (source, target))
-    return slowest * (_COPIES if training.layout.cpu_communication else 1)
+    if source.stage.mesh < len(training.crossings) and target.stage.mesh == source.stage.mesh + 1:
+        link = training.crossings[source.stage.mesh]
+        fewest = min(len(one.stage.ranks) for one in (source, target))
+        slowest = max(slowest, link.latency_s + whole / fewest / link.bytes_s)
+    return slowest * (COPIES if training.layout.cpu_communication else 1)
 
 
-_COPIES = 3
+COPIES = 3
 """Times that a message moves if it is copied through the memory of both hosts."""
 
 

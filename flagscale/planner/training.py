@@ -5,7 +5,7 @@ from __future__ import annotations
 from flagscale.checks.hetero.layout import HeteroLayout, Stage
 from flagscale.checks.recompute import RecomputeSchedule, Setting
 from flagscale.frozen import dataclass
-from flagscale.planner.chips import Chip
+from flagscale.planner.chips import Chip, Link
 from flagscale.planner.model_shape import ModelShape
 
 
@@ -99,6 +99,9 @@ class Training:
     """How context parallel ranks share keys and values: p2p, a2a, all_gather or a2a+p2p (`cp_comm_type`)."""
     exchange_ranks: int = 0
     """Context parallel ranks that exchange heads with a2a+p2p; 0: all of them."""
+
+    crossings: tuple[Link, ...] = ()
+    """Between each mesh and the next one, if that link is known and slower than those of their chips."""
 
     @property
     def micro_batches(self) -> int:

@@ -22,11 +22,11 @@ Options = tuple[str, ...]
 
 
 def _sets(*options: str, again: Sequence[str]) -> tuple[Options, ...]:
-    """Return sets of options, alone and with each module of `again` recomputed; and sets of those."""
+    """Return these sets of options, the same with modules of `again` recomputed, and those modules alone."""
     plain = [tuple(sorted(one.split())) for one in options]
     modules = [f"{AGAIN}{module}" for module in again]
     alone = [subset for size in (1, 2) for subset in itertools.combinations(sorted(modules), size)]
-    return (*plain, *alone, *((*one, module) for one in plain for module in modules))
+    return (*plain, *alone, *((*one, *subset) for one in plain for subset in alone))
 
 
 # What changes a half, alone or together; all other combinations are sums of these. What is recomputed is such
@@ -257,17 +257,19 @@ def _sizes(kinds: tuple[str, str], parallelism: str, exchanges: bool, draw: rand
     """Return random sizes of a layer and a batch, which the degrees divide."""
     tp = 1 if parallelism == "one_rank" else draw.choice((2, 4))
     cp = draw.choice((2, 4)) if exchanges else 1
-    experts = draw.randint(3, 6)
-    groups = tp * draw.randint(2, 4)
+    experts = draw.randint(3, 9)
+    groups = tp * draw.randint(2, 6)
     sizes = {
         "tensor_model_parallel_size": tp,
         "expert_tensor_parallel_size": tp if parallelism == "sequence_experts_cut" else 1,
         "context_parallel_size": cp,
         "exchange_parallel_size": cp,
-        "seq_length": 8 * cp * draw.randint(1, 12),
-        "micro_batch_size": draw.randint(1, 5),
+        "seq_length": 8 * cp * draw.randint(1, 10),
+        "micro_batch_size": draw.randint(1, 8),
         "hidden_size": 8 * draw.randint(1, 60),
-        "num_attention_heads": cp * groups * (1 if kinds[0] == "mha" else draw.randint(2, 3)),
+        "num_attention_heads": cp
+        * groups
+        * (draw.randint(1, 6) if kinds[0] == "mha" else draw.randint(2, 5)),
     }
     if kinds[0] in ("mha", "gqa"):
         groups = sizes["num_attention_heads"] if kinds[0] == "mha" else groups

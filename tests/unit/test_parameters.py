@@ -128,3 +128,12 @@ def test_prediction_heads_bring_an_embedding_that_a_tied_output_shares() -> None
         2 * stage_parameters(once, once.layout.stages[1]).parts["prediction heads"]
         == parts["prediction heads"]
     )
+
+
+def test_each_mesh_divides_the_weights_by_its_own_degrees() -> None:
+    meshes = (Mesh(tp=4, layers=((20,),)), Mesh(tp=1, dp=2, layers=((12,),)))
+    blocks = (Block(CHIP, 2, expert_tp=4), Block(CHIP, 1))
+    training = Training(LLAMA_8B, HeteroLayout(meshes), blocks, 4096, 2, LLAMA_8B.vocabulary)
+    first, last = (stage_parameters(training, stage) for stage in training.layout.stages)
+    assert first.dense == 20 * layer_parameters(LLAMA_8B, 4, 1, 4, False).dense + 128256 // 4 * 4096
+    assert last.dense == 12 * layer_parameters(LLAMA_8B, 1, 1, 1, False).dense + 128256 * 4096 + 4096

@@ -1,0 +1,237 @@
+"""The best plans of a training on a cluster: which chips take part, and how the model is divided over them.
+
+A quick search (`mesh_search.py`) finds the most promising pipelines; the models of whole trainings then rate
+these again. docs/planner.md says what is searched, and what it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+from flagscale.checks.context import context_violations
+from flagscale.checks.degrees import violations
+from flagscale.checks.experts import expert_violations
+from flagscale.checks.hetero.keys import EXTRA
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh
+from flagscale.checks.hetero.rules import mesh_values, mesh_violations
+from flagscale.errors import Problem, UserError, Violation
+from flagscale.frozen import dataclass, replace
+from flagscale.planner.calibration import Calibration
+from flagscale.planner.cluster import Cluster
+from flagscale.planner.constants import Constants
+from flagscale.planner.estimated_costs import EstimatedCosts
+from flagscale.planner.memory import StageMemory, memory
+from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_degrees, modes, rule_values
+from flagscale.planner.search_report import considered, shortage
+from flagscale.planner.search_space import Counts, Space
+from flagscale.planner.searched_training import (
+    Rated,
+    chip_of_stage,
+    searched_arguments,
+    searched_training,
+    with_searched,
+)
+from flagscale.planner.step_time import DEFAULT, step_time
+from flagscale.planner.training import Training
+
+if TYPE_CHECKING:  # it imports numpy
+    from flagscale.planner.layer_split import Split
+
+STAGES = 64
+"""The most stages that are tried."""
+_DOUBTFUL, _POLISHED, _MOVES = 0.03, 3, 8
+"""The doubt about a quick rating from which layers are moved; in how many plans; the most moves at a time."""
+_MARGINS = (1.0, 1.03, 1.08, 1.15)
+"""Factors of memory that are tried if none of the best plans fits by the whole model of memory."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer of a search."""
+
+    plans: tuple[Rated, ...]
+    """The fastest first; at least one."""
+    counts: Counts
+    estimated: int
+    """Plans that were rated with the models of whole trainings."""
+    considered: tuple[str, ...]
+    """Sentences on what was searched, left out and chosen."""
+
+    @property
+    def best(self) -> Rated:
+        return self.plans[0]
+
+
+def best_plans(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None = None,
+    *,
+    keep: int = 4,
+    constants: Constants = DEFAULT,
+    calibration: Calibration | None = None,
+    memory_factor: float = 1.0,
+) -> Found:
+    """Return the best plans of a training on a cluster.
+
+    Args:
+        template: the model, its batch and its precisions; layout, micro-batch and recomputation are searched.
+        cluster: the devices.
+        values: the user's arguments (by dest, defaults included) for the rules; those that are searched do
+            not count. Without them, the rules are checked as far as the template goes.
+        keep: the most plans to return.
+        constants: of the time model.
+        calibration: of the machine, if there is one.
+        memory_factor: how many times its estimated memory a rank may need (see `intervals.interval`).
+
+    Raises:
+        UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
+    """
+    from flagscale.planner.mesh_search import search
+
+    of = calibration or Calibration()
+    space = searched_space(template, cluster, values, constants, of, memory_factor)
+    given = rule_values(template, values)
+
+    def whole(mode: Mode, split: Split) -> Rated | None:
+        """Return a plan with its whole estimate; None if it does not fit or a rule refuses it."""
+        training = searched_training(template, cluster, mode, split, given)
+        arguments = searched_arguments(training, mode.expert_tp is None)
+        stages = memory(training)
+        if not _fits(training, stages, of, memory_factor) or broken_rules(training, arguments, given):
+            return None
+        return Rated(training, arguments, step_time(training, constants, of), stages, mode, split)
+
+    rated: list[Rated] = []
+    for margin in _MARGINS:
+        costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
+        best, counts = search(replace(space, costs=costs))
+        for mode, split in best.ranked():
+            fastest = min((one.split.seconds for one in rated), default=split.seconds)
+            if len(rated) >= keep and split.seconds > (1 + _doubt(split)) * fastest:
+                break
+            if one := whole(mode, split):
+                rated.append(one)
+        if rated or not best.found:
+            break
+    if not rated:
+        raise UserError([shortage(template, space, constants, of, memory_factor)])
+    rated += [*_moved(sorted(rated, key=lambda one: one.seconds)[:_POLISHED], whole)]
+    distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
+    told = (*_why_one(template, cluster, given), *considered(cluster, counts, len(rated), distinct))
+    return Found(tuple(distinct[:keep]), counts, len(rated), told)
+
+
+def _doubt(split: Split) -> float:
+    """Return how far the quick rating may be off: it takes the ends of a step as if all stages were equal."""
+    pipeline = split.pipeline
+    return 0.01 + min(0.2, 0.5 * (pipeline.stages - 1) / pipeline.micro_batches)
+
+
+def _moved(rated: Sequence[Rated], whole: Callable[[Mode, Split], Rated | None]) -> Iterator[Rated]:
+    """Yield better plans by moving layers between stages, if the quick rating may have divided them badly."""
+    from flagscale.planner.layer_split import rated as quick
+
+    for best in rated:
+        if _doubt(best.split) < _DOUBTFUL:
+            continue
+        for _ in range(_MOVES):
+            layers = best.split.layers
+            moves = (
+                [count + (stage == into) - (stage == out) for stage, count in enumerate(layers)]
+                for out, into in permutations(range(len(layers)), 2)
+            )
+            splits = [split for one in moves if (split := quick(best.split.pipeline, one))]
+            splits.sort(key=lambda one: one.seconds)
+            tried = [one for split in splits[:_MOVES] if (one := whole(best.mode, split))]
+            found = min(tried, key=lambda one: one.seconds, default=best)
+            if found.seconds >= best.seconds:
+                break
+            best = found
+            yield best
+
+
+def searched_space(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None = None,
+    constants: Constants = DEFAULT,
+    calibration: Calibration | None = None,
+    memory_factor: float = 1.0,
+) -> Space:
+    """Return what `best_plans` searches; see there.
+
+    Raises:
+        UserError: the cluster is empty or its links are not known; no degrees are legal.
+    """
+    cluster.check()
+    if template.batch < 1:
+        raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
+    given = rule_values(template, values)
+    legal = {
+        mode: [legal_degrees(template, given, pool, mode) for pool in cluster.pools]
+        for mode in modes(template)
+    }
+    if not any(degrees for each in legal.values() for degrees in each):
+        what = "no parallel degrees keep the rules of this model"
+        raise UserError([Problem(what, "", _refused(given))])
+    return Space(
+        cluster=cluster,
+        costs=EstimatedCosts(template, cluster, constants, calibration, memory_factor),
+        layers=template.model.layers,
+        batch=template.batch,
+        legal=legal,
+        meshes=1 if [*_why_one(template, cluster, given)] else len(cluster.pools),
+        most_micro_batch=MOST_TOKENS / template.sequence,
+        stages=STAGES,
+    )
+
+
+def broken_rules(
+    training: Training, arguments: Mapping[str, Any], values: Mapping[str, Any]
+) -> list[Violation]:
+    """Return the rules of layouts that a plan breaks: there must be none."""
+    layout = training.layout
+    found = with_searched(values, arguments)
+    if len(layout.meshes) > 1:
+        of_meshes = [mesh_values(layout, found, number) for number in range(len(layout.meshes))]
+        broken = [*mesh_violations(layout, found, layout.world_size)]
+    else:
+        of_meshes, broken = [found], [*violations(found, layout.world_size)]
+    for one in of_meshes:
+        broken += [*context_violations(one), *expert_violations(one)]
+    return broken
+
+
+def _why_one(template: Training, cluster: Cluster, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a pipeline may have one mesh only, if that is so."""
+    layers = template.model.layers
+    if len(cluster.pools) > 1 and layers > 1:
+        both = HeteroLayout((Mesh(layers=((1,),)), Mesh(layers=((layers - 1,),))))
+        if refused := [*mesh_violations(both, values, 2)]:
+            yield f"Only one type is used at a time: {refused[0][1]}."
+
+
+def _distinct(rated: Sequence[Rated]) -> list[Rated]:
+    """Return the plans without those that differ from a faster one in the extra micro-batches only."""
+    found: list[Rated] = []
+    for one in rated:
+        of = {**one.arguments, EXTRA: None}
+        if all({**other.arguments, EXTRA: None} != of for other in found):
+            found.append(one)
+    return found
+
+
+def _fits(training: Training, stages: Sequence[StageMemory], calibration: Calibration, factor: float) -> bool:
+    return all(
+        calibration.nbytes(stage.device * factor) <= chip_of_stage(training, stage.stage).memory_bytes
+        for stage in stages
+    )
+
+
+def _refused(values: Mapping[str, Any]) -> str:
+    """Return the rule that even one rank breaks."""
+    found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
+    return found[0][1] if found else "use other degrees for the experts or a host with more devices"
