@@ -9,7 +9,7 @@ plus, for the attention of each layer, 12 x tokens x hidden if every pair of tok
 MosaicML and PaLM count), or half of that, which a causal model needs (*causal*, as Megatron counts).
 
 With `--estimate ROWS.jsonl --chip NAME [--chips FILE]`, five configurations of each size are estimated first,
-then measured, and the errors are printed instead (see `benchmarks.estimated`).
+then measured, and the errors are printed instead (see `benchmarks.predicted`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.estimated import VARIATIONS, WARM_UP, Variation, compare
-from benchmarks.estimated import table as errors_table
+from benchmarks.predicted import VARIATIONS, WARM_UP, Variation, compare
+from benchmarks.predicted import table as errors_table
 from flagscale.run.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -85,20 +85,24 @@ def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -
 def best_of_all(space: Space) -> tuple[Split | None, int]:
     """Return the best of all plans and how many there are, without the divisions of their layers.
 
-    What even without a bubble would take longer than the best so far is counted and not rated.
+    Those that would be fastest without a bubble come first; what would take longer than the best even so is
+    counted and not rated.
     """
-    best, count = None, 0
-    for parts, m in every_meshes(space):
-        count += 1
-        rate = sum(part.pp / part.costs.seconds for part in parts)
-        if best and m * space.layers / rate >= best.seconds:
-            continue
+    plans = [
+        (m * space.layers / sum(part.pp / part.costs.seconds for part in parts), m, parts)
+        for parts, m in every_meshes(space)
+    ]
+    plans.sort(key=lambda one: one[0])
+    best: Split | None = None
+    for bound, m, parts in plans:
+        if best and bound >= best.seconds:
+            break
         for pipeline in _every_variant(space, parts, m):
             for layers in every_split(space.layers, pipeline.stages, pipeline.chunks):
                 found = rated(pipeline, layers)
                 if found and (not best or found.seconds < best.seconds):
                     best = found
-    return best, count
+    return best, len(plans)
 
 
 def every_meshes(space: Space) -> Iterator[tuple[tuple[Part, ...], int]]:

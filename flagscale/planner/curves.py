@@ -11,7 +11,7 @@ them); sizes and bytes are those of one rank, seconds those of one call while al
 
 `bytes` of a collective are those of its larger buffer: what all_reduce reduces, all_gather returns,
 reduce_scatter and all_to_all take, and send transfers. Between measured sizes the rate is interpolated, on
-logarithmic scales; outside them it is that of the nearest size.
+logarithmic scales; outside them it is that of the nearest size (of messages: of the bytes that were added).
 """
 
 from __future__ import annotations
@@ -220,11 +220,14 @@ def _bracket(axis: Sequence[float], value: float) -> tuple[tuple[float, float], 
 
 
 def _seconds(points: Sequence[tuple[float, float]], nbytes: float) -> float:
-    """Return the seconds for some bytes: at least those of the smallest message."""
-    if nbytes <= points[0][0]:
-        return points[0][1]
-    if nbytes >= points[-1][0]:
-        return points[-1][1] * nbytes / points[-1][0]
+    """Return the seconds for some bytes: at least those of the smallest message, and beyond the largest as
+    much more as the bytes between both took."""
+    (least, latency), (most, longest) = points[0], points[-1]
+    if nbytes <= least:
+        return latency
+    if nbytes >= most:
+        each = (longest - latency) / (most - least) if longest > latency else longest / most
+        return longest + (nbytes - most) * each
     (low, fast), (high, slow) = next(
         pair for pair in itertools.pairwise(points) if pair[0][0] <= nbytes <= pair[1][0]
     )

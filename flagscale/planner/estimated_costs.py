@@ -166,7 +166,9 @@ class EstimatedCosts:
             sum(nbytes for _, nbytes in static_memory(probe, *pair))
             for pair in zip(stages, weights, strict=True)
         ]
-        times = StageTimes(probe, stages[1], MeshTimes(probe, 0, self.constants), weights[1])
+        times = StageTimes(
+            probe, stages[1], MeshTimes(probe, 0, self.constants), (weights[1].dense, weights[1].expert)
+        )
         once = times.update_s() + (0.0 if probe.overlap_gradients else times.reduce_s())
         once += 0.0 if probe.overlap_parameters else times.gather_s()
         # One sample's buffers of overlapped products; the whole model of memory counts those of all.

@@ -80,7 +80,7 @@ class Best:
         return [(mode, split) for _, mode, split in self.found]
 
 
-def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Best, Counts]:
+def search(space: Space, keep: int = 20, exhaustive: int = 100_000) -> tuple[Best, Counts]:
     """Return the fastest pipelines and what was looked at.
 
     With at most `exhaustive` combinations, the first one is the fastest of all (by the quick rating).
@@ -103,7 +103,7 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
             m = setup.micro_batches
             fine += [(one, setup) for one in candidates(space, setup, least / m, limit / m, _FINE)]
     fine.sort(key=lambda one: one[0].seconds)
-    for one, setup in fine[: 8 * keep]:
+    for one, setup in fine[: 5 * keep]:
         best.rate(space, setup, one.parts)
     combined = sum(_combinations(space, setup) for _, setup in found)
     if combined <= exhaustive:

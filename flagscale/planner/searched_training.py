@@ -34,8 +34,9 @@ class Rated:
     """For the task file, by dest."""
     time: StepTime
     memory: tuple[StageMemory, ...]
-    quick_s: float
-    """By the rating of the search."""
+    mode: Mode
+    split: Split
+    """With the quick rating of the search."""
 
     @property
     def seconds(self) -> float:

@@ -11,7 +11,7 @@ from flagscale.frozen import dataclass
 from flagscale.planner.collectives import Group, network
 from flagscale.planner.constants import Constants
 from flagscale.planner.layer_time import LayerTime, summed
-from flagscale.planner.parameters import Parameters, stage_parameters
+from flagscale.planner.parameters import stage_parameters
 from flagscale.planner.pieces import Division, Pieces, Seconds
 from flagscale.planner.speeds import speeds
 from flagscale.planner.training import Training
@@ -93,23 +93,27 @@ class StageTimes:
     """The times of one stage."""
 
     def __init__(
-        self, training: Training, stage: Stage, of_mesh: MeshTimes, parameters: Parameters | None = None
+        self,
+        training: Training,
+        stage: Stage,
+        of_mesh: MeshTimes,
+        weights: tuple[int, int] | None = None,
     ) -> None:
-        """`parameters`: those of the stage, if the caller has them."""
+        """`weights`: as `MeshTimes.weights`, if the caller has them."""
         self.training, self.stage, self.of_mesh = training, stage, of_mesh
         self.network = of_mesh.network
-        self._parameters = parameters
+        self._weights = weights
 
     @cached_property
     def shares(self) -> tuple[tuple[int, Group], ...]:
         """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
-        block, mesh = self.training.blocks[self.stage.mesh], self.training.layout.meshes[self.stage.mesh]
-        given = self._parameters
-        weights = (given.dense, given.expert) if given else self.of_mesh.weights(self.training, self.stage)
+        training, stage = self.training, self.stage
+        block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
+        dense, expert = self._weights or self.of_mesh.weights(training, stage)
         experts = block.expert_tp * mesh.ep
-        copies = self.network.group(self.stage.cp * self.stage.dp, self.stage.tp)
-        expert_copies = self.network.group(max(1, len(self.stage.ranks) // experts), experts)
-        return (weights[0], copies), (weights[1], expert_copies)
+        copies = self.network.group(stage.cp * stage.dp, stage.tp)
+        expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
+        return (dense, copies), (expert, expert_copies)
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""

@@ -110,6 +110,13 @@ def test_programs_read_the_plan(plan: Plan) -> None:
     assert all(seconds >= tree["step"]["seconds"] for seconds in slower)
 
 
+def test_without_numpy(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flagscale.estimates.auto_plan.find_spec", lambda name: None)
+    code, _, err = plan("plan=auto", *TYPED)
+    assert code == 2
+    assert "plan: the search of plans needs numpy" in err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

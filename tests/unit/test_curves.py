@@ -71,7 +71,8 @@ def test_a_collective_takes_the_time_of_its_bytes_and_ranks() -> None:
     curves = curves_of("one", {"collectives": {"all_reduce": reduced, "send": {"2": SENDS}}})
     assert curves.collective_s("all_reduce", 2, 16) == 1e-4
     assert curves.collective_s("all_reduce", 2, 1 << 20) == pytest.approx(2e-4)
-    assert curves.collective_s("all_reduce", 2, 1 << 22) == pytest.approx(8e-4)
+    # Beyond the largest message, more bytes take as long as those between the smallest and the largest.
+    assert curves.collective_s("all_reduce", 2, 1 << 22) == pytest.approx(5e-4, rel=1e-3)
     # 4 ranks: 3/4 of the bytes instead of 1/2 leave each, and the latency is that of two rounds.
     assert curves.collective_s("all_reduce", 4, 1 << 20) == pytest.approx(1e-4 * 1.5 + 2e-4)
     assert curves.collective_s("send", 8, 1 << 20) == pytest.approx(1.1e-4)

@@ -76,7 +76,7 @@ def compare(
             predictions = {
                 tool: prediction(folders[job], experiment, chip, file) for tool, file in _tools(chip, chips)
             }
-            rows.append(row(job, experiment, device, predictions))
+            rows.append(row(job, experiment, (chip, device), predictions))
         _write(rows_file, rows)
         for made, (job, experiment) in zip(rows, jobs.items(), strict=True):
             made["measured"] = measured(folders[job], experiment)
@@ -134,15 +134,17 @@ def _run(folder: Path, experiment: Experiment, *overrides: str) -> str:
     return done.stdout
 
 
-def row(name: str, experiment: Experiment, device: str, predictions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job's row without its measured figures."""
+def row(
+    name: str, experiment: Experiment, hardware: tuple[str, str], predictions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a job's row without its measured figures; `hardware`: the chip's name and the device's own."""
     train, runner = experiment["train"], experiment["experiment"]["runner"]
     ranks = runner["nproc_per_node"]
-    is_gated = bool(train.get("swiglu"))
+    chip, device = hardware
     return {
         "id": f"flagscale-{name}",
         "source": {"key": "flagscale", "path": "benchmarks/gpu_mfu.py", "row": name},
-        "hardware": {"gpu": device, "count": ranks, "nodes": 1, "gpus_per_node": ranks},
+        "hardware": {"gpu": chip, "device": device, "count": ranks, "nodes": 1, "gpus_per_node": ranks},
         "model": {
             "name": name,
             "layers": train["num_layers"],
@@ -151,7 +153,7 @@ def row(name: str, experiment: Experiment, device: str, predictions: Mapping[str
             "kv_heads": train.get("num_query_groups", train["num_attention_heads"]),
             "ffn": train["ffn_hidden_size"],
             "vocab": train["vocab_size"] + 1,
-            "gated": is_gated,
+            "gated": bool(train.get("swiglu")),
             "tied": True,
         },
         "parallel": {"tp": 1, "pp": 1, "dp": ranks},
