@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from benchmarks.error_statistics import Summary, calibrated, grouped, of_tool, uncalibrated
 from benchmarks.estimated_rows import LEAST, TRIALS, Scored, is_apart, machines
@@ -177,5 +177,18 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 ABOUT = f"""Errors in %: estimate / measured - 1. *signed* is their mean; *mean*, *median* and *95 %* are of
 their sizes. *calibrated*: two constants of time (a scale and the speed of the host), or one of memory, are
 fitted on {TRIALS} rows of one source, chip and software, and scored on its other rows, for up to 20
-choices of the {TRIALS} rows; groups of fewer than {LEAST} rows are not judged. Times are estimated with
-constants that were fitted without the source of the row."""
+choices of the {TRIALS} rows; groups of fewer than {LEAST} rows are not judged."""
+
+
+def about(found: Iterable[Scored], fitted_without: Collection[str], fitted_on: Collection[str]) -> str:
+    """Return what the figures mean, and which sources had a part in their own constants, if any.
+
+    Args:
+        found: the rows.
+        fitted_without: the sources for which there are constants that were fitted without them.
+        fitted_on: the sources that the constants for users were fitted on.
+    """
+    seen = {row.row.source for row in found if "time" in row.estimates} & {*fitted_on} - {*fitted_without}
+    if not seen:
+        return f"{ABOUT} Times are estimated with\nconstants that were fitted without the source of the row."
+    return f"{ABOUT}\n**The constants of time were fitted on the rows of {', '.join(sorted(seen))} too.**"

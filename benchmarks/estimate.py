@@ -77,7 +77,8 @@ def text(found: Sequence[Scored], excluded: Sequence[Row], by: str | None) -> st
     """Return all tables, or those by class or by source only."""
     if not found:
         return error_tables.excluded_table(excluded)
-    parts = [error_tables.ABOUT]
+    fitted_on = {source for source, _, _ in fit_constants.grouped(read_rows(DATA))}
+    parts = [error_tables.about(found, constants_table()["without"], fitted_on)]
     if by != "source":
         parts.append(error_tables.by_class(found))
     if by != "class":

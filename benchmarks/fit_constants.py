@@ -1,9 +1,12 @@
 """Fit the constants of the time model on published measurements, leaving one source out at a time.
 
+Three groups of constants are fitted one after another, each on the rows that tell something about it: all but
+those of experts, those of experts, and the share that collectives reach on a bus.
+
 The loss is the mean over groups of rows (one source, chip and class each) of a robust error: small ones count
-with their size, and errors beyond `CAP` do not count more, because then a row has a cause that the model does
-not know. A coordinate search tries larger and smaller values of one constant after another, in ranges that
-make sense physically (flagscale/planner/constants.json).
+with their size, and errors far beyond `CAP` do not count more, because then a row has a cause that the model
+does not know. A coordinate search tries larger and smaller values of one constant after another, in ranges
+that make sense physically (flagscale/planner/constants.json).
 """
 
 from __future__ import annotations
@@ -15,34 +18,69 @@ from typing import Any
 
 from benchmarks.measured_rows import Row
 from flagscale.errors import UserError
-from flagscale.planner.constants import TABLE, Constants, constants, constants_table
+from flagscale.planner.constants import TABLE, Constants, constants_table
 from flagscale.planner.step_time import step_time
+
+ENGINE = ("calculon", "flagperf", "mbridge", "mlperf", "simumax", "vtrain")
+"""Sources whose jobs ran on Megatron, at full speed.
+
+Not here: `mlm`, functional tests of tiny models, whose time is that of logging and of busy hosts; `nemo`,
+which gives rates and does not say how it counts attention; other engines.
+"""
+BUS = ("amp", "sailor")
+"""Sources of other engines that tell about buses, on chips that have no faster link."""
 
 CAP = 0.5
 """Errors, as the logarithm of estimate / measured, beyond which a row counts no more."""
-STEPS = (0.3, 0.1, 0.03, 0.01)
+STEPS = (0.3, 0.1, 0.03)
 """Relative changes of a constant that are tried, the largest first."""
-MOST = 12
+SWEEPS = 3
+"""Passes over all constants with one step, at most."""
+MOST = 8
 """Rows of one group that are used, at equal distances in the order of the file."""
 
-Groups = Mapping[tuple[str, str, str], Sequence[Row]]
+Key = tuple[str, str, str]
+Groups = Mapping[Key, Sequence[Row]]
 
 
 def fitted_table(rows: Sequence[Row], report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Return constants.json with values fitted on these rows, all and without each source."""
-    meanings = constants_table()["meanings"]
+    """Return constants.json with values fitted on these rows, all of them and without each source."""
     groups = grouped(rows)
-    found: dict[str, Any] = {**constants_table()}
-    everything = fit(groups, constants(), meanings)
-    report(f"all: {len(groups)} groups, loss {loss(groups, everything):.4f}")
+    found: dict[str, Any] = {**constants_table(), "without": {}}
+    start = Constants(**{name: one["start"] for name, one in constants_table()["meanings"].items()})
+    everything = fit(groups, start)
     found["all"] = _rounded(everything)
-    found["without"] = {}
+    report(f"all: {len(groups)} groups, loss {loss(groups, everything):.4f}")
     for source in sorted({source for source, _, _ in groups}):
-        rest = {key: rows for key, rows in groups.items() if key[0] != source}
-        values = fit(rest, everything, meanings)
-        report(f"without {source}: {len(rest)} groups, loss {loss(rest, values):.4f}")
+        rest = {key: own for key, own in groups.items() if key[0] != source}
+        # Not from the values above, in which the source had a part.
+        values = fit(rest, start)
         found["without"][source] = _rounded(values)
+        report(f"without {source}: {len(rest)} groups, loss {loss(rest, values):.4f}")
     return found
+
+
+def fit(groups: Groups, start: Constants) -> Constants:
+    """Return the constants that fit best, each on the groups that tell something about it."""
+    special = [name for names in _SPECIAL.values() for name in names]
+    values = _searched(
+        {key: own for key, own in groups.items() if _stage(key) == "ordinary"},
+        start,
+        [name for name in constants_table()["meanings"] if name not in special],
+    )
+    for stage, names in _SPECIAL.items():
+        if chosen := {key: own for key, own in groups.items() if _stage(key) == stage}:
+            values = _searched(chosen, values, names)
+    return values
+
+
+_SPECIAL = {"experts": ("grouped_share", "alltoall_share"), "bus": ("bus_share",)}
+"""The constants that only some rows tell about."""
+
+
+def _stage(key: Key) -> str:
+    source, _, kind = key
+    return "bus" if source in BUS else "experts" if kind == "MoE" else "ordinary"
 
 
 def write(table: Mapping[str, Any]) -> None:
@@ -55,29 +93,35 @@ def write(table: Mapping[str, Any]) -> None:
     TABLE.write_text("{\n" + "\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def grouped(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+def grouped(rows: Sequence[Row]) -> dict[Key, list[Row]]:
     """Return the rows that can be used, by source, chip and class, at most `MOST` of each."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
-        if not row.reason and "time" in row.measured:
+        if not row.reason and "time" in row.measured and _is_used(row):
             groups.setdefault((row.source, row.chip, row.kind), []).append(row)
     return {key: _spread(own) for key, own in groups.items()}
 
 
-def fit(
-    groups: Groups, start: Constants, meanings: Mapping[str, Any], chosen: Sequence[str] = ()
-) -> Constants:
-    """Return the constants with the smallest loss that a search from `start` finds."""
+def _is_used(row: Row) -> bool:
+    if row.source in BUS:
+        return any(block.chip.inside.is_bus for job in row.copies for block in job.blocks)
+    return row.source in ENGINE
+
+
+def _searched(groups: Groups, start: Constants, names: Sequence[str]) -> Constants:
+    """Return the constants with the smallest loss that a search from `start` over some of them finds."""
+    meanings = constants_table()["meanings"]
     best, least = start, loss(groups, start)
     for step in STEPS:
-        improves = True
-        while improves:
-            improves = False
-            for name in chosen or meanings:
+        for _ in range(SWEEPS):
+            before = least
+            for name in names:
                 for candidate in _neighbours(best, name, step, meanings[name]):
                     if (found := loss(groups, candidate)) < least - 1e-5:
-                        best, least, improves = candidate, found, True
+                        best, least = candidate, found
                         break
+            if least == before:
+                break
     return best
 
 

@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     text = "\n".join([*speed(options.rounds), "", *every_combination(), "", *small])
     print(text)
     if options.write:
-        write(DOCUMENT, BEGIN, END, text)
+        write(DOCUMENT, text, BEGIN, END)
     return 1 if missed else 0
 
 
@@ -119,11 +119,11 @@ def _legal(space: Space) -> int:
             each = [
                 sum(
                     min(space.stages, pool.devices // (one.tp * one.cp * dp))
-                    for one in ranks
+                    for one in degrees
                     for dp in divisors(samples)
                     if dp % one.dp == 0
                 )
-                for pool, ranks in zip(space.cluster.pools, legal, strict=True)
+                for pool, degrees in zip(space.cluster.pools, legal, strict=True)
             ]
             sizes = range(1, space.meshes + 1)
             total += sum(prod(order) for size in sizes for order in permutations(each, size))

@@ -57,14 +57,21 @@ def _run(prepared: Prepared) -> int:
 
 
 def auto_tune(request: Request) -> int:
-    """Try layouts of the job in short trials, and start the best one in `exp_dir` (`control.run_best`)."""
-    from flagscale.tuning.loop import tune  # here: it needs all that plans and starts jobs
+    """Try layouts of the job in short trials, and start the best one in `exp_dir` (`control.run_best`).
 
+    For hosts of several types, the planner chooses meshes without trials.
+    """
+    from flagscale.tuning.loop import tune  # here: it needs all that plans and starts jobs
+    from flagscale.tuning.mixed import choose_meshes, has_mixed_hosts
+
+    if has_mixed_hosts(request):
+        is_run, winner = _runs_best(request), choose_meshes(request, _say)
+        return _run(_prepare(winner)) if is_run else 0
     prepared = _prepare(request, run_id="auto_tune")
     launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
     with interrupted_once():
         try:
-            result = tune(request, prepared, lambda line: print(line, flush=True))
+            result = tune(request, prepared, _say)
         except KeyboardInterrupt:
             print("\ninterrupted: the trial has ended, and the same command continues", flush=True)
             return 130
@@ -330,6 +337,17 @@ def _until_ready(plan: LaunchPlan) -> int:
         print(f"error: no answer within {limit:g} s (experiment.runner.ready_timeout)", file=sys.stderr)
     _stop(plan)
     return 1
+
+
+def _runs_best(request: Request) -> bool:
+    from flagscale.config.load import load_experiment
+
+    experiment = load_experiment(request.config, request.source_map).experiment
+    return experiment is not None and experiment.auto_tuner.control.run_best
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _complain(line: str) -> None:

@@ -12,7 +12,7 @@ from flagscale.planner.chips import Chip, Link
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.layer_split import Part, Pipeline, Split, rated
 from flagscale.planner.mesh_costs import Costs
-from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_ranks, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, Mode, divisors, legal_degrees, rule_values
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.search_space import Space
 from flagscale.planner.training import Block, Numerics, Training
@@ -69,7 +69,7 @@ def random_space(seed: int) -> Space:
 def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -> Space:
     """Return all that can be searched for a training without experts; the costs are toys unless given."""
     values, mode = rule_values(training), Mode()
-    legal = {mode: [legal_ranks(training, values, pool, mode) for pool in cluster.pools]}
+    legal = {mode: [legal_degrees(training, values, pool, mode) for pool in cluster.pools]}
     costs = costs or ToyCosts(training)
     return Space(
         cluster,
@@ -85,20 +85,24 @@ def space_of(training: Training, cluster: Cluster, costs: Costs | None = None) -
 def best_of_all(space: Space) -> tuple[Split | None, int]:
     """Return the best of all plans and how many there are, without the divisions of their layers.
 
-    What even without a bubble would take longer than the best so far is counted and not rated.
+    Those that would be fastest without a bubble come first; what would take longer than the best even so is
+    counted and not rated.
     """
-    best, count = None, 0
-    for parts, m in every_meshes(space):
-        count += 1
-        rate = sum(part.pp / part.costs.seconds for part in parts)
-        if best and m * space.layers / rate >= best.seconds:
-            continue
+    plans = [
+        (m * space.layers / sum(part.pp / part.costs.seconds for part in parts), m, parts)
+        for parts, m in every_meshes(space)
+    ]
+    plans.sort(key=lambda one: one[0])
+    best: Split | None = None
+    for bound, m, parts in plans:
+        if best and bound >= best.seconds:
+            break
         for pipeline in _every_variant(space, parts, m):
             for layers in every_split(space.layers, pipeline.stages, pipeline.chunks):
                 found = rated(pipeline, layers)
                 if found and (not best or found.seconds < best.seconds):
                     best = found
-    return best, count
+    return best, len(plans)
 
 
 def every_meshes(space: Space) -> Iterator[tuple[tuple[Part, ...], int]]:
@@ -124,16 +128,16 @@ def _every_part(space: Space, mode: Mode, number: int, legal: object, samples: i
             per_stage = one.tp * one.cp * dp
             is_small = samples // dp <= max(1, space.most_micro_batch * one.cp)
             if is_small and dp % one.dp == 0 and per_stage <= pool.devices:
-                ranks = one._replace(dp=dp, micro_batch=samples // dp)
-                costs = space.costs.layer(pool, ranks, mode.modules, space.batch // samples)
+                degrees = one._replace(dp=dp, micro_batch=samples // dp)
+                costs = space.costs.layer(pool, degrees, mode.modules, space.batch // samples)
                 for pp in range(1, pool.devices // per_stage + 1):
-                    yield Part(number, ranks, costs, pp)
+                    yield Part(number, degrees, costs, pp)
 
 
 def _every_variant(space: Space, parts: tuple[Part, ...], m: int) -> Iterator[Pipeline]:
     pools = space.cluster.pools
     crossings = tuple(
-        space.costs.crossing((pools[one.pool], one.ranks), (pools[two.pool], two.ranks))
+        space.costs.crossing((pools[one.pool], one.degrees), (pools[two.pool], two.degrees))
         for one, two in pairwise(parts)
     )
     plain = Pipeline(parts, m, crossings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from flagscale.config.recorded import recorded_values
 from flagscale.config.schema import Runner
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
+from flagscale.errors import Problem, UserError
 from flagscale.estimates.chips import chip_entries, chips_of
 from flagscale.estimates.job import checked_job, on_chip
 from flagscale.estimates.training import refuse_other_engines, training_for
@@ -87,6 +89,9 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         UserError: the configuration has mistakes, or no plan fits.
     """
     source_map = request.source_map
+    if find_spec("numpy") is None:
+        what = "the search of plans needs numpy, which is not installed here"
+        raise UserError([Problem(what, "plan", "install it on this machine: pip install numpy")])
     with platforms.any_platform():
         refuse_other_engines(OmegaConf.select(request.config, "experiment.task.backend"), source_map)
         config = on_chip(request.config, chip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def _row(one: Rated) -> tuple[str, str]:
 def _layout(one: Rated) -> str:
     """Return everything in which plans differ."""
     layout = one.training.layout
-    layers = " ".join("+".join(map(str, stage.chunks)) for stage in layout.stages)
-    parts = [f"{layout}", f"layers {layers}", f"micro-batch {one.training.blocks[0].micro_batch}"]
+    runs = groupby("+".join(map(str, stage.chunks)) for stage in layout.stages)
+    layers = [f"{layers} x{count}" if (count := len([*same])) > 1 else layers for layers, same in runs]
+    parts = [f"{layout}", f"layers {' '.join(layers)}", f"micro-batch {one.training.blocks[0].micro_batch}"]
     if again := one.arguments.get("recompute_granularity"):
         parts.append(f"recompute {again}")
     return ", ".join(parts)

@@ -17,14 +17,14 @@ from flagscale.frozen import dataclass
 Pair = tuple[float, float]
 """(estimated without calibration, measured), both positive and in the same unit."""
 
-HOSTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+HOSTS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors of the host's time at which a job is estimated for `fitted_machine`."""
 
 _SCALES = (0.1, 10.0)
 """A machine beyond these is not what its figures say; then the estimate is wrong, not the machine."""
 _DOUBT = 10.0
 """The weight against an offset (squared, relative to the middle time): few pairs tell it from noise badly."""
-_HOST_DOUBT = 0.01
+_HOST_DOUBT = 0.03
 """The weight against another host (squared logarithm of its factor), for the same reason."""
 _PARTS = 4
 """Factors that are tried from each of `HOSTS` to the next."""

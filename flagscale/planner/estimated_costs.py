@@ -12,7 +12,7 @@ from flagscale.planner.collectives import Network, network
 from flagscale.planner.constants import Constants
 from flagscale.planner.live_memory import NOTHING, chunk_memory
 from flagscale.planner.memory import RESERVE
-from flagscale.planner.mesh_costs import LayerCosts, Ranks
+from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
 from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.speeds import Speeds, speeds
 from flagscale.planner.stage_layers import layer_setting, stage_layers
@@ -55,12 +55,14 @@ class EstimatedCosts:
         self._times: dict[object, MeshTimes] = {}
         self._weights: dict[object, tuple[Parameters, ...]] = {}
 
-    def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
+    def layer(
+        self, pool: Pool, degrees: MeshDegrees, modules: tuple[str, ...], micro_batches: int
+    ) -> LayerCosts:
         """Return the costs of a layer; see `Costs`."""
         # What depends on the micro-batch does not depend on the copies of the model, and the reverse.
-        one_copy = ranks._replace(dp=1)
+        one_copy = degrees._replace(dp=1)
         work = self._cached(EstimatedCosts._work, pool, one_copy, ())
-        held = self._cached(EstimatedCosts._held, pool, ranks._replace(micro_batch=1), ())
+        held = self._cached(EstimatedCosts._held, pool, degrees._replace(micro_batch=1), ())
         (seconds, again, first_s, last_s), (kept, input_kept, passing, first_kept, last_kept) = work
         (once,), (static, outside, first_static, last_static) = held
         if modules:
@@ -69,7 +71,7 @@ class EstimatedCosts:
         else:
             kept_again = input_kept
         net = self._speeds[pool.type][1]
-        is_inside = pool.hosts == 1 or ranks.per_stage < net.domain
+        is_inside = pool.hosts == 1 or degrees.per_stage < net.domain
         return LayerCosts(
             seconds=seconds + once / micro_batches,
             again=again,
@@ -87,16 +89,16 @@ class EstimatedCosts:
             / (1 + RESERVE),
         )
 
-    def crossing(self, source: tuple[Pool, Ranks], target: tuple[Pool, Ranks]) -> float:
+    def crossing(self, source: tuple[Pool, MeshDegrees], target: tuple[Pool, MeshDegrees]) -> float:
         """Return the seconds of one message between two meshes, as `step_time` does."""
-        (one, ranks), (other, others) = source, target
+        (one, degrees), (other, others) = source, target
         route = self.cluster.route(one, other)
-        samples, width = ranks.dp * ranks.micro_batch, self._speeds[one.type][0].width
+        samples, width = degrees.dp * degrees.micro_batch, self._speeds[one.type][0].width
         whole = samples * self.training.sequence * self.training.model.hidden * width
         sent = max(
             self._speeds[pool.type][1].send(whole / of.per_stage, False) for pool, of in (source, target)
         )
-        fewest = min(ranks.per_stage, others.per_stage)
+        fewest = min(degrees.per_stage, others.per_stage)
         linked = route.link.latency_s + whole / fewest / route.link.bytes_s
         return max(sent, linked) * (COPIES if route.through_host else 1)
 
@@ -108,13 +110,15 @@ class EstimatedCosts:
         self,
         measure: Callable[[EstimatedCosts, Training, object], Measured],
         pool: Pool,
-        ranks: Ranks,
+        degrees: MeshDegrees,
         modules: tuple[str, ...],
     ) -> Measured:
-        key = (measure, pool.type, ranks, modules)
+        key = (measure, pool.type, degrees, modules)
         if key not in self._known:
             found = {
-                is_moe: measure(self, self._probe(pool, ranks, modules, is_moe), (pool.type, ranks, is_moe))
+                is_moe: measure(
+                    self, self._probe(pool, degrees, modules, is_moe), (pool.type, degrees, is_moe)
+                )
                 for is_moe in self.shares
             }
             seconds = _mean({is_moe: one[0] for is_moe, one in found.items()}, self.shares)
@@ -162,7 +166,9 @@ class EstimatedCosts:
             sum(nbytes for _, nbytes in static_memory(probe, *pair))
             for pair in zip(stages, weights, strict=True)
         ]
-        times = StageTimes(probe, stages[1], MeshTimes(probe, 0, self.constants), weights[1])
+        times = StageTimes(
+            probe, stages[1], MeshTimes(probe, 0, self.constants), (weights[1].dense, weights[1].expert)
+        )
         once = times.update_s() + (0.0 if probe.overlap_gradients else times.reduce_s())
         once += 0.0 if probe.overlap_parameters else times.gather_s()
         # One sample's buffers of overlapped products; the whole model of memory counts those of all.
@@ -179,17 +185,17 @@ class EstimatedCosts:
             self._weights[key] = tuple(stage_parameters(probe, stage) for stage in probe.layout.stages)
         return self._weights[key]
 
-    def _probe(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], is_moe: bool) -> Training:
+    def _probe(self, pool: Pool, degrees: MeshDegrees, modules: tuple[str, ...], is_moe: bool) -> Training:
         """Return a training with three stages of one layer of one kind each."""
         layers = ((1,), (1,), (1,))
-        mesh = Mesh(ranks.tp, ranks.cp, ranks.ep, ranks.dp, 3, layers, ranks.sequence_parallel)
-        block = Block(pool.chip, ranks.micro_batch, ranks.etp, ranks.sequence_parallel, pool.per_host)
+        mesh = Mesh(degrees.tp, degrees.cp, degrees.ep, degrees.dp, 3, layers, degrees.sequence_parallel)
+        block = Block(pool.chip, degrees.micro_batch, degrees.etp, degrees.sequence_parallel, pool.per_host)
         return replace(
             self.training,
             model=self.models[is_moe],
             layout=HeteroLayout((mesh,)),
             blocks=(block,),
-            batch=ranks.dp * ranks.micro_batch,
+            batch=degrees.dp * degrees.micro_batch,
             recompute=Recompute(modules=modules),
             prediction_chunk=None,
             crossings=(),

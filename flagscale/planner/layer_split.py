@@ -10,13 +10,15 @@ Imports numpy: only searches import this module, when they start.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flagscale.frozen import dataclass
-from flagscale.planner.mesh_costs import LayerCosts, Ranks
+from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
 
 Table = Any
 """An array of one row per stage and one column per number of layers."""
@@ -27,7 +29,7 @@ class Part(NamedTuple):
 
     pool: int
     """The number of its pool in the cluster."""
-    ranks: Ranks
+    degrees: MeshDegrees
     costs: LayerCosts
     pp: int
 
@@ -109,43 +111,41 @@ class Split(NamedTuple):
     """How many of them are recomputed."""
 
 
-def stage_cost(
-    pipeline: Pipeline, stage: int, layers: int, in_flight: float
-) -> tuple[float, int, float] | None:
-    """Return seconds, recomputed layers and bytes of one stage with some layers; None if they do not fit."""
-    costs, last = pipeline.of_stages[stage], pipeline.stages - 1
-    if layers < pipeline.chunks:
-        return None
-    seconds = layers * costs.seconds + pipeline.hand_over
-    nbytes = layers * (costs.static + in_flight * costs.kept) + costs.fixed
-    if stage == 0:
-        seconds, nbytes = seconds + costs.first_seconds, nbytes + costs.first_bytes
-    if stage == last:
-        seconds, nbytes = seconds + costs.last_seconds, nbytes + costs.last_bytes
-    if nbytes <= costs.room:
-        return seconds, 0, nbytes
-    for again in range(1, layers + 1 if costs.saved > 0 else 0):
-        # What a recomputed layer keeps otherwise is there while its backward pass runs.
-        left = nbytes + costs.kept - again * in_flight * costs.saved
-        if left <= costs.room:
-            return seconds + again * costs.again, again, left
-    return None
-
-
 def rated(pipeline: Pipeline, layers: Sequence[int]) -> Split | None:
     """Return the rating of a pipeline with given layers per stage; None if a stage does not fit."""
-    found = [
-        stage_cost(pipeline, *one) for one in zip(range(len(layers)), layers, pipeline.in_flight, strict=True)
-    ]
-    seconds = [one[0] for one in found if one]
-    if len(seconds) < len(found):
-        return None
+    last, hand_over = len(layers) - 1, pipeline.hand_over
+    seconds: list[float] = []
+    recomputed: list[int] = []
+    for stage, (count, of, in_flight) in enumerate(
+        zip(layers, pipeline.of_stages, pipeline.in_flight, strict=True)
+    ):
+        took = count * of.seconds + hand_over
+        nbytes = count * (of.static + in_flight * of.kept) + of.fixed
+        if stage == 0:
+            took, nbytes = took + of.first_seconds, nbytes + of.first_bytes
+        if stage == last:
+            took, nbytes = took + of.last_seconds, nbytes + of.last_bytes
+        again = _least_again(of, in_flight, nbytes - of.room)
+        if again > count or count < pipeline.chunks:
+            return None
+        seconds.append(took + again * of.again)
+        recomputed.append(again)
     step = pipeline.seconds(max(seconds), sum(seconds))
-    return Split(step, pipeline, tuple(layers), tuple(one[1] for one in found if one))
+    return Split(step, pipeline, tuple(layers), tuple(recomputed))
+
+
+def _least_again(of: LayerCosts, in_flight: float, over: float) -> int:
+    """Return how many layers must be recomputed to save the bytes that are `over`, if any number can."""
+    if over <= 0:
+        return 0
+    # What a recomputed layer keeps otherwise is there while its backward pass runs.
+    return ceil((over + of.kept) / (in_flight * of.saved)) if of.saved > 0 else sys.maxsize
 
 
 def best_split(pipeline: Pipeline, layers: int, limit: float = np.inf) -> Split | None:
     """Return the fastest way to divide the layers over the stages; None if none fits or beats `limit`."""
+    if _least_seconds(pipeline, layers) >= limit:
+        return None
     table, again = _tables(pipeline, layers)
     v, stages = pipeline.chunks, pipeline.stages
     first = table[:, v] if layers >= v else np.array([np.inf])
@@ -175,8 +175,15 @@ def best_split(pipeline: Pipeline, layers: int, limit: float = np.inf) -> Split 
     return Split(float(best[0]), pipeline, chosen, tuple(int(again[s, n]) for s, n in enumerate(chosen)))
 
 
+def _least_seconds(pipeline: Pipeline, layers: int) -> float:
+    """Return seconds that no division goes below: parts of layers, no ends, enough memory."""
+    rate = sum(part.pp / part.costs.seconds for part in pipeline.parts)
+    fastest = min(part.costs.seconds for part in pipeline.parts)
+    return pipeline.seconds(layers / rate, layers * fastest)
+
+
 def _tables(pipeline: Pipeline, layers: int) -> tuple[Table, Table]:
-    """Return seconds and recomputed layers of every stage with 0 to `layers` layers (as `stage_cost`)."""
+    """Return seconds and recomputed layers of every stage with 0 to `layers` layers (as `rated`)."""
     costs = np.array(pipeline.of_stages)
     seconds, again, static, kept, kept_again, fixed, _ = costs[:, :7].T[:, :, None]
     first_s, first_b, last_s, last_b, room = costs[:, 7:].T

@@ -73,7 +73,7 @@ def candidates(space: Space, setup: Setup, low: float, high: float, points: int)
             assert grid is not None
             option, behind = grid.chosen(most, at, count, is_first)
             one = setup.options[pool][option]
-            parts.append(Part(pool, one.ranks, one.costs, count - behind))
+            parts.append(Part(pool, one.degrees, one.costs, count - behind))
             count, is_first = behind, False
             pool = later[depth - 1][0] if depth else -1
         return tuple(parts)
@@ -89,7 +89,7 @@ def _of_one_stage(space: Space, setup: Setup) -> Iterator[Candidate]:
             costs = option.costs
             seconds = space.layers * costs.seconds + costs.first_seconds + costs.last_seconds
             step = setup.micro_batches * seconds
-            yield Candidate(step, step, (Part(pool, option.ranks, costs, 1),))
+            yield Candidate(step, step, (Part(pool, option.degrees, costs, 1),))
 
 
 def enumerated(space: Space, setup: Setup, fastest: Callable[[], float]) -> Iterator[tuple[Part, ...]]:
@@ -111,7 +111,7 @@ def enumerated(space: Space, setup: Setup, fastest: Callable[[], float]) -> Iter
             if bound >= fastest():
                 break
             yield tuple(
-                Part(pool, (one := setup.options[pool][pairs[row, 0]]).ranks, one.costs, int(pairs[row, 1]))
+                Part(pool, (one := setup.options[pool][pairs[row, 0]]).degrees, one.costs, int(pairs[row, 1]))
                 for pool, pairs, row in zip(order, each, chosen, strict=True)
             )
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from flagscale.planner.cluster import Pool
 
 
-class Ranks(NamedTuple):
+class MeshDegrees(NamedTuple):
     """The degrees of a mesh apart from its stages, and its micro-batch."""
 
     tp: int
@@ -71,8 +71,10 @@ class LayerCosts(NamedTuple):
 class Costs(Protocol):
     """A cost model of one training on any pool."""
 
-    def layer(self, pool: Pool, ranks: Ranks, modules: tuple[str, ...], micro_batches: int) -> LayerCosts:
+    def layer(
+        self, pool: Pool, degrees: MeshDegrees, modules: tuple[str, ...], micro_batches: int
+    ) -> LayerCosts:
         """Return the costs of a layer whose `modules` are recomputed, for a step of `micro_batches`."""
 
-    def crossing(self, source: tuple[Pool, Ranks], target: tuple[Pool, Ranks]) -> float:
+    def crossing(self, source: tuple[Pool, MeshDegrees], target: tuple[Pool, MeshDegrees]) -> float:
         """Return the seconds of one message between two meshes, one micro-batch in one direction."""

@@ -10,7 +10,7 @@ from flagscale.checks.context import context_violations
 from flagscale.checks.degrees import violations
 from flagscale.checks.experts import expert_violations
 from flagscale.planner.cluster import Pool
-from flagscale.planner.mesh_costs import Costs, LayerCosts, Ranks
+from flagscale.planner.mesh_costs import Costs, LayerCosts, MeshDegrees
 from flagscale.planner.training import Training
 
 LEAST_TOKENS, MOST_TOKENS = 512, 32768
@@ -21,7 +21,7 @@ go below the first, micro-batches of several samples not above the second. Nothi
 class Option(NamedTuple):
     """One way to be a mesh, apart from the number of its stages."""
 
-    ranks: Ranks
+    degrees: MeshDegrees
     costs: LayerCosts
     most_stages: int
 
@@ -113,7 +113,9 @@ SEARCHED: Mapping[str, Any] = {
 }
 
 
-def legal_ranks(training: Training, values: Mapping[str, Any], pool: Pool, mode: Mode) -> tuple[Ranks, ...]:
+def legal_degrees(
+    training: Training, values: Mapping[str, Any], pool: Pool, mode: Mode
+) -> tuple[MeshDegrees, ...]:
     """Return the degrees, with one sample and the least dp, that no rule of an ordinary layout refuses.
 
     Tensor parallelism stays within a host. The loops leave out only what cannot fit on the devices.
@@ -128,13 +130,13 @@ def legal_ranks(training: Training, values: Mapping[str, Any], pool: Pool, mode:
                 continue
             for ep in divisors(experts) if experts else (1,):
                 dp = lcm(tp * cp, etp * ep) // (tp * cp)
-                one = Ranks(tp, cp, ep, etp, dp, 1, sp)
+                one = MeshDegrees(tp, cp, ep, etp, dp, 1, sp)
                 if one.per_stage <= pool.devices and not is_refused(values, one, mode):
                     found.append(one)
     return tuple(found)
 
 
-def is_refused(values: Mapping[str, Any], one: Ranks, mode: Mode) -> bool:
+def is_refused(values: Mapping[str, Any], one: MeshDegrees, mode: Mode) -> bool:
     """Return whether a rule of ordinary layouts refuses a mesh of one stage and one micro-batch."""
     of_mesh = {
         **values,
@@ -153,7 +155,7 @@ def is_refused(values: Mapping[str, Any], one: Ranks, mode: Mode) -> bool:
 
 
 def options(
-    legal: Sequence[Ranks],
+    legal: Sequence[MeshDegrees],
     pool: Pool,
     costs: Costs,
     mode: Mode,
@@ -172,13 +174,13 @@ def options(
             # The same rule as in `checks.degrees`, before the costs are asked for.
             if dp % one.dp or one.tp * one.cp * dp > pool.devices:
                 continue
-            ranks = one._replace(dp=dp, micro_batch=samples // dp)
-            if ranks.micro_batch > max(1, most_tokens * one.cp):
+            degrees = one._replace(dp=dp, micro_batch=samples // dp)
+            if degrees.micro_batch > max(1, most_tokens * one.cp):
                 continue
-            layer = costs.layer(pool, ranks, mode.modules, micro_batches)
+            layer = costs.layer(pool, degrees, mode.modules, micro_batches)
             least = layer.static + min(layer.kept, layer.kept_again + layer.kept) + layer.fixed
             if least <= layer.room:
-                found.append(Option(ranks, layer, min(stages, pool.devices // ranks.per_stage)))
+                found.append(Option(degrees, layer, min(stages, pool.devices // degrees.per_stage)))
     return list(_undominated(found))
 
 
@@ -189,7 +191,7 @@ def _undominated(found: Sequence[Option]) -> Iterator[Option]:
         return
     # Everything that makes a mesh worse; fewer holders of an activation make its messages slower.
     rows = np.array(
-        [(one.ranks.per_stage, -one.ranks.holders, *one.costs[:-1], -one.costs.room) for one in found]
+        [(one.degrees.per_stage, -one.degrees.holders, *one.costs[:-1], -one.costs.room) for one in found]
     )
     worse_or_equal = (rows[:, None] >= rows[None]).all(axis=2)
     is_equal = worse_or_equal & worse_or_equal.T

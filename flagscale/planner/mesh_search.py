@@ -28,7 +28,7 @@ def variants(space: Space, setup: Setup, parts: Sequence[Part]) -> Iterator[Pipe
     """Yield a pipeline of some meshes, interleaved in all legal ways or with extra micro-batches."""
     pools, m = space.cluster.pools, setup.micro_batches
     crossings = tuple(
-        space.costs.crossing((pools[one.pool], one.ranks), (pools[two.pool], two.ranks))
+        space.costs.crossing((pools[one.pool], one.degrees), (pools[two.pool], two.degrees))
         for one, two in pairwise(parts)
     )
     plain = Pipeline(tuple(parts), m, crossings)
@@ -64,7 +64,7 @@ class Best:
 
     def rate(self, space: Space, setup: Setup, parts: Sequence[Part]) -> None:
         """Rate all variants of some meshes, once."""
-        key = (setup.mode, *((part.pool, part.ranks, part.pp) for part in parts))
+        key = (setup.mode, *((part.pool, part.degrees, part.pp) for part in parts))
         if key in self.seen:
             return
         self.seen.add(key)
@@ -80,7 +80,7 @@ class Best:
         return [(mode, split) for _, mode, split in self.found]
 
 
-def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Best, Counts]:
+def search(space: Space, keep: int = 20, exhaustive: int = 100_000) -> tuple[Best, Counts]:
     """Return the fastest pipelines and what was looked at.
 
     With at most `exhaustive` combinations, the first one is the fastest of all (by the quick rating).
@@ -103,7 +103,7 @@ def search(space: Space, keep: int = 12, exhaustive: int = 100_000) -> tuple[Bes
             m = setup.micro_batches
             fine += [(one, setup) for one in candidates(space, setup, least / m, limit / m, _FINE)]
     fine.sort(key=lambda one: one[0].seconds)
-    for one, setup in fine[: 8 * keep]:
+    for one, setup in fine[: 5 * keep]:
         best.rate(space, setup, one.parts)
     combined = sum(_combinations(space, setup) for _, setup in found)
     if combined <= exhaustive:

@@ -82,6 +82,7 @@ def training_of(
         overlap_gradients=bool(values.get("overlap_grad_reduce")),
         overlap_parameters=bool(values.get("overlap_param_gather")),
         overlap_tensor=bool(values.get("tp_comm_overlap")),
+        overlap_experts=bool(values.get("overlap_moe_expert_parallel_comm")),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
         group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
         deterministic=bool(values.get("deterministic_mode")),

@@ -12,8 +12,8 @@ from math import exp, log, sqrt
 
 from flagscale.frozen import dataclass
 
-NOISE = 0.02
-"""The standard deviation of the logarithm of a measured time, between equal trials."""
+LEAST_NOISE = 0.02
+"""The standard deviation of the logarithm of a measured time between equal trials, at least."""
 _OWN = 0.5
 """The part of an error that only the candidate has, relative to that of one doubling."""
 _MOST_OWN = 0.1
@@ -21,8 +21,8 @@ _SIDE = 1.96
 """Standard deviations to the side of a 95 % interval."""
 
 Features = Sequence[float]
-Measured = tuple[Features, float, float]
-"""The features of a candidate, its estimated and its measured time."""
+Measured = tuple[Features, float, float, float]
+"""The features of a candidate, its estimated and its measured time, the relative noise of the latter."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def residuals(measured: Sequence[Measured], size: int, error: float) -> Residual
         error: the standard deviation of the logarithm of the error that one doubling of a degree may add.
     """
     own = min(_OWN * error, _MOST_OWN)
-    weight = 1 / (NOISE**2 + own**2)
     precision = [[1 / error**2 if row == column else 0.0 for column in range(size)] for row in range(size)]
     right = [0.0] * size
-    for features, expected, seconds in measured:
+    for features, expected, seconds, noise in measured:
+        weight = 1 / (max(noise, LEAST_NOISE) ** 2 + own**2)
         for row in range(size):
             right[row] += weight * features[row] * log(seconds / expected)
             for column in range(size):

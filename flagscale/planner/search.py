@@ -6,8 +6,9 @@ these again. docs/planner.md says what is searched, and what it costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.context import context_violations
 from flagscale.checks.degrees import violations
@@ -22,7 +23,7 @@ from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
-from flagscale.planner.mesh_options import MOST_TOKENS, legal_ranks, modes, rule_values
+from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_degrees, modes, rule_values
 from flagscale.planner.search_report import considered, shortage
 from flagscale.planner.search_space import Counts, Space
 from flagscale.planner.searched_training import (
@@ -35,10 +36,13 @@ from flagscale.planner.searched_training import (
 from flagscale.planner.step_time import DEFAULT, step_time
 from flagscale.planner.training import Training
 
+if TYPE_CHECKING:  # it imports numpy
+    from flagscale.planner.layer_split import Split
+
 STAGES = 64
 """The most stages that are tried."""
-_ENOUGH = 1.03
-"""Relative to the fastest plan: slower ones are rated again only if there are too few."""
+_DOUBTFUL, _POLISHED, _MOVES = 0.03, 3, 8
+"""The doubt about a quick rating from which layers are moved; in how many plans; the most moves at a time."""
 _MARGINS = (1.0, 1.03, 1.08, 1.15)
 """Factors of memory that are tried if none of the best plans fits by the whole model of memory."""
 
@@ -65,7 +69,7 @@ def best_plans(
     cluster: Cluster,
     values: Mapping[str, Any] | None = None,
     *,
-    keep: int = 5,
+    keep: int = 4,
     constants: Constants = DEFAULT,
     calibration: Calibration | None = None,
     memory_factor: float = 1.0,
@@ -90,28 +94,63 @@ def best_plans(
     of = calibration or Calibration()
     space = searched_space(template, cluster, values, constants, of, memory_factor)
     given = rule_values(template, values)
+
+    def whole(mode: Mode, split: Split) -> Rated | None:
+        """Return a plan with its whole estimate; None if it does not fit or a rule refuses it."""
+        training = searched_training(template, cluster, mode, split, given)
+        arguments = searched_arguments(training, mode.expert_tp is None)
+        stages = memory(training)
+        if not _fits(training, stages, of, memory_factor) or broken_rules(training, arguments, given):
+            return None
+        return Rated(training, arguments, step_time(training, constants, of), stages, mode, split)
+
     rated: list[Rated] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
         best, counts = search(replace(space, costs=costs))
-        rated = []
         for mode, split in best.ranked():
-            fastest = min((one.quick_s for one in rated), default=split.seconds)
-            if len(rated) >= keep and split.seconds > _ENOUGH * fastest:
+            fastest = min((one.split.seconds for one in rated), default=split.seconds)
+            if len(rated) >= keep and split.seconds > (1 + _doubt(split)) * fastest:
                 break
-            training = searched_training(template, cluster, mode, split, given)
-            arguments = searched_arguments(training, mode.expert_tp is None)
-            stages = memory(training)
-            if _fits(training, stages, of, memory_factor) and not broken_rules(training, arguments, given):
-                time = step_time(training, constants, of)
-                rated.append(Rated(training, arguments, time, stages, split.seconds))
+            if one := whole(mode, split):
+                rated.append(one)
         if rated or not best.found:
             break
     if not rated:
         raise UserError([shortage(template, space, constants, of, memory_factor)])
+    rated += [*_moved(sorted(rated, key=lambda one: one.seconds)[:_POLISHED], whole)]
     distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
     told = (*_why_one(template, cluster, given), *considered(cluster, counts, len(rated), distinct))
     return Found(tuple(distinct[:keep]), counts, len(rated), told)
+
+
+def _doubt(split: Split) -> float:
+    """Return how far the quick rating may be off: it takes the ends of a step as if all stages were equal."""
+    pipeline = split.pipeline
+    return 0.01 + min(0.2, 0.5 * (pipeline.stages - 1) / pipeline.micro_batches)
+
+
+def _moved(rated: Sequence[Rated], whole: Callable[[Mode, Split], Rated | None]) -> Iterator[Rated]:
+    """Yield better plans by moving layers between stages, if the quick rating may have divided them badly."""
+    from flagscale.planner.layer_split import rated as quick
+
+    for best in rated:
+        if _doubt(best.split) < _DOUBTFUL:
+            continue
+        for _ in range(_MOVES):
+            layers = best.split.layers
+            moves = (
+                [count + (stage == into) - (stage == out) for stage, count in enumerate(layers)]
+                for out, into in permutations(range(len(layers)), 2)
+            )
+            splits = [split for one in moves if (split := quick(best.split.pipeline, one))]
+            splits.sort(key=lambda one: one.seconds)
+            tried = [one for split in splits[:_MOVES] if (one := whole(best.mode, split))]
+            found = min(tried, key=lambda one: one.seconds, default=best)
+            if found.seconds >= best.seconds:
+                break
+            best = found
+            yield best
 
 
 def searched_space(
@@ -132,9 +171,10 @@ def searched_space(
         raise UserError(f"a step needs a batch of at least 1 sample, not {template.batch}")
     given = rule_values(template, values)
     legal = {
-        mode: [legal_ranks(template, given, pool, mode) for pool in cluster.pools] for mode in modes(template)
+        mode: [legal_degrees(template, given, pool, mode) for pool in cluster.pools]
+        for mode in modes(template)
     }
-    if not any(ranks for each in legal.values() for ranks in each):
+    if not any(degrees for each in legal.values() for degrees in each):
         what = "no parallel degrees keep the rules of this model"
         raise UserError([Problem(what, "", _refused(given))])
     return Space(

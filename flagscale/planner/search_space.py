@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flagscale.frozen import dataclass
 from flagscale.planner.cluster import Cluster
-from flagscale.planner.mesh_costs import Costs, Ranks
+from flagscale.planner.mesh_costs import Costs, MeshDegrees
 from flagscale.planner.mesh_options import Mode, Option, divisors, options
 
 
@@ -20,8 +20,8 @@ class Space:
     costs: Costs
     layers: int
     batch: int
-    legal: Mapping[Mode, Sequence[Sequence[Ranks]]]
-    """For each mode: for each pool its legal `Ranks`."""
+    legal: Mapping[Mode, Sequence[Sequence[MeshDegrees]]]
+    """For each mode: for each pool its legal `MeshDegrees`."""
     meshes: int
     """The most meshes of a pipeline."""
     most_micro_batch: float
@@ -59,9 +59,11 @@ def setups(space: Space) -> list[Setup]:
             m = space.batch // samples
             each = tuple(
                 tuple(
-                    options(ranks, pool, space.costs, mode, samples, m, space.stages, space.most_micro_batch)
+                    options(
+                        degrees, pool, space.costs, mode, samples, m, space.stages, space.most_micro_batch
+                    )
                 )
-                for pool, ranks in zip(space.cluster.pools, legal, strict=True)
+                for pool, degrees in zip(space.cluster.pools, legal, strict=True)
             )
             if any(each):
                 found.append(Setup(mode, m, each))

@@ -34,8 +34,9 @@ class Rated:
     """For the task file, by dest."""
     time: StepTime
     memory: tuple[StageMemory, ...]
-    quick_s: float
-    """By the rating of the search."""
+    mode: Mode
+    split: Split
+    """With the quick rating of the search."""
 
     @property
     def seconds(self) -> float:
@@ -56,10 +57,10 @@ def searched_training(
     for part, pool in zip(parts, pools, strict=True):
         layers = tuple(_even(count, v) for count in split.layers[taken : taken + part.pp])
         taken += part.pp
-        ranks = part.ranks
-        sp = ranks.sequence_parallel
-        meshes.append(Mesh(ranks.tp, ranks.cp, ranks.ep, ranks.dp, part.pp, layers, sp, pool.type))
-        blocks.append(Block(pool.chip, ranks.micro_batch, ranks.etp, sp, pool.per_host))
+        degrees = part.degrees
+        sp = degrees.sequence_parallel
+        meshes.append(Mesh(degrees.tp, degrees.cp, degrees.ep, degrees.dp, part.pp, layers, sp, pool.type))
+        blocks.append(Block(pool.chip, degrees.micro_batch, degrees.etp, sp, pool.per_host))
     routes = [cluster.route(*pair) for pair in pairwise(pools)]
     layout = HeteroLayout(tuple(meshes), any(route.through_host for route in routes), split.pipeline.extra)
     multiple = lcm(*(mesh.tp for mesh in meshes)) * int(

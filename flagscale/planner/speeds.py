@@ -101,10 +101,12 @@ def speeds(chip: Chip, compute: str, constants: Constants) -> Speeds:
     plain = "bfloat16" if compute in NARROW else compute
     if problems := [*_missing(chip, {compute, plain})]:
         raise UserError(problems)
+    known = [one for one in (compute, *_INSTEAD[compute]) if one in chip.flop_s]
+    precision = known[0] if compute in NARROW and known else plain
     return Speeds(
-        precision=compute if compute in chip.flop_s or compute not in NARROW else plain,
+        precision=precision,
         plain=plain,
-        flop_s=_reached(chip, compute, constants),
+        flop_s=_reached(chip, precision, constants),
         plain_flop_s=_reached(chip, plain, constants),
         attention_flop_s=_limited(chip, plain, constants) * constants.attention_share,
         grouped_share=_grouped_share(chip, constants),
@@ -122,8 +124,7 @@ def peak(chip: Chip, compute: str) -> float:
         return found
     if compute == "float32":
         return peak(chip, "bfloat16") / 2
-    instead = _INSTEAD.get(compute, ())
-    return next((rate for one in instead if (rate := chip.flop_s.get(one))), 0.0)
+    return next((chip.flop_s[one] for one in _INSTEAD[compute] if one in chip.flop_s), 0.0)
 
 
 def _reached(chip: Chip, compute: str, constants: Constants) -> float:

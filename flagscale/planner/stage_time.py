@@ -11,7 +11,7 @@ from flagscale.frozen import dataclass
 from flagscale.planner.collectives import Group, network
 from flagscale.planner.constants import Constants
 from flagscale.planner.layer_time import LayerTime, summed
-from flagscale.planner.parameters import Parameters, stage_parameters
+from flagscale.planner.parameters import stage_parameters
 from flagscale.planner.pieces import Division, Pieces, Seconds
 from flagscale.planner.speeds import speeds
 from flagscale.planner.training import Training
@@ -58,11 +58,25 @@ class MeshTimes:
         self.pieces = Pieces(training.model, division, self.speeds, self.network)
         self.vocabulary, self.fuses_loss = training.padded_vocabulary, training.fused_loss
         self._layers: dict[bool, LayerTime] = {}
+        self._weights: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def layer(self, is_moe: bool) -> LayerTime:
         if is_moe not in self._layers:
             self._layers[is_moe] = summed(self.pieces.layer(is_moe))
         return self._layers[is_moe]
+
+    def weights(self, training: Training, stage: Stage) -> tuple[int, int]:
+        """Return the elements of a rank's ordinary weights and of its experts."""
+        stages, experts = training.layout.stages, training.model.experts_in
+        heads = (training.prediction_chunk or 0) % len(stages)
+        place = stage.index if stage.index in (0, heads, len(stages) - 1) else -1
+        owned = [layer for chunk in range(len(stage.chunks)) for layer in training.chunk_layers(stage, chunk)]
+        # Stages between the ends differ in the number of layers only.
+        key = place, len(owned), sum(experts[layer] for layer in owned)
+        if key not in self._weights:
+            found = stage_parameters(training, stage)
+            self._weights[key] = found.dense, found.expert
+        return self._weights[key]
 
     def embedding(self) -> LayerTime:
         return summed(self.pieces.embedding())
@@ -79,22 +93,27 @@ class StageTimes:
     """The times of one stage."""
 
     def __init__(
-        self, training: Training, stage: Stage, of_mesh: MeshTimes, parameters: Parameters | None = None
+        self,
+        training: Training,
+        stage: Stage,
+        of_mesh: MeshTimes,
+        weights: tuple[int, int] | None = None,
     ) -> None:
-        """`parameters`: those of the stage, if the caller has them."""
+        """`weights`: as `MeshTimes.weights`, if the caller has them."""
         self.training, self.stage, self.of_mesh = training, stage, of_mesh
         self.network = of_mesh.network
-        self._parameters = parameters
+        self._weights = weights
 
     @cached_property
     def shares(self) -> tuple[tuple[int, Group], ...]:
         """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
-        block, mesh = self.training.blocks[self.stage.mesh], self.training.layout.meshes[self.stage.mesh]
-        parameters = self._parameters or stage_parameters(self.training, self.stage)
+        training, stage = self.training, self.stage
+        block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
+        dense, expert = self._weights or self.of_mesh.weights(training, stage)
         experts = block.expert_tp * mesh.ep
-        copies = self.network.group(self.stage.cp * self.stage.dp, self.stage.tp)
-        expert_copies = self.network.group(max(1, len(self.stage.ranks) // experts), experts)
-        return (parameters.dense, copies), (parameters.expert, expert_copies)
+        copies = self.network.group(stage.cp * stage.dp, stage.tp)
+        expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
+        return (dense, copies), (expert, expert_copies)
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""
@@ -144,8 +163,11 @@ class StageTimes:
             if count := kinds.count(is_moe):
                 layer = of.layer(is_moe)
                 again = layer.again(training.recompute.modules) if training.recompute.modules else Seconds()
-                forward.add(layer.forward, count)
-                backward.add(layer.backward + again, count)
+                passed = layer.forward, layer.backward + again
+                if is_moe and training.overlap_experts:
+                    passed = passed[0].overlapped(), passed[1].overlapped()
+                forward.add(passed[0], count)
+                backward.add(passed[1], count)
         for other in self._others(number):
             forward.add(other.forward)
             backward.add(other.backward)

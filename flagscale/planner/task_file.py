@@ -27,10 +27,11 @@ def task_file(keys: Mapping[str, Any], plan: Rated, why: Sequence[str] = (), bas
     """
     left = {name: value for name, value in plan.arguments.items() if name != "global_batch_size"}
     tree = _replaced(keys, left, bool(base))
-    hetero = {name: left.pop(name) for name in KEYS if name in left}
+    system = _section(tree.get("system"))
+    hetero = {**_section(system.get("hetero")), **{name: left.pop(name) for name in KEYS if name in left}}
     added = {**left, **({"hetero": hetero} if hetero else {})}
     if added:
-        tree["system"] = {**_section(tree.get("system")), **added}
+        tree["system"] = {**system, **added}
     lines = [*_comment(plan, why)]
     if base:
         lines += ["defaults:", f"  - {_scalar(base)}", "  - _self_", ""]

@@ -74,6 +74,8 @@ class Training:
     overlap_gradients: bool = False
     overlap_parameters: bool = False
     overlap_tensor: bool = False
+    overlap_experts: bool = False
+    """Whether the exchange of tokens between experts hides behind the computation of another micro-batch."""
     overlap_pipeline: bool = True
     group: int = 0
     """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""

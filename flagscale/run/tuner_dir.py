@@ -57,6 +57,11 @@ class TunerDir:
         return self.path / "best.yaml"
 
     @property
+    def task_file(self) -> Path:
+        """The task group of the winner, if its meshes were chosen for hosts of several types."""
+        return self.path / "best_task.yaml"
+
+    @property
     def state(self) -> Path:
         """What the newest tuner does, or did when it ended."""
         return self.path / "tuner.json"

@@ -23,6 +23,7 @@ from flagscale.planner.space import (
     Changes,
     Space,
 )
+from flagscale.tuning.outcome import noise_of
 
 UNRELIABLE = 0.35
 """The error of estimates of a machine of which little is known; see `Basis.error`."""
@@ -112,7 +113,15 @@ def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
     ratios = [log(measured / expected) for expected, measured in times]
     beyond = max(0.0, log(low) - min(ratios), max(ratios) - log(high))
     error = max(basis.error, UNRELIABLE, beyond / 2) if beyond else basis.error
-    rows = [(one.features, calibration.seconds(one.seconds), float(entry["seconds"])) for one, entry in tried]
+    rows = [
+        (
+            one.features,
+            calibration.seconds(one.seconds),
+            float(entry["seconds"]),
+            noise_of(entry.get("iterations") or ()),
+        )
+        for one, entry in tried
+    ]
     return Known(calibration, residuals(rows, len(rows[0][0]), error), basis.capacity)
 
 

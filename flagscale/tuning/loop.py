@@ -16,7 +16,7 @@ from flagscale.config.schema import AutoTuner
 from flagscale.engines.megatron.rules import machine_of
 from flagscale.errors import FlagScaleError, Problem, UserError
 from flagscale.files import write_atomic
-from flagscale.formats import duration
+from flagscale.formats import count, duration
 from flagscale.frozen import asdict
 from flagscale.plan.prepare import Prepared, prepare
 from flagscale.planner.propose import Candidate, Known, Limits, Proposal, propose
@@ -164,7 +164,7 @@ def _tune(tuning: Tuning) -> Result:
     for line in filter(None, (*tuning.basis.notices, notice)):
         say(f"note: {line}")
     if used:
-        say(f"continues after {len(used)} trials of an earlier command")
+        say(f"continues after {count(len(used), 'trial')} of an earlier command")
     try:
         while True:
             proposal = _next(tuning)

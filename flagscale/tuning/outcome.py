@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, stdev
 from typing import Any, Literal
 
+from flagscale.formats import count
 from flagscale.run.failure import is_out_of_memory
 from flagscale.status.model import JobStatus
 
@@ -52,7 +54,7 @@ def outcome_of(
     if seconds := step_seconds(times):
         return Outcome("measured", seconds, nbytes, times)
     if is_cut:
-        what = f"{len(times)} iterations" if times else "no iteration"
+        what = count(len(times), "iteration") if times else "no iteration"
         return Outcome("too slow", None, nbytes, times, f"{what} within {limit:g} s (max_time_per_task)")
     why = status.reason or f"it ended ({status.phase}) without a time: the metrics have no `iteration_ms`"
     return Outcome("failed", None, nbytes, times, why)
@@ -73,6 +75,17 @@ def step_seconds(times: Sequence[float]) -> float | None:
     """Return the mean of the middle half of the times after the warm-up; None if there are fewer than two."""
     if len(times) < 2:
         return None
-    steady = sorted(times[WARM_UP if len(times) >= 2 * WARM_UP else 1 :])
-    cut = len(steady) // 4
-    return fmean(steady[cut : len(steady) - cut])
+    ordered = sorted(_steady(times))
+    cut = len(ordered) // 4
+    return fmean(ordered[cut : len(ordered) - cut])
+
+
+def noise_of(times: Sequence[float]) -> float:
+    """Return the relative standard error of the time of a step that these iterations give; 0 if unknown."""
+    steady = _steady(times)
+    return stdev(steady) / fmean(steady) / sqrt(len(steady)) if len(steady) > 1 else 0.0
+
+
+def _steady(times: Sequence[float]) -> Sequence[float]:
+    """Return the times of the iterations after those that warm up."""
+    return times[WARM_UP if len(times) >= 2 * WARM_UP else 1 :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ def winner_request(request: Request, changes: Changes) -> Request:
     """Return the request of the job itself, with the arguments of a candidate."""
     tree = _tree(request)
     _set(_group(tree), changes)
+    return _request(request, tree)
+
+
+def task_request(request: Request, task_file: str, words: Sequence[str]) -> Request:
+    """Return the request of the job with the task group of a file (its text), and further overrides."""
+    tree = _tree(request)
+    group = OmegaConf.to_container(OmegaConf.create(task_file), resolve=True)
+    tree[(tree["experiment"].get("task") or {}).get("type") or "train"] = group
+    overrides = OmegaConf.to_container(OmegaConf.from_dotlist(list(words)))
+    assert isinstance(overrides, dict)
+    runner = overrides.get("experiment", {}).get("runner", {})
+    tree["experiment"]["runner"] = {**(tree["experiment"].get("runner") or {}), **runner}
     return _request(request, tree)
 
 

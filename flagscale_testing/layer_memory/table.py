@@ -257,19 +257,19 @@ def _sizes(kinds: tuple[str, str], parallelism: str, exchanges: bool, draw: rand
     """Return random sizes of a layer and a batch, which the degrees divide."""
     tp = 1 if parallelism == "one_rank" else draw.choice((2, 4))
     cp = draw.choice((2, 4)) if exchanges else 1
-    experts = draw.randint(3, 6)
-    groups = tp * draw.randint(2, 4)
+    experts = draw.randint(3, 9)
+    groups = tp * draw.randint(2, 6)
     sizes = {
         "tensor_model_parallel_size": tp,
         "expert_tensor_parallel_size": tp if parallelism == "sequence_experts_cut" else 1,
         "context_parallel_size": cp,
         "exchange_parallel_size": cp,
-        "seq_length": 8 * cp * draw.randint(1, 12),
-        "micro_batch_size": draw.randint(1, 5),
+        "seq_length": 8 * cp * draw.randint(1, 10),
+        "micro_batch_size": draw.randint(1, 8),
         "hidden_size": 8 * draw.randint(1, 60),
         "num_attention_heads": cp
         * groups
-        * (draw.randint(1, 6) if kinds[0] == "mha" else draw.randint(2, 3)),
+        * (draw.randint(1, 6) if kinds[0] == "mha" else draw.randint(2, 5)),
     }
     if kinds[0] in ("mha", "gqa"):
         groups = sizes["num_attention_heads"] if kinds[0] == "mha" else groups

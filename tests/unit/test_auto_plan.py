@@ -47,8 +47,12 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_the_launcher_takes_the_task_file_with_the_hosts_that_take_part(plan: Plan) -> None:
     # fp16, which a V100 has; the layout of the configuration itself fits no host.
     words = (*TYPED, "train.system.bf16=null", "train.fp16=true")
+    layers = "[{tp:64,layers:[4]},{dp:3,layers:[4]}]"
+    meshes = f"train.system.hetero={{enable_hetero:true,hetero_process_meshes:{layers}}}"
     broken = ("train.system.tensor_model_parallel_size=64", "train.model.global_batch_size=30")
-    code, out, err = plan("plan=auto", *words, *broken, "task_file=conf/train/auto.yaml", "picture=p.svg")
+    code, out, err = plan(
+        "plan=auto", *words, *broken, meshes, "task_file=conf/train/auto.yaml", "picture=p.svg"
+    )
     assert code == 0, err
     assert re.search(r"^considered:\n  On 2 V100, 4 H100: ", out, re.MULTILINE)
     assert re.search(r"^  The runner-up, ", out, re.MULTILINE)
@@ -104,6 +108,13 @@ def test_programs_read_the_plan(plan: Plan) -> None:
     slower = [one["seconds"] for one in tree["plan"]["alternatives"]]
     assert slower == sorted(slower)
     assert all(seconds >= tree["step"]["seconds"] for seconds in slower)
+
+
+def test_without_numpy(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flagscale.estimates.auto_plan.find_spec", lambda name: None)
+    code, _, err = plan("plan=auto", *TYPED)
+    assert code == 2
+    assert "plan: the search of plans needs numpy" in err
 
 
 @pytest.mark.parametrize(

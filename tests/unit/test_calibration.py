@@ -77,5 +77,5 @@ def test_a_host_that_no_job_shows_stays_as_it_is() -> None:
 def test_between_hosts_times_are_linear() -> None:
     assert at_host(job(0, 1), 1) == 1
     assert at_host(job(0, 1), 3) == pytest.approx(3)
-    assert at_host(job(0, 1), 0.01) == 0.25
-    assert at_host(job(0, 1), 100) == 16
+    assert at_host(job(0, 1), 0.01) == HOSTS[0]
+    assert at_host(job(0, 1), 100) == HOSTS[-1]

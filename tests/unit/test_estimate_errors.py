@@ -11,7 +11,7 @@ import pytest
 from benchmarks import engine_report, estimate
 from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.error_statistics import summary
-from benchmarks.error_tables import by_class, by_source
+from benchmarks.error_tables import about, by_class, by_source
 from benchmarks.estimated_rows import DRAWS, Estimator, draws, scored
 from benchmarks.measured_rows import read_rows
 from flagscale.planner import intervals
@@ -49,7 +49,6 @@ def test_the_command_prints_every_table(tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr().out
     for line in ("**Time of a step**", "**Allocated memory**", "| dense", "| MoE", "| simumax_1.2", "| amp"):
         assert line in printed
-    assert "constants that were fitted without the source of the row" in printed
     assert "| sharded data parallel (FSDP) | 1 | llmf 1" in printed
 
 
@@ -155,6 +154,14 @@ def test_figures_are_those_of_rows_not_of_draws() -> None:
     assert (found.n, found.signed, found.mean) == (2, pytest.approx(-0.1), pytest.approx(0.2))
     assert (found.median, found.high, found.worst) == (0.1, 0.3, -0.3)
     assert summary([[]]) is None
+
+
+def test_sources_that_had_a_part_in_their_own_constants_are_named(tmp_path: Path) -> None:
+    found, _ = scored(read_rows(data(tmp_path, LINES["simumax-0000"], LINES["amp-1483"])), STAND_IN)
+    held_out = about(found, ["amp", "simumax"], ["amp", "simumax"])
+    assert held_out.endswith("constants that were fitted without the source of the row.")
+    assert about(found, [], ["vtrain"]) == held_out
+    assert about(found, ["amp"], ["amp", "simumax"]).endswith("were fitted on the rows of simumax too.**")
 
 
 def test_the_page_shows_the_intervals_of_the_checked_in_table() -> None:

@@ -194,18 +194,10 @@ def test_one_chip_for_all_hosts(estimate: Estimate) -> None:
     assert {one["chip"] for one in tree_of(estimate, *MESHES, chip="b200")["stages"]} == {"B200"}
 
 
-def test_a_sweep_compares_chips_and_degrees(estimate: Estimate) -> None:
-    code, out, err = estimate(
-        "--multirun", "chip=H100,B200", "train.pipeline_model_parallel_size=1,2", "output=json", chip=""
-    )
+def test_a_sweep_compares_chips(estimate: Estimate) -> None:
+    code, out, err = estimate("--multirun", "chip=H100,B200", "output=json", chip="")
     assert code == 0, err
-    trees = [json.loads(line) for line in out.splitlines()]
-    assert [(tree["stages"][0]["chip"], len(tree["stages"])) for tree in trees] == [
-        ("H100", 1),
-        ("H100", 2),
-        ("B200", 1),
-        ("B200", 2),
-    ]
+    assert [json.loads(line)["stages"][0]["chip"] for line in out.splitlines()] == ["H100", "B200"]
 
 
 def test_hosts_need_not_exist(estimate: Estimate) -> None:

@@ -20,6 +20,7 @@ from flagscale.planner.layer_memory import (
     names,
 )
 from flagscale_testing.layer_memory.sides import ROOT, tree_of
+from flagscale_testing.layer_memory.table import entries
 
 LLAMA_70B: dict[str, Any] = {
     "hidden_size": 8192,
@@ -213,6 +214,14 @@ def test_sizes_that_are_none_are_reported_at_once() -> None:
         "`seq_length` is '4096', not a positive whole number",
         "`tensor_model_parallel_size` is 0, not a positive whole number",
     ]
+
+
+def test_measured_layers_differ_in_every_size() -> None:
+    """Otherwise, the term of a size could be mistaken for a constant."""
+    for one in entries():
+        sizes = [case.sizes for case in one.cases]
+        same = [name for name in sizes[0] if len({size[name] for size in sizes}) == 1]
+        assert all(name.endswith("_parallel_size") for name in same), one
 
 
 def test_every_term_of_the_table_can_be_evaluated() -> None:

@@ -11,8 +11,8 @@ from flagscale.planner.chips import Chip, Link
 from flagscale.planner.cluster import Cluster, Pool, Route
 from flagscale.planner.layer_split import Part, Pipeline, best_split, rated
 from flagscale.planner.memory import memory
-from flagscale.planner.mesh_costs import LayerCosts, Ranks
-from flagscale.planner.mesh_options import Mode, legal_ranks, rule_values
+from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.mesh_options import Mode, legal_degrees, rule_values
 from flagscale.planner.mesh_search import search
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.search import Found, best_plans, broken_rules
@@ -66,7 +66,7 @@ def test_the_search_finds_the_optimum_of_more_clusters(seed: int) -> None:
 def test_the_best_split_is_the_best_of_all(room: float, chunks: int) -> None:
     fast = LayerCosts(1.0, 0.4, 3.0, 1.5, 0.2, 1.0, 0.1, 0.5, 4.0, 2.0, 5.0, room)
     slow = fast._replace(seconds=1.7, again=0.6, kept=2.5)
-    one = Ranks(1, 1, 1, 1, 1, 1)
+    one = MeshDegrees(1, 1, 1, 1, 1, 1)
     parts = (Part(0, one, fast, 2), Part(1, one, slow, 2))
     pipeline = Pipeline(parts, 8, (0.2,), chunks)
     every = [one for layers in every_split(10, 4, chunks) if (one := rated(pipeline, layers))]
@@ -138,7 +138,7 @@ def test_messages_through_hosts_are_planned_as_such() -> None:
 def test_meshes_stay_inside_hosts_and_experts_are_divided_evenly() -> None:
     template = training(MIXTURE)
     pool = Pool("H800", FAST, 2, 4)
-    legal = legal_ranks(template, rule_values(template), pool, Mode(expert_tp=1))
+    legal = legal_degrees(template, rule_values(template), pool, Mode(expert_tp=1))
     assert legal
     for one in legal:
         assert 4 % one.tp == 0

@@ -28,7 +28,7 @@ def tried(name: str, seconds: float | None = None, **more: Any) -> Tried:
 
 def known(*measured: tuple[float, float, float], **more: Any) -> Known:
     """Return what is known after trials of (feature, expected, measured)."""
-    rows = [((feature,), expected, seconds) for feature, expected, seconds in measured]
+    rows = [((feature,), expected, seconds, 0.0) for feature, expected, seconds in measured]
     return Known(Calibration(), residuals(rows, 1, ERROR), **more)
 
 
