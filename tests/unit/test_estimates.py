@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,18 +146,44 @@ def test_the_text_has_a_table_the_split_of_a_step_and_what_limits(estimate: Esti
     assert re.search(r"^limit: \w+ [0-9.]+ % of the step; then", out, re.MULTILINE)
 
 
-def test_an_example_has_the_golden_estimate(
+@pytest.fixture
+def example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`UPDATE_GOLDEN=1` rewrites it; the constants and the error table of the planner change it."""
+) -> Callable[[str], str]:
+    """Return the estimate of an example on H100."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    where = ["--config-path", "./examples/aquila/conf", "--config-name", "config_7b"]
-    assert main([*where, "action=estimate", "chip=H100"]) == 0
-    golden, text = ROOT / "tests" / "golden" / "estimate_aquila_7b.txt", capsys.readouterr().out
+
+    def example(name: str) -> str:
+        where = ["--config-path", "./examples/aquila/conf", "--config-name", name]
+        assert main([*where, "action=estimate", "chip=H100"]) == 0
+        return capsys.readouterr().out
+
+    return example
+
+
+def test_an_example_has_the_golden_estimate(example: Callable[[str], str]) -> None:
+    """`UPDATE_GOLDEN=1` rewrites it; the constants and the error table of the planner change it."""
+    golden, text = ROOT / "tests" / "golden" / "estimate_aquila_7b.txt", example("config_7b")
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text, encoding="utf-8")
     assert text == golden.read_text(encoding="utf-8")
+
+
+def test_the_docs_show_a_real_estimate(example: Callable[[str], str]) -> None:
+    """`UPDATE_GOLDEN=1` rewrites it."""
+    lines = (
+        textwrap.fill(line, 116, subsequent_indent=" " * 6) for line in example("config_70b").splitlines()
+    )
+    block = textwrap.indent("\n".join(lines), " " * 4)
+    page = ROOT / "docs" / "planner.md"
+    begin, end = "<!-- example: estimate -->\n\n", "\n\n<!-- end -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    shown, _, after = rest.partition(end)
+    if os.environ.get("UPDATE_GOLDEN"):
+        page.write_text(f"{before}{begin}{block}{end}{after}", encoding="utf-8")
+        shown = block
+    assert shown == block
 
 
 def test_stages_that_are_alike_share_a_column(estimate: Estimate) -> None:
