@@ -61,12 +61,13 @@ def auto_tune(request: Request) -> int:
 
     For hosts of several types, the planner chooses meshes without trials.
     """
-    from flagscale.tuning.loop import tune  # here: it needs all that plans and starts jobs
+    from flagscale.tuning.loop import tunable, tune  # here: it needs all that plans and starts jobs
     from flagscale.tuning.mixed import choose_meshes, has_mixed_hosts
 
     if has_mixed_hosts(request):
         is_run, winner = _runs_best(request), choose_meshes(request, _say)
         return _run(_prepare(winner)) if is_run else 0
+    request = tunable(request)
     prepared = _prepare(request, run_id="auto_tune")
     launcher.refuse_if_running(RunDir(Path(prepared.plan.exp_dir)), prepared.plan, queued)
     with interrupted_once():

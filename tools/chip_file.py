@@ -99,7 +99,9 @@ def put(entry: Entry, part: str, value: Any) -> None:
 
 def write_entry(path: Path, name: str, entry: Entry) -> None:
     """Write one entry beside those that are in the file by now; the file is always complete."""
-    with locked(path.absolute().parent):
+    folder = path.absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
         chips = {**read_entries(path), name: entry}
         text = json.dumps({"chips": chips}, indent=1, ensure_ascii=False)
         # A row of numbers stays on one line.

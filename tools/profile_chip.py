@@ -39,7 +39,7 @@ def main() -> int:
     given = _parser().parse_args()
     platform = find(given.platform, "--platform")
     name = given.name or platform.name
-    ranks = given.ranks or _default_ranks(platform)
+    ranks = _ranks(given.ranks, platform)
     source = {"machine": machine.node(), "torch": _torch(), "ranks": ranks, "quick": given.quick}
     entry = own_entry(read_entries(given.file), name, str(given.file))
     known = known_parts(name, entry, source) if entry is not None and not given.again else []
@@ -89,12 +89,16 @@ def _part(text: str) -> str:
     return text
 
 
-def _default_ranks(platform: Platform) -> int:
+def _ranks(asked: int | None, platform: Platform) -> int:
+    """Return how many ranks measure: one per device, unless they share devices."""
     if platform.shares_devices:
-        return min(2, len(os.sched_getaffinity(0)))
-    if devices := platform.count_devices(os.environ):
-        return devices
-    raise UserError([Problem(f"this host has no devices of `{platform.name}`", "--platform")])
+        return asked or min(2, len(os.sched_getaffinity(0)))
+    devices = platform.count_devices(os.environ)
+    if not devices:
+        raise UserError([Problem(f"this host has no devices of `{platform.name}`", "--platform")])
+    if asked and asked > devices:
+        raise UserError([Problem(f"{asked} ranks, but {count(devices, 'device')}", "--ranks")])
+    return asked or devices
 
 
 def _torch() -> str:

@@ -201,6 +201,8 @@ _NEUTRAL: Changes = {
     **dict.fromkeys(LISTS),
 }
 """Values with which the rules of degrees allow whatever they allow with any other value."""
+SMALLEST: Changes = {**dict.fromkeys(_DEGREES, 1), **_NEUTRAL}
+"""The layout that is legal if any is."""
 
 
 def _degrees(space: Space, before: Sequence[Changes]) -> Iterator[Changes]:

@@ -29,7 +29,7 @@ from flagscale.tuning import history, report
 from flagscale.tuning.basis import basis_of
 from flagscale.tuning.figures import Basis, bytes_text, label, learnt, seconds_text, sizes_of
 from flagscale.tuning.outcome import Outcome
-from flagscale.tuning.requests import step_batch, trial_request, winner_request
+from flagscale.tuning.requests import smallest_request, step_batch, trial_request, winner_request
 from flagscale.tuning.trial import StopRequested, end_trial, run_trial
 
 Say = Callable[[str], None]
@@ -89,6 +89,23 @@ def tune(request: Request, prepared: Prepared, say: Say) -> Result:
         return _tune(tuning)
 
 
+def tunable(request: Request) -> Request:
+    """Return the request of a tuning whose job passes the checks.
+
+    If only its own layout is illegal, which the tuner replaces in any case, it gets the smallest one.
+    """
+    try:
+        prepare(request, "check")
+    except UserError:
+        smallest = smallest_request(request)
+        try:
+            prepare(smallest, "check")
+        except UserError:
+            return request  # its own mistakes are the ones to report
+        return smallest
+    return request
+
+
 def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
     """Return a tuning before its first trial: its candidates with their estimates."""
     job, keys, where = prepared.job, prepared.experiment.auto_tuner, request.source_map.where
@@ -104,14 +121,15 @@ def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
     basis = basis_of(prepared, space, found, chip, request.source_map)
     files = TunerDir.of(prepared.experiment.exp_dir)
     # Mistakes that each trial would have are reported before the first one.
-    prepare(trial_request(request, {}, files.path / "check", keys.control.train_iters, batch), "check")
+    iterations = keys.control.train_iters
+    trial = prepare(trial_request(request, found[0], files.path / "check", iterations, batch), "check")
     return Tuning(
         request=request,
         prepared=prepared,
         space=space,
         basis=basis,
         batch=batch,
-        conditions=conditions_of(prepared, found[0], batch),
+        conditions=conditions_of(trial, found[0]),
         files=files,
         say=say,
     )
@@ -131,19 +149,22 @@ def _refuse_untunable(prepared: Prepared, request: Request) -> None:
         raise UserError([Problem(what, where("experiment.runner.type"), hint)])
 
 
-def conditions_of(prepared: Prepared, changes: Mapping[str, Any], batch: int) -> history.Conditions:
-    """Return what must be equal for the trials of an earlier command to count."""
-    job = prepared.job
-    inside = str(prepared.experiment.exp_dir)
+def conditions_of(trial: Prepared, changes: Mapping[str, Any]) -> history.Conditions:
+    """Return what must be equal for the trials of an earlier command to count.
+
+    `trial`: a trial of the job; `changes`: those of any candidate, whose arguments differ between trials.
+    """
+    job, experiment = trial.job, trial.experiment
+    inside = str(experiment.exp_dir)
     fixed = {
         name: value
         for name, value in job.arguments.items()
         if name not in changes and not (isinstance(value, str) and value.startswith(inside))
     }
+    around = [experiment.envs.model_dump(mode="json"), experiment.cmds.before_start]
     versions = {"flagscale": __version__, job.engine: job.engine_version, **_installed("torch")}
     hosts = [f"{host.name} slots={host.slots} {host.platform}" for host in job.hosts]
-    iterations = prepared.experiment.auto_tuner.control.train_iters
-    arguments = history.hashed([job.role.entrypoint, fixed, batch, iterations])
+    arguments = history.hashed([job.role.entrypoint, fixed, around])
     return history.Conditions(arguments, versions, hosts)
 
 

@@ -13,7 +13,7 @@ from flagscale.config.command import Request
 from flagscale.config.engine_args import leaf_name
 from flagscale.config.recorded import literal
 from flagscale.config.resolve import resolve
-from flagscale.planner.space import Changes
+from flagscale.planner.space import SMALLEST, Changes
 
 _SET: Mapping[str, Any] = {
     "log_interval": 1,
@@ -47,6 +47,13 @@ def trial_request(request: Request, changes: Changes, folder: Path, iterations: 
     group = _group(tree)
     _leave_out(group, _LEFT_OUT)
     _set(group, {**_SET, "train_iters": iterations, "global_batch_size": batch, **changes})
+    return _request(request, tree)
+
+
+def smallest_request(request: Request) -> Request:
+    """Return the request of the same tuning for a job whose own layout is the smallest one."""
+    tree, _ = resolve(request.config, request.source_map)
+    _set(_group(tree), SMALLEST)
     return _request(request, tree)
 
 

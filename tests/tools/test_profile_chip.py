@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from flagscale.errors import UserError
 from flagscale.planner.chips import chip_of, chip_table
+from flagscale.platforms import Platform, find
 from tools import profile_chip
 from tools.chip_file import begun, known_parts, own_entry, put, read_entries, summary, write_entry
 
@@ -104,7 +106,7 @@ def test_an_entry_that_only_names_another_chip_is_kept() -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"chips": []}', "chips: {}", '{"H100": {}}'])
-def test_a_file_of_another_form_is_refused_and_kept(tool: Tool, tmp_path: Path, text: str) -> None:
+def test_a_file_of_another_form_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     file = tmp_path / "chips.json"
     file.write_text(text)
     with pytest.raises(UserError) as raised:
@@ -114,10 +116,17 @@ def test_a_file_of_another_form_is_refused_and_kept(tool: Tool, tmp_path: Path, 
 
 
 def test_a_file_is_written_so_that_a_person_can_read_it(weird_path: Path) -> None:
-    file = weird_path / "chips.json"
+    file = weird_path / "new folder" / "chips.json"
     write_entry(file, "own", measured_entry())
     assert read_entries(file) == {"own": measured_entry()}
     assert "[64, 64, 64, 1e-05],\n" in file.read_text()
+
+
+def test_entries_that_others_write_meanwhile_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "chips.json"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_entry(file, f"chip {number}", measured_entry()), range(12)))
+    assert read_entries(file).keys() == {f"chip {number}" for number in range(12)}
 
 
 def test_a_part_is_summed_up_by_its_rates() -> None:
@@ -125,6 +134,17 @@ def test_a_part_is_summed_up_by_its_rates() -> None:
     assert summary("attention/float32", [[100, 2, 10, 1e-3, 9.0]]).endswith("1 size, 400M to 400M FLOP/s")
     assert summary("collectives/send/2", [[1000, 1e-3]]) == "collectives/send/2: 1 size, 1M to 1M B/s"
     assert summary("launch_s", 1e-6) == "launch_s: 1e-06"
+
+
+def test_there_is_a_rank_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    eight = Platform("eight", count_devices=lambda environ: 8)
+    assert profile_chip._ranks(None, eight) == 8
+    assert profile_chip._ranks(2, eight) == 2
+    with pytest.raises(UserError, match="9 ranks, but 8 devices"):
+        profile_chip._ranks(9, eight)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    assert profile_chip._ranks(None, find("cpu")) == 1
+    assert profile_chip._ranks(3, find("cpu")) == 3
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,31 @@ serve: {{model: {tmp_path}/model}}
     assert "only trainings can be tuned" in capsys.readouterr().err
 
 
+def test_the_layout_of_the_configuration_itself_need_not_be_legal(tune: Tune, files: TunerDir) -> None:
+    illegal = ("train.model.micro_batch_size=64", "+train.tensor_model_parallel_size=64")
+    assert tune(NO_RUN, *illegal) == 0
+    assert len(files.entries()) == 5
+    assert "tensor_model_parallel_size: 1" in files.best.read_text()
+
+
+def test_what_a_trial_does_not_use_may_change_between_commands(tune: Tune, files: TunerDir) -> None:
+    assert tune(control(max_trials=1, run_best="false")) == 0
+    assert tune(control(max_trials=1, run_best="false"), "train.model.train_iters=9") == 0
+    assert len(files.entries()) == 1
+    assert tune(control(max_trials=1, run_best="false"), "experiment.envs.PLAIN=2") == 0
+    assert len(files.entries()) == 2
+
+
+def test_hosts_that_each_run_a_command_are_not_tuned(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("NNODES", "2"), ("NODE_RANK", "0"), ("MASTER_ADDR", "10.0.0.1")):
+        monkeypatch.setenv(name, value)
+    more = ("experiment.runner.type=cloud", "train.model.global_batch_size=4", "action=auto_tune")
+    assert main([*words, *more]) == 2
+    assert "their tuners would not agree on the trials" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("run_best", ["true", "false"])
 def test_hosts_of_several_types_get_meshes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run_best: str

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from flagscale.planner.curves import COLLECTIVES
 from megatron.flagscale.chips import chip
 from megatron.flagscale.profiling import kernels
-from megatron.flagscale.profiling.clock import QUICK, THOROUGH, Clock
+from megatron.flagscale.profiling.clock import QUICK, THOROUGH, Clock, UnsupportedError
 from megatron.flagscale.profiling.collectives import BYTES, collectives
 
 Part = Callable[[Clock], Iterator[list[float]]]
@@ -84,11 +84,10 @@ def main() -> None:
                 rows += [row] if row else []
                 report(done=1)
                 points -= 1
-        except (RuntimeError, NotImplementedError) as error:
+        except UnsupportedError as error:
             if rows:
                 raise
-            # The first and smallest call is refused: the chip or its backend does not have the operation.
-            report(done=points, absent=name, why=str(error).strip().partition("\n")[0])
+            report(done=points, absent=name, why=str(error))
             continue
         report(part=name, value=rows)
     if ranks > 1:

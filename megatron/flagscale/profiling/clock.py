@@ -32,6 +32,10 @@ QUICK = Effort(rounds=5, round_s=0.002, call_s=0.01, part_s=2.5)
 THOROUGH = Effort(rounds=5, round_s=0.005, call_s=0.05, part_s=10.0)
 
 
+class UnsupportedError(Exception):
+    """The chip or its backend does not have an operation; all ranks find that."""
+
+
 class Clock:
     """Times calls on this rank together with the others. Every rank has to make the same calls in order."""
 
@@ -53,7 +57,7 @@ class Clock:
     ) -> float:
         """Return the seconds of one call of what `prepare` returns; inf if a rank has too little memory.
 
-        It is the same figure on every rank: `of_ranks` chooses among theirs.
+        It is the same figure on every rank: `of_ranks` chooses among theirs. Raises UnsupportedError.
         """
         try:
             call = prepare()
@@ -61,6 +65,8 @@ class Clock:
             own = 0.0
         except torch.OutOfMemoryError:
             own = math.inf
+        except (RuntimeError, NotImplementedError) as error:
+            raise UnsupportedError(str(error).strip().partition("\n")[0]) from error
         if max(self._shared(own)) == math.inf:
             return math.inf
         once = max(self._shared(self._round(call, 1)))
