@@ -14,8 +14,10 @@ from collections.abc import Iterable
 
 from flagscale.frozen import dataclass
 from flagscale.planner.collectives import Network
+from flagscale.planner.division import Division
 from flagscale.planner.model_shape import ModelShape
-from flagscale.planner.pieces import Division, Piece, Pieces, Seconds
+from flagscale.planner.pieces import Pieces
+from flagscale.planner.seconds import Piece, Seconds
 from flagscale.planner.speeds import Speeds
 
 RECOMPUTED = {

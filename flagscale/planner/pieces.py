@@ -7,87 +7,14 @@ gradient of the input (megatron/core/tensor_parallel/layers.py, 0.19.2; Transfor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
-from flagscale.frozen import dataclass
 from flagscale.planner.collectives import Network
+from flagscale.planner.division import Division
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.parameters import Weight, layer_parameters
+from flagscale.planner.seconds import Piece, Seconds
 from flagscale.planner.speeds import Speeds
-
-
-@dataclass(frozen=True)
-class Division:
-    """How a layer is divided over ranks, and how its work is done."""
-
-    sequence: int
-    """Tokens per sample."""
-    micro_batch: int
-    """Samples."""
-    tp: int = 1
-    cp: int = 1
-    ep: int = 1
-    expert_tp: int = 1
-    sequence_parallel: bool = False
-    capacity: float = 1.0
-    """Tokens that an expert takes, relative to a balanced share."""
-    overlaps_tensor: bool = False
-    exchange: str = "p2p"
-    """Of keys and values between context parallel ranks."""
-    stores_scores: bool = False
-    fuses_activation: bool = True
-    implementation: str = "transformer_engine"
-
-    @property
-    def tokens(self) -> float:
-        """Of one rank, where tensor parallel ranks have the same ones."""
-        return self.sequence * self.micro_batch / self.cp
-
-    @property
-    def own_tokens(self) -> float:
-        """Of one rank where sequence parallelism divides them."""
-        return self.tokens / self.tp if self.sequence_parallel else self.tokens
-
-
-class Seconds:
-    """Of one direction: on the device, exposed communication, and the kernels that the host starts."""
-
-    __slots__ = ("communication", "compute", "kernels")
-
-    def __init__(self, compute: float = 0.0, communication: float = 0.0, kernels: float = 0.0) -> None:
-        self.compute, self.communication, self.kernels = compute, communication, kernels
-
-    def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(
-            self.compute + other.compute,
-            self.communication + other.communication,
-            self.kernels + other.kernels,
-        )
-
-    def times(self, count: float) -> Seconds:
-        return Seconds(self.compute * count, self.communication * count, self.kernels * count)
-
-    def overlapped(self) -> Seconds:
-        """Return the seconds if communication runs beside the computation of another micro-batch."""
-        return Seconds(self.compute, max(0.0, self.communication - self.compute), self.kernels)
-
-    def total(self, launch_s: float) -> float:
-        """Return the time that passes.
-
-        Device and host work at the same time, but each waits for the other now and then. The root of the sum
-        of squares is the longer one if they are unequal, and 1.4 times that if they are equal.
-        """
-        return math.hypot(self.compute + self.communication, self.kernels * launch_s)
-
-
-class Piece:
-    """One part of the work. `module` names what recomputation can choose."""
-
-    __slots__ = ("backward", "forward", "module")
-
-    def __init__(self, module: str, forward: Seconds, backward: Seconds) -> None:
-        self.module, self.forward, self.backward = module, forward, backward
 
 
 class Pieces:

@@ -10,9 +10,11 @@ from flagscale.checks.recompute import Setting
 from flagscale.frozen import dataclass
 from flagscale.planner.collectives import Group, network
 from flagscale.planner.constants import Constants
+from flagscale.planner.division import Division
 from flagscale.planner.layer_time import LayerTime, summed
 from flagscale.planner.parameters import stage_parameters
-from flagscale.planner.pieces import Division, Pieces, Seconds
+from flagscale.planner.pieces import Pieces
+from flagscale.planner.seconds import Seconds
 from flagscale.planner.speeds import speeds
 from flagscale.planner.training import Training
 
