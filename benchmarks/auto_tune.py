@@ -30,8 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from flagscale.config.command import Request
 from flagscale.config.source_map import SourceMap
 from flagscale.plan.prepare import prepare
+from flagscale.tuning.begin import Tuning, begin
 from flagscale.tuning.figures import label, seconds_text
-from flagscale.tuning.loop import Tuning, begin, tune
+from flagscale.tuning.loop import tune
 from flagscale.tuning.requests import trial_request
 from flagscale.tuning.trial import run_trial
 from flagscale_testing.jobs import fake_trainer

@@ -61,7 +61,8 @@ def auto_tune(request: Request) -> int:
 
     For hosts of several types, the planner chooses meshes without trials.
     """
-    from flagscale.tuning.loop import tunable, tune  # here: it needs all that plans and starts jobs
+    from flagscale.tuning.begin import tunable
+    from flagscale.tuning.loop import tune  # here: it needs all that plans and starts jobs
     from flagscale.tuning.mixed import choose_meshes, has_mixed_hosts
 
     if has_mixed_hosts(request):

@@ -13,6 +13,7 @@ from flagscale.planner.calibration import fitted
 from flagscale.planner.propose import Candidate, Known, key_of
 from flagscale.planner.residuals import residuals
 from flagscale.planner.space import (
+    DIMENSIONS,
     DISTRIBUTED,
     DP,
     GRANULARITY,
@@ -68,8 +69,6 @@ def label(changes: Changes, space: Space) -> str:
 
 
 def _others(space: Space) -> set[str]:
-    from flagscale.planner.space import DIMENSIONS
-
     return {*space.choices} - {*DIMENSIONS}
 
 

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagscale import __version__
-from flagscale.config.command import Request, load_command_keys
-from flagscale.config.schema import AutoTuner
-from flagscale.engines.megatron.rules import machine_of
-from flagscale.errors import FlagScaleError, Problem, UserError
+from flagscale.config.command import Request
+from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
 from flagscale.formats import count, duration
 from flagscale.frozen import asdict
 from flagscale.plan.prepare import Prepared, prepare
 from flagscale.planner.propose import Candidate, Known, Limits, Proposal, propose
-from flagscale.planner.space import Space, candidates, read_space
 from flagscale.run.machine import this_machine
 from flagscale.run.state import ProcessId
-from flagscale.run.tuner_dir import TunerDir
 from flagscale.runners.base import runner_of
 from flagscale.tuning import history, report
-from flagscale.tuning.basis import basis_of
-from flagscale.tuning.figures import Basis, bytes_text, label, learnt, seconds_text, sizes_of
+from flagscale.tuning.begin import Say, Tuning, begin
+from flagscale.tuning.figures import Basis, bytes_text, label, seconds_text, sizes_of
 from flagscale.tuning.outcome import Outcome
-from flagscale.tuning.requests import smallest_request, step_batch, trial_request, winner_request
+from flagscale.tuning.requests import trial_request, winner_request
 from flagscale.tuning.trial import StopRequested, end_trial, run_trial
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,37 +38,6 @@ class Result:
     """Whether another command has ended it before it was finished."""
 
 
-@dataclass
-class Tuning:
-    """A tuning in progress: what it tries, and what it has found."""
-
-    request: Request
-    prepared: Prepared
-    space: Space
-    basis: Basis
-    batch: int
-    conditions: history.Conditions
-    files: TunerDir
-    say: Say
-    started: float = field(default_factory=time.time)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    """The trials that count, of earlier commands too."""
-
-    @property
-    def keys(self) -> AutoTuner:
-        return self.prepared.experiment.auto_tuner
-
-    @property
-    def known(self) -> Known:
-        return learnt(self.entries, self.basis)
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The fastest trial so far."""
-        measured = [one for one in self.entries if one["state"] == "measured"]
-        return min(measured, key=lambda one: float(one["seconds"]), default=None)
-
-
 def tune(request: Request, prepared: Prepared, say: Say) -> Result:
     """Tune a job that has passed all checks; `say` prints a line.
 
@@ -87,92 +48,6 @@ def tune(request: Request, prepared: Prepared, say: Say) -> Result:
     tuning = begin(request, prepared, say)
     with tuning.files.held():
         return _tune(tuning)
-
-
-def tunable(request: Request) -> Request:
-    """Return the request of a tuning whose job passes the checks.
-
-    If only its own layout is illegal, which the tuner replaces in any case, it gets the smallest one.
-    """
-    try:
-        prepare(request, "check")
-    except UserError:
-        smallest = smallest_request(request)
-        try:
-            prepare(smallest, "check")
-        except UserError:
-            return request  # its own mistakes are the ones to report
-        return smallest
-    return request
-
-
-def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
-    """Return a tuning before its first trial: its candidates with their estimates."""
-    job, keys, where = prepared.job, prepared.experiment.auto_tuner, request.source_map.where
-    _refuse_untunable(prepared, request)
-    batch = step_batch(job.arguments)
-    values = {**job.arguments, "global_batch_size": batch or None}
-    per_host = min(host.slots for host in job.hosts)
-    place = "experiment.auto_tuner.space"
-    places = {"": where(place), **{name: where(f"{place}.{name}") for name in keys.space}}
-    space = read_space(keys.space, values, job.world_size, per_host, machine_of(job.hosts), places)
-    found = candidates(space)
-    chip = load_command_keys(request.config).chip
-    basis = basis_of(prepared, space, found, chip, request.source_map)
-    files = TunerDir.of(prepared.experiment.exp_dir)
-    # Mistakes that each trial would have are reported before the first one.
-    iterations = keys.control.train_iters
-    trial = prepare(trial_request(request, found[0], files.path / "check", iterations, batch), "check")
-    return Tuning(
-        request=request,
-        prepared=prepared,
-        space=space,
-        basis=basis,
-        batch=batch,
-        conditions=conditions_of(trial, found[0]),
-        files=files,
-        say=say,
-    )
-
-
-def _refuse_untunable(prepared: Prepared, request: Request) -> None:
-    job, where = prepared.job, request.source_map.where
-    if not job.arguments or prepared.plan.task_type != "train":
-        what = f"only trainings can be tuned, not `{prepared.plan.task_type}` with `{job.engine}`"
-        raise UserError([Problem(what, where("experiment.task.type"))])
-    if prepared.plan.has_own_jobs:
-        what = "with `per_node_task` each host trains by itself"
-        raise UserError([Problem(what, where("experiment.runner.per_node_task"), "tune the job of one host")])
-    if prepared.plan.job_dir and len(job.hosts) > 1:
-        what = "here every host runs a command of its own, and their tuners would not agree on the trials"
-        hint = "set nnodes: 1, or use a runner that starts all hosts from one, such as ssh"
-        raise UserError([Problem(what, where("experiment.runner.type"), hint)])
-
-
-def conditions_of(trial: Prepared, changes: Mapping[str, Any]) -> history.Conditions:
-    """Return what must be equal for the trials of an earlier command to count.
-
-    `trial`: a trial of the job; `changes`: those of any candidate, whose arguments differ between trials.
-    """
-    job, experiment = trial.job, trial.experiment
-    inside = str(experiment.exp_dir)
-    fixed = {
-        name: value
-        for name, value in job.arguments.items()
-        if name not in changes and not (isinstance(value, str) and value.startswith(inside))
-    }
-    around = [experiment.envs.model_dump(mode="json"), experiment.cmds.before_start]
-    versions = {"flagscale": __version__, job.engine: job.engine_version, **_installed("torch")}
-    hosts = [f"{host.name} slots={host.slots} {host.platform}" for host in job.hosts]
-    arguments = history.hashed([job.role.entrypoint, fixed, around])
-    return history.Conditions(arguments, versions, hosts)
-
-
-def _installed(name: str) -> dict[str, str]:
-    try:
-        return {name: version(name)}
-    except PackageNotFoundError:
-        return {}
 
 
 def _tune(tuning: Tuning) -> Result:
