@@ -1,7 +1,7 @@
 """Fit the constants of the time model on published measurements, leaving one source out at a time.
 
-Three groups of constants are fitted one after another, each on the rows that tell something about it: all but
-those of experts, those of experts, and the share that collectives reach on a bus.
+Two groups of constants are fitted one after another, each on the rows that tell something about it: all but
+those of experts, and those of experts. Constants whose range is a point are not fitted.
 
 The loss is the mean over groups of rows (one source, chip and class each) of a robust error: small ones count
 with their size, and errors far beyond `CAP` do not count more, because then a row has a cause that the model
@@ -25,10 +25,8 @@ ENGINE = ("calculon", "flagperf", "mbridge", "mlperf", "simumax", "vtrain")
 """Sources whose jobs ran on Megatron, at full speed.
 
 Not here: `mlm`, functional tests of tiny models, whose time is that of logging and of busy hosts; `nemo`,
-which gives rates and does not say how it counts attention; other engines.
+which gives rates and does not say how it counts attention; other engines (AMP, Sailor).
 """
-BUS = ("amp", "sailor")
-"""Sources of other engines that tell about buses, on chips that have no faster link."""
 
 CAP = 0.5
 """Errors, as the logarithm of estimate / measured, beyond which a row counts no more."""
@@ -62,25 +60,14 @@ def fitted_table(rows: Sequence[Row], report: Callable[[str], None] = print) -> 
 
 def fit(groups: Groups, start: Constants) -> Constants:
     """Return the constants that fit best, each on the groups that tell something about it."""
-    special = [name for names in _SPECIAL.values() for name in names]
-    values = _searched(
-        {key: own for key, own in groups.items() if _stage(key) == "ordinary"},
-        start,
-        [name for name in constants_table()["meanings"] if name not in special],
-    )
-    for stage, names in _SPECIAL.items():
-        if chosen := {key: own for key, own in groups.items() if _stage(key) == stage}:
-            values = _searched(chosen, values, names)
-    return values
+    ordinary = {key: own for key, own in groups.items() if key[2] != "MoE"}
+    experts = {key: own for key, own in groups.items() if key[2] == "MoE"}
+    names = [name for name, one in constants_table()["meanings"].items() if one["low"] < one["high"]]
+    values = _searched(ordinary, start, [name for name in names if name not in _OF_EXPERTS])
+    return _searched(experts, values, _OF_EXPERTS)
 
 
-_SPECIAL = {"experts": ("grouped_share", "alltoall_share"), "bus": ("bus_share",)}
-"""The constants that only some rows tell about."""
-
-
-def _stage(key: Key) -> str:
-    source, _, kind = key
-    return "bus" if source in BUS else "experts" if kind == "MoE" else "ordinary"
+_OF_EXPERTS = ("grouped_share", "alltoall_share")
 
 
 def write(table: Mapping[str, Any]) -> None:
@@ -97,15 +84,9 @@ def grouped(rows: Sequence[Row]) -> dict[Key, list[Row]]:
     """Return the rows that can be used, by source, chip and class, at most `MOST` of each."""
     groups: dict[Key, list[Row]] = {}
     for row in rows:
-        if not row.reason and "time" in row.measured and _is_used(row):
+        if row.source in ENGINE and not row.reason and "time" in row.measured:
             groups.setdefault((row.source, row.chip, row.kind), []).append(row)
     return {key: _spread(own) for key, own in groups.items()}
-
-
-def _is_used(row: Row) -> bool:
-    if row.source in BUS:
-        return any(block.chip.inside.is_bus for job in row.copies for block in job.blocks)
-    return row.source in ENGINE
 
 
 def _searched(groups: Groups, start: Constants, names: Sequence[str]) -> Constants:

@@ -2,18 +2,21 @@
 
 Three parts: clusters of one, two and three types of chips (CPU time, what is rated); the two types with every
 combination bounded or rated; 200 random clusters of at most 16 devices, of which every plan is rated (about
-ten minutes; `--small 20` takes fewer). `--write` writes the tables into docs/planner.md.
+five minutes; `--small 20` takes fewer). `--write` writes the tables into docs/planner.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import permutations
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.layouts import write
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
@@ -63,9 +66,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", type=int, default=200, metavar="N", help="random clusters (200)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="searches per cluster (5)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes for random clusters")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/planner.md")
     options = parser.parse_args(argv)
-    missed, small = small_clusters(options.small)
+    missed, small = small_clusters(options.small, options.jobs)
     text = "\n".join([*speed(options.rounds), "", *every_combination(), "", *small])
     print(text)
     if options.write:
@@ -130,29 +134,47 @@ def _legal(space: Space) -> int:
     return total
 
 
-def small_clusters(count: int) -> tuple[int, list[str]]:
+class Small(NamedTuple):
+    """One random cluster."""
+
+    is_best: bool
+    """Whether the search found the best plan of all."""
+    alone: float
+    """By how much the plan of the dynamic program alone is slower."""
+    plans: int
+    search_s: float
+    """CPU seconds of the search."""
+    every_s: float
+    """CPU seconds of rating every plan."""
+
+
+def small_cluster(seed: int) -> Small:
+    """Search one random cluster, and rate all of its plans."""
+    space = random_space(seed)
+    start = time.process_time()
+    found = search(space)[0].seconds
+    middle = time.process_time()
+    expected, plans = best_of_all(space)
+    end = time.process_time()
+    best = expected.seconds if expected else float("inf")
+    alone = search(space, exhaustive=0)[0].seconds / best - 1 if expected else 0.0
+    return Small(found <= best * (1 + 1e-9), alone, plans, middle - start, end - middle)
+
+
+def small_clusters(count: int, jobs: int) -> tuple[int, list[str]]:
     """Return how many searches missed the best plan, and the table."""
-    missed, alone, worst, plans, spent, every = 0, 0, 0.0, 0, 0.0, 0.0
-    for seed in range(count):
-        space = random_space(seed)
-        start = time.process_time()
-        seconds = search(space)[0].seconds
-        middle = time.process_time()
-        expected, size = best_of_all(space)
-        every += time.process_time() - middle
-        spent += middle - start
-        plans += size
-        best = expected.seconds if expected else float("inf")
-        missed += seconds > best * (1 + 1e-9)
-        off = search(space, exhaustive=0)[0].seconds / best - 1 if expected else 0.0
-        alone, worst = alone + (off > 1e-9), max(worst, off)
-    return missed, [
-        f"| {count} random clusters, 1 to 16 devices of 1 to 3 types, 8 layers | |",
+    with ProcessPoolExecutor(jobs) as pool:
+        each = [*pool.map(small_cluster, range(count))]
+    right = sum(one.is_best for one in each)
+    missed, worst = sum(one.alone > 1e-9 for one in each), max(one.alone for one in each)
+    search_s, every_s = (sum(times) / count for times in zip(*(one[3:] for one in each), strict=True))
+    return count - right, [
+        f"| {count} random clusters, 4 to 16 devices of 1 to 3 types, 8 layers | |",
         "|---|---|",
-        f"| plans, without the divisions of their layers | {plans:,} |",
-        f"| best plan of all found | {count - missed} of {count} |",
-        f"| CPU seconds of a search, of rating every plan | {spent / count:.3f}, {every / count:.1f} |",
-        f"| missed by the dynamic program alone | {alone}, by {worst:.2%} at most |",
+        f"| plans, without the divisions of their layers | {sum(one.plans for one in each):,} |",
+        f"| best plan of all found | {right} of {count} |",
+        f"| CPU seconds of a search, of rating every plan | {search_s:.3f}, {every_s:.1f} |",
+        f"| missed by the dynamic program alone | {missed}, by {worst:.2%} at most |",
     ]
 
 

@@ -20,9 +20,10 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import Problem, UserError
 from flagscale.estimates.chips import chip_entries, chips_of
+from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.job import checked_job, on_chip
 from flagscale.estimates.training import refuse_other_engines, training_for
-from flagscale.plan.stages import hosts_to_plan
+from flagscale.plan.stages import Checked, hosts_to_plan
 from flagscale.planner.chips import Chip
 from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.estimate import Estimate, estimate
@@ -96,6 +97,10 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         refuse_other_engines(OmegaConf.select(request.config, "experiment.task.backend"), source_map)
         config = on_chip(request.config, chip)
         experiment, named = hosts_to_plan(config, source_map)
+        if experiment.runner.per_node_task and len(named) > 1:
+            what = "`plan=auto` divides one job over all hosts, but with `per_node_task` each runs its own"
+            where = source_map.where("experiment.runner.per_node_task")
+            raise UserError([Problem(what, where, "plan for one host: nnodes=1")])
         chips = chips_of(experiment, named, chip_entries(experiment), chip, source_map)
         one_rank = _on_one_rank(config, experiment.task.type, named[0].platform)
         checked = checked_job(one_rank, source_map)
@@ -108,11 +113,30 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         group = experiment.task.type
         keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]
         text = task_file(_without_others(keys), found.best, found.considered)
-        # The ordinary path from a file to a job: what `run` will check is checked here.
-        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-        chosen = checked.experiment.model_copy(update={"arguments": tree})
-        job = checked.engine.build(chosen, hosts, SourceMap())
+        job = _job(checked, text, hosts)
         return Chosen(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
+
+
+def _job(checked: Checked, text: str, hosts: tuple[Host, ...]) -> Job:
+    """Return the job of a task file, by the ordinary path: what `run` will check is checked here.
+
+    Only files of data may be missing, as for any estimate.
+    """
+    group, nowhere = checked.experiment.task.type, SourceMap()
+    config = OmegaConf.create({group: OmegaConf.create(text)})
+
+    def build(config: DictConfig) -> Job:
+        tree = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(tree, dict)
+        chosen = checked.experiment.model_copy(update={"arguments": tree[group]})
+        return checked.engine.build(chosen, hosts, nowhere)
+
+    try:
+        return build(config)
+    except UserError as error:
+        if not (found := without_files(config, group, error, nowhere)):
+            raise
+    return build(found[0])
 
 
 def _without_others(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,7 +157,8 @@ def best_split(pipeline: Pipeline, layers: int, limit: float = np.inf) -> Split 
     if len(values) < layers:
         return None
     fastest = max(values[layers - 1], first.max())
-    least = _fill(table, layers, v, np.inf)[0]
+    # No division has a smaller sum: the layers that are left, in the fastest stage.
+    least = first.sum() + (layers - stages * v) * min(part.costs.seconds for part in pipeline.parts)
     best: tuple[float, Any] = (limit, None)
     for slowest in np.unique(values[values >= fastest]):
         if pipeline.seconds(slowest, max(least, slowest)) >= best[0]:

@@ -22,6 +22,8 @@ from flagscale.planner.search_space import Counts, Setup, Space, orders, setups
 
 _COARSE, _FINE = 12, 32
 """Points of the grids of limits."""
+_SLOWER = 1.1
+"""Relative to the best: plans that are slower than it by up to a tenth show what the choice costs."""
 
 
 def variants(space: Space, setup: Setup, parts: Sequence[Part]) -> Iterator[Pipeline]:
@@ -91,14 +93,14 @@ def search(space: Space, keep: int = 20, exhaustive: int = 100_000) -> tuple[Bes
     promising = []
     for bound, setup in found:
         if bound < best.seconds:
-            coarse = candidates(space, setup, bound / setup.micro_batches, np.inf, _COARSE)
+            m = setup.micro_batches
+            coarse = candidates(space, setup, bound / m, _SLOWER * best.seconds / m, _COARSE)
             promising.append((min((one.least for one in coarse), default=np.inf), setup))
             for one in coarse[:3]:
                 best.rate(space, setup, one.parts)
     fine = []
     for least, setup in promising:
-        # Among the best are also those that are slower by a tenth: they show what the choice costs.
-        limit = min(best.limit, 1.1 * best.seconds)
+        limit = min(best.limit, _SLOWER * best.seconds)
         if least < limit:
             m = setup.micro_batches
             fine += [(one, setup) for one in candidates(space, setup, least / m, limit / m, _FINE)]

@@ -98,6 +98,14 @@ def test_without_a_task_file_everything_is_printed(plan: Plan) -> None:
     assert not Path("auto.yaml").exists()
 
 
+def test_data_that_is_not_here_stays_in_the_task_file(plan: Plan) -> None:
+    data = ("train.data.mock_data=null", "train.data.data_path=[nowhere]")
+    code, _, err = plan("plan=auto", "chip=H100", *data, "task_file=auto.yaml")
+    assert code == 0, err
+    assert "not needed for an estimate: the files of data_path" in err
+    assert yaml.safe_load(Path("auto.yaml").read_text())["data"]["data_path"] == ["nowhere"]
+
+
 def test_programs_read_the_plan(plan: Plan) -> None:
     code, out, err = plan("plan=auto", "output=json", *TYPED)
     assert code == 0, err
@@ -124,6 +132,7 @@ def test_without_numpy(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         (("experiment.task={type:serve,backend:vllm}",), "jobs of `vllm` are not estimated"),
         (("train.model.num_layer=3",), "did you mean `num_layers`?"),
         (("experiment.runner.hostfile=nowhere",), "hostfile not found"),
+        (("experiment.runner.per_node_task=true",), "divides one job over all hosts"),
         (("experiment.chips=null",), "`V100` may be V100-32 or V100-16"),
     ],
 )
