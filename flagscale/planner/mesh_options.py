@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from math import lcm
+from math import isqrt, lcm
 from typing import Any, NamedTuple
 
 from flagscale.checks.context import context_violations
@@ -200,6 +201,8 @@ def _undominated(found: Sequence[Option]) -> Iterator[Option]:
     yield from (found[number] for number in np.flatnonzero(~is_beaten))
 
 
-def divisors(number: int) -> list[int]:
+@functools.cache
+def divisors(number: int) -> tuple[int, ...]:
     """Return the divisors of a number, the least first."""
-    return [one for one in range(1, number + 1) if number % one == 0]
+    small = [one for one in range(1, isqrt(number) + 1) if number % one == 0]
+    return tuple(sorted({*small, *(number // one for one in small)}))

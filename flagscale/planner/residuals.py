@@ -14,8 +14,9 @@ from flagscale.frozen import dataclass
 
 LEAST_NOISE = 0.02
 """The standard deviation of the logarithm of a measured time between equal trials, at least."""
-_OWN = 0.5
-"""The part of an error that only the candidate has, relative to that of one doubling."""
+_SHARE = 0.5
+"""The part of the stated error that one doubling of a degree has, and the candidate alone: layouts of one job
+differ by about four doublings."""
 _MOST_OWN = 0.1
 _SIDE = 1.96
 """Standard deviations to the side of a 95 % interval."""
@@ -55,10 +56,11 @@ def residuals(measured: Sequence[Measured], size: int, error: float) -> Residual
     Args:
         measured: the trials.
         size: the number of features.
-        error: the standard deviation of the logarithm of the error that one doubling of a degree may add.
+        error: the stated error of an estimate, as the standard deviation of its logarithm.
     """
-    own = min(_OWN * error, _MOST_OWN)
-    precision = [[1 / error**2 if row == column else 0.0 for column in range(size)] for row in range(size)]
+    each = _SHARE * error
+    own = min(each, _MOST_OWN)
+    precision = [[1 / each**2 if row == column else 0.0 for column in range(size)] for row in range(size)]
     right = [0.0] * size
     for features, expected, seconds, noise in measured:
         weight = 1 / (max(noise, LEAST_NOISE) ** 2 + own**2)

@@ -23,6 +23,7 @@ from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
 from flagscale.planner.memory import StageMemory, memory
+from flagscale.planner.mesh_costs import MeshDegrees
 from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_degrees, modes, rule_values
 from flagscale.planner.search_report import considered, shortage
 from flagscale.planner.search_space import Counts, Space
@@ -177,9 +178,11 @@ def searched_space(
     if not any(degrees for each in legal.values() for degrees in each):
         what = "no parallel degrees keep the rules of this model"
         raise UserError([Problem(what, "", _refused(given))])
+    costs = EstimatedCosts(template, cluster, constants, calibration, memory_factor)
+    legal = {mode: each for mode, each in legal.items() if _is_known(costs, cluster, each, mode)}
     return Space(
         cluster=cluster,
-        costs=EstimatedCosts(template, cluster, constants, calibration, memory_factor),
+        costs=costs,
         layers=template.model.layers,
         batch=template.batch,
         legal=legal,
@@ -187,6 +190,20 @@ def searched_space(
         most_micro_batch=MOST_TOKENS / template.sequence,
         stages=STAGES,
     )
+
+
+def _is_known(
+    costs: EstimatedCosts, cluster: Cluster, legal: Sequence[Sequence[MeshDegrees]], mode: Mode
+) -> bool:
+    """Return whether the model of memory knows what layers keep if the modules of a mode are recomputed."""
+    for pool, found in zip(cluster.pools, legal, strict=True):
+        if mode.modules and found:
+            costs.layer(pool, found[0], (), 1)  # raises what is wrong without the modules, too
+            try:
+                costs.layer(pool, found[0], mode.modules, 1)
+            except UserError:
+                return False
+    return True
 
 
 def broken_rules(

@@ -26,7 +26,7 @@ from flagscale.planner.space import (
 )
 from flagscale.tuning.outcome import noise_of
 
-UNRELIABLE = 0.35
+UNRELIABLE = 0.7
 """The error of estimates of a machine of which little is known; see `Basis.error`."""
 
 
@@ -40,7 +40,7 @@ class Basis:
     is_nominal: bool = False
     """Whether chip or model are unknown: what is expected only ranks, until a trial has calibrated it."""
     error: float = UNRELIABLE
-    """The standard deviation of the logarithm of the error that one doubling of a degree may add."""
+    """The stated error of an estimate, as the standard deviation of its logarithm."""
     factors: tuple[float, float] = (1e-300, inf)
     """The published interval of times, uncalibrated: outside, estimates are not reliable on this machine."""
     notices: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
     low, high = basis.factors
     ratios = [log(measured / expected) for expected, measured in times]
     beyond = max(0.0, log(low) - min(ratios), max(ratios) - log(high))
-    error = max(basis.error, UNRELIABLE, beyond / 2) if beyond else basis.error
+    error = max(basis.error, UNRELIABLE, beyond) if beyond else basis.error
     rows = [
         (
             one.features,

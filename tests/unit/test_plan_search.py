@@ -15,7 +15,7 @@ from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
 from flagscale.planner.mesh_options import Mode, legal_degrees, rule_values
 from flagscale.planner.mesh_search import search
 from flagscale.planner.model_shape import ModelShape
-from flagscale.planner.search import Found, best_plans, broken_rules
+from flagscale.planner.search import Found, best_plans, broken_rules, searched_space
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.every_plan import best_of_all, every_split, random_space
 
@@ -111,6 +111,19 @@ def test_what_was_considered_names_the_runner_up_and_its_loss(mixed: Found) -> N
     assert "On 8 H800, 8 A800" in text
     assert "The runner-up" in text
     assert "% longer" in text
+
+
+def test_modules_that_no_table_has_are_not_recomputed() -> None:
+    template = training(MIXTURE, implementation="torch")
+    assert {mode.modules for mode in searched_space(template, TWO).legal} == {()}
+
+
+@pytest.mark.parametrize(("layers", "batch"), [(1, 8), (8, 1), (8, 7), (8, 2**20)])
+def test_odd_sizes_have_plans(layers: int, batch: int) -> None:
+    model = replace(LLAMA, experts_in=(False,) * layers)
+    best = best_plans(training(model, batch=batch), TWO).best.training
+    assert sum(stage.layers for stage in best.layout.stages) == layers
+    assert best.micro_batches * best.blocks[0].micro_batch * best.layout.meshes[0].dp == batch
 
 
 def test_chips_that_only_slow_the_others_stay_idle() -> None:

@@ -12,8 +12,8 @@ from flagscale.planner.propose import Candidate, Known, Limits, Tried, needs_mor
 from flagscale.planner.residuals import residuals
 from flagscale.planner.space import DISTRIBUTED, GRANULARITY, LAYERS, METHOD, MICRO, SEQUENCE
 
-ERROR = 0.05
-"""The stated error of the tests' estimates, as a standard deviation per doubling."""
+ERROR = 0.1
+"""The stated error of the tests' estimates."""
 
 
 def candidate(
@@ -66,7 +66,7 @@ def test_the_refitted_constants_move_the_limit() -> None:
 def test_an_error_that_one_trial_shows_is_expected_of_similar_candidates() -> None:
     similar, other = candidate("similar", 1.01, tp=1), candidate("other", 1.05, tp=0)
     knowing = known((1, 1.0, 1.2))
-    assert knowing.seconds(similar) > 1.1 > knowing.seconds(other)
+    assert knowing.seconds(similar) > 1.09 > knowing.seconds(other)
     assert chosen([similar, other], [tried("first", 1.2)], knowing, Limits()) == "other"
 
 

@@ -17,7 +17,7 @@ def test_nothing_is_known_before_the_first_trial() -> None:
 
 
 def test_a_weight_is_shared_by_all_that_have_the_feature() -> None:
-    found = residuals([((1, 0), 1.0, 1.5, 0.0), ((0, 1), 1.0, 1.0, 0.0)], 2, 0.3)
+    found = residuals([((1, 0), 1.0, 1.5, 0.0), ((0, 1), 1.0, 1.0, 0.0)], 2, 0.6)
     assert found.factor((1, 0)) > 1.4
     assert found.factor((2, 0)) > 1.9
     assert found.factor((0, 1)) == pytest.approx(1, abs=0.01)
@@ -25,13 +25,13 @@ def test_a_weight_is_shared_by_all_that_have_the_feature() -> None:
 
 def test_more_trials_make_it_more_certain() -> None:
     row = ((1.0,), 1.0, 1.2, 0.0)
-    one, many = (residuals([row] * times, 1, 0.2) for times in (1, 8))
+    one, many = (residuals([row] * times, 1, 0.4) for times in (1, 8))
     assert abs(log(many.factor((1,)) / 1.2)) < abs(log(one.factor((1,)) / 1.2))
     assert many.low_factor((1,)) > one.low_factor((1,))
 
 
 def test_a_noisy_trial_teaches_less() -> None:
-    sure, noisy = (residuals([((1.0,), 1.0, 1.2, noise)], 1, 0.1) for noise in (0.02, 0.3))
+    sure, noisy = (residuals([((1.0,), 1.0, 1.2, noise)], 1, 0.2) for noise in (0.02, 0.3))
     assert sure.factor((1,)) > noisy.factor((1,)) > 1
 
 
