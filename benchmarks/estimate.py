@@ -26,10 +26,10 @@ from benchmarks.measured_rows import Row, read_rows
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.constants import constants, constants_table
 from flagscale.planner.intervals import TABLE
-from flagscale.planner.memory import memory
-from flagscale.planner.step_time import step_time
+from flagscale.planner.memory.stage_memory import memory
+from flagscale.planner.time.constants import constants, constants_table
+from flagscale.planner.time.step_time import step_time
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).with_name("measured.jsonl")

@@ -16,7 +16,7 @@ from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
 from flagscale.errors import UserError
 from flagscale.planner.calibration import HOSTS, at_host, fitted, fitted_machine
 from flagscale.planner.intervals import QUANTITIES
-from flagscale.planner.memory import StageMemory
+from flagscale.planner.memory.stage_memory import StageMemory
 from flagscale.planner.training import Training
 
 TRIALS = 3

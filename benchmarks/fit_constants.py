@@ -6,7 +6,7 @@ those of experts, and those of experts. Constants whose range is a point are not
 The loss is the mean over groups of rows (one source, chip and class each) of a robust error: small ones count
 with their size, and errors far beyond `CAP` do not count more, because then a row has a cause that the model
 does not know. A coordinate search tries larger and smaller values of one constant after another, in ranges
-that make sense physically (flagscale/planner/constants.json).
+that make sense physically (flagscale/planner/time/constants.json).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.measured_rows import Row
 from flagscale.errors import UserError
-from flagscale.planner.constants import TABLE, Constants, constants_table
-from flagscale.planner.step_time import step_time
+from flagscale.planner.time.constants import TABLE, Constants, constants_table
+from flagscale.planner.time.step_time import step_time
 
 ENGINE = ("calculon", "flagperf", "mbridge", "mlperf", "simumax", "vtrain")
 """Sources whose jobs ran on Megatron, at full speed.

@@ -20,7 +20,7 @@ from benchmarks.layouts import write
 from flagscale.checks.degrees import multiple
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.files import write_atomic
-from flagscale.planner.layer_memory import TABLE
+from flagscale.planner.memory.layer_memory import TABLE
 from flagscale_testing.layer_memory.cases import LAYERS, Case, Kept, cases_of
 from flagscale_testing.layer_memory.report import formula_table, tensors_table, title, totals_table
 from flagscale_testing.layer_memory.sides import ROOT, commit_of, measured, tree_of

@@ -17,9 +17,9 @@ from benchmarks.measured_layouts import copies_of, layout_arguments
 from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
 from flagscale.planner.chips import Chip, Link, find_chip
-from flagscale.planner.flops import model_flops
 from flagscale.planner.intervals import class_of
 from flagscale.planner.reading import training_of
+from flagscale.planner.time.flops import model_flops
 from flagscale.planner.training import Training
 
 GIB = 2**30

@@ -21,12 +21,12 @@ from typing import NamedTuple
 from benchmarks.layouts import write
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.planner.chips import find_chip
-from flagscale.planner.cluster import Cluster, Pool
-from flagscale.planner.mesh_options import divisors
-from flagscale.planner.mesh_search import search
 from flagscale.planner.model_shape import ModelShape
-from flagscale.planner.search import best_plans, searched_space
-from flagscale.planner.search_space import Space
+from flagscale.planner.search.cluster import Cluster, Pool
+from flagscale.planner.search.mesh_options import divisors
+from flagscale.planner.search.mesh_search import search
+from flagscale.planner.search.plans import best_plans, searched_space
+from flagscale.planner.search.space import Space
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.every_plan import best_of_all, random_space
 

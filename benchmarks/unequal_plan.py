@@ -33,10 +33,10 @@ from flagscale.checks.degrees import violations
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, chip_of
-from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.reading import training_of
-from flagscale.planner.search import best_plans
-from flagscale.planner.step_time import step_time
+from flagscale.planner.search.cluster import Cluster, Pool
+from flagscale.planner.search.plans import best_plans
+from flagscale.planner.time.step_time import step_time
 from flagscale.planner.training import Training
 from flagscale_testing.ranks.training import ROOT, environment
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import log2
 
 from flagscale.frozen import dataclass
-from flagscale.planner.cluster import Pool
-from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.search.cluster import Pool
+from flagscale.planner.search.mesh_costs import LayerCosts, MeshDegrees
 from flagscale.planner.training import Training
 
 

@@ -25,12 +25,12 @@ from flagscale.estimates.job import checked_job, on_chip
 from flagscale.estimates.training import refuse_other_engines, training_for
 from flagscale.plan.stages import Checked, hosts_to_plan
 from flagscale.planner.chips import Chip
-from flagscale.planner.cluster import Cluster, Pool
 from flagscale.planner.estimate import Estimate, estimate
 from flagscale.planner.intervals import interval
-from flagscale.planner.mesh_options import SEARCHED
-from flagscale.planner.search import Found, best_plans
-from flagscale.planner.task_file import task_file
+from flagscale.planner.search.cluster import Cluster, Pool
+from flagscale.planner.search.mesh_options import SEARCHED
+from flagscale.planner.search.plans import Found, best_plans
+from flagscale.planner.search.task_file import task_file
 from flagscale.values import Host, Job
 
 _OTHERS = ("ulysses_sp_parallel_size", "recompute_modules", "recompute_activations", *CHUNK_KEYS)

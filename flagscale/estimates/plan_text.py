@@ -11,7 +11,7 @@ from flagscale.estimates.as_json import estimate_tree
 from flagscale.estimates.auto_plan import Chosen
 from flagscale.estimates.text import estimate_text, seconds, table
 from flagscale.formats import quantity
-from flagscale.planner.search import Rated
+from flagscale.planner.search.plans import Rated
 
 
 def auto_plan_text(plan: Chosen, task_file: Path | None) -> str:

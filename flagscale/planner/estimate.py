@@ -7,11 +7,11 @@ from flagscale.errors import Problem, UserError
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.chips import Chip
-from flagscale.planner.flops import model_flops
 from flagscale.planner.intervals import interval
-from flagscale.planner.memory import OUTSIDE, StageMemory, Term, memory
-from flagscale.planner.speeds import peak
-from flagscale.planner.step_time import StepTime, step_time
+from flagscale.planner.memory.stage_memory import OUTSIDE, StageMemory, Term, memory
+from flagscale.planner.time.flops import model_flops
+from flagscale.planner.time.speeds import peak
+from flagscale.planner.time.step_time import StepTime, step_time
 from flagscale.planner.training import Training
 
 

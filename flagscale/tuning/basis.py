@@ -16,12 +16,12 @@ from flagscale.plan.prepare import Prepared
 from flagscale.planner.chips import Chip, chip_of
 from flagscale.planner.estimate import estimate
 from flagscale.planner.intervals import interval
-from flagscale.planner.propose import Candidate
 from flagscale.planner.reading import training_of
-from flagscale.planner.residuals import deviation
-from flagscale.planner.rough import rough_cost
-from flagscale.planner.space import Changes, Space
 from flagscale.planner.training import Training
+from flagscale.planner.tuning.propose import Candidate
+from flagscale.planner.tuning.residuals import deviation
+from flagscale.planner.tuning.rough import rough_cost
+from flagscale.planner.tuning.space import Changes, Space
 from flagscale.tuning.figures import Basis, features_of
 
 _NOMINAL: Mapping[str, Any] = {

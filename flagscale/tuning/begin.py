@@ -14,9 +14,9 @@ from flagscale.config.schema import AutoTuner
 from flagscale.engines.megatron.rules import machine_of
 from flagscale.errors import Problem, UserError
 from flagscale.plan.prepare import Prepared, prepare
-from flagscale.planner.candidates import candidates
-from flagscale.planner.propose import Known
-from flagscale.planner.space import Space, read_space
+from flagscale.planner.tuning.candidates import candidates
+from flagscale.planner.tuning.propose import Known
+from flagscale.planner.tuning.space import Space, read_space
 from flagscale.run.tuner_dir import TunerDir
 from flagscale.tuning import history
 from flagscale.tuning.basis import basis_of

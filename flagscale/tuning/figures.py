@@ -10,9 +10,9 @@ from typing import Any
 from flagscale.checks.degrees import degrees
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import fitted
-from flagscale.planner.propose import Candidate, Known, key_of
-from flagscale.planner.residuals import residuals
-from flagscale.planner.space import (
+from flagscale.planner.tuning.propose import Candidate, Known, key_of
+from flagscale.planner.tuning.residuals import residuals
+from flagscale.planner.tuning.space import (
     DIMENSIONS,
     DISTRIBUTED,
     DP,

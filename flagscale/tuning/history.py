@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flagscale.frozen import dataclass
-from flagscale.planner.propose import Tried
-from flagscale.planner.space import (
+from flagscale.planner.tuning.propose import Tried
+from flagscale.planner.tuning.space import (
     CP,
     DISTRIBUTED,
     DP,

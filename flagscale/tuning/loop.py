@@ -15,7 +15,7 @@ from flagscale.files import write_atomic
 from flagscale.formats import count, duration
 from flagscale.frozen import asdict
 from flagscale.plan.prepare import Prepared, prepare
-from flagscale.planner.propose import Candidate, Known, Limits, Proposal, propose
+from flagscale.planner.tuning.propose import Candidate, Known, Limits, Proposal, propose
 from flagscale.run.machine import this_machine
 from flagscale.run.state import ProcessId
 from flagscale.runners.base import runner_of

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from flagscale.formats import count
-from flagscale.planner.space import Space
+from flagscale.planner.tuning.space import Space
 from flagscale.tuning.figures import bytes_text, label, seconds_text
 
 Entries = Sequence[Mapping[str, Any]]

@@ -13,8 +13,8 @@ from flagscale.config.command import Request
 from flagscale.config.engine_args import leaf_name
 from flagscale.config.recorded import literal
 from flagscale.config.resolve import resolve
-from flagscale.planner.candidates import SMALLEST
-from flagscale.planner.space import Changes
+from flagscale.planner.tuning.candidates import SMALLEST
+from flagscale.planner.tuning.space import Changes
 
 _SET: Mapping[str, Any] = {
     "log_interval": 1,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flagscale.planner.layer_memory import AGAIN, DIRECT, FULL, LayerKind, Terms
+from flagscale.planner.memory.layer_memory import AGAIN, DIRECT, FULL, LayerKind, Terms
 from flagscale_testing.layer_memory.cases import Case, Kept, Sizes
 from flagscale_testing.layer_memory.terms import fitted, possible_terms
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flagscale.planner.memory.te_layer import Setting, layer_parts
 from flagscale.planner.model_shape import ModelShape
-from flagscale.planner.te_layer import Setting, layer_parts
 from flagscale_testing.layer_memory.cases import Case
 
 

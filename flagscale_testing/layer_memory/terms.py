@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from flagscale.planner.layer_memory import Terms, amount, known_sizes
+from flagscale.planner.memory.layer_memory import Terms, amount, known_sizes
 from flagscale_testing.layer_memory.cases import Kept, Sizes
 
 _TP = "/tensor_model_parallel_size"

@@ -15,7 +15,7 @@ from benchmarks.error_tables import about, by_class, by_source
 from benchmarks.estimated_rows import DRAWS, Estimator, draws, scored
 from benchmarks.measured_rows import read_rows
 from flagscale.planner import intervals
-from flagscale.planner.memory import StageMemory, Term
+from flagscale.planner.memory.stage_memory import StageMemory, Term
 from flagscale.planner.training import Training
 
 LINES = {json.loads(line)["id"]: line for line in estimate.DATA.read_text("utf-8").splitlines()}

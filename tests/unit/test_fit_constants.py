@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import fit_constants
 from benchmarks.measured_rows import Row
-from flagscale.planner.constants import Constants, constants, constants_table
-from flagscale.planner.step_time import step_time
+from flagscale.planner.time.constants import Constants, constants, constants_table
+from flagscale.planner.time.step_time import step_time
 from flagscale.planner.training import Training
 from tests.unit.trainings import shape, training
 

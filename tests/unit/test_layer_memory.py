@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.layer_memory import main
 from flagscale.errors import UserError
-from flagscale.planner.layer_memory import (
+from flagscale.planner.memory.layer_memory import (
     FULL,
     LayerKind,
     amount,

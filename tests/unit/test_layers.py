@@ -54,7 +54,7 @@ SHARED_WITH_WORKERS = (
 HEAVY = ("torch", "megatron", "vllm", "transformers", "numpy")
 
 SEARCHES = tuple(
-    f"planner/{name}.py"
+    f"planner/search/{name}.py"
     for name in ("layer_split", "mesh_candidates", "mesh_options", "mesh_search", "stage_grid")
 )
 """Where numpy may be imported: nothing imports these before a search of plans begins."""
@@ -164,7 +164,8 @@ def test_the_control_plane_imports_no_engine(path: Path) -> None:
 
 
 def test_importing_the_planner_loads_no_numpy() -> None:
-    code = "import sys, flagscale.planner.search, flagscale.planner.task_file; print('numpy' in sys.modules)"
+    imported = "flagscale.planner.search.plans, flagscale.planner.search.task_file"
+    code = f"import sys, {imported}; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

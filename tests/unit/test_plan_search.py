@@ -8,14 +8,14 @@ from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.errors import UserError
 from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, Link
-from flagscale.planner.cluster import Cluster, Pool, Route
-from flagscale.planner.layer_split import Part, Pipeline, best_split, rated
-from flagscale.planner.memory import memory
-from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
-from flagscale.planner.mesh_options import Mode, legal_degrees, rule_values
-from flagscale.planner.mesh_search import search
+from flagscale.planner.memory.stage_memory import memory
 from flagscale.planner.model_shape import ModelShape
-from flagscale.planner.search import Found, best_plans, broken_rules, searched_space
+from flagscale.planner.search.cluster import Cluster, Pool, Route
+from flagscale.planner.search.layer_split import Part, Pipeline, best_split, rated
+from flagscale.planner.search.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.search.mesh_options import Mode, legal_degrees, rule_values
+from flagscale.planner.search.mesh_search import search
+from flagscale.planner.search.plans import Found, best_plans, broken_rules, searched_space
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.every_plan import best_of_all, every_split, random_space
 

@@ -15,7 +15,7 @@ from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.recompute import RecomputeSchedule, Setting
 from flagscale.errors import UserError
 from flagscale.frozen import replace
-from flagscale.planner.memory import StageMemory, memory
+from flagscale.planner.memory.stage_memory import StageMemory, memory
 from flagscale.planner.parameters import stage_parameters
 from flagscale.planner.schedule import in_flight
 from flagscale.planner.training import Numerics, Recompute

@@ -12,13 +12,13 @@ from flagscale.checks.recompute import GRANULARITY, RecomputeSchedule, Setting
 from flagscale.errors import UserError
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.chips import Chip, Link, chip_of, find_chip
-from flagscale.planner.collectives import Group, network
-from flagscale.planner.constants import constants, constants_table
-from flagscale.planner.division import Division
-from flagscale.planner.flops import model_flops
-from flagscale.planner.layer_time import layer_time
-from flagscale.planner.speeds import speeds
-from flagscale.planner.step_time import StepTime, step_time
+from flagscale.planner.time.collectives import Group, network
+from flagscale.planner.time.constants import constants, constants_table
+from flagscale.planner.time.division import Division
+from flagscale.planner.time.flops import model_flops
+from flagscale.planner.time.layer_time import layer_time
+from flagscale.planner.time.speeds import speeds
+from flagscale.planner.time.step_time import StepTime, step_time
 from flagscale.planner.training import Block, Numerics, Recompute, Training
 from tests.unit.trainings import shape, training
 

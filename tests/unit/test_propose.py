@@ -8,9 +8,9 @@ import pytest
 
 from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.propose import Candidate, Known, Limits, Tried, needs_more, propose
-from flagscale.planner.residuals import residuals
-from flagscale.planner.space import DISTRIBUTED, GRANULARITY, LAYERS, METHOD, MICRO, SEQUENCE
+from flagscale.planner.tuning.propose import Candidate, Known, Limits, Tried, needs_more, propose
+from flagscale.planner.tuning.residuals import residuals
+from flagscale.planner.tuning.space import DISTRIBUTED, GRANULARITY, LAYERS, METHOD, MICRO, SEQUENCE
 
 ERROR = 0.1
 """The stated error of the tests' estimates."""

@@ -6,7 +6,7 @@ from math import log
 
 import pytest
 
-from flagscale.planner.residuals import deviation, residuals
+from flagscale.planner.tuning.residuals import deviation, residuals
 
 
 def test_nothing_is_known_before_the_first_trial() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import UserError
-from flagscale.planner import candidates as module
-from flagscale.planner.candidates import candidates
-from flagscale.planner.space import Changes, read_space
+from flagscale.planner.tuning import candidates as module
+from flagscale.planner.tuning.candidates import candidates
+from flagscale.planner.tuning.space import Changes, read_space
 from flagscale.values import Job
 
 CPU = Capabilities(False, False, "gloo")

@@ -16,11 +16,11 @@ from flagscale.checks.hetero import keys as hetero_keys
 from flagscale.cli import main
 from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, Link
-from flagscale.planner.cluster import Cluster, Pool
-from flagscale.planner.mesh_options import rule_values
-from flagscale.planner.search import best_plans
-from flagscale.planner.searched_training import Rated
-from flagscale.planner.task_file import task_file
+from flagscale.planner.search.cluster import Cluster, Pool
+from flagscale.planner.search.mesh_options import rule_values
+from flagscale.planner.search.plans import best_plans
+from flagscale.planner.search.task_file import task_file
+from flagscale.planner.search.trainings import Rated
 from tests.unit.test_plan_search import training
 
 CONF = Path(__file__).parents[2] / "examples" / "aquila" / "conf"

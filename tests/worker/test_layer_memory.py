@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flagscale.planner.layer_memory import kept_bytes
+from flagscale.planner.memory.layer_memory import kept_bytes
 from flagscale_testing.layer_memory.cases import FULL, LAYERS, Case, Kept, cases_of
 from flagscale_testing.layer_memory.kept import kept
 from flagscale_testing.layer_memory.layer import measure

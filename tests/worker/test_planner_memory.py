@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flagscale.planner.live_memory import NOTHING, chunk_memory
+from flagscale.planner.memory.live import NOTHING, chunk_memory
+from flagscale.planner.memory.stage_layers import layer_setting, stage_layers
+from flagscale.planner.memory.static import engine_buffers
 from flagscale.planner.parameters import stage_parameters
-from flagscale.planner.stage_layers import layer_setting, stage_layers
-from flagscale.planner.static_memory import engine_buffers
 from flagscale_testing.layer_memory.kept import kept
 from flagscale_testing.one_rank import creating_on, one_rank
 from megatron.flagscale.layers.norm import Norm

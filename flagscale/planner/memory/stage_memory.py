@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.frozen import dataclass
-from flagscale.planner.live_memory import LiveMemory, chunk_memory, full_recompute
+from flagscale.planner.memory.live import LiveMemory, chunk_memory, full_recompute
+from flagscale.planner.memory.stage_layers import Layers, stage_layers
+from flagscale.planner.memory.static import engine_buffers, outside_memory, static_memory
 from flagscale.planner.parameters import stage_parameters
 from flagscale.planner.schedule import order, warm_ups
-from flagscale.planner.stage_layers import Layers, stage_layers
-from flagscale.planner.static_memory import engine_buffers, outside_memory, static_memory
 from flagscale.planner.training import Training
 
 STATIC, LIVE, TRANSIENT, ALLOCATOR, OUTSIDE = "static", "live", "transient", "allocator", "outside"

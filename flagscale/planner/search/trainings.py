@@ -12,14 +12,14 @@ from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.recompute import GRANULARITY, NUM_LAYERS, RecomputeSchedule, Setting
 from flagscale.frozen import asdict, dataclass, replace
 from flagscale.planner.chips import Chip
-from flagscale.planner.cluster import Cluster
-from flagscale.planner.memory import StageMemory
-from flagscale.planner.mesh_options import SEARCHED, Mode
-from flagscale.planner.step_time import StepTime
+from flagscale.planner.memory.stage_memory import StageMemory
+from flagscale.planner.search.cluster import Cluster
+from flagscale.planner.search.mesh_options import SEARCHED, Mode
+from flagscale.planner.time.step_time import StepTime
 from flagscale.planner.training import Block, Recompute, Training
 
 if TYPE_CHECKING:  # it imports numpy
-    from flagscale.planner.layer_split import Split
+    from flagscale.planner.search.layer_split import Split
 
 _DIVISOR = 128
 """The engine's default of `make_vocab_size_divisible_by`."""

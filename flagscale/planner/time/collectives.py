@@ -11,8 +11,8 @@ import math
 from flagscale.errors import Problem, UserError
 from flagscale.frozen import dataclass
 from flagscale.planner.chips import Chip, Link
-from flagscale.planner.constants import Constants
 from flagscale.planner.curves import Curves
+from flagscale.planner.time.constants import Constants
 
 _MOST_ON_A_HOST = 16
 """Devices. A link that connects more of them joins hosts."""

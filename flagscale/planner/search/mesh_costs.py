@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from flagscale.planner.cluster import Pool
+from flagscale.planner.search.cluster import Pool
 
 
 class MeshDegrees(NamedTuple):

@@ -7,9 +7,9 @@ from itertools import permutations
 from typing import NamedTuple
 
 from flagscale.frozen import dataclass
-from flagscale.planner.cluster import Cluster
-from flagscale.planner.mesh_costs import Costs, MeshDegrees
-from flagscale.planner.mesh_options import Mode, Option, divisors, options
+from flagscale.planner.search.cluster import Cluster
+from flagscale.planner.search.mesh_costs import Costs, MeshDegrees
+from flagscale.planner.search.mesh_options import Mode, Option, divisors, options
 
 
 @dataclass(frozen=True)

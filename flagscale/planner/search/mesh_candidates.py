@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flagscale.planner.layer_split import Part
-from flagscale.planner.mesh_options import Option
-from flagscale.planner.search_space import Setup, Space, orders
-from flagscale.planner.stage_grid import StageGrid
+from flagscale.planner.search.layer_split import Part
+from flagscale.planner.search.mesh_options import Option
+from flagscale.planner.search.space import Setup, Space, orders
+from flagscale.planner.search.stage_grid import StageGrid
 
 _AT_ONCE = 500_000
 """Combinations in memory at a time."""

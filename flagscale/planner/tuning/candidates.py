@@ -17,7 +17,7 @@ from flagscale.checks.megatron import rule_violations
 from flagscale.checks.recompute import LISTS, chunk_layers
 from flagscale.checks.worker import argument_violations
 from flagscale.errors import Problem, UserError, Violation
-from flagscale.planner.space import (
+from flagscale.planner.tuning.space import (
     AUTO,
     DEGREES,
     DIMENSIONS,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.frozen import dataclass, field
-from flagscale.planner import te_layer
+from flagscale.planner.memory import te_layer
 from flagscale.planner.training import Training
 
 

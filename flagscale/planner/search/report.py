@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from flagscale.errors import Problem
 from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.cluster import Cluster
-from flagscale.planner.constants import Constants
-from flagscale.planner.estimated_costs import EstimatedCosts
-from flagscale.planner.memory import memory
-from flagscale.planner.mesh_options import Mode
-from flagscale.planner.search_space import Counts, Space
-from flagscale.planner.searched_training import Rated, chip_of_stage, searched_training
+from flagscale.planner.memory.stage_memory import memory
+from flagscale.planner.search.cluster import Cluster
+from flagscale.planner.search.estimated_costs import EstimatedCosts
+from flagscale.planner.search.mesh_options import Mode
+from flagscale.planner.search.space import Counts, Space
+from flagscale.planner.search.trainings import Rated, chip_of_stage, searched_training
+from flagscale.planner.time.constants import Constants
 from flagscale.planner.training import Training
 
 if TYPE_CHECKING:  # it imports numpy
-    from flagscale.planner.layer_split import Split
+    from flagscale.planner.search.layer_split import Split
 
 _DOUBLINGS, _NARROW = 12, 1.02
 """How often the memory of all chips is doubled until a plan fits; how close its factor is found."""
@@ -28,7 +28,7 @@ def shortage(
     template: Training, space: Space, constants: Constants, calibration: Calibration, memory_factor: float
 ) -> Problem:
     """Return what is missing: how much more memory the plan needs that fits first if all chips have more."""
-    from flagscale.planner.mesh_search import search
+    from flagscale.planner.search.mesh_search import search
 
     def first(factor: float) -> tuple[Mode, Split] | None:
         costs = EstimatedCosts(template, space.cluster, constants, calibration, memory_factor / factor)

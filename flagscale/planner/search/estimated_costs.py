@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.cluster import Cluster, Pool
-from flagscale.planner.collectives import Network, network
-from flagscale.planner.constants import Constants
-from flagscale.planner.live_memory import NOTHING, chunk_memory
-from flagscale.planner.memory import RESERVE
-from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.memory.live import NOTHING, chunk_memory
+from flagscale.planner.memory.stage_layers import layer_setting, stage_layers
+from flagscale.planner.memory.stage_memory import RESERVE
+from flagscale.planner.memory.static import engine_buffers, outside_memory, static_memory
 from flagscale.planner.parameters import Parameters, stage_parameters
-from flagscale.planner.speeds import Speeds, speeds
-from flagscale.planner.stage_layers import layer_setting, stage_layers
-from flagscale.planner.stage_time import MeshTimes, StageTimes
-from flagscale.planner.static_memory import engine_buffers, outside_memory, static_memory
-from flagscale.planner.step_time import COPIES
+from flagscale.planner.search.cluster import Cluster, Pool
+from flagscale.planner.search.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.time.collectives import Network, network
+from flagscale.planner.time.constants import Constants
+from flagscale.planner.time.speeds import Speeds, speeds
+from flagscale.planner.time.stage_time import MeshTimes, StageTimes
+from flagscale.planner.time.step_time import COPIES
 from flagscale.planner.training import Block, Recompute, Training
 
 Figures = tuple[float, ...]

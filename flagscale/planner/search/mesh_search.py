@@ -15,10 +15,10 @@ from math import prod
 
 import numpy as np
 
-from flagscale.planner.layer_split import Part, Pipeline, Split, best_split
-from flagscale.planner.mesh_candidates import candidates, enumerated
-from flagscale.planner.mesh_options import Mode
-from flagscale.planner.search_space import Counts, Setup, Space, orders, setups
+from flagscale.planner.search.layer_split import Part, Pipeline, Split, best_split
+from flagscale.planner.search.mesh_candidates import candidates, enumerated
+from flagscale.planner.search.mesh_options import Mode
+from flagscale.planner.search.space import Counts, Setup, Space, orders, setups
 
 _COARSE, _FINE = 12, 32
 """Points of the grids of limits."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.recompute import Setting as FullRecompute
 from flagscale.frozen import dataclass
-from flagscale.planner.loss_memory import Loss, loss_memory
-from flagscale.planner.stage_layers import Layers
+from flagscale.planner.memory.loss import Loss, loss_memory
+from flagscale.planner.memory.stage_layers import Layers
 from flagscale.planner.training import Training
 
 NOTHING = FullRecompute(None, "uniform", 1)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from flagscale.planner.collectives import Network
-from flagscale.planner.division import Division
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.parameters import Weight, layer_parameters
-from flagscale.planner.seconds import Piece, Seconds
-from flagscale.planner.speeds import Speeds
+from flagscale.planner.time.collectives import Network
+from flagscale.planner.time.division import Division
+from flagscale.planner.time.seconds import Piece, Seconds
+from flagscale.planner.time.speeds import Speeds
 
 
 class Pieces:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flagscale.checks.hetero.keys import KEYS
-from flagscale.planner.mesh_options import SEARCHED
-from flagscale.planner.searched_training import Rated
+from flagscale.planner.search.mesh_options import SEARCHED
+from flagscale.planner.search.trainings import Rated
 
 _OURS = {*SEARCHED, *KEYS}
 _WIDTH = 110

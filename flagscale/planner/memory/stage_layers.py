@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.frozen import dataclass
-from flagscale.planner import te_layer
-from flagscale.planner.layer_kind import layer_kind, layer_sizes
-from flagscale.planner.layer_memory import kept_parts
+from flagscale.planner.memory import te_layer
+from flagscale.planner.memory.layer_kind import layer_kind, layer_sizes
+from flagscale.planner.memory.layer_memory import kept_parts
 from flagscale.planner.training import Training
 
 

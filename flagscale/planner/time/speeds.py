@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from flagscale.errors import Problem, UserError
 from flagscale.frozen import dataclass
 from flagscale.planner.chips import Chip
-from flagscale.planner.constants import Constants
 from flagscale.planner.curves import Curves
+from flagscale.planner.time.constants import Constants
 
 NARROW = {"fp8": 1.0, "fp4": 0.5}
 """Bytes per element of the precisions to which the inputs of large multiplications are cast."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from flagscale.frozen import dataclass, field
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.residuals import Residuals
-from flagscale.planner.space import (
+from flagscale.planner.tuning.residuals import Residuals
+from flagscale.planner.tuning.space import (
     DISTRIBUTED,
     GRANULARITY,
     LAYERS,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flagscale.frozen import dataclass
-from flagscale.planner.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.search.mesh_costs import LayerCosts, MeshDegrees
 
 Table = Any
 """An array of one row per stage and one column per number of layers."""

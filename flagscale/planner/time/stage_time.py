@@ -8,14 +8,14 @@ from functools import cached_property
 from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.recompute import Setting
 from flagscale.frozen import dataclass
-from flagscale.planner.collectives import Group, network
-from flagscale.planner.constants import Constants
-from flagscale.planner.division import Division
-from flagscale.planner.layer_time import LayerTime, summed
 from flagscale.planner.parameters import stage_parameters
-from flagscale.planner.pieces import Pieces
-from flagscale.planner.seconds import Seconds
-from flagscale.planner.speeds import speeds
+from flagscale.planner.time.collectives import Group, network
+from flagscale.planner.time.constants import Constants
+from flagscale.planner.time.division import Division
+from flagscale.planner.time.layer_time import LayerTime, summed
+from flagscale.planner.time.pieces import Pieces
+from flagscale.planner.time.seconds import Seconds
+from flagscale.planner.time.speeds import speeds
 from flagscale.planner.training import Training
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from flagscale.checks.context import context_violations
 from flagscale.checks.degrees import violations
 from flagscale.checks.experts import expert_violations
-from flagscale.planner.cluster import Pool
-from flagscale.planner.mesh_costs import Costs, LayerCosts, MeshDegrees
+from flagscale.planner.search.cluster import Pool
+from flagscale.planner.search.mesh_costs import Costs, LayerCosts, MeshDegrees
 from flagscale.planner.training import Training
 
 LEAST_TOKENS, MOST_TOKENS = 512, 32768

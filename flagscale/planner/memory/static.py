@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flagscale.checks.hetero.layout import Stage
-from flagscale.planner import te_layer
+from flagscale.planner.memory import te_layer
 from flagscale.planner.parameters import Parameters, Weight
 from flagscale.planner.training import Training
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flagscale.planner.mesh_options import Option
+from flagscale.planner.search.mesh_options import Option
 
 _NONE = -(10**6)
 """Layers of a stage that cannot hold any."""

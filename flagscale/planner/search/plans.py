@@ -19,26 +19,26 @@ from flagscale.checks.hetero.rules import mesh_values, mesh_violations
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.cluster import Cluster
-from flagscale.planner.constants import Constants
-from flagscale.planner.estimated_costs import EstimatedCosts
-from flagscale.planner.memory import StageMemory, memory
-from flagscale.planner.mesh_costs import MeshDegrees
-from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_degrees, modes, rule_values
-from flagscale.planner.search_report import considered, shortage
-from flagscale.planner.search_space import Counts, Space
-from flagscale.planner.searched_training import (
+from flagscale.planner.memory.stage_memory import StageMemory, memory
+from flagscale.planner.search.cluster import Cluster
+from flagscale.planner.search.estimated_costs import EstimatedCosts
+from flagscale.planner.search.mesh_costs import MeshDegrees
+from flagscale.planner.search.mesh_options import MOST_TOKENS, Mode, legal_degrees, modes, rule_values
+from flagscale.planner.search.report import considered, shortage
+from flagscale.planner.search.space import Counts, Space
+from flagscale.planner.search.trainings import (
     Rated,
     chip_of_stage,
     searched_arguments,
     searched_training,
     with_searched,
 )
-from flagscale.planner.step_time import DEFAULT, step_time
+from flagscale.planner.time.constants import Constants
+from flagscale.planner.time.step_time import DEFAULT, step_time
 from flagscale.planner.training import Training
 
 if TYPE_CHECKING:  # it imports numpy
-    from flagscale.planner.layer_split import Split
+    from flagscale.planner.search.layer_split import Split
 
 STAGES = 64
 """The most stages that are tried."""
@@ -90,7 +90,7 @@ def best_plans(
     Raises:
         UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
     """
-    from flagscale.planner.mesh_search import search
+    from flagscale.planner.search.mesh_search import search
 
     of = calibration or Calibration()
     space = searched_space(template, cluster, values, constants, of, memory_factor)
@@ -133,7 +133,7 @@ def _doubt(split: Split) -> float:
 
 def _moved(rated: Sequence[Rated], whole: Callable[[Mode, Split], Rated | None]) -> Iterator[Rated]:
     """Yield better plans by moving layers between stages, if the quick rating may have divided them badly."""
-    from flagscale.planner.layer_split import rated as quick
+    from flagscale.planner.search.layer_split import rated as quick
 
     for best in rated:
         if _doubt(best.split) < _DOUBTFUL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from flagscale.checks.hetero.layout import Stage
-from flagscale.planner.layer_memory import LayerKind
+from flagscale.planner.memory.layer_memory import LayerKind
 from flagscale.planner.training import Training
 
 
