@@ -22,11 +22,11 @@ BUILT_IN: Mapping[str, Mapping[str, str]] = {
         "test": "flagscale.actions:test",
         "dryrun": "flagscale.actions:dryrun",
         "check": "flagscale.actions:check",
-        "estimate": "flagscale.actions:estimate",
+        "estimate": "flagscale.estimates.action:estimate",
         "query": "flagscale.actions:query",
         "logs": "flagscale.actions:logs",
         "stop": "flagscale.actions:stop",
-        "auto_tune": "flagscale.actions:auto_tune",
+        "auto_tune": "flagscale.tuning.action:auto_tune",
     },
     "engines": {
         "megatron": "flagscale.engines.megatron.adapter:MEGATRON",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flagscale.formats import count, duration
@@ -71,8 +70,8 @@ def request_stop(files: TunerDir) -> bool:
     return True
 
 
-def newest_trial(files: TunerDir) -> Path | None:
-    """Return the run directory of the trial that runs, or that was running when its tuner died."""
+def newest_trial(files: TunerDir) -> int | None:
+    """Return the number of the trial that runs, or that was running when its tuner died."""
     trial = files.read_state().get("trial")
-    is_one = isinstance(trial, dict) and type(trial.get("number")) is int
-    return files.trial(trial["number"]).path if isinstance(trial, dict) and is_one else None
+    number = trial.get("number") if isinstance(trial, dict) else None
+    return number if type(number) is int else None

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flagscale.config.command import Request
@@ -21,6 +20,7 @@ from flagscale.run.state import ProcessId
 from flagscale.runners.base import runner_of
 from flagscale.tuning import history, report
 from flagscale.tuning.begin import Say, Tuning, begin
+from flagscale.tuning.command import newest_trial
 from flagscale.tuning.figures import Basis, bytes_text, label, seconds_text, sizes_of
 from flagscale.tuning.outcome import Outcome
 from flagscale.tuning.requests import trial_request, winner_request
@@ -87,17 +87,11 @@ def _intro(tuning: Tuning) -> str:
 
 def _end_interrupted(tuning: Tuning) -> None:
     """End the trial that was running when a tuner died here: exactly that one."""
-    trial = tuning.files.read_state().get("trial")
-    if isinstance(trial, dict) and type(trial.get("number")) is int:
-        folder = _share(tuning, tuning.files.trial(trial["number"]).path)
-        if end_trial(folder):
-            tuning.say(f"trial {trial['number']} was interrupted; it is ended and will be repeated")
-
-
-def _share(tuning: Tuning, folder: Path) -> Path:
-    """Return where this host's share of a run in a folder is."""
-    rules = runner_of(tuning.prepared.plan).rules
-    return rules.share(folder, tuning.prepared.experiment.runner.node_rank, os.environ).run_dir
+    if number := newest_trial(tuning.files):
+        rules, runner = runner_of(tuning.prepared.plan).rules, tuning.prepared.experiment.runner
+        folder = tuning.files.trial(number).path
+        if end_trial(rules.share(folder, runner.node_rank, os.environ).run_dir):
+            tuning.say(f"trial {number} was interrupted; it is ended and will be repeated")
 
 
 def _next(tuning: Tuning) -> Proposal:

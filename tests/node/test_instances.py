@@ -15,9 +15,9 @@ from urllib.error import HTTPError
 
 import pytest
 
-from flagscale.actions import _until_ready
 from flagscale.node import processes
 from flagscale.run.state import ServiceState
+from flagscale.start import until_ready
 from flagscale.status.model import status_json
 from flagscale.status.text import status_text
 from flagscale.status.watch import current_status
@@ -168,7 +168,7 @@ def test_a_start_is_rolled_back_if_an_instance_fails_before_all_are_ready(
     job = instances([], ["late:60"]).start()
     wait_for(lambda: phases(job)[1:2] == ["ready"], 20)
     kill(job, "chat.0")
-    assert _until_ready(job.plan) == 1
+    assert until_ready(job.plan) == 1
     said = capsys.readouterr().err
     assert "`chat.0` was killed by SIGKILL  log " in said
     assert "error: an instance ended before all of them were ready" in said

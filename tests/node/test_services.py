@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flagscale.actions import _until_ready
 from flagscale.node import processes
 from flagscale.node.devices import device_environment
 from flagscale.remote import launcher
 from flagscale.run.rundir import RunDir
 from flagscale.run.state import ServiceState
+from flagscale.start import until_ready
 from flagscale.status.model import JobStatus
 from flagscale.status.text import status_text
 from flagscale.status.watch import current_status, watch_services
@@ -245,7 +245,7 @@ def test_device_indices_refer_to_the_visible_devices_of_the_host(
 
 def test_a_start_waits_until_servers_answer(services: Programs, capsys: pytest.CaptureFixture[str]) -> None:
     job = services([]).start()
-    assert _until_ready(job.plan) == 0
+    assert until_ready(job.plan) == 0
     assert is_ready(job.plan)
     capsys.readouterr()
 
@@ -254,7 +254,7 @@ def test_a_start_that_takes_too_long_is_rolled_back(
     services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = services(["late:60"], ready_timeout=1.0).start()
-    assert _until_ready(job.plan) == 1
+    assert until_ready(job.plan) == 1
     assert "no answer within 1 s (experiment.runner.ready_timeout)" in capsys.readouterr().err
     assert job.is_gone()
 
@@ -263,6 +263,6 @@ def test_a_failed_start_is_reported_with_the_error_of_the_engine(
     services: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = services([], ["raise"]).start()
-    assert _until_ready(job.plan) == 1
+    assert until_ready(job.plan) == 1
     assert "`one.1` ended with exit code 1: ValueError: no such weights" in capsys.readouterr().err
     wait_for(job.is_gone)

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("remote",),
     ("runners",),
     ("status",),
+    ("start",),
     ("estimates",),
     ("tuning",),
     ("actions", "bundled", "sweep"),
