@@ -51,7 +51,7 @@ def main() -> None:
     folder: Path = given.folder.absolute()
     request = _request(given, folder)
     tuning = begin(request, prepare(request, "benchmark"), print)
-    layouts = [one.changes for one in tuning.basis.candidates]
+    layouts = [one.changes for one in tuning.prior.candidates]
     print(f"{len(layouts)} legal layouts on {given.ranks} ranks")
     if len(layouts) < _LEAST:
         raise SystemExit(f"error: fewer than {_LEAST} layouts; use more ranks")
@@ -168,7 +168,7 @@ def _order(given: argparse.Namespace, layouts: int, chosen: int, rows: Path) -> 
 
 
 def _measure(tuning: Tuning, iterations: int, folder: Path, number: int, index: int, rows: Path) -> None:
-    candidate = tuning.basis.candidates[index]
+    candidate = tuning.prior.candidates[index]
     run_dir = folder / "measured" / f"round_{number}_layout_{index}"
     request = trial_request(tuning.request, candidate.changes, run_dir, iterations, tuning.batch)
     outcome = run_trial(request, _LIMIT, lambda: False, print)
@@ -198,7 +198,7 @@ def _report(tuning: Tuning, chosen: int, trials: int, measured: Mapping[int, Map
     odd, even = ([number for number in measured if number % 2 == rest] for rest in (1, 0))
     means = _means(measured, odd)
     best = min(means, key=means.__getitem__)
-    layouts = [label(one.changes, tuning.space) for one in tuning.basis.candidates]
+    layouts = [label(one.changes, tuning.space) for one in tuning.prior.candidates]
     ratios = [log(measured[number][chosen] / measured[number][best]) for number in even or odd]
     draws = random.Random(0)
     drawn = sorted(fmean(draws.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))

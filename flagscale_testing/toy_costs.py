@@ -39,10 +39,10 @@ class ToyCosts:
         seconds = flop / (rate * tp) * (1.1 if modules else 1) + messages + once / micro_batches + 2e-4
         return LayerCosts(
             seconds=seconds,
-            again=0.0 if modules else seconds / 3,
+            recompute=0.0 if modules else seconds / 3,
             static=parameters / tp * each,
             kept=kept,
-            kept_again=kept if modules else again,
+            kept_recomputed=kept if modules else again,
             fixed=1e9,
             hand_over=2 * act / tp / chip.outside.bytes_s,
             first_seconds=1e-5,

@@ -69,18 +69,15 @@ class Parameters:
 
 def stage_parameters(training: Training, stage: Stage) -> Parameters:
     """Return the weights of each rank of a stage, of all its model chunks."""
-    stages, model = training.layout.stages, training.model
-    chunks = len(stage.chunks)
-    last = len(stages) * chunks - 1
-    heads = last if training.prediction_chunk is None else training.prediction_chunk
+    model, last = training.model, training.last_position
     found: list[Weight] = []
-    for chunk in range(chunks):
-        number = chunk * len(stages) + stage.index
+    for chunk in range(len(stage.chunks)):
+        number = training.position(stage, chunk)
         layers = training.chunk_layers(stage, chunk)
         for is_moe in (False, True):
             if count := sum(model.experts_in[layer] is is_moe for layer in layers):
                 found += _layers(training, stage, is_moe, count)
-        has_heads = bool(model.prediction_heads) and number == heads
+        has_heads = bool(model.prediction_heads) and number == training.heads_position
         # Beside heads, the last norm is behind the last layer, wherever the loss is.
         has_norm = model.layers - 1 in layers if model.prediction_heads else number == last
         if number == 0 or has_heads:

@@ -107,6 +107,25 @@ class Training:
         """Micro-batches of each copy of the model per step."""
         return self.batch // (self.layout.meshes[0].dp * self.blocks[0].micro_batch)
 
+    def position(self, stage: Stage, chunk: int) -> int:
+        """Return the number of a model chunk of a stage in the order of layers."""
+        return chunk * len(self.layout.stages) + stage.index
+
+    @property
+    def last_position(self) -> int:
+        """The number of the model chunk with the last norm, the output layer and the loss."""
+        return len(self.layout.stages) * self.layout.chunks - 1
+
+    @property
+    def heads_position(self) -> int:
+        """The number of the model chunk that has the prediction heads, if there are any."""
+        return self.last_position if self.prediction_chunk is None else self.prediction_chunk
+
+    def copies(self, stage: Stage) -> tuple[int, int]:
+        """Return over how many ranks the gradients of dense weights, and those of experts, are reduced."""
+        experts = self.blocks[stage.mesh].expert_tp * self.layout.meshes[stage.mesh].ep
+        return stage.cp * stage.dp, max(1, len(stage.ranks) // experts)
+
     def chunk_layers(self, stage: Stage, chunk: int) -> range:
         """Return the numbers, in the order of the model, of the layers of one chunk of a stage."""
         stages = self.layout.stages

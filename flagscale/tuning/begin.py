@@ -19,8 +19,8 @@ from flagscale.planner.tuning.propose import Known
 from flagscale.planner.tuning.space import Space, read_space
 from flagscale.run.tuner_dir import TunerDir
 from flagscale.tuning import history
-from flagscale.tuning.basis import basis_of
-from flagscale.tuning.figures import Basis, learnt
+from flagscale.tuning.figures import Prior, learnt
+from flagscale.tuning.prior import prior_of
 from flagscale.tuning.requests import smallest_request, step_batch, trial_request
 
 Say = Callable[[str], None]
@@ -33,7 +33,7 @@ class Tuning:
     request: Request
     prepared: Prepared
     space: Space
-    basis: Basis
+    prior: Prior
     batch: int
     conditions: history.Conditions
     files: TunerDir
@@ -48,7 +48,7 @@ class Tuning:
 
     @property
     def known(self) -> Known:
-        return learnt(self.entries, self.basis)
+        return learnt(self.entries, self.prior)
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
     space = read_space(keys.space, values, job.world_size, per_host, machine_of(job.hosts), places)
     found = candidates(space)
     chip = load_command_keys(request.config).chip
-    basis = basis_of(prepared, space, found, chip, request.source_map)
+    prior = prior_of(prepared, space, found, chip, request.source_map)
     files = TunerDir.of(prepared.experiment.exp_dir)
     # Mistakes that each trial would have are reported before the first one.
     iterations = keys.control.train_iters
@@ -95,7 +95,7 @@ def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
         request=request,
         prepared=prepared,
         space=space,
-        basis=basis,
+        prior=prior,
         batch=batch,
         conditions=conditions_of(trial, found[0]),
         files=files,

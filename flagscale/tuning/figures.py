@@ -27,11 +27,11 @@ from flagscale.planner.tuning.space import (
 from flagscale.tuning.outcome import noise_of
 
 UNRELIABLE = 0.7
-"""The error of estimates of a machine of which little is known; see `Basis.error`."""
+"""The error of estimates of a machine of which little is known; see `Prior.error`."""
 
 
 @dataclass(frozen=True)
-class Basis:
+class Prior:
     """The candidates of a job, with what is expected of them before any trial."""
 
     candidates: tuple[Candidate, ...]
@@ -88,16 +88,16 @@ def features_of(changes: Changes, space: Space, *, is_estimated: bool) -> tuple[
     return (*map(log2, sizes), *(float(bool(one)) for one in switches))
 
 
-def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
+def learnt(entries: Sequence[Mapping[str, Any]], prior: Prior) -> Known:
     """Return the constants refitted to all trials that were measured, and the errors that remain."""
-    expected = {key_of(one.changes): one for one in basis.candidates}
+    expected = {key_of(one.changes): one for one in prior.candidates}
     tried = [
         (one, entry)
         for entry in entries
         if entry["state"] == "measured" and (one := expected.get(key_of(entry["changes"])))
     ]
     if not tried:
-        return Known(capacity=basis.capacity)
+        return Known(capacity=prior.capacity)
     times = [(one.seconds, float(entry["seconds"])) for one, entry in tried]
     memories = [
         (one.reported_bytes, float(entry["mem_bytes"]))
@@ -108,10 +108,10 @@ def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
     unit = median(measured / expected for expected, measured in times)
     fit = fitted([(unit * expected, measured) for expected, measured in times], memories)
     calibration = replace(fit, scale=unit * fit.scale)
-    low, high = basis.factors
+    low, high = prior.factors
     ratios = [log(measured / expected) for expected, measured in times]
     beyond = max(0.0, log(low) - min(ratios), max(ratios) - log(high))
-    error = max(basis.error, UNRELIABLE, beyond) if beyond else basis.error
+    error = max(prior.error, UNRELIABLE, beyond) if beyond else prior.error
     rows = [
         (
             one.features,
@@ -121,7 +121,7 @@ def learnt(entries: Sequence[Mapping[str, Any]], basis: Basis) -> Known:
         )
         for one, entry in tried
     ]
-    return Known(calibration, residuals(rows, len(rows[0][0]), error), basis.capacity)
+    return Known(calibration, residuals(rows, len(rows[0][0]), error), prior.capacity)
 
 
 def seconds_text(seconds: float | None) -> str:

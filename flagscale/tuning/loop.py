@@ -21,7 +21,7 @@ from flagscale.runners.base import runner_of
 from flagscale.tuning import history, report
 from flagscale.tuning.begin import Say, Tuning, begin
 from flagscale.tuning.command import newest_trial
-from flagscale.tuning.figures import Basis, bytes_text, label, seconds_text, sizes_of
+from flagscale.tuning.figures import Prior, bytes_text, label, seconds_text, sizes_of
 from flagscale.tuning.outcome import Outcome
 from flagscale.tuning.requests import trial_request, winner_request
 from flagscale.tuning.trial import StopRequested, end_trial, run_trial
@@ -57,7 +57,7 @@ def _tune(tuning: Tuning) -> Result:
     used, notice = history.counted(files.entries(), tuning.conditions)
     tuning.entries += used
     say(_intro(tuning))
-    for line in filter(None, (*tuning.basis.notices, notice)):
+    for line in filter(None, (*tuning.prior.notices, notice)):
         say(f"note: {line}")
     if used:
         say(f"continues after {count(len(used), 'trial')} of an earlier command")
@@ -80,7 +80,7 @@ def _tune(tuning: Tuning) -> Result:
 def _intro(tuning: Tuning) -> str:
     several = {name: one for name, one in tuning.space.choices.items() if len(one) > 1}
     return (
-        f"{tuning.prepared.plan.name}: {len(tuning.basis.candidates)} legal candidates in "
+        f"{tuning.prepared.plan.name}: {len(tuning.prior.candidates)} legal candidates in "
         f"{len(several)} dimensions, {tuning.space.world_size} ranks; trials in {tuning.files.path}"
     )
 
@@ -103,14 +103,14 @@ def _next(tuning: Tuning) -> Proposal:
         tries_all=algo.name == "grid",
         priority=algo.priority,
     )
-    return propose(tuning.basis.candidates, history.tried_of(tuning.entries), tuning.known, limits)
+    return propose(tuning.prior.candidates, history.tried_of(tuning.entries), tuning.known, limits)
 
 
 def _try(tuning: Tuning, proposal: Proposal) -> None:
     candidate, known = proposal.candidate, tuning.known
     assert candidate is not None
     number, changes = tuning.files.next_number(), candidate.changes
-    estimate = _estimate(candidate, known, tuning.basis)
+    estimate = _estimate(candidate, known, tuning.prior)
     text = label(changes, tuning.space)
     trial = {"number": number, "changes": dict(changes), "label": text, "started": time.time(), **estimate}
     _record(tuning, "tuning", "", trial)
@@ -136,9 +136,9 @@ def _try(tuning: Tuning, proposal: Proposal) -> None:
     _record(tuning, "tuning", "")
 
 
-def _estimate(candidate: Candidate, known: Known, basis: Basis) -> dict[str, float]:
+def _estimate(candidate: Candidate, known: Known, prior: Prior) -> dict[str, float]:
     """Return what is expected of a trial; nothing if what is known only ranks."""
-    if basis.is_nominal and not known.calibration:
+    if prior.is_nominal and not known.calibration:
         return {}
     reported = known.calibration.memory_bytes if known.calibration else 0.0
     memory = {"bytes": candidate.reported_bytes + reported} if candidate.reported_bytes else {}
@@ -173,7 +173,7 @@ def _record(tuning: Tuning, phase: str, reason: str, trial: Mapping[str, Any] | 
             "process": asdict(ProcessId.of(os.getpid())),
             "machine": asdict(this_machine()),
             "started": tuning.started,
-            "candidates": len(tuning.basis.candidates),
+            "candidates": len(tuning.prior.candidates),
             "trials": len(tuning.entries),
             "trial": dict(trial) if trial else None,
             "best": {**best, "label": label(best["changes"], tuning.space)} if best else None,
@@ -183,7 +183,7 @@ def _record(tuning: Tuning, phase: str, reason: str, trial: Mapping[str, Any] | 
 
 def _finish(tuning: Tuning, reason: str) -> Result:
     files, best = tuning.files, tuning.best
-    text = report.summary(tuning.entries, tuning.space, len(tuning.basis.candidates), reason)
+    text = report.summary(tuning.entries, tuning.space, len(tuning.prior.candidates), reason)
     tuning.say(text)
     write_atomic(files.picture, report.picture(tuning.entries, tuning.space))
     write_atomic(files.report, report.page(text, files.picture.name))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flagscale.planner.memory.te_layer import Setting, layer_parts
+from flagscale.planner.memory.te_layer import layer_parts
 from flagscale.planner.model_shape import ModelShape
+from flagscale.planner.sharding import Sharding
 from flagscale_testing.layer_memory.cases import Case
 
 
@@ -34,14 +35,14 @@ def te_parts(case: Case) -> Mapping[str, float]:
         gated=True,
         qk_norm=is_latent,
     )
-    tp, cp = case.degree("tensor_model"), case.degree("context")
-    setting = Setting(
-        tokens=sizes["seq_length"] * sizes["micro_batch_size"] / cp,
+    tp = case.degree("tensor_model")
+    sharding = Sharding(
         sequence=sizes["seq_length"],
+        micro_batch=sizes["micro_batch_size"],
         tp=tp,
         ep=case.degree("expert_model"),
         expert_tp=sizes.get("expert_tensor_parallel_size", tp),
-        cp=cp,
+        cp=case.degree("context"),
         sequence_parallel=case.sequence_parallel,
     )
-    return layer_parts(model, setting, is_moe, case.recompute)
+    return layer_parts(model, sharding, is_moe, case.recompute)

@@ -65,7 +65,7 @@ def test_the_search_finds_the_optimum_of_more_clusters(seed: int) -> None:
 @pytest.mark.parametrize("room", [30.0, 60.0, 1e9])
 def test_the_best_split_is_the_best_of_all(room: float, chunks: int) -> None:
     fast = LayerCosts(1.0, 0.4, 3.0, 1.5, 0.2, 1.0, 0.1, 0.5, 4.0, 2.0, 5.0, room)
-    slow = fast._replace(seconds=1.7, again=0.6, kept=2.5)
+    slow = fast._replace(seconds=1.7, recompute=0.6, kept=2.5)
     one = MeshDegrees(1, 1, 1, 1, 1, 1)
     parts = (Part(0, one, fast, 2), Part(1, one, slow, 2))
     pipeline = Pipeline(parts, 8, (0.2,), chunks)

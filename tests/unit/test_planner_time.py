@@ -12,9 +12,9 @@ from flagscale.checks.recompute import GRANULARITY, RecomputeSchedule, Setting
 from flagscale.errors import UserError
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.chips import Chip, Link, chip_of, find_chip
+from flagscale.planner.sharding import Sharding
 from flagscale.planner.time.collectives import Group, network
 from flagscale.planner.time.constants import constants, constants_table
-from flagscale.planner.time.division import Division
 from flagscale.planner.time.flops import model_flops
 from flagscale.planner.time.layer_time import layer_time
 from flagscale.planner.time.speeds import speeds
@@ -187,15 +187,15 @@ def test_model_flops_are_those_of_the_published_formula() -> None:
 def test_one_layer_needs_no_training() -> None:
     chip = find_chip("H100")
     of = speeds(chip, "bfloat16", DEFAULT), network(chip, 8, DEFAULT)
-    one, half = (layer_time(shape(), False, Division(4096, 1, tp=tp), *of) for tp in (1, 2))
+    one, half = (layer_time(shape(), False, Sharding(4096, 1, tp=tp), *of) for tp in (1, 2))
     flop = 2 * 4096 * (4096 * 128 * 80 + 3 * 4096 * 14336)
     assert flop / 989e12 < one.forward.compute < 3 * flop / 989e12
     assert 1.7 * one.forward.compute < one.backward.compute < 2.5 * one.forward.compute
     assert 0.5 < half.forward.compute / one.forward.compute < 0.7
     assert one.forward.communication == 0 < half.forward.communication
-    attention = one.again(["core_attn"]).compute
-    assert 0 < attention < one.again(["core_attn", "mlp"]).compute < one.forward.compute
-    assert one.again(["moe_act"]).compute == 0
+    attention = one.recomputed(["core_attn"]).compute
+    assert 0 < attention < one.recomputed(["core_attn", "mlp"]).compute < one.forward.compute
+    assert one.recomputed(["moe_act"]).compute == 0
 
 
 def test_groups_are_placed_by_the_order_of_ranks() -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from flagscale.planner.memory.live import NOTHING, chunk_memory
-from flagscale.planner.memory.stage_layers import layer_setting, stage_layers
+from flagscale.planner.memory.stage_layers import stage_layers
 from flagscale.planner.memory.static import engine_buffers
 from flagscale.planner.parameters import stage_parameters
+from flagscale.planner.sharding import sharding_of
 from flagscale_testing.layer_memory.kept import kept
 from flagscale_testing.one_rank import creating_on, one_rank
 from megatron.flagscale.layers.norm import Norm
@@ -69,7 +70,7 @@ def test_what_the_loss_keeps(implementation: str, sequence_parallel: bool) -> No
         rows = TOKENS // 2 if sequence_parallel else TOKENS
         make = lambda: torch.zeros(rows, 1, HIDDEN, dtype=torch.bfloat16).requires_grad_()  # noqa: E731
         measured = sum(one.nbytes for one in kept(lambda: head(make(), labels), head))
-    buffers = dict(engine_buffers(job, stage, stage_parameters(job, stage), layer_setting(job, stage)))
+    buffers = dict(engine_buffers(job, stage, stage_parameters(job, stage), sharding_of(job, stage.mesh)))
     expected = estimate["last norm"] + estimate["logits"]
     expected += buffers.get("gathered input of the output layer", 0)
     # Besides, the index of each label, and a mark if it is another rank's, or two figures in float.

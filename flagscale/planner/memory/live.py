@@ -34,7 +34,7 @@ def full_recompute(training: Training, stage: Stage, chunk: int, micro_batch: in
     """Return which whole layers of a chunk are computed again for a micro-batch of a step."""
     recompute = training.recompute
     if recompute.schedule is not None:
-        return recompute.schedule.resolve(chunk * len(training.layout.stages) + stage.index, micro_batch)
+        return recompute.schedule.resolve(training.position(stage, chunk), micro_batch)
     return recompute.full or NOTHING
 
 
@@ -42,19 +42,17 @@ def chunk_memory(
     training: Training, stage: Stage, layers: Layers, number: int, full: FullRecompute
 ) -> LiveMemory:
     """Return the memory of one chunk of a stage, of which `full` says what is computed again."""
-    model, setting, pp = training.model, layers.setting, len(training.layout.stages)
-    position, last = number * pp + stage.index, len(stage.chunks) * pp - 1
+    model, sharding, position = training.model, layers.sharding, training.position(stage, number)
     own = [model.experts_in[layer] for layer in training.chunk_layers(stage, number)]
     kept, again = _layers_kept(model.hidden, layers, own, full)
     if position == 0 and model.dropout:
-        kept["embedding"] = setting.rows * model.hidden
-    heads = last if training.prediction_chunk is None else training.prediction_chunk
-    has_heads = bool(model.prediction_heads) and position == heads
+        kept["embedding"] = sharding.own_tokens * model.hidden
+    has_heads = bool(model.prediction_heads) and position == training.heads_position
     if has_heads:
         # The inputs of both norms, their outputs as one tensor, the input and output of the last norm.
         head = layers.kept[model.experts_in[-1]] + 6 * layers.stream * model.hidden
         kept["prediction heads"] = model.prediction_heads * head
-    loss = loss_memory(training, stage, setting) if position == last else Loss()
+    loss = loss_memory(training, stage, sharding) if position == training.last_position else Loss()
     kept |= loss.kept
     # The layers' turn comes before the loss keeps anything, and again when that is gone.
     of_loss = sum(loss.kept.values())
@@ -63,8 +61,8 @@ def chunk_memory(
     if own and own[-1]:
         # While experts combine, variables hold four tensors of all tokens: before and after the exchange,
         # there and back (Megatron-core 0.19.2, transformer/moe/moe_layer.py, `custom_forward`).
-        tokens = 4 * setting.routed * model.topk + 2 * setting.rows
-        dispatch = tokens * model.hidden * setting.width
+        tokens = 4 * sharding.routed * model.topk + 2 * sharding.own_tokens
+        dispatch = tokens * model.hidden * sharding.width
     # The gradients of the embedding's rows form a whole matrix.
     matrix = training.padded_vocabulary / stage.tp * model.hidden * training.numerics.parameter_bytes
     return LiveMemory(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.frozen import dataclass, field
-from flagscale.planner.memory import te_layer
+from flagscale.planner.sharding import Sharding
 from flagscale.planner.training import Training
 
 
@@ -22,7 +22,7 @@ class Loss:
     """At the worst moment of the backward pass, beside what is kept."""
 
 
-def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> Loss:
+def loss_memory(training: Training, stage: Stage, sharding: Sharding) -> Loss:
     """Return the memory of everything behind the last layer.
 
     The engine's loss copies the logits to float, and keeps this copy as probabilities, which become their own
@@ -32,21 +32,21 @@ def loss_memory(training: Training, stage: Stage, setting: te_layer.Setting) -> 
     Ours, with the `torch` layers, keeps the logits until it has written the gradients. Each prediction head
     has a loss of its own.
     """
-    model, width = training.model, setting.width
-    logits = setting.tokens * training.padded_vocabulary / stage.tp
-    stream, rows = setting.tokens * model.hidden * width, setting.rows * model.hidden * width
+    model, width = training.model, sharding.width
+    logits = sharding.tokens * training.padded_vocabulary / stage.tp
+    stream, rows = sharding.tokens * model.hidden * width, sharding.own_tokens * model.hidden * width
     is_ours = training.implementation == "torch" and not training.fused_loss
     kept = logits * (width if is_ours or training.loss_in_place else 4)
     # The gradients of the logits, if they are not in the place of what is kept.
     copy = 0.0 if training.loss_in_place or (width == 4 and not is_ours) else logits * width
     more = 0.0 if is_ours or training.loss_in_place else logits * 4 * training.fused_loss + copy
     # The gradients of the output layer's input, whole, then reduced and scattered, and of its weights.
-    behind = stream + rows * setting.sequence_parallel
+    behind = stream + rows * sharding.sequence_parallel
     if not training.fused_gradients:
         behind += training.padded_vocabulary / stage.tp * model.hidden * width
     return Loss(
         kept={
-            "last norm": 2 * rows + setting.rows * (8 if model.norm_bias else 4),
+            "last norm": 2 * rows + sharding.own_tokens * (8 if model.norm_bias else 4),
             "logits": (1 + model.prediction_heads) * kept,
         },
         forward=more,

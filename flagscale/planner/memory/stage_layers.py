@@ -9,6 +9,7 @@ from flagscale.frozen import dataclass
 from flagscale.planner.memory import te_layer
 from flagscale.planner.memory.layer_kind import layer_kind, layer_sizes
 from flagscale.planner.memory.layer_memory import kept_parts
+from flagscale.planner.sharding import Sharding, sharding_of
 from flagscale.planner.training import Training
 
 
@@ -19,7 +20,7 @@ class Layers:
     Figures are bytes.
     """
 
-    setting: te_layer.Setting
+    sharding: Sharding
     whole: Mapping[bool, float]
     """Kept if nothing is computed again."""
     kept: Mapping[bool, float]
@@ -30,7 +31,7 @@ class Layers:
     @property
     def stream(self) -> float:
         """The bytes of a layer's input per element of its width."""
-        return self.setting.rows * self.setting.width
+        return self.sharding.own_tokens * self.sharding.width
 
 
 def stage_layers(training: Training, stage: Stage) -> Layers:
@@ -39,33 +40,12 @@ def stage_layers(training: Training, stage: Stage) -> Layers:
     Raises:
         UserError: the table of kept bytes does not have such layers.
     """
-    setting, kinds = layer_setting(training, stage), {*training.model.experts_in}
+    sharding, kinds = sharding_of(training, stage.mesh), {*training.model.experts_in}
     modules = training.recompute.modules
     whole = {is_moe: sum(layer_kept(training, stage, is_moe).values()) for is_moe in kinds}
     kept = {is_moe: sum(layer_kept(training, stage, is_moe, modules).values()) for is_moe in kinds}
-    backward = {is_moe: max(_moments(training, setting, is_moe)) for is_moe in kinds}
-    return Layers(setting, whole, kept if modules else whole, backward)
-
-
-def layer_setting(training: Training, stage: Stage) -> te_layer.Setting:
-    """Return what decides the sizes of tensors of a stage's layers."""
-    block, compute = training.blocks[stage.mesh], training.numerics.compute
-    width = 4 if compute == "float32" else 2
-    return te_layer.Setting(
-        tokens=training.sequence * block.micro_batch / stage.cp,
-        sequence=training.sequence,
-        tp=stage.tp,
-        ep=training.layout.meshes[stage.mesh].ep,
-        expert_tp=block.expert_tp,
-        cp=stage.cp,
-        sequence_parallel=block.sequence_parallel,
-        width=width,
-        narrow=1 if compute in ("fp8", "fp4") else width,
-        exchange=training.exchange,
-        stores_scores=training.stores_scores or training.implementation == "local",
-        fused_activation=training.fused_activation,
-        capacity=training.capacity or 1.0,
-    )
+    backward = {is_moe: max(_moments(training, sharding, is_moe)) for is_moe in kinds}
+    return Layers(sharding, whole, kept if modules else whole, backward)
 
 
 def layer_kept(
@@ -76,30 +56,30 @@ def layer_kept(
     is_like_te = training.fused_softmax or training.numerics.compute == "float32"
     if training.implementation == "transformer_engine" or (training.implementation == "local" and is_like_te):
         # Local layers keep the same, unless they compute the softmax of half-precision scores in float.
-        return te_layer.layer_parts(model, layer_setting(training, stage), is_moe, recompute)
+        return te_layer.layer_parts(model, sharding_of(training, stage.mesh), is_moe, recompute)
     kind = layer_kind(training, is_moe, stage, recompute)
     parts = kept_parts(kind, layer_sizes(training, stage))
     return {part.module: part.nbytes for part in parts}
 
 
-def _moments(training: Training, setting: te_layer.Setting, is_moe: bool) -> Iterator[float]:
+def _moments(training: Training, sharding: Sharding, is_moe: bool) -> Iterator[float]:
     """Yield the bytes that several moments of a layer's backward pass need beside what the layer keeps."""
     model = training.model
-    width, tokens = setting.width, setting.tokens
+    width, tokens = sharding.width, sharding.tokens
     # The gradient of the layer's output, also that of the sum that goes around the MLP.
-    stream = setting.rows * model.hidden * width
-    gathered = tokens * model.hidden * width if setting.sequence_parallel else 0
+    stream = sharding.own_tokens * model.hidden * width
+    gathered = tokens * model.hidden * width if sharding.sequence_parallel else 0
     up = 2 if model.gated else 1
     # Weight gradients are tensors of their own unless their product adds to the buffer of gradients.
     weights = 0.0 if training.fused_gradients else up * model.hidden * width
     if is_moe:
-        tokens, inner = setting.routed * model.topk, model.expert_ffn / setting.expert_tp
-        weights *= inner * model.experts / setting.ep
+        tokens, inner = sharding.routed * model.topk, model.expert_ffn / sharding.expert_tp
+        weights *= inner * model.experts / sharding.ep
         # Gradients of the experts' outputs before and after they are sorted.
         yield stream + 2 * tokens * model.hidden * width
         gathered = 0.0
     else:
-        inner = model.ffn / setting.tp
+        inner = model.ffn / sharding.tp
         weights *= inner
     product, hidden = tokens * inner * width, tokens * model.hidden * width
     # What the second product of the MLP takes is kept, or computed again (gated, in `torch`); its gradient.
@@ -109,7 +89,7 @@ def _moments(training: Training, setting: te_layer.Setting, is_moe: bool) -> Ite
     yield stream + again + up * product
     # Then, the gradients of the first product's weights and input; what the activation took is gone too.
     yield stream + gathered + again + hidden - product + weights
-    if setting.stores_scores:
+    if sharding.stores_scores:
         # Gradients of attention's weights, before and after dropout; the scores' replace them.
-        pairs = setting.tokens * setting.sequence * model.heads / setting.tp
+        pairs = sharding.tokens * sharding.sequence * model.heads / sharding.tp
         yield stream + (2 if model.attention_dropout else 1) * pairs * width

@@ -94,13 +94,13 @@ def _stage_memory(training: Training, stage: Stage, layers: Layers) -> StageMemo
     peak = _peak(training, stage, layers)
     static = [
         *static_memory(training, stage, parameters),
-        *engine_buffers(training, stage, parameters, layers.setting),
+        *engine_buffers(training, stage, parameters, layers.sharding),
     ]
     terms = [Term(name, nbytes, STATIC) for name, nbytes in static]
     terms += (Term(name, nbytes, LIVE) for name, nbytes in peak.kept.items())
     terms.append(Term(peak.name, peak.passing, TRANSIENT))
     terms.append(Term("fragmentation", RESERVE * sum(term.nbytes for term in terms), ALLOCATOR))
-    outside = outside_memory(training, stage, layers.setting)
+    outside = outside_memory(training, stage, layers.sharding)
     terms += (Term(name, nbytes, OUTSIDE) for name, nbytes in outside)
     return StageMemory(stage.index, tuple(term for term in terms if term.nbytes))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flagscale.checks.hetero.layout import Stage
-from flagscale.planner.memory import te_layer
 from flagscale.planner.parameters import Parameters, Weight
+from flagscale.planner.sharding import Sharding
 from flagscale.planner.training import Training
 
 WORKSPACE = 2**25
@@ -27,9 +27,7 @@ def static_memory(training: Training, stage: Stage, parameters: Parameters) -> I
     yield "gradients", parameters.total * numerics.gradient_bytes
     states: float = parameters.total
     if numerics.distributed:
-        copies, expert_copies = (
-            max(1, copies // numerics.instances) for copies in copies_of(training, stage)
-        )
+        copies, expert_copies = (max(1, size // numerics.instances) for size in training.copies(stage))
         states = parameters.dense / copies + parameters.expert / expert_copies
     yield "optimizer", states * numerics.state_bytes
     if numerics.compute in ("fp8", "fp4") and numerics.parameter_bytes > 1:
@@ -39,15 +37,8 @@ def static_memory(training: Training, stage: Stage, parameters: Parameters) -> I
         yield f"parameters in {numerics.compute}", linear * (2 if numerics.compute == "fp8" else 1)
 
 
-def copies_of(training: Training, stage: Stage) -> tuple[int, int]:
-    """Return over how many ranks the gradients of dense weights, and those of experts, are reduced."""
-    mesh, block = training.layout.meshes[stage.mesh], training.blocks[stage.mesh]
-    ranks = stage.tp * stage.cp * stage.dp
-    return stage.cp * stage.dp, max(1, ranks // (block.expert_tp * mesh.ep))
-
-
 def engine_buffers(
-    training: Training, stage: Stage, parameters: Parameters, setting: te_layer.Setting
+    training: Training, stage: Stage, parameters: Parameters, sharding: Sharding
 ) -> Iterator[tuple[str, float]]:
     """Yield what the engine allocates once and does not free."""
     is_te = training.implementation == "transformer_engine"
@@ -59,22 +50,20 @@ def engine_buffers(
     yield "workspaces of multiplications", 2 * of_torch + (is_te + 4 * groups) * own
     if training.implementation == "local":
         # The scores of attention are computed in a buffer of the engine's own.
-        pairs = setting.tokens * setting.sequence * training.model.heads / setting.tp
-        yield "buffer of attention's scores", pairs * setting.width
+        pairs = sharding.tokens * sharding.sequence * training.model.heads / sharding.tp
+        yield "buffer of attention's scores", pairs * sharding.width
     if is_te and training.fused_gradients:
         # Products that add to the gradient buffer return a tensor that nobody reads, one for each shape
         # (transformer_engine/pytorch/module/base.py, `get_dummy_wgrad`).
         shapes = {weight.shape for weight in parameters.weights if _is_product(weight)}
         width = training.numerics.parameter_bytes
         yield "placeholders of weight gradients", sum(rows * columns for rows, columns in shapes) * width
-    if setting.sequence_parallel and stage.index == len(training.layout.stages) - 1:
+    if sharding.sequence_parallel and stage.index == len(training.layout.stages) - 1:
         # The output layer gathers its input into a buffer of its own.
-        yield "gathered input of the output layer", setting.tokens * training.model.hidden * setting.width
+        yield "gathered input of the output layer", sharding.tokens * training.model.hidden * sharding.width
 
 
-def outside_memory(
-    training: Training, stage: Stage, setting: te_layer.Setting
-) -> Iterator[tuple[str, float]]:
+def outside_memory(training: Training, stage: Stage, sharding: Sharding) -> Iterator[tuple[str, float]]:
     """Yield what the driver and the communication library hold on the device."""
     yield "context of the driver", CONTEXT
     experts = training.layout.meshes[stage.mesh].ep * training.blocks[stage.mesh].expert_tp
@@ -90,7 +79,7 @@ def outside_memory(
     groups = sum(size > 1 for size in sizes)
     if training.overlap_tensor and stage.tp > 1:
         # One for each product and direction whose communication overlaps (`initialize_ub`).
-        yield "buffers of overlapped products", 10 * setting.tokens * training.model.hidden * setting.width
+        yield "buffers of overlapped products", 10 * sharding.tokens * training.model.hidden * sharding.width
     yield "communicators", CHANNEL * min(max(channels, least), most) * groups
 
 

@@ -8,12 +8,13 @@ from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.memory.live import NOTHING, chunk_memory
-from flagscale.planner.memory.stage_layers import layer_setting, stage_layers
+from flagscale.planner.memory.stage_layers import stage_layers
 from flagscale.planner.memory.stage_memory import RESERVE
 from flagscale.planner.memory.static import engine_buffers, outside_memory, static_memory
 from flagscale.planner.parameters import Parameters, stage_parameters
 from flagscale.planner.search.cluster import Cluster, Pool
 from flagscale.planner.search.mesh_costs import LayerCosts, MeshDegrees
+from flagscale.planner.sharding import sharding_of
 from flagscale.planner.time.collectives import Network, network
 from flagscale.planner.time.constants import Constants
 from flagscale.planner.time.speeds import Speeds, speeds
@@ -67,17 +68,17 @@ class EstimatedCosts:
         (once,), (static, outside, first_static, last_static) = held
         if modules:
             (more,), (kept, passing) = self._cached(EstimatedCosts._selected, pool, one_copy, modules)
-            seconds, again, kept_again = seconds + more, 0.0, kept
+            seconds, again, kept_recomputed = seconds + more, 0.0, kept
         else:
-            kept_again = input_kept
+            kept_recomputed = input_kept
         net = self._speeds[pool.type][1]
         is_inside = pool.hosts == 1 or degrees.per_stage < net.domain
         return LayerCosts(
             seconds=seconds + once / micro_batches,
-            again=again,
+            recompute=again,
             static=static,
             kept=kept,
-            kept_again=kept_again,
+            kept_recomputed=kept_recomputed,
             fixed=passing + outside / (1 + RESERVE),
             hand_over=2 * net.send(input_kept, is_inside),
             first_seconds=first_s,
@@ -138,14 +139,14 @@ class EstimatedCosts:
         chunks = [chunk_memory(probe, stage, layers, 0, NOTHING) for stage in stages]
         passing = [max(chunk.forward, chunk.backward) for chunk in chunks]
         for number, parameters in enumerate(self._parameters(probe)):
-            buffers = engine_buffers(probe, stages[number], parameters, layers.setting)
+            buffers = engine_buffers(probe, stages[number], parameters, layers.sharding)
             passing[number] += sum(nbytes for _, nbytes in buffers)
         more = [chunks[end].nbytes + passing[end] - chunks[1].nbytes - passing[1] for end in (0, 2)]
-        setting, model = layers.setting, probe.model
+        sharding, model = layers.sharding, probe.model
         again = of_mesh.layer(model.experts_in[0]).forward.total(of_mesh.speeds.launch_s)
         return (
             (seconds[1], again, seconds[0] - seconds[1], seconds[2] - seconds[1]),
-            (chunks[1].nbytes, setting.rows * model.hidden * setting.width, passing[1], *more),
+            (chunks[1].nbytes, sharding.own_tokens * model.hidden * sharding.width, passing[1], *more),
         )
 
     def _selected(self, probe: Training, key: object) -> Measured:
@@ -153,8 +154,8 @@ class EstimatedCosts:
         of_mesh, stage = self._times[key], probe.layout.stages[1]
         layers = stage_layers(probe, stage)
         chunk = chunk_memory(probe, stage, layers, 0, NOTHING)
-        again = of_mesh.layer(probe.model.experts_in[0]).again(probe.recompute.modules)
-        buffers = engine_buffers(probe, stage, self._parameters(probe)[1], layers.setting)
+        again = of_mesh.layer(probe.model.experts_in[0]).recomputed(probe.recompute.modules)
+        buffers = engine_buffers(probe, stage, self._parameters(probe)[1], layers.sharding)
         passing = max(chunk.forward, chunk.backward) + sum(nbytes for _, nbytes in buffers)
         return (again.total(of_mesh.speeds.launch_s),), (chunk.nbytes, passing)
 
@@ -172,9 +173,7 @@ class EstimatedCosts:
         once = times.update_s() + (0.0 if probe.overlap_gradients else times.reduce_s())
         once += 0.0 if probe.overlap_parameters else times.gather_s()
         # One sample's buffers of overlapped products; the whole model of memory counts those of all.
-        outside = sum(
-            nbytes for _, nbytes in outside_memory(probe, stages[1], layer_setting(probe, stages[1]))
-        )
+        outside = sum(nbytes for _, nbytes in outside_memory(probe, stages[1], sharding_of(probe, 0)))
         return (once,), (static[1], outside, static[0] - static[1], static[2] - static[1])
 
     def _parameters(self, probe: Training) -> tuple[Parameters, ...]:

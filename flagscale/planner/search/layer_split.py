@@ -128,7 +128,7 @@ def rated(pipeline: Pipeline, layers: Sequence[int]) -> Split | None:
         again = _least_again(of, in_flight, nbytes - of.room)
         if again > count or count < pipeline.chunks:
             return None
-        seconds.append(took + again * of.again)
+        seconds.append(took + again * of.recompute)
         recomputed.append(again)
     step = pipeline.seconds(max(seconds), sum(seconds))
     return Split(step, pipeline, tuple(layers), tuple(recomputed))
@@ -186,14 +186,14 @@ def _least_seconds(pipeline: Pipeline, layers: int) -> float:
 def _tables(pipeline: Pipeline, layers: int) -> tuple[Table, Table]:
     """Return seconds and recomputed layers of every stage with 0 to `layers` layers (as `rated`)."""
     costs = np.array(pipeline.of_stages)
-    seconds, again, static, kept, kept_again, fixed, _ = costs[:, :7].T[:, :, None]
+    seconds, again, static, kept, kept_recomputed, fixed, _ = costs[:, :7].T[:, :, None]
     first_s, first_b, last_s, last_b, room = costs[:, 7:].T
     ends, more = np.zeros(len(costs)), np.zeros(len(costs))
     ends[0], more[0] = first_s[0], first_b[0]
     ends[-1], more[-1] = ends[-1] + last_s[-1], more[-1] + last_b[-1]
     number, q = np.arange(layers + 1)[None, :], np.array(pipeline.in_flight)[:, None]
     over = number * (static + q * kept) + fixed + more[:, None] - room[:, None]
-    saved = np.maximum(kept - kept_again, 0)
+    saved = np.maximum(kept - kept_recomputed, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         counts = np.ceil((over + kept) / (q * saved))
     counts = np.where(over > 0, counts, 0)

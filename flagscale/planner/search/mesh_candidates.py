@@ -101,7 +101,8 @@ def enumerated(space: Space, setup: Setup, fastest: Callable[[], float]) -> Iter
     # Without a best one yet, no stage can be slower than one with all layers.
     all_costs = [option.costs for found in setup.options for option in found]
     slowest = max(
-        space.layers * (one.seconds + one.again) + one.first_seconds + one.last_seconds for one in all_costs
+        space.layers * (one.seconds + one.recompute) + one.first_seconds + one.last_seconds
+        for one in all_costs
     )
     limits = np.array([min(fastest() / m, slowest)])
     grids = [StageGrid(found, limits, stages, m) if found else None for found in setup.options]

@@ -36,18 +36,19 @@ class LayerCosts(NamedTuple):
     """Costs on one rank.
 
     A stage of `n` layers, `k` of them recomputed, with `q` micro-batches in flight, takes
-    `n seconds + k again` per micro-batch and `n static + q (n - k) kept + q k kept_again + fixed` bytes.
+    `n seconds + k recompute` per micro-batch and
+    `n static + q (n - k) kept + q k kept_recomputed + fixed` bytes.
     """
 
     seconds: float
     """Forward and backward pass of a layer for one micro-batch, with its share of what a step does once."""
-    again: float
+    recompute: float
     """More seconds of a layer that is recomputed."""
     static: float
     """Bytes of a layer's parameters, gradients and optimizer states."""
     kept: float
     """Bytes of a layer per micro-batch in flight."""
-    kept_again: float
+    kept_recomputed: float
     """The same for a layer that is recomputed."""
     fixed: float
     """Bytes of any stage."""
@@ -65,7 +66,7 @@ class LayerCosts(NamedTuple):
     @property
     def saved(self) -> float:
         """Bytes that recomputing one layer saves per micro-batch in flight."""
-        return self.kept - self.kept_again
+        return self.kept - self.kept_recomputed
 
 
 class Costs(Protocol):

@@ -179,7 +179,7 @@ def options(
             if degrees.micro_batch > max(1, most_tokens * one.cp):
                 continue
             layer = costs.layer(pool, degrees, mode.modules, micro_batches)
-            least = layer.static + min(layer.kept, layer.kept_again + layer.kept) + layer.fixed
+            least = layer.static + min(layer.kept, layer.kept_recomputed + layer.kept) + layer.fixed
             if least <= layer.room:
                 found.append(Option(degrees, layer, min(stages, pool.devices // degrees.per_stage)))
     return list(_undominated(found))

@@ -96,10 +96,10 @@ def _held(costs: Any, limits: Any, q: Any, seconds: Any, nbytes: Any) -> Any:
 
     An upper bound of what `layer_split` finds: it recomputes whole layers, and holds no fewer micro-batches.
     """
-    layer, again, static, kept, kept_again, fixed, _, *_, room = costs.T[:, :, None]
+    layer, again, static, kept, kept_recomputed, fixed, _, *_, room = costs.T[:, :, None]
     time = limits[:, None, None] - (seconds[:, None] if np.ndim(seconds) else 0)
     left = room - fixed - (nbytes[:, None] if np.ndim(nbytes) else 0)
-    each, saved = static + q * kept, q * np.maximum(kept - kept_again, 0)
+    each, saved = static + q * kept, q * np.maximum(kept - kept_recomputed, 0)
     # With `k` layers recomputed, `n layer + k again = time` and `n each - k saved = left - kept`.
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = np.where(saved > 0, 1 / (layer + again * each / saved), 0)

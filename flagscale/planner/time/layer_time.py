@@ -3,9 +3,10 @@
 A search needs no `Training` for each of its options. It calls `speeds(chip, precision, constants)` and
 `network(chip, ranks per host, constants)` once for each chip, and then, in about 0.1 ms,
 
-    layer_time(model, is_moe, Division(sequence, micro_batch, tp=8, ...), speeds, network)
+    layer_time(model, is_moe, Sharding(sequence, micro_batch, tp=8, ...), speeds, network)
 
-whose `forward`, `backward` and `again(...)` say what passes in each direction, and what recomputation adds.
+whose `forward` and `backward` are the seconds of each direction; `recomputed(modules)` is what recomputation
+adds.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from collections.abc import Iterable
 
 from flagscale.frozen import dataclass
 from flagscale.planner.model_shape import ModelShape
+from flagscale.planner.sharding import Sharding
 from flagscale.planner.time.collectives import Network
-from flagscale.planner.time.division import Division
-from flagscale.planner.time.pieces import Pieces
-from flagscale.planner.time.seconds import Piece, Seconds
+from flagscale.planner.time.operations import LayerOperations
+from flagscale.planner.time.seconds import Operation, Seconds
 from flagscale.planner.time.speeds import Speeds
 
 RECOMPUTED = {
@@ -29,35 +30,37 @@ RECOMPUTED = {
     "moe": ("router", "dispatch", "experts", "expert_act", "combine", "shared"),
     "shared_experts": ("shared",),
 }
-"""The pieces that the engine's `recompute_modules` compute again."""
+"""The operations that the engine's `recompute_modules` compute again."""
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """All pieces of one layer, or of what is before or behind the layers."""
+    """All operations of one layer, or of what is before or behind the layers."""
 
     forward: Seconds
     backward: Seconds
     """Without anything that is computed again."""
-    pieces: tuple[Piece, ...]
+    operations: tuple[Operation, ...]
 
-    def again(self, modules: Iterable[str]) -> Seconds:
+    def recomputed(self, modules: Iterable[str]) -> Seconds:
         """Return what the backward pass computes again if these `recompute_modules` are set."""
         chosen = {name for module in modules for name in RECOMPUTED.get(module, ())}
-        return _sum(piece.forward for piece in self.pieces if piece.module in chosen)
+        return _sum(operation.forward for operation in self.operations if operation.module in chosen)
 
 
 def layer_time(
-    model: ModelShape, is_moe: bool, division: Division, speeds: Speeds, network: Network
+    model: ModelShape, is_moe: bool, sharding: Sharding, speeds: Speeds, network: Network
 ) -> LayerTime:
     """Return the time of one layer."""
-    return summed(Pieces(model, division, speeds, network).layer(is_moe))
+    return summed(LayerOperations(model, sharding, speeds, network).layer(is_moe))
 
 
-def summed(pieces: Iterable[Piece]) -> LayerTime:
-    """Return some pieces together."""
-    found = tuple(pieces)
-    return LayerTime(_sum(piece.forward for piece in found), _sum(piece.backward for piece in found), found)
+def summed(operations: Iterable[Operation]) -> LayerTime:
+    """Return some operations together."""
+    found = tuple(operations)
+    return LayerTime(
+        _sum(operation.forward for operation in found), _sum(operation.backward for operation in found), found
+    )
 
 
 def _sum(parts: Iterable[Seconds]) -> Seconds:

@@ -1,4 +1,4 @@
-"""Seconds of a piece of work on one rank, forward and backward."""
+"""Seconds of an operation on one rank, forward and backward."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Seconds:
         return math.hypot(self.compute + self.communication, self.kernels * launch_s)
 
 
-class Piece:
+class Operation:
     """One part of the work. `module` names what recomputation can choose."""
 
     __slots__ = ("backward", "forward", "module")

@@ -9,11 +9,11 @@ from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.recompute import Setting
 from flagscale.frozen import dataclass
 from flagscale.planner.parameters import stage_parameters
+from flagscale.planner.sharding import sharding_of
 from flagscale.planner.time.collectives import Group, network
 from flagscale.planner.time.constants import Constants
-from flagscale.planner.time.division import Division
 from flagscale.planner.time.layer_time import LayerTime, summed
-from flagscale.planner.time.pieces import Pieces
+from flagscale.planner.time.operations import LayerOperations
 from flagscale.planner.time.seconds import Seconds
 from flagscale.planner.time.speeds import speeds
 from flagscale.planner.training import Training
@@ -39,38 +39,24 @@ class MeshTimes:
     """What all stages of a mesh have in common: the chip's rates, and the time of each kind of layer."""
 
     def __init__(self, training: Training, number: int, constants: Constants) -> None:
-        mesh, block = training.layout.meshes[number], training.blocks[number]
+        block = training.blocks[number]
         self.speeds = speeds(block.chip, training.numerics.compute, constants)
         self.network = network(block.chip, block.per_node, constants)
-        division = Division(
-            sequence=training.sequence,
-            micro_batch=block.micro_batch,
-            tp=mesh.tp,
-            cp=mesh.cp,
-            ep=mesh.ep,
-            expert_tp=block.expert_tp,
-            sequence_parallel=block.sequence_parallel,
-            capacity=training.capacity or 1.0,
-            overlaps_tensor=training.overlap_tensor,
-            exchange=training.exchange,
-            stores_scores=training.stores_scores,
-            fuses_activation=training.fused_activation,
-            implementation=training.implementation,
-        )
-        self.pieces = Pieces(training.model, division, self.speeds, self.network)
+        sharding = sharding_of(training, number)
+        self.operations = LayerOperations(training.model, sharding, self.speeds, self.network)
         self.vocabulary, self.fuses_loss = training.padded_vocabulary, training.fused_loss
         self._layers: dict[bool, LayerTime] = {}
         self._weights: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def layer(self, is_moe: bool) -> LayerTime:
         if is_moe not in self._layers:
-            self._layers[is_moe] = summed(self.pieces.layer(is_moe))
+            self._layers[is_moe] = summed(self.operations.layer(is_moe))
         return self._layers[is_moe]
 
     def weights(self, training: Training, stage: Stage) -> tuple[int, int]:
         """Return the elements of a rank's ordinary weights and of its experts."""
         stages, experts = training.layout.stages, training.model.experts_in
-        heads = (training.prediction_chunk or 0) % len(stages)
+        heads = training.heads_position % len(stages)
         place = stage.index if stage.index in (0, heads, len(stages) - 1) else -1
         owned = [layer for chunk in range(len(stage.chunks)) for layer in training.chunk_layers(stage, chunk)]
         # Stages between the ends differ in the number of layers only.
@@ -81,14 +67,14 @@ class MeshTimes:
         return self._weights[key]
 
     def embedding(self) -> LayerTime:
-        return summed(self.pieces.embedding())
+        return summed(self.operations.embedding())
 
     def output(self) -> LayerTime:
-        return summed(self.pieces.output(self.vocabulary, self.fuses_loss))
+        return summed(self.operations.output(self.vocabulary, self.fuses_loss))
 
     def prediction_head(self) -> LayerTime:
-        is_moe = self.pieces.model.experts_in[-1]
-        return summed(self.pieces.prediction_head(self.vocabulary, self.fuses_loss, is_moe))
+        is_moe = self.operations.model.experts_in[-1]
+        return summed(self.operations.prediction_head(self.vocabulary, self.fuses_loss, is_moe))
 
 
 class StageTimes:
@@ -113,9 +99,11 @@ class StageTimes:
         block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
         dense, expert = self._weights or self.of_mesh.weights(training, stage)
         experts = block.expert_tp * mesh.ep
-        copies = self.network.group(stage.cp * stage.dp, stage.tp)
-        expert_copies = self.network.group(max(1, len(stage.ranks) // experts), experts)
-        return (dense, copies), (expert, expert_copies)
+        copies, expert_copies = training.copies(stage)
+        return (
+            (dense, self.network.group(copies, stage.tp)),
+            (expert, self.network.group(expert_copies, experts)),
+        )
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""
@@ -158,14 +146,13 @@ class StageTimes:
 
     def _chunk(self, chunk: int) -> ChunkTime:
         training, of = self.training, self.of_mesh
-        number = chunk * len(training.layout.stages) + self.stage.index
+        number = training.position(self.stage, chunk)
         kinds = [training.model.experts_in[layer] for layer in training.chunk_layers(self.stage, chunk)]
         forward, backward = _Passed(of.speeds.launch_s), _Passed(of.speeds.launch_s)
         for is_moe in (False, True):
             if count := kinds.count(is_moe):
                 layer = of.layer(is_moe)
-                again = layer.again(training.recompute.modules) if training.recompute.modules else Seconds()
-                passed = layer.forward, layer.backward + again
+                passed = layer.forward, layer.backward + layer.recomputed(training.recompute.modules)
                 if is_moe and training.overlap_experts:
                     passed = passed[0].overlapped(), passed[1].overlapped()
                 forward.add(passed[0], count)
@@ -184,13 +171,12 @@ class StageTimes:
     def _others(self, number: int) -> Iterator[LayerTime]:
         """Yield what a chunk computes beside its layers."""
         training = self.training
-        last = len(training.layout.stages) * training.layout.chunks - 1
         if number == 0:
             yield self.of_mesh.embedding()
-        if number == (last if training.prediction_chunk is None else training.prediction_chunk):
+        if number == training.heads_position:
             for _ in range(training.model.prediction_heads):
                 yield self.of_mesh.prediction_head()
-        if number == last:
+        if number == training.last_position:
             yield self.of_mesh.output()
 
     def _computed_again(self, number: int, kinds: list[bool]) -> list[list[bool]]:

@@ -97,7 +97,7 @@ def _transfer(training: Training, stages: Sequence[StageTimes], number: int) -> 
         return 0.0
     width = source.of_mesh.speeds.width
     if source.stage.mesh == target.stage.mesh:
-        nbytes = source.of_mesh.pieces.division.own_tokens * training.model.hidden * width
+        nbytes = source.of_mesh.operations.sharding.own_tokens * training.model.hidden * width
         return source.network.send(nbytes, _is_inside(source, target))
     # Between meshes each rank sends a part of its own.
     samples = training.blocks[source.stage.mesh].micro_batch * source.stage.dp

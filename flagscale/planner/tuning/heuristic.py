@@ -13,7 +13,7 @@ _AGAIN = 1 / 3
 _TIE = 1e-3
 
 
-def rough_cost(values: Mapping[str, Any], world_size: int, batch: int) -> float:
+def heuristic_cost(values: Mapping[str, Any], world_size: int, batch: int) -> float:
     """Return the relative time of a step: the work of a rank, and the bubble of the pipeline.
 
     Of layouts that are equal in both, the one that divides a model over fewer ranks comes first. `values` are

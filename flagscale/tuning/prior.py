@@ -18,11 +18,11 @@ from flagscale.planner.estimate import estimate
 from flagscale.planner.intervals import interval
 from flagscale.planner.reading import training_of
 from flagscale.planner.training import Training
+from flagscale.planner.tuning.heuristic import heuristic_cost
 from flagscale.planner.tuning.propose import Candidate
 from flagscale.planner.tuning.residuals import deviation
-from flagscale.planner.tuning.rough import rough_cost
 from flagscale.planner.tuning.space import Changes, Space
-from flagscale.tuning.figures import Basis, features_of
+from flagscale.tuning.figures import Prior, features_of
 
 _NOMINAL: Mapping[str, Any] = {
     "bf16_tflops_dense": 0.05,
@@ -36,9 +36,9 @@ _NOMINAL: Mapping[str, Any] = {
 """A processor core of no particular machine: what it computes only ranks, until trials have calibrated it."""
 
 
-def basis_of(
+def prior_of(
     prepared: Prepared, space: Space, found: Sequence[Changes], chip: str, source_map: SourceMap
-) -> Basis:
+) -> Prior:
     """Return the candidates with what is expected of them.
 
     Args:
@@ -78,10 +78,10 @@ def basis_of(
         notices.append(f"{what}: {'; '.join(problems)}")
         candidates = _with_ranked(space, found, candidates)
     if not is_known:
-        return Basis(tuple(candidates), given, is_nominal=True, notices=tuple(notices))
+        return Prior(tuple(candidates), given, is_nominal=True, notices=tuple(notices))
     typical = training(candidates[0].changes)
     low, _ = interval(typical, "time", is_calibrated=True)
-    return Basis(
+    return Prior(
         tuple(candidates),
         given or one.memory_bytes,
         error=deviation(low),
@@ -131,16 +131,16 @@ def _only_ranked(space: Space, changes: Changes, unit: float = 1.0) -> Candidate
     return Candidate(changes, unit * _rank(space, changes), features=features)
 
 
-def _ranked(space: Space, found: Sequence[Changes], capacity: float, why: str) -> Basis:
-    """Return the basis without a model: candidates are only ranked."""
+def _ranked(space: Space, found: Sequence[Changes], capacity: float, why: str) -> Prior:
+    """Return the prior without a model: candidates are only ranked."""
     notice = f"no estimates: {why}; candidates are ranked by the work of a rank and the pipeline's bubble"
     candidates = tuple(_only_ranked(space, changes) for changes in found)
-    return Basis(candidates, capacity, is_nominal=True, notices=(notice,))
+    return Prior(candidates, capacity, is_nominal=True, notices=(notice,))
 
 
 def _rank(space: Space, changes: Changes) -> float:
     values = {**space.values, **changes}
-    return rough_cost(values, space.world_size, int(values["global_batch_size"]))
+    return heuristic_cost(values, space.world_size, int(values["global_batch_size"]))
 
 
 def _weakest(chips: Sequence[Chip]) -> Chip:

@@ -1,4 +1,4 @@
-"""The pieces of work of a layer, of the embedding and of the output: seconds of one micro-batch on one rank.
+"""The operations of a layer, of the embedding and of the output: seconds of one micro-batch on one rank.
 
 A multiplication stands for each weight that parameters.py lists. Communication is what of it is exposed: the
 engine hides reduce-scatter behind the gradient of the weight, and gathers for that gradient behind the
@@ -11,25 +11,25 @@ from collections.abc import Iterator, Mapping
 
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.parameters import Weight, layer_parameters
+from flagscale.planner.sharding import Sharding
 from flagscale.planner.time.collectives import Network
-from flagscale.planner.time.division import Division
-from flagscale.planner.time.seconds import Piece, Seconds
+from flagscale.planner.time.seconds import Operation, Seconds
 from flagscale.planner.time.speeds import Speeds
 
 
-class Pieces:
-    """Makes the pieces for one model, division and chip."""
+class LayerOperations:
+    """Makes the operations for one model, sharding and chip."""
 
-    def __init__(self, model: ModelShape, division: Division, speeds: Speeds, network: Network) -> None:
-        self.model, self.division, self.speeds, self.network = model, division, speeds, network
-        self.tp = network.group(division.tp, 1)
-        self.cp = network.group(division.cp, division.tp)
-        self.ep = network.group(division.ep, division.expert_tp)
-        self.expert_tp = network.group(division.expert_tp, 1)
+    def __init__(self, model: ModelShape, sharding: Sharding, speeds: Speeds, network: Network) -> None:
+        self.model, self.sharding, self.speeds, self.network = model, sharding, speeds, network
+        self.tp = network.group(sharding.tp, 1)
+        self.cp = network.group(sharding.cp, sharding.tp)
+        self.ep = network.group(sharding.ep, sharding.expert_tp)
+        self.expert_tp = network.group(sharding.expert_tp, 1)
 
-    def layer(self, is_moe: bool) -> Iterator[Piece]:
-        """Yield the pieces of one layer."""
-        of, model = self.division, self.model
+    def layer(self, is_moe: bool) -> Iterator[Operation]:
+        """Yield the operations of one layer."""
+        of, model = self.sharding, self.model
         listed = layer_parameters(model, of.tp, of.ep, of.expert_tp, is_moe, of.implementation)
         weights = {weight.module: weight for weight in listed.weights if len(weight.shape) == 2}
         yield self._norm()
@@ -48,45 +48,45 @@ class Pieces:
             yield from self._mlp(weights, "mlp", ("fc1", "act", "fc2"))
         yield self._add()
 
-    def embedding(self) -> Iterator[Piece]:
+    def embedding(self) -> Iterator[Operation]:
         """Yield what is before all layers."""
-        of, width = self.division, self.speeds.width
+        of, width = self.sharding, self.speeds.width
         nbytes = of.own_tokens * self.model.hidden * width
         sum_up = self._sum_up(of.tokens * self.model.hidden * width)
         gather = self.network.gather(of.tokens * self.model.hidden * width, self.tp)
-        yield Piece(
+        yield Operation(
             "embedding",
             Seconds(self.speeds.move(3 * nbytes), sum_up, 6),
             Seconds(self.speeds.move(6 * nbytes), gather if of.sequence_parallel else 0.0, 4),
         )
 
-    def output(self, vocabulary: int, is_fused: bool) -> Iterator[Piece]:
+    def output(self, vocabulary: int, is_fused: bool) -> Iterator[Operation]:
         """Yield the output layer and the loss; `vocabulary`: padded, of all ranks."""
-        of = self.division
+        of = self.sharding
         own = vocabulary / of.tp
         yield self._norm()
         yield self._linear("output", Weight("", "", (round(own), self.model.hidden)), True, is_plain=True)
         logits = of.tokens * own
         forward, backward, kernels = (6, 2, 6) if is_fused else (30, 12, 16)
         sums = 3 * self.network.reduce(4 * of.tokens, self.tp)
-        yield Piece(
+        yield Operation(
             "loss",
             Seconds(self.speeds.move(forward * logits), sums, kernels),
             Seconds(self.speeds.move(backward * logits), 0.0, 4),
         )
 
-    def prediction_head(self, vocabulary: int, is_fused: bool, is_moe: bool) -> Iterator[Piece]:
+    def prediction_head(self, vocabulary: int, is_fused: bool, is_moe: bool) -> Iterator[Operation]:
         """Yield one prediction head: a projection of two inputs, a layer, the output and its loss."""
         hidden = self.model.hidden
         yield from self.embedding()
         yield self._norm()
         yield self._norm()
-        yield self._linear("eh_proj", Weight("", "", (-(-hidden // self.division.tp), 2 * hidden)), True)
+        yield self._linear("eh_proj", Weight("", "", (-(-hidden // self.sharding.tp), 2 * hidden)), True)
         yield from self.layer(is_moe)
         yield from self.output(vocabulary, is_fused)
 
-    def _latent_projections(self, weights: Mapping[str, Weight]) -> Iterator[Piece]:
-        own, model = self.division.own_tokens, self.model
+    def _latent_projections(self, weights: Mapping[str, Weight]) -> Iterator[Operation]:
+        own, model = self.sharding.own_tokens, self.model
         if model.q_lora:
             yield self._whole("down", weights["self_attention.linear_q_down_proj"], own)
             yield self._moved("norm", own * model.q_lora, 2, 4)
@@ -99,18 +99,18 @@ class Pieces:
 
     def _mlp(
         self, weights: Mapping[str, Weight], module: str, names: tuple[str, str, str]
-    ) -> Iterator[Piece]:
+    ) -> Iterator[Operation]:
         first, second = weights[f"{module}.linear_fc1"], weights[f"{module}.linear_fc2"]
         yield self._column(names[0], first)
-        yield self._act(names[1], self.division.tokens * second.shape[1])
+        yield self._act(names[1], self.sharding.tokens * second.shape[1])
         yield self._row(names[2], second)
 
-    def _experts(self, weights: Mapping[str, Weight]) -> Iterator[Piece]:
-        of, model, speeds = self.division, self.model, self.speeds
+    def _experts(self, weights: Mapping[str, Weight]) -> Iterator[Operation]:
+        of, model, speeds = self.sharding, self.model, self.speeds
         own = of.own_tokens
         scores = own * model.experts
         route = speeds.multiply(own, model.experts, model.hidden, is_plain=True)
-        yield Piece(
+        yield Operation(
             "router",
             Seconds(route + speeds.move(40 * scores), 0.0, 20),
             Seconds(2 * route + speeds.move(20 * scores), 0.0, 14),
@@ -124,28 +124,28 @@ class Pieces:
         communication = self.network.exchange(nbytes, self.ep)
         communication += self.network.gather(nbytes * of.expert_tp, self.expert_tp)
         moved = Seconds(speeds.move(2 * nbytes) + speeds.move(sort), communication, 8)
-        yield Piece("dispatch", moved, moved)
+        yield Operation("dispatch", moved, moved)
         yield self._grouped(first, received / local)
         yield self._act("expert_act", received * second.shape[1])
         yield self._grouped(second, received / local)
-        yield Piece("combine", moved, moved)
+        yield Operation("combine", moved, moved)
         if model.shared_ffn:
             yield from self._mlp(weights, "mlp.shared_experts", ("shared", "shared", "shared"))
 
-    def _column(self, module: str, weight: Weight) -> Piece:
+    def _column(self, module: str, weight: Weight) -> Operation:
         """Return a layer whose outputs are divided: its input is gathered, its gradient summed."""
         return self._linear(module, weight, True)
 
-    def _row(self, module: str, weight: Weight) -> Piece:
+    def _row(self, module: str, weight: Weight) -> Operation:
         """Return a layer whose inputs are divided: its output is summed, its gradient gathered."""
         return self._linear(module, weight, False)
 
-    def _whole(self, module: str, weight: Weight, tokens: float) -> Piece:
+    def _whole(self, module: str, weight: Weight, tokens: float) -> Operation:
         forward, to_input, to_weight = self._products(weight, tokens)
-        return Piece(module, Seconds(forward, 0.0, 1), Seconds(to_input + to_weight, 0.0, 2))
+        return Operation(module, Seconds(forward, 0.0, 1), Seconds(to_input + to_weight, 0.0, 2))
 
-    def _linear(self, module: str, weight: Weight, is_column: bool, is_plain: bool = False) -> Piece:
-        of = self.division
+    def _linear(self, module: str, weight: Weight, is_column: bool, is_plain: bool = False) -> Operation:
+        of = self.sharding
         forward, to_input, to_weight = self._products(weight, of.tokens, is_plain)
         casts = 2 if self.speeds.is_narrow and not is_plain else 0
         ahead = behind = 0.0
@@ -160,7 +160,7 @@ class Pieces:
             else:
                 ahead = self._exposed(sum_up, forward)
                 behind = self._exposed(gather, to_input + to_weight)
-        return Piece(
+        return Operation(
             module,
             Seconds(forward, ahead, 1 + casts),
             Seconds(to_input + to_weight, behind, 2 + casts),
@@ -179,7 +179,7 @@ class Pieces:
             to_input += speeds.move(_CAST_BYTES * tokens * out)
         return forward, to_input, to_weight
 
-    def _grouped(self, weight: Weight, tokens: float) -> Piece:
+    def _grouped(self, weight: Weight, tokens: float) -> Operation:
         """Return one layer of all experts of a rank; `tokens`: of each expert."""
         (out, into), count, speeds = weight.shape, weight.count, self.speeds
         forward = speeds.multiply_groups(count, tokens, out, into)
@@ -190,10 +190,12 @@ class Pieces:
             to_input += speeds.move(_CAST_BYTES * count * tokens * out)
         # One call starts the products of all experts, without Python between them.
         calls = 1 + count / 10
-        return Piece("experts", Seconds(forward, 0.0, calls), Seconds(to_input + to_weight, 0.0, 2 * calls))
+        return Operation(
+            "experts", Seconds(forward, 0.0, calls), Seconds(to_input + to_weight, 0.0, 2 * calls)
+        )
 
-    def _attend(self) -> Piece:
-        of, model, speeds = self.division, self.model, self.speeds
+    def _attend(self) -> Operation:
+        of, model, speeds = self.sharding, self.model, self.speeds
         if model.attention == "mla":
             key, value = model.qk_nope_dim + model.rope_dim, model.v_dim
             groups = model.heads / of.tp
@@ -202,7 +204,7 @@ class Pieces:
             groups = max(1.0, model.groups / of.tp)
         heads, mean = of.micro_batch * model.heads / of.tp, (key + value) / 2
         kernels = 6
-        if of.stores_scores or of.implementation == "local":
+        if of.stores_scores:
             # The fused kernel takes four heads at a time (megatron/core/fusions/fused_softmax.py, 0.19.2).
             is_fused = heads % 4 == 0
             forward, backward = self._stored_scores(heads, mean, 1 if is_fused else 2)
@@ -215,11 +217,11 @@ class Pieces:
             shared = of.tokens * groups * (key + value) * speeds.width
             rest = of.tokens * model.heads / of.tp * (key + value) * speeds.width
             ahead, behind = self._shared_keys(shared, rest, forward, backward)
-        return Piece("core_attn", Seconds(forward, ahead, kernels), Seconds(backward, behind, kernels))
+        return Operation("core_attn", Seconds(forward, ahead, kernels), Seconds(backward, behind, kernels))
 
     def _stored_scores(self, heads: float, mean: float, passes: int) -> tuple[float, float]:
         """Return the seconds of attention that computes and stores the scores of all pairs of tokens."""
-        of, speeds = self.division, self.speeds
+        of, speeds = self.sharding, self.speeds
         own = of.sequence / of.cp
         one = speeds.multiply(heads * own, of.sequence, mean, is_plain=True)
         scores = heads * own * of.sequence
@@ -232,49 +234,49 @@ class Pieces:
 
         `keys`: bytes of this rank's keys and values; `rest`: of its queries and outputs.
         """
-        cp, network = self.division.cp, self.network
-        if self.division.exchange == "p2p":
+        cp, network = self.sharding.cp, self.network
+        if self.sharding.exchange == "p2p":
             rounds, is_inside = cp - 1, self.cp.inside == cp
             hidden = rounds / cp
             return (
                 max(0.0, rounds * network.send(keys, is_inside) - hidden * forward),
                 max(0.0, rounds * network.send(2 * keys, is_inside) - hidden * backward),
             )
-        if self.division.exchange == "all_gather":
+        if self.sharding.exchange == "all_gather":
             gather = network.gather(keys * cp, self.cp)
             return gather, gather + network.gather(keys * cp, self.cp, "reduce_scatter")
         exchange = network.exchange(keys + rest, self.cp)
         return exchange, exchange
 
-    def _rotate(self) -> Piece:
-        model, of = self.model, self.division
+    def _rotate(self) -> Operation:
+        model, of = self.model, self.sharding
         if model.learned_positions:
-            return Piece("rope", Seconds(), Seconds())
+            return Operation("rope", Seconds(), Seconds())
         if model.attention == "mla":
             elements = 2 * model.heads * (model.qk_nope_dim + model.rope_dim) / of.tp
         else:
             elements = (model.heads + model.groups) * model.head_dim / of.tp
         return self._moved("rope", of.tokens * elements, 2, 2, kernels=2)
 
-    def _norm(self) -> Piece:
-        return self._moved("norm", self.division.own_tokens * self.model.hidden, 2, 4)
+    def _norm(self) -> Operation:
+        return self._moved("norm", self.sharding.own_tokens * self.model.hidden, 2, 4)
 
-    def _add(self) -> Piece:
+    def _add(self) -> Operation:
         passes = 3.5 if self.model.dropout else 3
-        return self._moved("add", self.division.own_tokens * self.model.hidden, passes, 2)
+        return self._moved("add", self.sharding.own_tokens * self.model.hidden, passes, 2)
 
-    def _act(self, module: str, elements: float) -> Piece:
+    def _act(self, module: str, elements: float) -> Operation:
         forward, backward = (3, 5) if self.model.gated else (2, 3)
-        factor = 1 if self.division.fuses_activation else 2
+        factor = 1 if self.sharding.fused_activation else 2
         return self._moved(module, elements, factor * forward, factor * backward, kernels=factor)
 
     def _moved(
         self, module: str, elements: float, forward: float, backward: float, kernels: int = 1
-    ) -> Piece:
+    ) -> Operation:
         """Return element-wise work that passes over so many elements, once or more in each direction."""
         speeds = self.speeds
         nbytes = elements * speeds.width
-        return Piece(
+        return Operation(
             module,
             Seconds(speeds.move(forward * nbytes), 0.0, kernels),
             Seconds(speeds.move(backward * nbytes), 0.0, 1 + kernels),
@@ -282,15 +284,15 @@ class Pieces:
 
     def _sum_up(self, nbytes: float) -> float:
         """Return the seconds in which tensor parallel ranks add what each of them has."""
-        if self.division.sequence_parallel:
+        if self.sharding.sequence_parallel:
             return self.network.gather(nbytes, self.tp, "reduce_scatter")
         return self.network.reduce(nbytes, self.tp)
 
     def _exposed(self, communication: float, compute: float) -> float:
         """Return what is exposed of a collective that the engine can cut and overlap with a product."""
-        if not self.division.overlaps_tensor:
+        if not self.sharding.overlaps_tensor:
             return communication
-        return max(communication - compute, communication / self.division.tp)
+        return max(communication - compute, communication / self.sharding.tp)
 
 
 _CAST_BYTES = 4
