@@ -379,7 +379,7 @@ def test_dryrun_adds_a_line_if_the_chip_is_known(estimate: Estimate) -> None:
     code, out, err = estimate("action=dryrun", "experiment.runner.platform=H100", chip="")
     assert code == 0, err
     assert re.search(
-        r"^  memory: [0-9.]+ GiB of 80 GiB \(H100\), at most [0-9.]+ with 95 %; [0-9.]+ m?s per step$",
+        r"^  memory: [0-9.]+ GiB of 79.1 GiB \(H100\), at most [0-9.]+ with 95 %; [0-9.]+ m?s per step$",
         out,
         re.MULTILINE,
     )
