@@ -170,6 +170,29 @@ def test_an_example_has_the_golden_estimate(example: Callable[[str], str]) -> No
     assert text == golden.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *(("aquila", f"config{kind}") for kind in ("", "_3b", "_34b", "_hetero", "_auto_tuner", "_mixed")),
+        ("deepseek", "config"),
+    ],
+)
+def test_every_example_of_a_training_can_be_estimated(
+    folder: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    words = ["action=estimate", "chip=H100", "++train.padded_vocab_size=64000", "output=json"]
+    code = main(["--config-path", f"./examples/{folder}/conf", "--config-name", name, *words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert json.loads(out)["step"]
+
+
 def test_the_docs_show_a_real_estimate(example: Callable[[str], str]) -> None:
     """`UPDATE_GOLDEN=1` rewrites it."""
     lines = (
