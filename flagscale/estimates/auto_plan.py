@@ -22,7 +22,7 @@ from flagscale.errors import Problem, UserError
 from flagscale.estimates.chips import chip_entries, chips_of
 from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.job import checked_job, on_chip
-from flagscale.estimates.training import refuse_other_engines, training_for
+from flagscale.estimates.training import refuse_other_engines, refusing, training_for
 from flagscale.plan.stages import Checked, hosts_to_plan
 from flagscale.planner.chips import Chip
 from flagscale.planner.cluster import Cluster, Pool
@@ -104,11 +104,12 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         chips = chips_of(experiment, named, chip_entries(experiment), chip, source_map)
         one_rank = _on_one_rank(config, experiment.task.type, named[0].platform)
         checked = checked_job(one_rank, source_map)
-        template = training_for(checked.job, checked.experiment, chips[:1], source_map)
         values = checked.job.arguments
-        _, margin = interval(template, "reserved", is_calibrated=False)
-        cluster = Cluster(tuple(_pools(named, chips)))
-        found = best_plans(template, cluster, values, memory_factor=margin)
+        with refusing("cannot plan", checked.experiment, source_map):
+            template = training_for(checked.job, checked.experiment, chips[:1], source_map)
+            _, margin = interval(template, "reserved", is_calibrated=False)
+            cluster = Cluster(tuple(_pools(named, chips)))
+            found = best_plans(template, cluster, values, memory_factor=margin)
         hosts = tuple(_taking_part(found, named))
         group = experiment.task.type
         keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]

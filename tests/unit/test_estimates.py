@@ -335,6 +335,16 @@ def test_a_mistake_is_a_message_and_exit_code_2(
     assert "Traceback" not in err
 
 
+def test_what_the_planner_does_not_know_is_no_mistake_and_names_its_key(estimate: Estimate) -> None:
+    again = "train.recompute_granularity=selective"
+    code, out, err = estimate("train.transformer_impl=torch", "train.bf16=false", again)
+    assert (code, out) == (2, "")
+    assert err.startswith("cannot estimate: command line: train.recompute_granularity: ")
+    assert "mistake" not in err
+    code, _, err = estimate("experiment.task={type:serve,backend:vllm}")
+    assert (code, err.partition(":")[0]) == (2, "cannot estimate")
+
+
 def test_data_and_tokenizer_need_not_be_here(estimate: Estimate) -> None:
     data = ("train.data.mock_data=null", "train.data.data_path=[nowhere]")
     code, out, err = estimate(*data)
