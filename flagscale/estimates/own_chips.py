@@ -81,6 +81,10 @@ def _mistakes(entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
             yield from _wrong_group(name, value, where)
         elif name == "measured":
             yield from _wrong_measured(value, where)
+    inside = entry.get("intra_node")
+    if isinstance(inside, dict) and inside.get("gb_s") and not inside.get("world"):
+        what = "`intra_node.world` is required: how many devices of a host the link joins"
+        yield Problem(what, where)
     measured, reported = entry.get("measured"), entry.get("usable_memory")
     others = (isinstance(measured, dict) and measured.get("memory_gib")) or (
         isinstance(reported, dict) and reported.get("gib")

@@ -337,7 +337,7 @@ def test_a_mistake_is_a_message_and_exit_code_2(
 
 def test_what_the_planner_does_not_know_is_no_mistake_and_names_its_key(estimate: Estimate) -> None:
     again = "train.recompute_granularity=selective"
-    code, out, err = estimate("train.transformer_impl=torch", "train.bf16=false", again)
+    code, out, err = estimate("train.transformer_impl=torch", "train.system.bf16=false", again)
     assert (code, out) == (2, "")
     assert err.startswith("cannot estimate: command line: train.recompute_granularity: ")
     assert "mistake" not in err
