@@ -16,7 +16,7 @@ from flagscale.errors import UserError
 from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
 from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.text import estimate_line, warning_text
-from flagscale.estimates.training import refuse_other_engines, training_for
+from flagscale.estimates.training import refuse_other_engines, refusing, training_for
 from flagscale.plan.stages import Checked, check_stages
 from flagscale.planner.estimate import Estimate, estimate
 from flagscale.values import Job
@@ -91,7 +91,6 @@ def short_estimate(job: Job, experiment: Experiment, chip: str, source_map: Sour
 
 
 def _estimate(job: Job, experiment: Experiment, chip: str, source_map: SourceMap) -> Estimate:
-    entries = chip_entries(experiment)
-    return estimate(
-        training_for(job, experiment, chips_of(experiment, job.hosts, entries, chip, source_map), source_map)
-    )
+    chips = chips_of(experiment, job.hosts, chip_entries(experiment), chip, source_map)
+    with refusing("cannot estimate", experiment, source_map):
+        return estimate(training_for(job, experiment, chips, source_map))

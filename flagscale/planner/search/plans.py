@@ -88,11 +88,37 @@ def best_plans(
         memory_factor: how many times its estimated memory a rank may need (see `intervals.interval`).
 
     Raises:
-        UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
+        UserError: the cluster is empty; nothing fits; no plan is legal.
     """
+    clusters, notes = cluster.linked()
+    of, found = calibration or Calibration(), []
+    problems: list[Problem] = []
+    for one in clusters:
+        try:
+            found.append(_best_of_linked(template, one, values, keep, constants, of, memory_factor))
+        except UserError as error:
+            problems += error.problems
+    if not found:
+        raise UserError(dict.fromkeys(problems))
+    found.sort(key=lambda one: one.best.seconds)
+    plans = sorted((plan for one in found for plan in one.plans), key=lambda plan: plan.seconds)
+    told = [sentence for one in found for sentence in one.considered]
+    counts, estimated = found[0].counts, sum(one.estimated for one in found)
+    return Found(tuple(plans[:keep]), counts, estimated, (*told, *notes))
+
+
+def _best_of_linked(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None,
+    keep: int,
+    constants: Constants,
+    of: Calibration,
+    memory_factor: float,
+) -> Found:
+    """Return the best plans on a cluster whose links are known; see `best_plans`."""
     from flagscale.planner.search.mesh_search import search
 
-    of = calibration or Calibration()
     space = searched_space(template, cluster, values, constants, of, memory_factor)
     given = rule_values(template, values)
 
