@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb, isfinite
 
+from benchmarks.deepspeed_memory import on_device
 from benchmarks.measured_fields import failure
-from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
+from benchmarks.measured_rows import FUNCTIONAL_TESTS, ON_DEEPSPEED, Row
 from flagscale.errors import UserError
 from flagscale.planner.calibration import HOSTS, at_host, fitted, fitted_machine
 from flagscale.planner.intervals import QUANTITIES
@@ -96,9 +97,15 @@ def _estimates(row: Row, estimator: Estimator) -> dict[str, float]:
     if "time" in row.measured:
         found["time"] = estimator.time(row)
     if row.measured.keys() & {"allocated", "reserved", "device"}:
-        stages = [stage for job in row.copies for stage in _measured_stages(row, estimator.memory(job))]
-        for quantity in ("allocated", "reserved", "device"):
-            found[quantity] = max(getattr(stage, quantity) for stage in stages)
+        stages = [
+            (job, stage) for job in row.copies for stage in _measured_stages(row, estimator.memory(job))
+        ]
+        for quantity in ("allocated", "reserved"):
+            found[quantity] = max(getattr(stage, quantity) for _, stage in stages)
+        if row.source in ON_DEEPSPEED:
+            found["device"] = max(on_device(job, stage) for job, stage in stages)
+        else:
+            found["device"] = max(stage.device for _, stage in stages)
     if wrong := [quantity for quantity, value in found.items() if not (isfinite(value) and value > 0)]:
         raise UserError(f"the estimate of {wrong[0]} is {found[wrong[0]]}")
     return {quantity: value for quantity, value in found.items() if quantity in row.measured}

@@ -188,9 +188,9 @@ def _kind(jobs: tuple[Training, ...]) -> str:
 
 
 _GIB_KEYS = {"allocated": "peak_alloc_gib", "reserved": "peak_reserved_gib", "device": "nvidia_smi_gib"}
-_ON_DEVICE = ("sailor",)
-"""Sources whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib` (sailor's
-deepspeed/pipe_engine.py, `get_total_used_mem`, of which its process_results.py takes the maximum)."""
+ON_DEEPSPEED = ("sailor",)
+"""Sources with another engine, whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib`
+(sailor's deepspeed/pipe_engine.py, `get_total_used_mem`; its process_results.py takes the maximum)."""
 
 
 def _measured(row: Fields, assumed: Assumed, job: Training, world: int) -> dict[str, float]:
@@ -202,7 +202,7 @@ def _measured(row: Fields, assumed: Assumed, job: Training, world: int) -> dict[
                 found[name] = gib * GIB
         if (nbytes := measured.positive("peak_alloc_bytes")) is not None:
             found["allocated"] = nbytes
-        if row.at("source").text("key") in _ON_DEVICE and "allocated" in found:
+        if row.at("source").text("key") in ON_DEEPSPEED and "allocated" in found:
             found = {"device": found["allocated"]}
     if (seconds := _seconds(row, job, world)) is not None:
         found["time"] = seconds

@@ -15,7 +15,7 @@ from benchmarks.error_tables import about, by_class, by_source
 from benchmarks.estimated_rows import DRAWS, Estimator, draws, scored
 from benchmarks.measured_rows import read_rows
 from flagscale.planner import intervals
-from flagscale.planner.memory import StageMemory, Term
+from flagscale.planner.memory import StageMemory, Term, memory
 from flagscale.planner.training import Training
 
 LINES = {json.loads(line)["id"]: line for line in estimate.DATA.read_text("utf-8").splitlines()}
@@ -123,6 +123,16 @@ def test_copies_with_different_chips_count_by_the_slowest(tmp_path: Path) -> Non
 
     (one,), _ = scored(read_rows(data(tmp_path, LINES["sailor-0964"])), Estimator(STAND_IN.memory, seconds))
     assert one.estimates["time"] == 5.0
+
+
+def test_memory_on_deepspeed_counts_what_its_source_says(tmp_path: Path) -> None:
+    rows = read_rows(data(tmp_path, LINES["sailor-0965"], LINES["sailor-0945"], LINES["simumax-0000"]))
+    found, _ = scored(rows, Estimator(memory, STAND_IN.seconds))
+    for one, outside in zip(found[:2], (3.0e9, 5.06e9), strict=True):
+        (stage,) = memory(one.row.copies[0])
+        (flat,) = [term.nbytes for term in stage.terms if term.name == "gradients"]
+        assert one.estimates["device"] == stage.reserved + flat + outside
+    assert "device" not in found[2].estimates
 
 
 def test_a_calibration_is_scored_on_rows_that_it_has_not_seen(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.measured_rows import GIB, Row, read_rows, row_of
 from flagscale.planner.chips import chip_table, find_chip
+from flagscale.planner.schedule import warm_ups
 from flagscale.planner.training import Training
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "measured.jsonl"
@@ -98,10 +99,17 @@ def test_copies_with_different_chips_are_jobs_of_their_own() -> None:
     chips = [[block.chip.name for block in one.blocks] for one in sailor.copies]
     assert chips == [["RTX-3090", "Titan-RTX"], ["RTX-2080"]]
     assert all(one.layout.world_size == 32 for one in sailor.copies)
+    # DeepSpeed's pipeline keeps no more micro-batches between unequal chips.
+    assert {warm_ups(one.layout) for one in sailor.copies} == {(1, 0)}
     amp = read("amp-1528")  # one host per stage, the last one with T4
     assert [block.chip.name for block in amp.copies[0].blocks] == ["V100-16", "T4"]
     assert [mesh.pp for mesh in amp.copies[0].layout.meshes] == [3, 1]
     assert [block.chip.name for block in read("amp-1548").copies[0].blocks] == ["V100-16"]
+
+
+def test_copies_whose_degrees_do_not_match_the_devices_have_a_reason() -> None:
+    row = read("amp-1528", parallel__tp=4)
+    assert (row.reason, row.is_wrong) == ("the degrees need 64 devices, not 16", False)
 
 
 def test_memory_is_not_scored_if_what_decides_it_is_unknown() -> None:
