@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.measured_arguments import arguments_of, published_arguments, with_defaults
 from benchmarks.measured_fields import Assumed, Fields, Unusable, failure
 from benchmarks.measured_layouts import copies_of, layout_arguments
+from benchmarks.measured_model import refuse_kind
 from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
 from flagscale.planner.chips import Chip, Link, find_chip
@@ -120,6 +121,7 @@ def _estimable(row: Row, fields: Fields) -> Row:
     """Return the row with its job, or raise why it has none."""
     if row.quality == "C":
         raise Unusable("quality C: doubtful or incomplete")
+    refuse_kind(fields)
     assumed = Assumed()
     given = fields.at("flags").at("megatron_args")
     values = published_arguments(given) if given.values else arguments_of(fields, assumed)

@@ -76,6 +76,18 @@ def test_a_complete_command_counts_more_than_the_keys() -> None:
     assert one.recompute.modules == ("layernorm", "mla_up_proj", "mlp", "moe_act")
 
 
+def test_keys_are_read_as_their_scripts_use_them() -> None:
+    # SimuMax passes --qk-layernorm for latent attention, and --no-overlap-p2p-communication for no job.
+    assert job("simumax-0004").model.qk_norm
+    assert not job("simumax-0000").model.qk_norm
+    interleaved = read("simumax-0000", parallel__vpp=2)
+    assert (interleaved.reason, interleaved.kind) == ("", "VPP")
+    for given in ("selective", "SELECTIVE", {"granularity": "selective"}):
+        assert read("simumax-0000", recompute=given).copies[0].recompute.modules == ("core_attn",)
+    empty = read("simumax-0000", recompute={"granularity": "selective", "modules": []})
+    assert empty.copies[0].recompute.modules == ()
+
+
 def test_layers_that_do_not_divide_are_cut_as_the_engine_can() -> None:
     deepseek = job("mbridge-0044")
     assert [stage.chunks for stage in deepseek.layout.stages] == [(4, 4, 4, 4)] + [(4, 4, 4, 3)] * 3
@@ -128,6 +140,21 @@ def test_memory_is_not_scored_if_what_decides_it_is_unknown() -> None:
         ({"model__family": "hybrid-mamba"}, "a hybrid model (state-space and attention layers)"),
         ({"train__kind": "lora"}, "low-rank adapters (LoRA)"),
         ({"quality": "C"}, "quality C: doubtful or incomplete"),
+        ({"model__family": "t5"}, "a model with an encoder: t5"),
+        ({"model__attention": "linear"}, "attention of a kind that the planner does not know: linear"),
+        ({"precision__compute": "int8"}, "a precision that the engine does not have: int8"),
+        (
+            {"recompute": {"granularity": "partial"}},
+            "recompute of a kind that the engine does not have: partial",
+        ),
+        (
+            {"recompute": {"granularity": "selective", "modules": ["core"]}},
+            "recompute of a module that the engine does not have: core",
+        ),
+        (
+            {"recompute": {"granularity": "full", "method": "all"}},
+            "recompute by a method that the engine does not have: all",
+        ),
         ({"recompute": "selective-op"}, "recompute of a kind that the engine does not have: selective-op"),
         ({"hardware__gpu": "B2000"}, "unknown chip `B2000`"),
         ({"train__gbs": 18}, "a batch of 18 is not a multiple of 4, one micro-batch of all copies"),
