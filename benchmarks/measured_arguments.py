@@ -108,6 +108,8 @@ def arguments_of(row: Fields, assumed: Assumed) -> dict[str, Any]:
         **_precision(row, assumed),
         **_recompute(row, assumed),
         **_flags(row),
+        # SimuMax passes --no-create-attention-mask-in-dataloader; Megatron-Bridge's data has no mask.
+        "create_attention_mask_in_dataloader": False,
     }
     if row.at("source").text("key") in _OLD_SOFTWARE:
         values |= {"transformer_impl": "local", "attention_backend": "local"}
