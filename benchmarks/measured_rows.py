@@ -6,7 +6,7 @@ The form of a row is described in docs/planner.md, section "Errors".
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,38 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return every line of a file; lines that are no row have `is_wrong`. Raises UserError: no file."""
+    """Return every line of a file; lines that are no row have `is_wrong`.
+
+    Raises:
+        UserError: the file cannot be read, holds no line, or is one list instead of one object per line.
+    """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise UserError([Problem(f"cannot read the measurements: {error.strerror}", str(path))]) from None
-    return [row_of(line, f"{path}:{number}") for number, line in _numbered(text)]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UserError([Problem("the file holds no measurements", str(path))])
+    if len(lines) > 1 and lines[0][1].lstrip().startswith("[") and _is_list(text):
+        what = "the measurements are one JSON list; write one object per line, without brackets and commas"
+        raise UserError([Problem(what, str(path))])
+    seen: dict[str, int] = {}
+    return [_once(row_of(line, f"{path}:{number}"), line.strip(), number, seen) for number, line in lines]
 
 
-def _numbered(text: str) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def _once(row: Row, line: str, number: int, seen: dict[str, int]) -> Row:
+    """Return a row that repeats an earlier line with that as its reason: it must not count twice."""
+    first = seen.setdefault(line, number)
+    if first == number or row.is_wrong:
+        return row
+    return replace(row, reason=f"the same as line {first}", copies=())
 
 
 def row_of(line: str, place: str) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measured_rows import GIB, Row, read_rows, row_of
+from flagscale.errors import UserError
 from flagscale.planner.chips import chip_table, find_chip
 from flagscale.planner.schedule import warm_ups
 from flagscale.planner.training import Training
@@ -189,6 +190,22 @@ def test_any_line_is_a_row_with_a_reason(line: str) -> None:
     row = row_of(line, "rows.jsonl:1")
     assert row.reason
     assert not row.copies
+
+
+def test_files_of_other_forms(tmp_path: Path) -> None:
+    first, second = LINES["simumax-0000"], LINES["amp-1483"]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{first}\r\n\r\n{second}\r\n".encode())
+    assert [row.id for row in read_rows(path) if row.copies] == ["simumax-0000", "amp-1483"]
+    path.write_text(f"{first}\n{second}\n{first}\n")
+    assert [row.reason for row in read_rows(path)] == ["", "", "the same as line 1"]
+    for text, what in (
+        ("\n \n", "holds no measurements"),
+        (f"[\n{first},\n{second}\n]", "one object per line"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=what):
+            read_rows(path)
 
 
 def test_null_is_a_key_that_was_not_published() -> None:
