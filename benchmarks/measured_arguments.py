@@ -211,17 +211,20 @@ _SAME_MEANING = {
     "moe_pad_to_capacity": "moe_pad_expert_input_to_capacity",
     "moe_grouped_gemm": "moe_grouped_gemm",
     "moe_permute_fusion": "moe_permute_fusion",
-    "moe_dispatcher": "moe_token_dispatcher_type",
-    "moe_capacity_factor": "moe_expert_capacity_factor",
-    "attention": "attention_backend",
 }
+"""Switches by their names in the rows."""
+_TEXTS = {"moe_dispatcher": "moe_token_dispatcher_type", "attention": "attention_backend"}
 
 
 def _flags(row: Fields) -> dict[str, Any]:
     flags = row.at("flags")
-    values = {
-        dest: flags.values[name] for name, dest in _SAME_MEANING.items() if flags.values.get(name) is not None
+    known = {name for name, value in flags.values.items() if value is not None}
+    values: dict[str, Any] = {
+        dest: flags.truth(name) for name, dest in _SAME_MEANING.items() if name in known
     }
+    values |= {dest: flags.text(name) for name, dest in _TEXTS.items() if name in known}
+    if capacity := flags.positive("moe_capacity_factor"):
+        values["moe_expert_capacity_factor"] = capacity
     if row.at("parallel").whole("vpp", 1) > 1 and values.get("overlap_p2p_comm") is False:
         # SimuMax states it for all of its jobs, but its scripts do not pass --no-overlap-p2p-communication,
         # and the engine switches the overlap off only if the pipeline is not interleaved.

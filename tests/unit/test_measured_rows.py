@@ -176,6 +176,11 @@ def test_a_row_that_cannot_be_estimated_has_a_reason(changes: dict[str, Any], re
         ({"model": []}, "model must be an object, not []"),
         ({"measured__iteration_s": -1}, "measured.iteration_s must be a positive number, not -1"),
         ({"parallel__sp": "yes"}, "parallel.sp must be true or false, not 'yes'"),
+        (
+            {"flags__moe_capacity_factor": "4"},
+            "flags.moe_capacity_factor must be a positive number, not '4'",
+        ),
+        ({"flags__distributed_optimizer": 1}, "flags.distributed_optimizer must be true or false, not 1"),
         ({"parallel__layers_per_stage": [1, 2]}, "the stages have 3 layers, but the model 12"),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
