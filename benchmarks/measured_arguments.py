@@ -102,7 +102,7 @@ def published_arguments(given: Fields) -> dict[str, Any]:
 def arguments_of(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the arguments that the keys of a row stand for."""
     values = {
-        **model_arguments(row),
+        **model_arguments(row, assumed),
         **degree_arguments(row),
         **_batch(row, assumed),
         **_precision(row, assumed),

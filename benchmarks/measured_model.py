@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.measured_fields import MOST_PARTS, Fields, Unusable
+from benchmarks.measured_fields import MOST_PARTS, Assumed, Fields, Unusable
 from flagscale.checks.pipeline import layout_parts
 
 _LEARNED_POSITIONS = ("gpt", "opt", "mpt")
@@ -16,6 +16,9 @@ _SAILOR: dict[str, dict[str, Any]] = {
 }
 """What Sailor's own models do, by family (its Megatron-DeepSpeed, megatron/model/opt_model.py: the dropout is
 commented out, the output has weights of its own; gpt_neo_model.py: attention has no dropout)."""
+
+_OWN_MODELS = ("sailor",)
+"""Sources of which the program was read instead."""
 
 _NO_DECODERS = {
     **dict.fromkeys(("t5", "bert", "retro", "vit", "clip"), "a model with an encoder"),
@@ -35,9 +38,13 @@ def refuse_kind(row: Fields) -> None:
         raise Unusable(f"attention of a kind that the planner does not know: {attention}")
 
 
-def model_arguments(row: Fields) -> dict[str, Any]:
+def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the shape of the model."""
     model = row.at("model")
+    if model.values.get("gated") is None:
+        assumed.add("an MLP without a gate")
+    if model.values.get("tied") is None and row.at("source").text("key") not in _OWN_MODELS:
+        assumed.add("one matrix for embedding and output")
     family = model.text("family").partition("-")[0]
     if "hybrid" in model.text("family"):
         raise Unusable("a hybrid model (state-space and attention layers)")

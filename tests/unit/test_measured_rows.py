@@ -129,6 +129,9 @@ def test_memory_is_not_scored_if_what_decides_it_is_unknown() -> None:
     assert set(read("mbridge-0047").measured) == {"time"}
     assert set(read("simumax-0000", recompute="unknown").measured) == {"time"}
     assert read("simumax-0000", recompute="unknown").assumed == ("no recompute",)
+    for key, what in (("gated", "an MLP without a gate"), ("tied", "one matrix for embedding and output")):
+        row = read("simumax-0000", **{f"model__{key}": None})
+        assert (row.assumed, set(row.measured)) == ((what,), {"time"})
 
 
 @pytest.mark.parametrize(
