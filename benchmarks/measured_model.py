@@ -17,26 +17,6 @@ _SAILOR: dict[str, dict[str, Any]] = {
 """What Sailor's own models do, by family (its Megatron-DeepSpeed, megatron/model/opt_model.py: the dropout is
 commented out, the output has weights of its own; gpt_neo_model.py: attention has no dropout)."""
 
-_OWN_MODELS = ("sailor",)
-"""Sources of which the program was read instead."""
-
-_NO_DECODERS = {
-    **dict.fromkeys(("t5", "bert", "retro", "vit", "clip"), "a model with an encoder"),
-    **dict.fromkeys(("multimodal", "llava", "mimo"), "a model with an encoder of images"),
-    **dict.fromkeys(("mamba", "mamba2", "ssm"), "a state-space model"),
-}
-_ATTENTION = ("", "mha", "mqa", "gqa", "mla")
-
-
-def refuse_kind(row: Fields) -> None:
-    """Raise if the model is of a kind that the planner does not know."""
-    model = row.at("model")
-    family, attention = model.text("family").lower(), model.text("attention").lower()
-    if kind := _NO_DECODERS.get(family.partition("-")[0]):
-        raise Unusable(f"{kind}: {family}")
-    if attention not in _ATTENTION:
-        raise Unusable(f"attention of a kind that the planner does not know: {attention}")
-
 
 def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the shape of the model."""
@@ -99,6 +79,27 @@ def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
     if row.at("source").text("key") == "sailor":
         values |= _SAILOR.get(family, {})
     return values
+
+
+_OWN_MODELS = ("sailor",)
+"""Sources of which the program was read instead."""
+
+_NO_DECODERS = {
+    **dict.fromkeys(("t5", "bert", "retro", "vit", "clip"), "a model with an encoder"),
+    **dict.fromkeys(("multimodal", "llava", "mimo"), "a model with an encoder of images"),
+    **dict.fromkeys(("mamba", "mamba2", "ssm"), "a state-space model"),
+}
+_ATTENTION = ("", "mha", "mqa", "gqa", "mla")
+
+
+def refuse_kind(row: Fields) -> None:
+    """Raise if the model is of a kind that the planner does not know."""
+    model = row.at("model")
+    family, attention = model.text("family").lower(), model.text("attention").lower()
+    if kind := _NO_DECODERS.get(family.partition("-")[0]):
+        raise Unusable(f"{kind}: {family}")
+    if attention not in _ATTENTION:
+        raise Unusable(f"attention of a kind that the planner does not know: {attention}")
 
 
 def degree_arguments(row: Fields) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The form of a row is described in docs/planner.md, section "Errors".
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def read_rows(path: Path) -> list[Row]:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise UserError([Problem(f"cannot read the measurements: {error.strerror}", str(path))]) from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [*_numbered(text)]
     if not lines:
         raise UserError([Problem("the file holds no measurements", str(path))])
     if len(lines) > 1 and lines[0][1].lstrip().startswith("[") and _is_list(text):
@@ -89,6 +89,10 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError([Problem(what, str(path))])
     seen: dict[str, int] = {}
     return [_once(row_of(line, f"{path}:{number}"), line.strip(), number, seen) for number, line in lines]
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _is_list(text: str) -> bool:
