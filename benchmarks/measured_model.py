@@ -81,27 +81,6 @@ def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
     return values
 
 
-_OWN_MODELS = ("sailor",)
-"""Sources of which the program was read instead."""
-
-_NO_DECODERS = {
-    **dict.fromkeys(("t5", "bert", "retro", "vit", "clip"), "a model with an encoder"),
-    **dict.fromkeys(("multimodal", "llava", "mimo"), "a model with an encoder of images"),
-    **dict.fromkeys(("mamba", "mamba2", "ssm"), "a state-space model"),
-}
-_ATTENTION = ("", "mha", "mqa", "gqa", "mla")
-
-
-def refuse_kind(row: Fields) -> None:
-    """Raise if the model is of a kind that the planner does not know."""
-    model = row.at("model")
-    family, attention = model.text("family").lower(), model.text("attention").lower()
-    if kind := _NO_DECODERS.get(family.partition("-")[0]):
-        raise Unusable(f"{kind}: {family}")
-    if attention not in _ATTENTION:
-        raise Unusable(f"attention of a kind that the planner does not know: {attention}")
-
-
 def degree_arguments(row: Fields) -> dict[str, Any]:
     """Return the degrees, and how the layers are cut into stages."""
     parallel, model = row.at("parallel"), row.at("model")
@@ -151,3 +130,24 @@ def _with_ends(layout: str, heads: int) -> str:
 def recipe(row: Fields) -> Fields:
     """Return what the recipe of Megatron-Bridge that belongs to the row assigns."""
     return row.at("flags").at("recipe").at("assigned")
+
+
+_OWN_MODELS = ("sailor",)
+"""Sources of which the program was read instead."""
+
+_NO_DECODERS = {
+    **dict.fromkeys(("t5", "bert", "retro", "vit", "clip"), "a model with an encoder"),
+    **dict.fromkeys(("multimodal", "llava", "mimo"), "a model with an encoder of images"),
+    **dict.fromkeys(("mamba", "mamba2", "ssm"), "a state-space model"),
+}
+_ATTENTION = ("", "mha", "mqa", "gqa", "mla")
+
+
+def refuse_kind(row: Fields) -> None:
+    """Raise if the model is of a kind that the planner does not know."""
+    model = row.at("model")
+    family, attention = model.text("family").lower(), model.text("attention").lower()
+    if kind := _NO_DECODERS.get(family.partition("-")[0]):
+        raise Unusable(f"{kind}: {family}")
+    if attention not in _ATTENTION:
+        raise Unusable(f"attention of a kind that the planner does not know: {attention}")
