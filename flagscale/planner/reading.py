@@ -96,6 +96,8 @@ def training_of(
         grouped_experts=bool(values.get("moe_grouped_gemm")),
         fused_softmax=bool(values.get("masked_softmax_fusion", True)),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
+        loads_mask=bool(values.get("create_attention_mask_in_dataloader", True))
+        and not values.get("dataloader_inter_document_masking"),
         exchange=_exchange(values.get("cp_comm_type")),
         exchange_ranks=int((values.get("hierarchical_context_parallel_sizes") or [0])[0]),
     )

@@ -90,6 +90,17 @@ def test_the_loss() -> None:
     assert terms(in_place, "transient") == {"backward pass": (64 + 32) * MIB}
 
 
+def test_stages_that_read_data_hold_a_mask_of_all_pairs_in_the_forward_pass() -> None:
+    pairs = 4096 * 4096
+    more = terms(one_stage(loads_mask=True), "transient")["end of the forward pass"]
+    assert more - terms(one_stage(), "transient")["end of the forward pass"] == pairs
+    # Ranks of a context parallel group cut their own rows; stages inside the pipeline have none.
+    shared = training(layers=8, pp=4, cp=2, dp=2, implementation="transformer_engine", fused_loss=True)
+    of_stages = zip(memory(shared), memory(replace(shared, loads_mask=True)), strict=True)
+    differences = [after.allocated - before.allocated for before, after in of_stages]
+    assert differences[1:] == [0, 0, pairs / 2]
+
+
 def test_all_micro_batches_in_flight_keep_their_layers() -> None:
     for chunks in (1, 2):
         job = training(layers=16, pp=4, dp=2, chunks=chunks, micro_batches=16)
