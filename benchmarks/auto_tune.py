@@ -29,9 +29,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from flagscale.config.command import Request
 from flagscale.config.source_map import SourceMap
+from flagscale.formats import seconds_text
 from flagscale.plan.prepare import prepare
 from flagscale.tuning.begin import Tuning, begin
-from flagscale.tuning.figures import label, seconds_text
+from flagscale.tuning.figures import label
 from flagscale.tuning.loop import tune
 from flagscale.tuning.requests import trial_request
 from flagscale.tuning.trial import run_trial

@@ -1,4 +1,4 @@
-"""Format numbers, durations and counts for people."""
+"""Format numbers, times, memory and counts for people."""
 
 from __future__ import annotations
 
@@ -25,6 +25,26 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """Return a time with three digits: `12.3 s`, `1.93 s`, `45.6 ms`; `-` if it is not known."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            digits = 0 if seconds >= 100 * size else 1 if seconds >= 10 * size else 2
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds * 1e6:.3g} us" if seconds else "0 s"
+
+
+def bytes_text(nbytes: float | None) -> str:
+    """Return an amount of memory: `61.2 GiB`, `3.12 GiB`, `131 MiB`; `-` if it is not known."""
+    if nbytes is None:
+        return "-"
+    if nbytes < 2**30:
+        return f"{nbytes / 2**20:.0f} MiB"
+    return f"{nbytes / 2**30:.{1 if nbytes >= 10 * 2**30 else 2}f} GiB"
 
 
 def count(number: int, noun: str) -> str:

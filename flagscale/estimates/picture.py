@@ -1,16 +1,13 @@
-"""An estimate as a picture (SVG): memory by stage in stacked bars, and the timeline of the pipeline.
-
-The file needs nothing else. Its colours are those of its reader's scheme, light or dark.
-"""
+"""An estimate as a picture (SVG): memory by stage in stacked bars, and the timeline of the pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from flagscale.estimates.text import GIB, alike, estimate_line, stages_text
 from flagscale.planner.estimate import Estimate, StageEstimate
 from flagscale.planner.schedule import Span, Timeline, walk
+from flagscale.svg import box, document, line, text
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 960, 150, 20, 70
 _PLOT = _WIDTH - _LEFT - _RIGHT
@@ -23,12 +20,6 @@ _PALETTE = (
 )
 """Colours that people with any sight can tell apart, on white and on black."""
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --faint: #d0d7de; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --faint: #3d444d; } }
-.paper { fill: var(--paper); } .faint { stroke: var(--faint); }
-text { fill: var(--ink); font: 12px system-ui, sans-serif; } .title { font-size: 15px; font-weight: 600; }
-.limit { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 5 3; }
-.range { stroke: var(--ink); stroke-width: 1.5; } .end { text-anchor: end; } .mid { text-anchor: middle; }
 .forward { fill: #4477aa; } .backward { fill: #ccbb44; } .wait { fill: var(--faint); opacity: 0.35; }
 """
 
@@ -37,19 +28,9 @@ def picture(name: str, found: Estimate) -> str:
     """Return the SVG text of an estimate."""
     memory, below = _memory(found, _TOP)
     timeline, height = _timeline(found, below) if found.speed else ([], below)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" '
-        f'height="{height}" role="img">',
-        f"<title>{escape(name)}: {escape(estimate_line(found))}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="paper" width="{_WIDTH}" height="{height}"/>',
-        _text(16, 26, name, "title"),
-        _text(16, 46, estimate_line(found)),
-        *memory,
-        *timeline,
-        "</svg>",
-    ]
-    return "\n".join(parts) + "\n"
+    title = estimate_line(found)
+    parts = [text(16, 26, name, "title"), text(16, 46, title), *memory, *timeline]
+    return document(_WIDTH, height, f"{name}: {title}", parts, _STYLE)
 
 
 def _memory(found: Estimate, top: float) -> tuple[list[str], float]:
@@ -59,7 +40,7 @@ def _memory(found: Estimate, top: float) -> tuple[list[str], float]:
     scale = _PLOT / (1.02 * most)
     names = list(dict.fromkeys(term.name for one in found.stages for term in one.memory.terms))
     colours = {name: _PALETTE[number % len(_PALETTE)] for number, name in enumerate(names)}
-    parts = [_text(16, top, "memory of one rank by stage, GiB; dashed: the chip's; line: 95 %", "title")]
+    parts = [text(16, top, "memory of one rank by stage, GiB; dashed: the chip's; line: 95 %", "title")]
     y = top + 14.0
     for group in groups:
         parts += _bar(group, y, scale, colours)
@@ -72,24 +53,24 @@ def _memory(found: Estimate, top: float) -> tuple[list[str], float]:
 
 def _bar(group: Sequence[StageEstimate], y: float, scale: float, colours: dict[str, str]) -> Iterator[str]:
     one = group[0]
-    yield _text(_LEFT - 8, y + 15, f"stage {stages_text(group)}, {one.chip.name}", "end")
+    yield text(_LEFT - 8, y + 15, f"stage {stages_text(group)}, {one.chip.name}", "end")
     x = float(_LEFT)
     for term in one.memory.terms:
         wide = scale * term.nbytes
         title = f"{term.name}: {term.nbytes / GIB:.2f} GiB"
-        yield _box(x, y, wide, _BAR, f'fill="{colours[term.name]}"', title)
+        yield box(x, y, wide, _BAR, f'fill="{colours[term.name]}"', title)
         x += wide
     middle = y + _BAR / 2
-    yield _line(_LEFT + scale * one.low, middle, _LEFT + scale * one.high, middle, "range")
+    yield line(_LEFT + scale * one.low, middle, _LEFT + scale * one.high, middle, "range")
     limit = _LEFT + scale * one.chip.memory_bytes
-    yield _line(limit, y - 3, limit, y + _BAR + 3, "limit")
+    yield line(limit, y - 3, limit, y + _BAR + 3, "limit")
 
 
 def _legend(names: Sequence[str], colours: dict[str, str], top: float) -> Iterator[str]:
     for number, name in enumerate(names):
         x, y = 16 + (number % 3) * (_WIDTH - 32) / 3, top + 18 * (number // 3)
-        yield _box(x, y - 10, 11, 11, f'fill="{colours[name]}"')
-        yield _text(x + 17, y, name)
+        yield box(x, y - 10, 11, 11, f'fill="{colours[name]}"')
+        yield text(x + 17, y, name)
 
 
 def _timeline(found: Estimate, top: float) -> tuple[list[str], float]:
@@ -100,11 +81,11 @@ def _timeline(found: Estimate, top: float) -> tuple[list[str], float]:
     scale = _PLOT / shown.seconds
     some = f", with {shown.micro_batches} of its {whole.micro_batches} micro-batches"
     title = f"timeline of the pipeline{'' if shown is whole else some}; blue: forward, yellow: backward"
-    parts = [_text(16, top, title, "title")]
+    parts = [text(16, top, title, "title")]
     y = top + 14.0
     for stage, spans in enumerate(shown.spans):
-        parts.append(_text(_LEFT - 8, y + 13, f"stage {stage}", "end"))
-        parts.append(_box(_LEFT, y, _PLOT, _ROW - 3, 'class="wait"'))
+        parts.append(text(_LEFT - 8, y + 13, f"stage {stage}", "end"))
+        parts.append(box(_LEFT, y, _PLOT, _ROW - 3, 'class="wait"'))
         parts += (_work(spans, kind, y, scale) for kind in ("forward", "backward"))
         y += _ROW
     parts += _axis(shown.seconds, y, scale, "s")
@@ -114,11 +95,11 @@ def _timeline(found: Estimate, top: float) -> tuple[list[str], float]:
 def _work(spans: Sequence[Span], kind: str, y: float, scale: float) -> str:
     """Return all work of one kind of a stage as one shape: thousands of rectangles would be a large file."""
 
-    def box(span: Span) -> str:
+    def outline(span: Span) -> str:
         x, wide = _LEFT + scale * span.start, max(scale * (span.end - span.start) - 0.4, 0.3)
         return f"M{x:.1f} {y:g}h{wide:.1f}v{_ROW - 3}H{x:.1f}z"
 
-    boxes = (box(span) for span in spans if span.work.is_forward == (kind == "forward"))
+    boxes = (outline(span) for span in spans if span.work.is_forward == (kind == "forward"))
     return f'<path class="{kind}" d="{"".join(boxes)}"/>'
 
 
@@ -135,22 +116,8 @@ def _axis(most: float, y: float, scale: float, unit: str) -> Iterator[str]:
     """Yield a line with round numbers; `scale`: points per unit."""
     sizes = (size * 10.0**power for power in range(-9, 9) for size in (1, 2, 5))
     step = next((size for size in sizes if size >= most / 8), most)
-    yield _line(_LEFT, y, _LEFT + _PLOT, y, "faint")
+    yield line(_LEFT, y, _LEFT + _PLOT, y, "faint")
     for number in range(int(most / step) + 1):
         x = _LEFT + scale * step * number
-        yield _line(x, y, x, y + 5, "faint")
-        yield _text(x, y + 18, f"{step * number:.6g}{f' {unit}' if not number else ''}", "mid")
-
-
-def _box(x: float, y: float, wide: float, high: float, look: str, title: str = "") -> str:
-    inside = f"<title>{escape(title)}</title>" if title else ""
-    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{wide:.2f}" height="{high:.2f}" {look}>{inside}</rect>'
-
-
-def _line(x: float, y: float, to_x: float, to_y: float, kind: str) -> str:
-    return f'<line x1="{x:.2f}" y1="{y:.2f}" x2="{to_x:.2f}" y2="{to_y:.2f}" class="{kind}"/>'
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    look = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.2f}" y="{y:.2f}"{look}>{escape(text)}</text>'
+        yield line(x, y, x, y + 5, "faint")
+        yield text(x, y + 18, f"{step * number:.6g}{f' {unit}' if not number else ''}", "mid")

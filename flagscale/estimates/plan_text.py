@@ -9,8 +9,8 @@ from typing import Any
 
 from flagscale.estimates.as_json import estimate_tree
 from flagscale.estimates.auto_plan import Chosen
-from flagscale.estimates.text import estimate_text, seconds, table
-from flagscale.formats import quantity
+from flagscale.estimates.text import estimate_text, table
+from flagscale.formats import quantity, seconds_text
 from flagscale.planner.search.plans import Rated
 
 
@@ -27,7 +27,7 @@ def auto_plan_text(plan: Chosen, task_file: Path | None) -> str:
 
 
 def _row(one: Rated) -> tuple[str, str]:
-    return seconds(one.seconds), quantity(one.tokens_s)
+    return seconds_text(one.seconds), quantity(one.tokens_s)
 
 
 def _layout(one: Rated) -> str:
@@ -36,8 +36,8 @@ def _layout(one: Rated) -> str:
     runs = groupby("+".join(map(str, stage.chunks)) for stage in layout.stages)
     layers = [f"{layers} x{count}" if (count := len([*same])) > 1 else layers for layers, same in runs]
     parts = [f"{layout}", f"layers {' '.join(layers)}", f"micro-batch {one.training.blocks[0].micro_batch}"]
-    if again := one.arguments.get("recompute_granularity"):
-        parts.append(f"recompute {again}")
+    if granularity := one.arguments.get("recompute_granularity"):
+        parts.append(f"recompute {granularity}")
     return ", ".join(parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import batched
 
 from flagscale.errors import Problem
-from flagscale.formats import count, quantity
+from flagscale.formats import count, quantity, seconds_text
 from flagscale.planner.estimate import Estimate, Speed, StageEstimate
 from flagscale.values import Job
 
@@ -34,7 +34,7 @@ def estimate_line(found: Estimate) -> str:
         f"memory: {_gib(one.memory.device)} GiB of {_whole(one)} GiB ({one.chip.name}{stage}), "
         f"at most {_gib(one.high)} with 95 %"
     )
-    return f"{memory}; {seconds(found.speed.step.seconds)} per step" if found.speed else memory
+    return f"{memory}; {seconds_text(found.speed.step.seconds)} per step" if found.speed else memory
 
 
 def warning_text(found: Estimate) -> str:
@@ -155,10 +155,10 @@ def _speed(found: Estimate) -> list[str]:
     if not found.speed:
         return ["the time of a step is not known:", *map(_missing, found.missing)]
     speed = found.speed
-    low, high = seconds(speed.low), seconds(speed.high)
-    rows = [(f"  {name}", (seconds(part), _share(part, speed))) for name, part in speed.parts.items()]
+    low, high = seconds_text(speed.low), seconds_text(speed.high)
+    rows = [(f"  {name}", (seconds_text(part), _share(part, speed))) for name, part in speed.parts.items()]
     return [
-        f"one step of {quantity(speed.tokens)} tokens: {seconds(speed.step.seconds)} "
+        f"one step of {quantity(speed.tokens)} tokens: {seconds_text(speed.step.seconds)} "
         f"({low} to {high} with 95 %)",
         *(line[2:] for line in table(rows)),
         f"  {quantity(speed.tokens_s)} tokens/s, {quantity(speed.tokens_s_device)} per device; "
@@ -172,15 +172,6 @@ def _missing(problem: Problem) -> str:
 
 def _share(part: float, speed: Speed) -> str:
     return _percent(part / speed.step.seconds)
-
-
-def seconds(value: float) -> str:
-    """Return a time with three digits: `12.3 s`, `1.93 s`, `45.6 ms`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if value >= size:
-            digits = 0 if value >= 100 * size else 1 if value >= 10 * size else 2
-            return f"{value / size:.{digits}f} {unit}"
-    return f"{value * 1e6:.3g} us" if value else "0 s"
 
 
 def _gib(nbytes: float) -> str:

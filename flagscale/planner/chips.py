@@ -58,15 +58,11 @@ class Chip:
     source: str = ""
 
 
-def find_chip(name: str, own: Mapping[str, Any] | None = None, where: str = "") -> Chip:
-    """Return a chip by its name; `own` are the entries of a user's file, which come first.
-
-    Raises:
-        UserError: there is no such chip, or its entry is wrong; names the nearest one.
-    """
-    entries = {**chip_table(), **(own or {})}
+def find_chip(name: str) -> Chip:
+    """Return a chip of the table. Raises UserError with the nearest name if there is none."""
+    entries = chip_table()
     if name not in entries:
-        raise UserError([Problem(f"unknown chip `{name}`", where, nearest(name, entries))])
+        raise UserError([Problem(f"unknown chip `{name}`", "", nearest(name, entries))])
     return chip_of(name, entries[name])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import batched
+from math import lcm
 from typing import Any
 
 from flagscale.checks.degrees import degrees
@@ -73,7 +74,9 @@ def training_of(
         blocks=blocks,
         sequence=int(values["seq_length"]),
         batch=int(values.get("global_batch_size") or blocks[0].micro_batch * layout.meshes[0].dp),
-        padded_vocabulary=int(values.get("padded_vocab_size") or _padded(values, layout, int(tokens or 0))),
+        padded_vocabulary=int(
+            values.get("padded_vocab_size") or padded_vocabulary(values, layout, int(tokens or 0))
+        ),
         numerics=numerics_of(values),
         implementation=str(values.get("transformer_impl") or "transformer_engine"),
         recompute=_recompute(values),
@@ -187,13 +190,10 @@ def _block(values: Mapping[str, Any], layout: HeteroLayout, number: int, chip: C
     )
 
 
-def _padded(values: Mapping[str, Any], layout: HeteroLayout, tokens: int) -> int:
+def padded_vocabulary(values: Mapping[str, Any], layout: HeteroLayout, tokens: int) -> int:
     """Return the rows of the embedding (megatron/core/tokenizers/utils/build_tokenizer.py, 0.19.2)."""
     divisor = int(values.get("make_vocab_size_divisible_by") or 128)
-    if len(layout.meshes) > 1:
-        of_mesh = layout.arguments({**values, "make_vocab_size_divisible_by": divisor}, 0)
-        divisor = int(of_mesh["make_vocab_size_divisible_by"])
-    multiple = divisor * layout.meshes[0].tp
+    multiple = divisor * lcm(*(mesh.tp for mesh in layout.meshes))
     return -(-tokens // multiple) * multiple
 
 

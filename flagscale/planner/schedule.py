@@ -17,10 +17,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from flagscale.checks.hetero.layout import HeteroLayout, Stage
+from flagscale.checks.hetero.layout import HeteroLayout
 from flagscale.errors import Problem, UserError
 from flagscale.frozen import dataclass
-from flagscale.planner.training import Training
 
 _TICK = 2.0**-40
 """Seconds. Sums of whole ticks are exact in a float, so that equal periods are recognised as equal."""
@@ -100,24 +99,12 @@ def order(layout: HeteroLayout, stage: int, micro_batches: int, group: int = 0) 
     return tuple(found)
 
 
-def in_flight(training: Training, stage: Stage) -> int:
-    """Return how many units, each a micro-batch in one model chunk, a stage holds at most for their backward.
-
-    Without recomputation and with equal chunks, a stage keeps this many times what one chunk keeps.
-    """
-    layout = training.layout
-    return min(warm_ups(layout, training.group)[stage.index] + 1, training.micro_batches * layout.chunks)
-
-
 def warm_ups(layout: HeteroLayout, group: int = 0) -> tuple[int, ...]:
     """Return how many units each stage computes forward before it alternates."""
     pp = len(layout.stages)
     if layout.chunks > 1:
         return tuple(2 * (pp - 1 - stage) + (layout.chunks - 1) * (group or pp) for stage in range(pp))
-    later = [0]
-    for source, target in pairwise(reversed(layout.stages)):
-        later.append(later[-1] + 1 + (source.mesh != target.mesh) * layout.extra_micro_batches)
-    return tuple(reversed(later))
+    return layout.warm_ups
 
 
 def walk(layout: HeteroLayout, micro_batches: int, durations: Durations, group: int = 0) -> Timeline:

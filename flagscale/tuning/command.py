@@ -6,9 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from flagscale.formats import count, duration
+from flagscale.formats import count, duration, seconds_text
 from flagscale.run.tuner_dir import TunerDir
-from flagscale.tuning.figures import seconds_text
 
 STOP_WITHIN = 60.0
 """Seconds that a tuner has to end its trial after a request."""

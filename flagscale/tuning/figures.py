@@ -122,17 +122,3 @@ def learnt(entries: Sequence[Mapping[str, Any]], prior: Prior) -> Known:
         for one, entry in tried
     ]
     return Known(calibration, residuals(rows, len(rows[0][0]), error), prior.capacity)
-
-
-def seconds_text(seconds: float | None) -> str:
-    """Return a time per step for people: `131 ms`, or `2.35 s`."""
-    if not seconds:
-        return "-"
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
-
-
-def bytes_text(nbytes: float | None) -> str:
-    """Return an amount of memory for people: `3.12 GiB`."""
-    if not nbytes:
-        return "-"
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.0f} MiB"

@@ -11,7 +11,7 @@ from typing import Any
 from flagscale.config.command import Request
 from flagscale.errors import FlagScaleError
 from flagscale.files import write_atomic
-from flagscale.formats import count, duration
+from flagscale.formats import bytes_text, count, duration, seconds_text
 from flagscale.frozen import asdict
 from flagscale.plan.prepare import Prepared, prepare
 from flagscale.planner.tuning.propose import Candidate, Known, Limits, Proposal, propose
@@ -21,8 +21,9 @@ from flagscale.runners.base import runner_of
 from flagscale.tuning import history, report
 from flagscale.tuning.begin import Say, Tuning, begin
 from flagscale.tuning.command import newest_trial
-from flagscale.tuning.figures import Prior, bytes_text, label, seconds_text, sizes_of
+from flagscale.tuning.figures import Prior, label, sizes_of
 from flagscale.tuning.outcome import Outcome
+from flagscale.tuning.picture import picture
 from flagscale.tuning.requests import trial_request, winner_request
 from flagscale.tuning.trial import StopRequested, end_trial, run_trial
 
@@ -185,7 +186,7 @@ def _finish(tuning: Tuning, reason: str) -> Result:
     files, best = tuning.files, tuning.best
     text = report.summary(tuning.entries, tuning.space, len(tuning.prior.candidates), reason)
     tuning.say(text)
-    write_atomic(files.picture, report.picture(tuning.entries, tuning.space))
+    write_atomic(files.picture, picture(tuning.entries, tuning.space))
     write_atomic(files.report, report.page(text, files.picture.name))
     winner = None
     if best is not None:

@@ -1,15 +1,14 @@
-"""What a tuning has learnt, for people: a table, a page and a picture."""
+"""The report of a tuning, for people: why it ended, and a table of its trials."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from flagscale.formats import count
+from flagscale.formats import bytes_text, count, seconds_text
 from flagscale.planner.tuning.space import Space
-from flagscale.tuning.figures import bytes_text, label, seconds_text
+from flagscale.tuning.figures import label
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -37,11 +36,10 @@ def summary(entries: Entries, space: Space, candidates: int, reason: str) -> str
                 text if one["state"] == "measured" else f"{text}: {one.get('failure')}",
             )
         )
-    wide = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        lines.append(
-            "  ".join(f"{cell:>{size}}" for cell, size in zip(row, wide, strict=False)) + f"  {row[5]}"
-        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:5]
+    for *cells, layout in rows:
+        columns = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([*columns, layout]))
     return "\n".join(lines)
 
 
@@ -60,101 +58,3 @@ def _errors(entries: Entries) -> list[float]:
     """Return the relative error of each estimate that was measured afterwards."""
     pairs = [(one["seconds"], (one.get("estimate") or {}).get("seconds")) for one in entries]
     return [expected / measured - 1 for measured, expected in pairs if measured and expected]
-
-
-_WIDTH, _HEIGHT, _EDGE = 380, 300, 60
-_TEXT = 'font-family="sans-serif" font-size="12" fill="#333"'
-_BLUE, _RED, _GREY = "#2563a8", "#b3341f", "#999"
-
-
-def picture(entries: Entries, space: Space) -> str:
-    """Return an SVG: measured against estimated time per step, and the best time over the trials."""
-    panels = [_comparison(entries, space), _progress(entries, space)]
-    width, height = 2 * (_WIDTH + 2 * _EDGE), _HEIGHT + 2 * _EDGE
-    shifted = [
-        f'<g transform="translate({_EDGE + number * (_WIDTH + 2 * _EDGE)},{_EDGE - 10})">{panel}</g>'
-        for number, panel in enumerate(panels)
-    ]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}">\n<rect width="{width}" height="{height}" fill="white"/>\n'
-        + "\n".join(shifted)
-        + "\n</svg>\n"
-    )
-
-
-def _comparison(entries: Entries, space: Space) -> str:
-    points = [
-        (one["estimate"]["seconds"], one["seconds"], one)
-        for one in entries
-        if one.get("seconds") and (one.get("estimate") or {}).get("seconds")
-    ]
-    most = 1.1 * max((max(x, y) for x, y, _ in points), default=1.0)
-    marks = [_line(0, _HEIGHT, _WIDTH, 0, _GREY, dash=True)]
-    for expected, measured, one in points:
-        x, y = _WIDTH * expected / most, _HEIGHT * (1 - measured / most)
-        marks.append(_dot(x, y, f"trial {one['number']}: {label(one['changes'], space)}"))
-    if not points:
-        marks.append(
-            f'<text x="{_WIDTH / 2}" y="{_HEIGHT / 2}" text-anchor="middle" {_TEXT}>no estimates</text>'
-        )
-    ticks = _ticks(most, most)
-    return _frame("measured against estimated time per step", "estimated", [*ticks, *marks])
-
-
-def _progress(entries: Entries, space: Space) -> str:
-    ordered = sorted(entries, key=lambda one: one["number"])
-    most = 1.1 * max((one["seconds"] for one in ordered if one.get("seconds")), default=1.0)
-    step = _WIDTH / max(1, len(ordered))
-    marks, best, before = [], None, None
-    for number, one in enumerate(ordered):
-        x, title = step * (number + 0.5), f"trial {one['number']}: {label(one['changes'], space)}"
-        if one["state"] != "measured":
-            marks.append(_cross(x, _HEIGHT - 8, f"{title}: {one['state']}"))
-        else:
-            best = min(best or one["seconds"], one["seconds"])
-            marks.append(_dot(x, _HEIGHT * (1 - one["seconds"] / most), title))
-        if best is not None:
-            now = _HEIGHT * (1 - best / most)
-            if before is not None:
-                marks += [_line(x - step, before, x, before, _BLUE), _line(x, before, x, now, _BLUE)]
-            before = now
-    return _frame("time per step of each trial, and the best so far", "trials", [*_ticks(None, most), *marks])
-
-
-def _frame(title: str, below: str, marks: Iterable[str]) -> str:
-    return (
-        f'<text x="{_WIDTH / 2}" y="-15" text-anchor="middle" {_TEXT} font-weight="bold">{title}</text>'
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="none" stroke="{_GREY}"/>'
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 36}" text-anchor="middle" {_TEXT}>{below}</text>'
-        + "".join(marks)
-    )
-
-
-def _ticks(across: float | None, up: float) -> list[str]:
-    """Return labels at a quarter, half ... of an axis; `across` None: that axis only counts."""
-    found = []
-    for part in (0.25, 0.5, 0.75, 1.0):
-        y = _HEIGHT * (1 - part)
-        found.append(
-            f'<text x="-6" y="{y + 4:.0f}" text-anchor="end" {_TEXT}>{seconds_text(up * part)}</text>'
-        )
-        if across is not None:
-            x = _WIDTH * part
-            text = seconds_text(across * part)
-            found.append(f'<text x="{x:.0f}" y="{_HEIGHT + 18}" text-anchor="middle" {_TEXT}>{text}</text>')
-    return found
-
-
-def _line(x: float, y: float, to_x: float, to_y: float, color: str, *, dash: bool = False) -> str:
-    dashes = ' stroke-dasharray="4 4"' if dash else ""
-    return f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{to_x:.1f}" y2="{to_y:.1f}" stroke="{color}"{dashes}/>'
-
-
-def _dot(x: float, y: float, title: str) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{_BLUE}"><title>{escape(title)}</title></circle>'
-
-
-def _cross(x: float, y: float, title: str) -> str:
-    text = f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" font-size="14" fill="{_RED}">×'
-    return f"{text}<title>{escape(title)}</title></text>"

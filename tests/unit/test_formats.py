@@ -1,10 +1,10 @@
-"""Numbers, durations and counts for people."""
+"""Numbers, times, memory and counts for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from flagscale.formats import count, duration, quantity
+from flagscale.formats import bytes_text, count, duration, quantity, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,34 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_count(number: int, noun: str, text: str) -> None:
     assert count(number, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0 s"),
+        (3.2e-5, "32 us"),
+        (0.0456, "45.6 ms"),
+        (0.131, "131 ms"),
+        (1.93, "1.93 s"),
+        (12.34, "12.3 s"),
+        (1234.5, "1234 s"),
+    ],
+)
+def test_seconds(seconds: float | None, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [
+        (None, "-"),
+        (0, "0 MiB"),
+        (131 * 2**20, "131 MiB"),
+        (3.123 * 2**30, "3.12 GiB"),
+        (61.23 * 2**30, "61.2 GiB"),
+    ],
+)
+def test_bytes(nbytes: float | None, text: str) -> None:
+    assert bytes_text(nbytes) == text

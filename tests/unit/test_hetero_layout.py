@@ -45,10 +45,10 @@ def test_micro_batches_ahead() -> None:
     """One for each later stage, and the extra ones for each later boundary between meshes."""
     three = [{"pp": 2, "layers": [1, 1]}, {"layers": [1]}, {"layers": [1]}]
     plain = layout(process_meshes=three, extra_micro_batches=0)
-    assert [plain.warm_up(stage) for stage in range(4)] == [3, 2, 1, 0]
-    assert [layout(process_meshes=three).warm_up(stage) for stage in range(4)] == [5, 4, 2, 0]
+    assert plain.warm_ups == (3, 2, 1, 0)
+    assert layout(process_meshes=three).warm_ups == (5, 4, 2, 0)
     most = layout(process_meshes=three, extra_micro_batches=3)
-    assert [most.warm_up(stage) for stage in range(4)] == [9, 8, 4, 0]
+    assert most.warm_ups == (9, 8, 4, 0)
     assert HeteroLayout.from_json(most.to_json()) == most
 
 

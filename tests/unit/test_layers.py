@@ -18,7 +18,7 @@ FLAGSCALE = ROOT / "flagscale"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("frozen",),
-    ("__init__", "errors", "formats", "linux", "streams", "values"),
+    ("__init__", "errors", "formats", "linux", "streams", "svg", "values"),
     ("files", "registry"),
     ("config", "checks", "run"),
     ("platforms", "planner"),

@@ -5,20 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate
 from statistics import mean
 from typing import Any
 
 import pytest
 
 from benchmarks.measured_rows import Row, read_rows
-from flagscale.checks.hetero.layout import HeteroLayout, Mesh
+from flagscale.checks.hetero.layout import HeteroLayout, Mesh, Stage
 from flagscale.checks.recompute import RecomputeSchedule, Setting
 from flagscale.errors import UserError
 from flagscale.frozen import replace
 from flagscale.planner.memory.stage_memory import StageMemory, memory
 from flagscale.planner.parameters import stage_parameters
-from flagscale.planner.schedule import in_flight
-from flagscale.planner.training import Numerics, Recompute
+from flagscale.planner.schedule import order
+from flagscale.planner.training import Numerics, Recompute, Training
 from flagscale_testing.layer_memory.sides import ROOT
 from tests.unit.trainings import shape, training
 
@@ -99,6 +100,12 @@ def test_stages_that_read_data_hold_a_mask_of_all_pairs_in_the_forward_pass() ->
     of_stages = zip(memory(shared), memory(replace(shared, loads_mask=True)), strict=True)
     differences = [after.allocated - before.allocated for before, after in of_stages]
     assert differences[1:] == [0, 0, pairs / 2]
+
+
+def in_flight(job: Training, stage: Stage) -> int:
+    """Return how many micro-batches, each in one model chunk, a stage holds at most for their backward."""
+    works = order(job.layout, stage.index, job.micro_batches)
+    return max(accumulate(1 if work.is_forward else -1 for work in works))
 
 
 def test_all_micro_batches_in_flight_keep_their_layers() -> None:

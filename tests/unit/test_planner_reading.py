@@ -11,7 +11,7 @@ from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.config.catalog import load_catalog
 from flagscale.engines.megatron.adapter import CATALOG
 from flagscale.errors import UserError
-from flagscale.planner.chips import Chip, find_chip
+from flagscale.planner.chips import Chip, chip_of, find_chip
 from flagscale.planner.reading import training_of
 from flagscale.planner.training import Training
 
@@ -106,5 +106,8 @@ def test_what_the_planner_does_not_know_is_named_at_once() -> None:
 def test_a_chip_is_named_or_the_nearest_one_is() -> None:
     with pytest.raises(UserError, match="B200"):
         find_chip("B20")
-    own = {"mine": {"bf16_tflops_dense": 1, "memory_gb": 2, "hbm_gb_s": 3, "measured": {"hbm_gb_s": 2.5}}}
-    assert find_chip("mine", own).hbm_bytes_s == 2.5e9
+
+
+def test_a_measured_figure_overrides_the_published_one() -> None:
+    own = {"bf16_tflops_dense": 1, "memory_gb": 2, "hbm_gb_s": 3, "measured": {"hbm_gb_s": 2.5}}
+    assert chip_of("mine", own).hbm_bytes_s == 2.5e9

@@ -9,8 +9,7 @@ import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.errors import UserError
-from flagscale.planner.schedule import Durations, Work, in_flight, order, walk, warm_ups
-from tests.unit.trainings import training
+from flagscale.planner.schedule import Durations, Work, order, walk
 
 
 def layout(*stages_of_meshes: int, chunks: int = 1, extra: int = 1) -> HeteroLayout:
@@ -144,24 +143,6 @@ def test_the_order_of_a_stage() -> None:
         Work(True, 0, 0), Work(True, 1, 0), Work(True, 0, 1), Work(False, 0, 1), Work(True, 1, 1),
         Work(False, 1, 1), Work(False, 0, 0), Work(False, 1, 0),
     )  # fmt: skip
-
-
-def test_warm_ups_are_those_of_the_layout() -> None:
-    for meshes in ((3,), (1, 2), (2, 1, 3)):
-        one = layout(*meshes, extra=2)
-        assert warm_ups(one) == tuple(one.warm_up(stage) for stage in range(len(one.stages)))
-
-
-@pytest.mark.parametrize(("chunks", "micro_batches"), [(1, 2), (1, 32), (3, 4), (3, 32)])
-def test_in_flight_is_the_most_of_the_order(chunks: int, micro_batches: int) -> None:
-    job = training(pp=4, chunks=chunks, micro_batches=micro_batches, layers=12)
-    for stage in job.layout.stages:
-        held = most = 0
-        for work in order(job.layout, stage.index, micro_batches):
-            held += 1 if work.is_forward else -1
-            most = max(most, held)
-        assert held == 0
-        assert in_flight(job, stage) == most
 
 
 def test_an_interleaved_pipeline_needs_whole_groups() -> None:

@@ -124,15 +124,17 @@ class HeteroLayout:
         crossed = tuple(pairwise(self.stages))
         return (*crossed, (self.stages[-1], self.stages[0])) if self.chunks > 1 else crossed
 
-    def warm_up(self, stage: int) -> int:
-        """Return how many micro-batches a stage of a pipeline that is not interleaved computes ahead.
+    @cached_property
+    def warm_ups(self) -> tuple[int, ...]:
+        """How many micro-batches each stage of a pipeline that is not interleaved computes ahead.
 
         In 1F1B that is one for each later stage: every stage then has its next micro-batch at the moment it
         needs it, if messages take no time. Between meshes they do take time; an extra micro-batch hides it.
         """
-        after = self.stages[stage:]
-        crossings = sum(source.mesh != target.mesh for source, target in pairwise(after))
-        return len(after) - 1 + crossings * self.extra_micro_batches
+        found = [0]
+        for target, source in pairwise(reversed(self.stages)):
+            found.append(found[-1] + 1 + (source.mesh != target.mesh) * self.extra_micro_batches)
+        return tuple(reversed(found))
 
     def position(self, rank: int) -> RankPosition:
         """Return the position of a global rank; raises ValueError if there is no such rank."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flagscale.errors import Problem
+from flagscale.formats import bytes_text
 from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
 from flagscale.planner.memory.stage_memory import memory
@@ -56,8 +57,8 @@ def shortage(
     term = max(stage.terms, key=lambda one: one.nbytes)
     what = (
         f"the model does not fit on these devices: the plan that comes closest ({training.layout}) is "
-        f"short of {_gib(need - chip.memory_bytes)} per {chip.name} ({_gib(chip.memory_bytes)}) "
-        f"in stage {stage.stage}; its largest part is {term.name}, {_gib(term.nbytes)}"
+        f"short of {bytes_text(need - chip.memory_bytes)} per {chip.name} ({bytes_text(chip.memory_bytes)}) "
+        f"in stage {stage.stage}; its largest part is {term.name}, {bytes_text(term.nbytes)}"
     )
     return Problem(what, "", hint)
 
@@ -102,7 +103,3 @@ def _why_lost(best: Rated, other: Rated) -> str:
     slower = other.seconds / best.seconds - 1
     why = f": {', '.join(told)}" if told else ""
     return f"The runner-up, {other.training.layout}, takes {slower:.1%} longer{why}."
-
-
-def _gib(nbytes: float) -> str:
-    return f"{nbytes / 2**30:.1f} GiB"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import lcm
 from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.hetero import keys
@@ -13,6 +12,7 @@ from flagscale.checks.recompute import GRANULARITY, NUM_LAYERS, RecomputeSchedul
 from flagscale.frozen import asdict, dataclass, replace
 from flagscale.planner.chips import Chip
 from flagscale.planner.memory.stage_memory import StageMemory
+from flagscale.planner.reading import padded_vocabulary
 from flagscale.planner.search.cluster import Cluster
 from flagscale.planner.search.mesh_options import SEARCHED, Mode
 from flagscale.planner.time.step_time import StepTime
@@ -20,9 +20,6 @@ from flagscale.planner.training import Block, Recompute, Training
 
 if TYPE_CHECKING:  # it imports numpy
     from flagscale.planner.search.layer_split import Split
-
-_DIVISOR = 128
-"""The engine's default of `make_vocab_size_divisible_by`."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,9 @@ def searched_training(
         blocks.append(Block(pool.chip, degrees.micro_batch, degrees.etp, sp, pool.per_host))
     routes = [cluster.route(*pair) for pair in pairwise(pools)]
     layout = HeteroLayout(tuple(meshes), any(route.through_host for route in routes), split.pipeline.extra)
-    multiple = lcm(*(mesh.tp for mesh in meshes)) * int(
-        values.get("make_vocab_size_divisible_by") or _DIVISOR
-    )
     padded = template.padded_vocabulary
     if not values.get("padded_vocab_size"):
-        padded = -(-template.model.vocabulary // multiple) * multiple
+        padded = padded_vocabulary(values, layout, template.model.vocabulary)
     return replace(
         template,
         layout=layout,

@@ -63,7 +63,7 @@ class Communicator:
         self.virtual_pipeline_model_parallel_size = layout.chunks if layout.chunks > 1 else None
         self.total_stages = len(layout.stages)
         # The schedule uses it only to compute its warm-up: `total_stages - current_stage - 1` micro-batches.
-        self.current_stage = self.total_stages - 1 - layout.warm_up(stage)
+        self.current_stage = self.total_stages - 1 - layout.warm_ups[stage]
         self.is_pp_first_stage = stage == 0
         self.is_pp_last_stage = stage == self.total_stages - 1
         timeout = timeout_of(args)
