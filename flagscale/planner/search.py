@@ -22,7 +22,8 @@ from flagscale.planner.calibration import Calibration
 from flagscale.planner.cluster import Cluster
 from flagscale.planner.constants import Constants
 from flagscale.planner.estimated_costs import EstimatedCosts
-from flagscale.planner.memory import StageMemory, memory
+from flagscale.planner.intervals import interval
+from flagscale.planner.memory import OUTSIDE, StageMemory, memory
 from flagscale.planner.mesh_costs import MeshDegrees
 from flagscale.planner.mesh_options import MOST_TOKENS, Mode, legal_degrees, modes, rule_values
 from flagscale.planner.search_report import considered, shortage
@@ -73,7 +74,7 @@ def best_plans(
     keep: int = 4,
     constants: Constants = DEFAULT,
     calibration: Calibration | None = None,
-    memory_factor: float = 1.0,
+    surely: bool = False,
 ) -> Found:
     """Return the best plans of a training on a cluster.
 
@@ -85,17 +86,17 @@ def best_plans(
         keep: the most plans to return.
         constants: of the time model.
         calibration: of the machine, if there is one.
-        memory_factor: how many times its estimated memory a rank may need (see `intervals.interval`).
+        surely: whether plans must fit with the upper end of their own intervals, not with their estimates.
 
     Raises:
         UserError: the cluster is empty; nothing fits; no plan is legal.
     """
     clusters, notes = cluster.linked()
-    of, found = calibration or Calibration(), []
+    found: list[Found] = []
     problems: list[Problem] = []
     for one in clusters:
         try:
-            found.append(_best_of_linked(template, one, values, keep, constants, of, memory_factor))
+            found.append(_best_of_linked(template, one, values, keep, constants, calibration, surely))
         except UserError as error:
             problems += error.problems
     if not found:
@@ -113,12 +114,19 @@ def _best_of_linked(
     values: Mapping[str, Any] | None,
     keep: int,
     constants: Constants,
-    of: Calibration,
-    memory_factor: float,
+    calibration: Calibration | None,
+    surely: bool,
 ) -> Found:
     """Return the best plans on a cluster whose links are known; see `best_plans`."""
     from flagscale.planner.mesh_search import search
 
+    of = calibration or Calibration()
+
+    def factor(training: Training) -> float:
+        """Return how many times its estimate a rank may reserve."""
+        return interval(training, "reserved", calibration is not None)[1] if surely else 1.0
+
+    memory_factor = factor(template)
     space = searched_space(template, cluster, values, constants, of, memory_factor)
     given = rule_values(template, values)
 
@@ -126,8 +134,10 @@ def _best_of_linked(
         """Return a plan with its whole estimate; None if it does not fit or a rule refuses it."""
         training = searched_training(template, cluster, mode, split, given)
         arguments = searched_arguments(training, mode.expert_tp is None)
+        if given["global_batch_size"] is None:  # a schedule has all sizes
+            del arguments["global_batch_size"]
         stages = memory(training)
-        if not _fits(training, stages, of, memory_factor) or broken_rules(training, arguments, given):
+        if not _fits(training, stages, of, factor(training)) or broken_rules(training, arguments, given):
             return None
         return Rated(training, arguments, step_time(training, constants, of), stages, mode, split)
 
@@ -135,13 +145,17 @@ def _best_of_linked(
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
         best, counts = search(replace(space, costs=costs))
+        is_short = False
         for mode, split in best.ranked():
             fastest = min((one.split.seconds for one in rated), default=split.seconds)
             if len(rated) >= keep and split.seconds > (1 + _doubt(split)) * fastest:
                 break
             if one := whole(mode, split):
                 rated.append(one)
-        if rated or not best.found:
+            else:
+                is_short = True
+        # Plans of another class than the template's have wider intervals: recomputation may make them fit.
+        if not best.found or (rated and (margin > 1 or not is_short or not surely)):
             break
     if not rated:
         raise UserError([shortage(template, space, constants, of, memory_factor)])
@@ -269,12 +283,14 @@ def _distinct(rated: Sequence[Rated]) -> list[Rated]:
 
 def _fits(training: Training, stages: Sequence[StageMemory], calibration: Calibration, factor: float) -> bool:
     return all(
-        calibration.nbytes(stage.device * factor) <= chip_of_stage(training, stage.stage).memory_bytes
+        calibration.nbytes(factor * stage.reserved + stage.of(OUTSIDE))
+        <= chip_of_stage(training, stage.stage).memory_bytes
         for stage in stages
     )
 
 
 def _refused(values: Mapping[str, Any]) -> str:
     """Return the rule that even one rank breaks."""
-    found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
+    one = {**values, "global_batch_size": 1, "step_batch_size_schedule": None}
+    found = [*violations(one, 1), *expert_violations(values)]
     return found[0][1] if found else "use other degrees for the experts or a host with more devices"
