@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.context import context_violations
@@ -16,6 +17,7 @@ from flagscale.checks.experts import expert_violations
 from flagscale.checks.hetero.keys import EXTRA
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.hetero.rules import mesh_values, mesh_violations
+from flagscale.checks.schedule import batch_sizes
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
@@ -137,11 +139,17 @@ def _best_of_linked(
         if given["global_batch_size"] is None:  # a schedule has all sizes
             del arguments["global_batch_size"]
         stages = memory(training)
-        if not _fits(training, stages, of, factor(training)) or broken_rules(training, arguments, given):
+        if broken := broken_rules(training, arguments, given):
+            refused.append(broken[0])
+            return None
+        if not _fits(training, stages, of, factor(training)):
+            large.append(stages)
             return None
         return Rated(training, arguments, step_time(training, constants, of), stages, mode, split)
 
     rated: list[Rated] = []
+    refused: list[Violation] = []
+    large: list[object] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
         best, counts = search(replace(space, costs=costs))
@@ -157,6 +165,9 @@ def _best_of_linked(
         # Plans of another class than the template's have wider intervals: recomputation may make them fit.
         if not best.found or (rated and (margin > 1 or not is_short or not surely)):
             break
+    if not rated and refused and not large:
+        where, why = refused[0]
+        raise UserError([Problem("none of the best layouts keeps the rules of this job", where, why)])
     if not rated:
         raise UserError([shortage(template, space, constants, of, memory_factor)])
     rated += [*_moved(sorted(rated, key=lambda one: one.seconds)[:_POLISHED], whole)]
@@ -229,7 +240,14 @@ def searched_space(
         meshes=1 if [*_why_one(template, cluster, given)] else len(cluster.pools),
         most_micro_batch=MOST_TOKENS / template.sequence,
         stages=STAGES,
+        common=gcd(template.batch, *_batches(given)),
     )
+
+
+def _batches(values: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the sizes of a batch that grows."""
+    if written := values.get("step_batch_size_schedule"):
+        yield from (batch for _, batch in batch_sizes(str(written), int(values["seq_length"])))
 
 
 def _is_known(
