@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,6 @@ from flagscale.estimates.training import refuse_other_engines, refusing, trainin
 from flagscale.frozen import replace
 from flagscale.plan.stages import Checked, hosts_to_plan
 from flagscale.planner.estimate import Estimate, estimate
-from flagscale.planner.intervals import interval
 from flagscale.planner.search.mesh_options import SEARCHED
 from flagscale.planner.search.plans import Found, best_plans
 from flagscale.planner.search.task_file import task_file
@@ -80,6 +80,13 @@ class Chosen:
         return [*map(_place, self.hosts)] == [*map(_place, self.named)]
 
 
+def _host_lines(hosts: Sequence[Host], named: Sequence[Host]) -> Iterator[str]:
+    """Yield runs of equal hosts: `2 x slots=8 type=H100`."""
+    has_types = len({host.platform for host in named}) > 1
+    for (slots, kind), run in groupby(hosts, key=lambda host: (host.slots, host.platform)):
+        yield f"{len([*run])} x slots={slots}{f' type={kind}' if has_types else ''}"
+
+
 def _place(host: Host) -> tuple[str, int]:
     return host.name, host.slots
 
@@ -108,25 +115,23 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         values = checked.job.arguments
         with refusing("cannot plan", checked.experiment, source_map):
             template = training_for(checked.job, checked.experiment, chips[:1], source_map)
-            _, margin = interval(template, "reserved", is_calibrated=False)
-            found, division = _best(template, [*divisions(named, chips)], values, margin)
+            found, division = _best(template, [*divisions(named, chips)], values)
         hosts = tuple(_taking_part(found, division.hosts))
         group = experiment.task.type
         keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]
-        text = task_file(_without_others(keys), found.best, found.considered)
+        lines = [*_host_lines(hosts, named)]
+        text = task_file(_without_others(keys), found.best, found.considered, hosts=lines)
         job = _job(checked, text, hosts)
         return Chosen(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
 
 
-def _best(
-    template: Training, ways: Sequence[Division], values: Mapping[str, Any], margin: float
-) -> tuple[Found, Division]:
+def _best(template: Training, ways: Sequence[Division], values: Mapping[str, Any]) -> tuple[Found, Division]:
     """Return the best plans of all divisions of the hosts, and the division of the best one."""
     found: list[tuple[Found, Division]] = []
     problems: list[Problem] = []
     for division in ways:
         try:
-            one = best_plans(template, division.cluster, values, memory_factor=margin)
+            one = best_plans(template, division.cluster, values, surely=True)
         except UserError as error:
             problems += error.problems
         else:

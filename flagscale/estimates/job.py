@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale import platforms
+from flagscale.checks.schedule import last_batch
 from flagscale.config.command import Request
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -32,9 +33,16 @@ def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
     """
     with platforms.any_platform():
         checked = checked_job(on_chip(request.config, chip), request.source_map)
-        for notice in (*checked.notices, *checked.job.notices):
+        for notice in (*checked.notices, *checked.job.notices, *batch_notes(checked.job)):
             print(f"note: {notice}", file=sys.stderr)
         return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
+
+
+def batch_notes(job: Job) -> list[str]:
+    """Return which step is estimated, if the batch grows."""
+    if not job.arguments.get("step_batch_size_schedule"):
+        return []
+    return [f"of step_batch_size_schedule, steps of the last size are estimated: {last_batch(job.arguments)}"]
 
 
 def on_chip(config: DictConfig, chip: str) -> DictConfig:

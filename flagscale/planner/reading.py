@@ -16,6 +16,7 @@ from flagscale.checks.recompute import (
     has_recompute_schedule,
     recompute_schedule,
 )
+from flagscale.checks.schedule import last_batch
 from flagscale.errors import Problem, UserError
 from flagscale.planner.chips import Chip
 from flagscale.planner.model_shape import shape_of
@@ -73,7 +74,7 @@ def training_of(
         layout=layout,
         blocks=blocks,
         sequence=int(values["seq_length"]),
-        batch=int(values.get("global_batch_size") or blocks[0].micro_batch * layout.meshes[0].dp),
+        batch=last_batch(values) or blocks[0].micro_batch * layout.meshes[0].dp,
         padded_vocabulary=int(
             values.get("padded_vocab_size") or padded_vocabulary(values, layout, int(tokens or 0))
         ),

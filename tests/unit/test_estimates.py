@@ -345,6 +345,15 @@ def test_what_the_planner_does_not_know_is_no_mistake_and_names_its_key(estimate
     assert (code, err.partition(":")[0]) == (2, "cannot estimate")
 
 
+def test_steps_of_the_last_size_of_a_schedule_are_estimated(estimate: Estimate) -> None:
+    plain = tree_of(estimate, "train.model.global_batch_size=32")
+    grows = ("train.model.global_batch_size=null", "train.step_batch_size_schedule='0:8 1M:32'")
+    code, out, err = estimate("output=json", *grows)
+    assert code == 0, err
+    assert json.loads(out) == plain
+    assert "steps of the last size are estimated: 32" in err
+
+
 def test_data_and_tokenizer_need_not_be_here(estimate: Estimate) -> None:
     data = ("train.data.mock_data=null", "train.data.data_path=[nowhere]")
     code, out, err = estimate(*data)
