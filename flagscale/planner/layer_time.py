@@ -32,6 +32,17 @@ RECOMPUTED = {
 """The pieces that the engine's `recompute_modules` compute again."""
 
 
+CAPTURED = {
+    "attn": ("norm", "qkv", "down", "up", "rope", "core_attn", "proj", "add"),
+    "mlp": ("norm", "fc1", "act", "fc2", "add"),
+    "moe": ("norm", "router", "dispatch", "experts", "expert_act", "combine", "shared", "add"),
+    "moe_router": ("norm", "router", "shared"),
+    "moe_preprocess": (),
+}
+"""The pieces that a CUDA graph of one of the engine's `cuda_graph_modules` starts without the host. Where only
+one half of a layer is captured, the norm and the sum of the other half count with it."""
+
+
 @dataclass(frozen=True)
 class LayerTime:
     """All pieces of one layer, or of what is before or behind the layers."""
@@ -45,6 +56,17 @@ class LayerTime:
         """Return what the backward pass computes again if these `recompute_modules` are set."""
         chosen = {name for module in modules for name in RECOMPUTED.get(module, ())}
         return _sum(piece.forward for piece in self.pieces if piece.module in chosen)
+
+
+def without_host(pieces: Iterable[Piece], modules: Iterable[str]) -> list[Piece]:
+    """Return pieces of which the host starts none that a CUDA graph of these modules contains."""
+    captured = {name for module in modules for name in CAPTURED.get(module, ())}
+    return [
+        Piece(piece.module, piece.forward.started(), piece.backward.started())
+        if piece.module in captured
+        else piece
+        for piece in pieces
+    ]
 
 
 def layer_time(
