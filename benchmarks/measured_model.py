@@ -19,8 +19,8 @@ commented out, the output has weights of its own; gpt_neo_model.py: attention ha
 
 
 _VTRAIN_TOKENS = 50257
-"""vTrain's own model has as many and does not pad them (src/model/gpt_model.py, gpt_modeling.py: each rank has
-50257 // tp rows). The rows do not say it."""
+"""vTrain's own model has as many and does not pad them (src/model/gpt_model.py, gpt_modeling.py: each rank
+has 50257 // tp rows). The rows do not say it."""
 
 
 def model_arguments(row: Fields) -> dict[str, Any]:

@@ -296,7 +296,7 @@ class Pieces:
 
 
 _ALIGNED = 8
-"""Elements of two bytes that one load of a multiplication takes; rows of another length need smaller loads."""
+"""Elements of two bytes that a multiplication loads at once; rows of another length need smaller loads."""
 _UNALIGNED = 2.0
 """Times as long as with such rows (NVIDIA's Matrix Multiplication Background guide, figure 2, cuBLAS 11)."""
 
