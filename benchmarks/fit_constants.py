@@ -32,9 +32,6 @@ CAP = 0.5
 """Errors, as the logarithm of estimate / measured, beyond which a row counts no more."""
 STEPS = (0.3, 0.1, 0.03)
 """Relative changes of a constant that are tried, the largest first."""
-DOUBT = 0.01
-"""What it costs to move a constant from its start by its whole range, in the unit of the loss: what the rows
-hardly tell stays near the start, instead of following the noise of few rows."""
 SWEEPS = 3
 """Passes over all constants with one step, at most."""
 MOST = 8
@@ -95,28 +92,18 @@ def grouped(rows: Sequence[Row]) -> dict[Key, list[Row]]:
 def _searched(groups: Groups, start: Constants, names: Sequence[str]) -> Constants:
     """Return the constants with the smallest loss that a search from `start` over some of them finds."""
     meanings = constants_table()["meanings"]
-
-    def cost(values: Constants) -> float:
-        moved = (_moved(getattr(values, name), meanings[name]) for name in names)
-        return loss(groups, values) + DOUBT * sum(share * share for share in moved)
-
-    best, least = start, cost(start)
+    best, least = start, loss(groups, start)
     for step in STEPS:
         for _ in range(SWEEPS):
             before = least
             for name in names:
                 for candidate in _neighbours(best, name, step, meanings[name]):
-                    if (found := cost(candidate)) < least - 1e-5:
+                    if (found := loss(groups, candidate)) < least - 1e-5:
                         best, least = candidate, found
                         break
             if least == before:
                 break
     return best
-
-
-def _moved(value: float, limits: Mapping[str, float]) -> float:
-    """Return how far a constant is from its start, as a share of its range."""
-    return (value - limits["start"]) / (limits["high"] - limits["low"])
 
 
 def loss(groups: Groups, values: Constants) -> float:

@@ -298,7 +298,8 @@ class Pieces:
 _ALIGNED = 8
 """Elements of two bytes that a multiplication loads at once; rows of another length need smaller loads."""
 _UNALIGNED = 2.0
-"""Times as long as with such rows (NVIDIA's Matrix Multiplication Background guide, figure 2, cuBLAS 11)."""
+"""Times as long as with such rows: a round figure, not fitted. NVIDIA's guide "Matrix Multiplication
+Background" asks for multiples of 16 bytes."""
 
 _CAST_BYTES = 4
 """Per element of an input: one read, two writes, as it is and transposed."""
