@@ -1,7 +1,7 @@
 """Fit the constants of the time model on half of the rows, and score the others.
 
-`python -m benchmarks.fit_halves`. Groups of rows (same model and layout) stay together. Prints the mean errors of each half, with constants
-fitted on the other half and on all rows. It takes about a minute.
+`python -m benchmarks.fit_halves` takes about a minute. Groups of rows (same model and layout) stay together.
+It prints the mean errors of each half, with constants fitted on the other half and on all rows.
 """
 
 from __future__ import annotations
