@@ -33,7 +33,7 @@ from flagscale.tuning.outcome import Outcome
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must be equal for a trial to count: all arguments besides those tuned, versions, hosts."""
+    """What is equal in all trials that count: the arguments besides those tuned, versions, hosts."""
 
     arguments: str
     """A hash of the arguments of the engine and the program."""

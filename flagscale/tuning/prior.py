@@ -1,4 +1,4 @@
-"""What is expected of the candidates of a job: by the planner, or a rank if chip or model are unknown."""
+"""Expectations of the candidates of a job: estimates, or only an order if chip or model are unknown."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ class Candidate:
     reported_bytes: float = 0.0
     """Allocated by the rank that reports its memory (the last one), which a trial is compared with."""
     features: tuple[float, ...] = ()
-    """What errors of estimates depend on; see `residuals`."""
+    """Features that errors of estimates depend on; see `residuals`."""
     memory_factor: float = 1.0
     """The 95 % side of the published error of memory: an estimate times this is rarely exceeded."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial of a candidate has shown."""
+    """The result of a trial of a candidate."""
 
     changes: Changes
     seconds: float | None = None
@@ -49,12 +49,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known while tuning, besides the candidates."""
+    """The knowledge of a tuning, besides the candidates."""
 
     calibration: Calibration | None = None
     """The constants refitted to the trials; None before the first one."""
     residuals: Residuals | None = None
-    """What trials have taught about the errors that remain; None before the first one."""
+    """The errors that remain, as trials have shown; None before the first one."""
     capacity: float = 0.0
     """Bytes that a process can use on a device; 0: unknown, and nothing is dropped for its size."""
 
