@@ -73,7 +73,7 @@ def by_machine(found: Sequence[Scored]) -> str:
                 note = "" if len(usable) >= LEAST else "not judged"
                 name = [_machine(machine), quantity, str(plain.n), _percent(plain.mean)]
                 lines.append([*name, *_cells(after)[1:], note])
-    return f"**Each machine and software**\n\n{markdown(head, lines)}"
+    return f"**Each machine and software**\n\n{markdown(head, lines)}" if lines else ""
 
 
 def _machine(machine: tuple[str, str, str]) -> str:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb, isfinite
 
+from benchmarks.deepspeed_memory import on_device
 from benchmarks.measured_fields import failure
-from benchmarks.measured_rows import FUNCTIONAL_TESTS, Row
+from benchmarks.measured_rows import FUNCTIONAL_TESTS, ON_DEEPSPEED, Row
 from flagscale.errors import UserError
 from flagscale.planner.calibration import HOSTS, at_host, fitted, fitted_machine
 from flagscale.planner.intervals import QUANTITIES
 from flagscale.planner.memory.stage_memory import StageMemory
-from flagscale.planner.training import Training
+from flagscale.planner.training import Block, Training
 
 TRIALS = 3
 """Rows of one machine and software that a calibration is fitted on."""
@@ -96,12 +97,45 @@ def _estimates(row: Row, estimator: Estimator) -> dict[str, float]:
     if "time" in row.measured:
         found["time"] = estimator.time(row)
     if row.measured.keys() & {"allocated", "reserved", "device"}:
-        stages = [stage for job in row.copies for stage in _measured_stages(row, estimator.memory(job))]
-        for quantity in ("allocated", "reserved", "device"):
-            found[quantity] = max(getattr(stage, quantity) for stage in stages)
+        stages = [
+            (job, stage) for job in row.copies for stage in _measured_stages(row, estimator.memory(job))
+        ]
+        for quantity in ("allocated", "reserved"):
+            found[quantity] = max(getattr(stage, quantity) for _, stage in stages)
+        if row.source in ON_DEEPSPEED:
+            found["device"] = max(on_device(job, stage) for job, stage in stages)
+        else:
+            found["device"] = max(stage.device for _, stage in stages)
     if wrong := [quantity for quantity, value in found.items() if not (isfinite(value) and value > 0)]:
         raise UserError(f"the estimate of {wrong[0]} is {found[wrong[0]]}")
     return {quantity: value for quantity, value in found.items() if quantity in row.measured}
+
+
+PUBLISHED_PEAK = "planner, published peak"
+"""The planner without what the source of the rows itself measured on the chip, as a tool of its own."""
+_MEASURED_BY = {"simumax": ("gemm_share_of_peak_median", "grouped_gemm_share_median")}
+"""By source: the figures of chips.json that it measured on the machine of its rows."""
+
+
+def with_published_peak(found: Sequence[Scored], estimator: Estimator) -> list[Scored]:
+    """Return the rows, those of a source that measured its chip also with the published peak of that chip."""
+    return [_with_published_peak(one, estimator) if "time" in one.estimates else one for one in found]
+
+
+def _with_published_peak(one: Scored, estimator: Estimator) -> Scored:
+    names = _MEASURED_BY.get(one.row.source, ())
+
+    def published(block: Block) -> Block:
+        rest = {name: value for name, value in block.chip.measured.items() if name not in names}
+        return replace(block, chip=replace(block.chip, measured=rest))
+
+    if not any(
+        name in block.chip.measured for job in one.row.copies for block in job.blocks for name in names
+    ):
+        return one
+    jobs = tuple(replace(job, blocks=tuple(map(published, job.blocks))) for job in one.row.copies)
+    seconds = estimator.time(replace(one.row, copies=jobs))
+    return replace(one, others={**one.others, PUBLISHED_PEAK: {"time": seconds}})
 
 
 def _measured_stages(row: Row, stages: Sequence[StageMemory]) -> Sequence[StageMemory]:

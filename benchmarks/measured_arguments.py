@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.measured_fields import MOST, MOST_PARTS, Assumed, Fields, Unusable
 from benchmarks.measured_model import degree_arguments, model_arguments, recipe
+from flagscale.checks.megatron import RECOMPUTED
 from flagscale.config.argument_values import words_of
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.engines.megatron.adapter import CATALOG
@@ -53,6 +54,9 @@ _NOT_MODELLED = {
     "export_kd_teacher_load": "distillation: the teacher is on the same devices",
     "perform_rl_step": "reinforcement learning: an inference engine is on the same devices",
     "flextron": "flexible models that train several sizes",
+    "encoder_num_layers": "a model with an encoder",
+    "decoder_num_layers": "a model with an encoder",
+    "bert_binary_head": "a model with an encoder",
 }
 """Arguments of any version of the engine that change a job beyond what the planner knows."""
 
@@ -98,12 +102,14 @@ def published_arguments(given: Fields) -> dict[str, Any]:
 def arguments_of(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the arguments that the keys of a row stand for."""
     values = {
-        **model_arguments(row),
+        **model_arguments(row, assumed),
         **degree_arguments(row),
         **_batch(row, assumed),
         **_precision(row, assumed),
         **_recompute(row, assumed),
         **_flags(row),
+        # SimuMax passes --no-create-attention-mask-in-dataloader; Megatron-Bridge's data has no mask.
+        "create_attention_mask_in_dataloader": False,
     }
     if row.at("source").text("key") in _OLD_SOFTWARE:
         values |= {"transformer_impl": "local", "attention_backend": "local"}
@@ -128,15 +134,20 @@ def _batch(row: Fields, assumed: Assumed) -> dict[str, Any]:
     return {"micro_batch_size": micro, "global_batch_size": train.whole("gbs")}
 
 
+_PRECISIONS = ("fp4", "fp8", "fp16", "bf16", "bfloat16", "fp32", "tf32")
+
+
 def _precision(row: Fields, assumed: Assumed) -> dict[str, Any]:
     precision = row.at("precision")
-    name = precision.text("compute") or precision.text("params") or "unknown"
+    name = (precision.text("compute") or precision.text("params") or "unknown").lower()
     key = row.at("source").text("key")
     if name == "unknown" and key == "sailor":
         # ae_scripts/clariden_scripts/run_opt.slurm gives neither --fp16 nor --bf16.
         return {}
     if name == "unknown":
         assumed.add("bfloat16")
+    elif not any(known in name for known in _PRECISIONS):
+        raise Unusable(f"a precision that the engine does not have: {name}")
     if "tf32" in name or "fp32" in name:
         return {}
     values: dict[str, Any] = {"fp16": True} if "fp16" in name else {"bf16": True}
@@ -153,35 +164,41 @@ _PLAIN_SCRIPTS = ("amp", "sailor")
 ae_scripts/clariden_scripts/run_opt.slurm)."""
 
 
+_FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
 def _recompute(row: Fields, assumed: Assumed) -> dict[str, Any]:
     given = row.values.get("recompute")
     if given is None:
         given = "unknown"
     if isinstance(given, str):
-        if given == "full":
-            return {
-                "recompute_granularity": "full",
-                "recompute_method": "uniform",
-                "recompute_num_layers": 1,
-            }
-        if given in _NOT_STATED and row.at("source").text("key") not in _PLAIN_SCRIPTS:
+        kind = given.lower()
+        if kind == "full":
+            return {**_FULL}
+        if kind == "selective":
+            return {"recompute_granularity": "selective"}
+        if kind in _NOT_STATED and row.at("source").text("key") not in _PLAIN_SCRIPTS:
             assumed.add("no recompute", decides_memory=True)
-        elif given not in (*_NOT_STATED, "none"):
+        elif kind not in (*_NOT_STATED, "none"):
             raise Unusable(f"recompute of a kind that the engine does not have: {given}")
         return {}
     fields = row.at("recompute")
     granularity = fields.text("granularity")
     if granularity == "full":
-        return {
-            "recompute_granularity": "full",
-            "recompute_method": fields.text("method", "uniform"),
-            "recompute_num_layers": fields.whole("num_layers", 1),
-        }
+        method = fields.text("method", "uniform")
+        if method not in ("uniform", "block"):
+            raise Unusable(f"recompute by a method that the engine does not have: {method}")
+        return {**_FULL, "recompute_method": method, "recompute_num_layers": fields.whole("num_layers", 1)}
+    if granularity not in ("", "selective"):
+        raise Unusable(f"recompute of a kind that the engine does not have: {granularity}")
     names = fields.values.get("modules")
     modules = [str(one) for one in names] if isinstance(names, list) else re.findall(r"\w+", str(names or ""))
-    if granularity != "selective" or not modules:
+    if unknown := {*modules} - {*RECOMPUTED}:
+        raise Unusable(f"recompute of a module that the engine does not have: {min(unknown)}")
+    if not granularity or names == []:
         return {}
-    return {"recompute_granularity": "selective", "recompute_modules": modules}
+    # Without names, the engine has its own default.
+    return {"recompute_granularity": "selective", **({"recompute_modules": modules} if modules else {})}
 
 
 _SAME_MEANING = {
@@ -194,17 +211,24 @@ _SAME_MEANING = {
     "moe_pad_to_capacity": "moe_pad_expert_input_to_capacity",
     "moe_grouped_gemm": "moe_grouped_gemm",
     "moe_permute_fusion": "moe_permute_fusion",
-    "moe_dispatcher": "moe_token_dispatcher_type",
-    "moe_capacity_factor": "moe_expert_capacity_factor",
-    "attention": "attention_backend",
 }
+"""Switches by their names in the rows."""
+_TEXTS = {"moe_dispatcher": "moe_token_dispatcher_type", "attention": "attention_backend"}
 
 
 def _flags(row: Fields) -> dict[str, Any]:
     flags = row.at("flags")
-    values = {
-        dest: flags.values[name] for name, dest in _SAME_MEANING.items() if flags.values.get(name) is not None
+    known = {name for name, value in flags.values.items() if value is not None}
+    values: dict[str, Any] = {
+        dest: flags.truth(name) for name, dest in _SAME_MEANING.items() if name in known
     }
+    values |= {dest: flags.text(name) for name, dest in _TEXTS.items() if name in known}
+    if capacity := flags.positive("moe_capacity_factor"):
+        values["moe_expert_capacity_factor"] = capacity
+    if row.at("parallel").whole("vpp", 1) > 1 and values.get("overlap_p2p_comm") is False:
+        # SimuMax states it for all of its jobs, but its scripts do not pass --no-overlap-p2p-communication,
+        # and the engine switches the overlap off only if the pipeline is not interleaved.
+        del values["overlap_p2p_comm"]
     if kind := flags.values.get("cross_entropy_fusion"):
         values |= {"cross_entropy_loss_fusion": True, "cross_entropy_fusion_impl": str(kind)}
     if kind := flags.text("cp_comm"):

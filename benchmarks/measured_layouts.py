@@ -91,6 +91,10 @@ def _columns(row: Fields, stages: int) -> list[tuple[Placed, ...]]:
     if len(mix) > 1 and hardware.whole("count") != per_node * len(hosts):
         raise Unusable("not published: the chips of each stage")
 
+    world = stages * dp * tp
+    if world != hardware.whole("count"):
+        raise Unusable(f"the degrees need {world} devices, not {hardware.whole('count')}")
+
     def chip(stage: int, copy: int) -> str:
         # DeepSpeed numbers ranks along the pipeline last: pipe, data, model.
         host = (stage * dp + copy) * tp // per_node
@@ -109,7 +113,8 @@ def _copies(row: Fields, column: Sequence[Placed], layers: Sequence[int]) -> Cop
         own, remaining = remaining[:pp], remaining[pp:]
         meshes.append(Mesh(tp=placed.tp, dp=dp, pp=pp, layers=tuple((count,) for count in own)))
         chips.append(placed.chip)
-    return Copies(HeteroLayout(tuple(meshes)), tuple(chips))
+    # DeepSpeed keeps as many micro-batches between unequal chips as elsewhere (its `TrainSchedule`).
+    return Copies(HeteroLayout(tuple(meshes), extra_micro_batches=0), tuple(chips))
 
 
 def layout_arguments(layout: HeteroLayout) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.measured_fields import MOST_PARTS, Fields, Unusable
+from benchmarks.measured_fields import MOST_PARTS, Assumed, Fields, Unusable
 from flagscale.checks.pipeline import layout_parts
 
-_LEARNED_POSITIONS = ("gpt", "opt", "mpt", "bert", "t5")
+_LEARNED_POSITIONS = ("gpt", "opt", "mpt")
 """Families with an embedding of positions, biases and dropout, as in Megatron's first versions."""
 
 _SAILOR: dict[str, dict[str, Any]] = {
@@ -18,9 +18,13 @@ _SAILOR: dict[str, dict[str, Any]] = {
 commented out, the output has weights of its own; gpt_neo_model.py: attention has no dropout)."""
 
 
-def model_arguments(row: Fields) -> dict[str, Any]:
+def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the shape of the model."""
     model = row.at("model")
+    if model.values.get("gated") is None:
+        assumed.add("an MLP without a gate")
+    if model.values.get("tied") is None and row.at("source").text("key") not in _OWN_MODELS:
+        assumed.add("one matrix for embedding and output")
     family = model.text("family").partition("-")[0]
     if "hybrid" in model.text("family"):
         raise Unusable("a hybrid model (state-space and attention layers)")
@@ -49,9 +53,12 @@ def model_arguments(row: Fields) -> dict[str, Any]:
         "hidden_dropout": 0.1 if is_first_kind else 0.0,
         "attention_dropout": 0.1 if is_first_kind else 0.0,
     }
-    if model.text("attention") == "mla":
+    if model.text("attention").lower() == "mla":
         values |= {
             "multi_latent_attention": True,
+            # All published models have norms of their latents; SimuMax's script passes it too
+            # (simu_tools/megatron_scripts/scripts/run_pretrain_deepseekv2.sh).
+            "qk_layernorm": model.values.get("qk_norm") is not False,
             "q_lora_rank": model.whole("q_lora", 0, least=0) or None,
             "kv_lora_rank": model.whole("kv_lora"),
             "qk_head_dim": model.whole("qk_head_dim"),
@@ -123,3 +130,24 @@ def _with_ends(layout: str, heads: int) -> str:
 def recipe(row: Fields) -> Fields:
     """Return what the recipe of Megatron-Bridge that belongs to the row assigns."""
     return row.at("flags").at("recipe").at("assigned")
+
+
+_OWN_MODELS = ("sailor",)
+"""Sources of which the program was read instead."""
+
+_NO_DECODERS = {
+    **dict.fromkeys(("t5", "bert", "retro", "vit", "clip"), "a model with an encoder"),
+    **dict.fromkeys(("multimodal", "llava", "mimo"), "a model with an encoder of images"),
+    **dict.fromkeys(("mamba", "mamba2", "ssm"), "a state-space model"),
+}
+_ATTENTION = ("", "mha", "mqa", "gqa", "mla")
+
+
+def refuse_kind(row: Fields) -> None:
+    """Raise if the model is of a kind that the planner does not know."""
+    model = row.at("model")
+    family, attention = model.text("family").lower(), model.text("attention").lower()
+    if kind := _NO_DECODERS.get(family.partition("-")[0]):
+        raise Unusable(f"{kind}: {family}")
+    if attention not in _ATTENTION:
+        raise Unusable(f"attention of a kind that the planner does not know: {attention}")

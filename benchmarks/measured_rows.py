@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.measured_arguments import arguments_of, published_arguments, with_defaults
 from benchmarks.measured_fields import Assumed, Fields, Unusable, failure
 from benchmarks.measured_layouts import copies_of, layout_arguments
+from benchmarks.measured_model import refuse_kind
 from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
 from flagscale.planner.chips import Chip, Link, find_chip
@@ -71,16 +72,42 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return every line of a file; lines that are no row have `is_wrong`. Raises UserError: no file."""
+    """Return every line of a file; lines that are no row have `is_wrong`.
+
+    Raises:
+        UserError: the file cannot be read, holds no line, or is one list instead of one object per line.
+    """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise UserError([Problem(f"cannot read the measurements: {error.strerror}", str(path))]) from None
-    return [row_of(line, f"{path}:{number}") for number, line in _numbered(text)]
+    lines = [*_numbered(text)]
+    if not lines:
+        raise UserError([Problem("the file holds no measurements", str(path))])
+    if len(lines) > 1 and lines[0][1].lstrip().startswith("[") and _is_list(text):
+        what = "the measurements are one JSON list; write one object per line, without brackets and commas"
+        raise UserError([Problem(what, str(path))])
+    seen: dict[str, int] = {}
+    return [_once(row_of(line, f"{path}:{number}"), line.strip(), number, seen) for number, line in lines]
 
 
 def _numbered(text: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _is_list(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except ValueError:
+        return False
+
+
+def _once(row: Row, line: str, number: int, seen: dict[str, int]) -> Row:
+    """Return a row that repeats an earlier line with that as its reason: it must not count twice."""
+    first = seen.setdefault(line, number)
+    if first == number or row.is_wrong:
+        return row
+    return replace(row, reason=f"the same as line {first}", copies=())
 
 
 def row_of(line: str, place: str) -> Row:
@@ -120,6 +147,7 @@ def _estimable(row: Row, fields: Fields) -> Row:
     """Return the row with its job, or raise why it has none."""
     if row.quality == "C":
         raise Unusable("quality C: doubtful or incomplete")
+    refuse_kind(fields)
     assumed = Assumed()
     given = fields.at("flags").at("megatron_args")
     values = published_arguments(given) if given.values else arguments_of(fields, assumed)
@@ -188,9 +216,9 @@ def _kind(jobs: tuple[Training, ...]) -> str:
 
 
 _GIB_KEYS = {"allocated": "peak_alloc_gib", "reserved": "peak_reserved_gib", "device": "nvidia_smi_gib"}
-_ON_DEVICE = ("sailor",)
-"""Sources whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib` (sailor's
-deepspeed/pipe_engine.py, `get_total_used_mem`, of which its process_results.py takes the maximum)."""
+ON_DEEPSPEED = ("sailor",)
+"""Sources with another engine, whose peak is what nvidia-smi shows, although the rows say `peak_alloc_gib`
+(sailor's deepspeed/pipe_engine.py, `get_total_used_mem`; its process_results.py takes the maximum)."""
 
 
 def _measured(row: Fields, assumed: Assumed, job: Training, world: int) -> dict[str, float]:
@@ -202,7 +230,7 @@ def _measured(row: Fields, assumed: Assumed, job: Training, world: int) -> dict[
                 found[name] = gib * GIB
         if (nbytes := measured.positive("peak_alloc_bytes")) is not None:
             found["allocated"] = nbytes
-        if row.at("source").text("key") in _ON_DEVICE and "allocated" in found:
+        if row.at("source").text("key") in ON_DEEPSPEED and "allocated" in found:
             found = {"device": found["allocated"]}
     if (seconds := _seconds(row, job, world)) is not None:
         found["time"] = seconds

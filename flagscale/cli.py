@@ -276,6 +276,9 @@ def _action(request: Request) -> str:
 
 def _print_mistakes(error: UserError) -> int:
     count = len(error.messages)
+    if error.refused:
+        _complain(f"{error.refused}: {error.messages[0]}" if count == 1 else f"{error.refused}:\n{error}")
+        return error.exit_code
     title = "1 mistake" if count == 1 else f"{count} mistakes"
     _complain(f"{title} in the configuration:\n{error}")
     return error.exit_code

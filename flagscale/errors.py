@@ -50,7 +50,9 @@ class UserError(FlagScaleError):
 
     exit_code = 2
 
-    def __init__(self, problems: Iterable[Problem] | str) -> None:
+    def __init__(self, problems: Iterable[Problem] | str, refused: str = "") -> None:
+        """`refused`: `cannot estimate` or the like, if nothing is wrong with the configuration."""
+        self.refused = refused
         self.problems: tuple[Problem, ...] = (
             (Problem(problems),) if isinstance(problems, str) else tuple(problems)
         )

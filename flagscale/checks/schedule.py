@@ -64,6 +64,17 @@ def batch_sizes(text: str, seq_length: int) -> list[tuple[int, int]]:
     return steps
 
 
+def last_batch(values: Mapping[str, Any]) -> int:
+    """Return the samples of a step, the last ones of a schedule; 0 if the arguments do not say.
+
+    Raises:
+        ValueError: the schedule has another form.
+    """
+    if written := values.get("step_batch_size_schedule"):
+        return batch_sizes(str(written), int(values["seq_length"]))[-1][1]
+    return int(values.get("global_batch_size") or 0)
+
+
 def whole_batches(steps: Sequence[tuple[int, int]], samples: int) -> tuple[int, int]:
     """Return the samples consumed by the steps within `samples`, and by the steps that reach them.
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,15 +23,15 @@ from flagscale.errors import Problem, UserError
 from flagscale.estimates.chips import chip_entries, chips_of
 from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.job import checked_job, on_chip
-from flagscale.estimates.training import refuse_other_engines, training_for
+from flagscale.estimates.pools import Division, divisions
+from flagscale.estimates.training import refuse_other_engines, refusing, training_for
+from flagscale.frozen import replace
 from flagscale.plan.stages import Checked, hosts_to_plan
-from flagscale.planner.chips import Chip
 from flagscale.planner.estimate import Estimate, estimate
-from flagscale.planner.intervals import interval
-from flagscale.planner.search.cluster import Cluster, Pool
 from flagscale.planner.search.mesh_options import SEARCHED
 from flagscale.planner.search.plans import Found, best_plans
 from flagscale.planner.search.task_file import task_file
+from flagscale.planner.training import Training
 from flagscale.values import Host, Job
 
 _OTHERS = ("ulysses_sp_parallel_size", "recompute_modules", "recompute_activations", *CHUNK_KEYS)
@@ -79,6 +80,13 @@ class Chosen:
         return [*map(_place, self.hosts)] == [*map(_place, self.named)]
 
 
+def _host_lines(hosts: Sequence[Host], named: Sequence[Host]) -> Iterator[str]:
+    """Yield runs of equal hosts: `2 x slots=8 type=H100`."""
+    has_types = len({host.platform for host in named}) > 1
+    for (slots, kind), run in groupby(hosts, key=lambda host: (host.slots, host.platform)):
+        yield f"{len([*run])} x slots={slots}{f' type={kind}' if has_types else ''}"
+
+
 def _place(host: Host) -> tuple[str, int]:
     return host.name, host.slots
 
@@ -104,17 +112,34 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         chips = chips_of(experiment, named, chip_entries(experiment), chip, source_map)
         one_rank = _on_one_rank(config, experiment.task.type, named[0].platform)
         checked = checked_job(one_rank, source_map)
-        template = training_for(checked.job, checked.experiment, chips[:1], source_map)
         values = checked.job.arguments
-        _, margin = interval(template, "reserved", is_calibrated=False)
-        cluster = Cluster(tuple(_pools(named, chips)))
-        found = best_plans(template, cluster, values, memory_factor=margin)
-        hosts = tuple(_taking_part(found, named))
+        with refusing("cannot plan", checked.experiment, source_map):
+            template = training_for(checked.job, checked.experiment, chips[:1], source_map)
+            found, division = _best(template, [*divisions(named, chips)], values)
+        hosts = tuple(_taking_part(found, division.hosts))
         group = experiment.task.type
         keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]
-        text = task_file(_without_others(keys), found.best, found.considered)
+        lines = [*_host_lines(hosts, named)]
+        text = task_file(_without_others(keys), found.best, found.considered, hosts=lines)
         job = _job(checked, text, hosts)
         return Chosen(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
+
+
+def _best(template: Training, ways: Sequence[Division], values: Mapping[str, Any]) -> tuple[Found, Division]:
+    """Return the best plans of all divisions of the hosts, and the division of the best one."""
+    found: list[tuple[Found, Division]] = []
+    problems: list[Problem] = []
+    for division in ways:
+        try:
+            one = best_plans(template, division.cluster, values, surely=True)
+        except UserError as error:
+            problems += error.problems
+        else:
+            told = (*one.considered, *filter(None, [division.note]))
+            found.append((replace(one, considered=told), division))
+    if not found:
+        raise UserError(problems[:1])
+    return min(found, key=lambda pair: pair[0].best.seconds)
 
 
 def _job(checked: Checked, text: str, hosts: tuple[Host, ...]) -> Job:
@@ -146,22 +171,6 @@ def _without_others(tree: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in tree.items()
         if key not in _OTHERS
     }
-
-
-def _pools(hosts: Sequence[Host], chips: Sequence[Chip]) -> Iterator[Pool]:
-    """Yield the hosts of each type, in the order of the hostfile."""
-    types = dict.fromkeys(
-        (host.platform, chip.name, host.slots) for host, chip in zip(hosts, chips, strict=True)
-    )
-    several = len({platform for platform, _, _ in types}) > 1
-    for kind in types:
-        platform, _, slots = kind
-        members = [
-            chip
-            for host, chip in zip(hosts, chips, strict=True)
-            if (host.platform, chip.name, host.slots) == kind
-        ]
-        yield Pool(platform if several else "", members[0], len(members), slots)
 
 
 def _taking_part(found: Found, named: Sequence[Host]) -> Iterator[Host]:

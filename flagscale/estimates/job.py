@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 
 from flagscale import platforms
+from flagscale.checks.schedule import last_batch
 from flagscale.config.command import Request
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -16,7 +17,7 @@ from flagscale.errors import UserError
 from flagscale.estimates.chips import ChipUnknown, chip_entries, chips_of
 from flagscale.estimates.elsewhere import without_files
 from flagscale.estimates.text import estimate_line, warning_text
-from flagscale.estimates.training import refuse_other_engines, training_for
+from flagscale.estimates.training import refuse_other_engines, refusing, training_for
 from flagscale.plan.stages import Checked, check_stages
 from flagscale.planner.estimate import Estimate, estimate
 from flagscale.values import Job
@@ -32,9 +33,16 @@ def estimate_of(request: Request, chip: str) -> tuple[Job, Estimate]:
     """
     with platforms.any_platform():
         checked = checked_job(on_chip(request.config, chip), request.source_map)
-        for notice in (*checked.notices, *checked.job.notices):
+        for notice in (*checked.notices, *checked.job.notices, *batch_notes(checked.job)):
             print(f"note: {notice}", file=sys.stderr)
         return checked.job, _estimate(checked.job, checked.experiment, chip, request.source_map)
+
+
+def batch_notes(job: Job) -> list[str]:
+    """Return which step is estimated, if the batch grows."""
+    if not job.arguments.get("step_batch_size_schedule"):
+        return []
+    return [f"of step_batch_size_schedule, steps of the last size are estimated: {last_batch(job.arguments)}"]
 
 
 def on_chip(config: DictConfig, chip: str) -> DictConfig:
@@ -91,7 +99,6 @@ def short_estimate(job: Job, experiment: Experiment, chip: str, source_map: Sour
 
 
 def _estimate(job: Job, experiment: Experiment, chip: str, source_map: SourceMap) -> Estimate:
-    entries = chip_entries(experiment)
-    return estimate(
-        training_for(job, experiment, chips_of(experiment, job.hosts, entries, chip, source_map), source_map)
-    )
+    chips = chips_of(experiment, job.hosts, chip_entries(experiment), chip, source_map)
+    with refusing("cannot estimate", experiment, source_map):
+        return estimate(training_for(job, experiment, chips, source_map))

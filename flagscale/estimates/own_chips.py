@@ -9,6 +9,7 @@ from typing import Any
 from flagscale.config.documents import read_document
 from flagscale.errors import Problem, UserError, nearest
 from flagscale.planner.chips import chip_table
+from flagscale.planner.curves import curves_of
 
 FIGURES = (
     "bf16_tflops_dense",
@@ -21,13 +22,17 @@ FIGURES = (
     "tdp_w",
     "workspace_mib",
 )
-LINKS: Mapping[str, tuple[str, ...]] = {
+GROUPS: Mapping[str, tuple[str, ...]] = {
     "intra_node": ("gb_s", "world"),
     "inter_node": ("gbit_s_per_card",),
+    "usable_memory": ("gib",),
 }
-"""The figures of each link."""
+"""The figures of each group: of links, and of what a device reports."""
 _TEXTS = ("source", "confidence", "note", "about", "protocol")
-_NAMES = (*FIGURES, *LINKS, "measured", *_TEXTS)
+_NAMES = (*FIGURES, *GROUPS, "measured", *_TEXTS)
+_TABLES = ("gemm", "grouped_gemm", "attention", "collectives")
+_MEASURED = ("memory_gib", "hbm_gb_s", "tdp_w", "launch_s")
+"""Names in `measured`, besides those of the shares that our own table holds."""
 
 
 Entry = Mapping[str, Any] | str
@@ -72,25 +77,57 @@ def _mistakes(entry: Mapping[str, Any], where: str) -> Iterator[Problem]:
             yield Problem(f"unknown figure `{name}`", where, nearest(str(name), _NAMES))
         elif name in FIGURES:
             yield from _wrong_number(name, value, where)
-        elif name in LINKS:
-            yield from _wrong_link(name, value, where)
-        elif name == "measured" and not isinstance(value, dict | None):
-            yield Problem("`measured` must be a group of figures", where)
-    measured = entry.get("measured") or {}
-    if not entry.get("memory_gb") and not (isinstance(measured, dict) and measured.get("memory_gib")):
+        elif name in GROUPS:
+            yield from _wrong_group(name, value, where)
+        elif name == "measured":
+            yield from _wrong_measured(value, where)
+    inside = entry.get("intra_node")
+    if isinstance(inside, dict) and inside.get("gb_s") and not inside.get("world"):
+        what = "`intra_node.world` is required: how many devices of a host the link joins"
+        yield Problem(what, where)
+    measured, reported = entry.get("measured"), entry.get("usable_memory")
+    others = (isinstance(measured, dict) and measured.get("memory_gib")) or (
+        isinstance(reported, dict) and reported.get("gib")
+    )
+    if not entry.get("memory_gb") and not others:
         yield Problem("`memory_gb` is required", where)
 
 
-def _wrong_link(name: str, value: Any, where: str) -> Iterator[Problem]:
+def _wrong_measured(value: Any, where: str) -> Iterator[Problem]:
+    if not isinstance(value, dict | None):
+        yield Problem("`measured` must be a group of figures", where)
+        return
+    given = value or {}
+    figures = {*_MEASURED, *_published_shares()}
+    for name, figure in given.items():
+        if name not in (*figures, *_TABLES, *_TEXTS):
+            yield Problem(
+                f"unknown figure `measured.{name}`", where, nearest(str(name), (*_MEASURED, *_TABLES))
+            )
+        elif name in figures:
+            yield from _wrong_number(f"measured.{name}", figure, where)
+    try:
+        curves_of(where.rpartition(": ")[2], given)
+    except UserError as error:
+        yield from (Problem(problem.what, where, problem.hint) for problem in error.problems)
+
+
+def _published_shares() -> set[str]:
+    """Return the names of single measured figures in our own table."""
+    published = (entry.get("measured") or {} for entry in chip_table().values())
+    return {name for one in published for name in one if name not in (*_TABLES, *_TEXTS)}
+
+
+def _wrong_group(name: str, value: Any, where: str) -> Iterator[Problem]:
     if value is None:
         return
     if not isinstance(value, dict):
-        yield Problem(f"`{name}` must be a group of {', '.join(LINKS[name])}", where)
+        yield Problem(f"`{name}` must be a group of {', '.join(GROUPS[name])}", where)
         return
     for figure, number in value.items():
-        if figure not in (*LINKS[name], *_TEXTS):
-            yield Problem(f"unknown figure `{name}.{figure}`", where, nearest(str(figure), LINKS[name]))
-        elif figure in LINKS[name]:
+        if figure not in (*GROUPS[name], *_TEXTS):
+            yield Problem(f"unknown figure `{name}.{figure}`", where, nearest(str(figure), GROUPS[name]))
+        elif figure in GROUPS[name]:
             yield from _wrong_number(f"{name}.{figure}", number, where)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from flagscale import registry
 from flagscale.checks.vocabulary import vocabulary_of
@@ -33,20 +35,39 @@ def training_for(job: Job, experiment: Experiment, chips: Sequence[Chip], source
         if len({chip.name for _, chip in members}) > 1
     ]:
         raise UserError(problems)
+    return training_of(
+        job.arguments,
+        len(by_rank),
+        [members[0][1] for members in of_meshes],
+        [_neighbours([host for host, _ in members]) for members in of_meshes],
+        vocabulary_of(job.arguments),
+    )
+
+
+@contextmanager
+def refusing(refused: str, experiment: Experiment, source_map: SourceMap) -> Iterator[None]:
+    """Name what the planner refuses (`cannot estimate`), and where the arguments to blame are written."""
+    group = experiment.task.type
+    paths = dict(_leaves(experiment.arguments, group))
+
+    def place(where: str) -> str:
+        if not where.isidentifier():  # empty, or a place already
+            return where
+        return source_map.where(paths.get(where, f"{group}.{where}"))
+
     try:
-        return training_of(
-            job.arguments,
-            len(by_rank),
-            [members[0][1] for members in of_meshes],
-            [_neighbours([host for host, _ in members]) for members in of_meshes],
-            vocabulary_of(job.arguments),
-        )
+        yield
     except UserError as error:
-        paths = ((problem, f"{job.task_type}.{problem.where}") for problem in error.problems)
-        raise UserError(
-            Problem(problem.what, source_map.where(path) if problem.where else "", problem.hint)
-            for problem, path in paths
-        ) from None
+        problems = [Problem(one.what, place(one.where), one.hint) for one in error.problems]
+        raise UserError(problems, refused) from None
+
+
+def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Yield names and key paths of the arguments in a task group."""
+    for name, value in tree.items():
+        yield name, f"{path}.{name}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}.{name}")
 
 
 def _neighbours(hosts: Sequence[Host]) -> int:
@@ -66,7 +87,7 @@ def refuse_other_engines(engine: object, source_map: SourceMap) -> None:
     """Raise UserError if the engine is one that the planner has no model of."""
     if isinstance(engine, str) and engine != "megatron" and registry.is_known("engines", engine):
         what = f"jobs of `{engine}` are not estimated, only trainings with megatron"
-        raise UserError([Problem(what, source_map.where("experiment.task.backend"))])
+        raise UserError([Problem(what, source_map.where("experiment.task.backend"))], "cannot estimate")
 
 
 def _mixed(number: int, chips: Sequence[Chip], where: str) -> Problem:

@@ -117,8 +117,10 @@ _PEAKS = {
 
 
 def _memory(entry: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
-    # Data sheets say GB, but count in GiB: a device of "80 GB" reports 79.6 GiB.
-    return 2**30 * _number(measured.get("memory_gib"), entry.get("memory_gb"))
+    # Most data sheets say GB, but count in GiB, and a part is reserved: a device of "80 GB" reports 79.1 GiB.
+    reported = entry.get("usable_memory") or {}
+    found = (measured.get("memory_gib"), reported.get("gib"), entry.get("memory_gb"))
+    return 2**30 * next(filter(None, map(_number, found)), 0.0)
 
 
 def _number(*candidates: Any) -> float:

@@ -16,6 +16,7 @@ from flagscale.checks.recompute import (
     has_recompute_schedule,
     recompute_schedule,
 )
+from flagscale.checks.schedule import last_batch
 from flagscale.errors import Problem, UserError
 from flagscale.planner.chips import Chip
 from flagscale.planner.model_shape import shape_of
@@ -73,7 +74,7 @@ def training_of(
         layout=layout,
         blocks=blocks,
         sequence=int(values["seq_length"]),
-        batch=int(values.get("global_batch_size") or blocks[0].micro_batch * layout.meshes[0].dp),
+        batch=last_batch(values) or blocks[0].micro_batch * layout.meshes[0].dp,
         padded_vocabulary=int(
             values.get("padded_vocab_size") or padded_vocabulary(values, layout, int(tokens or 0))
         ),
@@ -99,6 +100,8 @@ def training_of(
         grouped_experts=bool(values.get("moe_grouped_gemm")),
         fused_softmax=bool(values.get("masked_softmax_fusion", True)),
         stores_scores=str(values.get("attention_backend")).rsplit(".")[-1] in ("unfused", "local"),
+        loads_mask=bool(values.get("create_attention_mask_in_dataloader", True))
+        and not values.get("dataloader_inter_document_masking"),
         exchange=_exchange(values.get("cp_comm_type")),
         exchange_ranks=int((values.get("hierarchical_context_parallel_sizes") or [0])[0]),
     )

@@ -95,6 +95,8 @@ class Training:
     """Whether the `local` layers have a kernel for the softmax of attention (`masked_softmax_fusion`)."""
     stores_scores: bool = False
     """Whether attention stores its scores for all pairs of tokens: TransformerEngine's `unfused` backend."""
+    loads_mask: bool = False
+    """Whether a micro-batch holds a mask of all pairs of tokens (`create_attention_mask_in_dataloader`)."""
     exchange: str = "p2p"
     """How context parallel ranks share keys and values: p2p, a2a, all_gather or a2a+p2p (`cp_comm_type`)."""
     exchange_ranks: int = 0

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flagscale import __version__
+from flagscale.checks.schedule import last_batch
 from flagscale.config.command import Request, load_command_keys
 from flagscale.config.schema import AutoTuner
 from flagscale.engines.megatron.rules import machine_of
@@ -21,7 +22,7 @@ from flagscale.run.tuner_dir import TunerDir
 from flagscale.tuning import history
 from flagscale.tuning.figures import Prior, learnt
 from flagscale.tuning.prior import prior_of
-from flagscale.tuning.requests import smallest_request, step_batch, trial_request
+from flagscale.tuning.requests import smallest_request, trial_request
 
 Say = Callable[[str], None]
 
@@ -78,7 +79,7 @@ def begin(request: Request, prepared: Prepared, say: Say) -> Tuning:
     """Return a tuning before its first trial: its candidates with their estimates."""
     job, keys, where = prepared.job, prepared.experiment.auto_tuner, request.source_map.where
     _refuse_untunable(prepared, request)
-    batch = step_batch(job.arguments)
+    batch = last_batch(job.arguments)
     values = {**job.arguments, "global_batch_size": batch or None}
     per_host = min(host.slots for host in job.hosts)
     place = "experiment.auto_tuner.space"

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flagscale.checks.schedule import batch_sizes
 from flagscale.config.command import Request
 from flagscale.config.engine_args import leaf_name
 from flagscale.config.recorded import literal
@@ -75,17 +74,6 @@ def task_request(request: Request, task_file: str, words: Sequence[str]) -> Requ
     runner = overrides.get("experiment", {}).get("runner", {})
     tree["experiment"]["runner"] = {**(tree["experiment"].get("runner") or {}), **runner}
     return _request(request, tree)
-
-
-def step_batch(values: Mapping[str, Any]) -> int:
-    """Return the samples per step that candidates are compared with: the last ones of a schedule.
-
-    0 if the arguments (by dest) do not say.
-    """
-    schedule = values.get("step_batch_size_schedule")
-    if schedule:
-        return batch_sizes(str(schedule), int(values["seq_length"]))[-1][1]
-    return int(values.get("global_batch_size") or 0)
 
 
 def _tree(request: Request) -> dict[str, Any]:

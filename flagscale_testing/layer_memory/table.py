@@ -216,7 +216,7 @@ def _changes(by_options: Mapping[str, Mapping[str, Terms]]) -> dict[str, dict[st
             if count:
                 own.setdefault(module, {})[term] = count
         # An option that changes nothing is listed nevertheless: others were not measured.
-        if own or len(names) < 2:
+        if own or len(names) < 2 or not names.issubset("+".join(found).split("+")):
             found[options] = dict(own)
     return found
 

@@ -88,6 +88,30 @@ def test_hosts_that_stay_idle_are_not_in_the_hostfile(plan: Plan) -> None:
     assert "once the task file is in the folder train/" in out
 
 
+def test_a_plan_for_a_batch_that_grows_keeps_its_schedule(plan: Plan) -> None:
+    grows = ("train.model.global_batch_size=null", "train.step_batch_size_schedule='0:8 1M:64'")
+    code, _, err = plan("action=estimate", "plan=auto", "task_file=conf/train/auto.yaml", *TYPED, *grows)
+    assert code == 0, err
+    written = Path("conf/train/auto.yaml").read_text()
+    assert 'step_batch_size_schedule: "0:8 1M:64"' in written
+    assert "global_batch_size: null" in written
+
+
+def test_hosts_of_unequal_sizes_are_used_as_blocks(plan: Plan) -> None:
+    Path("hosts").write_text("a slots=4\nb slots=2\n")
+    code, out, err = plan("action=estimate", "plan=auto", "chip=H100", *TYPED[::2])
+    assert code == 0, err
+    assert re.search(r"Hosts of unequal sizes are used as blocks of [24] of H100", out)
+    assert "The hosts, in the order of the hostfile: 1 x slots=4" in out
+
+
+def test_what_does_not_fit_with_its_own_interval_is_left_out(plan: Plan) -> None:
+    """Context parallelism, unequal meshes and interleaving have wider intervals than an ordinary job."""
+    code, out, err = plan("action=estimate", "plan=auto", "output=json", *TYPED)
+    assert code == 0, err
+    assert json.loads(out)["surely_fits"]
+
+
 def test_without_a_task_file_everything_is_printed(plan: Plan) -> None:
     code, out, err = plan("plan=auto", "chip=H100", "experiment.runner.nnodes=2")
     assert code == 0, err

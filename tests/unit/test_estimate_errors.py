@@ -12,10 +12,10 @@ from benchmarks import engine_report, estimate
 from benchmarks.error_intervals import error_table, intervals_table
 from benchmarks.error_statistics import summary
 from benchmarks.error_tables import about, by_class, by_source
-from benchmarks.estimated_rows import DRAWS, Estimator, draws, scored
+from benchmarks.estimated_rows import DRAWS, PUBLISHED_PEAK, Estimator, draws, scored, with_published_peak
 from benchmarks.measured_rows import read_rows
 from flagscale.planner import intervals
-from flagscale.planner.memory.stage_memory import StageMemory, Term
+from flagscale.planner.memory.stage_memory import StageMemory, Term, memory
 from flagscale.planner.training import Training
 
 LINES = {json.loads(line)["id"]: line for line in estimate.DATA.read_text("utf-8").splitlines()}
@@ -125,6 +125,16 @@ def test_copies_with_different_chips_count_by_the_slowest(tmp_path: Path) -> Non
     assert one.estimates["time"] == 5.0
 
 
+def test_memory_on_deepspeed_counts_what_its_source_says(tmp_path: Path) -> None:
+    rows = read_rows(data(tmp_path, LINES["sailor-0965"], LINES["sailor-0945"], LINES["simumax-0000"]))
+    found, _ = scored(rows, Estimator(memory, STAND_IN.seconds))
+    for one, outside in zip(found[:2], (3.0e9, 5.06e9), strict=True):
+        (stage,) = memory(one.row.copies[0])
+        (flat,) = [term.nbytes for term in stage.terms if term.name == "gradients"]
+        assert one.estimates["device"] == stage.reserved + flat + outside
+    assert "device" not in found[2].estimates
+
+
 def test_a_calibration_is_scored_on_rows_that_it_has_not_seen(tmp_path: Path) -> None:
     times = [0.2, 0.4, 0.6, 0.8, 1.0, 12.0]  # the last one is no multiple of its estimate
     lines = [
@@ -139,6 +149,18 @@ def test_a_calibration_is_scored_on_rows_that_it_has_not_seen(tmp_path: Path) ->
     assert min(abs(error) for error in errors[0]) < 0.01
     found, _ = scored(read_rows(data(tmp_path, *lines[:5])), STAND_IN)
     assert all(one.calibrated["time"] and "time" not in one.judged for one in found)
+
+
+def test_a_source_that_measured_its_chip_is_shown_without_that_too(tmp_path: Path) -> None:
+    def seconds(job: Training, source: str, host: float) -> float:
+        return 0.9 if job.blocks[0].chip.measured.get("gemm_share_of_peak_median") else 0.7
+
+    path = data(tmp_path, LINES["simumax-0000"], LINES["amp-1483"])
+    estimator = Estimator(STAND_IN.memory, seconds)
+    found = with_published_peak(scored(read_rows(path), estimator)[0], estimator)
+    assert found[0].estimates["time"] == 0.9
+    assert found[0].others[PUBLISHED_PEAK] == {"time": 0.7}
+    assert PUBLISHED_PEAK not in found[1].others
 
 
 def test_choices_of_rows_are_the_same_every_time() -> None:

@@ -170,6 +170,29 @@ def test_an_example_has_the_golden_estimate(example: Callable[[str], str]) -> No
     assert text == golden.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *(("aquila", f"config{kind}") for kind in ("", "_3b", "_34b", "_hetero", "_auto_tuner", "_mixed")),
+        ("deepseek", "config"),
+    ],
+)
+def test_every_example_of_a_training_can_be_estimated(
+    folder: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    words = ["action=estimate", "chip=H100", "++train.padded_vocab_size=64000", "output=json"]
+    code = main(["--config-path", f"./examples/{folder}/conf", "--config-name", name, *words])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert json.loads(out)["step"]
+
+
 def test_the_docs_show_a_real_estimate(example: Callable[[str], str]) -> None:
     """`UPDATE_GOLDEN=1` rewrites it."""
     lines = (
@@ -312,6 +335,25 @@ def test_a_mistake_is_a_message_and_exit_code_2(
     assert "Traceback" not in err
 
 
+def test_what_the_planner_does_not_know_is_no_mistake_and_names_its_key(estimate: Estimate) -> None:
+    again = "train.recompute_granularity=selective"
+    code, out, err = estimate("train.transformer_impl=torch", "train.system.bf16=false", again)
+    assert (code, out) == (2, "")
+    assert err.startswith("cannot estimate: command line: train.recompute_granularity: ")
+    assert "mistake" not in err
+    code, _, err = estimate("experiment.task={type:serve,backend:vllm}")
+    assert (code, err.partition(":")[0]) == (2, "cannot estimate")
+
+
+def test_steps_of_the_last_size_of_a_schedule_are_estimated(estimate: Estimate) -> None:
+    plain = tree_of(estimate, "train.model.global_batch_size=32")
+    grows = ("train.model.global_batch_size=null", "train.step_batch_size_schedule='0:8 1M:32'")
+    code, out, err = estimate("output=json", *grows)
+    assert code == 0, err
+    assert json.loads(out) == plain
+    assert "steps of the last size are estimated: 32" in err
+
+
 def test_data_and_tokenizer_need_not_be_here(estimate: Estimate) -> None:
     data = ("train.data.mock_data=null", "train.data.data_path=[nowhere]")
     code, out, err = estimate(*data)
@@ -379,7 +421,7 @@ def test_dryrun_adds_a_line_if_the_chip_is_known(estimate: Estimate) -> None:
     code, out, err = estimate("action=dryrun", "experiment.runner.platform=H100", chip="")
     assert code == 0, err
     assert re.search(
-        r"^  memory: [0-9.]+ GiB of 80 GiB \(H100\), at most [0-9.]+ with 95 %; [0-9.]+ m?s per step$",
+        r"^  memory: [0-9.]+ GiB of 79.1 GiB \(H100\), at most [0-9.]+ with 95 %; [0-9.]+ m?s per step$",
         out,
         re.MULTILINE,
     )

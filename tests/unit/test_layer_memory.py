@@ -117,10 +117,11 @@ def test_experts_are_cut_as_the_engine_does_by_default() -> None:
 def test_all_unknown_kinds_are_reported_at_once() -> None:
     kind = LayerKind("torhc", "gqua", "dens", dtype="bflaot16", recompute=("core_atn", "mlp"))
     assert mistakes(kind, LLAMA_70B) == [
-        "the table of kept bytes has no implementation `torhc`\n    did you mean `torch`?",
-        "the table of kept bytes has no attention `gqua`\n    did you mean `gqa`?",
+        "transformer_impl: the table of kept bytes has no implementation `torhc`\n    did you mean `torch`?",
+        "transformer_impl: the table of kept bytes has no attention `gqua`\n    did you mean `gqa`?",
         "the table of kept bytes has no dtype `bflaot16`\n    did you mean `bfloat16`?",
-        "the table of kept bytes has no recomputed module `core_atn`\n    did you mean `core_attn`?",
+        "recompute_modules: the table of kept bytes has no recomputed module `core_atn`\n"
+        "    did you mean `core_attn`?",
         "the table of kept bytes has no mlp `dens`\n    did you mean `dense`?",
     ]
 
@@ -140,7 +141,7 @@ def test_all_missing_sizes_are_reported_at_once() -> None:
         (replace(TORCH, implementation="local", attention="mla"), "has no attention `mla`"),
         (replace(TORCH, mlp="moe", sequence_parallel=False), "has no parallelism `tensor`"),
         (replace(TORCH, implementation="transformer_engine"), "has no implementation `transformer_engine`"),
-        (replace(TORCH, dtype="float32", recompute=("mlp",)), "layers with `recompute mlp` in such a job"),
+        (replace(TORCH, dtype="float32", recompute=("mlp",)), "layers in float32 with `recompute mlp`"),
         (replace(TORCH, recompute=(FULL, "mlp")), "has no combination of recomputed modules `full+mlp`"),
     ],
 )
@@ -179,7 +180,7 @@ def test_unknown_options_are_refused() -> None:
         "the table of kept bytes has no option `drop_out`\n    did you mean `dropout`?"
     ]
     assert mistakes(replace(LOCAL, options=("a2a",)), LLAMA_70B) == [
-        "the table of kept bytes has no `local` layers with `a2a` in such a job"
+        "cp_comm_type: the table of kept bytes has no `local` layers in bfloat16 with `a2a`"
     ]
 
 
@@ -193,7 +194,8 @@ def test_experts_cut_over_more_ranks_than_the_layer_are_refused() -> None:
     sizes = LLAMA_70B | {"num_experts": 8, "moe_router_topk": 2, "moe_ffn_hidden_size": 1024}
     kind = replace(TORCH, mlp="moe")
     assert mistakes(kind, sizes | {"tensor_model_parallel_size": 1, "expert_tensor_parallel_size": 2}) == [
-        "the table of kept bytes has no layers with `expert_tensor_parallel_size` that does not divide "
+        "expert_tensor_parallel_size: the table of kept bytes has no layers with "
+        "`expert_tensor_parallel_size` that does not divide "
         "`tensor_model_parallel_size`: ranks then gather tokens of other batches"
     ]
     assert kept_bytes(TORCH, LLAMA_70B | {"expert_tensor_parallel_size": 4}) == kept_bytes(TORCH, LLAMA_70B)

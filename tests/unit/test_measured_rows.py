@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks.measured_rows import GIB, Row, read_rows, row_of
+from flagscale.errors import UserError
 from flagscale.planner.chips import chip_table, find_chip
+from flagscale.planner.schedule import warm_ups
 from flagscale.planner.training import Training
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "measured.jsonl"
@@ -75,6 +77,18 @@ def test_a_complete_command_counts_more_than_the_keys() -> None:
     assert one.recompute.modules == ("layernorm", "mla_up_proj", "mlp", "moe_act")
 
 
+def test_keys_are_read_as_their_scripts_use_them() -> None:
+    # SimuMax passes --qk-layernorm for latent attention, and --no-overlap-p2p-communication for no job.
+    assert job("simumax-0004").model.qk_norm
+    assert not job("simumax-0000").model.qk_norm
+    interleaved = read("simumax-0000", parallel__vpp=2)
+    assert (interleaved.reason, interleaved.kind) == ("", "VPP")
+    for given in ("selective", "SELECTIVE", {"granularity": "selective"}):
+        assert read("simumax-0000", recompute=given).copies[0].recompute.modules == ("core_attn",)
+    empty = read("simumax-0000", recompute={"granularity": "selective", "modules": []})
+    assert empty.copies[0].recompute.modules == ()
+
+
 def test_layers_that_do_not_divide_are_cut_as_the_engine_can() -> None:
     deepseek = job("mbridge-0044")
     assert [stage.chunks for stage in deepseek.layout.stages] == [(4, 4, 4, 4)] + [(4, 4, 4, 3)] * 3
@@ -98,16 +112,26 @@ def test_copies_with_different_chips_are_jobs_of_their_own() -> None:
     chips = [[block.chip.name for block in one.blocks] for one in sailor.copies]
     assert chips == [["RTX-3090", "Titan-RTX"], ["RTX-2080"]]
     assert all(one.layout.world_size == 32 for one in sailor.copies)
+    # DeepSpeed's pipeline keeps no more micro-batches between unequal chips.
+    assert {warm_ups(one.layout) for one in sailor.copies} == {(1, 0)}
     amp = read("amp-1528")  # one host per stage, the last one with T4
     assert [block.chip.name for block in amp.copies[0].blocks] == ["V100-16", "T4"]
     assert [mesh.pp for mesh in amp.copies[0].layout.meshes] == [3, 1]
     assert [block.chip.name for block in read("amp-1548").copies[0].blocks] == ["V100-16"]
 
 
+def test_copies_whose_degrees_do_not_match_the_devices_have_a_reason() -> None:
+    row = read("amp-1528", parallel__tp=4)
+    assert (row.reason, row.is_wrong) == ("the degrees need 64 devices, not 16", False)
+
+
 def test_memory_is_not_scored_if_what_decides_it_is_unknown() -> None:
     assert set(read("mbridge-0047").measured) == {"time"}
     assert set(read("simumax-0000", recompute="unknown").measured) == {"time"}
     assert read("simumax-0000", recompute="unknown").assumed == ("no recompute",)
+    for key, what in (("gated", "an MLP without a gate"), ("tied", "one matrix for embedding and output")):
+        row = read("simumax-0000", **{f"model__{key}": None})
+        assert (row.assumed, set(row.measured)) == ((what,), {"time"})
 
 
 @pytest.mark.parametrize(
@@ -120,6 +144,21 @@ def test_memory_is_not_scored_if_what_decides_it_is_unknown() -> None:
         ({"model__family": "hybrid-mamba"}, "a hybrid model (state-space and attention layers)"),
         ({"train__kind": "lora"}, "low-rank adapters (LoRA)"),
         ({"quality": "C"}, "quality C: doubtful or incomplete"),
+        ({"model__family": "t5"}, "a model with an encoder: t5"),
+        ({"model__attention": "linear"}, "attention of a kind that the planner does not know: linear"),
+        ({"precision__compute": "int8"}, "a precision that the engine does not have: int8"),
+        (
+            {"recompute": {"granularity": "partial"}},
+            "recompute of a kind that the engine does not have: partial",
+        ),
+        (
+            {"recompute": {"granularity": "selective", "modules": ["core"]}},
+            "recompute of a module that the engine does not have: core",
+        ),
+        (
+            {"recompute": {"granularity": "full", "method": "all"}},
+            "recompute by a method that the engine does not have: all",
+        ),
         ({"recompute": "selective-op"}, "recompute of a kind that the engine does not have: selective-op"),
         ({"hardware__gpu": "B2000"}, "unknown chip `B2000`"),
         ({"train__gbs": 18}, "a batch of 18 is not a multiple of 4, one micro-batch of all copies"),
@@ -140,6 +179,11 @@ def test_a_row_that_cannot_be_estimated_has_a_reason(changes: dict[str, Any], re
         ({"model": []}, "model must be an object, not []"),
         ({"measured__iteration_s": -1}, "measured.iteration_s must be a positive number, not -1"),
         ({"parallel__sp": "yes"}, "parallel.sp must be true or false, not 'yes'"),
+        (
+            {"flags__moe_capacity_factor": "4"},
+            "flags.moe_capacity_factor must be a positive number, not '4'",
+        ),
+        ({"flags__distributed_optimizer": 1}, "flags.distributed_optimizer must be true or false, not 1"),
         ({"parallel__layers_per_stage": [1, 2]}, "the stages have 3 layers, but the model 12"),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
@@ -154,6 +198,22 @@ def test_any_line_is_a_row_with_a_reason(line: str) -> None:
     row = row_of(line, "rows.jsonl:1")
     assert row.reason
     assert not row.copies
+
+
+def test_files_of_other_forms(tmp_path: Path) -> None:
+    first, second = LINES["simumax-0000"], LINES["amp-1483"]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{first}\r\n\r\n{second}\r\n".encode())
+    assert [row.id for row in read_rows(path) if row.copies] == ["simumax-0000", "amp-1483"]
+    path.write_text(f"{first}\n{second}\n{first}\n")
+    assert [row.reason for row in read_rows(path)] == ["", "", "the same as line 1"]
+    for text, what in (
+        ("\n \n", "holds no measurements"),
+        (f"[\n{first},\n{second}\n]", "one object per line"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=what):
+            read_rows(path)
 
 
 def test_null_is_a_key_that_was_not_published() -> None:

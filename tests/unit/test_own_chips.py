@@ -41,6 +41,23 @@ def test_entries_and_other_names_are_read(tmp_path: Path) -> None:
     assert (chip.memory_bytes, chip.inside.bytes_s, chip.outside.bytes_s) == (32 * 2**30, 32e9, 12.5e9)
 
 
+def test_what_a_device_reports_comes_before_its_data_sheet() -> None:
+    reported = {**ENTRY, "usable_memory": {"gib": 31.7, "source": "here"}}
+    assert chip_of("Mine", reported).memory_bytes == 31.7 * 2**30
+    measured = {**reported, "measured": {"memory_gib": 30}}
+    assert chip_of("Mine", measured).memory_bytes == 30 * 2**30
+    assert chip_of("Mine", {**ENTRY, "measured": {"memory_gib": 0}}).memory_bytes == 32 * 2**30
+
+
+def test_no_device_reports_more_than_its_data_sheet_says() -> None:
+    reported = {name: one["usable_memory"] for name, one in chip_table().items() if "usable_memory" in one}
+    for name, one in reported.items():
+        assert 0.9 * chip_table()[name]["memory_gb"] < one["gib"] <= chip_table()[name]["memory_gb"]
+        assert one["source"].startswith("https://")
+    assert chip_of("H100", chip_table()["H100"]).memory_bytes < 80 * 2**30
+    assert 178 <= chip_of("B200", chip_table()["B200"]).memory_bytes / 2**30 <= 180
+
+
 def test_yaml_and_the_form_of_our_own_table_are_read_too(tmp_path: Path) -> None:
     text = "chips:\n  Mine: {bf16_tflops_dense: 100.5, memory_gb: 32}\n  nvidia: Mine\n"
     assert [*read_chips(written(tmp_path, text, "chips.yaml"))] == ["Mine", "nvidia"]
@@ -60,8 +77,16 @@ def test_every_entry_of_our_table_is_in_the_form_that_users_may_write(tmp_path: 
         ({**ENTRY, "bf16_tflops_dense": -1}, "`bf16_tflops_dense` must be a number"),
         ({**ENTRY, "bf16_tflops_dense": True}, "must be a number, not True"),
         ({**ENTRY, "intra_node": 600}, "`intra_node` must be a group of gb_s, world"),
+        ({**ENTRY, "intra_node": {"gb_s": 64}}, "`intra_node.world` is required"),
         ({**ENTRY, "inter_node": {"gbit_s": 1}}, "unknown figure `inter_node.gbit_s`"),
         ({**ENTRY, "measured": 3}, "`measured` must be a group"),
+        ({**ENTRY, "measured": {"memory_gib": -4}}, "`measured.memory_gib` must be a number, not -4"),
+        ({**ENTRY, "measured": {"gem": {}}}, "unknown figure `measured.gem`\n    did you mean `gemm`?"),
+        (
+            {**ENTRY, "measured": {"gemm": {"bfloat16": [[1, 2]]}}},
+            "Mine: `measured.gemm.bfloat16[0]` of chip",
+        ),
+        ({**ENTRY, "usable_memory": {"gib": "79"}}, "`usable_memory.gib` must be a number, not '79'"),
         ([], "an entry is a group of figures"),
         ("H10", "no entry is called `H10`\n    did you mean `H100`?"),
         ("other", "no entry is called `other`"),

@@ -159,13 +159,34 @@ def test_meshes_stay_inside_hosts_and_experts_are_divided_evenly() -> None:
         assert one.per_stage % one.ep == 0
 
 
+def test_a_type_without_links_between_hosts_is_used_on_one_host_or_left_out() -> None:
+    lone = replace(FAST, outside=Link(), per_node=4)
+    both = Cluster((Pool("A800", SLOW, 1, 8), Pool("NEW", lone, 2, 8)))
+    found = best_plans(training(), both)
+    alone = best_plans(training(), Cluster((Pool("NEW", lone, 1, 4),)))
+    others = best_plans(training(), Cluster((Pool("A800", SLOW, 1, 8),)))
+    assert found.best.seconds == min(alone.best.seconds, others.best.seconds)
+    assert found.considered[-1].startswith("NEW was planned for one host alone, with 4 of its devices: ")
+    assert found.estimated == alone.estimated + others.estimated
+    # One host needs no link to others, and a link to another type counts.
+    assert best_plans(training(), Cluster((Pool("NEW", lone, 1, 4),))).considered == alone.considered
+    linked = replace(both, routes={frozenset(("A800", "NEW")): Route(Link(25e9))})
+    assert [len(one.pools) for one in linked.linked()[0]] == [2]
+
+
+def test_without_any_link_there_is_a_plan_all_the_same() -> None:
+    """In float32 with `torch` layers the table of memory has no recomputed modules, too."""
+    lone = replace(FAST, outside=Link(), flop_s={"float32": 90e12, **FAST.flop_s})
+    clusters, notes = Cluster((Pool("", lone, 4, 8),)).linked()
+    assert [(pool.hosts, pool.per_host) for one in clusters for pool in one.pools] == [(1, 8)]
+    assert len(notes) == 1
+    small = replace(LLAMA, experts_in=(False,) * 4)
+    single = training(small, implementation="torch", numerics=Numerics("float32", 4, 4, 8))
+    assert best_plans(single, Cluster((Pool("", lone, 4, 8),))).best.training.layout.world_size <= 8
+
+
 MISTAKES = {
     "no devices": (training(), Cluster(()), "the cluster has no devices"),
-    "no links": (
-        training(),
-        Cluster((Pool("H800", FAST, 1, 8), Pool("NEW", replace(SLOW, outside=Link()), 1, 8))),
-        "no bandwidth is known between H800 and NEW",
-    ),
     "a type twice": (
         training(),
         Cluster((Pool("H800", FAST, 1, 8), Pool("H800", FAST, 1, 4))),

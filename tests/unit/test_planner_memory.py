@@ -91,6 +91,17 @@ def test_the_loss() -> None:
     assert terms(in_place, "transient") == {"backward pass": (64 + 32) * MIB}
 
 
+def test_stages_that_read_data_hold_a_mask_of_all_pairs_in_the_forward_pass() -> None:
+    pairs = 4096 * 4096
+    more = terms(one_stage(loads_mask=True), "transient")["end of the forward pass"]
+    assert more - terms(one_stage(), "transient")["end of the forward pass"] == pairs
+    # Ranks of a context parallel group cut their own rows; stages inside the pipeline have none.
+    shared = training(layers=8, pp=4, cp=2, dp=2, implementation="transformer_engine", fused_loss=True)
+    of_stages = zip(memory(shared), memory(replace(shared, loads_mask=True)), strict=True)
+    differences = [after.allocated - before.allocated for before, after in of_stages]
+    assert differences[1:] == [0, 0, pairs / 2]
+
+
 def in_flight(job: Training, stage: Stage) -> int:
     """Return how many micro-batches, each in one model chunk, a stage holds at most for their backward."""
     works = order(job.layout, stage.index, job.micro_batches)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.errors import Problem, UserError, nearest
+from flagscale.errors import Problem, UserError, Violation, nearest
 from flagscale.frozen import dataclass
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -47,6 +47,25 @@ OPTIONS: Mapping[str, str] = {
 }
 """Options that a layer may have besides its kind. Biases keep nothing."""
 
+_ARGUMENTS = {
+    "layer_norm": "normalization",
+    "qk_norm": "qk_layernorm",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "unrotated": "position_embedding_type",
+    "a2a": "cp_comm_type",
+    "ungated": "swiglu",
+    "grouped": "moe_grouped_gemm",
+    **{f"{scope}aux_loss": "moe_router_load_balancing_type" for scope in ("", "seq_", "global_")},
+    "sigmoid": "moe_router_score_function",
+    "expert_bias": "moe_router_enable_expert_bias",
+    "router_fp32": "moe_router_dtype",
+    "shared_gate": "moe_shared_expert_gate",
+    "implementation": "transformer_impl",
+    "attention": "transformer_impl",
+    "parallelism": "tensor_model_parallel_size",
+}
+"""The argument to blame for an option or a part of the kind."""
 _BATCH = {"seq_length", "micro_batch_size"}
 
 Terms = Mapping[str, int]
@@ -105,8 +124,8 @@ def kept_parts(kind: LayerKind, sizes: Mapping[str, int | None]) -> tuple[Part, 
         exchanging = given.get("exchange_parallel_size", given.get("context_parallel_size", 1))
     known = known_sizes({**given, "exchange_parallel_size": exchanging})
     problems = [
-        Problem(f"the table of kept bytes has no layers with {what}")
-        for what in _others(kind, {**known, **given})
+        Problem(f"the table of kept bytes has no layers with {what}", where)
+        for where, what in _others(kind, {**known, **given})
     ]
     problems += [
         Problem(f"the table of kept bytes has no option `{option}`", hint=nearest(option, OPTIONS))
@@ -163,25 +182,28 @@ def known_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     return known
 
 
-def _others(kind: LayerKind, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Yield what makes layers keep other tensors than those of the table."""
+def _others(kind: LayerKind, sizes: Mapping[str, int]) -> Iterator[Violation]:
+    """Yield what makes layers keep other tensors than those of the table, and the argument to blame."""
     tp, is_split = sizes["tensor_model_parallel_size"], sizes.get("context_parallel_size", 1) > 1
     if is_split and kind.implementation == "local":
-        yield "`context_parallel_size` above 1"
+        yield "context_parallel_size", "`context_parallel_size` above 1"
     if is_split and kind.implementation == "torch" and "attention_dropout" in kind.options:
-        yield "`context_parallel_size` above 1 and `attention_dropout`: ranks then gather all keys"
+        what = "`context_parallel_size` above 1 and `attention_dropout`: ranks then gather all keys"
+        yield "context_parallel_size", what
     if kind.mlp != "dense" and tp % sizes["expert_tensor_parallel_size"]:
         what = "`expert_tensor_parallel_size` that does not divide `tensor_model_parallel_size`"
-        yield f"{what}: ranks then gather tokens of other batches"
+        yield "expert_tensor_parallel_size", f"{what}: ranks then gather tokens of other batches"
     groups, heads = sizes.get("num_query_groups"), sizes.get("num_attention_heads")
     options, is_local = {*kind.options}, kind.implementation == "local"
     is_odd = "unrotated" in options or options >= {"layer_norm", "qk_norm"}
     if is_odd and is_local and kind.attention == "gqa" and groups is not None and groups <= tp:
-        yield "one group of keys per rank, `local` layers, and LayerNorm or positions that do not rotate"
+        what = "one group of keys per rank, `local` layers, and LayerNorm or positions that do not rotate"
+        yield "num_query_groups", what
     if kind.attention not in ("mha", "gqa") or groups is None:
         return
     if kind.attention != (right := "mha" if groups == heads else "gqa"):
-        yield f"{groups} groups for {heads} heads that are `{kind.attention}`: this is `{right}`"
+        what = f"{groups} groups for {heads} heads that are `{kind.attention}`: this is `{right}`"
+        yield "num_query_groups", what
 
 
 def _half(
@@ -200,18 +222,19 @@ def _half(
     modules = {option.removeprefix(AGAIN) for option in known if option.startswith(AGAIN)}
     for module in sorted({*kind.recompute} - modules):
         what = f"the table of kept bytes has no recomputed module `{module}`"
-        problems.append(Problem(what, hint=nearest(module, modules)))
+        problems.append(Problem(what, "recompute_modules", nearest(module, modules)))
     if FULL in kind.recompute:
         if len(kind.recompute) > 1:
             what = f"no combination of recomputed modules `{'+'.join(sorted(kind.recompute))}`"
-            problems.append(Problem(f"the table of kept bytes has {what}"))
+            problems.append(Problem(f"the table of kept bytes has {what}", "recompute_modules"))
         return _with_options(found, {f"{AGAIN}{FULL}"})
     wanted = {*kind.options, *(f"{AGAIN}{module}" for module in kind.recompute)}
     missing = {option for option in {*kind.options} & OPTIONS.keys() if option not in known}
     missing |= wanted.intersection(_options(of_kind)) - {one for key in found for one in key.split("+")}
     for option in sorted(missing):
-        what = f"no `{kind.implementation}` layers with `{option}` in such a job"
-        problems.append(Problem(f"the table of kept bytes has {what}"))
+        what = f"no `{kind.implementation}` layers in {kind.dtype} with `{option}`"
+        where = "recompute_granularity" if option.startswith(AGAIN) else _ARGUMENTS.get(option, "")
+        problems.append(Problem(f"the table of kept bytes has {what}", where))
     return _with_options(found, wanted)
 
 
@@ -242,7 +265,8 @@ def _parallelism(kind: LayerKind, half: str, sizes: Mapping[str, int]) -> str:
 def _entry(found: Mapping[str, Any], what: str, name: str, problems: list[Problem]) -> Any:
     """Return an entry of the table; if there is none, collect that and go on with another."""
     if name not in found:
-        problems.append(Problem(f"the table of kept bytes has no {what} `{name}`", hint=nearest(name, found)))
+        message = f"the table of kept bytes has no {what} `{name}`"
+        problems.append(Problem(message, _ARGUMENTS.get(what, ""), nearest(name, found)))
     return found[name] if name in found else next(iter(found.values()))
 
 

@@ -63,12 +63,16 @@ def chunk_memory(
         # there and back (Megatron-core 0.19.2, transformer/moe/moe_layer.py, `custom_forward`).
         tokens = 4 * sharding.routed * model.topk + 2 * sharding.own_tokens
         dispatch = tokens * model.hidden * sharding.width
+    # Stages that read data hold the mask during the forward pass (megatron/training/utils/common_utils.py,
+    # `get_batch_on_this_tp_rank`), one byte for each pair of tokens, also if attention does not need it.
+    reads_data = position in (0, training.last_position) or has_heads
+    mask = sharding.tokens * training.sequence if training.loads_mask and reads_data else 0.0
     # The gradients of the embedding's rows form a whole matrix.
     matrix = training.padded_vocabulary / stage.tp * model.hidden * training.numerics.parameter_bytes
     return LiveMemory(
         kept={name: nbytes for name, nbytes in kept.items() if nbytes},
         nbytes=sum(kept.values()),
-        forward=max(loss.forward, dispatch - of_loss),
+        forward=max(loss.forward, dispatch - of_loss) + mask,
         backward=max(loss.backward, inside - of_loss),
         after=matrix if position == 0 or has_heads else 0.0,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from flagscale.errors import Problem, UserError
-from flagscale.frozen import dataclass, field
+from flagscale.frozen import dataclass, field, replace
 from flagscale.planner.chips import Chip, Link
 
 
@@ -47,6 +47,22 @@ class Cluster:
             return found
         return Route(min(one.chip.outside, other.chip.outside, key=lambda link: link.bytes_s))
 
+    def linked(self) -> tuple[tuple[Cluster, ...], tuple[str, ...]]:
+        """Return clusters whose links are all known, and notes on what they leave out.
+
+        If the link between the hosts of a type is not known, its devices work inside one host only.
+        """
+        pools = [_on_one_host(pool) for pool in self.pools]
+        together = [pool for pool in pools if pool.chip.outside.bytes_s]
+        alone: list[Pool] = []
+        for pool in pools:
+            if pool not in together:
+                is_linked = together and all(self.route(pool, one).link.bytes_s for one in together)
+                (together if is_linked else alone).append(pool)
+        groups = [together] * bool(together) + [[pool] for pool in alone]
+        notes = map(_left_out, alone if len(groups) > 1 or pools != [*self.pools] else ())
+        return tuple(replace(self, pools=tuple(group)) for group in groups) or (self,), tuple(notes)
+
     def check(self) -> None:
         """Raise UserError with everything that a search cannot start with."""
         if problems := list(self._problems()):
@@ -63,3 +79,18 @@ class Cluster:
                 if not self.route(one, other).link.bytes_s:
                     what = f"no bandwidth is known between {one.type} and {other.type}"
                     yield Problem(what, "", "give `inter_node` of both chips, or a link between the types")
+
+
+def _on_one_host(pool: Pool) -> Pool:
+    """Return the part of a pool whose links are known."""
+    if pool.chip.outside.bytes_s or pool.devices <= 1:
+        return pool
+    return replace(pool, hosts=1, per_host=min(pool.per_host, pool.chip.per_node))
+
+
+def _left_out(pool: Pool) -> str:
+    name = pool.type or pool.chip.name
+    return (
+        f"{name} was planned for one host alone, with {pool.devices} of its devices: the bandwidth between "
+        "its hosts is not known (`inter_node.gbit_s_per_card`)."
+    )

@@ -83,7 +83,9 @@ def rule_values(training: Training, given: Mapping[str, Any] | None = None) -> d
             "make_vocab_size_divisible_by": 1,
         }
     )
-    return {**values, **SEARCHED, "global_batch_size": training.batch}
+    # The rules check all sizes of a schedule, and refuse another one beside it.
+    batch = None if values.get("step_batch_size_schedule") else training.batch
+    return {**values, **SEARCHED, "global_batch_size": batch}
 
 
 SEARCHED: Mapping[str, Any] = {
@@ -148,6 +150,7 @@ def is_refused(values: Mapping[str, Any], one: MeshDegrees, mode: Mode) -> bool:
         "sequence_parallel": one.sequence_parallel,
         "micro_batch_size": one.micro_batch,
         "global_batch_size": one.micro_batch * one.dp,
+        "step_batch_size_schedule": None,
         "eval_micro_batch_size": None,
         "eval_global_batch_size": None,
     }

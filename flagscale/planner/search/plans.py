@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from flagscale.checks.context import context_violations
@@ -16,10 +17,12 @@ from flagscale.checks.experts import expert_violations
 from flagscale.checks.hetero.keys import EXTRA
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.checks.hetero.rules import mesh_values, mesh_violations
+from flagscale.checks.schedule import batch_sizes
 from flagscale.errors import Problem, UserError, Violation
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.memory.stage_memory import StageMemory, memory
+from flagscale.planner.intervals import interval
+from flagscale.planner.memory.stage_memory import OUTSIDE, StageMemory, memory
 from flagscale.planner.search.cluster import Cluster
 from flagscale.planner.search.estimated_costs import EstimatedCosts
 from flagscale.planner.search.mesh_costs import MeshDegrees
@@ -73,7 +76,7 @@ def best_plans(
     keep: int = 4,
     constants: Constants = DEFAULT,
     calibration: Calibration | None = None,
-    memory_factor: float = 1.0,
+    surely: bool = False,
 ) -> Found:
     """Return the best plans of a training on a cluster.
 
@@ -85,14 +88,47 @@ def best_plans(
         keep: the most plans to return.
         constants: of the time model.
         calibration: of the machine, if there is one.
-        memory_factor: how many times its estimated memory a rank may need (see `intervals.interval`).
+        surely: whether plans must fit with the upper end of their own intervals, not with their estimates.
 
     Raises:
-        UserError: the cluster is empty or its links are not known; nothing fits; no plan is legal.
+        UserError: the cluster is empty; nothing fits; no plan is legal.
     """
+    clusters, notes = cluster.linked()
+    found: list[Found] = []
+    problems: list[Problem] = []
+    for one in clusters:
+        try:
+            found.append(_best_of_linked(template, one, values, keep, constants, calibration, surely))
+        except UserError as error:
+            problems += error.problems
+    if not found:
+        raise UserError(dict.fromkeys(problems))
+    found.sort(key=lambda one: one.best.seconds)
+    plans = sorted((plan for one in found for plan in one.plans), key=lambda plan: plan.seconds)
+    told = [sentence for one in found for sentence in one.considered]
+    counts, estimated = found[0].counts, sum(one.estimated for one in found)
+    return Found(tuple(plans[:keep]), counts, estimated, (*told, *notes))
+
+
+def _best_of_linked(
+    template: Training,
+    cluster: Cluster,
+    values: Mapping[str, Any] | None,
+    keep: int,
+    constants: Constants,
+    calibration: Calibration | None,
+    surely: bool,
+) -> Found:
+    """Return the best plans on a cluster whose links are known; see `best_plans`."""
     from flagscale.planner.search.mesh_search import search
 
     of = calibration or Calibration()
+
+    def factor(training: Training) -> float:
+        """Return how many times its estimate a rank may reserve."""
+        return interval(training, "reserved", calibration is not None)[1] if surely else 1.0
+
+    memory_factor = factor(template)
     space = searched_space(template, cluster, values, constants, of, memory_factor)
     given = rule_values(template, values)
 
@@ -100,23 +136,38 @@ def best_plans(
         """Return a plan with its whole estimate; None if it does not fit or a rule refuses it."""
         training = searched_training(template, cluster, mode, split, given)
         arguments = searched_arguments(training, mode.expert_tp is None)
+        if given["global_batch_size"] is None:  # a schedule has all sizes
+            del arguments["global_batch_size"]
         stages = memory(training)
-        if not _fits(training, stages, of, memory_factor) or broken_rules(training, arguments, given):
+        if broken := broken_rules(training, arguments, given):
+            refused.append(broken[0])
+            return None
+        if not _fits(training, stages, of, factor(training)):
+            large.append(stages)
             return None
         return Rated(training, arguments, step_time(training, constants, of), stages, mode, split)
 
     rated: list[Rated] = []
+    refused: list[Violation] = []
+    large: list[object] = []
     for margin in _MARGINS:
         costs = EstimatedCosts(template, cluster, constants, of, memory_factor * margin)
         best, counts = search(replace(space, costs=costs))
+        is_short = False
         for mode, split in best.ranked():
             fastest = min((one.split.seconds for one in rated), default=split.seconds)
             if len(rated) >= keep and split.seconds > (1 + _doubt(split)) * fastest:
                 break
             if one := whole(mode, split):
                 rated.append(one)
-        if rated or not best.found:
+            else:
+                is_short = True
+        # Plans of another class than the template's have wider intervals: recomputation may make them fit.
+        if not best.found or (rated and (margin > 1 or not is_short or not surely)):
             break
+    if not rated and refused and not large:
+        where, why = refused[0]
+        raise UserError([Problem("none of the best layouts keeps the rules of this job", where, why)])
     if not rated:
         raise UserError([shortage(template, space, constants, of, memory_factor)])
     rated += [*_moved(sorted(rated, key=lambda one: one.seconds)[:_POLISHED], whole)]
@@ -189,7 +240,14 @@ def searched_space(
         meshes=1 if [*_why_one(template, cluster, given)] else len(cluster.pools),
         most_micro_batch=MOST_TOKENS / template.sequence,
         stages=STAGES,
+        common=gcd(template.batch, *_batches(given)),
     )
+
+
+def _batches(values: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the sizes of a batch that grows."""
+    if written := values.get("step_batch_size_schedule"):
+        yield from (batch for _, batch in batch_sizes(str(written), int(values["seq_length"])))
 
 
 def _is_known(
@@ -243,12 +301,14 @@ def _distinct(rated: Sequence[Rated]) -> list[Rated]:
 
 def _fits(training: Training, stages: Sequence[StageMemory], calibration: Calibration, factor: float) -> bool:
     return all(
-        calibration.nbytes(stage.device * factor) <= chip_of_stage(training, stage.stage).memory_bytes
+        calibration.nbytes(factor * stage.reserved + stage.of(OUTSIDE))
+        <= chip_of_stage(training, stage.stage).memory_bytes
         for stage in stages
     )
 
 
 def _refused(values: Mapping[str, Any]) -> str:
     """Return the rule that even one rank breaks."""
-    found = [*violations({**values, "global_batch_size": 1}, 1), *expert_violations(values)]
+    one = {**values, "global_batch_size": 1, "step_batch_size_schedule": None}
+    found = [*violations(one, 1), *expert_violations(values)]
     return found[0][1] if found else "use other degrees for the experts or a host with more devices"

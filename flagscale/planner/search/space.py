@@ -30,6 +30,8 @@ class Space:
     """The most stages of a pipeline."""
     chunks: int = 8
     """The most model chunks of a stage."""
+    common: int = 0
+    """What the samples of a micro-step must divide: all sizes of a batch that grows; 0: the batch."""
 
 
 class Setup(NamedTuple):
@@ -55,7 +57,7 @@ def setups(space: Space) -> list[Setup]:
     """Return all parts of the space that have any option."""
     found = []
     for mode, legal in space.legal.items():
-        for samples in divisors(space.batch):
+        for samples in divisors(space.common or space.batch):
             m = space.batch // samples
             each = tuple(
                 tuple(

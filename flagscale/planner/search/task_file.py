@@ -16,7 +16,13 @@ _OURS = {*SEARCHED, *KEYS}
 _WIDTH = 110
 
 
-def task_file(keys: Mapping[str, Any], plan: Rated, why: Sequence[str] = (), base: str = "") -> str:
+def task_file(
+    keys: Mapping[str, Any],
+    plan: Rated,
+    why: Sequence[str] = (),
+    base: str = "",
+    hosts: Sequence[str] = (),
+) -> str:
     """Return the task file of a plan.
 
     Args:
@@ -24,6 +30,7 @@ def task_file(keys: Mapping[str, Any], plan: Rated, why: Sequence[str] = (), bas
         plan: what was found.
         why: sentences for the comment at the top.
         base: the name of the task file that `keys` come from, if the new one is to inherit it.
+        hosts: what the comment says of the hosts, if these are not those of the search.
     """
     left = {name: value for name, value in plan.arguments.items() if name != "global_batch_size"}
     tree = _replaced(keys, left, bool(base))
@@ -32,7 +39,7 @@ def task_file(keys: Mapping[str, Any], plan: Rated, why: Sequence[str] = (), bas
     added = {**left, **({"hetero": hetero} if hetero else {})}
     if added:
         tree["system"] = {**system, **added}
-    lines = [*_comment(plan, why)]
+    lines = [*_comment(plan, why, hosts)]
     if base:
         lines += ["defaults:", f"  - {_scalar(base)}", "  - _self_", ""]
     return "\n".join([*lines, *_written(tree)]) + "\n"
@@ -51,7 +58,7 @@ def host_lines(plan: Rated, cluster_hosts: Mapping[str, int]) -> list[str]:
     return found
 
 
-def _comment(plan: Rated, why: Sequence[str]) -> Iterator[str]:
+def _comment(plan: Rated, why: Sequence[str], given: Sequence[str]) -> Iterator[str]:
     layout = plan.training.layout
     per_host = {
         mesh.type: block.per_node for mesh, block in zip(layout.meshes, plan.training.blocks, strict=True)
@@ -60,7 +67,7 @@ def _comment(plan: Rated, why: Sequence[str]) -> Iterator[str]:
         f"Written by a search of plans: {layout}, estimated at {plan.seconds:.3g} s per step "
         f"({plan.tokens_s:,.0f} tokens/s)."
     )
-    hosts = f"The hosts, in the order of the hostfile: {', '.join(host_lines(plan, per_host))}."
+    hosts = f"The hosts, in the order of the hostfile: {', '.join(given or host_lines(plan, per_host))}."
     for sentence in (what, hosts, *why):
         yield from textwrap.wrap(sentence, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
 

@@ -126,4 +126,4 @@ def _latency(link: Link, constants: Constants) -> float:
 
 def _unknown(chip: str, where: str, key: str) -> Problem:
     what = f"the bandwidth of the links of chip `{chip}` {where} is not known"
-    return Problem(what, hint=f"set `{key}` in your file of chips")
+    return Problem(what, hint=f"set `{key}` in the file of experiment.chips")

@@ -170,8 +170,8 @@ def _missing(chip: Chip, precisions: Collection[str]) -> Iterator[Problem]:
     for precision in sorted(precisions):
         if not peak(chip, precision):
             what = f"the peak of chip `{chip.name}` in {precision} is not known"
-            hint = "set `bf16_tflops_dense` (or that of your precision) in your file of chips"
+            hint = "set `bf16_tflops_dense` (or that of your precision) in the file of experiment.chips"
             yield Problem(what, hint=hint)
     if not chip.hbm_bytes_s:
         what = f"the bandwidth of the memory of chip `{chip.name}` is not known"
-        yield Problem(what, hint="set `hbm_gb_s` in your file of chips")
+        yield Problem(what, hint="set `hbm_gb_s` in the file of experiment.chips")
