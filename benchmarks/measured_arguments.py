@@ -242,16 +242,34 @@ def _flags(row: Fields) -> dict[str, Any]:
     return values
 
 
+_ONE_GRAPH = (
+    "_enable_hybridep_full_iteration_mxfp8",
+    "_enable_deepseek_full_iteration_mxfp8",
+    "_apply_gpt_oss_120b_full_iter_fp8mx_configs",
+)
+"""Functions of Megatron-Bridge's recipes that set `cuda_graph_impl: full_iteration` and
+`overlap_moe_expert_parallel_comm` (src/megatron/bridge/perf_recipes/{qwen,deepseek,gpt_oss}/common.py)."""
+
+
 def _of_bridge(row: Fields) -> dict[str, Any]:
     """Return the overlap of Megatron-Bridge; its recipes overlap the reduction unless they say otherwise."""
     given = recipe(row)
     overlap = str(given.values.get("comm_overlap") or "")
+    called = " ".join(row.at("flags").at("recipe").values.get("calls") or [])
+    graphs = {
+        "cuda_graph_impl": given.values.get("model.cuda_graph_impl"),
+        "cuda_graph_modules": given.values.get("model.cuda_graph_scope"),
+    }
+    if is_one_graph := any(name in called for name in _ONE_GRAPH):
+        graphs = {"cuda_graph_impl": "full_iteration"}
     return {
+        **{dest: value for dest, value in graphs.items() if value},
         "overlap_grad_reduce": given.values.get("ddp.overlap_grad_reduce") is not False,
         "overlap_param_gather": True,
         "tp_comm_overlap": "tp_comm_overlap=True" in overlap
         or bool(given.values.get("comm_overlap.tp_comm_overlap_cfg")),
-        "overlap_moe_expert_parallel_comm": "overlap_moe_expert_parallel_comm=True" in overlap
+        "overlap_moe_expert_parallel_comm": is_one_graph
+        or "overlap_moe_expert_parallel_comm=True" in overlap
         or given.values.get("comm_overlap.overlap_moe_expert_parallel_comm") is True,
     }
 

@@ -18,6 +18,11 @@ _SAILOR: dict[str, dict[str, Any]] = {
 commented out, the output has weights of its own; gpt_neo_model.py: attention has no dropout)."""
 
 
+_VTRAIN_TOKENS = 50257
+"""vTrain's own model has as many and does not pad them (src/model/gpt_model.py, gpt_modeling.py: each rank
+has 50257 // tp rows). The rows do not say it."""
+
+
 def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
     """Return the shape of the model."""
     model = row.at("model")
@@ -76,8 +81,12 @@ def model_arguments(row: Fields, assumed: Assumed) -> dict[str, Any]:
             "moe_grouped_gemm": True,
             "moe_token_dispatcher_type": "alltoall",
         }
-    if row.at("source").text("key") == "sailor":
+    source = row.at("source").text("key")
+    if source == "sailor":
         values |= _SAILOR.get(family, {})
+    if source == "vtrain":
+        tp = row.at("parallel").whole("tp")
+        values |= {"vocab_size": _VTRAIN_TOKENS, "padded_vocab_size": _VTRAIN_TOKENS // tp * tp}
     return values
 
 

@@ -6,6 +6,7 @@ The form of a row is described in docs/planner.md, section "Errors".
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from flagscale.checks.degrees import violations
 from flagscale.errors import Problem, UserError, first_line
 from flagscale.planner.chips import Chip, Link, find_chip
 from flagscale.planner.intervals import class_of
+from flagscale.planner.memory.stage_memory import memory
 from flagscale.planner.reading import training_of
 from flagscale.planner.time.flops import model_flops
 from flagscale.planner.training import Training
@@ -166,6 +168,8 @@ def _estimable(row: Row, fields: Fields) -> Row:
     )
     for job in jobs:
         _check(job, world)
+        if assumed.facts:
+            _check_memory(job, assumed)
     return replace(
         row,
         measured=_measured(fields, assumed, jobs[0], world),
@@ -185,6 +189,19 @@ def _refuse(values: Mapping[str, Any], world: int) -> None:
     broken = [what for dest, what in violations(values, world) if dest != "global_batch_size"]
     if broken:
         raise Unusable(f"the engine would refuse it: {broken[0]}")
+
+
+_TOO_MUCH = 1.25
+"""Times the memory of a chip that a job with assumed facts needs, from which the facts must be wrong."""
+
+
+def _check_memory(job: Training, assumed: Assumed) -> None:
+    """Raise if a job cannot have run with what was assumed for it."""
+    for stage in memory(job):
+        chip = job.blocks[job.layout.stages[stage.stage].mesh].chip
+        if stage.allocated > _TOO_MUCH * (chip.memory_bytes or math.inf):
+            needs = f"{stage.allocated / GIB:.0f} GiB of {chip.memory_bytes / GIB:.0f}"
+            raise Unusable(f"does not fit with {' and '.join(assumed.facts)}: it needs {needs}")
 
 
 def _check(job: Training, world: int) -> None:

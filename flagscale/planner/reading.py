@@ -87,6 +87,7 @@ def training_of(
         overlap_parameters=bool(values.get("overlap_param_gather")),
         overlap_tensor=bool(values.get("tp_comm_overlap")),
         overlap_experts=bool(values.get("overlap_moe_expert_parallel_comm")),
+        captured=_captured(values),
         overlap_pipeline=bool(values.get("overlap_p2p_comm", True)),
         group=int(values.get("microbatch_group_size_per_vp_stage") or 0),
         deterministic=bool(values.get("deterministic_mode")),
@@ -196,6 +197,18 @@ def padded_vocabulary(values: Mapping[str, Any], layout: HeteroLayout, tokens: i
     divisor = int(values.get("make_vocab_size_divisible_by") or 128)
     multiple = divisor * lcm(*(mesh.tp for mesh in layout.meshes))
     return -(-tokens // multiple) * multiple
+
+
+def _captured(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what CUDA graphs capture (megatron/core/transformer/transformer_config.py, 0.19.2)."""
+    match values.get("cuda_graph_impl"):
+        case None | "none":
+            return ()
+        case "full_iteration":
+            return ("full_iteration",)
+    given = values.get("cuda_graph_scope_deprecated") or values.get("cuda_graph_modules") or "full"
+    names = [given] if isinstance(given, str) else [str(getattr(one, "name", one)) for one in given]
+    return tuple(names) if names != ["full"] else ("attn", "mlp", "moe")
 
 
 def _exchange(given: Any) -> str:

@@ -76,6 +76,9 @@ class Training:
     overlap_tensor: bool = False
     overlap_experts: bool = False
     """Whether the exchange of tokens between experts hides behind the computation of another micro-batch."""
+    captured: tuple[str, ...] = ()
+    """The modules whose kernels a CUDA graph starts: those of `CAPTURED` (layer_time.py); `full_iteration`:
+    all of both passes."""
     overlap_pipeline: bool = True
     group: int = 0
     """Micro-batches that an interleaved pipeline computes in one chunk before the next; 0: one per stage."""

@@ -89,6 +89,24 @@ def test_keys_are_read_as_their_scripts_use_them() -> None:
     assert empty.copies[0].recompute.modules == ()
 
 
+def test_recipes_say_what_their_functions_set() -> None:
+    whole, parts = job("mbridge-0093"), job("mbridge-0261")
+    assert (whole.captured, whole.overlap_experts) == (("full_iteration",), True)
+    assert (parts.captured, parts.overlap_experts) == (("attn", "moe_router", "moe_preprocess"), False)
+    assert job("mbridge-0243").captured == ()  # `none` and a scope
+
+
+def test_a_row_that_does_not_fit_its_chips_is_not_what_it_says() -> None:
+    assert read("mbridge-0209").reason == "does not fit with no recompute: it needs 406 GiB of 279"
+    assert read("mbridge-0209", recompute="full").reason == ""
+    assert read("mbridge-0209", hardware__gpu="H100").reason.endswith("of 80")
+
+
+def test_vtrain_does_not_pad_its_tokens() -> None:
+    assert job("vtrain-0922").padded_vocabulary == 50257
+    assert job("vtrain-0698").padded_vocabulary == 50256  # tp4
+
+
 def test_layers_that_do_not_divide_are_cut_as_the_engine_can() -> None:
     deepseek = job("mbridge-0044")
     assert [stage.chunks for stage in deepseek.layout.stages] == [(4, 4, 4, 4)] + [(4, 4, 4, 3)] * 3

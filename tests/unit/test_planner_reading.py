@@ -60,6 +60,20 @@ def test_stages_and_chunks_have_their_layers_in_the_order_of_the_model() -> None
     assert written.layout.meshes[0].layers == ((3,), (5,))
 
 
+def test_what_cuda_graphs_capture() -> None:
+    assert read().captured == ()
+    assert read(cuda_graph_impl="none", cuda_graph_modules=["attn"]).captured == ()
+    assert read(cuda_graph_impl="full_iteration").captured == ("full_iteration",)
+    assert read(cuda_graph_impl="local").captured == ("attn", "mlp", "moe")
+    assert read(cuda_graph_impl="local", cuda_graph_modules=["attn", "moe_router"]).captured == (
+        "attn",
+        "moe_router",
+    )
+    assert read(cuda_graph_impl="local", cuda_graph_scope_deprecated=["full_iteration"]).captured == (
+        "full_iteration",
+    )
+
+
 def test_meshes_have_their_own_micro_batches() -> None:
     layout = HeteroLayout((Mesh(dp=4, layers=((3,),)), Mesh(tp=2, dp=2, layers=((5,),))))
     job = read(8, (H100, find_chip("A100-80")), hetero_layout=layout.to_json(), sequence_parallel=True)

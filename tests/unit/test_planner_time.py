@@ -98,6 +98,26 @@ def test_overlap_hides_communication_but_not_all_of_it(job: dict[str, Any], fiel
     assert hidden.seconds < plain.seconds
 
 
+def test_cuda_graphs_save_the_time_of_the_host() -> None:
+    slow = Calibration(host=10)  # so slow a host that it decides
+
+    def with_graphs(*modules: str, **changes: Any) -> float:
+        return step_time(training(captured=modules, **changes), calibration=slow).seconds
+
+    assert with_graphs() > with_graphs("attn") > with_graphs("attn", "mlp") > with_graphs("full_iteration")
+    experts: dict[str, Any] = {"model": shape(8, experts=16), "dp": 8, "ep": 8}
+    times = [with_graphs(*modules, **experts) for modules in ((), ("moe_router", "moe_preprocess"), ("moe",))]
+    assert times[0] > times[1] > times[2]
+    whole = training(captured=("full_iteration",))
+    assert step_time(whole, calibration=slow).seconds == step_time(whole).seconds
+
+
+def test_rows_that_are_not_aligned_slow_the_output_layer() -> None:
+    times = [seconds(padded_vocabulary=tokens) for tokens in (50304, 50257)]
+    assert times[1] > times[0]
+    assert seconds(padded_vocabulary=50257 * 8, tp=8) > seconds(padded_vocabulary=50304 * 8, tp=8)
+
+
 def test_overlapped_messages_shorten_an_interleaved_pipeline() -> None:
     job = {"pp": 8, "chunks": 4, "micro_batches": 32}
     assert seconds(**job, overlap_pipeline=True) < seconds(**job, overlap_pipeline=False)

@@ -33,6 +33,17 @@ RECOMPUTED = {
 """The operations that the engine's `recompute_modules` compute again."""
 
 
+CAPTURED = {
+    "attn": ("norm", "qkv", "down", "up", "rope", "core_attn", "proj", "add"),
+    "mlp": ("norm", "fc1", "act", "fc2", "add"),
+    "moe": ("norm", "router", "dispatch", "experts", "expert_act", "combine", "shared", "add"),
+    "moe_router": ("norm", "router", "shared"),
+    "moe_preprocess": (),
+}
+"""The operations that a CUDA graph of one of the engine's `cuda_graph_modules` starts without the host. If
+only one half of a layer is captured, the norm and the sum of the other half count with it."""
+
+
 @dataclass(frozen=True)
 class LayerTime:
     """All operations of one layer, or of what is before or behind the layers."""
@@ -46,6 +57,17 @@ class LayerTime:
         """Return what the backward pass computes again if these `recompute_modules` are set."""
         chosen = {name for module in modules for name in RECOMPUTED.get(module, ())}
         return _sum(operation.forward for operation in self.operations if operation.module in chosen)
+
+
+def without_host(operations: Iterable[Operation], modules: Iterable[str]) -> list[Operation]:
+    """Return operations of which the host starts none that a CUDA graph of these modules contains."""
+    captured = {name for module in modules for name in CAPTURED.get(module, ())}
+    return [
+        Operation(operation.module, operation.forward.started(), operation.backward.started())
+        if operation.module in captured
+        else operation
+        for operation in operations
+    ]
 
 
 def layer_time(

@@ -174,6 +174,8 @@ class LayerOperations:
         to_input = speeds.multiply(tokens, into, out, is_plain)
         # The gradient is added to its float32 buffer: one read, one write.
         to_weight = speeds.multiply(out, into, tokens, is_plain, out_width=8.0)
+        if out % _ALIGNED or into % _ALIGNED:
+            forward, to_input, to_weight = (_UNALIGNED * one for one in (forward, to_input, to_weight))
         if speeds.is_narrow and not is_plain:
             forward += speeds.move(_CAST_BYTES * tokens * into)
             to_input += speeds.move(_CAST_BYTES * tokens * out)
@@ -294,6 +296,12 @@ class LayerOperations:
             return communication
         return max(communication - compute, communication / self.sharding.tp)
 
+
+_ALIGNED = 8
+"""Elements of two bytes that a multiplication loads at once; rows of another length need smaller loads."""
+_UNALIGNED = 2.0
+"""Times as long as with such rows: a round figure, not fitted. NVIDIA's guide "Matrix Multiplication
+Background" asks for multiples of 16 bytes."""
 
 _CAST_BYTES = 4
 """Per element of an input: one read, two writes, as it is and transposed."""

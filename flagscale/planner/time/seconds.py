@@ -23,6 +23,10 @@ class Seconds:
     def times(self, count: float) -> Seconds:
         return Seconds(self.compute * count, self.communication * count, self.kernels * count)
 
+    def started(self) -> Seconds:
+        """Return the seconds if a CUDA graph starts all kernels."""
+        return Seconds(self.compute, self.communication)
+
     def overlapped(self) -> Seconds:
         """Return the seconds if communication runs beside the computation of another micro-batch."""
         return Seconds(self.compute, max(0.0, self.communication - self.compute), self.kernels)

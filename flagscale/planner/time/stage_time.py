@@ -7,12 +7,12 @@ from functools import cached_property
 
 from flagscale.checks.hetero.layout import Stage
 from flagscale.checks.recompute import Setting
-from flagscale.frozen import dataclass
+from flagscale.frozen import dataclass, replace
 from flagscale.planner.parameters import stage_parameters
 from flagscale.planner.sharding import sharding_of
 from flagscale.planner.time.collectives import Group, network
 from flagscale.planner.time.constants import Constants
-from flagscale.planner.time.layer_time import LayerTime, summed
+from flagscale.planner.time.layer_time import LayerTime, summed, without_host
 from flagscale.planner.time.operations import LayerOperations
 from flagscale.planner.time.seconds import Seconds
 from flagscale.planner.time.speeds import speeds
@@ -40,6 +40,9 @@ class MeshTimes:
 
     def __init__(self, training: Training, number: int, constants: Constants) -> None:
         block = training.blocks[number]
+        self.captured = training.captured
+        if "full_iteration" in self.captured:
+            constants = replace(constants, launch_s=0.0)
         self.speeds = speeds(block.chip, training.numerics.compute, constants)
         self.network = network(block.chip, block.per_node, constants)
         sharding = sharding_of(training, number)
@@ -50,7 +53,7 @@ class MeshTimes:
 
     def layer(self, is_moe: bool) -> LayerTime:
         if is_moe not in self._layers:
-            self._layers[is_moe] = summed(self.operations.layer(is_moe))
+            self._layers[is_moe] = summed(without_host(self.operations.layer(is_moe), self.captured))
         return self._layers[is_moe]
 
     def weights(self, training: Training, stage: Stage) -> tuple[int, int]:
