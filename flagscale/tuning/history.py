@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flagscale.frozen import dataclass
-from flagscale.planner.propose import Tried
 from flagscale.planner.space import (
     CP,
     DISTRIBUTED,
@@ -28,7 +27,8 @@ from flagscale.planner.space import (
     USE,
     Changes,
 )
-from flagscale.tuning.outcome import Outcome
+from flagscale.planner.tried import Tried, key_of, standings
+from flagscale.tuning.outcome import Outcome, noise_of
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,20 @@ def tried_of(entries: Sequence[Mapping[str, Any]]) -> list[Tried]:
             one.get("seconds") if one["state"] == "measured" else None,
             one["state"] == "out of memory",
             str(one.get("failure") or ""),
+            noise_of(one.get("iterations") or ()),
         )
         for one in entries
     ]
+
+
+def best_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the first trial of the fastest layout, with the mean `seconds` of all its trials; None: none."""
+    fastest = next(iter(standings(tried_of(entries))), None)
+    if fastest is None:
+        return None
+    same = [one for one in entries if key_of(one["changes"]) == key_of(fastest.changes)]
+    first = next(one for one in same if one["state"] == "measured")
+    return {**first, "seconds": fastest.seconds, "repeated": fastest.trials}
 
 
 _COLUMNS = (
