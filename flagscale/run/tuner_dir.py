@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -123,7 +124,9 @@ class TunerDir:
         try:
             size = os.fstat(file).st_size
             cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            os.write(file, (b"\n" if cut else b"") + json.dumps(entry).encode() + b"\n")
+            line = (b"\n" if cut else b"") + json.dumps(entry).encode() + b"\n"
+            if os.write(file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file)
         finally:
             os.close(file)

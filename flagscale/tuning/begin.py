@@ -10,6 +10,7 @@ from typing import Any
 
 from flagscale import __version__
 from flagscale.config.command import Request, load_command_keys
+from flagscale.config.resolve import resolve
 from flagscale.config.schema import AutoTuner
 from flagscale.engines.megatron.rules import machine_of
 from flagscale.errors import Problem, UserError
@@ -21,7 +22,7 @@ from flagscale.run.tuner_dir import TunerDir
 from flagscale.tuning import history
 from flagscale.tuning.basis import basis_of
 from flagscale.tuning.figures import Basis, learnt
-from flagscale.tuning.requests import smallest_request, step_batch, trial_request
+from flagscale.tuning.requests import OF_TRIALS, smallest_request, step_batch, trial_request
 
 Say = Callable[[str], None]
 
@@ -64,6 +65,8 @@ def tunable(request: Request) -> Request:
     try:
         prepare(request, "check")
     except UserError:
+        if resolve(request.config, request.source_map)[1]:
+            return request  # keys without a value, which a new request would leave out
         smallest = smallest_request(request)
         try:
             prepare(smallest, "check")
@@ -114,6 +117,15 @@ def _refuse_untunable(prepared: Prepared, request: Request) -> None:
         what = "here every host runs a command of its own, and their tuners would not agree on the trials"
         hint = "set nnodes: 1, or use a runner that starts all hosts from one, such as ssh"
         raise UserError([Problem(what, where("experiment.runner.type"), hint)])
+    if taken := OF_TRIALS & prepared.experiment.auto_tuner.space.keys():
+        raise UserError(
+            Problem(
+                f"`{name}` cannot be tuned: every trial has its own value of it, or none",
+                where(f"experiment.auto_tuner.space.{name}"),
+                "remove it from the space",
+            )
+            for name in sorted(taken)
+        )
 
 
 def conditions_of(trial: Prepared, changes: Mapping[str, Any]) -> history.Conditions:

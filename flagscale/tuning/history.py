@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flagscale.frozen import dataclass
@@ -89,16 +89,27 @@ def entry_of(
     }
 
 
-def counted(entries: Sequence[Mapping[str, Any]], conditions: Conditions) -> tuple[list[Any], str]:
-    """Return the entries that count under these conditions, and a notice about the others ("" if none)."""
-    used = [one for one in entries if _is_entry(one) and not conditions.why_not(one)]
-    others = [one for one in entries if not _is_entry(one) or conditions.why_not(one)]
-    if not others:
+def counted(
+    entries: Sequence[Mapping[str, Any]], conditions: Conditions, layouts: Sequence[Changes]
+) -> tuple[list[Any], str]:
+    """Return the entries that count, and a notice about the others ("" if none).
+
+    Those count whose conditions are these and whose changes are among `layouts`, the legal ones.
+    """
+    keys = {key_of(one) for one in layouts}
+    reasons = [_why_not(one, conditions, keys) for one in entries]
+    used = [one for one, why in zip(entries, reasons, strict=True) if not why]
+    if not (others := list(filter(None, reasons))):
         return used, ""
-    reasons = dict.fromkeys(conditions.why_not(one) if _is_entry(one) else "form" for one in others)
     trials = f"{len(others)} trial{'s' if len(others) > 1 else ''} of the history"
     differ = "have" if len(others) > 1 else "has"
-    return used, f"{trials} {differ} other {', '.join(reasons)}: kept, but not used"
+    return used, f"{trials} {differ} other {', '.join(dict.fromkeys(others))}: kept, but not used"
+
+
+def _why_not(entry: Mapping[str, Any], conditions: Conditions, keys: Collection[Any]) -> str:
+    if not _is_entry(entry):
+        return "form"
+    return conditions.why_not(entry) or ("" if key_of(entry["changes"]) in keys else "layouts")
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flagscale.formats import count
 from flagscale.planner.space import Space
+from flagscale.planner.tried import key_of
 from flagscale.tuning.figures import bytes_text, label, seconds_text
 
 Entries = Sequence[Mapping[str, Any]]
@@ -16,7 +17,8 @@ Entries = Sequence[Mapping[str, Any]]
 
 def summary(entries: Entries, space: Space, candidates: int, reason: str) -> str:
     """Return why the search ended, and a table of its trials, fastest first."""
-    lines = [f"{count(len(entries), 'trial')} of {count(candidates, 'candidate')}: {reason}"]
+    tried = len({key_of(one["changes"]) for one in entries})
+    lines = [f"tried {tried} of {count(candidates, 'candidate')} in {count(len(entries), 'trial')}: {reason}"]
     if errors := _errors(entries):
         mean, worst = fmean(map(abs, errors)), max(errors, key=abs)
         lines.append(f"estimates were off by {100 * mean:.0f} % on average, {100 * worst:+.0f} % at worst")

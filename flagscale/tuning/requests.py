@@ -38,6 +38,9 @@ _LEFT_OUT = (
 )
 """What no trial has, because it belongs to a whole training: its length, schedules and checkpoints."""
 
+OF_TRIALS = frozenset((*_SET, *_LEFT_OUT, "train_iters"))
+"""Arguments that cannot be a dimension of a space."""
+
 
 def trial_request(request: Request, changes: Changes, folder: Path, iterations: int, batch: int) -> Request:
     """Return the request of a trial in the run directory `folder`: iterations of `batch` samples."""

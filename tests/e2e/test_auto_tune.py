@@ -90,7 +90,7 @@ def test_a_killed_tuner_is_continued_and_another_command_stops_it(
         wait_until(lambda: len(of_trial(files, 1)) >= 4, 120)  # supervisor, torchrun, and two ranks
         shown = job("query")
         assert shown.code == 0
-        assert "tuning: 0 trials of 2 candidates" in shown.out
+        assert "tuning: tried 0 of 2 candidates in 0 trials" in shown.out
         assert "trial 1" in shown.out
     finally:
         os.kill(tuner.pid, signal.SIGKILL)
