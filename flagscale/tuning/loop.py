@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +13,6 @@ from typing import Any
 
 from flagscale.config.command import Request
 from flagscale.errors import FlagScaleError
-from flagscale.files import write_atomic
 from flagscale.formats import count, duration
 from flagscale.frozen import asdict
 from flagscale.plan.prepare import Prepared, prepare
@@ -72,7 +72,7 @@ def _tune(tuning: Tuning) -> Result:
                 raise StopRequested  # nor does the winner start
             if proposal.candidate is None:
                 if len(tuning.entries) == len(used) > 0:
-                    say(f"nothing is left to try; to begin again, delete {files.history}")
+                    say(f"no further trial is needed; to begin again, delete {files.history}")
                 return _finish(tuning, proposal.why)
             _try(tuning, proposal)
     except StopRequested:
@@ -81,7 +81,8 @@ def _tune(tuning: Tuning) -> Result:
         return Result(None, "stopped by action=stop; the same command continues", is_stopped=True)
     except BaseException as error:
         # With the trial, whose end may be what failed: the next tuner ends it again, which is harmless.
-        _record(tuning, "stopped", str(error) or type(error).__name__, files.read_state().get("trial"))
+        with suppress(FlagScaleError):  # what has failed may be writing
+            _record(tuning, "stopped", str(error) or type(error).__name__, files.read_state().get("trial"))
         raise
 
 
@@ -140,13 +141,18 @@ def _try(tuning: Tuning, proposal: Proposal) -> None:
         tuning.batch,
     )
     begun = time.time()
-    outcome = run_trial(request, limit, tuning.files.stop_request.exists, tuning.say)
+    try:
+        outcome = run_trial(request, limit, tuning.files.stop_request.exists, tuning.say)
+    except BrokenPipeError:
+        raise  # the reader of what is printed has gone
+    except OSError as error:
+        raise FlagScaleError(f"cannot write to {tuning.files.trial(number).path}: {error.strerror}") from None
     sizes = sizes_of(changes, tuning.space, tuning.batch)
     entry = history.entry_of(number, changes, outcome, estimate, tuning.conditions, begun, sizes)
     tuning.files.append(entry)
     tuning.entries.append(entry)
     tuning.say(f"trial {number}: {_shown(outcome, estimate, changes, tuning.best)}")
-    write_atomic(tuning.files.table, history.table(tuning.entries))
+    tuning.files.write(tuning.files.table, history.table(tuning.entries))
     _record(tuning, "tuning", "")
 
 
@@ -216,12 +222,12 @@ def _finish(tuning: Tuning, reason: str) -> Result:
     files, best = tuning.files, tuning.best
     text = report.summary(tuning.entries, tuning.space, len(tuning.basis.candidates), reason)
     tuning.say(text)
-    write_atomic(files.picture, report.picture(tuning.entries, tuning.space))
-    write_atomic(files.report, report.page(text, files.picture.name))
+    files.write(files.picture, report.picture(tuning.entries, tuning.space))
+    files.write(files.report, report.page(text, files.picture.name))
     winner = None
     if best is not None:
         winner = winner_request(tuning.request, best["changes"])
-        write_atomic(files.best, prepare(winner, "best", only_plans=True).config)
+        files.write(files.best, prepare(winner, "best", only_plans=True).config)
         took = duration(time.time() - tuning.started)
         mean = f"{seconds_text(best['seconds'])} per step in {count(best['repeated'], 'trial')}"
         tuning.say(

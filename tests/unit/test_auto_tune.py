@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,6 +15,7 @@ import pytest
 
 from flagscale import registry
 from flagscale.cli import main
+from flagscale.run import tuner_dir
 from flagscale.run.tuner_dir import TunerDir
 from tests.unit import played_trials
 from tests.unit.played_trials import ENDS, STARTED, STOPPED
@@ -173,6 +176,7 @@ def test_it_continues_where_it_was_interrupted(
     before = len(STARTED)
     assert tune(NO_RUN) == 0
     assert len(STARTED) == before, "nothing is tried again"
+    assert f"no further trial is needed; to begin again, delete {files.history}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -346,9 +350,7 @@ def test_a_layout_outside_of_the_space_does_not_win(
     assert tune(NO_RUN, "+experiment.auto_tuner.space.tensor_model_parallel_size=[2]") == 0
     printed = capsys.readouterr().out
     assert "3 trials of the history have other layouts: kept, but not used" in printed
-    assert f"nothing is left to try; to begin again, delete {files.history}" in printed
     assert "tp2" in printed.partition("best: trial")[2].splitlines()[0]
-    assert len(files.entries()) == 5
 
 
 def test_a_stop_after_the_last_trial_keeps_the_winner_from_starting(
@@ -365,6 +367,24 @@ def test_a_stop_after_the_last_trial_keeps_the_winner_from_starting(
     assert tune() == 1
     assert "stopped by action=stop" in capsys.readouterr().err
     assert [name for name, _ in STARTED] == [f"task_{number}" for number in range(1, 6)]
+
+
+def test_a_full_disk_ends_the_tuner_with_a_message_and_loses_nothing(
+    tune: Tune, files: TunerDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, room = os.write, 100
+
+    def write_some(file: int, data: bytes) -> int:
+        is_history = Path(f"/proc/self/fd/{file}").resolve() == files.history
+        return write(file, data[:room] if is_history and os.fstat(file).st_size else data)
+
+    with monkeypatch.context() as full:
+        full.setattr(tuner_dir, "os", SimpleNamespace(**{**vars(os), "write": write_some}))
+        assert tune(NO_RUN) == 1
+    assert capsys.readouterr().err == f"error: cannot write to {files.path}: No space left on device\n"
+    assert len(files.entries()) == 1
+    assert tune(NO_RUN) == 0
+    assert len(files.entries()) == 5
 
 
 def test_what_a_trial_does_not_use_may_change_between_commands(tune: Tune, files: TunerDir) -> None:
