@@ -134,6 +134,17 @@ def test_the_memory_that_a_trial_lacked_and_the_configuration_of_the_winner(
     assert f"--metrics-file {job.exp_dir}/metrics.jsonl" in best.stdout
 
 
+def test_two_trials_of_the_real_trainer(make: Callable[..., Experiment]) -> None:
+    control = "+experiment.auto_tuner.control={max_trials: 2, train_iters: 3, run_best: false}"
+    grid = "+experiment.auto_tuner.algo.name=grid"
+    job = make(space(tensor_model_parallel_size=[1], pipeline_model_parallel_size=[1, 2]), control, grid)
+    done = job("auto_tune")
+    assert done.code == 0, done.out + done.err
+    entries = TunerDir.of(job.exp_dir).entries()
+    assert [one["state"] for one in entries] == ["measured", "measured"]
+    assert all(one["mem_bytes"] > 0 and len(one["iterations"]) == 3 for one in entries)
+
+
 @pytest.mark.slow
 def test_the_real_trainer_is_tuned_and_the_winner_trained(make: Callable[..., Experiment]) -> None:
     job = make(
