@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -83,7 +84,8 @@ def auto_tune(request: Request) -> int:
     if prepared.experiment.auto_tuner.control.run_best:
         return _run(_prepare(result.winner))
     folder, name = TunerDir.of(prepared.experiment.exp_dir).best.parent, "best"
-    print(f"start it with: python run.py --config-path {folder} --config-name {name} action=run")
+    path = shlex.quote(str(folder))
+    print(f"start it with: python run.py --config-path {path} --config-name {name} action=run")
     return 0
 
 

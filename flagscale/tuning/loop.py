@@ -82,7 +82,8 @@ def _tune(tuning: Tuning) -> Result:
     except BaseException as error:
         # With the trial, whose end may be what failed: the next tuner ends it again, which is harmless.
         with suppress(FlagScaleError):  # what has failed may be writing
-            _record(tuning, "stopped", str(error) or type(error).__name__, files.read_state().get("trial"))
+            reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            _record(tuning, "stopped", reason, files.read_state().get("trial"))
         raise
 
 
@@ -191,7 +192,7 @@ def _shown(
         return f"{outcome.state}: {outcome.failure}"
     parts = [f"{seconds_text(outcome.seconds)} per step"]
     if expected := estimate.get("seconds"):
-        parts.append(f"{100 * (outcome.seconds / expected - 1):+.0f} % against the estimate")
+        parts.append(f"estimate {100 * (expected / outcome.seconds - 1):+.0f} %")
     parts += [bytes_text(outcome.nbytes)] if outcome.nbytes else []
     if best is not None and key_of(best["changes"]) == key_of(changes):
         mean = f", {seconds_text(best['seconds'])} in {best['repeated']} trials"

@@ -161,7 +161,9 @@ def test_it_continues_where_it_was_interrupted(
     first = files.entries()
     assert "the same command continues" in capsys.readouterr().out
     assert command("query") == 1
-    assert "tuning was interrupted" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "tuning was interrupted" in shown
+    assert ", Ctrl-C" in shown
     ENDS.clear()
     before = len(STARTED)
     assert tune(NO_RUN) == 0
