@@ -1,7 +1,7 @@
 """Compare the tuner's choice with exhaustive measurement: every legal layout of a tiny model on CPU ranks.
 
     python -m benchmarks.auto_tune FOLDER [--ranks 2] [--repeats 10] [--keep 3] [--share 0.25]
-                                   [--iterations 12] [--chips FILE] [--fake]
+                                   [--iterations 10] [--chips FILE] [--fake]
 
 First the tuner chooses a layout, with at most `--share` of them as trials, repetitions included. Then every
 layout is measured once, in random order. The `--keep` fastest of them and the chosen one are measured in
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--keep", type=int, default=3, help="the fastest layouts that are repeated")
     parser.add_argument("--share", type=float, default=0.25)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--chips", type=Path, help="a profile of this machine (tools/profile_chip.py)")
     parser.add_argument(
         "--fake", action="store_true", help="a trainer that only sleeps, to try the benchmark"
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 def _request(given: argparse.Namespace, folder: Path) -> Request:
     space = {
         "context_parallel_size": [1],
+        "micro_batch_size": [1, 2, 4, 8],
         "use_recompute": "auto",
         "recompute_granularity": ["full"],
         "recompute_method": ["uniform"],
