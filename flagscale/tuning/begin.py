@@ -60,18 +60,19 @@ class Tuning:
 def tunable(request: Request) -> Request:
     """Return the request of a tuning whose job passes the checks.
 
-    If only its own layout is illegal, which the tuner replaces in any case, it gets the smallest one.
+    If its own layout is illegal, which the tuner replaces in any case, it gets the smallest one.
     """
     try:
         prepare(request, "check")
-    except UserError:
+    except UserError as error:
         if resolve(request.config, request.source_map)[1]:
             return request  # keys without a value, which a new request would leave out
         smallest = smallest_request(request)
         try:
             prepare(smallest, "check")
-        except UserError:
-            return request  # its own mistakes are the ones to report
+        except UserError as other:
+            # The one whose mistakes are to be reported: those of the layout are none.
+            return smallest if len(other.problems) < len(error.problems) else request
         return smallest
     return request
 

@@ -307,6 +307,25 @@ def test_mistakes_are_reported_before_any_trial(
     assert STARTED == []
 
 
+def test_an_illegal_layout_is_no_mistake_beside_others(
+    command: Tune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("auto_tune", "+train.tensor_model_parallel_size=64", control(max_tme=1)) == 2
+    error = capsys.readouterr().err
+    assert "1 mistake in the configuration" in error
+    assert "did you mean `max_time`?" in error
+
+
+def test_an_unknown_chip_is_refused_where_it_is_of_no_use_too(
+    command: Tune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text("print('trains')\n")
+    own = f"+experiment.task.entrypoint={tmp_path}/own.py"
+    assert command("auto_tune", own, NO_RUN, "+chip=H10") == 2
+    assert "H10" in capsys.readouterr().err
+    assert STARTED == []
+
+
 def test_keys_of_v060(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:
     old = (
         "+experiment.auto_tuner.control={interval: 10, max_time_per_task: 300, run_best: false}",
