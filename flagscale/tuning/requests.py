@@ -37,6 +37,9 @@ _LEFT_OUT = (
 )
 """Arguments that no trial has, because they are those of a whole training: length, schedules, checkpoints."""
 
+OF_TRIALS = frozenset((*_SET, *_LEFT_OUT, "train_iters"))
+"""Arguments that cannot be a dimension of a space."""
+
 
 def trial_request(request: Request, changes: Changes, folder: Path, iterations: int, batch: int) -> Request:
     """Return the request of a trial in the run directory `folder`: iterations of `batch` samples."""
