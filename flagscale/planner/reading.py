@@ -201,8 +201,10 @@ def padded_vocabulary(values: Mapping[str, Any], layout: HeteroLayout, tokens: i
 
 def _captured(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what CUDA graphs capture (megatron/core/transformer/transformer_config.py, 0.19.2)."""
+    # Its predecessors choose an implementation where none is chosen.
+    is_old = bool(values.get("enable_cuda_graph") or values.get("external_cuda_graph"))
     match values.get("cuda_graph_impl"):
-        case None | "none":
+        case None | "none" if not is_old:
             return ()
         case "full_iteration":
             return ("full_iteration",)

@@ -65,6 +65,7 @@ def test_what_cuda_graphs_capture() -> None:
     assert read(cuda_graph_impl="none", cuda_graph_modules=["attn"]).captured == ()
     assert read(cuda_graph_impl="full_iteration").captured == ("full_iteration",)
     assert read(cuda_graph_impl="local").captured == ("attn", "mlp", "moe")
+    assert read(enable_cuda_graph=True).captured == ("attn", "mlp", "moe")
     assert read(cuda_graph_impl="local", cuda_graph_modules=["attn", "moe_router"]).captured == (
         "attn",
         "moe_router",
