@@ -30,6 +30,7 @@ from flagscale.planner.intervals import TABLE
 from flagscale.planner.memory.stage_memory import memory
 from flagscale.planner.time.constants import constants, constants_table
 from flagscale.planner.time.step_time import step_time
+from flagscale.streams import quietly
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).with_name("measured.jsonl")
@@ -127,4 +128,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(quietly(lambda: main(sys.argv[1:])))

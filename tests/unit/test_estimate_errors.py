@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +212,13 @@ def test_the_engine_reports_the_memory_of_rows_that_it_can(tmp_path: Path) -> No
     assert mixed is None  # the engine has no such layout
     assert experts is not None
     assert experts > 2**30
+
+
+def test_output_that_nobody_reads_ends_the_command(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks.estimate", "--skip-report", "--data"]
+    path = data(tmp_path, LINES["simumax-0000"])
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*words, str(path)], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import fit_constants
-from benchmarks.measured_rows import Row
+from benchmarks import fit_constants, fit_halves
+from benchmarks.estimate import DATA
+from benchmarks.measured_rows import Row, read_rows
 from flagscale.planner.time.constants import Constants, constants, constants_table
 from flagscale.planner.time.step_time import step_time
 from flagscale.planner.training import Training
@@ -59,3 +60,11 @@ def test_a_row_that_nothing_explains_counts_little() -> None:
     groups = fit_constants.grouped([*good, wrong])
     assert fit_constants.loss(groups, start()) < fit_constants.CAP
     assert fit_constants.grouped([replace(good[0], reason="not published: time")]) == {}
+
+
+def test_halves_share_no_group() -> None:
+    first, second = fit_halves.halves(read_rows(DATA))
+    groups = [{(row.source, row.group) for row in half} for half in (first, second)]
+    assert not groups[0] & groups[1]
+    assert abs(len(groups[0]) - len(groups[1])) <= 1
+    assert {row.source for row in (*first, *second)} <= {*fit_constants.ENGINE}
