@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,21 @@ def read_entries(path: Path) -> dict[str, Entry]:
         content = json.loads(text)
     except ValueError as error:
         raise UserError([Problem(f"is not JSON: {error}", str(path), _FORM)]) from None
-    entries = content.get("chips") if isinstance(content, dict) else None
-    if not isinstance(entries, dict):
+    # As `experiment.chips` reads it: entries, or a table that says more about itself.
+    entries = content.get("chips", content) if isinstance(content, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(one, dict | str) for one in entries.values()):
         raise UserError([Problem("is not a file of chips", str(path), _FORM)])
     return entries
+
+
+def require_writable(path: Path) -> None:
+    """Raise UserError if the file could not be written after the measurements."""
+    folder = path.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError([Problem(f"cannot be written: {error.strerror}", str(path))]) from None
 
 
 def own_entry(entries: Mapping[str, Any], name: str, where: str) -> Entry | None:

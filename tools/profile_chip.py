@@ -29,7 +29,17 @@ from flagscale.errors import Problem, UserError, nearest
 from flagscale.formats import count, duration
 from flagscale.platforms import Platform, find
 from flagscale.run.env import CHIP
-from tools.chip_file import PARTS, begun, known_parts, own_entry, put, read_entries, summary, write_entry
+from tools.chip_file import (
+    PARTS,
+    begun,
+    known_parts,
+    own_entry,
+    put,
+    read_entries,
+    require_writable,
+    summary,
+    write_entry,
+)
 from tools.command import run
 from tools.progress import Progress
 
@@ -42,6 +52,7 @@ def main() -> int:
     ranks = _ranks(given.ranks, platform)
     source = {"machine": machine.node(), "torch": _torch(), "ranks": ranks, "quick": given.quick}
     entry = own_entry(read_entries(given.file), name, str(given.file))
+    require_writable(given.file)
     known = known_parts(name, entry, source) if entry is not None and not given.again else []
     if entry is None or not known:
         entry = begun(name, entry, {**source, "date": date.today().isoformat()})

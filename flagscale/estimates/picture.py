@@ -9,9 +9,10 @@ from flagscale.planner.estimate import Estimate, StageEstimate
 from flagscale.planner.time.timeline import Span, Timeline, walk
 from flagscale.svg import box, document, line, text
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 960, 150, 20, 70
+_WIDTH, _LEFT, _RIGHT, _TOP = 960, 210, 20, 70
 _PLOT = _WIDTH - _LEFT - _RIGHT
 _BAR, _GAP, _ROW = 22, 8, 18
+_LETTERS = 31
 _WORK = 3000
 """Rectangles of a timeline, about; a file of a megabyte is slow to show."""
 _PALETTE = (
@@ -53,7 +54,7 @@ def _memory(found: Estimate, top: float) -> tuple[list[str], float]:
 
 def _bar(group: Sequence[StageEstimate], y: float, scale: float, colours: dict[str, str]) -> Iterator[str]:
     one = group[0]
-    yield text(_LEFT - 8, y + 15, f"stage {stages_text(group)}, {one.chip.name}", "end")
+    yield text(_LEFT - 8, y + 15, _label(group), "end")
     x = float(_LEFT)
     for term in one.memory.terms:
         wide = scale * term.nbytes
@@ -64,6 +65,12 @@ def _bar(group: Sequence[StageEstimate], y: float, scale: float, colours: dict[s
     yield line(_LEFT + scale * one.low, middle, _LEFT + scale * one.high, middle, "range")
     limit = _LEFT + scale * one.chip.memory_bytes
     yield line(limit, y - 3, limit, y + _BAR + 3, "limit")
+
+
+def _label(group: Sequence[StageEstimate]) -> str:
+    """Return the name of a bar; there is room for the chips of our table beside two numbers of stages."""
+    text = f"stage {stages_text(group)}, {group[0].chip.name}"
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _legend(names: Sequence[str], colours: dict[str, str], top: float) -> Iterator[str]:

@@ -17,7 +17,16 @@ from flagscale.errors import UserError
 from flagscale.planner.chips import chip_of, chip_table
 from flagscale.platforms import Platform, find
 from tools import profile_chip
-from tools.chip_file import begun, known_parts, own_entry, put, read_entries, summary, write_entry
+from tools.chip_file import (
+    begun,
+    known_parts,
+    own_entry,
+    put,
+    read_entries,
+    require_writable,
+    summary,
+    write_entry,
+)
 
 SOURCE = {"machine": "here", "torch": "2.13.0", "ranks": 2, "quick": False}
 ROWS = [[64, 64, 64, 1e-5], [256, 256, 256, 2e-4]]
@@ -105,7 +114,7 @@ def test_an_entry_that_only_names_another_chip_is_kept() -> None:
         own_entry({"nvidia": "H100"}, "nvidia", "chips.json")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"chips": []}', "chips: {}", '{"H100": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"chips": []}', "chips: {}", '{"H100": 3}'])
 def test_a_file_of_another_form_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     file = tmp_path / "chips.json"
     file.write_text(text)
@@ -113,6 +122,22 @@ def test_a_file_of_another_form_is_refused_and_kept(tmp_path: Path, text: str) -
         write_entry(file, "own", measured_entry())
     assert str(file) in str(raised.value)
     assert file.read_text() == text
+
+
+def test_a_file_that_only_holds_entries_is_completed(tmp_path: Path) -> None:
+    """`experiment.chips` reads it, too."""
+    file = tmp_path / "chips.json"
+    file.write_text('{"nvidia": "H100"}')
+    write_entry(file, "own", measured_entry())
+    assert read_entries(file) == {"nvidia": "H100", "own": measured_entry()}
+
+
+def test_nothing_is_measured_for_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"chips\.json: cannot be written: "):
+        require_writable(tmp_path / "file" / "chips.json")
+    require_writable(tmp_path / "new" / "chips.json")
+    assert [*tmp_path.glob("new/*")] == []
 
 
 def test_a_file_is_written_so_that_a_person_can_read_it(weird_path: Path) -> None:

@@ -171,15 +171,18 @@ def test_a_type_without_links_between_hosts_is_used_on_one_host_or_left_out() ->
     # One host needs no link to others, and a link to another type counts.
     assert best_plans(training(), Cluster((Pool("NEW", lone, 1, 4),))).considered == alone.considered
     linked = replace(both, routes={frozenset(("A800", "NEW")): Route(Link(25e9))})
-    assert [len(one.pools) for one in linked.linked()[0]] == [2]
+    assert [len(one.pools) for one, _ in linked.linked()] == [2]
+    unknown = Cluster((TWO.pools[1], Pool("NEW", replace(lone, flop_s={}), 1, 4)))
+    said = best_plans(training(), unknown).considered[-1]
+    assert said.startswith("There is no plan for NEW alone: the peak of chip `fast` in bfloat16 is not known")
 
 
 def test_without_any_link_there_is_a_plan_all_the_same() -> None:
     """In float32 with `torch` layers the table of memory has no recomputed modules, too."""
     lone = replace(FAST, outside=Link(), flop_s={"float32": 90e12, **FAST.flop_s})
-    clusters, notes = Cluster((Pool("", lone, 4, 8),)).linked()
-    assert [(pool.hosts, pool.per_host) for one in clusters for pool in one.pools] == [(1, 8)]
-    assert len(notes) == 1
+    ((one, note),) = Cluster((Pool("", lone, 4, 8),)).linked()
+    assert [(pool.hosts, pool.per_host) for pool in one.pools] == [(1, 8)]
+    assert note
     small = replace(LLAMA, experts_in=(False,) * 4)
     single = training(small, implementation="torch", numerics=Numerics("float32", 4, 4, 8))
     assert best_plans(single, Cluster((Pool("", lone, 4, 8),))).best.training.layout.world_size <= 8

@@ -47,8 +47,8 @@ class Cluster:
             return found
         return Route(min(one.chip.outside, other.chip.outside, key=lambda link: link.bytes_s))
 
-    def linked(self) -> tuple[tuple[Cluster, ...], tuple[str, ...]]:
-        """Return clusters whose links are all known, and notes on what they leave out.
+    def linked(self) -> tuple[tuple[Cluster, str], ...]:
+        """Return clusters whose links are all known, each with a note if that leaves out devices.
 
         If the link between the hosts of a type is not known, its devices work inside one host only.
         """
@@ -59,9 +59,10 @@ class Cluster:
             if pool not in together:
                 is_linked = together and all(self.route(pool, one).link.bytes_s for one in together)
                 (together if is_linked else alone).append(pool)
-        groups = [together] * bool(together) + [[pool] for pool in alone]
-        notes = map(_left_out, alone if len(groups) > 1 or pools != [*self.pools] else ())
-        return tuple(replace(self, pools=tuple(group)) for group in groups) or (self,), tuple(notes)
+        is_whole = not alone or (not together and pools == [*self.pools] and len(pools) == 1)
+        found = [(replace(self, pools=tuple(together)), "")] if together or not alone else []
+        found += [(replace(self, pools=(pool,)), "" if is_whole else _left_out(pool)) for pool in alone]
+        return tuple(found)
 
     def check(self) -> None:
         """Raise UserError with everything that a search cannot start with."""

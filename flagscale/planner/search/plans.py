@@ -93,21 +93,28 @@ def best_plans(
     Raises:
         UserError: the cluster is empty; nothing fits; no plan is legal.
     """
-    clusters, notes = cluster.linked()
     found: list[Found] = []
     problems: list[Problem] = []
-    for one in clusters:
+    notes: list[str] = []
+    for one, note in cluster.linked():
         try:
             found.append(_best_of_linked(template, one, values, keep, constants, calibration, surely))
         except UserError as error:
-            problems += error.problems
+            problems += (
+                replace(problem, hint="\n    ".join(filter(None, (problem.hint, note))))
+                for problem in error.problems
+            )
+            names = ", ".join(pool.type or pool.chip.name for pool in one.pools)
+            notes += [note, f"There is no plan for {names} alone: {error.problems[0].what}."]
+        else:
+            notes.append(note)
     if not found:
         raise UserError(dict.fromkeys(problems))
     found.sort(key=lambda one: one.best.seconds)
     plans = sorted((plan for one in found for plan in one.plans), key=lambda plan: plan.seconds)
     told = [sentence for one in found for sentence in one.considered]
     counts, estimated = found[0].counts, sum(one.estimated for one in found)
-    return Found(tuple(plans[:keep]), counts, estimated, (*told, *notes))
+    return Found(tuple(plans[:keep]), counts, estimated, (*told, *filter(None, notes)))
 
 
 def _best_of_linked(
