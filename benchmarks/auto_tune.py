@@ -1,15 +1,17 @@
 """Compare the tuner's choice with exhaustive measurement: every legal layout of a tiny model on CPU ranks.
 
-    python -m benchmarks.auto_tune FOLDER [--ranks 4] [--repeats 10] [--keep 0] [--share 0.25]
-                                   [--iterations 8] [--chips FILE] [--fake]
+    python -m benchmarks.auto_tune FOLDER [--ranks 2] [--repeats 10] [--keep 3] [--share 0.25]
+                                   [--iterations 10] [--chips FILE] [--fake]
 
-First the tuner chooses a layout, with at most `--share` of them as trials. Then every layout is measured once
-per round, in another order each time; after two rounds, `--keep K` goes on with the K fastest and the chosen
-one. Printed: the ratio of the chosen layout's time to that of the best one with its 95 % interval, and the
-share of the layouts that the tuner tried. The best one is chosen by the odd rounds and compared by the even
-ones, because the best of many noisy figures looks better than it is.
+First the tuner chooses a layout, with at most `--share` of them as trials, repetitions included. Then every
+layout is measured once, in random order. The `--keep` fastest of them and the chosen one are measured in
+`--repeats` rounds, each in another order. Printed: the ratio of the chosen layout's time to that of the best
+one with its 95 % interval, and the share of the layouts that the tuner tried. The best of many noisy figures
+looks better than it is. Therefore the best one of the odd rounds is compared by the even ones, and the other
+way round.
 
-FOLDER keeps everything, and the same command continues. Nothing else should run on the machine.
+FOLDER keeps everything, and the same command continues. Nothing else should run on the machine: on two idle
+cores, it takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ _LEAST = 24
 _DRAWS = 4000
 _LIMIT = 600.0
 """Seconds that one measurement may take."""
-_DISCARDED = 2
-"""Rounds after which only the fastest layouts go on."""
+_ALL = 0
+"""The round in which all layouts are measured."""
 
 
 def main() -> None:
@@ -66,11 +68,11 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--keep", type=int, default=0, help="0: all layouts in every round")
+    parser.add_argument("--keep", type=int, default=3, help="the fastest layouts that are repeated")
     parser.add_argument("--share", type=float, default=0.25)
-    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--chips", type=Path, help="a profile of this machine (tools/profile_chip.py)")
     parser.add_argument(
         "--fake", action="store_true", help="a trainer that only sleeps, to try the benchmark"
@@ -81,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 def _request(given: argparse.Namespace, folder: Path) -> Request:
     space = {
         "context_parallel_size": [1],
+        "micro_batch_size": [1, 2, 4, 8],
         "use_recompute": "auto",
         "recompute_granularity": ["full"],
         "recompute_method": ["uniform"],
@@ -157,15 +160,14 @@ def _read(rows: Path) -> list[Measured]:
 
 def _order(given: argparse.Namespace, layouts: int, chosen: int, rows: Path) -> Iterator[tuple[int, int]]:
     """Yield (round, layout) of each measurement that is missing."""
-    for number in range(1, given.repeats + 1):
+    for number in range(_ALL, given.repeats + 1):
         members = list(range(layouts))
-        if given.keep and number > _DISCARDED:
-            means = _means(_by_round(rows), range(1, _DISCARDED + 1))
-            members = sorted({*sorted(means, key=means.__getitem__)[: given.keep], chosen})
+        if number > _ALL:
+            times = _by_round(rows)[_ALL]
+            members = sorted({*sorted(times, key=times.__getitem__)[: given.keep], chosen})
         random.Random(number).shuffle(members)
-        for index in members:
-            if not any((one.round, one.layout) == (number, index) for one in _read(rows)):
-                yield number, index
+        done = {one.layout for one in _read(rows) if one.round == number}
+        yield from ((number, index) for index in members if index not in done)
 
 
 def _measure(tuning: Tuning, iterations: int, folder: Path, number: int, index: int, rows: Path) -> None:
@@ -196,19 +198,23 @@ def _means(measured: Mapping[int, Mapping[int, float]], rounds: Sequence[int]) -
 
 
 def _report(tuning: Tuning, chosen: int, trials: int, measured: Mapping[int, Mapping[int, float]]) -> None:
-    odd, even = ([number for number in measured if number % 2 == rest] for rest in (1, 0))
-    means = _means(measured, odd)
-    best = min(means, key=means.__getitem__)
     layouts = [label(one.changes, tuning.space) for one in tuning.prior.candidates]
-    ratios = [log(measured[number][chosen] / measured[number][best]) for number in even or odd]
+    once = measured[_ALL]
+    print(f"\nall layouts, once: {seconds_text(min(once.values()))} to {seconds_text(max(once.values()))}")
+    rounds = sorted(number for number in measured if number > _ALL)
+    means = _means(measured, rounds)
+    for layout in sorted(means, key=means.__getitem__):
+        mark = ", chosen" if layout == chosen else ""
+        print(f"{seconds_text(means[layout]):>8}  {layouts[layout]}{mark}")
+    ratios = []
+    for rest in (0, 1):
+        times = _means(measured, [number for number in rounds if number % 2 != rest])
+        best = min(times, key=times.__getitem__)
+        compared = [measured[number] for number in rounds if number % 2 == rest]
+        ratios += [log(one[chosen] / one[best]) for one in compared if {chosen, best} <= one.keys()]
     draws = random.Random(0)
     drawn = sorted(fmean(draws.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
     low, high = (exp(drawn[int(part * (_DRAWS - 1))]) for part in (0.025, 0.975))
-    place = sorted(means, key=means.__getitem__).index(chosen) + 1
-    print(f"\nbest     {layouts[best]}: {seconds_text(means[best])}")
-    print(f"chosen   {layouts[chosen]}: {seconds_text(means[chosen])}, place {place} of {len(means)}")
-    slowest = max(means, key=means.__getitem__)
-    print(f"slowest  {layouts[slowest]}: {seconds_text(means[slowest])}")
     print(f"chosen / best {exp(fmean(ratios)):.3f} (95 %: {low:.3f} to {high:.3f}, {len(ratios)} rounds)")
     print(f"trials {trials} of {len(layouts)} layouts ({100 * trials / len(layouts):.0f} %)")
 

@@ -19,7 +19,7 @@ from flagscale.planner.curves import attention_flop
 Entry = dict[str, Any]
 
 PARTS = ("hbm_gb_s", "launch_s", "gemm", "grouped_gemm", "attention", "collectives")
-"""What is measured, in this order; tables have parts of their own, such as `gemm/bfloat16`."""
+"""The parts that are measured, in this order; tables have parts of their own, such as `gemm/bfloat16`."""
 _FIGURES, _TABLES = PARTS[:2], PARTS[2:]
 _FORM = 'its form: {"chips": {NAME: {...}}}'
 

@@ -73,7 +73,7 @@ def checked_job(config: DictConfig, source_map: SourceMap) -> Checked:
 
 @dataclass(frozen=True)
 class ShortEstimate:
-    """What a command says about a job's memory and time beside its own subject."""
+    """The lines about a job's memory and time that other commands add."""
 
     line: str = ""
     warning: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from flagscale.estimates.text import GIB, alike, estimate_line, stages_text
 from flagscale.planner.estimate import Estimate, StageEstimate
-from flagscale.planner.schedule import Span, Timeline, walk
+from flagscale.planner.time.timeline import Span, Timeline, walk
 from flagscale.svg import box, document, line, text
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 960, 210, 20, 70

@@ -1,4 +1,4 @@
-"""What `plan=auto` has chosen, for people and for programs."""
+"""The answer of `plan=auto`, for people and for programs."""
 
 from __future__ import annotations
 

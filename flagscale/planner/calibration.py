@@ -32,7 +32,7 @@ _PARTS = 4
 
 @dataclass(frozen=True)
 class Calibration:
-    """What corrects an estimate: time = scale * estimate + offset, memory = estimate + bytes."""
+    """The correction of an estimate: time = scale * estimate + offset, memory = estimate + bytes."""
 
     scale: float = 1.0
     offset_s: float = 0.0

@@ -37,7 +37,7 @@ class Chip:
     flop_s: Mapping[str, float]
     """Dense peak by precision: bfloat16, float16, float32, fp8, fp4; those that are unknown are absent."""
     memory_bytes: float
-    """What a process can allocate at most, as far as known."""
+    """The most that a process can allocate, as far as known."""
     hbm_bytes_s: float
     """Bandwidth of the device's own memory; 0 if unknown."""
     inside: Link = Link()
@@ -49,7 +49,7 @@ class Chip:
     power_w: float = 0.0
     """Watts that the device may draw; 0 if unknown."""
     workspace_bytes: float = 2**25
-    """What a library of multiplications takes for one workspace (PyTorch takes 32 MiB on recent
+    """Bytes of one workspace of a library of multiplications (PyTorch takes 32 MiB on recent
     chips, 8 on those before; TransformerEngine 32 and 4)."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """Curves and shares measured on this chip; see docs/planner.md for the names."""

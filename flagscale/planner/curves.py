@@ -1,4 +1,4 @@
-"""What was measured on a chip over sizes: multiplications, attention and collectives, in seconds.
+"""Figures measured on a chip over sizes: multiplications, attention and collectives, in seconds.
 
 The tables stand under `measured` in a chip's entry (`tools/profile_chip.py` writes them, chips.py reads
 them); sizes and bytes are those of one rank, seconds those of one call while all ranks of the host are busy:

@@ -91,7 +91,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a job needs and how fast it is."""
+    """The memory that a job needs, and its speed."""
 
     training: Training
     stages: tuple[StageEstimate, ...]

@@ -1,4 +1,4 @@
-"""How far measurements lay from the estimates of jobs of the same class: the published errors as intervals.
+"""The published errors as intervals: how far measurements lay from the estimates of jobs of the same class.
 
 `error_table.json` is written by `python -m benchmarks.estimate --write`, from measurements whose source had
 no part in the constants.

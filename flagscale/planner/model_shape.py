@@ -63,7 +63,7 @@ class ModelShape:
     rotates: bool = True
     """Queries and keys are rotated by their positions."""
     router: tuple[str, ...] = ()
-    """What is special about routers: an auxiliary loss, `sigmoid`, `expert_bias`, `router_fp32`; see
+    """Properties of routers: an auxiliary loss, `sigmoid`, `expert_bias`, `router_fp32`; see
     `layer_memory.OPTIONS`."""
 
     @property

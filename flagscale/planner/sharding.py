@@ -8,7 +8,7 @@ from flagscale.planner.training import Training
 
 @dataclass(frozen=True)
 class Sharding:
-    """What decides the sizes of a layer's tensors on one rank, beside the shape of the model."""
+    """Everything that decides the sizes of a layer's tensors on one rank, beside the shape of the model."""
 
     sequence: int
     """Tokens per sample."""

@@ -11,7 +11,7 @@ from flagscale.planner.model_shape import ModelShape
 
 @dataclass(frozen=True)
 class Block:
-    """What the ranks of one mesh have beside the mesh's degrees. An ordinary job has one mesh."""
+    """The chip and the settings of the ranks of a mesh, beside its degrees. An ordinary job has one mesh."""
 
     chip: Chip
     micro_batch: int
@@ -41,7 +41,7 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Recompute:
-    """What is computed twice: `modules` of every layer, or whole layers as `full` says."""
+    """The work that is done twice: `modules` of every layer, or whole layers as `full` says."""
 
     modules: tuple[str, ...] = ()
     full: Setting | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -114,16 +115,37 @@ class TunerDir:
         return found if isinstance(found, dict) else {}
 
     def write_state(self, state: Mapping[str, Any]) -> None:
-        write_atomic(self.state, json.dumps(state, indent=1) + "\n")
+        self.write(self.state, json.dumps(state, indent=1) + "\n")
+
+    def write(self, file: Path, text: str) -> None:
+        """Write a file of the folder. Raises FlagScaleError if that is not possible."""
+        with self._writing():
+            write_atomic(file, text)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FlagScaleError(f"cannot write to {self.path}: {error.strerror}") from None
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Add a line to the history with a single write, after the remains of one that was cut off."""
+        """Add a line to the history with a single write, after the remains of one that was cut off.
+
+        Raises FlagScaleError if that is not possible.
+        """
+        with self._writing():
+            self._append(entry)
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         file = os.open(self.history, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             size = os.fstat(file).st_size
             cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
-            os.write(file, (b"\n" if cut else b"") + json.dumps(entry).encode() + b"\n")
+            line = (b"\n" if cut else b"") + json.dumps(entry).encode() + b"\n"
+            if os.write(file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file)
         finally:
             os.close(file)

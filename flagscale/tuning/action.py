@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def auto_tune(request: Request) -> int:
     if prepared.experiment.auto_tuner.control.run_best:
         return start_job(prepared_job(result.winner))
     folder, name = TunerDir.of(prepared.experiment.exp_dir).best.parent, "best"
-    print(f"start it with: python run.py --config-path {folder} --config-name {name} action=run")
+    path = shlex.quote(str(folder))
+    print(f"start it with: python run.py --config-path {path} --config-name {name} action=run")
     return 0
 
 

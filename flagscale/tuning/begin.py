@@ -11,6 +11,7 @@ from typing import Any
 from flagscale import __version__
 from flagscale.checks.schedule import last_batch
 from flagscale.config.command import Request, load_command_keys
+from flagscale.config.resolve import resolve
 from flagscale.config.schema import AutoTuner
 from flagscale.engines.megatron.rules import machine_of
 from flagscale.errors import Problem, UserError
@@ -22,7 +23,7 @@ from flagscale.run.tuner_dir import TunerDir
 from flagscale.tuning import history
 from flagscale.tuning.figures import Prior, learnt
 from flagscale.tuning.prior import prior_of
-from flagscale.tuning.requests import smallest_request, trial_request
+from flagscale.tuning.requests import OF_TRIALS, smallest_request, trial_request
 
 Say = Callable[[str], None]
 
@@ -53,24 +54,26 @@ class Tuning:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The fastest trial so far."""
-        measured = [one for one in self.entries if one["state"] == "measured"]
-        return min(measured, key=lambda one: float(one["seconds"]), default=None)
+        """The first trial of the fastest layout so far, with the mean time of all its trials."""
+        return history.best_of(self.entries)
 
 
 def tunable(request: Request) -> Request:
     """Return the request of a tuning whose job passes the checks.
 
-    If only its own layout is illegal, which the tuner replaces in any case, it gets the smallest one.
+    If its own layout is illegal, which the tuner replaces in any case, it gets the smallest one.
     """
     try:
         prepare(request, "check")
-    except UserError:
+    except UserError as error:
+        if resolve(request.config, request.source_map)[1]:
+            return request  # keys without a value, which a new request would leave out
         smallest = smallest_request(request)
         try:
             prepare(smallest, "check")
-        except UserError:
-            return request  # its own mistakes are the ones to report
+        except UserError as other:
+            # The one whose mistakes are to be reported: those of the layout are none.
+            return smallest if len(other.problems) < len(error.problems) else request
         return smallest
     return request
 
@@ -116,6 +119,15 @@ def _refuse_untunable(prepared: Prepared, request: Request) -> None:
         what = "here every host runs a command of its own, and their tuners would not agree on the trials"
         hint = "set nnodes: 1, or use a runner that starts all hosts from one, such as ssh"
         raise UserError([Problem(what, where("experiment.runner.type"), hint)])
+    if taken := OF_TRIALS & prepared.experiment.auto_tuner.space.keys():
+        raise UserError(
+            Problem(
+                f"`{name}` cannot be tuned: every trial has its own value of it, or none",
+                where(f"experiment.auto_tuner.space.{name}"),
+                "remove it from the space",
+            )
+            for name in sorted(taken)
+        )
 
 
 def conditions_of(trial: Prepared, changes: Mapping[str, Any]) -> history.Conditions:

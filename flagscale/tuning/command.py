@@ -25,6 +25,7 @@ def status_json(files: TunerDir) -> dict[str, Any] | None:
         "reason": state.get("reason") or "",
         "candidates": state.get("candidates"),
         "trials": state.get("trials"),
+        "tried": state.get("tried"),
         "trial": state.get("trial") if phase == "tuning" else None,
         "best": state.get("best"),
         "history": str(files.history),
@@ -33,9 +34,10 @@ def status_json(files: TunerDir) -> dict[str, Any] | None:
 
 def status_text(status: Mapping[str, Any]) -> str:
     """Return the status of a tuner for people."""
-    trials, candidates, trial, best = (status[key] for key in ("trials", "candidates", "trial", "best"))
+    trials, trial, best = (status[key] for key in ("trials", "trial", "best"))
     why = f", {status['reason']}" if status["reason"] else ""
-    lines = [f"{_WORDS[status['state']]}: {count(trials or 0, 'trial')} of {candidates} candidates{why}"]
+    tried = f"tried {status['tried'] or 0} of {status['candidates']} candidates"
+    lines = [f"{_WORDS[status['state']]}: {tried} in {count(trials or 0, 'trial')}{why}"]
     if trial:
         passed = duration(max(0.0, time.time() - trial["started"]))
         lines.append(f"  trial {trial['number']}, for {passed}: {trial['label']}")

@@ -10,7 +10,7 @@ from typing import Any
 from flagscale.checks.degrees import degrees
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import fitted
-from flagscale.planner.tuning.propose import Candidate, Known, key_of
+from flagscale.planner.tuning.propose import Candidate, Known
 from flagscale.planner.tuning.residuals import residuals
 from flagscale.planner.tuning.space import (
     DIMENSIONS,
@@ -24,6 +24,7 @@ from flagscale.planner.tuning.space import (
     Changes,
     Space,
 )
+from flagscale.planner.tuning.tried import key_of
 from flagscale.tuning.outcome import noise_of
 
 UNRELIABLE = 0.7

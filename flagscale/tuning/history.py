@@ -7,11 +7,10 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flagscale.frozen import dataclass
-from flagscale.planner.tuning.propose import Tried
 from flagscale.planner.tuning.space import (
     CP,
     DISTRIBUTED,
@@ -28,12 +27,13 @@ from flagscale.planner.tuning.space import (
     USE,
     Changes,
 )
-from flagscale.tuning.outcome import Outcome
+from flagscale.planner.tuning.tried import Tried, key_of, standings
+from flagscale.tuning.outcome import Outcome, noise_of
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What must be equal for a trial to count: all arguments besides those tuned, versions, hosts."""
+    """What is equal in all trials that count: the arguments besides those tuned, versions, hosts."""
 
     arguments: str
     """A hash of the arguments of the engine and the program."""
@@ -89,16 +89,27 @@ def entry_of(
     }
 
 
-def counted(entries: Sequence[Mapping[str, Any]], conditions: Conditions) -> tuple[list[Any], str]:
-    """Return the entries that count under these conditions, and a notice about the others ("" if none)."""
-    used = [one for one in entries if _is_entry(one) and not conditions.why_not(one)]
-    others = [one for one in entries if not _is_entry(one) or conditions.why_not(one)]
-    if not others:
+def counted(
+    entries: Sequence[Mapping[str, Any]], conditions: Conditions, layouts: Sequence[Changes]
+) -> tuple[list[Any], str]:
+    """Return the entries that count, and a notice about the others ("" if none).
+
+    Those count whose conditions are these and whose changes are among `layouts`, the legal ones.
+    """
+    keys = {key_of(one) for one in layouts}
+    reasons = [_why_not(one, conditions, keys) for one in entries]
+    used = [one for one, why in zip(entries, reasons, strict=True) if not why]
+    if not (others := list(filter(None, reasons))):
         return used, ""
-    reasons = dict.fromkeys(conditions.why_not(one) if _is_entry(one) else "form" for one in others)
     trials = f"{len(others)} trial{'s' if len(others) > 1 else ''} of the history"
     differ = "have" if len(others) > 1 else "has"
-    return used, f"{trials} {differ} other {', '.join(reasons)}: kept, but not used"
+    return used, f"{trials} {differ} other {', '.join(dict.fromkeys(others))}: kept, but not used"
+
+
+def _why_not(entry: Mapping[str, Any], conditions: Conditions, keys: Collection[Any]) -> str:
+    if not _is_entry(entry):
+        return "form"
+    return conditions.why_not(entry) or ("" if key_of(entry["changes"]) in keys else "layouts")
 
 
 def _is_entry(entry: Mapping[str, Any]) -> bool:
@@ -113,9 +124,20 @@ def tried_of(entries: Sequence[Mapping[str, Any]]) -> list[Tried]:
             one.get("seconds") if one["state"] == "measured" else None,
             one["state"] == "out of memory",
             str(one.get("failure") or ""),
+            noise_of(one.get("iterations") or ()),
         )
         for one in entries
     ]
+
+
+def best_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the first trial of the fastest layout, with the mean `seconds` of all its trials; None: none."""
+    fastest = next(iter(standings(tried_of(entries))), None)
+    if fastest is None:
+        return None
+    same = [one for one in entries if key_of(one["changes"]) == key_of(fastest.changes)]
+    first = next(one for one in same if one["state"] == "measured")
+    return {**first, "seconds": fastest.seconds, "repeated": fastest.trials}
 
 
 _COLUMNS = (

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from flagscale.config.command import Request
 from flagscale.errors import FlagScaleError
-from flagscale.files import write_atomic
 from flagscale.formats import bytes_text, count, duration, seconds_text
 from flagscale.frozen import asdict
 from flagscale.plan.prepare import Prepared, prepare
 from flagscale.planner.tuning.propose import Candidate, Known, Limits, Proposal, propose
+from flagscale.planner.tuning.space import Changes
+from flagscale.planner.tuning.tried import key_of
 from flagscale.run.machine import this_machine
 from flagscale.run.state import ProcessId
 from flagscale.runners.base import runner_of
@@ -55,7 +58,8 @@ def _tune(tuning: Tuning) -> Result:
     files, say = tuning.files, tuning.say
     files.stop_request.unlink(missing_ok=True)
     _end_interrupted(tuning)
-    used, notice = history.counted(files.entries(), tuning.conditions)
+    layouts = [one.changes for one in tuning.prior.candidates]
+    used, notice = history.counted(files.entries(), tuning.conditions, layouts)
     tuning.entries += used
     say(_intro(tuning))
     for line in filter(None, (*tuning.prior.notices, notice)):
@@ -65,7 +69,11 @@ def _tune(tuning: Tuning) -> Result:
     try:
         while True:
             proposal = _next(tuning)
+            if files.stop_request.exists():
+                raise StopRequested  # nor does the winner start
             if proposal.candidate is None:
+                if len(tuning.entries) == len(used) > 0:
+                    say(f"no further trial is needed; to begin again, delete {files.history}")
                 return _finish(tuning, proposal.why)
             _try(tuning, proposal)
     except StopRequested:
@@ -74,7 +82,9 @@ def _tune(tuning: Tuning) -> Result:
         return Result(None, "stopped by action=stop; the same command continues", is_stopped=True)
     except BaseException as error:
         # With the trial, whose end may be what failed: the next tuner ends it again, which is harmless.
-        _record(tuning, "stopped", str(error) or type(error).__name__, files.read_state().get("trial"))
+        with suppress(FlagScaleError):  # what has failed may be writing
+            reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            _record(tuning, "stopped", reason, files.read_state().get("trial"))
         raise
 
 
@@ -91,7 +101,8 @@ def _end_interrupted(tuning: Tuning) -> None:
     if number := newest_trial(tuning.files):
         rules, runner = runner_of(tuning.prepared.plan).rules, tuning.prepared.experiment.runner
         folder = tuning.files.trial(number).path
-        if end_trial(rules.share(folder, runner.node_rank, os.environ).run_dir):
+        is_recorded = any(one.get("number") == number for one in tuning.files.entries())
+        if end_trial(rules.share(folder, runner.node_rank, os.environ).run_dir) and not is_recorded:
             tuning.say(f"trial {number} was interrupted; it is ended and will be repeated")
 
 
@@ -116,7 +127,7 @@ def _try(tuning: Tuning, proposal: Proposal) -> None:
     trial = {"number": number, "changes": dict(changes), "label": text, "started": time.time(), **estimate}
     _record(tuning, "tuning", "", trial)
     expected = f"; expected {_figures(estimate)}" if estimate else ""
-    tuning.say(f"trial {number}: {text} ({proposal.why}){expected}")
+    tuning.say(f"trial {number}: {text} ({proposal.why}){expected}{_remaining(tuning, proposal.left)}")
     limit = tuning.keys.control.max_time_per_task * (1 if tuning.entries else 2)
     request = trial_request(
         tuning.request,
@@ -126,14 +137,18 @@ def _try(tuning: Tuning, proposal: Proposal) -> None:
         tuning.batch,
     )
     begun = time.time()
-    outcome = run_trial(request, limit, tuning.files.stop_request.exists, tuning.say)
+    try:
+        outcome = run_trial(request, limit, tuning.files.stop_request.exists, tuning.say)
+    except BrokenPipeError:
+        raise  # the reader of what is printed has gone
+    except OSError as error:
+        raise FlagScaleError(f"cannot write to {tuning.files.trial(number).path}: {error.strerror}") from None
     sizes = sizes_of(changes, tuning.space, tuning.batch)
     entry = history.entry_of(number, changes, outcome, estimate, tuning.conditions, begun, sizes)
-    before = tuning.best
     tuning.files.append(entry)
     tuning.entries.append(entry)
-    tuning.say(f"trial {number}: {_shown(outcome, estimate, before)}")
-    write_atomic(tuning.files.table, history.table(tuning.entries))
+    tuning.say(f"trial {number}: {_shown(outcome, estimate, changes, tuning.best)}")
+    tuning.files.write(tuning.files.table, history.table(tuning.entries))
     _record(tuning, "tuning", "")
 
 
@@ -152,15 +167,31 @@ def _figures(estimate: Mapping[str, float]) -> str:
     return ", ".join(parts)
 
 
-def _shown(outcome: Outcome, estimate: Mapping[str, float], best: Mapping[str, Any] | None) -> str:
+def _remaining(tuning: Tuning, left: int) -> str:
+    """Return how many trials may follow, and how long they take if they are like those before."""
+    if not tuning.entries or not left:
+        return ""
+    control, each = tuning.keys.control, fmean(float(one["elapsed"]) for one in tuning.entries)
+    if control.max_trials is not None:
+        left = min(left, control.max_trials - len(tuning.entries))
+    seconds = left * each
+    if control.max_time is not None:
+        seconds = min(seconds, control.max_time - (time.time() - tuning.started) + each)
+    return f"; at most {count(left, 'trial')} left, {duration(max(0.0, seconds))}"
+
+
+def _shown(
+    outcome: Outcome, estimate: Mapping[str, float], changes: Changes, best: Mapping[str, Any] | None
+) -> str:
     if outcome.state != "measured" or outcome.seconds is None:
         return f"{outcome.state}: {outcome.failure}"
     parts = [f"{seconds_text(outcome.seconds)} per step"]
     if expected := estimate.get("seconds"):
-        parts.append(f"{100 * (outcome.seconds / expected - 1):+.0f} % against the estimate")
+        parts.append(f"estimate {100 * (expected / outcome.seconds - 1):+.0f} %")
     parts += [bytes_text(outcome.nbytes)] if outcome.nbytes else []
-    if best is None or outcome.seconds < best["seconds"]:
-        parts.append("the best so far")
+    if best is not None and key_of(best["changes"]) == key_of(changes):
+        mean = f", {seconds_text(best['seconds'])} in {best['repeated']} trials"
+        parts.append(f"the best so far{mean if best['repeated'] > 1 else ''}")
     return ", ".join(parts)
 
 
@@ -176,6 +207,7 @@ def _record(tuning: Tuning, phase: str, reason: str, trial: Mapping[str, Any] | 
             "started": tuning.started,
             "candidates": len(tuning.prior.candidates),
             "trials": len(tuning.entries),
+            "tried": len({key_of(one["changes"]) for one in tuning.entries}),
             "trial": dict(trial) if trial else None,
             "best": {**best, "label": label(best["changes"], tuning.space)} if best else None,
         }
@@ -186,14 +218,17 @@ def _finish(tuning: Tuning, reason: str) -> Result:
     files, best = tuning.files, tuning.best
     text = report.summary(tuning.entries, tuning.space, len(tuning.prior.candidates), reason)
     tuning.say(text)
-    write_atomic(files.picture, picture(tuning.entries, tuning.space))
-    write_atomic(files.report, report.page(text, files.picture.name))
+    files.write(files.picture, picture(tuning.entries, tuning.space))
+    files.write(files.report, report.page(text, files.picture.name))
     winner = None
     if best is not None:
         winner = winner_request(tuning.request, best["changes"])
-        write_atomic(files.best, prepare(winner, "best", only_plans=True).config)
+        files.write(files.best, prepare(winner, "best", only_plans=True).config)
         took = duration(time.time() - tuning.started)
-        tuning.say(f"best: trial {best['number']}, {label(best['changes'], tuning.space)} (after {took})")
+        mean = f"{seconds_text(best['seconds'])} per step in {count(best['repeated'], 'trial')}"
+        tuning.say(
+            f"best: trial {best['number']}, {label(best['changes'], tuning.space)}: {mean} (after {took})"
+        )
         tuning.say(
             f"  configuration  {files.best}\n  trials         {files.table}\n  picture        {files.picture}"
         )

@@ -1,4 +1,4 @@
-"""What one trial has shown: the time of a step, the memory, or why it has neither."""
+"""The outcome of one trial: the time of a step, the memory, or why it has neither."""
 
 from __future__ import annotations
 

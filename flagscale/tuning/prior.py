@@ -1,4 +1,4 @@
-"""What is expected of the candidates of a job: by the planner, or a rank if chip or model are unknown."""
+"""Expectations of the candidates of a job: estimates, or only an order if chip or model are unknown."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def prior_of(
     experiment, job = prepared.experiment, prepared.job
     given = (experiment.auto_tuner.memory_model.gpu_memory or 0.0) * 2**20
     if job.has_own_model:
+        if chip:  # of no use here, but a misspelt name is a mistake
+            chips_of(experiment, job.hosts, chip_entries(experiment), chip, source_map)
         return _ranked(space, found, given, f"`{job.role.entrypoint}` may have a model of its own")
     notices, is_known = [], True
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flagscale.formats import bytes_text, count, seconds_text
 from flagscale.planner.tuning.space import Space
+from flagscale.planner.tuning.tried import key_of
 from flagscale.tuning.figures import label
 
 Entries = Sequence[Mapping[str, Any]]
@@ -15,7 +16,8 @@ Entries = Sequence[Mapping[str, Any]]
 
 def summary(entries: Entries, space: Space, candidates: int, reason: str) -> str:
     """Return why the search ended, and a table of its trials, fastest first."""
-    lines = [f"{count(len(entries), 'trial')} of {count(candidates, 'candidate')}: {reason}"]
+    tried = len({key_of(one["changes"]) for one in entries})
+    lines = [f"tried {tried} of {count(candidates, 'candidate')} in {count(len(entries), 'trial')}: {reason}"]
     if errors := _errors(entries):
         mean, worst = fmean(map(abs, errors)), max(errors, key=abs)
         lines.append(f"estimates were off by {100 * mean:.0f} % on average, {100 * worst:+.0f} % at worst")

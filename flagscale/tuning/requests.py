@@ -23,7 +23,7 @@ _SET: Mapping[str, Any] = {
     "eval_iters": 0,
     "lr_decay_style": "constant",
 }
-"""What every trial has: each iteration is logged, nothing is saved, loaded or evaluated."""
+"""Arguments of every trial: each iteration is logged, nothing is saved, loaded or evaluated."""
 
 _LEFT_OUT = (
     *("train_samples", "rampup_batch_size", "step_batch_size_schedule", "metrics_file"),
@@ -35,7 +35,10 @@ _LEFT_OUT = (
     *("exit_duration_in_mins", "wandb_project", "wandb_exp_name", "wandb_save_dir"),
     *("full_validation", "multiple_validation_sets", "validation_set_names", "validation_set_intervals"),
 )
-"""What no trial has, because it belongs to a whole training: its length, schedules and checkpoints."""
+"""Arguments that no trial has, because they are those of a whole training: length, schedules, checkpoints."""
+
+OF_TRIALS = frozenset((*_SET, *_LEFT_OUT, "train_iters"))
+"""Arguments that cannot be a dimension of a space."""
 
 
 def trial_request(request: Request, changes: Changes, folder: Path, iterations: int, batch: int) -> Request:

@@ -90,7 +90,7 @@ def test_a_killed_tuner_is_continued_and_another_command_stops_it(
         wait_until(lambda: len(of_trial(files, 1)) >= 4, 120)  # supervisor, torchrun, and two ranks
         shown = job("query")
         assert shown.code == 0
-        assert "tuning: 0 trials of 2 candidates" in shown.out
+        assert "tuning: tried 0 of 2 candidates in 0 trials" in shown.out
         assert "trial 1" in shown.out
     finally:
         os.kill(tuner.pid, signal.SIGKILL)
@@ -132,6 +132,17 @@ def test_the_memory_that_a_trial_lacked_and_the_configuration_of_the_winner(
     assert best.returncode == 0, best.stderr
     assert "--tensor-model-parallel-size 1" in best.stdout
     assert f"--metrics-file {job.exp_dir}/metrics.jsonl" in best.stdout
+
+
+def test_two_trials_of_the_real_trainer(make: Callable[..., Experiment]) -> None:
+    control = "+experiment.auto_tuner.control={max_trials: 2, train_iters: 3, run_best: false}"
+    grid = "+experiment.auto_tuner.algo.name=grid"
+    job = make(space(tensor_model_parallel_size=[1], pipeline_model_parallel_size=[1, 2]), control, grid)
+    done = job("auto_tune")
+    assert done.code == 0, done.out + done.err
+    entries = TunerDir.of(job.exp_dir).entries()
+    assert [one["state"] for one in entries] == ["measured", "measured"]
+    assert all(one["mem_bytes"] > 0 and len(one["iterations"]) == 3 for one in entries)
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,6 +15,7 @@ import pytest
 
 from flagscale import registry
 from flagscale.cli import main
+from flagscale.run import tuner_dir
 from flagscale.run.tuner_dir import TunerDir
 from tests.unit import played_trials
 from tests.unit.played_trials import ENDS, STARTED, STOPPED
@@ -158,7 +161,9 @@ def test_it_continues_where_it_was_interrupted(
     first = files.entries()
     assert "the same command continues" in capsys.readouterr().out
     assert command("query") == 1
-    assert "tuning was interrupted" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "tuning was interrupted" in shown
+    assert ", Ctrl-C" in shown
     ENDS.clear()
     before = len(STARTED)
     assert tune(NO_RUN) == 0
@@ -173,6 +178,7 @@ def test_it_continues_where_it_was_interrupted(
     before = len(STARTED)
     assert tune(NO_RUN) == 0
     assert len(STARTED) == before, "nothing is tried again"
+    assert f"no further trial is needed; to begin again, delete {files.history}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -258,13 +264,13 @@ def test_query_shows_what_a_tuner_does(
     assert command("query") == 3
     best = {"number": 1, "seconds": 0.25, "label": "dp2"}
     trial = {"number": 2, "label": "tp2", "started": 0.0}
-    state = {"phase": "tuning", "candidates": 7, "trials": 1, "trial": trial, "best": best}
+    state = {"phase": "tuning", "candidates": 7, "trials": 1, "tried": 1, "trial": trial, "best": best}
     with files.held():
         files.write_state(state)
         assert command("query") == 0
         assert command("query", "+output=json") == 0
     printed = capsys.readouterr().out
-    assert "tuning: 1 trial of 7 candidates" in printed
+    assert "tuning: tried 1 of 7 candidates in 1 trial" in printed
     assert "best: trial 1, 250 ms per step: dp2" in printed
     assert json.loads(printed.splitlines()[-1])["trial"]["number"] == 2
 
@@ -282,6 +288,11 @@ def test_query_shows_what_a_tuner_does(
         ([control(max_tme=1)], "did you mean `max_time`?"),
         (["+experiment.auto_tuner.platform={airs_switch: true}"], "nothing is reported to a platform"),
         (["+experiment.auto_tuner.space={tensor_parallel: [1]}"], "cannot be tuned"),
+        (["+experiment.auto_tuner.space={log_interval: [1, 9]}"], "`log_interval` cannot be tuned: every"),
+        (["+experiment.auto_tuner.space={train_iters: [1, 9]}"], "`train_iters` cannot be tuned: every"),
+        (["+experiment.auto_tuner.space={swiglu: [true]}"], "changes the training, not only its speed"),
+        (["+experiment.auto_tuner.space={1: [2]}"], "YAML reads this name as 1"),
+        (["+experiment.envs.A=${nowhere}"], "experiment.envs.A"),
         (["+train.enable_hetero=true", "+train.hetero_process_meshes=[1,1,1,1,1,1,1,1,1,1]"], "meshes"),
         (["train.model.hidden_size=33"], "hidden_size 33 must be a multiple of 4"),
     ],
@@ -293,6 +304,25 @@ def test_mistakes_are_reported_before_any_trial(
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
+    assert STARTED == []
+
+
+def test_an_illegal_layout_is_no_mistake_beside_others(
+    command: Tune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("auto_tune", "+train.tensor_model_parallel_size=64", control(max_tme=1)) == 2
+    error = capsys.readouterr().err
+    assert "1 mistake in the configuration" in error
+    assert "did you mean `max_time`?" in error
+
+
+def test_an_unknown_chip_is_refused_where_it_is_of_no_use_too(
+    command: Tune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text("print('trains')\n")
+    own = f"+experiment.task.entrypoint={tmp_path}/own.py"
+    assert command("auto_tune", own, NO_RUN, "+chip=H10") == 2
+    assert "H10" in capsys.readouterr().err
     assert STARTED == []
 
 
@@ -331,6 +361,51 @@ def test_the_layout_of_the_configuration_itself_need_not_be_legal(tune: Tune, fi
     assert tune(NO_RUN, *illegal) == 0
     assert len(files.entries()) == 5
     assert "tensor_model_parallel_size: 1" in files.best.read_text()
+
+
+def test_a_layout_outside_of_the_space_does_not_win(
+    tune: Tune, files: TunerDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(NO_RUN) == 0
+    capsys.readouterr()
+    assert tune(NO_RUN, "+experiment.auto_tuner.space.tensor_model_parallel_size=[2]") == 0
+    printed = capsys.readouterr().out
+    assert "3 trials of the history have other layouts: kept, but not used" in printed
+    assert "tp2" in printed.partition("best: trial")[2].splitlines()[0]
+
+
+def test_a_stop_after_the_last_trial_keeps_the_winner_from_starting(
+    tune: Tune, files: TunerDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append = TunerDir.append
+
+    def append_and_stop(self: TunerDir, entry: Any) -> None:
+        append(self, entry)
+        if len(self.entries()) == 5:
+            self.stop_request.touch()
+
+    monkeypatch.setattr(TunerDir, "append", append_and_stop)
+    assert tune() == 1
+    assert "stopped by action=stop" in capsys.readouterr().err
+    assert [name for name, _ in STARTED] == [f"task_{number}" for number in range(1, 6)]
+
+
+def test_a_full_disk_ends_the_tuner_with_a_message_and_loses_nothing(
+    tune: Tune, files: TunerDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, room = os.write, 100
+
+    def write_some(file: int, data: bytes) -> int:
+        is_history = Path(f"/proc/self/fd/{file}").resolve() == files.history
+        return write(file, data[:room] if is_history and os.fstat(file).st_size else data)
+
+    with monkeypatch.context() as full:
+        full.setattr(tuner_dir, "os", SimpleNamespace(**{**vars(os), "write": write_some}))
+        assert tune(NO_RUN) == 1
+    assert capsys.readouterr().err == f"error: cannot write to {files.path}: No space left on device\n"
+    assert len(files.entries()) == 1
+    assert tune(NO_RUN) == 0
+    assert len(files.entries()) == 5
 
 
 def test_what_a_trial_does_not_use_may_change_between_commands(tune: Tune, files: TunerDir) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.errors import UserError
-from flagscale.planner.schedule import Durations, Work, order, walk
+from flagscale.planner.schedule import Work, order
+from flagscale.planner.time.timeline import Durations, walk
 
 
 def layout(*stages_of_meshes: int, chunks: int = 1, extra: int = 1) -> HeteroLayout:

@@ -8,9 +8,10 @@ import pytest
 
 from flagscale.frozen import replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.tuning.propose import Candidate, Known, Limits, Tried, needs_more, propose
+from flagscale.planner.tuning.propose import Candidate, Known, Limits, needs_more, propose
 from flagscale.planner.tuning.residuals import residuals
 from flagscale.planner.tuning.space import DISTRIBUTED, GRANULARITY, LAYERS, METHOD, MICRO, SEQUENCE
+from flagscale.planner.tuning.tried import TRIALS_EACH, Tried, standings
 
 ERROR = 0.1
 """The stated error of the tests' estimates."""
@@ -51,7 +52,7 @@ def test_it_stops_when_no_other_can_be_faster_within_the_stated_error() -> None:
     first = propose(close, [tried("a", 1.0)], known((0, 1, 1)), Limits())
     assert first.candidate is close[1]
     assert first.dropped == {"cannot be faster than the best": 1}
-    second = propose(close, [tried("a", 1.0), tried("b", 1.04)], known((0, 1, 1), (0, 1.03, 1.04)), Limits())
+    second = propose(close, [tried("a", 1.0), tried("b", 1.06)], known((0, 1, 1), (0, 1.03, 1.06)), Limits())
     assert second.candidate is None
     assert "within the stated error" in second.why
 
@@ -162,3 +163,40 @@ def test_a_grid_tries_all_in_the_order_asked_for() -> None:
     assert chosen(ALL, best, known(), Limits(tries_all=True)) == "c"
     assert chosen(ALL, best, known(), Limits(tries_all=True, priority="performance")) == "b"
     assert chosen(ALL, [], known(), Limits(tries_all=True, priority="memory")) == "c"
+
+
+TIMES = [A, candidate("b", 1.01), candidate("c", 1.02), candidate("d", 1.5)]
+
+
+def repeat(*trials: tuple[str, float], limits: Limits = Limits()) -> str:  # noqa: B008
+    return chosen(TIMES, [tried(*one) for one in trials], Known(), limits)
+
+
+def test_the_fastest_are_repeated_in_turns_until_they_can_be_told_apart() -> None:
+    once = [("d", 1.5), ("a", 1.0), ("c", 1.02), ("b", 1.01)]
+    assert repeat(*once) == "a"
+    assert repeat(*once, ("a", 1.02)) == "b"
+    assert repeat(*once, ("a", 1.02), ("b", 0.99)) == "c"
+    # After its second trial, c is clearly slower.
+    assert repeat(*once, ("a", 1.0), ("b", 1.0), ("c", 1.2)) in {"a", "b"}
+    thrice = [one for one in once for _ in range(TRIALS_EACH)]
+    assert repeat(*thrice) == ""
+
+
+def test_the_mean_of_all_trials_decides() -> None:
+    lucky = [tried("a", 0.9), tried("b", 1.0), tried("a", 1.1), tried("b", 0.98)]
+    found = standings(lucky)
+    assert [one.changes["name"] for one in found] == ["b", "a"]
+    assert found[1].seconds == pytest.approx(1.0)
+    # Equal trials differed by more than is usual, which makes all times less certain.
+    assert found[0].noise > standings([tried("a", 0.99), tried("b", 1.0)])[0].noise
+
+
+def test_the_limits_hold_for_repetitions_and_leave_room_for_them() -> None:
+    once = [("a", 1.0), ("b", 1.01)]
+    assert repeat(*once, limits=Limits(trials_left=0)) == ""
+    assert repeat(*once, limits=Limits(seconds_left=0)) == ""
+    assert repeat(*once, limits=Limits(trials_left=1)) == "c", "few trials search"
+    five = [*once, ("d", 1.5), ("d", 1.5), ("d", 1.5)]
+    assert repeat(*five, limits=Limits(trials_left=2)) == "c"
+    assert repeat(*five, limits=Limits(trials_left=1)) == "a"

@@ -179,3 +179,19 @@ def test_a_huge_space_says_how_large_it_is_and_how_to_narrow_it(
     (problem,) = raised.value.problems
     assert "legal candidates, more than 100; values by dimension: recompute 6" in problem.what
     assert "list fewer values" in problem.hint
+
+
+def test_long_lists_of_values_are_searched_at_once(find: Find) -> None:
+    sizes = [*range(1, 999)]
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    listed = {**dict.fromkeys(names, sizes), "micro_batch_size": sizes}
+    assert find({**ONE, **listed}) == find({**ONE, **dict.fromkeys(listed, "auto")})
+    none = {**ONE, **listed, "data_parallel_size": [3]}
+    with pytest.raises(UserError, match="no candidate of the space is legal"):
+        find(none)
+
+
+@pytest.mark.parametrize("value", [[[1, 2]], {"a": 1}, [{"a": 1}]])
+def test_values_that_are_no_plain_values_are_refused(find: Find, value: Any) -> None:
+    with pytest.raises(UserError, match="takes a list of whole numbers or `auto`, not"):
+        find({**ONE, "tensor_model_parallel_size": value})

@@ -45,7 +45,7 @@ OPTIONS: Mapping[str, str] = {
     "shared_gate": "`moe_shared_expert_gate`",
     "on_cpu": "the kernels of processors, which keep other masks and statistics than those of devices",
 }
-"""What a layer may have besides its kind. Biases keep nothing."""
+"""Options that a layer may have besides its kind. Biases keep nothing."""
 
 _ARGUMENTS = {
     "layer_norm": "normalization",
@@ -74,7 +74,7 @@ Terms = Mapping[str, int]
 
 @dataclass(frozen=True)
 class LayerKind:
-    """What decides which tensors a layer keeps; sizes and degrees decide how large they are."""
+    """The properties that decide which tensors a layer keeps; sizes and degrees decide how large they are."""
 
     implementation: str
     """torch or local."""

@@ -1,4 +1,4 @@
-"""What one micro-batch in one model chunk keeps on a rank, and what its passes need beside that."""
+"""The memory of one micro-batch in one model chunk on a rank: kept, and needed for its passes beside that."""
 
 from __future__ import annotations
 

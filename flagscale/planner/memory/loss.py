@@ -1,4 +1,4 @@
-"""What the last norm, the output layer and the loss keep and need on a rank of the last stage."""
+"""The memory of the last norm, the output layer and the loss on a rank of the last stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layers of one stage keep for one micro-batch, and what their backward passes need beside that."""
+"""The memory of a stage's layers for one micro-batch: kept, and needed in backward passes beside that."""
 
 from __future__ import annotations
 

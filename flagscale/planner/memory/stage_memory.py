@@ -61,7 +61,7 @@ class StageMemory:
 
 
 RESERVE = 0.05
-"""What the allocator reserves beyond the allocated peak, relative to it: 2.8 to 7.9 % in SimuMax's runs."""
+"""The allocator's reserve beyond the allocated peak, relative to it: 2.8 to 7.9 % in SimuMax's runs."""
 
 
 class Moment(NamedTuple):
@@ -82,11 +82,6 @@ def memory(training: Training) -> tuple[StageMemory, ...]:
     of_mesh = {stage.mesh: stage for stage in training.layout.stages}
     layers = {mesh: stage_layers(training, stage) for mesh, stage in of_mesh.items()}
     return tuple(_stage_memory(training, stage, layers[stage.mesh]) for stage in training.layout.stages)
-
-
-def stage_memory(training: Training, stage: Stage) -> StageMemory:
-    """Return the memory of each rank of one stage; raises as `memory`."""
-    return _stage_memory(training, stage, stage_layers(training, stage))
 
 
 def _stage_memory(training: Training, stage: Stage, layers: Layers) -> StageMemory:

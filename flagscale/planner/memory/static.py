@@ -1,4 +1,4 @@
-"""What a rank holds throughout a step: parameters, gradients, the optimizer's states, buffers that stay."""
+"""Memory that is held throughout a step: parameters, gradients, the optimizer's states, buffers that stay."""
 
 from __future__ import annotations
 

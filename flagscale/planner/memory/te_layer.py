@@ -1,4 +1,4 @@
-"""What a layer of TransformerEngine keeps, by formula: such layers cannot run without CUDA.
+"""The bytes that a layer of TransformerEngine keeps, by formula: such layers cannot run without CUDA.
 
 From the code of Megatron-core 0.19.2 (`attention.py`, `multi_latent_attention.py`, `mlp.py`, `experts.py`,
 `token_dispatcher.py`) and of TransformerEngine 2.11 (`layernorm_linear.py`, `backends.py`,

@@ -26,7 +26,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Route:
-    """What connects devices of two types."""
+    """The connection between devices of two types."""
 
     link: Link
     through_host: bool = False

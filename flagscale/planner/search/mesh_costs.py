@@ -1,4 +1,4 @@
-"""What a search asks of a cost model: seconds and bytes of one layer in a mesh of given degrees.
+"""The costs that a search needs: seconds and bytes of one layer in a mesh of given degrees.
 
 The search rates millions of pipelines with these few numbers; the best are rated again by the models of
 whole trainings (`step_time.py`, `memory.py`).

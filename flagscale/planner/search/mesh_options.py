@@ -28,7 +28,7 @@ class Option(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """What all meshes have in common: the engine takes these arguments once for all ranks."""
+    """The arguments that all meshes have in common, because the engine takes them once for all ranks."""
 
     modules: tuple[str, ...] = ()
     """Recomputed in every layer; without any, each stage may recompute some of its layers."""

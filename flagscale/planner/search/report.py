@@ -1,4 +1,4 @@
-"""What a search reports: what was considered, why the runner-up lost, or what is missing if nothing fits."""
+"""The report of a search: what was considered, why the runner-up lost, or what is missing if nothing fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search of plans searches: a training's legal degrees on a cluster, and their costs."""
+"""The space of a search of plans: a training's legal degrees on a cluster, and their costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flagscale.planner.search.mesh_options import Mode, Option, divisors, option
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched."""
+    """The input of a search."""
 
     cluster: Cluster
     costs: Costs
@@ -44,7 +44,7 @@ class Setup(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a search has looked at."""
+    """How much a search has looked at."""
 
     combined: int = 0
     """Combinations of order, degrees and stages, without options that others beat in every respect."""

@@ -1,4 +1,4 @@
-"""What a search has found: as a training, as the engine's arguments, with its estimate."""
+"""The plans that a search has found: as trainings, as the engine's arguments, with their estimates."""
 
 from __future__ import annotations
 

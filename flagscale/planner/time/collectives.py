@@ -28,7 +28,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Network:
-    """What the links of one kind of chip reach, in bytes per second, device and direction; 0: unknown."""
+    """The rates of the links of one kind of chip, in bytes per second, device and direction; 0: unknown."""
 
     chip: str
     domain: int

@@ -39,10 +39,8 @@ CAPTURED = {
     "moe_router": ("norm", "router", "shared"),
     "moe_preprocess": (),
 }
-"""The operations that a CUDA graph of one of the engine's `cuda_graph_modules` starts without the host.
-
-If only one half of a layer is captured, the norm and the sum of the other half count with it.
-"""
+"""The operations that a CUDA graph of one of the engine's `cuda_graph_modules` starts without the host. If
+only one half of a layer is captured, the norm and the sum of the other half count with it."""
 
 
 @dataclass(frozen=True)

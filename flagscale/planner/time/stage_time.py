@@ -36,7 +36,7 @@ class ChunkTime:
 
 
 class MeshTimes:
-    """What all stages of a mesh have in common: the chip's rates, and the time of each kind of layer."""
+    """The chip's rates and the time of each kind of layer, which all stages of a mesh have in common."""
 
     def __init__(self, training: Training, number: int, constants: Constants) -> None:
         block = training.blocks[number]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
-from flagscale.planner.schedule import Durations, Timeline, walk
 from flagscale.planner.time.constants import Constants, constants
 from flagscale.planner.time.stage_time import MeshTimes, StageTimes
+from flagscale.planner.time.timeline import Durations, Timeline, walk
 from flagscale.planner.training import Training
 
 DEFAULT = constants()

@@ -17,6 +17,7 @@ from flagscale.checks.megatron import rule_violations
 from flagscale.checks.recompute import LISTS, chunk_layers
 from flagscale.checks.worker import argument_violations
 from flagscale.errors import Problem, UserError, Violation
+from flagscale.frozen import replace
 from flagscale.planner.tuning.space import (
     AUTO,
     DEGREES,
@@ -48,6 +49,7 @@ def candidates(space: Space) -> tuple[Changes, ...]:
         UserError: there are none, with the rules that removed the last ones; or more than `MOST`, with the
             number of values of each dimension.
     """
+    space = _without_impossible(space)
     found: Sequence[Changes] = [{}]
     for level in (_degrees, _chunks, _micro_batches):
         found = _legal(space, level(space, found), neutral=True)
@@ -59,6 +61,28 @@ def candidates(space: Space) -> tuple[Changes, ...]:
     if (most := len(found) * prod(each) * settings) > MOST:
         raise UserError([_too_many(space, most, settings)])
     return tuple(_legal(space, _whole(space, found, others), neutral=False))
+
+
+_MANY = 100_000
+"""Combinations that are checked in about a second."""
+
+
+def _without_impossible(space: Space) -> Space:
+    """Return a huge space without sizes that are illegal whatever the rest is; others unchanged.
+
+    Those of a small space stay, because messages say which rule removed how many candidates.
+    """
+    names = (*DEGREES, PER_CHUNK, MICRO)
+    if prod(len(space.choices[name]) for name in names) <= _MANY:
+        return space
+    layers, batch = int(space.values.get("num_layers") or 1), int(space.values["global_batch_size"])
+    wholes = {**dict.fromkeys(DEGREES, space.world_size), MICRO: batch}
+    kept = {
+        name: tuple(size for size in space.choices[name] if whole % size == 0)
+        for name, whole in wholes.items()
+    }
+    kept[PER_CHUNK] = tuple(dict.fromkeys(size if size < layers else 0 for size in space.choices[PER_CHUNK]))
+    return replace(space, choices={**space.choices, **{name: one for name, one in kept.items() if one}})
 
 
 _NEUTRAL: Changes = {

@@ -16,6 +16,7 @@ from flagscale.planner.tuning.space import (
     SEQUENCE,
     Changes,
 )
+from flagscale.planner.tuning.tried import TRIALS_EACH, Tried, contenders, key_of, standings, to_repeat
 
 
 @dataclass(frozen=True)
@@ -30,31 +31,19 @@ class Candidate:
     reported_bytes: float = 0.0
     """Allocated by the rank that reports its memory (the last one), which a trial is compared with."""
     features: tuple[float, ...] = ()
-    """What errors of estimates depend on; see `residuals`."""
+    """Features that errors of estimates depend on; see `residuals`."""
     memory_factor: float = 1.0
     """The 95 % side of the published error of memory: an estimate times this is rarely exceeded."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What a trial of a candidate has shown."""
-
-    changes: Changes
-    seconds: float | None = None
-    """Per step; None: it was not measured."""
-    is_out_of_memory: bool = False
-    failure: str = ""
-    """Why it was not measured."""
-
-
-@dataclass(frozen=True)
 class Known:
-    """What is known while tuning, besides the candidates."""
+    """The knowledge of a tuning, besides the candidates."""
 
     calibration: Calibration | None = None
     """The constants refitted to the trials; None before the first one."""
     residuals: Residuals | None = None
-    """What trials have taught about the errors that remain; None before the first one."""
+    """The errors that remain, as trials have shown; None before the first one."""
     capacity: float = 0.0
     """Bytes that a process can use on a device; 0: unknown, and nothing is dropped for its size."""
 
@@ -97,6 +86,8 @@ class Proposal:
     why: str
     dropped: Mapping[str, int] = field(default_factory=dict)
     """How many untried candidates are left out, by reason."""
+    left: int = 0
+    """How many candidates, this one included, may still be tried by what is known now."""
 
 
 FAILURES = 3
@@ -106,9 +97,34 @@ FAILURES = 3
 def propose(
     candidates: Sequence[Candidate], tried: Sequence[Tried], known: Known, limits: Limits
 ) -> Proposal:
-    """Return the candidate to try next, or the reason to stop. Trials of other candidates count as well."""
+    """Return the candidate to try next, or the reason to stop.
+
+    At the end of the search, the fastest are tried again as long as they cannot be told apart.
+    """
+    found = _untried(candidates, tried, known, limits)
+    again = to_repeat(fastest := standings(tried))
+    if again is None or _spent(limits):
+        return found
+    trials = limits.trials_left
+    if found.candidate and (trials is None or trials > min(_KEPT, (trials + len(tried)) // _KEPT_PART)):
+        return found
+    close = contenders(fastest)
+    key = key_of(again.changes)
+    why = f"again: the {len(close)} fastest cannot be told apart yet"
+    left = sum(TRIALS_EACH - one.trials for one in close)
+    return Proposal(next(one for one in candidates if key_of(one.changes) == key), why, found.dropped, left)
+
+
+_KEPT, _KEPT_PART = 3, 4
+"""Of the trials that `max_trials` allows, up to three (a quarter) are kept for repetitions at the end."""
+
+
+def _untried(
+    candidates: Sequence[Candidate], tried: Sequence[Tried], known: Known, limits: Limits
+) -> Proposal:
+    """Return the candidate to try for the first time, or why there is none."""
     measured = [one for one in tried if one.seconds is not None]
-    best = min((one.seconds for one in measured if one.seconds), default=None)
+    best = min((one.seconds for one in standings(tried)), default=None)
     done = {key_of(one.changes) for one in tried}
     untried = [one for one in candidates if key_of(one.changes) not in done]
     too_large = [one.changes for one in tried if one.is_out_of_memory]
@@ -117,16 +133,16 @@ def propose(
         return Proposal(None, "every candidate has been tried", dropped)
     if not fitting:
         return Proposal(None, "no other candidate fits into the memory of a device", dropped)
-    if limits.trials_left is not None and limits.trials_left <= 0:
-        return Proposal(None, "`max_trials` trials have run", dropped)
-    if limits.seconds_left is not None and limits.seconds_left <= 0:
-        return Proposal(None, "`max_time` has passed", dropped)
+    if spent := _spent(limits):
+        return Proposal(None, spent, dropped)
     if not measured and (same := _repeated(tried)):
         return Proposal(None, f"{FAILURES} trials have failed in the same way: {same}", dropped)
     if limits.tries_all:
-        return Proposal(_in_order(fitting, known, limits.priority), "the next of the grid", dropped)
+        one = _in_order(fitting, known, limits.priority)
+        return Proposal(one, "the next of the grid", dropped, len(fitting))
     if best is None or not known.residuals:
-        return Proposal(min(fitting, key=known.seconds), "the fastest by what is expected", dropped)
+        one = min(fitting, key=known.seconds)
+        return Proposal(one, "the fastest by what is expected", dropped, len(fitting))
     hopeful = [one for one in fitting if known.lowest(one) < best]
     if not hopeful:
         why = "no other candidate can be faster than the best, within the stated error of the estimates"
@@ -134,12 +150,16 @@ def propose(
     if slower := len(fitting) - len(hopeful):
         dropped = {**dropped, "cannot be faster than the best": slower}
     # The one that may be fastest, not the one that probably is: what is least certain teaches most.
-    return Proposal(min(hopeful, key=known.lowest), "it may be the fastest", dropped)
+    return Proposal(min(hopeful, key=known.lowest), "it may be the fastest", dropped, len(hopeful))
 
 
-def key_of(changes: Changes) -> tuple[tuple[str, str], ...]:
-    """Return changes as a key that does not depend on their order."""
-    return tuple(sorted((name, repr(value)) for name, value in changes.items()))
+def _spent(limits: Limits) -> str:
+    """Return which limit has been reached; "" if none."""
+    if limits.trials_left is not None and limits.trials_left <= 0:
+        return "`max_trials` trials have run"
+    if limits.seconds_left is not None and limits.seconds_left <= 0:
+        return "`max_time` has passed"
+    return ""
 
 
 def _fitting(

@@ -1,4 +1,4 @@
-"""What trials teach about the errors of estimates: Bayesian linear regression of log(measured / estimated).
+"""The errors of estimates, learnt from trials: Bayesian linear regression of log(measured / estimated).
 
 An estimate that is wrong is so for a reason, which other candidates share: tensor parallelism costs more on
 this machine, small micro-batches less. So the logarithm of the error is a sum of one weight per doubling of

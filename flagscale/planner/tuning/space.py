@@ -94,7 +94,8 @@ def read_space(
                 )
                 said = f"not {wrong[0]!r}" if wrong else "but it is empty"
                 problems.append(Problem(f"`{name}` takes a list of {kind} or `auto`, {said}", place))
-            choices[name] = tuple(dict.fromkeys(listed))
+            else:
+                choices[name] = tuple(dict.fromkeys(listed))
     if choices[USE] == (False,):
         problems += (
             Problem(
@@ -111,7 +112,10 @@ def read_space(
 _OF_THE_TRAINING = (
     *("global_batch_size", "seq_length", "num_layers", "hidden_size", "ffn_hidden_size"),
     *("num_attention_heads", "num_query_groups", "num_experts", "moe_router_topk", "moe_ffn_hidden_size"),
-    *("vocab_size", "train_iters", "train_samples", "lr", "min_lr", "seed"),
+    *("vocab_size", "lr", "min_lr", "seed", "optimizer", "weight_decay", "clip_grad", "mtp_num_layers"),
+    *("kv_channels", "multi_latent_attention", "normalization", "swiglu", "position_embedding_type"),
+    *("hidden_dropout", "attention_dropout", "untie_embeddings_and_output_weights", "mock_data"),
+    *("max_position_embeddings", "tokenizer_type", "tokenizer_model", "data_path", "train_data_path"),
 )
 """Arguments whose values cannot be compared by the time of a step: they make another training."""
 _SWITCHES = (SEQUENCE, DISTRIBUTED, USE)

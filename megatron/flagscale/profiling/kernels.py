@@ -1,4 +1,4 @@
-"""What one rank computes: products, grouped products, attention, copies, the smallest kernel.
+"""The kernels of one rank: products, grouped products, attention, copies, the smallest kernel.
 
 Every function yields rows in the form of `flagscale.planner.curves`, the smallest sizes first, and an empty
 row for each size that would take too long.
