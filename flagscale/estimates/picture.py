@@ -69,8 +69,8 @@ def _bar(group: Sequence[StageEstimate], y: float, scale: float, colours: dict[s
 
 def _label(group: Sequence[StageEstimate]) -> str:
     """Return the name of a bar; there is room for the chips of our table beside two numbers of stages."""
-    text = f"stage {stages_text(group)}, {group[0].chip.name}"
-    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+    name = f"stage {stages_text(group)}, {group[0].chip.name}"
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _legend(names: Sequence[str], colours: dict[str, str], top: float) -> Iterator[str]:
