@@ -51,6 +51,8 @@ _ALL = 0
 
 def main() -> None:
     given = _parser().parse_args()
+    if given.repeats < 2:
+        raise SystemExit("error: --repeats is at least 2: one round finds the best, one compares")
     folder: Path = given.folder.absolute()
     request = _request(given, folder)
     tuning = begin(request, prepare(request, "benchmark"), print)

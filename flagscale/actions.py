@@ -188,8 +188,14 @@ def _recorded(request: Request, *, or_trial: bool = True, quiet: bool = False) -
     run_dir = _share(request, load_run_location(request.config, request.source_map).exp_dir)
     plan = RunDir(run_dir).read_plan()
     if plan is None and not quiet:
-        _complain(f"nothing was started in {run_dir}")
+        _complain(f"nothing was started in {run_dir}{_trials_of(_tuner(request))}")
     return plan
+
+
+def _trials_of(tuner: TunerDir) -> str:
+    """Return where the runs of a tuner that has ended are; "" if there was none."""
+    trials = f"experiment.exp_dir={tuner.path}/task_N"
+    return f"; for a trial of its tuner, use {trials}" if tuner.state.exists() else ""
 
 
 def _share(request: Request, folder: Path) -> Path:

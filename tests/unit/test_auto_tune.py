@@ -175,6 +175,8 @@ def test_it_continues_where_it_was_interrupted(
     assert "continues after" in capsys.readouterr().out
     assert command("query") == 0
     assert "tuning has ended" in capsys.readouterr().out
+    assert command("logs") == 3
+    assert f"use experiment.exp_dir={files.path}/task_N" in capsys.readouterr().err
     before = len(STARTED)
     assert tune(NO_RUN) == 0
     assert len(STARTED) == before, "nothing is tried again"

@@ -32,7 +32,6 @@ RECOMPUTED = {
 }
 """The operations that the engine's `recompute_modules` compute again."""
 
-
 CAPTURED = {
     "attn": ("norm", "qkv", "down", "up", "rope", "core_attn", "proj", "add"),
     "mlp": ("norm", "fc1", "act", "fc2", "add"),
