@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from flagscale import platforms
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
-from flagscale.errors import Problem, UserError, nearest
+from flagscale.errors import Problem, UserError, closest, nearest
 from flagscale.estimates.own_chips import Entry, read_chips
 from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, chip_of, chip_table
@@ -97,7 +97,9 @@ def _unknown(name: str, where: str, entries: Entries) -> Problem:
         what = f"`{name}` may be {' or '.join(variants)}"
         return Problem(what, where, f"use one of these names, or a line `{name}: CHIP` in experiment.chips")
     if name not in platforms.names():
-        hint = nearest(name, entries)
+        written = {one.upper(): one for one in entries}
+        meant = closest(name.upper(), written)
+        hint = f"did you mean `{written[meant]}`?" if meant else nearest(name, entries)
         return Problem(f"unknown chip `{name}`", where, f"{hint}; {_OWN}" if hint else _OWN)
     if platforms.find(name).is_host_processor:
         what = f"no figures of `{name}` are known: every machine has its own"

@@ -127,6 +127,10 @@ def _wrong_group(name: str, value: Any, where: str) -> Iterator[Problem]:
     for figure, number in value.items():
         if figure not in (*GROUPS[name], *_TEXTS):
             yield Problem(f"unknown figure `{name}.{figure}`", where, nearest(str(figure), GROUPS[name]))
+        elif figure == "world":
+            if number is not None and (type(number) is not int or number < 1):
+                what = f"`{name}.world` must be a whole number of at least 1, not {number!r}"
+                yield Problem(what, where)
         elif figure in GROUPS[name]:
             yield from _wrong_number(f"{name}.{figure}", number, where)
 

@@ -345,6 +345,12 @@ def test_what_the_planner_does_not_know_is_no_mistake_and_names_its_key(estimate
     assert (code, err.partition(":")[0]) == (2, "cannot estimate")
 
 
+def test_a_misspelt_chip_is_recognized_whatever_its_case(estimate: Estimate) -> None:
+    code, _, err = estimate(chip="h10")
+    assert code == 2
+    assert "did you mean `H100`?" in err
+
+
 def test_steps_of_the_last_size_of_a_schedule_are_estimated(estimate: Estimate) -> None:
     plain = tree_of(estimate, "train.model.global_batch_size=32")
     grows = ("train.model.global_batch_size=null", "train.step_batch_size_schedule='0:8 1M:32'")

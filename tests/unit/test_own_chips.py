@@ -77,6 +77,11 @@ def test_every_entry_of_our_table_is_in_the_form_that_users_may_write(tmp_path: 
         ({**ENTRY, "bf16_tflops_dense": -1}, "`bf16_tflops_dense` must be a number"),
         ({**ENTRY, "bf16_tflops_dense": True}, "must be a number, not True"),
         ({**ENTRY, "intra_node": 600}, "`intra_node` must be a group of gb_s, world"),
+        ({**ENTRY, "intra_node": {"gb_s": 64, "world": [4, 8]}}, "`intra_node.world` must be a whole number"),
+        (
+            {**ENTRY, "intra_node": {"gb_s": 64, "world": 0.5}},
+            "must be a whole number of at least 1, not 0.5",
+        ),
         ({**ENTRY, "intra_node": {"gb_s": 64}}, "`intra_node.world` is required"),
         ({**ENTRY, "inter_node": {"gbit_s": 1}}, "unknown figure `inter_node.gbit_s`"),
         ({**ENTRY, "measured": 3}, "`measured` must be a group"),
