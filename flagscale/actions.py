@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from flagscale import registry
 from flagscale.config.command import CommandOptions, Request, load_command_keys, load_run_location
+from flagscale.config.secrets import masks
 from flagscale.errors import FlagScaleError, Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.remote import launcher
@@ -290,8 +291,18 @@ def _short_estimate(prepared: Prepared, chip: str, request: Request) -> ShortEst
     return short_estimate(prepared.job, prepared.experiment, chip, request.source_map)
 
 
+def _refuse_masks(prepared: Prepared) -> None:
+    """Raise FlagScaleError for a secret of a recorded configuration, with which the job would fail later."""
+    experiment = prepared.experiment
+    trees = {"experiment.envs": experiment.envs.model_dump(), experiment.task.type: experiment.arguments}
+    if found := [one for path, tree in trees.items() for one in masks(tree, path)]:
+        given = " ".join(f"'{one}=${{oc.env:{one.rpartition('.')[2].upper()}}}'" for one in found)
+        raise FlagScaleError(f"secrets are masked in the files that FlagScale writes; give them: {given}")
+
+
 def _start(prepared: Prepared) -> tuple[LaunchPlan, str]:
     """Start or submit the job; return its plan and what its runner says about it."""
+    _refuse_masks(prepared)
     runner = runner_of(prepared.plan)
     if (tuner := TunerDir.of(prepared.experiment.exp_dir)).is_held():
         what = f"a tuner is running in {tuner.path}, and the job would take the devices from its trials"
