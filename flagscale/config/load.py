@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from flagscale import registry
 from flagscale.config.command import COMMAND_KEYS, absolute
 from flagscale.config.resolve import resolve
 from flagscale.config.schema import Experiment, ExperimentSection, Task
-from flagscale.config.secrets import MASK, is_secret
+from flagscale.config.secrets import is_secret
 from flagscale.config.source_map import SourceMap
 from flagscale.config.v060 import translate as v060
 from flagscale.errors import Problem, closest, nearest
@@ -39,7 +39,7 @@ class Loaded:
 def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     """Return the checked experiment, its mistakes, and notices about translated v0.6.0 keys."""
     tree, failed = resolve(config, source_map)
-    problems = [*failed.values(), *_masked(tree, "", source_map)]
+    problems = list(failed.values())
     notices = v060.translate_experiment(tree, source_map, problems)
     reported = {problem.where for problem in problems}
     wrong = set(failed)
@@ -60,19 +60,6 @@ def load_experiment(config: DictConfig, source_map: SourceMap) -> Loaded:
     has_task = is_available and has_group
     experiment = _experiment(section.model_copy(update={"task": meant}), arguments)
     return Loaded(experiment, tuple(problems), tuple(notices), frozenset(wrong), has_task)
-
-
-def _masked(tree: Mapping[str, Any], path: str, source_map: SourceMap) -> Iterator[Problem]:
-    """Yield the secrets that a file of ours does not hold, with which a job would fail much later."""
-    for key, value in tree.items():
-        child = f"{path}.{key}" if path else str(key)
-        if isinstance(value, dict):
-            yield from _masked(value, child, source_map)
-        elif value == MASK and is_secret(str(key)):
-            what = "this file was written by FlagScale, which masks the values of secrets"
-            yield Problem(
-                what, source_map.where(child), f"give it, for example with '{child}=${{oc.env:{key}}}'"
-            )
 
 
 def read_section[Keys: BaseModel](

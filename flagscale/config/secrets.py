@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MASK = "********"
@@ -27,3 +27,11 @@ def masked(tree: Any, name: str = "") -> Any:
         return [masked(value, name) for value in tree]
     is_empty = tree is None or tree == "" or isinstance(tree, bool)
     return MASK if is_secret(name) and not is_empty else tree
+
+
+def masks(tree: Any, path: str) -> Iterator[str]:
+    """Yield the paths of secrets that are masked, because a file that FlagScale wrote does not hold them."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        if value == MASK and is_secret(str(key)):
+            yield f"{path}.{key}"
+        yield from masks(value, f"{path}.{key}")

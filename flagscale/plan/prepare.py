@@ -13,6 +13,7 @@ from flagscale import platforms
 from flagscale.config.command import Request
 from flagscale.config.recorded import recorded_yaml
 from flagscale.config.schema import Experiment
+from flagscale.config.secrets import masks
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.base import Engine
 from flagscale.errors import Problem, UserError
@@ -53,6 +54,8 @@ def prepare(request: Request, run_id: str | None = None, *, only_plans: bool = F
     source_map = request.source_map
     checked = check_stages(request.config, source_map, only_plans)
     experiment, engine, job, share = checked.experiment, checked.engine, checked.job, checked.share
+    if not only_plans and (problems := _masked(experiment, source_map)):
+        raise UserError(problems)
     names = {host.platform for host in job.hosts}
     kinds = {name: platforms.find(name, hostfile_type(experiment)) for name in names}
     started = run_id or new_run_id(experiment.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2))
@@ -97,6 +100,20 @@ def _fewer_hosts(experiment: Experiment, engine: Engine, job: Job, source_map: S
             [Problem(what, where, "set nnodes to a single number, or change the keys that it names")]
         )
     return tuple(fitting)
+
+
+def _masked(experiment: Experiment, source_map: SourceMap) -> list[Problem]:
+    """Return the secrets that a file of ours does not hold, with which the job would fail much later."""
+    trees = {"experiment.envs": experiment.envs.model_dump(), experiment.task.type: experiment.arguments}
+    return [
+        Problem(
+            "this file was written by FlagScale, which masks the values of secrets",
+            source_map.where(path),
+            f"give it, for example with '{path}=${{oc.env:{path.rpartition('.')[2].upper()}}}'",
+        )
+        for section, tree in trees.items()
+        for path in masks(tree, section)
+    ]
 
 
 def _config_text(experiment: Experiment, texts: Mapping[str, str]) -> str:

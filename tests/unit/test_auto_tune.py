@@ -328,6 +328,22 @@ def test_an_unknown_chip_is_refused_where_it_is_of_no_use_too(
     assert STARTED == []
 
 
+def test_a_job_is_not_started_with_masks_for_secrets(
+    tune: Tune, files: TunerDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune(NO_RUN, "+experiment.envs.HF_TOKEN=hf_1") == 0
+    before = len(STARTED)
+    words = ["--config-path", str(files.path), "--config-name", "best"]
+    assert main([*words, "action=dryrun"]) == 0
+    assert main([*words, "action=run"]) == 2
+    error = capsys.readouterr().err
+    assert "masks the values of secrets" in error
+    assert "'train.wandb_api_key=${oc.env:WANDB_API_KEY}'" in error
+    assert len(STARTED) == before
+    given = ("experiment.envs.HF_TOKEN=hf_1", "experiment.envs.SERVICE_TOKEN=x", "train.wandb_api_key=x")
+    assert main([*words, "action=run", *given]) == 0
+
+
 def test_keys_of_v060(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:
     old = (
         "+experiment.auto_tuner.control={interval: 10, max_time_per_task: 300, run_best: false}",

@@ -86,14 +86,6 @@ def test_it_is_recorded_as_given(
     assert again.envs == Environment(**{**secret.envs.model_dump(), "HF_TOKEN": MASK})
 
 
-def test_a_masked_secret_is_refused_before_a_job_fails_with_it(
-    mistakes: Callable[..., list[Problem]],
-) -> None:
-    (problem,) = mistakes(TEXT, f"experiment.envs.HF_TOKEN='{MASK}'")
-    assert "masks the values of secrets" in problem.what
-    assert "'experiment.envs.HF_TOKEN=${oc.env:HF_TOKEN}'" in problem.hint
-
-
 def test_only_keys_that_differ_from_their_default_are_recorded(load: Callable[..., Experiment]) -> None:
     """So that a new key with a default does not change recorded configurations."""
     experiment = load(EXPERIMENT, "experiment.runner.max_restarts=0", "experiment.cmds.after_stop=''")
