@@ -171,6 +171,16 @@ def test_meshes_of_unequal_chips() -> None:
     )
 
 
+def test_instances_of_the_optimizer_hold_larger_parts_and_add_their_gradients() -> None:
+    numerics = Numerics(distributed=True)
+    one, two = (step_time(training(dp=8, numerics=replace(numerics, instances=number))) for number in (1, 2))
+    assert two.optimizer_s > 1.5 * one.optimizer_s
+    assert two.communication_s > one.communication_s
+    assert step_time(training(dp=8, numerics=Numerics(instances=2))) == step_time(
+        training(dp=8, numerics=Numerics())
+    )
+
+
 def test_tied_embeddings_are_added_between_the_ends() -> None:
     tied = shape(32, tied=True)
     assert seconds(model=tied, pp=2) > seconds(pp=2)

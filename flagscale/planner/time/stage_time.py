@@ -96,17 +96,21 @@ class StageTimes:
         self._weights = weights
 
     @cached_property
-    def shares(self) -> tuple[tuple[int, Group], ...]:
-        """Elements of a rank's weights, and the ranks over which their gradients are reduced."""
+    def shares(self) -> tuple[tuple[int, Group, Group], ...]:
+        """Elements of a rank's weights, the ranks over which an optimizer's states of them are divided, and
+        those that have the same part in another instance of the optimizer.
+        """
         training, stage = self.training, self.stage
         block, mesh = training.blocks[stage.mesh], training.layout.meshes[stage.mesh]
-        dense, expert = self._weights or self.of_mesh.weights(training, stage)
-        experts = block.expert_tp * mesh.ep
-        copies, expert_copies = training.copies(stage)
-        return (
-            (dense, self.network.group(copies, stage.tp)),
-            (expert, self.network.group(expert_copies, experts)),
-        )
+        weights = self._weights or self.of_mesh.weights(training, stage)
+        strides = stage.tp, block.expert_tp * mesh.ep
+        instances = training.numerics.instances if training.numerics.distributed else 1
+        found = []
+        for count, copies, stride in zip(weights, training.copies(stage), strides, strict=True):
+            owners = max(1, copies // instances)
+            twins = self.network.group(copies // owners, stride * owners)
+            found.append((count, self.network.group(owners, stride), twins))
+        return tuple(found)
 
     def chunks(self) -> tuple[ChunkTime, ...]:
         """Return the times of all model chunks."""
@@ -117,10 +121,13 @@ class StageTimes:
         numerics, network = self.training.numerics, self.network
         if numerics.distributed:
             return sum(
-                network.gather(numerics.gradient_bytes * count, group, "reduce_scatter")
-                for count, group in self.shares
+                network.gather(numerics.gradient_bytes * count, owners, "reduce_scatter")
+                + network.reduce(numerics.gradient_bytes * count / owners.size, twins)
+                for count, owners, twins in self.shares
             )
-        return sum(network.reduce(numerics.gradient_bytes * count, group) for count, group in self.shares)
+        return sum(
+            network.reduce(numerics.gradient_bytes * count, owners) for count, owners, _ in self.shares
+        )
 
     def gather_s(self) -> float:
         """Return the seconds in which the distributed optimizer gathers parameters, if nothing hides them."""
@@ -128,7 +135,7 @@ class StageTimes:
         if not numerics.distributed:
             return 0.0
         return sum(
-            self.network.gather(numerics.parameter_bytes * count, group) for count, group in self.shares
+            self.network.gather(numerics.parameter_bytes * count, owners) for count, owners, _ in self.shares
         )
 
     def update_s(self) -> float:
@@ -138,8 +145,8 @@ class StageTimes:
         clears the whole buffer of gradients.
         """
         numerics = self.training.numerics
-        own = sum(count / (group.size if numerics.distributed else 1) for count, group in self.shares)
-        whole = sum(count for count, _ in self.shares)
+        own = sum(count / (owners.size if numerics.distributed else 1) for count, owners, _ in self.shares)
+        whole = sum(count for count, _, _ in self.shares)
         per_element = 2 * numerics.state_bytes + 2 * numerics.gradient_bytes + numerics.parameter_bytes
         return self.of_mesh.speeds.move(own * per_element + whole * numerics.gradient_bytes)
 
