@@ -149,20 +149,20 @@ def test_the_text_has_a_table_the_split_of_a_step_and_what_limits(estimate: Esti
 @pytest.fixture
 def example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], str]:
-    """Return the estimate of an example on H100."""
+) -> Callable[..., str]:
+    """Return what a command prints for an example; by default its estimate on H100."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
 
-    def example(name: str) -> str:
+    def example(name: str, *words: str) -> str:
         where = ["--config-path", "./examples/aquila/conf", "--config-name", name]
-        assert main([*where, "action=estimate", "chip=H100"]) == 0
+        assert main([*where, *(words or ("action=estimate", "chip=H100"))]) == 0
         return capsys.readouterr().out
 
     return example
 
 
-def test_an_example_has_the_golden_estimate(example: Callable[[str], str]) -> None:
+def test_an_example_has_the_golden_estimate(example: Callable[..., str]) -> None:
     """`UPDATE_GOLDEN=1` rewrites it; the constants and the error table of the planner change it."""
     golden, text = ROOT / "tests" / "golden" / "estimate_aquila_7b.txt", example("config_7b")
     if os.environ.get("UPDATE_GOLDEN"):
@@ -193,14 +193,32 @@ def test_every_example_of_a_training_can_be_estimated(
     assert json.loads(out)["step"]
 
 
-def test_the_docs_show_a_real_estimate(example: Callable[[str], str]) -> None:
+def test_the_docs_show_a_real_estimate(example: Callable[..., str]) -> None:
     """`UPDATE_GOLDEN=1` rewrites it."""
     lines = (
         textwrap.fill(line, 116, subsequent_indent=" " * 6) for line in example("config_70b").splitlines()
     )
-    block = textwrap.indent("\n".join(lines), " " * 4)
+    require_in_docs("estimate", "\n".join(lines))
+
+
+def test_the_docs_show_the_line_of_a_dryrun_and_a_real_picture(
+    example: Callable[..., str], tmp_path: Path
+) -> None:
+    """`UPDATE_GOLDEN=1` rewrites both."""
+    of_mixed = example("config_mixed", "action=dryrun")
+    require_in_docs("dryrun", next(line for line in of_mixed.splitlines() if "memory: " in line).strip())
+    shown, drawn = ROOT / "docs" / "estimate.svg", tmp_path / "drawn.svg"
+    example("config_mixed", "action=estimate", f"picture={drawn}")
+    if os.environ.get("UPDATE_GOLDEN"):
+        shown.write_bytes(drawn.read_bytes())
+    assert drawn.read_bytes() == shown.read_bytes()
+
+
+def require_in_docs(name: str, text: str) -> None:
+    """Assert that the page of the planner shows a text as the example of this name."""
+    block = textwrap.indent(text, " " * 4)
     page = ROOT / "docs" / "planner.md"
-    begin, end = "<!-- example: estimate -->\n\n", "\n\n<!-- end -->"
+    begin, end = f"<!-- example: {name} -->\n\n", "\n\n<!-- end -->"
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     shown, _, after = rest.partition(end)
     if os.environ.get("UPDATE_GOLDEN"):
