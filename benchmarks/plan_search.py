@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.layouts import write
+from flagscale.checks.degrees import divisors
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.planner.chips import find_chip
 from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.search.cluster import Cluster, Pool
-from flagscale.planner.search.mesh_options import divisors
 from flagscale.planner.search.mesh_search import search
 from flagscale.planner.search.plans import best_plans, searched_space
 from flagscale.planner.search.space import Space

@@ -95,10 +95,10 @@ def prediction(folder: Path, experiment: Experiment, chip: str, chips: Path | No
     """Return what `action=estimate` says of a job, in the units of a row's `measured`."""
     own = {"chips": str(chips.absolute())} if chips else {}
     job = {**experiment, "experiment": {**experiment["experiment"], **own}}
-    told = json.loads(_run(folder, job, "action=estimate", "output=json", f"chip={chip}"))
-    step, stages = told["step"], told["stages"]
+    reported = json.loads(_run(folder, job, "action=estimate", "output=json", f"chip={chip}"))
+    step, stages = reported["step"], reported["stages"]
     if step is None:
-        raise SystemExit(f"the time is not estimated: {told['missing']}")
+        raise SystemExit(f"the time is not estimated: {reported['missing']}")
     return {
         "iteration_s": step["seconds"],
         "iteration_s_low": step["seconds_low"],

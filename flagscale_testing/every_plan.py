@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations, pairwise, permutations, product
 from random import Random
 
+from flagscale.checks.degrees import divisors
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
 from flagscale.frozen import replace
 from flagscale.planner.chips import Chip, Link
@@ -13,7 +14,7 @@ from flagscale.planner.model_shape import ModelShape
 from flagscale.planner.search.cluster import Cluster, Pool
 from flagscale.planner.search.layer_split import Part, Pipeline, Split, rated
 from flagscale.planner.search.mesh_costs import Costs
-from flagscale.planner.search.mesh_options import MOST_TOKENS, Mode, divisors, legal_degrees, rule_values
+from flagscale.planner.search.mesh_options import MOST_TOKENS, Mode, legal_degrees, rule_values
 from flagscale.planner.search.space import Space
 from flagscale.planner.training import Block, Numerics, Training
 from flagscale_testing.toy_costs import ToyCosts

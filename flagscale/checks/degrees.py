@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from math import isqrt
 from typing import Any
 
 from flagscale.checks.pipeline import interleaving_violation, model_chunks, pipeline_violations
@@ -35,6 +37,13 @@ class Degrees:
     def __str__(self) -> str:
         named = {"tp": self.tp, "pp": self.pp, "cp": self.cp, "dp": self.dp, "ep": self.ep, "vpp": self.vpp}
         return " x ".join(f"{name}{size}" for name, size in named.items() if size > 1) or "one rank"
+
+
+@cache
+def divisors(number: int) -> tuple[int, ...]:
+    """Return the divisors of a number, the least first."""
+    small = [one for one in range(1, isqrt(number) + 1) if number % one == 0]
+    return tuple(sorted({*small, *(number // one for one in small)}))
 
 
 def model_size(values: Mapping[str, Any]) -> int:

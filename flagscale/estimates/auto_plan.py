@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import groupby
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +29,7 @@ from flagscale.plan.stages import Checked, hosts_to_plan
 from flagscale.planner.estimate import Estimate, estimate
 from flagscale.planner.search.mesh_options import SEARCHED
 from flagscale.planner.search.plans import Found, best_plans
-from flagscale.planner.search.task_file import task_file
+from flagscale.planner.search.task_file import host_lines, task_file
 from flagscale.planner.training import Training
 from flagscale.values import Host, Job
 
@@ -80,13 +79,6 @@ class Chosen:
         return [*map(_place, self.hosts)] == [*map(_place, self.named)]
 
 
-def _host_lines(hosts: Sequence[Host], named: Sequence[Host]) -> Iterator[str]:
-    """Yield runs of equal hosts: `2 x slots=8 type=H100`."""
-    has_types = len({host.platform for host in named}) > 1
-    for (slots, kind), run in groupby(hosts, key=lambda host: (host.slots, host.platform)):
-        yield f"{len([*run])} x slots={slots}{f' type={kind}' if has_types else ''}"
-
-
 def _place(host: Host) -> tuple[str, int]:
     return host.name, host.slots
 
@@ -119,7 +111,8 @@ def auto_plan(request: Request, chip: str) -> Chosen:
         hosts = tuple(_taking_part(found, division.hosts))
         group = experiment.task.type
         keys = recorded_values({group: experiment.arguments}, checked.job.texts)[group]
-        lines = [*_host_lines(hosts, named)]
+        has_types = len({host.platform for host in named}) > 1
+        lines = [*host_lines((host.slots, host.platform if has_types else "") for host in hosts)]
         text = task_file(_without_others(keys), found.best, found.considered, hosts=lines)
         job = _job(checked, text, hosts)
         return Chosen(job, estimate(found.best.training), found, hosts, named, experiment.runner, text)
@@ -135,8 +128,8 @@ def _best(template: Training, ways: Sequence[Division], values: Mapping[str, Any
         except UserError as error:
             problems += error.problems
         else:
-            told = (*one.considered, *filter(None, [division.note]))
-            found.append((replace(one, considered=told), division))
+            sentences = (*one.considered, *filter(None, [division.note]))
+            found.append((replace(one, considered=sentences), division))
     if not found:
         raise UserError(problems[:1])
     return min(found, key=lambda pair: pair[0].best.seconds)

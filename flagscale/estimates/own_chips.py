@@ -8,20 +8,10 @@ from typing import Any
 
 from flagscale.config.documents import read_document
 from flagscale.errors import Problem, UserError, nearest
-from flagscale.planner.chips import chip_table
+from flagscale.planner.chips import PEAKS, chip_table
 from flagscale.planner.curves import curves_of
 
-FIGURES = (
-    "bf16_tflops_dense",
-    "fp16_tflops_dense",
-    "fp32_tflops_dense",
-    "fp8_tflops_dense",
-    "fp4_tflops_dense",
-    "memory_gb",
-    "hbm_gb_s",
-    "tdp_w",
-    "workspace_mib",
-)
+FIGURES = (*PEAKS.values(), "memory_gb", "hbm_gb_s", "tdp_w", "workspace_mib")
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "intra_node": ("gb_s", "world"),
     "inter_node": ("gbit_s_per_card",),

@@ -85,7 +85,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
     curves = curves_of(name, measured)
     flop_s = {
         precision: peak
-        for precision, key in _PEAKS.items()
+        for precision, key in PEAKS.items()
         if (peak := 1e12 * _number(entry.get(key)) or curves.best(precision))
     }
     is_bus = str(inside.get("protocol")).startswith("PCIe")
@@ -107,7 +107,7 @@ def chip_of(name: str, entry: Mapping[str, Any]) -> Chip:
     )
 
 
-_PEAKS = {
+PEAKS = {
     "bfloat16": "bf16_tflops_dense",
     "float16": "fp16_tflops_dense",
     "float32": "fp32_tflops_dense",

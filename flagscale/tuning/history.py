@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from flagscale.formats import count
 from flagscale.frozen import dataclass
 from flagscale.planner.tuning.space import (
     CP,
@@ -101,7 +102,7 @@ def counted(
     used = [one for one, why in zip(entries, reasons, strict=True) if not why]
     if not (others := list(filter(None, reasons))):
         return used, ""
-    trials = f"{len(others)} trial{'s' if len(others) > 1 else ''} of the history"
+    trials = f"{count(len(others), 'trial')} of the history"
     differ = "have" if len(others) > 1 else "has"
     return used, f"{trials} {differ} other {', '.join(dict.fromkeys(others))}: kept, but not used"
 

@@ -75,8 +75,8 @@ def prior_of(
     if not candidates:
         return _ranked(space, found, given, next(iter(problems)))
     if problems:
-        missing = [changes for changes in found if changes not in [one.changes for one in candidates]]
-        what = f"{count(len(missing), 'candidate')} of {len(found)} cannot be estimated, only ranked"
+        missing = count(len(found) - len(candidates), "candidate")
+        what = f"{missing} of {len(found)} cannot be estimated, only ranked"
         notices.append(f"{what}: {'; '.join(problems)}")
         candidates = _with_ranked(space, found, candidates)
     if not is_known:

@@ -18,8 +18,7 @@ Parts = dict[str, float]
 _EXPERT_CHOICE = 9
 """Bytes per token and expert of the router: scores and probabilities in float, and a map of choices."""
 
-
-_OUTPUT_TWICE = ("a2a", "allgather", "all_gather")
+_OUTPUT_TWICE = ("a2a", "all_gather")
 
 
 def layer_parts(

@@ -19,7 +19,7 @@ from flagscale.planner.time.collectives import Network, network
 from flagscale.planner.time.constants import Constants
 from flagscale.planner.time.speeds import Speeds, speeds
 from flagscale.planner.time.stage_time import MeshTimes, StageTimes
-from flagscale.planner.time.step_time import COPIES
+from flagscale.planner.time.step_time import crossing_s
 from flagscale.planner.training import Block, Recompute, Training
 
 Figures = tuple[float, ...]
@@ -92,16 +92,12 @@ class EstimatedCosts:
 
     def crossing(self, source: tuple[Pool, MeshDegrees], target: tuple[Pool, MeshDegrees]) -> float:
         """Return the seconds of one message between two meshes, as `step_time` does."""
-        (one, degrees), (other, others) = source, target
+        (one, degrees), (other, _) = source, target
         route = self.cluster.route(one, other)
         samples, width = degrees.dp * degrees.micro_batch, self._speeds[one.type][0].width
         whole = samples * self.training.sequence * self.training.model.hidden * width
-        sent = max(
-            self._speeds[pool.type][1].send(whole / of.per_stage, False) for pool, of in (source, target)
-        )
-        fewest = min(degrees.per_stage, others.per_stage)
-        linked = route.link.latency_s + whole / fewest / route.link.bytes_s
-        return max(sent, linked) * (COPIES if route.through_host else 1)
+        ends = [(self._speeds[pool.type][1], of.per_stage) for pool, of in (source, target)]
+        return crossing_s(whole, ends, route.link, route.through_host)
 
     def _speeds_of(self, pool: Pool) -> tuple[Speeds, Network]:
         compute = self.training.numerics.compute

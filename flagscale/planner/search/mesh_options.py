@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from math import isqrt, lcm
+from math import lcm
 from typing import Any, NamedTuple
 
 from flagscale.checks.context import context_violations
-from flagscale.checks.degrees import violations
+from flagscale.checks.degrees import divisors, violations
 from flagscale.checks.experts import expert_violations
 from flagscale.planner.search.cluster import Pool
 from flagscale.planner.search.mesh_costs import Costs, LayerCosts, MeshDegrees
@@ -182,14 +181,14 @@ def options(
             if degrees.micro_batch > max(1, most_tokens * one.cp):
                 continue
             layer = costs.layer(pool, degrees, mode.modules, micro_batches)
-            least = layer.static + min(layer.kept, layer.kept_recomputed + layer.kept) + layer.fixed
-            if least <= layer.room:
+            # A recomputed layer, too, is whole while its backward pass runs.
+            if layer.static + layer.kept + layer.fixed <= layer.room:
                 found.append(Option(degrees, layer, min(stages, pool.devices // degrees.per_stage)))
     return list(_undominated(found))
 
 
 def _undominated(found: Sequence[Option]) -> Iterator[Option]:
-    import numpy as np  # planned for searches only
+    import numpy as np  # here: only searches need it, once they begin
 
     if not found:
         return
@@ -202,10 +201,3 @@ def _undominated(found: Sequence[Option]) -> Iterator[Option]:
     earlier = np.tri(len(rows), k=-1, dtype=bool)
     is_beaten = (worse_or_equal & (~is_equal | earlier)).any(axis=1)
     yield from (found[number] for number in np.flatnonzero(~is_beaten))
-
-
-@functools.cache
-def divisors(number: int) -> tuple[int, ...]:
-    """Return the divisors of a number, the least first."""
-    small = [one for one in range(1, isqrt(number) + 1) if number % one == 0]
-    return tuple(sorted({*small, *(number // one for one in small)}))

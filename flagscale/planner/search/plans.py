@@ -112,9 +112,9 @@ def best_plans(
         raise UserError(dict.fromkeys(problems))
     found.sort(key=lambda one: one.best.seconds)
     plans = sorted((plan for one in found for plan in one.plans), key=lambda plan: plan.seconds)
-    told = [sentence for one in found for sentence in one.considered]
+    sentences = [sentence for one in found for sentence in one.considered]
     counts, estimated = found[0].counts, sum(one.estimated for one in found)
-    return Found(tuple(plans[:keep]), counts, estimated, (*told, *filter(None, notes)))
+    return Found(tuple(plans[:keep]), counts, estimated, (*sentences, *filter(None, notes)))
 
 
 def _best_of_linked(
@@ -179,8 +179,8 @@ def _best_of_linked(
         raise UserError([shortage(template, space, constants, of, memory_factor)])
     rated += [*_moved(sorted(rated, key=lambda one: one.seconds)[:_POLISHED], whole)]
     distinct = _distinct(sorted(rated, key=lambda one: one.seconds))
-    told = (*_why_one(template, cluster, given), *considered(cluster, counts, len(rated), distinct))
-    return Found(tuple(distinct[:keep]), counts, len(rated), told)
+    sentences = (*_why_one(template, cluster, given), *considered(cluster, counts, len(rated), distinct))
+    return Found(tuple(distinct[:keep]), counts, len(rated), sentences)
 
 
 def _doubt(split: Split) -> float:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
+from flagscale.checks.degrees import divisors
 from flagscale.frozen import dataclass
 from flagscale.planner.search.cluster import Cluster
 from flagscale.planner.search.mesh_costs import Costs, MeshDegrees
-from flagscale.planner.search.mesh_options import Mode, Option, divisors, options
+from flagscale.planner.search.mesh_options import Mode, Option, options
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from flagscale.checks.hetero.keys import KEYS
@@ -45,29 +46,26 @@ def task_file(
     return "\n".join([*lines, *_written(tree)]) + "\n"
 
 
-def host_lines(plan: Rated, cluster_hosts: Mapping[str, int]) -> list[str]:
-    """Return the hosts of a plan in the order of the hostfile; `cluster_hosts`: ranks per host by type."""
-    found = []
-    for mesh in plan.training.layout.meshes:
-        whole, rest = divmod(mesh.ranks, cluster_hosts[mesh.type])
-        kind = f" type={mesh.type}" if mesh.type else ""
-        if whole:
-            found.append(f"{whole} x slots={cluster_hosts[mesh.type]}{kind}")
-        if rest:
-            found.append(f"1 x slots={rest}{kind}")
-    return found
+def host_lines(hosts: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yield runs of equal hosts, given as slots and type ("": none): `2 x slots=8 type=H100`."""
+    for (slots, kind), run in groupby(hosts):
+        yield f"{len([*run])} x slots={slots}{f' type={kind}' if kind else ''}"
+
+
+def _hosts(plan: Rated) -> Iterator[tuple[int, str]]:
+    """Yield slots and type of the hosts that a plan needs."""
+    for mesh, block in zip(plan.training.layout.meshes, plan.training.blocks, strict=True):
+        whole, rest = divmod(mesh.ranks, block.per_node)
+        yield from ((slots, mesh.type) for slots in (*[block.per_node] * whole, rest) if slots)
 
 
 def _comment(plan: Rated, why: Sequence[str], given: Sequence[str]) -> Iterator[str]:
     layout = plan.training.layout
-    per_host = {
-        mesh.type: block.per_node for mesh, block in zip(layout.meshes, plan.training.blocks, strict=True)
-    }
     what = (
         f"Written by a search of plans: {layout}, estimated at {plan.seconds:.3g} s per step "
         f"({plan.tokens_s:,.0f} tokens/s)."
     )
-    hosts = f"The hosts, in the order of the hostfile: {', '.join(given or host_lines(plan, per_host))}."
+    hosts = f"The hosts, in the order of the hostfile: {', '.join(given or host_lines(_hosts(plan)))}."
     for sentence in (what, hosts, *why):
         yield from textwrap.wrap(sentence, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
 

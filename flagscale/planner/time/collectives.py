@@ -48,29 +48,19 @@ class Network:
         """Return the seconds of an all-gather or a reduce-scatter of `nbytes` in all."""
         if group.size < 2:
             return 0.0
-        if group.inside == group.size and (known := self.curves.collective_s(kind, group.size, nbytes)):
-            return known
-        moved = nbytes * (1 - 1 / group.size)
-        return moved / self._ring(group) + self._latency(group)
+        return self._measured(kind, nbytes, group) or self._around(nbytes, group)
 
     def reduce(self, nbytes: float, group: Group) -> float:
         """Return the seconds of an all-reduce."""
         if group.size < 2:
             return 0.0
-        if group.inside == group.size and (
-            known := self.curves.collective_s("all_reduce", group.size, nbytes)
-        ):
-            return known
-        moved = 2 * nbytes * (1 - 1 / group.size)
-        return moved / self._ring(group) + self._latency(group)
+        return self._measured("all_reduce", nbytes, group) or self._around(2 * nbytes, group)
 
     def exchange(self, nbytes: float, group: Group) -> float:
         """Return the seconds of an all-to-all: each rank has `nbytes`, an equal share for each rank."""
         if group.size < 2:
             return 0.0
-        if group.inside == group.size and (
-            known := self.curves.collective_s("all_to_all", group.size, nbytes)
-        ):
+        if known := self._measured("all_to_all", nbytes, group):
             return known
         inside = nbytes * (group.inside - 1) / group.size / self._inside(group.inside > 1)
         outside = nbytes * (group.size - group.inside) / group.size / self._outside(group)
@@ -82,6 +72,14 @@ class Network:
             known = self.curves.collective_s("send", 2, nbytes)
             return known or nbytes / self._inside(True) + self.inside_latency_s
         return nbytes / self._outside(Group(2, 1)) + self.outside_latency_s
+
+    def _measured(self, kind: str, nbytes: float, group: Group) -> float | None:
+        """Return the seconds by what was measured on one host, None if nothing was or the group has more."""
+        return self.curves.collective_s(kind, group.size, nbytes) if group.inside == group.size else None
+
+    def _around(self, nbytes: float, group: Group) -> float:
+        """Return the seconds in which all but a rank's own part of some bytes passes through a ring."""
+        return nbytes * (1 - 1 / group.size) / self._ring(group) + self._latency(group)
 
     def _ring(self, group: Group) -> float:
         """Return the bytes per second through each device of a ring, all links of a node side by side."""

@@ -13,9 +13,10 @@ def model_flops(training: Training) -> float:
     Causal attention counts half, prediction heads count, looking up an embedding and computing again do not.
     """
     model = training.model
-    layers = sum(_layer(model, is_moe, training.sequence) for is_moe in model.experts_in)
+    of_kind = {is_moe: _layer(model, is_moe, training.sequence) for is_moe in {*model.experts_in}}
+    layers = sum(of_kind[is_moe] for is_moe in model.experts_in)
     output = 2 * model.hidden * model.vocabulary
-    head = 4 * model.hidden**2 + output + _layer(model, model.experts_in[-1], training.sequence)
+    head = 4 * model.hidden**2 + output + of_kind[model.experts_in[-1]]
     tokens = training.batch * training.sequence
     return 3.0 * tokens * (layers + output + model.prediction_heads * head)
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from flagscale.errors import Problem, UserError
 from flagscale.frozen import dataclass
 from flagscale.planner.chips import Chip
-from flagscale.planner.curves import Curves
+from flagscale.planner.curves import Curves, attention_flop
 from flagscale.planner.time.constants import Constants
 
 NARROW = {"fp8": 1.0, "fp4": 0.5}
@@ -84,7 +84,7 @@ class Speeds:
         known = self.curves.attention_s(self.plain, sequence, heads, width, is_backward)
         if known is not None:
             return known * part
-        flop = (5 if is_backward else 2) * sequence**2 * heads * width * part
+        flop = attention_flop(sequence, heads, width, is_backward) * part
         return flop / self.attention_flop_s + self.ramp_s
 
     def move(self, nbytes: float) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from flagscale.frozen import dataclass, replace
 from flagscale.planner.calibration import Calibration
+from flagscale.planner.chips import Link
+from flagscale.planner.time.collectives import Network
 from flagscale.planner.time.constants import Constants, constants
 from flagscale.planner.time.stage_time import MeshTimes, StageTimes
 from flagscale.planner.time.timeline import Durations, Timeline, walk
@@ -41,8 +43,8 @@ def step_time(
     Raises:
         UserError: a figure of a chip is not known, or micro-batches cannot be divided over stages.
     """
-    of = calibration or Calibration()
-    constants = replace(constants, launch_s=of.host * constants.launch_s)
+    correction = calibration or Calibration()
+    constants = replace(constants, launch_s=correction.host * constants.launch_s)
     meshes = [MeshTimes(training, number, constants) for number in range(len(training.layout.meshes))]
     stages = [StageTimes(training, stage, meshes[stage.mesh]) for stage in training.layout.stages]
     chunks = [stage.chunks() for stage in stages]
@@ -69,12 +71,12 @@ def step_time(
     slow = max(range(len(stages)), key=lambda number: timeline.busy[number])
     inner = sum(chunk.communication(training.micro_batches) for chunk in chunks[slow])
     return StepTime(
-        seconds=of.seconds(after + update + gather + constants.step_s),
-        compute_s=of.scale * (timeline.busy[slow] - inner),
-        communication_s=of.scale * (inner + after - timeline.seconds + gather),
-        bubble_s=of.scale * timeline.idle[slow],
-        optimizer_s=of.scale * update,
-        host_s=of.seconds(constants.step_s),
+        seconds=correction.seconds(after + update + gather + constants.step_s),
+        compute_s=correction.scale * (timeline.busy[slow] - inner),
+        communication_s=correction.scale * (inner + after - timeline.seconds + gather),
+        bubble_s=correction.scale * timeline.idle[slow],
+        optimizer_s=correction.scale * update,
+        host_s=correction.seconds(constants.step_s),
         stage=slow,
         timeline=timeline,
     )
@@ -99,18 +101,32 @@ def _transfer(training: Training, stages: Sequence[StageTimes], number: int) -> 
     if source.stage.mesh == target.stage.mesh:
         nbytes = source.of_mesh.operations.sharding.own_tokens * training.model.hidden * width
         return source.network.send(nbytes, _is_inside(source, target))
-    # Between meshes each rank sends a part of its own.
     samples = training.blocks[source.stage.mesh].micro_batch * source.stage.dp
     whole = samples * training.sequence * training.model.hidden * width
-    slowest = max(one.network.send(whole / len(one.stage.ranks), False) for one in (source, target))
-    if source.stage.mesh < len(training.crossings) and target.stage.mesh == source.stage.mesh + 1:
-        link = training.crossings[source.stage.mesh]
-        fewest = min(len(one.stage.ranks) for one in (source, target))
-        slowest = max(slowest, link.latency_s + whole / fewest / link.bytes_s)
-    return slowest * (COPIES if training.layout.cpu_communication else 1)
+    ends = [(one.network, len(one.stage.ranks)) for one in (source, target)]
+    is_known = source.stage.mesh < len(training.crossings) and target.stage.mesh == source.stage.mesh + 1
+    link = training.crossings[source.stage.mesh] if is_known else None
+    return crossing_s(whole, ends, link, training.layout.cpu_communication)
 
 
-COPIES = 3
+def crossing_s(
+    nbytes: float, ends: Sequence[tuple[Network, int]], link: Link | None, through_host: bool
+) -> float:
+    """Return the seconds of a micro-batch's activations from one mesh to another.
+
+    Args:
+        nbytes: of all ranks together; each sends a part of its own.
+        ends: the network and the ranks of both stages.
+        link: between the meshes, if it is known.
+        through_host: whether the message is copied through the memory of both hosts.
+    """
+    slowest = max(network.send(nbytes / ranks, False) for network, ranks in ends)
+    if link is not None:
+        slowest = max(slowest, link.latency_s + nbytes / min(ranks for _, ranks in ends) / link.bytes_s)
+    return slowest * (_COPIES if through_host else 1)
+
+
+_COPIES = 3
 """Times that a message moves if it is copied through the memory of both hosts."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flagscale.checks.degrees import divisors
 from flagscale.checks.recompute import has_recompute_schedule
 from flagscale.checks.worker import Capabilities
 from flagscale.errors import Problem, UserError, nearest
@@ -132,15 +133,15 @@ def _is_possible(name: str, value: Any) -> bool:
 
 def _auto(values: Mapping[str, Any], world_size: int, per_host: int) -> dict[str, tuple[Any, ...]]:
     """Return the values of each dimension that can be legal, as far as a product of degrees says."""
-    ranks, layers = _divisors(world_size), int(values.get("num_layers") or 1)
+    ranks, layers = divisors(world_size), int(values.get("num_layers") or 1)
     return {
         DP: ranks,
         TP: tuple(size for size in ranks if size <= per_host),
         PP: tuple(size for size in ranks if size <= layers),
         CP: ranks,
-        EP: tuple(size for size in _divisors(int(values.get("num_experts") or 1)) if size <= world_size),
-        PER_CHUNK: (0, *_divisors(layers)),
-        MICRO: _divisors(int(values.get("global_batch_size") or 1)),
+        EP: tuple(size for size in divisors(int(values.get("num_experts") or 1)) if size <= world_size),
+        PER_CHUNK: (0, *divisors(layers)),
+        MICRO: divisors(int(values.get("global_batch_size") or 1)),
         SEQUENCE: (True, False),
         DISTRIBUTED: (True, False),
         USE: (False, True),
@@ -161,7 +162,3 @@ def _as_given(
         fixed |= {USE: (None,)}
     absent = {name: one for name, one in fixed.items() if given.get(name) is None}
     return {**choices, **absent}
-
-
-def _divisors(number: int) -> tuple[int, ...]:
-    return tuple(size for size in range(1, number + 1) if number % size == 0)
