@@ -27,8 +27,11 @@ def rank(behaviour: str, marker: str, pid_pipe: int) -> None:
         if os.fork():
             os._exit(0)
         os.setsid()
+        leader = os.getpid()
         if os.fork():
             os._exit(0)
+        while os.getppid() == leader:  # until it is gone, it is one more process of the run
+            time.sleep(0.001)
     if "bare" in behaviour:
         environment = {}
     os.write(pid_pipe, f"{os.getpid()}\n".encode())
