@@ -35,7 +35,7 @@ prepared: $(READY)
 # Ranks and engines run untraced, as tracing would double their startup time: the second figure is a lower bound.
 coverage:             ## report the last tests' coverage: control plane (at least 90 %), then data plane
 	$(BIN)/coverage report --include='flagscale/*' --skip-covered --fail-under=90
-	$(BIN)/coverage report --include='megatron/*,vllm/*' --skip-covered
+	$(BIN)/coverage report --include='megatron/*,megatron-energon/*,vllm/*' --skip-covered
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -113,7 +113,7 @@ $(READY): pyproject.toml requirements/constraints.txt tools/install_vllm.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "$(PYTHON) is not Python 3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the engines and tools into .venv (about 7 GB; takes minutes the first time) ..."
-	PIP_COMPILE=0 $(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
+	PIP_COMPILE=0 $(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,vlm,dev]'
 	@# pip uses one core, so another one compiles meanwhile what is there already.
 	$(COMPILE) & PIP_COMPILE=0 $(BIN)/python tools/install_vllm.py && wait
 	$(COMPILE)

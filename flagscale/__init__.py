@@ -4,3 +4,6 @@ Nothing in this package imports torch, megatron, vllm or transformers, so that `
 """
 
 __version__ = "0.2.0"
+
+EXTENSIONS = ("vllm", "megatron-energon")
+"""The folders of a clone that hold packages of ours under unique names."""

@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from flagscale.run.env import import_path
 from flagscale_testing.ranks.training import ROOT
 
 
@@ -38,7 +39,7 @@ def python(imported: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def _server(imported: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "vllm")))
+    path = import_path(str(ROOT))
     return subprocess.Popen(
         [sys.executable, "-m", "flagscale_testing.forked_python", imported],
         cwd=ROOT,

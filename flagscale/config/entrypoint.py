@@ -10,6 +10,8 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
+from flagscale import EXTENSIONS
+
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 """The folder of this package: the root of a clone, or of the installed packages."""
 _ENGINES = ("torch", "megatron", "vllm", "transformers")
@@ -42,8 +44,9 @@ def find_entrypoint(entrypoint: str, folders: Sequence[str] = ()) -> Entrypoint:
         if os.path.isfile(path):
             return Entrypoint(path)
         return Entrypoint(None, True, tuple(map(str, sorted(path.parent.glob("*.py")))))
-    # vLLM's plugin is below a folder of the clone (see `plan.render`).
-    roots = [str(SOURCE_ROOT), str(SOURCE_ROOT / "vllm"), os.getcwd(), *folders, *sys.path]
+    # Some of our packages are below folders of the clone (see `plan.render`).
+    own = (str(SOURCE_ROOT / name) for name in EXTENSIONS)
+    roots = [str(SOURCE_ROOT), *own, os.getcwd(), *folders, *sys.path]
     places, package = roots, ""
     *parents, name = entrypoint.split(".")
     for parent in parents:

@@ -11,7 +11,7 @@ from flagscale.config.schema import PASSED_TO_TORCHRUN, Experiment, Runner
 from flagscale.config.secrets import is_secret
 from flagscale.plan.runner import Share
 from flagscale.platforms import Platform
-from flagscale.run.env import CHIP, FAILURE_FILE, HEARTBEAT_FILE, run_tags
+from flagscale.run.env import CHIP, FAILURE_FILE, HEARTBEAT_FILE, import_path, run_tags
 from flagscale.run.rundir import RunDir
 from flagscale.values import (
     DEFAULT_PORT,
@@ -135,7 +135,7 @@ def _environment(
     given = experiment.envs.on_host(host.name, host.platform)
     named = {name: value for name, value in given.items() if not is_secret(name)}
     if source_root and "PYTHONPATH" in named:
-        named["PYTHONPATH"] = f"{source_root}:{source_root / 'vllm'}:{named['PYTHONPATH']}"
+        named["PYTHONPATH"] = import_path(str(source_root), named["PYTHONPATH"])
     return {
         **platform.env,
         **({} if job.services else {CHIP: platform.name, **platform.rank_env}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flagscale import EXTENSIONS
+
 RUN_ID = "FLAGSCALE_RUN_ID"
 """Identifies the processes of a run."""
 HOST_RANK = "FLAGSCALE_HOST_RANK"
@@ -24,10 +26,10 @@ CHIP = "FLAGSCALE_CHIP"
 def import_path(source_root: str, further: str = "") -> str:
     """Return PYTHONPATH for the processes of a run that imports FlagScale from a clone.
 
-    In a clone, the folder `vllm` holds our plugin under a unique name. Among installed packages, `vllm` is
-    vLLM itself, and its modules would hide other packages: `vllm/tokenizers` hides `tokenizers`.
+    Not for installed packages, among which `vllm` is vLLM itself: its modules would hide other packages, as
+    `vllm/tokenizers` hides `tokenizers`.
     """
-    return ":".join(filter(None, (source_root, f"{source_root}/vllm", further)))
+    return ":".join(filter(None, (source_root, *(f"{source_root}/{name}" for name in EXTENSIONS), further)))
 
 
 def run_tags(run_id: str, rank: int) -> dict[str, str]:

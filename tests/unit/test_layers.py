@@ -19,7 +19,7 @@ FLAGSCALE = ROOT / "flagscale"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("frozen",),
     ("__init__", "errors", "formats", "linux", "streams", "svg", "values"),
-    ("files", "registry"),
+    ("files", "registry", "vision"),
     ("config", "checks", "run"),
     ("platforms", "planner"),
     ("engines",),
@@ -46,6 +46,7 @@ SHARED_WITH_WORKERS = (
     "registry",
     "checks",
     "run",
+    "vision",
     "config.bounds",
     "config.catalog",
     "planner",

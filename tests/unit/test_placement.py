@@ -119,7 +119,7 @@ def test_user_environment_overrides_everything_except_run_tags() -> None:
         "ORDER": "kept",
         "ROLE": "yes",
         "SHARED": "user",
-        "PYTHONPATH": "/source:/source/vllm:/mine",
+        "PYTHONPATH": "/source:/source/vllm:/source/megatron-energon:/mine",
         "FLAGSCALE_RUN_ID": "demo-1",
         "FLAGSCALE_HOST_RANK": "0",
         "FLAGSCALE_FAILURE_FILE": "/runs/demo/logs/pids/host_0_localhost.failure.json",

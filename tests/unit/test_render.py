@@ -59,7 +59,7 @@ cd /
 # experiment.cmds.before_start
 module load x
 
-export PYTHONPATH=/source:/source/vllm${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/source:/source/vllm:/source/megatron-energon${PYTHONPATH:+:$PYTHONPATH}
 exec /usr/bin/python3 -m flagscale.node supervise '/runs/my demo' 0 demo-1
 """
     )
@@ -67,7 +67,7 @@ exec /usr/bin/python3 -m flagscale.node supervise '/runs/my demo' 0 demo-1
         """\
 #!/usr/bin/env bash
 # Ends run demo-1 on host 0, localhost, and nothing else; then runs experiment.cmds.after_stop.
-export PYTHONPATH=/source:/source/vllm${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=/source:/source/vllm:/source/megatron-energon${PYTHONPATH:+:$PYTHONPATH}
 exec /usr/bin/python3 -m flagscale.node stop '/runs/my demo' 0 demo-1
 """
     )

@@ -20,6 +20,7 @@ PACKAGES = {
     "flagscale": "flagscale",
     "megatron/flagscale": "megatron/flagscale",
     "vllm/vllm_flagscale": "vllm_flagscale",
+    "megatron-energon/energon_flagscale": "energon_flagscale",
 }
 """Folders of the clone, and their names in the wheel."""
 CLONE_ONLY = {"tools/demo.py", "tools/demo_serve.py"}

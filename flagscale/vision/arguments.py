@@ -1,0 +1,122 @@
+"""The vision part of a model from a training's arguments. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flagscale.errors import Problem, UserError, Violation
+from flagscale.vision.tiling import Size, Tiling, Vision
+from flagscale.vision.tower import TOWERS, Tower
+
+SIZES: Mapping[str, str] = {
+    "vision_image_size": "side",
+    "vision_patch_size": "patch_size",
+    "vision_num_layers": "layers",
+    "vision_hidden_size": "hidden",
+    "vision_ffn_hidden_size": "ffn",
+    "vision_num_attention_heads": "heads",
+}
+"""Argument -> the field of `Tower` that it replaces, if it is not null."""
+FITS = ("square", "pad")
+"""Values of `image_aspect_ratio` without tiling."""
+FLAT, UNPAD = "flat", "spatial_unpad"
+"""Values of `mm_patch_merge_type`: without and with tiling."""
+TILED, SINGLE = "tiled", "single"
+"""Values of `several_images`."""
+MOST_GRIDS = 6
+"""The most tiles per side of the default grids, those of LLaVA-OneVision."""
+_ANYRES = re.compile(r"anyres_max_([1-9]\d*)")
+_PAIR = re.compile(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*[)\]]")
+_RANGE = re.compile(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)")
+
+
+def vision_of(values: Mapping[str, Any]) -> Vision:
+    """Return the vision part that a training's arguments (by dest) describe.
+
+    Raises:
+        UserError: with every reason.
+    """
+    if broken := [*vision_violations(values)]:
+        raise UserError(Problem(what, name) for name, what in broken)
+    tiling, tower = None, _tower(values)
+    if found := _ANYRES.fullmatch(values["image_aspect_ratio"]):
+        grids = _grids(values["image_grid_pinpoints"], tower.side)
+        tiling = Tiling(grids, int(found[1]), values["several_images"] == TILED)
+    return Vision(
+        tower=tower,
+        tiling=tiling,
+        fit=FITS[0] if tiling else values["image_aspect_ratio"],
+        image_token=values["image_token"],
+        video_token=values["video_token"],
+        video_frames=values["video_frames"],
+    )
+
+
+def vision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield what is wrong with the arguments (by dest) of the vision part alone."""
+    for name in (*SIZES, "video_frames"):
+        if values[name] is not None and values[name] < 1:
+            yield name, f"`{name}: {values[name]}` is not a positive number"
+            return
+    tower = _tower(values)
+    if tower.hidden % tower.heads:
+        what = f"the tower's width {tower.hidden} cannot be divided into {tower.heads} attention heads"
+        yield "vision_num_attention_heads", what
+    if not tower.rows:
+        what = f"patches of {tower.patch_size} pixels do not fit into tiles of {tower.side}"
+        yield "vision_patch_size", what
+    if values["image_token"] == values["video_token"]:
+        yield "video_token", "`image_token` and `video_token` are the same"
+    yield from _tiling_violations(values, tower)
+
+
+def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Violation]:
+    ratio, merge, pinpoints = (
+        values[name] for name in ("image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints")
+    )
+    is_tiled = bool(_ANYRES.fullmatch(ratio))
+    if not is_tiled and ratio not in FITS:
+        what = f"`image_aspect_ratio: {ratio}` is not one of {', '.join(FITS)}, anyres_max_N"
+        yield "image_aspect_ratio", f"{what} (N: the most tiles, 9 in LLaVA-OneVision)"
+    elif merge != (UNPAD if is_tiled else FLAT):
+        what = f"`image_aspect_ratio: {ratio}` needs `mm_patch_merge_type: {UNPAD if is_tiled else FLAT}`"
+        yield "mm_patch_merge_type", what
+    if not is_tiled:
+        if pinpoints is not None:
+            what = "`image_grid_pinpoints` has no effect without `image_aspect_ratio: anyres_max_N`"
+            yield "image_grid_pinpoints", what
+        if values["several_images"] != TILED:
+            what = "`several_images` has no effect without `image_aspect_ratio: anyres_max_N`"
+            yield "several_images", what
+        return
+    wrong = [
+        grid for grid in _grids(pinpoints, tower.side) if any(one % tower.side or not one for one in grid)
+    ]
+    if wrong or not _grids(pinpoints, tower.side):
+        example = f"[[{tower.side}, {tower.side}], [{tower.side}, {2 * tower.side}]]"
+        what = f"`image_grid_pinpoints: {pinpoints}` is not a list of heights and widths in pixels, each a "
+        yield "image_grid_pinpoints", f"{what}multiple of {tower.side}, such as {example}"
+
+
+def _tower(values: Mapping[str, Any]) -> Tower:
+    own = {field: values[name] for name, field in SIZES.items() if values[name] is not None}
+    return replace(TOWERS[values["vision_model_type"]], **own)
+
+
+def _grids(pinpoints: str | None, side: int) -> tuple[Size, ...]:
+    """Return the grids that the text lists, as `[[384, 768], ...]`, or as `(1x1),...,(6x6)`: all between."""
+    if pinpoints is None:
+        return _between((1, 1), (MOST_GRIDS, MOST_GRIDS), side)
+    ends = _RANGE.fullmatch(pinpoints)
+    if ends:
+        first, last = (int(ends[1]), int(ends[2])), (int(ends[3]), int(ends[4]))
+        return _between(first, last, side)
+    return tuple((int(height), int(width)) for height, width in _PAIR.findall(pinpoints))
+
+
+def _between(first: Size, last: Size, side: int) -> tuple[Size, ...]:
+    rows, columns = (range(first[axis], last[axis] + 1) for axis in (0, 1))
+    return tuple((row * side, column * side) for row in rows for column in columns)
