@@ -6,11 +6,8 @@ import io
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +21,6 @@ from pyarrow import parquet
 from flagscale.errors import UserError
 from tools.datasets import llava
 from tools.datasets.pictures import energon, shards
-from tools.datasets.pictures.folder import Finished
-
-ROOT = Path(__file__).resolve().parents[2]
-Prepare = Callable[..., Finished]
 
 
 def png(shade: int, width: int = 8, height: int = 6) -> bytes:
@@ -423,72 +416,3 @@ def test_mistakes_on_the_command_line_are_told_in_words(
     with pytest.raises(UserError, match=what):
         llava.main()
     assert not (tmp_path / "out").exists()
-
-
-STUCK = """
-import signal, sys
-from tools.datasets import llava
-from tools.datasets.pictures import shards
-real = shards._write
-def write(file, samples, settings):
-    if samples[0].number == 30:
-        file.write(b"half of a shard")
-        file.flush()
-        signal.pause()
-    return real(file, samples, settings)
-shards._write = write
-if __name__ == "__main__":
-    sys.exit(llava.main())
-"""
-"""A preparation that stops in the middle of its fourth part."""
-
-
-def test_a_killed_run_continues_to_what_energon_reads(tmp_path: Path) -> None:
-    source, output = write_source(tmp_path / "in", 60), tmp_path / "out"
-    script = tmp_path / "stuck.py"
-    script.write_text(STUCK)
-    command = [sys.executable, str(script), "--source", str(source), "--output", str(output)]
-    command += ["--samples-per-shard", "10", "--valid-every", "0", "--processes", "2"]
-    unfinished = output / "unfinished"
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        while not (len(list(unfinished.glob("*.tar"))) == 5 and any(unfinished.glob("*-000003.*.tmp"))):
-            assert process.poll() is None
-            time.sleep(0.01)
-        with pytest.raises(UserError, match="another process"):
-            llava.prepare([source], output, valid_every=0, samples_per_shard=10)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    llava.prepare([source], output, valid_every=0, samples_per_shard=10)
-    assert sorted(samples(output)) == [f"{number:09d}" for number in range(60)]
-    counts = {f"train-00000{part}.tar": 10 for part in range(6)}
-    assert json.loads((output / ".nv-meta" / ".info.json").read_text())["shard_counts"] == counts
-    assert "CrudeWebdataset" in (output / ".nv-meta" / "dataset.yaml").read_text()
-    assert read_by_energon(output) == sorted(samples(output))
-
-
-def read_by_energon(folder: Path) -> list[str]:
-    """Return the names of the samples that Energon reads."""
-    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset
-
-    from energon_flagscale.cookers import cook
-
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = (Cooker(cook),)
-        decoder = None
-
-        def batch(self, samples: list[Any]) -> list[Any]:
-            return samples
-
-        def encode_batch(self, batch: list[Any]) -> list[Any]:
-            return batch
-
-    data = get_train_dataset(
-        folder,
-        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
-        batch_size=1,
-        shuffle_buffer_size=None,
-        max_samples_per_sequence=None,
-        repeat=False,
-        task_encoder=Encoder(),
-    )
-    return sorted(one.__key__ for batch in get_loader(data) for one in batch)
