@@ -24,7 +24,7 @@ from flagscale.errors import Problem
 _OBJECT_STORAGE = "multistorageclient.contrib.hydra"
 """What the Hydra plugin of multi-storage-client imports; if that fails, the plugin registers nothing.
 
-Megatron-Energon requires that package, and Hydra imports every plugin for every command. This one takes as long
+Megatron-Energon requires that package, and Hydra imports every plugin for every command. This takes as long
 as all the rest of a `query`, to read configurations at `msc://`; those of FlagScale are files.
 """
 
