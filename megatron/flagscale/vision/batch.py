@@ -2,8 +2,8 @@
 
 The loader yields dicts of `tokens`, `labels` and `position_ids` (int64), `loss_mask` (float32), all `[b, s]`,
 `starts` (int64 `[b, s]`, the start of each token's own sample, only if samples are packed), `media` (`Media`,
-only with pictures), and `keys`, the names of the samples. Each placeholder is already repeated to its number
-of tokens.
+only with pictures), `lengths` (the number of tokens of each sample, without padding), and `keys`, the names of
+the samples. Each placeholder is already repeated to its number of tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from megatron.core import mpu
 from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron.flagscale.chips import chip
+from megatron.flagscale.vision.lengths import count
 from megatron.flagscale.vision.media import IMAGE, VIDEO, Item, Media
 from megatron.flagscale.vision.reading import is_first, is_last, stage_reads
 
@@ -34,9 +35,11 @@ def get_batch(
     are placed before a sequence is split; `labels` and `loss_mask` are this context parallel rank's part.
     `attention_mask` holds the starts of packed samples, as `layers.documents` expects them.
     """
-    if not stage_reads(args, vp_stage):
+    reads = stage_reads(args, vp_stage)
+    found = next(data_iterator) if reads and data_iterator is not None else None
+    count(found["lengths"] if found and is_first(vp_stage) else ())
+    if not reads:
         return dict.fromkeys(("tokens", "position_ids", "attention_mask", "labels", "loss_mask", "media"))
-    found = None if data_iterator is None else next(data_iterator)
     batch = shared(found, mpu.get_tensor_model_parallel_group())
     starts = batch.pop("starts", None)
     ends: dict[str, Any] = dict.fromkeys(("labels", "loss_mask"))

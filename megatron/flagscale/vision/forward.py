@@ -22,7 +22,6 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch
     from megatron.training import get_args, get_timers
 
     from megatron.flagscale.vision.batch import get_batch
-    from megatron.flagscale.vision.lengths import count
     from megatron.flagscale.vision.reading import is_first
 
     vp_stage = get_attr_wrapped_model(model, "vp_stage")
@@ -30,7 +29,6 @@ def forward_step(data_iterator: Iterator[Any] | None, model: Any) -> tuple[torch
     timers("batch-generator", log_level=2).start()
     batch = get_batch(data_iterator, get_args(), vp_stage)
     timers("batch-generator").stop()
-    count(batch["position_ids"] if is_first(vp_stage) else None)
     pictures = {"media": batch["media"]} if is_first(vp_stage) else {}
     output = model(
         batch["tokens"],
