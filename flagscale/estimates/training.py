@@ -87,10 +87,7 @@ def _why_unknown(job: Job) -> tuple[str, str]:
     """Return why a job is not estimated, and what is instead."""
     if has_pictures(job.arguments):
         what = "trainings with pictures are not estimated: a vision tower and its tiles are not modelled"
-        return (
-            what,
-            "for the language model alone, set experiment.task.entrypoint=megatron.flagscale.train_gpt",
-        )
+        return what, "to estimate a language model alone, use a task file of its own, for train_gpt"
     what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
     return what, "only programs that train the model of Megatron's arguments are estimated"
 
