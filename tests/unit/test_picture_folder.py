@@ -33,7 +33,9 @@ def write_llava(write_model: Write, write_tensors: WriteTensors) -> Write:
     def write(folder: Path, *names: str, **config: Any) -> Path:
         write_model(folder, **{**FACTS, **config})
         (folder / "preprocessor_config.json").write_text("{}")
-        write_tensors(folder / "model.safetensors", **dict.fromkeys(names or (TOWER, EMBEDDING, OUTPUT), b"1"))
+        write_tensors(
+            folder / "model.safetensors", **dict.fromkeys(names or (TOWER, EMBEDDING, OUTPUT), b"1")
+        )
         return folder
 
     return write
