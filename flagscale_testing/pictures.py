@@ -11,8 +11,8 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE, VIDEO)
 def write_tokenizer(folder: Path, *, begins: bool = False) -> Path:
     """Write a tokenizer of the 256 bytes and five special tokens, with the chat template `chatml`.
 
-    Its ids below 256 are bytes, in the order of their characters; `<image>` and `<video>` are the last two. With
-    `begins`, it puts `<|endoftext|>` before each text, as Llama's puts its begin token.
+    Its ids below 256 are bytes, in the order of their characters; `<image>` and `<video>` are the last two.
+    With `begins`, it puts `<|endoftext|>` before each text, as Llama's puts its begin token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

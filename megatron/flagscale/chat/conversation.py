@@ -2,8 +2,8 @@
 
 An answer is what an assistant's message adds after the prompt for it (`add_generation_prompt`), up to and
 including the mark that ends its turn. Where answers stand is read from a rendering with marks in place of the
-contents, so each conversation is rendered once. Templates that change contents, or leave some out, are rendered
-up to each answer instead.
+contents, so each conversation is rendered once. Templates that change contents, or leave some out, are
+rendered up to each answer instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from flagscale.errors import first_line
@@ -41,8 +40,8 @@ class Conversation:
 class _Frame:
     """What a template writes around the contents of messages with given roles.
 
-    `gaps[n]` precedes the content of message n; the last one ends the text. Of message n's answer, `before[n]`
-    characters precede its content and `after[n]` follow it.
+    `gaps[n]` precedes the content of message n; the last one ends the text. Of message n's answer,
+    `before[n]` characters precede its content and `after[n]` follow it.
     """
 
     gaps: tuple[str, ...]
@@ -68,7 +67,7 @@ class ChatTemplate:
         """`text`: from `template_of`; `placeholders`: of each type of part that is not text."""
         self.text = text
         self._tokenizer, self._placeholders = tokenizer, placeholders
-        self._frame = lru_cache(maxsize=1024)(self._frame_of)
+        self._frames: dict[tuple[str, ...], _Frame | None] = {}
 
     def conversation(self, messages: Sequence[Message]) -> Conversation:
         """Return the text of messages and its answers.
@@ -79,7 +78,9 @@ class ChatTemplate:
         whole = self._rendered(messages)
         roles = tuple(message["role"] for message in messages)
         contents = [self._flat(message["content"]) for message in messages]
-        if frame := self._frame(roles):
+        if roles not in self._frames:
+            self._frames[roles] = self._frame_of(roles)
+        if frame := self._frames[roles]:
             for tried in (contents, [content.strip() for content in contents]):
                 found = frame.filled(tried, roles)
                 if found.text == whole:

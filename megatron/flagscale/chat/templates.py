@@ -1,8 +1,8 @@
 """The Jinja template of a model's conversations: one of ours by name, a file, or the tokenizer's own.
 
-It takes messages whose content is a text or a list of parts, as vLLM and transformers pass them, and writes the
-token of a picture or video where its part stands, followed by a line break if no text precedes it. The same text
-is rendered in training and exported with the model, so that a served model is asked as it was trained.
+It takes messages whose content is a text or a list of parts, as vLLM and transformers pass them, and writes
+the token of a picture or video where its part stands, followed by a line break if no text precedes it. The
+same text is rendered in training and exported with the model: a served model is asked as it was trained.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _PROBE = "probe"
 def template_of(tokenizer: Any, source: str | None, image_token: str, video_token: str) -> str:
     """Return the Jinja text for a transformers' tokenizer and the value of `chat_template`.
 
-    A template that writes the image token for a part by itself is returned as it is. It is followed, as in
-    transformers, by whatever the tokenizer adds to each text; a begin token is added here instead, because vLLM
-    does not add it to conversations.
+    A template that writes the image token for a part by itself is not changed. If the tokenizer puts a begin
+    token before each text and the template does not, it is written here: transformers' processors would add
+    it, but vLLM does not add it to conversations.
 
     Raises:
         UserError: `source` is neither a name of ours nor a file; the tokenizer has no template; the template
