@@ -179,7 +179,7 @@ def _match(messages: list[Message], kind: str, references: Sequence[Any], *, add
 
 
 def _check_order(messages: list[Message]) -> None:
-    """Check that user and assistant take turns, ending with an answer, and that only the user shows pictures."""
+    """Check that user and assistant take turns, the assistant last, and that only the user shows pictures."""
     expected = USER
     for number, message in enumerate(messages, 1):
         role, content = message["role"], message["content"]

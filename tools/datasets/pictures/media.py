@@ -146,8 +146,7 @@ def picture(content: bytes, name: str) -> Picture:
     if not content:
         raise UnusableError(f"{name}: an empty file")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content)) as image:
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
             suffix = _SUFFIXES.get(image.format or "")
             if suffix is None:
                 raise UnusableError(f"{name}: a picture of format {image.format}; save it as PNG or JPEG")
