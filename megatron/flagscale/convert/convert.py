@@ -20,13 +20,14 @@ from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.hf_config import read_config, write_config
+from megatron.flagscale.convert.hf_pictures import read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.processor import placeholder_ids, vision_beside, write_processor
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
@@ -190,6 +191,9 @@ def _open_huggingface(
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
     notices = source.notices + check_tokens(companion, source.model.vocab)
     config = read_json(load / CONFIG)
+    if source.model.vision:
+        vision = vision_beside(source.model.vision, load, config, companion)
+        source.model = replace(source.model, vision=vision)
     stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
     notices += settings_left_out(config) if not stored else ()
     if given is None:  # text ends at the model's own ids, not at its tokenizer's
@@ -238,7 +242,11 @@ def _stream(
 
 def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
     companion.copy(folder)
-    config = write_config(model, companion.ids)
+    special = companion.ids
+    if model.vision:
+        special |= placeholder_ids(model.vision, companion)
+        write_processor(folder, model.vision)
+    config = write_config(model, special)
     read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}

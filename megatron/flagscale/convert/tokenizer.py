@@ -33,12 +33,14 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Tokenizer:
     """A tokenizer folder (None if there is none), its number of tokens, and its special ids.
 
-    `generation` holds the settings of `generation_config.json`, including the ids.
+    `generation` holds the settings of `generation_config.json`, including the ids. `vocab` holds the id of
+    each token.
     """
 
     folder: Path | None = None
     size: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    vocab: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -75,14 +77,13 @@ def open_tokenizer(folder: Path) -> Tokenizer:
             raise UserError([Problem(what, str(folder), hint)]) from error
         why = f"its files lack {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{folder}: the tokenizer cannot be opened: {why}") from error
-    if opened.get_vocab().keys() <= {
-        *opened.all_special_tokens
-    }:  # for instance if tokenizer.model is damaged
+    vocab = opened.get_vocab()
+    if vocab.keys() <= {*opened.all_special_tokens}:  # for instance if tokenizer.model is damaged
         raise UserError(f"{folder}: the tokenizer has only special tokens; its files are damaged or missing")
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    return Tokenizer(folder, len(opened), {**ids, **stored})
+    return Tokenizer(folder, len(opened), {**ids, **stored}, vocab)
 
 
 def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:
