@@ -199,7 +199,9 @@ def test_template_from_a_file(folders: Any, tmp_path: Path) -> None:
 
 def test_mistakes_are_reported(folders: Any, tmp_path: Path) -> None:
     tokenizer = opened(folders)
-    with pytest.raises(UserError, match=r"`chat_template: vicunna` is neither a file nor one of chatml, vicuna"):
+    with pytest.raises(
+        UserError, match=r"`chat_template: vicunna` is neither a file nor one of chatml, vicuna"
+    ):
         template_of(tokenizer, "vicunna", IMAGE, VIDEO)
     with pytest.raises(UserError, match="cannot render a message: "):
         template_of(opened(folders, "{% for m in messages %}"), None, IMAGE, VIDEO)

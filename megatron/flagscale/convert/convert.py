@@ -27,7 +27,13 @@ from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
-from megatron.flagscale.convert.processor import placeholder_ids, vision_beside, write_processor
+from megatron.flagscale.convert.processor import (
+    laid_out_singly,
+    placeholder_ids,
+    trained_template,
+    vision_beside,
+    write_processor,
+)
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
@@ -148,7 +154,8 @@ def convert(
             notices += _odd_tokenizer(companion, folder)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
             _stream(source, dtypes, target, total, progress)
-            notices += tuple(filter(None, (load_family(model.family).notice,)))
+            said = (load_family(model.family).notice, laid_out_singly(model.vision))
+            notices += tuple(filter(None, said))
         else:
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
@@ -217,6 +224,9 @@ def _open_megatron(
         raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
+    if model.vision and companion and companion.folder:
+        template = trained_template(model.vision, companion, args.get("chat_template"))
+        companion = replace(companion, chat_template=template)
     if tokens is None:
         notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
     return reader.open_source(checkpoint, model), companion or Tokenizer(), notices

@@ -16,13 +16,13 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.vision.arguments import FITS
 from flagscale.vision.tiling import Vision
+from megatron.flagscale.chat.templates import template_of
 from megatron.flagscale.convert.families.llava import FEATURES
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.json_values import short
 from megatron.flagscale.convert.tokenizer import Tokenizer
 
 _WHOLE, _PICTURES = "processor_config.json", "preprocessor_config.json"
-_TEMPLATE, _OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
 _SQUARE, _PAD = FITS
 _IDS = {
     "image_token": ("image_token_index", "image_token_id"),
@@ -166,7 +166,27 @@ def write_processor(folder: Path, vision: Vision) -> None:
         write_atomic(folder / name, json.dumps(content, indent=2) + "\n")
 
 
-def write_template(folder: Path, text: str) -> None:
-    """Write the template of conversations beside a tokenizer, in place of those that it has."""
-    (folder / _OLD_TEMPLATE).unlink(missing_ok=True)
-    write_atomic(folder / _TEMPLATE, text)
+def laid_out_singly(vision: Vision | None) -> str:
+    """Return a notice if a model has learnt several pictures in a sample as single tiles; "" if not."""
+    if not vision or not vision.tiling or vision.tiling.tiles_several:
+        return ""
+    what = (
+        "the model has learnt several pictures of a sample as a single tile each (`several_images: single`)"
+    )
+    return f"{what}: transformers lays them out so in a nested list of pictures, but vLLM tiles each of them"
+
+
+def trained_template(vision: Vision, tokenizer: Tokenizer, trained: str | None) -> str:
+    """Return the template of the conversations that a model was trained on; "" if there is none.
+
+    `trained` is the training's `chat_template`.
+
+    Raises:
+        UserError: the template cannot be used.
+    """
+    from transformers import AutoTokenizer
+
+    opened = AutoTokenizer.from_pretrained(tokenizer.folder, local_files_only=True, trust_remote_code=False)
+    if not trained and not opened.chat_template:
+        return ""
+    return template_of(opened, trained, vision.image_token, vision.video_token)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import Problem, UserError
+from flagscale.files import write_atomic
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_defaults import generation_defaults
 
 GENERATION = "generation_config.json"
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # The files of Hugging Face tokenizers of any kind, and the generation settings stored with them.
 _FILES = (
     "tokenizer.json",
@@ -22,8 +24,7 @@ _FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
+    *_TEMPLATES,
     GENERATION,
 )
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -41,6 +42,8 @@ class Tokenizer:
     size: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     vocab: Mapping[str, int] = field(default_factory=dict, repr=False)
+    chat_template: str = ""
+    """The template of conversations that replaces the folder's own."""
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -53,8 +56,10 @@ class Tokenizer:
             return
         target.mkdir(exist_ok=True)
         for name in _FILES:
-            if (self.folder / name).is_file():
+            if (self.folder / name).is_file() and not (self.chat_template and name in _TEMPLATES):
                 shutil.copyfile(self.folder / name, target / name)
+        if self.chat_template:
+            write_atomic(target / _TEMPLATES[0], self.chat_template)
 
 
 def is_tokenizer(folder: Path) -> bool:
