@@ -12,12 +12,13 @@ from flagscale_testing.pictures import IMAGE, VIDEO, write_tokenizer
 from megatron.flagscale.chat.conversation import ChatTemplate, ConversationError
 from megatron.flagscale.chat.templates import named_template, rendered, template_of
 
-TRIMS = """{{- bos_token -}}{% for m in messages %}{{ '<' + m.role + '>' + m.content | trim + '<end>' }}{% endfor %}
+TRIMS = """{{- bos_token -}}{% for m in messages %}
+{{- '<' + m.role + '>' + m.content | trim + '<end>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
 """As Llama 3's: contents are trimmed, and the begin token is written."""
 DEFAULTS = """{%- if messages[0]['role'] == 'system' -%}{{ '[S]' + messages[0]['content'] + '[/S]' }}
-{%- set loop_messages = messages[1:] -%}{%- else -%}{{ '[S]Be good.[/S]' }}{%- set loop_messages = messages -%}
-{%- endif -%}{%- for m in loop_messages -%}{%- if m['role'] == 'user' -%}{{ '[U]' + m['content'] + '[/U]' }}
+{%- set loop_messages = messages[1:] -%}{%- else -%}{{ '[S]Be good.[/S]' }}
+{%- set loop_messages = messages -%}{%- endif -%}{%- for m in loop_messages -%}{%- if m['role'] == 'user' -%}{{ '[U]' + m['content'] + '[/U]' }}
 {%- else -%}{{ ' ' + m['content'].strip() + ' </s>' }}{%- endif -%}{%- endfor -%}"""
 """As Llama 2's: a default system message, and no prompt for an answer."""
 THINKS = """{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' }}
@@ -33,8 +34,8 @@ STRICT = """{%- for m in messages -%}{%- if (m.role == 'user') != (loop.index0 %
 """As Mistral's: other roles and orders are refused; turns end with a line break alone."""
 OWN_PARTS = """{% for m in messages %}{{ m.role + ': ' }}{% if m.content is string %}{{ m.content }}{% else %}
 {%- for part in m.content | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}
-{%- for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}{% endif %}{{ '; ' }}
-{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
+{%- for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}{% endif %}
+{{- '; ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
 """As the published LLaVA's: it writes placeholders itself, before all text."""
 
 
@@ -181,6 +182,7 @@ def test_begin_token_is_written_once(folders: Any, source: str | None) -> None:
     assert chat(opened(folders, TRIMS, begins=True)).conversation(turns("Q", "a")).text.count("<|end") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_vllm_passes_the_parts_of_messages_in_order(folders: Any, name: str) -> None:
     renderer = pytest.importorskip("vllm.renderers.hf")
@@ -199,7 +201,9 @@ def test_template_from_a_file(folders: Any, tmp_path: Path) -> None:
 
 def test_mistakes_are_reported(folders: Any, tmp_path: Path) -> None:
     tokenizer = opened(folders)
-    with pytest.raises(UserError, match=r"`chat_template: vicunna` is neither a file nor one of chatml, vicuna"):
+    with pytest.raises(
+        UserError, match=r"`chat_template: vicunna` is neither a file nor one of chatml, vicuna"
+    ):
         template_of(tokenizer, "vicunna", IMAGE, VIDEO)
     with pytest.raises(UserError, match="cannot render a message: "):
         template_of(opened(folders, "{% for m in messages %}"), None, IMAGE, VIDEO)
