@@ -175,5 +175,7 @@ def _set_evaluation(file: _File) -> None:
     elif given is Unknown.VALUE:
         file.put("eval_iters", Unknown.VALUE, TRAIN_ONLY)
     else:
-        file.note(TRAIN_ONLY, "dropped because eval_iters is 0" if given else "dropped because it has no effect")
+        file.note(
+            TRAIN_ONLY, "dropped because eval_iters is 0" if given else "dropped because it has no effect"
+        )
     del file.keys[TRAIN_ONLY]

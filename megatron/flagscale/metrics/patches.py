@@ -68,7 +68,9 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
                 num_floating_point_operations(args, batch_size, **lengths),
             )
         _further.clear()
-        if report and (iteration % args.log_interval == 0 or named.get("is_first_iteration")):
+        is_logged = iteration % args.log_interval == 0 or named.get("is_first_iteration")
+        own = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        if report and is_logged:
             consumed = args.consumed_train_samples * args.seq_length
             figures = {
                 "consumed_tokens": consumed if tokens is None else getattr(args, CONSUMED_TOKENS),
@@ -76,6 +78,7 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
                 "learning_rate": learning_rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "loss_scale": float(loss_scale),
+                **own,
             }
             report.iteration(args, iteration, get_timers()("interval-time").active_time(), figures)
         return outcome
@@ -85,6 +88,13 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
 
 _LENGTHS = ("total_real_tokens_in_batch", "seqlen_squared_sum_in_batch")
 """Sums over the samples of a step, which the trainer passes on if a program counts them (else None)."""
+_figures: dict[str, Callable[[], float]] = {}
+
+
+def add_figure(name: str, figure: Callable[[], float]) -> None:
+    """Record a figure of a training program's own; all ranks call `figure` at each logged iteration."""
+    _figures[name] = figure
+
 
 # The losses of routers and prediction heads in the current iteration: from the functions that reduce them.
 _further: dict[str, Any] = {}
