@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from energon_flagscale.loader import CleanEpochs
 from megatron.energon import Cooker, DefaultTaskEncoder, Sample, basic_sample_keys, edataclass, stateless
 from megatron.energon.epathlib import EPath
 from megatron.energon.flavors import BaseWebdatasetFactory
+
+from energon_flagscale.epochs import CleanEpochs
 
 SPLITS = ("train", "val", "test")
 
@@ -56,7 +57,7 @@ def cook(sample: dict[str, Any]) -> Numbered:
 class NumberEncoder(CleanEpochs, DefaultTaskEncoder[Any, Any, Any, Any]):
     """Micro-batches of numbers; those in `broken` cannot be used."""
 
-    cookers = [Cooker(cook)]
+    cookers = (Cooker(cook),)
 
     def __init__(self, broken: Sequence[int] = ()) -> None:
         super().__init__()

@@ -6,12 +6,14 @@ Of a misspelt `weight`, Energon 7.4.1 says that `join` is missing. The forms of 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.energon_folder import MODULE, Leaf, folder_mistakes, has_samples, mapping
+from flagscale.checks.energon_folder import MODULE, Leaf, content_of, folder_mistakes, has_samples, mapping
 from flagscale.errors import nearest
 from flagscale.formats import count
 
@@ -39,6 +41,19 @@ def read_data(path: Path, split: str) -> Reading:
     for leaf in dict.fromkeys(reading.leaves):
         reading.wrong += folder_mistakes(leaf)
     return reading
+
+
+def blend_content(path: Path, split: str) -> str:
+    """Return what identifies the order of the samples of a folder or blend, wherever it is; "" if unsound.
+
+    Samples that keep their places may have been corrected: a run continues with them.
+    """
+    reading = read_data(path, split)
+    if reading.wrong:
+        return ""
+    weights = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = [weights, *(content_of(leaf) for leaf in reading.leaves)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def has_split(path: Path, split: str) -> bool:

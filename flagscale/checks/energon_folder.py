@@ -47,6 +47,12 @@ def samples_of(leaf: Leaf) -> int:
     return sum(counts.get(name, 0) for name in _shards(leaf))
 
 
+def content_of(leaf: Leaf) -> list[tuple[str, int]]:
+    """Return the shards of a split with their numbers of samples; raise ValueError if it cannot be read."""
+    counts = _counts(leaf.folder)
+    return [(name, counts.get(name, 0)) for name in _shards(leaf)]
+
+
 def facts_of(leaf: Leaf) -> Mapping[str, Any]:
     """Return what our tool recorded about a split of a folder; empty if it did not make the folder."""
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
+from flagscale.checks.loading import READING, loading_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import Violation
@@ -74,7 +75,10 @@ _NEEDS = {
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
 RECORDED = tuple(
     dict.fromkeys(
-        (*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type")
+        (
+            *(*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type"),
+            *READING,
+        )
     )
 )
 """The arguments (by dest) that are stored with a checkpoint."""
@@ -121,6 +125,8 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     for name in _changed(saved, now, functions) if saved.resumes else ():
         what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
         yield name, f"{_difference(saved, now, name)}: {what}"
+    if saved.resumes and not changed_data(saved.values, now):
+        yield from loading_violations(saved.name, saved.values, now)
     if not _loads_optimizer(now):
         return
     for name in _changed(saved, now, ("optimizer",)):
@@ -148,7 +154,7 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     for name in _changed(saved, now, NOTICE):
         if name not in changed and name not in _shapes(now):
             yield name, _difference(saved, now, name)
-    if what := _changed_data(saved.values, now):
+    if what := changed_data(saved.values, now):
         yield what, f"{saved.name} was trained with other data: the run continues with the data given here"
     is_known = saved.values.get(TOKENIZER) and now.get(TOKENIZER)
     if is_known and saved.values[TOKENIZER] != now[TOKENIZER]:
@@ -234,7 +240,7 @@ def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the argument that names other training data than before; "" if none does or it is unknown."""
     given = [name for name in TRAINING if now.get(name)]
     had_data = any(saved.get(name) for name in TRAINING)
