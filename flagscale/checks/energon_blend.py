@@ -59,7 +59,7 @@ def blend_content(path: Path, split: str) -> str:
     if reading.wrong:
         return ""
     weights = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = [weights, *(content_of(leaf) for leaf in reading.parts)]
+    found = [weights, *(content_of(part) for part in reading.parts)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 

@@ -58,18 +58,15 @@ class _Encoder(CleanEpochs, Encoder):
 
 
 def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, Any]:
-    """Return what a rank (or a chunk of it) reads: iterators over the training and the validation data.
+    """Return what a rank (or a chunk of it) reads: the training and the validation data.
 
-    None if it reads nothing (`reading` is None), and for the validation if there is no such data, which also
-    sets `eval_iters` to 0. All ranks have to call it together.
+    None if it reads nothing (`reading` is None), and for the validation if there is no such data. Every rank
+    has to call it.
 
     Raises:
         UserError: data is missing or not sound, or the checkpoint does not hold a place that fits.
     """
     _join(args.max_skipped_samples)
-    validation = _validation_paths(args)
-    if not validation:
-        args.eval_iters = 0
     if reading is None:
         return None, None
     readers = Readers(
@@ -82,7 +79,7 @@ def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, An
         packing_buffer_size=args.packing_buffer_size,
         seed=args.seed,
     )
-    return _training(args, reading, readers), _validation(args, reading, readers, validation)
+    return _training(args, reading, readers), _validation(args, reading, readers)
 
 
 def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> TrainingData:
@@ -94,9 +91,10 @@ def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> T
 
 
 def _validation(
-    args: argparse.Namespace, reading: Reading, readers: Readers, paths: list[str]
+    args: argparse.Namespace, reading: Reading, readers: Readers
 ) -> ValidationData | None:
-    if not args.eval_iters:
+    paths = _validation_paths(args)
+    if not args.eval_iters or not paths:
         return None
     of_each = args.eval_global_batch_size // (args.eval_micro_batch_size * readers.ranks)
     batches, size = args.eval_iters * of_each, args.eval_micro_batch_size

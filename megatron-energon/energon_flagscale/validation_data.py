@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from megatron.energon import get_loader
 from megatron.energon.flavors.base_dataset import SavableDataset
+from megatron.energon.savable_loader import BasicDataLoader
 
 from energon_flagscale.skipped import SKIPPED, SkippedSamples, WithSkipped, report, usable
 from energon_flagscale.training_data import Readers, opened
@@ -39,30 +39,24 @@ def validation_dataset(
 
 
 class ValidationData:
-    """An endless iterator: every `batches` micro-batches it begins again with the first sample."""
+    """Micro-batches of evaluations: each `iter()` is one of `batches`, from the first sample on."""
 
     def __init__(self, dataset: SavableDataset[Any], batches: int, masked: dict[str, Any]) -> None:
         """`masked`: a micro-batch without loss."""
         # Both as for the training.
         collects = {} if dataset.worker_config.num_workers else {"gc_collect_every_n_steps": 0}
-        self._loader = get_loader(dataset, **collects)
+        self._loader = BasicDataLoader(dataset, **collects)
         self._loader.pin_memory = False
         self._batches, self._masked = batches, masked
-        self._endless = self._evaluations()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Return an iterator that begins with the first sample."""
-        return self._evaluations()
-
-    def __next__(self) -> dict[str, Any]:
-        return next(self._endless)
-
-    def _evaluations(self) -> Iterator[dict[str, Any]]:
-        while True:
-            found = 0
-            for batch in usable(iter(self._loader)):
-                found += 1
-                report(batch.pop(SKIPPED))
-                yield batch
-            for _ in range(self._batches - found):
-                yield dict(self._masked)
+        batches, left = usable(iter(self._loader)), self._batches
+        batch = next(batches, None)
+        while batch is not None:
+            # Read on first: a loader that was not read to its end would continue there.
+            following = next(batches, None)
+            report(batch.pop(SKIPPED))
+            yield batch
+            batch, left = following, left - 1
+        for _ in range(left):
+            yield dict(self._masked)

@@ -19,7 +19,7 @@ ONE = Readers(rank=0, ranks=1, workers=0, micro_batch_size=1, shuffle_buffer_siz
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_numbers(tmp_path_factory.mktemp("energon") / "numbers", range(SAMPLES)))
+    return str(write_numbers(tmp_path_factory.mktemp("energon") / "numbers", SAMPLES))
 
 
 @pytest.fixture(autouse=True)
