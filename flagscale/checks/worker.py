@@ -20,7 +20,7 @@ from flagscale.checks.stablelm2 import stablelm2_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
-DATASETS, FORWARD_STEP = PARTS = ("datasets", "forward_step")
+MODEL_CONFIG, DATASETS, FORWARD_STEP = PARTS = ("model_config", "datasets", "forward_step")
 """The parts that a training program can have itself, as `megatron.flagscale.program.run` calls them.
 
 The launcher reads them from the call in the program's file, the worker from the call itself.

@@ -11,7 +11,7 @@ from flagscale import platforms, registry
 from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
-from flagscale.checks.worker import DATASETS, FORWARD_STEP, with_defaults
+from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG, with_defaults
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
@@ -90,7 +90,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         packages=(PACKAGE,) if uses_wandb else (),
         secrets={**read.secrets, **login.secrets},
         arguments=with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
-        has_own_model=FORWARD_STEP in read.program.own_parts,
+        has_own_model=bool({MODEL_CONFIG, FORWARD_STEP} & read.program.own_parts),
         texts=arguments.texts,
         notices=(*read.notices, *notices),
     )
