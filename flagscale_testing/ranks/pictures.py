@@ -105,7 +105,9 @@ def micro_batch(samples: Sequence[Sequence[Sample]], vision: Vision, reading: Re
             torch.full((item.tiles, 3, side, side), level * 255 // LEVELS, dtype=torch.uint8)
             for item, level in zip(items, levels, strict=True)
         ]
-        batch["media"] = Media(torch.cat([torch.empty(0, 3, side, side, dtype=torch.uint8), *tiles]), tuple(items))
+        batch["media"] = Media(
+            torch.cat([torch.empty(0, 3, side, side, dtype=torch.uint8), *tiles]), tuple(items)
+        )
     return batch
 
 
