@@ -68,7 +68,8 @@ def media_of(pictures: Mapping[str, Any], device: torch.device) -> Any:
     from megatron.flagscale.vision.media import IMAGE, Item, Media
 
     tiles = pictures["tiles"].to(device)
-    return Media(tiles, (Item(IMAGE, *pictures["size"], len(tiles)),))
+    height, width = pictures["size"]
+    return Media(tiles, (Item(IMAGE, height, width, len(tiles)),))
 
 
 def picture_config(args: argparse.Namespace, image_id: int) -> Any:
