@@ -18,6 +18,7 @@ from typing import Any
 
 from flagscale.checks import indexed
 from flagscale.checks.facts import identity
+from flagscale.checks.pictures import has_pictures
 from flagscale.errors import Violation
 from flagscale.files import read_regular_text
 
@@ -140,10 +141,12 @@ def read_lists(
 ) -> tuple[dict[tuple[str, str], list[str]], list[Violation]]:
     """Return the words of each list by (argument, split), and the violations in files that hold lists.
 
-    The split of data that `split` divides is "".
+    The split of data that `split` divides is "". A training with pictures has no such lists.
     """
     found: dict[tuple[str, str], list[str]] = {}
     wrong: list[Violation] = []
+    if has_pictures(values):
+        return found, wrong
     if words := values.get("data_path"):
         found["data_path", ""] = list(words)
     for split, name in zip(SPLITS, SET_PER_SPLIT, strict=True):

@@ -18,7 +18,6 @@ from flagscale.config.v060.derived import ffn_hidden_size
 from flagscale.config.v060.keys import (
     EXPERIMENT,
     LATER_ENTRYPOINTS,
-    MULTIMODAL,
     TASK,
     WITH_OWN_RULES,
 )
@@ -478,17 +477,6 @@ def test_a_program_of_a_missing_feature_is_one_mistake(
     assert capsys.readouterr().err == (
         f"1 mistake in the configuration:\n- command line: experiment.task.entrypoint: {feature}\n"
     )
-
-
-def test_nine_keys_of_a_missing_feature_are_one_mistake(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    keys = [key for key, change in TASK.items() if change.text == MULTIMODAL][:9]
-    assert main([*words, *(f"train.{key}=x" for key in keys)]) == 2
-    title, first, *places = capsys.readouterr().err.splitlines()
-    assert title == "1 mistake in the configuration:"
-    assert first == f"- {MULTIMODAL}: not in this version yet (9 places)"
-    assert places == [f"    command line: train.{key}" for key in keys]
 
 
 def test_the_advice_for_extra_validation_sets_is_complete(

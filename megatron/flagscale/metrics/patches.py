@@ -58,7 +58,9 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
         if report:
             report.meter.add({**loss_dict, **_further}, bool(skipped_iter))
         _further.clear()
-        if report and (iteration % args.log_interval == 0 or named.get("is_first_iteration")):
+        is_logged = iteration % args.log_interval == 0 or named.get("is_first_iteration")
+        own = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        if report and is_logged:
             batch_size = get_current_global_batch_size()
             figures = {
                 "batch_size": batch_size,
@@ -66,11 +68,20 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
                 "learning_rate": learning_rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "loss_scale": float(loss_scale),
+                **own,
             }
             report.iteration(args, iteration, get_timers()("interval-time").active_time(), figures)
         return outcome
 
     return training_log
+
+
+_figures: dict[str, Callable[[], float]] = {}
+
+
+def add_figure(name: str, figure: Callable[[], float]) -> None:
+    """Record a figure of a training program's own; all ranks call `figure` at each logged iteration."""
+    _figures[name] = figure
 
 
 # The losses of routers and prediction heads in the current iteration: from the functions that reduce them.

@@ -1,0 +1,82 @@
+"""Tiny Energon folders of numbered samples, and an encoder that passes on their numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from energon_flagscale.loader import CleanEpochs
+from megatron.energon import Cooker, DefaultTaskEncoder, Sample, basic_sample_keys, edataclass, stateless
+from megatron.energon.epathlib import EPath
+from megatron.energon.flavors import BaseWebdatasetFactory
+
+SPLITS = ("train", "val", "test")
+
+
+def write_numbers(
+    folder: Path, numbers: Sequence[int], shards: int = 2, split: tuple[float, float, float] = (1.0, 0.0, 0.0)
+) -> Path:
+    """Write samples with these numbers, in shards of equal size, and prepare the folder; return it."""
+    folder.mkdir(parents=True)
+    each = -(-len(numbers) // shards)
+    names = []
+    for shard in range(shards):
+        names.append(f"shard_{shard:03d}.tar")
+        with tarfile.open(folder / names[-1], "w") as tar:
+            for number in numbers[shard * each : (shard + 1) * each]:
+                content = json.dumps({"number": number}).encode()
+                info = tarfile.TarInfo(f"{number:06d}.json")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    ratios = list(zip(SPLITS, split, strict=True))
+    BaseWebdatasetFactory.prepare_dataset(EPath(folder), names, split_parts_ratio=ratios, workers=1)
+    described = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+    (folder / ".nv-meta" / "dataset.yaml").write_text(described)
+    return folder
+
+
+@edataclass
+class Numbered(Sample):
+    """A sample that is only its number."""
+
+    number: int
+
+
+@stateless
+def cook(sample: dict[str, Any]) -> Numbered:
+    """Return the sample of a crude one."""
+    return Numbered(**basic_sample_keys(sample), number=sample["json"]["number"])
+
+
+class NumberEncoder(CleanEpochs, DefaultTaskEncoder[Any, Any, Any, Any]):
+    """Micro-batches of numbers; those in `broken` cannot be used."""
+
+    cookers = [Cooker(cook)]
+
+    def __init__(self, broken: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.broken = frozenset(broken)
+
+    @stateless
+    def encode_sample(self, sample: Numbered) -> Numbered:
+        """Return the sample; raise ValueError if it is broken."""
+        if sample.number in self.broken:
+            raise ValueError(f"the picture of {sample.number} is broken")
+        return sample
+
+    @stateless
+    def batch(self, samples: list[Numbered]) -> dict[str, Any]:
+        """Return a micro-batch of the loader's form, with a sequence of one token per sample."""
+        tokens = torch.tensor([[sample.number] for sample in samples])
+        return {
+            "tokens": tokens,
+            "labels": tokens,
+            "loss_mask": torch.ones(tokens.shape),
+            "position_ids": torch.zeros_like(tokens),
+            "keys": [sample.__key__ for sample in samples],
+        }

@@ -1,0 +1,171 @@
+"""Read the pictures and videos that a conversation names, and refuse those that no training could use."""
+
+import base64
+import binascii
+import errno
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flagscale.files import read_regular
+
+_SUFFIXES = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+}
+"""Pillow's names of the formats that are stored as they are, and the suffixes of the files in a shard."""
+_ORIENTATION, _SWAPS_SIDES = 0x0112, (5, 6, 7, 8)
+_OTHER_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".gif", ".JPG", ".PNG")
+# Errors that belong to the name of one file. Any other is the machine's.
+_OF_THE_NAME = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+    errno.ENXIO,
+}  # fmt: skip
+
+
+class UnusableError(ValueError):
+    """A picture or video that cannot be used: what is wrong, and how to fix it."""
+
+
+class Picture(NamedTuple):
+    """An encoded picture, and its size in pixels as it is shown (turned as its EXIF data says)."""
+
+    content: bytes
+    suffix: str
+    height: int
+    width: int
+
+
+def content_of(reference: Any, root: Path) -> tuple[bytes, str]:
+    """Return the bytes that a reference stands for, and its name for messages.
+
+    Args:
+        reference: bytes, a path below `root`, a `data:` address, or a mapping with `bytes`, `path` or `url`.
+
+    Raises:
+        UnusableError: there is no such file below `root`.
+        OSError: the machine cannot read it.
+    """
+    if isinstance(reference, dict):
+        found = [reference[key] for key in ("bytes", "path", "url") if reference.get(key) is not None]
+        if not found:
+            raise UnusableError(f"neither bytes nor a path (found: {', '.join(reference) or 'none'})")
+        reference = found[0]
+    if isinstance(reference, bytes):
+        return reference, "embedded"
+    if not isinstance(reference, str) or not reference:
+        raise UnusableError(f"{reference!r:.40} is not a path")
+    if reference.startswith("data:"):
+        return _decoded(reference), "embedded"
+    path = path_of(reference, root)
+    try:
+        return read_regular(path), reference
+    except OSError as error:
+        if error.errno not in _OF_THE_NAME:
+            raise
+        raise UnusableError(_refusal(reference, path, root, error)) from None
+
+
+def stamp(reference: Any, root: Path) -> str:
+    """Return a text that changes if the picture that a reference stands for is written or replaced."""
+    if isinstance(reference, dict):
+        return ";".join(f"{key}={stamp(value, root)}" for key, value in sorted(reference.items()))
+    if isinstance(reference, bytes):
+        return hashlib.sha256(reference).hexdigest()
+    if not isinstance(reference, str) or reference.startswith("data:"):
+        return repr(reference)
+    try:
+        stat = path_of(reference, root).stat()
+    except (OSError, UnusableError):
+        return f"{reference!r} is absent"
+    return repr((reference, stat.st_size, stat.st_mtime_ns))
+
+
+def path_of(reference: str, root: Path) -> Path:
+    """Return the path of a file named in a record; it must be below `root`, links within which are followed.
+
+    Raises:
+        UnusableError: it is an address, or outside of `root`.
+    """
+    if reference.startswith(("http://", "https://", "s3://", "gs://")):
+        raise UnusableError(f"{reference:.80}: an address, not a file; download it first")
+    name = reference.removeprefix("file://")
+    if "\0" in name or not _is_encodable(name):
+        raise UnusableError(f"{name!r:.80} is not a name of a file")
+    top = os.path.abspath(root)
+    path = os.path.normpath(os.path.join(top, name))
+    if os.path.commonpath((top, path)) != top:
+        raise UnusableError(f"{reference}: outside of {root}; name a folder that contains it with --pictures")
+    return Path(path)
+
+
+def _is_encodable(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refusal(reference: str, path: Path, root: Path, error: OSError) -> str:
+    if error.errno != errno.ENOENT:
+        return f"{reference}: {(error.strerror or 'cannot be read').lower()} (in {root})"
+    others = [
+        path.with_suffix(suffix).name for suffix in _OTHER_SUFFIXES if path.with_suffix(suffix).is_file()
+    ]
+    return f"{reference}: no such file in {root}" + (f"; did you mean `{others[0]}`?" if others else "")
+
+
+def _decoded(address: str) -> bytes:
+    """Return the bytes of a `data:` address."""
+    head, comma, body = address.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise UnusableError("an embedded picture is not of the form data:image/jpeg;base64,...")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise UnusableError("an embedded picture is not base64; its text may be cut off") from None
+
+
+def picture(content: bytes, name: str) -> Picture:
+    """Return a picture whose every pixel can be decoded.
+
+    Raises:
+        UnusableError: it cannot, or has a format or frames that a training would not read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not content:
+        raise UnusableError(f"{name}: an empty file")
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
+            suffix = _SUFFIXES.get(image.format or "")
+            if suffix is None:
+                raise UnusableError(f"{name}: a picture of format {image.format}; save it as PNG or JPEG")
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            if frames > 1:
+                raise UnusableError(f"{name}: has {frames} frames; save the one you mean, or make it a video")
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION) in _SWAPS_SIDES:
+                width, height = height, width
+            image.draft(
+                None, (1, 1)
+            )  # a JPEG is read to its end, but most of its pixels need not be computed
+            image.load()
+    except UnusableError:
+        raise
+    except UnidentifiedImageError:
+        raise UnusableError(f"{name}: not a picture that Pillow knows") from None
+    except (
+        Exception
+    ) as error:  # Pillow raises nearly every kind for damaged data: struct.error, SyntaxError, ...
+        raise UnusableError(f"{name}: damaged or cut off ({error or type(error).__name__})") from None
+    return Picture(content, suffix, height, width)
