@@ -156,7 +156,7 @@ def inputs_of_transformers(given: Batch, vision: Vision) -> dict[str, torch.Tens
     inputs = {"input_ids": given.tokens, "attention_mask": given.kept.long()}
     if pictures and vision.tiling is None:
         inputs["pixel_values"] = torch.cat([part for _, part in pictures])
-    elif pictures:
+    if pictures and vision.tiling:
         most = max(item.tiles for item, _ in pictures)
         inputs["pixel_values"] = torch.stack(
             [torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])]) for _, part in pictures]
