@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.layouts import write
-from flagscale_testing.llava_cases import CASES, TOLERANCE
+from flagscale_testing.llava_cases import CASES, GRADIENTS, TOLERANCE
 from flagscale_testing.ranks.forked import Run, run_all
 
+Differences = tuple[float, float | None]
+"""Of the logits, and of the gradients if they are compared."""
 DOCUMENT = Path(__file__).parents[1] / "docs" / "multimodal.md"
 BEGIN, END = "<!-- cases: begin -->", "<!-- cases: end -->"
 LAYOUTS = {
@@ -30,10 +33,10 @@ LAYOUTS = {
 """Each with its number of ranks, and the arguments of `flagscale_testing.llava_ranks`."""
 
 
-def differences(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the difference of each case in each layout; raises `RuntimeError` if a rank failed."""
+def differences(folder: Path) -> dict[str, dict[str, Differences]]:
+    """Return the differences of each case in each layout; raises `RuntimeError` if a rank failed."""
     program = "flagscale_testing.llava_ranks:main"
-    found = {}
+    found: dict[str, dict[str, Differences]] = {}
     for layout, (ranks, options) in LAYOUTS.items():
         file = folder / f"{layout}.json"
         run = Run(layout, ranks, (str(file), *options.split()), program)
@@ -47,12 +50,21 @@ def main() -> int:
     """Print and write the table; return 1 if a difference is too large."""
     with tempfile.TemporaryDirectory() as folder:
         found = differences(Path(folder))
-    lines = [f"| case | model | {' | '.join(LAYOUTS)} |", f"|---|---|{'---|' * len(LAYOUTS)}"]
-    for case, (model, _) in CASES.items():
-        lines.append(f"| {case} | {model} | {' | '.join(f'{one[case]:.0e}' for one in found.values())} |")
-    print(text := "\n".join(lines))
+    text = f"{table(found, 0, CASES)}\n\nGradients:\n\n{table(found, 1, GRADIENTS)}"
+    print(text)
     write(DOCUMENT, text, BEGIN, END)
-    return int(max(max(one.values()) for one in found.values()) > TOLERANCE)
+    every = [error for of_cases in found.values() for errors in of_cases.values() for error in errors]
+    return int(max(error for error in every if error is not None) > TOLERANCE)
+
+
+def table(found: Mapping[str, Mapping[str, Differences]], which: int, cases: Iterable[str]) -> str:
+    """Return the Markdown table of one kind of differences, in the layouts that compare it."""
+    layouts = [layout for layout, of_cases in found.items() if of_cases[GRADIENTS[0]][which] is not None]
+    lines = [f"| case | model | {' | '.join(layouts)} |", f"|---|---|{'---|' * len(layouts)}"]
+    for case in cases:
+        errors = " | ".join(f"{found[layout][case][which]:.0e}" for layout in layouts)
+        lines.append(f"| {case} | {CASES[case][0]} | {errors} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

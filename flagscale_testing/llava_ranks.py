@@ -13,20 +13,24 @@ import torch.distributed as dist
 
 from flagscale_testing.llava_cases import (
     CASES,
+    GRADIENTS,
     MODELS,
     Batch,
     batch,
     difference,
+    expected_gradients,
     expected_logits,
     of_transformers,
+    probe,
 )
-from flagscale_testing.llava_models import WIDTH, load
+from flagscale_testing.llava_models import WIDTH, load, matched
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the difference of each case, as JSON by name, to the file that the first argument names.
+    """Write the largest differences of each case, as JSON by name, to the file that the first argument names.
 
-    The degrees are those of `initialize_model_parallel`; sequence parallelism comes with `--sp`.
+    The first is that of the logits, the second that of a weight's gradient, relative to its norm, or None if
+    it is not compared. The degrees are the engine's; sequence parallelism comes with `--sp`.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
@@ -41,15 +45,17 @@ def main(argv: Sequence[str]) -> None:
         "context_parallel_size": args.cp,
     }
     _initialize(degrees)
-    found: dict[str, float] = {}
-    with torch.no_grad():
-        for model in MODELS:
-            gpt = _build(model, **degrees, sequence_parallel=args.sp)
-            for case in (case for case in CASES if CASES[case][0] == model):
-                given = batch(case, multiple=2 * args.tp * args.cp)
+    found: dict[str, tuple[float, float | None]] = {}
+    for model in MODELS:
+        gpt = _build(model, **degrees, sequence_parallel=args.sp)
+        for case in (case for case in CASES if CASES[case][0] == model):
+            given = batch(case, multiple=2 * args.tp * args.cp)
+            with torch.no_grad():
                 logits = _logits(gpt, given)
-                if logits is not None:
-                    found[case] = difference(logits, expected_logits(case, given), given.kept)
+            if logits is not None:
+                error = difference(logits, expected_logits(case, given).detach(), given.kept)
+                is_compared = case in GRADIENTS and args.pp == 1
+                found[case] = error, _error_of_gradients(gpt, case, given) if is_compared else None
     if dist.get_rank() == dist.get_world_size() - 1:
         args.file.write_text(json.dumps(found))
     dist.barrier()
@@ -93,6 +99,26 @@ def _logits(gpt: torch.nn.Module, given: Batch) -> torch.Tensor | None:
         dist.send(output, parallel_state.get_pipeline_model_parallel_next_rank())
         return None
     return _in_order(torch.cat(_gathered(output, groups.tp), -1), groups.cp)
+
+
+def _error_of_gradients(gpt: torch.nn.Module, case: str, given: Batch) -> float:
+    """Return the largest difference of a weight's gradient, on any rank, relative to its norm."""
+    groups = gpt.pg_collection
+    gpt.zero_grad()
+    own = probe(given).chunk(groups.tp.size(), -1)[groups.tp.rank()]
+    chunks = own.chunk(2 * groups.cp.size(), 1)
+    own = torch.cat([chunks[groups.cp.rank()], chunks[-1 - groups.cp.rank()]], 1)
+    (gpt(given.tokens, given.positions, None, media=given.media) * own).sum().backward()
+    largest = torch.zeros(())
+    for name, parameter, expected in matched(gpt, expected_gradients(case, given), MODELS[CASES[case][0]]):
+        assert parameter.grad is not None, name
+        # What the trainer does with them (`finalize_model_grads`).
+        dist.all_reduce(parameter.grad, group=groups.cp)
+        if getattr(parameter, "sequence_parallel", False):
+            dist.all_reduce(parameter.grad, group=groups.tp)
+        largest = torch.maximum(largest, (parameter.grad - expected).norm() / expected.norm())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return float(largest)
 
 
 def _in_order(logits: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
