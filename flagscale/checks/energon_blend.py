@@ -6,12 +6,21 @@ Of a misspelt `weight`, Energon 7.4.1 says that `join` is missing. The forms of 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.energon_folder import MODULE, Leaf, folder_mistakes, has_samples, mapping
+from flagscale.checks.energon_folder import (
+    MODULE,
+    FolderSplit,
+    content_of,
+    folder_mistakes,
+    has_samples,
+    mapping,
+)
 from flagscale.errors import nearest
 from flagscale.formats import count
 
@@ -26,9 +35,9 @@ _MOST_NESTED = 8
 
 @dataclass
 class Reading:
-    """What was found in a folder or blend: its leaves, and what is wrong, each with its path."""
+    """What was found in a folder or blend: its parts, and what is wrong, each with its path."""
 
-    leaves: list[Leaf]
+    parts: list[FolderSplit]
     wrong: list[str]
 
 
@@ -36,15 +45,28 @@ def read_data(path: Path, split: str) -> Reading:
     """Return the folders that a folder or blend stands for, and all mistakes in them."""
     reading = Reading([], [])
     _follow(path, split, reading, ())
-    for leaf in dict.fromkeys(reading.leaves):
-        reading.wrong += folder_mistakes(leaf)
+    for part in dict.fromkeys(reading.parts):
+        reading.wrong += folder_mistakes(part)
     return reading
+
+
+def blend_content(path: Path, split: str) -> str:
+    """Return what identifies the order of the samples of a folder or blend, wherever it is; "" if unsound.
+
+    Samples that keep their places may have been corrected: a run continues with them.
+    """
+    reading = read_data(path, split)
+    if reading.wrong:
+        return ""
+    weights = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = [weights, *(content_of(part) for part in reading.parts)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def has_split(path: Path, split: str) -> bool:
     """Return whether a folder or blend has samples in a split, as far as it can be read."""
     if not path.is_file():
-        return has_samples(Leaf(path, split))
+        return has_samples(FolderSplit(path, split))
     try:
         splits = mapping(path).get("splits")
     except ValueError:
@@ -63,7 +85,7 @@ def too_few(samples: int, ranks: int, workers: int) -> str:
 
 def _follow(path: Path, split: str, reading: Reading, above: tuple[Path, ...]) -> None:
     if path.is_dir():
-        reading.leaves.append(Leaf(path, split))
+        reading.parts.append(FolderSplit(path, split))
     elif not path.exists():
         reading.wrong.append(f"{path}: no such Energon folder, or blend of several (a YAML file)")
     elif path.suffix != ".yaml":
@@ -145,15 +167,15 @@ def _follow_entry(
     value = entry.get(share, 1)
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
         reading.wrong.append(f"{file}: {at}: `{share}: {value}` is not a number above 0")
-    path, part = entry.get("path"), entry.get("split_part", split)
-    if not isinstance(path, str) or not isinstance(part, str):
+    path, named = entry.get("path"), entry.get("split_part", split)
+    if not isinstance(path, str) or not isinstance(named, str):
         wrong = "path" if not isinstance(path, str) else "split_part"
         reading.wrong.append(f"{file}: {at}: `{wrong}` is missing or not a text")
         return
-    begun = len(reading.leaves)
-    _follow(file.parent / path, part, reading, above)
-    if (config := str(entry.get("split_config") or "")) and len(reading.leaves) == begun + 1:
-        reading.leaves[begun] = Leaf(reading.leaves[begun].folder, part, config)
+    begun = len(reading.parts)
+    _follow(file.parent / path, named, reading, above)
+    if (config := str(entry.get("split_config") or "")) and len(reading.parts) == begun + 1:
+        reading.parts[begun] = FolderSplit(reading.parts[begun].folder, named, config)
 
 
 def _meant(node: Mapping[str, Any], valid: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ _MOST_SHARDS = 10**6
 
 
 @dataclass(frozen=True)
-class Leaf:
+class FolderSplit:
     """A split of a folder, as a blend or a key names it."""
 
     folder: Path
@@ -41,31 +41,37 @@ class Leaf:
     split_config: str = ""
 
 
-def samples_of(leaf: Leaf) -> int:
+def samples_of(part: FolderSplit) -> int:
     """Return how many samples a sound folder has in a split; a `subset` of them counts as all."""
-    counts = _counts(leaf.folder)
-    return sum(counts.get(name, 0) for name in _shards(leaf))
+    counts = _counts(part.folder)
+    return sum(counts.get(name, 0) for name in _shards(part))
 
 
-def facts_of(leaf: Leaf) -> Mapping[str, Any]:
+def content_of(part: FolderSplit) -> list[tuple[str, int]]:
+    """Return the shards of a split with their numbers of samples; raise ValueError if it cannot be read."""
+    counts = _counts(part.folder)
+    return [(name, counts.get(name, 0)) for name in _shards(part)]
+
+
+def facts_of(part: FolderSplit) -> Mapping[str, Any]:
     """Return what our tool recorded about a split of a folder; empty if it did not make the folder."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((leaf.folder / _FACTS).read_text(encoding="utf-8"))["splits"][leaf.split]
+        found = json.loads((part.folder / _FACTS).read_text(encoding="utf-8"))["splits"][part.split]
         if isinstance(found, dict):
             return found
     return {}
 
 
-def has_samples(leaf: Leaf) -> bool:
+def has_samples(part: FolderSplit) -> bool:
     """Return whether a folder has shards in a split, as far as it can be read."""
     with suppress(ValueError):
-        return bool(_shards(leaf))
+        return bool(_shards(part))
     return False
 
 
-def folder_mistakes(leaf: Leaf) -> Iterator[str]:
+def folder_mistakes(part: FolderSplit) -> Iterator[str]:
     """Yield what is wrong with a folder, each with its path."""
-    folder, split = leaf.folder, leaf.split
+    folder, split = part.folder, part.split
     meta = folder / META
     if tokenised := _tokenised(folder):
         what = "its samples were tokenised before the training, as FlagScale v0.6.0 did"
@@ -91,7 +97,7 @@ def folder_mistakes(leaf: Leaf) -> Iterator[str]:
                 f"{meta / _SAMPLES}: samples of {named} are not read; conversations are `{_CRUDE}` of "
                 f"`{MODULE}` (`energon prepare --sample-type {_CRUDE}`)"
             )
-        counts, shards = _counts(folder), _shards(leaf)
+        counts, shards = _counts(folder), _shards(part)
     except ValueError as error:
         yield str(error)
         return
@@ -158,15 +164,15 @@ def _counts(folder: Path) -> dict[str, int]:
     return counts
 
 
-def _shards(leaf: Leaf) -> list[str]:
+def _shards(part: FolderSplit) -> list[str]:
     """Return the shards of a split, without the excluded ones.
 
     Raises:
         ValueError: the file is missing, not in Energon's form, or has no such split.
     """
-    meta, split = leaf.folder / META, leaf.split
+    meta, split = part.folder / META, part.split
     found = (name for name in _SPLITS if os.path.isfile(meta / name))
-    path = meta / (leaf.split_config or next(found, _SPLITS[0]))
+    path = meta / (part.split_config or next(found, _SPLITS[0]))
     tree = mapping(path)
     parts = tree.get("split_parts")
     if not isinstance(parts, dict):

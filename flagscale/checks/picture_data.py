@@ -9,7 +9,7 @@ from typing import Any
 
 from flagscale.checks import tokenizer
 from flagscale.checks.energon_blend import has_split, read_data, too_few
-from flagscale.checks.energon_folder import Leaf, facts_of, samples_of
+from flagscale.checks.energon_folder import FolderSplit, facts_of, samples_of
 from flagscale.checks.vocabulary import tokenizer_folder
 from flagscale.errors import UserError, Violation, nearest
 from flagscale.vision.arguments import OF_PICTURES, vision_of, vision_violations
@@ -52,7 +52,7 @@ def picture_data_violations(values: Mapping[str, Any], cwd: Path = Path()) -> It
         reading = read_data(path, split)
         yield from ((name, what) for what in reading.wrong)
         if not reading.wrong:
-            yield from _content_violations(values, name, path, split, reading.leaves)
+            yield from _content_violations(values, name, path, split, reading.parts)
 
 
 def _named(values: Mapping[str, Any], cwd: Path) -> Iterator[tuple[str, Path, str]]:
@@ -69,21 +69,21 @@ def _named(values: Mapping[str, Any], cwd: Path) -> Iterator[tuple[str, Path, st
 
 
 def _content_violations(
-    values: Mapping[str, Any], name: str, path: Path, split: str, leaves: Iterable[Leaf]
+    values: Mapping[str, Any], name: str, path: Path, split: str, parts: Iterable[FolderSplit]
 ) -> Iterator[Violation]:
-    leaves = list(leaves)
+    parts = list(parts)
     ranks, workers = values.get(RANKS), values.get("num_workers") or 0
-    if ranks and (what := too_few(sum(map(samples_of, leaves)), ranks, workers if split == "train" else 0)):
+    if ranks and (what := too_few(sum(map(samples_of, parts)), ranks, workers if split == "train" else 0)):
         yield name, f"{path}: the split `{split}` has {what}"
     length = values.get("seq_length")
     if not isinstance(length, int) or next(vision_violations(values), None):
         return
     vision = vision_of(values)
-    for leaf in dict.fromkeys(leaves):
-        tokens, size = _largest(facts_of(leaf), vision)
+    for part in dict.fromkeys(parts):
+        tokens, size = _largest(facts_of(part), vision)
         if tokens >= length and values.get("max_skipped_samples") is None:
             shape = f"{size[0]} x {size[1]} pixels"
-            what = f"{leaf.folder}: a picture of {shape} becomes {tokens} tokens, too many for seq_length"
+            what = f"{part.folder}: a picture of {shape} becomes {tokens} tokens, too many for seq_length"
             how = "raise it, allow fewer tiles" if vision.tiling else "raise it"
             yield "seq_length", f"{what} {length}: {how}, or set max_skipped_samples to skip such samples"
 
@@ -103,7 +103,7 @@ def _has_facts(values: Mapping[str, Any]) -> bool:
     named = list(_named(values, Path()))
     readings = [read_data(path, split) for _, path, split in named]
     return bool(named) and all(
-        not reading.wrong and all(facts_of(leaf).get("sizes") is not None for leaf in reading.leaves)
+        not reading.wrong and all(facts_of(part).get("sizes") is not None for part in reading.parts)
         for reading in readings
     )
 

@@ -61,6 +61,25 @@ def vision_of(values: Mapping[str, Any]) -> Vision:
     )
 
 
+def arguments_of(vision: Vision) -> dict[str, Any]:
+    """Return the arguments (by dest) that describe a vision part; null ones have defaults."""
+    tower, usual, tiling = vision.tower, TOWERS[vision.tower.kind], vision.tiling
+    own = {name: getattr(tower, field) for name, field in SIZES.items()}
+    sizes = {name: None if own[name] == getattr(usual, field) else own[name] for name, field in SIZES.items()}
+    is_usual = tiling is None or tiling.grids == _grids(None, tower.side)
+    return {
+        "vision_model_type": tower.kind,
+        **sizes,
+        "image_aspect_ratio": f"anyres_max_{tiling.max_tiles}" if tiling else vision.fit,
+        "mm_patch_merge_type": UNPAD if tiling else FLAT,
+        "image_grid_pinpoints": None if is_usual or not tiling else str([*map(list, tiling.grids)]),
+        "several_images": SINGLE if tiling and not tiling.tiles_several else TILED,
+        "image_token": vision.image_token,
+        "video_token": vision.video_token,
+        "video_frames": vision.video_frames,
+    }
+
+
 def vision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what is wrong with the arguments (by dest) of the vision part alone."""
     for name in (*SIZES, "video_frames"):

@@ -2,7 +2,7 @@
 
     llava.py --source llava.json --pictures images/ --output data/mine
 
-The source is LLaVA's JSON, messages of ShareGPT or OpenAI, or Parquet; docs/multimodal.md describes the forms.
+The source is LLaVA's JSON, messages of ShareGPT or OpenAI, or Parquet; docs/multimodal.md describes them.
 The same command continues a killed run. Samples are written in parts of a fixed number, each of which is one
 shard; it appears in `unfinished/` once complete, and a restart reuses it unless its records or pictures have
 changed. At the end Energon prepares the folder, and everything is renamed; `.nv-meta`, without which Energon

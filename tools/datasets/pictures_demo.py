@@ -1,7 +1,8 @@
 """Draw pictures with questions and answers to train on: `pictures_demo.py --output data/pictures_demo`.
 
-Creates `pictures/`, `conversations.json` in the form of LLaVA, and `energon/`, the folder for the training. A
-second call reuses them. No two pictures are equal, so the split `val` shows what a model has learnt to see.
+Creates `pictures/`, `conversations.json` in the form of LLaVA, `energon/`, the folder for the training, and
+`tokenizer/` for a model that starts from nothing. A second call reuses them. No two pictures are equal, so
+the split `val` shows what a model has learnt to see.
 """
 
 import json
@@ -16,7 +17,8 @@ if not __package__:  # run as a file: import from the repository's root, not fro
 from flagscale.errors import UserError, nearest
 from flagscale.files import write_atomic
 from tools.command import run
-from tools.datasets import llava
+from tools.datasets import llava, train_tokenizer
+from tools.datasets.documents import open_source
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
 from tools.datasets.pictures.drawing import KINDS, drawn
 from tools.datasets.pictures.folder import Finished
@@ -25,6 +27,9 @@ SAMPLES, SIDE, SEED = 4000, 56, 1
 _VERSION = 1
 """Of the pictures and questions."""
 _FEWEST, _SMALLEST = 2, 14
+VOCABULARY = 384
+SPECIAL = ("<|im_end|>", "<|im_start|>", "<image>", "<video>")
+"""The tokens of the chat template `chatml` and the placeholders; the first one ends an answer."""
 
 
 def draw(
@@ -53,7 +58,9 @@ def draw(
         raise UserError(f"--side {side}: must be {_SMALLEST} or more pixels")
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--kinds {wrong[0]}: unknown; {nearest(wrong[0], KINDS)}")
-    record, conversations = output / "drawn.json", output / "conversations.json"
+    record, conversations, texts = (
+        output / name for name in ("drawn.json", "conversations.json", "texts.txt")
+    )
     asked = {"version": _VERSION, "samples": samples, "side": side, "seed": seed, "kinds": list(kinds)}
     with locked(output):
         made = read_json(record)
@@ -65,14 +72,24 @@ def draw(
             content = [_written(output, number, side, seed, kinds) for number in range(samples)]
             text = ",\n".join(json.dumps(one) for one in content)
             write_atomic(conversations, f"[\n{text}\n]\n")
+            turns = (turn["value"] for one in content for turn in one["conversations"])
+            write_atomic(texts, "\n".join(turns))
             write_json(record, asked)
-        return llava.prepare(
+        done = llava.prepare(
             [conversations],
             output / "energon",
             valid_every=valid_every,
             processes=processes,
             overwrite=overwrite,
         )
+    train_tokenizer.train(
+        open_source(texts),
+        output / "tokenizer",
+        vocabulary=VOCABULARY,
+        special=SPECIAL,
+        overwrite=overwrite,
+    )
+    return done
 
 
 def _written(output: Path, number: int, side: int, seed: int, kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -20,13 +20,20 @@ from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.hf_config import read_config, write_config
+from megatron.flagscale.convert.hf_pictures import read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.processor import (
+    laid_out_singly,
+    placeholder_ids,
+    trained_template,
+    vision_beside,
+    write_processor,
+)
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
@@ -147,7 +154,8 @@ def convert(
             notices += _odd_tokenizer(companion, folder)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
             _stream(source, dtypes, target, total, progress)
-            notices += tuple(filter(None, (load_family(model.family).notice,)))
+            said = (load_family(model.family).notice, laid_out_singly(model.vision))
+            notices += tuple(filter(None, said))
         else:
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
@@ -190,6 +198,9 @@ def _open_huggingface(
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
     notices = source.notices + check_tokens(companion, source.model.vocab)
     config = read_json(load / CONFIG)
+    if source.model.vision:
+        vision = vision_beside(source.model.vision, load, config, companion)
+        source.model = replace(source.model, vision=vision)
     stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
     notices += settings_left_out(config) if not stored else ()
     if given is None:  # text ends at the model's own ids, not at its tokenizer's
@@ -213,6 +224,9 @@ def _open_megatron(
         raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
+    if model.vision and companion and companion.folder:
+        template = trained_template(model.vision, companion, args.get("chat_template"))
+        companion = replace(companion, chat_template=template)
     if tokens is None:
         notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
     return reader.open_source(checkpoint, model), companion or Tokenizer(), notices
@@ -238,7 +252,11 @@ def _stream(
 
 def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
     companion.copy(folder)
-    config = write_config(model, companion.ids)
+    special = companion.ids
+    if model.vision:
+        special |= placeholder_ids(model.vision, companion)
+        write_processor(folder, model.vision)
+    config = write_config(model, special)
     read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}

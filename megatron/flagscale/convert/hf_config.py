@@ -68,6 +68,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
         attention_dropout=_dropout(values, found, "attention_dropout", report),
         hidden_dropout=_dropout(values, found, "hidden_dropout", report),
         settings=settings,
+        vision=None,
     )
     if model.layers * max(model.experts, 1) > _MOST_MLPS:
         report(f"`{found.keys['layers']}` is {model.layers}, more than any model has")

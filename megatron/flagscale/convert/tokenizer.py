@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.errors import Problem, UserError
+from flagscale.files import write_atomic
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_defaults import generation_defaults
 
 GENERATION = "generation_config.json"
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # The files of Hugging Face tokenizers of any kind, and the generation settings stored with them.
 _FILES = (
     "tokenizer.json",
@@ -22,8 +24,7 @@ _FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
+    *_TEMPLATES,
     GENERATION,
 )
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -33,12 +34,16 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Tokenizer:
     """A tokenizer folder (None if there is none), its number of tokens, and its special ids.
 
-    `generation` holds the settings of `generation_config.json`, including the ids.
+    `generation` holds the settings of `generation_config.json`, including the ids. `vocab` holds the id of
+    each token.
     """
 
     folder: Path | None = None
     size: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    vocab: Mapping[str, int] = field(default_factory=dict, repr=False)
+    chat_template: str = ""
+    """The template of conversations that replaces the folder's own."""
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -51,8 +56,10 @@ class Tokenizer:
             return
         target.mkdir(exist_ok=True)
         for name in _FILES:
-            if (self.folder / name).is_file():
+            if (self.folder / name).is_file() and not (self.chat_template and name in _TEMPLATES):
                 shutil.copyfile(self.folder / name, target / name)
+        if self.chat_template:
+            write_atomic(target / _TEMPLATES[0], self.chat_template)
 
 
 def is_tokenizer(folder: Path) -> bool:
@@ -75,14 +82,13 @@ def open_tokenizer(folder: Path) -> Tokenizer:
             raise UserError([Problem(what, str(folder), hint)]) from error
         why = f"its files lack {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{folder}: the tokenizer cannot be opened: {why}") from error
-    if opened.get_vocab().keys() <= {
-        *opened.all_special_tokens
-    }:  # for instance if tokenizer.model is damaged
+    vocab = opened.get_vocab()
+    if vocab.keys() <= {*opened.all_special_tokens}:  # for instance if tokenizer.model is damaged
         raise UserError(f"{folder}: the tokenizer has only special tokens; its files are damaged or missing")
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    return Tokenizer(folder, len(opened), {**ids, **stored})
+    return Tokenizer(folder, len(opened), {**ids, **stored}, vocab)
 
 
 def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:

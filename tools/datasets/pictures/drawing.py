@@ -55,7 +55,7 @@ class Drawn(NamedTuple):
 
 
 def drawn(kind: str, seed: int, turn: int, side: int) -> Drawn:
-    """Return the `turn`-th picture of a kind, `side` pixels high and wide; all of it follows from the arguments."""
+    """Return the `turn`-th picture of a kind, `side` pixels high and wide, by its arguments alone."""
     from PIL import Image, ImageDraw
 
     answers, draw = _KINDS[kind]

@@ -25,7 +25,7 @@ def frames(content: bytes, name: str, most: int) -> list[Picture]:
         if told - found > _LOST + told * _LOST_SHARE:
             raise UnusableError(f"{name}: cut off, only {found} of its {told} frames can be decoded")
         if not found:
-            raise UnusableError(f"{name}: has no pictures")
+            raise UnusableError(f"{name}: has no frame that can be decoded")
         return list(_encoded(content, spaced(found, most)))
     except av.FFmpegError as error:
         raise UnusableError(f"{name}: not a video, damaged or cut off ({error.strerror})") from None
