@@ -115,7 +115,7 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
         encoding = self._tokenizer.encode(text.text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int64)
         is_answer = _in_spans(np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0], text.answers)
-        is_placeholder = np.isin(ids, [*self._kinds])
+        is_placeholder = np.logical_or.reduce([ids == placeholder for placeholder in self._kinds])
         is_answer[is_placeholder] = False
         kinds = [self._kinds[one] for one in ids[is_placeholder].tolist()]
         items, media, tokens = self._items(kinds, sample)
