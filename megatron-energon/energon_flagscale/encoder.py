@@ -94,11 +94,10 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
             raise UserError(f"{tokenizer.name_or_path}: {type(tokenizer).__name__} is not a fast tokenizer")
         self.vision, self.sequences = vision, sequences
         self.makes_tiles, self.packs = makes_tiles, packs
-        placeholders = {IMAGE: vision.image_token, VIDEO: vision.video_token}
-        known = placeholders if vision.tiling else {IMAGE: vision.image_token}
+        known = {IMAGE: vision.image_token, **({VIDEO: vision.video_token} if vision.tiling else {})}
         self._kinds = {_token_id(tokenizer, token): kind for kind, token in known.items()}
         text = template_of(tokenizer, chat_template, vision.image_token, vision.video_token)
-        self.template = ChatTemplate(text, tokenizer, placeholders)
+        self.template = ChatTemplate(text, tokenizer)
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
