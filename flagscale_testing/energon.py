@@ -107,3 +107,16 @@ class NumberEncoder(CleanEpochs, DefaultTaskEncoder[Any, Any, Any, Any]):
             "position_ids": torch.zeros_like(tokens),
             "keys": [sample.__key__ for sample in samples],
         }
+
+
+def train(argv: list[str]) -> None:
+    """Train as one rank of `train_llava` does."""
+    from megatron.flagscale import program, train_llava
+
+    program.train(
+        argv,
+        add_arguments=train_llava.add_arguments,
+        model_config=train_llava.model_config,
+        datasets=train_llava.datasets,
+        forward_step=train_llava.forward_step,
+    )

@@ -53,7 +53,8 @@ def environment(**more: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("COV_", "COVERAGE_", "PYTEST_"))
     }
-    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+    sources = ":".join(str(ROOT / part) for part in ("", "vllm", "megatron-energon"))
+    return {**inherited, "PYTHONPATH": sources, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 def torchrun(ranks: int, *argv: str) -> list[str]:
