@@ -26,7 +26,7 @@ def write_folder(
     shards: int = 2,
     split: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> Path:
-    """Write samples (file extension -> content) in shards of equal size, and prepare the folder; return it."""
+    """Write samples (file extension -> content) in equal shards, and prepare the folder; return it."""
     folder.mkdir(parents=True)
     each = -(-len(samples) // shards)
     names = []
@@ -62,7 +62,8 @@ def conversation(number: int, picture: bytes | None = None) -> dict[str, bytes]:
     ]
     if picture is None:
         size, file = (30 + 7 * (number % 5), 30 + 11 * (number % 3)), io.BytesIO()
-        Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, number % 256)).save(file, "PNG")
+        colour = (number * 37 % 256, number * 91 % 256, number % 256)
+        Image.new("RGB", size, colour).save(file, "PNG")
         picture = file.getvalue()
     return {"json": json.dumps({"messages": messages}).encode(), "image0.png": picture}
 
