@@ -17,6 +17,7 @@ from flagscale.checks.experts import (
     ineffective_remarks,
     silent_router_violations,
 )
+from flagscale.checks.pictures import has_pictures
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.stablelm2 import stablelm2_remarks
@@ -64,7 +65,7 @@ def remarks(values: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[
         yield "recompute_modules", "has no effect without `recompute_granularity: selective`"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
         yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
-    if values.get("data_path") and values.get("split") is None:
+    if values.get("data_path") and values.get("split") is None and not has_pictures(values):
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
     if values.get("multi_latent_attention") and values.get("kv_channels") is not None:
         yield "kv_channels", "has no effect with multi_latent_attention, which has widths of its own"

@@ -10,7 +10,7 @@ MASK = "********"
 
 _SECRET = re.compile(r"(^|_)(key|apikey|token|secret|password|passwd|credentials?)$")
 _SPECIAL_TOKEN = re.compile(r"^(fim_\w+|image|video)_token$")
-"""The tokens for filling in the middle and for pictures, which are no secrets although they end in `token`."""
+"""Tokens for filling in the middle and for pictures, which are not secrets in spite of their names."""
 
 
 def is_secret(name: str) -> bool:

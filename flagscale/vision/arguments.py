@@ -20,6 +20,12 @@ SIZES: Mapping[str, str] = {
     "vision_num_attention_heads": "heads",
 }
 """Argument -> the field of `Tower` that it replaces, if it is not null."""
+OF_PICTURES = (
+    *SIZES,
+    *("vision_model_type", "image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints"),
+    *("several_images", "image_token", "video_token", "video_frames"),
+)
+"""The arguments (by dest) that describe the vision part; a program that has them all trains with pictures."""
 FITS = ("square", "pad")
 """Values of `image_aspect_ratio` without tiling."""
 FLAT, UNPAD = "flat", "spatial_unpad"

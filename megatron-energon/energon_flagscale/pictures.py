@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
 
 from energon_flagscale.unusable import UnusableSample
@@ -95,9 +94,8 @@ def decoded(picture: Picture) -> Image.Image:
         image.paste(alpha, mask=alpha.getchannel("A"))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if turn := _UPRIGHT.get(picture.orientation):
-        image = image.transpose(turn)
-    return image
+    turn = _UPRIGHT.get(picture.orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def check_picture(picture: Picture) -> None:
@@ -139,6 +137,8 @@ def evenly_spaced(frames: Sequence[Any], most: int) -> list[Any]:
 
 def video_tiles(frames: Sequence[Image.Image], vision: Vision) -> np.ndarray:
     """Return a tile per upright frame in RGB: uint8 `[frames, 3, side, side]`."""
+    import torch  # here, because those who only check pictures start many processes
+
     side = vision.tower.side
     tiles = [
         torch.nn.functional.interpolate(
@@ -151,7 +151,9 @@ def video_tiles(frames: Sequence[Image.Image], vision: Vision) -> np.ndarray:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8; 1 if unknown."""
+    """Return how a decoded picture is to be turned: its EXIF orientation, 1 (upright) to 8; 1 if unknown."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself
     if image.format == "PNG" and "exif" not in image.info and b"eXIf" not in data:
         return 1  # Pillow would decode the whole picture to look for it after the pixels
     try:

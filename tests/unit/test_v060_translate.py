@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from flagscale.config.v060.translate import (
 )
 from flagscale.config.v060.ulysses import CONTEXT, KEY
 from flagscale.errors import Problem
+from megatron.flagscale.vision.arguments import add_arguments
 
 EXCHANGE = ("cp_comm_type", "hierarchical_context_parallel_sizes")
 ADDED_BY_V060 = """
@@ -85,7 +87,10 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], lis
 
 @pytest.mark.parametrize("key", [*ADDED_BY_V060.split(), *IN_ITS_EXAMPLES.split()])
 def test_every_key_is_supported_or_explained(catalog: Catalog, key: str) -> None:
-    assert catalog.by_name.get(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS)
+    of_pictures = argparse.ArgumentParser()
+    add_arguments(of_pictures)
+    dests = {action.dest for action in of_pictures._actions}
+    assert catalog.by_name.get(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS, *dests)
 
 
 @pytest.mark.parametrize("key", TASK)

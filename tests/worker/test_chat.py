@@ -12,12 +12,14 @@ from flagscale_testing.pictures import IMAGE, VIDEO, write_tokenizer
 from megatron.flagscale.chat.conversation import ChatTemplate, ConversationError
 from megatron.flagscale.chat.templates import named_template, rendered, template_of
 
-TRIMS = """{{- bos_token -}}{% for m in messages %}{{ '<' + m.role + '>' + m.content | trim + '<end>' }}{% endfor %}
+TRIMS = """{{- bos_token -}}{% for m in messages %}
+{{- '<' + m.role + '>' + m.content | trim + '<end>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
 """As Llama 3's: contents are trimmed, and the begin token is written."""
 DEFAULTS = """{%- if messages[0]['role'] == 'system' -%}{{ '[S]' + messages[0]['content'] + '[/S]' }}
-{%- set loop_messages = messages[1:] -%}{%- else -%}{{ '[S]Be good.[/S]' }}{%- set loop_messages = messages -%}
-{%- endif -%}{%- for m in loop_messages -%}{%- if m['role'] == 'user' -%}{{ '[U]' + m['content'] + '[/U]' }}
+{%- set loop_messages = messages[1:] -%}{%- else -%}{{ '[S]Be good.[/S]' }}
+{%- set loop_messages = messages -%}{%- endif -%}{%- for m in loop_messages -%}
+{%- if m['role'] == 'user' -%}{{ '[U]' + m['content'] + '[/U]' }}
 {%- else -%}{{ ' ' + m['content'].strip() + ' </s>' }}{%- endif -%}{%- endfor -%}"""
 """As Llama 2's: a default system message, and no prompt for an answer."""
 THINKS = """{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' }}
@@ -33,8 +35,8 @@ STRICT = """{%- for m in messages -%}{%- if (m.role == 'user') != (loop.index0 %
 """As Mistral's: other roles and orders are refused; turns end with a line break alone."""
 OWN_PARTS = """{% for m in messages %}{{ m.role + ': ' }}{% if m.content is string %}{{ m.content }}{% else %}
 {%- for part in m.content | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}
-{%- for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}{% endif %}{{ '; ' }}
-{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
+{%- for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}{% endif %}
+{{- '; ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
 """As the published LLaVA's: it writes placeholders itself, before all text."""
 
 
@@ -181,6 +183,7 @@ def test_begin_token_is_written_once(folders: Any, source: str | None) -> None:
     assert chat(opened(folders, TRIMS, begins=True)).conversation(turns("Q", "a")).text.count("<|end") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_vllm_passes_the_parts_of_messages_in_order(folders: Any, name: str) -> None:
     renderer = pytest.importorskip("vllm.renderers.hf")

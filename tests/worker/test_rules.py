@@ -111,6 +111,7 @@ OF_OUR_STEP, NO_DATA, NO_FILE = "fim-data", "data-path", "test-data-path"
         (WITHOUT_PARTS, {OF_OUR_STEP, NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(add_arguments=print)"), {OF_OUR_STEP, NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(datasets=print)"), {OF_OUR_STEP, NO_FILE}),
+        (WITHOUT_PARTS.replace("()", "(model_config=print)"), {OF_OUR_STEP, NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(forward_step=print)"), {NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(forward_step=print, datasets=print)"), {NO_FILE}),
     ],

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.message_files import with_files
 from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
@@ -137,6 +138,7 @@ def _generated(
 ) -> Iterator[dict[str, Any]]:
     """Yield one record per prompt, batch by batch."""
     size, begun, tokens = arguments.batch_size, time.monotonic(), 0
+    folder = Path(arguments.prompts_file or "").parent
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
         texts: list[tuple[int, Prompt]] = []
@@ -148,7 +150,8 @@ def _generated(
             forms = [_engine_form(one) for _, one in texts]
             answers |= _by_place(texts, engine.generate(forms, sampling.plain))
         if chats:
-            answers |= _by_place(chats, engine.chat([_messages(one) for _, one in chats], sampling.chat))
+            messages = [_messages(one, folder) for _, one in chats]
+            answers |= _by_place(chats, engine.chat(messages, sampling.chat))
         for place, prompt in batch:
             record = _record(place, prompt, answers[place])
             tokens += sum(len(one["token_ids"]) for one in record["outputs"])
@@ -164,8 +167,9 @@ def _is_chat(prompt: Prompt, arguments: argparse.Namespace) -> bool:
     return bool(prompt.messages or (arguments.chat and prompt.text))
 
 
-def _messages(prompt: Prompt) -> list[dict[str, Any]]:
-    return list(prompt.messages) or [{"role": "user", "content": prompt.text}]
+def _messages(prompt: Prompt, folder: Path) -> list[dict[str, Any]]:
+    """Return a chat; the files that it names, relative to `folder`, are read."""
+    return with_files(prompt.messages, folder) or [{"role": "user", "content": prompt.text}]
 
 
 def _engine_form(prompt: Prompt) -> dict[str, Any]:

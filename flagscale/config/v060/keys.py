@@ -101,10 +101,10 @@ TASK: Mapping[str, Change] = {
     "eval_metric": _refuse("evaluation tasks are no longer supported"),
     "dataset_config": _drop("v0.6.0 did not read it; data_path names the data"),
     "prompt_path": _refuse(
-        "remove the key: the question about a picture is part of the sample, which tools/datasets/llava.py writes"
+        "remove the key: the question about a picture is part of its sample (tools/datasets/llava.py)"
     ),
     "allow_missing_vision_projection_checkpoint": _drop(
-        "`tools/checkpoint/convert.py --tower` draws a projector for the checkpoint that a training starts from"
+        "tools/checkpoint/convert.py draws a projector for the checkpoint that a training starts from"
     ),
     "use_te": _drop("transformer_impl chooses the layers"),
     "dataloader_save": _drop("the state of the loader is part of each checkpoint"),

@@ -20,6 +20,7 @@ from flagscale.vision.tower import TOWERS
 KIND, CLASS_TOKEN, TRAIN_ONLY = "language_model_type", "disable_vision_class_token", "training_dataset_only"
 _ONEVISION = "interleaved_dataset"
 """The key without which `train_llava_onevision.py` ended, and which `train_llava.py` did not have."""
+_MERGE = "mm_patch_merge_type"
 _QWEN: Mapping[str, Any] = {"add_qkv_bias": True, "disable_bias_linear": True, "swiglu": True}
 """What a `language_model_type` of Qwen stood for."""
 _WITHOUT_EFFECT = {
@@ -75,6 +76,7 @@ def with_pictures(
         for name, why in _WITHOUT_EFFECT.items():
             file.drop(name, why)
         _set_model(file)
+        _note_tiles(file)
         _set_length(file, _set_tower(file))
         del file.keys[KIND]
     return [*file.keys.values()]
@@ -94,6 +96,16 @@ def _set_model(file: _File) -> None:
         file.put(name, value, KIND)
     shown = ", ".join(f"`{name}: true`" for name in changed)
     file.note(KIND, f"is now {shown}" if changed else "dropped because the other keys describe it")
+
+
+def _note_tiles(file: _File) -> None:
+    """Say that pictures are no longer tiled when the data is made, if the keys ask for no tiles."""
+    asked = [file.value(_MERGE, "flat"), file.value("image_aspect_ratio", "square")]
+    if _ONEVISION in file.keys and asked == ["flat", "square"]:
+        what = (
+            "each picture is now one tile: v0.6.0's data tool had cut it, and this joined what it found; for"
+        )
+        file.note(_MERGE, f"{what} tiles, set image_aspect_ratio: anyres_max_9 and {_MERGE}: spatial_unpad")
 
 
 def _take_class_token(file: _File) -> None:
@@ -175,5 +187,7 @@ def _set_evaluation(file: _File) -> None:
     elif given is Unknown.VALUE:
         file.put("eval_iters", Unknown.VALUE, TRAIN_ONLY)
     else:
-        file.note(TRAIN_ONLY, "dropped because eval_iters is 0" if given else "dropped because it has no effect")
+        file.note(
+            TRAIN_ONLY, "dropped because eval_iters is 0" if given else "dropped because it has no effect"
+        )
     del file.keys[TRAIN_ONLY]
