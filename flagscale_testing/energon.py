@@ -1,43 +1,70 @@
-"""Tiny Energon folders of numbered samples, and an encoder that passes on their numbers."""
+"""Tiny Energon folders of conversations or numbers, and an encoder that passes on their numbers."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from energon_flagscale.loader import CleanEpochs
 from megatron.energon import Cooker, DefaultTaskEncoder, Sample, basic_sample_keys, edataclass, stateless
 from megatron.energon.epathlib import EPath
 from megatron.energon.flavors import BaseWebdatasetFactory
+from PIL import Image
+
+from energon_flagscale.epochs import CleanEpochs
 
 SPLITS = ("train", "val", "test")
 
 
-def write_numbers(
-    folder: Path, numbers: Sequence[int], shards: int = 2, split: tuple[float, float, float] = (1.0, 0.0, 0.0)
+def write_folder(
+    folder: Path,
+    samples: Sequence[Mapping[str, bytes]],
+    shards: int = 2,
+    split: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> Path:
-    """Write samples with these numbers, in shards of equal size, and prepare the folder; return it."""
+    """Write samples (file extension -> content) in shards of equal size, and prepare the folder; return it."""
     folder.mkdir(parents=True)
-    each = -(-len(numbers) // shards)
+    each = -(-len(samples) // shards)
     names = []
     for shard in range(shards):
         names.append(f"shard_{shard:03d}.tar")
         with tarfile.open(folder / names[-1], "w") as tar:
-            for number in numbers[shard * each : (shard + 1) * each]:
-                content = json.dumps({"number": number}).encode()
-                info = tarfile.TarInfo(f"{number:06d}.json")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+            for number in range(shard * each, min((shard + 1) * each, len(samples))):
+                for extension, content in samples[number].items():
+                    info = tarfile.TarInfo(f"{number:06d}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
     ratios = list(zip(SPLITS, split, strict=True))
     BaseWebdatasetFactory.prepare_dataset(EPath(folder), names, split_parts_ratio=ratios, workers=1)
     described = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
     (folder / ".nv-meta" / "dataset.yaml").write_text(described)
     return folder
+
+
+def write_numbers(folder: Path, count: int) -> Path:
+    """Write an Energon folder whose samples are the numbers below `count`."""
+    return write_folder(folder, [{"json": json.dumps({"number": one}).encode()} for one in range(count)])
+
+
+def conversation(number: int, picture: bytes | None = None) -> dict[str, bytes]:
+    """Return a sample about one picture, whose answer is the number of its sample.
+
+    The picture's height and width differ from sample to sample; `picture` replaces it.
+    """
+    question = [{"type": "image"}, {"type": "text", "text": "Which?"}]
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": [{"type": "text", "text": str(number)}]},
+    ]
+    if picture is None:
+        size, file = (30 + 7 * (number % 5), 30 + 11 * (number % 3)), io.BytesIO()
+        Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, number % 256)).save(file, "PNG")
+        picture = file.getvalue()
+    return {"json": json.dumps({"messages": messages}).encode(), "image0.png": picture}
 
 
 @edataclass
@@ -56,7 +83,7 @@ def cook(sample: dict[str, Any]) -> Numbered:
 class NumberEncoder(CleanEpochs, DefaultTaskEncoder[Any, Any, Any, Any]):
     """Micro-batches of numbers; those in `broken` cannot be used."""
 
-    cookers = [Cooker(cook)]
+    cookers = (Cooker(cook),)
 
     def __init__(self, broken: Sequence[int] = ()) -> None:
         super().__init__()

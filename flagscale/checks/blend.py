@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks import indexed
+from flagscale.checks.energon_blend import blend_content
 from flagscale.checks.facts import identity
 from flagscale.checks.pictures import has_pictures
 from flagscale.errors import Violation
@@ -72,6 +73,8 @@ def content(values: Mapping[str, Any], cwd: Path = Path(), *, only_train: bool =
 
     It is "" without files, and if a file is missing here. `only_train` leaves out the data of other splits.
     """
+    if has_pictures(values):
+        return " ".join(blend_content(cwd / path, "train") for path in values.get("data_path") or ())
     found = []
     lists = {} if values.get("mock_data") else read_lists(values, cwd)[0]
     for (argument, split), words in lists.items():

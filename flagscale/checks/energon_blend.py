@@ -6,13 +6,22 @@ Of a misspelt `weight`, Energon 7.4.1 says that `join` is missing. The forms of 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.energon_folder import MODULE, FolderSplit, folder_mistakes, has_samples, mapping
+from flagscale.checks.energon_folder import (
+    MODULE,
+    FolderSplit,
+    content_of,
+    folder_mistakes,
+    has_samples,
+    mapping,
+)
 from flagscale.errors import nearest
 from flagscale.formats import count
 
@@ -44,6 +53,19 @@ def read_data(path: Path, split: str) -> Reading:
     for part in dict.fromkeys(reading.parts):
         reading.wrong += folder_mistakes(part)
     return reading
+
+
+def blend_content(path: Path, split: str) -> str:
+    """Return what identifies the order of the samples of a folder or blend, wherever it is; "" if unsound.
+
+    Samples that keep their places may have been corrected: a run continues with them.
+    """
+    reading = read_data(path, split)
+    if reading.wrong:
+        return ""
+    weights = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = [weights, *(content_of(part) for part in reading.parts)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def has_split(path: Path, split: str) -> bool:

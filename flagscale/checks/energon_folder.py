@@ -47,6 +47,12 @@ def samples_of(part: FolderSplit) -> int:
     return sum(counts.get(name, 0) for name in _shards(part))
 
 
+def content_of(part: FolderSplit) -> list[tuple[str, int]]:
+    """Return the shards of a split with their numbers of samples; raise ValueError if it cannot be read."""
+    counts = _counts(part.folder)
+    return [(name, counts.get(name, 0)) for name in _shards(part)]
+
+
 def facts_of(part: FolderSplit) -> Mapping[str, Any]:
     """Return what our tool recorded about a split of a folder; empty if it did not make the folder."""
     with suppress(OSError, ValueError, KeyError, TypeError):

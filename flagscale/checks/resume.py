@@ -12,6 +12,7 @@ from typing import Any
 
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
+from flagscale.checks.loading import READING, loading_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import Violation
@@ -83,7 +84,7 @@ RECORDED = tuple(
     dict.fromkeys(
         (
             *(*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *FROZEN, *OPTIMIZER, *NOTICE),
-            *(*NAMES, "mock_data", "tokenizer_type"),
+            *(*NAMES, "mock_data", "tokenizer_type", *READING),
         )
     )
 )
@@ -131,6 +132,8 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     for name in _changed(saved, now, functions) if saved.resumes else ():
         what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
         yield name, f"{_difference(saved, now, name)}: {what}"
+    if saved.resumes and not changed_data(saved.values, now):
+        yield from loading_violations(saved.name, saved.values, now)
     if not _loads_optimizer(now):
         return
     thawed = [name for name in FROZEN if not now.get(name)]
@@ -159,7 +162,7 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
     for name in _changed(saved, now, (*FROZEN, *NOTICE)):
         if name not in changed and name not in _shapes(now):
             yield name, _difference(saved, now, name)
-    if what := _changed_data(saved.values, now):
+    if what := changed_data(saved.values, now):
         yield what, f"{saved.name} was trained with other data: the run continues with the data given here"
     is_known = saved.values.get(TOKENIZER) and now.get(TOKENIZER)
     if is_known and saved.values[TOKENIZER] != now[TOKENIZER]:
@@ -245,7 +248,7 @@ def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the argument that names other training data than before; "" if none does or it is unknown."""
     given = [name for name in TRAINING if now.get(name)]
     had_data = any(saved.get(name) for name in TRAINING)

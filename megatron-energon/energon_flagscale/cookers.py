@@ -16,29 +16,10 @@ from typing import Any
 
 from megatron.energon import Sample, basic_sample_keys, edataclass, stateless
 
+from energon_flagscale.formats import KINDS, PICTURES, ROLES
 from energon_flagscale.unusable import UnusableSample
 from flagscale.errors import nearest
 
-ROLES: Mapping[str, str] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-"""Roles in files, and what they become."""
-KINDS: Mapping[str, str] = {
-    "text": "text",
-    "input_text": "text",
-    "image": "image",
-    "image_url": "image",
-    "input_image": "image",
-    "video": "video",
-    "video_url": "video",
-}
-"""Types of parts in files, and what they become."""
-PICTURES = frozenset({"avif", "bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"})
-"""Ends of the names of pictures and frames."""
 _LISTS = ("messages", "conversations")
 _FRAME = re.compile(r"(.+)\.(\d+)\.[^.]+")
 _PLACEHOLDER = re.compile(r"<(image|video)>")

@@ -1,207 +1,158 @@
-"""Read conversations with pictures from Energon folders: the data of a training, split among its ranks.
+"""The data of a training with pictures, as `megatron.flagscale.train_llava` asks for it on each rank.
 
-Each data parallel rank reads its own part with `num_workers` processes. Epochs are clean: a reader passes on
-each sample of its part once before it begins again, except in a blend by weights, which has no epochs.
+The loader's place in the data is kept in each checkpoint (see state.py), and the number of samples that could
+not be used is among the metrics (`skipped_samples`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from megatron.energon import TaskEncoder, WorkerConfig, get_savable_loader
-from megatron.energon.errors import FatalSampleError
-from megatron.energon.flavors.base_dataset import SavableDataset
-from megatron.energon.metadataset import load_dataset
-from megatron.energon.metadataset.loader_interface import DatasetBlendMode
-from megatron.energon.wrappers import RepeatDataset
+import numpy as np
+import torch
+from megatron.core import mpu
+from megatron.energon import stateless
+from megatron.training import get_tokenizer
 
-from energon_flagscale.skipped import SKIPPED, SkippedSamples, WithSkipped, fatal
-from energon_flagscale.state import Place, loader_state, place_of
+from energon_flagscale import state
+from energon_flagscale.encoder import Encoded, Encoder, Sequences
+from energon_flagscale.epochs import CleanEpochs
+from energon_flagscale.training_data import Readers, TrainingData, check_limit, training_dataset
+from energon_flagscale.validation_data import ValidationData, validation_dataset
+from flagscale.checks.energon_blend import has_split
+from flagscale.checks.loading import ORDER, RANKS
+from flagscale.checks.resume import changed_data
 from flagscale.errors import UserError
+from flagscale.run.checkpoints import folder_of, read_arguments
+from flagscale.vision.arguments import vision_of
+from megatron.flagscale.checkpoint.additions import add_to_checkpoints
+from megatron.flagscale.checkpoint.arguments import record_of
+from megatron.flagscale.chips import chip
+from megatron.flagscale.metrics.patches import add_figure
+
+if TYPE_CHECKING:
+    from megatron.flagscale.vision.reading import Reading
 
 
-@dataclass(frozen=True)
-class Readers:
-    """Who reads the data, and how: what a reader's place in the data depends on."""
+class _Encoder(CleanEpochs, Encoder):
+    """The encoder of conversations with pictures, for one set of data."""
 
-    rank: int
-    """The data parallel rank."""
-    ranks: int
-    workers: int
-    """Processes per rank that read; with 0, the rank itself reads."""
-    micro_batch_size: int
-    shuffle_buffer_size: int = 0
-    max_samples_per_sequence: int = 100
-    packing_buffer_size: int = 0
-    seed: int = 0
+    micro_batch_size = 0
+    """How many sequences a micro-batch has at least; those without a sample are masked."""
 
-    @property
-    def count(self) -> int:
-        """The number of readers of all ranks."""
-        return self.ranks * max(1, self.workers)
-
-    def config(self, noted: SkippedSamples) -> WorkerConfig:
-        """Return Energon's description of this rank."""
-        return WorkerConfig(
-            rank=self.rank,
-            world_size=self.ranks,
-            num_workers=self.workers,
-            seed_offset=self.seed,
-            global_error_handler=noted.note,
-        )
-
-
-class CleanEpochs(TaskEncoder[Any, Any, Any, Any]):
-    """Repeats the data behind the shuffle buffer, so that the buffer never holds samples of two epochs.
-
-    Energon 7.4.1 repeats before it: of 32 samples, the first 32 that it passes on are 27 different ones.
-    """
-
-    repeats = False
-
-    def build_encode_sample(
-        self, dataset: SavableDataset[Any], *, worker_config: WorkerConfig
-    ) -> SavableDataset[Any]:
-        """Return the encoded samples of a dataset, again and again if `repeats`."""
-        if self.repeats:
-            dataset = RepeatDataset(dataset, worker_config=worker_config)
-        return super().build_encode_sample(dataset, worker_config=worker_config)
-
-
-def training_dataset(path: str, encoder: CleanEpochs, readers: Readers) -> SavableDataset[Any]:
-    """Return the endless micro-batches of this rank's part of the `train` split of a folder or a blend.
-
-    Raises:
-        UserError: the data is missing or not sound, or a reader would get no sample.
-    """
-    noted = SkippedSamples()
-    config = readers.config(noted)
-    found = opened(path, "train", encoder, readers, config, training=True)
-    by_weight = found.blend_mode == DatasetBlendMode.DATASET_WEIGHT
-    encoder.repeats = not by_weight
-    dataset = encoder.build_train_datasets(
-        datasets=found.datasets,
-        worker_config=config,
-        batch_size=readers.micro_batch_size,
-        packing_buffer_size=readers.packing_buffer_size or None,
-        virtual_epoch_length=0,
-        shuffle_buffer_size=readers.shuffle_buffer_size or None,
-        blend_mode=found.blend_mode,
-        repeat=by_weight,
-    )
-    return WithSkipped(dataset, noted, config)
-
-
-def opened(
-    path: str, split: str, encoder: Any, readers: Readers, config: WorkerConfig, *, training: bool
-) -> Any:
-    """Return a split of an Energon folder or blend as Energon loads it.
-
-    Raises:
-        UserError: it cannot be opened, or has fewer samples than readers.
-    """
-    where = Path(path)
-    if not where.exists():
-        raise UserError(f"{path}: no such Energon folder, or blend (a YAML file)")
-    further = {"shuffle_over_epochs_multiplier": 1} if training else {}
-    try:
-        found = load_dataset(path).get_datasets(
-            training=training,
-            split_part=split,
-            worker_config=config,
-            max_samples_per_sequence=readers.max_samples_per_sequence if training else None,
-            decoder=encoder.decoder,
-            **further,
-        )
-    except (AssertionError, ValueError, KeyError, OSError) as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise UserError(f"{path}: the `{split}` split cannot be opened ({reason})") from error
-    samples = sum(len(one.dataset) for one in found.datasets)
-    if training and samples < readers.count:
-        what = f"{samples} samples in the `{split}` split for {readers.count} readers"
-        of = f"data parallel size {readers.ranks}, num_workers {readers.workers}"
-        raise UserError(f"{path}: {what} ({of}): each needs at least one; use fewer of them")
-    return found
-
-
-class TrainingData:
-    """An endless iterator over micro-batches that knows its place in the data.
-
-    `place` continues where another run was, with the same number of readers.
-    """
-
-    def __init__(
-        self,
-        dataset: SavableDataset[Any],
-        readers: Readers,
-        place: Place | None = None,
-        max_skipped: int | None = None,
-    ) -> None:
-        self._readers = readers
-        self._max_skipped = max_skipped
-        self._loader = get_savable_loader(dataset)
-        # Energon asks for it everywhere; but tiles are not in a form that torch would pin.
-        self._loader.pin_memory = False
-        self.skipped = place.skipped if place else 0
-        self._discarded = self._restore(place) if place else 0
-        self._batches: Iterator[dict[str, Any]] | None = None
-
-    def _restore(self, place: Place) -> int:
-        """Continue at a place, and return how many micro-batches have to be discarded first."""
-        state, discarded = loader_state(place, self._readers.workers)
-        if state is None:
-            return discarded
-        if not self._readers.workers:
-            state.micro_batch_size = self._readers.micro_batch_size
-        self._loader.restore_state_rank(state)
-        if self._readers.workers:
-            # Energon 7.4.1 forgets the micro-batches that a reader will discard if the state is saved again
-            # before that reader has passed one on: the next run would repeat them.
-            offsets = [reader.offset for reader in state.worker_states]
-            counters = self._loader._worker_sample_counters
-            self._loader._worker_sample_counters = [
-                counter + offset for counter, offset in zip(counters, offsets, strict=True)
-            ]
-        return discarded
-
-    def __iter__(self) -> TrainingData:
-        return self
-
-    def __next__(self) -> dict[str, Any]:
-        if self._batches is None:
-            self._batches = self._begin()
-        batch = _next(self._batches)
-        messages = batch.pop(SKIPPED)
-        self.skipped += len(messages)
-        for message in messages:
-            print(f"flagscale: skipped {message}", flush=True)
-        check_limit(self.skipped, self._max_skipped)
+    @stateless
+    def batch(self, samples: list[Encoded]) -> dict[str, Any]:
+        missing = self.micro_batch_size - len(samples)
+        batch: dict[str, Any] = super().batch([*samples, *[self._empty()] * missing])
         return batch
 
-    def _begin(self) -> Iterator[dict[str, Any]]:
-        batches = iter(self._loader)
-        for _ in range(self._discarded):
-            _next(batches)
-        return batches
-
-    def place(self) -> Place:
-        """Return the place after the last micro-batch that was passed on."""
-        return place_of(self._loader.save_state_rank(), self._readers.workers, self.skipped)
+    def _empty(self) -> Encoded:
+        ids, nothing = np.array([self._pad]), np.zeros(1, bool)
+        named: dict[str, Any] = {"__key__": "", "__restore_key__": ()}
+        return Encoded(
+            **named, keys=(), ids=ids, is_answer=nothing, lengths=(1,), items=(), media=(), tiles=[]
+        )
 
 
-def check_limit(skipped: int, limit: int | None) -> None:
-    """Raise `UserError` if more samples than `max_skipped_samples` were skipped."""
-    if limit is not None and skipped > limit:
-        what = f"{skipped} samples could not be used, but `max_skipped_samples` is {limit}"
-        raise UserError(f"{what}; the reason of each is in the output")
+def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, Any]:
+    """Return what a rank (or a chunk of it) reads: the training and the validation data.
+
+    None if it reads nothing (`reading` is None), and for the validation if there is no such data. Every rank
+    has to call it.
+
+    Raises:
+        UserError: data is missing or not sound, or the checkpoint does not hold a place that fits.
+    """
+    _join(args.max_skipped_samples)
+    if reading is None:
+        return None, None
+    readers = Readers(
+        rank=reading.rank,
+        ranks=reading.ranks,
+        workers=args.num_workers,
+        micro_batch_size=args.micro_batch_size,
+        shuffle_buffer_size=args.shuffle_buffer_size,
+        max_samples_per_sequence=args.max_samples_per_sequence,
+        packing_buffer_size=args.packing_buffer_size,
+        seed=args.seed,
+    )
+    return _training(args, reading, readers), _validation(args, reading, readers)
 
 
-def _next(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return next(batches)
-    except FatalSampleError as error:
-        raise fatal(error) from error
+def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> TrainingData:
+    dataset = training_dataset(args.data_path[0], _encoder(args, reading), readers)
+    data = TrainingData(dataset, readers, _place(args, readers), args.max_skipped_samples)
+    if reading.has_pictures and mpu.get_context_parallel_rank() == 0:
+        _saved.append(data)
+    return data
+
+
+def _validation(
+    args: argparse.Namespace, reading: Reading, readers: Readers
+) -> ValidationData | None:
+    paths = _validation_paths(args)
+    if not args.eval_iters or not paths:
+        return None
+    of_each = args.eval_global_batch_size // (args.eval_micro_batch_size * readers.ranks)
+    batches, size = args.eval_iters * of_each, args.eval_micro_batch_size
+    encoder = _encoder(args, reading)
+    encoder.micro_batch_size = size
+    dataset = validation_dataset(paths, encoder, readers, size, batches)
+    return ValidationData(dataset, batches, encoder.batch([]))
+
+
+def _encoder(args: argparse.Namespace, reading: Reading) -> _Encoder:
+    return _Encoder(
+        get_tokenizer()._tokenizer.tokenizer,
+        vision_of(vars(args)),
+        Sequences(args.seq_length, reading.multiple, is_fixed=reading.length is not None),
+        args.chat_template,
+        makes_tiles=reading.has_pictures,
+        packs=bool(args.packing_buffer_size),
+    )
+
+
+def _validation_paths(args: argparse.Namespace) -> list[str]:
+    """Return the folders and blends of the validation; none if there is no such data."""
+    if args.valid_path:
+        return list(args.valid_path)
+    return [path for path in args.data_path if has_split(Path(path), "val")]
+
+
+def _place(args: argparse.Namespace, readers: Readers) -> state.Place | None:
+    """Return where the readers of a rank were when the checkpoint was saved that this run continues."""
+    if not args.iteration:
+        return None
+    checkpoint = Path(args.load) / folder_of(args.iteration)
+    saved = read_arguments(checkpoint)
+    if saved is None or ORDER[0] not in saved or RANKS not in saved:
+        what = f"{checkpoint} has no place of a loader of pictures: it was saved by another program"
+        raise UserError(f"{what}. With `finetune: true` a new training starts with its weights.")
+    if changed_data(saved, record_of(args)):  # which was reported when the checkpoint was chosen
+        return None
+    return state.read(checkpoint, saved[RANKS], readers.rank, readers.ranks)
+
+
+# The data of this rank whose place is saved: others may read the same samples, but not their pictures.
+_saved: list[TrainingData] = []
+
+
+@functools.cache
+def _join(limit: int | None) -> None:
+    """Have this rank take part in saving the places of all, and in counting what all have skipped."""
+
+    def write(checkpoint: Path) -> None:
+        for data in _saved:
+            state.write(checkpoint, data.readers.rank, data.place())
+
+    def skipped() -> int:
+        total = torch.tensor(sum(data.skipped for data in _saved), device=chip().device())
+        torch.distributed.all_reduce(total)
+        check_limit(int(total), limit)
+        return int(total)
+
+    add_to_checkpoints(write)
+    add_figure("skipped_samples", skipped)

@@ -1,13 +1,13 @@
 """Samples that cannot be used: each is named, counted where it was read, and reported where it is missed.
 
-Energon 7.4.1 passes a sample that fails to a handler in the process that reads, and goes on with the next one.
+Energon 7.4.1 passes a sample that fails to a handler in the process that reads, and goes on with the next.
 The count travels with the next micro-batch of that reader. So it belongs to the micro-batches that were
 trained, whatever the readers have read ahead, and a resumed run counts each sample once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron.energon import WorkerConfig
@@ -61,12 +61,25 @@ class WithSkipped(BaseWrapperDataset[Any, Any]):
         return config
 
 
-def fatal(error: FatalSampleError) -> Exception:
-    """Return the error to raise instead of Energon's: a user's if only samples failed, else the same."""
-    if "times in a row" not in str(error):
-        return error  # a bug, such as a name that is not defined
-    what = "too many samples in a row cannot be used; the reason of each is in the output above"
-    return UserError(f"{what}. Check the data with tools/datasets/llava.py, and the chat template")
+def usable(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield micro-batches of Energon.
+
+    Raises:
+        UserError: a hundred samples in a row cannot be used.
+    """
+    try:
+        yield from batches
+    except FatalSampleError as error:
+        if "times in a row" not in str(error):
+            raise  # a bug, such as a name that is not defined
+        what = "100 samples in a row cannot be used; their reasons are in the output above"
+        raise UserError(f"{what}: check the data with tools/datasets/llava.py") from error
+
+
+def report(messages: Sequence[str]) -> None:
+    """Print the messages about skipped samples."""
+    for message in messages:
+        print(f"flagscale: skipped {message}", flush=True)
 
 
 def _name(sample: Any, sources: list[Any] | None) -> str:

@@ -27,6 +27,7 @@ from megatron.energon.savable_loader import (
     SimpleSavableDatasetWrapper,
 )
 from megatron.energon.state import FlexState
+from megatron.energon.wrappers.gc_dataset import GcDataset
 
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
@@ -35,8 +36,7 @@ FOLDER = "loader"
 """In a checkpoint, the folder with one file per data parallel rank."""
 _VERSION = 1
 _CLASSES = {
-    one.__name__: one
-    for one in (SavableDatasetCheckpoint, SavableDatasetState, SystemRngState, SliceState)
+    one.__name__: one for one in (SavableDatasetCheckpoint, SavableDatasetState, SystemRngState, SliceState)
 }
 """The classes of Energon in a state."""
 
@@ -60,9 +60,8 @@ def place_of(state: SavableDataLoaderState | None, workers: int, skipped: int) -
     if not workers:
         # Energon's loader without workers saves another form of the same state, always after a micro-batch.
         (own,) = readers
-        inner = SavableDatasetState(
-            rng=None, dataset_state=own["datasets"][0], sample_index=own["_sample_index"]
-        )
+        collected = FlexState(__class__=GcDataset.__name__, datasets=own["datasets"])
+        inner = SavableDatasetState(rng=None, dataset_state=collected, sample_index=own["_sample_index"])
         readers = [SavableDatasetCheckpoint(state=inner, offset=0)]
     return Place(tuple(readers), state.next_worker_id, state.micro_batch_size, skipped)
 
@@ -82,7 +81,7 @@ def loader_state(place: Place, workers: int) -> tuple[SavableDataLoaderState | N
             FlexState(
                 __class__=SimpleSavableDatasetWrapper.__name__,
                 _sample_index=reader.state.sample_index,
-                datasets=[reader.state.dataset_state],
+                datasets=reader.state.dataset_state["datasets"],
             )
         ]
     state = SavableDataLoaderState(
@@ -156,7 +155,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a state as JSON holds it: every object that JSON does not know is a dict with one key, its type."""
+    """Return a state as JSON holds it: an object that JSON does not know is a dict with one key, its type."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):
@@ -176,9 +175,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return {"tensor": _plain(value.numpy())}
     if type(value).__name__ in _CLASSES:
-        return {
-            type(value).__name__: {field: _plain(content) for field, content in _fields(value).items()}
-        }
+        return {type(value).__name__: {field: _plain(content) for field, content in _fields(value).items()}}
     raise TypeError(f"a loader's state holds a {type(value).__name__}")
 
 

@@ -64,27 +64,28 @@ WHOLE = [encoded(noise(), "JPEG"), encoded(noise(), "JPEG", progressive=True), e
 @pytest.mark.parametrize("content", WHOLE)
 @pytest.mark.parametrize("kept", [0.99, 0.5, 0.1])
 def test_a_picture_that_is_cut_off_is_refused(content: bytes, kept: float) -> None:
-    with pytest.raises(UnusableError, match=r"a\.jpg: (damaged or cut off|not a picture)"):
+    with pytest.raises(UnusableError, match=r"^a\.jpg (cannot be decoded|cannot be read|is not a picture)"):
         picture(content[: int(len(content) * kept)], "a.jpg")
 
 
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (b"", "an empty file"),
-        (b"<html>404</html>", "not a picture that Pillow knows"),
-        (encoded(noise(), "PPM"), "format PPM; save it as PNG or JPEG"),
+        (b"", "is empty"),
+        (b"<html>404</html>", "is not a picture"),
+        (encoded(noise(), "ICO"), "is not a picture, .*; known are AVIF"),
+        (encoded(Image.new("F", (5, 7)), "TIFF"), "32 bits per pixel"),
         (encoded(noise(), "GIF", save_all=True, append_images=[noise().rotate(9)]), "has 2 frames"),
     ],
 )
 def test_what_a_training_would_not_read_is_refused(content: bytes, what: str) -> None:
-    with pytest.raises(UnusableError, match=f"^a: .*{what}"):
+    with pytest.raises(UnusableError, match=f"^a .*{what}"):
         picture(content, "a")
 
 
 def test_a_picture_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses more than twice as many
-    with pytest.raises(UnusableError, match="2400 pixels"):
+    monkeypatch.setattr("energon_flagscale.pictures.MOST_PIXELS", 1000)
+    with pytest.raises(UnusableError, match="60x40 pixels"):
         picture(encoded(noise(), "PNG"), "a")
 
 

@@ -18,7 +18,8 @@ TRIMS = """{{- bos_token -}}{% for m in messages %}
 """As Llama 3's: contents are trimmed, and the begin token is written."""
 DEFAULTS = """{%- if messages[0]['role'] == 'system' -%}{{ '[S]' + messages[0]['content'] + '[/S]' }}
 {%- set loop_messages = messages[1:] -%}{%- else -%}{{ '[S]Be good.[/S]' }}
-{%- set loop_messages = messages -%}{%- endif -%}{%- for m in loop_messages -%}{%- if m['role'] == 'user' -%}{{ '[U]' + m['content'] + '[/U]' }}
+{%- set loop_messages = messages -%}{%- endif -%}{%- for m in loop_messages -%}
+{%- if m['role'] == 'user' -%}{{ '[U]' + m['content'] + '[/U]' }}
 {%- else -%}{{ ' ' + m['content'].strip() + ' </s>' }}{%- endif -%}{%- endfor -%}"""
 """As Llama 2's: a default system message, and no prompt for an answer."""
 THINKS = """{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' }}

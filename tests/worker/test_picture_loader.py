@@ -1,4 +1,4 @@
-"""The loader of pictures with real Energon on tiny folders: nothing is lost or repeated when a run resumes."""
+"""The loader of pictures with real Energon on tiny folders: a resumed run loses and repeats no sample."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from energon_flagscale import state
-from energon_flagscale.loader import Readers, TrainingData, training_dataset
 
+from energon_flagscale import state
+from energon_flagscale.training_data import Readers, TrainingData, training_dataset
 from flagscale.errors import UserError
 from flagscale_testing.energon import NumberEncoder, write_numbers
 
@@ -19,7 +19,7 @@ ONE = Readers(rank=0, ranks=1, workers=0, micro_batch_size=1, shuffle_buffer_siz
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_numbers(tmp_path_factory.mktemp("energon") / "numbers", range(SAMPLES)))
+    return str(write_numbers(tmp_path_factory.mktemp("energon") / "numbers", SAMPLES))
 
 
 @pytest.fixture(autouse=True)
@@ -103,9 +103,7 @@ def test_the_same_readers_are_divided_among_other_ranks(
     data = begin(folder, replace(ONE, ranks=ranks, workers=workers))
     read = take(data, 3)  # so that some readers are a micro-batch ahead of others
     ranks, workers = after
-    again = begin(
-        folder, replace(ONE, ranks=ranks, workers=workers), saved(data, tmp_path, ranks)
-    )
+    again = begin(folder, replace(ONE, ranks=ranks, workers=workers), saved(data, tmp_path, ranks))
     read += take(again, (SAMPLES - len(read)) // ranks)
     assert len(read) >= SAMPLES - 2
     assert len({*read}) == len(read)
@@ -115,11 +113,11 @@ def test_the_same_readers_are_divided_among_other_ranks(
 def test_skipped_samples_are_counted_once(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    readers, broken = replace(ONE, workers=workers), [3, 4, 30]
+    readers, broken = replace(ONE, workers=workers), [3, 30]
     data = begin(folder, readers, broken=broken)
     good = SAMPLES - len(broken)
     read, counts = [], []
-    for part in (9, 10, good - 19):
+    for part in (10, 10, good - 20):
         read += take(data, part)
         counts.append(data[0].skipped)
         data = begin(folder, readers, saved(data, tmp_path, 1), broken)
@@ -139,16 +137,18 @@ def test_too_many_skipped_samples_end_the_training(folder: str) -> None:
 def test_nothing_but_broken_samples(folder: str) -> None:
     for workers in (0, 2):
         data = begin(folder, replace(ONE, workers=workers), broken=range(SAMPLES))
-        with pytest.raises(UserError, match="too many samples in a row cannot be used"):
+        with pytest.raises(UserError, match="100 samples in a row cannot be used"):
             take(data, 1)
 
 
 def test_more_readers_than_samples(folder: str) -> None:
-    with pytest.raises(UserError, match=r"32 samples in the `train` split for 34 readers \(data parallel"):
+    with pytest.raises(UserError, match="split `train` has 32 samples for 34 readers"):
         begin(folder, replace(ONE, ranks=17, workers=2))
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 2}', '{"version": 1, "readers": {"os": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"version": 2}', '{"version": 1, "readers": {"os": 1}}']
+)
 def test_a_damaged_state_is_reported(tmp_path: Path, content: str) -> None:
     file = tmp_path / "loader" / "rank_00000.json"
     file.parent.mkdir()

@@ -5,22 +5,18 @@ blanks between pictures at the beginning of a message are dropped (the chat temp
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from energon_flagscale.formats import KINDS, ROLES
 from flagscale.errors import nearest
 
 IMAGE, VIDEO, TEXT = "image", "video", "text"
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
-_ROLES = {"human": USER, "gpt": ASSISTANT, USER: USER, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
 _LISTS = ("messages", "conversations", "texts")
 """The keys of a list of messages; `texts` holds pairs of a question and an answer (the_cauldron)."""
 _PLACEHOLDER = re.compile(r"(<image>|<video>)")
-_KINDS = {
-    "text": TEXT, "input_text": TEXT, "image": IMAGE, "image_url": IMAGE, "input_image": IMAGE,
-    "video": VIDEO, "video_url": VIDEO,
-}  # fmt: skip
 
 Part = dict[str, str]
 Message = dict[str, Any]
@@ -97,10 +93,10 @@ def _role(message: Mapping[str, Any], number: int) -> str:
     name = message.get("role", message.get("from"))
     if not isinstance(name, str):
         raise ValueError(f"message {number} has no `role` (found: {', '.join(message) or 'none'})")
-    if name not in _ROLES:
-        hint = nearest(name, _ROLES)
+    if name not in ROLES:
+        hint = nearest(name, ROLES)
         raise ValueError(f"message {number}: unknown role `{name}`{'; ' + hint if hint else ''}")
-    return _ROLES[name]
+    return ROLES[name]
 
 
 def _parts(content: Any, own: dict[str, list[Any]], *, moves_single: bool) -> list[Part]:
@@ -111,10 +107,10 @@ def _parts(content: Any, own: dict[str, list[Any]], *, moves_single: bool) -> li
         raise ValueError(f"its content is {_type(content)}, not a string or a list of parts")
     parts: list[Part] = []
     for one in content:
-        kind = _KINDS.get(str(one.get("type"))) if isinstance(one, dict) else None
+        kind = KINDS.get(str(one.get("type"))) if isinstance(one, dict) else None
         if kind is None:
             given = one.get("type") if isinstance(one, dict) else one
-            raise ValueError(f"a part of type `{given}`; {nearest(str(given), _KINDS)}")
+            raise ValueError(f"a part of type `{given}`; {nearest(str(given), KINDS)}")
         if kind == TEXT:
             text = one.get("text")
             if not isinstance(text, str):
@@ -198,12 +194,9 @@ def _check_order(messages: list[Message]) -> None:
         )
 
 
-def texts(messages: list[Message]) -> Iterator[str]:
-    """Yield the texts of all messages."""
-    for message in messages:
-        for part in message["content"]:
-            if part["type"] == TEXT:
-                yield part[TEXT]
+def characters(messages: list[Message]) -> int:
+    """Return the length of all texts of a conversation."""
+    return sum(len(part.get(TEXT, "")) for message in messages for part in message["content"])
 
 
 def _valid(text: str) -> str:

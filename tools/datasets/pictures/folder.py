@@ -20,6 +20,7 @@ from tools.datasets.pictures.shards import Stored, shard_path
 
 VERSION = 1
 _MOST_SIZES = 4096
+_LARGEST = ("most_pictures", "most_videos", "most_frames", "longest_text")
 _SHARD = re.compile(r"(train|val)-\d{6}\.tar(\.idx)?")
 _MAY_CHANGE = ("content", "skip_mistakes")
 """Settings that an unfinished folder may change: each part is compared with its own records."""
@@ -165,7 +166,7 @@ def _summary(parts: list[Stored]) -> dict[str, Any]:
     totals = {
         key: sum(getattr(part, key) for part in parts) for key in ("samples", "pictures", "videos", "bytes")
     }
-    largest = {key: max(getattr(part, key) for part in parts) for key in ("most_pictures", "longest_text")}
+    largest = {key: max(getattr(part, key) for part in parts) for key in _LARGEST}
     return {
         **totals,
         **largest,

@@ -4,25 +4,21 @@ import base64
 import binascii
 import errno
 import hashlib
-import io
 import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flagscale.errors import first_line
 from flagscale.files import read_regular
 
 _SUFFIXES = {
-    "JPEG": "jpg",
-    "MPO": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "BMP": "bmp",
-    "TIFF": "tiff",
-}
-"""Pillow's names of the formats that are stored as they are, and the suffixes of the files in a shard."""
-_ORIENTATION, _SWAPS_SIDES = 0x0112, (5, 6, 7, 8)
+    "AVIF": "avif", "BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "JPEG2000": "jp2", "MPO": "jpg", "PNG": "png",
+    "PPM": "ppm", "TIFF": "tiff", "WEBP": "webp",
+}  # fmt: skip
+"""Pillow's names of the formats that the loader reads, and the suffixes of the files in a shard."""
+_SINGLE = "MPO"
+"""The format of photographs with a preview beside them, which is no second picture."""
 _OTHER_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".gif", ".JPG", ".PNG")
 # Errors that belong to the name of one file. Any other is the machine's.
 _OF_THE_NAME = {
@@ -60,11 +56,11 @@ def content_of(reference: Any, root: Path) -> tuple[bytes, str]:
             raise UnusableError(f"neither bytes nor a path (found: {', '.join(reference) or 'none'})")
         reference = found[0]
     if isinstance(reference, bytes):
-        return reference, "embedded"
+        return reference, "an embedded picture"
     if not isinstance(reference, str) or not reference:
         raise UnusableError(f"{reference!r:.40} is not a path")
     if reference.startswith("data:"):
-        return _decoded(reference), "embedded"
+        return _decoded(reference), "an embedded picture"
     path = path_of(reference, root)
     try:
         return read_regular(path), reference
@@ -136,36 +132,30 @@ def _decoded(address: str) -> bytes:
 
 
 def picture(content: bytes, name: str) -> Picture:
-    """Return a picture whose every pixel can be decoded.
+    """Return a picture whose every pixel the loader of a training can decode.
 
     Raises:
-        UnusableError: it cannot, or has a format or frames that a training would not read.
+        UnusableError: it cannot, or there are several frames, of which it would read the first.
     """
-    from PIL import Image, UnidentifiedImageError
+    from energon_flagscale.pictures import check_picture, open_picture
+    from energon_flagscale.unusable import UnusableSample
 
-    if not content:
-        raise UnusableError(f"{name}: an empty file")
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:
-            suffix = _SUFFIXES.get(image.format or "")
-            if suffix is None:
-                raise UnusableError(f"{name}: a picture of format {image.format}; save it as PNG or JPEG")
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise UnusableError(f"{name}: has {frames} frames; save the one you mean, or make it a video")
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _SWAPS_SIDES:
-                width, height = height, width
-            image.draft(
-                None, (1, 1)
-            )  # a JPEG is read to its end, but most of its pixels need not be computed
-            image.load()
-    except UnusableError:
-        raise
-    except UnidentifiedImageError:
-        raise UnusableError(f"{name}: not a picture that Pillow knows") from None
-    except (
-        Exception
-    ) as error:  # Pillow raises nearly every kind for damaged data: struct.error, SyntaxError, ...
-        raise UnusableError(f"{name}: damaged or cut off ({error or type(error).__name__})") from None
-    return Picture(content, suffix, height, width)
+        with warnings.catch_warnings(action="ignore"):
+            opened = open_picture(content, name)
+            form, (height, width) = opened.image.format or "", opened.size
+            if form != _SINGLE and (frames := _frames(opened.image, name)) > 1:
+                raise UnusableError(
+                    f"{name} has {frames} frames; save the one you mean, or make a video of it"
+                )
+            check_picture(opened)
+    except UnusableSample as error:
+        raise UnusableError(str(error)) from None
+    return Picture(content, _SUFFIXES[form], height, width)
+
+
+def _frames(image: Any, name: str) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception as error:  # Pillow's plugins raise errors of many types for damaged files
+        raise UnusableError(f"{name} is damaged after its first frame: {first_line(error)}") from None

@@ -10,10 +10,10 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from flagscale.files import put_in_place, write_atomic
-from tools.datasets.pictures.conversations import Conversation, conversation, texts
+from tools.datasets.pictures.conversations import Conversation, characters, conversation
 from tools.datasets.pictures.media import Picture, UnusableError, content_of, picture, stamp
 from tools.datasets.pictures.records import Record
 from tools.datasets.pictures.videos import frames
@@ -63,9 +63,11 @@ class Stored(NamedTuple):
     pictures: int
     videos: int
     most_pictures: int
+    most_videos: int
+    most_frames: int
     longest_text: int
     sizes: list[list[int]]
-    """The distinct heights and widths of its pictures and frames."""
+    """The distinct heights and widths of its pictures."""
     problems: list[Left]
     input_bytes: int
 
@@ -142,30 +144,32 @@ def _understood(part: Part, settings: Settings) -> tuple[list[_Sample], list[Lef
 
 def _write(file: Any, samples: list[_Sample], settings: Settings) -> tuple[dict[str, Any], list[Left]]:
     """Write the samples that can be used; return what they hold, and those that cannot."""
-    sizes: set[tuple[int, int]] = set()
     problems: list[Left] = []
-    written: list[Conversation] = []
+    written: list[_Files] = []
+    texts: list[int] = []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as shard:
         for number, where, identity, told in samples:
             try:
-                media = list(_media(told, settings))
+                files = _files(told, settings)
             except UnusableError as error:
                 problems.append((number, where, str(error)))
                 continue
-            content: dict[str, Any] = {"id": identity} if isinstance(identity, str | int) else {}
-            text = json.dumps({**content, "messages": told.messages}, ensure_ascii=False)
+            known: dict[str, Any] = {"id": identity} if isinstance(identity, str | int) else {}
+            text = json.dumps({**known, "messages": told.messages}, ensure_ascii=False)
             _add(shard, f"{number:09d}.json", text.encode())
-            for name, one in media:
+            for name, one in files.named():
                 _add(shard, f"{number:09d}.{name}.{one.suffix}", one.content)
-            written.append(told)
-            sizes |= {(one.height, one.width) for _, one in media}
+            written.append(files.without_content())
+            texts.append(characters(told.messages))
     held = {
         "samples": len(written),
-        "pictures": sum(len(told.images) for told in written),
-        "videos": sum(len(told.videos) for told in written),
-        "most_pictures": max((len(told.images) for told in written), default=0),
-        "longest_text": max((sum(map(len, texts(told.messages))) for told in written), default=0),
-        "sizes": sorted(map(list, sizes)),
+        "pictures": sum(len(files.pictures) for files in written),
+        "videos": sum(len(files.videos) for files in written),
+        "most_pictures": max((len(files.pictures) for files in written), default=0),
+        "most_videos": max((len(files.videos) for files in written), default=0),
+        "most_frames": max((len(video) for files in written for video in files.videos), default=0),
+        "longest_text": max(texts, default=0),
+        "sizes": sorted({(one.height, one.width) for files in written for one in files.pictures}),
     }
     return held, problems
 
@@ -176,13 +180,28 @@ def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
     shard.addfile(member, io.BytesIO(content))
 
 
-def _media(told: Conversation, settings: Settings) -> Iterator[tuple[str, Picture]]:
-    """Yield the name in the shard and the content of each picture, and of each frame of each video."""
-    for number, reference in enumerate(told.images):
-        yield f"image{number}", picture(*content_of(reference, settings.root))
-    for number, reference in enumerate(told.videos):
-        for at, frame in enumerate(frames(*content_of(reference, settings.root), settings.video_frames)):
-            yield f"video{number}.{at:03d}", frame
+class _Files(NamedTuple):
+    """The pictures of a sample, and the frames of each of its videos."""
+
+    pictures: list[Picture]
+    videos: list[list[Picture]]
+
+    def named(self) -> Iterator[tuple[str, Picture]]:
+        """Yield the name in the shard of each file, without the sample's number and the suffix."""
+        yield from ((f"image{number}", one) for number, one in enumerate(self.pictures))
+        for number, video in enumerate(self.videos):
+            yield from ((f"video{number}.{at:03d}", frame) for at, frame in enumerate(video))
+
+    def without_content(self) -> Self:
+        """Return the same files without their bytes, so that a part needs little memory."""
+        bare = [[one._replace(content=b"") for one in files] for files in (self.pictures, *self.videos)]
+        return type(self)(bare[0], bare[1:])
+
+
+def _files(told: Conversation, settings: Settings) -> _Files:
+    pictures = [picture(*content_of(one, settings.root)) for one in told.images]
+    videos = [frames(*content_of(one, settings.root), settings.video_frames) for one in told.videos]
+    return _Files(pictures, videos)
 
 
 def _digest(samples: list[_Sample], problems: list[Left], settings: Settings) -> str:
