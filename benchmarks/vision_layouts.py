@@ -1,4 +1,4 @@
-"""Check that every layout trains a model with pictures alike: `python -m benchmarks.vision_layouts [NAME...]`.
+"""Check layouts of models with pictures: `python -m benchmarks.vision_layouts [NAME...]`.
 
 Each layout trains 20 steps (fp32, or bf16 if stated, no dropout, gloo on CPU) from the same weights and on
 the same samples as one process. Prints the table and, if no names are given, writes it into

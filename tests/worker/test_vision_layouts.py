@@ -133,4 +133,3 @@ def test_the_loss_depends_on_the_pictures(curves: dict[str, Curve]) -> None:
 
 def _metrics(folder: Path, layout: Layout) -> list[dict[str, float]]:
     return read_metrics(folder / "runs" / layout.name / "metrics.jsonl")
-
