@@ -28,7 +28,6 @@ from benchmarks.layouts import (
 from flagscale_testing.ranks.layouts import CP2, PP2, TP2, Layout
 
 BEGIN, END = "<!-- vision layouts: begin -->", "<!-- vision layouts: end -->"
-ALLTOALL = "--moe-token-dispatcher-type alltoall"
 
 LAYOUTS = tuple(
     Layout(f"{model}: {name}", model, ranks, options)
@@ -56,14 +55,17 @@ LAYOUTS = tuple(
         ("onevision, packed", "TP2 SP", 2, f"{TP2} {SP}"),
         ("onevision, packed", "CP2", 2, CP2),
         ("onevision, packed", "PP4, samples masked on middle stages", 4, PP4),
+        ("onevision, packed", "PP2 CP2, samples masked on all stages", 4, f"{PP2} {CP2}"),
         ("onevision, per token", "DP2 CP2", 4, CP2),
         ("onevision, projector only", "TP2 SP", 2, f"{TP2} {SP}"),
         ("onevision, projector only", "PP2, nothing to train on the last stage", 2, PP2),
         ("onevision, projector only", "DP2 PP2 distributed optimizer, overlapped", 4, f"{PP2} {OVERLAP}"),
         ("onevision, frozen tower", "TP2 SP PP2", 4, f"{TP2} {SP} {PP2}"),
         ("onevision, frozen language model", "PP2 interleaved", 2, f"{PP2} {VPP2}"),
-        ("onevision, experts", "EP2 TP2 SP, ETP1, alltoall", 2, f"{EP2} {TP2} {SP} {ETP1} {ALLTOALL}"),
-        ("onevision, experts", "EP2, alltoall dispatch", 2, f"{EP2} {ALLTOALL}"),
+        ("onevision, experts", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
+        ("onevision, experts", "EP2", 2, EP2),
+        ("onevision, experts", "EP2 PP2", 4, f"{EP2} {PP2}"),
+        ("onevision, experts, one length", "EP2", 2, EP2),
         ("llava", "TP2 SP", 2, f"{TP2} {SP}"),
         ("llava", "PP2", 2, PP2),
         ("llava", "CP2", 2, CP2),

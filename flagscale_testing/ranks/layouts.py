@@ -70,7 +70,8 @@ PICTURES: dict[str, str] = {
     "onevision, projector only": f"{LLAMA} {ONEVISION} --freeze-LM --freeze-ViT",
     "onevision, frozen tower": f"{LLAMA} {ONEVISION} --freeze-ViT",
     "onevision, frozen language model": f"{LLAMA} {ONEVISION} --freeze-LM",
-    "onevision, experts": f"{LLAMA} {ONEVISION} {MOE}",
+    "onevision, experts": f"{LLAMA} {ONEVISION} {MOE} --moe-token-dispatcher-type alltoall",
+    "onevision, experts, one length": f"{LLAMA} {ONEVISION} {MOE}",
     "onevision bf16": f"{LLAMA} {ONEVISION} --bf16",
     "llava": f"{LLAMA} {TOWER} --vision-model-type clip",
 }

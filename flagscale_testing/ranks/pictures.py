@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from megatron.flagscale.vision.reading import Reading
 
 LEVELS = 8
-"""The number of brightnesses; the answer is one of the tokens 1 to 8."""
+"""The number of brightnesses; an answer counts on from its own, in the tokens 1 to 8."""
 _WORDS = range(10, 200)
 _SHAPES = ((1, 1), (1, 2), (2, 1), (2, 3), (1, 4))
+_ANSWER = 6
 _PACKED = 3
 _FIRST_OF_VALIDATION = 10**6
 
@@ -65,7 +66,7 @@ def drawn(number: int, vision: Vision) -> Sample:
         else:
             level = words[0] % LEVELS
         sample.levels += [level] * bool(pictures)
-        sample.add([1 + level], is_answer=True)
+        sample.add([1 + (level + step) % LEVELS for step in range(_ANSWER)], is_answer=True)
     return sample
 
 
@@ -133,8 +134,13 @@ def loaders(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, Any
 
 def train(argv: list[str]) -> None:
     """Train as one rank of `train_llava` does, on drawn samples."""
+    from flagscale.checks import data, worker
     from megatron.flagscale import program, train_llava
     from megatron.flagscale.vision.training import external
+
+    # The rules about folders and tokenizers do not apply: there are none.
+    for rules in (data, worker):
+        rules.has_pictures = lambda values: False
 
     def datasets(num_samples: object, vp_stage: int | None = None) -> tuple[Any, Any, None]:
         return external(loaders, vp_stage)
@@ -147,3 +153,11 @@ def train(argv: list[str]) -> None:
         datasets=datasets,
         forward_step=train_llava.forward_step,
     )
+
+
+def blind() -> None:
+    """Let the tower see only black tiles: a mutation that a comparison has to notice (see `Run`)."""
+    from megatron.flagscale.vision.tower import VisionTower
+
+    see = VisionTower.forward
+    VisionTower.forward = lambda self, tiles: see(self, tiles * 0)
