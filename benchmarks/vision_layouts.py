@@ -55,6 +55,7 @@ LAYOUTS = tuple(
         ("onevision, packed", "TP2 SP", 2, f"{TP2} {SP}"),
         ("onevision, packed", "CP2", 2, CP2),
         ("onevision, packed", "PP4, samples masked on middle stages", 4, PP4),
+        ("onevision, packed", "PP2 CP2, samples masked on all stages", 4, f"{PP2} {CP2}"),
         ("onevision, per token", "DP2 CP2", 4, CP2),
         ("onevision, projector only", "TP2 SP", 2, f"{TP2} {SP}"),
         ("onevision, projector only", "PP2, nothing to train on the last stage", 2, PP2),

@@ -26,7 +26,7 @@ def write_folder(
     shards: int = 2,
     split: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> Path:
-    """Write samples (file extension -> content) in shards of equal size, and prepare the folder; return it."""
+    """Write samples (file extension -> content) in equal shards, and prepare the folder; return it."""
     folder.mkdir(parents=True)
     each = -(-len(samples) // shards)
     names = []
@@ -62,7 +62,8 @@ def conversation(number: int, picture: bytes | None = None) -> dict[str, bytes]:
     ]
     if picture is None:
         size, file = (30 + 7 * (number % 5), 30 + 11 * (number % 3)), io.BytesIO()
-        Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, number % 256)).save(file, "PNG")
+        colour = (number * 37 % 256, number * 91 % 256, number % 256)
+        Image.new("RGB", size, colour).save(file, "PNG")
         picture = file.getvalue()
     return {"json": json.dumps({"messages": messages}).encode(), "image0.png": picture}
 
@@ -107,3 +108,16 @@ class NumberEncoder(CleanEpochs, DefaultTaskEncoder[Any, Any, Any, Any]):
             "position_ids": torch.zeros_like(tokens),
             "keys": [sample.__key__ for sample in samples],
         }
+
+
+def train(argv: list[str]) -> None:
+    """Train as one rank of `train_llava` does."""
+    from megatron.flagscale import program, train_llava
+
+    program.train(
+        argv,
+        add_arguments=train_llava.add_arguments,
+        model_config=train_llava.model_config,
+        datasets=train_llava.datasets,
+        forward_step=train_llava.forward_step,
+    )

@@ -14,10 +14,17 @@ import torch
 
 from flagscale.vision.tiling import Vision, image_tokens, tiles_of, video_tokens
 from flagscale.vision.tower import Tower
-from flagscale_testing.llava_models import IMAGE, VIDEO, LlavaModel, small_vision
+from flagscale_testing.llava_models import IMAGE, VIDEO, VOCAB, LlavaModel, small_vision
 from megatron.flagscale.vision import media
 from megatron.flagscale.vision.media import Item, Media
 
+GRADIENTS = (
+    "a batch of pictures and a video",
+    "LLaVA-1.5, a batch",
+    "CLIP with tiles",
+    "several pictures, single",
+)
+"""The cases whose gradients are compared: in each, every weight of its model takes part."""
 TOLERANCE = 1e-4
 """The largest difference between two logits that counts as equal, relative to the largest logit."""
 
@@ -156,7 +163,7 @@ def inputs_of_transformers(given: Batch, vision: Vision) -> dict[str, torch.Tens
     inputs = {"input_ids": given.tokens, "attention_mask": given.kept.long()}
     if pictures and vision.tiling is None:
         inputs["pixel_values"] = torch.cat([part for _, part in pictures])
-    elif pictures:
+    if pictures and vision.tiling:
         most = max(item.tiles for item, _ in pictures)
         inputs["pixel_values"] = torch.stack(
             [torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])]) for _, part in pictures]
@@ -177,6 +184,20 @@ def expected_logits(case: str, given: Batch) -> torch.Tensor:
         **inputs_of_transformers(given, MODELS[model].vision)
     ).logits
     return logits
+
+
+def probe(given: Batch) -> torch.Tensor:
+    """Return random gradients of the logits `[b, s, vocabulary]`, zero at padding."""
+    drawn = torch.randn(*given.tokens.shape, VOCAB, generator=torch.Generator().manual_seed(0))
+    return drawn * given.kept[..., None]
+
+
+def expected_gradients(case: str, given: Batch) -> dict[str, torch.Tensor]:
+    """Return the gradients of the weights of transformers, by name, for those of `probe`."""
+    reference = of_transformers(CASES[case][0])
+    reference.zero_grad()
+    (expected_logits(case, given) * probe(given)).sum().backward()
+    return {name: one.grad for name, one in reference.named_parameters() if one.grad is not None}
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor, kept: torch.Tensor) -> float:

@@ -153,3 +153,11 @@ def train(argv: list[str]) -> None:
         datasets=datasets,
         forward_step=train_llava.forward_step,
     )
+
+
+def blind() -> None:
+    """Let the tower see only black tiles: a mutation that a comparison has to notice (see `Run`)."""
+    from megatron.flagscale.vision.tower import VisionTower
+
+    see = VisionTower.forward
+    VisionTower.forward = lambda self, tiles: see(self, tiles * 0)

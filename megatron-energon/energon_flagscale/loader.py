@@ -90,9 +90,7 @@ def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> T
     return data
 
 
-def _validation(
-    args: argparse.Namespace, reading: Reading, readers: Readers
-) -> ValidationData | None:
+def _validation(args: argparse.Namespace, reading: Reading, readers: Readers) -> ValidationData | None:
     paths = _validation_paths(args)
     if not args.eval_iters or not paths:
         return None

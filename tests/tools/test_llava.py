@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import io
 import json
 import os
@@ -215,6 +216,18 @@ class TestPrepare:
         assert str(done).endswith("; 1 left out")
         assert f"1 sample(s) left out; see {tmp_path / 'out' / 'mistakes.txt'}" in capsys.readouterr().err
 
+    def test_records_on_one_line_have_numbers(self, tmp_path: Path) -> None:
+        file = tmp_path / "one line.json"
+        file.write_text(json.dumps([record(0), record(4), {}, record(0)]))
+        with pytest.raises(UserError) as caught:
+            llava.prepare([file], tmp_path / "out")
+        told = mistakes(caught)
+        assert told[0].startswith(f"{file}:1, item 3: no `messages`")
+        assert told[1].startswith(f"{file}:1, item 4: the same sample as {file}:1, item 1;")
+        file.write_text(json.dumps([record(0), record(4)])[:-9])
+        with pytest.raises(UserError, match=r"one line\.json:1: not JSON"):
+            llava.prepare([file], tmp_path / "out")
+
     def test_many_mistakes_are_shown_in_part(self, source: Path, tmp_path: Path) -> None:
         shutil.rmtree(source.parent / "some pictures")
         source.write_text("".join(json.dumps(record(4 * number + 1)) + "\n" for number in range(50)))
@@ -361,10 +374,10 @@ class TestPrepare:
 
     def test_a_source_without_training_samples_is_refused(self, source: Path, tmp_path: Path) -> None:
         write_lines(source, [record(1)])
-        with pytest.raises(UserError, match=r"no sample is left for the training.*--valid-every 0"):
+        with pytest.raises(UserError, match="the only sample went to the split `val`; use --valid-every 0"):
             llava.prepare([source], tmp_path / "out")
         write_lines(source, [])
-        with pytest.raises(UserError, match="no sample"):
+        with pytest.raises(UserError, match="no sample, so there is nothing to train on"):
             llava.prepare([source], tmp_path / "empty")
 
 
@@ -398,6 +411,12 @@ def interrupted(patch: pytest.MonkeyPatch, call: Callable[[], object], parts: in
             "cut.parquet: its name says Parquet, but it is text",
         ),
         (["--source", "empty", "--output", "out"], "empty: no file ends in"),
+        (["--source", "cut.jsonl.gz", "--output", "out"], "cut.jsonl.gz: damaged or truncated gzip data"),
+        (
+            ["--source", "cut.jsonl.gz", "none.json", "--output", "out"],
+            "(?s)cut.jsonl.gz.*none.json: no such",
+        ),
+        (["--source", ".", "--output", "."], r"--output \.: is the source"),
         (["--source", "a.jsonl", "--output", "out", "--pictures", "no"], "no: no such folder; --pictures"),
         (["--source", "a.jsonl", "--output", "a.jsonl"], "a.jsonl: is a file, not a folder"),
         (["--source", "a.jsonl", "--output", "out", "--valid-every", "1"], "--valid-every 1: must be 2"),
@@ -411,6 +430,7 @@ def test_mistakes_on_the_command_line_are_told_in_words(
     write_lines(tmp_path / "a.jsonl", [record(0)])
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "cut.parquet").write_text("x")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x")[:-9])
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(sys, "argv", ["llava.py", *arguments])
     with pytest.raises(UserError, match=what):

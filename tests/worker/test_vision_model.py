@@ -14,15 +14,18 @@ from megatron.training.models.gpt import GPTModelConfig
 from flagscale.vision.tiling import unpadded
 from flagscale_testing.llava_cases import (
     CASES,
+    GRADIENTS,
     MODELS,
     TOLERANCE,
     Batch,
     batch,
     difference,
+    expected_gradients,
     expected_logits,
     of_transformers,
+    probe,
 )
-from flagscale_testing.llava_models import IMAGE, VOCAB, load, weight
+from flagscale_testing.llava_models import IMAGE, load, matched
 from flagscale_testing.one_rank import creating_on, one_rank
 from megatron.flagscale.layers.spec import layer_spec
 from megatron.flagscale.vision import arrange, pictures, tower
@@ -31,13 +34,6 @@ from megatron.flagscale.vision.arrange import arranged
 from megatron.flagscale.vision.media import Item, Media
 
 CPU = torch.device("cpu")
-PARTS = (
-    "a batch of pictures and a video",
-    "LLaVA-1.5, a batch",
-    "CLIP with tiles",
-    "several pictures, single",
-)
-"""Cases in which every weight of their models takes part."""
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "every layer": {
         "recompute_granularity": "full",
@@ -93,21 +89,15 @@ def test_logits_equal_those_of_transformers(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "recompute"),
-    [*((case, "nothing") for case in PARTS), *((PARTS[0], recomputed) for recomputed in RECOMPUTE)],
+    [*((case, "nothing") for case in GRADIENTS), *((GRADIENTS[0], recomputed) for recomputed in RECOMPUTE)],
 )
 def test_gradients_of_every_weight_equal_those_of_transformers(case: str, recompute: str) -> None:
     model, given = CASES[case][0], batch(case)
-    gpt, reference = build(model, **RECOMPUTE.get(recompute, {})), of_transformers(model)
-    reference.zero_grad()
-    probe = torch.randn(*given.tokens.shape, VOCAB, generator=torch.Generator().manual_seed(0))
-    probe[~given.kept] = 0
-    (expected_logits(case, given) * probe).sum().backward()
-    (logits(gpt, given) * probe).sum().backward()
-    expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
-    for name, parameter in gpt.named_parameters():
-        wanted = weight(name, expected, MODELS[model])
+    gpt = build(model, **RECOMPUTE.get(recompute, {}))
+    (logits(gpt, given) * probe(given)).sum().backward()
+    for name, parameter, expected in matched(gpt, expected_gradients(case, given), MODELS[model]):
         assert parameter.grad is not None, name
-        assert (parameter.grad - wanted).norm() <= TOLERANCE * wanted.norm(), name
+        assert (parameter.grad - expected).norm() <= TOLERANCE * expected.norm(), name
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], Any]]] = {

@@ -40,8 +40,9 @@ def is_packed(args: argparse.Namespace) -> bool:
 def has_one_length(args: argparse.Namespace) -> bool:
     """Return whether all sequences have `seq_length` tokens; otherwise micro-batches differ in length.
 
-    The interleaved schedule of Megatron-core 0.19.2 receives tensors of a fixed shape. So does its
-    `allgather` dispatcher of experts, which joins the tokens of several ranks.
+    With different lengths, Megatron-core 0.19.2 waits for the device at each send between stages, so that an
+    interleaved pipeline overlaps nothing, and without overlap one of four stages hangs (seen with gloo). Its
+    `allgather` dispatcher of experts expects equal lengths on all ranks.
     """
     gathers_tokens = bool(args.num_experts) and args.moe_token_dispatcher_type == "allgather"
     return is_packed(args) or args.virtual_pipeline_model_parallel_size is not None or gathers_tokens

@@ -9,7 +9,6 @@ import tarfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -82,30 +81,9 @@ def test_a_killed_run_continues_to_what_energon_reads(tmp_path: Path) -> None:
 
 def read_by_energon(folder: Path) -> list[str]:
     """Return the names of the samples that Energon reads."""
-    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset
+    from tools.datasets.pictures.samples import crude_samples
 
-    from energon_flagscale.cookers import cook
-
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = (Cooker(cook),)
-        decoder = None
-
-        def batch(self, samples: list[Any]) -> list[Any]:
-            return samples
-
-        def encode_batch(self, batch: list[Any]) -> list[Any]:
-            return batch
-
-    data = get_train_dataset(
-        folder,
-        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
-        batch_size=1,
-        shuffle_buffer_size=None,
-        max_samples_per_sequence=None,
-        repeat=False,
-        task_encoder=Encoder(),
-    )
-    return sorted(one.__key__ for batch in get_loader(data) for one in batch)
+    return sorted(files["__key__"] for files in crude_samples(folder, "train", 1000, seed=0))
 
 
 @pytest.fixture(scope="module")
