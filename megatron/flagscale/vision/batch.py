@@ -2,8 +2,8 @@
 
 The loader yields dicts of `tokens`, `labels` and `position_ids` (int64), `loss_mask` (float32), all `[b, s]`,
 `starts` (int64 `[b, s]`, the start of each token's own sample, only if samples are packed), `media` (`Media`,
-only with pictures), `lengths` (the number of tokens of each sample, without padding), and `keys`, the names of
-the samples. Each placeholder is already repeated to its number of tokens.
+only with pictures), `lengths` (the number of tokens of each sample, without padding), and `keys`, the names
+of the samples. Each placeholder is already repeated to its number of tokens.
 """
 
 from __future__ import annotations
