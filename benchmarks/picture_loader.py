@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,8 @@ def in_child(side: str, folder: Path, pictures: int) -> dict[str, Any]:
     try:
         found = measure(side, folder, pictures)
         os.write(writes, json.dumps(found).encode())
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(0)
 

@@ -45,9 +45,14 @@ def write_folder(
     return folder
 
 
-def write_numbers(folder: Path, count: int) -> Path:
-    """Write an Energon folder whose samples are the numbers below `count`."""
-    return write_folder(folder, [{"json": json.dumps({"number": one}).encode()} for one in range(count)])
+def numbers(count: int, first: int = 0) -> list[dict[str, bytes]]:
+    """Return samples that are only their numbers."""
+    return [{"json": json.dumps({"number": one}).encode()} for one in range(first, first + count)]
+
+
+def write_numbers(folder: Path, count: int, first: int = 0) -> Path:
+    """Write an Energon folder of `count` numbers."""
+    return write_folder(folder, numbers(count, first))
 
 
 def conversation(number: int, picture: bytes | None = None) -> dict[str, bytes]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from energon_flagscale import state
 from energon_flagscale.training_data import Readers, TrainingData, training_dataset
+from energon_flagscale.validation_data import ValidationData, validation_dataset
 from flagscale.errors import UserError
-from flagscale_testing.energon import NumberEncoder, write_numbers
+from flagscale_testing.energon import NumberEncoder, numbers, write_folder, write_numbers
 
 SAMPLES = 32
 ONE = Readers(rank=0, ranks=1, workers=0, micro_batch_size=1, shuffle_buffer_size=8)
@@ -157,3 +160,47 @@ def test_a_damaged_state_is_reported(tmp_path: Path, content: str) -> None:
         state.read(tmp_path, 1, 0, 1)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         state.read(tmp_path, 2, 1, 2)
+
+
+BLENDS = {
+    "blend": "{{weight: 3, path: {one}}}, {{weight: 1, path: {two}}}",
+    "blend_epochized": "{{repetitions: 1, path: {one}}}, {{repetitions: 2, path: {two}}}",
+}
+
+
+@pytest.mark.parametrize("kind", BLENDS)
+@pytest.mark.parametrize("batches", [3, 14])
+def test_a_blend_is_resumed(tmp_path: Path, kind: str, batches: int) -> None:
+    for name, first in (("one", 0), ("two", 100)):
+        write_numbers(tmp_path / name, 8, first)
+    blend = tmp_path / "blend.yaml"
+    entries = BLENDS[kind].format(one="one", two="two")
+    text = "__module__: megatron.energon\n__class__: MetadatasetV2\nsplits:\n  train:\n"
+    blend.write_text(f"{text}    {kind}: [{entries}]\n")
+    data = begin(str(blend), ONE)
+    read = take(data, batches)
+    again = begin(str(blend), ONE, saved(data, tmp_path, 1))
+    following = take(data, 40)
+    assert take(again, 40) == following
+    if kind == "blend_epochized":
+        once, twice = [*range(8)], [*range(100, 108)]
+        assert sorted([*read, *following][:24]) == sorted([*once, *twice, *twice])
+    else:
+        assert sum(number < 100 for number in following) > 20  # about three of four
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_evaluation_reads_the_same(folder: str, tmp_path: Path, workers: int) -> None:
+    path = str(write_folder(tmp_path / "valid", numbers(10), split=(0.0, 1.0, 0.0)))
+    masked = {"tokens": torch.tensor([[-1]])}
+    readers = replace(ONE, workers=workers)
+    for batches, expected in ((2, 4), (8, 10)):
+        dataset = validation_dataset([path], NumberEncoder(), readers, 2, batches)
+        data = ValidationData(dataset, batches, masked)
+        first, second = (
+            [batch["tokens"].flatten().tolist() for batch in islice(data, batches)] for _ in "12"
+        )
+        assert first == second
+        assert len(first) == batches
+        found = [number for batch in first for number in batch if number >= 0]
+        assert len({*found}) == len(found) == expected
