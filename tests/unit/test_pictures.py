@@ -44,7 +44,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tokenizer_type": "Llama2Tokenizer"}, "tokenizer_type", "has no token for a picture"),
     ({"vision_hidden_size": 10}, "vision_num_attention_heads", "cannot be divided into 16 attention heads"),
     *(
-        ({name: "1" if off in (None, (None, "external")) else True}, name, f"`{name}` has no effect")
+        ({name: "1" if off in (None, (None, "external")) else True}, name, "cannot be used in a training with pictures")
         for name, (off, _) in pictures.REFUSED.items()
     ),
 ]
@@ -126,6 +126,7 @@ WRONG_DATA: list[tuple[dict[str, Any], str, str]] = [
     ({"data_path": None}, "data_path", "no data: give `data_path`, an Energon folder or a blend"),
     ({"data_path": ["nowhere"]}, "data_path", "nowhere: no such Energon folder"),
     ({"data_path": ["0.5", "pictures", "0.5", "more"]}, "data_path", "several folders need a blend"),
+    ({"data_path": ["msc://x/y"]}, "data_path", "msc://x/y: data in object storage is not supported"),
     ({"valid_path": ["nowhere"]}, "valid_path", "nowhere: no such Energon folder"),
     (
         {"data_parallel_size": 3, "num_workers": 5},
