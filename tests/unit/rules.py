@@ -256,6 +256,15 @@ OF_THE_ENGINE = [
         "cannot be combined with `moe_shared_expert_overlap`",
     ),
     Example(
+        {
+            "transformer_impl": "torch",
+            "add_bias_linear": True,
+            "recompute_granularity": "selective",
+            "recompute_modules": ["mlp"],
+        },
+        "`recompute_modules: mlp` exhausts the memory if MLPs have biases; add `disable_bias_linear: true`",
+    ),
+    Example(
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 0},
         "`recompute_num_layers` must be at least 1, not 0",
     ),
