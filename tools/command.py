@@ -14,6 +14,7 @@ _EXTRAS = {
         "train",
     ),
     "openai": "serve",
+    **dict.fromkeys(("PIL", "av"), "vlm"),
 }
 """The extra of FlagScale's package that installs each package that the tools import late."""
 # Errors of the machine that only the user can fix. Any other OSError is a bug and keeps its traceback.

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
 
 from energon_flagscale.unusable import UnusableSample
@@ -138,6 +137,8 @@ def evenly_spaced(frames: Sequence[Any], most: int) -> list[Any]:
 
 def video_tiles(frames: Sequence[Image.Image], vision: Vision) -> np.ndarray:
     """Return a tile per upright frame in RGB: uint8 `[frames, 3, side, side]`."""
+    import torch  # here, because those who only check pictures start many processes
+
     side = vision.tower.side
     tiles = [
         torch.nn.functional.interpolate(

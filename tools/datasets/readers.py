@@ -15,7 +15,7 @@ from tools.datasets.json_stream import JsonStream, NotJsonError
 _BUFFER = 1 << 20
 _SIGNATURE = 16
 _FIX_OBJECT = "fix this place, or list .json in --suffixes to read such files as plain text"
-_ROWS = 1024  # of a Parquet file, read at once
+_ROWS, _LARGE_ROWS = 1024, 16  # of a Parquet file, read at once: texts, and rows with pictures
 
 
 class Document(NamedTuple):
@@ -77,7 +77,7 @@ def _lines(file: Path, stream: BinaryIO, key: str) -> Iterator[str]:
     for number, line in enumerate(stream, 1):
         if line.strip():
             try:
-                yield _text_of(_record(line), key)
+                yield _text_of(json_value(line), key)
             except ValueError as error:
                 raise UserError(f"{file}:{number}: {error}; fix or remove this line") from None
 
@@ -96,25 +96,55 @@ _TEXTS = {formats.TEXT: _whole, formats.LINES: _lines, formats.JSON: _values}
 
 
 def _rows(file: Path, key: str) -> Iterator[Document]:
-    """Yield the texts of a column of strings; the file's bytes are shared evenly among its rows."""
+    """Yield the texts of a column of strings."""
+    with _table(file) as table:
+        _check_column(file, table.schema_arrow, key)
+        for number, (row, size) in enumerate(_values_of(table, file, _ROWS, [key]), 1):
+            text = _text_of_row(file, number, row[0], key)
+            if text.strip():
+                yield Document(text, size)
+
+
+def parquet_rows(file: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield each row of a Parquet file as a dict, with its share of the file's bytes.
+
+    Raises:
+        UserError: the file is damaged, or a text in it is not UTF-8.
+    """
+    with _table(file) as table:
+        names = table.schema_arrow.names
+        for number, (row, size) in enumerate(_values_of(table, file, _LARGE_ROWS, names), 1):
+            try:
+                values = {name: value.as_py() for name, value in zip(names, row, strict=True)}
+            except UnicodeDecodeError as error:
+                raise UserError(f"{file}, row {number}: not UTF-8 ({error.reason}); fix this row") from None
+            yield values, size
+
+
+@contextmanager
+def _table(file: Path) -> Iterator[Any]:
+    """Open a Parquet file; report one that is damaged, now or while it is read."""
     import pyarrow
     from pyarrow import parquet
 
-    size = file.stat().st_size
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as table:
-            _check_column(file, table.schema_arrow, key)
-            rows = table.metadata.num_rows
-            batches = table.iter_batches(batch_size=_ROWS, columns=[key])
-            values = (value for batch in batches for value in batch.column(0))
-            for number, value in enumerate(values, 1):
-                text = _text_of_row(file, number, value, key)
-                if text.strip():
-                    yield Document(text, size * number // rows - size * (number - 1) // rows)
+            yield table
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise
         raise UserError(_damaged(file, "Parquet file", error)) from None
+
+
+def _values_of(
+    table: Any, file: Path, batch_size: int, columns: list[str]
+) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """Yield the values of each row; the file's bytes are shared evenly among its rows."""
+    size, rows, number = file.stat().st_size, table.metadata.num_rows, 0
+    for batch in table.iter_batches(batch_size=batch_size, columns=columns):
+        for row in zip(*batch.columns, strict=True):
+            number += 1
+            yield row, size * number // rows - size * (number - 1) // rows
 
 
 def _check_column(file: Path, schema: Any, key: str) -> None:
@@ -145,7 +175,7 @@ def _text_of_row(file: Path, number: int, value: Any, key: str) -> str:
 _JSON_TYPES = {str: "string", list: "array", dict: "object", bool: "boolean", type(None): "null"}
 
 
-def _record(line: bytes) -> Any:
+def json_value(line: bytes) -> Any:
     """Return the value of one JSON line; raise ValueError, which says what is wrong with the line."""
     try:
         return json.loads(line.decode("utf-8-sig"))

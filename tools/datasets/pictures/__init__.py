@@ -1,0 +1,1 @@
+"""Turn conversations about pictures into the shards that Megatron-Energon reads."""

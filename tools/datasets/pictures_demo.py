@@ -1,0 +1,114 @@
+"""Draw pictures with questions and answers to train on: `pictures_demo.py --output data/pictures_demo`.
+
+Creates `pictures/`, `conversations.json` in the form of LLaVA, and `energon/`, the folder for the training. A
+second call reuses them. No two pictures are equal, so the split `val` shows what a model has learnt to see.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: import from the repository's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from flagscale.errors import UserError, nearest
+from flagscale.files import write_atomic
+from tools.command import run
+from tools.datasets import llava
+from tools.datasets.folders import locked, read_json, refuse_other, write_json
+from tools.datasets.pictures.drawing import KINDS, drawn
+from tools.datasets.pictures.folder import Finished
+
+SAMPLES, SIDE, SEED = 4000, 56, 1
+_VERSION = 1
+"""Of the pictures and questions."""
+_FEWEST, _SMALLEST = 2, 14
+
+
+def draw(
+    output: Path,
+    *,
+    samples: int = SAMPLES,
+    side: int = SIDE,
+    seed: int = SEED,
+    kinds: tuple[str, ...] = KINDS,
+    valid_every: int = llava.VALID_EVERY,
+    processes: int = 1,
+    overwrite: bool = False,
+) -> Finished:
+    """Draw the pictures, unless they are there, and prepare them for Energon.
+
+    Args:
+        side: of a picture, in pixels.
+        kinds: of questions, which take turns.
+
+    Raises:
+        UserError: the folder was made with other settings.
+    """
+    if samples < _FEWEST:
+        raise UserError(f"--samples {samples}: must be {_FEWEST} or more")
+    if side < _SMALLEST:
+        raise UserError(f"--side {side}: must be {_SMALLEST} or more pixels")
+    if wrong := [kind for kind in kinds if kind not in KINDS]:
+        raise UserError(f"--kinds {wrong[0]}: unknown; {nearest(wrong[0], KINDS)}")
+    record, conversations = output / "drawn.json", output / "conversations.json"
+    asked = {"version": _VERSION, "samples": samples, "side": side, "seed": seed, "kinds": list(kinds)}
+    with locked(output):
+        made = read_json(record)
+        if made is not None and not overwrite:
+            refuse_other(output, made, asked)
+        else:
+            record.unlink(missing_ok=True)
+            (output / "pictures").mkdir(exist_ok=True)
+            content = [_written(output, number, side, seed, kinds) for number in range(samples)]
+            text = ",\n".join(json.dumps(one) for one in content)
+            write_atomic(conversations, f"[\n{text}\n]\n")
+            write_json(record, asked)
+        return llava.prepare(
+            [conversations],
+            output / "energon",
+            valid_every=valid_every,
+            processes=processes,
+            overwrite=overwrite,
+        )
+
+
+def _written(output: Path, number: int, side: int, seed: int, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Write a picture; return its conversation in the form of LLaVA."""
+    # Takes turns among all kinds, also among the samples that are held out at regular distances.
+    kind = kinds[(number + number // len(kinds)) % len(kinds)]
+    image, question, answer = drawn(kind, seed, number // len(kinds), side)
+    name = f"pictures/{number:06d}.png"
+    image.save(output / name)  # `drawn.json`, which is last, tells that all are complete
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    return {"id": f"{kind}-{number:06d}", "image": name, "conversations": turns}
+
+
+def main() -> int:
+    """Draw from the command line."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/pictures_demo"), help="folder (default: %(default)s)"
+    )
+    for name, default, meaning in (
+        ("samples", SAMPLES, "number of pictures"),
+        ("side", SIDE, "height and width of a picture in pixels"),
+        ("seed", SEED, "another number gives other pictures"),
+        ("valid-every", llava.VALID_EVERY, "hold out every n-th sample for the split `val`"),
+        ("processes", 1, "processes that prepare the folder"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument(
+        "--kinds", nargs="+", default=KINDS, help=f"kinds of questions (default: {' '.join(KINDS)})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
+    arguments = vars(parser.parse_args())
+    done = draw(**{**arguments, "kinds": tuple(arguments["kinds"])})
+    print(f"{arguments['output']}: {'' if done.made_now else 'up to date, '}{done}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
