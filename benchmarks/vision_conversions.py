@@ -22,7 +22,7 @@ BEGIN, END = "<!-- vision conversions: begin -->", "<!-- vision conversions: end
 def table(outcomes: Mapping[str, Outcome]) -> str:
     """Return the Markdown table of the outcomes."""
     lines = [
-        "| model | round trip | round trip with training, TP2 PP2 | `torch` format, TP2 PP2 | logits differ by |",
+        "| model | round trip | trained in TP2 PP2 | from the `torch` format | logits differ by |",
         "|---|---|---|---|---|",
     ]
     for name, found in outcomes.items():
