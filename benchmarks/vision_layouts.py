@@ -1,4 +1,4 @@
-"""Check that every layout trains a model with pictures alike: `python -m benchmarks.vision_layouts [NAME...]`.
+"""Check layouts of models with pictures: `python -m benchmarks.vision_layouts [NAME...]`.
 
 Each layout trains 20 steps (fp32, or bf16 if stated, no dropout, gloo on CPU) from the same weights and on
 the same samples as one process. Prints the table and, if no names are given, writes it into
@@ -62,10 +62,10 @@ LAYOUTS = tuple(
         ("onevision, projector only", "DP2 PP2 distributed optimizer, overlapped", 4, f"{PP2} {OVERLAP}"),
         ("onevision, frozen tower", "TP2 SP PP2", 4, f"{TP2} {SP} {PP2}"),
         ("onevision, frozen language model", "PP2 interleaved", 2, f"{PP2} {VPP2}"),
-        ("onevision, experts", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
         ("onevision, experts", "EP2", 2, EP2),
         ("onevision, experts", "EP2 PP2", 4, f"{EP2} {PP2}"),
         ("onevision, experts, one length", "EP2", 2, EP2),
+        ("onevision, experts, one length", "EP2 TP2 SP, ETP1", 2, f"{EP2} {TP2} {SP} {ETP1}"),
         ("llava", "TP2 SP", 2, f"{TP2} {SP}"),
         ("llava", "PP2", 2, PP2),
         ("llava", "CP2", 2, CP2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,13 +154,25 @@ class LlavaModel:
 
 def load(gpt: torch.nn.Module, of_transformers: Mapping[str, torch.Tensor], model: LlavaModel) -> None:
     """Copy a state dict of transformers to this rank's chunk of the model."""
+    with torch.no_grad():
+        for _, parameter, own in matched(gpt, of_transformers, model):
+            parameter.copy_(own)
+
+
+def matched(
+    gpt: torch.nn.Module, of_transformers: Mapping[str, torch.Tensor], model: LlavaModel
+) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
+    """Yield the name of each weight of a chunk, the weight, and this rank's part of that of transformers.
+
+    `of_transformers` may hold the gradients of the weights instead.
+    """
     from megatron.flagscale.initialization import global_name
 
-    with torch.no_grad():
-        for module_name, module in gpt.named_modules():
-            for name, parameter in module.named_parameters(module_name, recurse=False):
-                whole = weight(global_name(name, gpt), of_transformers, model)
-                parameter.copy_(_part(whole, parameter, getattr(module, "tp_group", None)))
+    for module_name, module in gpt.named_modules():
+        for local_name, parameter in module.named_parameters(module_name, recurse=False):
+            name = global_name(local_name, gpt)
+            whole = _weight(name, of_transformers, model)
+            yield name, parameter, _part(whole, parameter, getattr(module, "tp_group", None))
 
 
 def _part(whole: torch.Tensor, parameter: torch.Tensor, group: Any) -> torch.Tensor:
@@ -202,7 +214,7 @@ _ELSEWHERE = {
 _LAYER = re.compile(r"(?:pictures\.tower\.)?decoder\.layers\.(\d+)\.(.+)\.(\w+)")
 
 
-def weight(name: str, of_transformers: Mapping[str, torch.Tensor], model: LlavaModel) -> torch.Tensor:
+def _weight(name: str, of_transformers: Mapping[str, torch.Tensor], model: LlavaModel) -> torch.Tensor:
     """Return the whole weight that has this name in Megatron's model."""
     if name in _ELSEWHERE:
         return of_transformers[_ELSEWHERE[name]]

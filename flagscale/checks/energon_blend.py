@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ from flagscale.checks.energon_folder import (
 from flagscale.errors import nearest
 from flagscale.formats import count
 
-_BLENDS = ("MetadatasetV2", "Metadataset")
-_LISTS = {"blend": "weight", "blend_epochized": "repetitions", "datasets": "weight"}
-"""The lists of a split of a blend, and how often each of their entries is read."""
+_NEW, _OLD = "MetadatasetV2", "Metadataset"
+_LISTS = {
+    "blend": (_NEW, "weight"),
+    "blend_epochized": (_NEW, "repetitions"),
+    "datasets": (_OLD, "weight"),
+}
+"""The lists of a split, each with its class, and with the key that says how often an entry is read."""
 _KEYS = ("path", "split_part", "subflavors", "shuffle_over_epochs_multiplier", "split_config", "subset")
 _REFUSED = ("aux", "join", "joiner", "nonmatch", "dataset_config")
 """Keys of Energon's for samples that are made of several: ours are whole."""
@@ -104,51 +109,39 @@ def _follow_blend(path: Path, split: str, reading: Reading, above: tuple[Path, .
     except ValueError as error:
         reading.wrong.append(str(error))
         return
-    kind = tree.get("__class__", "Metadataset")
-    if tree.get("__module__", MODULE) != MODULE or kind not in _BLENDS:
-        named = f"{tree.get('__module__', MODULE)}.{kind}"
-        reading.wrong.append(f"{path}: `{named}` is not a blend; valid: {MODULE}.{_BLENDS[0]}")
+    kind, module = tree.get("__class__", _OLD), tree.get("__module__", MODULE)
+    if module != MODULE or kind not in (_OLD, _NEW):
+        reading.wrong.append(f"{path}: `{module}.{kind}` is not a blend; valid: {MODULE}.{_NEW}")
         return
     splits = tree.get("splits")
     if not isinstance(splits, dict) or not isinstance(splits.get(split), dict):
-        has = (
-            f"it has {', '.join(map(str, splits))}" if isinstance(splits, dict) and splits else "it has none"
-        )
-        reading.wrong.append(f"{path}: no split `{split}`; {has}")
+        has = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
+        reading.wrong.append(f"{path}: no split `{split}`; it has {has or 'none'}")
         return
     node, at = splits[split], f"splits.{split}"
-    lists = [name for name in _LISTS if name in node]
-    if not lists:
-        if kind != _BLENDS[0] or "path" not in node:
-            valid = (*list(_LISTS)[:2], "path") if kind == _BLENDS[0] else ("datasets",)
-            hint = "" if kind == _BLENDS[0] else f", or `__class__: {_BLENDS[0]}` and `blend`"
-            reading.wrong.append(
-                f"{path}: {at} needs one of {', '.join(f'`{name}`' for name in valid)}{hint}"
-                + _meant(node, (*_LISTS, "path"))
-            )
-            return
+    lists = {name: share for name, (of, share) in _LISTS.items() if of == kind}
+    name = next(filter(node.__contains__, lists), "")
+    if not name and kind == _NEW and "path" in node:
         _follow_entry(path, split, node, at, "", reading, above)
         return
-    name = lists[0]
-    if (name == "datasets") != (kind != _BLENDS[0]):
-        right = "datasets" if kind != _BLENDS[0] else "blend"
+    if not name:
+        valid = (*lists, *["path"] * (kind == _NEW))
         hint = (
-            ""
-            if kind == _BLENDS[0]
-            else f"; `blend` needs `__module__: {MODULE}` and `__class__: {_BLENDS[0]}`"
+            _meant(node, valid)
+            if kind == _NEW
+            else f"; `blend` needs `__module__: {MODULE}` and `__class__: {_NEW}`"
         )
-        reading.wrong.append(f"{path}: {at}: a blend of the class {kind} has `{right}`, not `{name}`{hint}")
+        reading.wrong.append(f"{path}: {at} needs one of {', '.join(f'`{one}`' for one in valid)}{hint}")
         return
     for key in [key for key in node if key not in (name, "subset")]:
-        reading.wrong.append(f"{path}: {at}: unknown key `{key}`" + _meant({key: 0}, (name, "subset")))
+        reading.wrong.append(f"{path}: {at}: unknown key `{key}`")
     entries = node[name]
     if not isinstance(entries, list) or not entries:
-        reading.wrong.append(
-            f"{path}: {at}.{name} is not a list of data, each with `path` and `{_LISTS[name]}`"
-        )
+        what = f"{at}.{name} is not a list of data, each with `path` and `{lists[name]}`"
+        reading.wrong.append(f"{path}: {what}")
         return
     for number, entry in enumerate(entries):
-        _follow_entry(path, split, entry, f"{at}.{name}[{number}]", _LISTS[name], reading, above)
+        _follow_entry(path, split, entry, f"{at}.{name}[{number}]", lists[name], reading, above)
 
 
 def _follow_entry(
@@ -165,7 +158,7 @@ def _follow_entry(
         elif key not in known:
             reading.wrong.append(f"{file}: {at}: unknown key `{key}`; {nearest(str(key), known)}")
     value = entry.get(share, 1)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
         reading.wrong.append(f"{file}: {at}: `{share}: {value}` is not a number above 0")
     path, named = entry.get("path"), entry.get("split_part", split)
     if not isinstance(path, str) or not isinstance(named, str):

@@ -104,7 +104,8 @@ def folder_mistakes(part: FolderSplit) -> Iterator[str]:
     if not shards:
         yield f"{folder}: the split `{split}` has no samples"
         return
-    if unknown := [name for name in shards if name not in counts]:
+    unknown = [name for name in shards if name not in counts]
+    if unknown:
         yield f"{meta / _INFO[0]}: does not list {_some(unknown)}, which the split `{split}` names"
     lost = [name for name in shards if not os.path.isfile(folder / name)]
     without = [
@@ -112,7 +113,7 @@ def folder_mistakes(part: FolderSplit) -> Iterator[str]:
     ]
     if lost or without:
         yield f"{folder}: missing: {_some([*lost, *without])}; prepare it again"
-    elif not any(counts.get(name, 0) for name in shards):
+    elif not unknown and not any(counts[name] for name in shards):
         yield f"{folder}: the split `{split}` has no samples"
 
 

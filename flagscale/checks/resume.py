@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flagscale.checks import pictures
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
 from flagscale.checks.loading import READING, loading_violations
@@ -43,7 +44,7 @@ training with these weights."""
 PARTS_OF_MODEL = ("mtp_num_layers", "moe_router_enable_expert_bias", "moe_shared_expert_gate")
 """A larger value needs weights that the checkpoint does not have: refused as for `SHAPE`. A smaller one
 leaves some of its weights out: refused as for `FUNCTION`."""
-FROZEN = ("freeze_LM", "freeze_ViT", "freeze_projector")
+FROZEN = pictures.PARTS
 """To train what was frozen needs states of the optimizer that the checkpoint does not have: refused, unless
 they are not loaded. To freeze more is allowed, with a notice."""
 OPTIMIZER = ("optimizer", *dict.fromkeys(name for names in PARTS.values() for name in names))

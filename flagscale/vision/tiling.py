@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flagscale.vision.tower import Tower
 
@@ -47,6 +48,7 @@ class Vision:
     """The most frames of a video, which are evenly spaced."""
 
 
+@lru_cache(maxsize=4096)  # several callers ask for the same picture, and sizes recur
 def best_grid(size: Size, grids: tuple[Size, ...]) -> Size:
     """Return the grid that keeps the most of a picture's pixels and, among equals, wastes the fewest."""
 

@@ -72,7 +72,7 @@ PICTURES: dict[str, str] = {
     "onevision, frozen language model": f"{LLAMA} {ONEVISION} --freeze-LM",
     "onevision, experts": f"{LLAMA} {ONEVISION} {MOE} --moe-token-dispatcher-type alltoall",
     "onevision, experts, one length": f"{LLAMA} {ONEVISION} {MOE}",
-    "onevision bf16": f"{LLAMA} {ONEVISION} --bf16",
+    "onevision bf16": f"{LLAMA} {ONEVISION} --bf16 --lr 1e-4",
     "llava": f"{LLAMA} {TOWER} --vision-model-type clip",
 }
 """Models with pictures, which `flagscale_testing.ranks.pictures` trains."""

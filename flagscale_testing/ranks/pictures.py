@@ -10,7 +10,7 @@ import argparse
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
 from flagscale.vision.arguments import vision_of
@@ -60,7 +60,8 @@ def drawn(number: int, vision: Vision) -> Sample:
             sample.items.append(Item(VIDEO, side, side, frames))
             sample.add([int(vision.video_token)] * video_tokens(frames, vision))
         elif pictures:
-            size = tuple(unit * side - random_.randrange(side // 2) for unit in random_.choice(_SHAPES))
+            rows, columns = random_.choice(_SHAPES)
+            size = rows * side - random_.randrange(side // 2), columns * side - random_.randrange(side // 2)
             sample.items.append(Item(IMAGE, *size, tiles_of(size, vision, pictures)))
             sample.add([int(vision.image_token)] * image_tokens(size, vision, pictures))
         else:
@@ -125,11 +126,12 @@ def loaders(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, Any
             rows = [range(begin + row * packed, begin + (row + 1) * packed) for row in range(size)]
             yield micro_batch([[drawn(one, vision) for one in row] for row in rows], vision, reading)
 
-    class Validation:
-        def __iter__(self) -> Iterator[dict[str, Any]]:
-            return batches(_FIRST_OF_VALIDATION, args.eval_micro_batch_size)
-
-    return batches(args.consumed_train_samples, args.micro_batch_size), Validation()
+    of_each = args.eval_global_batch_size // (args.eval_micro_batch_size * reading.ranks)
+    evaluations = (
+        islice(batches(_FIRST_OF_VALIDATION, args.eval_micro_batch_size), args.eval_iters * of_each)
+        for _ in count()
+    )
+    return batches(args.consumed_train_samples, args.micro_batch_size), chain.from_iterable(evaluations)
 
 
 def train(argv: list[str]) -> None:
@@ -140,7 +142,7 @@ def train(argv: list[str]) -> None:
 
     # The rules about folders and tokenizers do not apply: there are none.
     for rules in (data, worker):
-        rules.has_pictures = lambda values: False
+        vars(rules)["has_pictures"] = lambda values: False
 
     def datasets(num_samples: object, vp_stage: int | None = None) -> tuple[Any, Any, None]:
         return external(loaders, vp_stage)
@@ -160,4 +162,4 @@ def blind() -> None:
     from megatron.flagscale.vision.tower import VisionTower
 
     see = VisionTower.forward
-    VisionTower.forward = lambda self, tiles: see(self, tiles * 0)
+    setattr(VisionTower, "forward", lambda self, tiles: see(self, tiles * 0))  # noqa: B010

@@ -20,6 +20,7 @@ from energon_flagscale.formats import KINDS, PICTURES, ROLES
 from energon_flagscale.unusable import UnusableSample
 from flagscale.errors import nearest
 
+_VIDEOS = frozenset({"avi", "mkv", "mov", "mp4", "webm"})
 _LISTS = ("messages", "conversations")
 _FRAME = re.compile(r"(.+)\.(\d+)\.[^.]+")
 _PLACEHOLDER = re.compile(r"<(image|video)>")
@@ -73,6 +74,7 @@ class _Files:
         self.left = {kind: dict(found) for kind, found in self.found.items()}
         self.used: dict[str, list[Any]] = {"image": [], "video": []}
         self.parts = {"image": 0, "video": 0}
+        self.has_undecoded = any(name.rpartition(".")[2].lower() in _VIDEOS for name in sample)
 
     def take(self, kind: str, reference: str | None) -> None:
         """Give the next part of a kind its file: the one it names if there is such a file, else the next."""
@@ -90,8 +92,10 @@ class _Files:
     def check_all_used(self) -> None:
         for kind, parts in self.parts.items():
             if parts != len(self.used[kind]) or self.left[kind]:
-                files = len(self.found[kind])
-                raise UnusableSample(f"{parts} <{kind}> in its messages, but {files} {kind} files")
+                what = f"{parts} <{kind}> in its messages, but {len(self.found[kind])} {kind} files"
+                if kind == "video" and self.has_undecoded:
+                    what += "; videos are read as their frames, which tools/datasets/llava.py writes"
+                raise UnusableSample(what)
 
 
 def _turns(sample: Mapping[str, Any], files: _Files) -> list[Any]:

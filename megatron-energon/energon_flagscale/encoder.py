@@ -94,11 +94,10 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
             raise UserError(f"{tokenizer.name_or_path}: {type(tokenizer).__name__} is not a fast tokenizer")
         self.vision, self.sequences = vision, sequences
         self.makes_tiles, self.packs = makes_tiles, packs
-        placeholders = {IMAGE: vision.image_token, VIDEO: vision.video_token}
-        known = placeholders if vision.tiling else {IMAGE: vision.image_token}
+        known = {IMAGE: vision.image_token, **({VIDEO: vision.video_token} if vision.tiling else {})}
         self._kinds = {_token_id(tokenizer, token): kind for kind, token in known.items()}
         text = template_of(tokenizer, chat_template, vision.image_token, vision.video_token)
-        self.template = ChatTemplate(text, tokenizer, placeholders)
+        self.template = ChatTemplate(text, tokenizer)
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -115,7 +114,7 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
         encoding = self._tokenizer.encode(text.text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int64)
         is_answer = _in_spans(np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0], text.answers)
-        is_placeholder = np.isin(ids, [*self._kinds])
+        is_placeholder = np.logical_or.reduce([ids == placeholder for placeholder in self._kinds])
         is_answer[is_placeholder] = False
         kinds = [self._kinds[one] for one in ids[is_placeholder].tolist()]
         items, media, tokens = self._items(kinds, sample)

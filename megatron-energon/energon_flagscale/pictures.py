@@ -173,8 +173,12 @@ def _load(picture: Picture) -> None:
 
 
 def _channels(image: Image.Image) -> np.ndarray:
-    """Return a picture's pixels as `[3, height, width]`, a view."""
-    return np.asarray(image).transpose(2, 0, 1)
+    """Return a picture's pixels as `[3, height, width]`, in memory as `[height, 3, width]`.
+
+    From there, rows are copied to tiles in one piece, which takes half as long as from Pillow's own order.
+    """
+    rows = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8)
+    return rows.reshape(image.height, 3, image.width).transpose(1, 0, 2)
 
 
 def _into(image: Image.Image, target: Size) -> Image.Image:

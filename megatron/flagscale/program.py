@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from megatron.flagscale.args import AddArguments
 
 ModelConfig = Callable[["argparse.Namespace"], Any]
-"""`(args) -> configuration`: Megatron's `GPTModelConfig`, or a subclass whose `builder` builds another model."""
+"""`(args) -> configuration`: Megatron's `GPTModelConfig`, or a subclass with a `builder` of its own."""
 Datasets = Callable[..., Any]
 """`(num_samples, vp_stage=None) -> (train, validation, test)`: map-style datasets, None for one that is not
 used; `num_samples` holds how many samples of each the job uses. Called on the first rank of each tensor
@@ -55,9 +55,10 @@ def run(
     """Run one rank of a training program and return 0, or end the process.
 
     `add_arguments` adds the program's arguments to Megatron's parser; `megatron.training.get_args()` holds
-    their values. Without `model_config` the model is a GPT. Without `datasets` the program reads Megatron's `.bin/.idx` files (`data_path`) or mock
-    data; without `forward_step` it trains on batches of `tokens`, `labels`, `loss_mask` and `position_ids`.
-    The launcher reads from this call in the program's file which of them it has: pass them by name.
+    their values. Without `model_config` the model is a GPT model; without `datasets` the program reads
+    Megatron's `.bin/.idx` files (`data_path`) or mock data; without `forward_step` it trains on batches of
+    `tokens`, `labels`, `loss_mask` and `position_ids`. The launcher reads
+    from this call in the program's file which of them it has: pass them by name.
 
     A user's error ends the process with exit code 2, any other error with its traceback and exit code 1. Both
     write the structured error file that torchrun asked for; torchrun reports a user's error in one line.

@@ -25,9 +25,8 @@ def model_config(args: argparse.Namespace) -> Any:
 
 
 def datasets(num_samples: tuple[int, int, int], vp_stage: int | None = None) -> tuple[Any, Any, Any]:
-    """Return iterators of micro-batches (see `vision.batch`): training, validation and None for a test."""
+    """Return iterators over the micro-batches of the training and the validation, and None for a test."""
     from energon_flagscale import loader
-
     from megatron.flagscale.vision.training import external
 
     return external(loader.datasets, vp_stage)

@@ -2,15 +2,13 @@
 
 import errno
 import fcntl
+import gzip
 import io
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,10 +22,6 @@ from pyarrow import parquet
 from flagscale.errors import UserError
 from tools.datasets import llava
 from tools.datasets.pictures import energon, shards
-from tools.datasets.pictures.folder import Finished
-
-ROOT = Path(__file__).resolve().parents[2]
-Prepare = Callable[..., Finished]
 
 
 def png(shade: int, width: int = 8, height: int = 6) -> bytes:
@@ -222,6 +216,18 @@ class TestPrepare:
         assert str(done).endswith("; 1 left out")
         assert f"1 sample(s) left out; see {tmp_path / 'out' / 'mistakes.txt'}" in capsys.readouterr().err
 
+    def test_records_on_one_line_have_numbers(self, tmp_path: Path) -> None:
+        file = tmp_path / "one line.json"
+        file.write_text(json.dumps([record(0), record(4), {}, record(0)]))
+        with pytest.raises(UserError) as caught:
+            llava.prepare([file], tmp_path / "out")
+        told = mistakes(caught)
+        assert told[0].startswith(f"{file}:1, item 3: no `messages`")
+        assert told[1].startswith(f"{file}:1, item 4: the same sample as {file}:1, item 1;")
+        file.write_text(json.dumps([record(0), record(4)])[:-9])
+        with pytest.raises(UserError, match=r"one line\.json:1: not JSON"):
+            llava.prepare([file], tmp_path / "out")
+
     def test_many_mistakes_are_shown_in_part(self, source: Path, tmp_path: Path) -> None:
         shutil.rmtree(source.parent / "some pictures")
         source.write_text("".join(json.dumps(record(4 * number + 1)) + "\n" for number in range(50)))
@@ -368,10 +374,10 @@ class TestPrepare:
 
     def test_a_source_without_training_samples_is_refused(self, source: Path, tmp_path: Path) -> None:
         write_lines(source, [record(1)])
-        with pytest.raises(UserError, match=r"no sample is left for the training.*--valid-every 0"):
+        with pytest.raises(UserError, match="the only sample went to the split `val`; use --valid-every 0"):
             llava.prepare([source], tmp_path / "out")
         write_lines(source, [])
-        with pytest.raises(UserError, match="no sample"):
+        with pytest.raises(UserError, match="no sample, so there is nothing to train on"):
             llava.prepare([source], tmp_path / "empty")
 
 
@@ -405,6 +411,12 @@ def interrupted(patch: pytest.MonkeyPatch, call: Callable[[], object], parts: in
             "cut.parquet: its name says Parquet, but it is text",
         ),
         (["--source", "empty", "--output", "out"], "empty: no file ends in"),
+        (["--source", "cut.jsonl.gz", "--output", "out"], "cut.jsonl.gz: damaged or truncated gzip data"),
+        (
+            ["--source", "cut.jsonl.gz", "none.json", "--output", "out"],
+            "(?s)cut.jsonl.gz.*none.json: no such",
+        ),
+        (["--source", ".", "--output", "."], r"--output \.: is the source"),
         (["--source", "a.jsonl", "--output", "out", "--pictures", "no"], "no: no such folder; --pictures"),
         (["--source", "a.jsonl", "--output", "a.jsonl"], "a.jsonl: is a file, not a folder"),
         (["--source", "a.jsonl", "--output", "out", "--valid-every", "1"], "--valid-every 1: must be 2"),
@@ -418,77 +430,9 @@ def test_mistakes_on_the_command_line_are_told_in_words(
     write_lines(tmp_path / "a.jsonl", [record(0)])
     (tmp_path / "text.txt").write_text("x")
     (tmp_path / "cut.parquet").write_text("x")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x")[:-9])
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(sys, "argv", ["llava.py", *arguments])
     with pytest.raises(UserError, match=what):
         llava.main()
     assert not (tmp_path / "out").exists()
-
-
-STUCK = """
-import signal, sys
-from tools.datasets import llava
-from tools.datasets.pictures import shards
-real = shards._write
-def write(file, samples, settings):
-    if samples[0].number == 30:
-        file.write(b"half of a shard")
-        file.flush()
-        signal.pause()
-    return real(file, samples, settings)
-shards._write = write
-if __name__ == "__main__":
-    sys.exit(llava.main())
-"""
-"""A preparation that stops in the middle of its fourth part."""
-
-
-def test_a_killed_run_continues_to_what_energon_reads(tmp_path: Path) -> None:
-    source, output = write_source(tmp_path / "in", 60), tmp_path / "out"
-    script = tmp_path / "stuck.py"
-    script.write_text(STUCK)
-    command = [sys.executable, str(script), "--source", str(source), "--output", str(output)]
-    command += ["--samples-per-shard", "10", "--valid-every", "0", "--processes", "2"]
-    unfinished = output / "unfinished"
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        while not (len(list(unfinished.glob("*.tar"))) == 5 and any(unfinished.glob("*-000003.*.tmp"))):
-            assert process.poll() is None
-            time.sleep(0.01)
-        with pytest.raises(UserError, match="another process"):
-            llava.prepare([source], output, valid_every=0, samples_per_shard=10)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    llava.prepare([source], output, valid_every=0, samples_per_shard=10)
-    assert sorted(samples(output)) == [f"{number:09d}" for number in range(60)]
-    counts = {f"train-00000{part}.tar": 10 for part in range(6)}
-    assert json.loads((output / ".nv-meta" / ".info.json").read_text())["shard_counts"] == counts
-    assert "CrudeWebdataset" in (output / ".nv-meta" / "dataset.yaml").read_text()
-    assert read_by_energon(output) == sorted(samples(output))
-
-
-def read_by_energon(folder: Path) -> list[str]:
-    """Return the names of the samples that Energon reads."""
-    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset
-
-    from energon_flagscale.cookers import cook
-
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = (Cooker(cook),)
-        decoder = None
-
-        def batch(self, samples: list[Any]) -> list[Any]:
-            return samples
-
-        def encode_batch(self, batch: list[Any]) -> list[Any]:
-            return batch
-
-    data = get_train_dataset(
-        folder,
-        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
-        batch_size=1,
-        shuffle_buffer_size=None,
-        max_samples_per_sequence=None,
-        repeat=False,
-        task_encoder=Encoder(),
-    )
-    return sorted(one.__key__ for batch in get_loader(data) for one in batch)

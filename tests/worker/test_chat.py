@@ -37,7 +37,12 @@ OWN_PARTS = """{% for m in messages %}{{ m.role + ': ' }}{% if m.content is stri
 {%- for part in m.content | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}
 {%- for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}{% endif %}
 {{- '; ' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"""
-"""As the published LLaVA's: it writes placeholders itself, before all text."""
+"""It writes placeholders itself, before all text."""
+ONLY_PARTS = """{% for m in messages %}{{ m['role'] + ' ' }}
+{%- for part in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}
+{%- for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + part['text'] }}{% endfor %}
+{{- '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"""
+"""As the published LLaVA-OneVision's: besides, it leaves out a content that is a text and not a list."""
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +61,7 @@ def opened(folders: dict[bool, Path], template: str | None = None, begins: bool 
 
 
 def chat(tokenizer: Any, source: str | None = None) -> ChatTemplate:
-    return ChatTemplate(
-        template_of(tokenizer, source, IMAGE, VIDEO), tokenizer, {"image": IMAGE, "video": VIDEO}
-    )
+    return ChatTemplate(template_of(tokenizer, source, IMAGE, VIDEO), tokenizer)
 
 
 def turns(*contents: Any) -> list[dict[str, Any]]:
@@ -104,7 +107,7 @@ def test_unknown_part_is_refused_by_name(folders: Any) -> None:
     tokenizer = opened(folders)
     text = template_of(tokenizer, None, IMAGE, VIDEO)
     with pytest.raises(ConversationError, match="a part of type audio"):
-        ChatTemplate(text, tokenizer, {}).conversation(turns([{"type": "audio"}], "yes"))
+        ChatTemplate(text, tokenizer).conversation(turns([{"type": "audio"}], "yes"))
 
 
 CASES = {
@@ -115,6 +118,7 @@ CASES = {
     "thinks": (THINKS, ["a<|im_end|>", "<think>\n\n</think>\n\n b <|im_end|>"]),
     "strict": (STRICT, [" a\n", "  b \n"]),
     "own parts": (OWN_PARTS, [" a;", "  b ;"]),
+    "only parts": (ONLY_PARTS, ["a<|im_end|>", " b <|im_end|>"]),
 }
 
 
@@ -206,9 +210,9 @@ def test_mistakes_are_reported(folders: Any, tmp_path: Path) -> None:
         UserError, match=r"`chat_template: vicunna` is neither a file nor one of chatml, vicuna"
     ):
         template_of(tokenizer, "vicunna", IMAGE, VIDEO)
-    with pytest.raises(UserError, match="cannot render a message: "):
+    with pytest.raises(UserError, match="cannot be used: Unexpected end of template"):
         template_of(opened(folders, "{% for m in messages %}"), None, IMAGE, VIDEO)
-    with pytest.raises(UserError, match="does not write '<image>' where a picture stands"):
+    with pytest.raises(UserError, match="does not write a message's text, or '<image>' for a picture"):
         template_of(opened(folders, "always the same"), None, IMAGE, VIDEO)
     damaged = tmp_path / "damaged.jinja"
     damaged.write_bytes(b"\xff\xfe")

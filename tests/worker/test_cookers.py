@@ -169,6 +169,11 @@ def test_mistakes_are_named(value: Any, message: str) -> None:
     assert message in str(raised.value)
 
 
+def test_videos_that_were_not_decoded_are_named() -> None:
+    with pytest.raises(UnusableSample, match=r"0 video files; videos are read as their frames, which tools/"):
+        cook(crude([{"role": "user", "content": "<video>"}], mp4=A))
+
+
 def test_files_that_cannot_be_read() -> None:
     with pytest.raises(UnusableSample, match=r"its \.json cannot be read: "):
         cook(crude(None, jpg=A) | {"json": b"{"})

@@ -26,6 +26,7 @@ GRIDS = tuple((SIDE * rows, SIDE * columns) for rows in range(1, 4) for columns 
 SIGLIP, CLIP = (replace(TOWERS[name], side=SIDE) for name in ("siglip", "clip"))
 ONEVISION, LLAVA = Vision(SIGLIP, Tiling(GRIDS)), Vision(CLIP)
 SINGLE = Vision(SIGLIP, Tiling(GRIDS, tiles_several=False))
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TRIMS = (
     """{{- bos_token -}}{% for m in messages %}{{ m.role + ': ' + m.content | trim + '\\n' }}{% endfor %}"""
 )
@@ -43,6 +44,36 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return AutoTokenizer.from_pretrained(write_tokenizer(folder / str(begins), begins=begins))
 
     return open_one
+
+
+def llama_tokenizer(folder: Path, *, legacy: bool) -> Any:
+    """Return a tokenizer with Llama's ways: spaces are letters, a begin token, bytes for what is unknown.
+
+    If `legacy`, a space is put before each piece of text between special tokens; else before the first.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    bytes_of = [f"<0x{number:02X}>" for number in range(256)]
+    vocabulary = ["<unk>", "<s>", "</s>", *bytes_of, "▁", *LETTERS, "ca", "▁ca"]
+    ids = {piece: number for number, piece in enumerate(vocabulary)}
+    merges = [("c", "a"), ("▁", "ca")]
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>", "<image>", "<video>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def picture(height: int, width: int) -> Image.Image:
@@ -147,6 +178,23 @@ def test_ids_and_pixels_equal_those_of_transformers(
         named = str(tmp_path / "own.jinja")
     encoder = Encoder(tokenizer, vision, Sequences(2048), named)
     processor = auto_processor(encoder, tokenizer, vision, tmp_path)
+    compare(encoder, processor, tokenizer)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_ids_equal_those_of_transformers_for_llama(tmp_path: Path, legacy: bool) -> None:
+    tokenizer = llama_tokenizer(tmp_path / "tokenizer", legacy=legacy)
+    encoder = Encoder(tokenizer, LLAVA, Sequences(2048), "vicuna")
+    compare(encoder, auto_processor(encoder, tokenizer, LLAVA, tmp_path), tokenizer)
+    batch = one(encoder, sample([[PICTURE, words("What?")], "a é cat", "R", "yes"], [picture(40, 60)]))
+    trained = batch["loss_mask"][0].bool()
+    assert tokenizer.decode(batch["labels"][0][trained]) == " a é cat</s> yes</s>"
+    assert batch["tokens"][0, :2].tolist() != [1, 1]
+
+
+def compare(encoder: Encoder, processor: Any, tokenizer: Any) -> None:
+    """Compare the tokens and sizes of every case with those of a processor."""
+    vision = encoder.vision
     cases = CASES if vision is LLAVA else {**CASES, **MORE}
     for name, (messages, pictures, videos) in cases.items():
         crude = sample(messages, pictures, videos)

@@ -64,6 +64,8 @@ def prepare(
     """
     _check_numbers(valid_every, samples_per_shard, video_frames, processes)
     energon.check_installed()
+    if any(output.resolve() == path.resolve() for path in source if path.is_dir()):
+        raise UserError(f"--output {output}: is the source; its facts would be read as conversations")
     files = source_files(source)
     root = pictures or (source[0] if source[0].is_dir() else source[0].parent)
     if not root.is_dir():

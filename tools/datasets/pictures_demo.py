@@ -39,6 +39,7 @@ def draw(
     side: int = SIDE,
     seed: int = SEED,
     kinds: tuple[str, ...] = KINDS,
+    blank: bool = False,
     valid_every: int = llava.VALID_EVERY,
     processes: int = 1,
     overwrite: bool = False,
@@ -48,6 +49,7 @@ def draw(
     Args:
         side: of a picture, in pixels.
         kinds: of questions, which take turns.
+        blank: leave the pictures empty, to train a model that cannot see what it is asked.
 
     Raises:
         UserError: the folder was made with other settings.
@@ -62,6 +64,7 @@ def draw(
         output / name for name in ("drawn.json", "conversations.json", "texts.txt")
     )
     asked = {"version": _VERSION, "samples": samples, "side": side, "seed": seed, "kinds": list(kinds)}
+    asked |= {"blank": True} if blank else {}
     with locked(output):
         made = read_json(record)
         if made is not None and not overwrite:
@@ -69,7 +72,7 @@ def draw(
         else:
             record.unlink(missing_ok=True)
             (output / "pictures").mkdir(exist_ok=True)
-            content = [_written(output, number, side, seed, kinds) for number in range(samples)]
+            content = [_written(output, number, side, seed, kinds, blank) for number in range(samples)]
             text = ",\n".join(json.dumps(one) for one in content)
             write_atomic(conversations, f"[\n{text}\n]\n")
             turns = (turn["value"] for one in content for turn in one["conversations"])
@@ -92,11 +95,13 @@ def draw(
     return done
 
 
-def _written(output: Path, number: int, side: int, seed: int, kinds: tuple[str, ...]) -> dict[str, Any]:
+def _written(
+    output: Path, number: int, side: int, seed: int, kinds: tuple[str, ...], blank: bool
+) -> dict[str, Any]:
     """Write a picture; return its conversation in the form of LLaVA."""
     # Takes turns among all kinds, also among the samples that are held out at regular distances.
     kind = kinds[(number + number // len(kinds)) % len(kinds)]
-    image, question, answer = drawn(kind, seed, number // len(kinds), side)
+    image, question, answer = drawn(kind, seed, number // len(kinds), side, blank=blank)
     name = f"pictures/{number:06d}.png"
     image.save(output / name)  # `drawn.json`, which is last, tells that all are complete
     turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
@@ -120,6 +125,7 @@ def main() -> int:
     parser.add_argument(
         "--kinds", nargs="+", default=KINDS, help=f"kinds of questions (default: {' '.join(KINDS)})"
     )
+    parser.add_argument("--blank", action="store_true", help="leave the pictures empty")
     parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = vars(parser.parse_args())
     done = draw(**{**arguments, "kinds": tuple(arguments["kinds"])})

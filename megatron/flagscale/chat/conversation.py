@@ -2,14 +2,15 @@
 
 An answer is what an assistant's message adds after the prompt for it (`add_generation_prompt`), up to and
 including the mark that ends its turn. Where answers stand is read from a rendering with marks in place of the
-contents, so each conversation is rendered once. Templates that change contents, or leave some out, are
-rendered up to each answer instead.
+texts, so each conversation is rendered once. Templates that change texts, or leave some out, are rendered up
+to each answer instead.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,37 +38,42 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """What a template writes around the contents of messages with given roles.
+class _Answer:
+    """An answer: the places of its first and last text, and the characters before and after them."""
 
-    `gaps[n]` precedes the content of message n; the last one ends the text. Of message n's answer,
-    `before[n]` characters precede its content and `after[n]` follow it.
-    """
+    first: int
+    last: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a template writes around texts: `gaps[n]` before text n, and the last one at the end."""
 
     gaps: tuple[str, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    answers: tuple[_Answer, ...]
 
-    def filled(self, contents: Sequence[str], roles: Sequence[str]) -> Conversation:
-        pieces, answers, length = [], [], 0
-        for number, content in enumerate(contents):
-            pieces += [self.gaps[number], content]
-            length += len(self.gaps[number])
-            if roles[number] == ASSISTANT:
-                end = length + len(content) + self.after[number]
-                answers.append((length - self.before[number], end))
-            length += len(content)
-        return Conversation("".join([*pieces, self.gaps[-1]]), tuple(answers))
+    def filled(self, texts: Sequence[str]) -> Conversation:
+        starts, length = [], 0
+        for gap, text in zip(self.gaps, texts, strict=False):
+            starts.append(length + len(gap))
+            length += len(gap) + len(text)
+        pieces = [piece for pair in zip(self.gaps, texts, strict=False) for piece in pair]
+        spans = (
+            (starts[one.first] - one.before, starts[one.last] + len(texts[one.last]) + one.after)
+            for one in self.answers
+        )
+        return Conversation("".join([*pieces, self.gaps[-1]]), tuple(spans))
 
 
 class ChatTemplate:
-    """A template with the tokenizer whose special tokens it writes."""
+    """A template (from `template_of`) with the tokenizer whose special tokens it writes."""
 
-    def __init__(self, text: str, tokenizer: Any, placeholders: dict[str, str]) -> None:
-        """`text`: from `template_of`; `placeholders`: of each type of part that is not text."""
+    def __init__(self, text: str, tokenizer: Any) -> None:
         self.text = text
-        self._tokenizer, self._placeholders = tokenizer, placeholders
-        self._frames: dict[tuple[str, ...], _Frame | None] = {}
+        self._tokenizer = tokenizer
+        self._frames: dict[tuple[Any, ...], _Frame | None] = {}
 
     def conversation(self, messages: Sequence[Message]) -> Conversation:
         """Return the text of messages and its answers.
@@ -76,16 +82,13 @@ class ChatTemplate:
             ConversationError: the template refuses them, or it does not show where the answers are.
         """
         whole = self._rendered(messages)
-        roles = tuple(message["role"] for message in messages)
-        contents = [self._flat(message["content"]) for message in messages]
-        if roles not in self._frames:
-            self._frames[roles] = self._frame_of(roles)
-        if frame := self._frames[roles]:
-            for tried in (contents, [content.strip() for content in contents]):
-                found = frame.filled(tried, roles)
+        texts = [text for message in messages for text in _texts(message["content"])]
+        if frame := self._frame(messages):
+            for tried in (texts, [text.strip() for text in texts]):
+                found = frame.filled(tried)
                 if found.text == whole:
                     return found
-        return Conversation(whole, tuple(self._answers_by_prefix(messages, contents, whole)))
+        return Conversation(whole, tuple(self._answers_by_prefix(messages, whole)))
 
     def _rendered(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
@@ -93,50 +96,44 @@ class ChatTemplate:
         except Exception as error:  # jinja2's, or any that an expression in the template raises
             raise ConversationError(f"the chat template refuses it: {first_line(error)}") from error
 
-    def _flat(self, content: Any) -> str:
-        """Return a content as `parts.jinja` joins it."""
-        if isinstance(content, str):
-            return content
-        text, is_leading = "", True
-        for part in content:
-            if part["type"] == "text":
-                text, is_leading = text + part["text"], False
-            else:
-                text += self._placeholders[part["type"]] + ("\n" if is_leading else "")
-        return text
+    def _frame(self, messages: Sequence[Message]) -> _Frame | None:
+        """Return what surrounds the texts of such messages; None if the template changes or drops some."""
+        form = tuple((message["role"], _form(message["content"])) for message in messages)
+        if form not in self._frames:
+            try:
+                self._frames[form] = self._frame_of(_marked(messages))
+            except ConversationError:
+                self._frames[form] = None
+        return self._frames[form]
 
-    def _frame_of(self, roles: tuple[str, ...]) -> _Frame | None:
-        """Return the frame of messages with these roles; None if the template changes or drops a mark."""
-        marked = [{"role": role, "content": _MARK.format(number)} for number, role in enumerate(roles)]
-        try:
-            whole = self._rendered(marked)
-            answers = [number for number, role in enumerate(roles) if role == ASSISTANT]
-            if not answers:
-                return None
-            first, last = answers[0], answers[-1]
-            until_first = self._rendered(marked[:first]) if first else ""
-            prompted = self._rendered(marked[:first], prompt=True) if first else ""
-            until_last = self._rendered(marked[: last + 1])
-        except ConversationError:
+    def _frame_of(self, messages: Sequence[Message]) -> _Frame | None:
+        counts = [len(_texts(message["content"])) for message in messages]
+        own = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
+        pieces = _MARKS.split(self._rendered(messages))  # gap, number, gap, number, ..., gap
+        if pieces[1::2] != [str(number) for number in range(sum(counts))]:
             return None
-        pieces = _MARKS.split(whole)  # gap, number, gap, number, ..., gap
-        if pieces[1::2] != [str(number) for number in range(len(roles))]:
+        if not own or not all(counts[number] for number in own):
             return None
         gaps = tuple(pieces[0::2])
-        prompt = prompted[len(until_first) :] if prompted.startswith(until_first) else ""
-        ending = _MARKS.split(until_last)[-1]
+        prompt = self._prompt(messages[: own[0]])
+        ending = _MARKS.split(self._rendered(messages[: own[-1] + 1]))[-1]
         ending = ending.rstrip() or ending
-        before = tuple(
-            _after_last(prompt, gap) if role == ASSISTANT else 0
-            for role, gap in zip(roles, gaps, strict=False)
-        )
-        after = tuple(
-            len(ending) if role == ASSISTANT and gap.startswith(ending) else 0
-            for role, gap in zip(roles, gaps[1:], strict=True)
-        )
-        return _Frame(gaps, before, after)
+        answers = []
+        for number in own:
+            first = sum(counts[:number])
+            last = first + counts[number] - 1
+            after = len(ending) if gaps[last + 1].startswith(ending) else 0
+            answers.append(_Answer(first, last, _after_last(prompt, gaps[first]), after))
+        return _Frame(gaps, tuple(answers))
 
-    def _answers_by_prefix(self, messages: Sequence[Message], contents: list[str], whole: str) -> Any:
+    def _prompt(self, messages: Sequence[Message]) -> str:
+        """Return what the template writes after messages to ask for an answer; "" if nothing can be told."""
+        if not messages:
+            return ""
+        plain, prompted = self._rendered(messages), self._rendered(messages, prompt=True)
+        return prompted[len(plain) :] if prompted.startswith(plain) else ""
+
+    def _answers_by_prefix(self, messages: Sequence[Message], whole: str) -> Iterator[Span]:
         for number, message in enumerate(messages):
             if message["role"] != ASSISTANT:
                 continue
@@ -145,9 +142,36 @@ class ChatTemplate:
             if not (whole.startswith(before) and whole.startswith(through) and len(before) <= len(through)):
                 what = "the chat template writes earlier messages differently once later ones follow"
                 raise ConversationError(f"{what}, so that the answer in message {number + 1} cannot be found")
-            ending = through.rstrip()
-            has_mark = not ending.endswith(contents[number].rstrip())
+            ending, texts = through.rstrip(), _texts(message["content"])
+            has_mark = not ending.endswith("".join(texts[-1:]).rstrip())
             yield len(before), len(ending) if has_mark else len(through)
+
+
+def _texts(content: Any) -> list[str]:
+    """Return the texts of a content."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part["type"] == "text"]
+
+
+def _form(content: Any) -> tuple[str, ...] | None:
+    """Return the types of a content's parts; None if it is a text."""
+    return None if isinstance(content, str) else tuple(part["type"] for part in content)
+
+
+def _marked(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with a mark in place of each text."""
+    numbers = itertools.count()
+
+    def marked(content: Any) -> Any:
+        if isinstance(content, str):
+            return _MARK.format(next(numbers))
+        return [
+            {**part, "text": _MARK.format(next(numbers))} if part["type"] == "text" else part
+            for part in content
+        ]
+
+    return [{**message, "content": marked(message["content"])} for message in messages]
 
 
 def _after_last(prompt: str, gap: str) -> int:

@@ -16,12 +16,13 @@ from flagscale.errors import Problem, UserError, first_line, nearest
 TEMPLATES = ("chatml", "vicuna")
 """Names of our templates."""
 _PROBE = "probe"
+_PARTS = ({"type": "image"}, {"type": "text", "text": _PROBE})
 
 
 def template_of(tokenizer: Any, source: str | None, image_token: str, video_token: str) -> str:
     """Return the Jinja text for a transformers' tokenizer and the value of `chat_template`.
 
-    A template that writes the image token for a part by itself is not changed. If the tokenizer puts a begin
+    A template that writes the image token for a part by itself keeps doing so. If the tokenizer puts a begin
     token before each text and the template does not, it is written here: transformers' processors would add
     it, but vLLM does not add it to conversations.
 
@@ -30,11 +31,18 @@ def template_of(tokenizer: Any, source: str | None, image_token: str, video_toke
             cannot be rendered.
     """
     text = _text(tokenizer, source)
-    if not _takes_parts(text, tokenizer, image_token):
+    takes_parts = _writes(text, tokenizer, _PARTS, image_token)
+    takes_texts = _writes(text, tokenizer, _PROBE)
+    if not takes_parts and takes_texts:
         text = _with_parts(text, image_token, video_token)
-        if not _takes_parts(text, tokenizer, image_token):
-            what = f"it does not write {image_token!r} where a picture stands in a message"
-            raise UserError([Problem(what, source or "the tokenizer's chat_template")])
+    elif takes_parts and not takes_texts:
+        text = named_template("lists") + text
+    if not _writes(text, tokenizer, _PARTS, image_token) or not _writes(text, tokenizer, _PROBE):
+        what = (
+            _refusal(text, tokenizer)
+            or f"it does not write a message's text, or {image_token!r} for a picture"
+        )
+        raise UserError([Problem(f"the chat template cannot be used: {what}", source or "")])
     return _with_begin(text, tokenizer)
 
 
@@ -79,20 +87,27 @@ def _text(tokenizer: Any, source: str | None) -> str:
     return str(own)
 
 
-def _takes_parts(template: str, tokenizer: Any, image_token: str) -> bool:
-    """Whether a template writes the image token once for a part that is a picture, and its text beside it."""
-    parts = [{"type": "image"}, {"type": "text", "text": _PROBE}]
-    texts = []
-    for content in (_PROBE, parts):
-        try:
-            texts.append(rendered(template, tokenizer, [{"role": "user", "content": content}]))
-        except Exception as error:  # jinja2's, or any that an expression in the template raises
-            if content is _PROBE:
-                where = "the chat template cannot render a message"
-                raise UserError([Problem(f"{where}: {first_line(error)}")]) from None
-            return False
-    plain, with_picture = texts
-    return with_picture.count(image_token) == 1 + plain.count(image_token) and "'type'" not in with_picture
+def _writes(template: str, tokenizer: Any, content: Any, image_token: str = "") -> bool:
+    """Whether a template writes the text of a user's message, and one image token for the picture in it."""
+    try:
+        texts = [rendered(template, tokenizer, _asked(one)) for one in ("", content)]
+    except Exception:  # jinja2's errors, or any that an expression in the template raises
+        return False
+    has_token = not image_token or texts[1].count(image_token) == 1 + texts[0].count(image_token)
+    return has_token and _PROBE in texts[1] and "'type'" not in texts[1]
+
+
+def _refusal(template: str, tokenizer: Any) -> str:
+    """Return why a template cannot be rendered; "" if it can."""
+    try:
+        rendered(template, tokenizer, _asked(_PROBE))
+    except Exception as error:  # as above
+        return first_line(error)
+    return ""
+
+
+def _asked(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
 
 
 def _with_parts(template: str, image_token: str, video_token: str) -> str:
@@ -107,7 +122,6 @@ def _with_begin(template: str, tokenizer: Any) -> str:
     begin = tokenizer.bos_token
     if begin is None or tokenizer(_PROBE).input_ids[:1] != [tokenizer.bos_token_id]:
         return template
-    message = [{"role": "user", "content": _PROBE}]
-    if rendered(template, tokenizer, message).startswith(begin):
+    if rendered(template, tokenizer, _asked(_PROBE)).startswith(begin):
         return template
     return "{{- bos_token -}}\n" + template

@@ -17,6 +17,7 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.run.rundir import RunDir
 from megatron.flagscale.checkpoint.manifest import RELEASE
+from megatron.flagscale.convert.assembled import Assembled
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
@@ -30,6 +31,7 @@ from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.processor import (
     laid_out_singly,
     placeholder_ids,
+    placeholders,
     trained_template,
     vision_beside,
     write_processor,
@@ -43,9 +45,11 @@ from megatron.flagscale.convert.tokenizer import (
     open_tokenizer,
     settings_left_out,
     stored_tokenizer,
+    with_tokens,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
+from megatron.flagscale.convert.tower_folder import TowerFolder, Wanted
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 from megatron.flagscale.convert.without_mtp import WithoutMtp
 from megatron.flagscale.tokenizer import beside_model
@@ -89,6 +93,7 @@ def convert(
     iteration: int | None = None,
     shard_bytes: int | None = None,
     upcycling: Upcycling | None = None,
+    tower: Wanted | None = None,
     without_mtp: bool = False,
     overwrite: bool = False,
     verify: bool = False,
@@ -99,8 +104,9 @@ def convert(
     `dtype` (torch's name) casts every tensor; otherwise each keeps its precision. `tokenizer` is included
     with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
     not record it. `verify` compares the logits of both sides. `shard_bytes` (default: 5 GB) limits the size
-    of a safetensors file. `without_mtp` leaves out the layers for multi-token prediction. `progress` is
-    called with the total number of bytes once it is known.
+    of a safetensors file. `tower` is put together with the language model to one that sees pictures.
+    `without_mtp` leaves out the layers for multi-token prediction. `progress` is called with the total
+    number of bytes once it is known.
 
     Raises:
         UserError: the source cannot be converted (lists all reasons); `save` exists; an option has no effect.
@@ -115,8 +121,9 @@ def convert(
         ineffective["--iteration"] = "has no effect on a Hugging Face folder, which holds only one model"
     if to == MEGATRON and shard_bytes is not None:
         ineffective["--max-shard-size"] = "has no effect on a Megatron checkpoint, which has no shards"
-    if verify and (upcycling or origin == to):
-        what = "can only compare a Hugging Face folder with a Megatron checkpoint, and not with --experts"
+    if verify and (upcycling or tower or origin == to):
+        what = "can only compare a Hugging Face folder with a Megatron checkpoint, and not with --experts "
+        what += "or --tower"
         ineffective["--verify-logits"] = what
     if ineffective:
         raise UserError(Problem(what, option, "leave it out") for option, what in ineffective.items())
@@ -139,6 +146,11 @@ def convert(
         notices += (source.notice,)
     if upcycling:
         source = Upcycled(source, upcycling)
+    if tower:
+        opened_tower = TowerFolder(tower)
+        companion = with_tokens(companion, placeholders(opened_tower.vision))
+        source = Assembled(source, opened_tower, companion.size or 0)
+    special = placeholder_ids(source.model.vision, companion) if source.model.vision else {}
     model = replace(source.model, dtype=dtype) if dtype else source.model
     cast = getattr(torch, dtype) if dtype else None
     dtypes = {
@@ -150,7 +162,7 @@ def convert(
         if free < total:
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
         if to == HUGGINGFACE:
-            _write_config(folder, model, companion)
+            _write_config(folder, model, companion, special)
             notices += _odd_tokenizer(companion, folder)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
             _stream(source, dtypes, target, total, progress)
@@ -250,13 +262,13 @@ def _stream(
         target.finish()
 
 
-def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
+def _write_config(
+    folder: Path, model: Model, companion: Tokenizer, placeholders: Mapping[str, int] | None = None
+) -> None:
     companion.copy(folder)
-    special = companion.ids
     if model.vision:
-        special |= placeholder_ids(model.vision, companion)
         write_processor(folder, model.vision)
-    config = write_config(model, special)
+    config = write_config(model, {**companion.ids, **(placeholders or {})})
     read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}

@@ -25,8 +25,8 @@ from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
 CONFIG = "config.json"
-_NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-CODES = {dtype: name for name, dtype in _NAMES.items()}
+NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+CODES = {dtype: name for name, dtype in NAMES.items()}
 """torch's precisions, with their names in safetensors."""
 _OF_SHAPES = (
     *("layers", "hidden", "heads", "groups", "head_dim", "ffn", "vocab"),
@@ -111,8 +111,8 @@ class HuggingFaceSource:
                 yield Problem(f"{found}; only matrices have scales")
                 continue
             shape = block_scales.scales_shape(stored.shape, self._block or (1, 1))
-            if (stored.dtype, scales.shape) != (block_scales.STORED, shape) or scales.dtype not in _NAMES:
-                codes = " or ".join(_NAMES)
+            if (stored.dtype, scales.shape) != (block_scales.STORED, shape) or scales.dtype not in NAMES:
+                codes = " or ".join(NAMES)
                 expected = f"{block_scales.STORED} with scales of shape {list(shape)} in {codes}"
                 yield Problem(f"{found}; expected: {expected}")
 
@@ -134,18 +134,19 @@ class HuggingFaceSource:
         return entry.join.join([self._tensor(name) for name in entry.huggingface], self.model)
 
     def _dtype(self, name: str) -> torch.dtype:
-        return torch.bfloat16 if name in self._scales else _NAMES[self._stored[name].dtype]
+        return torch.bfloat16 if name in self._scales else NAMES[self._stored[name].dtype]
 
     def _tensor(self, name: str) -> torch.Tensor:
-        tensor = _read(self._stored[name].file, self._names[name])
+        tensor = read_tensor(self._stored[name].file, self._names[name])
         if name not in self._scales:
             return tensor
         assert self._block
-        scales = _read(self._scales[name].file, self._names[name + block_scales.SCALES])
+        scales = read_tensor(self._scales[name].file, self._names[name + block_scales.SCALES])
         return block_scales.scaled(tensor, scales, self._block)
 
 
-def _read(path: Path, name: str) -> torch.Tensor:
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Return a tensor of a safetensors file."""
     # Reopened for each tensor: pages of a file that stays open would count as memory of this process.
     with safe_open(path, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
@@ -228,10 +229,10 @@ def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> It
         yield Problem(what, hint="" if number else assumed)
     if more := sum(map(len, [*wrong.values()][_SHOWN:])):
         yield Problem(f"{more} more tensors have shapes that differ from {CONFIG}")
-    codes = {one.dtype for one in known.values()} - _NAMES.keys()
+    codes = {one.dtype for one in known.values()} - NAMES.keys()
     for code in sorted(codes):
         names = [name for name, one in known.items() if one.dtype == code]
-        yield Problem(f"{_some(names)}: stored as {code}; only {', '.join(_NAMES)} are supported")
+        yield Problem(f"{_some(names)}: stored as {code}; only {', '.join(NAMES)} are supported")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -29,6 +29,8 @@ _IDS = {
     "video_token": ("video_token_index", "video_token_id"),
 }
 """Field of `Vision` -> key of `config.json`, and another name of this key."""
+_NONE = -1
+"""The id of a token that the tokenizer does not have."""
 _LLAVA = "LlavaImageProcessor"
 _BICUBIC = 3
 
@@ -42,12 +44,16 @@ def placeholder_ids(vision: Vision, tokenizer: Tokenizer) -> dict[str, int]:
     if tokenizer.folder is None:
         what = "a model with pictures is converted with its tokenizer, which has their placeholders"
         raise UserError([Problem(what, hint="add --tokenizer FOLDER")])
-    tokens = {keys[0]: getattr(vision, field) for field, keys in _IDS.items()}
-    ids = {key: tokenizer.vocab[token] for key, token in tokens.items() if token in tokenizer.vocab}
-    if "image_token_index" not in ids:
+    ids = [tokenizer.vocab.get(token, _NONE) for token in placeholders(vision)]
+    if ids[0] == _NONE:
         what = f"the tokenizer has no token {vision.image_token!r}, which stands for a picture"
         raise UserError([Problem(what, str(tokenizer.folder), "name one that has it with --tokenizer")])
-    return ids
+    return {keys[0]: number for keys, number in zip(_IDS.values(), ids, strict=False)}
+
+
+def placeholders(vision: Vision) -> tuple[str, ...]:
+    """Return the tokens that stand for pictures and, with tiling, for videos."""
+    return (vision.image_token, *((vision.video_token,) if vision.tiling else ()))
 
 
 def vision_beside(vision: Vision, folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -> Vision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Tokenizer:
     vocab: Mapping[str, int] = field(default_factory=dict, repr=False)
     chat_template: str = ""
     """The template of conversations that replaces the folder's own."""
+    added: tuple[str, ...] = ()
+    """Special tokens that its copies have besides."""
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -51,13 +53,15 @@ class Tokenizer:
         return {name: self.generation.get(name) for name in _IDS}
 
     def copy(self, target: Path) -> None:
-        """Copy the tokenizer's files, and nothing else from its folder."""
+        """Write the tokenizer's files with what it gets besides, and nothing else from its folder."""
         if self.folder is None:
             return
         target.mkdir(exist_ok=True)
         for name in _FILES:
             if (self.folder / name).is_file() and not (self.chat_template and name in _TEMPLATES):
                 shutil.copyfile(self.folder / name, target / name)
+        if self.added:
+            with_added(_opened(target), self.added).save_pretrained(target)
         if self.chat_template:
             write_atomic(target / _TEMPLATES[0], self.chat_template)
 
@@ -69,12 +73,10 @@ def is_tokenizer(folder: Path) -> bool:
 
 def open_tokenizer(folder: Path) -> Tokenizer:
     """Open a folder with `AutoTokenizer`, offline and without its code; raise `UserError` if that fails."""
-    from transformers import AutoTokenizer
-
     if not is_tokenizer(folder):
         raise UserError(f"{folder}: no tokenizer found (tokenizer.json, tokenizer.model or vocab.json)")
     try:
-        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        opened = _opened(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if "trust_remote_code" in str(error):
             what = "the tokenizer needs code from its folder, which is never run"
@@ -89,6 +91,31 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
     return Tokenizer(folder, len(opened), {**ids, **stored}, vocab)
+
+
+def _opened(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def with_tokens(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
+    """Return a tokenizer to which these special tokens are added, unless it has them."""
+    added = tuple(token for token in tokens if token not in tokenizer.vocab)
+    if not added or tokenizer.folder is None:
+        return tokenizer
+    opened = with_added(_opened(tokenizer.folder), added)
+    return replace(tokenizer, size=len(opened), vocab=opened.get_vocab(), added=added)
+
+
+def with_added(opened: Any, tokens: Iterable[str]) -> Any:
+    """Return a tokenizer of transformers with further special tokens, which text never splits."""
+    from transformers import AddedToken
+
+    opened.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
+    )
+    return opened
 
 
 def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:

@@ -10,12 +10,13 @@ from flagscale.vision.tower import TOWERS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `megatron.flagscale.train_llava` to a parser."""
-    _add_model(parser.add_argument_group("pictures: model"))
+    add_model_arguments(parser.add_argument_group("pictures: model"))
     _add_training(parser.add_argument_group("pictures: training"))
     _add_data(parser.add_argument_group("pictures: data"))
 
 
-def _add_model(group: argparse._ArgumentGroup) -> None:
+def add_model_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add those that `flagscale.vision.arguments.vision_of` reads."""
     group.add_argument(
         "--vision-model-type",
         choices=[*TOWERS],

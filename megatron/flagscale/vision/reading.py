@@ -1,9 +1,9 @@
 """What each rank reads of the data of a training with pictures, and how long its sequences are.
 
-Only the first rank of each tensor parallel group reads, and sends the others what it has read. The first stage
-of a pipeline reads all of a micro-batch, and the last one no pictures. The stages between them read nothing,
-unless samples are packed: then their attention has to know where each sample begins. Ranks of one context
-parallel group read the same samples.
+Only the first rank of each tensor parallel group reads, and sends the others what it has read. The first
+stage of a pipeline reads all of a micro-batch, and the last one no pictures. The stages between them read
+nothing, unless samples are packed: then their attention has to know where each sample begins. Ranks of one
+context parallel group read the same samples.
 """
 
 from __future__ import annotations

@@ -41,8 +41,12 @@ _SHARED = (
     "recompute_num_layers",
 )
 """Settings of the language model that hold for the vision part as well; all others keep their defaults."""
-_RECOMPUTED = ("core_attn", "layernorm", "mlp")
-"""The parts of a layer that can be recomputed and that a tower has."""
+_RECOMPUTED = ("core_attn", "layernorm")
+"""The parts of a tower's layer that are recomputed if `recompute_modules` names them.
+
+The engine cannot recompute an MLP that has biases: they become results of the recomputed function, whose
+gradient it then computes without end (megatron-core 0.19.2, `TransformerLayer._forward_mlp`).
+"""
 
 
 def tower_config(language: TransformerConfig, tower: Tower) -> TransformerConfig:

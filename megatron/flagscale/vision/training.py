@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ def training_config(args: argparse.Namespace) -> Any:
     from megatron.training.argument_utils import gpt_config_from_args
 
     from megatron.flagscale.vision.builder import LlavaConfig
+    from megatron.flagscale.vision.work import report_pictures
 
     config = gpt_config_from_args(args, model_config_cls=LlavaConfig)
     config.vision = vision_of(vars(args))
@@ -40,6 +40,7 @@ def training_config(args: argparse.Namespace) -> Any:
     config.pre_wrap_hooks.append(frozen)
     # The engine takes it from no argument, and not from the constructor with every dispatcher of experts.
     config.transformer.variable_seq_lengths = not has_one_length(args)
+    report_pictures(args, config.vision)
     return config
 
 
@@ -56,33 +57,16 @@ def token_id(token: str) -> int | None:
     return found if found is not None and library.ids_to_tokens([found]) == [token] else None
 
 
-Loaders = Callable[[argparse.Namespace, Reading | None], tuple[Iterator[Any] | None, Iterable[Any] | None]]
-"""`(args, what this rank reads, or None) -> (training, validation)`: micro-batches (see `vision.batch`), None on
-a rank that reads nothing, or if there is no such data. The training is an iterator without an end. Each `iter()`
-of the validation begins with its first sample. Called on every rank, for each chunk of the model that it has."""
+Loaders = Callable[[argparse.Namespace, Reading | None], tuple[Iterator[Any] | None, Iterator[Any] | None]]
+"""`(args, what this rank reads, or None) -> (training, validation)`: endless micro-batches (see batch.py), or
+None on a rank that reads nothing, or if there is no such data. The validation begins again with its first
+sample after each evaluation. Called on every rank, for each chunk of the model that it has."""
 
 
 def external(loaders: Loaders, vp_stage: int | None) -> tuple[Any, Any, None]:
-    """Return the data of a rank, which the trainer takes as it is, without samplers and loaders of its own."""
+    """Return the data of a rank, which the trainer takes as it is, without samplers of its own."""
     from megatron.training import get_args
 
     args = get_args()
     args.dataloader_type = "external"
-    own = reading(args, vp_stage)
-    training, validation = loaders(args, own)
-    if own and validation is None:
-        args.eval_iters = 0
-    if validation is not None:
-        per_iteration = args.eval_global_batch_size // (args.eval_micro_batch_size * own.ranks)
-        validation = from_the_start(validation, args.eval_iters * per_iteration)
-    return training, validation, None
-
-
-def from_the_start(loader: Iterable[Any], count: int) -> Iterator[Any]:
-    """Yield the first `count` micro-batches of a loader, again and again: each evaluation takes so many."""
-    while True:
-        number = 0
-        for number, batch in enumerate(islice(loader, count), 1):
-            yield batch
-        if not number:
-            raise UserError("the validation data have no sample for this rank")
+    return *loaders(args, reading(args, vp_stage)), None

@@ -101,7 +101,8 @@ class PictureFolder:
         names = [shard_path(self.unfinished, part.name).name for part in parts]
         splits = _summaries(parts)
         if TRAIN not in splits:
-            raise UserError("no sample is left for the training; fix the source, or use --valid-every 0")
+            what = "the only sample went to the split `val`; use --valid-every 0" if splits else "no sample"
+            raise UserError(f"{what}, so there is nothing to train on")
         for file in self.unfinished.iterdir():
             if _SHARD.fullmatch(file.name) and file.name not in names:  # of other parts than this time
                 file.unlink()

@@ -22,7 +22,7 @@ class Reading:
     def __init__(self, files: list[tuple[Path, Format]], valid_every: int, samples_per_shard: int) -> None:
         self.problems: list[Left] = []
         self._files, self._valid_every, self._samples = files, valid_every, samples_per_shard
-        self._places: dict[bytes, str] = {}
+        self._first: dict[bytes, tuple[int, str]] = {}
 
     def parts(self) -> Iterator[Part]:
         """Yield all parts; each holds consecutive records of one split."""
@@ -51,20 +51,20 @@ class Reading:
             for record in records(file, form):
                 if isinstance(record, Problem):
                     self.problems.append((number, record.where, record.what))
-                elif first := self._same(record):
+                elif first := self._earlier(number, record):
                     what = f"the same sample as {first}; a weight of the data repeats it, not a copy"
                     self.problems.append((number, record.where, what))
                 else:
                     yield number, record
                 number += 1
 
-    def _same(self, record: Record) -> str | None:
+    def _earlier(self, number: int, record: Record) -> str | None:
         """Return the place of an earlier record that is equal except for its `id`; None if there is none."""
         value = record.value
         known = {key: one for key, one in value.items() if key != "id"} if isinstance(value, dict) else value
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True, default=_hash).encode(), digest_size=16)
-        first = self._places.setdefault(digest.digest(), record.where)
-        return None if first == record.where else first
+        first, where = self._first.setdefault(digest.digest(), (number, record.where))
+        return None if first == number else where
 
 
 def _hash(value: Any) -> str:

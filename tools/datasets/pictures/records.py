@@ -35,10 +35,13 @@ def source_files(paths: list[Path]) -> list[tuple[Path, Format]]:
             form = _format(file)
             if form is None:
                 problems.append(Problem(f"not one of {', '.join(RECORD_SUFFIXES)}", str(file)))
-            elif wrong := check(file, form, listed=True):
-                problems.append(Problem(wrong))
-            else:
-                found.append((file, form))
+                continue
+            try:
+                wrong = check(file, form, listed=True)
+                problems += [Problem(wrong)] if wrong else []
+            except UserError as error:  # it cannot be decompressed
+                problems += error.problems
+            found.append((file, form))
     if problems:
         raise UserError(problems)
     return found
@@ -68,8 +71,8 @@ def records(file: Path, form: Format) -> Iterator[Record | Problem]:
         with opened(file, form.compression) as (stream, position):
             values = _values if form.content == formats.JSON else _lines
             before = 0
-            for line, value in values(stream):
-                where, now = f"{file}:{line}", position()
+            for place, value in values(stream):
+                where, now = f"{file}:{place}", position()
                 is_wrong = isinstance(value, ValueError)
                 yield Problem(str(value), where) if is_wrong else Record(where, value, now - before)
                 before = now
@@ -77,7 +80,7 @@ def records(file: Path, form: Format) -> Iterator[Record | Problem]:
         yield from error.problems
 
 
-def _lines(stream: Any) -> Iterator[tuple[int, Any]]:
+def _lines(stream: Any) -> Iterator[tuple[int | str, Any]]:
     """Yield each line's number and value, or the ValueError that says what is wrong with it."""
     for number, line in enumerate(stream, 1):
         if line.strip():
@@ -87,10 +90,11 @@ def _lines(stream: Any) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
-def _values(stream: Any) -> Iterator[tuple[int, Any]]:
+def _values(stream: Any) -> Iterator[tuple[int | str, Any]]:
+    """Yield each value with its line and its number, because whole files are often on one line."""
     values = JsonStream(stream)
     try:
-        for value in values:
-            yield values.line, value
+        for number, value in enumerate(values, 1):
+            yield f"{values.line}, item {number}", value
     except NotJsonError as error:
         yield error.line, error
