@@ -45,7 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(f"experiment.exp_dir={run}", "experiment.runner.nproc_per_node=1"),
         *(f"train.data.data_path={data / 'energon'}", "train.model.micro_batch_size=8"),
         *(f"train.data.tokenizer.tokenizer_model={data / 'tokenizer'}", "train.model.global_batch_size=8"),
-        *("train.model.train_iters=6", "train.system.logging.log_interval=1"),
+        *("train.model.train_iters=6", "train.model.optimizer.lr_warmup_iters=1"),
+        "train.system.logging.log_interval=1",
         cwd=folder,
     )
     out = python(
@@ -232,4 +233,4 @@ def test_a_batch_asks_about_files_beside_its_prompts(trained: Path) -> None:
     command = [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])]
     done = subprocess.run(command, cwd=trained, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "prompt 0: Failed to load image" in done.stdout + done.stderr
+    assert "prompt 0, image 1: Failed to load image" in done.stdout + done.stderr

@@ -14,7 +14,7 @@ _KINDS = ("audio", "image", "video", "vision_chunk")
 
 
 def limit_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield limits that vLLM refuses, or ignores because it knows no such input (0.32, `MultiModalConfig`)."""
+    """Yield limits that vLLM 0.32 refuses, or ignores because it knows no such input."""
     for kind, limit in mapping_of(values.get(_LIMITS)).items():
         count = limit.get("count", 0) if isinstance(limit, Mapping) else limit
         if kind not in _KINDS:
@@ -38,10 +38,12 @@ def tower_violations(values: Mapping[str, Any], config: Mapping[str, Any]) -> It
 def picture_remarks(values: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield in what a server of this `config.json` would see other pixels than the training saw.
 
-    transformers 5 has two processors, which enlarge and shrink differently. Training uses that of Pillow, and so
-    did the published models; vLLM uses that of torchvision.
+    transformers 5 has two processors, which enlarge and shrink a little differently. Training uses that of
+    Pillow, and vLLM that of torchvision.
     """
     is_chosen = _FAST in mapping_of(values.get(_PROCESSOR))
     if is_llava(config) and sees_pictures(values) and not is_chosen:
-        what = "vLLM scales pictures with torchvision, whose pixels differ a little from those of the training"
+        what = (
+            "vLLM scales pictures with torchvision, whose pixels differ a little from those of the training"
+        )
         yield _PROCESSOR, f"{what} (Pillow's); `{_PROCESSOR}: {{{_FAST}: false}}` makes them equal"
