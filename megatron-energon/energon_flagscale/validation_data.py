@@ -41,7 +41,7 @@ def validation_dataset(
 def evaluations(
     dataset: SavableDataset[Any], batches: int, masked: dict[str, Any], *, reports: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Yield micro-batches without an end: every `batches` of them are one evaluation, from the first sample on.
+    """Yield micro-batches without an end: every `batches` are one evaluation, from the first sample on.
 
     `masked`: a micro-batch without loss; `reports`: whether to print which samples are skipped.
     """
