@@ -28,7 +28,14 @@ READ = (
 
 
 def picture_remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what is allowed, but deserves a notice: large pictures that no sequence can hold."""
+    """Yield what is allowed, but deserves a notice: no evaluation, pictures that are too large."""
+    paths = map(Path, values.get("data_path") or ())
+    if (
+        values.get("eval_iters")
+        and not values.get("valid_path")
+        and not any(has_split(one, "val") for one in paths)
+    ):
+        yield "eval_iters", "has no effect: the data has no split `val`, and there is no `valid_path`"
     if next(vision_violations(values), None) or not isinstance(length := values.get("seq_length"), int):
         return
     most = most_image_tokens(vision_of(values))

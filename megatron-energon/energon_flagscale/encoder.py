@@ -113,7 +113,7 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
             raise UnusableSample(str(error)) from error
         encoding = self._tokenizer.encode(text.text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, np.int64)
-        is_answer = _in_spans(np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[:, 0], text.answers)
+        is_answer = _overlap(np.asarray(encoding.offsets, np.int64).reshape(-1, 2), text.answers)
         is_placeholder = np.logical_or.reduce([ids == placeholder for placeholder in self._kinds])
         is_answer[is_placeholder] = False
         kinds = [self._kinds[one] for one in ids[is_placeholder].tolist()]
@@ -261,8 +261,13 @@ def _token_id(tokenizer: Any, token: str) -> int:
     return int(number)
 
 
-def _in_spans(first: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return which of these characters are in one of the spans, which are in order and apart."""
+def _overlap(tokens: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return which tokens, as `(first, end)`, share a character with a span; spans are in order and apart.
+
+    Llama's tokenizers join a space with the word after it, also the last of a prompt with an answer.
+    """
     edges = np.asarray(spans, np.int64).reshape(-1)
-    inside: np.ndarray = np.searchsorted(edges, first, side="right") % 2 == 1
-    return inside
+    first, last = tokens[:, 0], np.maximum(tokens[:, 1] - 1, tokens[:, 0])
+    inside: np.ndarray = np.searchsorted(edges, np.stack([first, last]), side="right") % 2
+    overlap: np.ndarray = inside.max(0) == 1
+    return overlap

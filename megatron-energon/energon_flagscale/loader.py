@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,8 @@ class _Encoder(CleanEpochs, Encoder):
 def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, Any]:
     """Return what a rank (or a chunk of it) reads: the training and the validation data.
 
-    None if it reads nothing (`reading` is None), and for the validation if there is no such data. Every rank
-    has to call it.
+    Both are endless; the validation begins again with each evaluation. None if it reads nothing (`reading` is
+    None), and for the validation if there is no such data. Every rank has to call it.
 
     Raises:
         UserError: data is missing or not sound, or the checkpoint does not hold a place that fits.
@@ -79,7 +80,10 @@ def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, An
         packing_buffer_size=args.packing_buffer_size,
         seed=args.seed,
     )
-    return _training(args, reading, readers), _validation(args, reading, readers)
+    validation = _validation(args, reading, readers)
+    # The engine takes all evaluations from one iterator.
+    evaluations = None if validation is None else chain.from_iterable(repeat(validation))
+    return _training(args, reading, readers), evaluations
 
 
 def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> TrainingData:

@@ -114,7 +114,7 @@ CASES = {
     "chatml": (None, ["a<|im_end|>", " b <|im_end|>"]),
     "vicuna": ("vicuna", [" a<|im_end|>", "  b <|im_end|>"]),
     "trims": (TRIMS, ["a<end>", "b<end>"]),
-    "defaults": (DEFAULTS, ["a </s>", "b </s>"]),
+    "defaults": (DEFAULTS, [" a </s>", " b </s>"]),
     "thinks": (THINKS, ["a<|im_end|>", "<think>\n\n</think>\n\n b <|im_end|>"]),
     "strict": (STRICT, [" a\n", "  b \n"]),
     "own parts": (OWN_PARTS, [" a;", "  b ;"]),
@@ -153,6 +153,12 @@ def test_answers_without_content_or_with_the_text_of_the_prompt(folders: Any) ->
     assert answers(template, turns("Q", ""))[1] == ["<|im_end|>"]
     prompt = "<|im_start|>assistant\n"
     assert answers(template, turns(prompt, prompt, "R", "b"))[1] == [f"{prompt}<|im_end|>", "b<|im_end|>"]
+
+
+def test_pictures_in_answers(folders: Any) -> None:
+    messages = turns("Q", [words("so: "), PICTURE], "R", [PICTURE, words("so")], "S", [words("b")])
+    found = ["so: <image><|im_end|>", "<image>\nso<|im_end|>", "b<|im_end|>"]
+    assert answers(chat(opened(folders)), messages)[1] == found
 
 
 def test_several_answers_in_a_row_and_one_at_the_beginning(folders: Any) -> None:

@@ -192,6 +192,25 @@ def test_ids_equal_those_of_transformers_for_llama(tmp_path: Path, legacy: bool)
     assert batch["tokens"][0, :2].tolist() != [1, 1]
 
 
+TURNS = """{% for m in messages %}
+{{- '[U]' + m.content + '[/U]' if m.role == 'user' else ' ' + m.content + '</s>' }}{% endfor %}"""
+"""As Llama 2's and Mistral's, without a prompt for an answer, which begins with a space."""
+SPACE = """{% for m in messages %}{{ ('Q: ' if m.role == 'user' else 'A: ') + m.content + '</s>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"""
+"""With a prompt that ends with a space."""
+
+
+@pytest.mark.parametrize("template", [TURNS, SPACE])
+def test_first_word_of_an_answer_is_learnt(tmp_path: Path, template: str) -> None:
+    """A tokenizer that joins it with the space before must not hide it from the loss."""
+    tokenizer = llama_tokenizer(tmp_path, legacy=True)
+    (tmp_path / "own.jinja").write_text(template)
+    encoder = Encoder(tokenizer, LLAVA, Sequences(256), str(tmp_path / "own.jinja"))
+    batch = one(encoder, sample(["Q", "ca", "R", "ca"]))
+    learnt = batch["labels"][0][batch["loss_mask"][0].bool()]
+    assert tokenizer.convert_ids_to_tokens(learnt) == ["▁ca", "</s>"] * 2
+
+
 def compare(encoder: Encoder, processor: Any, tokenizer: Any) -> None:
     """Compare the tokens and sizes of every case with those of a processor."""
     vision = encoder.vision

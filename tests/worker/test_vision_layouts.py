@@ -13,11 +13,14 @@ import pytest
 
 from benchmarks.vision_layouts import LAYOUTS
 from flagscale.vision.arguments import vision_of
+from flagscale.vision.tiling import Vision
+from flagscale.vision.tower import TOWERS
 from flagscale_testing.ranks.forked import Curve, Run, run_all
 from flagscale_testing.ranks.layouts import CP2, PP2, Difference, Layout, compare
 from flagscale_testing.ranks.pictures import drawn
 from flagscale_testing.ranks.training import read_metrics
 from megatron.flagscale.vision.arguments import add_arguments
+from megatron.flagscale.vision.flops import tile_flops
 
 pytestmark = pytest.mark.timeout(900)  # the first test of each fixture waits for all its trainings
 STEPS = 4
@@ -99,6 +102,28 @@ def test_only_tokens_of_samples_are_counted_also_by_a_run_that_continues(
         for line in logged:
             tokens = sum(lengths[8 * (line["iteration"] - 1) : 8 * line["iteration"]])
             assert line["tokens_per_s"] == pytest.approx(tokens * 1000 / line["iteration_ms"])
+
+
+def test_each_layout_counts_the_same_operations(folder: Path, curves: dict[str, Curve]) -> None:
+    assert not curves[CONTINUED.name].error
+    per_step = [
+        [
+            line["tflops_per_gpu"] * line["iteration_ms"] * layout.ranks
+            for line in _metrics(folder, layout)
+            if line["iteration"] > SAVED_AT and "lm_loss" in line
+        ]
+        for layout in (SAVED, CONTINUED)
+    ]
+    assert per_step[0] == pytest.approx(per_step[1])
+
+
+def test_a_tile_needs_six_operations_per_weight_and_feature_and_those_of_attention() -> None:
+    vision = Vision(TOWERS["siglip"])
+    found = tile_flops(vision, 896, is_trained=True)
+    weights = 26 * (4 * 1152**2 + 2 * 1152 * 4304) + 3 * 14**2 * 1152 + 1152 * 896 + 896**2
+    assert found == pytest.approx(6 * 729 * weights + 26 * 12 * 729**2 * 1152)
+    forward = tile_flops(vision, 896, is_trained=False)
+    assert found / 3 < forward < found / 2.9
 
 
 def test_each_evaluation_reads_the_same_samples_in_every_layout(

@@ -112,10 +112,9 @@ class ChatTemplate:
         pieces = _MARKS.split(self._rendered(messages))  # gap, number, gap, number, ..., gap
         if pieces[1::2] != [str(number) for number in range(sum(counts))]:
             return None
-        if not own or not all(counts[number] for number in own):
+        if not own or not all(_ends_with_text(messages[number]["content"]) for number in own):
             return None
         gaps = tuple(pieces[0::2])
-        prompt = self._prompt(messages[: own[0]])
         ending = _MARKS.split(self._rendered(messages[: own[-1] + 1]))[-1]
         ending = ending.rstrip() or ending
         answers = []
@@ -123,15 +122,18 @@ class ChatTemplate:
             first = sum(counts[:number])
             last = first + counts[number] - 1
             after = len(ending) if gaps[last + 1].startswith(ending) else 0
-            answers.append(_Answer(first, last, _after_last(prompt, gaps[first]), after))
+            answers.append(
+                _Answer(first, last, _after_last(self._prompts(messages[:number]), gaps[first]), after)
+            )
         return _Frame(gaps, tuple(answers))
 
-    def _prompt(self, messages: Sequence[Message]) -> str:
-        """Return what the template writes after messages to ask for an answer; "" if nothing can be told."""
+    def _prompts(self, messages: Sequence[Message]) -> list[str]:
+        """Return what can precede an answer: all that follows the last mark, and the prompt for it alone."""
         if not messages:
-            return ""
+            return []
         plain, prompted = self._rendered(messages), self._rendered(messages, prompt=True)
-        return prompted[len(plain) :] if prompted.startswith(plain) else ""
+        prompt = prompted[len(plain) :] if prompted.startswith(plain) else ""
+        return [text for text in (_MARKS.split(prompted)[-1], prompt) if text]
 
     def _answers_by_prefix(self, messages: Sequence[Message], whole: str) -> Iterator[Span]:
         for number, message in enumerate(messages):
@@ -142,8 +144,8 @@ class ChatTemplate:
             if not (whole.startswith(before) and whole.startswith(through) and len(before) <= len(through)):
                 what = "the chat template writes earlier messages differently once later ones follow"
                 raise ConversationError(f"{what}, so that the answer in message {number + 1} cannot be found")
-            ending, texts = through.rstrip(), _texts(message["content"])
-            has_mark = not ending.endswith("".join(texts[-1:]).rstrip())
+            ending, text = through.rstrip(), "".join(_texts(message["content"])).rstrip()
+            has_mark = len(ending) > len(before) and not (text and ending.endswith(text))
             yield len(before), len(ending) if has_mark else len(through)
 
 
@@ -174,7 +176,11 @@ def _marked(messages: Sequence[Message]) -> list[Message]:
     return [{**message, "content": marked(message["content"])} for message in messages]
 
 
-def _after_last(prompt: str, gap: str) -> int:
-    """Return how many characters of a gap follow the prompt for an answer; 0 if there is no such prompt."""
-    place = gap.rfind(prompt) if prompt else -1
-    return 0 if place < 0 else len(gap) - place - len(prompt)
+def _ends_with_text(content: Any) -> bool:
+    return isinstance(content, str) or (bool(content) and content[-1]["type"] == "text")
+
+
+def _after_last(prompts: Sequence[str], gap: str) -> int:
+    """Return how many characters of a gap follow the first of these prompts that is in it; 0 if none is."""
+    ends = [gap.rfind(prompt) + len(prompt) for prompt in prompts if prompt in gap]
+    return len(gap) - ends[0] if ends else 0

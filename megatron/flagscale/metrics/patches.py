@@ -70,7 +70,9 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
         _further.clear()
         is_logged = iteration % args.log_interval == 0 or named.get("is_first_iteration")
         own = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        further_flops = sum(flops() for flops in _flops) if is_logged else 0.0
         if report and is_logged:
+            report.meter.add_work(0.0, further_flops)
             consumed = args.consumed_train_samples * args.seq_length
             figures = {
                 "consumed_tokens": consumed if tokens is None else getattr(args, CONSUMED_TOKENS),
@@ -94,6 +96,17 @@ _figures: dict[str, Callable[[], float]] = {}
 def add_figure(name: str, figure: Callable[[], float]) -> None:
     """Record a figure of a training program's own; all ranks call `figure` at each logged iteration."""
     _figures[name] = figure
+
+
+_flops: list[Callable[[], float]] = []
+
+
+def add_flops(flops: Callable[[], float]) -> None:
+    """Add floating-point operations of a training program's own to those of the language model.
+
+    All ranks call `flops` at each logged iteration; it returns those of all ranks since the last call.
+    """
+    _flops.append(flops)
 
 
 # The losses of routers and prediction heads in the current iteration: from the functions that reduce them.

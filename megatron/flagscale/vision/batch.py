@@ -18,9 +18,9 @@ from megatron.core import mpu
 from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron.flagscale.chips import chip
-from megatron.flagscale.vision.lengths import count
 from megatron.flagscale.vision.media import IMAGE, VIDEO, Item, Media
 from megatron.flagscale.vision.reading import is_first, is_last, stage_reads
+from megatron.flagscale.vision.work import count
 
 _WHOLE = ("tokens", "labels", "position_ids", "starts")
 _KINDS = (IMAGE, VIDEO)
@@ -37,7 +37,10 @@ def get_batch(
     """
     reads = stage_reads(args, vp_stage)
     found = next(data_iterator) if reads and data_iterator is not None else None
-    count(found["lengths"] if found and is_first(vp_stage) else ())
+    if found and is_first(vp_stage):
+        count(found["lengths"], len(found["media"].tiles))
+    else:
+        count()
     if not reads:
         return dict.fromkeys(("tokens", "position_ids", "attention_mask", "labels", "loss_mask", "media"))
     batch = shared(found, mpu.get_tensor_model_parallel_group())
@@ -62,12 +65,14 @@ def get_batch(
 def shared(found: Mapping[str, Any] | None, group: dist.ProcessGroup) -> dict[str, Any]:
     """Return a micro-batch on the device of each rank of a group; its first rank has `found` it."""
     device = chip().device()
+    if group.size() == 1:
+        assert found is not None
+        return _moved(found, device)
     source = dist.get_global_rank(group, 0)
 
     def from_first(tensor: torch.Tensor | None, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
         sent = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device)
-        if group.size() > 1:
-            dist.broadcast(sent, source, group)
+        dist.broadcast(sent, source, group)
         return sent
 
     sizes = from_first(None if found is None else _sizes(found), [5], torch.int64).tolist()
@@ -88,6 +93,15 @@ def shared(found: Mapping[str, Any] | None, group: dist.ProcessGroup) -> dict[st
         )
         batch["media"] = Media(tiles, tuple(Item(_KINDS[kind], *others) for kind, *others in rows))
     return batch
+
+
+def _moved(found: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a micro-batch on the device, without waiting for it."""
+    names = [name for name in (*_WHOLE, "loss_mask") if name in found]
+    batch: dict[str, Any] = {name: found[name].to(device, non_blocking=True) for name in names}
+    media = found.get("media")
+    tiles = None if media is None else media.tiles.to(device, non_blocking=True)
+    return {**batch, "media": None if media is None else Media(tiles, media.items)}
 
 
 def _sizes(found: Mapping[str, Any]) -> torch.Tensor:

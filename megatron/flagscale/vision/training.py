@@ -23,6 +23,7 @@ def training_config(args: argparse.Namespace) -> Any:
     from megatron.training.argument_utils import gpt_config_from_args
 
     from megatron.flagscale.vision.builder import LlavaConfig
+    from megatron.flagscale.vision.work import report_pictures
 
     config = gpt_config_from_args(args, model_config_cls=LlavaConfig)
     config.vision = vision_of(vars(args))
@@ -39,6 +40,7 @@ def training_config(args: argparse.Namespace) -> Any:
     config.pre_wrap_hooks.append(frozen)
     # The engine takes it from no argument, and not from the constructor with every dispatcher of experts.
     config.transformer.variable_seq_lengths = not has_one_length(args)
+    report_pictures(args, config.vision)
     return config
 
 

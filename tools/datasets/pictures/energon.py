@@ -1,4 +1,7 @@
-"""Let Energon prepare a folder of shards, and tell whether it did."""
+"""Let Energon prepare a folder of shards, and tell whether it did.
+
+Run as a file, this is Energon's own command in a process that ends with the one that started it.
+"""
 
 import json
 import os
@@ -9,12 +12,15 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+if not __package__:  # run as a file: import from the repository's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[3])
+
 from flagscale.errors import UserError
+from flagscale.linux import die_with
 
 META = ".nv-meta"
 FILES = (".info.json", "dataset.yaml", "index.sqlite", "index.uuid", "split.yaml")
 """Without any of these, Energon does not open a folder, or not all of it."""
-_PREPARE = "from megatron.energon.cli.main import main; main()"
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
 
@@ -40,12 +46,9 @@ def prepare(folder: Path, shards: Mapping[str, int], identity: str) -> None:
     splits = sorted({name.partition("-")[0] for name in shards}, reverse=True)
     patterns = [f"--split-parts={split}:{split}-.*" for split in splits]
     options = ["--non-interactive", "--no-progress", "--force-overwrite", "--num-workers=1"]
-    command = [sys.executable, "-c", _PREPARE, "prepare", *options, "--sample-type=CrudeWebdataset"]
-    # Python would look for packages in the current folder first, which a user chose for other reasons.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, __file__, str(os.getpid()), "prepare", *options, *patterns]
     done = subprocess.run(
-        [*command, *patterns, str(folder)],
-        env=environment,
+        [*command, "--sample-type=CrudeWebdataset", str(folder)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -59,3 +62,16 @@ def prepare(folder: Path, shards: Mapping[str, int], identity: str) -> None:
     if counts != dict(shards):
         raise RuntimeError(f"energon prepare did not count the samples of {folder}:\n{told}")
     (folder / META / "index.uuid").write_text(str(uuid.uuid5(uuid.NAMESPACE_OID, identity)))
+
+
+def _main() -> None:
+    """Run Energon's command; another run may write to the folder as soon as its parent is gone."""
+    die_with(int(sys.argv.pop(1)))
+    os.register_at_fork(after_in_child=lambda: die_with(os.getppid()))
+    from megatron.energon.cli.main import main
+
+    main()
+
+
+if __name__ == "__main__":
+    _main()

@@ -46,7 +46,7 @@ class _Encoder(DefaultTaskEncoder):
 
 
 def crude_samples(data: Path, split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the files of `count` samples at random, or of all if there are fewer.
+    """Yield the files of `count` samples at random; of a folder with fewer, all.
 
     Raises:
         UserError: Energon cannot open the split.
@@ -59,7 +59,7 @@ def crude_samples(data: Path, split: str, count: int, seed: int) -> Iterator[dic
             batch_size=1,
             shuffle_buffer_size=None,
             max_samples_per_sequence=1,  # so that each sample may come from another place
-            repeat=False,
+            repeat=data.is_file(),  # a blend by weights has no end
             task_encoder=_Encoder(),
         )
         loader = get_loader(dataset)

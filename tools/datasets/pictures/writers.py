@@ -3,13 +3,13 @@
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from flagscale.errors import UserError
+from flagscale.linux import die_with
 from tools.datasets.pictures.shards import Part, Settings, Stored, write_part
 
 
@@ -27,7 +27,7 @@ def written(
             yield write_part(part, folder, settings)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_begin) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (os.getpid(),)) as pool:
         begun: set[Future[tuple[Stored, bool]]] = set()
         try:
             for part in parts:
@@ -48,14 +48,7 @@ def written(
             raise
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end if it was killed: its lock is free, and another run may begin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    die_with(parent)
