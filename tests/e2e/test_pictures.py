@@ -65,7 +65,9 @@ def test_a_small_model_is_trained_and_converted(trained: Path) -> None:
 @pytest.mark.slow
 def test_the_converted_model_computes_the_same_logits(trained: Path) -> None:
     folders = ("--load", trained / "run/checkpoints", "--save", trained / "again")
-    assert "logits" in python("tools/checkpoint/convert.py", *folders, "--verify-logits", cwd=trained)
+    # It writes nothing if they differ.
+    python("tools/checkpoint/convert.py", *folders, "--verify-logits", cwd=trained)
+    assert (trained / "again/config.json").is_file()
 
 
 @dataclass(frozen=True)
