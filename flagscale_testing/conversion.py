@@ -244,7 +244,7 @@ def training(folder: Path, case: Case, data: str, saved: Path) -> list[str]:
 def run_chain(names: Iterable[str], folder: Path, trained: Iterable[str] = CASES) -> dict[str, Outcome]:
     """Convert the models of the named cases there and back in `folder`; also train those in `trained`."""
     data, tokens = write_data(folder)
-    torch.save(tokens, folder / "tokens.pt")
+    torch.save({"tokens": tokens, "pictures": None}, folder / "tokens.pt")
     runs, models = [], {}
     for name in names:
         case, where = CASES[name], folder / name

@@ -1,6 +1,7 @@
 """Send a prompt to a server that FlagScale started: `ask.py "import os"`. Uses the `openai` client.
 
-If the server requires an API key, it is read from the environment variable VLLM_API_KEY.
+With pictures, it is a question about them: `ask.py "How many circles are there?" --image drawing.png`. If the
+server requires an API key, it is read from the environment variable VLLM_API_KEY.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import os
 import sys
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from flagscale.checks.message_files import file_violations, with_files
 from flagscale.errors import Problem, UserError
 from tools.command import run
 
@@ -33,6 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="name of the model on the server (default: its first model)")
     parser.add_argument("--chat", action="store_true", help="send the prompt as a user's chat message")
+    for kind, what in (("image", "a picture"), ("video", "a video")):
+        parser.add_argument(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="FILE|URL",
+            help=f"{what} to put before the prompt, in a chat message; give it several times for several",
+        )
     parser.add_argument(
         "--max-tokens", type=int, default=64, help="most tokens to generate (default: %(default)s)"
     )
@@ -48,14 +58,14 @@ def main() -> int:
     import openai
 
     arguments = _parser().parse_args()
+    chat = _chat(arguments)
     begun = False
     client = openai.OpenAI(base_url=arguments.url, api_key=os.environ.get("VLLM_API_KEY") or "none")
     try:
         model = arguments.model or client.models.list().data[0].id
         settings = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature, "stream": True}
-        if arguments.chat:
-            messages = [{"role": "user", "content": arguments.prompt}]
-            for chunk in client.chat.completions.create(model=model, messages=messages, **settings):
+        if chat:
+            for chunk in client.chat.completions.create(model=model, messages=chat, **settings):
                 begun = True
                 print(chunk.choices[0].delta.content or "", end="", flush=True)
         else:
@@ -80,6 +90,25 @@ def main() -> int:
         raise UserError(f"the server ended the answer: {error.message}") from None
     print()
     return 0
+
+
+def _chat(arguments: argparse.Namespace) -> list[Any]:
+    """Return the chat to send, with the pictures and videos before the prompt; empty for a plain prompt.
+
+    Raises:
+        UserError: with every file that does not exist.
+    """
+    media = [
+        {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+        for kind in ("image", "video")
+        for url in getattr(arguments, kind)
+    ]
+    if not media:
+        return [{"role": "user", "content": arguments.prompt}] if arguments.chat else []
+    messages = [{"role": "user", "content": [*media, {"type": "text", "text": arguments.prompt}]}]
+    if wrong := [*file_violations(messages, Path())]:
+        raise UserError([Problem(what) for what in wrong])
+    return with_files(messages, Path())
 
 
 def _hint(error: openai.APIStatusError, url: str) -> str:

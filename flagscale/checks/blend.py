@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks import indexed
+from flagscale.checks.energon_blend import blend_content
 from flagscale.checks.facts import identity
+from flagscale.checks.pictures import has_pictures
 from flagscale.errors import Violation
 from flagscale.files import read_regular_text
 
@@ -71,6 +73,8 @@ def content(values: Mapping[str, Any], cwd: Path = Path(), *, only_train: bool =
 
     It is "" without files, and if a file is missing here. `only_train` leaves out the data of other splits.
     """
+    if has_pictures(values):
+        return " ".join(blend_content(cwd / path, "train") for path in values.get("data_path") or ())
     found = []
     lists = {} if values.get("mock_data") else read_lists(values, cwd)[0]
     for (argument, split), words in lists.items():
@@ -140,10 +144,12 @@ def read_lists(
 ) -> tuple[dict[tuple[str, str], list[str]], list[Violation]]:
     """Return the words of each list by (argument, split), and the violations in files that hold lists.
 
-    The split of data that `split` divides is "".
+    The split of data that `split` divides is "". A training with pictures has no such lists.
     """
     found: dict[tuple[str, str], list[str]] = {}
     wrong: list[Violation] = []
+    if has_pictures(values):
+        return found, wrong
     if words := values.get("data_path"):
         found["data_path", ""] = list(words)
     for split, name in zip(SPLITS, SET_PER_SPLIT, strict=True):

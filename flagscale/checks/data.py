@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks import blend, blend_rules, vocabulary
+from flagscale.checks import blend, blend_rules, picture_data, vocabulary
 from flagscale.checks.blend import named_files
 from flagscale.checks.blend_rules import blend_violations, list_violations, size_violations
 from flagscale.checks.indexed import bin_path, problems
 from flagscale.checks.model_folder import folder_violations, is_path
+from flagscale.checks.picture_data import picture_data_violations, picture_remarks
+from flagscale.checks.pictures import has_pictures
 from flagscale.checks.prompts import read_prompts
 from flagscale.errors import Violation
 
@@ -32,6 +34,8 @@ HAS_OWN_DATA = "has_own_data"
 
 def inputs_of(values: Mapping[str, Any], *, has_own_data: bool = False) -> dict[str, Any]:
     """Return the arguments (by dest) that `data_violations` reads."""
+    if has_pictures(values):
+        return {name: values.get(name) for name in (*picture_data.READ, *vocabulary.READ)}
     names = {*blend.NAMES, *blend_rules.READ, *vocabulary.READ}
     inputs = {name: values[name] for name in sorted(names) if values.get(name) is not None}
     return {**inputs, HAS_OWN_DATA: True} if has_own_data else inputs
@@ -56,7 +60,10 @@ def data_violations(
 
     A program with its own data need not be given any; the files that its arguments do name must exist.
     """
-    yield from _data_violations(values, cwd, has_own_data)
+    if has_pictures(values):
+        yield from picture_data_violations(values, cwd)
+    else:
+        yield from _data_violations(values, cwd, has_own_data)
     yield from _tokenizer_violations(values, cwd)
 
 
@@ -64,6 +71,8 @@ def data_remarks(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator[Viol
     """Yield the data whose token ids have to be read before the start, if that takes a while, and what the
     tokenizer ignores."""
     yield from vocabulary.tokenizer_remarks(values, cwd)
+    if has_pictures(values):
+        yield from picture_remarks(values)
     for name, prefix in named_files(values, cwd):
         if not problems(prefix) and vocabulary.range_of(prefix) is None:
             size = bin_path(prefix).stat().st_size

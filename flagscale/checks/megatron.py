@@ -17,6 +17,7 @@ from flagscale.checks.experts import (
     ineffective_remarks,
     silent_router_violations,
 )
+from flagscale.checks.pictures import has_pictures
 from flagscale.checks.saving import saving_violations
 from flagscale.checks.schedule import unit_of
 from flagscale.checks.stablelm2 import stablelm2_remarks
@@ -64,7 +65,7 @@ def remarks(values: Mapping[str, Any], given: Collection[str] = ()) -> Iterator[
         yield "recompute_modules", "has no effect without `recompute_granularity: selective`"
     if values.get("num_experts") and values.get("moe_ffn_hidden_size") is None:
         yield "num_experts", "moe_ffn_hidden_size is not given: the experts use ffn_hidden_size"
-    if values.get("data_path") and values.get("split") is None:
+    if values.get("data_path") and values.get("split") is None and not has_pictures(values):
         yield "data_path", "`split` is not given: 96.9 % train, 3 % validation, 0.1 % test"
     if values.get("multi_latent_attention") and values.get("kv_channels") is not None:
         yield "kv_channels", "has no effect with multi_latent_attention, which has widths of its own"
@@ -211,6 +212,12 @@ def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if "shared_experts" in modules and values.get("moe_shared_expert_overlap"):
         what = "`recompute_modules: shared_experts` cannot be combined with `moe_shared_expert_overlap`"
         yield "recompute_modules", f"{what}; remove one"
+    if kind == "selective" and "mlp" in modules and values.get("add_bias_linear"):
+        # Biases become results of the recomputed function, whose gradient is then computed without end.
+        # Not tried with the layers of TransformerEngine (megatron-core 0.19.2, `TransformerLayer`).
+        if values.get("transformer_impl") in ("torch", "local"):
+            what = "`recompute_modules: mlp` exhausts the memory if MLPs have biases"
+            yield "recompute_modules", f"{what}; add `disable_bias_linear: true`, or remove `mlp`"
     layers = values.get("recompute_num_layers")
     if layers is not None and layers < 1:
         yield "recompute_num_layers", f"`recompute_num_layers` must be at least 1, not {layers}"

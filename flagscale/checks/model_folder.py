@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.picture_folder import is_llava, processor_problem, tensor_problems
 from flagscale.checks.stored_tensors import Stored, stored_in
 from flagscale.checks.weight_files import LOAD_FORMATS, weights_of
 from flagscale.errors import Violation
@@ -28,7 +29,7 @@ def is_path(model: str) -> bool:
 
 def inputs_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments (by dest) that `folder_violations` reads."""
-    names = ("model", "tokenizer", "load_format", "skip_tokenizer_init")
+    names = ("model", "tokenizer", "load_format", "skip_tokenizer_init", "limit_mm_per_prompt")
     return {name: values[name] for name in names if values.get(name) is not None}
 
 
@@ -42,16 +43,35 @@ def folder_violations(values: Mapping[str, Any], cwd: Path = Path()) -> Iterator
     if is_path(model) or os.path.isdir(cwd / model):
         needs_tokenizer = not tokenizer and not values.get("skip_tokenizer_init")
         load_format = str(values.get("load_format") or "auto")
-        for what in problems(cwd / model, load_format=load_format, tokenizer=needs_tokenizer):
+        sees = sees_pictures(values)
+        for what in problems(cwd / model, load_format=load_format, tokenizer=needs_tokenizer, pictures=sees):
             yield "model", what
     if tokenizer and is_path(tokenizer) and not os.path.exists(cwd / tokenizer):
         yield "tokenizer", f"{tokenizer}: no such tokenizer"
 
 
-def problems(folder: Path, *, load_format: str = "auto", tokenizer: bool = True) -> Iterator[str]:
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return the mapping that an argument holds as JSON; an empty one if it holds none."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    return read if isinstance(read, Mapping) else {}
+
+
+def sees_pictures(values: Mapping[str, Any]) -> bool:
+    """Return whether vLLM lets a model read pictures or videos: not if its arguments allow none of them."""
+    limits = mapping_of(values.get("limit_mm_per_prompt"))
+    return not all(name in limits and limits[name] in (0, {"count": 0}) for name in ("image", "video"))
+
+
+def problems(
+    folder: Path, *, load_format: str = "auto", tokenizer: bool = True, pictures: bool = True
+) -> Iterator[str]:
     """Yield why an engine cannot load the folder, or would load other weights than transformers.
 
-    `load_format` is vLLM's argument (`dummy` needs no weights); `tokenizer`: whether it needs one.
+    `load_format` is vLLM's argument (`dummy` needs no weights); `tokenizer`: whether it needs one;
+    `pictures`: whether it needs what a LLaVA model reads pictures with.
     """
     if not os.path.isdir(folder):
         yield f"{folder}: no such model folder (a name on a model hub has an owner: OWNER/NAME)"
@@ -70,6 +90,8 @@ def problems(folder: Path, *, load_format: str = "auto", tokenizer: bool = True)
         yield from _weights(folder, config, load_format)
     if tokenizer and not any(os.path.isfile(folder / name) for name in _TOKENIZERS):
         yield f"{folder}: contains no tokenizer (no {_TOKENIZERS[0]}); name one with `tokenizer`"
+    if pictures and is_llava(config) and (what := processor_problem(folder)):
+        yield f"{folder}: {what}"
 
 
 def _checkpoints_in(folder: Path) -> Path | None:
@@ -134,7 +156,9 @@ def _weights(folder: Path, config: Mapping[str, Any], load_format: str) -> Itera
         return
     stored, problems = weights_of(folder, config, load_format)
     yield from problems
-    if not problems and _lacks_output(config, stored):
+    if not problems and is_llava(config):
+        yield from (f"{folder}: {what}" for what in tensor_problems(config, stored))
+    elif not problems and _lacks_output(config, stored):
         what = f"{folder}: contains no output layer ({OUTPUT}), and `tie_word_embeddings` is not true"
         yield f"{what}: the engine would use arbitrary values; set it to true if the model is tied"
 

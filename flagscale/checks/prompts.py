@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.message_files import file_violations, shown
 from flagscale.files import read_regular_text
 
 _KEYS = ("prompt", "prompt_token_ids", "messages")
@@ -31,7 +32,7 @@ class Prompt:
     def shown(self) -> str:
         """The prompt as text for people."""
         if self.messages:
-            return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+            return "\n".join(f"{message['role']}: {shown(message['content'])}" for message in self.messages)
         return self.text or f"{len(self.token_ids)} token ids"
 
 
@@ -39,7 +40,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
     """Return the prompts of a file, and its problems, each with its line.
 
     A `.jsonl` file holds one object per line, with one of `prompt`, `prompt_token_ids` and `messages`; any
-    other file holds one prompt per line. Empty lines are skipped.
+    other file holds one prompt per line. Empty lines are skipped. Files that messages name must exist.
     """
     try:
         lines = read_regular_text(path).split("\n")
@@ -53,9 +54,12 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         if not line.strip():
             continue
         try:
-            prompts.append(_prompt(line) if path.suffix == ".jsonl" else Prompt(line.rstrip("\r")))
+            prompt = _prompt(line) if path.suffix == ".jsonl" else Prompt(line.rstrip("\r"))
         except ValueError as error:
             wrong.append(f"{path}:{number}: {error}")
+            continue
+        prompts.append(prompt)
+        wrong += [f"{path}:{number}: {what}" for what in file_violations(prompt.messages, path.parent)]
     if not prompts and not wrong:
         wrong.append(f"{path}: contains no prompts")
     return prompts, wrong

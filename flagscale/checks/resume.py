@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flagscale.checks import pictures
 from flagscale.checks.blend import NAMES, TRAINING, parse
 from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
+from flagscale.checks.loading import READING, loading_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
 from flagscale.errors import Violation
@@ -23,6 +25,8 @@ SHAPE = (
     *("add_bias_linear", "add_qkv_bias", "position_embedding_type", "untie_embeddings_and_output_weights"),
     *("num_experts", "moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_layer_freq"),
     *("moe_latent_size", "mtp_use_repeated_layer", "attention_output_gate"),
+    *("vision_model_type", "vision_image_size", "vision_patch_size", "vision_num_layers"),
+    *("vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads", "mm_patch_merge_type"),
 )
 """Another value gives weights of another shape or name: refused, whatever else is set."""
 FUNCTION = (
@@ -33,12 +37,16 @@ FUNCTION = (
     *("moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax", "moe_router_num_groups"),
     *("moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_apply_probs_on_input", "no_rope_freq"),
     *("window_attn_skip_freq", "activation_func_clamp_value", "glu_linear_offset"),
+    *("image_aspect_ratio", "image_grid_pinpoints"),
 )
 """Another value makes the same weights compute something else: refused, unless `finetune` starts a new
 training with these weights."""
 PARTS_OF_MODEL = ("mtp_num_layers", "moe_router_enable_expert_bias", "moe_shared_expert_gate")
 """A larger value needs weights that the checkpoint does not have: refused as for `SHAPE`. A smaller one
 leaves some of its weights out: refused as for `FUNCTION`."""
+FROZEN = pictures.PARTS
+"""To train what was frozen needs states of the optimizer that the checkpoint does not have: refused, unless
+they are not loaded. To freeze more is allowed, with a notice."""
 OPTIMIZER = ("optimizer", *dict.fromkeys(name for names in PARTS.values() for name in names))
 """Refused if the optimizer's state or its schedule would change, unless neither is loaded; a switch says
 which of two schedules counts."""
@@ -50,6 +58,7 @@ NOTICE = (
     *("mtp_detach_heads", "moe_expert_capacity_factor", "moe_pad_expert_input_to_capacity"),
     *("moe_token_drop_policy", "moe_input_jitter_eps", "calculate_per_token_loss"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
+    *("several_images", "video_frames", "image_token", "video_token", "packing_buffer_size"),
     *KEYS,
 )
 """The run continues and a notice says what changes; so do other data and another tokenizer."""
@@ -74,7 +83,10 @@ _NEEDS = {
 """Arguments that have no effect without another one; those of experts are recognized by their names."""
 RECORDED = tuple(
     dict.fromkeys(
-        (*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *OPTIMIZER, *NOTICE, *NAMES, "mock_data", "tokenizer_type")
+        (
+            *(*SHAPE, *FUNCTION, *PARTS_OF_MODEL, *FROZEN, *OPTIMIZER, *NOTICE),
+            *(*NAMES, "mock_data", "tokenizer_type", *READING),
+        )
     )
 )
 """The arguments (by dest) that are stored with a checkpoint."""
@@ -121,11 +133,14 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     for name in _changed(saved, now, functions) if saved.resumes else ():
         what = f"{_instead(saved, name)}, or set `finetune: true` to start a new training with its weights"
         yield name, f"{_difference(saved, now, name)}: {what}"
+    if saved.resumes and not changed_data(saved.values, now):
+        yield from loading_violations(saved.name, saved.values, now)
     if not _loads_optimizer(now):
         return
-    for name in _changed(saved, now, ("optimizer",)):
+    thawed = [name for name in FROZEN if not now.get(name)]
+    for name in _changed(saved, now, ("optimizer", *thawed)):
         without = "`no_load_optim: true` to continue" if saved.resumes else "`finetune: true` to start"
-        what = f"{_instead(saved, name)}, or set {without} without its state"
+        what = f"{_instead(saved, name)}, or set {without} without the optimizer's state"
         yield name, f"{_difference(saved, now, name)}: {what}"
     if not saved.resumes or now.get(OVERRIDE) or now.get(KEEP):
         return
@@ -145,10 +160,10 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
         keeps = now.get(KEEP) and _loads_optimizer(now)
         effect = f"which has no effect on {parts} (`{KEEP}`)" if keeps else f"which changes {parts}"
         yield name, f"{_difference(saved, now, name)}, {effect}"
-    for name in _changed(saved, now, NOTICE):
+    for name in _changed(saved, now, (*FROZEN, *NOTICE)):
         if name not in changed and name not in _shapes(now):
             yield name, _difference(saved, now, name)
-    if what := _changed_data(saved.values, now):
+    if what := changed_data(saved.values, now):
         yield what, f"{saved.name} was trained with other data: the run continues with the data given here"
     is_known = saved.values.get(TOKENIZER) and now.get(TOKENIZER)
     if is_known and saved.values[TOKENIZER] != now[TOKENIZER]:
@@ -234,7 +249,7 @@ def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def changed_data(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the argument that names other training data than before; "" if none does or it is unknown."""
     given = [name for name in TRAINING if now.get(name)]
     had_data = any(saved.get(name) for name in TRAINING)

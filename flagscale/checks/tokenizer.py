@@ -7,7 +7,7 @@ The rules are those of transformers 5: `special_tokens_map.json` and `added_toke
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +66,42 @@ def vocabulary(folder: Path) -> int | None:
     Includes the tokens that only the settings name: transformers appends them when it opens the folder. It
     may also append special tokens that only the tokenizer's class knows; these are not included.
     """
+    ids = _ids(folder)
+    if ids is None:
+        return None
+    return max(ids.values(), default=-1) + 1 + len(set(_named(_settings(folder))) - ids.keys())
+
+
+def lacks(folder: Path, tokens: Iterable[str]) -> list[str]:
+    """Return which of these are no tokens of the folder's; none if `tokenizer.json` does not list them."""
+    ids = _ids(folder)
+    known = None if ids is None else ids.keys() | set(_named(_settings(folder)))
+    return [] if known is None else [token for token in tokens if token not in known]
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Return whether the folder has a template for conversations."""
+    return os.path.isfile(folder / "chat_template.jinja") or bool(
+        _read(folder / _CONFIG).get("chat_template")
+    )
+
+
+def _ids(folder: Path) -> dict[str, int] | None:
+    """Return the ids that `tokenizer.json` lists; None if it lists none."""
     known = _read(tokenizer_file(folder))
     model = known.get("model")
     listed = model.get("vocab") if isinstance(model, dict) else None
     added = known.get("added_tokens") or []
     try:
         if isinstance(listed, dict):
-            ids = dict(listed)
+            ids = {str(token): int(number) for token, number in listed.items()}
         elif isinstance(listed, list):  # Unigram: [[token, score], ...]
             ids = {token: number for number, (token, _) in enumerate(listed)}
         else:
             return None
-        ids |= {token["content"]: token["id"] for token in added}
-        highest = max(ids.values(), default=-1)
+        return ids | {token["content"]: token["id"] for token in added}
     except (TypeError, ValueError, KeyError):
         return None
-    return highest + 1 + len(set(_named(_settings(folder))) - ids.keys())
 
 
 def _named(settings: dict[str, Any]) -> Iterator[str]:

@@ -15,12 +15,13 @@ from flagscale.checks.data import data_violations
 from flagscale.checks.latent import latent_violations
 from flagscale.checks.layers import cpu_violations, local_violations, torch_violations
 from flagscale.checks.megatron import program_violations, silent_violations
+from flagscale.checks.pictures import has_pictures, picture_violations
 from flagscale.checks.saving import resuming_violations
 from flagscale.checks.stablelm2 import stablelm2_violations
 from flagscale.checks.validation import validation_violations
 from flagscale.errors import Violation
 
-DATASETS, FORWARD_STEP = PARTS = ("datasets", "forward_step")
+MODEL_CONFIG, DATASETS, FORWARD_STEP = PARTS = ("model_config", "datasets", "forward_step")
 """The parts that a training program can have itself, as `megatron.flagscale.program.run` calls them.
 
 The launcher reads them from the call in the program's file, the worker from the call itself.
@@ -72,6 +73,8 @@ def worker_violations(
             found |= dict.fromkeys(validation_violations(values))
         if FORWARD_STEP not in own_parts:
             found |= dict.fromkeys(program_violations(values))
+        if has_pictures(values):
+            found |= dict.fromkeys(picture_violations(values))
         found |= dict.fromkeys(argument_violations(values, machine))
     found |= dict.fromkeys(data_violations(variants[0], has_own_data=DATASETS in own_parts))
     yield from found

@@ -18,7 +18,8 @@ _FREE_TEXT = ("experiment.exp_name", "experiment.envs.", "experiment.cmds.", "in
 """Keys whose text is the user's own, and may look like a blank."""
 
 _WANTED: Mapping[str, str] = {
-    "data_path": "put the path of the data here: the common prefix of its .bin and .idx files",
+    "data_path": "put the path of the data here: the common prefix of its .bin and .idx files "
+    "(of pictures: the Energon folder)",
     "hostfile": "put the path of the hostfile here, with the `type=` of each host if this machine lacks "
     "their chips; or remove the key to run on this host only",
     "tokenizer_path": "put the tokenizer's folder here",

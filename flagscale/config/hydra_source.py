@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import os
 import posixpath
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from flagscale.config.defaults_list import files_named
 from flagscale.config.documents import read_document
 from flagscale.config.source_map import index_sources
 from flagscale.errors import Problem
+
+_OBJECT_STORAGE = "multistorageclient.contrib.hydra"
+"""What the Hydra plugin of multi-storage-client imports; if that fails, the plugin registers nothing.
+
+Megatron-Energon requires that package, and Hydra imports every plugin for every command. This takes as long
+as all the rest of a `query`, to read configurations at `msc://`; those of FlagScale are files.
+"""
 
 
 def problems_of_files() -> dict[Problem, None]:
@@ -58,9 +66,19 @@ def problems_of_files() -> dict[Problem, None]:
                 problems[Problem(what, os.path.relpath(Path(self.path, config_path)))] = None
                 return []
 
-    Plugins.instance()  # registers Hydra's own source, which is then replaced
+    _find_plugins()  # registers Hydra's own source, which is then replaced
     SourcesRegistry.instance().types[Source.scheme()] = Source
     return problems
+
+
+def _find_plugins() -> None:
+    """Have Hydra import its plugins, the user's too, except the one for object storage."""
+    is_ours = sys.modules.setdefault(_OBJECT_STORAGE, None) is None  # type: ignore[arg-type]
+    try:
+        Plugins.instance()
+    finally:
+        if is_ours:
+            del sys.modules[_OBJECT_STORAGE]
 
 
 def _circle(start: str, named: Mapping[str, list[str]]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 MASK = "********"
 
 _SECRET = re.compile(r"(^|_)(key|apikey|token|secret|password|passwd|credentials?)$")
-_SPECIAL_TOKEN = re.compile(r"^fim_\w+_token$")
-"""The engine's fill-in-the-middle tokens, which are not secrets although their names end in `token`."""
+_SPECIAL_TOKEN = re.compile(r"^(fim_\w+|image|video)_token$")
+"""Tokens for filling in the middle and for pictures, which are not secrets in spite of their names."""
 
 
 def is_secret(name: str) -> bool:

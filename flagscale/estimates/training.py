@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flagscale import registry
+from flagscale.checks.pictures import has_pictures
 from flagscale.checks.vocabulary import vocabulary_of
 from flagscale.config.schema import Experiment
 from flagscale.config.source_map import SourceMap
@@ -78,9 +79,17 @@ def _neighbours(hosts: Sequence[Host]) -> int:
 def _refuse_unknown(job: Job, source_map: SourceMap) -> None:
     refuse_other_engines(job.engine, source_map)
     if not job.arguments or job.has_own_model:
-        what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
-        hint = "only programs that train the model of Megatron's arguments are estimated"
+        what, hint = _why_unknown(job)
         raise UserError([Problem(what, source_map.where("experiment.task.entrypoint"), hint)])
+
+
+def _why_unknown(job: Job) -> tuple[str, str]:
+    """Return why a job is not estimated, and what is instead."""
+    if has_pictures(job.arguments):
+        what = "trainings with pictures are not estimated: a vision tower and its tiles are not modelled"
+        return what, "to estimate a language model alone, use a task file of its own, for train_gpt"
+    what = f"the model of `{job.role.entrypoint}` is unknown: the program has its own forward step"
+    return what, "only programs that train the model of Megatron's arguments are estimated"
 
 
 def refuse_other_engines(engine: object, source_map: SourceMap) -> None:

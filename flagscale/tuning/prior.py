@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from flagscale.checks.pictures import has_pictures
 from flagscale.checks.vocabulary import vocabulary_of
 from flagscale.config.source_map import SourceMap
 from flagscale.errors import UserError
@@ -56,7 +57,10 @@ def prior_of(
     if job.has_own_model:
         if chip:  # of no use here, but a misspelt name is a mistake
             chips_of(experiment, job.hosts, chip_entries(experiment), chip, source_map)
-        return _ranked(space, found, given, f"`{job.role.entrypoint}` may have a model of its own")
+        why = f"`{job.role.entrypoint}` may have a model of its own"
+        if has_pictures(job.arguments):
+            why = "trainings with pictures are not estimated"
+        return _ranked(space, found, given, why)
     notices, is_known = [], True
     try:
         one = _weakest(chips_of(experiment, job.hosts, chip_entries(experiment), chip, source_map))

@@ -20,6 +20,12 @@ SIZES: Mapping[str, str] = {
     "vision_num_attention_heads": "heads",
 }
 """Argument -> the field of `Tower` that it replaces, if it is not null."""
+OF_PICTURES = (
+    *SIZES,
+    *("vision_model_type", "image_aspect_ratio", "mm_patch_merge_type", "image_grid_pinpoints"),
+    *("several_images", "image_token", "video_token", "video_frames"),
+)
+"""The arguments (by dest) that describe the vision part; a program that has them all trains with pictures."""
 FITS = ("square", "pad")
 """Values of `image_aspect_ratio` without tiling."""
 FLAT, UNPAD = "flat", "spatial_unpad"
@@ -28,6 +34,8 @@ TILED, SINGLE = "tiled", "single"
 """Values of `several_images`."""
 MOST_GRIDS = 6
 """The most tiles per side of the default grids, those of LLaVA-OneVision."""
+MOST_TILES = 1024
+"""The most tiles of a grid, so that a slip of the hand is not computed for hours."""
 _ANYRES = re.compile(r"anyres_max_([1-9]\d*)")
 _PAIR = re.compile(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*[)\]]")
 _RANGE = re.compile(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)")
@@ -53,6 +61,25 @@ def vision_of(values: Mapping[str, Any]) -> Vision:
         video_token=values["video_token"],
         video_frames=values["video_frames"],
     )
+
+
+def arguments_of(vision: Vision) -> dict[str, Any]:
+    """Return the arguments (by dest) that describe a vision part; null ones have defaults."""
+    tower, usual, tiling = vision.tower, TOWERS[vision.tower.kind], vision.tiling
+    own = {name: getattr(tower, field) for name, field in SIZES.items()}
+    sizes = {name: None if own[name] == getattr(usual, field) else own[name] for name, field in SIZES.items()}
+    is_usual = tiling is None or tiling.grids == _grids(None, tower.side)
+    return {
+        "vision_model_type": tower.kind,
+        **sizes,
+        "image_aspect_ratio": f"anyres_max_{tiling.max_tiles}" if tiling else vision.fit,
+        "mm_patch_merge_type": UNPAD if tiling else FLAT,
+        "image_grid_pinpoints": None if is_usual or not tiling else str([*map(list, tiling.grids)]),
+        "several_images": SINGLE if tiling and not tiling.tiles_several else TILED,
+        "image_token": vision.image_token,
+        "video_token": vision.video_token,
+        "video_frames": vision.video_frames,
+    }
 
 
 def vision_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
@@ -81,7 +108,8 @@ def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Viol
     if not is_tiled and ratio not in FITS:
         what = f"`image_aspect_ratio: {ratio}` is not one of {', '.join(FITS)}, anyres_max_N"
         yield "image_aspect_ratio", f"{what} (N: the most tiles, 9 in LLaVA-OneVision)"
-    elif merge != (UNPAD if is_tiled else FLAT):
+        return
+    if merge != (UNPAD if is_tiled else FLAT):
         what = f"`image_aspect_ratio: {ratio}` needs `mm_patch_merge_type: {UNPAD if is_tiled else FLAT}`"
         yield "mm_patch_merge_type", what
     if not is_tiled:
@@ -91,6 +119,11 @@ def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Viol
         if values["several_images"] != TILED:
             what = "`several_images` has no effect without `image_aspect_ratio: anyres_max_N`"
             yield "several_images", what
+        return
+    ends = _RANGE.fullmatch(pinpoints or "")
+    if ends and int(ends[3]) * int(ends[4]) > MOST_TILES:
+        what = f"`image_grid_pinpoints: {pinpoints}` asks for more than {MOST_TILES} tiles per picture"
+        yield "image_grid_pinpoints", what
         return
     wrong = [
         grid for grid in _grids(pinpoints, tower.side) if any(one % tower.side or not one for one in grid)

@@ -23,18 +23,20 @@ class Layout:
 
     def run(self, steps: int) -> Run:
         argv = (*MODELS[self.model], "--train-iters", str(steps), *shlex.split(self.options))
-        return Run(self.name, self.ranks, argv)
+        of_pictures = {"program": "flagscale_testing.ranks.pictures:train"} if self.model in PICTURES else {}
+        return Run(self.name, self.ranks, argv, **of_pictures)
 
 
 COMMON = """
-    --mock-data --tokenizer-type NullTokenizer --vocab-size 255 --seq-length 64 --max-position-embeddings 64
+    --tokenizer-type NullTokenizer --vocab-size 255 --seq-length 64 --max-position-embeddings 64
     --num-layers 4 --hidden-size 64 --num-attention-heads 4 --attention-dropout 0 --hidden-dropout 0
     --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --lr-decay-style constant
     --weight-decay 0.1 --log-interval 1 --eval-iters 0 --make-vocab-size-divisible-by 32 --num-workers 0
 """
 GPT = "--position-embedding-type learned_absolute"
-LLAMA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
-    --untie-embeddings-and-output-weights --group-query-attention --num-query-groups 2"""
+TIED = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
+    --group-query-attention --num-query-groups 2"""
+LLAMA = f"{TIED} --untie-embeddings-and-output-weights"
 MLA = """--normalization RMSNorm --swiglu --position-embedding-type rope --disable-bias-linear
     --untie-embeddings-and-output-weights --multi-latent-attention --kv-lora-rank 24 --qk-head-dim 16
     --qk-pos-emb-head-dim 8 --v-head-dim 12"""
@@ -54,9 +56,30 @@ PARTS = f"""{EXPERTS} {SIGMOID} {GROUPS} {MTP} --moe-layer-freq ([0]+[1]*3)
     --moe-router-load-balancing-type seq_aux_loss --moe-aux-loss-coeff 1e-3
     --moe-shared-expert-intermediate-size 32"""
 PACKED = "--reset-position-ids --reset-attention-mask --eod-mask-loss"
+TOWER = """--vision-image-size 30 --vision-patch-size 7 --vision-num-layers 3 --vision-hidden-size 64
+    --vision-ffn-hidden-size 96 --vision-num-attention-heads 2 --image-token 250 --video-token 251"""
+ONEVISION = f"""{TOWER} --seq-length 320 --max-position-embeddings 320
+    --vision-model-type siglip --image-aspect-ratio anyres_max_4 --mm-patch-merge-type spatial_unpad
+    --image-grid-pinpoints (1x1),...,(3x3) --video-frames 4"""
+LONG = "--seq-length 704 --max-position-embeddings 704"
+PICTURES: dict[str, str] = {
+    "onevision": f"{LLAMA} {ONEVISION}",
+    "onevision, tied": f"{TIED} {ONEVISION} --add-qkv-bias",
+    "onevision, packed": f"{LLAMA} {ONEVISION} --packing-buffer-size 10 {LONG}",
+    "onevision, per token": f"{LLAMA} {ONEVISION} --calculate-per-token-loss",
+    "onevision, projector only": f"{LLAMA} {ONEVISION} --freeze-LM --freeze-ViT",
+    "onevision, frozen tower": f"{LLAMA} {ONEVISION} --freeze-ViT",
+    "onevision, frozen language model": f"{LLAMA} {ONEVISION} --freeze-LM",
+    "onevision, experts": f"{LLAMA} {ONEVISION} {MOE} --moe-token-dispatcher-type alltoall",
+    "onevision, experts, one length": f"{LLAMA} {ONEVISION} {MOE}",
+    "onevision bf16": f"{LLAMA} {ONEVISION} --bf16 --lr 1e-4",
+    "llava": f"{LLAMA} {TOWER} --vision-model-type clip",
+}
+"""Models with pictures, which `flagscale_testing.ranks.pictures` trains."""
 MODELS: dict[str, Sequence[str]] = {
-    name: shlex.split(f"{COMMON} {options}")
+    name: shlex.split(f"{COMMON} {options}" if name in PICTURES else f"--mock-data {COMMON} {options}")
     for name, options in {
+        **PICTURES,
         "llama": LLAMA,
         "llama, 8 layers": f"{LLAMA} --num-layers 8",
         "gpt": GPT,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagscale import EXTENSIONS
 from flagscale.run.env import FAILURE_FILE
 from flagscale_testing.ports import free_port
 
@@ -53,7 +54,8 @@ def environment(**more: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("COV_", "COVERAGE_", "PYTEST_"))
     }
-    return {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+    roots = os.pathsep.join(str(ROOT / folder) for folder in ("", *EXTENSIONS))
+    return {**inherited, "PYTHONPATH": roots, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
 def torchrun(ranks: int, *argv: str) -> list[str]:

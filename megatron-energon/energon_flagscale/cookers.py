@@ -20,6 +20,7 @@ from energon_flagscale.formats import KINDS, PICTURES, ROLES, VIDEOS
 from energon_flagscale.unusable import UnusableSample
 from flagscale.errors import nearest
 
+_VIDEOS = frozenset({"avi", "mkv", "mov", "mp4", "webm"})
 _LISTS = ("messages", "conversations")
 _FRAME = re.compile(r"(.+)\.(\d+)\.[^.]+")
 _PLACEHOLDER = re.compile(r"<(image|video)>")

@@ -14,6 +14,7 @@ from typing import Any
 
 from flagscale.checks.blend import named_files
 from flagscale.checks.facts import facts
+from flagscale.checks.hetero.keys import KEYS
 from flagscale.checks.vocabulary import id_violation, range_of
 from flagscale.checks.worker import Capabilities, worker_violations
 from flagscale.errors import Problem, Violation
@@ -41,8 +42,9 @@ def worker_problems(found: Iterable[Violation]) -> list[Problem]:
     options: dict[str, str] = {}
     for action in engine_parser()._actions:
         options.setdefault(action.dest, action.option_strings[0])
-    # The keys for meshes reach the worker as a single argument.
-    return [Problem(what, options.get(dest, "--hetero-layout")) for dest, what in violations]
+    # The keys for meshes reach the worker as a single argument; all others are of the program itself.
+    options |= dict.fromkeys(KEYS, "--hetero-layout")
+    return [Problem(what, options.get(dest, f"--{dest.replace('_', '-')}")) for dest, what in violations]
 
 
 def data_problems(values: Mapping[str, Any], tokenizer: Any) -> list[Problem]:

@@ -5,6 +5,8 @@ A program is a Python file that ends in
     if __name__ == "__main__":
         sys.exit(run(add_arguments=add_arguments, datasets=datasets, forward_step=forward_step))
 
+and may have a model of its own too (`model_config`).
+
 Saving a checkpoint spawns processes that import the program again: it must not import anything heavy at its
 top, and this module does not either. See docs/programs.md.
 """
@@ -28,12 +30,17 @@ from megatron.flagscale.supervision import (
 )
 
 if TYPE_CHECKING:
+    import argparse
+
     from megatron.flagscale.args import AddArguments
 
+ModelConfig = Callable[["argparse.Namespace"], Any]
+"""`(args) -> configuration`: Megatron's `GPTModelConfig`, or a subclass with a `builder` of its own."""
 Datasets = Callable[..., Any]
 """`(num_samples, vp_stage=None) -> (train, validation, test)`: map-style datasets, None for one that is not
 used; `num_samples` holds how many samples of each the job uses. Called on the first rank of each tensor
-parallel group, or on every rank if the function has the attribute `is_distributed = True`."""
+parallel group, or on every rank if the function has the attribute `is_distributed = True`. If it sets the
+argument `dataloader_type` to `external`, they are iterators of micro-batches instead."""
 ForwardStep = Callable[..., tuple[Any, Any]]
 """`(data_iterator, model) -> (output, loss function)`, as Megatron's `pretrain` expects it."""
 
@@ -41,15 +48,17 @@ ForwardStep = Callable[..., tuple[Any, Any]]
 def run(
     *,
     add_arguments: AddArguments | None = None,
+    model_config: ModelConfig | None = None,
     datasets: Datasets | None = None,
     forward_step: ForwardStep | None = None,
 ) -> int:
     """Run one rank of a training program and return 0, or end the process.
 
     `add_arguments` adds the program's arguments to Megatron's parser; `megatron.training.get_args()` holds
-    their values. Without `datasets` the program reads Megatron's `.bin/.idx` files (`data_path`) or mock
-    data; without `forward_step` it trains on batches of `tokens`, `labels`, `loss_mask` and `position_ids`.
-    The launcher reads from this call in the program's file which of the two it has: pass them by name.
+    their values. Without `model_config` the model is a GPT model; without `datasets` the program reads
+    Megatron's `.bin/.idx` files (`data_path`) or mock data; without `forward_step` it trains on batches of
+    `tokens`, `labels`, `loss_mask` and `position_ids`. The launcher reads
+    from this call in the program's file which of them it has: pass them by name.
 
     A user's error ends the process with exit code 2, any other error with its traceback and exit code 1. Both
     write the structured error file that torchrun asked for; torchrun reports a user's error in one line.
@@ -64,7 +73,13 @@ def run(
     die_with_parent()
 
     def train_this(argv: list[str]) -> None:
-        train(argv, add_arguments=add_arguments, datasets=datasets, forward_step=forward_step)
+        train(
+            argv,
+            add_arguments=add_arguments,
+            model_config=model_config,
+            datasets=datasets,
+            forward_step=forward_step,
+        )
 
     try:
         record(train_this)(sys.argv[1:])
@@ -90,28 +105,30 @@ def train(
     argv: list[str],
     *,
     add_arguments: AddArguments | None = None,
+    model_config: ModelConfig | None = None,
     datasets: Datasets | None = None,
     forward_step: ForwardStep | None = None,
 ) -> None:
     """Train with these arguments; raises `UserError` for a user's mistake. For the other ones see `run`."""
     with importing():
-        pretrain, *positional, seams = _prepared(argv, add_arguments, datasets, forward_step)
+        pretrain, *positional, seams = _prepared(argv, add_arguments, model_config, datasets, forward_step)
     pretrain(*positional, **seams)
 
 
 def _prepared(
     argv: list[str],
     add_arguments: AddArguments | None,
+    model_config: ModelConfig | None,
     datasets: Datasets | None,
     forward_step: ForwardStep | None,
 ) -> tuple[Any, ...]:
     """Import the engine; return its `pretrain`, the positional arguments for it, and those by name."""
-    from flagscale.checks.worker import DATASETS, FORWARD_STEP
+    from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG
     from megatron.flagscale.bootstrap import adapt, prepare_engine
     from megatron.flagscale.hetero.arguments import own_part
 
     part = own_part(argv, add_arguments)
-    given = {DATASETS: datasets, FORWARD_STEP: forward_step}
+    given = {MODEL_CONFIG: model_config, DATASETS: datasets, FORWARD_STEP: forward_step}
     own_parts = {name for name, value in given.items() if value is not None}
     sys.argv[1:] = prepare_engine(part.argv if part else argv, add_arguments, own_parts)
 
@@ -129,17 +146,17 @@ def _prepared(
     from megatron.flagscale.validation import prepare_validation
 
     args = parse_own(part, add_arguments) if part else parse(add_arguments)
-    model_config = gpt_config_from_args(args)
-    adapt(model_config, args)
-    schedule_recompute(model_config, args)
+    config = (model_config or gpt_config_from_args)(args)
+    adapt(config, args)
+    schedule_recompute(config, args)
     prepare_validation(args)
     if part:
-        seams = join(part, args, model_config)
+        seams = join(part, args, config)
     else:
-        seams = {"get_embedding_ranks": functools.partial(embedding_ranks, model_config.transformer)}
+        seams = {"get_embedding_ranks": functools.partial(embedding_ranks, config.transformer)}
     return (
         pretrain,
-        pretrain_cfg_container_from_args(args, model_config),
+        pretrain_cfg_container_from_args(args, config),
         datasets or build_datasets,
         ModelType.encoder_or_decoder,
         _with_heartbeat(forward_step or forward.forward_step),

@@ -35,18 +35,24 @@ class Server(BaseHTTPRequestHandler):
             self._send({"error": {"message": "Unauthorized"}}, 401)
             return
         pieces = [f" {asked['model']}", f" {asked['max_tokens']}"]
-        lines = [f"data: {json.dumps({'choices': [{'index': 0, 'text': piece}]})}\n\n" for piece in pieces]
+        if self.path == "/v1/chat/completions":
+            pieces = [json.dumps(asked["messages"])]
+        lines = [
+            f"data: {json.dumps({'choices': [{'index': 0, 'text': piece, 'delta': {'content': piece}}]})}\n\n"
+            for piece in pieces
+        ]
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        if asked["prompt"] == "broken":
+        prompt = asked.get("prompt")
+        if prompt == "broken":
             lines.append(f"data: {json.dumps({'error': {'message': 'EngineCore encountered an issue'}})}\n\n")
-        lines += [] if asked["prompt"] == "cut" else ["data: [DONE]\n\n"]
+        lines += [] if prompt == "cut" else ["data: [DONE]\n\n"]
         for line in lines:
             self.wfile.write(f"{len(line):x}\r\n{line}\r\n".encode())
-        if asked["prompt"] != "cut":
+        if prompt != "cut":
             self.wfile.write(b"0\r\n\r\n")
 
     def _send(self, body: object, code: int = 200) -> None:
@@ -114,3 +120,28 @@ def test_a_wrong_url_gets_a_hint(url: str) -> None:
         assert f"the address of the API ends in /v1: --url {base}/v1" in ask("hello", "--url", wrong).stderr
     bare = ask("hello", "--url", url.removeprefix("http://"))
     assert (bare.returncode, "write it like http://127.0.0.1:8000/v1" in bare.stderr) == (2, True)
+
+
+def test_pictures_are_sent_before_the_prompt(url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"ABC")
+    (tmp_path / "b.mp4").write_bytes(b"DEF")
+    files = ("--image", str(tmp_path / "a.png"), "--video", str(tmp_path / "b.mp4"))
+    done = ask("What?", *files, "--image", "https://example.org/c.png", "--url", url, VLLM_API_KEY="key")
+    assert done.returncode == 0, done.stderr
+    ((role, parts),) = (message.values() for message in json.loads(done.stdout))
+    assert role == "user"
+    assert [part.get("text") or part[part["type"]]["url"] for part in parts] == [
+        "data:image/png;base64,QUJD",
+        "https://example.org/c.png",
+        "data:video/mp4;base64,REVG",
+        "What?",
+    ]
+
+
+def test_every_missing_picture_is_reported(url: str) -> None:
+    done = ask("What?", "--image", "absent.png", "--video", "absent.mp4", "--url", url, VLLM_API_KEY="key")
+    assert done.returncode == 2
+    assert [line.partition(" (")[0] for line in done.stderr.splitlines()] == [
+        "error: the image absent.png: no such file",
+        "error: the video absent.mp4: no such file",
+    ]

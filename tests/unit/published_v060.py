@@ -319,32 +319,122 @@ _MIXTRAL = {
         "tokenizer": {"tokenizer_type": "QwenTokenizerFS", "tokenizer_path": "<xxxx>"},
     },
 }
-_LLAVA = {
-    "system": {
-        "checkpoint": {
-            "pretrained_checkpoint": "${pretrained_checkpoint_path:??}",
-            "dataloader_save": "${experiment.exp_dir}/checkpoints/dataloader",
-        }
-    },
-    "model": {
-        "freeze_LM": True,
-        "language_model_type": "vicuna_7b",
+
+
+def _pictures(pretrained: str, model: Tree, data: Tree, **system: Any) -> Tree:
+    """Return a task file for pictures: what the two published ones have in common, and their own keys."""
+    checkpoint = {
+        "save_interval": 1000,
+        "pretrained_checkpoint": pretrained,
+        "dataloader_save": "${experiment.exp_dir}/checkpoints/dataloader",
+        "use_dist_ckpt": False,
+        "ckpt_format": "torch",
+        "async_save": False,
+    }
+    return {
+        "system": {
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            "disable_bias_linear": True,
+            "use_flash_attn": True,
+            "use_distributed_optimizer": True,
+            "use_mcore_models": True,
+            "transformer_impl": "transformer_engine",
+            **system,
+            "precision": {"bf16": True, "attention_softmax_in_fp32": True},
+            "logging": {"log_interval": 1, "log_params_norm": True, "log_num_zeros_in_grad": True},
+            "checkpoint": checkpoint,
+        },
+        "model": {
+            "micro_batch_size": 2,
+            "allow_missing_vision_projection_checkpoint": True,
+            "apply_layernorm_1p": True,
+            "group_query_attention": True,
+            "no_masked_softmax_fusion": True,
+            "swiglu": True,
+            "normalization": "RMSNorm",
+            "position_embedding_type": "rope",
+            "eod_mask_loss": True,
+            "patch_dim": 14,
+            "disable_vision_class_token": True,
+            **model,
+            "optimizer": {"lr_scheduler": {"lr": 1.0e-3, "lr_warmup_fraction": 0.03}},
+        },
+        "data": {"dataloader_type": "external", "split": "100,0,0", **data},
+    }
+
+
+_LLAVA = _pictures(
+    "${pretrained_checkpoint_path:??}",
+    {
+        "num_layers": 32,
+        "hidden_size": 4096,
+        "ffn_hidden_size": 11008,
+        "num_attention_heads": 32,
+        "seq_length": 2048,
+        "max_position_embeddings": 4096,
+        "train_iters": 5000,
+        "eval_iters": 10,
+        "eval_interval": 1000,
+        "global_batch_size": 256,
+        "use_te": True,
+        "num_query_groups": 32,
         "untie-embeddings-and-output-weights": True,
+        "freeze_LM": True,
+        "freeze_ViT": True,
+        "img_h": 336,
+        "img_w": 336,
+        "language_model_type": "vicuna_7b",
     },
-    "data": {
+    {
         "data_path": "./examples/multimodal/pretrain_dataset.yaml",
+        "valid_path": "./examples/multimodal/pretrain_dataset.yaml",
         "prompt-path": "./examples/multimodal/manual_prompts.json",
-        "tokenizer": {"tokenizer_type": "Llama2Tokenizer", "tokenizer_model": "${tokenizer_model_path:??}"},
+        "tokenizer": {
+            "tokenizer_type": "Llama2Tokenizer",
+            "tokenizer_model": "${tokenizer_model_path:??}",
+            "vocab_size": 32000,
+        },
     },
-}
-_LLAVA_ONEVISION = {
-    "system": {"use_te": True, "checkpoint": {"pretrained_checkpoint": "xxxx"}},
-    "model": {"vision_model_type": "siglip", "freeze_LM": False},
-    "data": {
+)
+_LLAVA_ONEVISION = _pictures(
+    "xxxx",
+    {
+        "num_layers": 28,
+        "hidden_size": 1536,
+        "ffn_hidden_size": 8960,
+        "num_attention_heads": 12,
+        "num_query_groups": 2,
+        "seq_length": 12288,
+        "max_position_embeddings": 12288,
+        "train_iters": 10,
+        "eval_iters": 0,
+        "global_batch_size": 512,
+        "untie-embeddings-and-output-weights": False,
+        "freeze_LM": False,
+        "freeze_ViT": False,
+        "img_h": 384,
+        "img_w": 384,
+        "language_model_type": "qwen2_1.5b",
+        "vision_model_type": "siglip",
+        "mm_patch_merge_type": "flat",
+    },
+    {
+        "interleaved_dataset": True,
+        "training_dataset_only": True,
         "data_path": "xxxx",
-        "tokenizer": {"tokenizer_type": "Qwen2TokenizerFS", "tokenizer_path": "xxxx"},
+        "tokenizer": {
+            "tokenizer_type": "Qwen2TokenizerFS",
+            "tokenizer_path": "xxxx",
+            "vocab_size": 151936,
+            "make_vocab_size_divisible_by": 64,
+        },
     },
-}
+    use_te=True,
+    recompute_granularity="full",
+    recompute_method="uniform",
+    recompute_num_layers=1,
+)
 _INFERENCE = {
     "llm": {
         "model": "BAAI/Aquila-7B",
@@ -499,9 +589,12 @@ COMBINATIONS = (
         {
             **_HOSTS,
             "train.system.checkpoint.pretrained_checkpoint": "./checkpoints",
-            "train.data.tokenizer.tokenizer_model": "./tokenizer",
+            "train.data.prompt-path": None,
+            "train.data.data_path": "./pictures",
+            "train.data.valid_path": "./pictures",
+            "train.data.tokenizer.tokenizer_type": "HuggingFaceTokenizer",
+            "train.data.tokenizer.tokenizer_model": "./chat",
         },
-        later="training on images and text",
     ),
     Combination(
         "llava_onevision",
@@ -510,8 +603,12 @@ COMBINATIONS = (
             "./flagscale/train/train_llava_onevision.py", runner={"backend": "torchrun", "nnodes": 1}
         ),
         _LLAVA_ONEVISION,
-        {**_DATA_FIX, **_TOKENIZER_FIX, "train.system.checkpoint.pretrained_checkpoint": "./checkpoints"},
-        later="training on images and text",
+        {
+            "train.data.data_path": "./pictures",
+            "train.data.tokenizer.tokenizer_path": "./chat",
+            "train.system.transformer_impl": None,
+            "train.system.checkpoint.pretrained_checkpoint": "./checkpoints",
+        },
     ),
     Combination(
         "mixtral",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from flagscale.cli import main
+from flagscale.run.checkpoints import TRACKER
+from flagscale_testing.energon_folders import write_folder
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -26,6 +29,14 @@ MISSPELT = {
 }
 """By task type: a key that does not exist, a key with a wrong value, and the intended name."""
 DEMO_DATA = ("data/demo/train_text_document", "data/demo/valid_text_document")
+PICTURES = (
+    "data/pictures_demo/energon",
+    "data/llava_pretrain",
+    "data/llava_instruct",
+    "data/llava_onevision",
+)
+STARTS = ("llava_7b_start", "llava_onevision_0.5b", "llava_onevision_1.5b", "llava_onevision_7b")
+"""Models in `checkpoints/` from which the trainings with pictures start, each with its tokenizer."""
 
 
 def name_of(config: Path) -> str:
@@ -48,8 +59,31 @@ def fresh_clone(
     (tmp_path / "data" / "demo" / "tokenizer").mkdir()
     (tmp_path / "data" / "demo" / "tokenizer" / "tokenizer.json").touch()
     write_model(tmp_path / "outputs" / "aquila_demo" / "hf")
+    for folder in PICTURES:
+        write_folder(tmp_path / folder, {"train": 64, "val": 8})
+    write_tokenizer(tmp_path / "data" / "pictures_demo" / "tokenizer")
+    write_tracker(tmp_path / "outputs" / "llava_7b_pretrain" / "checkpoints")
+    for name in STARTS:
+        write_tokenizer(write_tracker(tmp_path / "checkpoints" / name) / "tokenizer")
+    write_model(tmp_path / "outputs" / "llava_demo" / "hf")
+    write_model(tmp_path / "outputs" / "llava_7b" / "hf", max_position_embeddings=4096)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_tracker(folder: Path) -> Path:
+    """Write what makes a folder one of checkpoints, and return it."""
+    folder.mkdir(parents=True)
+    (folder / TRACKER).write_text("release")
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer with the token of a picture and a chat template, as far as the launcher reads it."""
+    folder.mkdir()
+    known = {"model": {"type": "BPE", "vocab": {"a": 0, "<image>": 1}, "merges": []}, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(known))
+    (folder / "chat_template.jinja").touch()
 
 
 def dryrun(config: Path, *overrides: str) -> int:

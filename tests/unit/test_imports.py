@@ -18,6 +18,7 @@ NOT_NEEDED = (
     "rich",
     "paramiko",
     "importlib.metadata",
+    "multistorageclient",
     "flagscale.config.schema",
     "flagscale.engines",
 )
@@ -53,3 +54,20 @@ def test_answers_about_a_run_import_nothing_that_a_start_needs(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr.split()) == (code, []), done.stdout + done.stderr
+
+
+def test_the_hydra_plugins_of_a_user_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins" / "mine").mkdir(parents=True)
+    (tmp_path / "hydra_plugins" / "mine" / "__init__.py").write_text("print('mine')")
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "run.py")),
+            *("--config-path", str(ROOT / "examples/aquila/conf"), "--config-name", "config"),
+            *("action=query", f"experiment.exp_dir={tmp_path / 'run'}"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )
+    assert (done.returncode, done.stdout.splitlines()[0]) == (3, "mine"), done.stdout + done.stderr

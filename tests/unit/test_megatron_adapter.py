@@ -226,7 +226,7 @@ def test_a_new_training_with_the_state_of_the_optimizer(
     )
     assert build(start).notices == ()
     (problem,) = refused({**start, "optimizer": "sgd"})
-    assert problem.endswith('use "adam", or set `finetune: true` to start without its state')
+    assert problem.endswith('use "adam", or set `finetune: true` to start without the optimizer\'s state')
     pretrained = {"finetune_with_optim": True, "pretrained_checkpoint": str(old)}
     assert build(pretrained, max_restarts=1).notices == ()
     for name in ("finetune_with_optim", "finetune"):
@@ -272,11 +272,12 @@ def test_a_job_holds_every_argument_with_the_defaults_of_its_workers(build: Call
     assert own["transformer_impl"] == "local"
 
 
-def test_the_arguments_do_not_tell_the_model_of_a_program_with_its_own_forward_step(
-    build: Callable[..., Job], tmp_path: Path
+@pytest.mark.parametrize("part", ["forward_step=step", "model_config=mine"])
+def test_the_arguments_do_not_tell_the_model_of_a_program_with_its_own(
+    build: Callable[..., Job], tmp_path: Path, part: str
 ) -> None:
     frame = "from megatron.flagscale.program import run\n"
-    (tmp_path / "mine.py").write_text(f"{frame}run(forward_step=step)")
+    (tmp_path / "mine.py").write_text(f"{frame}run({part})")
     (tmp_path / "rows.py").write_text(f"{frame}run(datasets=rows)")
     mine, rows = (build(entrypoint=str(tmp_path / name)) for name in ("mine.py", "rows.py"))
     assert (mine.has_own_model, rows.has_own_model) == (True, False)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from flagscale.cli import main
+from flagscale_testing.energon_folders import write_folder
 from tests.unit.published_v060 import COMBINATIONS, Combination
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "from_v060"
@@ -30,12 +31,20 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_data: Callable
         monkeypatch.delenv(name, raising=False)
     write_data(tmp_path / "data")
     (tmp_path / "tokenizer").mkdir()
-    vocabulary = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": []}
+    vocabulary: dict[str, Any] = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
+        "added_tokens": [],
+    }
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(vocabulary))
     (tmp_path / "tokenizer" / "llama2.model").write_bytes(b"")
     (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
     (tmp_path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer" / "special_tokens.txt").write_text("</s>\n")
+    write_folder(tmp_path / "pictures", {"train": 128, "val": 32})
+    (tmp_path / "chat").mkdir()
+    vocabulary["model"]["vocab"]["<image>"] = 2
+    (tmp_path / "chat" / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "chat" / "chat_template.jinja").touch()
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("release")
     (tmp_path / "hosts").write_text("".join(f"node{rank} slots=8 type=nvidia\n" for rank in range(4)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from flagscale.checks import resume
+from flagscale.checks.loading import RANKS
 from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, record, resume_notices, resume_violations
 from flagscale.checks.schedule import schedule
 from flagscale.config.catalog import Catalog
 from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
+from megatron.flagscale.vision.arguments import add_arguments
 from tests.unit.conftest import TASK
 
 DATA = {"mock_data": False, "train_data_path": ["1", "data/text"]}
@@ -113,6 +116,27 @@ NOTICED_OF_DEEPSEEK = (
     *("mtp_loss_scaling_factor", "moe_router_bias_update_rate", "moe_z_loss_coeff"),
     *("moe_expert_capacity_factor", "moe_input_jitter_eps"),
 )
+
+
+OF_PICTURES: dict[str, Any] = {
+    "vision_model_type": "siglip",
+    "vision_hidden_size": None,
+    "mm_patch_merge_type": "flat",
+    "image_aspect_ratio": "square",
+    "several_images": "tiled",
+    "freeze_LM": True,
+    "freeze_ViT": False,
+}
+WRONG_OF_PICTURES: list[tuple[dict[str, Any], str, str]] = [
+    ({"vision_model_type": "clip"}, "vision_model_type", 'its weights do not fit; use "siglip"'),
+    ({"vision_hidden_size": 64}, "vision_hidden_size", "its weights do not fit; remove it"),
+    ({"image_aspect_ratio": "pad"}, "image_aspect_ratio", NEW_TRAINING),
+    (
+        {"freeze_LM": False},
+        "freeze_LM",
+        "use true, or set `no_load_optim: true` to continue without the optimizer's state",
+    ),
+]
 
 
 def run_of(catalog: Catalog) -> dict[str, Any]:
@@ -242,9 +266,42 @@ def test_samples_and_iterations_are_compared_in_samples(values: dict[str, Any]) 
     assert unknown["the length of the schedule"] is None
 
 
-def test_every_key_is_an_argument_of_the_engine(catalog: Catalog) -> None:
-    dests = {option.dest for option in catalog.options.values()}
-    assert set(resume.RECORDED) <= dests
+@pytest.mark.parametrize(("changes", "name", "what"), WRONG_OF_PICTURES)
+def test_a_change_of_a_model_with_pictures_is_refused(
+    values: dict[str, Any], changes: dict[str, Any], name: str, what: str
+) -> None:
+    before = Saved("the checkpoint", record(values | OF_PICTURES))
+    ((found, text),) = resume_violations(before, values | OF_PICTURES | changes)
+    assert found == name
+    assert what in text
+
+
+@pytest.mark.parametrize("changes", [{"freeze_ViT": True}, {"several_images": "single"}])
+def test_a_change_of_what_is_trained_is_noticed(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    before, now = Saved("the checkpoint", record(values | OF_PICTURES)), values | OF_PICTURES | changes
+    assert not [*resume_violations(before, now)]
+    assert [name for name, _ in resume_notices(before, now)] == [*changes]
+
+
+def test_a_frozen_part_is_trained_from_here_on_without_the_states_of_the_optimizer(
+    values: dict[str, Any],
+) -> None:
+    before = Saved("the checkpoint", record(values | OF_PICTURES))
+    for switch in ("finetune", "no_load_optim"):
+        assert not [*resume_violations(before, values | OF_PICTURES | {"freeze_LM": False, switch: True})]
+
+
+def _dests(catalog: Catalog) -> dict[str, str]:
+    """Return the argument (by dest) of each key of the engine and of `train_llava`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    own = {action.dest: action.dest for action in parser._actions}
+    return {key: option.dest for key, option in catalog.by_name.items()} | own
+
+
+def test_every_key_is_an_argument_of_a_training_program(catalog: Catalog) -> None:
+    dests = {*_dests(catalog).values()}
+    assert set(resume.RECORDED) - {RANKS} <= dests
     groups = (resume.SHAPE, resume.FUNCTION)
     assert not set(groups[0]) & set(groups[1])
 
@@ -252,8 +309,12 @@ def test_every_key_is_an_argument_of_the_engine(catalog: Catalog) -> None:
 def test_the_table_in_the_docs_is_the_table_of_the_code(catalog: Catalog) -> None:
     text = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text("utf-8")
     keys = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in text.splitlines() if line[:3] == "| `"]
-    rows = [{catalog.by_name[key].dest for key in row} for row in keys]
-    groups = (resume.SHAPE, resume.FUNCTION, resume.PARTS_OF_MODEL, resume.OPTIMIZER, resume.NOTICE)
+    dests = _dests(catalog)
+    rows = [{dests[key] for key in row} for row in keys]
+    groups = (
+        *(resume.SHAPE, resume.FUNCTION, resume.PARTS_OF_MODEL, resume.FROZEN),
+        *(resume.OPTIMIZER, resume.NOTICE),
+    )
     assert rows == [set(group) for group in groups]
 
 

@@ -22,6 +22,8 @@ from flagscale.checks import (
     latent,
     layers,
     megatron,
+    picture_data,
+    pictures,
     pipeline,
     recompute,
     resume,
@@ -38,6 +40,7 @@ from tests.unit import (
     test_blend,
     test_degrees,
     test_hetero_layout,
+    test_pictures,
     test_recompute,
     test_resume,
     test_validation,
@@ -71,6 +74,8 @@ MODULES = (
     latent,
     layers,
     megatron,
+    picture_data,
+    pictures,
     pipeline,
     recompute,
     resume,
@@ -170,6 +175,17 @@ def test_every_rule_has_an_example(
             saved = resume.Saved("the checkpoint", resume.record(run, "data", "tokenizer"))
             list(resume.resume_violations(saved, run | changes))
             list(resume.resume_notices(saved, run | changes))
+        of_pictures = test_pictures.values_of(catalog)
+        for changes, *_ in test_pictures.WRONG:
+            list(pictures.picture_violations(of_pictures | changes))
+        list(pictures.size_violations(of_pictures, ["img_h"]))
+        (tmp_path / "5").mkdir()
+        sound = test_pictures.with_data(of_pictures, tmp_path / "5")
+        for changes, *_ in test_pictures.WRONG_DATA:
+            test_pictures.found(sound | changes, tmp_path / "5")
+        list(picture_data.picture_remarks(sound | test_pictures.TILED))
+        test_pictures.test_the_largest_picture_has_to_fit_a_sequence(sound, tmp_path / "5")
+        test_pictures.test_a_tokenizer_without_a_template_or_that_cannot_be_read(sound, tmp_path / "5")
         for changes in REMARKED:
             list(megatron.remarks(defaults | changes, changes))
         list(vocabulary.tokenizer_remarks({"tokenizer_type": "NullTokenizer", "vocab_extra_ids": 1}))
@@ -192,6 +208,7 @@ def test_every_rule_has_an_example(
         ("latent_violations", latent.ONLY_WITH_MLA),
         ("latent_violations", latent.ONLY_WITH_YARN),
         ("_unsupported", hetero.UNSUPPORTED),
+        ("picture_violations", pictures.REFUSED),
     ):
         assert not set(table) - blamed[function], function
 

@@ -10,7 +10,7 @@ from flagscale.config.secrets import MASK, is_secret, masked
 SECRET = """
 WANDB_API_KEY wandb-api-key HF_TOKEN AWS_SECRET_ACCESS_KEY PASSWORD token db_passwd GOOGLE_CREDENTIALS
 """
-PLAIN = "tokenizer_type KEYBOARD consumed_tokens key_size PATH fim_eod_token"
+PLAIN = "tokenizer_type KEYBOARD consumed_tokens key_size PATH fim_eod_token image_token"
 
 
 @pytest.mark.parametrize("name", SECRET.split())

@@ -78,7 +78,11 @@ def test_a_program_without_arguments_is_not_run(read: Read, text: str) -> None:
         (RUN + "run(add_arguments=None, datasets=None, forward_step=None)", set()),
         (RUN + "run(datasets=Rows)", {"datasets"}),
         (RUN + "if __name__ == '__main__':\n    sys.exit(run(forward_step=step))", {"forward_step"}),
-        ("def main():\n    " + RUN + "    run(datasets=a)\n    run(forward_step=b)", set(PARTS)),
+        (
+            "def main():\n    " + RUN + "    run(datasets=a)\n    run(forward_step=b)",
+            {"datasets", "forward_step"},
+        ),
+        (RUN + "run(model_config=mine)", {"model_config"}),
         ("from megatron.flagscale.program import run as go\ngo(datasets=Rows)", {"datasets"}),
         ("from megatron.flagscale.program import train\ntrain([], datasets=Rows)", {"datasets"}),
         ("from megatron.flagscale import program\nprogram.run(datasets=Rows)", {"datasets"}),

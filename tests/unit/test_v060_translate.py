@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from flagscale.config.v060.derived import ffn_hidden_size
 from flagscale.config.v060.keys import (
     EXPERIMENT,
     LATER_ENTRYPOINTS,
-    MULTIMODAL,
     TASK,
     WITH_OWN_RULES,
 )
@@ -30,6 +30,7 @@ from flagscale.config.v060.translate import (
 )
 from flagscale.config.v060.ulysses import CONTEXT, KEY
 from flagscale.errors import Problem
+from megatron.flagscale.vision.arguments import add_arguments
 
 EXCHANGE = ("cp_comm_type", "hierarchical_context_parallel_sizes")
 ADDED_BY_V060 = """
@@ -86,7 +87,10 @@ def translate(tree: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], lis
 
 @pytest.mark.parametrize("key", [*ADDED_BY_V060.split(), *IN_ITS_EXAMPLES.split()])
 def test_every_key_is_supported_or_explained(catalog: Catalog, key: str) -> None:
-    assert catalog.by_name.get(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS)
+    of_pictures = argparse.ArgumentParser()
+    add_arguments(of_pictures)
+    dests = {action.dest for action in of_pictures._actions}
+    assert catalog.by_name.get(key) or key in (*TASK, *WITH_OWN_RULES, *KEYS, *dests)
 
 
 @pytest.mark.parametrize("key", TASK)
@@ -478,17 +482,6 @@ def test_a_program_of_a_missing_feature_is_one_mistake(
     assert capsys.readouterr().err == (
         f"1 mistake in the configuration:\n- command line: experiment.task.entrypoint: {feature}\n"
     )
-
-
-def test_nine_keys_of_a_missing_feature_are_one_mistake(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    keys = [key for key, change in TASK.items() if change.text == MULTIMODAL][:9]
-    assert main([*words, *(f"train.{key}=x" for key in keys)]) == 2
-    title, first, *places = capsys.readouterr().err.splitlines()
-    assert title == "1 mistake in the configuration:"
-    assert first == f"- {MULTIMODAL}: not in this version yet (9 places)"
-    assert places == [f"    command line: train.{key}" for key in keys]
 
 
 def test_the_advice_for_extra_validation_sets_is_complete(

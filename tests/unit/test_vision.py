@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flagscale.errors import UserError
-from flagscale.vision.arguments import vision_of, vision_violations
+from flagscale.vision.arguments import arguments_of, vision_of, vision_violations
 from flagscale.vision.tiling import Tiling, Vision, best_grid, image_tokens, most_image_tokens, video_tokens
 from flagscale.vision.tower import TOWERS
 from megatron.flagscale.vision.arguments import add_arguments
@@ -31,6 +31,22 @@ def test_the_defaults_are_llava() -> None:
     vision = vision_of(values())
     assert vision == Vision(TOWERS["clip"])
     assert image_tokens((480, 640), vision) == 576
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"vision_patch_size": 28, "image_aspect_ratio": "pad", "image_token": "<i>", "video_frames": 3},
+        {**ONEVISION, "several_images": "single"},
+        {**ONEVISION, "image_grid_pinpoints": "(1x1),...,(2x3)", "vision_num_layers": 2},
+    ],
+)
+def test_a_vision_part_is_described_by_its_arguments(given: dict[str, Any]) -> None:
+    vision = vision_of(values(**given))
+    described = arguments_of(vision)
+    assert described.keys() <= values().keys()
+    assert vision_of(described) == vision
 
 
 def test_onevision() -> None:
@@ -74,6 +90,7 @@ def test_grids(text: str) -> None:
         ({"several_images": "single"}, "several_images"),
         ({**ONEVISION, "image_grid_pinpoints": "[[384, 385]]"}, "image_grid_pinpoints"),
         ({**ONEVISION, "image_grid_pinpoints": "many"}, "image_grid_pinpoints"),
+        ({**ONEVISION, "image_grid_pinpoints": "(1x1),...,(99999x99999)"}, "image_grid_pinpoints"),
         ({"video_token": "<image>"}, "video_token"),
     ],
 )

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from flagscale.checks.hetero.layout import HeteroLayout, Mesh
-from flagscale.checks.worker import Capabilities, cpu_defaults
+from flagscale.checks.worker import PARTS, Capabilities, cpu_defaults
 from flagscale.config.catalog import load_catalog
 from flagscale.config.engine_args import FlatKey, render
 from flagscale.config.source_map import SourceMap
-from flagscale.engines.megatron.adapter import CATALOG
+from flagscale.engines.megatron.adapter import CATALOG, TRAIN
+from flagscale.engines.megatron.program import read_program
 from flagscale.errors import Problem, UserError
 from megatron.flagscale import bootstrap, no_te, program
 from megatron.flagscale.args import engine_parser
@@ -26,9 +27,11 @@ from megatron.flagscale.checks import argument_problems
 from megatron.flagscale.chips.cpu import CPU
 from megatron.flagscale.hetero.arguments import own_part
 from megatron.flagscale.recompute import schedule_recompute
+from megatron.flagscale.vision.arguments import add_arguments
 from tests.unit.conftest import TASK
 from tests.unit.rules import SHARED, Example
 from tests.unit.test_degrees import GOOD, SHORT
+from tests.unit.test_pictures import PROGRAM, WRONG
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -47,11 +50,13 @@ HOST = Capabilities(has_chip=False, has_fused_layers=False, backend=CPU.backend)
 CHIP = Capabilities(has_chip=True, has_fused_layers=True, backend="nccl")
 
 
-def argv_of(tree: dict[str, Any]) -> tuple[str, ...]:
-    """Return the engine's arguments for task keys."""
+def argv_of(tree: dict[str, Any], program: str = TRAIN) -> tuple[str, ...]:
+    """Return the arguments of the engine, and of a training program, for task keys."""
     problems: list[Problem] = []
     flat_keys = [FlatKey(name, value, name) for name, value in tree.items()]
-    argv = render(flat_keys, load_catalog(CATALOG), SourceMap(), problems).argv
+    catalog = load_catalog(CATALOG)
+    catalog = read_program(program, catalog, "").extend(catalog)
+    argv = render(flat_keys, catalog, SourceMap(), problems).argv
     assert problems == []
     return argv
 
@@ -101,6 +106,18 @@ def test_launcher_and_worker_report_a_violation_in_the_same_words(example: Examp
     assert by_option(found) == by_option(example.report())
 
 
+@pytest.mark.parametrize("changes", [one for one, *_ in WRONG[2:8]], ids=lambda one: str(one)[:60])
+def test_launcher_and_worker_report_a_violation_with_pictures_in_the_same_words(
+    changes: dict[str, Any],
+) -> None:
+    changes = {"mock_data": None, "transformer_impl": "torch", "split": "1", **changes}
+    argv = argv_of({**TASK, **changes}, PROGRAM)
+    args = engine_parser(add_arguments).parse_args([*ON_CPU, *argv])
+    found = argument_problems(args, HOST, PARTS)
+    assert found
+    assert by_option(found) == by_option(Example(changes, "", "cpu", entrypoint=PROGRAM).report())
+
+
 WITHOUT_PARTS = "from megatron.flagscale.program import run\nrun()\n"
 OF_OUR_STEP, NO_DATA, NO_FILE = "fim-data", "data-path", "test-data-path"
 
@@ -111,6 +128,7 @@ OF_OUR_STEP, NO_DATA, NO_FILE = "fim-data", "data-path", "test-data-path"
         (WITHOUT_PARTS, {OF_OUR_STEP, NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(add_arguments=print)"), {OF_OUR_STEP, NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(datasets=print)"), {OF_OUR_STEP, NO_FILE}),
+        (WITHOUT_PARTS.replace("()", "(model_config=print)"), {OF_OUR_STEP, NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(forward_step=print)"), {NO_FILE}),
         (WITHOUT_PARTS.replace("()", "(forward_step=print, datasets=print)"), {NO_FILE}),
     ],

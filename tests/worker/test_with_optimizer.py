@@ -120,6 +120,6 @@ def test_a_state_that_is_missing_or_does_not_fit_is_refused(tmp_path: Path) -> N
     assert curves["old"].error == curves["weights"].error == ""
     message = '`optimizer` is "sgd", but the checkpoint'
     assert message in curves["sgd"].error
-    assert "or set `finetune: true` to start without its state" in curves["sgd"].error
+    assert "or set `finetune: true` to start without the optimizer's state" in curves["sgd"].error
     assert "`hidden_size` is 128, but the checkpoint" in curves["wide"].error
     assert "has no state of an optimizer: use `finetune: true`" in curves["nothing"].error

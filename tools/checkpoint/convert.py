@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -22,6 +24,12 @@ from tools.progress import Progress
 
 _EXPERTS = {"topk": "--topk", "std": "--router-std", "seed": "--seed"}
 """Fields of `Upcycling`, with their options."""
+_TOWER = {
+    "layer": "--tower-layer",
+    "aspect_ratio": "--image-aspect-ratio",
+    "pinpoints": "--image-grid-pinpoints",
+}
+"""Fields of `Wanted`, with their options."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -56,7 +64,30 @@ def _parser() -> ArgumentParser:
     experts.add_argument("--topk", type=int, help="experts per token (default: 2)")
     experts.add_argument("--router-std", dest="std", type=float, help="of its weights (default: 0.02)")
     experts.add_argument("--seed", type=int, help="of the router's weights (default: 0)")
+    pictures = parser.add_argument_group("language model to one that sees pictures")
+    pictures.add_argument("--tower", type=Path, metavar="FOLDER", help="vision tower: CLIP or SigLIP")
+    pictures.add_argument(
+        "--tower-layer", dest="layer", type=int, help="the layer that is read (default: -2)"
+    )
+    pictures.add_argument(
+        "--image-aspect-ratio",
+        dest="aspect_ratio",
+        metavar="KIND",
+        help="square or pad (LLaVA), or anyres_max_N (LLaVA-OneVision: 9); default: square",
+    )
+    pictures.add_argument(
+        "--image-grid-pinpoints", dest="pinpoints", metavar="GRIDS", help="default: (1x1),...,(6x6)"
+    )
     return parser
+
+
+def _given(arguments: Namespace, options: Mapping[str, str], needed: str, value: str) -> dict[str, Any]:
+    """Return those fields whose option is given; raise `UserError` if the option that they need is not."""
+    given = {name: getattr(arguments, name) for name in options if getattr(arguments, name) is not None}
+    if given and getattr(arguments, needed.removeprefix("--")) is None:
+        what = f"has no effect without {needed}"
+        raise UserError(Problem(what, options[name], f"add {needed} {value}") for name in given)
+    return given
 
 
 def main() -> int:
@@ -64,13 +95,12 @@ def main() -> int:
     refuse_old_command(sys.argv[1:])
     arguments = _parser().parse_args()
     from megatron.flagscale.convert.convert import convert
+    from megatron.flagscale.convert.tower_folder import Wanted
     from megatron.flagscale.convert.upcycle import Upcycling
 
-    how = {name: getattr(arguments, name) for name in _EXPERTS if getattr(arguments, name) is not None}
-    if how and arguments.experts is None:
-        raise UserError(
-            [Problem("has no effect without --experts", _EXPERTS[name], "add --experts N") for name in how]
-        )
+    how = _given(arguments, _EXPERTS, "--experts", "N")
+    wanted = _given(arguments, _TOWER, "--tower", "FOLDER")
+    tower = None if arguments.tower is None else Wanted(arguments.tower, **wanted)
     upcycling = None if arguments.experts is None else Upcycling(arguments.experts, **how)
     made = convert(
         arguments.load,
@@ -83,6 +113,7 @@ def main() -> int:
         iteration=arguments.iteration,
         shard_bytes=arguments.max_shard_size,
         upcycling=upcycling,
+        tower=tower,
         without_mtp=arguments.without_mtp,
         overwrite=arguments.overwrite,
         verify=arguments.verify_logits,

@@ -1,7 +1,8 @@
 """Draw pictures with questions and answers to train on: `pictures_demo.py --output data/pictures_demo`.
 
-Creates `pictures/`, `conversations.json` in the form of LLaVA, and `energon/`, the folder for the training. A
-second call reuses them. No two pictures are equal, so the split `val` shows what a model has learnt to see.
+Creates `pictures/`, `conversations.json` in the form of LLaVA, `energon/`, the folder for the training, and
+`tokenizer/` for a model that starts from nothing. A second call reuses them. No two pictures are equal, so
+the split `val` shows what a model has learnt to see.
 """
 
 import json
@@ -16,7 +17,8 @@ if not __package__:  # run as a file: import from the repository's root, not fro
 from flagscale.errors import UserError, nearest
 from flagscale.files import write_atomic
 from tools.command import run
-from tools.datasets import llava
+from tools.datasets import llava, train_tokenizer
+from tools.datasets.documents import open_source
 from tools.datasets.folders import locked, read_json, refuse_other, write_json
 from tools.datasets.pictures.drawing import KINDS, drawn
 from tools.datasets.pictures.folder import Finished
@@ -25,7 +27,10 @@ SAMPLES, SIDE, SEED = 4000, 56, 1
 _VERSION = 1
 """Of the pictures and questions."""
 _FEWEST, _SMALLEST = 2, 14
-_PICTURES = "pictures"
+_PICTURES, _COMPLETE = "pictures", "complete"
+VOCABULARY = 384
+SPECIAL = ("<|im_end|>", "<|im_start|>", "<image>", "<video>")
+"""The tokens of the chat template `chatml` and the placeholders; the first one ends an answer."""
 
 
 def draw(
@@ -35,6 +40,7 @@ def draw(
     side: int = SIDE,
     seed: int = SEED,
     kinds: tuple[str, ...] = KINDS,
+    blank: bool = False,
     valid_every: int = llava.VALID_EVERY,
     processes: int = 1,
     overwrite: bool = False,
@@ -44,6 +50,7 @@ def draw(
     Args:
         side: of a picture, in pixels.
         kinds: of questions, which take turns.
+        blank: leave the pictures empty, to train a model that cannot see what it is asked.
 
     Raises:
         UserError: the folder was made with other settings.
@@ -55,37 +62,50 @@ def draw(
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--kinds {wrong[0]}: unknown; {nearest(wrong[0], KINDS)}")
     record, pictures = output / "drawn.json", output / _PICTURES
-    conversations = output / "conversations.json"
+    conversations, texts = output / "conversations.json", output / "texts.txt"
     asked = {"version": _VERSION, "samples": samples, "side": side, "seed": seed, "kinds": list(kinds)}
+    asked |= {"blank": True} if blank else {}
     with locked(output):
         made = None if overwrite else read_json(record)
         if made is not None:
-            refuse_other(output, {key: made.get(key) for key in asked}, asked)
+            refuse_other(output, {key: value for key, value in made.items() if key != _COMPLETE}, asked)
         elif not overwrite and (strangers := [path for path in (pictures, conversations) if path.exists()]):
             raise UserError(
                 f"{strangers[0]}: not made by this tool; choose another --output, or --overwrite it"
             )
-        if made is None or not made["complete"]:
-            write_json(record, {**asked, "complete": False})
+        if made is None or not made[_COMPLETE]:
+            write_json(record, {**asked, _COMPLETE: False})
             pictures.mkdir(exist_ok=True)
-            content = [_written(output, number, side, seed, kinds) for number in range(samples)]
+            content = [_written(output, number, side, seed, kinds, blank) for number in range(samples)]
             text = ",\n".join(json.dumps(one) for one in content)
             write_atomic(conversations, f"[\n{text}\n]\n")
-            write_json(record, {**asked, "complete": True})
-        return llava.prepare(
+            turns = (turn["value"] for one in content for turn in one["conversations"])
+            write_atomic(texts, "\n".join(turns))
+            write_json(record, {**asked, _COMPLETE: True})
+        done = llava.prepare(
             [conversations],
             output / "energon",
             valid_every=valid_every,
             processes=processes,
             overwrite=overwrite,
         )
+    train_tokenizer.train(
+        open_source(texts),
+        output / "tokenizer",
+        vocabulary=VOCABULARY,
+        special=SPECIAL,
+        overwrite=overwrite,
+    )
+    return done
 
 
-def _written(output: Path, number: int, side: int, seed: int, kinds: tuple[str, ...]) -> dict[str, Any]:
+def _written(
+    output: Path, number: int, side: int, seed: int, kinds: tuple[str, ...], blank: bool
+) -> dict[str, Any]:
     """Write a picture; return its conversation in the form of LLaVA."""
     # Takes turns among all kinds, also among the samples that are held out at regular distances.
     kind = kinds[(number + number // len(kinds)) % len(kinds)]
-    image, question, answer = drawn(kind, seed, number // len(kinds), side)
+    image, question, answer = drawn(kind, seed, number // len(kinds), side, blank=blank)
     name = f"{_PICTURES}/{number:06d}.png"
     image.save(output / name)  # `drawn.json` tells later whether all are complete
     turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
@@ -109,6 +129,7 @@ def main() -> int:
     parser.add_argument(
         "--kinds", nargs="+", default=KINDS, help=f"kinds of questions (default: {' '.join(KINDS)})"
     )
+    parser.add_argument("--blank", action="store_true", help="leave the pictures empty")
     parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = vars(parser.parse_args())
     done = draw(**{**arguments, "kinds": tuple(arguments["kinds"])})

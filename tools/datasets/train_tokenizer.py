@@ -7,6 +7,7 @@ The folder can be opened offline with `AutoTokenizer.from_pretrained` and with M
 import shutil
 import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a file: import from the repository's root, not from this folder
@@ -19,21 +20,27 @@ from tools.datasets.folders import locked, read_json, refuse_other, write_json
 
 EOS = "<|endoftext|>"
 VOCABULARY = 8192
-_SMALLEST_VOCABULARY = 256 + 1  # every byte and the end of text
 
 _RECORD = "training.json"
 
 
-def train(source: Source, output: Path, *, vocabulary: int = VOCABULARY, overwrite: bool = False) -> bool:
+def train(
+    source: Source,
+    output: Path,
+    *,
+    vocabulary: int = VOCABULARY,
+    special: Sequence[str] = (EOS,),
+    overwrite: bool = False,
+) -> bool:
     """Write a tokenizer trained on `source` to the folder `output`; return False if it was there already.
 
-    `output` appears complete or not at all. Raises UserError if its tokenizer has another source or size.
+    `output` appears complete or not at all. Each of the `special` tokens is one token wherever it stands; the
+    first of them ends a text. Raises UserError if its tokenizer has another source or size.
     """
-    if vocabulary < _SMALLEST_VOCABULARY:
-        raise UserError(
-            f"--vocabulary {vocabulary}: must be at least {_SMALLEST_VOCABULARY} (bytes and end of text)"
-        )
+    if vocabulary < (smallest := 256 + len(special)):
+        raise UserError(f"--vocabulary {vocabulary}: must be at least {smallest} (bytes and special tokens)")
     asked = {"source": source.fingerprint(), "vocabulary": vocabulary}
+    asked |= {"special": [*special]} if [*special] != [EOS] else {}
     with locked(output.parent):
         if output.exists() and not overwrite:
             made = read_json(output / _RECORD)
@@ -46,7 +53,7 @@ def train(source: Source, output: Path, *, vocabulary: int = VOCABULARY, overwri
         temporary = output.with_name(output.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        _train_into(temporary, source, vocabulary)
+        _train_into(temporary, source, vocabulary, special)
         write_json(temporary / _RECORD, asked)
         if output.exists():
             shutil.rmtree(output)
@@ -54,7 +61,7 @@ def train(source: Source, output: Path, *, vocabulary: int = VOCABULARY, overwri
         return True
 
 
-def _train_into(folder: Path, source: Source, vocabulary: int) -> None:
+def _train_into(folder: Path, source: Source, vocabulary: int, special: Sequence[str]) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     skipped: list[Path] = []
@@ -63,7 +70,7 @@ def _train_into(folder: Path, source: Source, vocabulary: int) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[EOS],
+        special_tokens=[*special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes, so that every text can be encoded
         show_progress=sys.stderr.isatty(),
     )
@@ -71,12 +78,12 @@ def _train_into(folder: Path, source: Source, vocabulary: int) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": EOS,
+        "eos_token": special[0],
         "clean_up_tokenization_spaces": False,  # decoding must return the text unchanged
         "model_max_length": 10**30,  # transformers' way of saying "no limit"
     }
     write_json(folder / "tokenizer_config.json", config)
-    write_json(folder / "special_tokens_map.json", {"eos_token": EOS})
+    write_json(folder / "special_tokens_map.json", {"eos_token": special[0]})
     if skipped:
         print(skipped_notice(skipped), file=sys.stderr)
 
@@ -89,10 +96,22 @@ def main() -> int:
     parser.add_argument(
         "--vocabulary", type=int, default=VOCABULARY, help="number of tokens (default: %(default)s)"
     )
+    parser.add_argument(
+        "--special",
+        nargs="+",
+        default=[EOS],
+        metavar="TOKEN",
+        help="tokens that are never divided; the first one ends a text (default: %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the contents of the folder")
     arguments = parser.parse_args()
-    output, vocabulary, overwrite = arguments.output, arguments.vocabulary, arguments.overwrite
-    made = train(source_of(arguments), output, vocabulary=vocabulary, overwrite=overwrite)
+    made = train(
+        source_of(arguments),
+        output := arguments.output,
+        vocabulary=arguments.vocabulary,
+        special=arguments.special,
+        overwrite=arguments.overwrite,
+    )
     print(f"{output}: {'tokenizer trained' if made else 'up to date'}")
     return 0
 

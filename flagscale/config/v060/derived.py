@@ -18,7 +18,8 @@ _NUMBERS: Mapping[str, type[int] | type[float]] = {
         (
             *("hidden_size", "ffn_hidden_size", "multiple_of", "seq_length", "global_batch_size"),
             *("train_samples", "vocab_size", "make_vocab_size_divisible_by", "tensor_model_parallel_size"),
-            *("context_parallel_size", "ulysses_sp_parallel_size"),
+            *("context_parallel_size", "ulysses_sp_parallel_size", "max_position_embeddings"),
+            *("img_h", "img_w", "patch_dim"),
         ),
         int,
     ),

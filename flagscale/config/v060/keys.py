@@ -45,7 +45,7 @@ def _each(keys: str, change: Change) -> dict[str, Change]:
     return dict.fromkeys(keys.split(), change)
 
 
-MULTIMODAL, EMU3, SFT = "training on images and text", "Emu3", "instruction tuning"
+EMU3, SFT = "Emu3", "instruction tuning"
 """Features that this version does not have yet."""
 
 
@@ -99,13 +99,18 @@ TASK: Mapping[str, Change] = {
     "device_type": _refuse("set experiment.runner.platform, or `type=` in the hostfile, instead"),
     "auto_tune": _drop("`action=auto_tune` itself sets what its trials need"),
     "eval_metric": _refuse("evaluation tasks are no longer supported"),
-    **_each(
-        "valid_path dataset_config prompt_path freeze_LM freeze_ViT language_model_type vision_model_type"
-        " disable_vision_class_token allow_missing_vision_projection_checkpoint use_te dataloader_save"
-        " interleaved_dataset training_dataset_only image_aspect_ratio mm_patch_merge_type"
-        " image_grid_pinpoints use_pos_skipping pos_skipping_range",
-        _later(MULTIMODAL),
+    "dataset_config": _drop("v0.6.0 did not read it; data_path names the data"),
+    "prompt_path": _refuse(
+        "remove the key: the question about a picture is part of its sample (tools/datasets/llava.py)"
     ),
+    "allow_missing_vision_projection_checkpoint": _drop(
+        "tools/checkpoint/convert.py draws a projector for the checkpoint that a training starts from"
+    ),
+    "use_te": _drop("transformer_impl chooses the layers"),
+    "dataloader_save": _drop("the state of the loader is part of each checkpoint"),
+    "interleaved_dataset": _drop("the samples themselves show their form"),
+    "use_pos_skipping": _refuse("remove the key: the positions of tokens are never skipped"),
+    "pos_skipping_range": _drop("it is used only with use_pos_skipping"),
     "standalone_embedding_stage": _refuse(
         "give the embedding a stage of its own in pipeline_model_parallel_layout, such as 'E|tt|tt|L'"
     ),
@@ -156,6 +161,9 @@ WITH_OWN_RULES: Mapping[str, str] = {
     "rampup_batch_size": "it becomes a `step_batch_size_schedule` with the same effect",
     "ulysses_sp_parallel_size": "it multiplies `context_parallel_size`, with `cp_comm_type: a2a`, or with "
     "`a2a+p2p` if `context_parallel_size` was above 1",
+    "language_model_type": "it becomes the arguments that it stood for; the rules below apply with it",
+    "disable_vision_class_token": "it must be `true`: the tower's class token is never passed on",
+    "training_dataset_only": "it becomes `eval_iters: 0`",
     "special_tokens_file": "its lines become `tokenizer_special_tokens`",
     "wandb_mode": "it becomes the environment variable `WANDB_MODE`",
     "wandb_api_key": "it becomes the environment variable `WANDB_API_KEY`, which no file or log shows",
@@ -192,12 +200,14 @@ ENTRYPOINTS: Mapping[str, str] = {
         ),
         "megatron.flagscale.train_gpt",
     ),
+    **dict.fromkeys(
+        ("flagscale/train/train_llava.py", "flagscale/train/train_llava_onevision.py"),
+        "megatron.flagscale.train_llava",
+    ),
     "flagscale/inference/inference_aquila.py": "vllm_flagscale.generate",
 }
 
 LATER_ENTRYPOINTS: Mapping[str, str] = {
-    "flagscale/train/train_llava.py": MULTIMODAL,
-    "flagscale/train/train_llava_onevision.py": MULTIMODAL,
     "flagscale/inference/inference_emu3.py": EMU3,
 }
 """Programs whose feature this version does not have yet."""

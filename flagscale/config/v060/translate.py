@@ -18,6 +18,7 @@ from flagscale.config.v060.keys import (
     Change,
     not_yet,
 )
+from flagscale.config.v060.pictures import with_pictures
 from flagscale.config.v060.tokenizers import with_tokenizer
 from flagscale.config.v060.ulysses import with_exchange
 from flagscale.errors import Problem, messages
@@ -97,6 +98,7 @@ def translate_task(
     notices: list[Problem] = []
     environment: dict[str, str] = {}
     flat_keys = with_numbers(flat_keys)
+    flat_keys = with_pictures(flat_keys, source_map, problems, notices)
     flat_keys = with_tokenizer(flat_keys, source_map, problems, notices)
     flat_keys = with_exchange(flat_keys, source_map, problems, notices)
     flat_keys = with_ffn_size(flat_keys, source_map, problems, notices)

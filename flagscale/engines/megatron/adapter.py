@@ -11,7 +11,8 @@ from flagscale import platforms, registry
 from flagscale.checks.data import data_remarks, inputs_of
 from flagscale.checks.degrees import degrees
 from flagscale.checks.megatron import remarks
-from flagscale.checks.worker import DATASETS, FORWARD_STEP, with_defaults
+from flagscale.checks.pictures import ENERGON, has_pictures
+from flagscale.checks.worker import DATASETS, FORWARD_STEP, MODEL_CONFIG, with_defaults
 from flagscale.config.catalog import Catalog, load_catalog
 from flagscale.config.engine_args import EngineArguments, FlatKey, Unknown, flatten, render
 from flagscale.config.schema import Experiment, Task
@@ -21,7 +22,7 @@ from flagscale.engines.base import Engine
 from flagscale.engines.megatron import hetero, resume
 from flagscale.engines.megatron.hetero import Hetero
 from flagscale.engines.megatron.program import TrainingProgram, read_program
-from flagscale.engines.megatron.rules import broken_rules, machine_of
+from flagscale.engines.megatron.rules import broken_rules, machine_of, with_ranks
 from flagscale.engines.megatron.torchrun import torchrun_violations
 from flagscale.engines.megatron.wandb import PACKAGE, Login, login_of
 from flagscale.errors import Problem, UserError, Violation
@@ -64,6 +65,7 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
     if problems or arguments.unknown or not arguments.is_complete:
         raise UserError(problems)  # the keys that cannot be read have been reported already
     world_size = sum(host.slots for host in hosts)
+    has_own_data = DATASETS in read.program.own_parts
     uses_wandb = bool(arguments.values["wandb_project"])
     login = login_of(read.secrets, experiment.envs) if uses_wandb else Login()
     remarked = [*_remarks(read, world_size), *([("wandb_project", login.notice)] if login.notice else ())]
@@ -86,11 +88,11 @@ def build(experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap
         hosts=hosts,
         layout=str(meshes.layout or degrees(arguments.values, world_size)),
         picture=hetero.picture(meshes.layout, arguments.values),
-        inputs=inputs_of(arguments.values, has_own_data=DATASETS in read.program.own_parts),
-        packages=(PACKAGE,) if uses_wandb else (),
+        inputs=inputs_of(with_ranks(arguments.values, hosts), has_own_data=has_own_data),
+        packages=(*[PACKAGE] * uses_wandb, *[ENERGON] * has_pictures(arguments.values)),
         secrets={**read.secrets, **login.secrets},
         arguments=with_defaults(arguments.values, {*arguments.paths}, machine_of(hosts)),
-        has_own_model=FORWARD_STEP in read.program.own_parts,
+        has_own_model=bool({MODEL_CONFIG, FORWARD_STEP} & read.program.own_parts),
         texts=arguments.texts,
         notices=(*read.notices, *notices),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from flagscale.checks.blend import content
 from flagscale.checks.degrees import degrees, model_size
+from flagscale.checks.loading import RANKS
 from flagscale.checks.resume import (
     CONTENT,
     TOKENIZER,
@@ -75,10 +76,11 @@ def _saved(values: Mapping[str, Any]) -> Saved | None:
 
 def _now(values: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """Return what a record of this run would hold; the batch is the engine's default if none is given."""
-    batch = values.get("global_batch_size")
-    if batch is None and values.get("micro_batch_size") and model_size(values) > 0:
-        batch = values["micro_batch_size"] * degrees(values, world_size).dp
-    known = {CONTENT: content(values, only_train=True), TOKENIZER: ""}
+    batch, ranks = values.get("global_batch_size"), None
+    if model_size(values) > 0:
+        ranks = degrees(values, world_size).dp
+        batch = batch or (values.get("micro_batch_size") and values["micro_batch_size"] * ranks)
+    known = {CONTENT: content(values, only_train=True), TOKENIZER: "", RANKS: ranks}
     with suppress(UserError):  # reported with the tokenizer
         known[TOKENIZER] = tokenizer_of(values)
     return {**values, "global_batch_size": batch, **known}

@@ -9,6 +9,8 @@ from flagscale import platforms
 from flagscale.checks.degrees import model_size, violations
 from flagscale.checks.hetero.rules import UNSUPPORTED, shape_violations
 from flagscale.checks.megatron import rule_violations
+from flagscale.checks.picture_data import RANKS
+from flagscale.checks.pictures import has_pictures, size_violations
 from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
 from flagscale.config.certain import certain_violations
 from flagscale.config.engine_args import EngineArguments
@@ -60,6 +62,7 @@ def _violations(
     layout = meshes.layout
     hosts = None if isinstance(place, Capabilities) else place
     machine = place if isinstance(place, Capabilities) else machine_of(place)
+    values = with_ranks(values, hosts)
     variants = [with_defaults(one, given, machine) for one in hetero.variants(layout, values)]
     found: dict[Violation, None] = {}
     for variant in variants:
@@ -77,10 +80,21 @@ def _violations(
             found[violation] = None
     if hosts is not None:  # otherwise the run directory, too, is a placeholder
         found |= dict.fromkeys(resume.violations(*hetero.first_mesh(layout, values, ranks)))
+    if has_pictures(values):
+        found |= dict.fromkeys(size_violations(values, given))
     yield from found
     for option in program.arguments.values():
         if option.required and option.dest not in given:
             yield option.dest, f"`{option.name.replace('-', '_')}` is required by `{program.name}`"
+
+
+def with_ranks(values: Mapping[str, Any], hosts: Sequence[Host] | None) -> Mapping[str, Any]:
+    """Return the arguments (by dest) with the ranks that share the pictures, if the hosts tell them."""
+    ranks = sum(host.slots for host in hosts or ())
+    model = model_size(values)
+    if not has_pictures(values) or not ranks or model < 1 or ranks % model:
+        return values
+    return {**values, RANKS: ranks // model}
 
 
 def machine_of(hosts: Sequence[Host]) -> Capabilities:

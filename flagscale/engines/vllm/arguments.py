@@ -22,6 +22,7 @@ from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.generation import generation_remarks, generation_violations
 from flagscale.engines.vllm.lengths import ANY_LENGTH, default_length, too_long
+from flagscale.engines.vllm.pictures import limit_violations, picture_remarks, tower_violations
 from flagscale.engines.vllm.precision import is_pooling, lowered_precision
 from flagscale.engines.vllm.refused import REMOVED
 from flagscale.engines.vllm.rules import engine_violations
@@ -107,6 +108,7 @@ def violations(
         return
     yield from folder_violations(values)
     yield from generation_violations(values)
+    yield from limit_violations(values)
     for name in _PATHS:
         value = values.get(name)
         is_path = isinstance(value, str) and value.startswith(("/", "./", "../"))
@@ -127,6 +129,7 @@ def violations(
     layers, stages = config.get("num_hidden_layers"), values["pipeline_parallel_size"]
     if isinstance(layers, int) and layers < stages:
         yield "pipeline_parallel_size", f"the model has only {layers} layers for {stages} pipeline stages"
+    yield from tower_violations(values, _own_config(values) or {})
     yield from _architecture_violations(config, given)
     if is_host_processor:
         yield from _cpu_violations(config)
@@ -167,6 +170,7 @@ def remarks(
         pools = is_pooling(config, values.get("runner"))
         if what := lowered_precision(dtype, config, folder, on_host=is_host_processor, pools=pools):
             yield "dtype", what
+        yield from picture_remarks(values, config)
     yield from generation_remarks(values, sampling)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flagscale.engines.vllm.rules import mapping_of
+from flagscale.checks.model_folder import mapping_of
 from flagscale.engines.vllm.sampling import field_violations
 from flagscale.errors import Violation
 

@@ -12,10 +12,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.model_folder import mapping_of
 from flagscale.config.schema import Environment
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.precision import is_pooling
-from flagscale.engines.vllm.rules import mapping_of
 from flagscale.values import Host
 
 ANY_LENGTH = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"

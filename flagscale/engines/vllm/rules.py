@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flagscale.checks.model_folder import mapping_of
 from flagscale.errors import Violation
 
 
@@ -98,12 +98,3 @@ _ELSEWHERE = {
     "max_cudagraph_capture_size": ("compilation_config", "max_cudagraph_capture_size"),
 }
 """Argument -> the argument, and the key in it, that set the same value."""
-
-
-def mapping_of(value: Any) -> Mapping[str, Any]:
-    """Return the mapping that an argument holds as JSON; an empty one if it holds none."""
-    try:
-        read = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return {}
-    return read if isinstance(read, Mapping) else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.blend import content
+from flagscale.checks.loading import RANKS
 from flagscale.checks.resume import (
     CONTENT,
     KEEP,
@@ -44,16 +45,16 @@ def remember(values: Mapping[str, Any]) -> None:
     _given[CONTENT], _given[TOKENIZER] = content(values, only_train=True), tokenizer_of(values)
 
 
-def _now(args: Any) -> dict[str, Any]:
+def record_of(args: Any) -> dict[str, Any]:
     """Return the record of this run; the batch size is the engine's if none was given."""
-    values = {**_given, "global_batch_size": args.global_batch_size}
+    values = {**_given, "global_batch_size": args.global_batch_size, RANKS: args.data_parallel_size}
     switches = {name: values.get(name) for name in _READ}
     return {**switches, **record(values, values.get(CONTENT, ""), values.get(TOKENIZER, ""))}
 
 
 def store(folder: Path, args: Any) -> None:
     """Write this run's record to the folder of a checkpoint."""
-    write_arguments(folder, {name: value for name, value in _now(args).items() if name not in _READ})
+    write_arguments(folder, {name: value for name, value in record_of(args).items() if name not in _READ})
 
 
 def compare(folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool) -> list[str]:
@@ -67,7 +68,7 @@ def compare(folder: Path, args: Any, common: Mapping[str, Any], *, resumes: bool
     """
     stored = read_arguments(folder)
     name = f"the checkpoint {folder}"
-    values, now = (stored, _now(args)) if stored else (record(common), vars(args))
+    values, now = (stored, record_of(args)) if stored else (record(common), vars(args))
     saved = Saved(name, values, resumes)
     if wrong := list(resume_violations(saved, now)):
         raise UserError(Problem(what, f"--{dest.replace('_', '-')}") for dest, what in wrong)

@@ -35,6 +35,8 @@ from megatron.flagscale.checkpoint.torch_format import (
 from megatron.flagscale.checkpoint.with_optimizer import check_state, is_start, load_with_optimizer
 from megatron.flagscale.patching import Patch
 
+CONSUMED_TOKENS = "consumed_train_tokens"
+"""The argument, saved with all others, that holds the tokens of a run whose samples differ in length."""
 _REFUSES_MISSING = ("assume_ok_unexpected", "raise_unexpected", "raise_all")
 """Values of `dist_ckpt_strictness` with which a tensor that is not in the checkpoint is an error."""
 
@@ -111,10 +113,14 @@ def _point_at(directory: Path, iteration: int) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """The folder of the checkpoint to load, None without one; whether it replaces all initial weights."""
+    """The folder of the checkpoint to load, None without one; whether it replaces all initial weights.
+
+    `tokens` are those that a run with samples of different lengths has counted before, if it is continued.
+    """
 
     folder: Path | None = None
     is_whole: bool = False
+    tokens: int = 0
 
 
 _prepared: list[Load] = []
@@ -170,8 +176,7 @@ def _chosen(args: Any) -> tuple[Load, int | None]:
     folder = _folder(args, choice)
     if folder is None:
         return Load(), choice.iteration
-    is_whole = _check_loadable(folder, args, is_own=folder.parent == Path(args.load or ""))
-    return Load(folder, is_whole), choice.iteration
+    return _loadable(folder, args, is_own=folder.parent == Path(args.load or "")), choice.iteration
 
 
 def _folder(args: Any, choice: Choice) -> Path | None:
@@ -184,8 +189,8 @@ def _folder(args: Any, choice: Choice) -> Path | None:
     return None
 
 
-def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> bool:
-    """Compare a checkpoint with this run, print notices, and return whether it replaces all initial weights.
+def _loadable(folder: Path, args: Any, *, is_own: bool) -> Load:
+    """Compare a checkpoint with this run, print notices, and return what is known before it is loaded.
 
     Raises:
         UserError: this run cannot load it.
@@ -213,7 +218,8 @@ def _check_loadable(folder: Path, args: Any, *, is_own: bool) -> bool:
     if resumes or is_new:
         _check_vocabulary(folder, vocabulary, args)
     # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
-    return vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in _REFUSES_MISSING
+    is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in _REFUSES_MISSING
+    return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0) if resumes else 0)
 
 
 def _saved_arguments(folder: Path) -> dict[str, Any]:
@@ -256,7 +262,9 @@ def _choose_before_loading(original: Callable[..., Any]) -> Callable[..., Any]:
         from megatron.training import get_args
 
         args = get_args()
-        folder = (_prepared.pop() if _prepared else prepare_load(args)).folder
+        found = _prepared.pop() if _prepared else prepare_load(args)
+        folder = found.folder
+        setattr(args, CONSUMED_TOKENS, found.tokens)
         is_new = is_start(folder, args)
         if (
             args.ckpt_step is not None

@@ -17,6 +17,7 @@ from typing import Any
 
 from flagscale.errors import UserError
 from flagscale.run.checkpoints import folder_of
+from megatron.flagscale.checkpoint.additions import write_additions
 from megatron.flagscale.checkpoint.arguments import store
 from megatron.flagscale.checkpoint.manifest import write_manifest
 from megatron.flagscale.checkpoint.torch_format import TORCH
@@ -43,6 +44,7 @@ def _start_clean(original: Callable[..., Any]) -> Callable[..., Any]:
             torch.distributed.barrier()  # in the `torch` format, every rank creates its own folder
             saved = original(iteration, *positional, **named)
             if args.ckpt_format == TORCH:  # not written by `dist_checkpointing.save`
+                write_additions(folder)
                 _write_manifest(folder)
             return saved
 
@@ -55,6 +57,7 @@ def _seal(original: Callable[..., Any]) -> Callable[..., Any]:
         """Return the engine's result: None, or the request whose `finalize_fns` run after the writing."""
         request = original(state_dict, checkpoint_dir, *positional, **named)
         folder = Path(checkpoint_dir)
+        write_additions(folder)  # now, not when the writing is finished: the data goes on meanwhile
         if request is None:
             _write_manifest(folder)
         else:

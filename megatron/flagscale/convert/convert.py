@@ -17,16 +17,25 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.run.rundir import RunDir
 from megatron.flagscale.checkpoint.manifest import RELEASE
+from megatron.flagscale.convert.assembled import Assembled
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.hf_config import read_config, write_config
+from megatron.flagscale.convert.hf_pictures import read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.processor import (
+    laid_out_singly,
+    placeholder_ids,
+    placeholders,
+    trained_template,
+    vision_beside,
+    write_processor,
+)
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
@@ -36,9 +45,11 @@ from megatron.flagscale.convert.tokenizer import (
     open_tokenizer,
     settings_left_out,
     stored_tokenizer,
+    with_tokens,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
+from megatron.flagscale.convert.tower_folder import TowerFolder, Wanted
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 from megatron.flagscale.convert.without_mtp import WithoutMtp
 from megatron.flagscale.tokenizer import beside_model
@@ -82,6 +93,7 @@ def convert(
     iteration: int | None = None,
     shard_bytes: int | None = None,
     upcycling: Upcycling | None = None,
+    tower: Wanted | None = None,
     without_mtp: bool = False,
     overwrite: bool = False,
     verify: bool = False,
@@ -92,8 +104,9 @@ def convert(
     `dtype` (torch's name) casts every tensor; otherwise each keeps its precision. `tokenizer` is included
     with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
     not record it. `verify` compares the logits of both sides. `shard_bytes` (default: 5 GB) limits the size
-    of a safetensors file. `without_mtp` leaves out the layers for multi-token prediction. `progress` is
-    called with the total number of bytes once it is known.
+    of a safetensors file. `tower` is put together with the language model to one that sees pictures.
+    `without_mtp` leaves out the layers for multi-token prediction. `progress` is called with the total
+    number of bytes once it is known.
 
     Raises:
         UserError: the source cannot be converted (lists all reasons); `save` exists; an option has no effect.
@@ -108,8 +121,9 @@ def convert(
         ineffective["--iteration"] = "has no effect on a Hugging Face folder, which holds only one model"
     if to == MEGATRON and shard_bytes is not None:
         ineffective["--max-shard-size"] = "has no effect on a Megatron checkpoint, which has no shards"
-    if verify and (upcycling or origin == to):
-        what = "can only compare a Hugging Face folder with a Megatron checkpoint, and not with --experts"
+    if verify and (upcycling or tower or origin == to):
+        what = "can only compare a Hugging Face folder with a Megatron checkpoint, and not with --experts "
+        what += "or --tower"
         ineffective["--verify-logits"] = what
     if ineffective:
         raise UserError(Problem(what, option, "leave it out") for option, what in ineffective.items())
@@ -132,6 +146,11 @@ def convert(
         notices += (source.notice,)
     if upcycling:
         source = Upcycled(source, upcycling)
+    if tower:
+        opened_tower = TowerFolder(tower)
+        companion = with_tokens(companion, placeholders(opened_tower.vision))
+        source = Assembled(source, opened_tower, companion.size or 0)
+    special = placeholder_ids(source.model.vision, companion) if source.model.vision else {}
     model = replace(source.model, dtype=dtype) if dtype else source.model
     cast = getattr(torch, dtype) if dtype else None
     dtypes = {
@@ -143,11 +162,12 @@ def convert(
         if free < total:
             raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
         if to == HUGGINGFACE:
-            _write_config(folder, model, companion)
+            _write_config(folder, model, companion, special)
             notices += _odd_tokenizer(companion, folder)
             target = HuggingFaceTarget(folder, model, dtypes, shard_bytes or SHARD_BYTES)
             _stream(source, dtypes, target, total, progress)
-            notices += tuple(filter(None, (load_family(model.family).notice,)))
+            said = (load_family(model.family).notice, laid_out_singly(model.vision))
+            notices += tuple(filter(None, said))
         else:
             _write_task(folder, save, model, companion)
             _stream(source, dtypes, TorchDistTarget(folder, model), total, progress)
@@ -190,6 +210,9 @@ def _open_huggingface(
     companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
     notices = source.notices + check_tokens(companion, source.model.vocab)
     config = read_json(load / CONFIG)
+    if source.model.vision:
+        vision = vision_beside(source.model.vision, load, config, companion)
+        source.model = replace(source.model, vision=vision)
     stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
     notices += settings_left_out(config) if not stored else ()
     if given is None:  # text ends at the model's own ids, not at its tokenizer's
@@ -213,6 +236,9 @@ def _open_megatron(
         raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
     model = model_of(args, tokens or rows, str(checkpoint), family)
     notices = check_tokens(companion, model.vocab)
+    if model.vision and companion and companion.folder:
+        template = trained_template(model.vision, companion, args.get("chat_template"))
+        companion = replace(companion, chat_template=template)
     if tokens is None:
         notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
     return reader.open_source(checkpoint, model), companion or Tokenizer(), notices
@@ -236,9 +262,13 @@ def _stream(
         target.finish()
 
 
-def _write_config(folder: Path, model: Model, companion: Tokenizer) -> None:
+def _write_config(
+    folder: Path, model: Model, companion: Tokenizer, placeholders: Mapping[str, int] | None = None
+) -> None:
     companion.copy(folder)
-    config = write_config(model, companion.ids)
+    if model.vision:
+        write_processor(folder, model.vision)
+    config = write_config(model, {**companion.ids, **(placeholders or {})})
     read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     generation = {name: value for name, value in companion.generation.items() if value is not None}

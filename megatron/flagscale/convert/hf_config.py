@@ -13,6 +13,7 @@ from flagscale.checks.model_folder import misspelt_architecture
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import DERIVED, SIZE, Family, Setting
+from megatron.flagscale.convert.families.llava import FORMS
 from megatron.flagscale.convert.hf_keys import surplus_keys
 from megatron.flagscale.convert.hf_rope import PARTIAL, Report, read_rope, rope_values, write_rope
 from megatron.flagscale.convert.json_values import is_positive, is_size, same, short
@@ -68,6 +69,7 @@ def read_config(config: Mapping[str, Any], where: str, family: str | None = None
         attention_dropout=_dropout(values, found, "attention_dropout", report),
         hidden_dropout=_dropout(values, found, "hidden_dropout", report),
         settings=settings,
+        vision=None,
     )
     if model.layers * max(model.experts, 1) > _MOST_MLPS:
         report(f"`{found.keys['layers']}` is {model.layers}, more than any model has")
@@ -95,7 +97,7 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
     fitting = [one for one in known if name == getattr(one, field) or one.model_type == one.forms.get(name)]
     fitting += [one for one in known if one not in fitting and name in one.forms]
     if not fitting:
-        names = sorted({one for family in known for one in _names(family, field)})
+        names = sorted({one for family in (*known, *FORMS) for one in _names(family, field)})
         what = f"the {field} {name} is not supported; known: {', '.join(names)}"
         raise UserError([Problem(what, where, misspelt_architecture(name, names))])
     named = [family for family in fitting if wanted in (None, family.name)]

@@ -1,7 +1,8 @@
 """The defaults of the configuration classes of transformers: what a key that `config.json` lacks stands for.
 
-`python -m megatron.flagscale.convert.hf_defaults` asks every class of a causal language model and prints the
-catalog that is committed as `hf_defaults.json`. Reading it takes the standard library only.
+`python -m megatron.flagscale.convert.hf_defaults` asks every class of a causal language model, and those
+of models with pictures, and prints the catalog that is committed as `hf_defaults.json`. Reading it takes the
+standard library only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 _FILE = Path(__file__).with_suffix(".json")
+_WITH_PICTURES = ("llava", "llava_onevision", "clip_vision_model", "siglip_vision_model")
+"""Models with pictures, and their towers; transformers does not count them among causal language models."""
 
 
 @cache
@@ -52,10 +55,11 @@ def build_catalog() -> dict[str, Any]:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    model_types = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_WITH_PICTURES})
     return {
         "version": transformers.__version__,
         "generation": dict(sorted(transformers.GenerationConfig()._get_default_generation_params().items())),
-        "classes": dict(_described(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))),
+        "classes": dict(_described(model_types)),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -18,14 +18,15 @@ from flagscale.checks.weight_files import weights_of
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert import block_scales
 from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.families.llava import class_of, form_in, ignored, rows_of, usual_name
 from megatron.flagscale.convert.files import read_json
-from megatron.flagscale.convert.hf_config import read_config
+from megatron.flagscale.convert.hf_pictures import read_config, text_of, unread_layers
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
 CONFIG = "config.json"
-_NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-CODES = {dtype: name for name, dtype in _NAMES.items()}
+NAMES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+CODES = {dtype: name for name, dtype in NAMES.items()}
 """torch's precisions, with their names in safetensors."""
 _OF_SHAPES = (
     *("layers", "hidden", "heads", "groups", "head_dim", "ffn", "vocab"),
@@ -49,7 +50,11 @@ class HuggingFaceSource:
         self.folder = folder
         config = read_json(folder / CONFIG)
         self.model: Model = read_config(config, str(folder / CONFIG), family)
-        self._stored = _stored_tensors(folder, config, registry.load(self.model.family).class_name)
+        stored = _stored_tensors(folder, config, class_of(self.model))
+        self._names = _usual_names(stored, folder) if self.model.vision else {name: name for name in stored}
+        self._stored = {usual: stored[name] for usual, name in self._names.items()}
+        unread = tuple(unread_layers(config, self.model))
+        self._unread = {name for name in self._stored if name.startswith(unread)}
         self._block = block_scales.block_of(config.get(block_scales.KEY))
         self._scales: dict[str, Stored] = {}
         if self._block:
@@ -59,6 +64,10 @@ class HuggingFaceSource:
                 if name + block_scales.SCALES in self._stored
             }
         self.notices: tuple[str, ...] = ()
+        if unread:
+            last = "its last layer" if len(unread) == 1 else f"its last {len(unread)} layers"
+            why = f"which the model does not read (`vision_feature_layer` in {CONFIG})"
+            self.notices += (f"the tower is converted without {last}, {why}",)
         output, embedding = _tied_names(self.model)
         is_tied = self.model.tied
         if is_tied and {output, embedding} <= self._stored.keys():
@@ -91,7 +100,7 @@ class HuggingFaceSource:
     def _as_read(self) -> dict[str, Stored]:
         """Return what is stored, with the precision that weights have once their scales are applied."""
         as_read = {name: self._stored[name]._replace(dtype=CODES[torch.bfloat16]) for name in self._scales}
-        return {**self._stored, **as_read}
+        return {name: one for name, one in {**self._stored, **as_read}.items() if name not in self._unread}
 
     def _wrong_scales(self) -> Iterator[Problem]:
         for name, scales in self._scales.items():
@@ -102,8 +111,8 @@ class HuggingFaceSource:
                 yield Problem(f"{found}; only matrices have scales")
                 continue
             shape = block_scales.scales_shape(stored.shape, self._block or (1, 1))
-            if (stored.dtype, scales.shape) != (block_scales.STORED, shape) or scales.dtype not in _NAMES:
-                codes = " or ".join(_NAMES)
+            if (stored.dtype, scales.shape) != (block_scales.STORED, shape) or scales.dtype not in NAMES:
+                codes = " or ".join(NAMES)
                 expected = f"{block_scales.STORED} with scales of shape {list(shape)} in {codes}"
                 yield Problem(f"{found}; expected: {expected}")
 
@@ -125,18 +134,19 @@ class HuggingFaceSource:
         return entry.join.join([self._tensor(name) for name in entry.huggingface], self.model)
 
     def _dtype(self, name: str) -> torch.dtype:
-        return torch.bfloat16 if name in self._scales else _NAMES[self._stored[name].dtype]
+        return torch.bfloat16 if name in self._scales else NAMES[self._stored[name].dtype]
 
     def _tensor(self, name: str) -> torch.Tensor:
-        tensor = _read(self._stored[name].file, name)
+        tensor = read_tensor(self._stored[name].file, self._names[name])
         if name not in self._scales:
             return tensor
         assert self._block
-        scales = _read(self._scales[name].file, name + block_scales.SCALES)
+        scales = read_tensor(self._scales[name].file, self._names[name + block_scales.SCALES])
         return block_scales.scaled(tensor, scales, self._block)
 
 
-def _read(path: Path, name: str) -> torch.Tensor:
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Return a tensor of a safetensors file."""
     # Reopened for each tensor: pages of a file that stays open would count as memory of this process.
     with safe_open(path, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
@@ -157,6 +167,16 @@ def _stored_tensors(folder: Path, config: Mapping[str, Any], class_name: str) ->
     return stored
 
 
+def _usual_names(stored: Iterable[str], folder: Path) -> dict[str, str]:
+    """Return the name of each stored tensor, by the one that it usually has in a model with pictures."""
+    names: dict[str, str] = {}
+    for name in stored:
+        other = names.setdefault(usual_name(name), name)
+        if other != name:
+            raise UserError(f"{folder}: {other} and {name} are the same tensor; remove one of them")
+    return names
+
+
 def names_of_mtp(model: Model) -> set[str]:
     """Return the names of the tensors that belong to a model's layers for multi-token prediction."""
     names: list[set[str]] = []
@@ -167,13 +187,15 @@ def names_of_mtp(model: Model) -> set[str]:
 
 def _tied_names(model: Model) -> tuple[str, str]:
     """Return the names of the output and the embedding, whether or not the output is stored."""
-    rows = {row.megatron: row.huggingface[0] for row in registry.load(model.family).rows}
+    rows = {row.megatron: row.huggingface[0] for row in rows_of(model)}
     return rows[OUTPUT], rows[EMBEDDING]
 
 
 def _assumed(model: Model, config: Mapping[str, Any]) -> str:
     """Return the sizes that `config.json` lacks, and the values that count for them; "" if it lacks none."""
     keys = registry.load(model.family).keys
+    form = form_in(config)
+    config = text_of(config, form) if form else config
     missing = [field for field in _OF_SHAPES if field in keys and config.get(keys[field]) is None]
     shown = ", ".join(f"`{keys[field]}` {getattr(model, field)}" for field in missing)
     return f"{CONFIG} does not give these sizes, which have a default: {shown}" if shown else ""
@@ -186,7 +208,7 @@ def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> It
         for name, shape in zip(entry.huggingface, entry.parts, strict=True)
     }
     copies = {name: entry.shape for entry in entries(model) for name in entry.copies}
-    buffers, (output, _) = registry.load(model.family).buffers, _tied_names(model)
+    buffers, (output, _) = ignored(model), _tied_names(model)
     optional = {name for name in stored if name.endswith(buffers) or (model.tied and name == output)}
     expected |= {name: shape for name, shape in copies.items() if name in stored}
     missing = [name for name in expected if name not in stored]
@@ -207,10 +229,10 @@ def _differences(model: Model, stored: Mapping[str, Stored], assumed: str) -> It
         yield Problem(what, hint="" if number else assumed)
     if more := sum(map(len, [*wrong.values()][_SHOWN:])):
         yield Problem(f"{more} more tensors have shapes that differ from {CONFIG}")
-    codes = {one.dtype for one in known.values()} - _NAMES.keys()
+    codes = {one.dtype for one in known.values()} - NAMES.keys()
     for code in sorted(codes):
         names = [name for name, one in known.items() if one.dtype == code]
-        yield Problem(f"{_some(names)}: stored as {code}; only {', '.join(_NAMES)} are supported")
+        yield Problem(f"{_some(names)}: stored as {code}; only {', '.join(NAMES)} are supported")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ import torch
 
 from flagscale.checks.weight_files import INDEX, WHOLE
 from flagscale.files import write_atomic
+from megatron.flagscale.convert.families.llava import fillings
 from megatron.flagscale.convert.huggingface import CODES
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import Entry
@@ -37,7 +38,8 @@ class HuggingFaceTarget:
         self, folder: Path, model: Model, dtypes: Mapping[Entry, torch.dtype], shard_bytes: int
     ) -> None:
         self._folder, self._model = folder, model
-        self._shards = _plan(dtypes, shard_bytes)
+        self._fillings = fillings(model)
+        self._shards = _plan(dtypes, model, shard_bytes)
         self._places = iter([(number, one) for number, shard in enumerate(self._shards) for one in shard])
         self._number = -1
         self._file: BinaryIO | None = None
@@ -46,15 +48,21 @@ class HuggingFaceTarget:
         """Append the tensors of an entry; call it in the order of the entries."""
         parts = [*entry.join.split(tensor, self._model), *(tensor for _ in entry.copies)]
         for name, part in zip((*entry.huggingface, *entry.copies), parts, strict=True):
-            number, planned = next(self._places)
-            assert (name, part.shape, part.dtype) == (planned.name, planned.shape, planned.dtype)
-            if number != self._number:
-                self._open(number)
-            assert self._file is not None
-            self._file.write(part.contiguous().view(-1).view(torch.uint8).numpy())
+            self._append(name, part)
+
+    def _append(self, name: str, part: torch.Tensor) -> None:
+        number, planned = next(self._places)
+        assert (name, part.shape, part.dtype) == (planned.name, planned.shape, planned.dtype)
+        if number != self._number:
+            self._open(number)
+        assert self._file is not None
+        self._file.write(part.contiguous().view(-1).view(torch.uint8).numpy())
 
     def finish(self) -> None:
-        """Close the last shard, and write the index if there are several shards."""
+        """Write what no entry holds, and close the last shard; write the index if there are several."""
+        planned = {one.name: one for shard in self._shards for one in shard}
+        for name, value in self._fillings.items():
+            self._append(name, torch.full(planned[name].shape, value, dtype=planned[name].dtype))
         self.close()
         assert next(self._places, None) is None, "not every tensor was written"
         if len(self._shards) > 1:
@@ -83,19 +91,27 @@ class HuggingFaceTarget:
         self._file.write(_header(self._shards[number]))
 
 
-def _plan(dtypes: Mapping[Entry, torch.dtype], shard_bytes: int) -> list[list[_Planned]]:
+def _plan(dtypes: Mapping[Entry, torch.dtype], model: Model, shard_bytes: int) -> list[list[_Planned]]:
     shards: list[list[_Planned]] = [[]]
     filled = 0
+    for one in _planned(dtypes, model):
+        if shards[-1] and filled + one.size > shard_bytes:
+            shards.append([])
+            filled = 0
+        filled += one.size
+        shards[-1].append(one)
+    return shards
+
+
+def _planned(dtypes: Mapping[Entry, torch.dtype], model: Model) -> Iterator[_Planned]:
+    """Yield all tensors of a folder in order: those of the entries, then the fillings."""
     for entry, dtype in dtypes.items():
         shapes = [*entry.parts, *(entry.shape for _ in entry.copies)]
         for name, shape in zip((*entry.huggingface, *entry.copies), shapes, strict=True):
-            size = dtype.itemsize * math.prod(shape)
-            if shards[-1] and filled + size > shard_bytes:
-                shards.append([])
-                filled = 0
-            filled += size
-            shards[-1].append(_Planned(name, shape, dtype, size))
-    return shards
+            yield _Planned(name, shape, dtype, dtype.itemsize * math.prod(shape))
+    for name in fillings(model):
+        assert model.vision
+        yield _Planned(name, (model.vision.tower.hidden,), dtype, dtype.itemsize * model.vision.tower.hidden)
 
 
 def _header(shard: Sequence[_Planned]) -> bytes:

@@ -12,15 +12,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flagscale.errors import Problem, UserError
-from megatron.flagscale.convert.families import registry
+from megatron.flagscale.convert.families.llava import class_of
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.model import Model
+from megatron.flagscale.convert.picture_sample import PictureSample, sample_of
 
 TOLERANCE = 1e-4
 _LENGTH = 64
@@ -32,6 +34,8 @@ multi-token prediction take no part."""
 def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str = "") -> float:
     """Return the largest difference between logits on random tokens, in fp32, relative to the largest logit.
 
+    A model with pictures is given a random one among the tokens.
+
     `checkpoint` is the folder of an iteration or of a release; `hint` is what may have made them differ.
 
     Raises:
@@ -42,14 +46,18 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str =
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.vocab, (2, min(_LENGTH, model.positions)), generator=generator)
     # A folder's own code never runs: the class is one of transformers.
-    kind = getattr(transformers, registry.load(model.family).class_name)
+    kind = getattr(transformers, class_of(model))
     # Keys of the folder may choose kernels that are not installed here, or another form of the outputs.
     fixed = {"attn_implementation": "sdpa", "output_attentions": False, "return_dict": True}
     opened = kind.from_pretrained(huggingface, dtype=torch.float32, local_files_only=True, **fixed)
+    sample = sample_of(model, tokens, opened.config.image_token_index) if model.vision else None
     with torch.no_grad():
-        expected = opened(tokens).logits
+        expected = opened(**sample.of_transformers).logits if sample else opened(tokens).logits
     del opened
-    found = megatron_logits(checkpoint, task_arguments(model), tokens)[..., : model.vocab]
+    given = sample.tokens if sample else tokens
+    # Those of the vision part are not arguments: the rules of a training with pictures do not apply here.
+    arguments = task_arguments(replace(model, vision=None))
+    found = megatron_logits(checkpoint, arguments, given, sample)[..., : model.vocab]
     difference: float = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
         what = f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
@@ -58,8 +66,15 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str =
     return difference
 
 
-def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torch.Tensor) -> torch.Tensor:
+def megatron_logits(
+    checkpoint: Path,
+    arguments: Mapping[str, Any],
+    tokens: torch.Tensor,
+    sample: PictureSample | None = None,
+) -> torch.Tensor:
     """Return the logits `[batch, length, vocabulary]` of `tokens [batch, length]`, computed in fp32.
+
+    The `tokens` of a `sample` have a picture among them.
 
     `checkpoint` is the folder of an iteration or of a release. `arguments` are those that
     `megatron_args.task_arguments` returns.
@@ -69,7 +84,7 @@ def megatron_logits(checkpoint: Path, arguments: Mapping[str, Any], tokens: torc
     """
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "tokens.pt"), Path(folder, "logits.pt")
-        torch.save(tokens, given)
+        torch.save({"tokens": tokens, "pictures": sample.of_megatron if sample else None}, given)
         argv = ["--load", str(checkpoint.resolve().parent), *_argv(arguments, tokens)]
         if checkpoint.name.startswith("iter_"):
             argv += ["--ckpt-step", str(int(checkpoint.name.removeprefix("iter_"))), "--finetune"]
@@ -101,8 +116,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
-    """Build the model that the worker's arguments describe, load it, and run it on tokens without dropout."""
+def forward(tokens: torch.Tensor, pictures: Mapping[str, Any] | None, argv: list[str]) -> torch.Tensor:
+    """Build the model that the worker's arguments describe, load it, and run it on tokens without dropout.
+
+    `pictures` is `PictureSample.of_megatron` for a model with pictures.
+    """
     from megatron.flagscale.bootstrap import adapt, prepare_engine
 
     sys.argv[1:] = prepare_engine(argv)
@@ -114,9 +132,10 @@ def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
     from megatron.training.training import setup_model_and_optimizer
 
     from megatron.flagscale.args import parse
+    from megatron.flagscale.convert.picture_sample import media_of, picture_config
 
     args = parse()
-    model_config = gpt_config_from_args(args)
+    model_config = picture_config(args, pictures) if pictures else gpt_config_from_args(args)
     adapt(model_config, args)
     initialize_megatron(allow_no_cuda=True)
     (model,), _, _ = setup_model_and_optimizer(
@@ -128,15 +147,16 @@ def forward(tokens: torch.Tensor, argv: list[str]) -> torch.Tensor:
     device = next(model.parameters()).device
     tokens = tokens.to(device)
     positions = torch.arange(tokens.shape[1], device=device).expand_as(tokens)
+    media = {"media": media_of(pictures, device)} if pictures else {}
     with torch.no_grad():
-        logits: torch.Tensor = model(tokens, positions, None)
+        logits: torch.Tensor = model(tokens, positions, None, **media)
     return logits.float().cpu()
 
 
 def main(argv: list[str]) -> None:
     """Read tokens from a file and write their logits to another; `argv` is `TOKENS ANSWER ARGUMENTS...`."""
     given, answer, *arguments = argv
-    torch.save(forward(torch.load(given, weights_only=True), arguments), answer)
+    torch.save(forward(**torch.load(given, weights_only=True), argv=arguments), answer)
 
 
 if __name__ == "__main__":

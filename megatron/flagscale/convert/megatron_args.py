@@ -13,6 +13,7 @@ from typing import Any
 
 from flagscale.config.catalog import Option, catalog_of
 from flagscale.errors import UserError
+from flagscale.vision.arguments import arguments_of
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Family
 from megatron.flagscale.convert.model import Model, Yarn
@@ -117,7 +118,11 @@ def task_arguments(model: Model) -> dict[str, Any]:
     whole = {**dict(_arguments(model)), **registry.load(model.family).task}
     if whole.get("multi_latent_attention") and model.hidden % model.heads == 0:
         del whole["kv_channels"]  # it has no effect; without it, the engine demands that the heads divide
-    return dict(_option(name, value) for name, value in whole.items() if not _is_default(name, value))
+    pictures = arguments_of(model.vision) if model.vision else {}
+    return {
+        **dict(_option(name, value) for name, value in whole.items() if not _is_default(name, value)),
+        **{name: value for name, value in pictures.items() if value is not None},
+    }
 
 
 def _is_default(argument: str, value: Any) -> bool:
@@ -150,6 +155,7 @@ def checkpoint_arguments(model: Model) -> dict[str, Any]:
         "num_query_groups": model.heads,
         **expected_arguments(family),
         **dict(_arguments(model)),
+        **(arguments_of(model.vision) if model.vision else {}),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flagscale.errors import Problem, UserError
+from flagscale.vision.arguments import vision_of
 from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Family, Setting
 from megatron.flagscale.convert.megatron_args import (
@@ -68,6 +69,7 @@ def _described(args: Mapping[str, Any], vocab: int, found: Family) -> Model:
         window=_window(args) if "window" in found.keys else 0,
         **{name: args[name] for name in DROPOUTS if name in found.keys},
         settings={one.argument: _setting(args, one) for one in found.settings} | _balancing(args, found),
+        vision=vision_of(args) if "vision_model_type" in args else None,
     )
 
 

@@ -22,7 +22,7 @@ _RENAMED = {
 }
 """Norms that are modules of their own, except in TransformerEngine's linear layers, and a module that has its
 older name in `torch_dist`."""
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _SEQUENTIAL = re.compile(r"\.experts\.local_experts\.(\d+)\.(linear_fc[12]\.\w+)")
 _GROUPED = re.compile(r"\.experts\.(linear_fc[12]\.(?:weight|bias))(\d+)")
 _JOINED = re.compile(r"(.*\.mlp\.experts\.)weight([12])")

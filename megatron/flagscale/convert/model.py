@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flagscale.vision.tiling import Vision
+
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Values of `--dtype`, with the names of these precisions in torch and Hugging Face."""
 
@@ -45,7 +47,8 @@ class Model:
     `window` is the number of tokens that each token attends to, itself included; 0 is all of the preceding.
     The first `dense` layers have an MLP of width `dense_ffn` in place of experts, and every token also passes
     through `shared` experts. `mtp` is the number of further layers, for multi-token prediction.
-    `settings` holds the values of the family's `Setting`s, by argument of Megatron.
+    `settings` holds the values of the family's `Setting`s, by argument of Megatron. `vision` describes what a
+    model with pictures has besides; its family is that of the language model.
     """
 
     family: str
@@ -71,3 +74,4 @@ class Model:
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    vision: Vision | None = None

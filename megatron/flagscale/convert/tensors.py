@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
-from megatron.flagscale.convert.families import registry
 from megatron.flagscale.convert.families.base import Row
 from megatron.flagscale.convert.families.joins import Join
+from megatron.flagscale.convert.families.llava import rows_of, sizes_of
 from megatron.flagscale.convert.model import Model
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 """Megatron's names of the two tensors that are one in a tied model."""
+
+_NUMBERS = ("depth", "layer", "tower_layer")
+"""What can tell the tensors of a row apart."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,22 @@ class Target(Protocol):
 
 def entries(model: Model) -> Iterator[Entry]:
     """Yield every tensor of a model, from the embedding to the output: exactly those that a folder holds."""
-    family = registry.load(model.family)
-    sizes = family.sizes(model)
-    rows = _tied(family.rows) if model.tied else family.rows
+    sizes = sizes_of(model)
+    rows = _tied(rows_of(model)) if model.tied else rows_of(model)
     depths = [{"layer": model.layers + depth, "depth": depth} for depth in range(model.mtp)]
     places: Mapping[str, list[dict[str, int]]] = {
         "": [{}],
         "layer": [{"layer": layer} for layer in range(model.layers)],
         "depth": depths,
+        "tower_layer": [{"tower_layer": layer} for layer in range(model.vision.tower.layers)]
+        if model.vision
+        else [],
     }
     for section, group in groupby(rows, _section):
         section_rows = list(group)
         for place in places[section]:
             for row in section_rows:
-                if place and not row.when(model, place["layer"]):
+                if "layer" in place and not row.when(model, place["layer"]):
                     continue
                 copies = tuple(name.format(**depth) for depth in depths for name in row.copies)
                 several = any("{expert}" in name for name in row.huggingface)
@@ -108,7 +113,7 @@ def _tied(rows: Sequence[Row]) -> list[Row]:
 
 def _section(row: Row) -> str:
     """Return the number that tells the tensors of a row apart, beside that of an expert; "" if none does."""
-    return next((number for number in ("depth", "layer") if f"{{{number}}}" in row.megatron), "")
+    return next((number for number in _NUMBERS if f"{{{number}}}" in row.megatron), "")
 
 
 def _entry(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flagscale.errors import Problem, UserError
+from flagscale.files import write_atomic
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_defaults import generation_defaults
 
 GENERATION = "generation_config.json"
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # The files of Hugging Face tokenizers of any kind, and the generation settings stored with them.
 _FILES = (
     "tokenizer.json",
@@ -22,8 +24,7 @@ _FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
+    *_TEMPLATES,
     GENERATION,
 )
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -33,12 +34,18 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 class Tokenizer:
     """A tokenizer folder (None if there is none), its number of tokens, and its special ids.
 
-    `generation` holds the settings of `generation_config.json`, including the ids.
+    `generation` holds the settings of `generation_config.json`, including the ids. `vocab` holds the id of
+    each token.
     """
 
     folder: Path | None = None
     size: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    vocab: Mapping[str, int] = field(default_factory=dict, repr=False)
+    chat_template: str = ""
+    """The template of conversations that replaces the folder's own."""
+    added: tuple[str, ...] = ()
+    """Special tokens that its copies have besides."""
 
     @property
     def ids(self) -> dict[str, Any]:
@@ -46,13 +53,17 @@ class Tokenizer:
         return {name: self.generation.get(name) for name in _IDS}
 
     def copy(self, target: Path) -> None:
-        """Copy the tokenizer's files, and nothing else from its folder."""
+        """Write the tokenizer's files with what it gets besides, and nothing else from its folder."""
         if self.folder is None:
             return
         target.mkdir(exist_ok=True)
         for name in _FILES:
-            if (self.folder / name).is_file():
+            if (self.folder / name).is_file() and not (self.chat_template and name in _TEMPLATES):
                 shutil.copyfile(self.folder / name, target / name)
+        if self.added:
+            with_added(_opened(target), self.added).save_pretrained(target)
+        if self.chat_template:
+            write_atomic(target / _TEMPLATES[0], self.chat_template)
 
 
 def is_tokenizer(folder: Path) -> bool:
@@ -62,12 +73,10 @@ def is_tokenizer(folder: Path) -> bool:
 
 def open_tokenizer(folder: Path) -> Tokenizer:
     """Open a folder with `AutoTokenizer`, offline and without its code; raise `UserError` if that fails."""
-    from transformers import AutoTokenizer
-
     if not is_tokenizer(folder):
         raise UserError(f"{folder}: no tokenizer found (tokenizer.json, tokenizer.model or vocab.json)")
     try:
-        opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        opened = _opened(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if "trust_remote_code" in str(error):
             what = "the tokenizer needs code from its folder, which is never run"
@@ -75,14 +84,38 @@ def open_tokenizer(folder: Path) -> Tokenizer:
             raise UserError([Problem(what, str(folder), hint)]) from error
         why = f"its files lack {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{folder}: the tokenizer cannot be opened: {why}") from error
-    if opened.get_vocab().keys() <= {
-        *opened.all_special_tokens
-    }:  # for instance if tokenizer.model is damaged
+    vocab = opened.get_vocab()
+    if vocab.keys() <= {*opened.all_special_tokens}:  # for instance if tokenizer.model is damaged
         raise UserError(f"{folder}: the tokenizer has only special tokens; its files are damaged or missing")
     ids = {name: getattr(opened, name) for name in _IDS}
     # A model may have more end tokens than its tokenizer specifies.
     stored = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    return Tokenizer(folder, len(opened), {**ids, **stored})
+    return Tokenizer(folder, len(opened), {**ids, **stored}, vocab)
+
+
+def _opened(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def with_tokens(tokenizer: Tokenizer, tokens: Iterable[str]) -> Tokenizer:
+    """Return a tokenizer to which these special tokens are added, unless it has them."""
+    added = tuple(token for token in tokens if token not in tokenizer.vocab)
+    if not added or tokenizer.folder is None:
+        return tokenizer
+    opened = with_added(_opened(tokenizer.folder), added)
+    return replace(tokenizer, size=len(opened), vocab=opened.get_vocab(), added=added)
+
+
+def with_added(opened: Any, tokens: Iterable[str]) -> Any:
+    """Return a tokenizer of transformers with further special tokens, which text never splits."""
+    from transformers import AddedToken
+
+    opened.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
+    )
+    return opened
 
 
 def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:

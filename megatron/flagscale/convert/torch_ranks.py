@@ -23,6 +23,8 @@ from megatron.flagscale.convert.megatron_names import Place, place_of, views
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.tensors import EMBEDDING, OUTPUT, Entry, entries
 
+_GATED = re.compile(r"(?!pictures\.).*\.linear_fc1\.")
+"""The tensors that are gated in a gated model; neither towers nor projectors are."""
 _FOLDER = re.compile(r"mp_rank_(\d{2,})((?:_\d{3,})*)")
 
 
@@ -144,7 +146,7 @@ class TorchRanksSource:
         axis = _split_axis(parts[0], entry)
         if axis is None or len(parts) == 1:
             whole = parts[0]
-        elif axis == 0 and self._is_gated and ".linear_fc1." in entry.megatron:
+        elif axis == 0 and self._is_gated and _GATED.match(entry.megatron):
             # Each rank has its rows of the gate, followed by those of the up projection.
             whole = torch.cat(
                 [half for halves in zip(*(part.chunk(2) for part in parts), strict=True) for half in halves]

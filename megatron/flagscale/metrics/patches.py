@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron.flagscale.checkpoint.resume import CONSUMED_TOKENS
 from megatron.flagscale.metrics.recorder import Recorder
 from megatron.flagscale.patching import Patch
 
@@ -54,23 +55,58 @@ def _record_training(original: Callable[..., Any]) -> Callable[..., Any]:
             *rest,
             **named,
         )
-        args = get_args()
+        args, batch_size = get_args(), get_current_global_batch_size()
+        lengths = {name: named.get(name) for name in _LENGTHS}
+        tokens = lengths[_LENGTHS[0]]
+        if tokens is not None:
+            # Every rank has the sum. The arguments are saved with a checkpoint.
+            setattr(args, CONSUMED_TOKENS, getattr(args, CONSUMED_TOKENS, 0) + round(tokens))
         if report:
             report.meter.add({**loss_dict, **_further}, bool(skipped_iter))
+            report.meter.add_work(
+                batch_size * args.seq_length if tokens is None else tokens,
+                num_floating_point_operations(args, batch_size, **lengths),
+            )
         _further.clear()
-        if report and (iteration % args.log_interval == 0 or named.get("is_first_iteration")):
-            batch_size = get_current_global_batch_size()
+        is_logged = iteration % args.log_interval == 0 or named.get("is_first_iteration")
+        own = {name: figure() for name, figure in _figures.items()} if is_logged else {}
+        further_flops = sum(flops() for flops in _flops) if is_logged else 0.0
+        if report and is_logged:
+            report.meter.add_work(0.0, further_flops)
+            consumed = args.consumed_train_samples * args.seq_length
             figures = {
+                "consumed_tokens": consumed if tokens is None else getattr(args, CONSUMED_TOKENS),
                 "batch_size": batch_size,
-                "flops": num_floating_point_operations(args, batch_size),
                 "learning_rate": learning_rate,
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "loss_scale": float(loss_scale),
+                **own,
             }
             report.iteration(args, iteration, get_timers()("interval-time").active_time(), figures)
         return outcome
 
     return training_log
+
+
+_LENGTHS = ("total_real_tokens_in_batch", "seqlen_squared_sum_in_batch")
+"""Sums over the samples of a step, which the trainer passes on if a program counts them (else None)."""
+_figures: dict[str, Callable[[], float]] = {}
+
+
+def add_figure(name: str, figure: Callable[[], float]) -> None:
+    """Record a figure of a training program's own; all ranks call `figure` at each logged iteration."""
+    _figures[name] = figure
+
+
+_flops: list[Callable[[], float]] = []
+
+
+def add_flops(flops: Callable[[], float]) -> None:
+    """Add floating-point operations of a training program's own to those of the language model.
+
+    All ranks call `flops` at each logged iteration; it returns those of all ranks since the last call.
+    """
+    _flops.append(flops)
 
 
 # The losses of routers and prediction heads in the current iteration: from the functions that reduce them.

@@ -65,6 +65,8 @@ class Meter:
     def reset(self) -> None:
         self.iterations = 0
         self.skipped = 0
+        self.tokens = 0.0
+        self.flops = 0.0
         self._sums: dict[str, Any] = {}
 
     def add(self, losses: Mapping[str, Any], skipped: bool) -> None:
@@ -77,6 +79,11 @@ class Meter:
             self._sums[name] = (
                 self._sums[name] + loss.detach().double() if name in self._sums else loss.double()
             )
+
+    def add_work(self, tokens: float, flops: float) -> None:
+        """Add the tokens of an iteration, and the floating-point operations that they need."""
+        self.tokens += tokens
+        self.flops += flops
 
     def losses(self) -> dict[str, float]:
         """Return the mean of each loss over the iterations that were not skipped."""
@@ -105,23 +112,22 @@ class Recorder:
 
     def iteration(self, args: Any, iteration: int, active_seconds: float, figures: Mapping[str, Any]) -> None:
         """Report the iterations since the last call; `figures` holds values that only the trainer has."""
-        seconds = (active_seconds - self._active_seconds) / max(1, self.meter.iterations)
+        passed = active_seconds - self._active_seconds
+        seconds = passed / max(1, self.meter.iterations)
         self._active_seconds = active_seconds
         record = {
             "iteration": iteration,
             "train_iters": args.train_iters,
             "consumed_samples": args.consumed_train_samples,
-            "consumed_tokens": args.consumed_train_samples * args.seq_length,
             **self.meter.losses(),
             **figures,
             "iteration_ms": seconds * 1000,
-            "tokens_per_s": figures["batch_size"] * args.seq_length / seconds,
-            "tflops_per_gpu": figures["flops"] / seconds / 1e12 / args.world_size,
+            "tokens_per_s": self.meter.tokens / passed,
+            "tflops_per_gpu": self.meter.flops / passed / 1e12 / args.world_size,
             "mem_bytes": chip().memory_bytes(),
             "skipped": self.meter.skipped,
             "time": time.time(),
         }
-        del record["flops"]
         self.meter.reset()
         if self.file:
             self.file.append(record)

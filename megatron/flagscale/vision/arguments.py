@@ -89,12 +89,6 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="Energon folders or blends for validation (default: the `val` split of --data-path, if any).",
     )
     group.add_argument(
-        "--chat-template",
-        metavar="NAME|FILE",
-        help="How a conversation becomes text: a template of FlagScale's by name, or a Jinja file (default: "
-        "the tokenizer's own).",
-    )
-    group.add_argument(
         "--packing-buffer-size",
         type=int,
         default=0,

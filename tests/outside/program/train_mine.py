@@ -1,4 +1,4 @@
-"""Learn to copy or reverse rows of digits: a training program with its own arguments, data and loss."""
+"""Learn to copy or reverse rows of digits: a program with its own arguments, model, data and loss."""
 
 import functools
 import sys
@@ -14,6 +14,13 @@ def add_arguments(parser):
     group.add_argument("--row-task", choices=("copy", "reverse"), default="copy")
     group.add_argument("--row-values", type=int, nargs="+", default=[1, 2, 3], help="Digits to draw from.")
     group.add_argument("--score-question", action="store_true", help="Include the question in the loss.")
+
+
+def model_config(args):
+    from megatron.training.argument_utils import gpt_config_from_args
+    from scaled import ScaledConfig
+
+    return gpt_config_from_args(args, model_config_cls=ScaledConfig)
 
 
 def datasets(num_samples, vp_stage=None):
@@ -64,4 +71,11 @@ def loss_func(mask, losses):
 
 
 if __name__ == "__main__":
-    sys.exit(run(add_arguments=add_arguments, datasets=datasets, forward_step=forward_step))
+    sys.exit(
+        run(
+            add_arguments=add_arguments,
+            model_config=model_config,
+            datasets=datasets,
+            forward_step=forward_step,
+        )
+    )

@@ -54,8 +54,11 @@ class Drawn(NamedTuple):
     answer: str
 
 
-def drawn(kind: str, seed: int, turn: int, side: int) -> Drawn:
-    """Return the `turn`-th picture of a kind, `side` pixels high and wide, by its arguments alone."""
+def drawn(kind: str, seed: int, turn: int, side: int, *, blank: bool = False) -> Drawn:
+    """Return the `turn`-th picture of a kind, of `side` by `side` pixels; the arguments decide every pixel.
+
+    `blank`: nothing is drawn on it; the question and the answer are the same.
+    """
     from PIL import Image, ImageDraw
 
     answers, draw = _KINDS[kind]
@@ -65,7 +68,7 @@ def drawn(kind: str, seed: int, turn: int, side: int) -> Drawn:
     chance = random.Random(f"{kind} {seed} {turn} drawn")
     paper = tuple(chance.randint(_DARKEST_PAPER, 255) for _ in range(3))
     image = Image.new("RGB", (side, side), paper)
-    question = draw(ImageDraw.Draw(image), chance, side, answer)
+    question = draw(ImageDraw.Draw(image.copy() if blank else image), chance, side, answer)
     return Drawn(image, question, answer)
 
 

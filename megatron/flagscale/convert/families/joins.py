@@ -5,7 +5,7 @@ A family may define a `Join` of its own. Torch is imported only to join tensors:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,25 +61,42 @@ class Gated:
         return list(tensor.chunk(2))
 
 
-class _Qkv:
+@dataclass(frozen=True)
+class Qkv:
+    """Query, key and value by group of heads; `rows` are their extents.
+
+    `heads` returns the number of heads, of their groups, and the size of a head.
+    """
+
+    rows: Shape
+    heads: Callable[[Model], tuple[int, int, int]]
+
     def shapes(self, shape: Shape) -> tuple[Shape, ...]:
-        return tuple((rows, *shape[1:]) for rows in ("query", "key", "key"))
+        return tuple((rows, *shape[1:]) for rows in self.rows)
 
     def join(self, parts: Sequence[torch.Tensor], model: Model) -> torch.Tensor:
         import torch
 
-        return torch.cat([part.unflatten(0, (model.groups, -1)) for part in parts], dim=1).flatten(0, 1)
+        _, groups, _ = self.heads(model)
+        return torch.cat([part.unflatten(0, (groups, -1)) for part in parts], dim=1).flatten(0, 1)
 
     def split(self, tensor: torch.Tensor, model: Model) -> Sequence[torch.Tensor]:
-        queries = model.heads // model.groups * model.head_dim
-        grouped = tensor.unflatten(0, (model.groups, -1))
-        parts = grouped.split([queries, model.head_dim, model.head_dim], dim=1)
+        heads, groups, size = self.heads(model)
+        parts = tensor.unflatten(0, (groups, -1)).split([heads // groups * size, size, size], dim=1)
         return [part.flatten(0, 1) for part in parts]
+
+
+def _of_tower(model: Model) -> tuple[int, int, int]:
+    assert model.vision
+    tower = model.vision.tower
+    return tower.heads, tower.heads, tower.hidden // tower.heads
 
 
 COPY: Join = _Copy()
 """The same tensor in both formats."""
 GATED: Join = Gated()
 """Gate and up projections of an MLP or an expert."""
-QKV: Join = _Qkv()
+QKV: Join = Qkv(("query", "key", "key"), lambda model: (model.heads, model.groups, model.head_dim))
 """Each group of query heads, followed by its key and its value."""
+TOWER_QKV: Join = Qkv(("tower",) * 3, _of_tower)
+"""The same in a vision tower, each of whose heads is a group."""
