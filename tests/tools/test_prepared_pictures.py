@@ -15,6 +15,7 @@ import pytest
 from flagscale.errors import UserError
 from flagscale_testing.pictures import write_tokenizer
 from tools.datasets import llava, pictures_demo, show_pictures
+from tools.datasets.pictures.drawing import Drawn
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,6 +113,32 @@ def test_a_second_demo_does_nothing_and_another_is_refused(demo: Path) -> None:
         pictures_demo.draw(demo, samples=61, side=28, valid_every=10)
     with pytest.raises(UserError, match="--kinds count: unknown; did you mean `counts`"):
         pictures_demo.draw(demo, kinds=("count",))
+
+
+def test_a_demo_that_was_interrupted_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> Drawn:
+        if arguments[2] == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    real = pictures_demo.drawn
+    monkeypatch.setattr(llava, "prepare", lambda *_, **__: "prepared")
+    monkeypatch.setattr(pictures_demo, "drawn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pictures_demo.draw(tmp_path, samples=20, side=28)
+    monkeypatch.setattr(pictures_demo, "drawn", real)
+    assert pictures_demo.draw(tmp_path, samples=20, side=28) == "prepared"
+    assert len(list((tmp_path / "pictures").iterdir())) == 20
+    before = (tmp_path / "conversations.json").stat().st_mtime_ns
+    pictures_demo.draw(tmp_path, samples=20, side=28)
+    assert (tmp_path / "conversations.json").stat().st_mtime_ns == before
+
+
+def test_a_demo_leaves_pictures_from_elsewhere_alone(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(UserError, match="pictures: not made by this tool"):
+        pictures_demo.draw(tmp_path, samples=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_the_page_shows_pictures_tokens_and_masks(

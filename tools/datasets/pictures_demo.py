@@ -27,6 +27,7 @@ SAMPLES, SIDE, SEED = 4000, 56, 1
 _VERSION = 1
 """Of the pictures and questions."""
 _FEWEST, _SMALLEST = 2, 14
+_PICTURES, _COMPLETE = "pictures", "complete"
 VOCABULARY = 384
 SPECIAL = ("<|im_end|>", "<|im_start|>", "<image>", "<video>")
 """The tokens of the chat template `chatml` and the placeholders; the first one ends an answer."""
@@ -60,24 +61,27 @@ def draw(
         raise UserError(f"--side {side}: must be {_SMALLEST} or more pixels")
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--kinds {wrong[0]}: unknown; {nearest(wrong[0], KINDS)}")
-    record, conversations, texts = (
-        output / name for name in ("drawn.json", "conversations.json", "texts.txt")
-    )
+    record, pictures = output / "drawn.json", output / _PICTURES
+    conversations, texts = output / "conversations.json", output / "texts.txt"
     asked = {"version": _VERSION, "samples": samples, "side": side, "seed": seed, "kinds": list(kinds)}
     asked |= {"blank": True} if blank else {}
     with locked(output):
-        made = read_json(record)
-        if made is not None and not overwrite:
-            refuse_other(output, made, asked)
-        else:
-            record.unlink(missing_ok=True)
-            (output / "pictures").mkdir(exist_ok=True)
+        made = None if overwrite else read_json(record)
+        if made is not None:
+            refuse_other(output, {key: value for key, value in made.items() if key != _COMPLETE}, asked)
+        elif not overwrite and (strangers := [path for path in (pictures, conversations) if path.exists()]):
+            raise UserError(
+                f"{strangers[0]}: not made by this tool; choose another --output, or --overwrite it"
+            )
+        if made is None or not made[_COMPLETE]:
+            write_json(record, {**asked, _COMPLETE: False})
+            pictures.mkdir(exist_ok=True)
             content = [_written(output, number, side, seed, kinds, blank) for number in range(samples)]
             text = ",\n".join(json.dumps(one) for one in content)
             write_atomic(conversations, f"[\n{text}\n]\n")
             turns = (turn["value"] for one in content for turn in one["conversations"])
             write_atomic(texts, "\n".join(turns))
-            write_json(record, asked)
+            write_json(record, {**asked, _COMPLETE: True})
         done = llava.prepare(
             [conversations],
             output / "energon",
@@ -102,8 +106,8 @@ def _written(
     # Takes turns among all kinds, also among the samples that are held out at regular distances.
     kind = kinds[(number + number // len(kinds)) % len(kinds)]
     image, question, answer = drawn(kind, seed, number // len(kinds), side, blank=blank)
-    name = f"pictures/{number:06d}.png"
-    image.save(output / name)  # `drawn.json`, which is last, tells that all are complete
+    name = f"{_PICTURES}/{number:06d}.png"
+    image.save(output / name)  # `drawn.json` tells later whether all are complete
     turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
     return {"id": f"{kind}-{number:06d}", "image": name, "conversations": turns}
 
