@@ -16,11 +16,10 @@ from typing import Any
 
 from megatron.energon import Sample, basic_sample_keys, edataclass, stateless
 
-from energon_flagscale.formats import KINDS, PICTURES, ROLES
+from energon_flagscale.formats import KINDS, PICTURES, ROLES, VIDEOS
 from energon_flagscale.unusable import UnusableSample
 from flagscale.errors import nearest
 
-_VIDEOS = frozenset({"avi", "mkv", "mov", "mp4", "webm"})
 _LISTS = ("messages", "conversations")
 _FRAME = re.compile(r"(.+)\.(\d+)\.[^.]+")
 _PLACEHOLDER = re.compile(r"<(image|video)>")
@@ -74,7 +73,7 @@ class _Files:
         self.left = {kind: dict(found) for kind, found in self.found.items()}
         self.used: dict[str, list[Any]] = {"image": [], "video": []}
         self.parts = {"image": 0, "video": 0}
-        self.has_undecoded = any(name.rpartition(".")[2].lower() in _VIDEOS for name in sample)
+        self.has_undecoded = any(name.rpartition(".")[2].lower() in VIDEOS for name in sample)
 
     def take(self, kind: str, reference: str | None) -> None:
         """Give the next part of a kind its file: the one it names if there is such a file, else the next."""

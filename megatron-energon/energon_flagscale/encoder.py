@@ -66,7 +66,7 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
     """Energon's task encoder; its batches are the micro-batches of `megatron.flagscale.train_llava`.
 
     A dict of `tokens`, `labels`, `position_ids`, `starts` (with packing) int64 and `loss_mask` float32, each
-    `[b, s]`; `media`; `lengths` and `keys` of the samples. Samples that cannot be used raise `UnusableSample`.
+    `[b, s]`; `media`; `lengths` and `keys` of the samples. Those that cannot be used raise `UnusableSample`.
     """
 
     decoder = None

@@ -24,3 +24,5 @@ KINDS: Mapping[str, str] = {
 """Types of parts in files, and what they become."""
 PICTURES = frozenset({"avif", "bmp", "gif", "jp2", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"})
 """Ends of the names of pictures and frames."""
+VIDEOS = frozenset({"avi", "mkv", "mov", "mp4", "webm"})
+"""Ends of the names of videos, of which frames have to be made first."""

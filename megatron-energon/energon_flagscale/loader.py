@@ -87,9 +87,11 @@ def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, An
 
 
 def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> TrainingData:
+    is_first = _is_first(reading)
     dataset = training_dataset(args.data_path[0], _encoder(args, reading), readers)
-    data = TrainingData(dataset, readers, _place(args, readers), args.max_skipped_samples)
-    if reading.has_pictures and mpu.get_context_parallel_rank() == 0:
+    place = _place(args, readers)
+    data = TrainingData(dataset, readers, place, args.max_skipped_samples, reports=is_first)
+    if is_first:
         _saved.append(data)
     return data
 
@@ -103,7 +105,12 @@ def _validation(args: argparse.Namespace, reading: Reading, readers: Readers) ->
     encoder = _encoder(args, reading)
     encoder.micro_batch_size = size
     dataset = validation_dataset(paths, encoder, readers, size, batches)
-    return ValidationData(dataset, batches, encoder.batch([]))
+    return ValidationData(dataset, batches, encoder.batch([]), reports=_is_first(reading))
+
+
+def _is_first(reading: Reading) -> bool:
+    """Return whether this rank speaks for all that read the same samples."""
+    return reading.has_pictures and mpu.get_context_parallel_rank() == 0
 
 
 def _encoder(args: argparse.Namespace, reading: Reading) -> _Encoder:

@@ -113,9 +113,12 @@ class TrainingData:
         readers: Readers,
         place: Place | None = None,
         max_skipped: int | None = None,
+        *,
+        reports: bool = True,
     ) -> None:
+        """`reports`: whether to print which samples are skipped; other ranks may read the same ones."""
         self.readers = readers
-        self._max_skipped = max_skipped
+        self._max_skipped, self._reports = max_skipped, reports
         # In the process of the training itself, garbage is collected as the engine decides.
         collects = {} if readers.workers else {"gc_collect_every_n_steps": 0}
         self._loader = get_savable_loader(dataset, **collects)
@@ -152,7 +155,8 @@ class TrainingData:
         batch = next(self._batches)
         messages = batch.pop(SKIPPED)
         self.skipped += len(messages)
-        report(messages)
+        if self._reports:
+            report(messages)
         check_limit(self.skipped, self._max_skipped)
         return batch
 

@@ -41,13 +41,15 @@ def validation_dataset(
 class ValidationData:
     """Micro-batches of evaluations: each `iter()` is one of `batches`, from the first sample on."""
 
-    def __init__(self, dataset: SavableDataset[Any], batches: int, masked: dict[str, Any]) -> None:
-        """`masked`: a micro-batch without loss."""
+    def __init__(
+        self, dataset: SavableDataset[Any], batches: int, masked: dict[str, Any], *, reports: bool = True
+    ) -> None:
+        """`masked`: a micro-batch without loss; `reports`: whether to print which samples are skipped."""
         # Both as for the training.
         collects = {} if dataset.worker_config.num_workers else {"gc_collect_every_n_steps": 0}
         self._loader = BasicDataLoader(dataset, **collects)
         self._loader.pin_memory = False
-        self._batches, self._masked = batches, masked
+        self._batches, self._masked, self._reports = batches, masked, reports
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches, left = usable(iter(self._loader)), self._batches
@@ -55,8 +57,11 @@ class ValidationData:
         while batch is not None:
             # Read on first: a loader that was not read to its end would continue there.
             following = next(batches, None)
-            report(batch.pop(SKIPPED))
+            messages = batch.pop(SKIPPED)
+            if self._reports:
+                report(messages)
             yield batch
             batch, left = following, left - 1
+        self._reports = False
         for _ in range(left):
             yield dict(self._masked)

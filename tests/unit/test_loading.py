@@ -31,7 +31,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"data_parallel_size": 2},
         "num_workers",
-        f"data parallel size 2 with `num_workers: 2` reads with 4 readers, but {HAS}: use `num_workers: 4`, or",
+        f"parallel size 2 with `num_workers: 2` reads with 4 readers, but {HAS}: use `num_workers: 4`, or",
     ),
     (
         {"data_parallel_size": 3, "num_workers": 0},
