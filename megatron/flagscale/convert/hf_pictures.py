@@ -188,7 +188,9 @@ def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
         return hf_config.write_config(model, special)
     vision, form = model.vision, form_of(model.vision)
     if not class_defaults(load_family(model.family).model_type):
-        what = f"transformers has no class for the family {model.family}, so {form.architecture} cannot hold it"
+        what = (
+            f"transformers has no class for the family {model.family}, so no model with pictures can hold it"
+        )
         raise UserError([Problem(what, "--model", "name another family that fits, such as llama")])
     ids = {name: value for name, value in special.items() if name.endswith("_token_id")}
     table = TABLES[vision.tower.kind]
