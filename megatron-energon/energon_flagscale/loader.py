@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from itertools import chain, repeat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from energon_flagscale import state
 from energon_flagscale.encoder import Encoded, Encoder, Sequences
 from energon_flagscale.epochs import CleanEpochs
 from energon_flagscale.training_data import Readers, TrainingData, check_limit, training_dataset
-from energon_flagscale.validation_data import ValidationData, validation_dataset
+from energon_flagscale.validation_data import evaluations, validation_dataset
 from flagscale.checks.energon_blend import has_split
 from flagscale.checks.loading import ORDER, RANKS
 from flagscale.checks.resume import changed_data
@@ -61,13 +61,15 @@ class _Encoder(CleanEpochs, Encoder):
 def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, Any]:
     """Return what a rank (or a chunk of it) reads: the training and the validation data.
 
-    Both are endless; the validation begins again with each evaluation. None if it reads nothing (`reading` is
-    None), and for the validation if there is no such data. Every rank has to call it.
+    None if it reads nothing (`reading` is None), and for the validation if there is no such data, which also
+    sets `eval_iters` to 0. Every rank has to call it.
 
     Raises:
         UserError: data is missing or not sound, or the checkpoint does not hold a place that fits.
     """
     _join(args.max_skipped_samples)
+    if not _validation_paths(args):
+        args.eval_iters = 0
     if reading is None:
         return None, None
     readers = Readers(
@@ -80,10 +82,7 @@ def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, An
         packing_buffer_size=args.packing_buffer_size,
         seed=args.seed,
     )
-    validation = _validation(args, reading, readers)
-    # The engine takes all evaluations from one iterator.
-    evaluations = None if validation is None else chain.from_iterable(repeat(validation))
-    return _training(args, reading, readers), evaluations
+    return _training(args, reading, readers), _validation(args, reading, readers)
 
 
 def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> TrainingData:
@@ -96,16 +95,17 @@ def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> T
     return data
 
 
-def _validation(args: argparse.Namespace, reading: Reading, readers: Readers) -> ValidationData | None:
-    paths = _validation_paths(args)
-    if not args.eval_iters or not paths:
+def _validation(
+    args: argparse.Namespace, reading: Reading, readers: Readers
+) -> Iterator[dict[str, Any]] | None:
+    if not args.eval_iters:
         return None
     of_each = args.eval_global_batch_size // (args.eval_micro_batch_size * readers.ranks)
     batches, size = args.eval_iters * of_each, args.eval_micro_batch_size
     encoder = _encoder(args, reading)
     encoder.micro_batch_size = size
-    dataset = validation_dataset(paths, encoder, readers, size, batches)
-    return ValidationData(dataset, batches, encoder.batch([]), reports=_is_first(reading))
+    dataset = validation_dataset(_validation_paths(args), encoder, readers, size, batches)
+    return evaluations(dataset, batches, encoder.batch([]), reports=_is_first(reading))
 
 
 def _is_first(reading: Reading) -> bool:

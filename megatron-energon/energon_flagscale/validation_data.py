@@ -38,30 +38,25 @@ def validation_dataset(
     return WithSkipped(dataset, noted, config)
 
 
-class ValidationData:
-    """Micro-batches of evaluations: each `iter()` is one of `batches`, from the first sample on."""
+def evaluations(
+    dataset: SavableDataset[Any], batches: int, masked: dict[str, Any], *, reports: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Yield micro-batches without an end: every `batches` are one evaluation, from the first sample on.
 
-    def __init__(
-        self, dataset: SavableDataset[Any], batches: int, masked: dict[str, Any], *, reports: bool = True
-    ) -> None:
-        """`masked`: a micro-batch without loss; `reports`: whether to print which samples are skipped."""
-        # Both as for the training.
-        collects = {} if dataset.worker_config.num_workers else {"gc_collect_every_n_steps": 0}
-        self._loader = BasicDataLoader(dataset, **collects)
-        self._loader.pin_memory = False
-        self._batches, self._masked, self._reports = batches, masked, reports
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches, left = usable(iter(self._loader)), self._batches
-        batch = next(batches, None)
-        while batch is not None:
-            # Read on first: a loader that was not read to its end would continue there.
-            following = next(batches, None)
+    `masked`: a micro-batch without loss; `reports`: whether to print which samples are skipped.
+    """
+    # Both as for the training.
+    collects = {} if dataset.worker_config.num_workers else {"gc_collect_every_n_steps": 0}
+    loader = BasicDataLoader(dataset, **collects)
+    loader.pin_memory = False
+    while True:
+        left = batches
+        for batch in usable(iter(loader)):
             messages = batch.pop(SKIPPED)
-            if self._reports:
+            if reports:
                 report(messages)
             yield batch
-            batch, left = following, left - 1
-        self._reports = False
+            left -= 1
+        reports = False
         for _ in range(left):
-            yield dict(self._masked)
+            yield dict(masked)

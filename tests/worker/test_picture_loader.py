@@ -12,7 +12,7 @@ import torch
 
 from energon_flagscale import state
 from energon_flagscale.training_data import Readers, TrainingData, training_dataset
-from energon_flagscale.validation_data import ValidationData, validation_dataset
+from energon_flagscale.validation_data import evaluations, validation_dataset
 from flagscale.errors import UserError
 from flagscale_testing.energon import NumberEncoder, numbers, write_folder, write_numbers
 
@@ -196,7 +196,7 @@ def test_each_evaluation_reads_the_same(folder: str, tmp_path: Path, workers: in
     readers = replace(ONE, workers=workers)
     for batches, expected in ((2, 4), (8, 10)):
         dataset = validation_dataset([path], NumberEncoder(), readers, 2, batches)
-        data = ValidationData(dataset, batches, masked)
+        data = evaluations(dataset, batches, masked)
         first, second = (
             [batch["tokens"].flatten().tolist() for batch in islice(data, batches)] for _ in "12"
         )

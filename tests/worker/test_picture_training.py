@@ -38,6 +38,12 @@ RESUMED = {
     "4 workers again": ("4 workers", 1, "--num-workers 4"),
     "2 ranks": ("4 workers", 2, "--num-workers 2"),
     "4 ranks": ("4 workers", 4, "--num-workers 1"),
+    "CP2": ("4 workers", 2, "--num-workers 4 --context-parallel-size 2"),
+    "interleaved": (
+        "4 workers",
+        2,
+        "--num-workers 4 --pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2",
+    ),
     "PP2": ("4 workers", 2, "--num-workers 4 --pipeline-model-parallel-size 2"),
     "TP2": ("4 workers", 2, f"--num-workers 4 --tensor-model-parallel-size 2 {SAME_VOCABULARY}"),
     "torch again": ("torch", 1, "--num-workers 1 --ckpt-format torch"),
