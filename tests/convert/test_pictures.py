@@ -258,6 +258,15 @@ def test_conversations_are_written_as_in_the_training(folders: Folders, tmp_path
     assert text == "<|im_start|>user\n<image>\nhow many?<|im_end|>\n"
 
 
+def test_the_template_of_conversations_can_be_chosen(folders: Folders, tmp_path: Path) -> None:
+    convert(folders(LLAVA) / "megatron", tmp_path / "back", chat_template="vicuna")
+    text = (tmp_path / "back" / "chat_template.jinja").read_text()
+    assert "ASSISTANT:" in text
+    assert "<image>" in text
+    message = refusal(folders(LLAVA) / "hf", chat_template="vicuna")
+    assert "--chat-template: only has an effect on the way from Megatron to Hugging Face" in message
+
+
 def test_the_published_configurations_are_read() -> None:
     from flagscale.vision.arguments import vision_of
     from flagscale.vision.tower import TOWERS
