@@ -258,6 +258,15 @@ def test_conversations_are_written_as_in_the_training(folders: Folders, tmp_path
     assert text == "<|im_start|>user\n<image>\nhow many?<|im_end|>\n"
 
 
+def test_the_template_of_conversations_can_be_chosen(folders: Folders, tmp_path: Path) -> None:
+    convert(folders(LLAVA) / "megatron", tmp_path / "back", chat_template="vicuna")
+    text = (tmp_path / "back" / "chat_template.jinja").read_text()
+    assert "ASSISTANT:" in text
+    assert "<image>" in text
+    message = refusal(folders(LLAVA) / "hf", chat_template="vicuna")
+    assert "--chat-template: only has an effect on the way from Megatron to Hugging Face" in message
+
+
 def test_the_published_configurations_are_read() -> None:
     from flagscale.vision.arguments import vision_of
     from flagscale.vision.tower import TOWERS
@@ -374,6 +383,23 @@ def test_a_model_with_pictures_needs_its_tokenizer(copy: Folders) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
     assert "is converted with its tokenizer, which has their placeholders" in refusal(folder)
+
+
+def test_the_ids_of_the_language_model_are_kept(copy: Folders, tmp_path: Path) -> None:
+    folder = change(
+        copy(LLAVA), text_config={"bos_token_id": 7, "eos_token_id": [8, 9], "pad_token_id": None}
+    )
+    (folder / "generation_config.json").unlink()
+    convert(folder, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    written = config_of(tmp_path / "back")
+    for part in (written, written["text_config"]):
+        assert (part["bos_token_id"], part["eos_token_id"]) == (7, [8, 9])
+
+
+def test_a_family_without_a_class_in_transformers_is_not_nested(folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model: transformers has no class for the family aquila"):
+        convert(folders(LLAVA) / "megatron", tmp_path / "back", family="aquila")
 
 
 def test_a_missing_tensor_is_reported_by_its_usual_name(copy: Folders) -> None:

@@ -78,6 +78,9 @@ def _parser() -> ArgumentParser:
     pictures.add_argument(
         "--image-grid-pinpoints", dest="pinpoints", metavar="GRIDS", help="default: (1x1),...,(6x6)"
     )
+    pictures.add_argument(
+        "--chat-template", metavar="NAME|FILE", help="of what is exported (default: that of the training)"
+    )
     return parser
 
 
@@ -111,6 +114,7 @@ def main() -> int:
         tokenizer=arguments.tokenizer,
         vocab_size=arguments.vocab_size,
         iteration=arguments.iteration,
+        chat_template=arguments.chat_template,
         shard_bytes=arguments.max_shard_size,
         upcycling=upcycling,
         tower=tower,

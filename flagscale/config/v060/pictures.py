@@ -102,10 +102,8 @@ def _note_tiles(file: _File) -> None:
     """Say that pictures are no longer tiled when the data is made, if the keys ask for no tiles."""
     asked = [file.value(_MERGE, "flat"), file.value("image_aspect_ratio", "square")]
     if _ONEVISION in file.keys and asked == ["flat", "square"]:
-        what = (
-            "each picture is now one tile: v0.6.0's data tool had cut it, and this joined what it found; for"
-        )
-        file.note(_MERGE, f"{what} tiles, set image_aspect_ratio: anyres_max_9 and {_MERGE}: spatial_unpad")
+        what = "each picture is now one tile; v0.6.0 took the tiles that were in the data. For tiles, set"
+        file.note(_MERGE, f"{what} image_aspect_ratio: anyres_max_9 and {_MERGE}: spatial_unpad")
 
 
 def _take_class_token(file: _File) -> None:

@@ -18,33 +18,27 @@ from flagscale.files import write_atomic
 from flagscale.run.rundir import RunDir
 from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.assembled import Assembled
-from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
+from megatron.flagscale.convert.checkpoints import is_checkpoint
 from megatron.flagscale.convert.families.registry import load as load_family
-from megatron.flagscale.convert.files import complete_folder, read_json
+from megatron.flagscale.convert.files import complete_folder
 from megatron.flagscale.convert.hf_pictures import read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
-from megatron.flagscale.convert.megatron_model import model_of
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.processor import (
     laid_out_singly,
     placeholder_ids,
     placeholders,
-    trained_template,
-    vision_beside,
     write_processor,
 )
+from megatron.flagscale.convert.sources import TOKENIZER, open_huggingface, open_megatron
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
     Tokenizer,
-    check_tokens,
-    is_tokenizer,
     open_tokenizer,
-    settings_left_out,
-    stored_tokenizer,
     with_tokens,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
@@ -57,8 +51,9 @@ from megatron.flagscale.tokenizer import beside_model
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
 """The names of the formats, as `--to` takes them."""
 SHARD_BYTES = 5 * 10**9
-TASK, TOKENIZER, TOKENIZER_FILE = "model.yaml", "tokenizer", "tokenizer.json"
-"""Stored with a converted checkpoint: the arguments of a training that starts from it, and its tokenizer."""
+TASK = "model.yaml"
+"""Stored with a converted checkpoint: the arguments of a training that starts from it."""
+_TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -91,6 +86,7 @@ def convert(
     tokenizer: Path | str | None = None,
     vocab_size: int | None = None,
     iteration: int | None = None,
+    chat_template: str | None = None,
     shard_bytes: int | None = None,
     upcycling: Upcycling | None = None,
     tower: Wanted | None = None,
@@ -103,8 +99,10 @@ def convert(
 
     `dtype` (torch's name) casts every tensor; otherwise each keeps its precision. `tokenizer` is included
     with the model; default: the source's own. `vocab_size` is the true number of tokens if the source does
-    not record it. `verify` compares the logits of both sides. `shard_bytes` (default: 5 GB) limits the size
-    of a safetensors file. `tower` is put together with the language model to one that sees pictures.
+    not record it. `chat_template` is the template of the conversations of a model with pictures, a name or
+    a file; default: that of its training. `verify` compares the logits of both sides. `shard_bytes`
+    (default: 5 GB) limits the size of a safetensors file. `tower` is put together with the language model
+    to one that sees pictures.
     `without_mtp` leaves out the layers for multi-token prediction. `progress` is called with the total
     number of bytes once it is known.
 
@@ -119,6 +117,9 @@ def convert(
         ineffective["--vocab-size"] = "has no effect on a Hugging Face folder, which records it"
     if origin == HUGGINGFACE and iteration is not None:
         ineffective["--iteration"] = "has no effect on a Hugging Face folder, which holds only one model"
+    if chat_template is not None and (origin, to) != (MEGATRON, HUGGINGFACE):
+        what = "only has an effect on the way from Megatron to Hugging Face"
+        ineffective["--chat-template"] = what
     if to == MEGATRON and shard_bytes is not None:
         ineffective["--max-shard-size"] = "has no effect on a Megatron checkpoint, which has no shards"
     if verify and (upcycling or tower or origin == to):
@@ -128,10 +129,12 @@ def convert(
     if ineffective:
         raise UserError(Problem(what, option, "leave it out") for option, what in ineffective.items())
     given = open_tokenizer(Path(tokenizer)) if tokenizer else None
+    source: Source
     if origin == HUGGINGFACE:
-        source, companion, notices = _open_huggingface(load, family, given)
+        source, companion, notices = open_huggingface(load, family, given)
     else:
-        source, companion, notices = _open_megatron(load, family, given, vocab_size, iteration)
+        options = (vocab_size, iteration, chat_template)
+        source, companion, notices = open_megatron(load, family, given, *options)
     if verify and not isinstance(source, TorchDistSource | HuggingFaceSource):
         what = "cannot load a checkpoint in Megatron's `torch` format"
         hint = "convert it with `--to megatron` first, and the result with `--verify-logits`"
@@ -203,47 +206,6 @@ def format_of(folder: Path) -> str:
     raise UserError([Problem(what, hint=hint)])
 
 
-def _open_huggingface(
-    load: Path, family: str | None, given: Tokenizer | None
-) -> tuple[Source, Tokenizer, tuple[str, ...]]:
-    source = HuggingFaceSource(load, family)
-    companion = given or (open_tokenizer(load) if is_tokenizer(load) else Tokenizer())
-    notices = source.notices + check_tokens(companion, source.model.vocab)
-    config = read_json(load / CONFIG)
-    if source.model.vision:
-        vision = vision_beside(source.model.vision, load, config, companion)
-        source.model = replace(source.model, vision=vision)
-    stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
-    notices += settings_left_out(config) if not stored else ()
-    if given is None:  # text ends at the model's own ids, not at its tokenizer's
-        ids = {name: config[name] for name in companion.ids if config.get(name) is not None}
-        companion = replace(companion, generation={**companion.generation, **ids, **stored})
-    return source, companion, notices
-
-
-def _open_megatron(
-    load: Path, family: str | None, given: Tokenizer | None, vocab_size: int | None, iteration: int | None
-) -> tuple[Source, Tokenizer, tuple[str, ...]]:
-    checkpoint = find_checkpoint(load, iteration)
-    reader = reader_of(checkpoint)
-    args = reader.read_arguments(checkpoint)
-    named = [Path(args["tokenizer_model"])] if args.get("tokenizer_model") else []
-    # The one next to a converted checkpoint, or else the one used in training, if it still exists.
-    companion = given or stored_tokenizer([load / TOKENIZER, checkpoint.parent / TOKENIZER, *named])
-    tokens = vocab_size or args.get("vocab_size") or (companion.size if companion else None)
-    rows = reader.stored_rows(checkpoint)
-    if tokens is not None and tokens > rows:
-        raise UserError(f"{checkpoint}: {tokens} tokens, but the embedding has only {rows} rows")
-    model = model_of(args, tokens or rows, str(checkpoint), family)
-    notices = check_tokens(companion, model.vocab)
-    if model.vision and companion and companion.folder:
-        template = trained_template(model.vision, companion, args.get("chat_template"))
-        companion = replace(companion, chat_template=template)
-    if tokens is None:
-        notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
-    return reader.open_source(checkpoint, model), companion or Tokenizer(), notices
-
-
 def _stream(
     source: Source,
     dtypes: Mapping[Entry, torch.dtype],
@@ -277,7 +239,7 @@ def _write_config(
 
 def _odd_tokenizer(companion: Tokenizer, folder: Path) -> tuple[str, ...]:
     """Return a notice if the tokenizer gives other ids beside the model's `config.json` than alone."""
-    if companion.folder is None or not (companion.folder / TOKENIZER_FILE).is_file():
+    if companion.folder is None or not (companion.folder / _TOKENIZER_FILE).is_file():
         return ()
     what = beside_model(companion.folder, folder)
     return (what,) if what else ()
