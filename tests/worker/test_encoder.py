@@ -252,6 +252,13 @@ def test_answers_alone_are_in_the_loss(tokenizers: Any, template: str) -> None:
     assert "starts" not in batch
 
 
+def test_pictures_in_answers_are_not_learnt(tokenizers: Any) -> None:
+    answer = [words("so: "), PICTURE, words("see?")]
+    batch = one(Encoder(tokenizers(), ONEVISION, Sequences(256)), sample(["Q", answer], [picture(9, 9)]))
+    learnt = batch["labels"][0][batch["loss_mask"][0].bool()]
+    assert tokenizers().decode(learnt) == "so: see?<|im_end|>"
+
+
 def test_lengths_are_those_of_the_longest_sample_or_fixed(tokenizers: Any) -> None:
     crude = sample(["Q", "a"])
     plain = one(Encoder(tokenizers(), ONEVISION, Sequences(256)), crude)["tokens"]
