@@ -212,6 +212,12 @@ def _recompute_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     if "shared_experts" in modules and values.get("moe_shared_expert_overlap"):
         what = "`recompute_modules: shared_experts` cannot be combined with `moe_shared_expert_overlap`"
         yield "recompute_modules", f"{what}; remove one"
+    # Biases become results of the recomputed function, whose gradient is then computed without end
+    # (megatron-core 0.19.2, `TransformerLayer`). Not tried with the layers of TransformerEngine.
+    is_ours = values.get("transformer_impl") in ("torch", "local")
+    if kind == "selective" and "mlp" in modules and is_ours and values.get("add_bias_linear"):
+        what = "`recompute_modules: mlp` exhausts the memory if MLPs have biases"
+        yield "recompute_modules", f"{what}; add `disable_bias_linear: true`, or remove `mlp`"
     layers = values.get("recompute_num_layers")
     if layers is not None and layers < 1:
         yield "recompute_num_layers", f"`recompute_num_layers` must be at least 1, not {layers}"

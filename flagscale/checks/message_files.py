@@ -56,6 +56,11 @@ def with_files(messages: Sequence[Message], folder: Path) -> list[dict[str, Any]
     return found
 
 
+def media_of(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Return "image" or "video", and the URL, of each part that has one."""
+    return [(KINDS[part["type"]], _url(part)) for _, _, part in _media(messages)]
+
+
 def shown(content: object) -> str:
     """Return a message's content as a line for people: `[image NAME]` stands for a picture."""
     if not isinstance(content, list):

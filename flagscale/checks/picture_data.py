@@ -28,7 +28,14 @@ READ = (
 
 
 def picture_remarks(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield what is allowed, but deserves a notice: large pictures that no sequence can hold."""
+    """Yield what is allowed, but deserves a notice: no evaluation, pictures that are too large."""
+    paths = map(Path, values.get("data_path") or ())
+    if (
+        values.get("eval_iters")
+        and not values.get("valid_path")
+        and not any(has_split(one, "val") for one in paths)
+    ):
+        yield "eval_iters", "has no effect: the data has no split `val`, and there is no `valid_path`"
     if next(vision_violations(values), None) or not isinstance(length := values.get("seq_length"), int):
         return
     most = most_image_tokens(vision_of(values))
@@ -43,11 +50,15 @@ def picture_data_violations(values: Mapping[str, Any], cwd: Path = Path()) -> It
     if not values.get("data_path"):
         yield "data_path", "no data: give `data_path`, an Energon folder or a blend (tools/datasets/llava.py)"
         return
-    for name in DATA:
-        if len(values.get(name) or ()) > 1 and name == "data_path":
-            what = "several folders need a blend, a YAML file with their weights"
-            yield name, f"`{name}` names {len(values[name])} words, but takes one path: {what}"
-            return
+    if (number := len(values["data_path"])) > 1:
+        what = "several folders need a blend, a YAML file with their weights"
+        yield "data_path", f"`data_path` has {number} values, but takes one path: {what}"
+        return
+    remote = [(name, path) for name in DATA for path in values.get(name) or () if "://" in path]
+    for name, path in remote:
+        yield name, f"{path}: data in object storage is not supported; name a folder"
+    if remote:
+        return
     for name, path, split in _named(values, cwd):
         reading = read_data(path, split)
         yield from ((name, what) for what in reading.wrong)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from flagscale.checks.hetero.keys import MESHES
 from flagscale.errors import Violation
 from flagscale.vision.arguments import OF_PICTURES, vision_of, vision_violations
 
@@ -80,7 +81,8 @@ def picture_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
     for name, (off, why) in REFUSED.items():
         value = values.get(name)
         if value not in (off if isinstance(off, tuple) else (off,)):
-            yield name, f"`{name}` has no effect in a training with pictures: {why}; remove it"
+            shown = MESHES if name == "hetero_layout" else name
+            yield name, f"`{shown}` cannot be used in a training with pictures: {why}; remove it"
     if values["packing_buffer_size"] and values["transformer_impl"] != "torch":
         what = "`packing_buffer_size` needs `transformer_impl: torch`, whose attention keeps samples apart"
         yield "packing_buffer_size", what

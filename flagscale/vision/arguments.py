@@ -34,6 +34,8 @@ TILED, SINGLE = "tiled", "single"
 """Values of `several_images`."""
 MOST_GRIDS = 6
 """The most tiles per side of the default grids, those of LLaVA-OneVision."""
+MOST_TILES = 1024
+"""The most tiles of a grid, so that a slip of the hand is not computed for hours."""
 _ANYRES = re.compile(r"anyres_max_([1-9]\d*)")
 _PAIR = re.compile(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*[)\]]")
 _RANGE = re.compile(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)")
@@ -106,7 +108,8 @@ def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Viol
     if not is_tiled and ratio not in FITS:
         what = f"`image_aspect_ratio: {ratio}` is not one of {', '.join(FITS)}, anyres_max_N"
         yield "image_aspect_ratio", f"{what} (N: the most tiles, 9 in LLaVA-OneVision)"
-    elif merge != (UNPAD if is_tiled else FLAT):
+        return
+    if merge != (UNPAD if is_tiled else FLAT):
         what = f"`image_aspect_ratio: {ratio}` needs `mm_patch_merge_type: {UNPAD if is_tiled else FLAT}`"
         yield "mm_patch_merge_type", what
     if not is_tiled:
@@ -116,6 +119,11 @@ def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Viol
         if values["several_images"] != TILED:
             what = "`several_images` has no effect without `image_aspect_ratio: anyres_max_N`"
             yield "several_images", what
+        return
+    ends = _RANGE.fullmatch(pinpoints or "")
+    if ends and int(ends[3]) * int(ends[4]) > MOST_TILES:
+        what = f"`image_grid_pinpoints: {pinpoints}` asks for more than {MOST_TILES} tiles per picture"
+        yield "image_grid_pinpoints", what
         return
     wrong = [
         grid for grid in _grids(pinpoints, tower.side) if any(one % tower.side or not one for one in grid)

@@ -15,13 +15,92 @@ from safetensors.torch import load_file, save_file
 
 from flagscale.errors import UserError
 from flagscale_testing.conversion import same, tensors_of
-from flagscale_testing.llava_folders import MODELS, write_folder
+from flagscale_testing.llava_folders import MODELS, run_chain, same_model, write_folder
 from megatron.flagscale.convert.convert import convert
-from megatron.flagscale.convert.families.llava import usual_name
 from megatron.flagscale.convert.tower_folder import Wanted
 
 LLAVA, ONEVISION = "LLaVA: CLIP, Llama", "OneVision: SigLIP, Qwen2, tied"
 Folders = Callable[[str], Path]
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_token_index": 32000,
+        "model_type": "llava",
+        "pad_token_id": 32001,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vision_config": {
+            "hidden_size": 1024,
+            "image_size": 336,
+            "intermediate_size": 4096,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vocab_size": 32064,
+    },
+    "onevision-0.5b, grids": {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_grid_pinpoints": [[384 * row, 384 * column] for row in range(1, 7) for column in range(1, 7)],
+        "image_token_index": 151646,
+        "model_type": "llava_onevision",
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "Qwen/Qwen2-0.5B-Instruct",
+            "architectures": ["Qwen2ForCausalLM"],
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "max_window_layers": 24,
+            "model_type": "qwen2",
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rope_theta": 1000000.0,
+            "sliding_window": 131072,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "vocab_size": 152000,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "use_image_newline_parameter": True,
+        "video_token_index": 151647,
+        "vision_aspect_ratio": "anyres_max_9",
+        "vision_config": {
+            "hidden_size": 1152,
+            "image_size": 384,
+            "intermediate_size": 4304,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 26,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+}
+"""The keys of well-known folders, from what is publicly known about them."""
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +148,16 @@ def refusal(folder: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_round_trip_is_bitwise_equal(name: str, folders: Folders) -> None:
-    before = {usual_name(one): tensor for one, tensor in tensors_of(folders(name) / "hf").items()}
-    after = tensors_of(folders(name) / "back")
-    assert before.keys() == after.keys()
-    # No model computes this norm, and no checkpoint holds it.
-    unused = {one for one in before if ".post_layernorm." in one}
-    assert len(unused) == 2
-    assert all(torch.equal(before[one], after[one]) for one in before.keys() - unused)
+    assert same_model(folders(name) / "hf", folders(name) / "back")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_megatron_computes_trains_and_saves_what_was_converted(tmp_path: Path) -> None:
+    for name, found in run_chain((LLAVA, "OneVision: SigLIP, Qwen3"), tmp_path).items():
+        assert not found.error, name
+        assert found.logits < 1e-5, name
+        assert (found.round_trip, found.trained, found.torch) == (True, True, True), name
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -165,6 +247,35 @@ def test_the_arguments_of_a_training_are_written(folders: Folders) -> None:
     assert task["image_aspect_ratio"] == "anyres_max_9"
     assert "image_grid_pinpoints" not in task
     assert (task["image_token"], task["video_token"]) == ("<image>", "<video>")
+
+
+def test_conversations_are_written_as_in_the_training(folders: Folders, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    parts = [{"type": "image"}, {"type": "text", "text": "how many?"}]
+    asked = [{"role": "user", "content": parts}]
+    text = AutoProcessor.from_pretrained(folders(LLAVA) / "back").apply_chat_template(asked)
+    assert text == "<|im_start|>user\n<image>\nhow many?<|im_end|>\n"
+
+
+def test_the_published_configurations_are_read() -> None:
+    from flagscale.vision.arguments import vision_of
+    from flagscale.vision.tower import TOWERS
+    from megatron.flagscale.convert.hf_pictures import read_config, write_config
+    from megatron.flagscale.convert.megatron_args import checkpoint_arguments, task_arguments
+    from megatron.flagscale.convert.megatron_model import model_of
+
+    for name, config in PUBLISHED.items():
+        model = read_config(config, name)
+        assert model.vision
+        assert model.vision.tower in TOWERS.values()
+        assert bool(model.vision.tiling) == ("grids" in name)
+        assert read_config(write_config(model, {"image_token_index": 5}), "again", model.family) == model
+        arguments = checkpoint_arguments(model)
+        assert model_of(arguments, model.vocab, "checkpoint", model.family) == model
+        assert vision_of(arguments) == model.vision
+        sizes = {one for one in task_arguments(model) if one.startswith("vision_")}
+        assert sizes == {"vision_model_type"}, "the rest are the tower's own"
 
 
 def test_a_picture_is_prepared_as_in_the_source(copy: Folders, tmp_path: Path) -> None:
@@ -263,6 +374,23 @@ def test_a_model_with_pictures_needs_its_tokenizer(copy: Folders) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
     assert "is converted with its tokenizer, which has their placeholders" in refusal(folder)
+
+
+def test_the_ids_of_the_language_model_are_kept(copy: Folders, tmp_path: Path) -> None:
+    folder = change(
+        copy(LLAVA), text_config={"bos_token_id": 7, "eos_token_id": [8, 9], "pad_token_id": None}
+    )
+    (folder / "generation_config.json").unlink()
+    convert(folder, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    written = config_of(tmp_path / "back")
+    for part in (written, written["text_config"]):
+        assert (part["bos_token_id"], part["eos_token_id"]) == (7, [8, 9])
+
+
+def test_a_family_without_a_class_in_transformers_is_not_nested(folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model: transformers has no class for the family aquila"):
+        convert(folders(LLAVA) / "megatron", tmp_path / "back", family="aquila")
 
 
 def test_a_missing_tensor_is_reported_by_its_usual_name(copy: Folders) -> None:

@@ -35,6 +35,19 @@ def test_megatron_opens_it(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (opened.eod, opened.vocab_size) == (0, 300)
 
 
+def test_special_tokens_are_never_divided(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / "a.txt").write_text("the image that is shown here: <image>\n" * 20)
+    special = ("<end>", "<image>")
+    train_tokenizer.train(open_source(tmp_path / "a.txt"), tmp_path / "t", vocabulary=290, special=special)
+    opened = AutoTokenizer.from_pretrained(tmp_path / "t", local_files_only=True)
+    assert (opened.eos_token, opened.convert_tokens_to_ids([*special])) == ("<end>", [0, 1])
+    assert 1 in opened("see <image>here").input_ids
+    with pytest.raises(UserError, match="made with other settings: special"):
+        train_tokenizer.train(open_source(tmp_path / "a.txt"), tmp_path / "t", vocabulary=290)
+
+
 def test_training_twice_gives_the_same_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the same text gives the same tokens, each time " * 20)
     made = []

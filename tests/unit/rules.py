@@ -14,7 +14,7 @@ from flagscale.config.schema import Commands, Environment, Experiment, Runner, T
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.megatron.adapter import MEGATRON, TRAIN
 from flagscale.errors import Problem, UserError
-from flagscale.values import Host
+from flagscale.values import Host, Job
 from tests.unit.conftest import TASK
 
 _DEGREES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -37,8 +37,8 @@ class Example:
     def ranks(self) -> int:
         return self.meshes * prod(self.changes.get(name, 1) for name in _DEGREES)
 
-    def report(self) -> list[Problem]:
-        """Return the problems that the launcher reports."""
+    def build(self) -> Job:
+        """Return the job; raises UserError with its problems."""
         experiment = Experiment(
             name="demo",
             exp_dir=Path("/nowhere"),
@@ -48,8 +48,12 @@ class Example:
             cmds=Commands(),
             arguments={**TASK, **self.changes},
         )
+        return MEGATRON.build(experiment, (Host(0, "localhost", self.ranks, self.platform),), SourceMap())
+
+    def report(self) -> list[Problem]:
+        """Return the problems that the launcher reports."""
         try:
-            MEGATRON.build(experiment, (Host(0, "localhost", self.ranks, self.platform),), SourceMap())
+            self.build()
         except UserError as error:
             return list(error.problems)
         return []
@@ -254,6 +258,15 @@ OF_THE_ENGINE = [
             "recompute_modules": ["shared_experts"],
         },
         "cannot be combined with `moe_shared_expert_overlap`",
+    ),
+    Example(
+        {
+            "transformer_impl": "torch",
+            "add_bias_linear": True,
+            "recompute_granularity": "selective",
+            "recompute_modules": ["mlp"],
+        },
+        "`recompute_modules: mlp` exhausts the memory if MLPs have biases; add `disable_bias_linear: true`",
     ),
     Example(
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 0},

@@ -127,5 +127,11 @@ def test_other_pixels_than_in_training_are_remarked(tmp_path: Path, write_llava:
     for chosen in ({"use_fast": False}, {"use_fast": True}):
         keys = {"model": str(folder), "mm_processor_kwargs": chosen}
         assert job_of(tmp_path, "serve", keys, hosts=gpus(1)).notices == ()
+    chosen = {"mm_processor_kwargs": {"use_fast": False}}
+    grids = [[side * rows, side * 2] for side in (30,) for rows in (1, 3)]
+    sized = {**FACTS, "vision_config": {"image_size": 30}, "image_grid_pinpoints": grids}
+    for limit, is_told in (("anyres_max_4", True), ("anyres_max_5", False), ("anyres_max_9", False)):
+        told = [name for name, _ in picture_remarks(chosen, {**sized, "vision_aspect_ratio": limit})]
+        assert told == ["model"] * is_told
     assert list(picture_remarks({"limit_mm_per_prompt": '{"image": 0, "video": 0}'}, FACTS)) == []
     assert list(picture_remarks({}, {"model_type": "llama"})) == []

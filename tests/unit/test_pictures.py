@@ -44,7 +44,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tokenizer_type": "Llama2Tokenizer"}, "tokenizer_type", "has no token for a picture"),
     ({"vision_hidden_size": 10}, "vision_num_attention_heads", "cannot be divided into 16 attention heads"),
     *(
-        ({name: "1" if off in (None, (None, "external")) else True}, name, f"`{name}` has no effect")
+        (
+            {name: "1" if off in (None, (None, "external")) else True},
+            name,
+            "cannot be used in a training with pictures",
+        )
         for name, (off, _) in pictures.REFUSED.items()
     ),
 ]
@@ -126,6 +130,7 @@ WRONG_DATA: list[tuple[dict[str, Any], str, str]] = [
     ({"data_path": None}, "data_path", "no data: give `data_path`, an Energon folder or a blend"),
     ({"data_path": ["nowhere"]}, "data_path", "nowhere: no such Energon folder"),
     ({"data_path": ["0.5", "pictures", "0.5", "more"]}, "data_path", "several folders need a blend"),
+    ({"data_path": ["msc://x/y"]}, "data_path", "msc://x/y: data in object storage is not supported"),
     ({"valid_path": ["nowhere"]}, "valid_path", "nowhere: no such Energon folder"),
     (
         {"data_parallel_size": 3, "num_workers": 5},
@@ -199,6 +204,30 @@ def test_pictures_of_unknown_size_deserve_a_notice(
     assert [*remarks(data)] == []
     write_sizes(tmp_path, (400, 400))
     assert [*remarks({**tiled, "eval_iters": 0})] == []
+
+
+def test_an_evaluation_without_data_deserves_a_notice(
+    data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "train_only", {"train": 12})
+    alone = {**data, "data_path": ["train_only"]}
+    assert found(alone, tmp_path) == []
+    ((name, what),) = remarks(alone)
+    assert (name, "has no effect" in what) == ("eval_iters", True)
+    assert [*remarks({**alone, "valid_path": ["pictures"]})] == [*remarks({**alone, "eval_iters": 0})] == []
+
+
+def test_a_job_takes_to_its_hosts_what_they_check(
+    data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"seq_length": 1024, "max_position_embeddings": 1024, "mock_data": None, "vocab_size": None}
+    own = {name: data[name] for name in ("data_path", "tokenizer_type", "tokenizer_model", "eval_iters")}
+    job = Example({**sizes, **own, "eval_interval": 5}, "", "cpu", entrypoint=PROGRAM).build()
+    assert job.packages == ("megatron-energon",)
+    assert (job.inputs["data_path"], job.inputs[picture_data.RANKS]) == (["pictures"], 1)
+    assert job.has_own_model
 
 
 def test_the_launcher_applies_the_rules_to_the_program_alone() -> None:

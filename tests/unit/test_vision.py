@@ -90,6 +90,7 @@ def test_grids(text: str) -> None:
         ({"several_images": "single"}, "several_images"),
         ({**ONEVISION, "image_grid_pinpoints": "[[384, 385]]"}, "image_grid_pinpoints"),
         ({**ONEVISION, "image_grid_pinpoints": "many"}, "image_grid_pinpoints"),
+        ({**ONEVISION, "image_grid_pinpoints": "(1x1),...,(99999x99999)"}, "image_grid_pinpoints"),
         ({"video_token": "<image>"}, "video_token"),
     ],
 )

@@ -20,6 +20,8 @@ from flagscale.errors import UserError
 from flagscale.vision.tiling import Tiling, Vision
 from flagscale.vision.tower import TOWERS
 from flagscale_testing.pictures import write_tokenizer
+from flagscale_testing.processors import image_processor
+from flagscale_testing.processors import noise as picture
 
 SIDE = 28
 GRIDS = tuple((SIDE * rows, SIDE * columns) for rows in range(1, 4) for columns in range(1, 4))
@@ -76,11 +78,6 @@ def llama_tokenizer(folder: Path, *, legacy: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def picture(height: int, width: int) -> Image.Image:
-    noise = np.random.RandomState(height * width).randint(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -115,11 +112,7 @@ def one(encoder: Encoder, *crude: dict[str, Any]) -> dict[str, Any]:
 def auto_processor(encoder: Encoder, tokenizer: Any, vision: Vision, folder: Path) -> Any:
     """Return the processor of a folder as a converted model has it."""
     from transformers import AutoProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.processing_llava import LlavaProcessor
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
     from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
     from transformers.models.llava_onevision.video_processing_llava_onevision import (
         LlavaOnevisionVideoProcessor,
@@ -128,7 +121,7 @@ def auto_processor(encoder: Encoder, tokenizer: Any, vision: Vision, folder: Pat
     square, text = {"height": SIDE, "width": SIDE}, encoder.template.text
     if vision.tiling:
         LlavaOnevisionProcessor(
-            LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=[[*grid] for grid in GRIDS]),
+            image_processor(vision),
             tokenizer,
             LlavaOnevisionVideoProcessor(size=square),
             num_image_tokens=vision.tower.features,
@@ -137,7 +130,7 @@ def auto_processor(encoder: Encoder, tokenizer: Any, vision: Vision, folder: Pat
         ).save_pretrained(folder)
     else:
         LlavaProcessor(
-            CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square),
+            image_processor(vision),
             tokenizer,
             patch_size=vision.tower.patch_size,
             vision_feature_select_strategy="default",

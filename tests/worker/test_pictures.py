@@ -26,6 +26,8 @@ from energon_flagscale.pictures import (
 from energon_flagscale.unusable import UnusableSample
 from flagscale.vision.tiling import Tiling, Vision, tiles_of
 from flagscale.vision.tower import TOWERS
+from flagscale_testing.processors import image_processor, normalised, processed
+from flagscale_testing.processors import noise as picture
 
 SIDE = 28
 GRIDS = tuple((SIDE * rows, SIDE * columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -47,39 +49,6 @@ SIZES = [
 RED, GREEN, BLUE, WHITE = (254, 0, 0), (0, 255, 1), (0, 0, 254), (255, 255, 255)
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
-    noise = np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
-def normalised(tiles: np.ndarray, vision: Vision) -> np.ndarray:
-    """Return the pixels that the tower computes with, as transformers computes them."""
-    mean, std = (np.array(one, np.float32)[:, None, None] for one in (vision.tower.mean, vision.tower.std))
-    scaled: np.ndarray = (tiles.astype(np.float64) * (1 / 255)).astype(np.float32)
-    return (scaled - mean) / std
-
-
-def processor(vision: Vision) -> Any:
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-        LlavaOnevisionImageProcessorPil,
-    )
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    side = vision.tower.side
-    square = {"height": side, "width": side}
-    shared = {"image_mean": [*vision.tower.mean], "image_std": [*vision.tower.std]}
-    if vision.tiling:
-        grids = [[*grid] for grid in vision.tiling.grids]
-        return LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=grids, **shared)
-    if vision.fit == "pad":
-        return LlavaImageProcessorPil(size={"shortest_edge": side}, crop_size=square, do_pad=True, **shared)
-    if vision.tower.kind == "clip":
-        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square, **shared)
-    return SiglipImageProcessorPil(size=square, **shared)
-
-
 VISIONS = {
     "clip": Vision(CLIP),
     "siglip": Vision(SIGLIP),
@@ -95,8 +64,7 @@ VISIONS = {
 def test_pixels_equal_those_of_transformers(name: str, size: tuple[int, int]) -> None:
     vision, image = VISIONS[name], picture(*size)
     tiles = picture_tiles(image, vision)
-    theirs = np.asarray(processor(vision)([image], return_tensors="np")["pixel_values"])
-    theirs = theirs.reshape(-1, 3, SIDE, SIDE)
+    theirs = processed(image_processor(vision), [image])
     assert tiles.dtype == np.uint8
     assert len(tiles) == len(theirs) == tiles_of(size, vision)
     np.testing.assert_array_equal(normalised(tiles, vision), theirs)
@@ -108,8 +76,8 @@ def test_pictures_that_share_a_sample_can_be_one_tile_each(tower: Any, size: tup
     vision = Vision(tower, Tiling(GRIDS, tiles_several=False))
     images = [picture(*size), picture(50, 50)]
     tiles = np.concatenate([picture_tiles(image, vision, 2) for image in images])
-    theirs = processor(vision)([images], return_tensors="np")["pixel_values"]
-    np.testing.assert_array_equal(normalised(tiles, vision), theirs.reshape(-1, 3, SIDE, SIDE))
+    theirs = processed(image_processor(vision), [images])
+    np.testing.assert_array_equal(normalised(tiles, vision), theirs)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (61, 33), (28, 28), (200, 17)])

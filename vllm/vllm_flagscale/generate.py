@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flagscale.checks.message_files import with_files
+from flagscale.checks.message_files import media_of, with_files
 from flagscale.checks.prompts import Prompt, read_prompts
+from flagscale.errors import Problem, UserError
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
 from flagscale.run.failure import MISTAKE
@@ -71,6 +72,8 @@ def main() -> int:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except ChatTemplateResolutionError:
             return _refused(ValueError(_NO_TEMPLATE))
+        except UserError as error:
+            return _refused(ValueError("\n".join(error.messages)))
         except VLLMClientError as error:  # a chat that is too long, for example
             return _refused(error)
     readable = output.with_suffix(".txt")
@@ -151,7 +154,11 @@ def _generated(
             answers |= _by_place(texts, engine.generate(forms, sampling.plain))
         if chats:
             messages = [_messages(one, folder) for _, one in chats]
-            answers |= _by_place(chats, engine.chat(messages, sampling.chat))
+            try:
+                answers |= _by_place(chats, engine.chat(messages, sampling.chat))
+            except ValueError:
+                _check_media([place for place, _ in chats], messages)
+                raise
         for place, prompt in batch:
             record = _record(place, prompt, answers[place])
             tokens += sum(len(one["token_ids"]) for one in record["outputs"])
@@ -170,6 +177,24 @@ def _is_chat(prompt: Prompt, arguments: argparse.Namespace) -> bool:
 def _messages(prompt: Prompt, folder: Path) -> list[dict[str, Any]]:
     """Return a chat; the files that it names, relative to `folder`, are read."""
     return with_files(prompt.messages, folder) or [{"role": "user", "content": prompt.text}]
+
+
+def _check_media(places: list[int], chats: list[list[dict[str, Any]]]) -> None:
+    """Raise a UserError that names all pictures and videos of chats that vLLM cannot read, if there are any.
+
+    The engine stops at the first one, and does not say which it is.
+    """
+    from vllm.multimodal.media import MediaConnector
+
+    reader, wrong = MediaConnector(), []
+    for place, messages in zip(places, chats, strict=True):
+        for number, (kind, url) in enumerate(media_of(messages)):
+            try:
+                (reader.fetch_image if kind == "image" else reader.fetch_video)(url)
+            except ValueError as error:
+                wrong.append(Problem(f"prompt {place}, {kind} {number + 1}: {error}"))
+    if wrong:
+        raise UserError(wrong)
 
 
 def _engine_form(prompt: Prompt) -> dict[str, Any]:

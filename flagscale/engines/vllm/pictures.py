@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ from flagscale.checks.picture_folder import is_llava
 from flagscale.errors import Violation, nearest
 
 _LIMITS, _PROCESSOR, _FAST = "limit_mm_per_prompt", "mm_processor_kwargs", "use_fast"
+_TILES, _SLACK = 9, 1.1
 _KINDS = ("audio", "image", "video", "vision_chunk")
 
 
 def limit_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield limits that vLLM refuses, or ignores because it knows no such input (0.32, `MultiModalConfig`)."""
+    """Yield limits that vLLM 0.32 refuses, or ignores because it knows no such input."""
     for kind, limit in mapping_of(values.get(_LIMITS)).items():
         count = limit.get("count", 0) if isinstance(limit, Mapping) else limit
         if kind not in _KINDS:
@@ -36,12 +38,30 @@ def tower_violations(values: Mapping[str, Any], config: Mapping[str, Any]) -> It
 
 
 def picture_remarks(values: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield in what a server of this `config.json` would see other pixels than the training saw.
+    """Yield in what a server of this `config.json` would see pictures otherwise than the training did.
 
-    transformers 5 has two processors, which enlarge and shrink differently. Training uses that of Pillow, and so
-    did the published models; vLLM uses that of torchvision.
+    transformers 5 has two processors, which enlarge and shrink a little differently. Training uses that of
+    Pillow, and vLLM that of torchvision.
     """
-    is_chosen = _FAST in mapping_of(values.get(_PROCESSOR))
-    if is_llava(config) and sees_pictures(values) and not is_chosen:
-        what = "vLLM scales pictures with torchvision, whose pixels differ a little from those of the training"
+    if not is_llava(config) or not sees_pictures(values):
+        return
+    yield from _shrunk_otherwise(config)
+    if _FAST not in mapping_of(values.get(_PROCESSOR)):
+        what = "vLLM scales pictures with torchvision: the pixels differ a little from those of the training"
         yield _PROCESSOR, f"{what} (Pillow's); `{_PROCESSOR}: {{{_FAST}: false}}` makes them equal"
+
+
+def _shrunk_otherwise(config: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield that vLLM 0.32 shrinks large grids to the features of 9 tiles, whatever the configuration says.
+
+    Grids with up to a tenth more features per side than the limit are not shrunk.
+    """
+    ratio, grids = str(config.get("vision_aspect_ratio", "")), config.get("image_grid_pinpoints")
+    tower, limit = config.get("vision_config"), re.fullmatch(r"anyres_max_(\d+)", ratio)
+    side = tower.get("image_size") if isinstance(tower, Mapping) else None
+    if not limit or int(limit[1]) == _TILES or not isinstance(side, int) or not isinstance(grids, list):
+        return
+    tiles = max((height * width // side**2 for height, width in grids), default=0)
+    if tiles > _SLACK**2 * min(int(limit[1]), _TILES):
+        what = f"the model was trained with `{ratio}`, but vLLM always shrinks to about {_TILES} tiles"
+        yield "model", f"{what}: large pictures get another number of tokens"

@@ -21,7 +21,7 @@ from megatron.flagscale.convert.assembled import Assembled
 from megatron.flagscale.convert.checkpoints import find_checkpoint, is_checkpoint, reader_of
 from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.files import complete_folder, read_json
-from megatron.flagscale.convert.hf_pictures import read_config, write_config
+from megatron.flagscale.convert.hf_pictures import TEXT, read_config, write_config
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.huggingface_target import HuggingFaceTarget
 from megatron.flagscale.convert.logits import verify_logits
@@ -216,7 +216,8 @@ def _open_huggingface(
     stored = read_json(load / GENERATION) if (load / GENERATION).is_file() else {}
     notices += settings_left_out(config) if not stored else ()
     if given is None:  # text ends at the model's own ids, not at its tokenizer's
-        ids = {name: config[name] for name in companion.ids if config.get(name) is not None}
+        known = {**(config[TEXT] if source.model.vision else {}), **config}
+        ids = {name: known[name] for name in companion.ids if known.get(name) is not None}
         companion = replace(companion, generation={**companion.generation, **ids, **stored})
     return source, companion, notices
 

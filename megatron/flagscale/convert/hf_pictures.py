@@ -23,7 +23,9 @@ from megatron.flagscale.convert.families.llava import (
     form_in,
     form_of,
 )
+from megatron.flagscale.convert.families.registry import load as load_family
 from megatron.flagscale.convert.families.towers import ENCODER, TABLES
+from megatron.flagscale.convert.hf_defaults import class_defaults
 from megatron.flagscale.convert.hf_keys import surplus_keys
 from megatron.flagscale.convert.hf_rope import Report
 from megatron.flagscale.convert.json_values import is_size, same, short
@@ -185,6 +187,12 @@ def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
     if model.vision is None:
         return hf_config.write_config(model, special)
     vision, form = model.vision, form_of(model.vision)
+    if not class_defaults(load_family(model.family).model_type):
+        what = (
+            f"transformers has no class for the family {model.family}, so no model with pictures can hold it"
+        )
+        raise UserError([Problem(what, "--model", "name another family that fits, such as llama")])
+    ids = {name: value for name, value in special.items() if name.endswith("_token_id")}
     table = TABLES[vision.tower.kind]
     sizes = {key: getattr(vision.tower, field) for field, key in table.keys.items()}
     tiling: dict[str, Any] = {}
@@ -196,7 +204,7 @@ def write_config(model: Model, special: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "architectures": [form.architecture],
         "model_type": form.model_type,
-        TEXT: hf_config.write_config(replace(model, vision=None), {}),
+        TEXT: hf_config.write_config(replace(model, vision=None), ids),
         TOWER: {"model_type": table.model_type, **sizes, **table.config, **table.written},
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": FEATURES[table.name],

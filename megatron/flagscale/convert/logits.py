@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def verify_logits(huggingface: Path, checkpoint: Path, model: Model, hint: str =
         expected = opened(**sample.of_transformers).logits if sample else opened(tokens).logits
     del opened
     given = sample.tokens if sample else tokens
-    found = megatron_logits(checkpoint, task_arguments(model), given, sample)[..., : model.vocab]
+    # Those of the vision part are not arguments: the rules of a training with pictures do not apply here.
+    arguments = task_arguments(replace(model, vision=None))
+    found = megatron_logits(checkpoint, arguments, given, sample)[..., : model.vocab]
     difference: float = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:
         what = f"Megatron's logits differ from those of transformers by {difference:.1e} relative to the "
@@ -119,10 +122,8 @@ def forward(tokens: torch.Tensor, pictures: Mapping[str, Any] | None, argv: list
     `pictures` is `PictureSample.of_megatron` for a model with pictures.
     """
     from megatron.flagscale.bootstrap import adapt, prepare_engine
-    from megatron.flagscale.vision.arguments import add_arguments
 
-    own = add_arguments if pictures else None
-    sys.argv[1:] = prepare_engine(argv, own)
+    sys.argv[1:] = prepare_engine(argv)
 
     from megatron.core.enums import ModelType
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -133,8 +134,8 @@ def forward(tokens: torch.Tensor, pictures: Mapping[str, Any] | None, argv: list
     from megatron.flagscale.args import parse
     from megatron.flagscale.convert.picture_sample import media_of, picture_config
 
-    args = parse(own)
-    model_config = picture_config(args, pictures["image_id"]) if pictures else gpt_config_from_args(args)
+    args = parse()
+    model_config = picture_config(args, pictures) if pictures else gpt_config_from_args(args)
     adapt(model_config, args)
     initialize_megatron(allow_no_cuda=True)
     (model,), _, _ = setup_model_and_optimizer(

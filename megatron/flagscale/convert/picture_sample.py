@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from flagscale.vision.arguments import vision_of
-from flagscale.vision.tiling import image_tokens, tiles_of
+from flagscale.vision.arguments import arguments_of, vision_of
+from flagscale.vision.tiling import Vision, image_tokens, tiles_of
 from megatron.flagscale.convert.model import Model
 
 
@@ -22,22 +22,24 @@ class PictureSample:
     tiles: torch.Tensor
     size: tuple[int, int]
     image_id: int
-    pixels: torch.Tensor
-    """The tiles as transformers takes them: normalised, fp32."""
-    is_tiled: bool
+    vision: Vision
 
     @property
     def of_transformers(self) -> dict[str, torch.Tensor]:
         """The arguments of a model's `forward` in transformers."""
-        if not self.is_tiled:
-            return {"input_ids": self.tokens, "pixel_values": self.pixels}
+        tower = self.vision.tower
+        mean, std = (torch.tensor(of)[:, None, None] for of in (tower.mean, tower.std))
+        pixels = (self.tiles.float() / 255 - mean) / std
+        if not self.vision.tiling:
+            return {"input_ids": self.tokens, "pixel_values": pixels}
         sizes = {"image_sizes": torch.tensor([self.size]), "batch_num_images": torch.tensor([1])}
-        return {"input_ids": self.tokens, "pixel_values": self.pixels[None], **sizes}
+        return {"input_ids": self.tokens, "pixel_values": pixels[None], **sizes}
 
     @property
     def of_megatron(self) -> dict[str, Any]:
         """What `media_of` and `picture_config` read, as `torch.save` keeps it."""
-        return {"tiles": self.tiles, "size": self.size, "image_id": self.image_id}
+        described = arguments_of(self.vision)
+        return {"tiles": self.tiles, "size": self.size, "image_id": self.image_id, "vision": described}
 
 
 def sample_of(model: Model, tokens: torch.Tensor, image_id: int) -> PictureSample:
@@ -52,15 +54,8 @@ def sample_of(model: Model, tokens: torch.Tensor, image_id: int) -> PictureSampl
     text = tokens[:1].masked_fill(tokens[:1] == image_id, (image_id + 1) % model.vocab)
     placeholders = torch.full((1, image_tokens(size, vision)), image_id)
     half = text.shape[1] // 2
-    mean, std = (torch.tensor(of)[:, None, None] for of in (tower.mean, tower.std))
-    return PictureSample(
-        torch.cat([text[:, :half], placeholders, text[:, half:]], 1),
-        tiles,
-        size,
-        image_id,
-        (tiles.float() / 255 - mean) / std,
-        vision.tiling is not None,
-    )
+    whole = torch.cat([text[:, :half], placeholders, text[:, half:]], 1)
+    return PictureSample(whole, tiles, size, image_id, vision)
 
 
 def media_of(pictures: Mapping[str, Any], device: torch.device) -> Any:
@@ -72,12 +67,12 @@ def media_of(pictures: Mapping[str, Any], device: torch.device) -> Any:
     return Media(tiles, (Item(IMAGE, height, width, len(tiles)),))
 
 
-def picture_config(args: argparse.Namespace, image_id: int) -> Any:
-    """Return the configuration of the model with pictures that a worker's arguments describe."""
+def picture_config(args: argparse.Namespace, pictures: Mapping[str, Any]) -> Any:
+    """Return the configuration of a model whose language model the worker's arguments describe."""
     from megatron.training.argument_utils import gpt_config_from_args
 
     from megatron.flagscale.vision.builder import LlavaConfig
 
     config = gpt_config_from_args(args, model_config_cls=LlavaConfig)
-    config.vision, config.image_id = vision_of(vars(args)), image_id
+    config.vision, config.image_id = vision_of(pictures["vision"]), pictures["image_id"]
     return config

@@ -9,16 +9,16 @@ import torch
 
 from flagscale.checks.pictures import PARTS
 
-TOWER, PROJECTOR = ("pictures.tower.",), ("pictures.projector.", "pictures.newline")
+_OF_TOWER, _OF_PROJECTOR = ("pictures.tower.",), ("pictures.projector.", "pictures.newline")
 """What the names of the parameters of a part begin with; all others belong to the language model."""
 _LANGUAGE_MODEL, _TOWER, _PROJECTOR = PARTS
 
 
-def option_of(name: str) -> str:
+def _option_of(name: str) -> str:
     """Return the argument (by dest) that freezes a parameter with this name in the whole model."""
-    if name.startswith(TOWER):
+    if name.startswith(_OF_TOWER):
         return _TOWER
-    return _PROJECTOR if name.startswith(PROJECTOR) else _LANGUAGE_MODEL
+    return _PROJECTOR if name.startswith(_OF_PROJECTOR) else _LANGUAGE_MODEL
 
 
 def freeze(args: argparse.Namespace, chunks: Iterable[torch.nn.Module]) -> None:
@@ -26,5 +26,5 @@ def freeze(args: argparse.Namespace, chunks: Iterable[torch.nn.Module]) -> None:
     frozen = {option for option in PARTS if getattr(args, option)}
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
-            if option_of(name) in frozen:
+            if _option_of(name) in frozen:
                 parameter.requires_grad = False
