@@ -97,7 +97,8 @@ def _family(config: Mapping[str, Any], where: str, wanted: str | None) -> Family
     fitting = [one for one in known if name == getattr(one, field) or one.model_type == one.forms.get(name)]
     fitting += [one for one in known if one not in fitting and name in one.forms]
     if not fitting:
-        names = sorted({one for family in (*known, *FORMS) for one in _names(family, field)})
+        names = sorted({one for family in known for one in _names(family, field)})
+        names += [getattr(form, field) for form in FORMS]
         what = f"the {field} {name} is not supported; known: {', '.join(names)}"
         raise UserError([Problem(what, where, misspelt_architecture(name, names))])
     named = [family for family in fitting if wanted in (None, family.name)]
