@@ -83,10 +83,14 @@ def served(trained: Path) -> Iterator[Served]:
     """Serve the trained model, and one with another tower and language model, by one experiment."""
     if not has_vllm():
         pytest.skip("vLLM is not installed (make test installs it)")
-    from flagscale_testing.llava_folders import write_folder
+    from flagscale_testing import llava_folders
+    from flagscale_testing.llava_models import LlavaModel, small_vision
     from megatron.flagscale.convert.convert import convert
 
-    write_folder("LLaVA: CLIP, Llama", trained / "other")
+    with pytest.MonkeyPatch.context() as patch:
+        model = LlavaModel(small_vision("clip", False, side=28), "Llama")
+        patch.setitem(llava_folders.MODELS, "served", model)
+        llava_folders.write_folder("served", trained / "other")
     # vLLM on CPU refuses heads of size 16: the same matrices are half as many of size 32.
     config = json.loads((trained / "other/config.json").read_text())
     config["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
