@@ -113,6 +113,16 @@ def test_a_tower_that_cannot_be_divided() -> None:
         assert list(tower_violations(values, config)) == []
 
 
+def test_a_clip_tower_that_leaves_pixels_over() -> None:
+    def told(kind: str, side: int) -> list[str]:
+        tower = {"model_type": f"{kind}_vision_model", "image_size": side, "patch_size": 14}
+        config = {"model_type": "llava", "vision_config": tower}
+        return [name for name, _ in tower_violations({"tensor_parallel_size": 1}, config)]
+
+    assert told("clip", 30) == ["model"]
+    assert told("clip", 336) == told("siglip", 384) == []
+
+
 def test_the_tower_of_a_folder_is_read(tmp_path: Path, write_llava: Write) -> None:
     keys = {"model": str(write_llava(tmp_path / "m")), "tensor_parallel_size": 2}
     assert "the vision tower's 3 attention heads cannot be divided" in refusal(

@@ -27,12 +27,18 @@ def limit_violations(values: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def tower_violations(values: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield why the vision tower that a `config.json` describes cannot be divided among ranks."""
+    """Yield why vLLM cannot compute the tower that a `config.json` describes, or divide it among ranks."""
     tower, ranks = config.get("vision_config"), values["tensor_parallel_size"]
-    if not is_llava(config) or not isinstance(tower, Mapping) or values.get("mm_encoder_tp_mode") == "data":
+    if not is_llava(config) or not isinstance(tower, Mapping):
         return
-    heads = tower.get("num_attention_heads")
-    if isinstance(heads, int) and heads % ranks:
+    heads, side, patch_size = (
+        tower.get(name) for name in ("num_attention_heads", "image_size", "patch_size")
+    )
+    is_clip = tower.get("model_type") == "clip_vision_model"
+    if is_clip and isinstance(side, int) and isinstance(patch_size, int) and side % patch_size:
+        what = f"the tower's tiles of {side} pixels are no multiple of its patches of {patch_size}"
+        yield "model", f"{what}, which vLLM needs of a CLIP tower"
+    if isinstance(heads, int) and heads % ranks and values.get("mm_encoder_tp_mode") != "data":
         what = f"the vision tower's {heads} attention heads cannot be divided evenly by {ranks}"
         yield "tensor_parallel_size", f"{what}; with `mm_encoder_tp_mode: data` it need not be divided"
 
