@@ -5,6 +5,7 @@ Epochs are clean (see epochs.py), except in a blend by weights, which has none.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,14 @@ class TrainingData:
 
     def place(self) -> Place:
         """Return the place after the last micro-batch that was passed on."""
-        return place_of(self._loader.save_state_rank(), self.readers.workers, self.skipped)
+        state = self._loader.save_state_rank()
+        while (
+            self._batches and self.readers.workers and any(one.state is None for one in state.worker_states)
+        ):
+            # Energon 7.4.1 also answers for a process that has not restored its state yet, or has none.
+            time.sleep(0.01)
+            state = self._loader.save_state_rank()
+        return place_of(state, self.readers.workers, self.skipped)
 
 
 def check_limit(skipped: int, limit: int | None) -> None:
