@@ -50,7 +50,8 @@ def test_one_server(build: Build, model: str) -> None:
     )
     assert job.role.entrypoint == "vllm_flagscale.server"
     assert job.role.env["SPT_NOENV"] == "1"
-    assert job.inputs == {"models": [{"model": model, "load_format": "auto", "skip_tokenizer_init": False}]}
+    given = {"load_format": "auto", "skip_tokenizer_init": False, "limit_mm_per_prompt": "{}"}
+    assert job.inputs == {"models": [{"model": model, **given}]}
     assert job.notices == ()
 
 
