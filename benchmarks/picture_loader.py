@@ -64,6 +64,7 @@ def encoder(folder: Path) -> Any:
 
     from energon_flagscale.encoder import Encoder, Sequences
     from energon_flagscale.epochs import CleanEpochs
+    from flagscale.vision.arguments import usual_grids
     from flagscale.vision.tiling import Tiling, Vision
     from flagscale.vision.tower import TOWERS
 
@@ -71,9 +72,8 @@ def encoder(folder: Path) -> Any:
         pass
 
     tower = TOWERS["siglip"]
-    grids = tuple((row * tower.side, column * tower.side) for row in range(1, 7) for column in range(1, 7))
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    return Repeating(tokenizer, Vision(tower, Tiling(grids)), Sequences(16384))
+    return Repeating(tokenizer, Vision(tower, Tiling(usual_grids(tower.side))), Sequences(16384))
 
 
 def batches(side: str, folder: Path) -> Iterator[dict[str, Any]]:

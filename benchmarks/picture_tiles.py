@@ -20,13 +20,13 @@ ROUNDS = 3
 
 def visions() -> dict[str, Any]:
     """Return the models by their names in the table."""
+    from flagscale.vision.arguments import usual_grids
     from flagscale.vision.tiling import Tiling, Vision
     from flagscale.vision.tower import TOWERS
 
     clip, siglip = TOWERS["clip"], TOWERS["siglip"]
-    grids = tuple((384 * rows, 384 * columns) for rows in range(1, 7) for columns in range(1, 7))
     return {
-        "LLaVA-OneVision, SigLIP 384, up to 37 tiles": Vision(siglip, Tiling(grids)),
+        "LLaVA-OneVision, SigLIP 384, up to 37 tiles": Vision(siglip, Tiling(usual_grids(siglip.side))),
         "LLaVA-1.5, CLIP 336": Vision(clip),
         "LLaVA-1.5, CLIP 336, `pad`": Vision(clip, fit="pad"),
         "SigLIP 384": Vision(siglip),

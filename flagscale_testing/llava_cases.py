@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from flagscale.vision.tiling import Vision, image_tokens, tiles_of, video_tokens
-from flagscale.vision.tower import Tower
 from flagscale_testing.llava_models import IMAGE, VIDEO, VOCAB, LlavaModel, small_vision
+from flagscale_testing.processors import normalised
 from megatron.flagscale.vision import media
 from megatron.flagscale.vision.media import Item, Media
 
@@ -157,7 +157,8 @@ def batch(case: str, multiple: int = 1) -> Batch:
 
 def inputs_of_transformers(given: Batch, vision: Vision) -> dict[str, torch.Tensor]:
     """Return the micro-batch as the model of transformers takes it."""
-    parts = _normalized(given.media.tiles, vision.tower).split([item.tiles for item in given.media.items])
+    pixels = torch.from_numpy(normalised(given.media.tiles.numpy(), vision))
+    parts = pixels.split([item.tiles for item in given.media.items])
     pairs = [*zip(given.media.items, parts, strict=True)]
     pictures = [(item, part) for item, part in pairs if item.kind == media.IMAGE]
     inputs = {"input_ids": given.tokens, "attention_mask": given.kept.long()}
@@ -204,12 +205,6 @@ def difference(found: torch.Tensor, expected: torch.Tensor, kept: torch.Tensor) 
     """Return the largest difference of logits that are no padding's, relative to the largest logit."""
     error = (found - expected)[kept].abs().max() / expected[kept].abs().max()
     return float(error)
-
-
-def _normalized(tiles: torch.Tensor, tower: Tower) -> torch.Tensor:
-    """Return pixels as the processors of transformers do: rescaled, then normalized."""
-    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (tower.mean, tower.std))
-    return (tiles.float() * (1 / 255) - mean) / std
 
 
 def _pictures_of(samples: tuple[Sample, ...]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flagscale.vision.arguments import usual_grids
 from flagscale.vision.tiling import Tiling, Vision
 from flagscale.vision.tower import TOWERS, Tower
 
@@ -26,10 +27,7 @@ def small_tower(kind: str, **sizes: Any) -> Tower:
 def small_vision(kind: str, tiled: bool, **sizes: Any) -> Vision:
     """Return a vision part with a small tower; with tiling, up to 6 x 6 tiles of which 9 are kept."""
     tower = small_tower(kind, **sizes)
-    grids = tuple(
-        (rows * tower.side, columns * tower.side) for rows in range(1, 7) for columns in range(1, 7)
-    )
-    return Vision(tower, Tiling(grids) if tiled else None)
+    return Vision(tower, Tiling(usual_grids(tower.side)) if tiled else None)
 
 
 @dataclass(frozen=True)

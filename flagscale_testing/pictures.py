@@ -1,4 +1,4 @@
-"""A tiny tokenizer for pictures and text, and pictures of any size."""
+"""A tiny tokenizer for pictures and text."""
 
 from __future__ import annotations
 

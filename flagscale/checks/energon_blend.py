@@ -23,7 +23,6 @@ from flagscale.checks.energon_folder import (
     mapping,
 )
 from flagscale.errors import nearest
-from flagscale.formats import count
 
 _NEW, _OLD = "MetadatasetV2", "Metadataset"
 _LISTS = {
@@ -77,15 +76,6 @@ def has_split(path: Path, split: str) -> bool:
     except ValueError:
         return False
     return isinstance(splits, dict) and split in splits
-
-
-def too_few(samples: int, ranks: int, workers: int) -> str:
-    """Return that some readers of a split would have nothing to read; "" if all have."""
-    readers = ranks * max(1, workers)
-    if samples >= readers:
-        return ""
-    who = f"data parallel size {ranks}, num_workers {workers}"
-    return f"{count(samples, 'sample')} for {readers} readers ({who}): each needs one; use fewer readers"
 
 
 def _follow(path: Path, split: str, reading: Reading, above: tuple[Path, ...]) -> None:

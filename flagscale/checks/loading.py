@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flagscale.checks.picture_data import RANKS
 from flagscale.errors import Violation
+from flagscale.formats import count
 
+RANKS = "data_parallel_size"
+"""The number of data parallel ranks, which the launcher adds to the arguments once it knows the hosts."""
 WORKERS, BATCH = "num_workers", "micro_batch_size"
 ORDER = ("shuffle_buffer_size", "max_samples_per_sequence", "packing_buffer_size")
 """Arguments that only a program has that reads pictures: how a reader orders its samples."""
@@ -26,7 +28,16 @@ def readers_of(values: Mapping[str, Any]) -> int:
     ranks, workers = values.get(RANKS), values.get(WORKERS)
     if not isinstance(ranks, int) or not isinstance(workers, int):
         return 0
-    return ranks * max(1, workers)
+    return _readers(ranks, workers)
+
+
+def too_few(samples: int, ranks: int, workers: int) -> str:
+    """Return that some readers of a split would have nothing to read; "" if all have."""
+    readers = _readers(ranks, workers)
+    if samples >= readers:
+        return ""
+    who = f"data parallel size {ranks}, num_workers {workers}"
+    return f"{count(samples, 'sample')} for {readers} readers ({who}): each needs one; use fewer readers"
 
 
 def loading_violations(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Violation]:
@@ -42,18 +53,18 @@ def loading_violations(name: str, saved: Mapping[str, Any], now: Mapping[str, An
                 f"`{key}` is {now[key]}, but {name} was trained with {saved[key]}, and its place in the data"
             )
             yield key, f"{what} fits no other value: use {saved[key]}, or {_ANEW}"
-    yield from _readers(name, saved, now)
+    yield from _division_violations(name, saved, now)
     before, after = saved.get(BATCH), now.get(BATCH)
     if isinstance(before, int) and isinstance(after, int) and after > 0 and before % after:
         what = f"`{BATCH}` is {after}, but {name} was trained with {before}, and its readers count in whole"
         yield BATCH, f"{what} micro-batches: use {before} or a divisor of it, or {_ANEW}"
 
 
-def _readers(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Violation]:
+def _division_violations(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Violation]:
     before, after = readers_of(saved), readers_of(now)
     if not before or not after or before == after:
         return
-    what = f"data parallel size {now[RANKS]} with `{WORKERS}: {now[WORKERS]}` reads with {_count(after)}, but"
+    given = f"data parallel size {now[RANKS]} with `{WORKERS}: {now[WORKERS]}`"
     of = f"data parallel size {saved[RANKS]}, `{WORKERS}: {saved[WORKERS]}`"
     had = f"{name} has the places of {before} ({of})"
     workers, rest = divmod(before, now[RANKS])
@@ -62,8 +73,8 @@ def _readers(name: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> Ite
         instead = f"use a data parallel size that divides {before} ({sizes})"
     else:
         instead = f"use `{WORKERS}: {workers}`"
-    yield WORKERS, f"{what} {had}: {instead}, or {_ANEW}"
+    yield WORKERS, f"{given} reads with {count(after, 'reader')}, but {had}: {instead}, or {_ANEW}"
 
 
-def _count(readers: int) -> str:
-    return "1 reader" if readers == 1 else f"{readers} readers"
+def _readers(ranks: int, workers: int) -> int:
+    return ranks * max(1, workers)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks import tokenizer
-from flagscale.checks.energon_blend import has_split, read_data, too_few
+from flagscale.checks.energon_blend import has_split, read_data
 from flagscale.checks.energon_folder import FolderSplit, facts_of, samples_of
+from flagscale.checks.loading import RANKS, too_few
 from flagscale.checks.vocabulary import tokenizer_folder
 from flagscale.errors import UserError, Violation, nearest
 from flagscale.vision.arguments import OF_PICTURES, vision_of, vision_violations
@@ -18,8 +19,6 @@ from flagscale.vision.tiling import Vision, image_tokens, most_image_tokens
 TEMPLATES = ("chatml", "vicuna")
 """The values of `chat_template` that are no files (`megatron/flagscale/chat/`)."""
 DATA = ("data_path", "valid_path")
-RANKS = "data_parallel_size"
-"""The number of data parallel ranks, which the launcher adds to the arguments once it knows the hosts."""
 READ = (
     *(*DATA, "seq_length", "eval_iters", "num_workers", "chat_template", "max_skipped_samples", RANKS),
     *OF_PICTURES,

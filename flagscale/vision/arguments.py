@@ -32,7 +32,7 @@ FLAT, UNPAD = "flat", "spatial_unpad"
 """Values of `mm_patch_merge_type`: without and with tiling."""
 TILED, SINGLE = "tiled", "single"
 """Values of `several_images`."""
-MOST_GRIDS = 6
+_USUAL = 6
 """The most tiles per side of the default grids, those of LLaVA-OneVision."""
 MOST_TILES = 1024
 """The most tiles of a grid, so that a slip of the hand is not computed for hours."""
@@ -63,12 +63,17 @@ def vision_of(values: Mapping[str, Any]) -> Vision:
     )
 
 
+def usual_grids(side: int) -> tuple[Size, ...]:
+    """Return the default grids of tiles of this many pixels."""
+    return _between((1, 1), (_USUAL, _USUAL), side)
+
+
 def arguments_of(vision: Vision) -> dict[str, Any]:
     """Return the arguments (by dest) that describe a vision part; null ones have defaults."""
     tower, usual, tiling = vision.tower, TOWERS[vision.tower.kind], vision.tiling
     own = {name: getattr(tower, field) for name, field in SIZES.items()}
     sizes = {name: None if own[name] == getattr(usual, field) else own[name] for name, field in SIZES.items()}
-    is_usual = tiling is None or tiling.grids == _grids(None, tower.side)
+    is_usual = tiling is None or tiling.grids == usual_grids(tower.side)
     return {
         "vision_model_type": tower.kind,
         **sizes,
@@ -142,7 +147,7 @@ def _tower(values: Mapping[str, Any]) -> Tower:
 def _grids(pinpoints: str | None, side: int) -> tuple[Size, ...]:
     """Return the grids that the text lists, as `[[384, 768], ...]`, or as `(1x1),...,(6x6)`: all between."""
     if pinpoints is None:
-        return _between((1, 1), (MOST_GRIDS, MOST_GRIDS), side)
+        return usual_grids(side)
     ends = _RANGE.fullmatch(pinpoints)
     if ends:
         first, last = (int(ends[1]), int(ends[2])), (int(ends[3]), int(ends[4]))

@@ -78,7 +78,8 @@ def micro_batch(samples: Sequence[Sequence[Sample]], vision: Vision, reading: Re
     from megatron.flagscale.vision.media import Media
 
     side = vision.tower.side
-    length = reading.padded(max(sum(len(one.tokens) for one in row) for row in samples))
+    longest = max(sum(len(one.tokens) for one in row) for row in samples)
+    length = reading.length or longest + -longest % reading.multiple
     rows: dict[str, list[list[Any]]] = {name: [] for name in ("tokens", "labels", "loss_mask", "starts")}
     for row in samples:
         padding = length - sum(len(one.tokens) for one in row)

@@ -15,7 +15,7 @@ from megatron.energon.errors import FatalSampleError
 from megatron.energon.flavors.base_dataset import SavableDataset
 from megatron.energon.wrappers.base import BaseWrapperDataset
 
-from flagscale.errors import UserError
+from flagscale.errors import UserError, first_line
 
 SKIPPED = "skipped"
 """In a micro-batch, the messages about samples that were skipped before it; the loader takes them out."""
@@ -29,7 +29,7 @@ class SkippedSamples:
 
     def note(self, error: Exception, sample: Any, sources: list[Any] | None) -> None:
         """Note a sample that failed: the handler of Energon's worker configuration."""
-        self._messages.append(f"{_name(sample, sources)}: {_reason(error)}")
+        self._messages.append(f"{_name(sample, sources)}: {first_line(error)}")
 
     def take(self) -> list[str]:
         """Return the messages since the last call."""
@@ -89,7 +89,3 @@ def _name(sample: Any, sources: list[Any] | None) -> str:
     key = sample.get("__key__") if isinstance(sample, dict) else getattr(sample, "__key__", None)
     places = [f"{source.dataset_path}/{source.shard_name}" for source in sources or ()]
     return f"sample {key or '?'}" + (f" of {places[0]}" if places else "")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

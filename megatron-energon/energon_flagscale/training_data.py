@@ -19,7 +19,8 @@ from megatron.energon.metadataset.loader_interface import DatasetBlendMode
 from energon_flagscale.epochs import CleanEpochs
 from energon_flagscale.skipped import SKIPPED, SkippedSamples, WithSkipped, report, usable
 from energon_flagscale.state import Place, loader_state, place_of
-from flagscale.checks.energon_blend import read_data, too_few
+from flagscale.checks.energon_blend import read_data
+from flagscale.checks.loading import too_few
 from flagscale.errors import Problem, UserError
 
 

@@ -57,8 +57,8 @@ def run(
     `add_arguments` adds the program's arguments to Megatron's parser; `megatron.training.get_args()` holds
     their values. Without `model_config` the model is a GPT model; without `datasets` the program reads
     Megatron's `.bin/.idx` files (`data_path`) or mock data; without `forward_step` it trains on batches of
-    `tokens`, `labels`, `loss_mask` and `position_ids`. The launcher reads
-    from this call in the program's file which of them it has: pass them by name.
+    `tokens`, `labels`, `loss_mask` and `position_ids`. The launcher reads from this call in the program's
+    file which of them it has: pass them by name.
 
     A user's error ends the process with exit code 2, any other error with its traceback and exit code 1. Both
     write the structured error file that torchrun asked for; torchrun reports a user's error in one line.

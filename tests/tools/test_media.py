@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tools.datasets.pictures.media import UnusableError, content_of, picture, stamp
-from tools.datasets.pictures.videos import frames, spaced
+from tools.datasets.pictures.videos import frames
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -195,13 +195,6 @@ def test_the_frames_of_a_video_are_evenly_spaced(tmp_path: Path, suffix: str, co
     assert shades(content, 5) == pytest.approx(expected, abs=6)
     assert shades(content, 1) == pytest.approx([0], abs=6)
     assert len(shades(content, 100)) == 26
-
-
-def test_spaced_numbers_reach_from_the_first_to_the_last() -> None:
-    assert spaced(100, 4) == [0, 33, 66, 99]
-    assert spaced(3, 8) == [0, 1, 2]
-    assert spaced(1, 1) == [0]
-    assert spaced(9, 1) == [0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flagscale.checks.energon_blend import read_data, too_few
+from flagscale.checks.energon_blend import read_data
 from flagscale.checks.energon_folder import META, FolderSplit, expanded, facts_of, samples_of
 from flagscale_testing.energon_folders import write_folder
 
@@ -152,10 +152,3 @@ def test_facts_of_our_tool(folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps({"splits": {"train": {"sizes": [[1, 2]]}}}))
     assert facts_of(FolderSplit(folder, "train")) == {"sizes": [[1, 2]]}
     assert facts_of(FolderSplit(folder, "val")) == {}
-
-
-@pytest.mark.parametrize(
-    ("ranks", "workers", "fits"), [(12, 0, True), (6, 2, True), (13, 0, False), (7, 2, False)]
-)
-def test_each_reader_needs_a_sample(ranks: int, workers: int, fits: bool) -> None:
-    assert (too_few(12, ranks, workers) == "") == fits

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks.loading import loading_violations
+from flagscale.checks.loading import loading_violations, too_few
 from flagscale.checks.resume import CONTENT, Saved, record, resume_violations
 
 SAVED: dict[str, Any] = {
@@ -90,3 +90,10 @@ def test_another_beginning_needs_no_place(switch: dict[str, Any]) -> None:
 def test_a_record_that_was_edited(wrong: Any) -> None:
     assert not [*loading_violations(NAME, SAVED | {"num_workers": wrong}, SAVED)]
     assert not [*loading_violations(NAME, SAVED | {"micro_batch_size": wrong}, SAVED)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "workers", "fits"), [(12, 0, True), (6, 2, True), (13, 0, False), (7, 2, False)]
+)
+def test_each_reader_needs_a_sample(ranks: int, workers: int, fits: bool) -> None:
+    assert (too_few(12, ranks, workers) == "") == fits

@@ -12,6 +12,7 @@ import pytest
 
 from flagscale.checks import picture_data, pictures
 from flagscale.checks.data import data_violations, input_violations, inputs_of
+from flagscale.checks.loading import RANKS
 from flagscale.config.catalog import Catalog
 from flagscale.errors import Violation
 from flagscale_testing.energon_folders import write_folder
@@ -226,7 +227,7 @@ def test_a_job_takes_to_its_hosts_what_they_check(
     own = {name: data[name] for name in ("data_path", "tokenizer_type", "tokenizer_model", "eval_iters")}
     job = Example({**sizes, **own, "eval_interval": 5}, "", "cpu", entrypoint=PROGRAM).build()
     assert job.packages == ("megatron-energon",)
-    assert (job.inputs["data_path"], job.inputs[picture_data.RANKS]) == (["pictures"], 1)
+    assert (job.inputs["data_path"], job.inputs[RANKS]) == (["pictures"], 1)
     assert job.has_own_model
 
 

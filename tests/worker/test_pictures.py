@@ -24,13 +24,14 @@ from energon_flagscale.pictures import (
     video_tiles,
 )
 from energon_flagscale.unusable import UnusableSample
+from flagscale.vision.arguments import usual_grids
 from flagscale.vision.tiling import Tiling, Vision, tiles_of
 from flagscale.vision.tower import TOWERS
 from flagscale_testing.processors import image_processor, normalised, processed
 from flagscale_testing.processors import noise as picture
 
 SIDE = 28
-GRIDS = tuple((SIDE * rows, SIDE * columns) for rows in range(1, 7) for columns in range(1, 7))
+GRIDS = usual_grids(SIDE)
 CLIP, SIGLIP = (replace(TOWERS[name], side=SIDE) for name in ("clip", "siglip"))
 TILED = Vision(SIGLIP, Tiling(GRIDS))
 SIZES = [
@@ -102,10 +103,12 @@ def test_middle_of_a_very_long_picture_takes_little_memory(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("count", "places"), [(3, [0, 1, 2]), (4, [0, 1, 2, 3]), (9, [0, 2, 5, 8]), (1, [0])]
+    ("count", "places"),
+    [(3, [0, 1, 2]), (4, [0, 1, 2, 3]), (9, [0, 2, 5, 8]), (100, [0, 33, 66, 99]), (1, [0])],
 )
 def test_frames_are_evenly_spaced_with_the_ends(count: int, places: list[int]) -> None:
     assert evenly_spaced(range(count), 4) == places
+    assert evenly_spaced(range(count), 1) == [0]
 
 
 def saved(image: Image.Image, kind: str, **settings: Any) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 from flagscale import platforms
 from flagscale.checks.degrees import model_size, violations
 from flagscale.checks.hetero.rules import UNSUPPORTED, shape_violations
+from flagscale.checks.loading import RANKS
 from flagscale.checks.megatron import rule_violations
-from flagscale.checks.picture_data import RANKS
 from flagscale.checks.pictures import has_pictures, size_violations
 from flagscale.checks.worker import Capabilities, with_defaults, worker_violations
 from flagscale.config.certain import certain_violations

@@ -11,10 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.picture_data import TEMPLATES
 from flagscale.errors import Problem, UserError, first_line, nearest
 
-TEMPLATES = ("chatml", "vicuna")
-"""Names of our templates."""
 _PROBE = "probe"
 _PARTS = ({"type": "image"}, {"type": "text", "text": _PROBE})
 

@@ -1,9 +1,9 @@
 """What each rank reads of the data of a training with pictures, and how long its sequences are.
 
 Only the first rank of each tensor parallel group reads, and sends the others what it has read. The first
-stage of a pipeline reads all of a micro-batch, and the last one no pictures. The stages between them read
-nothing, unless samples are packed: then their attention has to know where each sample begins. Ranks of one
-context parallel group read the same samples.
+stage of a pipeline reads all of a micro-batch, and the last one all but the tiles. The stages between them
+read nothing, unless samples are packed: then their attention has to know where each sample begins. Ranks of
+one context parallel group read the same samples.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ class Reading:
     rank: int
     ranks: int
     has_pictures: bool
-    """Whether the rank needs the tiles; if not, micro-batches have no `media` and no picture is decoded."""
+    """Whether the rank needs the tiles. If not, the same samples are read, and no tiles are made of them."""
     length: int | None
     """The length of all sequences; None: of each micro-batch's longest sample, rounded up."""
     multiple: int
     """The number of which the length of each sequence is a multiple."""
-
-    def padded(self, longest: int) -> int:
-        """Return the length of a micro-batch whose longest sample has this many tokens."""
-        return self.length or -(-longest // self.multiple) * self.multiple
 
 
 def is_packed(args: argparse.Namespace) -> bool:

@@ -18,6 +18,8 @@ def frames(content: bytes, name: str, most: int) -> list[Picture]:
     """
     import av
 
+    from energon_flagscale.pictures import evenly_spaced
+
     if not content:
         raise UnusableError(f"{name}: an empty file")
     try:
@@ -26,16 +28,9 @@ def frames(content: bytes, name: str, most: int) -> list[Picture]:
             raise UnusableError(f"{name}: cut off, only {found} of its {told} frames can be decoded")
         if not found:
             raise UnusableError(f"{name}: has no frame that can be decoded")
-        return list(_encoded(content, spaced(found, most)))
+        return list(_encoded(content, evenly_spaced(range(found), most)))
     except av.FFmpegError as error:
         raise UnusableError(f"{name}: not a video, damaged or cut off ({error.strerror})") from None
-
-
-def spaced(total: int, most: int) -> list[int]:
-    """Return the numbers of at most `most` of `total` frames, evenly spaced from the first to the last."""
-    if total <= most:
-        return list(range(total))
-    return [at * (total - 1) // max(most - 1, 1) for at in range(most)]
 
 
 def _count(content: bytes) -> tuple[int, int]:
