@@ -28,7 +28,7 @@ SAVED_AT = 2
 NAMES = (
     "onevision: TP2 SP",
     "onevision: PP2 interleaved",
-    "onevision, packed: PP2 CP2, samples masked on all stages",
+    "onevision, packed: CP2",
     "onevision, projector only: PP2, nothing to train on the last stage",
 )
 CHOSEN = {layout.name: layout for layout in LAYOUTS if layout.name in NAMES}
@@ -52,6 +52,8 @@ SAVED = Layout("saved as PP2", "onevision", 2, f"{PP2} --use-distributed-optimiz
 CONTINUED = Layout("continued as CP2", "onevision", 2, f"{CP2} --use-distributed-optimizer")
 FROZEN = Layout("the language model is frozen", "onevision, frozen language model", 1, "")
 THAWED = Layout("it is trained again", "onevision", 1, "")
+SLOW = (THAWED, BLIND)
+"""Only with `--slow`: a refusal that tests of the launcher show too, and whether a mutation is noticed."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def curves(folder: Path) -> dict[str, Curve]:
+def curves(folder: Path, request: pytest.FixtureRequest) -> dict[str, Curve]:
     of_other = ("--pretrained-checkpoint", f"{folder}/saved")
     runs = [
         _run(SAVED, "--save", f"{folder}/saved", "--save-interval", str(SAVED_AT), *EVALUATED),
@@ -70,7 +72,8 @@ def curves(folder: Path) -> dict[str, Curve]:
         _run(THAWED, "--load", f"{folder}/frozen"),
         replace(BLIND.run(STEPS), mutation="flagscale_testing.ranks.pictures:blind"),
     ]
-    return run_all(runs, folder / "runs")
+    left_out = () if request.config.getoption("--slow") else {layout.name for layout in SLOW}
+    return run_all([run for run in runs if run.name not in left_out], folder / "runs")
 
 
 def _run(layout: Layout, *more: str) -> Run:
@@ -145,11 +148,13 @@ def test_a_training_starts_from_the_weights_of_another(curves: dict[str, Curve])
     assert found.losses[0] < curves[SAVED.name].losses[0] - 0.2
 
 
+@pytest.mark.slow
 def test_a_part_that_was_frozen_is_not_trained_without_its_states(curves: dict[str, Curve]) -> None:
     assert "--freeze-LM: `freeze_LM` is false, but the checkpoint" in curves[THAWED.name].error
     assert "`no_load_optim: true` to continue without the optimizer's state" in curves[THAWED.name].error
 
 
+@pytest.mark.slow
 def test_the_loss_depends_on_the_pictures(curves: dict[str, Curve]) -> None:
     found = curves[BLIND.name]
     assert not found.error
