@@ -22,8 +22,8 @@ from flagscale.errors import first_line
 META = ".nv-meta"
 MODULE = "megatron.energon"
 """The module of the classes that files may name; any other one would be imported."""
-_FACTS = "facts.json"
-"""What `tools/datasets/llava.py` records beside the shards."""
+FACTS, UNFINISHED = "facts.json", "unfinished"
+"""What `tools/datasets/llava.py` records beside the shards, and its folder until it has finished."""
 _INFO, _SPLITS, _SAMPLES = (".info.json", ".info.yaml"), ("split.yaml", "split.json"), "dataset.yaml"
 _CRUDE = "CrudeWebdataset"
 _TOOL = "tools/datasets/llava.py"
@@ -56,7 +56,7 @@ def content_of(part: FolderSplit) -> list[tuple[str, int]]:
 def facts_of(part: FolderSplit) -> Mapping[str, Any]:
     """Return what our tool recorded about a split of a folder; empty if it did not make the folder."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((part.folder / _FACTS).read_text(encoding="utf-8"))["splits"][part.split]
+        found = json.loads((part.folder / FACTS).read_text(encoding="utf-8"))["splits"][part.split]
         if isinstance(found, dict):
             return found
     return {}
@@ -125,7 +125,7 @@ def _some(names: Sequence[str]) -> str:
 def _not_prepared(folder: Path) -> str:
     """Return what a folder without `.nv-meta` holds instead, and what to do."""
     names = sorted(os.listdir(folder))
-    if "unfinished" in names:
+    if UNFINISHED in names:
         return f"{_TOOL} has not finished it; run the same command again, which continues"
     if any(name.endswith(".tar") for name in names):
         return (

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from flagscale.checks.energon_folder import META
 from flagscale.errors import UserError
 from tools.datasets import llava
 from tools.datasets.pictures import energon, shards
@@ -64,9 +65,9 @@ def without_energon(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def prepare(folder: Path, counts: dict[str, int], identity: str) -> None:
         assert sorted(file.name for file in folder.glob("**/*.tar")) == sorted(counts)
-        (folder / energon.META).mkdir()
+        (folder / META).mkdir()
         for name in energon.FILES:
-            (folder / energon.META / name).write_text(identity + json.dumps(counts))
+            (folder / META / name).write_text(identity + json.dumps(counts))
         for name in counts:
             (folder / f"{name}.idx").touch()
 
@@ -197,7 +198,7 @@ class TestPrepare:
             assert what in one
         assert told[-1].startswith("6 sample(s) with mistakes; fix them")
         assert (tmp_path / "out" / "mistakes.txt").read_text().splitlines() == told[:-1]
-        assert not (tmp_path / "out" / energon.META).exists()
+        assert not (tmp_path / "out" / META).exists()
 
     def test_samples_with_mistakes_are_left_out_on_request_with_the_work_that_was_done(
         self,
@@ -330,7 +331,7 @@ class TestPrepare:
         monkeypatch.setattr(os, "replace", replace)
         with suppress(KeyboardInterrupt):
             llava.prepare([source], output, samples_per_shard=10)
-        assert (count, (output / energon.META).exists()) == (moved, False)
+        assert (count, (output / META).exists()) == (moved, False)
         monkeypatch.setattr(os, "replace", real)
         llava.prepare([source], output, samples_per_shard=10)
         assert content(output) == content(tmp_path / "whole")

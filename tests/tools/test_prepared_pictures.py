@@ -67,7 +67,7 @@ def test_a_killed_run_continues_to_what_energon_reads(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while not (len(list(unfinished.glob("*.tar"))) == 5 and any(unfinished.glob("*-000003.*.tmp"))):
             assert process.poll() is None
-            time.sleep(0.01)
+            time.sleep(0.1)
         with pytest.raises(UserError, match="another process"):
             llava.prepare([source], output, valid_every=0, samples_per_shard=10)
         process.send_signal(signal.SIGKILL)

@@ -15,10 +15,10 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[3])
 
+from flagscale.checks.energon_folder import META
 from flagscale.errors import UserError
 from flagscale.linux import die_with
 
-META = ".nv-meta"
 FILES = (".info.json", "dataset.yaml", "index.sqlite", "index.uuid", "split.yaml")
 """Without any of these, Energon does not open a folder, or not all of it."""
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "database or disk is full")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flagscale.checks.energon_folder import FACTS, META, UNFINISHED
 from flagscale.errors import UserError
 from flagscale.files import put_in_place
 from tools.datasets.folders import read_json, refuse_other, write_json
@@ -49,11 +50,11 @@ class PictureFolder:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        self.facts = output / "facts.json"
+        self.facts = output / FACTS
         self.mistakes = output / "mistakes.txt"
-        self.unfinished = output / "unfinished"
+        self.unfinished = output / UNFINISHED
         self._request = self.unfinished / "request.json"
-        self._meta = output / energon.META
+        self._meta = output / META
 
     def finished(self, request: Mapping[str, Any]) -> Finished | None:
         """Return what the folder holds if it was finished with this request; None if there is work to do.
@@ -88,7 +89,7 @@ class PictureFolder:
             (self.output / name).replace(self.unfinished / name)
         for file in self.unfinished.glob("*.tmp"):
             file.unlink()
-        shutil.rmtree(self.unfinished / energon.META, ignore_errors=True)
+        shutil.rmtree(self.unfinished / META, ignore_errors=True)
         write_json(self._request, request)
 
     def finish(self, parts: list[Stored], request: Mapping[str, Any], left_out: int) -> Finished:
@@ -127,7 +128,7 @@ class PictureFolder:
                 "request": request,
             },
         )
-        (self.unfinished / energon.META).rename(self._meta)
+        (self.unfinished / META).rename(self._meta)
         shutil.rmtree(self.unfinished)
         return Finished(splits, left_out, made_now=True)
 
@@ -150,7 +151,7 @@ class PictureFolder:
                 wrong.append(name)
             elif not file.with_suffix(".tar.idx").is_file():
                 wrong.append(f"{name}.idx")
-        meta = [f"{energon.META}/{name}" for name in energon.FILES if not (self._meta / name).is_file()]
+        meta = [f"{META}/{name}" for name in energon.FILES if not (self._meta / name).is_file()]
         return wrong + meta
 
 
