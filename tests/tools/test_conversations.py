@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tools.datasets.pictures.conversations import conversation
+from energon_flagscale.conversations import conversation
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 
