@@ -1,10 +1,11 @@
 """Read one conversation in the form of LLaVA, ShareGPT, OpenAI or the_cauldron. Pure: no file is opened.
 
-The tool that writes shards and the cooker that reads those of others both use it, so that a conversation gives
-the same tokens, whoever wrote the shards. Standard library only.
+The tool that writes shards and the cooker that reads those of others both use it, so that a conversation
+gives the same tokens, whoever wrote the shards. Standard library only.
 
-Two things are decided here as LLaVA's own program does: a message's only `<image>` goes to its beginning, and
-blanks between pictures at the beginning of a message are dropped (the chat template puts a newline there).
+Three things are decided here as LLaVA's own program does: a message's only `<image>` goes to its beginning,
+`<image>` stands for a video if there are only videos, and blanks between pictures at the beginning of a
+message are dropped (the chat template puts a newline there).
 """
 
 import re
@@ -65,6 +66,9 @@ def conversation(
         if own[kind] and given:
             raise ValueError(f"{kind}s both in the messages and under `{kind}s`; keep one")
         own[kind] = own[kind] or given or [*(files or {}).get(kind, ())]
+    if any(is_llava for *_, is_llava in turns) and own[VIDEO] and not own[IMAGE]:
+        _name_videos(messages)
+    for kind in own:
         hint = "" if files else "; --add-placeholders puts them before the first message"
         _match(messages, kind, own[kind], hint, add=add_placeholders or is_paired)
     _check_order(messages)
@@ -160,6 +164,14 @@ def _tidy(parts: list[Part]) -> list[Part]:
         else:
             tidy.append(part)
     return tidy
+
+
+def _name_videos(messages: list[Message]) -> None:
+    """Have `<image>` stand for videos, if nothing else does: LLaVA's own data of videos is written so."""
+    parts = [part for message in messages for part in message["content"]]
+    if not any(part["type"] == VIDEO for part in parts):
+        for part in parts:
+            part["type"] = VIDEO if part["type"] == IMAGE else part["type"]
 
 
 def _references(value: Mapping[str, Any], kind: str) -> list[Any]:
