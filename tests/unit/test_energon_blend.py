@@ -72,6 +72,13 @@ def test_a_single_folder_and_another_blend(blend: Path) -> None:
         ("splits: {train: {blend: []}}", "splits.train.blend is not a list of data"),
         ("splits: {train: {blned: []}}", "`blned`: did you mean `blend`?"),
         ("splits: {train: {blend: [{path: a}], x: 1}}", "splits.train: unknown key `x`"),
+        ("splits: {train: {blend: [{path: a}]}}\nsed: 3", "unknown key `sed`; valid: __class__,"),
+        ("splits: {train: a}", "splits.train is not a mapping with `blend` or `path`"),
+        ("splits: {train: {path: a, subset: {rnge: [0, 1]}}}", "splits.train: `subset: {'rnge': [0, 1]}` is"),
+        ("splits: {train: {path: a, subset: {range: [50%, 9%]}}}", "is not like `{range: [0%, 50%]}`"),
+        ("splits: {train: {path: a, subset: {range: [0, 50%]}}}", "is not like `{range: [0%, 50%]}`"),
+        ("splits: {train: {blend: [{path: a}], subset: 9}}", "splits.train: `subset: 9` is not like"),
+        ("splits: {train: {blend: [{path: a, subflavors: x}]}}", "[0]: `subflavors: x` is not a mapping"),
         (
             "splits: {train: {datasets: [{path: a}]}}",
             "needs one of `blend`, `blend_epochized`, `path`; `datasets`",
