@@ -118,6 +118,8 @@ def _follow_blend(path: Path, split: str, reading: Reading, above: tuple[Path, .
         return
     unknown = [key for key in tree if key not in _TOP]
     reading.wrong += [f"{path}: unknown key `{key}`; {nearest(str(key), _TOP)}" for key in unknown]
+    if unknown and "splits" not in tree:
+        return
     splits = tree.get("splits")
     if isinstance(splits, dict) and split in splits and not isinstance(splits[split], dict):
         reading.wrong.append(f"{path}: splits.{split} is not a mapping with `blend` or `path`")

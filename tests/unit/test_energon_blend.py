@@ -93,7 +93,7 @@ def test_a_single_folder_and_another_blend(blend: Path) -> None:
         ),
         ("splits: {val: {path: a}}", "no split `train`; it has val"),
         ("splits: []", "no split `train`; it has none"),
-        ("spilts: {train: {path: a}}", "no split `train`; it has none"),
+        ("spilts: {train: {path: a}}", "unknown key `spilts`; did you mean `splits`?"),
         ("splits: {train: {path: blend.yaml}}", "blend.yaml: this blend contains itself"),
         ("splits: {train: {path: a/train-000000.tar}}", "name the folder, a"),
         ("splits: {train: {path: a, split_part: x}}", "no split `x`; it has train, val"),
