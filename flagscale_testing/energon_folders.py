@@ -12,9 +12,9 @@ def write_folder(folder: Path, splits: Mapping[str, int]) -> Path:
     meta = folder / ".nv-meta"
     meta.mkdir(parents=True)
     counts = {f"{split}-000000.tar": samples for split, samples in splits.items()}
-    for name in counts:
+    for name, samples in counts.items():
         (folder / name).touch()
-        (folder / f"{name}.idx").touch()
+        (folder / f"{name}.idx").write_bytes(bytes(8 * (samples + 1)))  # of samples without files
     shards = "".join(f"  {split}:\n  - {split}-{{000000..000000}}.tar\n" for split in splits)
     (meta / ".info.json").write_text(json.dumps({"energon_version": "7.4.1", "shard_counts": counts}))
     (meta / "split.yaml").write_text(f"split_parts:\n{shards}exclude: []\n")

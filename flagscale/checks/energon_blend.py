@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -34,7 +35,9 @@ _LISTS = {
 _KEYS = ("path", "split_part", "subflavors", "shuffle_over_epochs_multiplier", "split_config", "subset")
 _REFUSED = ("aux", "join", "joiner", "nonmatch", "dataset_config")
 """Keys of Energon's for samples that are made of several: ours are whole."""
+_TOP = ("__module__", "__class__", "splits")
 _MOST_NESTED = 8
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
 @dataclass
@@ -103,7 +106,14 @@ def _follow_blend(path: Path, split: str, reading: Reading, above: tuple[Path, .
     if module != MODULE or kind not in (_OLD, _NEW):
         reading.wrong.append(f"{path}: `{module}.{kind}` is not a blend; valid: {MODULE}.{_NEW}")
         return
+    unknown = [key for key in tree if key not in _TOP]
+    reading.wrong += [f"{path}: unknown key `{key}`; {nearest(str(key), _TOP)}" for key in unknown]
+    if unknown and "splits" not in tree:
+        return
     splits = tree.get("splits")
+    if isinstance(splits, dict) and split in splits and not isinstance(splits[split], dict):
+        reading.wrong.append(f"{path}: splits.{split} is not a mapping with `blend` or `path`")
+        return
     if not isinstance(splits, dict) or not isinstance(splits.get(split), dict):
         has = ", ".join(map(str, splits)) if isinstance(splits, dict) else ""
         reading.wrong.append(f"{path}: no split `{split}`; it has {has or 'none'}")
@@ -125,6 +135,7 @@ def _follow_blend(path: Path, split: str, reading: Reading, above: tuple[Path, .
         return
     for key in [key for key in node if key not in (name, "subset")]:
         reading.wrong.append(f"{path}: {at}: unknown key `{key}`")
+    _check_values(path, node, at, reading)
     entries = node[name]
     if not isinstance(entries, list) or not entries:
         what = f"{at}.{name} is not a list of data, each with `path` and `{lists[name]}`"
@@ -150,6 +161,7 @@ def _follow_entry(
     value = entry.get(share, 1)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < inf:
         reading.wrong.append(f"{file}: {at}: `{share}: {value}` is not a number above 0")
+    _check_values(file, entry, at, reading)
     path, named = entry.get("path"), entry.get("split_part", split)
     if not isinstance(path, str) or not isinstance(named, str):
         wrong = "path" if not isinstance(path, str) else "split_part"
@@ -159,6 +171,31 @@ def _follow_entry(
     _follow(file.parent / path, named, reading, above)
     if (config := str(entry.get("split_config") or "")) and len(reading.parts) == begun + 1:
         reading.parts[begun] = FolderSplit(reading.parts[begun].folder, named, config)
+
+
+def _check_values(file: Path, node: Mapping[str, Any], at: str, reading: Reading) -> None:
+    """Check what an entry or list may say beside its data and weight."""
+    for key, is_valid, valid in (
+        ("subset", _is_subset, "like `{range: [0%, 50%]}` or `{range: [0, 1000]}`, in order"),
+        ("subflavors", lambda value: isinstance(value, dict), "a mapping"),
+        ("shuffle_over_epochs_multiplier", lambda value: type(value) is int, "a whole number"),
+    ):
+        if node.get(key) is not None and not is_valid(node[key]):
+            reading.wrong.append(f"{file}: {at}: `{key}: {node[key]}` is not {valid}")
+
+
+def _is_subset(value: Any) -> bool:
+    """Return whether it is a range of samples, in percent or by number; `end` may be its end."""
+    if not isinstance(value, dict) or [*value] != ["range"]:
+        return False
+    ends = value["range"]
+    if not isinstance(ends, list) or len(ends) != 2:
+        return False
+    if type(ends[0]) is int:
+        return ends[0] >= 0 and (ends[1] == "end" or (type(ends[1]) is int and ends[0] < ends[1]))
+    percents = [_PERCENT.fullmatch(str(end)) for end in ends]
+    first, last = (float(percent[1]) if percent else inf for percent in percents)
+    return first < last <= 100
 
 
 def _meant(node: Mapping[str, Any], valid: Sequence[str]) -> str:

@@ -30,6 +30,8 @@ _TOOL = "tools/datasets/llava.py"
 _TOKENISED = ("sequence.pyd", "input_ids.pth", "labels.pth")
 """Files of samples that FlagScale v0.6.0 had tokenised before the training."""
 _MOST_SHARDS = 10**6
+_OFFSET = 8
+"""Bytes of an offset in the index of a shard."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,25 @@ def folder_mistakes(part: FolderSplit) -> Iterator[str]:
     ]
     if lost or without:
         yield f"{folder}: missing: {_some([*lost, *without])}; prepare it again"
+    elif damaged := [
+        name for name in shards if name in counts and not _is_whole(folder / name, counts[name])
+    ]:
+        what = f"{folder}: cut off, or written after it was prepared: {_some(damaged)}"
+        yield f"{what}; write the shard again, or prepare the folder again"
     elif not unknown and not any(counts[name] for name in shards):
         yield f"{folder}: the split `{split}` has no samples"
+
+
+def _is_whole(shard: Path, samples: int) -> bool:
+    """Return whether a shard is as long as its index says: an offset per sample, and that of the end."""
+    index = Path(f"{shard}.idx")
+    try:
+        with index.open("rb") as file:
+            file.seek(max(0, os.stat(index).st_size - _OFFSET))
+            length, end = file.tell() + _OFFSET, int.from_bytes(file.read(), "little")
+        return length == _OFFSET * (samples + 1) and os.stat(shard).st_size >= end
+    except OSError:
+        return False
 
 
 def _some(names: Sequence[str]) -> str:
@@ -141,7 +160,7 @@ def _not_prepared(folder: Path) -> str:
 
 def _tokenised(folder: Path) -> Path | None:
     """Return the first shard if FlagScale v0.6.0 had tokenised its samples."""
-    first = next(iter(sorted(folder.glob("*.tar"))), None)
+    first = next((shard for where in ("*.tar", "*/*.tar") for shard in sorted(folder.glob(where))), None)
     if first is None:
         return None
     with suppress(OSError, tarfile.TarError), tarfile.open(first) as shard:

@@ -13,7 +13,7 @@ from flagscale.checks.energon_folder import FolderSplit, facts_of, samples_of
 from flagscale.checks.loading import RANKS, too_few
 from flagscale.checks.vocabulary import tokenizer_folder
 from flagscale.errors import UserError, Violation, nearest
-from flagscale.vision.arguments import OF_PICTURES, vision_of, vision_violations
+from flagscale.vision.arguments import FITS, OF_PICTURES, vision_of, vision_violations
 from flagscale.vision.tiling import Vision, image_tokens, most_image_tokens
 
 TEMPLATES = ("chatml", "vicuna")
@@ -126,13 +126,18 @@ def _tokenizer_violations(values: Mapping[str, Any], cwd: Path) -> Iterator[Viol
         yield "chat_template", f"{what}; {hint}" if hint.startswith("did") else what
     if folder is None:
         return  # missing, which is reported, or on a hub
-    token = values["image_token"]
+    tokens = {"image_token": "picture"}
+    if values["image_aspect_ratio"] not in FITS:  # with tiles, a model knows videos too
+        tokens["video_token"] = "video"
     try:
         if template is None and not tokenizer.has_chat_template(folder):
             what = f"{folder} has no chat template: set `chat_template`"
             yield "chat_template", f"{what} to one of {', '.join(TEMPLATES)}, or to a Jinja file"
-        if tokenizer.lacks(folder, [token]):
-            what = f"{folder} has no token {token!r}, which stands for a picture: name another token, or let"
-            yield "image_token", f"{what} tools/checkpoint/convert.py add it"
+        for name, kind in tokens.items():
+            if tokenizer.lacks(folder, [token := values[name]]):
+                what = (
+                    f"{folder} has no token {token!r}, which stands for a {kind}: name another token, or let"
+                )
+                yield name, f"{what} tools/checkpoint/convert.py add it"
     except UserError as error:
         yield "tokenizer_model", "; ".join(problem.what for problem in error.problems)

@@ -38,6 +38,8 @@ MOST_TILES = 1024
 """The most tiles of a grid, so that a slip of the hand is not computed for hours."""
 _ANYRES = re.compile(r"anyres_max_([1-9]\d*)")
 _PAIR = re.compile(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*[)\]]")
+_PAIRS = rf"\s*{_PAIR.pattern}(?:\s*,\s*{_PAIR.pattern})*\s*,?\s*"
+_LIST = re.compile(rf"{_PAIRS}|\s*[(\[]{_PAIRS}[)\]]\s*")
 _RANGE = re.compile(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)")
 
 
@@ -125,18 +127,19 @@ def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Viol
             what = "`several_images` has no effect without `image_aspect_ratio: anyres_max_N`"
             yield "several_images", what
         return
-    ends = _RANGE.fullmatch(pinpoints or "")
-    if ends and int(ends[3]) * int(ends[4]) > MOST_TILES:
+    side, ends = tower.side, _RANGE.fullmatch(pinpoints or "")
+    # Of a range, only the last: those between may be too many to be listed.
+    largest = (int(ends[3]) * side, int(ends[4]) * side) if ends else None
+    grids = (largest,) if largest else _grids(pinpoints, side)
+    if any(height * width > MOST_TILES * side**2 for height, width in grids):
         what = f"`image_grid_pinpoints: {pinpoints}` asks for more than {MOST_TILES} tiles per picture"
         yield "image_grid_pinpoints", what
         return
-    wrong = [
-        grid for grid in _grids(pinpoints, tower.side) if any(one % tower.side or not one for one in grid)
-    ]
-    if wrong or not _grids(pinpoints, tower.side):
-        example = f"[[{tower.side}, {tower.side}], [{tower.side}, {2 * tower.side}]]"
+    grids = _grids(pinpoints, side)
+    if not grids or any(one % side or not one for grid in grids for one in grid):
+        example = f"[[{side}, {side}], [{side}, {2 * side}]]"
         what = f"`image_grid_pinpoints: {pinpoints}` is not a list of heights and widths in pixels, each a "
-        yield "image_grid_pinpoints", f"{what}multiple of {tower.side}, such as {example}"
+        yield "image_grid_pinpoints", f"{what}multiple of {side}, such as {example}"
 
 
 def _tower(values: Mapping[str, Any]) -> Tower:
@@ -145,14 +148,18 @@ def _tower(values: Mapping[str, Any]) -> Tower:
 
 
 def _grids(pinpoints: str | None, side: int) -> tuple[Size, ...]:
-    """Return the grids that the text lists, as `[[384, 768], ...]`, or as `(1x1),...,(6x6)`: all between."""
+    """Return the grids that the text lists, as `[[384, 768], ...]`, or as `(1x1),...,(6x6)`: all between.
+
+    Of any other text, none.
+    """
     if pinpoints is None:
         return usual_grids(side)
     ends = _RANGE.fullmatch(pinpoints)
     if ends:
         first, last = (int(ends[1]), int(ends[2])), (int(ends[3]), int(ends[4]))
         return _between(first, last, side)
-    return tuple((int(height), int(width)) for height, width in _PAIR.findall(pinpoints))
+    pairs = _PAIR.findall(pinpoints) if _LIST.fullmatch(pinpoints) else ()
+    return tuple((int(height), int(width)) for height, width in pairs)
 
 
 def _between(first: Size, last: Size, side: int) -> tuple[Size, ...]:

@@ -1,8 +1,7 @@
 """From the files of a sample, in any of the usual formats, to messages with pictures and videos.
 
-A sample's JSON has `messages` (OpenAI, ShareGPT) or `conversations` (LLaVA, ShareGPT), or is such a list. A
-content is a list of parts, or a text in which `<image>` and `<video>` stand for the next file. A sample of a
-picture and a `.txt` is a caption.
+A sample's JSON is a conversation (see conversations.py), or the list of its messages. A sample of a picture
+and a `.txt` is a caption.
 """
 
 from __future__ import annotations
@@ -11,18 +10,16 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron.energon import Sample, basic_sample_keys, edataclass, stateless
 
-from energon_flagscale.formats import KINDS, PICTURES, ROLES, VIDEOS
+from energon_flagscale.conversations import IMAGE, TEXT, VIDEO, Message, conversation
+from energon_flagscale.formats import PICTURES, VIDEOS
 from energon_flagscale.unusable import UnusableSample
-from flagscale.errors import nearest
 
-_LISTS = ("messages", "conversations")
 _FRAME = re.compile(r"(.+)\.(\d+)\.[^.]+")
-_PLACEHOLDER = re.compile(r"<(image|video)>")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -42,68 +39,45 @@ def cook(sample: dict[str, Any]) -> Conversation:
     """Return the conversation of a crude sample whose files were not decoded.
 
     Raises:
-        UnusableSample: the format is unknown; placeholders and files are not equally many.
+        UnusableSample: its messages are not in a known form; placeholders and files are not equally many.
     """
-    files = _Files(sample)
-    messages = [_message(turn, number, files) for number, turn in enumerate(_turns(sample, files), 1)]
-    files.check_all_used()
+    files = _files(sample)
+    try:
+        told = conversation(_value(sample, files), files={kind: [*found] for kind, found in files.items()})
+    except ValueError as error:
+        raise UnusableSample(f"{error}{_undecoded(sample) if f'<{VIDEO}>' in str(error) else ''}") from None
+    key = str(sample["__key__"])
     return Conversation(
         **basic_sample_keys(sample),
-        messages=messages,
-        pictures=files.used["image"],
-        videos=files.used["video"],
+        messages=[_joined(message) for message in told.messages],
+        pictures=_taken(IMAGE, told.images, files[IMAGE], key),
+        videos=_taken(VIDEO, told.videos, files[VIDEO], key),
     )
 
 
-class _Files:
-    """The pictures and videos of a sample, which its parts take by name or one after the other."""
-
-    def __init__(self, sample: Mapping[str, Any]) -> None:
-        names = sorted(
-            (name for name in sample if name.rpartition(".")[2].lower() in PICTURES),
-            key=lambda name: [int(piece) if piece.isdigit() else piece for piece in _DIGITS.split(name)],
-        )
-        self.found: dict[str, dict[str, Any]] = {"image": {}, "video": {}}
-        for name in names:
-            frame = _FRAME.fullmatch(name)
-            if frame and frame[1].startswith("video"):
-                self.found["video"].setdefault(frame[1], []).append((name, sample[name]))
-            else:
-                self.found["image"][name] = (name, sample[name])
-        self.left = {kind: dict(found) for kind, found in self.found.items()}
-        self.used: dict[str, list[Any]] = {"image": [], "video": []}
-        self.parts = {"image": 0, "video": 0}
-        self.has_undecoded = any(name.rpartition(".")[2].lower() in VIDEOS for name in sample)
-
-    def take(self, kind: str, reference: str | None) -> None:
-        """Give the next part of a kind its file: the one it names if there is such a file, else the next."""
-        self.parts[kind] += 1
-        if kind == "image" and reference and reference.startswith("data:"):
-            self.used[kind].append((f"{kind} {self.parts[kind]}", _inline(reference)))
-            return
-        own = self.found[kind].get((reference or "").rpartition("/")[2])
-        if own is None and self.left[kind]:
-            own = self.left[kind][next(iter(self.left[kind]))]
-        if own is not None:
-            self.used[kind].append(own)
-            self.left[kind] = {name: file for name, file in self.left[kind].items() if file is not own}
-
-    def check_all_used(self) -> None:
-        for kind, parts in self.parts.items():
-            if parts != len(self.used[kind]) or self.left[kind]:
-                what = f"{parts} <{kind}> in its messages, but {len(self.found[kind])} {kind} files"
-                if kind == "video" and self.has_undecoded:
-                    what += "; videos are read as their frames, which tools/datasets/llava.py writes"
-                raise UnusableSample(what)
+def _files(sample: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the pictures and videos of a sample by name, in the order in which people count."""
+    names = sorted(
+        (name for name in sample if name.rpartition(".")[2].lower() in PICTURES),
+        key=lambda name: [int(piece) if piece.isdigit() else piece for piece in _DIGITS.split(name)],
+    )
+    found: dict[str, dict[str, Any]] = {IMAGE: {}, VIDEO: {}}
+    for name in names:
+        frame = _FRAME.fullmatch(name)
+        if frame and frame[1].startswith("video"):
+            found[VIDEO].setdefault(frame[1], []).append((name, sample[name]))
+        else:
+            found[IMAGE][name] = (name, sample[name])
+    return found
 
 
-def _turns(sample: Mapping[str, Any], files: _Files) -> list[Any]:
-    """Return the messages of a sample as they are in its file."""
+def _value(sample: Mapping[str, Any], files: Mapping[str, Any]) -> Any:
+    """Return the content of a sample's JSON, or the conversation that a caption stands for."""
     if "json" not in sample:
-        if "txt" in sample and files.found["image"]:
-            pictures = [{"type": "image"}] * len(files.found["image"])
+        if "txt" in sample and files[IMAGE]:
+            pictures = [{"type": IMAGE}] * len(files[IMAGE])
             caption = _text(sample["txt"], "its .txt").strip()
-            return [{"role": "user", "content": pictures}, {"role": "assistant", "content": caption}]
+            return _messages({"user": pictures, "assistant": caption})
         raise UnusableSample(f"no .json among its files: {', '.join(_names(sample))}")
     value = sample["json"]
     if isinstance(value, bytes):
@@ -111,68 +85,55 @@ def _turns(sample: Mapping[str, Any], files: _Files) -> list[Any]:
             value = json.loads(value)
         except ValueError as error:
             raise UnusableSample(f"its .json cannot be read: {error}") from None
-    if isinstance(value, dict):
-        own = [name for name in _LISTS if name in value]
-        if not own:
-            raise UnusableSample(
-                f"its .json has neither `messages` nor `conversations`, but {', '.join(value)}"
-            )
-        value = value[own[0]]
-    if not isinstance(value, list) or not value:
-        raise UnusableSample("its .json holds no list of messages")
-    return value
+    return {"messages": value} if isinstance(value, list) else value
 
 
-def _message(turn: Any, number: int, files: _Files) -> dict[str, Any]:
-    where = f"message {number}"
-    if not isinstance(turn, dict):
-        raise UnusableSample(f"{where} is not an object with a role and a content")
-    role = str(turn.get("role", turn.get("from")))
-    if role not in ROLES:
-        raise UnusableSample(f"{where} has the role {role!r}; {nearest(role, ROLES)}")
-    content = turn.get("content", turn.get("value"))
-    if isinstance(content, str):
-        parts = [*_parts_of_text(content)]
-    elif isinstance(content, list):
-        parts = [_part(part, where) for part in content]
-    else:
-        raise UnusableSample(f"{where} has neither a text nor a list of parts")
-    for part in parts:
-        if part["type"] != "text":
-            files.take(part["type"], part.pop("file", None))
-    if all(part["type"] == "text" for part in parts):
-        return {"role": ROLES[role], "content": "".join(part["text"] for part in parts)}
-    return {"role": ROLES[role], "content": parts}
+def _messages(contents: Mapping[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in contents.items()]}
 
 
-def _parts_of_text(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a text with placeholders; a template writes the line break after leading ones."""
-    pieces = _PLACEHOLDER.split(text)  # text, kind, text, kind, ..., text
-    is_leading = len(pieces) > 1
-    for place, piece in enumerate(pieces):
-        if place % 2:
-            yield {"type": piece}
-        elif is_leading and not piece.strip():
-            continue
-        elif piece:
-            yield {"type": "text", "text": piece.removeprefix("\n") if is_leading and place else piece}
-            is_leading = False
+def _joined(message: Message) -> Message:
+    """Return a message without pictures with its text as such, which every template can read."""
+    if any(part["type"] != TEXT for part in message["content"]):
+        return message
+    return {**message, "content": "".join(part[TEXT] for part in message["content"])}
 
 
-def _part(part: Any, where: str) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    kind = KINDS.get(str(part.get("type"))) if isinstance(part, dict) else None
-    if kind is None:
-        shown = part.get("type") if isinstance(part, dict) else part
-        raise UnusableSample(f"{where} has a part of type {shown!r}; {nearest(str(shown), KINDS)}")
-    if kind == "text":
-        if not isinstance(part.get("text"), str):
-            raise UnusableSample(f"{where} has a part of type text without a text")
-        return {"type": "text", "text": part["text"]}
-    named = [part[key] for key in (part["type"], "image", "url", "path") if part.get(key)]
-    reference = named[0].get("url") if named and isinstance(named[0], dict) else (named or [None])[0]
-    return {"type": kind, "file": reference if isinstance(reference, str) else None}
+def _taken(kind: str, references: Sequence[Any], found: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the files that references name, with or without the sample's key; in order if none is named."""
+    texts = [_address(reference) for reference in references]
+    asked = [text for text in texts if not text.startswith("data:")]
+    named = [_name_in(text, found, key) for text in asked]
+    if not any(named) and len(named) == len(found):
+        named = [*found]
+    if {*named} != {*found}:
+        what = f"its messages show {', '.join(asked) or 'none of its files'}"
+        raise UnusableSample(f"{what}, but its {kind} files are {', '.join(found) or 'missing'}")
+    files = iter(named)
+    return [
+        (f"{kind} {number}", _inline(text)) if text.startswith("data:") else found[next(files)]
+        for number, text in enumerate(texts, 1)
+    ]
+
+
+def _address(reference: Any) -> str:
+    """Return the path, name or address that a reference holds."""
+    if isinstance(reference, dict):
+        reference = next((reference[key] for key in ("path", "url") if reference.get(key)), "")
+    return str(reference)
+
+
+def _name_in(text: str, found: Mapping[str, Any], key: str) -> str:
+    """Return the name of the file that a reference means; "" if there is none."""
+    name = text.rpartition("/")[2]
+    without_key = name.removeprefix(f"{key.rpartition('/')[2]}.")
+    return next((one for one in (name, without_key) if one in found), "")
+
+
+def _undecoded(sample: Mapping[str, Any]) -> str:
+    if not any(name.rpartition(".")[2].lower() in VIDEOS for name in sample):
+        return ""
+    return "; videos are read as their frames, which tools/datasets/llava.py writes"
 
 
 def _inline(reference: str) -> bytes:

@@ -24,6 +24,8 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 """Pillow's names of the formats that are read. Others can start programs, for instance EPS."""
 MOST_PIXELS = 178_956_970
 """The most pixels of a picture, also of one that is padded to a square: Pillow's own limit."""
+_WITH_PREVIEW = "MPO"
+"""The format of photographs with a preview beside them, which is no second picture."""
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,7 +57,7 @@ def open_picture(data: bytes, name: str) -> Picture:
     """Read a picture's header.
 
     Raises:
-        UnusableSample: it is not a picture of a known format, or it is too large.
+        UnusableSample: it is not a picture of a known format, it is too large, or it has several frames.
     """
     if not data:
         raise UnusableSample(f"{name} is empty")
@@ -71,7 +73,18 @@ def open_picture(data: bytes, name: str) -> Picture:
         raise UnusableSample(f"{name} cannot be read: {first_line(error)}") from error
     if math.prod(image.size) > MOST_PIXELS:
         raise UnusableSample(f"{name} has {image.width}x{image.height} pixels; the most are {MOST_PIXELS}")
+    if image.format != _WITH_PREVIEW and (frames := _frames(image, name)) > 1:
+        raise UnusableSample(f"{name} has {frames} frames; save the one you mean, or make a video of it")
     return picture
+
+
+def _frames(image: Image.Image, name: str) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except MemoryError:
+        raise
+    except Exception as error:  # as above
+        raise UnusableSample(f"{name} is damaged after its first frame: {first_line(error)}") from error
 
 
 def decoded(picture: Picture) -> Image.Image:

@@ -38,7 +38,10 @@ class SkippedSamples:
 
 
 class WithSkipped(BaseWrapperDataset[Any, Any]):
-    """The micro-batches of a dataset, each with the messages about samples skipped before it."""
+    """The micro-batches of a dataset, each with the messages about samples skipped before it.
+
+    If samples were skipped after the last one, a dict with only their messages follows.
+    """
 
     def __init__(
         self, dataset: SavableDataset[Any], noted: SkippedSamples, worker_config: WorkerConfig
@@ -49,6 +52,8 @@ class WithSkipped(BaseWrapperDataset[Any, Any]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.dataset:
             yield {**batch, SKIPPED: self._noted.take()}
+        if rest := self._noted.take():
+            yield {SKIPPED: rest}
 
     def len_worker(self, worker_idx: int | None = None) -> int:
         return int(self.dataset.len_worker(worker_idx))

@@ -55,8 +55,11 @@ def evaluations(
             messages = batch.pop(SKIPPED)
             if reports:
                 report(messages)
-            yield batch
-            left -= 1
+            if batch:
+                yield batch
+                left -= 1
+        if reports and left == batches:
+            print("flagscale: no sample of the evaluation can be used, so it has no loss", flush=True)
         reports = False
         for _ in range(left):
             yield dict(masked)

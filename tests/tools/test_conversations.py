@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tools.datasets.pictures.conversations import conversation
+from energon_flagscale.conversations import conversation
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 
@@ -70,6 +70,12 @@ def test_several_placeholders_stay_where_they_are(given: str, content: list[Any]
 
 def test_a_placeholder_stays_where_it_is_in_other_forms_than_llavas() -> None:
     assert first_content(llava("What? <image>", "x", images=["a.jpg"])) == [text("What? "), IMAGE]
+
+
+def test_llava_writes_image_for_videos() -> None:
+    assert first_content(llava("What? <image>", "x", video="a.mp4")) == [VIDEO, text("What?")]
+    with pytest.raises(ValueError, match=r"0 image\(s\), but 1 placeholder"):
+        conversation(llava("<image><video>", "x", video="a.mp4"))
 
 
 def test_messages_of_openai_bring_their_pictures_with_them() -> None:

@@ -28,6 +28,10 @@ def replaced(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / META / name).write_text(text)
 
 
+def written(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
 def removed(*names: str) -> Callable[[Path], object]:
     return lambda folder: [(folder / name).unlink() for name in names]
 
@@ -63,6 +67,21 @@ def test_a_sound_folder(folder: Path) -> None:
             removed("train-000000.tar.idx"),
             "train",
             "pictures: missing: train-000000.tar.idx; prepare it again",
+        ),
+        (
+            written("train-000000.tar.idx", bytes(8)),
+            "train",
+            "pictures: cut off, or written after it was prep",
+        ),
+        (
+            written("train-000000.tar.idx", b""),
+            "train",
+            "pictures: cut off, or written after it was prepared",
+        ),
+        (
+            written("train-000000.tar.idx", bytes(96) + b"\1" + bytes(7)),
+            "train",
+            ": train-000000.tar; write the",
         ),
         (replaced(".info.json", "{"), "train", ".info.json: not JSON: "),
         (replaced(".info.json", "[]"), "train", ".info.json: not a mapping"),
@@ -131,6 +150,15 @@ def test_samples_that_v060_tokenised_are_refused(folder: Path, is_prepared: bool
         "pictures/train-000000.tar: its samples were tokenised before the training, as FlagScale v0.6.0 did; "
         "make the folder again from the pictures, with tools/datasets/llava.py"
     ]
+
+
+def test_shards_in_folders_that_v060_tokenised_are_refused(folder: Path) -> None:
+    (folder / "parts").mkdir()
+    with tarfile.open(folder / "parts" / "a.tar", "w") as shard:
+        shard.addfile(tarfile.TarInfo("0.sequence.pyd"), io.BytesIO())
+    for file in folder.glob("*.tar*"):
+        file.unlink()
+    assert wrong(folder)[0].startswith("pictures/parts/a.tar: its samples were tokenised")
 
 
 @pytest.mark.parametrize(

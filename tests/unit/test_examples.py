@@ -79,9 +79,12 @@ def write_tracker(folder: Path) -> Path:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer with the token of a picture and a chat template, as far as the launcher reads it."""
+    """Write a tokenizer with the tokens of pictures and a chat template, as far as the launcher reads it."""
     folder.mkdir()
-    known = {"model": {"type": "BPE", "vocab": {"a": 0, "<image>": 1}, "merges": []}, "added_tokens": []}
+    known = {
+        "model": {"type": "BPE", "vocab": {"a": 0, "<image>": 1, "<video>": 2}, "merges": []},
+        "added_tokens": [],
+    }
     (folder / "tokenizer.json").write_text(json.dumps(known))
     (folder / "chat_template.jinja").touch()
 

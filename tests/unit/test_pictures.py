@@ -84,7 +84,7 @@ def with_data(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 def write_tokenizer(folder: Path, *tokens: str) -> None:
     folder.mkdir(exist_ok=True)
-    vocabulary = {token: number for number, token in enumerate(("a", *(tokens or ("<image>",))))}
+    vocabulary = {token: number for number, token in enumerate(("a", *(tokens or ("<image>", "<video>"))))}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": vocabulary}}))
     (folder / "chat_template.jinja").touch()
 
@@ -140,6 +140,15 @@ WRONG_DATA: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"data_parallel_size": 5, "num_workers": 0}, "data_path", "the split `val` has 4 samples for 5 readers"),
     ({"image_token": "<picture>"}, "image_token", "tokenizer has no token '<picture>'"),
+    (
+        {
+            "video_token": "<film>",
+            "image_aspect_ratio": "anyres_max_9",
+            "mm_patch_merge_type": "spatial_unpad",
+        },
+        "video_token",
+        "tokenizer has no token '<film>', which stands for a video",
+    ),
     (
         {"chat_template": "vicunna"},
         "chat_template",

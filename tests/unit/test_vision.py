@@ -91,6 +91,9 @@ def test_grids(text: str) -> None:
         ({**ONEVISION, "image_grid_pinpoints": "[[384, 385]]"}, "image_grid_pinpoints"),
         ({**ONEVISION, "image_grid_pinpoints": "many"}, "image_grid_pinpoints"),
         ({**ONEVISION, "image_grid_pinpoints": "(1x1),...,(99999x99999)"}, "image_grid_pinpoints"),
+        ({**ONEVISION, "image_grid_pinpoints": "[[384, 38400000]]"}, "image_grid_pinpoints"),
+        ({**ONEVISION, "image_grid_pinpoints": "[[384, 384], [384]]"}, "image_grid_pinpoints"),
+        ({**ONEVISION, "image_grid_pinpoints": "[[384, 384], [768, 384"}, "image_grid_pinpoints"),
         ({"video_token": "<image>"}, "video_token"),
     ],
 )

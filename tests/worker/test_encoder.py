@@ -253,8 +253,11 @@ def test_answers_alone_are_in_the_loss(tokenizers: Any, template: str) -> None:
 
 
 def test_pictures_in_answers_are_not_learnt(tokenizers: Any) -> None:
-    answer = [words("so: "), PICTURE, words("see?")]
-    batch = one(Encoder(tokenizers(), ONEVISION, Sequences(256)), sample(["Q", answer], [picture(9, 9)]))
+    answer = {"role": "assistant", "content": [words("so: "), PICTURE, words("see?")]}
+    told = cook(sample([[PICTURE], "a"], [picture(9, 9)]))
+    told.messages = [{"role": "user", "content": "Q"}, answer]
+    encoder = Encoder(tokenizers(), ONEVISION, Sequences(256))
+    batch = encoder.batch([encoder.postencode_sample(encoder.preencode_sample(told))])
     learnt = batch["labels"][0][batch["loss_mask"][0].bool()]
     assert tokenizers().decode(learnt) == "so: see?<|im_end|>"
 
@@ -344,11 +347,11 @@ CUT = png(picture(90, 90))[:2000]
             r"it has \d+ tokens, 0 of them for 0 pictures and videos: more than `seq_length: 256`",
         ),
         (sample([[PICTURE], "a"], [picture(170, 160)]), None),
-        (sample(["Q"]), "it has no answer to learn"),
-        (sample(["Q <image> there", "a"]), "1 <image> in its messages, but 0 image files"),
-        (sample([[words("Q <image>")], "a"]), "its text has 1 placeholders of image type for 0 files"),
-        (sample([[PICTURE], "a"]), "1 <image> in its messages, but 0 image files"),
-        (sample(["Q", "a"], [picture(9, 9)]), "0 <image> in its messages, but 1 image files"),
+        (sample(["Q"]), "the last message is not an answer"),
+        (sample(["Q <image> there", "a"]), r"0 image\(s\), but 1 placeholder\(s\) <image>"),
+        (sample([[words("Q <image>")], "a"]), "the text of a part spells <image>"),
+        (sample([[PICTURE], "a"]), r"0 image\(s\), but 1 placeholder\(s\) <image>"),
+        (sample(["Q", "a"], [picture(9, 9)]), r"1 image\(s\), but 0 placeholder\(s\) <image>"),
         (sample([[PICTURE], "a"], []) | {"image0.png": CUT}, "image0.png cannot be decoded: .*truncated"),
         (sample([[PICTURE], "a"], []) | {"image0.png": b"<html>"}, "image0.png is not a picture"),
         (

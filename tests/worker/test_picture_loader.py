@@ -204,3 +204,21 @@ def test_each_evaluation_reads_the_same(folder: str, tmp_path: Path, workers: in
         assert len(first) == batches
         found = [number for batch in first for number in batch if number >= 0]
         assert len({*found}) == len(found) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_evaluation_names_all_samples_that_it_skips(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_folder(tmp_path / "valid", numbers(4), 1, split=(0.0, 1.0, 0.0)))
+    readers = replace(ONE, workers=workers)
+    for broken, batches in (([3], [0, 1, 2, -1]), (range(4), [-1] * 4)):
+        dataset = validation_dataset([path], NumberEncoder(broken), readers, 1, 4)
+        data = evaluations(dataset, 4, {"tokens": torch.tensor([[-1]])})
+        capsys.readouterr()
+        assert [int(batch["tokens"]) for batch in islice(data, 8)] == batches * 2
+        output = capsys.readouterr().out
+        assert output.count("flagscale: skipped sample") == len(
+            broken
+        )  # only the first evaluation names them
+        assert ("no sample of the evaluation can be used" in output) == (len(broken) == 4)

@@ -261,6 +261,13 @@ def test_damaged_files_are_errors_in_words(name: str) -> None:
             raise UnusableSample(outcomes[0])
 
 
+def test_pictures_of_several_frames_are_not_read_as_their_first() -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        with pytest.raises(UnusableSample, match="has 2 frames; save the one you mean"):
+            open_picture(saved(frames[0], kind, save_all=True, append_images=frames[1:]), "one")
+
+
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved(picture(20, 30), "PNG")
     monkeypatch.setattr(pictures, "MOST_PIXELS", 599)

@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flagscale.errors import first_line
 from flagscale.files import read_regular
 
 _SUFFIXES = {
@@ -17,8 +16,6 @@ _SUFFIXES = {
     "PPM": "ppm", "TIFF": "tiff", "WEBP": "webp",
 }  # fmt: skip
 """Pillow's names of the formats that the loader reads, and the suffixes of the files in a shard."""
-_SINGLE = "MPO"
-"""The format of photographs with a preview beside them, which is no second picture."""
 _OTHER_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".gif", ".JPG", ".PNG")
 # Errors that belong to the name of one file. Any other is the machine's.
 _OF_THE_NAME = {
@@ -135,7 +132,7 @@ def picture(content: bytes, name: str) -> Picture:
     """Return a picture whose every pixel the loader of a training can decode.
 
     Raises:
-        UnusableError: it cannot, or there are several frames, of which it would read the first.
+        UnusableError: it cannot.
     """
     from energon_flagscale.pictures import check_picture, open_picture
     from energon_flagscale.unusable import UnusableSample
@@ -144,18 +141,7 @@ def picture(content: bytes, name: str) -> Picture:
         with warnings.catch_warnings(action="ignore"):
             opened = open_picture(content, name)
             form, (height, width) = opened.image.format or "", opened.size
-            if form != _SINGLE and (frames := _frames(opened.image, name)) > 1:
-                raise UnusableError(
-                    f"{name} has {frames} frames; save the one you mean, or make a video of it"
-                )
             check_picture(opened)
     except UnusableSample as error:
         raise UnusableError(str(error)) from None
     return Picture(content, _SUFFIXES[form], height, width)
-
-
-def _frames(image: Any, name: str) -> int:
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception as error:  # Pillow's plugins raise errors of many types for damaged files
-        raise UnusableError(f"{name} is damaged after its first frame: {first_line(error)}") from None

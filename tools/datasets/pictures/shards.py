@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from energon_flagscale.conversations import Conversation, characters, conversation
 from flagscale.files import put_in_place, write_atomic
-from tools.datasets.pictures.conversations import Conversation, characters, conversation
 from tools.datasets.pictures.media import Picture, UnusableError, content_of, picture, stamp
 from tools.datasets.pictures.records import Record
 from tools.datasets.pictures.videos import frames

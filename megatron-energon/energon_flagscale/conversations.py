@@ -1,7 +1,11 @@
 """Read one conversation in the form of LLaVA, ShareGPT, OpenAI or the_cauldron. Pure: no file is opened.
 
-Two things are decided here as LLaVA's own program does: a message's only `<image>` goes to its beginning, and
-blanks between pictures at the beginning of a message are dropped (the chat template puts a newline there).
+The tool that writes shards and the cooker that reads those of others both use it, so that a conversation
+gives the same tokens, whoever wrote the shards. Standard library only.
+
+Three things are decided here as LLaVA's own program does: a message's only `<image>` goes to its beginning,
+`<image>` stands for a video if there are only videos, and blanks between pictures at the beginning of a
+message are dropped (the chat template puts a newline there).
 """
 
 import re
@@ -34,11 +38,14 @@ class Conversation:
     videos: list[Any]
 
 
-def conversation(value: Any, *, add_placeholders: bool = False) -> Conversation:
+def conversation(
+    value: Any, *, add_placeholders: bool = False, files: Mapping[str, Sequence[str]] | None = None
+) -> Conversation:
     """Return the conversation of a record.
 
     Args:
         add_placeholders: put pictures that no text mentions before the first message of the user.
+        files: the `image` and `video` files beside the record in a shard; it need not name them.
 
     Raises:
         ValueError: it says what is wrong, and how to fix it.
@@ -48,23 +55,31 @@ def conversation(value: Any, *, add_placeholders: bool = False) -> Conversation:
     turns, is_paired = _turns(value)
     own: dict[str, list[Any]] = {IMAGE: [], VIDEO: []}
     messages = []
-    for number, (role, content) in enumerate(turns, 1):
+    for number, (role, content, is_llava) in enumerate(turns, 1):
         try:
-            parts = _parts(content, own, moves_single=IMAGE in value)
+            parts = _parts(content, own, moves_single=is_llava and not value.get(f"{IMAGE}s"))
         except ValueError as error:
             raise ValueError(f"message {number}: {error}") from None
         messages.append({"role": role, "content": parts})
-    given = {kind: _references(value, kind) for kind in own}
     for kind in own:
-        if own[kind] and given[kind]:
+        given = _references(value, kind)
+        if own[kind] and given:
             raise ValueError(f"{kind}s both in the messages and under `{kind}s`; keep one")
-        _match(messages, kind, own[kind] or given[kind], add=add_placeholders or is_paired)
+        own[kind] = own[kind] or given or [*(files or {}).get(kind, ())]
+    if any(is_llava for *_, is_llava in turns) and own[VIDEO] and not own[IMAGE]:
+        _name_videos(messages)
+    for kind in own:
+        hint = "" if files else "; --add-placeholders puts them before the first message"
+        _match(messages, kind, own[kind], hint, add=add_placeholders or is_paired)
     _check_order(messages)
-    return Conversation(messages, *(own[kind] or given[kind] for kind in (IMAGE, VIDEO)))
+    return Conversation(messages, own[IMAGE], own[VIDEO])
 
 
-def _turns(value: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], bool]:
-    """Return the role and content of each message, and whether they were pairs without placeholders."""
+def _turns(value: Mapping[str, Any]) -> tuple[list[tuple[str, Any, bool]], bool]:
+    """Return the messages, and whether they were pairs without placeholders.
+
+    Of each, its role, its content, and whether it has LLaVA's form (`from` and `value`).
+    """
     present = [key for key in _LISTS if value.get(key) is not None]
     if len(present) != 1:
         found = f"found: {', '.join(value) or 'none'}"
@@ -76,16 +91,17 @@ def _turns(value: Mapping[str, Any]) -> tuple[list[tuple[str, Any]], bool]:
         raise ValueError(
             f"`{key}` is {'empty' if given == [] else _type(given)}; it must be a list of messages"
         )
-    turns: list[tuple[str, Any]] = []
+    turns: list[tuple[str, Any, bool]] = []
     if value.get(SYSTEM) is not None:
-        turns.append((SYSTEM, value[SYSTEM]))
+        turns.append((SYSTEM, value[SYSTEM], False))
     for number, one in enumerate(given, 1):
         if not isinstance(one, dict):
             raise ValueError(f"message {number} is {_type(one)}, not an object")
         if key == "texts":
-            turns += [(role, one.get(role)) for role in (USER, ASSISTANT)]
+            turns += [(role, one.get(role), False) for role in (USER, ASSISTANT)]
         else:
-            turns.append((_role(one, number), one.get("content", one.get("value"))))
+            content = one.get("content", one.get("value"))
+            turns.append((_role(one, number), content, "content" not in one))
     return turns, key == "texts"
 
 
@@ -120,15 +136,14 @@ def _parts(content: Any, own: dict[str, list[Any]], *, moves_single: bool) -> li
             parts.append({"type": TEXT, TEXT: text})
             continue
         parts.append({"type": kind})
-        reference = one.get(str(one["type"]).removeprefix("input_"), one.get("image_url"))
-        if reference is not None:
-            own[kind].append(reference)
+        named = (str(one["type"]).removeprefix("input_"), "image_url", "url", "path")
+        own[kind] += [one[key] for key in named if one.get(key) is not None][:1]
     return _tidy(parts)
 
 
 def _parts_of_text(text: str, *, moves_single: bool) -> list[Part]:
     pieces = _PLACEHOLDER.split(text)
-    if moves_single and len(pieces) == 3 and pieces[0]:
+    if moves_single and pieces[1:2] == ["<image>"] and len(pieces) == 3 and pieces[0]:
         pieces = ["", pieces[1], (pieces[0] + pieces[2]).strip()]
     parts: list[Part] = [
         {"type": piece[1:-1]} if at % 2 else {"type": TEXT, TEXT: piece} for at, piece in enumerate(pieces)
@@ -151,6 +166,14 @@ def _tidy(parts: list[Part]) -> list[Part]:
     return tidy
 
 
+def _name_videos(messages: list[Message]) -> None:
+    """Have `<image>` stand for videos, if nothing else does: LLaVA's own data of videos is written so."""
+    parts = [part for message in messages for part in message["content"]]
+    if not any(part["type"] == VIDEO for part in parts):
+        for part in parts:
+            part["type"] = VIDEO if part["type"] == IMAGE else part["type"]
+
+
 def _references(value: Mapping[str, Any], kind: str) -> list[Any]:
     """Return what is given under `image` or `images` (`video` or `videos`), which may be one or a list."""
     given = [value[key] for key in (kind, f"{kind}s") if value.get(key) not in (None, "", [])]
@@ -161,7 +184,7 @@ def _references(value: Mapping[str, Any], kind: str) -> list[Any]:
     return list(given[0]) if isinstance(given[0], list) else [given[0]]
 
 
-def _match(messages: list[Message], kind: str, references: Sequence[Any], *, add: bool) -> None:
+def _match(messages: list[Message], kind: str, references: Sequence[Any], hint: str, *, add: bool) -> None:
     """Check that there is a placeholder per picture; with `add`, put them before the user's first message."""
     places = sum(part["type"] == kind for message in messages for part in message["content"])
     if add and not places and references:
@@ -170,8 +193,8 @@ def _match(messages: list[Message], kind: str, references: Sequence[Any], *, add
             first["content"] = _tidy([{"type": kind}] * len(references) + first["content"])
             return
     if places != len(references):
-        hint = "; --add-placeholders puts them before the first message" if not places else ""
-        raise ValueError(f"{len(references)} {kind}(s), but {places} placeholder(s) <{kind}>{hint}")
+        what = f"{len(references)} {kind}(s), but {places} placeholder(s) <{kind}>"
+        raise ValueError(f"{what}{'' if places else hint}")
 
 
 def _check_order(messages: list[Message]) -> None:
