@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import yaml
+
 from flagscale.checks.message_files import file_part
 from flagscale.platforms import find
 from flagscale.run.checkpoints import TRACKER
@@ -25,6 +27,7 @@ from tools.datasets.pictures_demo import SEED, SIDE
 from tools.demo_serve import step
 
 CONF = ("run.py", "--config-path", "./examples/llava_onevision/conf", "--config-name")
+TASK = Path("examples/llava_onevision/conf/train/demo.yaml")
 DATA, OUTPUT = Path("data/pictures_demo"), Path("outputs/llava_demo")
 SEES, BLIND = "sees", "blind"
 """The two models; the second one learns from empty pictures."""
@@ -52,13 +55,20 @@ def output(name: str) -> Path:
     return OUTPUT if name == SEES else OUTPUT.with_name(f"{OUTPUT.name}_{name}")
 
 
+def is_trained(checkpoints: Path) -> bool:
+    """Return whether a training has reached its end; one that was stopped saves a checkpoint as well."""
+    tracker = checkpoints / TRACKER
+    whole = yaml.safe_load(TASK.read_text(encoding="utf-8"))["model"]["train_iters"]
+    return tracker.is_file() and tracker.read_text().strip() == str(whole)
+
+
 def made(name: str, devices: int) -> int:
     """Draw a model's pictures, train it and convert it, as far as that is not done; return the exit code."""
     drawn = ("tools/datasets/pictures_demo.py", "--output", str(data(name)))
     if code := step(*drawn, *(["--blank"] if name == BLIND else [])):
         return code
     checkpoints = RunDir(output(name)).checkpoints
-    if not (checkpoints / TRACKER).is_file():
+    if not is_trained(checkpoints):
         own = [f"experiment.exp_name={output(name).name}", f"train.data.data_path={data(name) / 'energon'}"]
         ranks = [f"experiment.runner.nproc_per_node={devices}"] if devices < 2 else []
         if code := step(*CONF, "config", "action=test", *(own if name == BLIND else []), *ranks):

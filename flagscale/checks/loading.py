@@ -31,11 +31,17 @@ def readers_of(values: Mapping[str, Any]) -> int:
     return _readers(ranks, workers)
 
 
-def too_few(samples: int, ranks: int, workers: int) -> str:
-    """Return that some readers of a split would have nothing to read; "" if all have."""
-    readers = _readers(ranks, workers)
+def too_few(samples: int, ranks: int, workers: int | None) -> str:
+    """Return that some readers of a split would have nothing to read; "" if all have.
+
+    `workers` is None in an evaluation: of a rank's workers, some may have nothing to read.
+    """
+    readers = _readers(ranks, workers or 0)
     if samples >= readers:
         return ""
+    if workers is None:
+        how = "hold out more, or set eval_iters 0"
+        return f"{count(samples, 'sample')} for {ranks} data parallel ranks: each needs one; {how}"
     who = f"data parallel size {ranks}, num_workers {workers}"
     return f"{count(samples, 'sample')} for {readers} readers ({who}): each needs one; use fewer readers"
 

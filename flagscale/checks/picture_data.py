@@ -83,7 +83,7 @@ def _content_violations(
 ) -> Iterator[Violation]:
     parts = list(parts)
     ranks, workers = values.get(RANKS), values.get("num_workers") or 0
-    if ranks and (what := too_few(sum(map(samples_of, parts)), ranks, workers if split == "train" else 0)):
+    if ranks and (what := too_few(sum(map(samples_of, parts)), ranks, workers if split == "train" else None)):
         yield name, f"{path}: the split `{split}` has {what}"
     length = values.get("seq_length")
     if not isinstance(length, int) or next(vision_violations(values), None):

@@ -260,6 +260,18 @@ def test_conversations_are_written_as_in_the_training(folders: Folders, tmp_path
     assert text == "<|im_start|>user\n<image>\nhow many?<|im_end|>\n"
 
 
+def test_answers_end_where_they_ended_in_the_training(folders: Folders, tmp_path: Path) -> None:
+    shutil.copytree(folders(LLAVA) / "megatron", source := tmp_path / "megatron")
+    settings = source / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "eos_token": "<|endoftext|>"}))
+    stored = source / "tokenizer" / "generation_config.json"
+    stored.write_text(json.dumps({**json.loads(stored.read_text()), "eos_token_id": 256}))
+    for template, ends in (("chatml", [256, 258]), ("vicuna", 256)):
+        convert(source, tmp_path / template, chat_template=template)
+        for name in ("generation_config.json", "config.json"):
+            assert json.loads((tmp_path / template / name).read_text())["eos_token_id"] == ends
+
+
 def test_the_template_of_conversations_can_be_chosen(folders: Folders, tmp_path: Path) -> None:
     convert(folders(LLAVA) / "megatron", tmp_path / "back", chat_template="vicuna")
     text = (tmp_path / "back" / "chat_template.jinja").read_text()

@@ -35,3 +35,10 @@ def test_answers_are_counted_and_shown(tmp_path: Path) -> None:
     assert [demo_vlm.right(asked, name) for name in (demo_vlm.SEES, demo_vlm.BLIND)] == [5, 1]
     demo_vlm.draw_answers(asked, tmp_path / "answers.png")
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_training_that_was_stopped_is_continued(tmp_path: Path) -> None:
+    assert not demo_vlm.is_trained(tmp_path)
+    for iteration, is_whole in (("200", False), ("400", True)):
+        (tmp_path / "latest_checkpointed_iteration.txt").write_text(iteration)
+        assert demo_vlm.is_trained(tmp_path) == is_whole

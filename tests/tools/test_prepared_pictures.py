@@ -150,7 +150,7 @@ def test_the_page_shows_pictures_tokens_and_masks(
         return show_pictures.main()
 
     tokenizer, output = write_tokenizer(tmp_path / "tokenizer"), tmp_path / "page.html"
-    with pytest.raises(UserError, match="Energon cannot open the split `train`"):
+    with pytest.raises(UserError, match="no Energon folder; did you mean"):
         show(demo)
     assert not output.exists()
     assert show(demo / "energon") == 0

@@ -138,7 +138,11 @@ WRONG_DATA: list[tuple[dict[str, Any], str, str]] = [
         "data_path",
         "pictures: the split `train` has 12 samples for 15 readers (data parallel size 3, num_workers 5)",
     ),
-    ({"data_parallel_size": 5, "num_workers": 0}, "data_path", "the split `val` has 4 samples for 5 readers"),
+    (
+        {"data_parallel_size": 5, "num_workers": 2},
+        "data_path",
+        "the split `val` has 4 samples for 5 data parallel ranks: each needs one; hold out more, or set eval",
+    ),
     ({"image_token": "<picture>"}, "image_token", "tokenizer has no token '<picture>'"),
     (
         {

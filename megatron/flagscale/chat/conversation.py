@@ -90,6 +90,18 @@ class ChatTemplate:
                     return found
         return Conversation(whole, tuple(self._answers_by_prefix(messages, whole)))
 
+    def end_token(self) -> int | None:
+        """Return the id of the special token that ends an answer; None if something else does."""
+        asked = [{"role": "user", "content": _MARK}, {"role": ASSISTANT, "content": _MARK}]
+        try:
+            conversation = self.conversation(asked)
+        except ConversationError:
+            return None
+        ending = conversation.text[slice(*conversation.answers[-1])].rpartition(_MARK)[2].strip()
+        ids = self._tokenizer(ending, add_special_tokens=False).input_ids
+        known = self._tokenizer.added_tokens_decoder
+        return ids[0] if len(ids) == 1 and ids[0] in known and known[ids[0]].special else None
+
     def _rendered(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
             return rendered(self.text, self._tokenizer, list(messages), add_generation_prompt=prompt)

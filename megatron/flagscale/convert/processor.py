@@ -16,11 +16,12 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from flagscale.vision.arguments import FITS
 from flagscale.vision.tiling import Vision
+from megatron.flagscale.chat.conversation import ChatTemplate
 from megatron.flagscale.chat.templates import template_of
 from megatron.flagscale.convert.families.llava import FEATURES
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.json_values import short
-from megatron.flagscale.convert.tokenizer import Tokenizer
+from megatron.flagscale.convert.tokenizer import Tokenizer, with_end
 
 _WHOLE, _PICTURES = "processor_config.json", "preprocessor_config.json"
 _SQUARE, _PAD = FITS
@@ -182,10 +183,11 @@ def laid_out_singly(vision: Vision | None) -> str:
     return f"{what}: transformers lays them out so in a nested list of pictures, but vLLM tiles each of them"
 
 
-def trained_template(vision: Vision, tokenizer: Tokenizer, trained: str | None) -> str:
-    """Return the template of the conversations that a model was trained on; "" if there is none.
+def as_trained(vision: Vision, tokenizer: Tokenizer, trained: str | None) -> Tokenizer:
+    """Return a tokenizer with the template of the conversations that a model was trained on, if it has one.
 
-    `trained` is the training's `chat_template`.
+    `trained` is the training's `chat_template`. The token that ends its answers also ends generated text: a
+    template need not use the tokenizer's own, as `chatml` with the tokenizer of a base model.
 
     Raises:
         UserError: the template cannot be used.
@@ -194,5 +196,6 @@ def trained_template(vision: Vision, tokenizer: Tokenizer, trained: str | None) 
 
     opened = AutoTokenizer.from_pretrained(tokenizer.folder, local_files_only=True, trust_remote_code=False)
     if not trained and not opened.chat_template:
-        return ""
-    return template_of(opened, trained, vision.image_token, vision.video_token)
+        return replace(tokenizer, chat_template="")
+    template = template_of(opened, trained, vision.image_token, vision.video_token)
+    return with_end(replace(tokenizer, chat_template=template), ChatTemplate(template, opened).end_token())

@@ -11,7 +11,7 @@ from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_pictures import TEXT
 from megatron.flagscale.convert.huggingface import CONFIG, HuggingFaceSource
 from megatron.flagscale.convert.megatron_model import model_of
-from megatron.flagscale.convert.processor import trained_template, vision_beside
+from megatron.flagscale.convert.processor import as_trained, vision_beside
 from megatron.flagscale.convert.tensors import Source
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
@@ -76,8 +76,7 @@ def open_megatron(
         raise UserError([Problem(what, "--chat-template", "leave it out")])
     if model.vision and companion and companion.folder:
         chosen = chat_template or args.get("chat_template")
-        template = trained_template(model.vision, companion, chosen)
-        companion = replace(companion, chat_template=template)
+        companion = as_trained(model.vision, companion, chosen)
     if tokens is None:
         notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
     return reader.open_source(checkpoint, model), companion or Tokenizer(), notices

@@ -27,7 +27,8 @@ _FILES = (
     *_TEMPLATES,
     GENERATION,
 )
-_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+END = "eos_token_id"
+_IDS = ("bos_token_id", END, "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,16 @@ def with_added(opened: Any, tokens: Iterable[str]) -> Any:
         [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
     )
     return opened
+
+
+def with_end(tokenizer: Tokenizer, token: int | None) -> Tokenizer:
+    """Return a tokenizer with a further token that ends generated text; None adds nothing."""
+    stored = tokenizer.generation.get(END)
+    ends = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    if token is None or token in ends:
+        return tokenizer
+    found = [*ends, token]
+    return replace(tokenizer, generation={**tokenizer.generation, END: found if len(found) > 1 else token})
 
 
 def stored_tokenizer(folders: Iterable[Path]) -> Tokenizer | None:

@@ -19,7 +19,8 @@ from megatron.energon import (
     stateless,
 )
 
-from flagscale.errors import UserError, first_line
+from flagscale.checks.energon_blend import read_data
+from flagscale.errors import Problem, UserError, first_line
 
 
 @edataclass
@@ -49,8 +50,10 @@ def crude_samples(data: Path, split: str, count: int, seed: int) -> Iterator[dic
     """Yield the files of `count` samples at random; of a folder with fewer, all.
 
     Raises:
-        UserError: Energon cannot open the split.
+        UserError: the data is not what the launcher would accept, or Energon cannot open the split.
     """
+    if wrong := read_data(data, split).wrong:
+        raise UserError([Problem(what) for what in wrong])
     try:
         dataset = get_train_dataset(
             data,
