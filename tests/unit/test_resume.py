@@ -32,6 +32,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"optimizer": "sgd"}, "optimizer", '"sgd", but the checkpoint was trained with "adam"'),
     (
+        {"use_distributed_optimizer": True},
+        "use_distributed_optimizer",
+        "use false, or set `no_load_optim: true` to continue without the optimizer's state",
+    ),
+    (
         {"train_iters": 20},
         "train_iters",
         "which changes the length of the schedule and the",
@@ -276,7 +281,18 @@ def test_a_change_of_a_model_with_pictures_is_refused(
     assert what in text
 
 
-@pytest.mark.parametrize("changes", [{"freeze_ViT": True}, {"several_images": "single"}])
+def test_a_model_of_text_alone_has_no_vision_tower(values: dict[str, Any]) -> None:
+    now = {**values, **OF_PICTURES, "pretrained_checkpoint": "text"}
+    ((blamed, what),) = resume_violations(Saved("the checkpoint", record(values), resumes=False), now)
+    assert blamed == "pretrained_checkpoint"
+    assert "a model of text alone, without a vision tower" in what
+    drawn = {**now, "dist_ckpt_strictness": "log_all"}
+    assert not list(resume_violations(Saved("the checkpoint", record(values), resumes=False), drawn))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"freeze_ViT": True}, {"chat_template": "vicuna"}, {"several_images": "single"}]
+)
 def test_a_change_of_what_is_trained_is_noticed(values: dict[str, Any], changes: dict[str, Any]) -> None:
     before, now = Saved("the checkpoint", record(values | OF_PICTURES)), values | OF_PICTURES | changes
     assert not [*resume_violations(before, now)]

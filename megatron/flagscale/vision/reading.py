@@ -21,7 +21,7 @@ class Reading:
     rank: int
     ranks: int
     has_pictures: bool
-    """Whether the rank needs the tiles; if not, `media` is empty, and pictures are decoded only as a check."""
+    """Whether the rank needs the tiles; if not, `media` is empty, and pictures are decoded only to check."""
     length: int | None
     """The length of all sequences; None: of each micro-batch's longest sample, rounded up."""
     multiple: int
