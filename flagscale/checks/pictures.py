@@ -45,10 +45,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = {
     "multiple_validation_sets": (False, "valid_path names the data of one evaluation"),
     "full_validation": (False, "eval_iters says how much is evaluated"),
     "iterations_to_skip": ((None, []), "the engine reads what it skips as batches of text"),
-    "non_persistent_save_interval": (
-        None,
-        "a run can continue the data from other checkpoints only: use save_interval and save_retain_interval",
-    ),
+    "non_persistent_save_interval": (None, "a run cannot continue its data from such a checkpoint"),
     "dataloader_type": ((None, "external"), "Energon's loader is the only one"),
     "mtp_num_layers": (None, "prediction heads are not supported with pictures"),
     "use_megatron_fsdp": (False, _FSDP),

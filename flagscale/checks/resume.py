@@ -16,7 +16,8 @@ from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
 from flagscale.checks.loading import READING, loading_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
-from flagscale.errors import Violation
+from flagscale.errors import UserError, Violation
+from flagscale.vision.arguments import SIZES, vision_of
 
 SHAPE = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels"),
@@ -253,7 +254,17 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         done["kv_channels"] = hidden // heads
     if done.get("moe_ffn_hidden_size") is None and done.get("num_experts"):
         done["moe_ffn_hidden_size"] = done.get("ffn_hidden_size")
-    return done
+    return {**done, **_completed_vision(done)}
+
+
+def _completed_vision(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of the tower, also those that its type has, and the grids of tiles in one form."""
+    try:
+        vision = vision_of(values)
+    except (UserError, AttributeError, KeyError, TypeError):  # no pictures, or an edited record
+        return {}
+    sizes = {name: getattr(vision.tower, field) for name, field in SIZES.items()}
+    return {**sizes, "image_grid_pinpoints": str(vision.tiling.grids)} if vision.tiling else sizes
 
 
 def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, record, resume_no
 from flagscale.checks.schedule import schedule
 from flagscale.config.catalog import Catalog
 from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
+from flagscale.vision.arguments import SIZES
 from megatron.flagscale.vision.arguments import add_arguments
 from tests.unit.conftest import TASK
 
@@ -279,6 +280,18 @@ def test_a_change_of_a_model_with_pictures_is_refused(
     ((found, text),) = resume_violations(before, values | OF_PICTURES | changes)
     assert found == name
     assert what in text
+
+
+def test_sizes_that_the_tower_has_anyway_are_no_change(values: dict[str, Any]) -> None:
+    tiled = {"image_aspect_ratio": "anyres_max_9", "mm_patch_merge_type": "spatial_unpad"}
+    unset = {**dict.fromkeys((*SIZES, "image_grid_pinpoints")), "image_token": "<image>"}
+    text = {"vision_model_type": "siglip", "several_images": "tiled", "video_token": "<video>"}
+    pictures = {**values, **unset, **tiled, **text, "video_frames": 8}
+    saved = Saved("the checkpoint", record(pictures))
+    given = {"vision_patch_size": 14, "vision_image_size": 384, "image_grid_pinpoints": "(1x1),...,(6x6)"}
+    assert not [*resume_violations(saved, pictures | given)]
+    for name, other in {"vision_patch_size": 16, "image_grid_pinpoints": "(1x1),...,(2x2)"}.items():
+        assert [blamed for blamed, _ in resume_violations(saved, pictures | {name: other})] == [name]
 
 
 def test_a_model_of_text_alone_has_no_vision_tower(values: dict[str, Any]) -> None:
