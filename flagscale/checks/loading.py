@@ -18,6 +18,8 @@ RANKS = "data_parallel_size"
 WORKERS, BATCH = "num_workers", "micro_batch_size"
 ORDER = ("shuffle_buffer_size", "max_samples_per_sequence", "packing_buffer_size")
 """Arguments that only a program has that reads pictures: how a reader orders its samples."""
+_LENGTHS = ("seq_length", "several_images", "video_frames", "chat_template")
+"""Arguments that decide which samples a packed sequence holds."""
 READING = (*ORDER, WORKERS, BATCH, RANKS)
 """What is stored with a checkpoint about its readers."""
 _ANEW = "set `finetune: true` to start a new training with its weights"
@@ -53,8 +55,9 @@ def loading_violations(name: str, saved: Mapping[str, Any], now: Mapping[str, An
     """
     if ORDER[0] not in saved or ORDER[0] not in now:
         return
-    for key in ORDER:
-        if now[key] != saved[key]:
+    packs = _LENGTHS if saved[ORDER[-1]] else ()
+    for key in (*ORDER, *packs):
+        if key in saved and now.get(key) != saved[key]:
             what = (
                 f"`{key}` is {now[key]}, but {name} was trained with {saved[key]}, and its place in the data"
             )

@@ -44,6 +44,8 @@ REFUSED: Mapping[str, tuple[Any, str]] = {
     "hybrid_context_parallel": (False, _TEXT),
     "multiple_validation_sets": (False, "valid_path names the data of one evaluation"),
     "full_validation": (False, "eval_iters says how much is evaluated"),
+    "iterations_to_skip": ((None, []), "the engine reads what it skips as batches of text"),
+    "non_persistent_save_interval": (None, "a run cannot continue its data from such a checkpoint"),
     "dataloader_type": ((None, "external"), "Energon's loader is the only one"),
     "mtp_num_layers": (None, "prediction heads are not supported with pictures"),
     "use_megatron_fsdp": (False, _FSDP),

@@ -16,7 +16,8 @@ from flagscale.checks.latent import MLA, ONLY_WITH_YARN, uses_yarn
 from flagscale.checks.loading import READING, loading_violations
 from flagscale.checks.schedule import PARTS, schedule
 from flagscale.checks.stablelm2 import KEYS
-from flagscale.errors import Violation
+from flagscale.errors import UserError, Violation
+from flagscale.vision.arguments import SIZES, vision_of
 
 SHAPE = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels"),
@@ -47,7 +48,8 @@ leaves some of its weights out: refused as for `FUNCTION`."""
 FROZEN = pictures.PARTS
 """To train what was frozen needs states of the optimizer that the checkpoint does not have: refused, unless
 they are not loaded. To freeze more is allowed, with a notice."""
-OPTIMIZER = ("optimizer", *dict.fromkeys(name for names in PARTS.values() for name in names))
+DISTRIBUTED = "use_distributed_optimizer"
+OPTIMIZER = ("optimizer", DISTRIBUTED, *dict.fromkeys(name for names in PARTS.values() for name in names))
 """Refused if the optimizer's state or its schedule would change, unless neither is loaded; a switch says
 which of two schedules counts."""
 NOTICE = (
@@ -59,12 +61,16 @@ NOTICE = (
     *("moe_token_drop_policy", "moe_input_jitter_eps", "calculate_per_token_loss"),
     *("lr_wsd_decay_iters", "lr_wsd_decay_samples", "lr_wsd_decay_style", "max_position_embeddings"),
     *("several_images", "video_frames", "image_token", "video_token", "packing_buffer_size"),
-    *KEYS,
+    *("chat_template", *KEYS),
 )
 """The run continues and a notice says what changes; so do other data and another tokenizer."""
 OVERRIDE, KEEP = "override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler"
 WITH_OPTIM = "finetune_with_optim"
 """Starts a new training with the weights and the optimizer's state of a checkpoint."""
+STRICTNESS = "dist_ckpt_strictness"
+STRICT = ("assume_ok_unexpected", "raise_unexpected", "raise_all")
+"""The values of this argument with which a tensor that is not in the checkpoint is an error."""
+_TOWER = "vision_model_type"
 CONTENT, TOKENIZER = "content", "tokenizer"
 """Names in a record besides arguments: what identifies the data and the tokenizer."""
 _NEEDS = {
@@ -121,6 +127,7 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     """Yield each argument that may not differ from the checkpoint's; `now` are the arguments by dest."""
     if now.get("moe_use_upcycling"):
         return  # the engine makes another model of the checkpoint's
+    yield from _missing_tower(saved, now)
     for name in (*_changed(saved, now, _shapes(now)), *_added(saved, now)):
         same = _instead(saved, name)
         others = "start another run (experiment.exp_dir, `load`)" if saved.resumes else "load other weights"
@@ -138,7 +145,7 @@ def resume_violations(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violatio
     if not _loads_optimizer(now):
         return
     thawed = [name for name in FROZEN if not now.get(name)]
-    for name in _changed(saved, now, ("optimizer", *thawed)):
+    for name in _changed(saved, now, ("optimizer", DISTRIBUTED, *thawed)):
         without = "`no_load_optim: true` to continue" if saved.resumes else "`finetune: true` to start"
         what = f"{_instead(saved, name)}, or set {without} without the optimizer's state"
         yield name, f"{_difference(saved, now, name)}: {what}"
@@ -170,6 +177,18 @@ def resume_notices(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
         yield "tokenizer_model", f"{saved.name} was trained with another tokenizer"
     elif not is_known and _changed(saved, now, ("tokenizer_type",)):
         yield "tokenizer_type", _difference(saved, now, "tokenizer_type")
+
+
+def _missing_tower(saved: Saved, now: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield that a training with pictures loads a model of text alone, unless it may lack weights."""
+    is_known = CONTENT in saved.values and saved.values.get("num_layers")
+    if not is_known or _TOWER in saved.values or _TOWER not in now or now.get(STRICTNESS) not in STRICT:
+        return
+    name = "load" if saved.resumes or not now.get("pretrained_checkpoint") else "pretrained_checkpoint"
+    instead = "join its Hugging Face folder with one by tools/checkpoint/convert.py --tower"
+    if not saved.resumes:
+        instead = f"{instead}, or set `{STRICTNESS}: log_all` to draw one at random"
+    yield name, f"{saved.name} is a model of text alone, without a vision tower: {instead}"
 
 
 def _shapes(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -235,7 +254,17 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
         done["kv_channels"] = hidden // heads
     if done.get("moe_ffn_hidden_size") is None and done.get("num_experts"):
         done["moe_ffn_hidden_size"] = done.get("ffn_hidden_size")
-    return done
+    return {**done, **_completed_vision(done)}
+
+
+def _completed_vision(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of the tower, also those that its type has, and the grids of tiles in one form."""
+    try:
+        vision = vision_of(values)
+    except (UserError, AttributeError, KeyError, TypeError):  # no pictures, or an edited record
+        return {}
+    sizes = {name: getattr(vision.tower, field) for name, field in SIZES.items()}
+    return {**sizes, "image_grid_pinpoints": str(vision.tiling.grids)} if vision.tiling else sizes
 
 
 def _changed_schedule(saved: Saved, now: Mapping[str, Any]) -> dict[str, str]:

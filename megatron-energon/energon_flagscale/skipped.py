@@ -50,8 +50,12 @@ class WithSkipped(BaseWrapperDataset[Any, Any]):
         self._noted = noted
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.dataset:
-            yield {**batch, SKIPPED: self._noted.take()}
+        try:
+            for batch in self.dataset:
+                yield {**batch, SKIPPED: self._noted.take()}
+        except FatalSampleError as error:
+            # From a process that reads, only the text arrives.
+            raise FatalSampleError("\n".join([str(error), *self._noted.take()[-1:]])) from error
         if rest := self._noted.take():
             yield {SKIPPED: rest}
 
@@ -77,8 +81,8 @@ def usable(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     except FatalSampleError as error:
         if "times in a row" not in str(error):
             raise  # a bug, such as a name that is not defined
-        what = "100 samples in a row cannot be used; their reasons are in the output above"
-        raise UserError(f"{what}: check the data with tools/datasets/llava.py") from error
+        what = f"100 samples in a row cannot be used; the last one is {str(error).splitlines()[-1]}"
+        raise UserError(f"{what}; the others are in the output above") from error
 
 
 def report(messages: Sequence[str]) -> None:

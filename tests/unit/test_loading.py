@@ -66,6 +66,17 @@ def test_other_readers_are_refused(changes: dict[str, Any], name: str, what: str
     assert what in text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"seq_length": 1024}, {"several_images": "single"}, {"video_frames": 4}, {"chat_template": "vicuna"}],
+)
+def test_what_decides_which_samples_are_packed_stays(changes: dict[str, Any]) -> None:
+    lengths = {"seq_length": 2048, "several_images": "tiled", "video_frames": 8, "chat_template": None}
+    single, packed = SAVED | lengths, SAVED | lengths | {"packing_buffer_size": 8}
+    assert not [*loading_violations(NAME, single, single | changes)]
+    assert [name for name, _ in loading_violations(NAME, packed, packed | changes)] == [*changes]
+
+
 def test_all_mistakes_are_reported() -> None:
     changes = {"num_workers": 3, "micro_batch_size": 8, "shuffle_buffer_size": 1}
     names = [name for name, _ in loading_violations(NAME, SAVED, SAVED | changes)]

@@ -15,6 +15,7 @@ from flagscale.checks.resume import CONTENT, TOKENIZER, Saved, record, resume_no
 from flagscale.checks.schedule import schedule
 from flagscale.config.catalog import Catalog
 from flagscale.run.checkpoints import ARGUMENTS, TRACKER, newest, read_arguments, write_arguments
+from flagscale.vision.arguments import SIZES
 from megatron.flagscale.vision.arguments import add_arguments
 from tests.unit.conftest import TASK
 
@@ -31,6 +32,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "or set `finetune: true` to start a new training with its weights",
     ),
     ({"optimizer": "sgd"}, "optimizer", '"sgd", but the checkpoint was trained with "adam"'),
+    (
+        {"use_distributed_optimizer": True},
+        "use_distributed_optimizer",
+        "use false, or set `no_load_optim: true` to continue without the optimizer's state",
+    ),
     (
         {"train_iters": 20},
         "train_iters",
@@ -276,7 +282,30 @@ def test_a_change_of_a_model_with_pictures_is_refused(
     assert what in text
 
 
-@pytest.mark.parametrize("changes", [{"freeze_ViT": True}, {"several_images": "single"}])
+def test_sizes_that_the_tower_has_anyway_are_no_change(values: dict[str, Any]) -> None:
+    tiled = {"image_aspect_ratio": "anyres_max_9", "mm_patch_merge_type": "spatial_unpad"}
+    unset = {**dict.fromkeys((*SIZES, "image_grid_pinpoints")), "image_token": "<image>"}
+    text = {"vision_model_type": "siglip", "several_images": "tiled", "video_token": "<video>"}
+    pictures = {**values, **unset, **tiled, **text, "video_frames": 8}
+    saved = Saved("the checkpoint", record(pictures))
+    given = {"vision_patch_size": 14, "vision_image_size": 384, "image_grid_pinpoints": "(1x1),...,(6x6)"}
+    assert not [*resume_violations(saved, pictures | given)]
+    for name, other in {"vision_patch_size": 16, "image_grid_pinpoints": "(1x1),...,(2x2)"}.items():
+        assert [blamed for blamed, _ in resume_violations(saved, pictures | {name: other})] == [name]
+
+
+def test_a_model_of_text_alone_has_no_vision_tower(values: dict[str, Any]) -> None:
+    now = {**values, **OF_PICTURES, "pretrained_checkpoint": "text"}
+    ((blamed, what),) = resume_violations(Saved("the checkpoint", record(values), resumes=False), now)
+    assert blamed == "pretrained_checkpoint"
+    assert "a model of text alone, without a vision tower" in what
+    drawn = {**now, "dist_ckpt_strictness": "log_all"}
+    assert not list(resume_violations(Saved("the checkpoint", record(values), resumes=False), drawn))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"freeze_ViT": True}, {"chat_template": "vicuna"}, {"several_images": "single"}]
+)
 def test_a_change_of_what_is_trained_is_noticed(values: dict[str, Any], changes: dict[str, Any]) -> None:
     before, now = Saved("the checkpoint", record(values | OF_PICTURES)), values | OF_PICTURES | changes
     assert not [*resume_violations(before, now)]

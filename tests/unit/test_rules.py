@@ -175,6 +175,7 @@ def test_every_rule_has_an_example(
             saved = resume.Saved("the checkpoint", resume.record(run, "data", "tokenizer"))
             list(resume.resume_violations(saved, run | changes))
             list(resume.resume_notices(saved, run | changes))
+        list(resume.resume_violations(saved, run | test_resume.OF_PICTURES))
         of_pictures = test_pictures.values_of(catalog)
         for changes, *_ in test_pictures.WRONG:
             list(pictures.picture_violations(of_pictures | changes))

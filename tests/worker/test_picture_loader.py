@@ -140,7 +140,8 @@ def test_too_many_skipped_samples_end_the_training(folder: str) -> None:
 def test_nothing_but_broken_samples(folder: str) -> None:
     for workers in (0, 2):
         data = begin(folder, replace(ONE, workers=workers), broken=range(SAMPLES))
-        with pytest.raises(UserError, match="100 samples in a row cannot be used"):
+        what = "100 samples in a row cannot be used; the last one is sample .*: the picture of .* is broken;"
+        with pytest.raises(UserError, match=what):
             take(data, 1)
 
 

@@ -16,6 +16,7 @@ from flagscale.checks.resume import (
     KEEP,
     OVERRIDE,
     RECORDED,
+    STRICTNESS,
     TOKENIZER,
     WITH_OPTIM,
     Saved,
@@ -29,7 +30,7 @@ from flagscale.run.checkpoints import read_arguments, write_arguments
 
 _READ = (
     *("tokenizer_model", "finetune", WITH_OPTIM, "pretrained_checkpoint", "no_load_optim", "skip_train"),
-    *("moe_use_upcycling", OVERRIDE, KEEP),
+    *("moe_use_upcycling", OVERRIDE, KEEP, STRICTNESS),
 )
 """Needed to compare, but not stored."""
 _given: dict[str, Any] = {}

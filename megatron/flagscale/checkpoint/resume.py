@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks.resume import STRICT
 from flagscale.errors import UserError
 from flagscale.files import write_atomic
 from flagscale.run.checkpoints import TRACKER, folder_of, tracked
@@ -37,8 +38,6 @@ from megatron.flagscale.patching import Patch
 
 CONSUMED_TOKENS = "consumed_train_tokens"
 """The argument, saved with all others, that holds the tokens of a run whose samples differ in length."""
-_REFUSES_MISSING = ("assume_ok_unexpected", "raise_unexpected", "raise_all")
-"""Values of `dist_ckpt_strictness` with which a tensor that is not in the checkpoint is an error."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def _loadable(folder: Path, args: Any, *, is_own: bool) -> Load:
     if resumes or is_new:
         _check_vocabulary(folder, vocabulary, args)
     # Otherwise the engine may keep initial values: of padding tokens, or of tensors that it does not find.
-    is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in _REFUSES_MISSING
+    is_whole = vocabulary == args.padded_vocab_size and args.dist_ckpt_strictness in STRICT
     return Load(folder, is_whole, saved.get(CONSUMED_TOKENS, 0) if resumes else 0)
 
 
