@@ -520,7 +520,11 @@ def test_a_language_model_and_a_tower_become_one_model(kind: str, tmp_path: Path
     assert tensors["multi_modal_projector.linear_1.weight"].std() < 0.03
     _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report.values()), report
-    processor = AutoProcessor.from_pretrained(tmp_path / "back")
+    parts = [{"type": "image"}, {"type": "text", "text": "how many?"}]
+    for to in ("huggingface", "back"):
+        processor = AutoProcessor.from_pretrained(tmp_path / to)
+        text = processor.apply_chat_template([{"role": "user", "content": parts}])
+        assert text == "<|im_start|>user\n<image>\nhow many?<|im_end|>\n"
     assert processor.tokenizer("<image>").input_ids == [config_of(tmp_path / "back")["image_token_index"]]
 
 

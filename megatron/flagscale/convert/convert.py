@@ -31,6 +31,7 @@ from megatron.flagscale.convert.processor import (
     laid_out_singly,
     placeholder_ids,
     placeholders,
+    trained_template,
     write_processor,
 )
 from megatron.flagscale.convert.sources import TOKENIZER, open_huggingface, open_megatron
@@ -154,6 +155,9 @@ def convert(
         opened_tower = TowerFolder(tower)
         companion = with_tokens(companion, placeholders(opened_tower.vision))
         source = Assembled(source, opened_tower, companion.size or 0)
+        if to == HUGGINGFACE and companion.folder:
+            template = trained_template(opened_tower.vision, companion, None)
+            companion = replace(companion, chat_template=template)
     special = placeholder_ids(source.model.vision, companion) if source.model.vision else {}
     model = replace(source.model, dtype=dtype) if dtype else source.model
     cast = getattr(torch, dtype) if dtype else None
