@@ -254,3 +254,16 @@ def test_the_template_of_a_processor_is_the_folders_own(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(UserError, match=r"chat_template\.json: is not JSON of the form"):
         template_of(tokenizer, None, IMAGE, VIDEO)
+
+
+def test_templates_from_which_a_model_learns_other_answers_are_reported(folders: Any) -> None:
+    unended = "{% for m in messages %}{{ m.role + ': ' + m.content + ' ' }}{% endfor %}"
+    unended += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    assert [*chat(opened(folders, unended)).notices()] == [
+        "the chat template writes no mark after an answer, so the model does not learn to end one"
+    ]
+    assert [*chat(opened(folders, ONLY_PARTS)).notices()] == [
+        "the chat template asks a served model with '\\n', but trains it with ' \\n'"
+    ]
+    for good in (TRIMS, DEFAULTS, named_template("chatml"), named_template("vicuna")):
+        assert [*chat(opened(folders, good)).notices()] == []
