@@ -28,7 +28,14 @@ def file_part(kind: str, file: Path) -> dict[str, Any]:
 
 
 def file_violations(messages: Sequence[Message], folder: Path) -> Iterator[str]:
-    """Yield what is wrong with the URLs and files in messages; paths are relative to `folder`."""
+    """Yield what is wrong with the URLs and files in messages; paths are relative to `folder`.
+
+    Parts as training data has them (`{"type": "image"}`) are reported, because a server does not know them.
+    """
+    for part in _parts(messages):
+        for key, kind in KINDS.items():
+            if part.get("type") == kind:
+                yield f'a part of type `{kind}` needs {{"type": "{key}", "{key}": {{"url": ...}}}}'
     for _, _, part in _media(messages):
         kind, url = KINDS[part["type"]], _url(part)
         if not url:
@@ -84,6 +91,14 @@ def _media(messages: Sequence[Message]) -> Iterator[tuple[int, int, Mapping[str,
         for place, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, Mapping) and part.get("type") in KINDS:
                 yield number, place, part
+
+
+def _parts(messages: Sequence[Message]) -> Iterator[Mapping[str, Any]]:
+    for message in messages:
+        content = message.get("content")
+        yield from (
+            part for part in (content if isinstance(content, list) else ()) if isinstance(part, Mapping)
+        )
 
 
 def _url(part: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from flagscale.errors import UserError
 
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 # Settings that change no id. All others are part of the fingerprint: the class of a tokenizer may read them.
@@ -81,7 +82,7 @@ def lacks(folder: Path, tokens: Iterable[str]) -> list[str]:
 
 def has_chat_template(folder: Path) -> bool:
     """Return whether the folder has a template for conversations."""
-    return os.path.isfile(folder / "chat_template.jinja") or bool(
+    return any(os.path.isfile(folder / name) for name in _TEMPLATES) or bool(
         _read(folder / _CONFIG).get("chat_template")
     )
 

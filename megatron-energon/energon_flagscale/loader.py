@@ -86,8 +86,11 @@ def datasets(args: argparse.Namespace, reading: Reading | None) -> tuple[Any, An
 
 
 def _training(args: argparse.Namespace, reading: Reading, readers: Readers) -> TrainingData:
-    is_first = _is_first(reading)
-    dataset = training_dataset(args.data_path[0], _encoder(args, reading), readers)
+    is_first, encoder = _is_first(reading), _encoder(args, reading)
+    if is_first and not reading.rank:
+        for notice in encoder.template.notices():
+            print(f"flagscale: {notice} (`chat_template` chooses another)", flush=True)
+    dataset = training_dataset(args.data_path[0], encoder, readers)
     place = _place(args, readers)
     data = TrainingData(dataset, readers, place, args.max_skipped_samples, reports=is_first)
     if is_first:

@@ -436,6 +436,52 @@ def test_several_pictures_as_single_tiles_are_reported(tmp_path: Path, folders: 
     assert "but vLLM tiles each of them" in laid_out_singly(single)
 
 
+def test_the_template_of_a_published_folder_is_kept(folders: Folders, tmp_path: Path) -> None:
+    from transformers import AutoProcessor
+
+    folder = Path(shutil.copytree(folders(ONEVISION) / "back", tmp_path / "published"))
+    (folder / "chat_template.jinja").unlink()
+    published = (
+        "{% for m in messages %}{{ m['role'] + ' ' }}{% for part in m['content'] %}"
+        "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+        "{{ '<|im_end|>' }}{% endfor %}"
+    )
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": published}))
+    convert(folder, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "how many?"}]}]
+    for one in (folder, tmp_path / "back"):
+        text = AutoProcessor.from_pretrained(one).apply_chat_template(asked)
+        assert text == "user <image>how many?<|im_end|>"
+
+
+def test_a_tokenizer_without_its_file_encodes_as_in_the_training(copy: Folders, tmp_path: Path) -> None:
+    """Beside a LLaVA's `config.json`, transformers 5.19 opens it without its class."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = copy(LLAVA)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink()
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["how many circles are there"] * 9),
+            model_writer=file,
+            vocab_size=40,
+            hard_vocab_limit=False,
+            user_defined_symbols=["<image>"],
+            minloglevel=2,
+        )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    change(folder, image_token_index=3)
+    convert(folder, tmp_path / "megatron")
+    convert(tmp_path / "megatron", tmp_path / "back")
+    trained = AutoTokenizer.from_pretrained(tmp_path / "megatron" / "tokenizer")
+    served = AutoProcessor.from_pretrained(tmp_path / "back").tokenizer
+    text = "how many <image> circles"
+    assert trained(text).input_ids == served(text).input_ids
+
+
 def write_parts(folder: Path, kind: str) -> Path:
     """Write a language model and a tower, each in a folder of its own, and return the tower's."""
     import transformers
@@ -486,7 +532,11 @@ def test_a_language_model_and_a_tower_become_one_model(kind: str, tmp_path: Path
     assert tensors["multi_modal_projector.linear_1.weight"].std() < 0.03
     _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report.values()), report
-    processor = AutoProcessor.from_pretrained(tmp_path / "back")
+    parts = [{"type": "image"}, {"type": "text", "text": "how many?"}]
+    for to in ("huggingface", "back"):
+        processor = AutoProcessor.from_pretrained(tmp_path / to)
+        text = processor.apply_chat_template([{"role": "user", "content": parts}])
+        assert text == "<|im_start|>user\n<image>\nhow many?<|im_end|>\n"
     assert processor.tokenizer("<image>").input_ids == [config_of(tmp_path / "back")["image_token_index"]]
 
 

@@ -65,6 +65,11 @@ def test_what_is_wrong_with_a_url(url: object, reported: str, tmp_path: Path) ->
     assert reported in what
 
 
+def test_parts_of_training_data_are_reported(tmp_path: Path) -> None:
+    (what,) = file_violations(chat({"type": "image", "image": "a.png"}), tmp_path)
+    assert what == 'a part of type `image` needs {"type": "image_url", "image_url": {"url": ...}}'
+
+
 def test_a_prompts_file_names_each_missing_file_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "there.png").write_bytes(PIXEL)
     lines = [chat(picture("there.png")), chat(picture("a.png"), picture("b.png")), chat(picture("c.png"))]

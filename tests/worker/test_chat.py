@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,38 @@ def test_mistakes_are_reported(folders: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="eos_token, which is not set"):
         template_of(tokenizer, "vicuna", IMAGE, VIDEO)
     assert named_template("chatml")
+
+
+def test_the_template_of_a_processor_is_the_folders_own(tmp_path: Path) -> None:
+    """transformers' tokenizers and its processors read different files of published folders."""
+    from flagscale.checks.tokenizer import has_chat_template
+
+    folder = write_tokenizer(tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    assert not has_chat_template(folder)
+    path = folder / "chat_template.json"
+    path.write_text(json.dumps({"chat_template": ONLY_PARTS}))
+    assert has_chat_template(folder)
+    tokenizer = opened({False: folder})
+    for tokenizer.chat_template in (None, named_template("chatml")):
+        text = template_of(tokenizer, None, IMAGE, VIDEO)
+        assert (
+            rendered(text, tokenizer, turns([PICTURE, {"type": "text", "text": "a"}]))
+            == "user <image>\na<|im_end|>"
+        )
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"chat_template\.json: is not JSON of the form"):
+        template_of(tokenizer, None, IMAGE, VIDEO)
+
+
+def test_templates_from_which_a_model_learns_other_answers_are_reported(folders: Any) -> None:
+    unended = "{% for m in messages %}{{ m.role + ': ' + m.content + ' ' }}{% endfor %}"
+    unended += "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    assert [*chat(opened(folders, unended)).notices()] == [
+        "the chat template writes no mark after an answer, so the model does not learn to end one"
+    ]
+    assert [*chat(opened(folders, ONLY_PARTS)).notices()] == [
+        "the chat template asks a served model with '\\n', but trains it with ' \\n'"
+    ]
+    for good in (TRIMS, DEFAULTS, named_template("chatml"), named_template("vicuna")):
+        assert [*chat(opened(folders, good)).notices()] == []

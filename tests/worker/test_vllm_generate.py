@@ -13,11 +13,16 @@ from vllm_flagscale.generate import _check_prompts
 TOKENS, LENGTH = 300, 8
 
 
-def engine(tokenizer: Any) -> Any:
+def engine(tokenizer: Any, **limits: int) -> Any:
     config = SimpleNamespace(
         max_model_len=LENGTH, get_vocab_size=lambda: TOKENS, skip_tokenizer_init=tokenizer is None
     )
-    return SimpleNamespace(llm_engine=SimpleNamespace(model_config=config), get_tokenizer=lambda: tokenizer)
+    processor = SimpleNamespace(info=SimpleNamespace(allowed_mm_limits=limits)) if limits else None
+    return SimpleNamespace(
+        llm_engine=SimpleNamespace(model_config=config),
+        get_tokenizer=lambda: tokenizer,
+        renderer=SimpleNamespace(mm_processor=processor),
+    )
 
 
 WORDS = SimpleNamespace(encode=str.split, max_token_id=309)
@@ -39,3 +44,19 @@ def test_ids_that_only_the_tokenizer_has_are_accepted() -> None:
     _check_prompts(engine(None), [(0, Prompt(token_ids=(299,)))])
     with pytest.raises(ValueError, match="300 is not an id of the model's 300 tokens"):
         _check_prompts(engine(None), [(0, Prompt(token_ids=(300,)))])
+
+
+def test_all_chats_with_too_many_pictures_are_listed() -> None:
+    def chat(*kinds: str) -> Prompt:
+        parts = [{"type": f"{kind}_url", f"{kind}_url": {"url": "a"}} for kind in kinds]
+        return Prompt(messages=({"role": "user", "content": parts},))
+
+    chats = [chat("image", "image"), chat("image", "image", "image"), chat("video"), chat()]
+    with pytest.raises(ValueError, match="prompt 1") as raised:
+        _check_prompts(engine(WORDS, image=2), list(enumerate(chats)))
+    assert str(raised.value).splitlines() == [
+        "prompt 1 has 3 of type image; the limit is 2 (`limit_mm_per_prompt`)",
+        "prompt 2 has 1 of type video; the model takes none",
+    ]
+    with pytest.raises(ValueError, match="prompt 0 has 1 of type image; the model takes none"):
+        _check_prompts(engine(WORDS), [(0, chat("image"))])

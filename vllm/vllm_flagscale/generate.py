@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,17 +116,24 @@ def _share(prompts: Sequence[Prompt], rank: int, hosts: int) -> list[tuple[int, 
 
 
 def _check_prompts(engine: Any, prompts: list[tuple[int, Prompt]]) -> None:
-    """Raise a ValueError that lists all prompts that are too long, or have ids that the model does not have.
+    """Raise a ValueError that lists all prompts that are too long, have ids that the model does not have, or
+    more pictures than it takes.
 
-    The engine would stop at the first one.
+    The engine would stop at the first one, and does not say which of a batch's chats it is.
     """
     model = engine.llm_engine.model_config
     longest, tokens = model.max_model_len, model.get_vocab_size()
     tokenizer = None if model.skip_tokenizer_init else engine.get_tokenizer()
     # An id that only the tokenizer has is accepted: it may stand for an image.
     known = max(tokens, tokenizer.max_token_id + 1) if tokenizer else tokens
+    pictures = engine.renderer.mm_processor
+    limits = pictures.info.allowed_mm_limits if pictures else {}
     wrong = []
     for place, prompt in prompts:
+        for kind, count in Counter(kind for kind, _ in media_of(prompt.messages)).items():
+            if count > (limit := limits.get(kind, 0)):
+                most = f"the limit is {limit} (`limit_mm_per_prompt`)" if limit else "the model takes none"
+                wrong.append(f"prompt {place} has {count} of type {kind}; {most}")
         if (largest := max(prompt.token_ids, default=0)) >= known:
             wrong.append(f"prompt {place}: {largest} is not an id of the model's {tokens} tokens")
         length = len(tokenizer.encode(prompt.text)) if prompt.text and tokenizer else len(prompt.token_ids)

@@ -102,6 +102,22 @@ class ChatTemplate:
         known = self._tokenizer.added_tokens_decoder
         return ids[0] if len(ids) == 1 and ids[0] in known and known[ids[0]].special else None
 
+    def notices(self) -> Iterator[str]:
+        """Yield in what a model that learns from this template answers otherwise than it should."""
+        asked: list[Message] = [{"role": "user", "content": "question"}]
+        answer = {"role": ASSISTANT, "content": "answer"}
+        try:
+            prompt = self._rendered(asked, prompt=True)
+            whole = self.conversation([*asked, answer])
+        except ConversationError:  # it takes no such messages
+            return
+        if whole.answers and whole.text[slice(*whole.answers[-1])].strip() == "answer":
+            yield "the chat template writes no mark after an answer, so the model does not learn to end one"
+        if not whole.text.startswith(prompt):
+            begun = next(n for n in range(len(prompt)) if not whole.text.startswith(prompt[: n + 1]))
+            shown = repr(prompt[begun:]), repr(whole.text[begun : whole.text.rfind("answer")])
+            yield "the chat template asks a served model with {}, but trains it with {}".format(*shown)
+
     def _rendered(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
             return rendered(self.text, self._tokenizer, list(messages), add_generation_prompt=prompt)

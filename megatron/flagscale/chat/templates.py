@@ -7,6 +7,7 @@ same text is rendered in training and exported with the model: a served model is
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from flagscale.checks.picture_data import TEMPLATES
 from flagscale.errors import Problem, UserError, first_line, nearest
 
+_OF_PROCESSOR = "chat_template.json"
 _PROBE = "probe"
 _PARTS = ({"type": "image"}, {"type": "text", "text": _PROBE})
 
@@ -43,6 +45,24 @@ def template_of(tokenizer: Any, source: str | None, image_token: str, video_toke
         )
         raise UserError([Problem(f"the chat template cannot be used: {what}", source or "")])
     return _with_begin(text, tokenizer)
+
+
+def own_template(tokenizer: Any) -> str:
+    """Return the template in a tokenizer's folder; "" if it has none.
+
+    The one in `chat_template.json` counts first: published models with pictures have it, and transformers'
+    processors and vLLM prefer it, but transformers' tokenizers do not read it.
+    """
+    own, path = tokenizer.chat_template, Path(tokenizer.name_or_path) / _OF_PROCESSOR
+    if isinstance(own, dict):
+        own = own.get("default")
+    if path.is_file():
+        try:
+            own = json.loads(path.read_text("utf-8"))["chat_template"]
+        except (ValueError, KeyError, TypeError):
+            what = 'is not JSON of the form {"chat_template": TEXT}'
+            raise UserError([Problem(what, str(path))]) from None
+    return str(own or "")
 
 
 def named_template(name: str) -> str:
@@ -77,13 +97,11 @@ def _text(tokenizer: Any, source: str | None) -> str:
             return path.read_text("utf-8")
         except UnicodeDecodeError as error:
             raise UserError([Problem(f"is not a text in UTF-8: {error}", source)]) from None
-    own = tokenizer.chat_template
-    if isinstance(own, dict):
-        own = own.get("default")
+    own = own_template(tokenizer)
     if not own:
         hint = f"set `chat_template` to one of {', '.join(TEMPLATES)}, or to a Jinja file"
         raise UserError([Problem("the tokenizer has no chat template", str(tokenizer.name_or_path), hint)])
-    return str(own)
+    return own
 
 
 def _writes(template: str, tokenizer: Any, content: Any, image_token: str = "") -> bool:

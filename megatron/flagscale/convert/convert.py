@@ -28,6 +28,7 @@ from megatron.flagscale.convert.logits import verify_logits
 from megatron.flagscale.convert.megatron_args import task_arguments
 from megatron.flagscale.convert.model import Model
 from megatron.flagscale.convert.processor import (
+    as_trained,
     laid_out_singly,
     placeholder_ids,
     placeholders,
@@ -37,9 +38,11 @@ from megatron.flagscale.convert.sources import TOKENIZER, open_huggingface, open
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
     GENERATION,
+    TOKENIZER_FILE,
     Tokenizer,
     open_tokenizer,
     with_tokens,
+    write_file,
 )
 from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
@@ -53,7 +56,6 @@ HUGGINGFACE, MEGATRON = "huggingface", "megatron"
 SHARD_BYTES = 5 * 10**9
 TASK = "model.yaml"
 """Stored with a converted checkpoint: the arguments of a training that starts from it."""
-_TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ def convert(
         opened_tower = TowerFolder(tower)
         companion = with_tokens(companion, placeholders(opened_tower.vision))
         source = Assembled(source, opened_tower, companion.size or 0)
+        if to == HUGGINGFACE and companion.folder:
+            companion = as_trained(opened_tower.vision, companion, None, ends=False)
     special = placeholder_ids(source.model.vision, companion) if source.model.vision else {}
     model = replace(source.model, dtype=dtype) if dtype else source.model
     cast = getattr(torch, dtype) if dtype else None
@@ -229,6 +233,7 @@ def _write_config(
 ) -> None:
     companion.copy(folder)
     if model.vision:
+        write_file(folder)
         write_processor(folder, model.vision)
     config = write_config(model, {**companion.ids, **(placeholders or {})})
     read_config(config, f"{CONFIG} of the family {model.family}", model.family)  # refuses what others misread
@@ -239,7 +244,7 @@ def _write_config(
 
 def _odd_tokenizer(companion: Tokenizer, folder: Path) -> tuple[str, ...]:
     """Return a notice if the tokenizer gives other ids beside the model's `config.json` than alone."""
-    if companion.folder is None or not (companion.folder / _TOKENIZER_FILE).is_file():
+    if companion.folder is None or not (companion.folder / TOKENIZER_FILE).is_file():
         return ()
     what = beside_model(companion.folder, folder)
     return (what,) if what else ()
@@ -248,6 +253,8 @@ def _odd_tokenizer(companion: Tokenizer, folder: Path) -> tuple[str, ...]:
 def _write_task(folder: Path, save: Path, model: Model, companion: Tokenizer) -> None:
     """Write the tokenizer, and the arguments for a training that starts from this checkpoint."""
     companion.copy(folder / TOKENIZER)
+    if model.vision:
+        write_file(folder / TOKENIZER)
     if companion.generation:
         (folder / TOKENIZER).mkdir(exist_ok=True)
         write_atomic(folder / TOKENIZER / GENERATION, json.dumps(dict(companion.generation), indent=2) + "\n")

@@ -17,7 +17,7 @@ from flagscale.files import write_atomic
 from flagscale.vision.arguments import FITS
 from flagscale.vision.tiling import Vision
 from megatron.flagscale.chat.conversation import ChatTemplate
-from megatron.flagscale.chat.templates import template_of
+from megatron.flagscale.chat.templates import own_template, template_of
 from megatron.flagscale.convert.families.llava import FEATURES
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.json_values import short
@@ -195,7 +195,7 @@ def as_trained(vision: Vision, tokenizer: Tokenizer, trained: str | None) -> Tok
     from transformers import AutoTokenizer
 
     opened = AutoTokenizer.from_pretrained(tokenizer.folder, local_files_only=True, trust_remote_code=False)
-    if not trained and not opened.chat_template:
+    if not trained and not own_template(opened):
         return replace(tokenizer, chat_template="")
     template = template_of(opened, trained, vision.image_token, vision.video_token)
     return with_end(replace(tokenizer, chat_template=template), ChatTemplate(template, opened).end_token())

@@ -14,10 +14,11 @@ from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_defaults import generation_defaults
 
 GENERATION = "generation_config.json"
+TOKENIZER_FILE = "tokenizer.json"
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # The files of Hugging Face tokenizers of any kind, and the generation settings stored with them.
 _FILES = (
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -67,9 +68,21 @@ class Tokenizer:
             write_atomic(target / _TEMPLATES[0], self.chat_template)
 
 
+def write_file(folder: Path) -> None:
+    """Write `tokenizer.json` if a tokenizer has none: with it, it encodes the same beside any `config.json`.
+
+    transformers 5.19 opens a `tokenizer.model` beside the configuration of a model with pictures without
+    its class, and loses blanks and line breaks.
+    """
+    if is_tokenizer(folder) and not (folder / TOKENIZER_FILE).is_file():
+        opened = _opened(folder)
+        if opened.is_fast:
+            opened.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
+
+
 def is_tokenizer(folder: Path) -> bool:
     """Return whether a folder holds a Hugging Face tokenizer."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.model", "vocab.json"))
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
