@@ -183,11 +183,11 @@ def laid_out_singly(vision: Vision | None) -> str:
     return f"{what}: transformers lays them out so in a nested list of pictures, but vLLM tiles each of them"
 
 
-def as_trained(vision: Vision, tokenizer: Tokenizer, trained: str | None) -> Tokenizer:
+def as_trained(vision: Vision, tokenizer: Tokenizer, trained: str | None, ends: bool) -> Tokenizer:
     """Return a tokenizer with the template of the conversations that a model was trained on, if it has one.
 
-    `trained` is the training's `chat_template`. The token that ends its answers also ends generated text: a
-    template need not use the tokenizer's own, as `chatml` with the tokenizer of a base model.
+    `trained` is the training's `chat_template`. With `ends`, the token that ends its answers also ends
+    generated text: it need not be the tokenizer's own, as `<|im_end|>` with the tokenizer of a base model.
 
     Raises:
         UserError: the template cannot be used.
@@ -198,4 +198,5 @@ def as_trained(vision: Vision, tokenizer: Tokenizer, trained: str | None) -> Tok
     if not trained and not own_template(opened):
         return replace(tokenizer, chat_template="")
     template = template_of(opened, trained, vision.image_token, vision.video_token)
-    return with_end(replace(tokenizer, chat_template=template), ChatTemplate(template, opened).end_token())
+    companion = replace(tokenizer, chat_template=template)
+    return with_end(companion, ChatTemplate(template, opened).end_token()) if ends else companion

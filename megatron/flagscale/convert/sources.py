@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flagscale.errors import Problem, UserError
+from megatron.flagscale.checkpoint.manifest import RELEASE
 from megatron.flagscale.convert.checkpoints import find_checkpoint, reader_of
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.hf_pictures import TEXT
@@ -76,7 +77,9 @@ def open_megatron(
         raise UserError([Problem(what, "--chat-template", "leave it out")])
     if model.vision and companion and companion.folder:
         chosen = chat_template or args.get("chat_template")
-        companion = as_trained(model.vision, companion, chosen)
+        # A model that was only converted ends text where its own folder says.
+        ends = bool(chosen) or checkpoint.name != RELEASE
+        companion = as_trained(model.vision, companion, chosen, ends)
     if tokens is None:
         notices += (f"the true number of tokens is unknown: all {rows} rows are kept; set --vocab-size",)
     return reader.open_source(checkpoint, model), companion or Tokenizer(), notices
