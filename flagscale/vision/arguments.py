@@ -34,8 +34,10 @@ TILED, SINGLE = "tiled", "single"
 """Values of `several_images`."""
 _USUAL = 6
 """The most tiles per side of the default grids, those of LLaVA-OneVision."""
+_SHOWN = 60
+"""The most characters of a list of grids in a message."""
 MOST_TILES = 1024
-"""The most tiles of a grid, so that a slip of the hand is not computed for hours."""
+"""The most tiles of a grid: with a mistyped number, computing them all would take hours."""
 _ANYRES = re.compile(r"anyres_max_([1-9]\d*)")
 _PAIR = re.compile(r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*[)\]]")
 _PAIRS = rf"\s*{_PAIR.pattern}(?:\s*,\s*{_PAIR.pattern})*\s*,?\s*"
@@ -131,15 +133,16 @@ def _tiling_violations(values: Mapping[str, Any], tower: Tower) -> Iterator[Viol
     # Of a range, only the last: those between may be too many to be listed.
     largest = (int(ends[3]) * side, int(ends[4]) * side) if ends else None
     grids = (largest,) if largest else _grids(pinpoints, side)
-    if any(height * width > MOST_TILES * side**2 for height, width in grids):
-        what = f"`image_grid_pinpoints: {pinpoints}` asks for more than {MOST_TILES} tiles per picture"
-        yield "image_grid_pinpoints", what
-        return
-    grids = _grids(pinpoints, side)
+    has_too_many = any(height * width > MOST_TILES * side**2 for height, width in grids)
+    grids = grids if ends and has_too_many else _grids(pinpoints, side)
+    shown = pinpoints if len(pinpoints or "") <= _SHOWN else f"{pinpoints[:_SHOWN]}..."
     if not grids or any(one % side or not one for grid in grids for one in grid):
         example = f"[[{side}, {side}], [{side}, {2 * side}]]"
-        what = f"`image_grid_pinpoints: {pinpoints}` is not a list of heights and widths in pixels, each a "
+        what = f"`image_grid_pinpoints: {shown}` is not a list of heights and widths in pixels, each a "
         yield "image_grid_pinpoints", f"{what}multiple of {side}, such as {example}"
+    elif has_too_many:
+        what = f"`image_grid_pinpoints: {shown}` asks for more than {MOST_TILES} tiles per picture"
+        yield "image_grid_pinpoints", what
 
 
 def _tower(values: Mapping[str, Any]) -> Tower:
