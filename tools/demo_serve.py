@@ -8,10 +8,12 @@ from pathlib import Path
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flagscale.run.checkpoints import TRACKER
+import yaml
+
+from flagscale.run.checkpoints import tracked
 from flagscale.run.rundir import RunDir
 
-TRAINED = Path("outputs/aquila_demo")
+TRAINED, TASK = Path("outputs/aquila_demo"), Path("examples/aquila/conf/train/demo.yaml")
 RUN = ("run.py", "--config-path", "./examples/aquila/conf", "--config-name", "config_serve")
 PROMPTS = ("def __init__(self,", "import os\n", "The standard library")
 
@@ -22,14 +24,15 @@ def step(*words: str) -> int:
     return subprocess.run([sys.executable, *words]).returncode
 
 
-def is_trained() -> bool:
-    """Return whether the demo has a complete checkpoint."""
-    return (RunDir(TRAINED).checkpoints / TRACKER).is_file()
+def is_trained(checkpoints: Path, task: Path) -> bool:
+    """Return whether a task's training has reached its end; if it is stopped, it saves a checkpoint, too."""
+    iteration = tracked(checkpoints)
+    return bool(iteration) and int(iteration) >= yaml.safe_load(task.read_text())["model"]["train_iters"]
 
 
 def main() -> int:
     """Run the steps; stop at the first that fails and return its exit code. The server is always stopped."""
-    if not is_trained() and (code := step("tools/demo.py")):
+    if not is_trained(RunDir(TRAINED).checkpoints, TASK) and (code := step("tools/demo.py")):
         return code
     model = str(TRAINED / "hf")
     checkpoints = str(RunDir(TRAINED).checkpoints)

@@ -17,14 +17,11 @@ from typing import Any, NamedTuple
 if not __package__:  # run as a file: import from the repository's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import yaml
-
 from flagscale.checks.message_files import file_part
 from flagscale.platforms import find
-from flagscale.run.checkpoints import TRACKER
 from flagscale.run.rundir import RunDir
 from tools.datasets.pictures_demo import SEED, SIDE
-from tools.demo_serve import step
+from tools.demo_serve import is_trained, step
 
 CONF = ("run.py", "--config-path", "./examples/llava_onevision/conf", "--config-name")
 TASK = Path("examples/llava_onevision/conf/train/demo.yaml")
@@ -55,20 +52,13 @@ def output(name: str) -> Path:
     return OUTPUT if name == SEES else OUTPUT.with_name(f"{OUTPUT.name}_{name}")
 
 
-def is_trained(checkpoints: Path) -> bool:
-    """Return whether a training has reached its end; one that was stopped saves a checkpoint as well."""
-    tracker = checkpoints / TRACKER
-    whole = yaml.safe_load(TASK.read_text(encoding="utf-8"))["model"]["train_iters"]
-    return tracker.is_file() and tracker.read_text().strip() == str(whole)
-
-
 def made(name: str, devices: int) -> int:
     """Draw a model's pictures, train it and convert it, as far as that is not done; return the exit code."""
     drawn = ("tools/datasets/pictures_demo.py", "--output", str(data(name)))
     if code := step(*drawn, *(["--blank"] if name == BLIND else [])):
         return code
     checkpoints = RunDir(output(name)).checkpoints
-    if not is_trained(checkpoints):
+    if not is_trained(checkpoints, TASK):
         own = [f"experiment.exp_name={output(name).name}", f"train.data.data_path={data(name) / 'energon'}"]
         ranks = [f"experiment.runner.nproc_per_node={devices}"] if devices < 2 else []
         if code := step(*CONF, "config", "action=test", *(own if name == BLIND else []), *ranks):

@@ -320,6 +320,11 @@ def test_a_picture_is_prepared_as_in_the_source(copy: Folders, tmp_path: Path) -
         ({"image_mean": [0.5, 0.5, 0.5]}, "`image_mean` is [0.5, 0.5, 0.5]; only [0.48"),
         ({"size": 31}, "`size` is 31; only {'shortest_edge': 30}"),
         ({"resample": 2}, "`resample` is 2; only 3"),
+        ({"do_flip_channel_order": True}, "`do_flip_channel_order` is True, which is not understood"),
+        (
+            {"pad_size": {"height": 40, "width": 40}},
+            "`pad_size` is {'height': 40, 'width': 40}, which is not",
+        ),
         (
             {"image_processor_type": "ViTImageProcessor"},
             "`image_processor_type` is 'ViTImageProcessor'; only",

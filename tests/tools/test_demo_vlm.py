@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools import demo_vlm
+import pytest
+
+from tools import demo_serve, demo_vlm
 from tools.datasets.pictures.drawing import KINDS, drawn
 from tools.datasets.pictures_demo import SEED
 
@@ -37,8 +39,9 @@ def test_answers_are_counted_and_shown(tmp_path: Path) -> None:
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_training_that_was_stopped_is_continued(tmp_path: Path) -> None:
-    assert not demo_vlm.is_trained(tmp_path)
-    for iteration, is_whole in (("200", False), ("400", True)):
-        (tmp_path / "latest_checkpointed_iteration.txt").write_text(iteration)
-        assert demo_vlm.is_trained(tmp_path) == is_whole
+@pytest.mark.parametrize(("task", "whole"), [(demo_vlm.TASK, 400), (demo_serve.TASK, 160)])
+def test_a_training_that_was_stopped_is_continued(task: Path, whole: int, tmp_path: Path) -> None:
+    assert not demo_serve.is_trained(tmp_path, task)
+    for iteration in (whole // 2, whole, 2 * whole):
+        (tmp_path / "latest_checkpointed_iteration.txt").write_text(str(iteration))
+        assert demo_serve.is_trained(tmp_path, task) == (iteration >= whole)

@@ -34,6 +34,12 @@ _NONE = -1
 """The id of a token that the tokenizer does not have."""
 _LLAVA = "LlavaImageProcessor"
 _BICUBIC = 3
+_HARMLESS = {
+    *("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"),
+    *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping"),
+    "default_to_square",  # how a size that is one number was meant; both sides of it are compared
+}
+"""Keys of an image processor that change no pixel."""
 
 
 def placeholder_ids(vision: Vision, tokenizer: Tokenizer) -> dict[str, int]:
@@ -113,6 +119,9 @@ def _differences(given: Mapping[str, Any], vision: Vision) -> Iterator[str]:
             found = dict.fromkeys(value, found)  # as older versions wrote it
         if found is not None and found != value:
             yield f"`{key}` is {short(given[key])}; only {short(value)} is supported in this model"
+    for key in sorted(given.keys() - expected.keys() - _HARMLESS):
+        if given[key] not in (None, False):
+            yield f"`{key}` is {short(given[key])}, which is not understood and may change the pixels"
 
 
 def image_processor(vision: Vision) -> dict[str, Any]:
