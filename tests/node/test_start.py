@@ -23,7 +23,7 @@ from flagscale.node import commands
 from flagscale.node.processes import of_run
 from flagscale.plan.render import scripts
 from flagscale.remote import launcher
-from flagscale.run.env import RUN_ID
+from flagscale.run.env import RUN_ID, import_path
 from flagscale.run.state import HostState
 from flagscale.values import PLAN_VERSION
 from flagscale_testing.disk import small_file_system
@@ -189,7 +189,7 @@ def test_before_start_prepares_the_environment_of_the_engine(make_job: MakeJob) 
     reported = job.agent_report()
     assert reported["environ"]["PREPARED"] == "yes"
     root = job.plan.source_root
-    assert reported["environ"]["PYTHONPATH"] == f"{root}:{root}/vllm:/elsewhere"
+    assert reported["environ"]["PYTHONPATH"] == import_path(root, "/elsewhere")
     assert reported["cwd"] == job.plan.exp_dir
 
 

@@ -1,6 +1,7 @@
 """Folders that Energon itself prepared: after a kill, of the demo, and as a page shows them."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flagscale.errors import UserError
+from flagscale.run.env import import_path
 from flagscale_testing.pictures import write_tokenizer
 from tools.datasets import llava, pictures_demo, show_pictures
 from tools.datasets.pictures.drawing import Drawn
@@ -64,7 +66,8 @@ def test_a_killed_run_continues_to_what_energon_reads(tmp_path: Path) -> None:
     command = [sys.executable, str(script), "--source", str(source), "--output", str(output)]
     command += ["--samples-per-shard", "10", "--valid-every", "0", "--processes", "2"]
     unfinished = output / "unfinished"
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    environment = {**os.environ, "PYTHONPATH": import_path(str(ROOT))}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         while not (len(list(unfinished.glob("*.tar"))) == 5 and any(unfinished.glob("*-000003.*.tmp"))):
             assert process.poll() is None
             time.sleep(0.1)

@@ -85,7 +85,7 @@ def test_the_wheel_contains_all_packages_and_shared_files(wheel: Path) -> None:
         f"{name}/{file}"
         for folder, name in PACKAGES.items()
         for file in files_of(ROOT / folder)
-        if file.endswith((".py", ".json"))
+        if file.endswith((".py", ".json", ".jinja"))
     }
     for folder in ("examples", "tools", "requirements"):
         expected |= {
