@@ -24,7 +24,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 @edataclass
-class Conversation(Sample):
+class ConversationSample(Sample):
     """Messages, whose parts have types text, image and video, and the files in the order of these parts."""
 
     messages: list[dict[str, Any]]
@@ -35,7 +35,7 @@ class Conversation(Sample):
 
 
 @stateless
-def cook(sample: dict[str, Any]) -> Conversation:
+def cook(sample: dict[str, Any]) -> ConversationSample:
     """Return the conversation of a crude sample whose files were not decoded.
 
     Raises:
@@ -43,15 +43,15 @@ def cook(sample: dict[str, Any]) -> Conversation:
     """
     files = _files(sample)
     try:
-        told = conversation(_value(sample, files), files={kind: [*found] for kind, found in files.items()})
+        parsed = conversation(_value(sample, files), files={kind: [*found] for kind, found in files.items()})
     except ValueError as error:
         raise UnusableSample(f"{error}{_undecoded(sample) if f'<{VIDEO}>' in str(error) else ''}") from None
     key = str(sample["__key__"])
-    return Conversation(
+    return ConversationSample(
         **basic_sample_keys(sample),
-        messages=[_joined(message) for message in told.messages],
-        pictures=_taken(IMAGE, told.images, files[IMAGE], key),
-        videos=_taken(VIDEO, told.videos, files[VIDEO], key),
+        messages=[_joined(message) for message in parsed.messages],
+        pictures=_taken(IMAGE, parsed.images, files[IMAGE], key),
+        videos=_taken(VIDEO, parsed.videos, files[VIDEO], key),
     )
 
 

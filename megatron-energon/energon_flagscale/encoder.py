@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from megatron.energon import Cooker, Sample, SkipSample, TaskEncoder, edataclass, stateless
 
-from energon_flagscale.cookers import Conversation, cook
+from energon_flagscale.cookers import ConversationSample, cook
 from energon_flagscale.packing import packs_of
 from energon_flagscale.pictures import (
     Picture,
@@ -62,7 +62,7 @@ class Encoded(Sample):
     tiles: list[np.ndarray] | None = None
 
 
-class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]):
+class Encoder(TaskEncoder[ConversationSample, Encoded, dict[str, Any], dict[str, Any]]):
     """Energon's task encoder; its batches are the micro-batches of `megatron.flagscale.train_llava`.
 
     A dict of `tokens`, `labels`, `position_ids`, `starts` (with packing) int64 and `loss_mask` float32, each
@@ -105,7 +105,7 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
         self._pad = pad if pad is not None else tokenizer.eos_token_id or 0
 
     @stateless
-    def preencode_sample(self, sample: Conversation) -> Encoded:
+    def preencode_sample(self, sample: ConversationSample) -> Encoded:
         """Return the sample's tokens; of its pictures, only the headers are read."""
         try:
             text = self.template.conversation(sample.messages)
@@ -209,7 +209,7 @@ class Encoder(TaskEncoder[Conversation, Encoded, dict[str, Any], dict[str, Any]]
         }
 
     def _items(
-        self, kinds: Sequence[str], sample: Conversation
+        self, kinds: Sequence[str], sample: ConversationSample
     ) -> tuple[tuple[Item, ...], tuple[list[Picture], ...], list[int]]:
         """Return the items of a sample's placeholders in order, their pictures, and their tokens."""
         if sample.videos and VIDEO not in self._kinds.values():

@@ -1,4 +1,4 @@
-"""Conversations in the forms of others become messages with parts; mistakes are told in words."""
+"""Conversations in the forms of others become messages with parts; mistakes are reported in words."""
 
 from typing import Any
 
@@ -27,9 +27,9 @@ def first_content(value: Any, **options: bool) -> list[dict[str, str]]:
 
 
 def test_the_conversations_of_llava() -> None:
-    told = conversation(llava("<image>\nWhat?", "A cat.", "Sure?", "Yes.", id=7, image="a b/c.d.jpg"))
-    assert told.images == ["a b/c.d.jpg"]
-    assert told.messages == [
+    parsed = conversation(llava("<image>\nWhat?", "A cat.", "Sure?", "Yes.", id=7, image="a b/c.d.jpg"))
+    assert parsed.images == ["a b/c.d.jpg"]
+    assert parsed.messages == [
         {"role": "user", "content": [IMAGE, text("What?")]},
         {"role": "assistant", "content": [text("A cat.")]},
         {"role": "user", "content": [text("Sure?")]},
@@ -91,10 +91,10 @@ def test_messages_of_openai_bring_their_pictures_with_them() -> None:
         {"role": "user", "content": parts},
         {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
     ]
-    told = conversation({"messages": turns})
-    assert told.images == [{"url": "data:image/png;base64,AA=="}, "b.jpg", "c.jpg"]
-    assert told.videos == ["d.mp4"]
-    assert told.messages[1]["content"] == [text("Which?"), IMAGE, IMAGE, IMAGE, VIDEO]
+    parsed = conversation({"messages": turns})
+    assert parsed.images == [{"url": "data:image/png;base64,AA=="}, "b.jpg", "c.jpg"]
+    assert parsed.videos == ["d.mp4"]
+    assert parsed.messages[1]["content"] == [text("Which?"), IMAGE, IMAGE, IMAGE, VIDEO]
 
 
 def test_parts_without_a_picture_stand_for_the_next_of_the_list() -> None:
@@ -108,8 +108,8 @@ def test_parts_without_a_picture_stand_for_the_next_of_the_list() -> None:
 
 
 def test_a_system_message_beside_the_conversation_comes_first() -> None:
-    told = conversation(llava("Hi", "Hello", system="Be brief.", image=None, images=[]))
-    assert [message["role"] for message in told.messages] == ["system", "user", "assistant"]
+    parsed = conversation(llava("Hi", "Hello", system="Be brief.", image=None, images=[]))
+    assert [message["role"] for message in parsed.messages] == ["system", "user", "assistant"]
 
 
 def test_pairs_of_the_cauldron_show_the_pictures_first() -> None:
@@ -117,17 +117,17 @@ def test_pairs_of_the_cauldron_show_the_pictures_first() -> None:
         {"user": "What?", "assistant": "A cat.", "source": "vqa"},
         {"user": "Sure?", "assistant": "Yes."},
     ]
-    told = conversation({"images": [b"1", b"2"], "texts": texts})
-    assert told.messages[0]["content"] == [IMAGE, IMAGE, text("What?")]
-    assert len(told.messages) == 4
+    parsed = conversation({"images": [b"1", b"2"], "texts": texts})
+    assert parsed.messages[0]["content"] == [IMAGE, IMAGE, text("What?")]
+    assert len(parsed.messages) == 4
 
 
 def test_pictures_that_no_text_mentions_are_added_on_request() -> None:
     value = llava("What?", "x", image="a.jpg", system="Be brief.")
     with pytest.raises(ValueError, match=r"1 image\(s\), but 0 .*--add-placeholders"):
         conversation(value)
-    told = conversation(value, add_placeholders=True)
-    assert told.messages[1]["content"] == [IMAGE, text("What?")]
+    parsed = conversation(value, add_placeholders=True)
+    assert parsed.messages[1]["content"] == [IMAGE, text("What?")]
     with pytest.raises(ValueError, match=r"2 image\(s\), but 1 placeholder\(s\) <image>$"):
         conversation(llava("<image>What?", "x", image=["a", "b"]), add_placeholders=True)
 

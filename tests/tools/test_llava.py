@@ -108,13 +108,13 @@ class TestPrepare:
         assert sorted([*train, *valid]) == [f"{number:09d}" for number in range(23)]
         for key, files in {**train, **valid}.items():
             number = int(key)
-            told = json.loads(files.pop("json"))
-            assert told["id"] == f"sample.{number} x"
+            reported = json.loads(files.pop("json"))
+            assert reported["id"] == f"sample.{number} x"
             asked = {"type": "text", "text": f"What is {number}?"}
             shown = [{"type": "image"}] if number % 4 else []
             if not shown:
                 asked["text"] = "\n" + asked["text"]
-            assert told["messages"][0] == {"role": "user", "content": [*shown, asked]}
+            assert reported["messages"][0] == {"role": "user", "content": [*shown, asked]}
             assert files == ({"image0.png": png(number)} if number % 4 else {})
         assert [path.name for path in sorted((weird_path / "out").glob("*.tar"))] == [
             *(f"train-00000{part}.tar" for part in range(4)),
@@ -188,16 +188,16 @@ class TestPrepare:
         source.write_text("\n".join(lines) + "\n")
         with pytest.raises(UserError) as caught:
             llava.prepare([source], tmp_path / "out")
-        told = mistakes(caught)
+        reported = mistakes(caught)
         places = [(3, "not JSON"), (4, "none.png: no such file in "), (5, f"the same sample as {source}:2;"),
                   (6, "not a JSON object but a list"), (7, "9.a.png is not a picture, or is damaged"),
                   (21, "message 1: unknown role `humann`; did you mean `human`?")]  # fmt: skip
-        assert len(told) == len(places) + 1
-        for (line, what), one in zip(places, told, strict=False):
+        assert len(reported) == len(places) + 1
+        for (line, what), one in zip(places, reported, strict=False):
             assert one.startswith(f"{source}:{line}: ")
             assert what in one
-        assert told[-1].startswith("6 sample(s) with mistakes; fix them")
-        assert (tmp_path / "out" / "mistakes.txt").read_text().splitlines() == told[:-1]
+        assert reported[-1].startswith("6 sample(s) with mistakes; fix them")
+        assert (tmp_path / "out" / "mistakes.txt").read_text().splitlines() == reported[:-1]
         assert not (tmp_path / "out" / META).exists()
 
     def test_samples_with_mistakes_are_left_out_on_request_with_the_work_that_was_done(
@@ -222,9 +222,9 @@ class TestPrepare:
         file.write_text(json.dumps([record(0), record(4), {}, record(0)]))
         with pytest.raises(UserError) as caught:
             llava.prepare([file], tmp_path / "out")
-        told = mistakes(caught)
-        assert told[0].startswith(f"{file}:1, item 3: no `messages`")
-        assert told[1].startswith(f"{file}:1, item 4: the same sample as {file}:1, item 1;")
+        reported = mistakes(caught)
+        assert reported[0].startswith(f"{file}:1, item 3: no `messages`")
+        assert reported[1].startswith(f"{file}:1, item 4: the same sample as {file}:1, item 1;")
         file.write_text(json.dumps([record(0), record(4)])[:-9])
         with pytest.raises(UserError, match=r"one line\.json:1: not JSON"):
             llava.prepare([file], tmp_path / "out")
@@ -234,9 +234,9 @@ class TestPrepare:
         source.write_text("".join(json.dumps(record(4 * number + 1)) + "\n" for number in range(50)))
         with pytest.raises(UserError) as caught:
             llava.prepare([source], tmp_path / "out")
-        told = mistakes(caught)
-        assert len(told) == 22
-        assert told[20] == f"and 30 more, all in {tmp_path / 'out' / 'mistakes.txt'}"
+        reported = mistakes(caught)
+        assert len(reported) == 22
+        assert reported[20] == f"and 30 more, all in {tmp_path / 'out' / 'mistakes.txt'}"
 
     def test_a_fixed_source_makes_only_the_parts_anew_that_changed(
         self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

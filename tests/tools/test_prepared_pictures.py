@@ -99,13 +99,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_demo_asks_what_its_pictures_show(demo: Path) -> None:
-    told = json.loads((demo / "conversations.json").read_text())
-    kinds = Counter(one["id"].partition("-")[0] for one in told)
+    written = json.loads((demo / "conversations.json").read_text())
+    kinds = Counter(one["id"].partition("-")[0] for one in written)
     assert kinds == {"counts": 15, "colours": 15, "shapes": 15, "digits": 15}
-    answers = Counter(one["conversations"][1]["value"] for one in told if one["id"].startswith("shapes"))
+    answers = Counter(one["conversations"][1]["value"] for one in written if one["id"].startswith("shapes"))
     assert answers == {"circle": 5, "square": 5, "triangle": 5}, "no answer is more frequent"
-    assert len({(demo / one["image"]).read_bytes() for one in told}) == 60
-    held_out = {one["id"].partition("-")[0] for one in told[::10]}
+    assert len({(demo / one["image"]).read_bytes() for one in written}) == 60
+    held_out = {one["id"].partition("-")[0] for one in written[::10]}
     assert len(held_out) > 2
     assert len(read_by_energon(demo / "energon")) == 54
 
@@ -162,7 +162,9 @@ def test_the_page_shows_pictures_tokens_and_masks(
     assert text.count("<section>") == text.count("data:image/jpeg;base64,") == 5
     assert text.count("&lt;image&gt; &times; 4<") == 5
     assert "28 x 28, 1 tile(s)" in text
-    told = {one["conversations"][1]["value"] for one in json.loads((demo / "conversations.json").read_text())}
+    written = {
+        one["conversations"][1]["value"] for one in json.loads((demo / "conversations.json").read_text())
+    }
     for section in text.split("<section>")[1:]:
         learnt = "".join(re.findall(r'<span class="learnt">([^<]*)</span>', section))
-        assert learnt.removesuffix("&lt;|im_end|&gt;") in told
+        assert learnt.removesuffix("&lt;|im_end|&gt;") in written

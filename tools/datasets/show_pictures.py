@@ -57,8 +57,8 @@ def _shown(files: dict[str, Any], encoder: Any, tokenizer: Any) -> Shown:
 
     key = str(files["__key__"])
     try:
-        told = cook(files)
-        encoded = encoder.preencode_sample(told)
+        cooked = cook(files)
+        encoded = encoder.preencode_sample(cooked)
         figures = [*_figures(encoded)]
     except UnusableSample as error:
         return Shown(key, (), wrong=str(error))

@@ -30,7 +30,7 @@ class ConversationError(ValueError):
 
 
 @dataclass(frozen=True)
-class Conversation:
+class RenderedText:
     """The text of a conversation, and its answers as `(first, end)` characters, in order."""
 
     text: str
@@ -54,7 +54,7 @@ class _Frame:
     gaps: tuple[str, ...]
     answers: tuple[_Answer, ...]
 
-    def filled(self, texts: Sequence[str]) -> Conversation:
+    def filled(self, texts: Sequence[str]) -> RenderedText:
         starts, length = [], 0
         for gap, text in zip(self.gaps, texts, strict=False):
             starts.append(length + len(gap))
@@ -64,7 +64,7 @@ class _Frame:
             (starts[one.first] - one.before, starts[one.last] + len(texts[one.last]) + one.after)
             for one in self.answers
         )
-        return Conversation("".join([*pieces, self.gaps[-1]]), tuple(spans))
+        return RenderedText("".join([*pieces, self.gaps[-1]]), tuple(spans))
 
 
 class ChatTemplate:
@@ -75,7 +75,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._frames: dict[tuple[Any, ...], _Frame | None] = {}
 
-    def conversation(self, messages: Sequence[Message]) -> Conversation:
+    def conversation(self, messages: Sequence[Message]) -> RenderedText:
         """Return the text of messages and its answers.
 
         Raises:
@@ -88,7 +88,7 @@ class ChatTemplate:
                 found = frame.filled(tried)
                 if found.text == whole:
                     return found
-        return Conversation(whole, tuple(self._answers_by_prefix(messages, whole)))
+        return RenderedText(whole, tuple(self._answers_by_prefix(messages, whole)))
 
     def end_token(self) -> int | None:
         """Return the id of the special token that ends an answer; None if something else does."""

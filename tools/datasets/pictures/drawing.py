@@ -1,7 +1,7 @@
 """Draw pictures of coloured shapes and digits, with questions and answers, from a seed.
 
-Each answer can be seen in the picture and is not told by the question. The answers to a question are equally
-frequent, so a model that does not look at the picture is right no more often than by chance.
+Each answer can be seen in the picture, and does not follow from the question. The answers to a question are
+equally frequent, so a model that does not look at the picture is right no more often than by chance.
 """
 
 from __future__ import annotations

@@ -54,13 +54,13 @@ def prepare(folder: Path, shards: Mapping[str, int], identity: str) -> None:
         text=True,
         check=False,
     )
-    told = f"{done.stdout}\n{done.stderr}"
-    if full := next((sign for sign in _FULL_DISK if sign in told), None):
+    printed = f"{done.stdout}\n{done.stderr}"
+    if full := next((sign for sign in _FULL_DISK if sign in printed), None):
         raise UserError(f"{full}: {folder / META}")
     info = folder / META / ".info.json"
     counts = json.loads(info.read_text())["shard_counts"] if done.returncode == 0 and info.is_file() else {}
     if counts != dict(shards):
-        raise RuntimeError(f"energon prepare did not count the samples of {folder}:\n{told}")
+        raise RuntimeError(f"energon prepare did not count the samples of {folder}:\n{printed}")
     (folder / META / "index.uuid").write_text(str(uuid.uuid5(uuid.NAMESPACE_OID, identity)))
 
 

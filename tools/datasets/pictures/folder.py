@@ -40,9 +40,9 @@ class Finished(NamedTuple):
             sum(held[key] for held in self.splits.values())
             for key in ("samples", "pictures", "videos", "bytes")
         )
-        told = f"{samples:,} samples ({parts}), {pictures:,} pictures"
-        told += f", {videos:,} videos" if videos else ""
-        return f"{told}, {size / 1e6:.1f} MB" + (f"; {self.left_out:,} left out" if self.left_out else "")
+        summary = f"{samples:,} samples ({parts}), {pictures:,} pictures"
+        summary += f", {videos:,} videos" if videos else ""
+        return f"{summary}, {size / 1e6:.1f} MB" + (f"; {self.left_out:,} left out" if self.left_out else "")
 
 
 class PictureFolder:

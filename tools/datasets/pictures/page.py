@@ -34,7 +34,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as it is shown (JPEG), and what is told below it."""
+    """A picture as it is shown (JPEG), and the text below it."""
 
     jpeg: bytes
     caption: str
@@ -68,14 +68,14 @@ def _section(shown: Shown) -> str:
         for one in shown.figures
     )
     if shown.wrong:
-        told = f'<p class="wrong">skipped: {escape(shown.wrong)}</p>'
+        below = f'<p class="wrong">skipped: {escape(shown.wrong)}</p>'
     else:
         total = sum(token.times for token in shown.tokens)
         learnt = sum(token.is_learnt for token in shown.tokens)
-        told = f"<p>{total} tokens, {learnt} of them learnt</p>" + (
+        below = f"<p>{total} tokens, {learnt} of them learnt</p>" + (
             f'<p class="tokens">{"".join(map(_token, shown.tokens))}</p>'
         )
-    return f"<section><h2>{escape(shown.key)}</h2>{figures}{told}</section>"
+    return f"<section><h2>{escape(shown.key)}</h2>{figures}{below}</section>"
 
 
 def _token(token: Token) -> str:

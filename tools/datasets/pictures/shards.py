@@ -47,7 +47,7 @@ class _Sample(NamedTuple):
     number: int
     where: str
     identity: Any
-    told: Conversation
+    parsed: Conversation
 
 
 class Stored(NamedTuple):
@@ -134,11 +134,11 @@ def _understood(part: Part, settings: Settings) -> tuple[list[_Sample], list[Lef
     samples, problems = [], []
     for number, record in part.records:
         try:
-            told = conversation(record.value, add_placeholders=settings.add_placeholders)
+            parsed = conversation(record.value, add_placeholders=settings.add_placeholders)
         except ValueError as error:
             problems.append((number, record.where, str(error)))
         else:
-            samples.append(_Sample(number, record.where, record.value.get("id"), told))
+            samples.append(_Sample(number, record.where, record.value.get("id"), parsed))
     return samples, problems
 
 
@@ -148,19 +148,19 @@ def _write(file: Any, samples: list[_Sample], settings: Settings) -> tuple[dict[
     written: list[_Files] = []
     texts: list[int] = []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as shard:
-        for number, where, identity, told in samples:
+        for number, where, identity, parsed in samples:
             try:
-                files = _files(told, settings)
+                files = _files(parsed, settings)
             except UnusableError as error:
                 problems.append((number, where, str(error)))
                 continue
             known: dict[str, Any] = {"id": identity} if isinstance(identity, str | int) else {}
-            text = json.dumps({**known, "messages": told.messages}, ensure_ascii=False)
+            text = json.dumps({**known, "messages": parsed.messages}, ensure_ascii=False)
             _add(shard, f"{number:09d}.json", text.encode())
             for name, one in files.named():
                 _add(shard, f"{number:09d}.{name}.{one.suffix}", one.content)
             written.append(files.without_content())
-            texts.append(characters(told.messages))
+            texts.append(characters(parsed.messages))
     held = {
         "samples": len(written),
         "pictures": sum(len(files.pictures) for files in written),
@@ -198,17 +198,17 @@ class _Files(NamedTuple):
         return type(self)(bare[0], bare[1:])
 
 
-def _files(told: Conversation, settings: Settings) -> _Files:
-    pictures = [picture(*content_of(one, settings.root)) for one in told.images]
-    videos = [frames(*content_of(one, settings.root), settings.video_frames) for one in told.videos]
+def _files(parsed: Conversation, settings: Settings) -> _Files:
+    pictures = [picture(*content_of(one, settings.root)) for one in parsed.images]
+    videos = [frames(*content_of(one, settings.root), settings.video_frames) for one in parsed.videos]
     return _Files(pictures, videos)
 
 
 def _digest(samples: list[_Sample], problems: list[Left], settings: Settings) -> str:
     """Return a hash that changes if anything changes from which a part is made, except where it lies."""
     digest = hashlib.sha256(repr((_VERSION, settings.video_frames, problems)).encode(errors="surrogatepass"))
-    for number, where, identity, told in samples:
-        stamps = [stamp(one, settings.root) for one in (*told.images, *told.videos)]
-        told_of = repr((number, where, identity, told.messages, stamps))
-        digest.update(told_of.encode(errors="surrogatepass"))
+    for number, where, identity, parsed in samples:
+        stamps = [stamp(one, settings.root) for one in (*parsed.images, *parsed.videos)]
+        line = repr((number, where, identity, parsed.messages, stamps))
+        digest.update(line.encode(errors="surrogatepass"))
     return digest.hexdigest()

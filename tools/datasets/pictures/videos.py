@@ -23,9 +23,9 @@ def frames(content: bytes, name: str, most: int) -> list[Picture]:
     if not content:
         raise UnusableError(f"{name}: an empty file")
     try:
-        told, found = _count(content)
-        if told - found > _LOST + told * _LOST_SHARE:
-            raise UnusableError(f"{name}: cut off, only {found} of its {told} frames can be decoded")
+        stated, found = _count(content)
+        if stated - found > _LOST + stated * _LOST_SHARE:
+            raise UnusableError(f"{name}: cut off, only {found} of its {stated} frames can be decoded")
         if not found:
             raise UnusableError(f"{name}: has no frame that can be decoded")
         return list(_encoded(content, evenly_spaced(range(found), most)))
