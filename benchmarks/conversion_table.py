@@ -31,14 +31,23 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
         padded = " (vocabulary padded)" if case.padded else ""
         loss = "" if found.loss is None else f"{found.loss:.1e}{padded}"
         lines.append(
-            f"| {name} | {_bitwise(found.round_trip)} | {case.layout_name} | {_bitwise(found.trained)} "
+            f"| {name} | {bitwise(found.round_trip)} | {case.layout_name} | {bitwise(found.trained)} "
             f"| {found.logits:.1e} | {loss} |"
         )
     return "\n".join(lines)
 
 
-def _bitwise(equal: bool | None) -> str:
+def bitwise(equal: bool | None) -> str:
+    """Return the cell of a table: whether what came back is equal, bit for bit."""
     return "bitwise" if equal else "**differs**"
+
+
+def show(text: str, errors: Mapping[str, str]) -> None:
+    """Print a table, and what failed, by the name of the model."""
+    print(text)
+    for name, error in errors.items():
+        if error:
+            print(f"\n{name}:\n{error}")
 
 
 def main(names: list[str]) -> int:
@@ -46,10 +55,7 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_chain(names or CASES, Path(folder))
     text = table(outcomes)
-    print(text)
-    for name, found in outcomes.items():
-        if found.error:
-            print(f"\n{name}:\n{found.error}")
+    show(text, {name: found.error for name, found in outcomes.items()})
     if not names:
         write(DOCUMENT, text, BEGIN, END)
     return 0 if all(found.round_trip and found.trained for found in outcomes.values()) else 1

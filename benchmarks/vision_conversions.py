@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.conversion_table import bitwise, show
 from benchmarks.layouts import write
 from flagscale_testing.llava_folders import MODELS, Outcome, run_chain
 
@@ -26,9 +27,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, found in outcomes.items():
-        equal = [
-            "bitwise" if one else "**differs**" for one in (found.round_trip, found.trained, found.torch)
-        ]
+        equal = map(bitwise, (found.round_trip, found.trained, found.torch))
         lines.append(f"| {name} | {' | '.join(equal)} | {found.logits:.1e} |")
     return "\n".join(lines)
 
@@ -38,10 +37,7 @@ def main(names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcomes = run_chain(names or MODELS, Path(folder))
     text = table(outcomes)
-    print(text)
-    for name, found in outcomes.items():
-        if found.error:
-            print(f"\n{name}:\n{found.error}")
+    show(text, {name: found.error for name, found in outcomes.items()})
     if not names:
         write(DOCUMENT, text, BEGIN, END)
     return 0 if all(one.round_trip and one.trained and one.torch for one in outcomes.values()) else 1

@@ -1,4 +1,4 @@
-"""The error of a sample that cannot be used: it is skipped and counted, and the training goes on."""
+"""The error of a sample that cannot be used: a training skips and counts it, a tool reports it."""
 
 
 class UnusableSample(ValueError):

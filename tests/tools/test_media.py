@@ -12,7 +12,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from tools.datasets.pictures.media import UnusableError, content_of, picture, stamp
+from energon_flagscale.unusable import UnusableSample
+from tools.datasets.pictures.media import content_of, picture, stamp
 from tools.datasets.pictures.videos import frames
 
 
@@ -64,7 +65,7 @@ WHOLE = [encoded(noise(), "JPEG"), encoded(noise(), "JPEG", progressive=True), e
 @pytest.mark.parametrize("content", WHOLE)
 @pytest.mark.parametrize("kept", [0.99, 0.5, 0.1])
 def test_a_picture_that_is_cut_off_is_refused(content: bytes, kept: float) -> None:
-    with pytest.raises(UnusableError, match=r"^a\.jpg (cannot be decoded|cannot be read|is not a picture)"):
+    with pytest.raises(UnusableSample, match=r"^a\.jpg (cannot be decoded|cannot be read|is not a picture)"):
         picture(content[: int(len(content) * kept)], "a.jpg")
 
 
@@ -79,13 +80,13 @@ def test_a_picture_that_is_cut_off_is_refused(content: bytes, kept: float) -> No
     ],
 )
 def test_what_a_training_would_not_read_is_refused(content: bytes, what: str) -> None:
-    with pytest.raises(UnusableError, match=f"^a .*{what}"):
+    with pytest.raises(UnusableSample, match=f"^a .*{what}"):
         picture(content, "a")
 
 
 def test_a_picture_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("energon_flagscale.pictures.MOST_PIXELS", 1000)
-    with pytest.raises(UnusableError, match="60x40 pixels"):
+    with pytest.raises(UnusableSample, match="60x40 pixels"):
         picture(encoded(noise(), "PNG"), "a")
 
 
@@ -141,7 +142,7 @@ def test_references_to_nothing_are_told_in_words(reference: Any, what: str, tmp_
         (folder / name).write_bytes(b"x")
     os.mkfifo(folder / "pipe")
     (folder / "loop").symlink_to("loop")
-    with pytest.raises(UnusableError, match=what):
+    with pytest.raises(UnusableSample, match=what):
         content_of(reference, folder)
     assert isinstance(stamp(reference, folder), str)
 
@@ -207,13 +208,13 @@ def test_the_frames_of_a_video_are_evenly_spaced(tmp_path: Path, suffix: str, co
     ],
 )
 def test_a_video_that_is_damaged_is_refused(cut: Any, what: str, tmp_path: Path) -> None:
-    with pytest.raises(UnusableError, match=f"^v.mp4: .*({what})"):
+    with pytest.raises(UnusableSample, match=f"^v.mp4: .*({what})"):
         frames(cut(video(tmp_path, 40)), "v.mp4", 4)
 
 
 def test_a_video_whose_second_half_is_missing_is_refused(tmp_path: Path) -> None:
     content = video(tmp_path, 40, "avi")  # its header comes first, unlike that of MP4
-    with pytest.raises(UnusableError, match=r"cut off"):
+    with pytest.raises(UnusableSample, match=r"cut off"):
         frames(content[: len(content) // 2], "v.avi", 4)
 
 
@@ -225,5 +226,5 @@ def test_a_file_with_sound_alone_is_refused(tmp_path: Path) -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(UnusableError, match="has no frame"):
+    with pytest.raises(UnusableSample, match="has no frame"):
         frames(file.read_bytes(), "sound.wav", 4)

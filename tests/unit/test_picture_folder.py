@@ -114,13 +114,13 @@ def test_a_tower_that_cannot_be_divided() -> None:
 
 
 def test_a_clip_tower_that_leaves_pixels_over() -> None:
-    def told(kind: str, side: int) -> list[str]:
+    def blamed(kind: str, side: int) -> list[str]:
         tower = {"model_type": f"{kind}_vision_model", "image_size": side, "patch_size": 14}
         config = {"model_type": "llava", "vision_config": tower}
         return [name for name, _ in tower_violations({"tensor_parallel_size": 1}, config)]
 
-    assert told("clip", 30) == ["model"]
-    assert told("clip", 336) == told("siglip", 384) == []
+    assert blamed("clip", 30) == ["model"]
+    assert blamed("clip", 336) == blamed("siglip", 384) == []
 
 
 def test_the_tower_of_a_folder_is_read(tmp_path: Path, write_llava: Write) -> None:
@@ -140,8 +140,8 @@ def test_other_pixels_than_in_training_are_remarked(tmp_path: Path, write_llava:
     chosen = {"mm_processor_kwargs": {"use_fast": False}}
     grids = [[side * rows, side * 2] for side in (30,) for rows in (1, 3)]
     sized = {**FACTS, "vision_config": {"image_size": 30}, "image_grid_pinpoints": grids}
-    for limit, is_told in (("anyres_max_4", True), ("anyres_max_5", False), ("anyres_max_9", False)):
-        told = [name for name, _ in picture_remarks(chosen, {**sized, "vision_aspect_ratio": limit})]
-        assert told == ["model"] * is_told
+    for limit, is_named in (("anyres_max_4", True), ("anyres_max_5", False), ("anyres_max_9", False)):
+        named = [name for name, _ in picture_remarks(chosen, {**sized, "vision_aspect_ratio": limit})]
+        assert named == ["model"] * is_named
     assert list(picture_remarks({"limit_mm_per_prompt": '{"image": 0, "video": 0}'}, FACTS)) == []
     assert list(picture_remarks({}, {"model_type": "llama"})) == []

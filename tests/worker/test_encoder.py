@@ -254,10 +254,10 @@ def test_answers_alone_are_in_the_loss(tokenizers: Any, template: str) -> None:
 
 def test_pictures_in_answers_are_not_learnt(tokenizers: Any) -> None:
     answer = {"role": "assistant", "content": [words("so: "), PICTURE, words("see?")]}
-    told = cook(sample([[PICTURE], "a"], [picture(9, 9)]))
-    told.messages = [{"role": "user", "content": "Q"}, answer]
+    cooked = cook(sample([[PICTURE], "a"], [picture(9, 9)]))
+    cooked.messages = [{"role": "user", "content": "Q"}, answer]
     encoder = Encoder(tokenizers(), ONEVISION, Sequences(256))
-    batch = encoder.batch([encoder.postencode_sample(encoder.preencode_sample(told))])
+    batch = encoder.batch([encoder.postencode_sample(encoder.preencode_sample(cooked))])
     learnt = batch["labels"][0][batch["loss_mask"][0].bool()]
     assert tokenizers().decode(learnt) == "so: see?<|im_end|>"
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from energon_flagscale.unusable import UnusableSample
 from flagscale.files import read_regular
 
 _SUFFIXES = {
@@ -22,10 +23,6 @@ _OF_THE_NAME = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
     errno.ENXIO,
 }  # fmt: skip
-
-
-class UnusableError(ValueError):
-    """A picture or video that cannot be used: what is wrong, and how to fix it."""
 
 
 class Picture(NamedTuple):
@@ -44,18 +41,18 @@ def content_of(reference: Any, root: Path) -> tuple[bytes, str]:
         reference: bytes, a path below `root`, a `data:` address, or a mapping with `bytes`, `path` or `url`.
 
     Raises:
-        UnusableError: there is no such file below `root`.
+        UnusableSample: there is no such file below `root`.
         OSError: the machine cannot read it.
     """
     if isinstance(reference, dict):
         found = [reference[key] for key in ("bytes", "path", "url") if reference.get(key) is not None]
         if not found:
-            raise UnusableError(f"neither bytes nor a path (found: {', '.join(reference) or 'none'})")
+            raise UnusableSample(f"neither bytes nor a path (found: {', '.join(reference) or 'none'})")
         reference = found[0]
     if isinstance(reference, bytes):
         return reference, "an embedded picture"
     if not isinstance(reference, str) or not reference:
-        raise UnusableError(f"{reference!r:.40} is not a path")
+        raise UnusableSample(f"{reference!r:.40} is not a path")
     if reference.startswith("data:"):
         return _decoded(reference), "an embedded picture"
     path = path_of(reference, root)
@@ -64,7 +61,7 @@ def content_of(reference: Any, root: Path) -> tuple[bytes, str]:
     except OSError as error:
         if error.errno not in _OF_THE_NAME:
             raise
-        raise UnusableError(_refusal(reference, path, root, error)) from None
+        raise UnusableSample(_refusal(reference, path, root, error)) from None
 
 
 def stamp(reference: Any, root: Path) -> str:
@@ -77,7 +74,7 @@ def stamp(reference: Any, root: Path) -> str:
         return repr(reference)
     try:
         stat = path_of(reference, root).stat()
-    except (OSError, UnusableError):
+    except (OSError, UnusableSample):
         return f"{reference!r} is absent"
     return repr((reference, stat.st_size, stat.st_mtime_ns))
 
@@ -86,17 +83,19 @@ def path_of(reference: str, root: Path) -> Path:
     """Return the path of a file named in a record; it must be below `root`, links within which are followed.
 
     Raises:
-        UnusableError: it is an address, or outside of `root`.
+        UnusableSample: it is an address, or outside of `root`.
     """
     if reference.startswith(("http://", "https://", "s3://", "gs://")):
-        raise UnusableError(f"{reference:.80}: an address, not a file; download it first")
+        raise UnusableSample(f"{reference:.80}: an address, not a file; download it first")
     name = reference.removeprefix("file://")
     if "\0" in name or not _is_encodable(name):
-        raise UnusableError(f"{name!r:.80} is not a name of a file")
+        raise UnusableSample(f"{name!r:.80} is not a name of a file")
     top = os.path.abspath(root)
     path = os.path.normpath(os.path.join(top, name))
     if os.path.commonpath((top, path)) != top:
-        raise UnusableError(f"{reference}: outside of {root}; name a folder that contains it with --pictures")
+        raise UnusableSample(
+            f"{reference}: outside of {root}; name a folder that contains it with --pictures"
+        )
     return Path(path)
 
 
@@ -121,27 +120,23 @@ def _decoded(address: str) -> bytes:
     """Return the bytes of a `data:` address."""
     head, comma, body = address.partition(",")
     if not comma or not head.endswith(";base64"):
-        raise UnusableError("an embedded picture is not of the form data:image/jpeg;base64,...")
+        raise UnusableSample("an embedded picture is not of the form data:image/jpeg;base64,...")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError):
-        raise UnusableError("an embedded picture is not base64; its text may be cut off") from None
+        raise UnusableSample("an embedded picture is not base64; its text may be cut off") from None
 
 
 def picture(content: bytes, name: str) -> Picture:
     """Return a picture whose every pixel the loader of a training can decode.
 
     Raises:
-        UnusableError: it cannot.
+        UnusableSample: it cannot.
     """
     from energon_flagscale.pictures import check_picture, open_picture
-    from energon_flagscale.unusable import UnusableSample
 
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            opened = open_picture(content, name)
-            form, (height, width) = opened.image.format or "", opened.size
-            check_picture(opened)
-    except UnusableSample as error:
-        raise UnusableError(str(error)) from None
+    with warnings.catch_warnings(action="ignore"):
+        opened = open_picture(content, name)
+        form, (height, width) = opened.image.format or "", opened.size
+        check_picture(opened)
     return Picture(content, _SUFFIXES[form], height, width)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from energon_flagscale.conversations import Conversation, characters, conversation
+from energon_flagscale.unusable import UnusableSample
 from flagscale.files import put_in_place, write_atomic
-from tools.datasets.pictures.media import Picture, UnusableError, content_of, picture, stamp
+from tools.datasets.pictures.media import Picture, content_of, picture, stamp
 from tools.datasets.pictures.records import Record
 from tools.datasets.pictures.videos import frames
 
@@ -151,7 +152,7 @@ def _write(file: Any, samples: list[_Sample], settings: Settings) -> tuple[dict[
         for number, where, identity, parsed in samples:
             try:
                 files = _files(parsed, settings)
-            except UnusableError as error:
+            except UnusableSample as error:
                 problems.append((number, where, str(error)))
                 continue
             known: dict[str, Any] = {"id": identity} if isinstance(identity, str | int) else {}

@@ -3,7 +3,8 @@
 import io
 from collections.abc import Iterator
 
-from tools.datasets.pictures.media import Picture, UnusableError
+from energon_flagscale.unusable import UnusableSample
+from tools.datasets.pictures.media import Picture
 
 _QUALITY = 95
 _LOST, _LOST_SHARE = 2, 0.01
@@ -14,23 +15,23 @@ def frames(content: bytes, name: str, most: int) -> list[Picture]:
     """Return at most this many frames of an encoded video, as JPEG.
 
     Raises:
-        UnusableError: the video cannot be decoded to its end.
+        UnusableSample: the video cannot be decoded to its end.
     """
     import av
 
     from energon_flagscale.pictures import evenly_spaced
 
     if not content:
-        raise UnusableError(f"{name}: an empty file")
+        raise UnusableSample(f"{name}: an empty file")
     try:
         stated, found = _count(content)
         if stated - found > _LOST + stated * _LOST_SHARE:
-            raise UnusableError(f"{name}: cut off, only {found} of its {stated} frames can be decoded")
+            raise UnusableSample(f"{name}: cut off, only {found} of its {stated} frames can be decoded")
         if not found:
-            raise UnusableError(f"{name}: has no frame that can be decoded")
+            raise UnusableSample(f"{name}: has no frame that can be decoded")
         return list(_encoded(content, evenly_spaced(range(found), most)))
     except av.FFmpegError as error:
-        raise UnusableError(f"{name}: not a video, damaged or cut off ({error.strerror})") from None
+        raise UnusableSample(f"{name}: not a video, damaged or cut off ({error.strerror})") from None
 
 
 def _count(content: bytes) -> tuple[int, int]:
