@@ -82,9 +82,10 @@ def main(asked: str, answered: str) -> None:
 
 
 def _params(fields: Mapping[str, Any]) -> Any:
+    import msgspec
     from vllm import SamplingParams
 
-    return SamplingParams(**fields)
+    return msgspec.convert(fields, SamplingParams, str_keys=True)
 
 
 def _refusal(engine: Any, prompt: Sequence[int], fields: Mapping[str, Any]) -> str | None:
