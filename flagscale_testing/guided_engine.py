@@ -1,4 +1,4 @@
-"""Answers requests with one vLLM engine that has guidance, in a process of its own."""
+"""Answers requests with vLLM engines that have guidance, in a process of their own."""
 
 from __future__ import annotations
 
@@ -30,17 +30,28 @@ _SETTINGS = {
 }
 
 
-def answers(
-    model: Path, requests: Sequence[tuple[Sequence[int], Mapping[str, Any]]], **settings: Any
-) -> list[dict[str, Any]]:
-    """Return what an engine with these arguments answers to all requests (prompt, sampling fields) at once.
+Request = tuple[Sequence[int], Mapping[str, Any]]
+"""The ids of a prompt, and sampling fields."""
 
-    Each answer has `tokens` (one list per output), `logprobs` (of the generated tokens, or None) and
+
+def answers(model: Path, requests: Sequence[Request], **settings: Any) -> list[dict[str, Any]]:
+    """Return what an engine with these arguments answers to all requests at once.
+
+    Each answer has `tokens` (one list per output), `logprobs` (of the generated tokens, if asked for) and
     `finished` (reasons); or `error`, the text of the refusal.
     """
+    (found,) = answers_of_engines(model, requests, [settings])
+    return found
+
+
+def answers_of_engines(
+    model: Path, requests: Sequence[Request], engines: Sequence[Mapping[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Return the answers of several engines, one after the other in one process."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "asked.json"), Path(folder, "answered.json")
-        asked.write_text(json.dumps([{**_SETTINGS, "model": str(model), **settings}, list(requests)]))
+        settings = [{**_SETTINGS, "model": str(model), **one} for one in engines]
+        asked.write_text(json.dumps([settings, list(requests)]))
         done = subprocess.run(
             [sys.executable, "-m", "flagscale_testing.guided_engine", str(asked), str(answered)],
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": import_path(str(ROOT))},
@@ -56,29 +67,27 @@ def answers(
 
 
 def main(asked: str, answered: str) -> None:
+    engines, requests = json.loads(Path(asked).read_text())
+    Path(answered).write_text(json.dumps([_answered_by(settings, requests) for settings in engines]))
+
+
+def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> list[dict[str, Any]]:
     from vllm import LLM
 
     from vllm_flagscale.guidance.wiring import ASYNC_SCHEDULER, PROCESSOR, SCHEDULER
 
-    settings, requests = json.loads(Path(asked).read_text())
     scheduler = ASYNC_SCHEDULER if settings["async_scheduling"] else SCHEDULER
     engine = LLM(**settings, scheduler_cls=scheduler, logits_processors=[PROCESSOR])
-    found: dict[int, dict[str, Any]] = {}
-    accepted: list[int] = []
-    for index, (prompt, fields) in enumerate(requests):
-        error = _refusal(engine, prompt, fields)
-        if error is None:
-            accepted.append(index)
-        else:
-            found[index] = {"error": error}
-    outputs = engine.generate(
-        [{"prompt_token_ids": requests[index][0]} for index in accepted],
-        [_params(requests[index][1]) for index in accepted],
-        use_tqdm=False,
+    errors = [_refusal(engine, fields) for _, fields in requests]
+    accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
+    outputs = iter(
+        engine.generate(
+            [{"prompt_token_ids": prompt} for prompt, _ in accepted],
+            [_params(fields) for _, fields in accepted],
+            use_tqdm=False,
+        )
     )
-    for index, output in zip(accepted, outputs, strict=True):
-        found[index] = _answer(output)
-    Path(answered).write_text(json.dumps([found[index] for index in range(len(requests))]))
+    return [_answer(next(outputs)) if error is None else {"error": error} for error in errors]
 
 
 def _params(fields: Mapping[str, Any]) -> Any:
@@ -88,7 +97,7 @@ def _params(fields: Mapping[str, Any]) -> Any:
     return msgspec.convert(fields, SamplingParams, str_keys=True)
 
 
-def _refusal(engine: Any, prompt: Sequence[int], fields: Mapping[str, Any]) -> str | None:
+def _refusal(engine: Any, fields: Mapping[str, Any]) -> str | None:
     """Return why the frontend refuses a request, by its own check of parameters."""
     from vllm.exceptions import VLLMValidationError
 

@@ -10,7 +10,7 @@ import pytest
 
 from flagscale.engines.vllm.adapter import VLLM
 from flagscale_testing.guided import LENGTHS, Case, cases, greedy_answers, make_llama
-from flagscale_testing.guided_engine import answers
+from flagscale_testing.guided_engine import answers_of_engines
 from tools.install_vllm import installed
 
 pytestmark = [
@@ -43,13 +43,6 @@ def sampling(case: Case, **fields: Any) -> dict[str, Any]:
     return {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "extra_args": guidance, **fields}
 
 
-def equal(reference: Reference, **settings: Any) -> int:
-    """Return how many requests get the tokens of transformers."""
-    asked = [(case.prompt, sampling(case)) for case in reference.requests]
-    found = answers(reference.model, asked, **settings)
-    return sum(one["tokens"] == [expected] for one, expected in zip(found, reference.tokens, strict=True))
-
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "prefix cache off": {"enable_prefix_caching": False},
     "prefix cache on, blocks of 32": {"enable_prefix_caching": True, "block_size": 32},
@@ -69,13 +62,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Beside the default of the tests: asynchronous scheduling off, a prefix cache, 16 sequences."""
 
 
+def equal(reference: Reference, engines: list[dict[str, Any]]) -> list[int]:
+    """Return how many requests get the tokens of transformers from each engine."""
+    asked = [(case.prompt, sampling(case)) for case in reference.requests]
+    return [
+        sum(one["tokens"] == [tokens] for one, tokens in zip(found, reference.tokens, strict=True))
+        for found in answers_of_engines(reference.model, asked, engines)
+    ]
+
+
 def test_guided_requests_equal_transformers_with_asynchronous_scheduling(reference: Reference) -> None:
-    assert equal(reference, async_scheduling=True) == len(reference.requests)
+    assert equal(reference, [{"async_scheduling": True}]) == [len(reference.requests)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
-def test_guided_requests_equal_transformers_with(name: str, reference: Reference) -> None:
-    same = equal(reference, **SETTINGS[name])
-    print(f"| {name} | {same} of {len(reference.requests)} |")
-    assert same == len(reference.requests)
+def test_guided_requests_equal_transformers_whatever_the_settings(reference: Reference) -> None:
+    found = dict(zip(SETTINGS, equal(reference, [*SETTINGS.values()]), strict=True))
+    print(*(f"| {name} | {same} of {len(reference.requests)} |" for name, same in found.items()), sep="\n")
+    assert found == dict.fromkeys(SETTINGS, len(reference.requests))
