@@ -68,7 +68,7 @@ def serve(commands: Connection, folder: Path, model: Model, guides: bool) -> Non
 def _engine(folder: Path, model: Model, guides: bool) -> Any:
     from vllm import LLM
 
-    from vllm_flagscale.guidance.wiring import ASYNC_SCHEDULER, PROCESSOR
+    from vllm_flagscale.guidance.wiring import PROCESSOR, SCHEDULER
 
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -83,7 +83,7 @@ def _engine(folder: Path, model: Model, guides: bool) -> Any:
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    wired = {"scheduler_cls": ASYNC_SCHEDULER, "logits_processors": [PROCESSOR]} if guides else {}
+    wired = {"scheduler_cls": SCHEDULER, "logits_processors": [PROCESSOR]} if guides else {}
     llm = LLM(
         model=str(folder),
         load_format="dummy",

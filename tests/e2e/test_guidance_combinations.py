@@ -1,0 +1,111 @@
+"""Guided requests together with LoRA, structured output, and engines that are split over several ranks.
+
+Every answer is compared with transformers: its own guidance, with the adapter merged into the weights, or its
+logits under a mask that this file computes from the sentences that a constraint allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flagscale_testing.adapters import make_adapter, merge
+from flagscale_testing.guided import Case, byte_level_tokenizer, cases, greedy_answers, make_llama
+from flagscale_testing.guided_engine import Asked, answers
+from tests.e2e.test_serve import has_vllm
+
+pytestmark = [
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed (make test installs it)"),
+    pytest.mark.timeout(900),
+]
+
+CASES = [*cases()]
+TOKENS = 16
+FEW_BLOCKS = {"block_size": 32, "num_gpu_blocks_override": 12}
+"""A cache that the requests do not fit into together: some are preempted."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture(scope="module")
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [make_adapter(model, folder / f"adapter_{seed}", seed) for seed in (1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degree", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_two_ranks_answer_as_transformers(model: Path, degree: str) -> None:
+    got = answers(model, [Asked(case) for case in CASES], **{degree: 2}, **FEW_BLOCKS)
+    assert [one[0] for one in got] == greedy_answers(model, CASES, TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_loras", [1, 2])
+def test_both_rows_use_the_adapter(model: Path, adapters: list[Path], tmp_path: Path, max_loras: int) -> None:
+    with_scale_1 = [replace(case, scale=1.0) for case in CASES[:2]]
+    which = [None, *adapters]
+    asked = [Asked(case, one) for one, case in product(which, [*CASES, *with_scale_1])]
+    got = answers(model, asked, enable_lora=True, max_loras=max_loras, max_lora_rank=8)
+    expected = []
+    for one in which:
+        folder = merge(model, one, tmp_path / one.name) if one else model
+        expected += greedy_answers(folder, [*CASES, *with_scale_1], TOKENS)
+    assert [one[0] for one in got] == expected
+    assert expected[: len(CASES)] != expected[len(CASES) + 2 :][: len(CASES)]  # an adapter changes answers
+
+
+SENTENCES = ["yes!", "yellow", "no", *(f"{number:03d}!" for number in range(1000))]
+CONSTRAINTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "regex": ({"regex": "(yes!|yellow|no|[0-9]{3}!)"}, SENTENCES),
+    "choice": ({"choice": ["yes!", "yellow", "no", "nothing"]}, ["yes!", "yellow", "no", "nothing"]),
+    "json": ({"json": {"type": "string", "enum": ["one", "two", "twelve"]}}, ['"one"', '"two"', '"twelve"']),
+}
+
+
+@pytest.mark.parametrize(
+    "backend", ["xgrammar", *(pytest.param(one, marks=pytest.mark.slow) for one in ("guidance", "outlines"))]
+)
+def test_a_constraint_masks_what_guidance_draws(model: Path, backend: str) -> None:
+    every = [(case, *one) for case in CASES[:6] for one in CONSTRAINTS.values()]
+    sampling = {"ignore_eos": False, "max_tokens": TOKENS}
+    asked = [Asked(case, sampling={**sampling, "structured_outputs": given}) for case, given, _ in every]
+    beside = [Asked(case) for case in CASES[:2]]
+    got = answers(model, [*asked, *beside], structured_outputs_config={"backend": backend})
+    assert [one[0] for one in got] == [
+        *constrained(model, [(case, sentences) for case, _, sentences in every]),
+        *greedy_answers(model, CASES[:2], TOKENS),
+    ]
+
+
+def constrained(folder: Path, requests: Sequence[tuple[Case, Sequence[str]]]) -> list[list[int]]:
+    """Return the greedy guided tokens of transformers' logits if only some sentences are allowed."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = byte_level_tokenizer()
+    end = tokenizer.eos_token_id
+    found = []
+    for case, sentences in requests:
+        allowed = [[*tokenizer.encode(one, add_special_tokens=False), end] for one in sentences]
+        answer: list[int] = []
+        while answer[-1:] != [end]:
+            with torch.no_grad():
+                prompt, negative = (
+                    model(torch.tensor([[*begin, *answer]])).logits[0, -1]
+                    for begin in (case.prompt, case.negative)
+                )
+            logits = negative + case.scale * (prompt - negative)
+            following = {one[len(answer)] for one in allowed if one[: len(answer)] == answer}
+            answer.append(max(following, key=lambda token: float(logits[token])))
+        found.append(answer)
+    return found
