@@ -37,7 +37,10 @@ class Capacity:
     def violations(self, prompt: int, negative: int) -> Iterator[str]:
         """Yield why a guided request with prompts of these lengths cannot run."""
         if self.max_num_seqs < 2:
-            yield f"a guided request takes two places in the batch: set `max_num_seqs` to at least 2, not {self.max_num_seqs}"
+            yield (
+                f"a guided request takes two places in the batch: set `max_num_seqs` to at least 2, "
+                f"not {self.max_num_seqs}"
+            )
         for name, length in (("prompt", prompt), ("negative prompt", negative)):
             if length >= self.max_model_len:
                 yield (
@@ -46,8 +49,8 @@ class Capacity:
                 )
         if max(prompt, negative) < self.max_model_len and self.most_tokens(prompt, negative) < 1:
             yield (
-                f"a prompt of {prompt} tokens and a negative prompt of {negative} tokens do not fit into the KV cache "
-                f"at the same time ({self.blocks} blocks of {self.block_sizes[0]} tokens): shorten them, or give the "
+                f"a prompt of {prompt} and a negative prompt of {negative} tokens do not fit into the KV "
+                f"cache together ({self.blocks} blocks of {self.block_sizes[0]} tokens): shorten them, or give the "
                 f"cache more memory"
             )
 

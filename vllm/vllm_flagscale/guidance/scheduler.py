@@ -28,6 +28,8 @@ _log = init_logger("vllm.flagscale.guidance")
 class GuidedScheduler(Scheduler):
     """vLLM's scheduler with guidance."""
 
+    running: list[Any]
+
     def __init__(self, vllm_config: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         seams.check()
         seams.refuse_conflicts(vllm_config, kv_cache_config)
@@ -188,7 +190,7 @@ class GuidedScheduler(Scheduler):
         return int(max(min(num_new_tokens, left - 1), 0))
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
-        """Leave two tokens of a guided request to compute: it is admitted with one, and samples with the other."""
+        """Leave a guided request two tokens to compute: one to be admitted with, one to sample with."""
         blocks, hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         if hit and hit >= request.num_tokens - 1 and request.request_id in self.guided:
             groups, hit, _ = self.kv_cache_manager.coordinator.find_longest_cache_hit(
@@ -272,7 +274,7 @@ class GuidedScheduler(Scheduler):
         if self.guided:
             found = map(self.guided.get, scheduler_output.num_scheduled_tokens)
             ran = {guided.name: guided for guided in found if guided is not None}
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, Any] = super().update_from_output(scheduler_output, model_runner_output)
         for guided in ran.values():
             self._settle(guided)
         if ran:

@@ -41,7 +41,9 @@ SIGNATURES = {
         "self, spec_decoding_stats=, kv_connector_stats=, cudagraph_stats=, perf_stats=, ec_connector_stats="
     ),
     "vllm.v1.core.sched.scheduler:Scheduler.schedule": "self, throttle_prefills=",
-    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": "self, scheduler_output, model_runner_output",
+    "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": (
+        "self, scheduler_output, model_runner_output"
+    ),
     "vllm.v1.request:Request.__init__": (
         "self, request_id, prompt_token_ids, sampling_params, pooling_params, client_index=, arrival_time=, "
         "prompt_embeds=, prompt_is_token_ids=, mm_features=, lora_request=, cache_salt=, priority=, "
@@ -116,7 +118,7 @@ def check() -> None:
     if not SUPPORTED[0] <= _release(vllm.__version__) < SUPPORTED[1]:
         what.insert(0, f"guidance needs vLLM >={first},<{last}; this is {vllm.__version__}")
     if what:
-        hint = f"install vLLM >={first},<{last}, or serve without `guidance`: this version can answer ordinary requests"
+        hint = f"install vLLM >={first},<{last}, or remove `guidance`: ordinary requests need none of this"
         raise UserError([Problem("this vLLM cannot guide:\n    " + "\n    ".join(what), hint=hint)])
 
 
