@@ -2,77 +2,171 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor as FirstInterface
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as SecondInterface
 
-from vllm_flagscale.guidance.request import ROW, Row, violations
-from vllm_flagscale.guidance.sampling import combine, draw
+from vllm_flagscale.guidance.request import ROW, Row, engine_violations, violations
+from vllm_flagscale.guidance.sampling import Draws, combine, draw
 
 _NEVER = float("-inf")
 
 
-class GuidedProcessor(FirstInterface, SecondInterface):
-    """Forces the token that a guided request draws on its row and on that of its twin."""
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of the logits, in the order of their places."""
+
+    index: torch.Tensor
+    view: slice | None
+    """Evenly spaced rows need no copy; the scheduler keeps pairs together, so that most are."""
 
     @classmethod
-    def validate_params(cls, params: Any) -> None:
+    def at(cls, places: Sequence[int], device: torch.device) -> _Rows:
+        spaces = {after - before for before, after in pairwise(places)} or {1}
+        is_even = len(spaces) == 1 and min(spaces) > 0
+        view = slice(places[0], places[-1] + 1, min(spaces)) if is_even else None
+        return cls(torch.tensor(places, device=device), view)
+
+    def taken_from(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the rows: a view of the logits or a copy."""
+        return logits.index_select(0, self.index) if self.view is None else logits[self.view]
+
+    def put_into(self, logits: torch.Tensor, values: torch.Tensor) -> None:
+        if self.view is None:
+            logits.index_copy_(0, self.index, values)
+        elif (rows := logits[self.view]).data_ptr() != values.data_ptr():
+            rows.copy_(values)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Guided requests of the batch that are drawn with the same operations."""
+
+    places: tuple[int, ...]
+    guided: _Rows
+    twins: _Rows
+    scales: torch.Tensor
+    draws: Draws | None
+    """None at temperature 0."""
+
+    def apply(self, logits: torch.Tensor, step_at: Callable[[int], int]) -> None:
+        combined = combine(self.guided.taken_from(logits), self.twins.taken_from(logits), self.scales)
+        if self.draws is None:  # equal rows have the same largest value
+            for rows in (self.guided, self.twins):
+                rows.put_into(logits, combined)
+            return
+        tokens = draw(combined, self.draws, [*map(step_at, self.places)])
+        both = torch.cat((self.guided.index, self.twins.index))
+        logits.index_fill_(0, both, _NEVER)
+        logits[both, tokens.repeat(2)] = 0.0
+
+
+def _grouped(rows: Iterable[tuple[int, Row]], vocabulary: int, device: torch.device) -> list[_Group]:
+    """Return the groups of the rows (place in the logits, row) whose partner is in the batch, too."""
+    twin_at: dict[str, int] = {}
+    guided: list[tuple[int, Row]] = []
+    for place, row in sorted(rows, key=lambda one: one[0]):
+        if row.is_twin:
+            twin_at[row.request_id] = place
+        else:
+            guided.append((place, row))
+    kinds: dict[tuple[bool, ...], list[tuple[int, Row]]] = {}
+    for place, row in guided:
+        if row.request_id in twin_at:
+            kinds.setdefault((row.temperature > 0, row.top_k > 0, row.top_p < 1), []).append((place, row))
+    groups = []
+    for (is_drawn, *_), members in kinds.items():
+        places, of_kind = zip(*members, strict=True)
+        groups.append(
+            _Group(
+                places,
+                _Rows.at(places, device),
+                _Rows.at([twin_at[row.request_id] for row in of_kind], device),
+                torch.tensor([row.scale for row in of_kind], device=device).unsqueeze(1),
+                Draws.of(of_kind, vocabulary, device) if is_drawn else None,
+            )
+        )
+    return groups
+
+
+class GuidedProcessor(FirstInterface, SecondInterface):
+    """Makes a guided request and its twin sample the same token, the one that guidance asks for.
+
+    Model runner V1 calls `update_state` and `apply(logits)`, and names a request by its place in the batch.
+    V2 calls `add_request` and `apply(logits, ctx)`, and names it by a slot, which it keeps.
+    """
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
         """Raise a ValueError for a request that is refused; the server answers with status 400."""
-        if wrong := [*violations(params)]:
+        if wrong := [*violations(sampling_params)]:
             raise ValueError("; ".join(wrong))
 
     def __init__(self, vllm_config: Any, where: Any, *rest: Any) -> None:
-        # The first interface gives a device, the second one the states of its requests.
-        self._states = None if isinstance(where, torch.device) else where
+        """Raise a ValueError for an engine that cannot sample guided requests."""
+        if wrong := [*engine_violations(vllm_config)]:
+            raise ValueError("; ".join(wrong))
+        # V1 gives a device, V2 the states of its requests.
+        self._states: Any = None if isinstance(where, torch.device) else where
         self._rows: dict[int, tuple[Row, Any]] = {}
+        """By place (V1) or slot (V2); with the generated tokens (V1)."""
+        self._groups: list[_Group] | None = []
+        """None if the rows have changed."""
+        self._slots: Any = None
+        """The slot at each place of the last batch (V2)."""
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        process_dict_updates(self._rows, batch_update, self._new)
-
-    @staticmethod
-    def _new(params: Any, prompt: Any, output: Any) -> tuple[Row, Any] | None:
-        row = (params.extra_args or {}).get(ROW)
-        return (row, output) if row else None
+        if process_dict_updates(self._rows, batch_update, _row_and_output):
+            self._groups = None
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        self._rows.pop(req_idx, None)
-        if row := (sampling_params.extra_args or {}).get(ROW):
+        held = self._rows.pop(req_idx, None)
+        row = _row(sampling_params)
+        if row is not None:
             self._rows[req_idx] = (row, None)
-        return bool(row)
+        if held or row:
+            self._groups = None
+        return row is not None
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         if not self._rows:
             return logits
-        both: dict[str, dict[bool, tuple[int, Row, int]]] = {}
-        for at, row, step in self._placed(ctx):
-            both.setdefault(row.request_id, {})[row.is_twin] = (at, row, step)
-        complete = [(one[False], one[True]) for one in both.values() if len(one) == 2]
-        if not complete:
-            return logits
-        guided = torch.tensor([one[0] for one, _ in complete], device=logits.device)
-        twins = torch.tensor([one[0] for _, one in complete], device=logits.device)
-        rows = [one[1] for one, _ in complete]
-        scales = torch.tensor([row.scale for row in rows], device=logits.device)
-        combined = combine(logits[guided], logits[twins], scales)
-        tokens = draw(combined, rows, [one[2] for one, _ in complete])
-        forced = torch.full_like(combined, _NEVER).scatter_(1, tokens.unsqueeze(1), 0.0)
-        logits[guided] = forced
-        logits[twins] = forced
+        if ctx is not None and not np.array_equal(self._slots, ctx.idx_mapping_np):
+            self._slots, self._groups = ctx.idx_mapping_np.copy(), None
+        if self._groups is None:
+            self._groups = _grouped(self._placed(), logits.shape[1], logits.device)
+        for group in self._groups:
+            group.apply(logits, self._length_at if ctx is None else partial(self._length_of_slot_at, ctx))
         return logits
 
-    def _placed(self, ctx: Any) -> list[tuple[int, Row, int]]:
-        """Return (place in the logits, row, tokens generated so far) of each row."""
-        if ctx is None:
-            return [(at, row, len(output)) for at, (row, output) in self._rows.items()]
-        placed = []
-        for at, slot in enumerate(ctx.idx_mapping_np.tolist()):
-            if slot in self._rows:
-                length = int(ctx.seq_lens_upper_bound_np[at]) - int(self._states.prompt_len.np[slot])
-                placed.append((at, self._rows[slot][0], length))
-        return placed
+    def _placed(self) -> Iterator[tuple[int, Row]]:
+        if self._states is None:
+            return ((place, row) for place, (row, _) in self._rows.items())
+        slots = enumerate(self._slots.tolist())
+        return ((place, self._rows[slot][0]) for place, slot in slots if slot in self._rows)
+
+    def _length_at(self, place: int) -> int:
+        return len(self._rows[place][1])
+
+    def _length_of_slot_at(self, ctx: Any, place: int) -> int:
+        # The length is exact without speculative decoding.
+        return int(ctx.seq_lens_upper_bound_np[place]) - int(self._states.prompt_len.np[self._slots[place]])
+
+
+def _row(params: Any) -> Row | None:
+    return (params.extra_args or {}).get(ROW)
+
+
+def _row_and_output(params: Any, prompt: Any, output: Any) -> tuple[Row, Any] | None:
+    return (row, output) if (row := _row(params)) else None

@@ -39,8 +39,12 @@ def is_guided(params: Any) -> bool:
     return given.get(SCALE) is not None and given[SCALE] != 1
 
 
-def violations(params: Any, vocabulary: int | None = None) -> Iterator[str]:
-    """Yield why a request that asks for guidance is refused."""
+def violations(params: Any, vocabulary: int | None = None, max_model_len: int | None = None) -> Iterator[str]:
+    """Yield why a request that asks for guidance is refused.
+
+    Without `vocabulary` and `max_model_len`, which the frontend's hook does not know, the ids and the length
+    of the negative prompt are not compared with them.
+    """
     given = params.extra_args or {}
     if ROW in given:
         yield f"`{ROW}` is reserved for the scheduler"
@@ -51,9 +55,48 @@ def violations(params: Any, vocabulary: int | None = None) -> Iterator[str]:
         return
     if type(scale) not in (int, float) or not math.isfinite(scale) or scale < 0:
         yield f"`{SCALE}` takes a number of at least 0, not {scale!r}"
+    yield from _negative_violations(negative, vocabulary, max_model_len)
+    if is_guided(params):
+        yield from _combination_violations(params)
+
+
+def _negative_violations(negative: Any, vocabulary: int | None, max_model_len: int | None) -> Iterator[str]:
     if not isinstance(negative, list) or not negative or not all(type(i) is int and i >= 0 for i in negative):
         yield f"`{NEGATIVE}` takes a list of token ids that is not empty"
-    elif vocabulary is not None and max(negative) >= vocabulary:
+        return
+    if vocabulary is not None and max(negative) >= vocabulary:
         yield f"`{NEGATIVE}`: {max(negative)} is not an id of the model's {vocabulary} tokens"
-    if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
-        yield f"penalties cannot be combined with `{SCALE}`"
+    if max_model_len is not None and len(negative) >= max_model_len:
+        yield (
+            f"`{NEGATIVE}` has {len(negative)} tokens; shorten it to at most {max_model_len - 1} "
+            f"(max_model_len {max_model_len}, with at least one token of the answer)"
+        )
+
+
+def _combination_violations(params: Any) -> Iterator[str]:
+    """Yield the fields that change tokens after both rows have been combined, or in one row only."""
+    neutral = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    for name, value in neutral.items():
+        if (given := getattr(params, name)) != value:
+            yield f"`{name}` {given} cannot be combined with `{SCALE}`; set it to {value}"
+    for name in ("thinking_token_budget", "trace_decode_token_ids"):
+        if getattr(params, name) is not None:
+            yield f"`{name}` cannot be combined with `{SCALE}`; remove it"
+
+
+def engine_violations(config: Any) -> Iterator[str]:
+    """Yield the arguments of an engine (`VllmConfig`) whose sampler cannot draw guided requests."""
+    if config.parallel_config.enable_batch_sharded_sampling:
+        yield (
+            "enable_batch_sharded_sampling is not supported with guidance, which needs both rows of a "
+            "request on one rank; remove it"
+        )
+    if config.watermark_config is not None:
+        yield "watermark_config is not supported with guidance, which draws tokens itself; remove it"
+    if config.speculative_config is not None:
+        yield "speculative_config is not supported with guidance, which draws one token per step; remove it"
+    if (mode := config.model_config.logprobs_mode).startswith("processed"):
+        yield (
+            f"logprobs_mode {mode} is not supported with guidance, after which one token is certain; "
+            f"use {mode.replace('processed', 'raw')}"
+        )
