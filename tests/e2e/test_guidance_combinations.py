@@ -16,7 +16,7 @@ import pytest
 
 from flagscale_testing.adapters import make_adapter, merge
 from flagscale_testing.guided import Case, byte_level_tokenizer, cases, greedy_answers, make_llama
-from flagscale_testing.guided_engine import Asked, answers
+from flagscale_testing.guided_engine import answers
 from tests.e2e.test_serve import has_vllm
 
 pytestmark = [
@@ -44,23 +44,21 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 @pytest.mark.slow
 @pytest.mark.parametrize("degree", ["tensor_parallel_size", "pipeline_parallel_size"])
 def test_two_ranks_answer_as_transformers(model: Path, degree: str) -> None:
-    got = answers(model, [Asked(case) for case in CASES], **{degree: 2}, **FEW_BLOCKS)
-    assert [one[0] for one in got] == greedy_answers(model, CASES, TOKENS)
+    got = answers(model, [asked(case) for case in CASES], **{degree: 2}, **FEW_BLOCKS)
+    assert [one["tokens"][0] for one in got] == greedy_answers(model, CASES, TOKENS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("max_loras", [1, 2])
 def test_both_rows_use_the_adapter(model: Path, adapters: list[Path], tmp_path: Path, max_loras: int) -> None:
-    with_scale_1 = [replace(case, scale=1.0) for case in CASES[:2]]
-    which = [None, *adapters]
-    asked = [Asked(case, one) for one, case in product(which, [*CASES, *with_scale_1])]
-    got = answers(model, asked, enable_lora=True, max_loras=max_loras, max_lora_rank=8)
-    expected = []
-    for one in which:
-        folder = merge(model, one, tmp_path / one.name) if one else model
-        expected += greedy_answers(folder, [*CASES, *with_scale_1], TOKENS)
-    assert [one[0] for one in got] == expected
-    assert expected[: len(CASES)] != expected[len(CASES) + 2 :][: len(CASES)]  # an adapter changes answers
+    every = [*CASES, *(replace(case, scale=1.0) for case in CASES[:2])]
+    folders = [model, *(merge(model, one, tmp_path / one.name) for one in adapters)]
+    expected = [answer for folder in folders for answer in greedy_answers(folder, every, TOKENS)]
+    asking = [asked(case, adapter=one and str(one)) for one, case in product([None, *adapters], every)]
+    got = answers(model, asking, enable_lora=True, max_loras=max_loras, max_lora_rank=8)
+    assert [one["tokens"][0] for one in got] == expected
+    alone = expected[: len(every)]
+    assert all(with_adapter not in alone for with_adapter in expected[len(every) :])
 
 
 SENTENCES = ["yes!", "yellow", "no", *(f"{number:03d}!" for number in range(1000))]
@@ -76,14 +74,20 @@ CONSTRAINTS: dict[str, tuple[dict[str, Any], list[str]]] = {
 )
 def test_a_constraint_masks_what_guidance_draws(model: Path, backend: str) -> None:
     every = [(case, *one) for case in CASES[:6] for one in CONSTRAINTS.values()]
-    sampling = {"ignore_eos": False, "max_tokens": TOKENS}
-    asked = [Asked(case, sampling={**sampling, "structured_outputs": given}) for case, given, _ in every]
-    beside = [Asked(case) for case in CASES[:2]]
-    got = answers(model, [*asked, *beside], structured_outputs_config={"backend": backend})
-    assert [one[0] for one in got] == [
+    asking = [asked(case, ignore_eos=False, structured_outputs=given) for case, given, _ in every]
+    beside = [asked(case) for case in CASES[:2]]
+    got = answers(model, [*asking, *beside], structured_outputs_config={"backend": backend})
+    assert [one["tokens"][0] for one in got] == [
         *constrained(model, [(case, sentences) for case, _, sentences in every]),
         *greedy_answers(model, CASES[:2], TOKENS),
     ]
+
+
+def asked(case: Case, **more: Any) -> tuple[Sequence[int], dict[str, Any]]:
+    """Return a greedy request as the engine gets it, ordinary if its scale is 1."""
+    guidance = {"guidance_scale": case.scale, "negative_prompt_token_ids": case.negative}
+    sampling = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, "extra_args": guidance}
+    return case.prompt, {**sampling, **more}
 
 
 def constrained(folder: Path, requests: Sequence[tuple[Case, Sequence[str]]]) -> list[list[int]]:
