@@ -35,9 +35,9 @@ def answers(
 ) -> list[dict[str, Any]]:
     """Return what an engine with these arguments answers to all requests (prompt, sampling fields) at once.
 
-    Among the sampling fields, `adapter` is the folder of a LoRA adapter. Each answer has `tokens` (one list per
-    output), `logprobs` (of the generated tokens, or None) and `finished` (reasons); or `error`, the text of the
-    refusal.
+    Among the sampling fields, `adapter` is the folder of a LoRA adapter. Each answer has `tokens` (one list
+    per output), `logprobs` (of the generated tokens, or None) and `finished` (reasons); or `error`, the
+    text of the refusal.
     """
     ranks = settings.get("tensor_parallel_size", 1) * settings.get("pipeline_parallel_size", 1)
     own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(ranks > 1)), "PYTHONPATH": import_path(str(ROOT))}
