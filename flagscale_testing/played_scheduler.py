@@ -1,4 +1,4 @@
-"""vLLM's scheduler with guidance and a worker that is played: no model, so thousands of steps take seconds."""
+"""vLLM's scheduler with guidance, and a played worker: no model, so thousands of steps take seconds."""
 
 from __future__ import annotations
 
