@@ -107,7 +107,7 @@ def test_a_row_that_samples_does_so_with_its_partner(make: Make, prompt: int, ne
     steps = played.run()
     assert complete(played, "one")
     assert played.alone == 0
-    # No step is lost: the prompts in chunks of 16 tokens, 8 tokens drawn one by one, and one step to clean up.
+    # No step is lost: chunks of 16 tokens of the prompts, 8 tokens one by one, and one step to clean up.
     assert steps <= -(-(prompt + negative) // 16) + 8 + 1
 
 

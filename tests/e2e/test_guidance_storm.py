@@ -1,4 +1,4 @@
-"""Guided and ordinary requests in real engines under random aborts, preemptions and resets of the prefix cache."""
+"""Guided and ordinary requests in real engines, under random aborts, preemptions and cache resets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def storms(folder: Path, seed: int, count: int, *settings: str) -> list[str]:
-    """Run storms in a process of their own, which is bound to cores and memory by vLLM; return their lines."""
+    """Run storms in a process of their own, because vLLM binds it to cores; return a line per storm."""
     command = [sys.executable, "-m", "flagscale_testing.guidance_storm", str(folder)]
     options = [f"--seed={seed}", f"--count={count}", *(f"--setting={one}" for one in settings)]
     environment = {
