@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -248,7 +249,20 @@ def close(engine: Any) -> None:
     engine.engine_core.shutdown()
 
 
-def main() -> None:
+def report(name: str, outcome: Outcome, expected: Sequence[list[Any]], left: Sequence[str]) -> str:
+    """Return one line about a storm; it ends in `ok` if every request that was not aborted has its answer."""
+    wrong = outcome.wrong(expected)
+    troubles = {"without answer": outcome.unanswered, "wrong": wrong, "left": left}
+    verdict = "; ".join(f"{what}: {found}" for what, found in troubles.items() if found) or "ok"
+    return (
+        f"{name}: {len(outcome.answers) - len(wrong)} of {len(outcome.answers)} equal, "
+        f"{len(outcome.aborted)} aborted, {outcome.preemptions} preemptions, {outcome.steps} steps, "
+        f"{outcome.seconds:.0f} s; {verdict}"
+    )
+
+
+def main() -> int:
+    """Print one line per setting; return 1 if a request got a wrong answer or none, or something is left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "folder", type=Path, help="a model; a random one is made if the folder does not exist"
@@ -266,19 +280,15 @@ def main() -> None:
     engine = make_engine(arguments.folder)
     expected = calm(engine, requests)
     close(engine)
+    lines = []
     for name in arguments.setting or SETTINGS:
         engine = make_engine(arguments.folder, **SETTINGS[name])
         outcome = storm(engine, requests, arguments.seed)
-        wrong = outcome.wrong(expected)
-        print(
-            f"{name}: {len(outcome.answers) - len(wrong)} of {len(outcome.answers)} equal, "
-            f"{len(outcome.aborted)} aborted, {outcome.preemptions} preemptions, {outcome.steps} steps, "
-            f"{outcome.seconds:.0f} s; without answer: {outcome.unanswered}, wrong: {wrong}, "
-            f"left: {remains(engine)}",
-            flush=True,
-        )
+        lines.append(report(name, outcome, expected, remains(engine)))
+        print(lines[-1], flush=True)
         close(engine)
+    return 0 if all(line.endswith("; ok") for line in lines) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""vLLM's scheduler with guidance and a worker that is played: no model, so thousands of steps take seconds."""
+"""vLLM's scheduler with guidance, and a played worker: no model, so thousands of steps take seconds."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class PlayedScheduler:
             request = self.scheduler.requests[name]
             if self.computed[name] + count >= request.num_prompt_tokens + self.drawn[name]:
                 sampling.append(name)
-        together = {name: [] for name in plan.num_scheduled_tokens}
+        together: dict[str, list[int]] = {name: [] for name in plan.num_scheduled_tokens}
         for name in sampling:
             other = name.removesuffix("!twin") if name.endswith("!twin") else f"{name}!twin"
             is_alone = self._is_guided(name) and other not in sampling

@@ -104,11 +104,11 @@ def test_rows_stay_in_lockstep_through_trouble(make: Make, name: str) -> None:
 def test_a_row_that_samples_does_so_with_its_partner(make: Make, prompt: int, negative: int) -> None:
     played = make(max_num_batched_tokens=16, max_num_seqs=4, async_scheduling=False)
     played.add("one", [3] * prompt, [4] * negative)
-    played.run()
+    steps = played.run()
     assert complete(played, "one")
     assert played.alone == 0
-    # No step is lost: chunks of 16 tokens, and 8 tokens drawn one by one.
-    assert played.computed["one"] == prompt + 7
+    # No step is lost: chunks of 16 tokens of the prompts, 8 tokens one by one, and one step to clean up.
+    assert steps <= -(-(prompt + negative) // 16) + 8 + 1
 
 
 def test_what_a_row_draws_alone_reaches_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

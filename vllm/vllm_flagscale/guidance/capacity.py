@@ -50,8 +50,8 @@ class Capacity:
         if max(prompt, negative) < self.max_model_len and self.most_tokens(prompt, negative) < 1:
             yield (
                 f"a prompt of {prompt} and a negative prompt of {negative} tokens do not fit into the KV "
-                f"cache together ({self.blocks} blocks of {self.block_sizes[0]} tokens): shorten them, or give the "
-                f"cache more memory"
+                f"cache together ({self.blocks} blocks of {self.block_sizes[0]} tokens): shorten them, "
+                f"or give the cache more memory"
             )
 
     def _needed(self, prompt: int, negative: int, tokens: int) -> int:

@@ -123,6 +123,7 @@ class GuidedScheduler(Scheduler):
         self._open.clear()
         self._torn.clear()
         self._last_in_line = None
+        self._send_back()
         if half := self._half_admitted():
             self._bring_forward(next(one for one in half.both if one.status != RequestStatus.RUNNING))
             if self._joins(half):
@@ -143,6 +144,14 @@ class GuidedScheduler(Scheduler):
 
     def _half_admitted(self) -> Guided | None:
         return self._admitted if self._admitted is not None and self._admitted.is_half_admitted else None
+
+    def _send_back(self) -> None:
+        """Put what was brought forward back in line if its partner has lost its place, or did not get one."""
+        for request in [*self.kv_holding_waiting]:
+            guided = self.guided.get(request.request_id)
+            if guided is not None and not guided.is_half_admitted:
+                self.kv_holding_waiting.remove_request(request)
+                self.waiting.prepend_request(request)
 
     def _bring_forward(self, request: Any) -> bool:
         """Make a waiting request the next one to be admitted; return False if this step has skipped it."""

@@ -23,6 +23,7 @@ SIGNATURES = {
     "vllm.v1.core.kv_cache_manager:KVCacheManager.get_computed_blocks": "self, request",
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler._update_after_schedule": "self, scheduler_output",
     "vllm.v1.core.sched.request_queue:RequestQueue.add_request": "self, request",
+    "vllm.v1.core.sched.request_queue:RequestQueue.prepend_request": "self, request",
     "vllm.v1.core.sched.request_queue:RequestQueue.remove_request": "self, request",
     "vllm.v1.core.sched.scheduler:Scheduler.__init__": (
         "self, vllm_config, kv_cache_config, structured_output_manager, block_size, hash_block_size=, "
