@@ -11,7 +11,7 @@ COMPILE = $(BIN)/python -W ignore -m compileall -qq -j 0 -x '/(transformers|vllm
 
 SSH_TEST_PACKAGES := openssh-server openssh-client iproute2
 
-.PHONY: demo demo-serve demo-vlm test test-all prepared coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts layer-memory conversions soak fuzz catalog lock clean
+.PHONY: demo demo-serve demo-vlm demo-guidance test test-all prepared coverage lint docs wheel ssh bench bench-hetero layouts hetero-layouts layer-memory conversions soak fuzz catalog lock clean
 
 demo: $(READY)        ## train the demo model on real text and draw its loss
 	$(BIN)/python tools/demo.py
@@ -21,6 +21,9 @@ demo-serve: $(READY)  ## train the demo model if needed, convert it, serve it, q
 
 demo-vlm: $(READY)    ## train a model on pictures, convert it, serve it, ask it to count, and compare it with a blind one
 	$(BIN)/python tools/demo_vlm.py
+
+demo-guidance: $(READY) ## ask one prompt at several scales of guidance, and measure the effect; draw with a random Emu3
+	$(BIN)/python tools/demo_guidance.py
 
 test: prepared        ## what CI runs: lint, types, all tests that take minutes at most, coverage
 	$(TESTS)

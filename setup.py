@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHARED = ("examples", "tools", "requirements")
-CLONE_ONLY = ("tools/demo.py", "tools/demo_serve.py", "tools/demo_vlm.py")
+CLONE_ONLY = ("tools/demo.py", "tools/demo_guidance.py", "tools/demo_serve.py", "tools/demo_vlm.py")
 """The programs behind `make demo`, `make demo-serve` and `make demo-vlm`."""
 
 

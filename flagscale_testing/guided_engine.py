@@ -15,9 +15,9 @@ from flagscale.run.env import import_path
 
 ROOT = Path(__file__).resolve().parent.parent
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks beside each other, whatever the number of cores
 }
 _SETTINGS = {
     "dtype": "float32",
@@ -37,8 +37,9 @@ Request = tuple[Sequence[int], Mapping[str, Any]]
 def answers(model: Path, requests: Sequence[Request], **settings: Any) -> list[dict[str, Any]]:
     """Return what an engine with these arguments answers to all requests at once.
 
-    Each answer has `tokens` (one list per output), `logprobs` (of the generated tokens, if asked for) and
-    `finished` (reasons); or `error`, the text of the refusal.
+    Among the sampling fields, `adapter` is the folder of a LoRA adapter. Each answer has `tokens` (one list
+    per output), `logprobs` (of the generated tokens, if asked for) and `finished` (reasons); or `error`, the
+    text of the refusal.
     """
     (found,) = answers_of_engines(model, requests, [settings])
     return found
@@ -48,13 +49,15 @@ def answers_of_engines(
     model: Path, requests: Sequence[Request], engines: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, Any]]]:
     """Return the answers of several engines, one after the other in one process."""
+    has_ranks = any({"tensor_parallel_size", "pipeline_parallel_size"} & set(one) for one in engines)
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(has_ranks)), "PYTHONPATH": import_path(str(ROOT))}
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder, "asked.json"), Path(folder, "answered.json")
         settings = [{**_SETTINGS, "model": str(model), **one} for one in engines]
         asked.write_text(json.dumps([settings, list(requests)]))
         done = subprocess.run(
             [sys.executable, "-m", "flagscale_testing.guided_engine", str(asked), str(answered)],
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": import_path(str(ROOT))},
+            env={**os.environ, **_ENVIRONMENT, **own},
             cwd=folder,
             capture_output=True,
             text=True,
@@ -73,6 +76,7 @@ def main(asked: str, answered: str) -> None:
 
 def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> list[dict[str, Any]]:
     from vllm import LLM
+    from vllm.lora.request import LoRARequest
 
     from vllm_flagscale.guidance.wiring import ASYNC_SCHEDULER, PROCESSOR, SCHEDULER
 
@@ -80,10 +84,13 @@ def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> li
     engine = LLM(**settings, scheduler_cls=scheduler, logits_processors=[PROCESSOR])
     errors = [_refusal(engine, fields) for _, fields in requests]
     accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
+    folders = sorted({fields["adapter"] for _, fields in accepted if fields.get("adapter")})
+    adapters = {folder: LoRARequest(folder, number, folder) for number, folder in enumerate(folders, 1)}
     outputs = iter(
         engine.generate(
             [{"prompt_token_ids": prompt} for prompt, _ in accepted],
             [_params(fields) for _, fields in accepted],
+            lora_request=[adapters.get(fields.get("adapter")) for _, fields in accepted],
             use_tqdm=False,
         )
     )
@@ -94,7 +101,8 @@ def _params(fields: Mapping[str, Any]) -> Any:
     import msgspec
     from vllm import SamplingParams
 
-    return msgspec.convert(fields, SamplingParams, str_keys=True)
+    known = {name: value for name, value in fields.items() if name != "adapter"}
+    return msgspec.convert(known, SamplingParams, str_keys=True)
 
 
 def _refusal(engine: Any, fields: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ PACKAGES = {
     "megatron-energon/energon_flagscale": "energon_flagscale",
 }
 """Folders of the clone, and their names in the wheel."""
-CLONE_ONLY = {"tools/demo.py", "tools/demo_serve.py", "tools/demo_vlm.py"}
+CLONE_ONLY = {"tools/demo.py", "tools/demo_guidance.py", "tools/demo_serve.py", "tools/demo_vlm.py"}
 SOURCES = (
     *PACKAGES,
     "examples",
