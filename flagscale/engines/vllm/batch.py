@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flagscale import platforms
+from flagscale.checks.data import GUIDANCE
+from flagscale.checks.guidance import penalty_violations
 from flagscale.checks.model_folder import inputs_of
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
@@ -24,6 +26,7 @@ from flagscale.engines.vllm.arguments import (
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.engines.vllm.generate import Generate, read_generate
 from flagscale.engines.vllm.generation import generation_values
+from flagscale.engines.vllm.guidance import broken_by_guidance
 from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.refused import refuse
 from flagscale.engines.vllm.sampling import field_violations, request_violations
@@ -73,6 +76,11 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
         arguments = render([*others, *keys], catalog, source_map, problems)
     if "generate" not in missing:
         generate = read_generate(f"{group}.generate", raw["generate"], source_map, problems)
+    if arguments and generate and generate.guided:
+        problems += [
+            Problem(what, source_map.where(arguments.paths[dest]))
+            for dest, what in broken_by_guidance(arguments, generate.guided)
+        ]
     return Read(arguments, generate, secrets, notices)
 
 
@@ -135,7 +143,11 @@ def job(
             )
             for rank, host in enumerate(hosts)
         },
-        inputs={"models": [inputs_of(values)], "prompts_file": _absolute(generate.prompts_file)},
+        inputs={
+            "models": [inputs_of(values)],
+            "prompts_file": _absolute(generate.prompts_file),
+            **({GUIDANCE: generate.guidance} if generate.guidance else {}),
+        },
         secrets=secrets,
         texts=arguments.texts,
         notices=(*translated, *notices),
@@ -157,6 +169,9 @@ def _request_violations(generate: Generate, arguments: EngineArguments) -> Itera
         return
     is_plain = not generate.chat and not generate.prompts_file  # a file may hold chats
     yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
+    if generate.guided:
+        remedy = "set `generation_config: vllm` in `llm`"
+        yield from penalty_violations(generate.sampling, defaults, remedy)
 
 
 def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
@@ -166,12 +181,15 @@ def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) 
         output = output.with_name(f"{output.stem}_{rank}{output.suffix}")
     prompts = json.dumps(generate.prompts, ensure_ascii=False)
     file = ("--prompts-file", _absolute(generate.prompts_file))
+    guidance = json.dumps(generate.guidance, ensure_ascii=False)
     return (
         *(file if generate.prompts_file else ("--prompts", prompts)),
         *("--sampling", json.dumps(generate.sampling, ensure_ascii=False)),
         *("--batch-size", str(generate.batch_size), "--output", str(output)),
         *("--share", str(rank), str(hosts)),
         *(("--chat",) if generate.chat else ()),
+        *(("--guidance",) if generate.guided else ()),
+        *(("--guidance-keys", guidance) if generate.guidance else ()),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flagscale.errors import UserError
+from flagscale.run.failure import MISTAKE
 
 PROCESSOR = "vllm_flagscale.guidance.processor:GuidedProcessor"
 SCHEDULER = f"{__name__}.guided_scheduler"
@@ -20,12 +20,14 @@ def wire(arguments: argparse.Namespace) -> None:
     """Set the engine's own arguments for guidance, if it is asked for; safe to repeat.
 
     Raises:
-        UserError: if another scheduler is named.
+        SystemExit: with code 2, if another scheduler is named.
     """
     if not arguments.guidance:
         return
     if arguments.scheduler_cls not in (None, SCHEDULER):
-        raise UserError(f"guidance brings its own scheduler: remove scheduler_cls {arguments.scheduler_cls}")
+        what = f"--scheduler-cls {arguments.scheduler_cls} cannot be combined with --guidance: remove one"
+        print(f"{MISTAKE}{what}", flush=True)
+        raise SystemExit(2)
     arguments.scheduler_cls = SCHEDULER
     given = arguments.logits_processors or []
     arguments.logits_processors = given if PROCESSOR in given else [*given, PROCESSOR]
