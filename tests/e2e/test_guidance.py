@@ -54,8 +54,8 @@ def end(exp_dir: Path) -> None:
 def url(folder: Path) -> Iterator[str]:
     """The address of a server with guidance."""
     port = free_port()
-    words = (f"serve.model={folder / 'm'}", f"serve.port={port}", "+serve.guidance=true")
-    words += ("+serve.num_gpu_blocks_override=4",)  # room for 3 x 128 tokens: requests wait and lose places
+    words = [f"serve.model={folder / 'm'}", f"serve.port={port}", "+serve.guidance=true"]
+    words += ["+serve.num_gpu_blocks_override=4"]  # room for 3 x 128 tokens: requests wait and lose places
     try:
         started = run(folder, "config_serve", *words, "action=run")
         assert started.returncode == 0, started.stdout + started.stderr

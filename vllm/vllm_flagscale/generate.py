@@ -22,7 +22,7 @@ from flagscale.errors import Problem, UserError
 from flagscale.files import put_in_place, write_atomic
 from flagscale.run.env import PROGRESS_FILE
 from flagscale.run.failure import MISTAKE
-from vllm_flagscale.guidance.negative import guided_params, negatives
+from vllm_flagscale.guidance.negative import guided_params, negatives, sampling_violations
 from vllm_flagscale.guidance.wiring import add_argument, wire
 from vllm_flagscale.sampling import Sampling, sampling_of
 from vllm_flagscale.seeds import survive_seeds
@@ -58,6 +58,8 @@ def main() -> int:
         prompts = _share(given, *arguments.share)
         has_plain = not all(prompt.chat(arguments.chat) for _, prompt in prompts)
         sampling = sampling_of(arguments.sampling, model_config, structured, has_plain=has_plain)
+        if arguments.guidance and (wrong := sampling_violations(sampling.plain, sampling.chat)):
+            raise ValueError("\n".join(wrong))
         # Do this first: the engine takes minutes to start.
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = output.with_name(f"{output.name}.partial")
@@ -164,7 +166,7 @@ def _generated(
 
     def each(prompts: list[tuple[int, Prompt]], params: Any) -> list[Any]:
         return [
-            guided_params(params, prompt, negative[place]) if place in negative else params
+            guided_params(params, prompt.guidance.scale, negative[place]) if prompt.guidance else params
             for place, prompt in prompts
         ]
 
