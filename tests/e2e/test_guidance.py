@@ -28,6 +28,7 @@ pytestmark = [
 TEXT, NEGATIVE = "def main(", "Bad answer"
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is the time?"}]
 ANSWER = {"max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+KEY = {"Authorization": "Bearer secret"}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": NEGATIVE}
 
 
@@ -55,6 +56,7 @@ def url(folder: Path) -> Iterator[str]:
     """The address of a server with guidance."""
     port = free_port()
     words = [f"serve.model={folder / 'm'}", f"serve.port={port}", "+serve.guidance=true"]
+    words += [f"+serve.api_key={KEY['Authorization'].removeprefix('Bearer ')}"]
     words += ["+serve.num_gpu_blocks_override=4"]  # room for 3 x 128 tokens: requests wait and lose places
     try:
         started = run(folder, "config_serve", *words, "action=run")
@@ -79,7 +81,7 @@ NEGATIVE_CHAT = [CHAT[0], {"role": "user", "content": NEGATIVE}]
 def post(url: str, route: str, **body: Any) -> tuple[int, Any]:
     import httpx
 
-    answer = httpx.post(f"{url}/v1/{route}", json={"model": "aquila", **body}, timeout=120)
+    answer = httpx.post(f"{url}/v1/{route}", json={"model": "aquila", **body}, headers=KEY, timeout=120)
     return answer.status_code, answer.json()
 
 
@@ -120,7 +122,7 @@ def streamed(url: str, **body: Any) -> list[int]:
 
     found: list[int] = []
     request = {"model": "aquila", "stream": True, **body}
-    with httpx.stream("POST", f"{url}/v1/completions", json=request, timeout=120) as answer:
+    with httpx.stream("POST", f"{url}/v1/completions", json=request, headers=KEY, timeout=120) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {"):
                 found += json.loads(line[6:])["choices"][0]["token_ids"]
@@ -151,6 +153,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 def test_wrong_requests_are_refused_and_the_server_goes_on(url: str) -> None:
+    import httpx
+
     for route, changes, param, message in REFUSED:
         status, body = post(url, route, **{"prompt": TEXT, "messages": CHAT, **GUIDED, **changes})
         assert status == 400, (changes, body)
@@ -159,6 +163,8 @@ def test_wrong_requests_are_refused_and_the_server_goes_on(url: str) -> None:
     unknown = {"guidance_scale": 3.0, "negative_prompt_token_ids": [640]}
     status, body = post(url, "completions", prompt=TEXT, vllm_xargs=unknown)
     assert (status, body["error"]["param"]) == (400, "vllm_xargs")
+    without_key = httpx.post(f"{url}/v1/completions", json={"prompt": TEXT, **GUIDED, "guidance_scale": -1})
+    assert without_key.status_code == 401
     # What vLLM refuses, it refuses as always.
     assert post(url, "completions", prompt=TEXT, temperature="hot", **GUIDED)[1]["error"]["param"] == (
         "body.temperature"
@@ -196,7 +202,7 @@ async def leave(url: str, clients: int) -> None:
     async def one(client: httpx.AsyncClient, seconds: float, is_streamed: bool, n: int) -> None:
         request = {**body, "stream": is_streamed, "n": n}
         try:
-            await client.post(f"{url}/v1/completions", json=request, timeout=seconds)
+            await client.post(f"{url}/v1/completions", json=request, headers=KEY, timeout=seconds)
         except httpx.TimeoutException:
             pass
 

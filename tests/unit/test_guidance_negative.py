@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed (make test installs it)")
-
-from vllm import SamplingParams
-from vllm.exceptions import VLLMValidationError
-
 from flagscale.checks.guidance import Guidance
 from flagscale.checks.prompts import Prompt
 from vllm_flagscale.guidance.negative import guided_params, negatives, sampling_violations
+
+
+class TooLongError(Exception):
+    """What vLLM raises; to import it would take seconds."""
+
+
+@dataclass
+class Params:
+    """The fields of SamplingParams that matter here."""
+
+    extra_args: dict[str, Any] | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    thinking_token_budget: int | None = None
+    trace_decode_token_ids: list[int] | None = None
+
+    def clone(self) -> Params:
+        return replace(self)
+
+
+@pytest.fixture(autouse=True)
+def without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.exceptions", SimpleNamespace(VLLMValidationError=TooLongError))
 
 
 class Renderer:
@@ -27,7 +49,7 @@ class Renderer:
         ((_, text),) = prompts[0].items()
         self.texts.append(text)
         if len(text) > 8:
-            raise VLLMValidationError("too long for this model")
+            raise TooLongError("too long for this model")
         return [{"prompt_token_ids": [ord(letter) for letter in text]}]
 
 
@@ -70,14 +92,14 @@ def test_every_negative_prompt_that_does_not_fit_is_reported() -> None:
 
 
 def test_guided_prompts_have_parameters_of_their_own() -> None:
-    params = SamplingParams(extra_args={"own": 1})
+    params = Params(extra_args={"own": 1})
     changed = guided_params(params, 3.0, (4, 5))
     assert changed.extra_args == {"own": 1, "guidance_scale": 3.0, "negative_prompt_token_ids": [4, 5]}
     assert params.extra_args == {"own": 1}
 
 
 def test_sampling_that_cannot_be_guided_is_reported_once() -> None:
-    params = SamplingParams(presence_penalty=0.5)
+    params = Params(presence_penalty=0.5)
     (wrong,) = sampling_violations(params, params, None)
     assert "penalt" in wrong
-    assert sampling_violations(None, SamplingParams()) == []
+    assert sampling_violations(None, Params()) == []

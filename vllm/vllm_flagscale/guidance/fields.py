@@ -25,18 +25,15 @@ _NOT_WITH = {"use_beam_search": "beam search", "prompt_embeds": "a prompt of emb
 
 
 class Refused(Exception):
-    """A request that is answered with an error in OpenAI's form; `param` is the field that is blamed."""
+    """A request that is answered with an error; `param` is the field that is blamed."""
 
-    def __init__(self, message: str, param: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+    def __init__(
+        self, message: str, param: str, status: int = HTTPStatus.BAD_REQUEST, kind: str = "BadRequestError"
+    ) -> None:
         super().__init__(message)
-        self._param, self._status = param, status
-
-    def response(self) -> Any:
-        from fastapi.responses import JSONResponse
-        from vllm.entrypoints.serve import create_error_response
-
-        answer = create_error_response(str(self), status_code=self._status, param=self._param)
-        return JSONResponse(answer.model_dump(), status_code=self._status)
+        self.status = int(status)
+        self.answer = {"error": {"message": message, "type": kind, "param": param, "code": int(status)}}
+        """The error in OpenAI's form."""
 
 
 def in_engine(request: Mapping[str, Any]) -> bool:
@@ -161,6 +158,6 @@ async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[
         answer = create_error_response(error)
     if isinstance(answer, ErrorResponse):
         what = f"`{NEGATIVE}`: {answer.error.message}"
-        raise Refused(what, NEGATIVE, HTTPStatus(answer.error.code))
+        raise Refused(what, NEGATIVE, answer.error.code, answer.error.type)
     inputs = answer[1] if is_chat else answer
     return [list(one["prompt_token_ids"]) for one in inputs]
