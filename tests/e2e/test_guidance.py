@@ -213,6 +213,7 @@ async def leave(url: str, clients: int) -> None:
             await asyncio.gather(*(one(client, *plan) for plan in plans[start : start + 30]))
 
 
+@pytest.mark.slow  # an engine of its own; the unit tests cover what a batch does around it
 def test_a_batch_answers_as_transformers(folder: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"prompt": TEXT},
