@@ -18,8 +18,9 @@ from PIL import Image
 
 from flagscale.checks.emu3 import AREA, grid_of
 from flagscale.checks.emu3_folder import positions_of
-from flagscale_testing.emu3 import IMAGE_AREA, make_emu3
+from flagscale_testing.emu3 import IMAGE_AREA
 from flagscale_testing.emu3_reference import Drawn, Reference
+from tools.emu3 import tiny
 from vllm_flagscale.emu3.prompts import (
     NEGATIVE,
     SUFFIX,
@@ -215,11 +216,12 @@ def refusals(llm: Any, drawn: Drawn) -> list[str]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    make_emu3(folder)
+    folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
+    sys.argv[1:] = ["--output", str(folder)]
+    tiny.main()
     expected = Expected(folder)
     engines = []
-    for settings in json.loads(sys.argv[2]):
+    for settings in asked:
         engines.append(run(folder, expected, settings))
         gc.collect()  # the last engine has to give its memory back
     print(json.dumps({"facts": expected.facts(), "engines": engines}))
