@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from vllm_flagscale.emu3 import wiring as emu3
+from vllm_flagscale.guidance import wiring as guidance
 from vllm_flagscale.ignored_fields import MIDDLEWARE
 from vllm_flagscale.seeds import survive_seeds
 
@@ -23,8 +25,12 @@ def main() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
-    arguments = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server")).parse_args()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm_flagscale.server"))
+    guidance.add_argument(parser)
+    arguments = parser.parse_args()
     survive_seeds(arguments)
+    guidance.wire(arguments)
+    emu3.wire_server(arguments)
     arguments.middleware = [*arguments.middleware, MIDDLEWARE]
     leave_out_polling(arguments)
     command = ServeSubcommand()
