@@ -98,7 +98,8 @@ def _largest(grid: Grid, room: int) -> Grid | None:
         smaller = Grid(height, max(round(height * grid.width / grid.height), 1))
         if smaller.tokens <= room:
             return smaller
-    return None
+    longest = room - Grid(1, 0).tokens  # a picture of one row
+    return Grid(1, longest) if longest > 0 else None
 
 
 def image_area(processor: Mapping[str, Any]) -> int:
