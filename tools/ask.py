@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from flagscale.checks.guidance import KEYS, guidance_violations
 from flagscale.checks.message_files import file_violations, with_files
 from flagscale.errors import Problem, UserError
 from tools.command import run
@@ -49,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="sampling temperature (default: %(default)s)"
     )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="how strongly the answer moves away from --negative-prompt; the server needs `guidance: true`",
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="the text to move away from")
     return parser
 
 
@@ -58,12 +65,20 @@ def main() -> int:
     import openai
 
     arguments = _parser().parse_args()
+    guidance = {key: value for key in KEYS if (value := getattr(arguments, key)) is not None}
+    if wrong := [*guidance_violations(guidance)]:
+        raise UserError([Problem(_as_options(what)) for _, what in wrong])
     chat = _chat(arguments)
     begun = False
     client = openai.OpenAI(base_url=arguments.url, api_key=os.environ.get("VLLM_API_KEY") or "none")
     try:
         model = arguments.model or client.models.list().data[0].id
-        settings = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature, "stream": True}
+        settings: dict[str, Any] = {
+            "max_tokens": arguments.max_tokens,
+            "temperature": arguments.temperature,
+            "stream": True,
+            "extra_body": guidance,
+        }
         if chat:
             for chunk in client.chat.completions.create(model=model, messages=chat, **settings):
                 begun = True
@@ -90,6 +105,13 @@ def main() -> int:
         raise UserError(f"the server ended the answer: {error.message}") from None
     print()
     return 0
+
+
+def _as_options(what: str) -> str:
+    """Return a message about fields of a request as one about this program's options."""
+    for key in KEYS:
+        what = what.replace(f"`{key}`", f"--{key.replace('_', '-')}")
+    return what
 
 
 def _chat(arguments: argparse.Namespace) -> list[Any]:
