@@ -98,8 +98,7 @@ def _largest(grid: Grid, room: int) -> Grid | None:
         smaller = Grid(height, max(round(height * grid.width / grid.height), 1))
         if smaller.tokens <= room:
             return smaller
-    longest = room - Grid(1, 0).tokens  # a picture of one row
-    return Grid(1, longest) if longest > 0 else None
+    return Grid(1, room - 4) if room > 4 else None  # one row, with its mark and three at the end
 
 
 def image_area(processor: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flagscale.checks.emu3_folder import area_of, folder_problem, name_problem, positions_of
+from flagscale.checks.emu3_folder import area_of, folder_problem, name_problem
 from flagscale.checks.emu3_vocabulary import CODE, END_OF_FRAME, END_OF_IMAGE, END_OF_LINE, END_OF_TEXT
 
 MARKS = (END_OF_LINE, END_OF_FRAME, END_OF_IMAGE, END_OF_TEXT)
@@ -88,12 +88,3 @@ def test_published_names_of_the_original_form_are_refused() -> None:
     assert "use BAAI/Emu3-Gen-hf, or convert it with tools/emu3/convert.py" in name_problem("BAAI/Emu3-Gen")
     assert "use BAAI/Emu3-Chat-hf" in name_problem("BAAI/Emu3-Chat")
     assert "only the part that reads pictures" in name_problem("BAAI/Emu3-VisionTokenizer")
-
-
-def test_defaults_are_those_of_transformers() -> None:
-    configuration = pytest.importorskip("transformers.models.emu3.configuration_emu3")
-    defaults = configuration.Emu3Config()
-    assert positions_of({}) == defaults.text_config.max_position_embeddings
-    assert positions_of({"text_config": {"max_position_embeddings": 512}}) == 512
-    assert defaults.vq_config.codebook_size == 32768
-    assert len(defaults.vq_config.channel_multiplier) == 4
