@@ -94,7 +94,7 @@ def test_a_server_answers_as_transformers(url: str, folder: Path) -> None:
         Case(templated(CHAT), templated(NEGATIVE_CHAT), 3.0),
         Case(plain(TEXT), plain(NEGATIVE), 1.0),
     ]
-    guided, chat, ordinary = greedy_answers(folder / "m", cases, ANSWER["max_tokens"])  # type: ignore[arg-type]
+    guided, chat, ordinary = greedy_answers(folder / "m", cases, ANSWER["max_tokens"])
     assert guided != ordinary
     how = {"prompt": TEXT, **ANSWER}
     assert tokens(post(url, "completions", **how, **GUIDED)) == [guided]

@@ -97,9 +97,10 @@ async def _negative_ids(
 def _check(state: Any, ids: Any, field: str) -> None:
     """Raise Refused if the engine has no such ids, or too few places; what is no list of ids, it refuses."""
     model = state.vllm_config.model_config
-    if isinstance(ids, list) and ids and all(type(one) is int for one in ids):
-        if wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]:
-            raise Refused("; ".join(wrong), field)
+    if not isinstance(ids, list) or not ids or not all(type(one) is int for one in ids):
+        return
+    if wrong := [*id_violations(ids, model.max_model_len, model.get_vocab_size())]:
+        raise Refused("; ".join(wrong), field)
 
 
 async def _rendered(state: Any, request: dict[str, Any], is_chat: bool) -> list[int] | None:
