@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from vllm_flagscale.emu3 import wiring as emu3
 from vllm_flagscale.guidance.http import MIDDLEWARE as GUIDANCE_FIELDS
 from vllm_flagscale.guidance.wiring import add_argument, wire
 from vllm_flagscale.ignored_fields import MIDDLEWARE as REPORT_IGNORED
@@ -30,7 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
     survive_seeds(arguments)
     wire(arguments)
-    arguments.middleware = [*arguments.middleware, REPORT_IGNORED, GUIDANCE_FIELDS]
+    emu3.wire_server(arguments)
+    arguments.middleware = [*arguments.middleware, REPORT_IGNORED, GUIDANCE_FIELDS, emu3.IMAGES]
     leave_out_polling(arguments)
     command = ServeSubcommand()
     command.validate(arguments)
