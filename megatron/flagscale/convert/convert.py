@@ -47,13 +47,14 @@ from megatron.flagscale.convert.tokenizer import (
 from megatron.flagscale.convert.torch_dist import TorchDistSource
 from megatron.flagscale.convert.torch_dist_target import TorchDistTarget
 from megatron.flagscale.convert.tower_folder import TowerFolder, Wanted
+from megatron.flagscale.convert.shards import SHARD_BYTES
 from megatron.flagscale.convert.upcycle import Upcycled, Upcycling
 from megatron.flagscale.convert.without_mtp import WithoutMtp
 from megatron.flagscale.tokenizer import beside_model
 
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
 """The names of the formats, as `--to` takes them."""
-SHARD_BYTES = 5 * 10**9
+
 TASK = "model.yaml"
 """Stored with a converted checkpoint: the arguments of a training that starts from it."""
 

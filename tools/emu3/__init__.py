@@ -1,0 +1,1 @@
+"""Command lines for Emu3's model folders."""
