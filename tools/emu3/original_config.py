@@ -1,7 +1,7 @@
 """What the `config.json` files of BAAI's Emu3 say, in the terms of transformers' Emu3. Standard library only.
 
-Keys and defaults are those of `configuration_emu3.py` and `configuration_emu3visionvq.py` in BAAI's repository
-(github.com/baaivision/Emu3, commit f6ea9aa).
+Keys and defaults are those of `configuration_emu3.py` and `configuration_emu3visionvq.py` in BAAI's
+repository (github.com/baaivision/Emu3, commit f6ea9aa).
 """
 
 from __future__ import annotations
@@ -61,7 +61,15 @@ _LEVELS, _ATTENTION = (1, 2, 2, 4), (3,)
 _HALVINGS = 3
 """transformers' Emu3Processor fixes 8 x 8 pixels per code (5.19, `processing_emu3.downsample_ratio`)."""
 _WITHOUT_EFFECT = {
-    *("architectures", "auto_map", "model_type", "transformers_version", "_name_or_path", "torch_dtype", "dtype"),
+    *(
+        "architectures",
+        "auto_map",
+        "model_type",
+        "transformers_version",
+        "_name_or_path",
+        "torch_dtype",
+        "dtype",
+    ),
     "pretraining_tp",  # the order in which BAAI's code multiplies, not the result
     "dropout",  # only in trainings
     "_attn_implementation",
@@ -91,8 +99,8 @@ def read_original(folder: Path, tower: Path) -> Original:
         UserError: they are other models, or use what cannot be converted; lists everything.
     """
     problems = [
-        *_misplaced(folder, "--load", "Emu3ForCausalLM", "a language model of Emu3"),
-        *_misplaced(tower, "--tower", "Emu3VisionVQModel", "the vision tokenizer of Emu3"),
+        *_misplaced(folder, "--load", "Emu3", "a language model of Emu3 (Emu3-Gen, Emu3-Chat, Emu3-Stage1)"),
+        *_misplaced(tower, "--tower", "Emu3VisionVQ", "its vision tokenizer (Emu3-VisionTokenizer)"),
     ]
     if problems:
         raise UserError(problems)
@@ -114,18 +122,17 @@ def read_original(folder: Path, tower: Path) -> Original:
     return Original(text, vision, ids, area, str(dtype), notices)
 
 
-def _misplaced(folder: Path, option: str, architecture: str, what: str) -> Iterator[Problem]:
+def _misplaced(folder: Path, option: str, model_type: str, what: str) -> Iterator[Problem]:
     if not folder.is_dir():
-        yield Problem(f"{option} {folder}: no such folder")
+        yield Problem("no such folder", f"{option} {folder}")
         return
-    config = read_json(folder / CONFIG)
-    found, where = config.get("architectures"), str(folder / CONFIG)
-    if config.get("model_type") == CONVERTED:
-        already = "it is already in the form of transformers and holds model and vision tokenizer"
-        yield Problem(f"{option}: {already}", where, "use that folder as it is")
-    elif found != [architecture]:
-        expected = f'expected: {what} as BAAI publishes it ("architectures": ["{architecture}"])'
-        yield Problem(f"{option}: `architectures` is {short(found)}", where, expected)
+    found, where = read_json(folder / CONFIG).get("model_type"), f"{option} {folder / CONFIG}"
+    if found == CONVERTED:
+        already = "already in the form of transformers, with the vision tokenizer in it"
+        yield Problem(already, where, "use that folder as it is")
+    elif found != model_type:
+        expected = f"name the folder of {what} as BAAI publishes it, whose `model_type` is {model_type}"
+        yield Problem(f"`model_type` is {short(found)}", where, expected)
 
 
 def _read_text(config: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
@@ -146,7 +153,9 @@ def _read_text(config: Mapping[str, Any], where: str, problems: list[Problem]) -
             what = f"`{key}` is {short(config[key])}, which no published Emu3 has; only "
             problems.append(Problem(f"{what}{'null' if only is None else 'false'} is supported", where))
     others = {key: config.get(key, usual) for key, usual in _OTHERS.items()}
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": float(theta) if is_positive(theta) else 0}}
+    rope = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(theta) if is_positive(theta) else 0}
+    }
     return {**text, **others, **ends, **rope}
 
 
@@ -159,12 +168,18 @@ def _read_tower(config: Mapping[str, Any], where: str, problems: list[Problem]) 
         if not is_size(sizes[name])
     ]
     if not isinstance(levels, list) or len(levels) != _HALVINGS + 1 or not all(map(is_size, levels)):
-        wrong.append(f"`ch_mult` is {short(levels)}; use {_HALVINGS + 1} whole numbers (8 x 8 pixels per code)")
+        wrong.append(
+            f"`ch_mult` is {short(levels)}; use {_HALVINGS + 1} whole numbers (8 x 8 pixels per code)"
+        )
     elif not isinstance(attention, list) or not all(
-        type(level) is int and level in range(len(levels)) and levels[level] == levels[-1] for level in attention
+        type(level) is int and level in range(len(levels)) and levels[level] == levels[-1]
+        for level in attention
     ):
-        what = f"`attn_resolutions` is {short(attention)}; transformers gives attention to levels as wide as the last"
-        wrong.append(f"{what} one only (`ch_mult` {levels})")
+        what = f"`attn_resolutions` is {short(attention)}; transformers gives attention only"
+        wrong.append(f"{what} to levels as wide as the last one (`ch_mult` {levels})")
+    if sizes["latent_channels"] != sizes["embed_dim"]:
+        channels = f"`z_channels` is {sizes['latent_channels']} and `embed_dim` {sizes['embed_dim']}"
+        wrong.append(f"{channels}; only equal ones can be computed")
     if config.get("double_z", False) is not False:
         wrong.append(f"`double_z` is {short(config['double_z'])}; only false can be computed")
     problems += [Problem(what, where) for what in wrong]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
 PLACEHOLDER, RESERVED = "<image>", "<|extra_0|>"
-"""transformers needs a token that stands for a picture; as in its own conversion, it takes an unused one's id."""
+"""transformers needs a token that stands for a picture: it takes the id of an unused one, as in transformers'
+own conversion (`convert_emu3_weights_to_hf.py`)."""
 _FIRST = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 _VISUAL = "<|visual token {:06d}|>"
 _PATTERN = (
@@ -62,17 +64,24 @@ def read_ranks(path: Path) -> list[bytes]:
         except (binascii.Error, ValueError):
             in_order = False
         if not in_order:
-            what = f"{line.decode(errors='replace')[:80]!r} is not a token in base 64 and the number {len(tokens) - 1}"
+            shown = repr(line.decode(errors="replace")[:80])
+            what = f"{shown} is not a token in base 64 and its number, in order from 0"
             raise UserError([Problem(what, f"{path}:{number}", "download the file again")])
     missing = {bytes([byte]) for byte in range(256)}.difference(tokens)
     if missing or len({*tokens}) < len(tokens):
         what = f"{len(missing)} single bytes are missing" if missing else "it contains tokens twice"
-        raise UserError([Problem(f"{what} among its {len(tokens)} tokens", str(path), "download the file again")])
+        raise UserError(
+            [Problem(f"{what} among its {len(tokens)} tokens", str(path), "download the file again")]
+        )
     return tokens
 
 
 def read_special(path: Path, first: int) -> dict[str, int]:
-    """Return the ids of the special tokens, which begin with `first`: BAAI's fixed ones, then those of the file."""
+    """Return the ids of the special tokens from `first` on: BAAI's fixed ones, then those of the file.
+
+    Raises:
+        UserError: the file cannot be read, or names a token twice.
+    """
     try:
         lines = read_regular(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -122,7 +131,7 @@ def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
     for number, token in enumerate(tokens):
         parts = [token[at : at + 1] for at in range(len(token))]
         while len(parts) > 2:
-            pairs = [ranks.get(one + other, number) for one, other in zip(parts, parts[1:], strict=False)]
+            pairs = [ranks.get(one + other, number) for one, other in pairwise(parts)]
             lowest = min(pairs)
             if lowest >= number:
                 break  # never merged from parts; only a piece of text that is the whole token gives it
