@@ -282,8 +282,6 @@ def test_a_question_is_that_of_baai(fake: Fake, folder: Path) -> None:
     text = f"<|extra_203|>You are a helpful assistant. USER: {picture}What is it?. ASSISTANT:"
     assert made["input_ids"][0].tolist() == expected_ids(fake, text)
     assert made["pixel_values"].min() == -1  # black, by BAAI's mean and deviation
-    with pytest.raises(Exception, match="one question at a time"):
-        processor.apply_chat_template([*asked, {"role": "assistant", "content": "A cat"}, *asked])
 
 
 def test_generation_settings_are_kept(fake: Fake, folder: Path) -> None:
@@ -338,7 +336,7 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     ),
     "other sizes": (
         lambda load, _: changed(load / "config.json", intermediate_size=128),
-        r"mlp.gate_proj.weight has shape \[96, 64\], but config.json gives \[128, 64\]",
+        r"mlp.up_proj.weight has shape \[96, 64\], but config.json gives \[128, 64\]",
     ),
     "several at once": (
         lambda load, tower: (

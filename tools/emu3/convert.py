@@ -11,15 +11,16 @@ import json
 import shutil
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: import from the root of the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from flagscale.checks.stored_tensors import Stored
 from flagscale.errors import Problem, UserError
 from flagscale.files import write_atomic
 from megatron.flagscale.convert.files import complete_folder, read_json
@@ -46,6 +47,19 @@ class Converted:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """BAAI's two folders, read and checked; `tokens` and `special` are those of the tokenizer."""
+
+    original: Original
+    config: Emu3Config
+    pictures: Mapping[str, Any]
+    tokens: Sequence[bytes]
+    special: Mapping[str, int]
+    generation: Mapping[str, Any]
+    stored: Mapping[str, Stored]
+
+
 def convert(
     load: Path,
     tower: Path,
@@ -62,8 +76,25 @@ def convert(
     Raises:
         UserError: the folders cannot be converted (lists all reasons found), or `save` exists.
     """
+    with complete_folder(save, overwrite, load, tower) as folder:
+        source = _opened(load, tower)
+        total = sum(one.size for one in source.stored.values())
+        free = shutil.disk_usage(folder).free
+        if free < total:
+            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
+        with progress(total) as shown:
+            copy_weights(source.stored, folder, shard_bytes, shown)
+        tokenizer = original_tokenizer.converted(source.tokens, source.special)
+        area = source.original.image_area
+        original_processor.converted(source.pictures, area, tokenizer).save_pretrained(folder)
+        source.config.save_pretrained(folder)
+        write_atomic(folder / _GENERATION, json.dumps(source.generation, indent=2) + "\n")
+    return Converted(len(source.stored), total, source.original.notices)
+
+
+def _opened(load: Path, tower: Path) -> _Source:
     original = read_original(load, tower)
-    settings = original_processor.read_settings(tower)
+    pictures = original_processor.read_settings(tower)
     tokens = original_tokenizer.read_ranks(load / original_tokenizer.RANKS)
     special = original_tokenizer.read_special(load / original_tokenizer.VISION_TOKENS, len(tokens))
     vocabulary, codes = original.text["vocab_size"], original.tower["codebook_size"]
@@ -71,25 +102,13 @@ def convert(
     if problems := [Problem(what, f"{load} and {tower}") for what in differ]:
         raise UserError(problems)
     config = _config(original, original_tokenizer.vocabulary_map(special), load)
-    stored = read_weights(load, tower, config)
-    total = sum(one.size for one in stored.values())
-    with complete_folder(save, overwrite, load, tower) as folder:
-        free = shutil.disk_usage(folder).free
-        if free < total:
-            raise UserError(f"{save}: {total / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free")
-        with progress(total) as shown:
-            copy_weights(stored, folder, shard_bytes, shown)
-        tokenizer = original_tokenizer.converted(tokens, special)
-        original_processor.converted(settings, original.image_area, tokenizer).save_pretrained(folder)
-        config.architectures = ["Emu3ForConditionalGeneration"]
-        config.save_pretrained(folder)
-        ids = {key: original.text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        given = read_json(load / _GENERATION) if (load / _GENERATION).is_file() else {}
-        write_atomic(folder / _GENERATION, json.dumps({**ids, **given}, indent=2) + "\n")
-    return Converted(len(stored), total, original.notices)
+    generation = {key: original.text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if (load / _GENERATION).is_file():
+        generation |= read_json(load / _GENERATION)
+    return _Source(original, config, pictures, tokens, special, generation, read_weights(load, tower, config))
 
 
-def _config(original: Original, vocabulary: dict[str, int], load: Path) -> Emu3Config:
+def _config(original: Original, vocabulary: Mapping[str, int], load: Path) -> Emu3Config:
     """Return transformers' configuration; raises `UserError` for values that it refuses."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import Emu3Config
@@ -97,9 +116,10 @@ def _config(original: Original, vocabulary: dict[str, int], load: Path) -> Emu3C
     dtype = {"dtype": original.dtype} if original.dtype in _DTYPES else {}
     try:
         return Emu3Config(
+            architectures=["Emu3ForConditionalGeneration"],
             text_config=dict(original.text),
             vq_config=dict(original.tower),
-            vocabulary_map=vocabulary,
+            vocabulary_map=dict(vocabulary),
             **dtype,
         )
     except (StrictDataclassError, TypeError, ValueError) as error:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks import emu3_vocabulary as names
+from flagscale.checks.emu3 import AREA, FACTOR
+from flagscale.checks.emu3_folder import is_emu3
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.json_values import is_positive, is_size, short
 
 CONFIG = "config.json"
-CONVERTED = "emu3"
-"""The model type of a folder in the form of transformers."""
 _SIZES = {
     "vocab_size": 184622,
     "hidden_size": 4096,
@@ -35,14 +36,14 @@ _OTHERS = {
     "attention_dropout": 0.1,
 }
 _TOKENS = {
-    "pad_token_id": ("<|endoftext|>", 151643),
-    "bos_token_id": ("<|extra_203|>", 151849),
-    "eos_token_id": ("<|extra_204|>", 151850),
-    "img_token_id": ("<|image token|>", 151851),
-    "boi_token_id": ("<|image start|>", 151852),
-    "eoi_token_id": ("<|image end|>", 151853),
-    "eol_token_id": ("<|extra_200|>", 151846),
-    "eof_token_id": ("<|extra_201|>", 151847),
+    "pad_token_id": (names.PAD, 151643),
+    "bos_token_id": (names.BEGIN_OF_TEXT, 151849),
+    "eos_token_id": (names.END_OF_TEXT, 151850),
+    "img_token_id": (names.BEGIN_OF_CODES, 151851),
+    "boi_token_id": (names.BEGIN_OF_IMAGE, 151852),
+    "eoi_token_id": (names.END_OF_IMAGE, 151853),
+    "eol_token_id": (names.END_OF_LINE, 151846),
+    "eof_token_id": (names.END_OF_FRAME, 151847),
 }
 """Key -> the token that the processor of BAAI uses for it, and the default of the key."""
 _ENDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -58,8 +59,6 @@ _TOWER_SIZES = {
 }
 """Key -> transformers' name of it, and its default."""
 _LEVELS, _ATTENTION = (1, 2, 2, 4), (3,)
-_HALVINGS = 3
-"""transformers' Emu3Processor fixes 8 x 8 pixels per code (5.19, `processing_emu3.downsample_ratio`)."""
 _WITHOUT_EFFECT = {
     *(
         "architectures",
@@ -108,7 +107,7 @@ def read_original(folder: Path, tower: Path) -> Original:
     text = _read_text(config, str(folder / CONFIG), problems)
     vision = _read_tower(tower_config, str(tower / CONFIG), problems)
     ids = {token: config.get(key, usual) for key, (token, usual) in _TOKENS.items()}
-    area = config.get("image_area", 720 * 720)
+    area = config.get("image_area", AREA)
     if not is_size(area):
         problems.append(Problem(f"`image_area` is {short(area)}; use pixels", str(folder / CONFIG)))
     if problems:
@@ -126,8 +125,9 @@ def _misplaced(folder: Path, option: str, model_type: str, what: str) -> Iterato
     if not folder.is_dir():
         yield Problem("no such folder", f"{option} {folder}")
         return
-    found, where = read_json(folder / CONFIG).get("model_type"), f"{option} {folder / CONFIG}"
-    if found == CONVERTED:
+    config, where = read_json(folder / CONFIG), f"{option} {folder / CONFIG}"
+    found = config.get("model_type")
+    if is_emu3(config):
         already = "already in the form of transformers, with the vision tokenizer in it"
         yield Problem(already, where, "use that folder as it is")
     elif found != model_type:
@@ -167,9 +167,9 @@ def _read_tower(config: Mapping[str, Any], where: str, problems: list[Problem]) 
         for key, (name, _) in _TOWER_SIZES.items()
         if not is_size(sizes[name])
     ]
-    if not isinstance(levels, list) or len(levels) != _HALVINGS + 1 or not all(map(is_size, levels)):
+    if not isinstance(levels, list) or 2 ** (len(levels) - 1) != FACTOR or not all(map(is_size, levels)):
         wrong.append(
-            f"`ch_mult` is {short(levels)}; use {_HALVINGS + 1} whole numbers (8 x 8 pixels per code)"
+            f"`ch_mult` is {short(levels)}; use 4 whole numbers, for {FACTOR} x {FACTOR} pixels per code"
         )
     elif not isinstance(attention, list) or not all(
         type(level) is int and level in range(len(levels)) and levels[level] == levels[-1]

@@ -1,7 +1,7 @@
 """How BAAI's Emu3 prepares pictures and questions, as transformers' Emu3Processor.
 
 Defaults are those of `image_processing_emu3visionvq.py` in BAAI's repository; transformers' own differ (mean
-and standard deviation of CLIP). The form of a question is that of `processing_emu3.py` there.
+and standard deviation of CLIP).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flagscale.checks import emu3_vocabulary as names
+from flagscale.checks.emu3 import FACTOR
 from flagscale.errors import Problem, UserError
 from megatron.flagscale.convert.files import read_json
 from megatron.flagscale.convert.json_values import is_size, short
@@ -28,29 +30,10 @@ _DEFAULTS: dict[str, Any] = {
     "do_convert_rgb": True,
     "min_pixels": 512 * 512,
     "max_pixels": 1024 * 1024,
-    "spatial_factor": 8,
+    "spatial_factor": FACTOR,
 }
-CHAT_TEMPLATE = (
-    "{% set conversation = messages if messages[0]['role'] != 'system' else messages[1:] %}"
-    "{% if conversation | length != 1 or conversation[0]['role'] != 'user' %}"
-    "{{ raise_exception('Emu3 was published with one question at a time: send one user message, if need be "
-    "after a system message, without earlier answers') }}"
-    "{% endif %}"
-    "{% macro text_of(content) %}{% if content is string %}{{ content }}{% else %}"
-    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{% endif %}{% endmacro %}"
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ text_of(messages[0]['content']) }}"
-    "{% else %}You are a helpful assistant.{% endif %}"
-    " USER: "
-    "{% if conversation[0]['content'] is not string %}"
-    "{% for part in conversation[0]['content'] if part['type'] == 'image' %}<image>{% endfor %}"
-    "{% endif %}"
-    "{{ text_of(conversation[0]['content']) }}."
-    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
-"""BAAI's form of a question. It begins with BOS: vLLM 0.32 adds none to a prompt with a picture, and
-transformers adds none to a text that has it."""
+CHAT_TEMPLATE = names.CHAT_TEMPLATE.removeprefix("{{ bos_token }}")
+"""transformers' processor puts BOS in front of every text, also of one that begins with it (5.19)."""
 
 
 def read_settings(tower: Path) -> dict[str, Any]:
@@ -71,15 +54,17 @@ def read_settings(tower: Path) -> dict[str, Any]:
         if isinstance(usual, bool) and not isinstance(settings[key], bool):
             problems.append(Problem(f"`{key}` is {short(settings[key])}, not true or false", str(path)))
     factor = settings["spatial_factor"]
-    if is_size(factor) and factor != _DEFAULTS["spatial_factor"]:
-        what = f"`spatial_factor` is {factor}, but transformers' Emu3Processor has 8 pixels per code"
+    if is_size(factor) and factor != FACTOR:
+        what = f"`spatial_factor` is {factor}, but transformers' Emu3Processor has {FACTOR} pixels per code"
         problems.append(Problem(what, str(path)))
     if problems:
         raise UserError(problems)
     return settings
 
 
-def converted(settings: dict[str, Any], image_area: int, tokenizer: PreTrainedTokenizerFast) -> Emu3Processor:
+def converted(
+    settings: Mapping[str, Any], image_area: int, tokenizer: PreTrainedTokenizerFast
+) -> Emu3Processor:
     """Return the processor; pictures whose size is not given have `image_area` pixels, if possible."""
     from transformers import Emu3Processor
     from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor

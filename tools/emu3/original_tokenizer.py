@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flagscale.checks import emu3_vocabulary as names
 from flagscale.errors import Problem, UserError
 from flagscale.files import read_regular
 
@@ -20,25 +21,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 RANKS, VISION_TOKENS = "emu3.tiktoken", "emu3_vision_tokens.txt"
-PLACEHOLDER, RESERVED = "<image>", "<|extra_0|>"
+RESERVED = "<|extra_0|>"
 """transformers needs a token that stands for a picture: it takes the id of an unused one, as in transformers'
 own conversion (`convert_emu3_weights_to_hf.py`)."""
-_FIRST = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
-_VISUAL = "<|visual token {:06d}|>"
+_FIRST = (names.PAD, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """`PAT_STR` of BAAI's tokenizer."""
 _NAMED = {
-    "bos_token": "<|extra_203|>",
-    "eos_token": "<|extra_204|>",
-    "pad_token": "<|endoftext|>",
-    "image_token": PLACEHOLDER,
-    "boi_token": "<|image start|>",
-    "eoi_token": "<|image end|>",
-    "image_wrapper_token": "<|image token|>",
-    "eof_token": "<|extra_201|>",
+    "bos_token": names.BEGIN_OF_TEXT,
+    "eos_token": names.END_OF_TEXT,
+    "pad_token": names.PAD,
+    "image_token": names.IMAGE,
+    "boi_token": names.BEGIN_OF_IMAGE,
+    "eoi_token": names.END_OF_IMAGE,
+    "image_wrapper_token": names.BEGIN_OF_CODES,
+    "eof_token": names.END_OF_FRAME,
 }
 """The names under which transformers' Emu3Processor looks for tokens."""
 
@@ -108,16 +108,16 @@ def unlike(special: Mapping[str, int], vocabulary: int, codes: int, ids: Mapping
     for token, number in ids.items():
         if special.get(token) != number:
             yield f"{token} is {special.get(token, 'missing')} in the tokenizer, but {number} for the model"
-    visual = [token for token in special if token.startswith("<|visual token ")]
+    visual = [token for token in special if token.startswith(names.CODE[:15])]
     if len(visual) != codes:
         yield f"the tokenizer has tokens for {len(visual)} codes, but the vision tokenizer has {codes}"
-    elif visual != [_VISUAL.format(code) for code in range(codes)]:
-        yield f"the tokens of codes are not {_VISUAL.format(0)} to {_VISUAL.format(codes - 1)} in this order"
+    elif visual != [names.CODE.format(code) for code in range(codes)]:
+        yield f"the tokens of codes are not {names.CODE.format(0)}, {names.CODE.format(1)} and so on in this order"
 
 
 def vocabulary_map(special: Mapping[str, int]) -> dict[str, int]:
     """Return the special tokens of the converted tokenizer: with the placeholder for a picture."""
-    return {PLACEHOLDER if token == RESERVED else token: number for token, number in special.items()}
+    return {names.IMAGE if token == RESERVED else token: number for token, number in special.items()}
 
 
 def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
