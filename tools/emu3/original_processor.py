@@ -6,6 +6,7 @@ and standard deviation of CLIP).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

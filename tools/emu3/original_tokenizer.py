@@ -112,7 +112,7 @@ def unlike(special: Mapping[str, int], vocabulary: int, codes: int, ids: Mapping
     if len(visual) != codes:
         yield f"the tokenizer has tokens for {len(visual)} codes, but the vision tokenizer has {codes}"
     elif visual != [names.CODE.format(code) for code in range(codes)]:
-        yield f"the tokens of codes are not {names.CODE.format(0)}, {names.CODE.format(1)} and so on in this order"
+        yield f"the tokens of codes are not {names.CODE.format(0)}, {names.CODE.format(1)} and so on"
 
 
 def vocabulary_map(special: Mapping[str, int]) -> dict[str, int]:
