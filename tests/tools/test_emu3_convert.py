@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -435,3 +437,34 @@ def test_the_command_says_what_it_wrote_and_what_it_did_not_read(
     assert "config.json: not read: sliding_window" in done.stderr
     again = tool("emu3/convert.py", "--load", load, "--tower", fake.tower, "--save", tmp_path / "made")
     assert (again.returncode, again.stderr.count("Traceback")) == (2, 0)
+
+
+PROGRAM = """
+import json, sys
+from vllm import LLM, SamplingParams
+engine = LLM(model=sys.argv[1], dtype="float32", max_model_len=256, enforce_eager=True, max_num_seqs=2)
+text = engine.get_tokenizer().decode(json.loads(sys.argv[2]))
+asked = [{"prompt_token_ids": json.loads(sys.argv[2])}, text]
+made = engine.generate(asked, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True), use_tqdm=False)
+print(json.dumps([list(one.outputs[0].token_ids) for one in made]))
+"""
+
+
+@pytest.mark.slow
+def test_vllm_opens_the_folder_and_answers_like_transformers(fake: Fake, folder: Path) -> None:
+    pytest.importorskip("vllm")
+    text = "<|extra_203|>the thing<|image start|>7*9<|image token|>"
+    ids = expected_ids(fake, text)
+    with torch.no_grad():
+        made = fake.model.generate(
+            torch.tensor([ids]), do_sample=False, max_new_tokens=24, min_new_tokens=24, eos_token_id=None
+        )
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), json.dumps(ids)],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [made[0, len(ids) :].tolist()] * 2
