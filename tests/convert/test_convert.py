@@ -14,10 +14,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from flagscale.checks.weight_files import INDEX
 from flagscale.errors import UserError
 from flagscale_testing.conversion import same, tensors_of
 from megatron.flagscale.convert.convert import convert
-from megatron.flagscale.convert.huggingface_target import INDEX
 from megatron.flagscale.convert.upcycle import Upcycling
 
 ROOT = Path(__file__).parents[2]

@@ -34,6 +34,7 @@ from megatron.flagscale.convert.processor import (
     placeholders,
     write_processor,
 )
+from megatron.flagscale.convert.shards import SHARD_BYTES
 from megatron.flagscale.convert.sources import TOKENIZER, open_huggingface, open_megatron
 from megatron.flagscale.convert.tensors import Entry, Source, Target, entries
 from megatron.flagscale.convert.tokenizer import (
@@ -53,7 +54,7 @@ from megatron.flagscale.tokenizer import beside_model
 
 HUGGINGFACE, MEGATRON = "huggingface", "megatron"
 """The names of the formats, as `--to` takes them."""
-SHARD_BYTES = 5 * 10**9
+
 TASK = "model.yaml"
 """Stored with a converted checkpoint: the arguments of a training that starts from it."""
 

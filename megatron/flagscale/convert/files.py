@@ -28,18 +28,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def complete_folder(path: Path, overwrite: bool, source: Path) -> Iterator[Path]:
+def complete_folder(path: Path, overwrite: bool, *sources: Path) -> Iterator[Path]:
     """Yield an empty folder next to `path`; rename it to `path` if the block succeeds, or else remove it.
 
     Raises:
-        UserError: `path` exists and `overwrite` is false, it is not a folder, or it contains the `source`; or
-            another process is writing to it.
+        UserError: `path` exists and `overwrite` is false, it is not a folder, or it contains one of the
+            `sources`; or another process is writing to it.
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path}: already exists; use --overwrite to replace it")
     path = path.resolve()  # `..` in it could lead through the folder that is renamed
-    if path.exists() and source.resolve().is_relative_to(path):
-        raise UserError(f"{path}: --overwrite would delete the source {source}; choose another folder")
+    for source in sources:
+        if path.exists() and source.resolve().is_relative_to(path):
+            raise UserError(f"{path}: --overwrite would delete the source {source}; choose another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
