@@ -136,7 +136,6 @@ def make_engine(folder: Path, **settings: Any) -> Any:
 
     from vllm_flagscale.guidance import wiring
 
-    is_async = settings.get("async_scheduling", True)
     given: dict[str, Any] = {
         "dtype": "float32",
         "max_model_len": 128,
@@ -146,7 +145,7 @@ def make_engine(folder: Path, **settings: Any) -> Any:
         "kv_cache_memory_bytes": 64 << 20,
         "enable_prefix_caching": False,
         "disable_log_stats": True,
-        "scheduler_cls": wiring.ASYNC_SCHEDULER if is_async else wiring.SCHEDULER,
+        "scheduler_cls": wiring.SCHEDULER,
         "logits_processors": [wiring.PROCESSOR],
     }
     return LLM(model=str(folder), **{**given, **settings}).llm_engine

@@ -78,10 +78,9 @@ def _answered_by(settings: Mapping[str, Any], requests: Sequence[Request]) -> li
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
-    from vllm_flagscale.guidance.wiring import ASYNC_SCHEDULER, PROCESSOR, SCHEDULER
+    from vllm_flagscale.guidance.wiring import PROCESSOR, SCHEDULER
 
-    scheduler = ASYNC_SCHEDULER if settings["async_scheduling"] else SCHEDULER
-    engine = LLM(**settings, scheduler_cls=scheduler, logits_processors=[PROCESSOR])
+    engine = LLM(**settings, scheduler_cls=SCHEDULER, logits_processors=[PROCESSOR])
     errors = [_refusal(engine, fields) for _, fields in requests]
     accepted = [request for request, error in zip(requests, errors, strict=True) if error is None]
     folders = sorted({fields["adapter"] for _, fields in accepted if fields.get("adapter")})
