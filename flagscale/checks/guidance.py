@@ -11,6 +11,7 @@ from flagscale.errors import Violation
 
 SCALE, NEGATIVE = "guidance_scale", "negative_prompt"
 KEYS = (SCALE, NEGATIVE)
+NOT_WITH_MEDIA = "guidance is not supported in chats with pictures, videos or audio"
 _NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
 
 
@@ -87,7 +88,7 @@ def chat_violations(
 ) -> Iterator[Violation]:
     """Yield why a chat cannot be guided; `has_media`: whether it has pictures or the like."""
     if has_media:
-        yield SCALE, "guidance is not supported in chats with pictures, videos or audio"
+        yield SCALE, NOT_WITH_MEDIA
     elif isinstance(guidance.negative, str) and not any(one.get("role") == "user" for one in messages):
         yield (
             NEGATIVE,

@@ -151,6 +151,13 @@ def test_a_penalty_of_the_folder_is_named_with_the_remedy() -> None:
     assert message.endswith("set it to 1, or set `generation_config: vllm` for the server")
 
 
+def test_scale_1_of_the_engine_is_an_ordinary_request() -> None:
+    inner = {**INNER, "guidance_scale": 1}
+    assert (app := App()).post(encoded(prompt="x", vllm_xargs=inner, use_beam_search=True))[0] == 200
+    assert json.loads(app.body)["vllm_xargs"] == inner
+    assert App().post(encoded(prompt="x", vllm_xargs=INNER, use_beam_search=True))[0] == 400
+
+
 def test_scale_1_becomes_an_ordinary_request_of_the_right_length() -> None:
     app = App()
     # The penalty of the folder does not matter: this request has no twin.

@@ -9,6 +9,7 @@ from typing import Any
 
 from flagscale.checks.guidance import (
     NEGATIVE,
+    NOT_WITH_MEDIA,
     SCALE,
     Guidance,
     chat_violations,
@@ -52,6 +53,9 @@ async def with_engine_fields(
     Raises:
         Refused: if it cannot be guided.
     """
+    given = request.get("vllm_xargs") or {}
+    if not isinstance(given, dict) or (not own and given.get(SCALE) == 1):
+        return request  # vLLM refuses it, or it is an ordinary request
     for field, what in _NOT_WITH.items():
         if request.get(field):
             raise Refused(f"{what} (`{field}`) cannot be combined with `{SCALE}`", field)
@@ -59,11 +63,10 @@ async def with_engine_fields(
     remedy = "set `generation_config: vllm` for the server"
     for name, what in penalty_violations(request, defaults, remedy):
         raise Refused(what, name)
-    given = request.get("vllm_xargs") or {}
-    if not isinstance(given, dict):
-        return request  # vLLM refuses it
     guidance = guidance_of(own)
     if guidance is None:
+        if _has_media(request):
+            raise Refused(NOT_WITH_MEDIA, "messages")
         _check(state, given.get(NEGATIVE_IDS), "vllm_xargs")
         return request
     ids = await _negative_ids(state, is_chat, request, guidance)
@@ -79,20 +82,24 @@ async def _negative_ids(
     state: Any, is_chat: bool, request: dict[str, Any], guidance: Guidance
 ) -> list[int] | None:
     """Return the ids of the negative prompt; None if vLLM cannot read the request."""
-    from vllm.renderers.chat_utils import has_non_text_content
-
     negative = guidance.negative
     messages = request.get("messages")
     if is_chat:
         if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
             return None
-        for field, what in chat_violations(messages, guidance, has_non_text_content(messages)):
+        for field, what in chat_violations(messages, guidance, _has_media(request)):
             raise Refused(what, field)
     if not isinstance(negative, str):
         return list(negative)
     changed = {"messages": negative_chat(messages or [], negative)} if is_chat else {"prompt": negative}
     rendered = await _rendered(state, request | changed, is_chat)
     return rendered[0] if rendered else None
+
+
+def _has_media(request: Mapping[str, Any]) -> bool:
+    from vllm.renderers.chat_utils import has_non_text_content
+
+    return bool(has_non_text_content(request.get("messages")))
 
 
 async def _without_room(state: Any, is_chat: bool, request: dict[str, Any], negative: int) -> str:
