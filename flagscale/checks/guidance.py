@@ -35,7 +35,10 @@ def guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
     if scale is not None and (type(scale) not in (int, float) or not math.isfinite(scale) or scale < 0):
         yield SCALE, f"`{SCALE}` takes a number of at least 0, not {scale!r}"
     if negative is not None and not _is_prompt(negative):
-        yield NEGATIVE, f"`{NEGATIVE}` takes a text or a list of token ids that is not empty, not {negative!r}"
+        yield (
+            NEGATIVE,
+            f"`{NEGATIVE}` takes a text or a list of token ids that is not empty, not {negative!r}",
+        )
     for present, missing in ((SCALE, NEGATIVE), (NEGATIVE, SCALE)):
         if given.get(present) is not None and given.get(missing) is None:
             yield present, f"`{present}` needs `{missing}`"
