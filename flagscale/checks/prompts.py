@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Prompt:
     messages: tuple[dict[str, Any], ...] = ()
     line: dict[str, Any] = field(default_factory=dict)
     """The whole JSON object of a `.jsonl` file, whose other keys go to the results."""
+    number: int = 0
+    """Of its line in the file, from 1; 0 for a prompt in the YAML."""
 
     @property
     def shown(self) -> str:
@@ -58,7 +60,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[str]]:
         except ValueError as error:
             wrong.append(f"{path}:{number}: {error}")
             continue
-        prompts.append(prompt)
+        prompts.append(replace(prompt, number=number))
         wrong += [f"{path}:{number}: {what}" for what in file_violations(prompt.messages, path.parent)]
     if not prompts and not wrong:
         wrong.append(f"{path}: contains no prompts")
