@@ -5,32 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flagscale.checks import emu3_vocabulary as names
+
 CODES = 64
 """Size of the codebook: the number of tokens that stand for 8 x 8 pixels of a picture."""
 IMAGE_AREA = 48 * 64
 """Pixels of a picture that is asked for by its ratio; a ratio of 1:1 has 7 x 7 codes."""
 SPECIAL = (
-    "<|endoftext|>",
-    "<|extra_203|>",
-    "<|extra_204|>",
-    "<image>",
-    "<|image start|>",
-    "<|image end|>",
-    "<|image token|>",
-    "<|extra_200|>",
-    "<|extra_201|>",
-)
-"""Emu3's own names: padding, begin and end of text, placeholder, picture (start, end, after the size), end of
-line, end of frame."""
-CHAT_TEMPLATE = (
-    "{{ bos_token }}You are a helpful assistant."
-    "{% for message in messages %}"
-    "{{ ' USER: ' if message['role'] == 'user' else ' ASSISTANT: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+    names.PAD,
+    names.BEGIN_OF_TEXT,
+    names.END_OF_TEXT,
+    names.IMAGE,
+    names.BEGIN_OF_IMAGE,
+    names.END_OF_IMAGE,
+    names.BEGIN_OF_CODES,
+    names.END_OF_LINE,
+    names.END_OF_FRAME,
 )
 _TEXTS = (
     "a portrait of young girl. masterpiece, film grained, best quality.",
@@ -53,7 +43,11 @@ def make_emu3(
 
     tokenizer = _tokenizer()
     ids = tokenizer.get_vocab()
-    ends = {"pad_token_id": ids[SPECIAL[0]], "bos_token_id": ids[SPECIAL[1]], "eos_token_id": ids[SPECIAL[2]]}
+    ends = {
+        "pad_token_id": ids[names.PAD],
+        "bos_token_id": ids[names.BEGIN_OF_TEXT],
+        "eos_token_id": ids[names.END_OF_TEXT],
+    }
     config = Emu3Config(
         vocabulary_map=ids,
         text_config={
@@ -81,7 +75,7 @@ def make_emu3(
     model.generation_config = GenerationConfig(**ends)
     model.save_pretrained(folder)
     pictures = Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64, image_area=IMAGE_AREA)
-    Emu3Processor(pictures, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+    Emu3Processor(pictures, tokenizer, chat_template=names.CHAT_TEMPLATE).save_pretrained(folder)
 
 
 def _tokenizer() -> Any:
@@ -95,17 +89,17 @@ def _tokenizer() -> Any:
         vocab_size=384, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(_TEXTS * 5, trainer)
-    tokenizer.add_special_tokens([*SPECIAL, *(f"<|visual token {code:06d}|>" for code in range(CODES))])
+    tokenizer.add_special_tokens([*SPECIAL, *(names.CODE.format(code) for code in range(CODES))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=SPECIAL[0],
-        bos_token=SPECIAL[1],
-        eos_token=SPECIAL[2],
+        pad_token=names.PAD,
+        bos_token=names.BEGIN_OF_TEXT,
+        eos_token=names.END_OF_TEXT,
         extra_special_tokens={
-            "image_token": SPECIAL[3],
-            "boi_token": SPECIAL[4],
-            "eoi_token": SPECIAL[5],
-            "image_wrapper_token": SPECIAL[6],
-            "eof_token": SPECIAL[8],
+            "image_token": names.IMAGE,
+            "boi_token": names.BEGIN_OF_IMAGE,
+            "eoi_token": names.END_OF_IMAGE,
+            "image_wrapper_token": names.BEGIN_OF_CODES,
+            "eof_token": names.END_OF_FRAME,
         },
     )

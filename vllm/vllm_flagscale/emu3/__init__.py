@@ -1,1 +1,1 @@
-"""Emu3 in vLLM: pictures from text and text from pictures, by one language model whose words are picture tokens too."""
+"""Emu3 in vLLM: one language model that draws pictures from text and answers questions about pictures."""

@@ -1,0 +1,91 @@
+"""Whether a model folder is an Emu3 that draws and reads pictures, and the way to one if it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flagscale.checks.emu3 import AREA, FACTOR, image_area
+from flagscale.checks.emu3_vocabulary import vocabulary_of
+from flagscale.checks.model_folder import read_config
+
+PUBLISHED: Mapping[str, str] = {
+    "BAAI/Emu3-Gen": "BAAI/Emu3-Gen-hf",
+    "BAAI/Emu3-Chat": "BAAI/Emu3-Chat-hf",
+}
+"""Names on the hub: of BAAI's original models, and of the same in the form of transformers."""
+TOWER = "BAAI/Emu3-VisionTokenizer"
+_CONVERT = "convert it with tools/emu3/convert.py, with the folder of Emu3-VisionTokenizer as --tower"
+_CODES, _LEVELS, _POSITIONS = 32768, (1, 2, 2, 4), 9216
+"""What transformers 5 takes if `config.json` does not name them (configuration_emu3.py)."""
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+
+
+def is_emu3(config: Mapping[str, Any]) -> bool:
+    """Return whether a `config.json` is that of an Emu3 in the form of transformers."""
+    return config.get("model_type") == "emu3"
+
+
+def name_problem(name: str) -> str:
+    """Return why a name on the hub is not an Emu3 in the form of transformers; "" if it may be one."""
+    if name in PUBLISHED:
+        return f"{name} runs code of its own, which is not supported; use {PUBLISHED[name]}, or {_CONVERT}"
+    if name == TOWER:
+        return f"{name} is only the part that reads pictures; name {PUBLISHED['BAAI/Emu3-Gen']}"
+    return ""
+
+
+def folder_problem(folder: Path) -> str:
+    """Return why a folder is not an Emu3 that draws and reads pictures, and what to do; "" if it is one."""
+    try:
+        config = read_config(folder)
+        if not is_emu3(config):
+            return f"{folder}: {_other(config)}"
+        tower = config.get("vq_config") or {}
+        vocabulary_of(config.get("vocabulary_map"), tower.get("codebook_size", _CODES))
+        # Each level of the picture's encoder but the last one halves both sides.
+        if (factor := 2 ** (len(tower.get("channel_multiplier", _LEVELS)) - 1)) != FACTOR:
+            return f"{folder}: a code stands for {factor} x {factor} pixels, not {FACTOR} x {FACTOR}"
+        area_of(folder)
+    except ValueError as error:
+        place = "" if str(error).startswith(str(folder)) else f"{folder}: "
+        return f"{place}{error}"
+    return ""
+
+
+def area_of(folder: Path) -> int:
+    """Return the pixels of a picture that is asked for by its ratio (`image_area` of the image processor).
+
+    Raises:
+        ValueError: a file cannot be read, or the value is not a number of pixels.
+    """
+    for path in (folder / name for name in _PROCESSORS):
+        if path.is_file():
+            try:
+                read = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{path}: cannot be read ({error})") from None
+            if not isinstance(read, dict):
+                raise ValueError(f"{path}: not a JSON object")
+            # transformers 5 writes one file for all processors; before, the image processor had its own.
+            return image_area(read.get("image_processor") or read)
+    return AREA
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """Return how many tokens the model of a `config.json` can hold."""
+    return int((config.get("text_config") or {}).get("max_position_embeddings", _POSITIONS))
+
+
+def _other(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    if kind == "Emu3VisionVQ":
+        what = "this is Emu3-VisionTokenizer, only the part that reads pictures"
+        return f"{what}; convert it together with Emu3-Gen or Emu3-Chat by tools/emu3/convert.py"
+    if kind == "Emu3":
+        return f"this is BAAI's original form, which runs code of its own and is not supported; {_CONVERT}"
+    if kind == "emu3_text_model":
+        return f"this is Emu3's language model alone, without the part for pictures; {_CONVERT}"
+    return f"this is not an Emu3 (`model_type` is {kind!r}); use one, such as {PUBLISHED['BAAI/Emu3-Gen']}"
