@@ -1,4 +1,4 @@
-"""The pictures that a batch of Emu3 draws or reads: by keys of `generate`, and by line of its prompts file."""
+"""The pictures that a batch of Emu3 draws or reads: by keys of `generate`, and of lines of a prompts file."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flagscale.checks.emu3 import AREA, Grid, grid_of, too_long
+from flagscale.checks.guidance import KEYS as GUIDANCE
 from flagscale.checks.guidance import NEGATIVE, SCALE, guidance_violations
 from flagscale.checks.message_files import file_violations
-from flagscale.checks.prompts import Prompt
+from flagscale.checks.prompts import Prompt, read_prompts
 from flagscale.errors import Violation
 from flagscale.frozen import dataclass
 
@@ -17,36 +18,35 @@ IMAGE, UNDERSTAND = "image", "understand"
 MODES = (IMAGE, UNDERSTAND)
 LISTS: Mapping[str, str] = {"ratios": "ratio", "sizes": "size", "images": "image"}
 """Keys of `generate` that hold one value per prompt, or one for all, and the key of a line instead."""
-KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes", SCALE, NEGATIVE), UNDERSTAND: ("images",)}
+KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes", *GUIDANCE), UNDERSTAND: ("images",)}
 """The keys of `generate` that only one mode reads."""
-DEFAULT_SCALE = 3.0
-"""The scale of v0.6.0's example and of BAAI's."""
 _SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"1280x720"'}
 """The keys of a line that say how large a picture is, with an example."""
 _MARKS = 6
-"""The least number of tokens beside the words of a prompt: begin, start of the picture, its size (3), its end."""
+"""The least number of tokens beside a prompt's words: begin, start of the picture, its size (3), end of that."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What is known of the model: pixels of a picture asked for by its ratio, and positions (None: unknown)."""
+    """What is known of a model: the pixels of a picture asked for by its ratio, and its positions."""
 
     area: int = AREA
     positions: int | None = None
+    """None: unknown."""
 
 
 @dataclass(frozen=True)
 class PictureBatch:
-    """The keys of `generate` that only Emu3's modes read; each list has one item per prompt, or one for all."""
+    """The keys of `generate` that only Emu3's modes read. A list has one item per prompt, or one for all."""
 
     mode: str
     ratios: Sequence[str] = ()
     sizes: Sequence[str] = ()
     images: Sequence[str] = ()
     """Files, or addresses (http, https)."""
-    guidance_scale: float = DEFAULT_SCALE
-    negative_prompt: str = ""
-    """Empty: Emu3's own."""
+    guidance_scale: float | None = None
+    negative_prompt: str | Sequence[int] | None = None
+    """Text, or the ids of a whole prompt. None: Emu3's own, as for the scale."""
 
     def value(self, name: str, place: int) -> str:
         """Return what a list holds for the prompt at a place; "" if the list is empty."""
@@ -62,10 +62,10 @@ class Drawing:
     """Of the prompt in the whole batch."""
     prompt: str
     grid: Grid
-    scale: float
-    negative: str
-    """Empty: Emu3's own."""
+    guidance: Mapping[str, Any]
+    """The keys of guidance that are given."""
     line: Mapping[str, Any]
+    """The object of its line in the prompts file; empty without one."""
 
 
 def drawing_of(batch: PictureBatch, place: int, prompt: Prompt, canvas: Canvas) -> Drawing:
@@ -73,8 +73,9 @@ def drawing_of(batch: PictureBatch, place: int, prompt: Prompt, canvas: Canvas) 
     line = _given(prompt)
     own = next((line[name] for name in _SHAPES if name in line), "")
     shape = own or batch.value("ratios", place) or batch.value("sizes", place)
-    scale, negative = line.get(SCALE, batch.guidance_scale), line.get(NEGATIVE, batch.negative_prompt)
-    return Drawing(place, prompt.text, grid_of(shape, canvas.area), float(scale), negative, prompt.line)
+    guidance = {key: line.get(key, getattr(batch, key)) for key in GUIDANCE}
+    guidance = {key: value for key, value in guidance.items() if value is not None}
+    return Drawing(place, prompt.text, grid_of(shape, canvas.area), guidance, prompt.line)
 
 
 def question_of(batch: PictureBatch, place: int, prompt: Prompt) -> Prompt:
@@ -108,16 +109,34 @@ def batch_violations(batch: PictureBatch, prompts: Sequence[Prompt], is_file: bo
         for number, shape in enumerate(getattr(batch, name)):
             if what := _shape_problem(LISTS[name], shape):
                 yield f"{name}.{number}", what
-    yield from _guidance_violations({SCALE: batch.guidance_scale, NEGATIVE: batch.negative_prompt or None})
+    for number, image in enumerate(batch.images):
+        if what := _image_problem(image, Path()):
+            yield f"images.{number}", what
+    yield from _guidance_violations({key: getattr(batch, key) for key in GUIDANCE})
 
 
-def prompt_violations(batch: PictureBatch, prompts: Sequence[Prompt], canvas: Canvas) -> Iterator[tuple[int, str]]:
-    """Yield the places of prompts, and what is wrong with each; the batch passed `batch_violations`."""
+def prompt_problems(
+    batch: PictureBatch, prompts: Sequence[Prompt], canvas: Canvas, file: Path | None
+) -> Iterator[str]:
+    """Yield what is wrong with each prompt, with its place; the batch passed `batch_violations`.
+
+    `file`: that of the prompts, to whose folder the pictures in its lines are relative.
+    """
     for place, prompt in enumerate(prompts):
         wrong = [*_line_violations(batch, prompt)]
         if not wrong and batch.mode == IMAGE:
             wrong = [*filter(None, [_fit_problem(batch, place, prompt, canvas)])]
-        yield from ((place, what) for what in wrong)
+        elif not wrong and file and (image := _given(prompt).get("image")):
+            wrong = [*filter(None, [_image_problem(image, file.parent)])]
+        where = f"{file}:{prompt.number}" if file else f"prompt {place}"
+        yield from (f"{where}: {what}" for what in wrong)
+
+
+def picture_problems(batch: PictureBatch, file: Path | None) -> Iterator[str]:
+    """Yield which pictures that a batch reads are missing on this host, or are none."""
+    yield from filter(None, (_image_problem(image, Path()) for image in batch.images))
+    if batch.mode == UNDERSTAND and file:
+        yield from prompt_problems(batch, read_prompts(file)[0], Canvas(), file)
 
 
 def _line_violations(batch: PictureBatch, prompt: Prompt) -> Iterator[str]:
@@ -147,8 +166,9 @@ def _fit_problem(batch: PictureBatch, place: int, prompt: Prompt, canvas: Canvas
         return str(error)
     if canvas.positions is None:
         return ""
-    words = max(len(text.split()) for text in (drawing.prompt, drawing.negative))
-    return too_long(drawing.grid, _MARKS + words, canvas.positions)
+    negative = drawing.guidance.get(NEGATIVE, "")
+    least = len(negative.split()) + _MARKS if isinstance(negative, str) else len(negative)
+    return too_long(drawing.grid, max(len(drawing.prompt.split()) + _MARKS, least), canvas.positions)
 
 
 def _given(prompt: Prompt) -> dict[str, Any]:
@@ -157,11 +177,8 @@ def _given(prompt: Prompt) -> dict[str, Any]:
 
 def _guidance_violations(given: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield what is wrong with the two keys, each of which has a default here."""
-    own = {key: given[key] for key in (SCALE, NEGATIVE) if given.get(key) is not None}
-    if isinstance(own.get(NEGATIVE), list):
-        yield NEGATIVE, f"`{NEGATIVE}` takes a text here: marks of the picture surround it"
-    else:
-        yield from guidance_violations({SCALE: DEFAULT_SCALE, NEGATIVE: "default", **own})
+    own = {key: given[key] for key in GUIDANCE if given.get(key) is not None}
+    yield from guidance_violations({SCALE: 1, NEGATIVE: "default", **own})
 
 
 def _shape_problem(name: str, shape: Any) -> str:
@@ -175,7 +192,7 @@ def _shape_problem(name: str, shape: Any) -> str:
     return ""
 
 
-def image_problem(image: str, folder: Path) -> str:
+def _image_problem(image: str, folder: Path) -> str:
     """Return why a file (relative to `folder`) or an address is no picture to read; "" if it may be one."""
     question = question_of(PictureBatch(UNDERSTAND), 0, Prompt("?", line={"image": image}))
     for what in file_violations(question.messages, folder):

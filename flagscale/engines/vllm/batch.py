@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flagscale import platforms
 from flagscale.checks.model_folder import inputs_of
+from flagscale.checks.picture_prompts import PictureBatch
 from flagscale.checks.prompts import inline_prompts, read_prompts
 from flagscale.config.engine_args import EngineArguments, render
 from flagscale.config.schema import Experiment
@@ -24,6 +25,7 @@ from flagscale.engines.vllm.arguments import (
     take_secrets,
 )
 from flagscale.engines.vllm.catalog import vllm_catalog
+from flagscale.engines.vllm.emu3 import take_pictures, words_of
 from flagscale.engines.vllm.generation import generation_values
 from flagscale.engines.vllm.lengths import may_exceed
 from flagscale.engines.vllm.refused import refuse
@@ -43,6 +45,8 @@ class Read(NamedTuple):
 
     arguments: EngineArguments | None
     generate: Generate | None
+    pictures: PictureBatch | None
+    """Also None if the section has no mode of Emu3."""
     secrets: dict[str, str]
     """Environment variables that replace keys."""
     notices: list[str]
@@ -59,7 +63,7 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
     for key in missing:
         what = "this section is required" if raw.get(key) is None else "a group of keys is expected here"
         problems.append(Problem(what, source_map.where(f"{group}.{key}")))
-    arguments, generate = None, None
+    arguments, generate, pictures = None, None, None
     secrets: dict[str, str] = {}
     if "llm" not in missing:
         catalog = vllm_catalog().engine
@@ -73,15 +77,19 @@ def read(group: str, raw: Mapping[str, Any], source_map: SourceMap, problems: li
         )
         arguments = render([*others, *keys], catalog, source_map, problems)
     if "generate" not in missing:
-        generate = read_generate(f"{group}.generate", raw["generate"], source_map, problems)
-    return Read(arguments, generate, secrets, notices)
+        path = f"{group}.generate"
+        pictures, rest = take_pictures(path, raw["generate"], arguments, source_map, problems, notices)
+        generate = read_generate(path, rest, source_map, problems)
+    return Read(arguments, generate, pictures, secrets, notices)
 
 
 def job(
     experiment: Experiment, hosts: tuple[Host, ...], source_map: SourceMap, problems: list[Problem]
 ) -> Job | None:
     """Return the job; None if there are `problems`."""
-    arguments, generate, secrets, translated = read("inference", experiment.arguments, source_map, problems)
+    arguments, generate, pictures, secrets, translated = read(
+        "inference", experiment.arguments, source_map, problems
+    )
     if arguments is None:
         return None
     values = arguments.values
@@ -130,13 +138,17 @@ def job(
             host.rank: (
                 Service(
                     name="generate",
-                    argv=(*arguments.argv, *_request(generate, experiment, rank, len(hosts))),
+                    argv=(*arguments.argv, *_request(generate, pictures, experiment, rank, len(hosts))),
                     model=str(values["model"]),
                 ),
             )
             for rank, host in enumerate(hosts)
         },
-        inputs={"models": [inputs_of(values)], "prompts_file": _absolute(generate.prompts_file)},
+        inputs={
+            "models": [inputs_of(values)],
+            "prompts_file": _absolute(generate.prompts_file),
+            **({"pictures": asdict(pictures)} if pictures else {}),
+        },
         secrets=secrets,
         texts=arguments.texts,
         notices=(*translated, *notices),
@@ -160,11 +172,16 @@ def _request_violations(generate: Generate, arguments: EngineArguments) -> Itera
     yield from request_violations(generate.sampling, defaults, arguments.values, size, is_plain)
 
 
-def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) -> tuple[str, ...]:
+def _request(
+    generate: Generate, pictures: PictureBatch | None, experiment: Experiment, rank: int, hosts: int
+) -> tuple[str, ...]:
     """Return the arguments of `vllm_flagscale.generate`; a path is a word of its own: hosts may rename it."""
-    output = Path(_absolute(generate.output) or RunDir(experiment.exp_dir).results)
+    run_dir = RunDir(experiment.exp_dir)
+    output = Path(_absolute(generate.output) or run_dir.results)
+    drawn = output.with_name(f"{output.stem}_pictures") if generate.output else run_dir.pictures
     if hosts > 1:
         output = output.with_name(f"{output.stem}_{rank}{output.suffix}")
+        drawn = drawn.with_name(f"{drawn.name}_{rank}")
     prompts = json.dumps(generate.prompts, ensure_ascii=False)
     file = ("--prompts-file", _absolute(generate.prompts_file))
     return (
@@ -173,6 +190,7 @@ def _request(generate: Generate, experiment: Experiment, rank: int, hosts: int) 
         *("--batch-size", str(generate.batch_size), "--output", str(output)),
         *("--share", str(rank), str(hosts)),
         *(("--chat",) if generate.chat else ()),
+        *(words_of(pictures, drawn) if pictures else ()),
     )
 
 

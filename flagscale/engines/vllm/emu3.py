@@ -1,9 +1,9 @@
-"""Batches of Emu3: the keys of `generate` that its modes add, what they need of a model, the program's words."""
+"""Batches of Emu3: the keys of `generate` that its modes add, and what they need of a model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from flagscale.checks.picture_prompts import (
     Canvas,
     PictureBatch,
     batch_violations,
-    image_problem,
     is_address,
-    prompt_violations,
+    prompt_problems,
 )
 from flagscale.checks.prompts import Prompt, read_prompts
+from flagscale.config.engine_args import EngineArguments
 from flagscale.config.source_map import SourceMap
 from flagscale.engines.vllm.catalog import vllm_catalog
 from flagscale.errors import Problem, nearest
@@ -38,15 +38,15 @@ Report = Callable[[str, str, str], None]
 def take_pictures(
     path: str,
     raw: Mapping[str, Any],
-    engine: Mapping[str, Any],
+    engine: EngineArguments | None,
     source_map: SourceMap,
     problems: list[Problem],
     notices: list[str],
 ) -> tuple[PictureBatch | None, dict[str, Any]]:
     """Return what the section at the key path `path` says about pictures, and its other keys.
 
-    The batch is None without a mode, and if it adds to `problems`. `engine` holds the arguments of the engine,
-    by dest, as far as they are known.
+    The batch is None without a mode, and if it adds to `problems`; so does a model that is no Emu3. `engine`:
+    the arguments of the engine, if they can be read.
     """
     before = len(problems)
 
@@ -62,6 +62,8 @@ def take_pictures(
             needed = next(name for name in MODES if key in KEYS[name])
             report(key, f"`{key}` needs `mode: {needed}`, which is for Emu3")
         return None, {key: value for key, value in raw.items() if key not in _OWN}
+    if engine and "model" in engine.paths and (what := _model_problem(str(engine.values["model"]))):
+        problems.append(Problem(what, source_map.where(engine.paths["model"])))
     rest = {key: value for key, value in raw.items() if key not in (*_OWN, *KEYS[mode])}
     if mode == IMAGE and isinstance(sampling := given.get("sampling"), Mapping):
         rest["sampling"] = {key: value for key, value in sampling.items() if key != _COMPUTED}
@@ -73,14 +75,20 @@ def take_pictures(
     if len(problems) > before:
         return None, rest
     batch = PictureBatch(mode=mode, **own)
-    _check(batch, given, engine, report)
+    _check(batch, given, _canvas(engine.values) if engine else Canvas(), report)
     return (batch if len(problems) == before else None), rest
 
 
 def _check_sampling(sampling: Mapping[str, Any], report: Report) -> None:
     for key in map(str, sampling):
-        if key in vllm_catalog().sampling and key not in (*_SAMPLING, _COMPUTED) and sampling[key] is not None:
-            report(f"sampling.{key}", f"`{key}` cannot be used for pictures", f"valid: {', '.join(_SAMPLING)}")
+        if (
+            key in vllm_catalog().sampling
+            and key not in (*_SAMPLING, _COMPUTED)
+            and sampling[key] is not None
+        ):
+            report(
+                f"sampling.{key}", f"`{key}` cannot be used for pictures", f"valid: {', '.join(_SAMPLING)}"
+            )
 
 
 def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any]:
@@ -99,20 +107,44 @@ def _lists(given: Mapping[str, Any], mode: str, report: Report) -> dict[str, Any
     return own
 
 
-def _check(batch: PictureBatch, given: Mapping[str, Any], engine: Mapping[str, Any], report: Report) -> None:
+def _check(batch: PictureBatch, given: Mapping[str, Any], canvas: Canvas, report: Report) -> None:
     """Report what is wrong with the batch as a whole, and then with each prompt."""
-    file = str(given.get("prompts_file", ""))
-    inline = given.get("prompts")
-    if file:
-        prompts = read_prompts(Path(file).expanduser())[0]
+    file, inline = given.get("prompts_file"), given.get("prompts")
+    path = Path(file).expanduser() if isinstance(file, str) else None
+    if path:
+        prompts = read_prompts(path)[0]
     else:
-        prompts = [Prompt(str(one)) for one in inline] if isinstance(inline, list) else []
-    wrong = [*batch_violations(batch, prompts, is_file=bool(file))]
+        prompts = [Prompt(one) for one in inline if isinstance(one, str)] if isinstance(inline, list) else []
+    wrong = [*batch_violations(batch, prompts, is_file=path is not None)]
     for key, what in wrong:
         report(key, what, "")
-    for number, image in enumerate(batch.images):
-        if what := image_problem(image, Path()):
-            report(f"images.{number}", what, "")
-    if wrong:
-        return
-    ...
+    for what in () if wrong else prompt_problems(batch, prompts, canvas, path):
+        report("prompts_file" if path else "prompts", what, "")
+
+
+def _model_problem(model: str) -> str:
+    """Return why a model is no Emu3 that can be used, as far as its folder or name shows it."""
+    if not (is_path(model) or Path(model).is_dir()):
+        return name_problem(model)
+    # A folder without a configuration is reported already, as for every model.
+    return folder_problem(Path(model)) if (Path(model) / "config.json").is_file() else ""
+
+
+def _canvas(engine: Mapping[str, Any]) -> Canvas:
+    """Return what the model's folder says; for a model on a hub, what is published, and the limit given."""
+    folder = Path(str(engine.get("model")))
+    limit = engine.get("max_model_len")
+    limits = [limit] if type(limit) is int and limit > 0 else []
+    try:
+        config = read_config(folder)
+        return Canvas(area_of(folder), min(positions_of(config), *limits))
+    except ValueError:  # on a hub, or reported already
+        return Canvas(positions=min(limits, default=None))
+
+
+def words_of(batch: PictureBatch, pictures: Path) -> tuple[str, ...]:
+    """Return arguments of `vllm_flagscale.generate`; each path is a word of its own: hosts may rename it."""
+    keys = {key: value for key, value in asdict(batch).items() if value not in (None, ()) and key != "images"}
+    folder = ("--pictures", str(pictures)) if batch.mode == IMAGE else ()
+    images = ("--images", *batch.images) if batch.images else ()
+    return ("--emu3", json.dumps(keys, ensure_ascii=False), *images, *folder)
