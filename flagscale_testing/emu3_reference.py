@@ -76,10 +76,23 @@ class Reference:
 
     @torch.no_grad()
     def answer(self, text: str, pictures: list[Any], tokens: int) -> list[int]:
-        """Return the tokens that follow a text with placeholders and without BOS, which the processor adds."""
+        """Return the tokens that follow a text with placeholders but without BOS, which the processor adds.
+
+        Each picture is encoded alone, as in vLLM 0.32 (`_unpad_images`). transformers 5.19 pads all pictures
+        of one call to the largest, so that the tokens of a smaller one depend on the others.
+        """
         given = self.processor(images=pictures, text=[text], return_tensors="pt")
+        encoded = [
+            self.model.model.get_image_tokens(one["pixel_values"], one["image_sizes"])
+            for one in (
+                self.processor.image_processor([picture], return_tensors="pt") for picture in pictures
+            )
+        ]
+        ids = given["input_ids"]
+        ids[ids == self.processor.image_token_id] = torch.cat(encoded).to(ids.dtype)
+        given = {"input_ids": ids, "attention_mask": given["attention_mask"]}
         written = self.model.generate(**given, max_new_tokens=tokens, do_sample=False)
-        return written[0, given["input_ids"].shape[1] :].tolist()
+        return [int(one) for one in written[0, ids.shape[1] :]]
 
     def _allowed(self, start: int, height: int, width: int) -> Any:
         ids = self.processor.tokenizer.get_vocab()
