@@ -23,7 +23,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {IMAGE: ("ratios", "sizes", *GUIDANCE), UN
 _SHAPES: Mapping[str, str] = {"ratio": '"16:9"', "size": '"1280x720"'}
 """The keys of a line that say how large a picture is, with an example."""
 _MARKS = 6
-"""The least number of tokens beside a prompt's words: begin, start of the picture, its size (3), end of that."""
+"""The fewest tokens beside the words of a prompt: begin, start of the picture, its size (3), end of that."""
 
 
 @dataclass(frozen=True)
